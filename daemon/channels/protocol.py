@@ -1,0 +1,127 @@
+"""What a channel owes the bus, and the messages that cross between them. Entry-point group: `clawbus.channels`.
+
+A channel never touches session files. In: it calls `accept` and says yes outside only after that returned.
+Out: `deliver` returns a receipt or raises; it never reports success for something it did not hand over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from anyio.abc import TaskStatus
+from pydantic import BaseModel
+
+from daemon.clock import Clock
+from schema.rows import Address, Kind
+
+
+class InDoubt(StrEnum):
+    """What to do with a send that a crash left without a receipt, on a channel that does not deduplicate."""
+
+    RESEND = "resend"
+    HOLD = "hold"  # dead letter; an operator decides
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a channel can do. `deduplicates`: the same idempotency key twice has one effect at the receiver."""
+
+    deduplicates: bool = False
+    threads: bool = False
+    files: bool = False
+    in_doubt: InDoubt = InDoubt.RESEND
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message as a channel or operator hands it in. `content` is anything JSON can hold.
+
+    `message_id` None lets the bus make one. Times are epoch milliseconds. `source` names the channel for the log.
+    """
+
+    agent: str
+    session: str
+    content: object
+    message_id: str | None = None
+    kind: str = Kind.CHAT
+    address: Address | None = None
+    trigger: bool = True
+    on_wake: bool = False
+    process_after: int | None = None
+    recurrence: str | None = None
+    create_session: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The durable yes: the row is committed. `duplicate`: it had been before, with the same content."""
+
+    message_id: str
+    agent: str
+    session: str
+    seq: int
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One row to hand over. `key` is the idempotency key, the same on every attempt. `content` is JSON text."""
+
+    key: str
+    message_out_id: str
+    agent: str
+    session: str
+    kind: str
+    address: Address
+    content: str
+    timestamp: str
+    in_reply_to: str | None = None
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof of hand-over. `platform_message_id` is the receiver's own id, if it gave one."""
+
+    platform_message_id: str | None = None
+
+
+class Accept(Protocol):
+    """The bus's ingress, as a channel sees it."""
+
+    async def __call__(self, incoming: Incoming) -> Accepted:
+        """Store and return, or raise a ClawbusError that says why not; then nothing is stored."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelContext:
+    """What a channel is built with: its own name, its checked settings, where it may keep files, the clock."""
+
+    name: str
+    settings: Any
+    data_dir: Path
+    clock: Clock
+    max_content_bytes: int
+
+
+class Channel(Protocol):
+    """One way in and out. Built as `cls(context)`; `context.settings` is an instance of `cls.Settings`."""
+
+    Settings: ClassVar[type[BaseModel]]
+    name: str
+    capabilities: Capabilities
+
+    def __init__(self, context: ChannelContext) -> None: ...
+
+    async def run(self, accept: Accept, *, task_status: TaskStatus[None]) -> None:
+        """Serve until cancelled. Call `task_status.started()` when it can take messages; raise ChannelError if it cannot."""
+        ...
+
+    async def deliver(self, message: Outgoing) -> Receipt:
+        """Hand one message over. Raise TransientDeliveryError or PermanentDeliveryError; anything else counts as
+        transient. The bus sets its own time-out around this."""
+        ...

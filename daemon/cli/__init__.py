@@ -1,0 +1,1 @@
+"""The clawbus command: one file per subcommand."""

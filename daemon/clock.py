@@ -1,0 +1,30 @@
+"""Time as a parameter: the daemon reads it here and nowhere else, so that a simulation can move it."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Two clocks: one that humans set, one that only moves forward."""
+
+    def now_ms(self) -> int:
+        """Wall clock, epoch milliseconds. It may jump in both directions."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back; only differences mean anything."""
+        ...
+
+
+class SystemClock:
+    """The machine's own."""
+
+    def now_ms(self) -> int:
+        """Epoch milliseconds."""
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        """Seconds since some start."""
+        return time.monotonic()

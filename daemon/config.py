@@ -1,0 +1,237 @@
+"""Configuration: one TOML file, overridden by CLAWBUS_* environment variables, checked before anything starts.
+
+Every refusal is a ConfigError that names the key and the fix. Durations end in `_s` and are seconds; sizes end in
+`_bytes`. docs/configuration.md lists every key (a test compares it with these classes).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from daemon.errors import ConfigError
+from schema.errors import InvalidNameError
+from schema.ids import check_name
+
+CONFIG_NAME: Final = "clawbus.toml"
+DEFAULT_IMAGE: Final = "clawbus-runner:latest"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Runtime(_Table):
+    """[runtime]: where agents run."""
+
+    kind: Literal["docker", "process"] = "docker"
+    max_containers: int = Field(default=8, ge=1, le=1000)
+    idle_stop_s: float = Field(default=900.0, gt=0)
+    stop_grace_s: float = Field(default=10.0, gt=0, le=600)
+    kill_confirm_s: float = Field(default=30.0, gt=0, le=600)
+    spawn_backoff_s: float = Field(default=5.0, gt=0)
+    spawn_backoff_max_s: float = Field(default=600.0, gt=0)
+
+
+class Docker(_Table):
+    """[docker]: defaults of every container; an agent may override image, network, memory, cpus and pids."""
+
+    image: str = DEFAULT_IMAGE
+    network: str = "none"
+    memory_bytes: int = Field(default=1024**3, ge=16 * 1024**2)
+    cpus: float = Field(default=1.0, gt=0)
+    pids: int = Field(default=256, ge=16)
+    user: str = ""
+    timeout_s: float = Field(default=30.0, gt=0)
+
+
+class Sweep(_Table):
+    """[sweep]: the repair pass."""
+
+    interval_s: float = Field(default=60.0, gt=0)
+    ceiling_s: float = Field(default=1800.0, gt=0)
+    claim_stuck_s: float = Field(default=60.0, gt=0)
+    max_declared_s: float = Field(default=6 * 3600.0, gt=0)
+    max_tries: int = Field(default=5, ge=1, le=100)
+    backoff_base_s: float = Field(default=5.0, gt=0)
+    session_timeout_s: float = Field(default=30.0, gt=0)
+    full_pass_s: float = Field(default=3600.0, gt=0)
+
+
+class Delivery(_Table):
+    """[delivery]: sending answers."""
+
+    send_timeout_s: float = Field(default=30.0, gt=0)
+    retry_base_s: float = Field(default=5.0, gt=0)
+    retry_max_s: float = Field(default=3600.0, gt=0)
+    retry_for_s: float = Field(default=24 * 3600.0, gt=0)
+    batch: int = Field(default=200, ge=1, le=1000)
+
+
+class LimitsTable(_Table):
+    """[limits]: what may come from outside and out of a container."""
+
+    max_content_bytes: int = Field(default=1024**2, ge=1024, le=64 * 1024**2)
+    max_outbound_file_bytes: int = Field(default=512 * 1024**2, ge=1024**2)
+    read_deadline_s: float = Field(default=2.0, gt=0, le=60)
+
+
+class Control(_Table):
+    """[control]: the operator's socket. Empty: `<data>/control.sock`."""
+
+    socket: str = ""
+
+
+class Logs(_Table):
+    """[logs]: auto means JSON unless stderr is a terminal. The file `<data>/logs/clawbus.log` is always JSON."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "pretty"] = "auto"
+    file_bytes: int = Field(default=10 * 1024**2, ge=64 * 1024)
+    file_count: int = Field(default=5, ge=1, le=100)
+
+
+class Agent(_Table):
+    """[agents.NAME]: one agent group. `provider` is the runner's: echo, or command with its argument list."""
+
+    provider: str = "echo"
+    command: tuple[str, ...] = ()
+    timeout_s: float = Field(default=600.0, gt=0)
+    env: dict[str, str] = Field(default_factory=dict[str, str])
+    image: str | None = None
+    network: str | None = None
+    memory_bytes: int | None = Field(default=None, ge=16 * 1024**2)
+    cpus: float | None = Field(default=None, gt=0)
+    pids: int | None = Field(default=None, ge=16)
+
+    @field_validator("command")
+    @classmethod
+    def _arguments(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any("\0" in part for part in value):
+            raise ValueError("must not contain NUL")
+        return value
+
+
+class Config(BaseSettings):
+    """The whole configuration, checked."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix="CLAWBUS_", env_nested_delimiter="__", nested_model_default_partial_update=True
+    )
+
+    data_dir: Path = Path("/var/lib/clawbus")
+    timezone: str = "UTC"
+    runtime: Runtime = Field(default_factory=Runtime)
+    docker: Docker = Field(default_factory=Docker)
+    sweep: Sweep = Field(default_factory=Sweep)
+    delivery: Delivery = Field(default_factory=Delivery)
+    limits: LimitsTable = Field(default_factory=LimitsTable)
+    control: Control = Field(default_factory=Control)
+    logs: Logs = Field(default_factory=Logs)
+    agents: dict[str, Agent] = Field(default_factory=dict[str, Agent])
+    channels: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]])
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment over file; nothing else."""
+        return env_settings, init_settings
+
+    @property
+    def control_socket(self) -> Path:
+        """Where the daemon answers."""
+        return Path(self.control.socket) if self.control.socket else self.data_dir / "control.sock"
+
+
+def find_config(explicit: Path | None) -> Path | None:
+    """The file to read: `--config`, else $CLAWBUS_CONFIG, else ./clawbus.toml, else /etc/clawbus/clawbus.toml, if any."""
+    if explicit is not None:
+        return explicit
+    named = os.environ.get("CLAWBUS_CONFIG")
+    if named:
+        return Path(named)
+    for candidate in (Path.cwd() / CONFIG_NAME, Path("/etc/clawbus") / CONFIG_NAME):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def load_config(path: Path | None, **overrides: Any) -> Config:
+    """Read and check. `path` None means defaults and environment only. A relative data_dir is relative to the file.
+
+    Raises ConfigError naming every wrong key, its place and its fix.
+    """
+    values = _read_toml(path) if path is not None else {}
+    if path is not None and isinstance(values.get("data_dir"), str):
+        values["data_dir"] = (path.absolute().parent / str(values["data_dir"])).resolve()
+    values.update({key: value for key, value in overrides.items() if value is not None})
+    try:
+        config = Config(**values)
+    except ValidationError as error:
+        raise _explained(error, path) from error
+    except Exception as error:  # pydantic-settings wraps an unparsable environment variable in its own error
+        raise ConfigError(f"{error}", hint="Correct or unset that environment variable.") from error
+    _check_names(config)
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist.", hint="Run `clawbus init`, or name it with --config.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.", hint="Make it readable UTF-8 text.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}.", hint="Correct that line.") from error
+
+
+def _explained(error: ValidationError, path: Path | None) -> ConfigError:
+    lines: list[str] = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(str(item["loc"][-1]), _keys_at(item["loc"][:-1]), n=1)
+            advice = f"did you mean {close[0]!r}?" if close else "remove it."
+            lines.append(f"{where}: unknown key; {advice}")
+        else:
+            lines.append(f"{where}: {item['msg']} (got {item['input']!r:.80})")
+    place = str(path) if path is not None else "the environment"
+    return ConfigError(f"{place}: " + "; ".join(lines), hint="Correct the named keys; docs/configuration.md lists them.")
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        if model is Config and part == "agents":
+            model = Agent
+        elif part in model.model_fields:
+            annotation = model.model_fields[cast(str, part)].annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                model = annotation
+    return list(model.model_fields)
+
+
+def _check_names(config: Config) -> None:
+    for name, agent in config.agents.items():
+        try:
+            check_name("agents.", name)
+        except InvalidNameError as error:
+            raise ConfigError(str(error), hint=error.hint) from error
+        if agent.provider == "command" and not agent.command:
+            raise ConfigError(
+                f"agents.{name}.command: provider 'command' needs a program.",
+                hint=f'Set [agents.{name}] command = ["program", "argument"].',
+            )

@@ -1,0 +1,122 @@
+"""What a container runtime owes the supervisor. One contract suite (tests/contract) runs over every implementation.
+
+A runtime knows nothing of messages, claims or sessions' files. The listing is the truth about what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A host folder seen in the container."""
+
+    source: Path
+    target: str
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one container may use. Bytes; cores; processes."""
+
+    memory_bytes: int
+    cpus: float
+    pids: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """Everything a runtime needs to start one incarnation. Built by `spec.build_spec`, which is pure.
+
+    `fingerprint` covers all that would make a running container another one (image, mounts, limits, environment) but
+    not the incarnation, so that a restarted daemon can tell whether a container it finds is still the one it wants.
+    """
+
+    install_id: str
+    agent: str
+    session: str
+    incarnation: str
+    name: str
+    fingerprint: str
+    image: str
+    environment: Mapping[str, str]
+    mounts: tuple[Mount, ...]
+    limits: Limits
+    network: str
+    user: str
+    stderr_log: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A container that was running when the runtime looked. `started_at` is epoch milliseconds."""
+
+    container_id: str
+    agent: str
+    session: str
+    incarnation: str
+    fingerprint: str
+    started_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A confirmed exit. `code` is None when the runtime no longer knows it (the container was removed by others)."""
+
+    code: int | None
+    out_of_memory: bool = False
+
+
+class ContainerRuntime(Protocol):
+    """Starts, stops and watches containers of one install.
+
+    Every method may raise RuntimeUnavailableError when the runtime does not answer; that says nothing about whether
+    containers live. All calls have time-outs of the implementation's own and may be cancelled.
+    """
+
+    name: str
+
+    async def check(self) -> None:
+        """Raise RuntimeUnavailableError or ImageError when nothing could be spawned now; else return."""
+        ...
+
+    async def spawn(self, spec: ContainerSpec) -> Running:
+        """Start a container. When this raises (SpawnError, ImageError, RuntimeUnavailableError), a container of this
+        incarnation may still exist only in the RuntimeUnavailableError case; `list_running` tells."""
+        ...
+
+    async def stop(self, container_id: str) -> None:
+        """Ask for a graceful end (SIGTERM) and return without waiting. A container already gone is no error."""
+        ...
+
+    async def kill(self, container_id: str) -> None:
+        """Send SIGKILL to everything in it and return without waiting. A container already gone is no error."""
+        ...
+
+    async def wait(self, container_id: str) -> Exit:
+        """Return once the exit is CONFIRMED by the runtime: no process of the container lives any more.
+
+        Survives a runtime that goes away and comes back: it waits on, and never guesses an exit.
+        """
+        ...
+
+    async def list_running(self) -> list[Running]:
+        """Every container of this install that runs now, adopted or not."""
+        ...
+
+    async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
+        """The last of what it wrote to stderr (and stdout), at most `max_bytes`, also after its exit."""
+        ...
+
+    async def remove(self, container_id: str) -> None:
+        """Forget an exited container. One already removed is no error."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release the runtime's own resources. Kills nothing."""
+        ...

@@ -1,0 +1,152 @@
+"""The daemon's branch of the one error tree. Every class has a stable code and the operator's next step.
+
+The root and the errors of opening files live in `schema.errors`, because the runner shares them.
+"""
+
+from __future__ import annotations
+
+from schema.errors import ClawbusError
+
+
+class ConfigError(ClawbusError):
+    """The configuration is wrong; the message names the key, the hint the fix."""
+
+    code = "CONFIG_INVALID"
+    default_hint = "Correct the named key in clawbus.toml (docs/configuration.md lists them all)."
+
+
+class DataFolderError(ClawbusError):
+    """The data folder is missing, not writable or not a clawbus folder."""
+
+    code = "DATA_FOLDER"
+    default_hint = "Run `clawbus init`, or give the daemon's user write access to the folder."
+
+
+class DataFolderLockedError(ClawbusError):
+    """Another daemon holds the data folder."""
+
+    code = "DATA_FOLDER_LOCKED"
+    default_hint = "Stop the other daemon (`systemctl stop clawbus`), or use another --data folder."
+
+
+class ForeignPackageError(ClawbusError):
+    """Another distribution installed a package named daemon, schema or container_runner in this environment."""
+
+    code = "FOREIGN_PACKAGE"
+    default_hint = "Install clawbus into a virtual environment of its own."
+
+
+class SocketPathError(ClawbusError):
+    """The control socket's path cannot be used."""
+
+    code = "SOCKET_PATH"
+    default_hint = "Set control.socket to a path of at most 107 bytes in a folder the daemon may write."
+
+
+class DaemonDownError(ClawbusError):
+    """No daemon answers on the control socket."""
+
+    code = "DAEMON_DOWN"
+    default_hint = "Start it with `clawbus run` or `systemctl start clawbus`."
+
+
+class UnknownAgentError(ClawbusError):
+    """No such agent in the configuration."""
+
+    code = "UNKNOWN_AGENT"
+    default_hint = "Add an [agents.NAME] table to clawbus.toml and restart, or use one that `clawbus status` lists."
+
+
+class UnknownSessionError(ClawbusError):
+    """No such session."""
+
+    code = "UNKNOWN_SESSION"
+    default_hint = "`clawbus sessions` lists what there is; a first message makes a new one."
+
+
+class ContentError(ClawbusError):
+    """A message's content is not JSON, or over the limit. Nothing was stored."""
+
+    code = "CONTENT_INVALID"
+    default_hint = "Send valid JSON (or text) within limits.max_content_bytes."
+
+
+class MessageError(ClawbusError):
+    """Another field of a message is wrong: its kind, a time, a cron expression. Nothing was stored."""
+
+    code = "MESSAGE_INVALID"
+    default_hint = "Correct the named field; docs/contract.md describes each."
+
+
+class IdConflictError(ClawbusError):
+    """The message id is taken by a message with other content. The first one stands."""
+
+    code = "ID_CONFLICT"
+    default_hint = "Use a new id for new content; repeat an id only with the same content."
+
+
+class RuntimeUnavailableError(ClawbusError):
+    """The container runtime does not answer. Messages are kept; the daemon retries."""
+
+    code = "RUNTIME_UNAVAILABLE"
+    default_hint = "Start Docker (`systemctl start docker`) and check that the daemon's user may use its socket."
+
+
+class ImageError(ClawbusError):
+    """The agent image is missing, foreign or of another version."""
+
+    code = "IMAGE_UNUSABLE"
+    default_hint = "Run `clawbus image build` (with --base IMAGE for another base)."
+
+
+class SpawnError(ClawbusError):
+    """A container could not be started for another reason."""
+
+    code = "SPAWN_FAILED"
+    default_hint = "Look at `clawbus session show`; the daemon retries with back-off."
+
+
+class ContainerGoneError(ClawbusError):
+    """The runtime knows no such container."""
+
+    code = "CONTAINER_GONE"
+    default_hint = "Nothing to do: the sweep clears what is recorded but gone."
+
+
+class NotConfirmedError(ClawbusError):
+    """A container's exit could not be confirmed in time, so nothing after it was done."""
+
+    code = "EXIT_NOT_CONFIRMED"
+    default_hint = "Check that the runtime answers (`docker ps`); the daemon keeps trying."
+
+
+class TransientDeliveryError(ClawbusError):
+    """A send failed and may succeed later. `retry_after_s` is the receiver's wish in seconds, if it said one."""
+
+    code = "DELIVERY_TRANSIENT"
+    default_hint = "Nothing to do yet: it is retried with back-off."
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class PermanentDeliveryError(ClawbusError):
+    """A send failed and will never succeed as it is: a dead letter at once."""
+
+    code = "DELIVERY_PERMANENT"
+    default_hint = "Correct what the message names at the receiver or in the configuration."
+
+
+class ChannelError(ClawbusError):
+    """A channel cannot be loaded or started."""
+
+    code = "CHANNEL"
+    default_hint = "Check its [channels.NAME] table and that its package is installed."
+
+
+class RequestRefusedError(ClawbusError):
+    """A request from outside is refused before anything was stored: signature, size, shape."""
+
+    code = "REQUEST_REFUSED"
+    default_hint = "Correct the request as the message says and send it again."

@@ -1,0 +1,1 @@
+"""What repairs the rest: observe, decide (pure), act; recurrence."""

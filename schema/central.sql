@@ -1,0 +1,42 @@
+-- central.db: the host's registry. Only the daemon writes it; the command line reads it when the daemon is down.
+-- All times are epoch milliseconds.
+
+CREATE TABLE IF NOT EXISTS install (
+  id         INTEGER PRIMARY KEY CHECK (id = 1),
+  install_id TEXT NOT NULL,                      -- the label that tells our containers from another install's
+  created_at INTEGER NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS sessions (
+  agent             TEXT NOT NULL,
+  session           TEXT NOT NULL,
+  created_at        INTEGER NOT NULL,
+  -- Set before the first row of work is written and cleared after the last is settled, so a crash errs on "look".
+  active            INTEGER NOT NULL DEFAULT 1,
+  next_due_at       INTEGER,                     -- earliest instant at which an idle session has work again
+  quarantined_at    INTEGER,
+  quarantine_reason TEXT,
+  spawn_failures    INTEGER NOT NULL DEFAULT 0,  -- consecutive
+  next_spawn_at     INTEGER,
+  last_spawn_error  TEXT,
+  PRIMARY KEY (agent, session)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sessions_active ON sessions(agent, session) WHERE active = 1;
+CREATE INDEX IF NOT EXISTS sessions_due ON sessions(next_due_at) WHERE next_due_at IS NOT NULL;
+
+CREATE TABLE IF NOT EXISTS incarnations (
+  id           TEXT PRIMARY KEY,                 -- time-ordered
+  agent        TEXT NOT NULL,
+  session      TEXT NOT NULL,
+  runtime      TEXT NOT NULL,
+  fingerprint  TEXT NOT NULL,
+  container_id TEXT,                             -- NULL until the runtime has answered
+  created_at   INTEGER NOT NULL,
+  started_at   INTEGER,
+  ended_at     INTEGER,                          -- set on confirmed exit only
+  exit_code    INTEGER,
+  end_reason   TEXT                              -- idle | ceiling | claim_stuck | operator | exited | ...
+);
+-- No session has two live incarnations: the file itself refuses the second.
+CREATE UNIQUE INDEX IF NOT EXISTS incarnations_live ON incarnations(agent, session) WHERE ended_at IS NULL;
+CREATE INDEX IF NOT EXISTS incarnations_session ON incarnations(agent, session, created_at);

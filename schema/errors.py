@@ -1,0 +1,61 @@
+"""The root of the one error tree, and the errors of opening a session's files.
+
+Every error carries a stable `code` and a `hint`: the operator's next step. `daemon.errors` grows the rest of the tree.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ClawbusError(Exception):
+    """Anything clawbus refuses or fails at. `str(error)` says what happened, `hint` what to do next."""
+
+    code: ClassVar[str] = "INTERNAL"
+    default_hint: ClassVar[str] = "Run `clawbus logs` around this time and report what it says."
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint: str = hint if hint is not None else self.default_hint
+
+
+class SchemaTooNewError(ClawbusError):
+    """The file was written by a newer clawbus. Nothing was changed."""
+
+    code = "SCHEMA_TOO_NEW"
+    default_hint = "Upgrade clawbus to the version that wrote this data folder, or restore a backup made before it."
+
+
+class InvalidNameError(ClawbusError):
+    """A name from outside that must not become a path or an id."""
+
+    code = "INVALID_NAME"
+    default_hint = "Use letters, digits, '.', '_' and '-', starting with a letter or digit, at most 64 characters."
+
+
+class ReadRaceError(ClawbusError):
+    """A read met the other side in mid-commit (SQLITE_READONLY_*). The next tick reads the rows."""
+
+    code = "READ_RACE"
+    default_hint = "Nothing to do while the container lives; after its exit the daemon recovers the journal."
+
+
+class FileBusyError(ClawbusError):
+    """The file stayed locked for the whole busy time-out."""
+
+    code = "FILE_BUSY"
+    default_hint = "Find what holds the file open (`fuser FILE`); the daemon retries by itself."
+
+
+class HostileFileError(ClawbusError):
+    """A file under `out/` is not what a runner writes: a link, a fifo, a view, random bytes, over a limit."""
+
+    code = "HOSTILE_FILE"
+    default_hint = "Look at the session's out/ folder, repair or move the file, then `clawbus session release`."
+
+
+class StorageError(ClawbusError):
+    """Any other SQLite or operating-system failure on one of our files (disk full, permission, I/O)."""
+
+    code = "STORAGE"
+    default_hint = "Check free space and permissions of the data folder; the daemon retries by itself."

@@ -1,0 +1,108 @@
+-- inbound.db: what the host tells one session. The host is its only writer; the runner opens it read-only.
+-- Table shapes are NanoClaw 2.0.64's; everything marked "ours" is added by clawbus and never needed by such a runner.
+-- Text times are UTC ISO-8601 with milliseconds; integer times (ours) are epoch milliseconds.
+
+CREATE TABLE IF NOT EXISTS messages_in (
+  id                TEXT PRIMARY KEY,
+  seq               INTEGER UNIQUE,              -- even; the runner's are odd
+  kind              TEXT NOT NULL,
+  timestamp         TEXT NOT NULL,
+  status            TEXT DEFAULT 'pending',      -- pending | completed | failed | paused | cancelled
+  process_after     TEXT,
+  recurrence        TEXT,                        -- cron expression; re-armed by the sweep
+  series_id         TEXT,
+  tries             INTEGER DEFAULT 0,
+  trigger           INTEGER NOT NULL DEFAULT 1,  -- 1 wakes the agent, 0 is context that rides along
+  platform_id       TEXT,
+  channel_type      TEXT,
+  thread_id         TEXT,
+  content           TEXT NOT NULL,               -- JSON
+  source_session_id TEXT,
+  on_wake           INTEGER NOT NULL DEFAULT 0   -- 1: only for a container's first poll
+);
+CREATE INDEX IF NOT EXISTS idx_messages_in_series ON messages_in(series_id);
+-- What is due must not cost more as the finished rows pile up.
+CREATE INDEX IF NOT EXISTS messages_in_pending ON messages_in(seq) WHERE status = 'pending';
+-- A finished occurrence that still has to be re-armed keeps its recurrence; the sweep clears it with the re-arm.
+CREATE INDEX IF NOT EXISTS messages_in_rearm ON messages_in(seq)
+  WHERE recurrence IS NOT NULL AND status IN ('completed', 'failed');
+
+CREATE TABLE IF NOT EXISTS delivered (
+  message_out_id      TEXT PRIMARY KEY,
+  platform_message_id TEXT,
+  status              TEXT NOT NULL DEFAULT 'delivered',  -- delivered | failed
+  delivered_at        TEXT NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS destinations (
+  name           TEXT PRIMARY KEY,
+  display_name   TEXT,
+  type           TEXT NOT NULL,                  -- channel | agent
+  channel_type   TEXT,
+  platform_id    TEXT,
+  agent_group_id TEXT
+);
+
+CREATE TABLE IF NOT EXISTS session_routing (
+  id           INTEGER PRIMARY KEY CHECK (id = 1),
+  channel_type TEXT,
+  platform_id  TEXT,
+  thread_id    TEXT
+);
+
+-- ours: append-only. A status never changes without a row here, in the same transaction.
+CREATE TABLE IF NOT EXISTS message_history (
+  id          INTEGER PRIMARY KEY,
+  message_id  TEXT NOT NULL,
+  event       TEXT NOT NULL,
+  incarnation TEXT,
+  at          INTEGER NOT NULL,
+  detail      TEXT                               -- JSON or NULL
+);
+CREATE INDEX IF NOT EXISTS message_history_message ON message_history(message_id);
+
+-- ours: one row a message and incarnation. Its primary key is what makes one incarnation cost at most one try.
+CREATE TABLE IF NOT EXISTS attempts (
+  message_id  TEXT NOT NULL,
+  incarnation TEXT NOT NULL,
+  claimed_at  INTEGER NOT NULL,
+  ended_at    INTEGER,
+  outcome     TEXT,                              -- completed | failed | orphaned | released; NULL while claimed
+  PRIMARY KEY (message_id, incarnation)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS attempts_open ON attempts(incarnation) WHERE outcome IS NULL;
+
+-- ours: every outbound row that is known and not yet delivered. A delivered row leaves this table for `delivered`.
+CREATE TABLE IF NOT EXISTS delivery_attempts (
+  message_out_id  TEXT PRIMARY KEY,
+  source          TEXT NOT NULL DEFAULT 'agent', -- agent: outbound.db; host: host_messages
+  seq             INTEGER NOT NULL,
+  destination     TEXT NOT NULL,                 -- channel_type, platform_id and thread_id as one key
+  state           TEXT NOT NULL,                 -- queued | intended | retrying | dead
+  attempts        INTEGER NOT NULL DEFAULT 0,
+  next_attempt_at INTEGER,                       -- epoch ms; not before
+  first_at        INTEGER NOT NULL,
+  last_error      TEXT,
+  last_error_code TEXT
+);
+CREATE INDEX IF NOT EXISTS delivery_attempts_open ON delivery_attempts(seq)
+  WHERE state IN ('queued', 'intended', 'retrying');
+
+-- ours: the highest outbound seq the host has taken note of. Rows above it are new.
+CREATE TABLE IF NOT EXISTS delivery_cursor (
+  id  INTEGER PRIMARY KEY CHECK (id = 1),
+  seq INTEGER NOT NULL
+);
+
+-- ours: what the host itself has to say to a sender (a dead letter's notice); delivered like any outbound row.
+CREATE TABLE IF NOT EXISTS host_messages (
+  id           TEXT PRIMARY KEY,
+  seq          INTEGER UNIQUE,                   -- even, from the same counter as messages_in
+  in_reply_to  TEXT,
+  timestamp    TEXT NOT NULL,
+  kind         TEXT NOT NULL,
+  platform_id  TEXT,
+  channel_type TEXT,
+  thread_id    TEXT,
+  content      TEXT NOT NULL
+);

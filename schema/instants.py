@@ -1,0 +1,36 @@
+"""Time as the contract has it: integer epoch milliseconds inside, UTC ISO-8601 text in shared columns.
+
+Reading is tolerant because other runners write these columns too; comparing is always by instant, never by string.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
+
+
+def to_text(epoch_ms: int) -> str:
+    """`2026-11-21T02:20:32.123Z` for epoch milliseconds. Raises OverflowError outside years 1 to 9999."""
+    moment = _EPOCH + epoch_ms * _MS
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def from_text(text: object) -> int | None:
+    """Epoch milliseconds of a text instant, or None if it is no instant.
+
+    No zone means UTC (SQLite's datetime('now') writes none); 'T' or space; 'Z' or an offset. Never local time.
+    """
+    if not isinstance(text, str) or len(text) > 64:
+        return None
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    try:
+        return (moment - _EPOCH) // _MS
+    except OverflowError:
+        return None

@@ -1,0 +1,56 @@
+"""Where things lie in a session folder, on the host and as mounted in its container.
+
+Two folders, because a container that could create `inbound.db-journal` could roll the host's own file back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+INBOUND_DB: Final = "inbound.db"
+OUTBOUND_DB: Final = "outbound.db"
+HEARTBEAT: Final = ".heartbeat"
+
+CONTAINER_IN: Final = "/workspace/in"
+CONTAINER_OUT: Final = "/workspace/out"
+CONTAINER_AGENT: Final = "/workspace/agent"
+
+ENV_INCARNATION: Final = "CLAWBUS_INCARNATION"
+ENV_RUNNER: Final = "CLAWBUS_RUNNER"  # JSON of RunnerSettings, written by the daemon, read by the runner
+ENV_IN: Final = "CLAWBUS_IN"  # default CONTAINER_IN
+ENV_OUT: Final = "CLAWBUS_OUT"  # default CONTAINER_OUT
+ENV_AGENT: Final = "CLAWBUS_AGENT"  # default CONTAINER_AGENT
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFolder:
+    """One session's folder. `root` is `<data>/sessions/<agent>/<session>`."""
+
+    root: Path
+
+    @property
+    def inbox(self) -> Path:
+        """Mounted read-only: `in/`."""
+        return self.root / "in"
+
+    @property
+    def outbox(self) -> Path:
+        """Mounted read-write, hostile: `out/`."""
+        return self.root / "out"
+
+    @property
+    def logs(self) -> Path:
+        """Not mounted: what the session's containers wrote to stderr, rotated."""
+        return self.root / "logs"
+
+    @property
+    def inbound_db(self) -> Path:
+        """The host's file."""
+        return self.inbox / INBOUND_DB
+
+    @property
+    def outbound_db(self) -> Path:
+        """The container's file."""
+        return self.outbox / OUTBOUND_DB

@@ -1,0 +1,113 @@
+"""Bringing a file to this version's shape, on open, by the side that owns it. Every step can be repeated.
+
+Files of older NanoClaw shapes carry user_version 0 and lack columns; their rows are backfilled so that invariants hold.
+A reader never comes here: it degrades when the other side's file lacks a column.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from schema.errors import SchemaTooNewError
+
+VERSION: Final = 1
+
+OUTBOUND_TABLES: Final = ("messages_out", "processing_ack", "session_state", "container_state")
+
+
+class Role(StrEnum):
+    """Which file this is; the value names its SQL file."""
+
+    INBOUND = "inbound"
+    OUTBOUND = "outbound"
+    CENTRAL = "central"
+    MAILBOX = "mailbox"
+
+
+# Columns that older shapes lack: table -> (column, its declaration, backfill or None). ALTER TABLE cannot add a
+# NOT NULL column without a default, so each of these has one or is nullable.
+_Added = tuple[str, str, str, str | None]
+_ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
+    {
+        Role.INBOUND: (
+            ("messages_in", "series_id", "TEXT", "UPDATE messages_in SET series_id = id WHERE series_id IS NULL"),
+            ("messages_in", "trigger", "INTEGER NOT NULL DEFAULT 1", None),
+            ("messages_in", "source_session_id", "TEXT", None),
+            ("messages_in", "on_wake", "INTEGER NOT NULL DEFAULT 0", None),
+            ("delivered", "platform_message_id", "TEXT", None),
+            ("delivered", "status", "TEXT NOT NULL DEFAULT 'delivered'", None),
+        ),
+        Role.OUTBOUND: (
+            # An ALTER cannot add NOT NULL without a constant default; an unknown time is the epoch.
+            ("session_state", "updated_at", "TEXT NOT NULL DEFAULT '1970-01-01T00:00:00.000Z'", None),
+            ("processing_ack", "incarnation", "TEXT", None),
+        ),
+    }
+)
+
+
+def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
+    """Make or migrate the file behind an owner's connection. Raises SchemaTooNewError before changing anything."""
+    found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if found == VERSION:
+        return
+    if found > VERSION:
+        raise SchemaTooNewError(f"{path} has schema version {found}; this clawbus knows {VERSION}.")
+    # Outside a transaction, and before the first write: a file left in WAL by somebody else comes back to DELETE.
+    connection.execute("PRAGMA journal_mode=DELETE")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # A second opener may have waited on that lock while the first one migrated.
+        if int(connection.execute("PRAGMA user_version").fetchone()[0]) < VERSION:
+            _add_columns(connection, role)
+            for statement in _statements(role):
+                connection.execute(statement)
+            _backfill(connection, role)
+            connection.execute(f"PRAGMA user_version={VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _add_columns(connection: sqlite3.Connection, role: Role) -> None:
+    for table, column, declaration, _ in _ADDED.get(role, ()):
+        present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        if present and column not in present:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
+
+
+def _backfill(connection: sqlite3.Connection, role: Role) -> None:
+    for _, _, _, update in _ADDED.get(role, ()):
+        if update is not None:
+            connection.execute(update)
+    if role is Role.INBOUND:
+        _adopt_messages(connection)
+
+
+def _adopt_messages(connection: sqlite3.Connection) -> None:
+    """Rows of a folder that came from elsewhere get a history, so that no status stands without one."""
+    connection.execute(
+        "INSERT INTO message_history(message_id, event, at, detail)"
+        " SELECT id, 'migrated', CAST(strftime('%s', 'now') AS INTEGER) * 1000, json_object('status', status)"
+        " FROM messages_in WHERE id NOT IN (SELECT message_id FROM message_history)"
+    )
+
+
+def _statements(role: Role) -> list[str]:
+    text = resources.files("schema").joinpath(f"{role.value}.sql").read_text(encoding="utf-8")
+    statements: list[str] = []
+    pending = ""
+    for line in text.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            statements.append(pending)
+            pending = ""
+    return statements

@@ -1,0 +1,39 @@
+-- outbound.db: what one session tells the host. The session's container is its only writer; the host opens it read-only.
+-- Table shapes are NanoClaw 2.0.64's; what is marked "ours" is nullable, so such a runner's file stays readable.
+
+CREATE TABLE IF NOT EXISTS messages_out (
+  id            TEXT PRIMARY KEY,
+  seq           INTEGER UNIQUE,                  -- odd, above every seq of both files
+  in_reply_to   TEXT,
+  timestamp     TEXT NOT NULL,
+  deliver_after TEXT,
+  recurrence    TEXT,
+  kind          TEXT NOT NULL,
+  platform_id   TEXT,
+  channel_type  TEXT,
+  thread_id     TEXT,
+  content       TEXT NOT NULL                    -- JSON
+);
+
+CREATE TABLE IF NOT EXISTS processing_ack (
+  message_id     TEXT PRIMARY KEY,
+  status         TEXT NOT NULL,                  -- processing | completed | failed
+  status_changed TEXT NOT NULL,
+  incarnation    TEXT                            -- ours: who claimed it; NULL from an older runner
+);
+-- ours: what is claimed now must not cost more as the completed acks pile up.
+CREATE INDEX IF NOT EXISTS processing_ack_claimed ON processing_ack(message_id) WHERE status = 'processing';
+
+CREATE TABLE IF NOT EXISTS session_state (
+  key        TEXT PRIMARY KEY,
+  value      TEXT NOT NULL,
+  updated_at TEXT NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS container_state (
+  id                       INTEGER PRIMARY KEY CHECK (id = 1),
+  current_tool             TEXT,
+  tool_declared_timeout_ms INTEGER,
+  tool_started_at          TEXT,
+  updated_at               TEXT NOT NULL
+);

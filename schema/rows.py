@@ -1,0 +1,128 @@
+"""Rows and enums of the shared tables, typed. Values are the ones stored; times are epoch milliseconds once read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class MessageStatus(StrEnum):
+    """messages_in.status."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    PAUSED = "paused"
+    CANCELLED = "cancelled"
+
+
+class AckStatus(StrEnum):
+    """processing_ack.status."""
+
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class DeliveryState(StrEnum):
+    """delivery_attempts.state."""
+
+    QUEUED = "queued"  # known; waits for its time or behind its destination's head
+    INTENDED = "intended"  # about to be sent; after a crash: in doubt
+    RETRYING = "retrying"  # failed for now; next_attempt_at says when
+    DEAD = "dead"  # dead letter
+
+
+class Kind(StrEnum):
+    """Kinds the host accepts and delivers (messages_in.kind and messages_out.kind)."""
+
+    CHAT = "chat"
+    CHAT_SDK = "chat-sdk"
+    TASK = "task"
+    WEBHOOK = "webhook"
+    SYSTEM = "system"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a message came from or goes to: channel, place on it, thread in that place."""
+
+    channel_type: str
+    platform_id: str
+    thread_id: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The FIFO key: rows with the same key are delivered in order, one at a time."""
+        return "\x1f".join((self.channel_type, self.platform_id, self.thread_id or ""))
+
+
+@dataclass(frozen=True, slots=True)
+class MessageIn:
+    """A row of messages_in."""
+
+    id: str
+    seq: int
+    kind: str
+    timestamp: str
+    status: MessageStatus
+    content: str
+    process_after: int | None = None
+    recurrence: str | None = None
+    series_id: str | None = None
+    tries: int = 0
+    trigger: bool = True
+    channel_type: str | None = None
+    platform_id: str | None = None
+    thread_id: str | None = None
+    source_session_id: str | None = None
+    on_wake: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MessageOut:
+    """A row of messages_out (or host_messages), as read: strings not yet trusted."""
+
+    id: str
+    seq: int
+    kind: str
+    timestamp: str
+    content: str
+    in_reply_to: str | None = None
+    deliver_after: int | None = None
+    channel_type: str | None = None
+    platform_id: str | None = None
+    thread_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """A row of processing_ack. `changed_at` is None when the runner wrote something that is no instant."""
+
+    message_id: str
+    status: AckStatus
+    changed_at: int | None
+    incarnation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolInFlight:
+    """container_state while a tool runs. `declared_timeout_ms` is what the tool said it may take."""
+
+    name: str
+    declared_timeout_ms: int | None = None
+    started_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSettings:
+    """What the daemon tells a runner at spawn, as JSON in the environment variable CLAWBUS_RUNNER."""
+
+    provider: str = "echo"
+    command: tuple[str, ...] = ()
+    timeout_s: float = 600.0
+    max_batch: int = 10
+    poll_s: float = 1.0
+    watch_step_ms: int = 5
+    grace_s: float = 8.0
+    max_answer_bytes: int = 1_048_576
