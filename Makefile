@@ -1,0 +1,81 @@
+# `make help` lists the targets. Everything runs in .venv, which is made from the locks on first use.
+#
+#   make test ARGS="-k sweep"        more arguments for pytest
+#   make demo RUNTIME=docker         the demo in containers (BASE_IMAGE=... to build on another image)
+#   make test PYTHON=python3.13      another interpreter; .venv is made anew when it differs
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+RUNTIME ?= process
+BASE_IMAGE ?=
+ARGS ?=
+UPGRADE ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Only `make lock` needs it, in an environment of its own.
+UV := uv==0.13.8
+
+# An interpreter that was asked for by name wins over the one .venv was made with; without asking, .venv stays as it is.
+ifneq ($(origin PYTHON),file)
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(PYTHON))
+.PHONY: $(STAMP)
+endif
+endif
+
+.PHONY: help demo test lint fmt types bench lock venv clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=$$'\t' read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
+
+$(STAMP): locks/dev.txt locks/build.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] < (3, 15) else "clawbus needs Python 3.11 to 3.14; this is %d.%d. Name another one: make PYTHON=python3.13 ..." % sys.version_info[:2])'
+	@echo "making $(VENV) with $(PYTHON) from the locks"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --require-hashes --only-binary :all: -r locks/dev.txt
+	@$(PIP) install --require-hashes --only-binary :all: -r locks/build.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@printf '%s' '$(PYTHON)' > $@
+
+venv: $(STAMP) ## make .venv, when a lock or pyproject.toml changed
+
+demo: $(STAMP) ## the whole bus in a temporary folder, one agent killed in mid-turn, nothing lost
+	@RUNTIME='$(RUNTIME)' BASE_IMAGE='$(BASE_IMAGE)' $(BIN)/python -m demo $(ARGS)
+
+test: $(STAMP) ## the tests (ARGS="-k name")
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP) ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+fmt: $(STAMP) ## let ruff format and fix what it safely can
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+types: $(STAMP) ## the type check, strict for what ships
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+bench: $(STAMP) ## the figures, each beside the floor of the same run
+	@if [ -d bench ]; then $(BIN)/python -m bench $(ARGS); else echo 'bench: comes with the performance issue'; fi
+
+# Pins stay as they are unless UPGRADE=1. runtime.txt leads; the others follow its versions.
+lock: ## write the locks anew from pyproject.toml (UPGRADE=1 moves the pins)
+	@mkdir -p build locks
+	@[ -x build/lock-venv/bin/uv ] || { $(PYTHON) -m venv build/lock-venv && build/lock-venv/bin/python -m pip --disable-pip-version-check --quiet install '$(UV)'; }
+	@compile() { build/lock-venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(if $(UPGRADE),--upgrade) "$$@" > /dev/null; }; \
+	compile pyproject.toml --output-file locks/runtime.txt; \
+	compile --group runner --constraint locks/runtime.txt --output-file container_runner/requirements.lock; \
+	compile --group build --constraint locks/runtime.txt --output-file locks/build.txt; \
+	compile pyproject.toml --group dev --constraint locks/runtime.txt --constraint locks/build.txt --output-file locks/dev.txt
+
+clean: ## remove what the other targets made, .venv too
+	@rm -rf $(VENV) build dist demo-data bench/out .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
