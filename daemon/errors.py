@@ -88,6 +88,13 @@ class UnknownSessionError(ClawbusError):
     default_hint = "`clawbus sessions` lists what there is; a first message makes a new one."
 
 
+class UnknownMessageError(ClawbusError):
+    """No such message in this session."""
+
+    code = "UNKNOWN_MESSAGE"
+    default_hint = "`clawbus session show` lists a session's newest messages."
+
+
 class ContentError(ClawbusError):
     """A message's content is not JSON, or over the limit. Nothing was stored."""
 
