@@ -160,7 +160,7 @@ class Config(BaseSettings):
 
 
 def find_config(explicit: Path | None) -> Path | None:
-    """The file to read: `--config`, $CLAWBUS_CONFIG, ./clawbus.toml or /etc/clawbus/clawbus.toml: the first there is."""
+    """The file to read: `--config`, $CLAWBUS_CONFIG, ./clawbus.toml or /etc/clawbus/clawbus.toml: the first of them."""
     if explicit is not None:
         return explicit
     named = os.environ.get("CLAWBUS_CONFIG")
