@@ -10,7 +10,7 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -122,7 +122,11 @@ class Config(BaseSettings):
     """The whole configuration, checked."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix="CLAWBUS_", env_nested_delimiter="__", nested_model_default_partial_update=True
+        extra="forbid",
+        frozen=True,
+        env_prefix="CLAWBUS_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
     )
 
     data_dir: Path = Path("/var/lib/clawbus")
@@ -209,7 +213,9 @@ def _explained(error: ValidationError, path: Path | None) -> ConfigError:
         else:
             lines.append(f"{where}: {item['msg']} (got {item['input']!r:.80})")
     place = str(path) if path is not None else "the environment"
-    return ConfigError(f"{place}: " + "; ".join(lines), hint="Correct the named keys; docs/configuration.md lists them.")
+    return ConfigError(
+        f"{place}: " + "; ".join(lines), hint="Correct the named keys; docs/configuration.md lists them."
+    )
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
@@ -218,7 +224,7 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
         if model is Config and part == "agents":
             model = Agent
         elif part in model.model_fields:
-            annotation = model.model_fields[cast(str, part)].annotation
+            annotation = model.model_fields[part].annotation
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):
                 model = annotation
     return list(model.model_fields)
