@@ -89,6 +89,8 @@ CREATE TABLE IF NOT EXISTS delivery_attempts (
 );
 CREATE INDEX IF NOT EXISTS delivery_attempts_open ON delivery_attempts(seq)
   WHERE state IN ('queued', 'intended', 'retrying');
+-- A destination whose head is being retried holds back its own rows; finding those must not cost the queue behind them.
+CREATE INDEX IF NOT EXISTS delivery_attempts_retrying ON delivery_attempts(destination) WHERE state = 'retrying';
 
 -- ours: the highest outbound seq the host has taken note of. Rows above it are new.
 CREATE TABLE IF NOT EXISTS delivery_cursor (
