@@ -18,7 +18,7 @@ from typing import Any, Final
 from daemon.clock import Clock
 from daemon.errors import DataFolderError, UnknownMessageError, UnknownSessionError
 from daemon.ops.explain import explain, state_of
-from daemon.ops.session_files import Queues, read_detail, read_life, read_queues
+from daemon.ops.session_reading import Queues, read_detail, read_life, read_queues
 from daemon.store.mailbox import MailboxEntry
 from schema.connect import Reader, ReadLimits, open_reader
 from schema.ids import check_name
@@ -63,7 +63,7 @@ def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) 
         "at": now,
         "sessions": {"total": total, **dict(sorted(states.items()))},
         "queues": _sum([one.queues for one in looked if one.queues is not None], now),
-        "live": live,
+        "incarnations": live,
         "attention": needing[:_ATTENTION],
         "attention_total": len(needing),
         "not_examined": total - sum(one.queues is not None for one in looked),
@@ -144,7 +144,7 @@ def mailbox_entries(data_dir: Path, mailbox: str, after: int, limit: int) -> lis
         if not reader.columns("mailbox"):
             return []
         rows = reader.all(
-            f"SELECT {', '.join(names)} FROM mailbox WHERE mailbox = ? AND cursor > ? ORDER BY cursor LIMIT ?",  # noqa: S608
+            f"SELECT {', '.join(names)} FROM mailbox WHERE mailbox = ? AND cursor > ? ORDER BY cursor LIMIT ?",
             (mailbox, after, limit),
         )
     return [MailboxEntry(**{name: row[name] for name in names}) for row in rows]

@@ -121,7 +121,7 @@ def _read_inbound(folder: SessionFolder, limit: int, detail: SessionDetail) -> N
         wanted = ("id", "seq", "kind", "status", "tries", "trigger", "timestamp", "process_after", "recurrence")
         columns = ", ".join(name for name in wanted if name in reader.columns("messages_in"))
         rows = reader.all(
-            f"SELECT {columns}, {_CONTENT} FROM messages_in ORDER BY seq DESC LIMIT ?",  # noqa: S608 - our own names
+            f"SELECT {columns}, {_CONTENT} FROM messages_in ORDER BY seq DESC LIMIT ?",
             (limit,),
         )
         detail.messages = [_message(row, _last_event(reader, row["id"])) for row in rows]
@@ -184,7 +184,7 @@ def _outbound_life(
             ack = _ack(row)
             detail = {"incarnation": ack["incarnation"]}
             events.append({"at": ack["changed_at"], "event": f"acked_{ack['status']}", "detail": detail})
-        found = f"SELECT id, timestamp, {_CONTENT} FROM messages_out WHERE in_reply_to = ? ORDER BY seq LIMIT 50"  # noqa: S608
+        found = f"SELECT id, timestamp, {_CONTENT} FROM messages_out WHERE in_reply_to = ? ORDER BY seq LIMIT 50"
         rows = _rows(reader, "messages_out", found, message_id)
         return [_answer(row, events) for row in rows]
 
@@ -202,16 +202,26 @@ def _inbound_life(folder: SessionFolder, message_id: str, answers: list[str], ev
         events += [_history(row) for row in _rows(reader, "message_history", history, message_id)]
         for row in _rows(reader, "attempts", "SELECT * FROM attempts WHERE message_id = ? LIMIT 500", message_id):
             detail = {"incarnation": row["incarnation"]}
-            events.append({"at": row["claimed_at"], "event": "claimed", "detail": detail})
+            if not any(_is_claim(event, row["incarnation"]) for event in events):
+                events.append({"at": row["claimed_at"], "event": "claimed", "detail": detail})
             if row["outcome"] is not None:
                 events.append({"at": row["ended_at"], "event": f"attempt_{row['outcome']}", "detail": detail})
-        notices = f"SELECT id, timestamp, {_CONTENT} FROM host_messages WHERE in_reply_to = ? LIMIT 50"  # noqa: S608
+        notices = f"SELECT id, timestamp, {_CONTENT} FROM host_messages WHERE in_reply_to = ? LIMIT 50"
         answers += [_answer(row, events) for row in _rows(reader, "host_messages", notices, message_id)]
         for identity in answers[:50]:
             _delivery_life(reader, identity, events)
 
 
+def _is_claim(event: dict[str, Any], incarnation: str) -> bool:
+    return event["event"] == "claimed" and event["detail"].get("incarnation") == incarnation
+
+
 def _delivery_life(reader: Reader, message_out_id: str, events: list[dict[str, Any]]) -> None:
+    history = "SELECT * FROM message_history WHERE message_id = ? ORDER BY id LIMIT 100"
+    for row in _rows(reader, "message_history", history, message_out_id):
+        event = _history(row)
+        event["detail"]["message_out_id"] = message_out_id
+        events.append(event)
     for row in _rows(reader, "delivered", "SELECT * FROM delivered WHERE message_out_id = ?", message_out_id):
         values = _values(row)
         event = "delivered" if values.get("status", "delivered") == "delivered" else "delivery_failed"
