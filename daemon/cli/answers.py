@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from daemon.ops.content import decode, error_of, text_of
+from daemon.ops.content import answered_ids, decode, error_of, text_of
 from daemon.store.mailbox import MailboxEntry
 
 
@@ -18,6 +18,7 @@ def as_result(entry: MailboxEntry) -> dict[str, Any]:
         "mailbox": entry.mailbox,
         "message_out_id": entry.message_out_id,
         "in_reply_to": entry.in_reply_to,
+        "answers": sorted({*answered_ids(entry.content), *((entry.in_reply_to,) if entry.in_reply_to else ())}),
         "agent": entry.agent,
         "session": entry.session,
         "kind": entry.kind,

@@ -111,15 +111,15 @@ class _Talk:
                 {
                     "message_id": identity,
                     "text": text,
-                    "answers": [one for one in self._answers if one["in_reply_to"] == identity],
+                    "answers": [one for one in self._answers if identity in one["answers"]],
                 }
                 for identity, text in self.sent.items()
             ]
-            others = [one for one in self._answers if one["in_reply_to"] not in self.sent]
+            others = [one for one in self._answers if self.sent.keys().isdisjoint(one["answers"])]
         return [*said, *({"message_id": None, "text": None, "answers": [one]} for one in others)]
 
     def _open(self) -> list[str]:
-        answered = {one["in_reply_to"] for one in self._answers}
+        answered = {identity for one in self._answers for identity in one["answers"]}
         return [identity for identity in self.sent if identity not in answered]
 
     def _message(self, identity: str, line: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from daemon.ops.content import preview
+from daemon.ops.content import answered_ids, preview
 from schema.connect import Reader, ReadLimits, open_outbound_reader, open_reader
 from schema.errors import ClawbusError, StorageError
 from schema.instants import from_text
@@ -184,9 +184,14 @@ def _outbound_life(
             ack = _ack(row)
             detail = {"incarnation": ack["incarnation"]}
             events.append({"at": ack["changed_at"], "event": f"acked_{ack['status']}", "detail": detail})
-        found = f"SELECT id, timestamp, {_CONTENT} FROM messages_out WHERE in_reply_to = ? ORDER BY seq LIMIT 50"
+        # One turn may answer a batch: the first by in_reply_to, the others by the ids in its content.
+        found = f"SELECT id, in_reply_to, timestamp, {_CONTENT} FROM messages_out WHERE in_reply_to = ?1 OR instr(content, ?1) ORDER BY seq"
         rows = _rows(reader, "messages_out", found, message_id)
-        return [_answer(row, events) for row in rows]
+        return [_answer(row, events) for row in rows if row["in_reply_to"] == message_id or _answers(row, message_id)]
+
+
+def _answers(row: sqlite3.Row, message_id: str) -> bool:
+    return message_id in answered_ids(str(row["content"]))
 
 
 def _answer(row: sqlite3.Row, events: list[dict[str, Any]]) -> str:
