@@ -185,7 +185,10 @@ def _outbound_life(
             detail = {"incarnation": ack["incarnation"]}
             events.append({"at": ack["changed_at"], "event": f"acked_{ack['status']}", "detail": detail})
         # One turn may answer a batch: the first by in_reply_to, the others by the ids in its content.
-        found = f"SELECT id, in_reply_to, timestamp, {_CONTENT} FROM messages_out WHERE in_reply_to = ?1 OR instr(content, ?1) ORDER BY seq"
+        columns = f"id, in_reply_to, timestamp, {_CONTENT}"
+        found = (
+            f"SELECT {columns} FROM messages_out WHERE in_reply_to = ?1 OR instr(content, ?1) ORDER BY seq LIMIT 1000"
+        )
         rows = _rows(reader, "messages_out", found, message_id)
         return [_answer(row, events) for row in rows if row["in_reply_to"] == message_id or _answers(row, message_id)]
 
