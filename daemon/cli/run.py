@@ -28,8 +28,9 @@ def run(invocation: Invocation) -> Outcome:
     check_foreign_packages()
     config = invocation.config
     from daemon import app  # noqa: PLC0415 - the whole daemon
+    from daemon.config import load_config  # noqa: PLC0415
 
-    code = app.run(config)
+    code = app.run(config, lambda: load_config(invocation.config_file, data_dir=invocation.options.data))
     if code:
         problem = Problem("DAEMON_FAILED", f"the daemon ended with exit code {code}.", "`clawbus logs -n 50` says why.")
         return Outcome({"exit_code": code}, problem=problem, exit_code=code)

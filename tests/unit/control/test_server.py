@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import httpx
 import pytest
 
@@ -145,9 +146,7 @@ async def test_it_ends_promptly_though_a_long_poll_is_open(short: Path) -> None:
         async with anyio.create_task_group() as server:
             await server.start(run, build_api(operations), path)
             outer.start_soon(poll)
-            with anyio.fail_after(10):
-                while not operations.polls:
-                    await anyio.sleep(0.005)
+            assert await anyio.to_thread.run_sync(operations.polling.wait, 10)
             started = time.monotonic()
             server.cancel_scope.cancel()
         assert time.monotonic() - started < 0.9
