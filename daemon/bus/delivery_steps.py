@@ -69,7 +69,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
     Raises ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; nothing has changed then.
     """
     with files.inbound() as db:
-        pending = tuple(messages.pending(db))
+        pending = tuple(messages.pending(db, now))
         with files.outbound() as out:
             acks = outbound.acks_for(out, [message.id for message in pending]) if out is not None else {}
             batch = _look(db, out, means, now)
