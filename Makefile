@@ -18,7 +18,8 @@ UPGRADE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Errors only: a note about somebody's package index is not ours to print.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 # Only `make lock` needs it, in an environment of its own.
 UV := uv==0.13.8
 
