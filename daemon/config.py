@@ -160,7 +160,7 @@ class Config(BaseSettings):
 
 
 def find_config(explicit: Path | None) -> Path | None:
-    """The file to read: `--config`, else $CLAWBUS_CONFIG, else ./clawbus.toml, else /etc/clawbus/clawbus.toml, if any."""
+    """The file to read: `--config`, $CLAWBUS_CONFIG, ./clawbus.toml or /etc/clawbus/clawbus.toml: the first of them."""
     if explicit is not None:
         return explicit
     named = os.environ.get("CLAWBUS_CONFIG")
@@ -172,15 +172,16 @@ def find_config(explicit: Path | None) -> Path | None:
     return None
 
 
-def load_config(path: Path | None, **overrides: Any) -> Config:
+def load_config(path: Path | None, *, data_dir: Path | None = None) -> Config:
     """Read and check. `path` None means defaults and environment only. A relative data_dir is relative to the file.
+
+    `data_dir` is the command line's word and wins over environment and file.
 
     Raises ConfigError naming every wrong key, its place and its fix.
     """
     values = _read_toml(path) if path is not None else {}
     if path is not None and isinstance(values.get("data_dir"), str):
         values["data_dir"] = (path.absolute().parent / str(values["data_dir"])).resolve()
-    values.update({key: value for key, value in overrides.items() if value is not None})
     try:
         config = Config(**values)
     except ValidationError as error:
@@ -188,7 +189,8 @@ def load_config(path: Path | None, **overrides: Any) -> Config:
     except Exception as error:  # pydantic-settings wraps an unparsable environment variable in its own error
         raise ConfigError(f"{error}", hint="Correct or unset that environment variable.") from error
     _check_names(config)
-    return config
+    wanted = data_dir if data_dir is not None else config.data_dir
+    return config.model_copy(update={"data_dir": wanted.absolute()})
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ CREATE TABLE IF NOT EXISTS messages_in (
 CREATE INDEX IF NOT EXISTS idx_messages_in_series ON messages_in(series_id);
 -- What is due must not cost more as the finished rows pile up.
 CREATE INDEX IF NOT EXISTS messages_in_pending ON messages_in(seq) WHERE status = 'pending';
+-- Dead letters are counted by every status report; that must not cost more either.
+CREATE INDEX IF NOT EXISTS messages_in_failed ON messages_in(seq) WHERE status = 'failed';
 -- A finished occurrence that still has to be re-armed keeps its recurrence; the sweep clears it with the re-arm.
 CREATE INDEX IF NOT EXISTS messages_in_rearm ON messages_in(seq)
   WHERE recurrence IS NOT NULL AND status IN ('completed', 'failed');
