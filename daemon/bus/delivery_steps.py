@@ -28,6 +28,7 @@ class Collected:
     settled: tuple[Settle, ...] = ()
     claimed: tuple[Ack, ...] = ()
     more: bool = False
+    later: bool = False  # something waits for a known instant, or a series must be armed again
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         settled=tuple(settles),
         claimed=tuple(claims),
         more=batch.more,
+        later=_waits(decisions) or _ends_occurrence(pending, settles),
     )
 
 
@@ -226,6 +228,15 @@ def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
         else:
             deliveries.intend(db, candidate.row.id)
             deliveries.retry(db, candidate.row.id, now, not_before, decision.reason, decision.error)
+
+
+def _waits(decisions: Sequence[Decision]) -> bool:
+    return any(isinstance(item, Defer) or (isinstance(item, Queue) and item.not_before) for item in decisions)
+
+
+def _ends_occurrence(pending: Sequence[MessageIn], settles: Sequence[Settle]) -> bool:
+    finished = {action.message_id for action in settles}
+    return any(message.recurrence is not None and message.id in finished for message in pending)
 
 
 def _track_new(db: Writer, decision: Decision, now: int) -> None:

@@ -47,6 +47,7 @@ class Slot:
     phase: Phase = Phase.STARTING
     container_id: str | None = None
     reason: str | None = None
+    exit_code: int | None = None
     exited: anyio.Event = field(default_factory=anyio.Event)
     done: anyio.Event = field(default_factory=anyio.Event)
 
@@ -84,13 +85,15 @@ class Supervisor:
         self._tasks: TaskGroup | None = None
         self._log = structlog.get_logger("supervisor")
         self._accepting = False
+        self._closed = False
         self.unavailable: tuple[int, str] | None = None  # (since epoch ms, why)
 
     # --- what others ask
 
-    def start(self, tasks: TaskGroup) -> None:
-        """Work in this task group from now on."""
+    async def start(self, tasks: TaskGroup) -> None:
+        """Work in this task group from now on: adopt what runs, then spawn what is asked for."""
         self._tasks = tasks
+        await self.adopt()
         tasks.start_soon(self._dispatch, name="dispatch spawns")
 
     def slot(self, key: SessionKey) -> Slot | None:
@@ -112,7 +115,7 @@ class Supervisor:
 
     def close(self) -> None:
         """Spawn nothing more. Running containers stay: a daemon restart kills no agent."""
-        self._accepting = False
+        self._closed = True
 
     async def wake(self, session: Session) -> bool:
         """See to it that a container runs or will. False if that must wait (back-off, quarantine) or is so already."""
@@ -219,7 +222,7 @@ class Supervisor:
 
     async def _dispatch(self) -> None:
         """One loop gives out the room there is; it also probes a runtime that went away."""
-        while True:
+        while not self._closed:
             if self._accepting and self.unavailable is None:
                 while len(self._slots) < self._config.max_containers and (key := self._queue.pop()) is not None:
                     await self._start(key)
@@ -233,8 +236,6 @@ class Supervisor:
                 await self._probe()
 
     async def _probe(self) -> None:
-        if self._closing():
-            return
         if not self._accepting:
             await self.adopt()
             return
@@ -245,9 +246,6 @@ class Supervisor:
         self._set_available()
         for session in self._sessions:
             self._hooks.after_exit(session)
-
-    def _closing(self) -> bool:
-        return self._tasks is None or self._tasks.cancel_scope.cancel_called
 
     async def _start(self, key: SessionKey) -> None:
         if key in self._slots or self._tasks is None:
@@ -360,6 +358,7 @@ class Supervisor:
             except RuntimeUnavailableError as error:
                 self._set_unavailable(error)
                 await anyio.sleep(_PROBE_S)
+        slot.exit_code = exit_.code
         slot.exited.set()
         await self._ended(slot, exit_)
 
