@@ -14,7 +14,7 @@ _APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_C
 
 
 def open_for_append(path: Path, *, max_bytes: int = MAX_BYTES, keep: int = KEEP) -> int:
-    """A descriptor to append to `path`, which was rotated first if it is over `max_bytes`. The folder is made if need be."""
+    """A descriptor to append to `path`, which is rotated first if it is over `max_bytes`. Makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rotate(path, max_bytes=max_bytes, keep=keep)
     return os.open(path, _APPEND, 0o640)

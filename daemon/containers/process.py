@@ -1,8 +1,8 @@
 """Runtime `process`: an agent as a plain subprocess of the host, for a first run and for tests. NO isolation whatever.
 
-A container is a session of processes led by a small shell that outlives the daemon. The shell starts the runner only when
-its record is on disk, hands SIGTERM on to it, writes its exit code, and then ends all that is left, as a container does
-whose first process ends. So an agent survives a daemon's restart and is found again by its record.
+A container is a session of processes led by a small shell that outlives the daemon. The shell starts the runner only
+when its record is on disk, hands SIGTERM on to it, writes its exit code, and then ends all that is left, as a container
+does whose first process ends. So an agent survives a daemon's restart and is found again by its record.
 Never takes a pid for a process: start time and boot belong to it (process_table.py).
 """
 
@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -40,8 +40,8 @@ _RETRY_S: Final = 1.0
 _NOT_RELEASED: Final = 125
 
 # $1 exit file, $2 working folder, then the runner. `read` fails at end of file: the daemon died before the record was
-# on disk, so nothing starts. A trapped signal ends `wait` early, so it is asked again; 127 then means that the answer before
-# was the child's. `kill -KILL 0` ends the whole group, this shell included.
+# on disk, so nothing starts. A trapped signal ends `wait` early, so it is asked again; 127 then means that the answer
+# before was the child's. `kill -KILL 0` ends the whole group, this shell included.
 _WRAPPER: Final = """
 exit_file=$1; cd "$2" || exit 126; shift 2
 child=; stopping=; code=
@@ -67,9 +67,7 @@ kill -KILL 0
 class ProcessRuntime:
     """ContainerRuntime over subprocesses. `folder` keeps the records; `command` is the runner, others only in tests."""
 
-    def __init__(
-        self, install_id: str, folder: Path, *, clock: Clock, command: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, install_id: str, folder: Path, *, clock: Clock, command: Sequence[str] | None = None) -> None:
         self.name = "process"
         self._install_id = install_id
         self._records = RecordStore(folder)
@@ -81,7 +79,7 @@ class ProcessRuntime:
         self._reaping = threading.Lock()
         self._limiter = anyio.CapacityLimiter(8)
         self._log = structlog.get_logger(runtime=self.name)
-        self._log.warning("process_runtime_no_isolation", hint="agents run as the daemon's user; use docker in production")
+        self._log.warning("process_runtime_no_isolation", hint="agents run as the daemon's own user")
 
     async def check(self) -> None:
         """RuntimeUnavailableError where agents cannot run: not Linux, no pidfds, no shell, no folder."""
@@ -289,7 +287,7 @@ def _environment(spec: ContainerSpec, sources: dict[str, str]) -> dict[str, str]
 
 
 @contextlib.contextmanager
-def _duplicate(descriptor: int) -> Iterator[int]:
+def _duplicate(descriptor: int) -> Generator[int]:
     copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
     try:
         yield copy

@@ -46,9 +46,7 @@ class Record:
 
     def running(self) -> Running:
         """As the listing has it."""
-        return Running(
-            self.container_id, self.agent, self.session, self.incarnation, self.fingerprint, self.started_at
-        )
+        return Running(self.container_id, self.agent, self.session, self.incarnation, self.fingerprint, self.started_at)
 
 
 class RecordStore:

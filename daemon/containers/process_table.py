@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -107,7 +107,7 @@ async def ended(pid: int, start_ticks: int) -> None:
 
 
 @contextlib.contextmanager
-def _pidfd(pid: int, start_ticks: int) -> Iterator[int | None]:
+def _pidfd(pid: int, start_ticks: int) -> Generator[int | None]:
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -11,8 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from daemon.containers.protocol import ContainerSpec, Limits, Mount
 from daemon.errors import ConfigError
@@ -27,6 +26,9 @@ from schema.layout import (
     SessionFolder,
 )
 from schema.rows import RunnerSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LABEL_INSTALL: Final = "clawbus.install"
 LABEL_AGENT: Final = "clawbus.agent"
@@ -112,7 +114,7 @@ def container_name(install_id: str, agent: str, session: str) -> str:
 
     It depends on the session alone, so that a runtime which refuses a name twice refuses a session's second container.
     """
-    unique = hashlib.sha256("\0".join((install_id, agent, session)).encode()).hexdigest()[:12]
+    unique = hashlib.sha256(f"{install_id}\0{agent}\0{session}".encode()).hexdigest()[:12]
     # The end of an install id is its random part; its start is the time of `clawbus init`.
     parts = (install_id[-8:].lower(), agent[:28], session[:28], unique)
     return "-".join(("clawbus", *(_NOT_IN_NAMES.sub("_", part) for part in parts)))
