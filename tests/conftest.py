@@ -1,0 +1,95 @@
+"""What every test may use: the event loop, and the honest answer to "is Docker there?".
+
+A test that needs Docker says so with a marker. Without Docker it is skipped with the reason; with
+CLAWBUS_REQUIRE_DOCKER=1 (as `.ci/run` sets it) it fails instead, so that a green run cannot hide what was not run.
+"""
+
+import gc
+import os
+import warnings
+from typing import Final
+
+import docker
+import pytest
+from docker.errors import DockerException, ImageNotFound
+from requests.exceptions import RequestException
+
+BASE_IMAGE_VARIABLE: Final = "CLAWBUS_TEST_BASE_IMAGE"
+SYSTEMD_IMAGE_VARIABLE: Final = "CLAWBUS_TEST_SYSTEMD_IMAGE"
+REQUIRE_VARIABLE: Final = "CLAWBUS_REQUIRE_DOCKER"
+
+# One question to Docker per run and per image: None says "there", a text says what is missing.
+_MISSING: Final[pytest.StashKey[dict[str, str | None]]] = pytest.StashKey()
+
+
+def base_image_name() -> str:
+    return os.environ.get(BASE_IMAGE_VARIABLE) or "base-debian:bookworm"
+
+
+def systemd_image_name() -> str:
+    return os.environ.get(SYSTEMD_IMAGE_VARIABLE) or "base-systemd:bookworm"
+
+
+def _ask_docker(image: str) -> str | None:
+    try:
+        client = docker.from_env(timeout=10)
+        try:
+            client.ping()
+            client.images.get(image)
+        finally:
+            client.close()
+    except ImageNotFound:
+        return f"the image {image} is missing; `.ci/base-images` makes it"
+    except (DockerException, RequestException, OSError) as error:
+        return f"Docker does not answer ({error}); `.ci/docker-up` starts it"
+    return None
+
+
+def _missing(config: pytest.Config, image: str) -> str | None:
+    answers = config.stash.setdefault(_MISSING, {})
+    if image not in answers:
+        # When nothing listens, docker-py leaves its socket to the garbage collector: no test's fault.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            answers[image] = _ask_docker(image)
+            gc.collect()
+    return answers[image]
+
+
+def _need(config: pytest.Config, image: str) -> None:
+    reason = _missing(config, image)
+    if reason is None:
+        return
+    if os.environ.get(REQUIRE_VARIABLE) == "1":
+        pytest.fail(f"{REQUIRE_VARIABLE}=1, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("docker") is not None:
+        _need(item.config, base_image_name())
+    if item.get_closest_marker("systemd") is not None:
+        _need(item.config, systemd_image_name())
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The daemon and the runner run on asyncio; so do the tests."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def base_image(pytestconfig: pytest.Config) -> str:
+    """A local image with Python and sqlite3 that the runner's image can be built on."""
+    image = base_image_name()
+    _need(pytestconfig, image)
+    return image
+
+
+@pytest.fixture(scope="session")
+def systemd_image(pytestconfig: pytest.Config) -> str:
+    """A local image that boots a real systemd."""
+    image = systemd_image_name()
+    _need(pytestconfig, image)
+    return image

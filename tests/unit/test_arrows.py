@@ -1,0 +1,448 @@
+"""Holds the arrows of the architecture: who may import what, and where state and files are opened.
+
+    daemon -> schema <- container_runner
+
+Each rule is a function from one parsed module to its violations. The same function runs over the tree and over
+snippets that offend on purpose, so that a rule which has gone blind fails here.
+"""
+
+import ast
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+OURS: Final = ("schema", "daemon", "container_runner")
+TOOLS: Final = frozenset({"demo", "bench", "tests"})
+
+PURE_FILES: Final = frozenset(
+    {
+        "daemon/sweep/decide.py",
+        "daemon/bus/delivery_plan.py",
+        "daemon/containers/spec.py",
+        "schema/states.py",
+    }
+)
+PURE_STDLIB: Final = frozenset(
+    {
+        "__future__",
+        "collections",
+        "dataclasses",
+        "datetime",
+        "enum",
+        "hashlib",
+        "itertools",
+        "json",
+        "math",
+        "re",
+        "typing",
+    }
+)
+PURE_PATHS: Final = frozenset({"pathlib.PurePath", "pathlib.PurePosixPath"})  # names of paths; they touch no disk
+PURE_NEVER_CALLS: Final = frozenset({"now", "utcnow", "today", "fromtimestamp", "utcfromtimestamp"})
+IMPURE_BUILTINS: Final = frozenset({"open", "print", "input", "exec", "eval", "__import__"})
+
+RUNNER_THIRD_PARTY: Final = frozenset({"anyio", "watchfiles", "structlog"})
+
+MUTABLE_CALLS: Final = frozenset(
+    {
+        *("list", "dict", "set", "bytearray", "defaultdict", "OrderedDict", "Counter", "ChainMap", "deque"),
+        *("Queue", "SimpleQueue", "LifoQueue", "PriorityQueue", "WeakKeyDictionary", "WeakValueDictionary", "WeakSet"),
+        *("Event", "Lock", "RLock", "Semaphore", "Condition", "CapacityLimiter", "TaskGroup", "local"),
+    }
+)
+IMMUTABLE_TYPES: Final = frozenset(
+    {
+        "Mapping",
+        "MappingProxyType",
+        "Sequence",
+        "Collection",
+        "Container",
+        "Iterable",
+        "AbstractSet",
+        "tuple",
+        "frozenset",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One source file of ours, by its path from the root."""
+
+    path: str
+    tree: ast.Module
+
+    @property
+    def package(self) -> str:
+        """The top package: schema, daemon or container_runner."""
+        return PurePosixPath(self.path).parts[0]
+
+    @property
+    def dotted_folder(self) -> tuple[str, ...]:
+        return PurePosixPath(self.path).parent.parts
+
+
+def parse(path: str, source: str) -> Module:
+    return Module(path=path, tree=ast.parse(source, filename=path))
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One imported name, dotted in full: `from a.b import c` is `a.b.c` (which may be a module or a thing in it)."""
+
+    name: str
+    line: int
+
+    @property
+    def root(self) -> str:
+        return self.name.partition(".")[0]
+
+    def within(self, dotted: str) -> bool:
+        return self.name == dotted or self.name.startswith(f"{dotted}.")
+
+
+def imports_of(module: Module) -> Iterator[Import]:
+    """Every import, wherever it stands: inside functions and under TYPE_CHECKING too, and import_module("...")."""
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Import():
+                for alias in node.names:
+                    yield Import(alias.name, node.lineno)
+            case ast.ImportFrom():
+                base = [*_anchor(module, node.level), *(node.module.split(".") if node.module else [])]
+                for alias in node.names:
+                    yield Import(".".join(base if alias.name == "*" else [*base, alias.name]), node.lineno)
+            case ast.Call(func=func, args=[ast.Constant(value=str(name)), *_]) if _last_name(func) in {
+                "import_module",
+                "__import__",
+            }:
+                yield Import(name, node.lineno)
+            case _:
+                pass
+
+
+def _anchor(module: Module, level: int) -> Sequence[str]:
+    """The package that a relative import starts from; nothing for an absolute one."""
+    if level == 0:
+        return ()
+    folder = module.dotted_folder
+    return folder[: len(folder) - level + 1]
+
+
+def _last_name(node: ast.expr | None) -> str | None:
+    """`x` of `x` and of `a.b.x`; the generic's own name of `x[int]`."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+        case ast.Subscript(value=value):
+            return _last_name(value)
+        case _:
+            return None
+
+
+def _third_party(imported: Import) -> bool:
+    return imported.root not in sys.stdlib_module_names and imported.root not in OURS
+
+
+# --- the rules -------------------------------------------------------------------------------------------------------
+
+Rule = Callable[[Module], Iterator[str]]
+
+
+def schema_stands_alone(module: Module) -> Iterator[str]:
+    """schema imports nothing of ours but itself, and nothing of third parties."""
+    if module.package != "schema":
+        return
+    for imported in imports_of(module):
+        if imported.root in OURS and imported.root != "schema":
+            yield f"{module.path}:{imported.line} schema imports {imported.name}"
+        elif _third_party(imported):
+            yield f"{module.path}:{imported.line} schema imports the third party {imported.name}"
+
+
+def sides_do_not_meet(module: Module) -> Iterator[str]:
+    """container_runner never imports daemon, nor daemon container_runner (its files may be read as resources)."""
+    forbidden = {"daemon": "container_runner", "container_runner": "daemon"}.get(module.package)
+    for imported in imports_of(module):
+        if imported.root == forbidden:
+            yield f"{module.path}:{imported.line} {module.package} imports {imported.name}"
+
+
+def product_does_not_import_its_tools(module: Module) -> Iterator[str]:
+    """What ships imports neither the demo nor the bench nor the tests."""
+    for imported in imports_of(module):
+        if imported.root in TOOLS:
+            yield f"{module.path}:{imported.line} imports {imported.name}, which is not shipped"
+
+
+def runner_stays_small(module: Module) -> Iterator[str]:
+    """container_runner needs anyio, watchfiles and structlog, and no other third party."""
+    if module.package != "container_runner":
+        return
+    for imported in imports_of(module):
+        if _third_party(imported) and imported.root not in RUNNER_THIRD_PARTY:
+            yield f"{module.path}:{imported.line} container_runner imports {imported.name}"
+
+
+def daemon_declares_its_dependencies(module: Module) -> Iterator[str]:
+    """daemon imports only what pyproject.toml names, not what happens to come along with it."""
+    if module.package != "daemon":
+        return
+    declared = declared_imports()
+    for imported in imports_of(module):
+        if _third_party(imported) and imported.root not in declared | TOOLS:
+            yield f"{module.path}:{imported.line} daemon imports {imported.name}, which pyproject.toml does not declare"
+
+
+def declared_imports() -> frozenset[str]:
+    """The dependencies' import names: every one of ours is its distribution's name with underscores."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return frozenset(text.partition(">")[0].strip().replace("-", "_") for text in project["dependencies"])
+
+
+def docker_has_one_caller(module: Module) -> Iterator[str]:
+    """Only daemon/containers/docker.py (and docker_*.py beside it) imports the Docker client."""
+    path = PurePosixPath(module.path)
+    if path.parent == PurePosixPath("daemon/containers") and (path.stem == "docker" or path.stem.startswith("docker_")):
+        return
+    for imported in imports_of(module):
+        if imported.root == "docker":
+            yield f"{module.path}:{imported.line} imports {imported.name}; only daemon/containers/docker.py may"
+
+
+def sqlite_has_one_door(module: Module) -> Iterator[str]:
+    """Only schema/connect.py opens a database: sqlite3.connect, sqlite3.Connection(...) and their aliases."""
+    if module.path == "schema/connect.py":
+        return
+    aliases = {"sqlite3"}
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Import(names=names):
+                aliases |= {alias.asname for alias in names if alias.name.startswith("sqlite3") and alias.asname}
+            case ast.ImportFrom(module=str(source), names=names) if source.partition(".")[0] == "sqlite3":
+                aliases |= {alias.asname or alias.name for alias in names if alias.name == "dbapi2"}
+                if any(alias.name in {"connect", "*"} for alias in names):
+                    yield f"{module.path}:{node.lineno} imports sqlite3's connect"
+            case _:
+                pass
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Attribute(value=value, attr="connect") if _last_name(value) in aliases | {"dbapi2"}:
+                yield f"{module.path}:{node.lineno} uses sqlite3.connect"
+            case ast.Call(func=ast.Attribute(value=value, attr="Connection")) if _last_name(value) in aliases:
+                yield f"{module.path}:{node.lineno} makes a sqlite3.Connection"
+            case _:
+                pass
+
+
+def pure_files_are_pure(module: Module) -> Iterator[str]:
+    """Decisions import rows, errors and pure parts of the standard library: no clock, disk, chance or logging."""
+    if module.path not in PURE_FILES:
+        return
+    for imported in imports_of(module):
+        if imported.within("schema") and not imported.within("schema.connect"):
+            continue
+        if imported.within("daemon.errors") or imported.root in PURE_STDLIB or imported.name in PURE_PATHS:
+            continue
+        yield f"{module.path}:{imported.line} is pure, and imports {imported.name}"
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr=name)) if name in PURE_NEVER_CALLS:
+                yield f"{module.path}:{node.lineno} is pure, and asks the clock or the zone: .{name}()"
+            case ast.Call(func=ast.Name(id=name)) if name in IMPURE_BUILTINS:
+                yield f"{module.path}:{node.lineno} is pure, and calls {name}()"
+            case _:
+                pass
+
+
+def nothing_mutable_at_module_level(module: Module) -> Iterator[str]:
+    """State lives in objects that app.py builds; a module holds constants.
+
+    A display or a container made at module level is one only when it is annotated as something immutable
+    (`LIMITS: Final[Mapping[str, int]] = {...}`), and no function rebinds a module's name.
+    """
+    for node in _module_level(module.tree.body):
+        match node:
+            case ast.Assign(targets=targets, value=value):
+                exported = [_last_name(target) for target in targets] == ["__all__"]
+                if not exported and _mutable(value):
+                    yield f"{module.path}:{node.lineno} mutable at module level: {ast.unparse(node)[:80]}"
+            case ast.AnnAssign(annotation=annotation, value=ast.expr() as value):
+                if _mutable(value) and not _final_and_immutable(annotation):
+                    yield f"{module.path}:{node.lineno} mutable at module level: {ast.unparse(node)[:80]}"
+            case _:
+                pass
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Global):
+            yield f"{module.path}:{node.lineno} rebinds the module's {', '.join(node.names)}"
+
+
+def _module_level(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that run on import, into `if`, `try`, `with` and loops, but not into functions and classes."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        for field in ("body", "orelse", "finalbody"):
+            yield from _module_level(getattr(node, field, ()))
+        for handler in getattr(node, "handlers", ()):
+            yield from _module_level(handler.body)
+
+
+def _mutable(value: ast.expr) -> bool:
+    match value:
+        case ast.List() | ast.Dict() | ast.Set() | ast.ListComp() | ast.DictComp() | ast.SetComp():
+            return True
+        case ast.Tuple(elts=elements):
+            return any(_mutable(element) for element in elements)
+        case ast.Call(func=func):
+            return _last_name(func) in MUTABLE_CALLS
+        case ast.NamedExpr(value=inner):
+            return _mutable(inner)
+        case ast.BinOp(left=left, right=right):
+            return _mutable(left) or _mutable(right)
+        case ast.IfExp(body=left, orelse=right):
+            return _mutable(left) or _mutable(right)
+        case _:
+            return False
+
+
+def _final_and_immutable(annotation: ast.expr) -> bool:
+    match annotation:
+        case ast.Subscript(value=outer, slice=inner) if _last_name(outer) == "Final":
+            return _last_name(inner) in IMMUTABLE_TYPES
+        case _:
+            return False
+
+
+RULES: Final[tuple[Rule, ...]] = (
+    schema_stands_alone,
+    sides_do_not_meet,
+    product_does_not_import_its_tools,
+    runner_stays_small,
+    daemon_declares_its_dependencies,
+    docker_has_one_caller,
+    sqlite_has_one_door,
+    pure_files_are_pure,
+    nothing_mutable_at_module_level,
+)
+
+
+def _rule_name(rule: Rule) -> str:
+    return rule.__name__
+
+
+# --- the tree --------------------------------------------------------------------------------------------------------
+
+
+def sources() -> Iterator[Module]:
+    for package in OURS:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            yield parse(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=_rule_name)
+def test_the_tree_keeps(rule: Rule) -> None:
+    violations = [violation for module in sources() for violation in rule(module)]
+    assert not violations, "\n".join([rule.__doc__ or "", *violations])
+
+
+# --- the rules themselves --------------------------------------------------------------------------------------------
+
+OFFENDERS: Final[tuple[tuple[Rule, str, str], ...]] = (
+    (schema_stands_alone, "schema/rows.py", "import daemon.errors"),
+    (schema_stands_alone, "schema/rows.py", "from container_runner import loop"),
+    (schema_stands_alone, "schema/deep/rows.py", "def f():\n    import structlog"),
+    (schema_stands_alone, "schema/rows.py", "from pydantic import BaseModel"),
+    (sides_do_not_meet, "container_runner/loop.py", "import daemon"),
+    (sides_do_not_meet, "container_runner/loop.py", "from daemon.clock import Clock"),
+    (sides_do_not_meet, "container_runner/loop.py", "if TYPE_CHECKING:\n    from daemon.clock import Clock"),
+    (sides_do_not_meet, "daemon/containers/process.py", "from container_runner.loop import run"),
+    (sides_do_not_meet, "daemon/app.py", "import importlib\nimportlib.import_module('container_runner.loop')"),
+    (sides_do_not_meet, "daemon/app.py", "__import__('container_runner')"),
+    (product_does_not_import_its_tools, "daemon/app.py", "from tests.fakes import FakeRuntime"),
+    (product_does_not_import_its_tools, "schema/rows.py", "import bench.floor"),
+    (runner_stays_small, "container_runner/providers/sdk.py", "import httpx"),
+    (runner_stays_small, "container_runner/__main__.py", "try:\n    import uvloop\nexcept ImportError:\n    pass"),
+    (daemon_declares_its_dependencies, "daemon/cli/main.py", "import click"),
+    (daemon_declares_its_dependencies, "daemon/store/inbound.py", "from requests.exceptions import Timeout"),
+    (docker_has_one_caller, "daemon/containers/supervisor.py", "import docker"),
+    (docker_has_one_caller, "daemon/docker.py", "from docker.errors import NotFound"),
+    (docker_has_one_caller, "daemon/containers/dockerish.py", "import docker.types"),
+    (docker_has_one_caller, "container_runner/docker.py", "import docker"),
+    (sqlite_has_one_door, "daemon/store/inbound.py", "import sqlite3\nsqlite3.connect('x')"),
+    (sqlite_has_one_door, "daemon/store/inbound.py", "import sqlite3 as s\ndb = s.connect('x')"),
+    (sqlite_has_one_door, "daemon/store/inbound.py", "from sqlite3 import connect"),
+    (sqlite_has_one_door, "daemon/store/inbound.py", "from sqlite3 import dbapi2 as d\nd.connect('x')"),
+    (sqlite_has_one_door, "daemon/store/inbound.py", "import sqlite3\nopener = sqlite3.connect"),
+    (sqlite_has_one_door, "container_runner/store.py", "import sqlite3\nsqlite3.Connection('x')"),
+    (pure_files_are_pure, "daemon/sweep/decide.py", "import time"),
+    (pure_files_are_pure, "daemon/sweep/decide.py", "from daemon.store import inbound"),
+    (pure_files_are_pure, "daemon/sweep/decide.py", "from daemon.sweep import observe"),
+    (pure_files_are_pure, "daemon/sweep/decide.py", "from . import observe"),
+    (pure_files_are_pure, "daemon/bus/delivery_plan.py", "import random"),
+    (pure_files_are_pure, "daemon/bus/delivery_plan.py", "import structlog"),
+    (pure_files_are_pure, "daemon/bus/delivery_plan.py", "from datetime import UTC, datetime\ndatetime.now(UTC)"),
+    (pure_files_are_pure, "daemon/containers/spec.py", "import os"),
+    (pure_files_are_pure, "daemon/containers/spec.py", "from pathlib import Path"),
+    (pure_files_are_pure, "daemon/containers/spec.py", "open('x')"),
+    (pure_files_are_pure, "schema/states.py", "from schema import connect"),
+    (pure_files_are_pure, "schema/states.py", "from schema.connect import open_inbound"),
+    (pure_files_are_pure, "schema/states.py", "import logging"),
+    (nothing_mutable_at_module_level, "daemon/app.py", "cache = {}"),
+    (nothing_mutable_at_module_level, "daemon/app.py", "SEEN: set[str] = set()"),
+    (nothing_mutable_at_module_level, "daemon/app.py", "LIMITS: Final = {'a': 1}"),
+    (nothing_mutable_at_module_level, "daemon/app.py", "LIMITS: Final[dict[str, int]] = {'a': 1}"),
+    (nothing_mutable_at_module_level, "daemon/app.py", "LIMITS: Mapping[str, int] = {'a': 1}"),
+    (nothing_mutable_at_module_level, "daemon/app.py", "NAMES = [n for n in 'ab']"),
+    (nothing_mutable_at_module_level, "daemon/app.py", "PAIR = (1, [])"),
+    (nothing_mutable_at_module_level, "schema/rows.py", "by_id = collections.defaultdict(list)"),
+    (nothing_mutable_at_module_level, "schema/rows.py", "queue = asyncio.Queue[int]()"),
+    (nothing_mutable_at_module_level, "container_runner/loop.py", "try:\n    pass\nexcept OSError:\n    x = []"),
+    (nothing_mutable_at_module_level, "container_runner/loop.py", "if True:\n    lock = threading.Lock()"),
+    (nothing_mutable_at_module_level, "container_runner/loop.py", "n = 0\ndef f():\n    global n\n    n = 1"),
+)
+
+INNOCENTS: Final[tuple[tuple[str, str], ...]] = (
+    ("schema/rows.py", "from schema.states import Status\nfrom . import states\nimport sqlite3\nx: sqlite3.Connection"),
+    ("schema/connect.py", "import sqlite3\nsqlite3.connect('x')"),
+    ("container_runner/loop.py", "import anyio, structlog, watchfiles\nfrom schema import rows"),
+    ("container_runner/loop.py", "from container_runner.providers import echo\nfrom . import store"),
+    ("daemon/containers/docker.py", "import docker\nfrom docker.errors import NotFound"),
+    ("daemon/containers/docker_events.py", "import docker"),
+    ("daemon/containers/supervisor.py", "from daemon.containers import docker\nfrom . import docker_events"),
+    ("daemon/containers/image.py", "import importlib.resources as r\nr.files('container_runner')"),
+    ("daemon/config.py", "import pydantic_settings, tomllib\nfrom pydantic import BaseModel"),
+    ("daemon/control/client.py", "await socket.connect('x')"),
+    ("daemon/sweep/decide.py", "from schema.rows import Message\nfrom daemon.errors import ClawbusError\nimport enum"),
+    ("daemon/containers/spec.py", "from pathlib import PurePosixPath\nimport hashlib, json"),
+    ("daemon/bus/delivery_plan.py", "from collections.abc import Mapping\nfrom datetime import timedelta"),
+    ("daemon/app.py", "__all__ = ['main']\nLIMITS: Final[Mapping[str, int]] = {'a': 1}"),
+    ("daemon/app.py", "KINDS: Final = frozenset({'a'})\nPAIR = (1, 2)\ndef f():\n    x = []\n    return x"),
+    ("daemon/app.py", "class A:\n    names: list[str] = []"),
+)
+
+
+@pytest.mark.parametrize(("rule", "path", "source"), OFFENDERS)
+def test_a_rule_sees_its_offender(rule: Rule, path: str, source: str) -> None:
+    assert list(rule(parse(path, source)))
+
+
+@pytest.mark.parametrize(("path", "source"), INNOCENTS)
+def test_no_rule_blames_the_innocent(path: str, source: str) -> None:
+    assert [violation for rule in RULES for violation in rule(parse(path, source))] == []
+
+
+def test_every_rule_has_an_offender() -> None:
+    assert {rule for rule, _, _ in OFFENDERS} == set(RULES)
+
+
+def test_a_violation_names_file_and_line() -> None:
+    (violation,) = sides_do_not_meet(parse("daemon/app.py", "\n\nimport container_runner\n"))
+    assert violation.startswith("daemon/app.py:3 ")
