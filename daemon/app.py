@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -37,7 +36,7 @@ from daemon.errors import ImageError, RuntimeUnavailableError
 from daemon.logs import LogPipeline, configure
 from daemon.notify import Notifier
 from daemon.operations import DaemonOperations
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from daemon.sweep.decide import Policy
 from daemon.sweep.schedule import Schedule
 from daemon.sweep.steps import Settings
@@ -115,8 +114,9 @@ def build_house(
     specs = spec_maker(config, folder, agents, install_id)
     sessions = Sessions(folder.sessions_dir, Registry(folder.central_db), clock, limits, specs.owner)
     channels = build_channels(config, folder.root, clock)
-    watch = Watch(lambda session: delivery.poke(session))
-    schedule = Schedule(clock, lambda key: sweeper.poke(key))
+    # The lambdas look a name up that is bound further down: the parts know each other both ways.
+    watch = Watch(lambda session: delivery.poke(session))  # noqa: PLW0108
+    schedule = Schedule(clock, lambda key: sweeper.poke(key))  # noqa: PLW0108
 
     def quarantine(session: Session, reason: str) -> None:
         session.quarantined = reason
@@ -132,7 +132,7 @@ def build_house(
         on_exit=on_exit,
         after_exit=lambda session: sweeper.poke(session.key),
         wake_at=lambda session, when: schedule.at(session.key, when),
-        is_idle=lambda session: sweeper.is_idle(session),
+        is_idle=lambda session: sweeper.is_idle(session),  # noqa: PLW0108
     )
     supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks)
     delivery = Delivery(
@@ -146,9 +146,7 @@ def build_house(
         max_content_bytes=config.limits.max_content_bytes,
         rng=random.Random(),  # noqa: S311 - spreads retries; nothing secret
     )
-    sweeper = Sweeper(
-        sessions, supervisor, delivery, schedule, clock, config.sweep, sweep_settings(config), pulse
-    )
+    sweeper = Sweeper(sessions, supervisor, delivery, schedule, clock, config.sweep, sweep_settings(config), pulse)
 
     def on_accepted(session: Session, message: MessageIn) -> None:
         if message.process_after is not None and message.process_after > clock.now_ms():
@@ -158,7 +156,19 @@ def build_house(
 
     ingress = Ingress(sessions, agents, clock, on_accepted, max_content_bytes=config.limits.max_content_bytes)
     house = House(
-        config, clock, agents, runtime, sessions, channels, supervisor, delivery, sweeper, schedule, watch, ingress, pulse
+        config,
+        clock,
+        agents,
+        runtime,
+        sessions,
+        channels,
+        supervisor,
+        delivery,
+        sweeper,
+        schedule,
+        watch,
+        ingress,
+        pulse,
     )
     return house
 
@@ -309,4 +319,3 @@ def _reload(house: House, pipeline: LogPipeline, reload: Callable[[], Config] | 
     old = house.config.model_dump(exclude={"agents", "logs"})
     restart = sorted(key for key, value in config.model_dump(exclude={"agents", "logs"}).items() if value != old[key])
     log.info("config_reloaded", agents=sorted(house.agents), level=config.logs.level, restart_needed_for=restart)
-

@@ -87,9 +87,7 @@ class DaemonOperations:
     async def session(self, agent: str, session: str) -> dict[str, Any]:
         """See reports.session_report. Raises UnknownSessionError."""
         found = await self._sessions.get(_key(agent, session))
-        report = partial(
-            reports.session_report, self._data_dir, agent, session, self._clock, limits=self._limits
-        )
+        report = partial(reports.session_report, self._data_dir, agent, session, self._clock, limits=self._limits)
         return await found.call(report)
 
     async def stop_session(self, agent: str, session: str) -> dict[str, Any]:

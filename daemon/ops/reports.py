@@ -144,7 +144,7 @@ def mailbox_entries(data_dir: Path, mailbox: str, after: int, limit: int) -> lis
         if not reader.columns("mailbox"):
             return []
         rows = reader.all(
-            f"SELECT {', '.join(names)} FROM mailbox WHERE mailbox = ? AND cursor > ? ORDER BY cursor LIMIT ?",  # noqa: S608
+            f"SELECT {', '.join(names)} FROM mailbox WHERE mailbox = ? AND cursor > ? ORDER BY cursor LIMIT ?",
             (mailbox, after, limit),
         )
     return [MailboxEntry(**{name: row[name] for name in names}) for row in rows]

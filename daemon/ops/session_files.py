@@ -121,7 +121,7 @@ def _read_inbound(folder: SessionFolder, limit: int, detail: SessionDetail) -> N
         wanted = ("id", "seq", "kind", "status", "tries", "trigger", "timestamp", "process_after", "recurrence")
         columns = ", ".join(name for name in wanted if name in reader.columns("messages_in"))
         rows = reader.all(
-            f"SELECT {columns}, {_CONTENT} FROM messages_in ORDER BY seq DESC LIMIT ?",  # noqa: S608 - our own names
+            f"SELECT {columns}, {_CONTENT} FROM messages_in ORDER BY seq DESC LIMIT ?",
             (limit,),
         )
         detail.messages = [_message(row, _last_event(reader, row["id"])) for row in rows]
@@ -184,7 +184,7 @@ def _outbound_life(
             ack = _ack(row)
             detail = {"incarnation": ack["incarnation"]}
             events.append({"at": ack["changed_at"], "event": f"acked_{ack['status']}", "detail": detail})
-        found = f"SELECT id, timestamp, {_CONTENT} FROM messages_out WHERE in_reply_to = ? ORDER BY seq LIMIT 50"  # noqa: S608
+        found = f"SELECT id, timestamp, {_CONTENT} FROM messages_out WHERE in_reply_to = ? ORDER BY seq LIMIT 50"
         rows = _rows(reader, "messages_out", found, message_id)
         return [_answer(row, events) for row in rows]
 
@@ -205,7 +205,7 @@ def _inbound_life(folder: SessionFolder, message_id: str, answers: list[str], ev
             events.append({"at": row["claimed_at"], "event": "claimed", "detail": detail})
             if row["outcome"] is not None:
                 events.append({"at": row["ended_at"], "event": f"attempt_{row['outcome']}", "detail": detail})
-        notices = f"SELECT id, timestamp, {_CONTENT} FROM host_messages WHERE in_reply_to = ? LIMIT 50"  # noqa: S608
+        notices = f"SELECT id, timestamp, {_CONTENT} FROM host_messages WHERE in_reply_to = ? LIMIT 50"
         answers += [_answer(row, events) for row in _rows(reader, "host_messages", notices, message_id)]
         for identity in answers[:50]:
             _delivery_life(reader, identity, events)
