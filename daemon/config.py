@@ -139,7 +139,8 @@ class Config(BaseSettings):
     control: Control = Field(default_factory=Control)
     logs: Logs = Field(default_factory=Logs)
     agents: dict[str, Agent] = Field(default_factory=dict[str, Agent])
-    channels: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]])
+    # Not in the repr: a channel's table may hold secrets.
+    channels: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]], repr=False)
 
     @classmethod
     def settings_customise_sources(
