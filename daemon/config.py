@@ -10,7 +10,7 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -122,7 +122,11 @@ class Config(BaseSettings):
     """The whole configuration, checked."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix="CLAWBUS_", env_nested_delimiter="__", nested_model_default_partial_update=True
+        extra="forbid",
+        frozen=True,
+        env_prefix="CLAWBUS_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
     )
 
     data_dir: Path = Path("/var/lib/clawbus")
@@ -135,7 +139,8 @@ class Config(BaseSettings):
     control: Control = Field(default_factory=Control)
     logs: Logs = Field(default_factory=Logs)
     agents: dict[str, Agent] = Field(default_factory=dict[str, Agent])
-    channels: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]])
+    # Not in the repr: a channel's table may hold secrets.
+    channels: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]], repr=False)
 
     @classmethod
     def settings_customise_sources(
@@ -156,7 +161,7 @@ class Config(BaseSettings):
 
 
 def find_config(explicit: Path | None) -> Path | None:
-    """The file to read: `--config`, else $CLAWBUS_CONFIG, else ./clawbus.toml, else /etc/clawbus/clawbus.toml, if any."""
+    """The file to read: `--config`, $CLAWBUS_CONFIG, ./clawbus.toml or /etc/clawbus/clawbus.toml: the first of them."""
     if explicit is not None:
         return explicit
     named = os.environ.get("CLAWBUS_CONFIG")
@@ -168,15 +173,16 @@ def find_config(explicit: Path | None) -> Path | None:
     return None
 
 
-def load_config(path: Path | None, **overrides: Any) -> Config:
+def load_config(path: Path | None, *, data_dir: Path | None = None) -> Config:
     """Read and check. `path` None means defaults and environment only. A relative data_dir is relative to the file.
+
+    `data_dir` is the command line's word and wins over environment and file.
 
     Raises ConfigError naming every wrong key, its place and its fix.
     """
     values = _read_toml(path) if path is not None else {}
     if path is not None and isinstance(values.get("data_dir"), str):
         values["data_dir"] = (path.absolute().parent / str(values["data_dir"])).resolve()
-    values.update({key: value for key, value in overrides.items() if value is not None})
     try:
         config = Config(**values)
     except ValidationError as error:
@@ -184,7 +190,8 @@ def load_config(path: Path | None, **overrides: Any) -> Config:
     except Exception as error:  # pydantic-settings wraps an unparsable environment variable in its own error
         raise ConfigError(f"{error}", hint="Correct or unset that environment variable.") from error
     _check_names(config)
-    return config
+    wanted = data_dir if data_dir is not None else config.data_dir
+    return config.model_copy(update={"data_dir": wanted.absolute()})
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -209,7 +216,9 @@ def _explained(error: ValidationError, path: Path | None) -> ConfigError:
         else:
             lines.append(f"{where}: {item['msg']} (got {item['input']!r:.80})")
     place = str(path) if path is not None else "the environment"
-    return ConfigError(f"{place}: " + "; ".join(lines), hint="Correct the named keys; docs/configuration.md lists them.")
+    return ConfigError(
+        f"{place}: " + "; ".join(lines), hint="Correct the named keys; docs/configuration.md lists them."
+    )
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
@@ -218,7 +227,7 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
         if model is Config and part == "agents":
             model = Agent
         elif part in model.model_fields:
-            annotation = model.model_fields[cast(str, part)].annotation
+            annotation = model.model_fields[part].annotation
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):
                 model = annotation
     return list(model.model_fields)

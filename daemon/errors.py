@@ -43,11 +43,35 @@ class SocketPathError(ClawbusError):
     default_hint = "Set control.socket to a path of at most 107 bytes in a folder the daemon may write."
 
 
+class SocketInUseError(SocketPathError):
+    """Another process answers on the control socket."""
+
+    code = "SOCKET_IN_USE"
+    default_hint = "Stop the other daemon (`clawbus status` says which), or set control.socket to another path."
+
+
 class DaemonDownError(ClawbusError):
     """No daemon answers on the control socket."""
 
     code = "DAEMON_DOWN"
     default_hint = "Start it with `clawbus run` or `systemctl start clawbus`."
+
+
+class DaemonSilentError(ClawbusError):
+    """The daemon took the call and did not answer in time. What was asked may have been done."""
+
+    code = "DAEMON_SILENT"
+    default_hint = "Look at `clawbus logs`; repeat a send with the same --id, that is safe."
+
+
+class RemoteError(ClawbusError):
+    """The daemon refused; `remote_code` is the code of the error it raised."""
+
+    code = "REMOTE"
+
+    def __init__(self, remote_code: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.remote_code = remote_code
 
 
 class UnknownAgentError(ClawbusError):
@@ -62,6 +86,13 @@ class UnknownSessionError(ClawbusError):
 
     code = "UNKNOWN_SESSION"
     default_hint = "`clawbus sessions` lists what there is; a first message makes a new one."
+
+
+class UnknownMessageError(ClawbusError):
+    """No such message in this session."""
+
+    code = "UNKNOWN_MESSAGE"
+    default_hint = "`clawbus session show` lists a session's newest messages."
 
 
 class ContentError(ClawbusError):
@@ -150,3 +181,10 @@ class RequestRefusedError(ClawbusError):
 
     code = "REQUEST_REFUSED"
     default_hint = "Correct the request as the message says and send it again."
+
+
+class BodyTooLargeError(RequestRefusedError):
+    """A request's body is over its limit. Nothing was read beyond it."""
+
+    code = "BODY_TOO_LARGE"
+    default_hint = "Send a smaller message; limits.max_content_bytes bounds one message's content."

@@ -21,9 +21,15 @@ from types import TracebackType
 from typing import Final, Self
 
 from schema import migrate
-from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadRaceError, StorageError
+from schema.errors import (
+    ClawbusError,
+    FileBusyError,
+    HostileFileError,
+    ReadDeadlineError,
+    ReadRaceError,
+    StorageError,
+)
 from schema.layout import OUTBOUND_DB
-
 
 BUSY_TIMEOUT_MS: Final = 5000
 _MAGIC: Final = b"SQLite format 3\x00"
@@ -34,7 +40,6 @@ _HOSTILE_CODES: Final = frozenset(
         sqlite3.SQLITE_NOTADB,
         sqlite3.SQLITE_FORMAT,
         sqlite3.SQLITE_TOOBIG,
-        sqlite3.SQLITE_INTERRUPT,
         sqlite3.SQLITE_ERROR,
         sqlite3.SQLITE_MISMATCH,
         sqlite3.SQLITE_NOMEM,
@@ -71,6 +76,8 @@ def translate(error: sqlite3.Error, path: Path, *, hostile: bool) -> ClawbusErro
         return ReadRaceError(text)
     if isinstance(code, int) and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return FileBusyError(text)
+    if hostile and isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_INTERRUPT:
+        return ReadDeadlineError(text)
     if hostile and (code is None or code & 0xFF in _HOSTILE_CODES):
         return HostileFileError(text)
     return StorageError(text)
@@ -103,6 +110,20 @@ class Reader:
             return self._connection.execute(sql, params).fetchall()
         except (sqlite3.Error, UnicodeError, OverflowError, MemoryError) as error:
             raise self._translated(error) from error
+
+    def some(self, sql: str, params: Sequence[object], *, column: str, budget: int) -> list[sqlite3.Row]:
+        """Rows of a query until `column`'s characters exceed `budget`; at least one row if there is any."""
+        found: list[sqlite3.Row] = []
+        try:
+            for row in self._connection.execute(sql, params):
+                found.append(row)
+                value = row[column]
+                budget -= len(value) if isinstance(value, str | bytes) else 0
+                if budget < 0:
+                    break
+        except (sqlite3.Error, UnicodeError, OverflowError, MemoryError) as error:
+            raise self._translated(error) from error
+        return found
 
     def one(self, sql: str, params: Sequence[object] = ()) -> sqlite3.Row | None:
         """The first row, or None."""
@@ -283,8 +304,8 @@ def _connect_to(guard: int, path: Path) -> sqlite3.Connection:
         raise translate(error, path, hostile=True) from error
     if _same(probe, wanted) and probe != guard:
         return connection
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) != guard and _same(int(name), wanted):
+    for name in Path("/proc/self/fd").iterdir():
+        if int(name.name) != guard and _same(int(name.name), wanted):
             return connection
     connection.close()
     raise HostileFileError(f"{path.name} was replaced while it was being opened.")

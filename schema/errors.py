@@ -59,3 +59,10 @@ class StorageError(ClawbusError):
 
     code = "STORAGE"
     default_hint = "Check free space and permissions of the data folder; the daemon retries by itself."
+
+
+class ReadDeadlineError(ClawbusError):
+    """A read of a container's file took longer than its deadline: a slow disk, or a file made to be slow."""
+
+    code = "READ_DEADLINE"
+    default_hint = "Seen once under load it is harmless; a session that repeats it is quarantined."

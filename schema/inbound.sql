@@ -23,6 +23,8 @@ CREATE TABLE IF NOT EXISTS messages_in (
 CREATE INDEX IF NOT EXISTS idx_messages_in_series ON messages_in(series_id);
 -- What is due must not cost more as the finished rows pile up.
 CREATE INDEX IF NOT EXISTS messages_in_pending ON messages_in(seq) WHERE status = 'pending';
+-- Dead letters are counted by every status report; that must not cost more either.
+CREATE INDEX IF NOT EXISTS messages_in_failed ON messages_in(seq) WHERE status = 'failed';
 -- A finished occurrence that still has to be re-armed keeps its recurrence; the sweep clears it with the re-arm.
 CREATE INDEX IF NOT EXISTS messages_in_rearm ON messages_in(seq)
   WHERE recurrence IS NOT NULL AND status IN ('completed', 'failed');
@@ -70,7 +72,8 @@ CREATE TABLE IF NOT EXISTS attempts (
   outcome     TEXT,                              -- completed | failed | orphaned | released; NULL while claimed
   PRIMARY KEY (message_id, incarnation)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS attempts_open ON attempts(incarnation) WHERE outcome IS NULL;
+CREATE INDEX IF NOT EXISTS attempts_open ON attempts(message_id) WHERE outcome IS NULL;
+CREATE INDEX IF NOT EXISTS attempts_incarnation ON attempts(incarnation);
 
 -- ours: every outbound row that is known and not yet delivered. A delivered row leaves this table for `delivered`.
 CREATE TABLE IF NOT EXISTS delivery_attempts (
@@ -87,6 +90,8 @@ CREATE TABLE IF NOT EXISTS delivery_attempts (
 );
 CREATE INDEX IF NOT EXISTS delivery_attempts_open ON delivery_attempts(seq)
   WHERE state IN ('queued', 'intended', 'retrying');
+-- A destination whose head is being retried holds back its own rows; finding those must not cost the queue behind them.
+CREATE INDEX IF NOT EXISTS delivery_attempts_retrying ON delivery_attempts(destination) WHERE state = 'retrying';
 
 -- ours: the highest outbound seq the host has taken note of. Rows above it are new.
 CREATE TABLE IF NOT EXISTS delivery_cursor (

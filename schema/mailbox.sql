@@ -15,4 +15,13 @@ CREATE TABLE IF NOT EXISTS mailbox (
   UNIQUE (agent, session, message_out_id)
 );
 CREATE INDEX IF NOT EXISTS mailbox_by_name ON mailbox(mailbox, cursor);
-CREATE INDEX IF NOT EXISTS mailbox_by_reply ON mailbox(agent, session, in_reply_to);
+
+-- Which messages an entry answers: its in_reply_to, and the ids in its content's "answers" (one turn may answer a batch).
+-- A client that waits for one message's answer finds it here, however many entries there are.
+CREATE TABLE IF NOT EXISTS mailbox_replies (
+  agent      TEXT NOT NULL,
+  session    TEXT NOT NULL,
+  message_id TEXT NOT NULL,
+  cursor     INTEGER NOT NULL REFERENCES mailbox(cursor),
+  PRIMARY KEY (agent, session, message_id, cursor)
+) WITHOUT ROWID;

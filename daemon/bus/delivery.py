@@ -1,0 +1,271 @@
+"""The way out: collect a session's news, send what is intended, record what came of it. One collect per session at a time.
+
+A destination has one send under way; a stalled one holds back itself alone. Success is only ever a channel's receipt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from daemon.bus.delivery_plan import Bury, ChannelTraits, Send
+from daemon.bus.delivery_steps import Collected, Means, Outcome, collect, record_outcomes
+from daemon.bus.sessions import Session
+from daemon.channels.protocol import Channel, InDoubt, Outgoing
+from daemon.clock import Clock
+from daemon.config import Delivery as DeliveryConfig
+from daemon.errors import PermanentDeliveryError, TransientDeliveryError
+from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError, StorageError
+from schema.rows import AckStatus
+
+_RACE_RETRY_MS = 50
+_TROUBLE_RETRY_MS = 1000
+_MAX_STRIKES = 3
+
+
+class Delivery:
+    """Built once; `poke` may be called from anywhere in the event loop, as often as one likes."""
+
+    def __init__(
+        self,
+        channels: Mapping[str, Channel],
+        config: DeliveryConfig,
+        clock: Clock,
+        *,
+        live_incarnation: Callable[[Session], str | None],
+        wake_at: Callable[[Session, int], None],
+        look_later: Callable[[Session], None],
+        quarantine: Callable[[Session, str], None],
+        max_content_bytes: int,
+        rng: random.Random,
+    ) -> None:
+        self._channels = channels
+        self._config = config
+        self._clock = clock
+        self._live = live_incarnation
+        self._wake_at = wake_at
+        self._look_later = look_later
+        self._quarantine = quarantine
+        self._max_content_bytes = max_content_bytes
+        self._rng = rng
+        self._dirty: dict[Session, bool] = {}
+        self._senders = 0
+        self._drained = anyio.Event()
+        self._closing = False
+        self._tasks: TaskGroup | None = None
+        self._log = structlog.get_logger("delivery")
+        self._traits = {
+            name: ChannelTraits(c.capabilities.deduplicates, c.capabilities.in_doubt is InDoubt.HOLD)
+            for name, c in channels.items()
+        }
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Work in this task group from now on."""
+        self._tasks = tasks
+
+    def later(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Run something small in this engine's task group: what a synchronous callback cannot await."""
+        if self._tasks is not None:
+            self._tasks.start_soon(_only_await, work)
+
+    @property
+    def senders(self) -> int:
+        """Sends under way."""
+        return self._senders
+
+    async def close(self, grace_s: float) -> None:
+        """Begin nothing new, and let what is under way finish within `grace_s` seconds."""
+        self._closing = True
+        with anyio.move_on_after(grace_s):
+            while self._senders:
+                self._drained = anyio.Event()
+                await self._drained.wait()
+
+    def poke(self, session: Session) -> None:
+        """Something of this session may be new: look soon. Calls during a look make it look once more."""
+        if self._tasks is None or self._closing or session.quarantined is not None:
+            return
+        idle = session not in self._dirty
+        self._dirty[session] = True
+        if idle:
+            self._tasks.start_soon(self._run, session, name=f"collect {session.key}")
+
+    async def _run(self, session: Session) -> None:
+        try:
+            while self._dirty.get(session) and session.quarantined is None and not self._closing:
+                self._dirty[session] = False
+                if await self._collect(session):
+                    self._dirty[session] = True
+        finally:
+            del self._dirty[session]
+
+    async def _collect(self, session: Session) -> bool:
+        """One look. True when more is known to wait."""
+        means = self._means(session)
+        now = self._clock.now_ms()
+        live = self._live(session)
+        try:
+            async with session.lock:
+                found = await session.call_locked(partial(collect, session.files, means, live, now))
+                # Under the lock: a destination is marked before anybody else can plan for it.
+                groups = self._claim_destinations(session, found.sends)
+        except ReadRaceError as error:
+            self._log.debug(
+                "outbound_read_race", agent=session.key.agent, session=session.key.session, error=str(error)
+            )
+            self._wake_at(session, now + _RACE_RETRY_MS)
+            return False
+        except ClawbusError as error:
+            self.trouble(session, error)
+            return False
+        session.deadline_strikes = 0
+        self._report(session, found)
+        for address_key, sends in groups:
+            assert self._tasks is not None
+            self._senders += 1
+            self._tasks.start_soon(self._send_group, session, address_key, sends, name=f"send {session.key}")
+        if found.sends or found.settled or found.claimed:
+            session.last_activity = now
+        if found.later:
+            self._look_later(session)
+        return found.more
+
+    def trouble(self, session: Session, error: ClawbusError) -> None:
+        """A look into the session's files failed: quarantine what is hostile, retry what may pass."""
+        context = {"agent": session.key.agent, "session": session.key.session, "code": error.code, "hint": error.hint}
+        if isinstance(error, ReadDeadlineError):
+            session.deadline_strikes += 1
+        if isinstance(error, HostileFileError) or session.deadline_strikes >= _MAX_STRIKES:
+            self._quarantine(session, str(error))
+            return
+        level = (
+            self._log.warning
+            if isinstance(error, FileBusyError | ReadDeadlineError | StorageError)
+            else self._log.error
+        )
+        level("session_unreadable", error=str(error), **context)
+        self._wake_at(session, self._clock.now_ms() + _TROUBLE_RETRY_MS)
+
+    def _means(self, session: Session) -> Means:
+        under_way = frozenset(row_id for ids in session.sending.values() for row_id in ids)
+        return Means(
+            channels=self._traits,
+            config=self._config,
+            max_content_bytes=self._max_content_bytes,
+            held=frozenset(session.sending),
+            under_way=under_way,
+            jitter=self._rng.random(),
+        )
+
+    def _claim_destinations(self, session: Session, sends: Sequence[Send]) -> list[tuple[str, list[Send]]]:
+        groups: dict[str, list[Send]] = {}
+        for send in sends:
+            groups.setdefault(send.address.key, []).append(send)
+        for key, members in groups.items():
+            session.sending[key] = frozenset(member.candidate.row.id for member in members)
+        return list(groups.items())
+
+    async def _send_group(self, session: Session, address_key: str, sends: list[Send]) -> None:
+        """Send one destination's rows in order, stop at the first failure, record, and look again."""
+        try:
+            outcomes: list[Outcome] = []
+            for send in sends:
+                failed = bool(outcomes) and (outcomes[-1].error is not None or not outcomes[-1].sent)
+                outcomes.append(Outcome(send, sent=False) if failed else await self._send(session, send))
+            await self._record(session, outcomes)
+            if any(outcome.error is not None for outcome in outcomes):
+                self._look_later(session)
+        finally:
+            self._senders -= 1
+            session.sending.pop(address_key, None)
+            if self._senders == 0:
+                self._drained.set()
+        self.poke(session)
+
+    async def _send(self, session: Session, send: Send) -> Outcome:
+        row = send.candidate.row
+        channel = self._channels[send.address.channel_type]
+        message = Outgoing(
+            key=f"{session.key.agent}/{session.key.session}/{row.id}",
+            message_out_id=row.id,
+            agent=session.key.agent,
+            session=session.key.session,
+            kind=row.kind,
+            address=send.address,
+            content=row.content,
+            timestamp=row.timestamp,
+            in_reply_to=row.in_reply_to,
+            attempt=send.candidate.attempts + 1,
+        )
+        try:
+            with anyio.fail_after(self._config.send_timeout_s):
+                receipt = await channel.deliver(message)
+        except TimeoutError:
+            text = f"no answer within {self._config.send_timeout_s:g} s"
+            return Outcome(send, sent=True, error_code=TransientDeliveryError.code, error=text)
+        except PermanentDeliveryError as error:
+            return Outcome(send, sent=True, error_code=error.code, error=str(error), permanent=True)
+        except TransientDeliveryError as error:
+            return Outcome(send, sent=True, error_code=error.code, error=str(error), retry_after_s=error.retry_after_s)
+        except Exception as error:  # noqa: BLE001 - a channel's bug must not stop other channels; it is retried and logged
+            self._log.error("channel_raised", channel=send.address.channel_type, exc_info=True)
+            return Outcome(send, sent=True, error_code="CHANNEL_BUG", error=f"{type(error).__name__}: {error}")
+        return Outcome(send, sent=True, platform_message_id=receipt.platform_message_id)
+
+    async def _record(self, session: Session, outcomes: list[Outcome]) -> None:
+        """Record until it is recorded: a receipt that is lost would be sent again."""
+        means, wait = self._means(session), 0.1
+        # A shutdown must not tear a receipt off its send; it waits a bounded time for this.
+        with anyio.CancelScope() as scope:
+            while True:
+                try:
+                    scope.shield = True
+                    now = self._clock.now_ms()
+                    buried = await session.call(partial(record_outcomes, session.files, outcomes, means, now))
+                    break
+                except (FileBusyError, StorageError) as error:
+                    self._log.warning("receipt_not_recorded", agent=session.key.agent, session=session.key.session,
+                                      error=str(error), retry_s=wait)  # fmt: skip
+                scope.shield = False
+                await anyio.sleep(wait)
+                wait = min(wait * 2, 5.0)
+            self._report_outcomes(session, outcomes, buried)
+
+    def _report(self, session: Session, found: Collected) -> None:
+        log = self._log.bind(agent=session.key.agent, session=session.key.session)
+        for claim in found.claimed:
+            log.info("message_claimed", message=claim.message_id, incarnation=claim.incarnation)
+        for action in found.settled:
+            event = "message_completed" if action.status is AckStatus.COMPLETED else "message_failed"
+            log.info(event, message=action.message_id, incarnation=action.incarnation)
+        for dead in found.buried:
+            self._dead(session, dead)
+        for item in found.deferred:
+            log.warning("delivery_deferred", message_out=item.candidate.row.id, code=item.reason, error=item.error)
+
+    def _report_outcomes(self, session: Session, outcomes: Sequence[Outcome], buried: Sequence[Bury]) -> None:
+        log = self._log.bind(agent=session.key.agent, session=session.key.session)
+        dead_ids = {dead.candidate.row.id for dead in buried}
+        for outcome in outcomes:
+            row = outcome.send.candidate.row
+            if outcome.sent and outcome.error is None:
+                log.info("message_delivered", message_out=row.id, in_reply_to=row.in_reply_to,
+                         channel=outcome.send.address.channel_type, attempt=outcome.send.candidate.attempts + 1)  # fmt: skip
+            elif outcome.sent and row.id not in dead_ids:
+                log.warning("delivery_failed", message_out=row.id, code=outcome.error_code, error=outcome.error,
+                            channel=outcome.send.address.channel_type, attempt=outcome.send.candidate.attempts + 1)  # fmt: skip
+        for dead in buried:
+            self._dead(session, dead)
+
+    def _dead(self, session: Session, dead: Bury) -> None:
+        self._log.error("delivery_dead_lettered", agent=session.key.agent, session=session.key.session,
+                        message_out=dead.candidate.row.id, code=dead.reason, error=dead.error)  # fmt: skip
+
+
+async def _only_await(work: Callable[[], Awaitable[object]]) -> None:
+    await work()

@@ -1,0 +1,189 @@
+"""What to do with each outbound row: pure. No I/O, no clock, no log; the caller executes the named decisions.
+
+Rules: a row goes only where its session may write; only the head of a destination is ever sent; a channel that does not
+deduplicate gets one send at a time, so that a crash leaves at most one send in doubt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from schema.rows import Address, DeliveryState, Kind, MessageOut
+
+DELIVERABLE: Final = frozenset({Kind.CHAT.value, Kind.CHAT_SDK.value, Kind.TASK.value, Kind.WEBHOOK.value})
+
+
+class Reason(StrEnum):
+    """Why a row is not sent now. The dead letter's code."""
+
+    UNKNOWN_KIND = "UNKNOWN_KIND"
+    BAD_CONTENT = "BAD_CONTENT"
+    NO_ROUTE = "NO_ROUTE"
+    UNAUTHORISED = "UNAUTHORISED_DESTINATION"
+    NO_CHANNEL = "NO_CHANNEL"
+    ROW_GONE = "ROW_GONE"
+    IN_DOUBT = "IN_DOUBT"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One outbound row with all that the decision needs. `state` None: not taken note of yet."""
+
+    row: MessageOut
+    from_host: bool
+    state: DeliveryState | None
+    attempts: int = 0
+    first_at: int = 0
+    origin: Address | None = None
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelTraits:
+    """What the plan needs to know of a channel."""
+
+    deduplicates: bool
+    hold_in_doubt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the session may do and the channels can. `held`: destinations with a send under way or a failed head."""
+
+    now: int
+    routing: Address | None
+    allowed: frozenset[tuple[str, str]]
+    channels: Mapping[str, ChannelTraits]
+    held: frozenset[str]
+    max_content_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Record the intent, then send."""
+
+    candidate: Candidate
+    address: Address
+    in_doubt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Take note of it; its turn comes later. `not_before` is epoch ms or None."""
+
+    candidate: Candidate
+    address: Address
+    not_before: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Nothing can take it now; count it as a failed attempt and retry."""
+
+    candidate: Candidate
+    address: Address
+    reason: Reason
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """A dead letter at once. `reason` is its code: one of Reason, or the channel's own."""
+
+    candidate: Candidate
+    reason: str
+    error: str
+    address: Address | None = None
+
+
+Decision = Send | Queue | Defer | Bury
+
+
+def plan(candidates: Iterable[Candidate], rules: Rules) -> list[Decision]:
+    """A decision for each candidate, in seq order. `candidates` may come in any order."""
+    held = set(rules.held)
+    decisions: list[Decision] = []
+    for candidate in sorted(candidates, key=lambda item: item.row.seq):
+        decision = _decide(candidate, rules, held)
+        decisions.append(decision)
+        if isinstance(decision, Defer) or (isinstance(decision, Send) and not _batches(decision.address, rules)):
+            held.add(decision.address.key)
+    return decisions
+
+
+def _decide(candidate: Candidate, rules: Rules, held: set[str]) -> Decision:
+    if candidate.gone:
+        return Bury(candidate, Reason.ROW_GONE, "the row is no longer in outbound.db")
+    refused = _refuse_row(candidate, rules)
+    if refused is not None:
+        return refused
+    address = _address(candidate, rules)
+    if isinstance(address, Bury):
+        return address
+    row = candidate.row
+    if candidate.state is None and row.deliver_after is not None and row.deliver_after > rules.now:
+        return Queue(candidate, address, row.deliver_after)
+    if address.key in held:
+        return Queue(candidate, address, None)
+    traits = rules.channels.get(address.channel_type)
+    if traits is None:
+        known = ", ".join(sorted(rules.channels)) or "none"
+        return Defer(candidate, address, Reason.NO_CHANNEL,
+                     f"no channel {address.channel_type!r} is configured (there is: {known})")  # fmt: skip
+    in_doubt = candidate.state is DeliveryState.INTENDED
+    if in_doubt and not traits.deduplicates and traits.hold_in_doubt:
+        error = "a crash left it unknown whether this was sent, and the channel's policy is to hold"
+        return Bury(candidate, Reason.IN_DOUBT, error, address)
+    return Send(candidate, address, in_doubt=in_doubt)
+
+
+def _refuse_row(candidate: Candidate, rules: Rules) -> Bury | None:
+    row = candidate.row
+    if row.kind not in DELIVERABLE:
+        return Bury(candidate, Reason.UNKNOWN_KIND, f"nothing delivers rows of kind {row.kind!r}")
+    if len(row.content.encode("utf-8", "surrogatepass")) > rules.max_content_bytes:
+        return Bury(candidate, Reason.BAD_CONTENT, f"content is over {rules.max_content_bytes} bytes")
+    try:
+        json.loads(row.content)
+    except (ValueError, RecursionError):
+        return Bury(candidate, Reason.BAD_CONTENT, "content is not JSON")
+    return None
+
+
+def _address(candidate: Candidate, rules: Rules) -> Address | Bury:
+    """Where the row goes: as it says, else where what it answers came from, else the session's route."""
+    row = candidate.row
+    if row.channel_type is None or row.platform_id is None:
+        default = candidate.origin or rules.routing
+        if default is None:
+            return Bury(candidate, Reason.NO_ROUTE, "it names no destination and the session has no route")
+        return Address(default.channel_type, default.platform_id, row.thread_id or default.thread_id)
+    wanted = Address(row.channel_type, row.platform_id, row.thread_id)
+    own = [place for place in (candidate.origin, rules.routing) if place is not None]
+    place = (wanted.channel_type, wanted.platform_id)
+    if candidate.from_host or place in rules.allowed or any(place == (o.channel_type, o.platform_id) for o in own):
+        return wanted
+    error = f"the session may not write to {wanted.channel_type}:{wanted.platform_id}"
+    return Bury(candidate, Reason.UNAUTHORISED, error, wanted)
+
+
+def _batches(address: Address, rules: Rules) -> bool:
+    traits = rules.channels.get(address.channel_type)
+    return traits is not None and traits.deduplicates
+
+
+def retry_at(
+    now: int, attempts: int, *, base_s: float, max_s: float, retry_after_s: float | None, jitter: float
+) -> int:
+    """When to try again after `attempts` failed ones, epoch ms. `jitter` in 0..1 spreads receivers' load by a quarter.
+
+    A receiver's Retry-After is honoured when it is later than our own back-off, up to a day.
+    """
+    backoff = min(base_s * 2 ** min(max(attempts - 1, 0), 30), max_s) * (0.75 + 0.5 * jitter)
+    if retry_after_s is not None:
+        backoff = max(backoff, min(retry_after_s, 86_400.0))
+    return now + int(backoff * 1000)

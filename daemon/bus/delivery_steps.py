@@ -1,0 +1,253 @@
+"""The two transactions of delivery over one session's files: take note and intend; record what came of it.
+
+Synchronous; the caller holds the session's lock. Sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from daemon.bus.delivery_plan import Bury, Candidate, ChannelTraits, Decision, Defer, Queue, Rules, Send, plan, retry_at
+from daemon.config import Delivery as DeliveryConfig
+from daemon.store import deliveries, messages, outbound
+from daemon.store.session_files import SessionFiles
+from daemon.store.transitions import change_status
+from daemon.sweep.decide import Observation, Settle, settled
+from schema.connect import Reader, Writer
+from schema.rows import Ack, AckStatus, DeliveryState, MessageIn, MessageOut, MessageStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What one look at a session found and committed. `sends` are intended and must be sent now."""
+
+    sends: tuple[Send, ...] = ()
+    buried: tuple[Bury, ...] = ()
+    deferred: tuple[Defer, ...] = ()
+    settled: tuple[Settle, ...] = ()
+    claimed: tuple[Ack, ...] = ()
+    more: bool = False
+    later: bool = False  # something waits for a known instant, or a series must be armed again
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one intended send. `error` None with `sent`: a receipt. Not `sent`: it never began."""
+
+    send: Send
+    sent: bool
+    platform_message_id: str | None = None
+    error_code: str | None = None
+    error: str | None = None
+    permanent: bool = False
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What the session's delivery works with; `held` destinations have a send under way."""
+
+    channels: Mapping[str, ChannelTraits]
+    config: DeliveryConfig
+    max_content_bytes: int
+    held: frozenset[str]
+    under_way: frozenset[str]
+    jitter: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    candidates: tuple[Candidate, ...]
+    held: frozenset[str]
+    top_seq: int | None
+    more: bool
+
+
+def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Collected:
+    """Settle final acks, note claims, plan deliveries and commit all of it with the cursor, in one transaction.
+
+    Raises ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; nothing has changed then.
+    """
+    with files.inbound() as db:
+        pending = tuple(messages.pending(db, now))
+        with files.outbound() as out:
+            acks = outbound.acks_for(out, [message.id for message in pending]) if out is not None else {}
+            batch = _look(db, out, means, now)
+        settles = settled(Observation(now=now, pending=pending, acks=acks))
+        claims = _new_claims(db, pending, acks, live)
+        decisions = plan(batch.candidates, _rules(db, batch, means, now)) if batch.candidates else []
+        if not decisions and not settles and not claims and batch.top_seq is None:
+            return Collected(more=batch.more)
+        with db.transaction():
+            for action in settles:
+                settle(db, action, now)
+            for claim in claims:
+                messages.note_claim(db, claim.message_id, live or "", claim.changed_at or now, now)
+            for decision in decisions:
+                _commit(db, decision, means, now)
+            if batch.top_seq is not None:
+                deliveries.advance(db, batch.top_seq)
+    return Collected(
+        sends=tuple(item for item in decisions if isinstance(item, Send)),
+        buried=tuple(item for item in decisions if isinstance(item, Bury)),
+        deferred=tuple(item for item in decisions if isinstance(item, Defer)),
+        settled=tuple(settles),
+        claimed=tuple(claims),
+        more=batch.more,
+        later=_waits(decisions) or _ends_occurrence(pending, settles),
+    )
+
+
+def settle(db: Writer, action: Settle, now: int) -> None:
+    """Turn a final ack into a status, and end the attempt it belongs to."""
+    done = action.status is AckStatus.COMPLETED
+    target = MessageStatus.COMPLETED if done else MessageStatus.FAILED
+    detail = None if done else {"code": "AGENT_FAILED", "reason": "the agent answered with an error"}
+    change_status(db, action.message_id, target, target.value, now, incarnation=action.incarnation, detail=detail)
+    if action.incarnation is not None:
+        messages.end_attempt(db, action.message_id, action.incarnation, now, target.value)
+
+
+def record_outcomes(files: SessionFiles, outcomes: Sequence[Outcome], means: Means, now: int) -> list[Bury]:
+    """Receipts, retries and dead letters of sends, in one transaction. The dead letters are returned for the log."""
+    buried: list[Bury] = []
+    with files.inbound() as db, db.transaction():
+        for outcome in outcomes:
+            candidate = outcome.send.candidate
+            if not outcome.sent:
+                deliveries.unsend(db, candidate.row.id)
+            elif outcome.error is None:
+                deliveries.delivered(db, candidate.row.id, outcome.platform_message_id, now)
+            else:
+                dead = _failed(db, outcome, means, now)
+                if dead:
+                    buried.append(dead)
+    return buried
+
+
+def _failed(db: Writer, outcome: Outcome, means: Means, now: int) -> Bury | None:
+    send = outcome.send
+    code, error = outcome.error_code or "DELIVERY_TRANSIENT", outcome.error or ""
+    attempts = send.candidate.attempts + 1
+    first_at = send.candidate.first_at or now
+    if outcome.permanent or now - first_at > means.config.retry_for_s * 1000:
+        text = error if outcome.permanent else f"gave up after {attempts} attempts: {error}"
+        deliveries.bury(db, send.candidate.row, now, code, text, tell_agent=not send.candidate.from_host)
+        return Bury(send.candidate, code, text, send.address)
+    not_before = retry_at(
+        now, attempts, base_s=means.config.retry_base_s, max_s=means.config.retry_max_s,
+        retry_after_s=outcome.retry_after_s, jitter=means.jitter,
+    )  # fmt: skip
+    deliveries.retry(db, send.candidate.row.id, now, not_before, code, error)
+    return None
+
+
+def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
+    """What there is to plan. New rows only when no tracked one was left out, so that order holds."""
+    limit = means.config.batch
+    held = means.held | deliveries.retrying_destinations(db, now)
+    every_due = deliveries.due(db, now, held, limit)
+    due = [row for row in every_due if row.message_out_id not in means.under_way]
+    host = deliveries.host_rows(db, [row.message_out_id for row in due if row.from_host])
+    agent = outbound.rows_by_id(out, [row.message_out_id for row in due if not row.from_host]) if out else {}
+    new: list[MessageOut] = []
+    if out is not None and len(every_due) < limit:
+        new = outbound.rows_after(out, deliveries.cursor(db), limit)
+    known = deliveries.known(db, [row.id for row in new])
+    every = [_tracked(row, host if row.from_host else agent) for row in due]
+    every += [Candidate(row, from_host=False, state=None, first_at=now) for row in _first_of_each(new, known)]
+    origins = deliveries.origins(db, sorted({item.row.in_reply_to for item in every if item.row.in_reply_to}))
+    return _Batch(
+        candidates=tuple(replace(item, origin=origins.get(item.row.in_reply_to or "")) for item in every),
+        held=held,
+        top_seq=new[-1].seq if new else None,
+        more=len(every_due) == limit or bool(new),
+    )
+
+
+def _first_of_each(new: Sequence[MessageOut], known: frozenset[str]) -> list[MessageOut]:
+    """Rows whose id was never seen: an id used again by the container is the same message and is not sent again."""
+    return [row for row in new if row.id not in known]
+
+
+def _tracked(row: deliveries.Tracked, rows: Mapping[str, MessageOut]) -> Candidate:
+    found = rows.get(row.message_out_id)
+    stand_in = MessageOut(row.message_out_id, row.seq, "", "", "")
+    return Candidate(
+        row=replace(found, seq=row.seq) if found is not None else stand_in,
+        from_host=row.from_host,
+        state=row.state,
+        attempts=row.attempts,
+        first_at=row.first_at,
+        gone=found is None,
+    )
+
+
+def _rules(db: Reader, batch: _Batch, means: Means, now: int) -> Rules:
+    return Rules(
+        now=now,
+        routing=deliveries.routing(db),
+        allowed=deliveries.allowed_places(db),
+        channels=means.channels,
+        held=batch.held,
+        max_content_bytes=means.max_content_bytes,
+    )
+
+
+def _new_claims(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], live: str | None) -> list[Ack]:
+    """Claims of the live incarnation that have not been noted yet."""
+    if live is None:
+        return []
+    ids = {message.id for message in pending}
+    working = [
+        ack for ack in acks.values()
+        if ack.status is AckStatus.PROCESSING and ack.message_id in ids and ack.incarnation in (live, None)
+    ]  # fmt: skip
+    if not working:
+        return []
+    noted = messages.noted(db, [ack.message_id for ack in working], live)
+    return [ack for ack in working if ack.message_id not in noted]
+
+
+def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
+    candidate = decision.candidate
+    if candidate.state is None:
+        _track_new(db, decision, now)
+    elif isinstance(decision, Send):
+        deliveries.intend(db, candidate.row.id)
+    if isinstance(decision, Bury):
+        deliveries.bury(db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host)
+    elif isinstance(decision, Defer):
+        not_before = retry_at(
+            now, candidate.attempts + 1, base_s=means.config.retry_base_s, max_s=means.config.retry_max_s,
+            retry_after_s=None, jitter=means.jitter,
+        )  # fmt: skip
+        if now - candidate.first_at > means.config.retry_for_s * 1000:
+            deliveries.bury(db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host)
+        else:
+            deliveries.intend(db, candidate.row.id)
+            deliveries.retry(db, candidate.row.id, now, not_before, decision.reason, decision.error)
+
+
+def _waits(decisions: Sequence[Decision]) -> bool:
+    return any(isinstance(item, Defer) or (isinstance(item, Queue) and item.not_before) for item in decisions)
+
+
+def _ends_occurrence(pending: Sequence[MessageIn], settles: Sequence[Settle]) -> bool:
+    finished = {action.message_id for action in settles}
+    return any(message.recurrence is not None and message.id in finished for message in pending)
+
+
+def _track_new(db: Writer, decision: Decision, now: int) -> None:
+    state = DeliveryState.INTENDED if isinstance(decision, Send) else DeliveryState.QUEUED
+    address = decision.address
+    deliveries.track(
+        db,
+        decision.candidate.row,
+        from_host=False,
+        destination=address.key if address is not None else "",
+        state=state,
+        not_before=decision.not_before if isinstance(decision, Queue) else None,
+        at=now,
+    )

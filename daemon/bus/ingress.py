@@ -1,0 +1,121 @@
+"""The way in: check, store, wake. Returns only after the row is committed; a refusal stores nothing.
+
+Never opens outbound.db and never waits for a container.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import structlog
+from cronsim import CronSim, CronSimError
+
+from daemon.bus.sessions import Session, Sessions
+from daemon.channels.protocol import Accepted, Incoming
+from daemon.clock import Clock
+from daemon.config import Agent
+from daemon.errors import ContentError, IdConflictError, MessageError, UnknownAgentError
+from daemon.store import messages
+from daemon.store.registry import SessionKey
+from schema.ids import check_message_id, check_name, new_id
+from schema.instants import to_text
+from schema.rows import Kind, MessageIn, MessageStatus
+
+
+class Ingress:
+    """Accepts messages for known agents. `on_accepted` is told of every new row that may wake its session."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        agents: Mapping[str, Agent],
+        clock: Clock,
+        on_accepted: Callable[[Session, MessageIn], None],
+        *,
+        max_content_bytes: int,
+    ) -> None:
+        self.agents = agents
+        self._sessions = sessions
+        self._clock = clock
+        self._on_accepted = on_accepted
+        self._max_content_bytes = max_content_bytes
+        self._log = structlog.get_logger("ingress")
+
+    async def accept(self, incoming: Incoming) -> Accepted:
+        """Store one message. Raises InvalidNameError, UnknownAgentError, UnknownSessionError, ContentError, MessageError,
+        IdConflictError; or StorageError and FileBusyError when it cannot be stored now."""
+        now = self._clock.now_ms()
+        key = SessionKey(check_name("agent", incoming.agent), check_name("session", incoming.session))
+        if key.agent not in self.agents:
+            known = ", ".join(sorted(self.agents)) or "none"
+            raise UnknownAgentError(f"there is no agent {key.agent!r} (there is: {known}).")
+        message = check(incoming, now, self._max_content_bytes)
+        session = await (self._sessions.create(key) if incoming.create_session else self._sessions.get(key))
+        async with session.lock:
+            await self._sessions.activate(session)
+            stored, duplicate = await session.call_locked(lambda: store(session, message, incoming, now))
+        session.last_activity = now
+        if not duplicate:
+            self._log.info(
+                "message_accepted", agent=key.agent, session=key.session, message=stored.id, seq=stored.seq,
+                kind=stored.kind, channel=stored.channel_type, trigger=stored.trigger,
+            )  # fmt: skip
+        self._on_accepted(session, stored)
+        return Accepted(stored.id, key.agent, key.session, stored.seq, duplicate)
+
+
+def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
+    """The row to store, without its seq. Raises what `Ingress.accept` documents."""
+    try:
+        content = json.dumps(incoming.content, ensure_ascii=False, allow_nan=False)
+        size = len(content.encode("utf-8"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ContentError(f"content is not JSON: {error}.") from error
+    if size > max_content_bytes:
+        raise ContentError(f"content has {size} bytes; the limit is {max_content_bytes}.")
+    if incoming.kind not in {kind.value for kind in Kind}:
+        raise MessageError(f"kind {incoming.kind!r} is unknown.", hint=f"Use one of {', '.join(Kind)}.")
+    if incoming.recurrence is not None:
+        check_recurrence(incoming.recurrence)
+    address = incoming.address
+    return MessageIn(
+        id=check_message_id(incoming.message_id) if incoming.message_id is not None else new_id(now),
+        seq=0,
+        kind=incoming.kind,
+        timestamp=to_text(now),
+        status=MessageStatus.PENDING,
+        content=content,
+        process_after=incoming.process_after,
+        recurrence=incoming.recurrence,
+        trigger=incoming.trigger,
+        channel_type=address.channel_type if address else None,
+        platform_id=address.platform_id if address else None,
+        thread_id=address.thread_id if address else None,
+        on_wake=incoming.on_wake,
+    )
+
+
+def check_recurrence(expression: str) -> None:
+    """Raise MessageError unless it is a cron expression of five fields that will ever fire."""
+    try:
+        next(CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC)))
+    except (CronSimError, StopIteration) as error:
+        raise MessageError(f"recurrence {expression!r} is not a cron expression that fires: {error}.") from error
+
+
+def store(session: Session, message: MessageIn, incoming: Incoming, now: int) -> tuple[MessageIn, bool]:
+    """Write the row, its history and the session's route in one transaction. (row, whether it was there before)."""
+    with session.files.inbound() as db, db.transaction():
+        known = messages.find(db, message.id)
+        if known is not None:
+            if (known.content, known.kind) != (message.content, message.kind):
+                raise IdConflictError(f"message id {message.id!r} was used for other content in {session.key}.")
+            return known, True
+        stored = replace(message, seq=messages.next_even_seq(db))
+        messages.insert(db, stored, now)
+        if incoming.address is not None and incoming.trigger:
+            messages.set_routing(db, incoming.address)
+    return stored, False

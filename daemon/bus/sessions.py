@@ -1,0 +1,138 @@
+"""The sessions that have work, in memory: one object and one lock each. Idle sessions are rows in central.db only.
+
+Everything that opens a session's files goes through `Session.call`, which serialises it: closing one descriptor of a
+file drops this process's SQLite locks on it, so two threads must never have the same outbound.db open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+from daemon.clock import Clock
+from daemon.errors import UnknownSessionError
+from daemon.store.registry import Registry, SessionKey, SessionRow
+from daemon.store.session_files import SessionFiles
+from schema.connect import ReadLimits
+
+T = TypeVar("T")
+
+
+class Session:
+    """One active session. `busy` destinations have a send under way; `last_activity` is epoch milliseconds."""
+
+    def __init__(self, key: SessionKey, files: SessionFiles, limiter: anyio.CapacityLimiter) -> None:
+        self.key = key
+        self.files = files
+        self.lock = anyio.Lock()
+        self.quarantined: str | None = None
+        self.active = False
+        self.last_activity = 0
+        self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
+        self.deadline_strikes = 0
+        self._limiter = limiter
+
+    async def call(self, operation: Callable[[], T]) -> T:
+        """Run a synchronous operation on the session's files in a thread, alone. Not re-entrant."""
+        async with self.lock:
+            return await self.call_locked(operation)
+
+    async def call_locked(self, operation: Callable[[], T]) -> T:
+        """The same for a caller that holds `lock`. A cancelled caller does not wait for a stuck read."""
+        return await anyio.to_thread.run_sync(operation, limiter=self._limiter, abandon_on_cancel=False)
+
+
+class Sessions:
+    """Makes, finds and forgets Session objects, and keeps central.db's `active` flag ahead of the truth."""
+
+    def __init__(
+        self,
+        sessions_dir: Path,
+        registry: Registry,
+        clock: Clock,
+        limits: ReadLimits,
+        owner: tuple[int, int] | None,
+        *,
+        threads: int = 16,
+    ) -> None:
+        self._dir = sessions_dir
+        self._registry = registry
+        self._clock = clock
+        self._limits = limits
+        self._owner = owner
+        self._table: dict[SessionKey, Session] = {}
+        self._central = anyio.Lock()
+        self._limiter = anyio.CapacityLimiter(threads)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(tuple(self._table.values()))
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def peek(self, key: SessionKey) -> Session | None:
+        """The session if it is in memory."""
+        return self._table.get(key)
+
+    async def central(self, operation: Callable[[Registry], T]) -> T:
+        """Run a registry operation in a thread, one at a time: SQLite would make them wait by sleeping."""
+        async with self._central:
+            return await anyio.to_thread.run_sync(partial(operation, self._registry))
+
+    async def get(self, key: SessionKey) -> Session:
+        """An existing session; raises UnknownSessionError."""
+        session = self._table.get(key)
+        if session is not None:
+            return session
+        row = await self.central(lambda registry: registry.session(key))
+        if row is None:
+            raise UnknownSessionError(f"there is no session {key}.")
+        return self.adopt(row)
+
+    def adopt(self, row: SessionRow) -> Session:
+        """The session object for a row of the registry."""
+        session = self._table.get(row.key)
+        if session is None:
+            session = Session(row.key, self.files_of(row.key), self._limiter)
+            session.quarantined = row.quarantine_reason
+            session.active = row.active
+            session.last_activity = self._clock.now_ms()
+            self._table[row.key] = session
+        return session
+
+    def files_of(self, key: SessionKey) -> SessionFiles:
+        """The files of a session by name; the name has been checked by whoever made the key."""
+        return SessionFiles(self._dir / key.agent / key.session, self._limits, self._owner)
+
+    async def create(self, key: SessionKey) -> Session:
+        """The session, made if need be: registry first, then the folder, so that a crash leaves a row that is looked at."""
+        try:
+            return await self.get(key)
+        except UnknownSessionError:
+            pass
+        now = self._clock.now_ms()
+        await self.central(lambda registry: registry.activate(key, now))
+        row = await self.central(lambda registry: registry.session(key))
+        assert row is not None
+        session = self.adopt(row)
+        await session.call(session.files.create)
+        return session
+
+    async def activate(self, session: Session) -> None:
+        """Record that the session has work, before the work is written. Call with the session's lock held."""
+        if not session.active:
+            now = self._clock.now_ms()
+            await self.central(lambda registry: registry.activate(session.key, now))
+            session.active = True
+
+    async def retire(self, session: Session, next_due_at: int | None) -> None:
+        """Record that the session has nothing to do (before `next_due_at`) and forget it. Call with its lock held."""
+        await self.central(lambda registry: registry.deactivate(session.key, next_due_at))
+        session.active = False
+        if not session.sending:
+            self._table.pop(session.key, None)

@@ -1,0 +1,243 @@
+"""The `local` channel: answers land in a durable mailbox that clients of the control socket read by cursor.
+
+Messages come in through the control API, which calls the bus itself; this channel is the way out. It must never report a
+delivery before its row is committed, and never poll the file: whoever waits is woken by the commit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Final, TypeVar, cast
+
+import anyio
+import anyio.to_thread
+import structlog
+from anyio.abc import TaskStatus
+from pydantic import BaseModel, ConfigDict
+
+from daemon.channels.protocol import Accept, Capabilities, ChannelContext, Outgoing, Receipt
+from daemon.errors import ChannelError, PermanentDeliveryError, TransientDeliveryError
+from daemon.store.mailbox import MAX_ANSWERS, Mailbox, MailboxEntry, NewEntry
+from schema.errors import ClawbusError, FileBusyError
+from schema.ids import is_message_id
+
+MAILBOX_DB: Final = "mailbox.db"
+MAX_NAME: Final = 200
+_MAX_GROUP: Final = 256
+
+_T = TypeVar("_T")
+
+
+class LocalSettings(BaseModel):
+    """[channels.local] has no keys of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LocalChannel:
+    """Built by the registry, always. `deliver`, `read` and the waits work before, during and after `run`."""
+
+    Settings: ClassVar[type[BaseModel]] = LocalSettings
+
+    def __init__(self, context: ChannelContext) -> None:
+        self.name = context.name
+        self.capabilities = Capabilities(deduplicates=True, threads=True)
+        self._clock = context.clock
+        self._mailbox = Mailbox(context.data_dir / MAILBOX_DB)
+        self._bells = _Bells()
+        self._group = _GroupCommit(self._mailbox, self._announce)
+        self._log = structlog.get_logger("local")
+
+    async def run(self, accept: Accept, *, task_status: TaskStatus[None]) -> None:
+        """Make the mailbox ready and stay until cancelled. Raises ChannelError when the file cannot be used."""
+        del accept  # what comes in over the control socket is accepted there
+        try:
+            await anyio.to_thread.run_sync(self._mailbox.prepare)
+        except ClawbusError as error:
+            raise ChannelError(f"channel {self.name}: {error}", hint=error.hint) from error
+        self._log.debug("local_mailbox_ready", path=str(self._mailbox.path))
+        task_status.started()
+        await anyio.sleep_forever()
+
+    async def deliver(self, message: Outgoing) -> Receipt:
+        """Put one message into the mailbox that its address names; the receipt is its cursor.
+
+        Raises PermanentDeliveryError for what no mailbox can hold, TransientDeliveryError when the file cannot be
+        written now.
+        """
+        entry = _new_entry(message, self._clock.now_ms())
+        try:
+            cursor = await self._group.put(entry)
+        except ClawbusError as error:
+            raise TransientDeliveryError(f"the mailbox cannot be written now: {error}", hint=error.hint) from error
+        return Receipt(platform_message_id=str(cursor))
+
+    async def read(self, mailbox: str, after: int, limit: int = 100) -> list[MailboxEntry]:
+        """Entries above the cursor `after`, oldest first, at most `limit`. Only an empty list is the end."""
+        return await anyio.to_thread.run_sync(partial(self._mailbox.read, mailbox, after, limit))
+
+    async def wait_new(self, mailbox: str, after: int, timeout_s: float, limit: int = 100) -> list[MailboxEntry]:
+        """`read`, but wait up to `timeout_s` seconds for the first entry. Empty when none came."""
+        look = partial(self.read, mailbox, after, limit)
+        return await self._bells.wait_until(("mailbox", mailbox), look, timeout_s) or []
+
+    async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
+        """The first entry that answers this message; None when none came within `timeout_s` seconds.
+
+        An entry answers a message by its in_reply_to or by the ids in its content's "answers".
+        """
+
+        async def look() -> MailboxEntry | None:
+            return await anyio.to_thread.run_sync(self._mailbox.first_reply, agent, session, message_id)
+
+        return await self._bells.wait_until(("reply", agent, session, message_id), look, timeout_s)
+
+    def _announce(self, entry: NewEntry) -> None:
+        self._bells.ring(("mailbox", entry.mailbox))
+        for message_id in entry.replied:
+            self._bells.ring(("reply", entry.agent, entry.session, message_id))
+
+
+def _new_entry(message: Outgoing, now_ms: int) -> NewEntry:
+    """The row for a message. Everything in it came out of a container, so everything is looked at."""
+    mailbox = message.address.platform_id
+    if not 1 <= len(mailbox) <= MAX_NAME or not mailbox.isprintable():
+        raise PermanentDeliveryError(
+            f"{mailbox[:MAX_NAME]!r} is no mailbox name.", hint=f"Use 1 to {MAX_NAME} printable characters."
+        )
+    entry = NewEntry(
+        mailbox=mailbox,
+        message_out_id=message.message_out_id,
+        agent=message.agent,
+        session=message.session,
+        in_reply_to=message.in_reply_to,
+        kind=message.kind,
+        thread_id=message.address.thread_id,
+        content=message.content,
+        delivered_at=now_ms,
+        answers=_answers(message.content),
+    )
+    texts = (mailbox, entry.message_out_id, entry.in_reply_to, entry.kind, entry.thread_id, entry.content)
+    try:
+        "".join(text for text in texts if text is not None).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PermanentDeliveryError("the message holds text that is not Unicode (a lone surrogate).") from error
+    return entry
+
+
+def _answers(content: str) -> tuple[str, ...]:
+    """The ids in the content's "answers"; whatever there is no id is left out."""
+    try:
+        parsed: object = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise PermanentDeliveryError(f"the content is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        return ()
+    answers = cast("dict[str, object]", parsed).get("answers")
+    if not isinstance(answers, list):
+        return ()
+    found = (one for one in cast("list[object]", answers)[:MAX_ANSWERS] if is_message_id(one))
+    return tuple(cast("str", one) for one in found)
+
+
+class _Bells:
+    """Wakes whoever waits for a key. A bell lives while somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._bells: dict[Hashable, _Bell] = {}
+
+    def ring(self, key: Hashable) -> None:
+        bell = self._bells.pop(key, None)
+        if bell is not None:
+            bell.rung.set()
+
+    async def wait_until(self, key: Hashable, look: Callable[[], Awaitable[_T]], timeout_s: float) -> _T | None:
+        """What `look` finds, as soon as it finds something; None after `timeout_s` seconds. It looks at least once."""
+        deadline = anyio.current_time() + max(timeout_s, 0.0)
+        while True:
+            # The bell hangs before the look: what is committed after the look rings it.
+            bell = self._bells.setdefault(key, _Bell(anyio.Event()))
+            bell.waiters += 1
+            try:
+                found = await look()
+                if found:
+                    return found
+                with anyio.move_on_after(deadline - anyio.current_time()) as scope:
+                    await bell.rung.wait()
+                if scope.cancelled_caught:
+                    return None
+            finally:
+                bell.waiters -= 1
+                if not bell.waiters and self._bells.get(key) is bell:
+                    del self._bells[key]
+
+
+@dataclass(slots=True)
+class _Bell:
+    rung: anyio.Event
+    waiters: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    entry: NewEntry
+    cursor: int | None = None
+    error: Exception | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.cursor is not None or self.error is not None
+
+
+class _GroupCommit:
+    """Puts that come while another commit runs share the next one: a durable commit costs the same for one row as for many."""
+
+    def __init__(self, mailbox: Mailbox, on_committed: Callable[[NewEntry], None]) -> None:
+        self._mailbox = mailbox
+        self._on_committed = on_committed
+        self._waiting: list[_Ticket] = []
+        self._lock = anyio.Lock()
+
+    async def put(self, entry: NewEntry) -> int:
+        """Commit the entry, alone or with others; its cursor. Cancelled: it may or may not have been committed."""
+        ticket = _Ticket(entry)
+        self._waiting.append(ticket)
+        try:
+            async with self._lock:
+                while not ticket.done:
+                    await self._commit()
+        finally:
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        assert ticket.cursor is not None
+        return ticket.cursor
+
+    async def _commit(self) -> None:
+        group, self._waiting = self._waiting[:_MAX_GROUP], self._waiting[_MAX_GROUP:]
+        # One task commits for others: its own cancellation must not take their rows along.
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._put, group)
+        # Not left to the callers: one that was cancelled meanwhile would leave its readers asleep.
+        for ticket in group:
+            if ticket.cursor is not None:
+                self._on_committed(ticket.entry)
+
+    def _put(self, group: list[_Ticket]) -> None:
+        try:
+            cursors = self._mailbox.put_many([ticket.entry for ticket in group])
+        except Exception as error:  # noqa: BLE001 - every waiter gets it; nothing is swallowed
+            if len(group) > 1 and not isinstance(error, FileBusyError):
+                # One entry that cannot be stored must not hold back its neighbours. (A lock holds back all alike.)
+                for ticket in group:
+                    self._put([ticket])
+                return
+            for ticket in group:
+                ticket.error = error
+            return
+        for ticket, cursor in zip(group, cursors, strict=True):
+            ticket.cursor = cursor

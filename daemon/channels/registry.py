@@ -1,0 +1,192 @@
+"""Finds channel types through the entry-point group `clawbus.channels` and builds the configured ones.
+
+A type that nobody configured is never imported. An unknown type, a key with a typo or a wrong value stops the start with
+the key's full name; no message ever repeats a value, because a channel's table may hold secrets.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, cast, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from daemon.channels.local import LocalChannel
+from daemon.channels.protocol import Channel, ChannelContext
+from daemon.clock import Clock
+from daemon.config import Config
+from daemon.errors import ChannelError, ConfigError
+from schema.errors import InvalidNameError
+from schema.ids import check_name
+
+GROUP: Final = "clawbus.channels"
+LOCAL: Final = "local"
+_HINT: Final = "Correct the named key in clawbus.toml; docs/channels.md describes every channel's keys."
+
+
+class Channels(Mapping[str, Channel]):
+    """The channels that were built, by name: the `channel_type` of an address. Immutable; `local` is always there."""
+
+    def __init__(self, built: Mapping[str, Channel]) -> None:
+        self._built = MappingProxyType(dict(built))
+
+    def __getitem__(self, name: str) -> Channel:
+        return self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._built)
+
+    def __len__(self) -> int:
+        return len(self._built)
+
+    @property
+    def local(self) -> LocalChannel:
+        """The channel whose mailbox the control socket reads."""
+        channel = self._built[LOCAL]
+        assert isinstance(channel, LocalChannel)
+        return channel
+
+
+class _Common(BaseModel):
+    """The keys that every channel's table may have; the rest is the channel's own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str | None = None
+    enabled: bool = True
+
+
+def find_types() -> dict[str, EntryPoint]:
+    """Every installed channel type by name, none imported yet. Raises ChannelError when two packages claim one name."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            raise ChannelError(
+                f"two packages offer a channel type {point.name!r}: {_origin(other)} and {_origin(point)}.",
+                hint="Uninstall one of them.",
+            )
+    return found
+
+
+def build_channels(config: Config, clock: Clock, types: Mapping[str, EntryPoint] | None = None) -> Channels:
+    """Build every configured channel, and `local`. `types` defaults to what is installed.
+
+    Raises ConfigError for a wrong table and ChannelError for a type that is unknown or cannot be loaded.
+    """
+    known = find_types() if types is None else types
+    tables: dict[str, dict[str, Any]] = {LOCAL: {}, **config.channels}
+    built: dict[str, Channel] = {}
+    for name, table in tables.items():
+        common = _common(name, table)
+        if common.enabled:
+            own = {key: value for key, value in table.items() if key not in _Common.model_fields}
+            built[name] = _build(name, common.type or name, own, config, clock, known)
+    return Channels(built)
+
+
+def _common(name: str, table: Mapping[str, Any]) -> _Common:
+    try:
+        check_name("channel", name)
+        common = _Common.model_validate(table)
+    except InvalidNameError as error:
+        raise ConfigError(f"channels.{name}: {error}", hint=error.hint) from None
+    except ValidationError as error:
+        raise _explained(name, error, _Common) from None
+    if name == LOCAL and not common.enabled:
+        raise ConfigError("channels.local.enabled: the local channel is always on.", hint="Remove that key.")
+    if (name == LOCAL) != ((common.type or name) == LOCAL):
+        raise ConfigError(
+            f"channels.{name}.type: there is one local channel, under its own name, and no other may take that name.",
+            hint="Give the table another name or another type.",
+        )
+    return common
+
+
+def _build(
+    name: str, type_name: str, table: Mapping[str, Any], config: Config, clock: Clock, known: Mapping[str, EntryPoint]
+) -> Channel:
+    cls = _load(name, type_name, known)
+    try:
+        settings = cls.Settings.model_validate(table)
+    except ValidationError as error:
+        # Not chained: the original quotes its input, which may be a secret.
+        raise _explained(name, error, cls.Settings) from None
+    context = ChannelContext(
+        name=name,
+        settings=settings,
+        data_dir=Path(config.data_dir),
+        clock=clock,
+        max_content_bytes=config.limits.max_content_bytes,
+    )
+    return cls(context)
+
+
+def _load(name: str, type_name: str, known: Mapping[str, EntryPoint]) -> type[Channel]:
+    point = known.get(type_name)
+    if point is None:
+        key = f"channels.{name}" if type_name == name else f"channels.{name}.type"
+        raise ChannelError(
+            f"{key}: there is no channel type {type_name!r} (there is: {', '.join(sorted(known)) or 'none'}).",
+            hint="Set `type` to one of these, or install the package that brings it into clawbus's environment.",
+        )
+    try:
+        loaded = point.load()
+    except Exception as error:  # another package's import may raise anything
+        raise ChannelError(
+            f"channels.{name}: channel type {type_name!r} of {_origin(point)} cannot be imported:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+    _check_class(name, type_name, loaded)
+    return cast("type[Channel]", loaded)
+
+
+def _check_class(name: str, type_name: str, loaded: object) -> None:
+    settings = getattr(loaded, "Settings", None)
+    lacking = [member for member in ("run", "deliver") if not callable(getattr(loaded, member, None))]
+    if not isinstance(loaded, type) or lacking or not (isinstance(settings, type) and issubclass(settings, BaseModel)):
+        raise ChannelError(
+            f"channels.{name}: {type_name!r} is no channel: it needs to be a class with Settings (pydantic), run and deliver.",
+            hint="docs/channels.md has a complete example.",
+        )
+    if settings.model_config.get("extra") != "forbid":
+        raise ChannelError(
+            f"channels.{name}: the Settings of {type_name!r} would let a mistyped key pass.",
+            hint='Its author sets model_config = ConfigDict(extra="forbid").',
+        )
+
+
+def _explained(name: str, error: ValidationError, model: type[BaseModel]) -> ConfigError:
+    """One line for every wrong key, without any value."""
+    lines: list[str] = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        key = ".".join(("channels", name, *map(str, item["loc"])))
+        if item["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(str(item["loc"][-1]), _keys(model, item["loc"][:-1]), n=1)
+            lines.append(f"{key}: unknown key" + (f"; did you mean {close[0]!r}?" if close else ""))
+        else:
+            lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
+    return ConfigError("; ".join(lines), hint=_HINT)
+
+
+def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys there are at a place of a model: through fields, and through tables of named sub-tables."""
+    current: object = model
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(part))
+            current = field.annotation if field is not None else None
+        else:  # dict[str, Table]: the part is a name, the table its value's type
+            arguments = get_args(current)
+            current = arguments[-1] if arguments else None
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return [*current.model_fields, *(() if location else _Common.model_fields)]
+    return []
+
+
+def _origin(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value

@@ -1,0 +1,151 @@
+"""The daemon as a client sees it: HTTP over the control socket, blocking, for the command line.
+
+Nothing here retries a send by itself. When nobody answers that is DaemonDownError, never an empty result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, cast
+from urllib.parse import quote
+
+import httpx
+
+from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError, SocketPathError
+from daemon.store.mailbox import MailboxEntry
+
+_ANSWER_S: Final = 30.0  # beyond what the request itself may wait for
+_POLL_S: Final = 50.0  # one long-poll of ours; the daemon's own cap is a little higher
+_MAX_PATH_BYTES: Final = 107
+
+
+class ControlClient:
+    """Calls to one daemon. Use as a context manager.
+
+    Every method raises DaemonDownError, DaemonSilentError or RemoteError.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        if len(str(socket).encode(errors="surrogateescape")) > _MAX_PATH_BYTES:
+            raise SocketPathError(f"the control socket's path is over {_MAX_PATH_BYTES} bytes: {socket}")
+        self._socket = socket
+        # trust_env off: a proxy variable must not lead an operator's request away from the socket.
+        self._http = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://clawbus", trust_env=False
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def accept(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """POST /v1/messages; returns {message_id, agent, session, seq, duplicate}."""
+        return self._call("POST", "/v1/messages", body=message)
+
+    def wait_reply(self, agent: str, session: str, message_id: str, wait_s: float) -> MailboxEntry | None:
+        """One long-poll (at most 50 s) for the answer to a message."""
+        wait = min(wait_s, _POLL_S)
+        query = {"agent": agent, "session": session, "message_id": message_id, "wait_s": f"{wait:.3f}"}
+        entry = self._call("GET", "/v1/replies", query=query, wait_s=wait)["entry"]
+        return _entry(entry) if entry is not None else None
+
+    def read_mailbox(self, name: str, after: int, limit: int, wait_s: float = 0.0) -> list[MailboxEntry]:
+        """Entries above a cursor, oldest first; one long-poll (at most 50 s) when there is none."""
+        wait = min(wait_s, _POLL_S)
+        query = {"after": str(after), "limit": str(limit), "wait_s": f"{wait:.3f}"}
+        return [
+            _entry(entry)
+            for entry in self._call("GET", f"/v1/mailbox/{_part(name)}", query=query, wait_s=wait)["entries"]
+        ]
+
+    def status(self) -> dict[str, Any]:
+        """The report and its live part."""
+        return self._call("GET", "/v1/status")
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Every session."""
+        return cast("list[dict[str, Any]]", self._call("GET", "/v1/sessions")["sessions"])
+
+    def session(self, agent: str, session: str) -> dict[str, Any]:
+        """One session's report."""
+        return self._call("GET", f"/v1/sessions/{_part(agent)}/{_part(session)}")
+
+    def act(self, agent: str, session: str, action: str, *, reason: str | None = None) -> dict[str, Any]:
+        """stop, kill or release a session. A kill answers after the confirmed exit."""
+        query = {"reason": reason} if reason is not None else {}
+        return self._call(
+            "POST",
+            f"/v1/sessions/{_part(agent)}/{_part(session)}/{action}",
+            query=query,
+            wait_s=600 if action == "kill" else 0,
+        )
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        wait_s: float = 0.0,
+    ) -> dict[str, Any]:
+        content = json.dumps(body).encode() if body is not None else None
+        timeout = httpx.Timeout(_ANSWER_S + wait_s, connect=5.0)
+        try:
+            response = self._http.request(method, path, params=dict(query or {}), content=content, timeout=timeout)
+        except httpx.ConnectError as error:
+            raise self._down(error) from error
+        except httpx.TimeoutException as error:
+            raise DaemonSilentError(f"the daemon on {self._socket} did not answer in time.") from error
+        except httpx.TransportError as error:
+            raise DaemonDownError(
+                "the daemon ended before it answered.",
+                hint="Start it and repeat; with the same --id a message is never stored twice.",
+            ) from error
+        return _unwrap(response)
+
+    def _down(self, error: httpx.ConnectError) -> DaemonDownError:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, PermissionError):
+                return DaemonDownError(
+                    f"no permission to speak to the daemon on {self._socket}.", hint="Run this as the daemon's user."
+                )
+            cause = cause.__cause__ or cause.__context__
+        return DaemonDownError(f"no daemon answers on {self._socket}.")
+
+
+def _unwrap(response: httpx.Response) -> dict[str, Any]:
+    try:
+        answer = cast("object", json.loads(response.content))
+    except ValueError as error:
+        raise DaemonSilentError(f"the daemon's answer is not JSON (status {response.status_code}).") from error
+    if isinstance(answer, dict):
+        envelope = cast("dict[str, Any]", answer)
+        if envelope.get("ok") is True:
+            return cast("dict[str, Any]", envelope["result"])
+        fault = envelope.get("error")
+        if isinstance(fault, dict):
+            named = cast("dict[str, Any]", fault)
+            raise RemoteError(str(named.get("code")), str(named.get("message")), hint=str(envelope.get("fix", "")))
+    raise DaemonSilentError(f"the daemon's answer is no envelope (status {response.status_code}).")
+
+
+def _entry(values: Mapping[str, Any]) -> MailboxEntry:
+    return MailboxEntry(**{name: values[name] for name in MailboxEntry.__dataclass_fields__})
+
+
+def _part(name: str) -> str:
+    """One path component; whatever the name holds, it cannot become another route."""
+    return quote(name, safe="")

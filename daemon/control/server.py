@@ -1,0 +1,109 @@
+"""The control socket: bound so that nobody but its owner can ever speak to it, served, and removed at the end.
+
+Access is the file's mode and nothing else, so the socket must never exist with a wider one, not for a moment. A socket
+that another daemon answers on is never touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Final
+
+import anyio
+from anyio.abc import TaskStatus
+from starlette.types import ASGIApp
+
+from daemon.control.asgi import serve
+from daemon.errors import SocketInUseError, SocketPathError
+
+MAX_PATH_BYTES: Final = 107  # sun_path holds 108 with its NUL (unix(7))
+MODE: Final = 0o600
+_PROBE_S: Final = 1.0
+
+
+async def run(app: ASGIApp, path: Path, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    """Serve `app` on a unix socket at `path` until cancelled. Raises SocketPathError or SocketInUseError."""
+    sock = bind(path)
+    ours = path.lstat()
+    try:
+        await serve(app, sock, task_status=task_status)
+    finally:
+        sock.close()
+        _remove(path, ours)
+
+
+def check_path(path: Path) -> None:
+    """Raise SocketPathError when the path is too long for a unix socket."""
+    length = len(os.fsencode(path))
+    if length > MAX_PATH_BYTES:
+        raise SocketPathError(f"the control socket's path has {length} bytes, at most {MAX_PATH_BYTES} fit: {path}")
+
+
+def bind(path: Path) -> socket.socket:
+    """A bound unix socket at `path`, mode 0600 from its first moment. Raises SocketPathError or SocketInUseError."""
+    check_path(path)
+    _clear_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        # Linux gives the file the socket's own mode (less the umask, which is the whole process's and left alone).
+        os.fchmod(sock.fileno(), MODE)
+        sock.bind(str(path))
+        _check_private(path)
+        path.chmod(MODE)  # a umask may have taken bits of the owner's
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise SocketInUseError(f"another process just took {path}.") from error
+        raise SocketPathError(f"the control socket {path} cannot be made: {error.strerror}.") from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _check_private(path: Path) -> None:
+    if stat.S_IMODE(path.lstat().st_mode) & ~MODE:
+        path.unlink()
+        raise SocketPathError(f"{path} could not be made private (mode 0600).")
+
+
+def _clear_stale(path: Path) -> None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SocketPathError(f"the control socket {path} cannot be made: {error.strerror}.") from error
+    if not stat.S_ISSOCK(found.st_mode):
+        raise SocketPathError(f"{path} exists and is no socket; it was left alone.")
+    if _answers(path):
+        raise SocketInUseError(f"a daemon already answers on {path}.")
+    _remove(path, found)
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens. Only a clear refusal means nobody: when in doubt the socket is somebody's."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.settimeout(_PROBE_S)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True
+
+
+def _remove(path: Path, ours: os.stat_result) -> None:
+    """Remove the socket file if it still is the one that was looked at."""
+    try:
+        found = path.lstat()
+        if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
+            path.unlink()
+    except FileNotFoundError:
+        return

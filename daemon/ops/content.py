@@ -1,0 +1,59 @@
+"""What a message says, read from its JSON text. Agents write it, so nothing here raises, whatever it holds."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Final, cast
+
+_TEXT_KEYS: Final = ("text", "markdown", "message", "body")
+
+
+def decode(content: str) -> object:
+    """The value of JSON text; the text itself when it is no JSON. NaN and infinities become text: JSON has none."""
+    try:
+        return cast("object", json.loads(content, parse_constant=str, parse_float=_finite))
+    except (ValueError, RecursionError):
+        return content
+
+
+def text_of(content: str) -> str:
+    """What a person would read of it: its text if it has one, else the JSON as it is."""
+    value = decode(content)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        for key in _TEXT_KEYS:
+            if isinstance(fields.get(key), str):
+                return cast("str", fields[key])
+        error = error_of(content)
+        if error is not None:
+            return error
+    return content
+
+
+def error_of(content: str) -> str | None:
+    """The reason, when this answer says that the agent failed ({"error": ...}); else None."""
+    value = decode(content)
+    if not isinstance(value, dict):
+        return None
+    error = cast("dict[str, Any]", value).get("error")
+    if error is None:
+        return None
+    if isinstance(error, dict):
+        message = cast("dict[str, Any]", error).get("message")
+        if isinstance(message, str):
+            return message
+    return error if isinstance(error, str) else json.dumps(error, default=str)
+
+
+def preview(content: str, width: int = 200) -> str:
+    """The first `width` characters of the text, on one line."""
+    line = " ".join(text_of(content).split())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def _finite(text: str) -> float | str:
+    value = float(text)
+    return value if math.isfinite(value) else text

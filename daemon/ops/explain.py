@@ -1,0 +1,59 @@
+"""Why a session needs somebody: one sentence from what is recorded. Pure; it decides nothing and reads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from daemon.ops.session_files import Queues
+from schema.instants import to_text
+
+
+def state_of(registry: Mapping[str, Any], live: Mapping[str, Any] | None, now_ms: int) -> str:
+    """quarantined, running, starting, backing_off, waiting (work, no container), scheduled or idle."""
+    if registry.get("quarantined_at") is not None:
+        return "quarantined"
+    if live is not None:
+        return "running" if live.get("container_id") is not None else "starting"
+    if (registry.get("next_spawn_at") or 0) > now_ms:
+        return "backing_off"
+    if registry.get("active"):
+        return "waiting"
+    return "scheduled" if registry.get("next_due_at") is not None else "idle"
+
+
+def explain(registry: Mapping[str, Any], queues: Queues) -> str | None:
+    """The most pressing reason to look at this session, as one sentence; None when there is none."""
+    name = f"{registry['agent']} {registry['session']}"
+    if registry.get("quarantined_at") is not None:
+        reason = str(registry.get("quarantine_reason") or "no reason was recorded").rstrip(".")
+        since = to_text(int(registry["quarantined_at"]))
+        return f"In quarantine since {since}: {reason}; mend it, then `clawbus session release {name}`."
+    if queues.error is not None:
+        return f"Its files cannot be read: {queues.error.rstrip('.')}."
+    if registry.get("spawn_failures"):
+        count, error = registry["spawn_failures"], str(registry.get("last_spawn_error") or "unknown").rstrip(".")
+        return f"Its container could not be started ({count} times in a row): {error}."
+    if queues.failed_example is not None:
+        return _failed(queues, queues.failed_example)
+    if queues.dead_example is not None:
+        return _dead(queues, queues.dead_example)
+    return None
+
+
+def _failed(queues: Queues, example: Mapping[str, Any]) -> str:
+    event: Mapping[str, Any] = example.get("last_event") or {}
+    detail: Mapping[str, Any] = event.get("detail") or {}
+    reason = detail.get("reason") or detail.get("error") or event.get("event") or "no reason was recorded"
+    others = f" (and {queues.failed - 1} more)" if queues.failed > 1 else ""
+    tries = example.get("tries") or 0
+    return f"Message {example['id']}{others} was given up after {tries} tries: {str(reason).rstrip('.')}."
+
+
+def _dead(queues: Queues, example: Mapping[str, Any]) -> str:
+    others = f" (and {queues.dead - 1} more)" if queues.dead > 1 else ""
+    reason = str(example.get("last_error") or example.get("last_error_code") or "no reason was recorded").rstrip(".")
+    return (
+        f"Answer {example['message_out_id']}{others} could not be delivered to {example['destination']}"
+        f" in {example['attempts']} attempts: {reason}."
+    )

@@ -1,0 +1,244 @@
+"""Reports from the files alone: they work while the daemon is down, and the daemon's own API answers with them too.
+
+Read-only and bounded in rows and time. A session whose file is missing, locked or corrupt is one line in the report
+and never the end of it. Times are epoch milliseconds; every value fits JSON.
+
+Closing a file drops this process's POSIX locks on it (fcntl(2)), so inside the daemon `session_report` and
+`message_life`, which open outbound.db, run where the session's other readers run one at a time.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from daemon.clock import Clock
+from daemon.errors import DataFolderError, UnknownMessageError, UnknownSessionError
+from daemon.ops.explain import explain, state_of
+from daemon.ops.session_files import Queues, read_detail, read_life, read_queues
+from daemon.store.mailbox import MailboxEntry
+from schema.connect import Reader, ReadLimits, open_reader
+from schema.ids import check_name
+from schema.layout import SessionFolder
+
+CENTRAL_DB: Final = "central.db"
+MAILBOX_DB: Final = "mailbox.db"
+MAX_SESSIONS: Final = 20_000
+_BUDGET_S: Final = 3.0  # for looking into sessions; a status that comes late is no status
+_ATTENTION: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    registry: Mapping[str, Any]
+    live: Mapping[str, Any] | None
+    state: str
+    queues: Queues | None  # None: there was no time to look
+
+
+def session_folder(data_dir: Path, agent: str, session: str) -> SessionFolder:
+    """Where a session's files lie. Raises InvalidNameError."""
+    return SessionFolder(data_dir / "sessions" / check_name("agent", agent) / check_name("session", session))
+
+
+def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) -> dict[str, Any]:
+    """Sessions by state, queues, dead letters, live incarnations, what needs attention. Raises DataFolderError."""
+    now = clock.now_ms()
+    with _open_central(data_dir) as central:
+        install = central.one("SELECT install_id FROM install WHERE id = 1")
+        total = _number(central.one("SELECT count(*) FROM sessions"))
+        looked = _look(data_dir, central, clock, MAX_SESSIONS, budget_s)
+        live = [dict(row) for row in central.all(f"{_LIVE} ORDER BY created_at LIMIT 1000")]
+    states: dict[str, int] = {}
+    for one in looked:
+        states[one.state] = states.get(one.state, 0) + 1
+    attention = [_attention(one) for one in looked]
+    needing = [entry for entry in attention if entry is not None]
+    return {
+        "data_dir": str(data_dir),
+        "install_id": install["install_id"] if install is not None else None,
+        "at": now,
+        "sessions": {"total": total, **dict(sorted(states.items()))},
+        "queues": _sum([one.queues for one in looked if one.queues is not None], now),
+        "live": live,
+        "attention": needing[:_ATTENTION],
+        "attention_total": len(needing),
+        "not_examined": total - sum(one.queues is not None for one in looked),
+    }
+
+
+def sessions_report(
+    data_dir: Path, clock: Clock, *, limit: int = 1000, budget_s: float = _BUDGET_S
+) -> list[dict[str, Any]]:
+    """One entry a session, those with work first. Raises DataFolderError."""
+    with _open_central(data_dir) as central:
+        return [_summary(one) for one in _look(data_dir, central, clock, limit, budget_s)]
+
+
+def session_report(
+    data_dir: Path, agent: str, session: str, clock: Clock, *, limit: int = 20, limits: ReadLimits | None = None
+) -> dict[str, Any]:
+    """Everything about one session, `limit` rows of each kind. Raises UnknownSessionError, DataFolderError."""
+    folder = session_folder(data_dir, agent, session)
+    now = clock.now_ms()
+    with _open_central(data_dir) as central:
+        row = central.one("SELECT * FROM sessions WHERE agent = ? AND session = ?", (agent, session))
+        if row is None:
+            raise UnknownSessionError(f"there is no session {agent}/{session}.")
+        incarnations = [
+            dict(found)
+            for found in central.all(
+                "SELECT * FROM incarnations WHERE agent = ? AND session = ? ORDER BY created_at DESC LIMIT ?",
+                (agent, session, limit),
+            )
+        ]
+    live = next((one for one in incarnations if one["ended_at"] is None), None)
+    registry = dict(row)
+    looked = _Looked(registry, live, state_of(registry, live, now), read_queues(folder, now))
+    detail = read_detail(folder, limit, limits or ReadLimits())
+    return {
+        **_summary(looked),
+        "folder": str(folder.root),
+        "registry": registry,
+        "incarnation": live,
+        "incarnations": incarnations,
+        "messages": detail.messages,
+        "undelivered": detail.undelivered,
+        "attempts": detail.attempts,
+        "claims": detail.claims,
+        "tool": detail.tool,
+        "heartbeat_at": detail.heartbeat_at,
+        "routing": detail.routing,
+        "destinations": detail.destinations,
+        "errors": detail.errors,
+    }
+
+
+def message_life(
+    data_dir: Path, agent: str, session: str, message_id: str, *, limits: ReadLimits | None = None
+) -> dict[str, Any]:
+    """One message from its acceptance to its answer's delivery: {agent, session, message_id, life, errors}.
+
+    `life` is [{at, event, detail}] in time order. Raises UnknownSessionError, UnknownMessageError.
+    """
+    folder = session_folder(data_dir, agent, session)
+    if not folder.root.is_dir():
+        raise UnknownSessionError(f"there is no session {agent}/{session}.")
+    events, errors = read_life(folder, message_id, limits or ReadLimits())
+    if not events and not errors:
+        raise UnknownMessageError(f"session {agent}/{session} has no message {message_id!r}.")
+    return {"agent": agent, "session": session, "message_id": message_id, "life": events, "errors": errors}
+
+
+def mailbox_entries(data_dir: Path, mailbox: str, after: int, limit: int) -> list[MailboxEntry]:
+    """Entries of one mailbox above a cursor, oldest first; none while nothing was ever delivered to it."""
+    path = data_dir / MAILBOX_DB
+    if not path.exists():
+        _check_folder(data_dir)
+        return []
+    names = tuple(MailboxEntry.__dataclass_fields__)
+    with open_reader(path) as reader:
+        if not reader.columns("mailbox"):
+            return []
+        rows = reader.all(
+            f"SELECT {', '.join(names)} FROM mailbox WHERE mailbox = ? AND cursor > ? ORDER BY cursor LIMIT ?",
+            (mailbox, after, limit),
+        )
+    return [MailboxEntry(**{name: row[name] for name in names}) for row in rows]
+
+
+_LIVE: Final = "SELECT * FROM incarnations WHERE ended_at IS NULL"
+
+
+def _check_folder(data_dir: Path) -> None:
+    if not data_dir.is_dir():
+        raise DataFolderError(f"the data folder {data_dir} does not exist.")
+
+
+def _open_central(data_dir: Path) -> Reader:
+    _check_folder(data_dir)
+    path = data_dir / CENTRAL_DB
+    try:
+        present = path.is_file()
+    except PermissionError as error:
+        raise DataFolderError(
+            f"the data folder {data_dir} may not be read.", hint="Run this as the daemon's user."
+        ) from error
+    if not present:
+        raise DataFolderError(f"{data_dir} has no {CENTRAL_DB} yet.", hint="Start the daemon once: `clawbus run`.")
+    return open_reader(path)
+
+
+def _look(data_dir: Path, central: Reader, clock: Clock, limit: int, budget_s: float) -> list[_Looked]:
+    """Sessions with the queues of as many as the time allows; those with work come first, so they are looked at."""
+    now = clock.now_ms()
+    deadline = clock.monotonic() + budget_s
+    live = {(row["agent"], row["session"]): dict(row) for row in central.all(_LIVE)}
+    rows: Iterable[sqlite3.Row] = central.all(
+        "SELECT * FROM sessions ORDER BY active DESC, quarantined_at IS NULL, agent, session LIMIT ?", (limit,)
+    )
+    looked: list[_Looked] = []
+    for row in rows:
+        registry = dict(row)
+        container = live.get((row["agent"], row["session"]))
+        queues = None
+        if clock.monotonic() <= deadline:
+            queues = read_queues(session_folder(data_dir, row["agent"], row["session"]), now)
+        looked.append(_Looked(registry, container, state_of(registry, container, now), queues))
+    return looked
+
+
+def _summary(one: _Looked) -> dict[str, Any]:
+    queues = one.queues
+    return {
+        "agent": one.registry["agent"],
+        "session": one.registry["session"],
+        "state": one.state,
+        "explanation": explain(one.registry, queues or Queues()),
+        "created_at": one.registry["created_at"],
+        "next_due_at": one.registry["next_due_at"],
+        "incarnation_id": one.live["id"] if one.live is not None else None,
+        "pending": queues.pending if queues else None,
+        "scheduled": queues.scheduled if queues else None,
+        "oldest_pending_at": queues.oldest_pending_at if queues else None,
+        "undelivered": queues.undelivered if queues else None,
+        "failed": queues.failed if queues else None,
+        "dead": queues.dead if queues else None,
+        "error": queues.error if queues else None,
+    }
+
+
+def _attention(one: _Looked) -> dict[str, Any] | None:
+    sentence = explain(one.registry, one.queues or Queues())
+    if sentence is None:
+        return None
+    return {
+        "agent": one.registry["agent"],
+        "session": one.registry["session"],
+        "state": one.state,
+        "explanation": sentence,
+    }
+
+
+def _sum(queues: list[Queues], now: int) -> dict[str, Any]:
+    def age(stamps: Iterable[int | None]) -> int | None:
+        known = [stamp for stamp in stamps if stamp is not None]
+        return max(0, now - min(known)) if known else None
+
+    return {
+        "pending": sum(one.pending for one in queues),
+        "scheduled": sum(one.scheduled for one in queues),
+        "oldest_pending_age_ms": age(one.oldest_pending_at for one in queues),
+        "undelivered": sum(one.undelivered for one in queues),
+        "oldest_undelivered_age_ms": age(one.oldest_undelivered_at for one in queues),
+        "failed": sum(one.failed for one in queues),
+        "dead": sum(one.dead for one in queues),
+        "dead_letters": sum(one.dead_letters for one in queues),
+    }
+
+
+def _number(row: sqlite3.Row | None) -> int:
+    return int(row[0]) if row is not None else 0

@@ -1,0 +1,308 @@
+"""Reads one session's files for a report: bounded rows, no writes, and an error of one file is text, not an exception.
+
+Works on files of older shapes (a missing column reads as absent). outbound.db is opened as hostile input only.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+from daemon.ops.content import preview
+from schema.connect import Reader, ReadLimits, open_outbound_reader, open_reader
+from schema.errors import ClawbusError, StorageError
+from schema.instants import from_text
+from schema.layout import HEARTBEAT, SessionFolder
+
+_CONTENT: Final = "substr(content, 1, 65536) AS content"
+_OLDEST: Final = 500  # rows looked at for the oldest age; ordered by seq, so the oldest is among the first
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class Queues:
+    """How much of one session is unfinished. Times are epoch milliseconds."""
+
+    pending: int = 0
+    scheduled: int = 0  # of the pending ones: not due yet
+    oldest_pending_at: int | None = None
+    failed: int = 0
+    undelivered: int = 0
+    oldest_undelivered_at: int | None = None
+    dead: int = 0
+    failed_example: dict[str, Any] | None = None
+    dead_example: dict[str, Any] | None = None
+    error: str | None = None
+
+    @property
+    def dead_letters(self) -> int:
+        """Messages given up on, in both directions."""
+        return self.failed + self.dead
+
+
+def read_queues(folder: SessionFolder, now_ms: int) -> Queues:
+    """Queue depths of one session. A file that cannot be read is told in `error`."""
+    queues = Queues()
+    try:
+        with _open_inbound(folder) as reader:
+            _count_messages(reader, now_ms, queues)
+            _count_deliveries(reader, queues)
+    except ClawbusError as error:
+        queues.error = f"{error.code}: {error}"
+    return queues
+
+
+def _open_inbound(folder: SessionFolder) -> Reader:
+    if not folder.inbound_db.exists():
+        raise StorageError(f"{folder.inbound_db} is missing.")
+    return open_reader(folder.inbound_db)
+
+
+def _count_messages(reader: Reader, now_ms: int, queues: Queues) -> None:
+    wakes = " AND trigger = 1" if "trigger" in reader.columns("messages_in") else ""
+    pending = f"FROM messages_in WHERE status = 'pending'{wakes}"
+    queues.pending = _count(reader, f"SELECT count(*) {pending}")
+    rows = reader.all(f"SELECT timestamp, process_after {pending} ORDER BY seq LIMIT {_OLDEST}")
+    stamps = [stamp for row in rows if (stamp := from_text(row["timestamp"])) is not None]
+    queues.oldest_pending_at = min(stamps, default=None)
+    queues.scheduled = sum((from_text(row["process_after"]) or 0) > now_ms for row in rows)
+    queues.failed = _count(reader, "SELECT count(*) FROM messages_in WHERE status = 'failed'")
+    if queues.failed:
+        row = reader.one("SELECT id, tries FROM messages_in WHERE status = 'failed' ORDER BY seq DESC LIMIT 1")
+        if row is not None:
+            queues.failed_example = {**_values(row), "last_event": _last_event(reader, row["id"])}
+
+
+def _count_deliveries(reader: Reader, queues: Queues) -> None:
+    if not reader.columns("delivery_attempts"):
+        return
+    row = reader.one("SELECT count(*) AS n, min(first_at) AS first FROM delivery_attempts WHERE state != 'dead'")
+    if row is not None:
+        queues.undelivered, queues.oldest_undelivered_at = row["n"], row["first"]
+    queues.dead = _count(reader, "SELECT count(*) FROM delivery_attempts WHERE state = 'dead'")
+    if queues.dead:
+        dead = reader.one(
+            "SELECT message_out_id, destination, attempts, last_error, last_error_code FROM delivery_attempts"
+            " WHERE state = 'dead' ORDER BY seq DESC LIMIT 1"
+        )
+        queues.dead_example = _delivery(dead) if dead is not None else None
+
+
+@dataclass(slots=True)
+class SessionDetail:
+    """Everything a report shows of one session's files."""
+
+    messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    undelivered: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    attempts: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    destinations: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    routing: dict[str, Any] | None = None
+    claims: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    tool: dict[str, Any] | None = None
+    heartbeat_at: int | None = None
+    errors: list[str] = field(default_factory=list[str])
+
+
+def read_detail(folder: SessionFolder, limit: int, limits: ReadLimits) -> SessionDetail:
+    """The newest `limit` rows of each table of one session."""
+    detail = SessionDetail()
+    _guarded(detail.errors, lambda: _read_inbound(folder, limit, detail))
+    _guarded(detail.errors, lambda: _read_outbound(folder, limit, limits, detail))
+    detail.heartbeat_at = _heartbeat(folder.outbox)
+    return detail
+
+
+def _read_inbound(folder: SessionFolder, limit: int, detail: SessionDetail) -> None:
+    with _open_inbound(folder) as reader:
+        wanted = ("id", "seq", "kind", "status", "tries", "trigger", "timestamp", "process_after", "recurrence")
+        columns = ", ".join(name for name in wanted if name in reader.columns("messages_in"))
+        rows = reader.all(
+            f"SELECT {columns}, {_CONTENT} FROM messages_in ORDER BY seq DESC LIMIT ?",
+            (limit,),
+        )
+        detail.messages = [_message(row, _last_event(reader, row["id"])) for row in rows]
+        detail.undelivered = [
+            _delivery(row)
+            for row in _rows(reader, "delivery_attempts", "SELECT * FROM delivery_attempts ORDER BY seq LIMIT ?", limit)
+        ]
+        newest = "SELECT * FROM attempts ORDER BY claimed_at DESC LIMIT ?"
+        detail.attempts = [_values(row) for row in _rows(reader, "attempts", newest, limit)]
+        named = "SELECT * FROM destinations ORDER BY name LIMIT ?"
+        detail.destinations = [_values(row) for row in _rows(reader, "destinations", named, limit)]
+        routing = _rows(reader, "session_routing", "SELECT * FROM session_routing WHERE id = 1 LIMIT ?", 1)
+        detail.routing = _values(routing[0]) if routing else None
+
+
+def _read_outbound(folder: SessionFolder, limit: int, limits: ReadLimits, detail: SessionDetail) -> None:
+    reader = open_outbound_reader(folder.outbox, limits)
+    if reader is None:
+        return
+    with reader:
+        claims = "SELECT * FROM processing_ack WHERE status = 'processing' LIMIT ?"
+        detail.claims = [_ack(row) for row in _rows(reader, "processing_ack", claims, limit)]
+        state = _rows(reader, "container_state", "SELECT * FROM container_state WHERE id = 1 LIMIT ?", 1)
+        if state and state[0]["current_tool"] is not None:
+            declared = state[0]["tool_declared_timeout_ms"]
+            detail.tool = {
+                "name": str(state[0]["current_tool"])[:200],
+                "declared_timeout_ms": declared if isinstance(declared, int) else None,
+                "started_at": from_text(state[0]["tool_started_at"]),
+            }
+
+
+def read_life(folder: SessionFolder, message_id: str, limits: ReadLimits) -> tuple[list[dict[str, Any]], list[str]]:
+    """Everything known of one message, in time order: [{at, event, detail}], and what could not be read."""
+    events: list[dict[str, Any]] = []
+    errors: list[str] = []
+    answers: list[str] = []
+    _guarded(errors, lambda: answers.extend(_outbound_life(folder, message_id, limits, events)))
+    _guarded(errors, lambda: _inbound_life(folder, message_id, answers, events))
+    # Undatable ones last; the sort is stable, so what happened in one millisecond keeps its causal order.
+    order = ("accepted", "claimed", "answered")
+    events.sort(
+        key=lambda item: (
+            item["at"] is None,
+            item["at"] or 0,
+            order.index(item["event"]) if item["event"] in order else len(order),
+        )
+    )
+    return events, errors
+
+
+def _outbound_life(
+    folder: SessionFolder, message_id: str, limits: ReadLimits, events: list[dict[str, Any]]
+) -> list[str]:
+    reader = open_outbound_reader(folder.outbox, limits)
+    if reader is None:
+        return []
+    with reader:
+        for row in _rows(reader, "processing_ack", "SELECT * FROM processing_ack WHERE message_id = ?", message_id):
+            ack = _ack(row)
+            detail = {"incarnation": ack["incarnation"]}
+            events.append({"at": ack["changed_at"], "event": f"acked_{ack['status']}", "detail": detail})
+        found = f"SELECT id, timestamp, {_CONTENT} FROM messages_out WHERE in_reply_to = ? ORDER BY seq LIMIT 50"
+        rows = _rows(reader, "messages_out", found, message_id)
+        return [_answer(row, events) for row in rows]
+
+
+def _answer(row: sqlite3.Row, events: list[dict[str, Any]]) -> str:
+    identity = str(row["id"])[:200]
+    detail = {"message_out_id": identity, "text": preview(str(row["content"]))}
+    events.append({"at": from_text(row["timestamp"]), "event": "answered", "detail": detail})
+    return identity
+
+
+def _inbound_life(folder: SessionFolder, message_id: str, answers: list[str], events: list[dict[str, Any]]) -> None:
+    with _open_inbound(folder) as reader:
+        history = "SELECT * FROM message_history WHERE message_id = ? ORDER BY id LIMIT 500"
+        events += [_history(row) for row in _rows(reader, "message_history", history, message_id)]
+        for row in _rows(reader, "attempts", "SELECT * FROM attempts WHERE message_id = ? LIMIT 500", message_id):
+            detail = {"incarnation": row["incarnation"]}
+            events.append({"at": row["claimed_at"], "event": "claimed", "detail": detail})
+            if row["outcome"] is not None:
+                events.append({"at": row["ended_at"], "event": f"attempt_{row['outcome']}", "detail": detail})
+        notices = f"SELECT id, timestamp, {_CONTENT} FROM host_messages WHERE in_reply_to = ? LIMIT 50"
+        answers += [_answer(row, events) for row in _rows(reader, "host_messages", notices, message_id)]
+        for identity in answers[:50]:
+            _delivery_life(reader, identity, events)
+
+
+def _delivery_life(reader: Reader, message_out_id: str, events: list[dict[str, Any]]) -> None:
+    for row in _rows(reader, "delivered", "SELECT * FROM delivered WHERE message_out_id = ?", message_out_id):
+        values = _values(row)
+        event = "delivered" if values.get("status", "delivered") == "delivered" else "delivery_failed"
+        detail = {"message_out_id": message_out_id, "platform_message_id": values.get("platform_message_id")}
+        events.append({"at": from_text(row["delivered_at"]), "event": event, "detail": detail})
+    open_rows = "SELECT * FROM delivery_attempts WHERE message_out_id = ?"
+    events += [
+        {"at": row["first_at"], "event": f"delivery_{row['state']}", "detail": _delivery(row)}
+        for row in _rows(reader, "delivery_attempts", open_rows, message_out_id)
+    ]
+
+
+def _rows(reader: Reader, table: str, sql: str, *params: object) -> list[sqlite3.Row]:
+    """The rows, or none where an older file has no such table."""
+    return reader.all(sql, params) if reader.columns(table) else []
+
+
+def _count(reader: Reader, sql: str) -> int:
+    row = reader.one(sql)
+    return int(row[0]) if row is not None else 0
+
+
+def _last_event(reader: Reader, message_id: str) -> dict[str, Any] | None:
+    if not reader.columns("message_history"):
+        return None
+    row = reader.one("SELECT * FROM message_history WHERE message_id = ? ORDER BY id DESC LIMIT 1", (message_id,))
+    return _history(row) if row is not None else None
+
+
+def _history(row: sqlite3.Row) -> dict[str, Any]:
+    return {"at": row["at"], "event": row["event"], "detail": _history_detail(row)}
+
+
+def _values(row: sqlite3.Row) -> dict[str, Any]:
+    """A row as JSON can hold it: a blob where text belongs (SQLite lets it) is shown, not passed on."""
+    names = row.keys()
+    return {name: repr(row[name])[:200] if isinstance(row[name], bytes) else row[name] for name in names}
+
+
+def _history_detail(row: sqlite3.Row) -> dict[str, Any]:
+    detail: dict[str, Any] = {}
+    if row["incarnation"] is not None:
+        detail["incarnation"] = row["incarnation"]
+    if isinstance(row["detail"], str):
+        try:
+            value = cast("object", json.loads(row["detail"]))
+        except (ValueError, RecursionError):
+            value = row["detail"]
+        detail |= cast("dict[str, Any]", value) if isinstance(value, dict) else {"detail": value}
+    return detail
+
+
+def _message(row: sqlite3.Row, last_event: dict[str, Any] | None) -> dict[str, Any]:
+    values = _values(row)
+    content = values.pop("content")
+    return {
+        **values,
+        "timestamp": from_text(values["timestamp"]),
+        "process_after": from_text(values.get("process_after")),
+        "text": preview(str(content)),
+        "last_event": last_event,
+    }
+
+
+def _delivery(row: sqlite3.Row) -> dict[str, Any]:
+    values = _values(row)
+    values["destination"] = "/".join(part for part in str(values["destination"]).split("\x1f") if part)
+    return values
+
+
+def _ack(row: sqlite3.Row) -> dict[str, Any]:
+    values = _values(row)
+    incarnation = values.get("incarnation")
+    return {
+        "message_id": str(values["message_id"])[:200],
+        "status": str(values["status"])[:20],
+        "changed_at": from_text(values["status_changed"]),
+        "incarnation": str(incarnation)[:200] if incarnation is not None else None,
+    }
+
+
+def _heartbeat(outbox: Path) -> int | None:
+    try:
+        return (outbox / HEARTBEAT).lstat().st_mtime_ns // 1_000_000
+    except OSError:
+        return None
+
+
+def _guarded(errors: list[str], work: Callable[[], _T]) -> _T | None:
+    try:
+        return work()
+    except ClawbusError as error:
+        errors.append(f"{error.code}: {error}")
+    return None

@@ -1,0 +1,263 @@
+"""SQL over the delivery tables of one session's inbound.db: cursor, open rows, receipts, the host's own messages.
+
+A row at or below the cursor is in `delivered` or in `delivery_attempts`, always. Functions that write must be called
+inside `Writer.transaction()`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from daemon.store.messages import chunks, insert, marks, next_even_seq
+from daemon.store.transitions import record
+from schema.connect import Reader, Writer
+from schema.instants import to_text
+from schema.rows import Address, DeliveryState, Kind, MessageIn, MessageOut, MessageStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """A row of delivery_attempts that is not dead. Times are epoch milliseconds."""
+
+    message_out_id: str
+    from_host: bool
+    seq: int
+    destination: str
+    state: DeliveryState
+    attempts: int
+    next_attempt_at: int | None
+    first_at: int
+
+
+def cursor(db: Reader) -> int:
+    """The highest outbound seq taken note of."""
+    row = db.one("SELECT seq FROM delivery_cursor WHERE id = 1")
+    return int(row["seq"]) if row is not None else 0
+
+
+def advance(db: Writer, seq: int) -> None:
+    """Move the cursor forward, never back."""
+    db.execute(
+        "INSERT INTO delivery_cursor(id, seq) VALUES (1, ?) ON CONFLICT(id) DO UPDATE SET seq = max(seq, excluded.seq)",
+        (seq,),
+    )
+
+
+def due(db: Reader, now: int, held: frozenset[str], limit: int) -> list[Tracked]:
+    """Open rows whose time has come and whose destination is not in `held`, in seq order."""
+    blocked = tuple(held)
+    rows = db.all(
+        "SELECT * FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying')"
+        " AND coalesce(next_attempt_at, 0) <= ?"
+        f" AND destination NOT IN ({marks(blocked)}) ORDER BY seq LIMIT ?",
+        (now, *blocked, limit),
+    )
+    return [
+        Tracked(
+            message_out_id=row["message_out_id"],
+            from_host=row["source"] == "host",
+            seq=row["seq"],
+            destination=row["destination"],
+            state=DeliveryState(row["state"]),
+            attempts=row["attempts"],
+            next_attempt_at=row["next_attempt_at"],
+            first_at=row["first_at"],
+        )
+        for row in rows
+    ]
+
+
+def retrying_destinations(db: Reader, now: int) -> frozenset[str]:
+    """Destinations whose head failed and whose next attempt is not due yet."""
+    rows = db.all(
+        "SELECT DISTINCT destination FROM delivery_attempts WHERE state = 'retrying' AND next_attempt_at > ?", (now,)
+    )
+    return frozenset(row["destination"] for row in rows)
+
+
+def next_attempt_at(db: Reader) -> int | None:
+    """The earliest instant at which an open row has something to do; 0 for at once; None if none is open."""
+    row = db.one(
+        "SELECT min(coalesce(next_attempt_at, 0)) AS soonest FROM delivery_attempts"
+        " WHERE state IN ('queued', 'intended', 'retrying')"
+    )
+    return row["soonest"] if row is not None else None
+
+
+def known(db: Reader, ids: Sequence[str]) -> frozenset[str]:
+    """Which of these rows have a receipt or are tracked already: a container that reuses an id gets no second send."""
+    found: set[str] = set()
+    for chunk in chunks(ids):
+        for table in ("delivered", "delivery_attempts"):
+            rows = db.all(f"SELECT message_out_id FROM {table} WHERE message_out_id IN ({marks(chunk)})", chunk)
+            found.update(row["message_out_id"] for row in rows)
+    return frozenset(found)
+
+
+def track(
+    db: Writer,
+    row: MessageOut,
+    *,
+    from_host: bool,
+    destination: str,
+    state: DeliveryState,
+    not_before: int | None,
+    at: int,
+) -> None:
+    """Take note of a new row. `intended` counts as its first attempt."""
+    db.execute(
+        "INSERT INTO delivery_attempts(message_out_id, source, seq, destination, state, attempts, next_attempt_at, first_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            row.id,
+            "host" if from_host else "agent",
+            row.seq,
+            destination,
+            state.value,
+            int(state is DeliveryState.INTENDED),
+            not_before,
+            at,
+        ),
+    )
+
+
+def intend(db: Writer, message_out_id: str) -> None:
+    """Write ahead: an attempt begins."""
+    db.execute(
+        "UPDATE delivery_attempts SET state = 'intended', attempts = attempts + 1 WHERE message_out_id = ?",
+        (message_out_id,),
+    )
+
+
+def unsend(db: Writer, message_out_id: str) -> None:
+    """The intended attempt was not begun after all; the row waits its turn again."""
+    db.execute(
+        "UPDATE delivery_attempts SET state = 'queued', attempts = max(attempts - 1, 0), next_attempt_at = NULL"
+        " WHERE message_out_id = ? AND state = 'intended'",
+        (message_out_id,),
+    )
+
+
+def retry(db: Writer, message_out_id: str, at: int, not_before: int, code: str, error: str) -> None:
+    """An attempt failed and another one is due at `not_before`."""
+    db.execute(
+        "UPDATE delivery_attempts SET state = 'retrying', next_attempt_at = ?, last_error_code = ?, last_error = ?"
+        " WHERE message_out_id = ?",
+        (not_before, code, error[:1000], message_out_id),
+    )
+    detail = {"code": code, "error": error[:1000], "next_attempt_at": to_text(not_before)}
+    record(db, message_out_id, "delivery_failed", at, detail=detail)
+
+
+def delivered(db: Writer, message_out_id: str, platform_message_id: str | None, at: int) -> None:
+    """Record the receipt; the row is no longer open."""
+    _receipt(db, message_out_id, "delivered", platform_message_id, at)
+    db.execute("DELETE FROM delivery_attempts WHERE message_out_id = ?", (message_out_id,))
+
+
+def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_agent: bool) -> None:
+    """Make a tracked row a dead letter, and tell the agent with a row that does not wake it."""
+    db.execute(
+        "UPDATE delivery_attempts SET state = 'dead', next_attempt_at = NULL, last_error_code = ?, last_error = ?"
+        " WHERE message_out_id = ?",
+        (code, error[:1000], row.id),
+    )
+    record(db, row.id, "dead_lettered", at, detail={"code": code, "error": error[:1000]})
+    _receipt(db, row.id, "failed", None, at)
+    notice_id = f"dead-letter:{row.id}"
+    if tell_agent and db.one("SELECT 1 FROM messages_in WHERE id = ?", (notice_id,)) is None:
+        content = {"type": "delivery_failed", "message_out_id": row.id, "in_reply_to": row.in_reply_to, "code": code,
+                   "error": error[:1000]}  # fmt: skip
+        notice = MessageIn(
+            id=notice_id,
+            seq=next_even_seq(db),
+            kind=Kind.SYSTEM,
+            timestamp=to_text(at),
+            status=MessageStatus.PENDING,
+            content=json.dumps(content, ensure_ascii=False),
+            trigger=False,
+        )
+        insert(db, notice, at, event="notice_written")
+
+
+def tell_sender(db: Writer, message: MessageIn, address: Address, code: str, text: str, at: int) -> None:
+    """Queue the host's own answer to a message that failed for good. Its id makes it one notice a message."""
+    notice_id = f"failed:{message.id}"
+    if db.one("SELECT 1 FROM host_messages WHERE id = ?", (notice_id,)) is not None:
+        return
+    content = {"text": text, "error": {"code": code, "message": text}}
+    notice = MessageOut(
+        id=notice_id,
+        seq=next_even_seq(db),
+        kind=Kind.CHAT,
+        timestamp=to_text(at),
+        content=json.dumps(content, ensure_ascii=False),
+        in_reply_to=message.id,
+        channel_type=address.channel_type,
+        platform_id=address.platform_id,
+        thread_id=address.thread_id,
+    )
+    db.execute(
+        "INSERT INTO host_messages(id, seq, in_reply_to, timestamp, kind, platform_id, channel_type, thread_id, content)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (notice.id, notice.seq, notice.in_reply_to, notice.timestamp, notice.kind, notice.platform_id,
+         notice.channel_type, notice.thread_id, notice.content),
+    )  # fmt: skip
+    track(db, notice, from_host=True, destination=address.key, state=DeliveryState.QUEUED, not_before=None, at=at)
+
+
+def host_rows(db: Reader, ids: Sequence[str]) -> dict[str, MessageOut]:
+    """The host's own messages by id."""
+    found: dict[str, MessageOut] = {}
+    for chunk in chunks(ids):
+        for row in db.all(f"SELECT * FROM host_messages WHERE id IN ({marks(chunk)})", chunk):
+            found[row["id"]] = MessageOut(
+                id=row["id"],
+                seq=row["seq"],
+                kind=row["kind"],
+                timestamp=row["timestamp"],
+                content=row["content"],
+                in_reply_to=row["in_reply_to"],
+                channel_type=row["channel_type"],
+                platform_id=row["platform_id"],
+                thread_id=row["thread_id"],
+            )
+    return found
+
+
+def routing(db: Reader) -> Address | None:
+    """The session's default reply route."""
+    row = db.one("SELECT * FROM session_routing WHERE id = 1")
+    if row is None or row["channel_type"] is None or row["platform_id"] is None:
+        return None
+    return Address(row["channel_type"], row["platform_id"], row["thread_id"])
+
+
+def allowed_places(db: Reader) -> frozenset[tuple[str, str]]:
+    """(channel_type, platform_id) of every channel destination the session may write to."""
+    rows = db.all("SELECT channel_type, platform_id FROM destinations WHERE type = 'channel'")
+    return frozenset((row["channel_type"], row["platform_id"]) for row in rows if row["channel_type"])
+
+
+def origins(db: Reader, message_ids: Sequence[str]) -> dict[str, Address]:
+    """Where the messages that rows reply to came from."""
+    found: dict[str, Address] = {}
+    for chunk in chunks(message_ids):
+        rows = db.all(
+            f"SELECT id, channel_type, platform_id, thread_id FROM messages_in WHERE id IN ({marks(chunk)})", chunk
+        )
+        for row in rows:
+            if row["channel_type"] is not None and row["platform_id"] is not None:
+                found[row["id"]] = Address(row["channel_type"], row["platform_id"], row["thread_id"])
+    return found
+
+
+def _receipt(db: Writer, message_out_id: str, status: str, platform_message_id: str | None, at: int) -> None:
+    db.execute(
+        "INSERT INTO delivered(message_out_id, platform_message_id, status, delivered_at) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT(message_out_id) DO UPDATE SET platform_message_id = excluded.platform_message_id,"
+        " status = excluded.status, delivered_at = excluded.delivered_at",
+        (message_out_id, platform_message_id, status, to_text(at)),
+    )

@@ -1,0 +1,194 @@
+"""mailbox.db: answers on the `local` channel, kept so that a client that comes back later misses nothing.
+
+The daemon is its only writer; the command line reads it read-only when the daemon is down. Every operation opens, works
+and closes, and is synchronous: callers on the event loop go through a worker thread. It must never change or reorder an
+entry once it is written: clients keep cursors.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from schema.connect import Reader, Writer, open_owner, open_reader
+from schema.errors import ReadRaceError, StorageError
+from schema.migrate import Role
+
+MAX_LIMIT: Final = 1000
+MAX_ANSWERS: Final = 1000
+# What one read may hold in memory; it always returns at least one entry, so that a reader gets on.
+READ_BUDGET_CHARS: Final = 16 * 1024**2
+
+_COLUMNS: Final = "cursor, mailbox, message_out_id, agent, session, in_reply_to, kind, thread_id, content, delivered_at"
+
+
+@dataclass(frozen=True, slots=True)
+class MailboxEntry:
+    """A row of the mailbox. `cursor` grows for ever; `content` is JSON text; `delivered_at` is epoch milliseconds."""
+
+    cursor: int
+    mailbox: str
+    message_out_id: str
+    agent: str
+    session: str
+    in_reply_to: str | None
+    kind: str
+    thread_id: str | None
+    content: str
+    delivered_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """What is put in. `answers`: ids of further messages that it answers besides `in_reply_to`, at most MAX_ANSWERS."""
+
+    mailbox: str
+    message_out_id: str
+    agent: str
+    session: str
+    in_reply_to: str | None
+    kind: str
+    thread_id: str | None
+    content: str
+    delivered_at: int
+    answers: tuple[str, ...] = ()
+
+    @property
+    def replied(self) -> tuple[str, ...]:
+        """Every message id that this answers, each once."""
+        first = () if self.in_reply_to is None else (self.in_reply_to,)
+        return tuple(dict.fromkeys((*first, *self.answers[:MAX_ANSWERS])))
+
+
+class Mailbox:
+    """The file at `path`. Methods may run in any thread; SQLite serialises the writers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def prepare(self) -> None:
+        """Make or migrate the file, and let SQLite finish what a crash left. Raises SchemaTooNewError, StorageError."""
+        open_owner(self.path, Role.MAILBOX).close()
+
+    def put(self, entry: NewEntry) -> int:
+        """Store one entry; returns its cursor, the first one's if it was there before."""
+        return self.put_many((entry,))[0]
+
+    def put_many(self, entries: Sequence[NewEntry]) -> list[int]:
+        """Store all or none in one transaction; the cursors in the same order.
+
+        An entry with a known agent, session and message_out_id is the known entry: the first content stands.
+        Raises FileBusyError or StorageError; nothing is stored then.
+        """
+        try:
+            with open_owner(self.path, Role.MAILBOX) as db, db.transaction():
+                return [_put(db, entry) for entry in entries]
+        except (UnicodeError, OverflowError) as error:  # text that is not UTF-8: SQLite's module says so in its own way
+            raise StorageError(f"{self.path.name}: {error}") from error
+
+    def read(
+        self,
+        mailbox: str,
+        after: int = 0,
+        limit: int = 100,
+        *,
+        agent: str | None = None,
+        session: str | None = None,
+        in_reply_to: str | None = None,
+    ) -> list[MailboxEntry]:
+        """Entries of one mailbox above the cursor `after`, oldest first, at most `limit` (1 to MAX_LIMIT).
+
+        A long answer may make the list shorter than `limit` though there is more: only an empty list is the end.
+        """
+        return read_mailbox(self.path, mailbox, after, limit, agent=agent, session=session, in_reply_to=in_reply_to)
+
+    def first_reply(self, agent: str, session: str, message_id: str) -> MailboxEntry | None:
+        """The oldest entry that answers this message, in whatever mailbox; None while there is none."""
+        if not self.path.exists():
+            return None
+        with _open(self.path) as reader:
+            row = reader.one(
+                f"SELECT {_COLUMNS} FROM mailbox WHERE cursor = (SELECT min(cursor) FROM mailbox_replies"
+                " WHERE agent = ? AND session = ? AND message_id = ?)",
+                (agent, session, message_id),
+            )
+        return None if row is None else _entry(row)
+
+
+def read_mailbox(
+    path: Path,
+    mailbox: str,
+    after: int = 0,
+    limit: int = 100,
+    *,
+    agent: str | None = None,
+    session: str | None = None,
+    in_reply_to: str | None = None,
+) -> list[MailboxEntry]:
+    """`Mailbox.read` for whoever is not the daemon: opens read-only, makes nothing. No file means no entries.
+
+    Raises StorageError, also when a daemon died inside a commit: the next daemon finishes that.
+    """
+    if not path.exists():
+        return []
+    conditions, values = ["mailbox = ?", "cursor > ?"], [mailbox, after]
+    for column, value in (("agent", agent), ("session", session), ("in_reply_to", in_reply_to)):
+        if value is not None:
+            conditions.append(f"{column} = ?")
+            values.append(value)
+    values.append(max(1, min(limit, MAX_LIMIT)))
+    sql = f"SELECT {_COLUMNS} FROM mailbox WHERE {' AND '.join(conditions)} ORDER BY cursor LIMIT ?"
+    with _open(path) as reader:
+        if not reader.columns("mailbox"):
+            return []
+        return [_entry(row) for row in reader.some(sql, values, column="content", budget=READ_BUDGET_CHARS)]
+
+
+@contextmanager
+def _open(path: Path) -> Generator[Reader]:
+    """A read-only look; a journal that a dead daemon left is told in words that fit this file."""
+    try:
+        with open_reader(path) as reader:
+            yield reader
+    except ReadRaceError as error:
+        raise StorageError(
+            f"{path.name} holds a commit that a daemon did not finish.", hint="Start the daemon: it finishes it first."
+        ) from error
+
+
+def _put(db: Writer, entry: NewEntry) -> int:
+    fresh = db.execute(
+        "INSERT INTO mailbox (mailbox, message_out_id, agent, session, in_reply_to, kind, thread_id, content,"
+        " delivered_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (agent, session, message_out_id) DO NOTHING",
+        (
+            entry.mailbox,
+            entry.message_out_id,
+            entry.agent,
+            entry.session,
+            entry.in_reply_to,
+            entry.kind,
+            entry.thread_id,
+            entry.content,
+            entry.delivered_at,
+        ),
+    )
+    row = db.one(
+        "SELECT cursor FROM mailbox WHERE agent = ? AND session = ? AND message_out_id = ?",
+        (entry.agent, entry.session, entry.message_out_id),
+    )
+    assert row is not None
+    cursor = int(row["cursor"])
+    if fresh:
+        db.executemany(
+            "INSERT INTO mailbox_replies (agent, session, message_id, cursor) VALUES (?, ?, ?, ?)",
+            [(entry.agent, entry.session, message_id, cursor) for message_id in entry.replied],
+        )
+    return cursor
+
+
+def _entry(row: sqlite3.Row) -> MailboxEntry:
+    return MailboxEntry(**{name: row[name] for name in MailboxEntry.__dataclass_fields__})

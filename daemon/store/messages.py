@@ -1,0 +1,237 @@
+"""SQL over the message tables of one session's inbound.db. The host's side only.
+
+Functions that write must be called inside `Writer.transaction()`; statuses change in `transitions.py` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from daemon.store.transitions import record
+from schema.connect import Reader, Writer
+from schema.instants import from_text, to_text
+from schema.rows import Address, MessageIn, MessageStatus
+
+# A runner that writes absurd seqs must not drive the host's into overflow (SQLite integers have 64 bits).
+MAX_SEQ = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A row of attempts that has not ended."""
+
+    message_id: str
+    incarnation: str
+
+
+def next_even_seq(db: Reader) -> int:
+    """The host's next seq: even, above everything either side is known to have used."""
+    row = db.one(
+        "SELECT max(coalesce((SELECT max(seq) FROM messages_in), 0), coalesce((SELECT max(seq) FROM host_messages), 0),"
+        " coalesce((SELECT seq FROM delivery_cursor WHERE id = 1), 0)) AS top"
+    )
+    top = min(int(row["top"]), MAX_SEQ) if row is not None else 0
+    return top + 2 - top % 2
+
+
+def find(db: Reader, message_id: str) -> MessageIn | None:
+    """One message, or None."""
+    row = db.one("SELECT * FROM messages_in WHERE id = ?", (message_id,))
+    return to_message(row) if row is not None else None
+
+
+def insert(db: Writer, message: MessageIn, at: int, event: str = "accepted") -> None:
+    """Store a new message with its first history row."""
+    record(db, message.id, event, at, detail=_where(message))
+    db.execute(
+        "INSERT INTO messages_in(id, seq, kind, timestamp, status, process_after, recurrence, series_id, tries, trigger,"
+        " platform_id, channel_type, thread_id, content, source_session_id, on_wake)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            message.id,
+            message.seq,
+            message.kind,
+            message.timestamp,
+            message.status.value,
+            to_text(message.process_after) if message.process_after is not None else None,
+            message.recurrence,
+            message.series_id or message.id,
+            int(message.trigger),
+            message.platform_id,
+            message.channel_type,
+            message.thread_id,
+            message.content,
+            message.source_session_id,
+            int(message.on_wake),
+        ),
+    )
+
+
+def set_routing(db: Writer, address: Address) -> None:
+    """The default reply route: where the last message came from."""
+    db.execute(
+        "INSERT INTO session_routing(id, channel_type, platform_id, thread_id) VALUES (1, ?, ?, ?)"
+        " ON CONFLICT(id) DO UPDATE SET channel_type = excluded.channel_type, platform_id = excluded.platform_id,"
+        " thread_id = excluded.thread_id",
+        (address.channel_type, address.platform_id, address.thread_id),
+    )
+
+
+_DUE = "coalesce(julianday(process_after), 0) <= julianday(?)"
+
+
+def pending(db: Reader, now: int, limit: int = 1000) -> list[MessageIn]:
+    """Messages that are not finished, those whose time has come first. Cost follows what is pending, not what was."""
+    sql = f"SELECT * FROM messages_in WHERE status = 'pending' ORDER BY NOT ({_DUE}), seq LIMIT ?"
+    return [to_message(row) for row in db.all(sql, (to_text(now), limit))]
+
+
+def pending_of(db: Reader, message_ids: Sequence[str]) -> list[MessageIn]:
+    """Those of the named messages that are not finished."""
+    found: list[MessageIn] = []
+    for chunk in chunks(message_ids):
+        sql = f"SELECT * FROM messages_in WHERE status = 'pending' AND id IN ({marks(chunk)})"
+        found.extend(to_message(row) for row in db.all(sql, chunk))
+    return found
+
+
+def count_due(db: Reader, now: int) -> int:
+    """How many messages should wake an agent now."""
+    sql = f"SELECT count(*) AS due FROM messages_in WHERE status = 'pending' AND trigger = 1 AND {_DUE}"
+    row = db.one(sql, (to_text(now),))
+    return int(row["due"]) if row is not None else 0
+
+
+def next_due_at(db: Reader, now: int) -> int | None:
+    """When the next message should wake an agent (epoch ms): 0 for now, None for never."""
+    if count_due(db, now):
+        return 0
+    row = db.one(
+        "SELECT process_after FROM messages_in WHERE status = 'pending' AND trigger = 1"
+        " ORDER BY julianday(process_after) LIMIT 1"
+    )
+    return from_text(row["process_after"]) if row is not None else None
+
+
+def ever_claimed(db: Reader, incarnation: str) -> bool:
+    """Whether an incarnation is known to have worked on anything."""
+    return db.one("SELECT 1 FROM attempts WHERE incarnation = ? LIMIT 1", (incarnation,)) is not None
+
+
+def note_claim(db: Writer, message_id: str, incarnation: str, claimed_at: int, at: int) -> bool:
+    """Record that an incarnation was seen working on a message. False if that is known already."""
+    known = db.one("SELECT 1 FROM attempts WHERE message_id = ? AND incarnation = ?", (message_id, incarnation))
+    if known is not None:
+        return False
+    db.execute(
+        "INSERT INTO attempts(message_id, incarnation, claimed_at) VALUES (?, ?, ?)",
+        (message_id, incarnation, claimed_at),
+    )
+    record(db, message_id, "claimed", claimed_at, incarnation=incarnation, detail={"seen_at": to_text(at)})
+    return True
+
+
+def noted(db: Reader, message_ids: Sequence[str], incarnation: str) -> frozenset[str]:
+    """Which of these messages an incarnation is known to have claimed."""
+    found: set[str] = set()
+    for chunk in chunks(message_ids):
+        sql = f"SELECT message_id FROM attempts WHERE incarnation = ? AND message_id IN ({marks(chunk)})"
+        found.update(row["message_id"] for row in db.all(sql, (incarnation, *chunk)))
+    return frozenset(found)
+
+
+def end_attempt(db: Writer, message_id: str, incarnation: str, at: int, outcome: str) -> bool:
+    """Close an attempt, making it if it was never seen open. False if it had ended: then it costs nothing more."""
+    row = db.one("SELECT outcome FROM attempts WHERE message_id = ? AND incarnation = ?", (message_id, incarnation))
+    if row is not None and row["outcome"] is not None:
+        return False
+    db.execute(
+        "INSERT INTO attempts(message_id, incarnation, claimed_at, ended_at, outcome) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT(message_id, incarnation) DO UPDATE SET ended_at = excluded.ended_at, outcome = excluded.outcome",
+        (message_id, incarnation, at, at, outcome),
+    )
+    return True
+
+
+def open_attempts(db: Reader) -> list[Attempt]:
+    """Attempts that no end has been recorded for."""
+    rows = db.all("SELECT message_id, incarnation FROM attempts WHERE outcome IS NULL LIMIT 10000")
+    return [Attempt(row["message_id"], row["incarnation"]) for row in rows]
+
+
+def charged(db: Reader, message_ids: Sequence[str]) -> frozenset[tuple[str, str]]:
+    """The (message, incarnation) pairs whose attempt has ended: each has already cost what it may cost."""
+    pairs: set[tuple[str, str]] = set()
+    for chunk in chunks(message_ids):
+        rows = db.all(
+            "SELECT message_id, incarnation FROM attempts WHERE outcome IS NOT NULL"
+            f" AND message_id IN ({marks(chunk)})",
+            chunk,
+        )
+        pairs.update((row["message_id"], row["incarnation"]) for row in rows)
+    return frozenset(pairs)
+
+
+def to_rearm(db: Reader, limit: int = 100) -> list[MessageIn]:
+    """Finished occurrences whose series has not been armed again."""
+    rows = db.all(
+        "SELECT * FROM messages_in WHERE recurrence IS NOT NULL AND status IN ('completed', 'failed')"
+        " ORDER BY seq LIMIT ?",
+        (limit,),
+    )
+    return [to_message(row) for row in rows]
+
+
+def clear_recurrence(db: Writer, message_id: str) -> None:
+    """The series has been armed again (or ended): this occurrence is done with it."""
+    db.execute("UPDATE messages_in SET recurrence = NULL WHERE id = ?", (message_id,))
+
+
+def to_message(row: sqlite3.Row) -> MessageIn:
+    """A row of messages_in, typed."""
+    return MessageIn(
+        id=row["id"],
+        seq=row["seq"] or 0,
+        kind=row["kind"],
+        timestamp=row["timestamp"],
+        status=MessageStatus(row["status"] or MessageStatus.PENDING),
+        content=row["content"],
+        process_after=from_text(row["process_after"]),
+        recurrence=row["recurrence"],
+        series_id=row["series_id"],
+        tries=row["tries"] or 0,
+        trigger=bool(row["trigger"]),
+        channel_type=row["channel_type"],
+        platform_id=row["platform_id"],
+        thread_id=row["thread_id"],
+        source_session_id=row["source_session_id"],
+        on_wake=bool(row["on_wake"]),
+    )
+
+
+def address_of(message: MessageIn) -> Address | None:
+    """Where a message came from, if it says."""
+    if message.channel_type is None or message.platform_id is None:
+        return None
+    return Address(message.channel_type, message.platform_id, message.thread_id)
+
+
+def chunks(values: Sequence[str], size: int = 400) -> Iterable[Sequence[str]]:
+    """Slices small enough for SQLite's variable limit."""
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def marks(values: Sequence[str]) -> str:
+    """`?,?,?` for an IN list."""
+    return ",".join("?" * len(values))
+
+
+def _where(message: MessageIn) -> dict[str, object]:
+    detail: dict[str, object] = {"seq": message.seq, "kind": message.kind}
+    if message.channel_type is not None:
+        detail["from"] = f"{message.channel_type}:{message.platform_id}"
+    if message.process_after is not None:
+        detail["process_after"] = to_text(message.process_after)
+    return detail

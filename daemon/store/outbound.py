@@ -1,0 +1,133 @@
+"""SQL over one session's outbound.db, read-only and as hostile input. Missing tables and columns degrade to nothing.
+
+Every value is typed here or refused with HostileFileError; nothing from this file becomes a path or a query.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Sequence
+
+from daemon.store.messages import MAX_SEQ, chunks, marks
+from schema.connect import Reader
+from schema.errors import HostileFileError
+from schema.instants import from_text
+from schema.layout import HEARTBEAT, SessionFolder
+from schema.rows import Ack, AckStatus, MessageOut, ToolInFlight
+
+_MAX_CLAIMS = 1000
+_BATCH_CHARACTERS = 16 * 1024**2
+
+
+def rows_after(db: Reader, seq: int, limit: int) -> list[MessageOut]:
+    """New outbound rows in seq order."""
+    if not db.columns("messages_out"):
+        return []
+    sql = "SELECT * FROM messages_out WHERE seq > ? ORDER BY seq LIMIT ?"
+    rows = db.some(sql, (seq, limit), column="content", budget=_BATCH_CHARACTERS)
+    return [_message(row) for row in rows]
+
+
+def rows_by_id(db: Reader, ids: Sequence[str]) -> dict[str, MessageOut]:
+    """The named outbound rows that (still) exist."""
+    if not ids or not db.columns("messages_out"):
+        return {}
+    found: dict[str, MessageOut] = {}
+    for chunk in chunks(ids, 100):
+        for row in db.all(f"SELECT * FROM messages_out WHERE id IN ({marks(chunk)})", chunk):
+            message = _message(row)
+            found[message.id] = message
+    return found
+
+
+def acks_for(db: Reader, message_ids: Sequence[str]) -> dict[str, Ack]:
+    """What the container says of these messages. Costs what is asked, not what was ever acked."""
+    columns = db.columns("processing_ack")
+    if not message_ids or not columns:
+        return {}
+    found: dict[str, Ack] = {}
+    for chunk in chunks(message_ids):
+        rows = db.all(f"SELECT {_ack_columns(columns)} FROM processing_ack WHERE message_id IN ({marks(chunk)})", chunk)
+        found.update((ack.message_id, ack) for row in rows if (ack := _ack(row)) is not None)
+    return found
+
+
+def claims(db: Reader) -> list[Ack]:
+    """What the container says it is working on, at most 1,000 rows."""
+    columns = db.columns("processing_ack")
+    if not columns:
+        return []
+    rows = db.all(f"SELECT {_ack_columns(columns)} FROM processing_ack WHERE status = 'processing' LIMIT {_MAX_CLAIMS}")
+    return [ack for row in rows if (ack := _ack(row)) is not None]
+
+
+def tool_in_flight(db: Reader) -> ToolInFlight | None:
+    """The tool that runs now, if the container declared one. An older shape without the table: None."""
+    if not db.columns("container_state"):
+        return None
+    row = db.one("SELECT * FROM container_state WHERE id = 1")
+    if row is None or not isinstance(row["current_tool"], str):
+        return None
+    declared = row["tool_declared_timeout_ms"]
+    return ToolInFlight(
+        name=row["current_tool"][:200],
+        declared_timeout_ms=declared if isinstance(declared, int) and declared > 0 else None,
+        started_at=from_text(row["tool_started_at"]),
+    )
+
+
+def heartbeat_at(folder: SessionFolder) -> int | None:
+    """When the container last made progress (epoch ms), or None. A link in its place is no heartbeat."""
+    try:
+        status = os.lstat(folder.outbox / HEARTBEAT)
+    except OSError:
+        return None
+    return status.st_mtime_ns // 1_000_000 if stat.S_ISREG(status.st_mode) else None
+
+
+def _ack_columns(columns: frozenset[str]) -> str:
+    incarnation = "incarnation" if "incarnation" in columns else "NULL AS incarnation"
+    return f"message_id, status, status_changed, {incarnation}"
+
+
+def _ack(row: sqlite3.Row) -> Ack | None:
+    """A typed ack, or None for one that says nothing we know: it then counts as absent."""
+    try:
+        status = AckStatus(row["status"])
+    except ValueError:
+        return None
+    if not isinstance(row["message_id"], str):
+        return None
+    incarnation = row["incarnation"]
+    return Ack(
+        message_id=row["message_id"],
+        status=status,
+        changed_at=from_text(row["status_changed"]),
+        incarnation=incarnation if isinstance(incarnation, str) else None,
+    )
+
+
+def _message(row: sqlite3.Row) -> MessageOut:
+    identity, seq = row["id"], row["seq"]
+    if not isinstance(identity, str) or not 0 < len(identity) <= 200 or "\0" in identity:
+        raise HostileFileError("messages_out holds a row whose id is not a text of 1 to 200 characters.")
+    if not isinstance(seq, int) or not 0 < seq <= MAX_SEQ:
+        raise HostileFileError(f"messages_out row {identity!r} has seq {seq!r}, which is no seq.")
+    return MessageOut(
+        id=identity,
+        seq=seq,
+        kind=_text(row["kind"]) or "",
+        timestamp=_text(row["timestamp"]) or "",
+        content=_text(row["content"], None) or "",
+        in_reply_to=_text(row["in_reply_to"]),
+        deliver_after=from_text(row["deliver_after"]),
+        channel_type=_text(row["channel_type"]),
+        platform_id=_text(row["platform_id"]),
+        thread_id=_text(row["thread_id"]),
+    )
+
+
+def _text(value: object, limit: int | None = 1000) -> str | None:
+    return value[:limit] if isinstance(value, str) else None

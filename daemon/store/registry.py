@@ -1,0 +1,190 @@
+"""central.db: which sessions there are, which have work, which incarnations live. Only the daemon writes it.
+
+Synchronous; callers hop to a thread. Never opens a session's own files.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from schema.connect import Writer, open_owner
+from schema.ids import new_id
+from schema.migrate import Role
+
+
+class SessionKey(NamedTuple):
+    """A session's name: its agent group and its own name, both checked to be safe as path components."""
+
+    agent: str
+    session: str
+
+    def __str__(self) -> str:
+        return f"{self.agent}/{self.session}"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A row of sessions. Times are epoch milliseconds."""
+
+    key: SessionKey
+    active: bool
+    next_due_at: int | None
+    quarantine_reason: str | None
+    spawn_failures: int
+    next_spawn_at: int | None
+    last_spawn_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class IncarnationRow:
+    """A row of incarnations."""
+
+    id: str
+    key: SessionKey
+    runtime: str
+    fingerprint: str
+    container_id: str | None
+    created_at: int
+
+
+class Registry:
+    """Reads and writes central.db, opening it for each operation."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def install_id(self, now_ms: int) -> str:
+        """This install's id, made at the first call."""
+        with self._open() as db, db.transaction():
+            db.execute(
+                "INSERT OR IGNORE INTO install(id, install_id, created_at) VALUES (1, ?, ?)",
+                (new_id(now_ms).lower(), now_ms),
+            )
+            row = db.one("SELECT install_id FROM install WHERE id = 1")
+        assert row is not None
+        return str(row["install_id"])
+
+    def session(self, key: SessionKey) -> SessionRow | None:
+        """One session, or None."""
+        with self._open() as db:
+            row = db.one("SELECT * FROM sessions WHERE agent = ? AND session = ?", key)
+        return _session(row) if row is not None else None
+
+    def with_work(self) -> list[SessionRow]:
+        """Sessions that were active when last written, or that will have work at a known time."""
+        with self._open() as db:
+            rows = db.all(
+                "SELECT * FROM sessions WHERE active = 1 UNION SELECT * FROM sessions WHERE next_due_at IS NOT NULL"
+            )
+        return [_session(row) for row in rows]
+
+    def all_keys(self, after: SessionKey | None, limit: int) -> list[SessionKey]:
+        """A page of every session, in key order: for the slow full pass."""
+        last = after if after is not None else SessionKey("", "")
+        with self._open() as db:
+            rows = db.all(
+                "SELECT agent, session FROM sessions WHERE (agent, session) > (?, ?) ORDER BY agent, session LIMIT ?",
+                (*last, limit),
+            )
+        return [SessionKey(row["agent"], row["session"]) for row in rows]
+
+    def activate(self, key: SessionKey, now_ms: int) -> None:
+        """Record the session and that it has work. Called before its first row of work is written."""
+        with self._open() as db, db.transaction():
+            db.execute(
+                "INSERT INTO sessions(agent, session, created_at, active) VALUES (?, ?, ?, 1)"
+                " ON CONFLICT(agent, session) DO UPDATE SET active = 1",
+                (*key, now_ms),
+            )
+
+    def deactivate(self, key: SessionKey, next_due_at: int | None) -> None:
+        """Record that nothing is left to do, or nothing before `next_due_at`."""
+        self._update(key, "active = 0, next_due_at = ?", (next_due_at,))
+
+    def quarantine(self, key: SessionKey, reason: str, now_ms: int) -> None:
+        """Take the session out of service until an operator releases it."""
+        self._update(key, "quarantined_at = ?, quarantine_reason = ?", (now_ms, reason))
+
+    def release(self, key: SessionKey) -> None:
+        """Put a quarantined session back into service, with a clean slate for spawning."""
+        self._update(
+            key,
+            "quarantined_at = NULL, quarantine_reason = NULL, spawn_failures = 0, next_spawn_at = NULL, active = 1",
+            (),
+        )
+
+    def spawn_failed(self, key: SessionKey, failures: int, next_spawn_at: int, error: str) -> None:
+        """Record a failed spawn and when the next may be tried."""
+        self._update(
+            key, "spawn_failures = ?, next_spawn_at = ?, last_spawn_error = ?", (failures, next_spawn_at, error[:500])
+        )
+
+    def spawn_recovered(self, key: SessionKey) -> None:
+        """Forget past spawn failures."""
+        self._update(key, "spawn_failures = 0, next_spawn_at = NULL, last_spawn_error = NULL", ())
+
+    def begin_incarnation(self, row: IncarnationRow) -> bool:
+        """Record an incarnation before its container exists. False if the session already has a live one."""
+        with self._open() as db, db.transaction():
+            taken = db.one("SELECT 1 FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NULL", row.key)
+            if taken is not None:
+                return False
+            db.execute(
+                "INSERT INTO incarnations(id, agent, session, runtime, fingerprint, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+                (row.id, *row.key, row.runtime, row.fingerprint, row.created_at),
+            )
+        return True
+
+    def incarnation_started(self, incarnation: str, container_id: str, started_at: int) -> None:
+        """Record that its container runs."""
+        with self._open() as db, db.transaction():
+            db.execute(
+                "UPDATE incarnations SET container_id = ?, started_at = ? WHERE id = ?",
+                (container_id, started_at, incarnation),
+            )
+
+    def end_incarnation(self, incarnation: str, at: int, exit_code: int | None, reason: str) -> None:
+        """Record a confirmed exit, after all that it entails has been done. Repeating it changes nothing."""
+        with self._open() as db, db.transaction():
+            db.execute(
+                "UPDATE incarnations SET ended_at = ?, exit_code = ?, end_reason = ? WHERE id = ? AND ended_at IS NULL",
+                (at, exit_code, reason, incarnation),
+            )
+
+    def live_incarnations(self) -> list[IncarnationRow]:
+        """Every incarnation without a confirmed exit."""
+        with self._open() as db:
+            rows = db.all("SELECT * FROM incarnations WHERE ended_at IS NULL ORDER BY id")
+        return [
+            IncarnationRow(
+                id=row["id"],
+                key=SessionKey(row["agent"], row["session"]),
+                runtime=row["runtime"],
+                fingerprint=row["fingerprint"],
+                container_id=row["container_id"],
+                created_at=row["created_at"],
+            )
+            for row in rows
+        ]
+
+    def _open(self) -> Writer:
+        return open_owner(self._path, Role.CENTRAL)
+
+    def _update(self, key: SessionKey, assignments: str, values: tuple[object, ...]) -> None:
+        with self._open() as db, db.transaction():
+            db.execute(f"UPDATE sessions SET {assignments} WHERE agent = ? AND session = ?", (*values, *key))
+
+
+def _session(row: sqlite3.Row) -> SessionRow:
+    return SessionRow(
+        key=SessionKey(row["agent"], row["session"]),
+        active=bool(row["active"]),
+        next_due_at=row["next_due_at"],
+        quarantine_reason=row["quarantine_reason"],
+        spawn_failures=row["spawn_failures"],
+        next_spawn_at=row["next_spawn_at"],
+        last_spawn_error=row["last_spawn_error"],
+    )

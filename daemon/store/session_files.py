@@ -1,0 +1,78 @@
+"""One session's folder on the host: making it, and opening its two files each in the only way the host may.
+
+Never writes outbound.db; `recover` is the one exception, and its caller must have the container's confirmed exit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from schema.connect import Reader, ReadLimits, Writer, open_outbound_reader, open_owner, recover_outbound_journal
+from schema.errors import StorageError
+from schema.layout import SessionFolder
+from schema.migrate import Role
+
+
+class SessionFiles:
+    """Opens for one operation and closes. Synchronous: callers hold the session's lock and hop to a thread.
+
+    `owner` is the (uid, gid) that the container runs as, when that is not the daemon's own.
+    """
+
+    def __init__(self, root: Path, limits: ReadLimits, owner: tuple[int, int] | None = None) -> None:
+        self.folder = SessionFolder(root)
+        self._limits = limits
+        self._owner = owner
+
+    def create(self) -> None:
+        """Make the folders and inbound.db. Repeating it changes nothing."""
+        try:
+            for path in (self.folder.inbox, self.folder.outbox, self.folder.logs):
+                path.mkdir(parents=True, exist_ok=True)
+            # The container may run as another user; it comes here only through its mounts.
+            self.folder.inbox.chmod(0o755)
+            self.folder.outbox.chmod(0o755)
+            self.folder.logs.chmod(0o700)
+            if self._owner is not None:
+                os.chown(self.folder.outbox, *self._owner, follow_symlinks=False)
+        except OSError as error:
+            raise StorageError(f"{self.folder.root}: {error.strerror}.") from error
+        fresh = not self.folder.inbound_db.exists()
+        with open_owner(self.folder.inbound_db, Role.INBOUND):
+            if fresh:
+                self.folder.inbound_db.chmod(0o644)
+
+    @contextmanager
+    def inbound(self) -> Generator[Writer]:
+        """The host's own file, for one operation. It must exist: a deleted folder is an error, not an empty session."""
+        with open_owner(self.folder.inbound_db, Role.INBOUND, create=False) as db:
+            yield db
+
+    @contextmanager
+    def outbound(self) -> Generator[Reader | None]:
+        """The container's file, read-only and as hostile input; None while the runner has not made it."""
+        reader = open_outbound_reader(self.folder.outbox, self._limits)
+        if reader is None:
+            yield None
+            return
+        with reader:
+            yield reader
+
+    def has_journal(self) -> bool:
+        """Whether something lies where outbound.db's journal would."""
+        return os.path.lexists(self.folder.outbox / "outbound.db-journal")
+
+    def recover(self) -> bool:
+        """Roll back what a dead container left half written. Only after its confirmed exit. True if there was any."""
+        return recover_outbound_journal(self.folder.outbox)
+
+    def outbound_mark(self) -> tuple[int, int] | None:
+        """(mtime in ns, size) of outbound.db: cheap evidence that it changed."""
+        try:
+            status = os.lstat(self.folder.outbound_db)
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size

@@ -1,0 +1,68 @@
+"""The only place that changes messages_in.status: history row and status in one transaction, or neither.
+
+Every function here must be called inside `Writer.transaction()`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from schema.connect import Writer
+from schema.instants import to_text
+from schema.rows import MessageStatus
+from schema.states import check_transition
+
+
+def record(
+    db: Writer,
+    message_id: str,
+    event: str,
+    at: int,
+    *,
+    incarnation: str | None = None,
+    detail: Mapping[str, object] | None = None,
+) -> None:
+    """Append to the history. `at` is epoch milliseconds; `detail` becomes JSON."""
+    db.execute(
+        "INSERT INTO message_history(message_id, event, incarnation, at, detail) VALUES (?, ?, ?, ?, ?)",
+        (message_id, event, incarnation, at, json.dumps(detail, ensure_ascii=False) if detail else None),
+    )
+
+
+def change_status(
+    db: Writer,
+    message_id: str,
+    target: MessageStatus,
+    event: str,
+    at: int,
+    *,
+    incarnation: str | None = None,
+    detail: Mapping[str, object] | None = None,
+) -> bool:
+    """Move a message to `target`, history first. False if there is no such message or it is there already.
+
+    Raises IllegalTransitionError, and then nothing has changed.
+    """
+    row = db.one("SELECT status FROM messages_in WHERE id = ?", (message_id,))
+    if row is None:
+        return False
+    current = MessageStatus(row["status"] or MessageStatus.PENDING)
+    if current is target:
+        return False
+    check_transition(message_id, current, target)
+    record(db, message_id, event, at, incarnation=incarnation, detail=detail)
+    db.execute("UPDATE messages_in SET status = ? WHERE id = ?", (target.value, message_id))
+    return True
+
+
+def schedule_retry(
+    db: Writer, message_id: str, tries: int, process_after: int, at: int, *, incarnation: str, reason: str
+) -> None:
+    """A try is used up and another one is due at `process_after` (epoch ms); the message stays pending."""
+    detail = {"tries": tries, "process_after": to_text(process_after), "reason": reason}
+    record(db, message_id, "retry_scheduled", at, incarnation=incarnation, detail=detail)
+    db.execute(
+        "UPDATE messages_in SET tries = ?, process_after = ? WHERE id = ? AND status = 'pending'",
+        (tries, to_text(process_after), message_id),
+    )
