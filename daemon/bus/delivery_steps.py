@@ -18,7 +18,6 @@ from daemon.sweep.decide import Observation, Settle, settled
 from schema.connect import Reader, Writer
 from schema.rows import Ack, AckStatus, DeliveryState, MessageIn, MessageOut, MessageStatus
 
-
 _LARGE: Final = 1024**2  # characters; a batch of new rows is cut short well above this
 
 
