@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
@@ -36,7 +37,7 @@ def guarded(max_connections: int, header_timeout_s: float, on_full: Callable[[],
 
         def _watch(self) -> None:
             """Between requests a clock runs; bytes that do not complete a request do not set it back."""
-            cycle: RequestResponseCycle | None = self.cycle  # None until the first request
+            cycle = cast("RequestResponseCycle | None", self.cycle)  # None until the first request
             if cycle is not None and not cycle.response_complete:
                 self._unwatch()
             elif self._waiting is None and not self.transport.is_closing():
