@@ -21,9 +21,8 @@ from daemon.bus.delivery import Delivery
 from daemon.bus.ingress import Ingress
 from daemon.bus.sessions import Session, Sessions
 from daemon.bus.watch import Watch
-from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Channel
-from daemon.channels.registry import build_channels
+from daemon.channels.registry import Channels, build_channels
 from daemon.clock import Clock, SystemClock
 from daemon.config import Agent, Config
 from daemon.containers.factory import build_runtime, spec_maker
@@ -75,7 +74,7 @@ class House:
     agents: dict[str, Agent]
     runtime: ContainerRuntime
     sessions: Sessions
-    channels: dict[str, Channel]
+    channels: Channels
     supervisor: Supervisor
     delivery: Delivery
     sweeper: Sweeper
@@ -113,7 +112,7 @@ def build_house(
     agents = dict(config.agents)
     specs = spec_maker(config, folder, agents, install_id)
     sessions = Sessions(folder.sessions_dir, Registry(folder.central_db), clock, limits, specs.owner)
-    channels = build_channels(config, folder.root, clock)
+    channels = build_channels(config, clock)
     # The lambdas look a name up that is bound further down: the parts know each other both ways.
     watch = Watch(lambda session: delivery.poke(session))  # noqa: PLW0108
     schedule = Schedule(clock, lambda key: sweeper.poke(key))  # noqa: PLW0108
@@ -126,11 +125,14 @@ def build_house(
         watch.remove(session)
         return await sweeper.after_exit(session, incarnation, reason, exit_)
 
+    def look_later(session: Session) -> None:
+        sweeper.poke(session.key)
+
     hooks = Hooks(
         make_spec=specs.make,
         on_started=watch.add,
         on_exit=on_exit,
-        after_exit=lambda session: sweeper.poke(session.key),
+        after_exit=look_later,
         wake_at=lambda session, when: schedule.at(session.key, when),
         is_idle=lambda session: sweeper.is_idle(session),  # noqa: PLW0108
     )
@@ -141,7 +143,7 @@ def build_house(
         clock,
         live_incarnation=supervisor.live_incarnation,
         wake_at=lambda session, when: schedule.at(session.key, when),
-        look_later=lambda session: sweeper.poke(session.key),
+        look_later=look_later,
         quarantine=quarantine,
         max_content_bytes=config.limits.max_content_bytes,
         rng=random.Random(),  # noqa: S311 - spreads retries; nothing secret
@@ -259,8 +261,6 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     tasks.start_soon(house.schedule.run, name="schedule")
     for name, channel in house.channels.items():
         await tasks.start(partial(_run_channel, channel, house.ingress), name=f"channel {name}")
-    local = house.channels["local"]
-    assert isinstance(local, LocalChannel)
     return DaemonOperations(
         data_dir=house.config.data_dir,
         clock=house.clock,
@@ -269,7 +269,7 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
         ingress=house.ingress,
         supervisor=house.supervisor,
         sweeper=house.sweeper,
-        local=local,
+        local=house.channels.local,
         runtime_name=house.runtime.name,
         degraded=house.degraded,
     )

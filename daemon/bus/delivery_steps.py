@@ -107,6 +107,8 @@ def settle(db: Writer, action: Settle, now: int) -> None:
     change_status(db, action.message_id, target, target.value, now, incarnation=action.incarnation, detail=detail)
     if action.incarnation is not None:
         messages.end_attempt(db, action.message_id, action.incarnation, now, target.value)
+    else:
+        messages.end_open_attempts(db, action.message_id, now, target.value)
 
 
 def record_outcomes(files: SessionFiles, outcomes: Sequence[Outcome], means: Means, now: int) -> list[Bury]:

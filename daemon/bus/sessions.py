@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import anyio
 import anyio.to_thread
@@ -48,7 +49,7 @@ class Session:
 
 
 class Sessions:
-    """Makes, finds and forgets Session objects, and keeps central.db's `active` flag ahead of the truth."""
+    """Makes, finds and forgets Session objects; iterating gives those with work, and keeps central.db's `active` flag ahead of the truth."""
 
     def __init__(
         self,
@@ -65,6 +66,8 @@ class Sessions:
         self._clock = clock
         self._limits = limits
         self._owner = owner
+        # Every Session object that anybody still holds: a second one for the same files would bring a second lock.
+        self._known: WeakValueDictionary[SessionKey, Session] = WeakValueDictionary()
         self._table: dict[SessionKey, Session] = {}
         self._central = anyio.Lock()
         self._limiter = anyio.CapacityLimiter(threads)
@@ -75,10 +78,6 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._table)
 
-    def peek(self, key: SessionKey) -> Session | None:
-        """The session if it is in memory."""
-        return self._table.get(key)
-
     async def central(self, operation: Callable[[Registry], T]) -> T:
         """Run a registry operation in a thread, one at a time: SQLite would make them wait by sleeping."""
         async with self._central:
@@ -86,8 +85,9 @@ class Sessions:
 
     async def get(self, key: SessionKey) -> Session:
         """An existing session; raises UnknownSessionError."""
-        session = self._table.get(key)
+        session = self._known.get(key)
         if session is not None:
+            self._table[key] = session
             return session
         row = await self.central(lambda registry: registry.session(key))
         if row is None:
@@ -96,13 +96,14 @@ class Sessions:
 
     def adopt(self, row: SessionRow) -> Session:
         """The session object for a row of the registry."""
-        session = self._table.get(row.key)
+        session = self._known.get(row.key)
         if session is None:
             session = Session(row.key, self.files_of(row.key), self._limiter)
             session.quarantined = row.quarantine_reason
             session.active = row.active
             session.last_activity = self._clock.now_ms()
-            self._table[row.key] = session
+            self._known[row.key] = session
+        self._table[row.key] = session
         return session
 
     def files_of(self, key: SessionKey) -> SessionFiles:
@@ -134,5 +135,4 @@ class Sessions:
         """Record that the session has nothing to do (before `next_due_at`) and forget it. Call with its lock held."""
         await self.central(lambda registry: registry.deactivate(session.key, next_due_at))
         session.active = False
-        if not session.sending:
-            self._table.pop(session.key, None)
+        self._table.pop(session.key, None)

@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 import structlog
 from anyio.abc import TaskStatus
-from watchfiles import Change, awatch
+from watchfiles import Change, awatch  # pyright: ignore[reportUnknownVariableType] - its stop_event names trio's type
 
 from daemon.bus.sessions import Session
 from daemon.store.registry import SessionKey
@@ -54,6 +54,7 @@ class Watch:
         """Watch until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._poll, name="poll live sessions")
+            tasks.start_soon(self._end_with_us, name="end the watcher")
             task_status.started()
             while True:
                 self._rearm = anyio.Event()
@@ -89,6 +90,13 @@ class Watch:
                 session = self._by_folder.get(folder)
                 if session is not None:
                     self._on_change(session)
+
+    async def _end_with_us(self) -> None:
+        """The watcher waits in a thread that a cancelled task cannot leave by itself: end it through its event."""
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self._rearm.set()
 
     async def _scan(self) -> None:
         """What happened while no watcher was armed."""

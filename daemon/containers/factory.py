@@ -16,7 +16,7 @@ from daemon.containers.spec import build_spec
 from daemon.containers.users import container_uid_gid
 from daemon.data_folder import DataFolder
 from daemon.errors import DataFolderError, UnknownAgentError
-from daemon.ops.source import source_digest
+from daemon.ops.image import source_digest
 from daemon.store.registry import SessionKey
 from schema.layout import SessionFolder
 from schema.rows import RunnerSettings

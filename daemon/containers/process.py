@@ -283,7 +283,8 @@ def _lives(record: Record) -> bool:
 def _environment(spec: ContainerSpec, sources: dict[str, str]) -> dict[str, str]:
     inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     folders = {variable: sources[target] for target, variable in _TARGETS}
-    return {"PATH": _DEFAULT_PATH, **inherited, **spec.environment, **folders}
+    mark = {process_table.ENV_MARK: spec.incarnation}
+    return {"PATH": _DEFAULT_PATH, **inherited, **spec.environment, **folders, **mark}
 
 
 @contextlib.contextmanager

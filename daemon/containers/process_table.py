@@ -16,7 +16,8 @@ from typing import Final
 
 import anyio
 
-from schema.layout import ENV_INCARNATION
+# Every process of a container inherits it, also those that the runner starts without any CLAWBUS_* variable.
+ENV_MARK: Final = "CONTAINER_INCARNATION"
 
 _PROC: Final = Path("/proc")
 _DEAD: Final = frozenset("ZXx")
@@ -74,13 +75,13 @@ def leader_stat(leader: Leader) -> ProcessStat | None:
 def living_members(leader: Leader) -> list[ProcessStat]:
     """Every living process of the container: of its session, marked with its incarnation, or descended from one.
 
-    The mark (CLAWBUS_INCARNATION in its environment) finds a process that has left the session and whose parent died.
+    The mark (ENV_MARK in its environment) finds a process that has left the session and whose parent died.
     """
     if leader.boot_id != boot_id():
         return []
     table = {stat.pid: stat for stat in _all_stats()}
     reused = leader.pid in table and table[leader.pid].start_ticks != leader.start_ticks
-    mark = f"{ENV_INCARNATION}={leader.incarnation}".encode()
+    mark = f"{ENV_MARK}={leader.incarnation}".encode()
     inside = {
         stat.pid
         for stat in table.values()

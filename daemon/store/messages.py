@@ -155,6 +155,14 @@ def end_attempt(db: Writer, message_id: str, incarnation: str, at: int, outcome:
     return True
 
 
+def end_open_attempts(db: Writer, message_id: str, at: int, outcome: str) -> None:
+    """Close whatever attempts of a message are open: its runner stamps no incarnation on its acks."""
+    db.execute(
+        "UPDATE attempts SET ended_at = ?, outcome = ? WHERE message_id = ? AND outcome IS NULL",
+        (at, outcome, message_id),
+    )
+
+
 def open_attempts(db: Reader) -> list[Attempt]:
     """Attempts that no end has been recorded for."""
     rows = db.all("SELECT message_id, incarnation FROM attempts WHERE outcome IS NULL LIMIT 10000")

@@ -80,7 +80,7 @@ def sweep_files(
         actions = decide(seen, settings.policy)
         due_series = messages.to_rearm(db)
         rearmed: list[MessageIn] = []
-        stale = [] if container is not None or occupied else _ended_attempts(db, seen)
+        stale = () if container is not None or occupied else _ended_attempts(db, seen)
         if due_series or stale or any(not isinstance(item, Wake | Kill | Stop) for item in actions):
             with db.transaction():
                 for action in actions:

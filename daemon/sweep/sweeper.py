@@ -167,6 +167,8 @@ class Sweeper:
                 idle = slot is None and not session.sending and self.supervisor.slot(key) is None
                 if idle and swept.next_at != 0 and (swept.next_at is None or swept.next_at > now):
                     await self.sessions.retire(session, swept.next_at)
+                else:
+                    await self.sessions.activate(session)
         except ReadRaceError as error:
             structlog.get_logger("sweep").debug(
                 "sweep_read_race", agent=key.agent, session=key.session, error=str(error)

@@ -267,7 +267,9 @@ def stub_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
 def build_stub(base: str, digest: str | None, tag: str | None = None) -> str:
     """An image with the stub as its entry point, labelled with `digest` unless that is None."""
     label = f"LABEL {LABEL_SOURCE_DIGEST}={digest}\n" if digest is not None else ""
-    dockerfile = f'FROM {base}\nCOPY stub_agent.py /stub_agent.py\n{label}ENTRYPOINT ["python3", "-I", "/stub_agent.py"]\n'
+    dockerfile = (
+        f'FROM {base}\nCOPY stub_agent.py /stub_agent.py\n{label}ENTRYPOINT ["python3", "-I", "/stub_agent.py"]\n'
+    )
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in (("Dockerfile", dockerfile.encode()), ("stub_agent.py", STUB.read_bytes())):

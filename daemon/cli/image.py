@@ -1,0 +1,9 @@
+"""`clawbus image`."""
+
+from __future__ import annotations
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
