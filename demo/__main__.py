@@ -7,6 +7,7 @@ accepted message was answered.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import secrets
 import signal
@@ -96,12 +97,12 @@ class Play:
     def _read_mailbox(self, client: ControlClient, wait_s: float) -> None:
         for entry in client.read_mailbox(MAILBOX, self._cursor, 100, wait_s):
             self._cursor = entry.cursor
-            self._answered(answered_ids(entry.in_reply_to, entry.content), "local")
+            self._answered(answered_ids(entry.in_reply_to, json.loads(entry.content)), "local")
 
     def _read_receiver(self, wait_s: float) -> None:
         for answer in self._receiver.wait_new(self._heard, wait_s):
             self._heard += 1
-            self._answered(answered_ids(answer.get("in_reply_to"), answer.get("content", "")), "webhook")
+            self._answered(answered_ids(answer.get("in_reply_to"), answer["content"]), "webhook")
 
     def _answered(self, message_ids: frozenset[str], channel: str) -> None:
         for message_id in self._ledger.answer(sorted(message_ids)):

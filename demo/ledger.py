@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
 
-def answered_ids(in_reply_to: str | None, content: str) -> frozenset[str]:
+def answered_ids(in_reply_to: str | None, content: object) -> frozenset[str]:
     """The messages that one answer answers: the one it replies to, and those its content names besides."""
     found = {in_reply_to} if in_reply_to else set[str]()
-    try:
-        value: object = json.loads(content)
-    except ValueError:
-        return frozenset(found)
-    if isinstance(value, dict):
-        others = cast(Mapping[str, object], value).get("answers")
+    if isinstance(content, dict):
+        others = cast(Mapping[str, object], content).get("answers")
         if isinstance(others, list):
             found |= {str(other) for other in cast(list[object], others)}
     return frozenset(found)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
@@ -125,16 +125,11 @@ class Stage:
 
     def close(self) -> None:
         """End the agents, the daemon and what is left of either; then remove the folder, unless it is to be kept."""
-        install_id = self._install_id()
-        self._stop_agents()
-        self._stop_daemon()
-        end_processes(self.data / "run" / "process")
-        if self.runtime == "docker" and install_id is not None:
-            end_containers(install_id)
-        if self._keep:
-            print(f"kept: {self.root}")
-        else:
-            shutil.rmtree(self.root, ignore_errors=True)
+        with ExitStack() as steps:  # each is done, whatever comes of the ones before it; the last one first
+            steps.callback(self._clear_folder)
+            steps.callback(self._end_leftovers)
+            steps.callback(self._stop_daemon)
+            steps.callback(self._stop_agents)
 
     def _is_ready(self) -> bool | None:
         if self._daemon is None or self._daemon.poll() is not None:
@@ -145,12 +140,22 @@ class Stage:
         except ClawbusError:
             return None
 
-    def _install_id(self) -> str | None:
+    def _end_leftovers(self) -> None:
+        end_processes(self.data / "run" / "process")
+        if self.runtime != "docker":
+            return
         try:
-            found = status_report(self.data, SystemClock())["install_id"]
+            install_id = status_report(self.data, SystemClock())["install_id"]
         except ClawbusError:
-            return None
-        return str(found) if found else None
+            return  # it never came so far as to start a container
+        if install_id:
+            end_containers(str(install_id))
+
+    def _clear_folder(self) -> None:
+        if self._keep:
+            print(f"kept: {self.root}")
+        else:
+            shutil.rmtree(self.root, ignore_errors=True)
 
     def _stop_agents(self) -> None:
         """Through the daemon: a restart spares agents by design, so they must be ended by name."""
@@ -158,7 +163,7 @@ class Stage:
             return
         try:
             with self.client() as client:
-                for one in status_report(self.data, SystemClock())["live"]:
+                for one in status_report(self.data, SystemClock())["incarnations"]:
                     client.act(one["agent"], one["session"], "kill", reason="the demo is over")
         except ClawbusError as error:
             print(f"could not end the agents through the daemon ({error}); ending them directly")

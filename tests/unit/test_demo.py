@@ -36,14 +36,13 @@ def test_the_ledger_counts_what_was_promised() -> None:
 @pytest.mark.parametrize(
     ("in_reply_to", "content", "ids"),
     [
-        ("a", '{"text": "x"}', {"a"}),
-        ("b", '{"text": "x", "answers": ["a", "b"]}', {"a", "b"}),
-        (None, '{"answers": "a"}', set[str]()),
-        (None, "no json", set[str]()),
-        ("a", "[]", {"a"}),
+        ("a", {"text": "x"}, {"a"}),
+        ("b", {"text": "x", "answers": ["a", "b"]}, {"a", "b"}),
+        (None, {"answers": "a"}, set[str]()),
+        ("a", [], {"a"}),
     ],
 )
-def test_an_answer_names_what_it_answers(in_reply_to: str | None, content: str, ids: set[str]) -> None:
+def test_an_answer_names_what_it_answers(in_reply_to: str | None, content: object, ids: set[str]) -> None:
     assert answered_ids(in_reply_to, content) == ids
 
 
