@@ -29,12 +29,13 @@ from demo.ledger import Ledger, answered_ids
 from demo.receiver import Receiver
 from demo.senders import MAILBOX, send_local, send_webhook
 from demo.setting import ECHO, WORKER, Setting
-from demo.stage import DemoFailed, Stage, free_port
-from demo.story import check_story, rows_of, short, table_of
+from demo.stage import DemoFailed, Stage, free_port, poll
+from demo.story import Row, check_story, rows_of, short, table_of
 from schema.errors import ClawbusError
 
 KILLED_SESSION: Final = "night-shift"
 LOOK_S: Final = 5.0  # one long-poll
+RECEIPT_S: Final = 10.0
 
 
 class Play:
@@ -108,10 +109,24 @@ class Play:
         for message_id in self._ledger.answer(sorted(message_ids)):
             self._say(f'answered  "{self._names[message_id]}" over {channel}')
 
+    def _story(self, doomed: str, incarnation: str, at: int) -> list[Row]:
+        """The life of the killed message, once it is whole: the receipt is written a moment after the answer is there."""
+
+        def told() -> list[Row]:
+            life = message_life(self._stage.data, WORKER, KILLED_SESSION, doomed)["life"]
+            return rows_of(life, self._stage.session(WORKER, KILLED_SESSION)["incarnations"], at, incarnation)
+
+        def whole() -> list[Row] | None:
+            rows = told()
+            return None if check_story(rows) else rows
+
+        try:
+            return poll("the whole story", whole, RECEIPT_S)
+        except DemoFailed:
+            return told()
+
     def _conclude(self, doomed: str, incarnation: str, at: int) -> int:
-        life = message_life(self._stage.data, WORKER, KILLED_SESSION, doomed)["life"]
-        incarnations = self._stage.session(WORKER, KILLED_SESSION)["incarnations"]
-        rows = rows_of(life, incarnations, at, incarnation)
+        rows = self._story(doomed, incarnation, at)
         console = Console(width=None if sys.stdout.isatty() else 110)
         console.print()
         console.print(table_of(f'The life of "slow report" ({doomed})', rows))

@@ -23,6 +23,16 @@ _NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "delivered": "delivered",
     }
 )
+# What causes what, for events of the same millisecond.
+_CAUSES: Final = (
+    "accepted",
+    "spawned",
+    "killed (SIGKILL)",
+    "exit confirmed",
+    "reset, next try",
+    "respawned",
+    "claimed",
+)
 # Told by other rows already.
 _LEFT_OUT: Final = frozenset({"attempt_orphaned", "attempt_completed", "acked_completed", "delivery_intended"})
 
@@ -53,7 +63,7 @@ def rows_of(
             )
         if one["ended_at"] is not None and start <= one["ended_at"] <= end:
             rows.append(Row(one["ended_at"], "exit confirmed", f"container {short(one['id'])}, {_exit(one)}"))
-    return sorted(rows, key=lambda row: row.at)
+    return sorted(rows, key=lambda row: (row.at, _CAUSES.index(row.event) if row.event in _CAUSES else len(_CAUSES)))
 
 
 def check_story(rows: Sequence[Row]) -> list[str]:

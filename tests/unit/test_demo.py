@@ -57,7 +57,7 @@ LIFE: Final[list[dict[str, Any]]] = [
 ]
 INCARNATIONS: Final[list[dict[str, Any]]] = [
     {"id": "SECOND-00002", "created_at": 2700, "ended_at": None, "exit_code": None, "end_reason": None},
-    {"id": "FIRST-000001", "created_at": 1010, "ended_at": 1650, "exit_code": 137, "end_reason": "exited"},
+    {"id": "FIRST-000001", "created_at": 1010, "ended_at": 1700, "exit_code": 137, "end_reason": "exited"},
     {"id": "EARLIER-0000", "created_at": 10, "ended_at": 90, "exit_code": 0, "end_reason": "idle"},
 ]
 
