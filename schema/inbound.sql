@@ -72,7 +72,8 @@ CREATE TABLE IF NOT EXISTS attempts (
   outcome     TEXT,                              -- completed | failed | orphaned | released; NULL while claimed
   PRIMARY KEY (message_id, incarnation)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS attempts_open ON attempts(incarnation) WHERE outcome IS NULL;
+CREATE INDEX IF NOT EXISTS attempts_open ON attempts(message_id) WHERE outcome IS NULL;
+CREATE INDEX IF NOT EXISTS attempts_incarnation ON attempts(incarnation);
 
 -- ours: every outbound row that is known and not yet delivered. A delivered row leaves this table for `delivered`.
 CREATE TABLE IF NOT EXISTS delivery_attempts (

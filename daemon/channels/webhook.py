@@ -1,0 +1,91 @@
+"""The `webhook` channel: signed HTTP requests in, signed HTTP requests out.
+
+This file joins the two directions and owns the listening socket. The socket is bound before the channel says that it has
+started, so that an address in use is an error at the start and not a log line later.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import ClassVar, Final, cast
+
+import structlog
+from anyio.abc import TaskStatus
+from pydantic import BaseModel
+
+from daemon.channels.protocol import Accept, Capabilities, ChannelContext, Outgoing, Receipt
+from daemon.channels.webhook_guard import guarded
+from daemon.channels.webhook_in import WebhookIn
+from daemon.channels.webhook_out import WebhookOut
+from daemon.channels.webhook_settings import WebhookSettings, read_keys, split_listen
+from daemon.control.asgi import serve
+from daemon.errors import ChannelError
+
+_FULL_LOG_S: Final = 60.0  # a flood of connections must not become a flood of log lines
+
+
+class WebhookChannel:
+    """One listening address with any number of hooks. `bound_address` is (host, port) while it serves, else None."""
+
+    Settings: ClassVar[type[BaseModel]] = WebhookSettings
+
+    def __init__(self, context: ChannelContext) -> None:
+        """Raises ConfigError when a secret is missing or too short."""
+        settings = cast("WebhookSettings", context.settings)
+        keys = read_keys(context.name, settings)
+        self.name = context.name
+        self.capabilities = Capabilities(
+            deduplicates=settings.receiver_deduplicates, threads=False, in_doubt=settings.in_doubt
+        )
+        self.bound_address: tuple[str, int] | None = None
+        self._settings = settings
+        self._clock = context.clock
+        self._full_logged: float | None = None
+        self._in = WebhookIn(context.name, settings, keys, context.clock)
+        self._out = WebhookOut(context.name, settings, keys, context.clock)
+        self._log = structlog.get_logger("webhook")
+
+    async def run(self, accept: Accept, *, task_status: TaskStatus[None]) -> None:
+        """Serve until cancelled. Raises ChannelError when the address cannot be listened on."""
+        sock = self._bind()
+        try:
+            self.bound_address = cast("tuple[str, int]", sock.getsockname()[:2])
+            host, port = self.bound_address
+            async with self._out.open():
+                self._log.info("webhook_listening", host=host, port=port, hooks=sorted(self._settings.hooks))
+                protocol = guarded(self._settings.max_connections, self._settings.body_timeout_s, self._full)
+                await serve(self._in.app(accept), sock, task_status=task_status, http=protocol)
+        finally:
+            self.bound_address = None
+            sock.close()
+
+    async def deliver(self, message: Outgoing) -> Receipt:
+        """Post one answer to its hook's reply_url. Raises TransientDeliveryError or PermanentDeliveryError."""
+        return await self._out.deliver(message)
+
+    def _full(self) -> None:
+        now = self._clock.monotonic()
+        if self._full_logged is None or now - self._full_logged >= _FULL_LOG_S:
+            self._full_logged = now
+            self._log.warning("webhook_connections_full", max_connections=self._settings.max_connections)
+
+    def _bind(self) -> socket.socket:
+        host, port = split_listen(self._settings.listen)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # getaddrinfo for numbers alone: it knows what to do with a link-local address's %zone.
+            address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4]
+            sock.bind(address)
+            sock.listen(1024)
+            sock.setblocking(False)
+        except OSError as error:
+            sock.close()
+            raise ChannelError(
+                f"channel {self.name} cannot listen on {self._settings.listen}: {error.strerror or error}.",
+                hint=f"Free the address, or set channels.{self.name}.listen to another one.",
+            ) from error
+        return sock

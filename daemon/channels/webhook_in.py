@@ -1,0 +1,276 @@
+"""The webhook channel's way in: POST /hooks/NAME[/SESSION], as an ASGI app.
+
+It says 202 only after the bus has committed the row. Everything before the signature check is hostile: nothing is
+parsed, at most `max_body_bytes` are kept, and a refusal says why without saying what would have been right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import parse_qs
+
+import anyio
+import anyio.to_thread
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from daemon.channels import webhook_refusals as refusals
+from daemon.channels.protocol import Accept, Incoming
+from daemon.channels.signatures import SeenSignatures, matches, read_timestamp
+from daemon.channels.webhook_settings import ANY_SESSION, Hook, Keys, WebhookSettings
+from daemon.clock import Clock
+from daemon.errors import BodyTooLargeError
+from schema.errors import ClawbusError
+from schema.ids import check_message_id, check_name
+from schema.rows import Address
+
+_DRAIN_BYTES: Final = 4 * 1024**2
+_DRAIN_S: Final = 1.0
+_IN_THREAD_BYTES: Final = 64 * 1024
+# Kept with the message because they say what it is. Nothing that differs between two deliveries of one event (a date, a
+# client's version): the same id with other content is refused as a conflict.
+_KEPT_HEADERS: Final = (
+    "content-type",
+    "x-github-hook-id",
+    "x-github-hook-installation-target-id",
+    "x-github-hook-installation-target-type",
+)
+
+
+class WebhookIn:
+    """Takes signed requests for the configured hooks and hands them to the bus."""
+
+    def __init__(self, name: str, settings: WebhookSettings, keys: Mapping[str, Keys], clock: Clock) -> None:
+        self._name = name
+        self._settings = settings
+        self._keys = keys
+        self._clock = clock
+        self._seen = SeenSignatures()
+        self._log = structlog.get_logger("webhook")
+
+    def app(self, accept: Accept) -> Starlette:
+        """The ASGI app that hands what it takes to `accept`."""
+
+        async def hook(request: Request) -> Response:
+            return await self._answer(request, accept)
+
+        async def lost(request: Request, error: Exception) -> Response:
+            assert isinstance(error, HTTPException)
+            if error.status_code == 405:
+                return await self._refuse(request, refusals.MethodRefusedError(f"{request.method} is not taken here."))
+            return await self._refuse(request, refusals.UnknownHookError("there is nothing at this path."))
+
+        return Starlette(
+            routes=[
+                Route("/hooks/{hook}", hook, methods=["POST"]),
+                Route("/hooks/{hook}/{session}", hook, methods=["POST"]),
+            ],
+            exception_handlers={404: lost, 405: lost},
+        )
+
+    async def _answer(self, request: Request, accept: Accept) -> Response:
+        name = request.path_params["hook"]
+        try:
+            incoming = await self._checked(request, name)
+            accepted = await accept(incoming)
+        except ClientDisconnect:
+            self._log.info("webhook_client_gone", hook=name[:64])
+            return Response(status_code=400)
+        except ClawbusError as error:
+            return await self._refuse(request, error)
+        except Exception:  # noqa: BLE001 - logged and answered; a bug in the bus must not close the channel
+            # A bug, not a refusal: the caller learns only that it is ours, and may send again.
+            self._log.exception("webhook_failed", hook=name)
+            return _failure(500, "INTERNAL", "the bus failed; nothing is known to be stored.", "Send it again later.")
+        self._log.info(
+            "webhook_accepted",
+            hook=name,
+            agent=accepted.agent,
+            session=accepted.session,
+            message=accepted.message_id,
+            duplicate=accepted.duplicate,
+        )
+        body = {"ok": True, "id": accepted.message_id, "duplicate": accepted.duplicate}
+        return JSONResponse(body, status_code=202)
+
+    async def _checked(self, request: Request, name: str) -> Incoming:
+        """The message in a request, or a refusal."""
+        hook = self._settings.hooks.get(name)
+        if hook is None:
+            raise refusals.UnknownHookError("there is no such hook.")
+        secret = self._keys[name].inbound
+        if hook.signature == "github":
+            body, message_id = await self._github(request, secret)
+        else:
+            body, message_id = await self._clawbus(request, secret)
+        # From here on the sender is known, and may be told more.
+        session = _session(hook, request.path_params.get("session"))
+        if hook.signature == "clawbus":
+            self._check_replay(request.headers["x-clawbus-signature"], f"{name}/{session}/{message_id}")
+        content_type = request.headers.get("content-type", "")
+        event = request.headers.get("x-github-event" if hook.signature == "github" else "x-clawbus-event", "")[:200]
+        kept = {key: request.headers[key][:200] for key in _KEPT_HEADERS if key in request.headers}
+        if len(body) > _IN_THREAD_BYTES:
+            payload = await anyio.to_thread.run_sync(read_payload, content_type, body)
+        else:
+            payload = read_payload(content_type, body)
+        return Incoming(
+            agent=hook.agent,
+            session=session,
+            content={"event": event or None, "headers": kept, **payload},
+            message_id=message_id,
+            kind=hook.kind,
+            address=Address(self._name, name),
+        )
+
+    async def _github(self, request: Request, secret: bytes) -> tuple[bytes, str]:
+        given = request.headers.get("x-hub-signature-256")
+        if given is None:
+            raise refusals.SignatureRefusedError("X-Hub-Signature-256 is missing.")
+        body = await self._body(request)
+        if not matches(secret, body, given):
+            raise refusals.SignatureRefusedError("X-Hub-Signature-256 is wrong.")
+        message_id = request.headers.get("x-github-delivery")
+        if message_id is None:
+            raise refusals.BodyRefusedError("X-GitHub-Delivery is missing.", hint="It becomes the message's id.")
+        return body, check_message_id(message_id)
+
+    async def _clawbus(self, request: Request, secret: bytes) -> tuple[bytes, str]:
+        given = request.headers.get("x-clawbus-signature")
+        if given is None:
+            raise refusals.SignatureRefusedError("X-Clawbus-Signature is missing.")
+        # Before the body: an old or undated request is refused without reading it.
+        stamp = request.headers.get("x-clawbus-timestamp", "")
+        if read_timestamp(stamp, self._clock.now_ms()) is None:
+            raise refusals.SignatureRefusedError(
+                "X-Clawbus-Timestamp is missing, no whole number of epoch seconds, or over 5 minutes off."
+            )
+        body = await self._body(request)
+        if not matches(secret, stamp.encode("ascii") + b"." + body, given):
+            raise refusals.SignatureRefusedError("X-Clawbus-Signature is wrong.")
+        # Without an id of the sender's the signature is the id: the same request again is the same message.
+        message_id = request.headers.get("x-clawbus-id", "sig-" + given.removeprefix("sha256="))
+        return body, check_message_id(message_id)
+
+    def _check_replay(self, given: str, what: str) -> None:
+        """A signature is good for one message: id and path are not signed, so whoever saw it could change them."""
+        if not self._seen.claim(given, what, self._clock.now_ms()):
+            raise refusals.SignatureRefusedError("this signed request came before, under another id or path.")
+
+    async def _body(self, request: Request) -> bytes:
+        """The raw body. Raises BodyTooLargeError as soon as it is over the limit and BodyTimeoutError when it is slow."""
+        limit = self._settings.max_body_bytes
+        declared = request.headers.get("content-length", "")
+        if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
+            raise self._too_large()
+        body = bytearray()
+        try:
+            with anyio.fail_after(self._settings.body_timeout_s):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        raise self._too_large()
+        except TimeoutError:
+            seconds = self._settings.body_timeout_s
+            raise refusals.BodyTimeoutError(f"the body did not come within {seconds:g} s.") from None
+        request.state.body_read = True
+        return bytes(body)
+
+    def _too_large(self) -> BodyTooLargeError:
+        limit = self._settings.max_body_bytes
+        return BodyTooLargeError(
+            f"the body is over {limit} bytes.", hint="Send less, or raise the channel's max_body_bytes."
+        )
+
+    async def _refuse(self, request: Request, error: ClawbusError) -> Response:
+        status = refusals.status_of(error)
+        level = self._log.warning if status >= 500 else self._log.info
+        client = request.client.host if request.client else None
+        level("webhook_refused", path=request.url.path[:200], status=status, code=error.code, client=client)
+        if status >= 500:
+            # What is wrong inside is the log's; the sender needs to know only that it is not its fault.
+            self._log.warning("webhook_not_stored", code=error.code, error=str(error), hint=error.hint)
+            response = _failure(
+                status, error.code, "the bus cannot store this now.", "Send it again after Retry-After."
+            )
+            response.headers["retry-after"] = str(refusals.RETRY_AFTER_S)
+        else:
+            response = _failure(status, error.code, str(error), error.hint)
+        if status == 405:
+            response.headers["allow"] = "POST"
+        if not await _finish(request, error):
+            response.headers["connection"] = "close"
+        return response
+
+
+def read_payload(content_type: str, body: bytes) -> dict[str, object]:
+    """`{"body": ...}` of a JSON or GitHub form body, `{"text": ...}` of plain text. Raises BodyRefusedError or MediaTypeError."""
+    media = content_type.partition(";")[0].strip().lower()
+    try:
+        if media == "application/json" or (media.startswith("application/") and media.endswith("+json")):
+            return {"body": _json(body.decode("utf-8"))}
+        if media == "text/plain":
+            return {"text": body.decode("utf-8")}
+        if media == "application/x-www-form-urlencoded":
+            # GitHub's other content type: one field `payload` with the JSON.
+            fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=10, errors="strict")
+            if list(fields) != ["payload"] or len(fields["payload"]) != 1:
+                raise refusals.BodyRefusedError("a form must have one field, `payload`, with JSON in it.")
+            return {"body": _json(fields["payload"][0])}
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise refusals.BodyRefusedError(f"the body is not valid {media}: {reason[:200]}.") from error
+    raise refusals.MediaTypeError(f"content type {media[:100]!r} is not taken here.")
+
+
+def _json(text: str) -> object:
+    """JSON as RFC 8259 has it. Python's reader alone would take NaN, infinities and lone surrogates."""
+
+    def constant(name: str) -> object:
+        raise ValueError(f"{name} is no JSON")
+
+    value: object = json.loads(text, parse_constant=constant)
+    # What cannot be written again could not be stored: 1e999 became an infinity, "\ud800" is no Unicode text.
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    return value
+
+
+def _session(hook: Hook, given: str | None) -> str:
+    if hook.session != ANY_SESSION:
+        if given is not None:
+            raise refusals.UnknownHookError("this hook has one session of its own.", hint="POST /hooks/NAME")
+        return hook.session
+    if given is None:
+        raise refusals.UnknownHookError("this hook needs a session in its path.", hint="POST /hooks/NAME/SESSION")
+    return check_name("session", given)
+
+
+async def _finish(request: Request, error: ClawbusError) -> bool:
+    """Read the rest of a refused request's body, within bounds; False when it does not end and the connection must.
+
+    A connection closed on unread data is reset, and the client would see that instead of the answer.
+    """
+    if getattr(request.state, "body_read", False):
+        return True  # asking for more would wait for the client to hang up
+    if isinstance(error, refusals.BodyTimeoutError) or request.headers.get("expect", "").lower() == "100-continue":
+        return False
+    left = _DRAIN_BYTES
+    with anyio.move_on_after(_DRAIN_S):
+        while left > 0:
+            message = await request.receive()
+            left -= len(message.get("body", b""))
+            if message["type"] == "http.disconnect":
+                return False
+            if not message.get("more_body", False):
+                return True
+    return False
+
+
+def _failure(status: int, code: str, message: str, fix: str) -> JSONResponse:
+    return JSONResponse({"ok": False, "error": {"code": code, "message": message}, "fix": fix}, status_code=status)

@@ -1,0 +1,200 @@
+"""The webhook channel's way out: an answer as a signed POST to its hook's reply_url.
+
+A receipt is a 2xx and nothing else; every other end of the request is an exception. The reply_url may hold a token, so
+no error and no log line holds more of it than its host.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import ssl
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final, cast
+
+import anyio
+import anyio.to_thread
+import httpx
+
+from daemon.channels.protocol import Outgoing, Receipt
+from daemon.channels.signatures import retry_after_s, sign_at
+from daemon.channels.webhook_settings import Hook, Keys, WebhookSettings
+from daemon.clock import Clock
+from daemon.errors import PermanentDeliveryError, TransientDeliveryError
+
+# 409: a receiver that knows the key answers so while the first delivery is still being worked on.
+TRANSIENT: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+# Servers that will never do it. Any other 5xx (507, a proxy's 52x) may pass, and a retry costs less than an answer.
+PERMANENT_5XX: Final = frozenset({501, 505})
+_MAX_RESPONSE_BYTES: Final = 64 * 1024
+_RESPONSE_S: Final = 2.0
+_MAX_ID: Final = 200
+
+
+class WebhookOut:
+    """Posts answers for the configured hooks. Usable inside `open()`; outside every delivery is put off."""
+
+    def __init__(self, name: str, settings: WebhookSettings, keys: Mapping[str, Keys], clock: Clock) -> None:
+        self._name = name
+        self._settings = settings
+        self._keys = keys
+        self._clock = clock
+        self._client: httpx.AsyncClient | None = None
+        self._agent = f"clawbus/{_version()}"
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[None]:
+        """Keep connections for as long as this is open."""
+        # httpx logs every request's whole URL at level info.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        # The machine's certificate store, loaded in a thread: it takes tens of milliseconds.
+        trust = await anyio.to_thread.run_sync(ssl.create_default_context)
+        settings = self._settings
+        async with httpx.AsyncClient(
+            verify=trust,
+            follow_redirects=False,
+            trust_env=False,
+            # One receiver's cookie is nobody else's business, not even that receiver's next request.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            timeout=httpx.Timeout(
+                connect=settings.connect_timeout_s,
+                read=settings.read_timeout_s,
+                write=settings.write_timeout_s,
+                pool=settings.pool_timeout_s,
+            ),
+        ) as client:
+            self._client = client
+            try:
+                yield
+            finally:
+                self._client = None
+
+    async def deliver(self, message: Outgoing) -> Receipt:
+        """Post one message. Raises TransientDeliveryError or PermanentDeliveryError; returns only for a 2xx."""
+        hook_name = message.address.platform_id
+        hook = self._settings.hooks.get(hook_name)
+        url = hook.reply_url if hook is not None else None
+        key = self._keys[hook_name].reply if hook is not None else None
+        if hook is None or url is None or key is None:
+            raise self._no_route(hook_name[:64], hook)
+        if self._client is None:
+            raise TransientDeliveryError(f"channel {self._name} is not running.")
+        body = _body(message)
+        request = self._client.build_request(
+            "POST", url.get_secret_value(), content=body, headers=self._headers(message, key, body)
+        )
+        return await self._send(self._client, request, f"{hook_name} ({request.url.host})")
+
+    async def _send(self, client: httpx.AsyncClient, request: httpx.Request, where: str) -> Receipt:
+        """One attempt, bounded in all its parts and in total."""
+        try:
+            with anyio.fail_after(self._settings.total_timeout_s):
+                response = await client.send(request, stream=True)
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+            raise PermanentDeliveryError(f"hook {where}: the request cannot be made: {_said(error)}.") from error
+        except httpx.TimeoutException as error:
+            raise TransientDeliveryError(f"hook {where}: {_said(error)}.") from error
+        except TimeoutError as error:
+            seconds = self._settings.total_timeout_s
+            raise TransientDeliveryError(f"hook {where}: no answer within {seconds:g} s.") from error
+        except httpx.HTTPError as error:
+            raise TransientDeliveryError(f"hook {where}: {_said(error)}.") from error
+        try:
+            if response.is_success:
+                return Receipt(await _platform_id(response))
+            raise self._failure(where, response)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
+
+    def _failure(self, where: str, response: httpx.Response) -> Exception:
+        status = response.status_code
+        text = f"hook {where}: answered {status}"
+        if status in TRANSIENT or (status >= 500 and status not in PERMANENT_5XX):
+            wait = retry_after_s(response.headers.get("retry-after"), self._clock.now_ms())
+            return TransientDeliveryError(f"{text}.", retry_after_s=wait)
+        hint = f"Look at the receiver, then requeue; channels.{self._name}.hooks holds its address."
+        if 300 <= status < 400:
+            text += ", a redirect, which is not followed"
+            hint = "Set reply_url to the final address."
+        return PermanentDeliveryError(f"{text}.", hint=hint)
+
+    def _headers(self, message: Outgoing, key: bytes, body: bytes) -> dict[str, str]:
+        idempotency_key = message.key
+        if not (idempotency_key.isascii() and idempotency_key.isprintable() and 0 < len(idempotency_key) <= 512):
+            raise PermanentDeliveryError("the idempotency key cannot be a header's value.")
+        # Signed for each attempt: a receiver may refuse what was signed too long ago.
+        timestamp = self._clock.now_ms() // 1000
+        return {
+            "content-type": "application/json",
+            "user-agent": self._agent,
+            "idempotency-key": idempotency_key,
+            "x-clawbus-timestamp": str(timestamp),
+            "x-clawbus-signature": sign_at(key, timestamp, body),
+        }
+
+    def _no_route(self, hook_name: str, hook: Hook | None) -> PermanentDeliveryError:
+        key = f"channels.{self._name}.hooks.{hook_name}"
+        if hook is None:
+            return PermanentDeliveryError(
+                f"there is no hook {hook_name!r}.", hint=f"Add a [{key}] table, restart and requeue."
+            )
+        return PermanentDeliveryError(
+            f"{key}.reply_url is not set, so its answers have nowhere to go.",
+            hint=f"Set {key}.reply_url and reply_secret, restart and requeue.",
+        )
+
+
+def _body(message: Outgoing) -> bytes:
+    """The JSON that a receiver gets; the same bytes on every attempt."""
+    try:
+        content: object = json.loads(message.content)
+        fields = {
+            "id": message.message_out_id,
+            "in_reply_to": message.in_reply_to,
+            "agent": message.agent,
+            "session": message.session,
+            "kind": message.kind,
+            "timestamp": message.timestamp,
+            "content": content,
+        }
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise PermanentDeliveryError(f"the content is not JSON: {str(error)[:200]}") from error
+
+
+async def _platform_id(response: httpx.Response) -> str | None:
+    """The receiver's own id for the message, if it gave one. The 2xx is the receipt: nothing here can undo it."""
+    given = response.headers.get("x-message-id")
+    if given is None and "json" in response.headers.get("content-type", ""):
+        body = bytearray()
+        try:
+            with anyio.fail_after(_RESPONSE_S):
+                async for chunk in response.aiter_bytes(8192):
+                    body += chunk
+                    if len(body) > _MAX_RESPONSE_BYTES:
+                        return None
+            parsed: object = json.loads(body)
+        except (httpx.HTTPError, TimeoutError, ValueError, RecursionError):
+            return None
+        if isinstance(parsed, dict):
+            value = cast("dict[str, object]", parsed).get("id")
+            given = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+    if given is None or not 0 < len(given) <= _MAX_ID or not given.isprintable():
+        return None
+    return given
+
+
+def _said(error: Exception) -> str:
+    text = str(error)[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _version() -> str:
+    try:
+        return version("clawbus")
+    except PackageNotFoundError:
+        return "unknown"

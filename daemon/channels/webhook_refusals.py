@@ -1,0 +1,87 @@
+"""Why the webhook channel refuses a request, and with which status. Pure.
+
+A 4xx says what the sender must change; a 5xx that it is not the sender's fault and that nothing is known to be stored.
+No refusal tells what would have been accepted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from daemon.errors import (
+    BodyTooLargeError,
+    ContentError,
+    IdConflictError,
+    MessageError,
+    RequestRefusedError,
+    UnknownAgentError,
+    UnknownSessionError,
+)
+from schema.errors import ClawbusError, InvalidNameError
+
+RETRY_AFTER_S: Final = 5
+
+
+class UnknownHookError(RequestRefusedError):
+    """404: no such path, or a hook that has no such session."""
+
+    code = "UNKNOWN_HOOK"
+    default_hint = "POST to /hooks/NAME, or /hooks/NAME/SESSION where the hook's session is '*'."
+
+
+class MethodRefusedError(RequestRefusedError):
+    """405: hooks take POST alone."""
+
+    code = "METHOD_REFUSED"
+    default_hint = "Use POST."
+
+
+class SignatureRefusedError(RequestRefusedError):
+    """401: the signature or its timestamp is missing, wrong, too old or used before."""
+
+    code = "SIGNATURE_REFUSED"
+    default_hint = "Sign the raw bytes of the body with the hook's secret, as docs/channels.md shows."
+
+
+class BodyRefusedError(RequestRefusedError):
+    """400: the body is not what its content type says."""
+
+    code = "BODY_INVALID"
+    default_hint = "Send UTF-8 JSON."
+
+
+class BodyTimeoutError(RequestRefusedError):
+    """408: the body came too slowly."""
+
+    code = "BODY_TIMEOUT"
+    default_hint = "Send the whole body at once; body_timeout_s is how long it may take."
+
+
+class MediaTypeError(RequestRefusedError):
+    """415: a content type that hooks do not take."""
+
+    code = "MEDIA_TYPE"
+    default_hint = "Send application/json, text/plain, or GitHub's form with one field `payload`."
+
+
+_STATUS: Final[tuple[tuple[type[ClawbusError], int], ...]] = (
+    (UnknownHookError, 404),
+    (MethodRefusedError, 405),
+    (SignatureRefusedError, 401),
+    (BodyTimeoutError, 408),
+    (MediaTypeError, 415),
+    (BodyTooLargeError, 413),
+    (RequestRefusedError, 400),
+    (InvalidNameError, 400),
+    (MessageError, 400),
+    # JSON was checked before; what is left is the bus's own limit on one message's content.
+    (ContentError, 413),
+    (UnknownAgentError, 404),
+    (UnknownSessionError, 404),
+    (IdConflictError, 409),
+)
+
+
+def status_of(error: ClawbusError) -> int:
+    """The HTTP status of a refusal; 503 for whatever is not the sender's to correct."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 503)

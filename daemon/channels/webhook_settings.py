@@ -1,0 +1,224 @@
+"""[channels.webhook]: the settings of the webhook channel, checked; and its secrets, read. No socket is opened here.
+
+A secret never appears in an error, a log line or a repr: it is a SecretStr until it becomes the bytes of an HMAC key.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
+
+from daemon.channels.protocol import InDoubt
+from daemon.errors import ConfigError
+from schema.errors import InvalidNameError
+from schema.ids import check_name
+from schema.rows import Kind
+
+ANY_SESSION: Final = "*"
+MIN_SECRET: Final = 8
+_MAX_SECRET_FILE: Final = 4096
+# RFC 1918, RFC 4193, loopback and link-local. Spelled out: `ipaddress.is_private` also holds 0.0.0.0, which is everybody.
+_PRIVATE: Final = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+        *("::1/128", "fc00::/7", "fe80::/10"),
+    )
+)
+
+
+class Hook(BaseModel):
+    """[channels.webhook.hooks.NAME]: who may post under this name, and where its answers go."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    agent: str
+    session: str
+    signature: Literal["clawbus", "github"] = "clawbus"
+    secret: SecretStr | None = None
+    secret_env: str | None = None
+    secret_file: Path | None = None
+    kind: Literal[Kind.CHAT, Kind.CHAT_SDK, Kind.TASK, Kind.WEBHOOK] = Kind.WEBHOOK
+    reply_url: SecretStr | None = None
+    reply_secret: SecretStr | None = None
+    reply_secret_env: str | None = None
+    reply_secret_file: Path | None = None
+
+    @field_validator("agent")
+    @classmethod
+    def _agent(cls, value: str) -> str:
+        return _named("agent", value)
+
+    @field_validator("session")
+    @classmethod
+    def _session(cls, value: str) -> str:
+        return value if value == ANY_SESSION else _named("session", value)
+
+    @field_validator("reply_url")
+    @classmethod
+    def _url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _check_url(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _secrets(self) -> Self:
+        if sum(one is not None for one in (self.secret, self.secret_env, self.secret_file)) != 1:
+            raise ValueError("set exactly one of secret, secret_env and secret_file")
+        wanted = 0 if self.reply_url is None else 1
+        if sum(one is not None for one in (self.reply_secret, self.reply_secret_env, self.reply_secret_file)) != wanted:
+            raise ValueError(
+                "with reply_url set exactly one of reply_secret, reply_secret_env and reply_secret_file; without it none"
+            )
+        return self
+
+
+class WebhookSettings(BaseModel):
+    """The table itself. Seconds and bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    allow_public: bool = False  # before `listen`, whose check needs it
+    listen: str = "127.0.0.1:8650"
+    max_body_bytes: int = Field(default=1024**2, ge=1, le=64 * 1024**2)
+    body_timeout_s: float = Field(default=10.0, gt=0, le=600)
+    max_connections: int = Field(default=200, ge=1, le=10_000)
+    connect_timeout_s: float = Field(default=5.0, gt=0, le=600)
+    read_timeout_s: float = Field(default=20.0, gt=0, le=600)
+    write_timeout_s: float = Field(default=10.0, gt=0, le=600)
+    pool_timeout_s: float = Field(default=5.0, gt=0, le=600)
+    total_timeout_s: float = Field(default=25.0, gt=0, le=600)
+    receiver_deduplicates: bool = False
+    in_doubt: InDoubt = InDoubt.RESEND
+    hooks: dict[str, Hook] = Field(default_factory=dict[str, Hook])
+
+    @field_validator("hooks")
+    @classmethod
+    def _names(cls, value: dict[str, Hook]) -> dict[str, Hook]:
+        for name in value:
+            _named("hook", name)
+        return value
+
+    @field_validator("listen")
+    @classmethod
+    def _address(cls, value: str, info: ValidationInfo) -> str:
+        host, _ = split_listen(value)
+        if not (info.data.get("allow_public", False) or is_private(host)):
+            raise ValueError(
+                f"{host} is neither a loopback nor a private address; put a TLS proxy before the daemon,"
+                " or set allow_public = true"
+            )
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """A hook's secrets as HMAC keys. Not in the repr."""
+
+    inbound: bytes
+    reply: bytes | None
+
+    def __repr__(self) -> str:
+        return "Keys(...)"
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """`HOST:PORT` or `[V6]:PORT` as (address, port); `localhost` is 127.0.0.1. Raises ValueError."""
+    host, colon, port = listen.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise ValueError("must be ADDRESS:PORT, for example 127.0.0.1:8650 or [::1]:8650")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if bare == "localhost":
+        return "127.0.0.1", int(port)
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        # A name could resolve to anything, and to something else tomorrow.
+        raise ValueError("must be an IP address (or localhost), not another host name") from None
+    if address.version == 6 and bare == host:
+        raise ValueError("write an IPv6 address in brackets, for example [::1]:8650")
+    return bare, int(port)
+
+
+def is_private(host: str) -> bool:
+    """Whether an IP address is loopback, link-local or private, so that the Internet cannot reach it."""
+    address = ipaddress.ip_address(host)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return any((mapped or address) in network for network in _PRIVATE)
+
+
+def read_keys(channel: str, settings: WebhookSettings) -> dict[str, Keys]:
+    """Every hook's secrets. Raises ConfigError that names the key of a secret that is missing, short or used twice."""
+    keys: dict[str, Keys] = {}
+    for name, hook in settings.hooks.items():
+        where = f"channels.{channel}.hooks.{name}"
+        inbound = _key(f"{where}.secret", hook.secret, hook.secret_env, hook.secret_file, os.environ)
+        assert inbound is not None
+        reply = _key(
+            f"{where}.reply_secret", hook.reply_secret, hook.reply_secret_env, hook.reply_secret_file, os.environ
+        )
+        if reply == inbound:
+            # Both directions sign the same way: with one key, our own answer would pass as a request to this hook.
+            raise ConfigError(
+                f"{where}.reply_secret: must not be the hook's own secret.",
+                hint="Give the receiver a secret of its own.",
+            )
+        keys[name] = Keys(inbound, reply)
+    return keys
+
+
+def _key(
+    where: str, plain: SecretStr | None, env: str | None, file: Path | None, environ: Mapping[str, str]
+) -> bytes | None:
+    if plain is not None:
+        found = plain.get_secret_value().encode("utf-8")
+    elif env is not None:
+        if env not in environ:
+            raise ConfigError(f"{where}_env: the environment variable {env} is not set.")
+        where, found = f"{where}_env", environ[env].encode("utf-8", "surrogateescape")
+    elif file is not None:
+        where, found = f"{where}_file", _read(f"{where}_file", file)
+    else:
+        return None
+    if len(found) < MIN_SECRET:
+        raise ConfigError(
+            f"{where}: a secret needs at least {MIN_SECRET} characters.", hint="Make one with `openssl rand -hex 32`."
+        )
+    return found
+
+
+def _read(where: str, path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            found = stream.read(_MAX_SECRET_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"{where}: {path} cannot be read: {error.strerror}.") from error
+    if len(found) > _MAX_SECRET_FILE:
+        raise ConfigError(f"{where}: {path} is over {_MAX_SECRET_FILE} bytes; that is no secret.")
+    return found.rstrip(b"\r\n")  # an editor ends a file with a newline; the secret does not
+
+
+def _named(what: str, value: str) -> str:
+    try:
+        return check_name(what, value)
+    except InvalidNameError as error:
+        raise ValueError(f"{error} {error.hint}") from error
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("must be a URL") from None
+    if parts.scheme not in {"http", "https"} or not host or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("must be an http:// or https:// URL with a host, in ASCII")
+    if parts.username is not None or parts.fragment:
+        raise ValueError("must have neither a user name nor a fragment")
