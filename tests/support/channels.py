@@ -17,6 +17,7 @@ import anyio.abc
 from starlette.types import Receive, Scope, Send
 
 from daemon.channels.protocol import Accepted, Channel, ChannelContext, Incoming, Outgoing
+from daemon.clock import Clock
 from daemon.control.asgi import serve
 from daemon.errors import IdConflictError
 from schema.rows import Address
@@ -66,7 +67,7 @@ class Bus:
         return list(self.stored.values())
 
 
-def build(cls: type[Channel], name: str, table: dict[str, Any], data_dir: Path, clock: SetClock) -> Any:
+def build(cls: type[Channel], name: str, table: dict[str, Any], data_dir: Path, clock: Clock) -> Any:
     settings = cls.Settings.model_validate(table)
     return cls(ChannelContext(name, settings, data_dir, clock, max_content_bytes=1024**2))
 
