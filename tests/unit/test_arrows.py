@@ -40,6 +40,7 @@ PURE_STDLIB: Final = frozenset(
         "json",
         "math",
         "re",
+        "types",
         "typing",
     }
 )
