@@ -13,7 +13,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +91,7 @@ class Reader:
         self._connection = connection
         self._path = path
         self._hostile = hostile
+        self.file_id: str = ""  # of a container's file: tells one that was deleted and made anew from the old one
 
     def __enter__(self) -> Self:
         return self
@@ -104,7 +105,7 @@ class Reader:
         """Close the file. Safe to call twice."""
         self._connection.close()
 
-    def all(self, sql: str, params: Sequence[object] = ()) -> list[sqlite3.Row]:
+    def all(self, sql: str, params: Sequence[object] | Mapping[str, object] = ()) -> list[sqlite3.Row]:
         """Every row of a query."""
         try:
             return self._connection.execute(sql, params).fetchall()
@@ -133,9 +134,9 @@ class Reader:
             raise self._translated(error) from error
         return row
 
-    def columns(self, table: str) -> frozenset[str]:
-        """The columns a table has here; empty if there is no such table. `table` is one of our own names."""
-        return frozenset(row["name"] for row in self.all(f"PRAGMA table_info({table})"))
+    def columns(self, table: str, alias: str = "main") -> frozenset[str]:
+        """The columns a table has here; empty if there is no such table. Both names are our own."""
+        return frozenset(row["name"] for row in self.all(f"PRAGMA {alias}.table_info({table})"))
 
     def _translated(self, error: Exception) -> ClawbusError:
         if isinstance(error, sqlite3.Error):
@@ -159,6 +160,19 @@ class Writer(Reader):
             return self._connection.executemany(sql, rows).rowcount
         except sqlite3.Error as error:
             raise self._translated(error) from error
+
+    def attach_reader(self, path: Path, alias: str) -> None:
+        """Let this handle also read a trusted file of the other side, under `alias` (one of our own names).
+
+        Read-only, so no transaction here ever writes it: a commit stays one file's and names no super-journal.
+        Looks into the file at once, so that a hot journal or a missing file shows here. Errors as of `open_reader`.
+        """
+        try:
+            self._connection.execute(f"ATTACH DATABASE ? AS {alias}", (f"{path.absolute().as_uri()}?mode=ro",))
+            self._connection.execute(f"PRAGMA {alias}.mmap_size=0")
+            self._connection.execute(f"PRAGMA {alias}.schema_version").fetchone()
+        except sqlite3.Error as error:
+            raise translate(error, path, hostile=False) from error
 
     @contextmanager
     def transaction(self) -> Generator[Self]:
@@ -219,12 +233,14 @@ def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:
             return None
         _check_journal(folder)
         connection = _connect_to(guard, path)
+        identity = os.fstat(guard)
     finally:
         # Before the first statement: closing any descriptor of a file drops this process's locks on it.
         os.close(guard)
     try:
         _limit(connection, limits)
         reader = Reader(connection, path, hostile=True)
+        reader.file_id = f"{identity.st_dev}:{identity.st_ino}"
         _check_tables(reader)
     except sqlite3.Error as error:
         connection.close()

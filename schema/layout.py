@@ -22,6 +22,8 @@ ENV_RUNNER: Final = "CLAWBUS_RUNNER"  # JSON of RunnerSettings, written by the d
 ENV_IN: Final = "CLAWBUS_IN"  # default CONTAINER_IN
 ENV_OUT: Final = "CLAWBUS_OUT"  # default CONTAINER_OUT
 ENV_AGENT: Final = "CLAWBUS_AGENT"  # default CONTAINER_AGENT
+ENV_AGENT_NAME: Final = "CLAWBUS_AGENT_NAME"  # the agent group's name, for the runner's log and its programs
+ENV_SESSION_NAME: Final = "CLAWBUS_SESSION_NAME"
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,3 +126,4 @@ class RunnerSettings:
     watch_step_ms: int = 5
     grace_s: float = 8.0
     max_answer_bytes: int = 1_048_576
+    log_level: str = "info"

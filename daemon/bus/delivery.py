@@ -6,7 +6,7 @@ A destination has one send under way; a stalled one holds back itself alone. Suc
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 import anyio
@@ -39,7 +39,7 @@ class Delivery:
         *,
         live_incarnation: Callable[[Session], str | None],
         wake_at: Callable[[Session, int], None],
-        on_collected: Callable[[Session, Collected], None],
+        look_later: Callable[[Session], None],
         quarantine: Callable[[Session, str], None],
         max_content_bytes: int,
         rng: random.Random,
@@ -49,12 +49,13 @@ class Delivery:
         self._clock = clock
         self._live = live_incarnation
         self._wake_at = wake_at
-        self._on_collected = on_collected
+        self._look_later = look_later
         self._quarantine = quarantine
         self._max_content_bytes = max_content_bytes
         self._rng = rng
         self._dirty: dict[Session, bool] = {}
         self._senders = 0
+        self._drained = anyio.Event()
         self._closing = False
         self._tasks: TaskGroup | None = None
         self._log = structlog.get_logger("delivery")
@@ -67,14 +68,23 @@ class Delivery:
         """Work in this task group from now on."""
         self._tasks = tasks
 
+    def later(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Run something small in this engine's task group: what a synchronous callback cannot await."""
+        if self._tasks is not None:
+            self._tasks.start_soon(_only_await, work)
+
     @property
     def senders(self) -> int:
         """Sends under way."""
         return self._senders
 
-    def close(self) -> None:
-        """Begin nothing new; what is under way may finish."""
+    async def close(self, grace_s: float) -> None:
+        """Begin nothing new, and let what is under way finish within `grace_s` seconds."""
         self._closing = True
+        with anyio.move_on_after(grace_s):
+            while self._senders:
+                self._drained = anyio.Event()
+                await self._drained.wait()
 
     def poke(self, session: Session) -> None:
         """Something of this session may be new: look soon. Calls during a look make it look once more."""
@@ -119,8 +129,11 @@ class Delivery:
             assert self._tasks is not None
             self._senders += 1
             self._tasks.start_soon(self._send_group, session, address_key, sends, name=f"send {session.key}")
-        self._on_collected(session, found)
-        return found.more and not (found.sends and len(groups) == 0)
+        if found.sends or found.settled or found.claimed:
+            session.last_activity = now
+        if found.later:
+            self._look_later(session)
+        return found.more
 
     def trouble(self, session: Session, error: ClawbusError) -> None:
         """A look into the session's files failed: quarantine what is hostile, retry what may pass."""
@@ -165,9 +178,13 @@ class Delivery:
                 failed = bool(outcomes) and (outcomes[-1].error is not None or not outcomes[-1].sent)
                 outcomes.append(Outcome(send, sent=False) if failed else await self._send(session, send))
             await self._record(session, outcomes)
+            if any(outcome.error is not None for outcome in outcomes):
+                self._look_later(session)
         finally:
             self._senders -= 1
             session.sending.pop(address_key, None)
+            if self._senders == 0:
+                self._drained.set()
         self.poke(session)
 
     async def _send(self, session: Session, send: Send) -> Outcome:
@@ -248,3 +265,7 @@ class Delivery:
     def _dead(self, session: Session, dead: Bury) -> None:
         self._log.error("delivery_dead_lettered", agent=session.key.agent, session=session.key.session,
                         message_out=dead.candidate.row.id, code=dead.reason, error=dead.error)  # fmt: skip
+
+
+async def _only_await(work: Callable[[], Awaitable[object]]) -> None:
+    await work()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from daemon.bus.delivery_plan import Bury, Candidate, ChannelTraits, Decision, Defer, Queue, Rules, Send, plan, retry_at
 from daemon.config import Delivery as DeliveryConfig
@@ -16,6 +17,8 @@ from daemon.store.transitions import change_status
 from daemon.sweep.decide import Observation, Settle, settled
 from schema.connect import Reader, Writer
 from schema.rows import Ack, AckStatus, DeliveryState, MessageIn, MessageOut, MessageStatus
+
+_LARGE: Final = 1024**2  # characters; a batch of new rows is cut short well above this
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Collected:
     settled: tuple[Settle, ...] = ()
     claimed: tuple[Ack, ...] = ()
     more: bool = False
+    later: bool = False  # something waits for a known instant, or a series must be armed again
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class _Batch:
     candidates: tuple[Candidate, ...]
     held: frozenset[str]
     top_seq: int | None
+    file_id: str
     more: bool
 
 
@@ -69,13 +74,15 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
     Raises ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; nothing has changed then.
     """
     with files.inbound() as db:
-        pending = tuple(messages.pending(db))
+        pending = tuple(messages.pending(db, now))
         with files.outbound() as out:
             acks = outbound.acks_for(out, [message.id for message in pending]) if out is not None else {}
             batch = _look(db, out, means, now)
         settles = settled(Observation(now=now, pending=pending, acks=acks))
         claims = _new_claims(db, pending, acks, live)
-        decisions = plan(batch.candidates, _rules(db, batch, means, now)) if batch.candidates else []
+        planned = plan(batch.candidates, _rules(db, batch, means, now)) if batch.candidates else []
+        # A row that waits in the queue already goes on waiting: nothing to write.
+        decisions = [d for d in planned if not (isinstance(d, Queue) and d.candidate.state is not None)]
         if not decisions and not settles and not claims and batch.top_seq is None:
             return Collected(more=batch.more)
         with db.transaction():
@@ -86,7 +93,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
             for decision in decisions:
                 _commit(db, decision, means, now)
             if batch.top_seq is not None:
-                deliveries.advance(db, batch.top_seq)
+                deliveries.advance(db, batch.top_seq, batch.file_id)
     return Collected(
         sends=tuple(item for item in decisions if isinstance(item, Send)),
         buried=tuple(item for item in decisions if isinstance(item, Bury)),
@@ -94,6 +101,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         settled=tuple(settles),
         claimed=tuple(claims),
         more=batch.more,
+        later=_waits(decisions) or _ends_occurrence(pending, settles),
     )
 
 
@@ -105,6 +113,8 @@ def settle(db: Writer, action: Settle, now: int) -> None:
     change_status(db, action.message_id, target, target.value, now, incarnation=action.incarnation, detail=detail)
     if action.incarnation is not None:
         messages.end_attempt(db, action.message_id, action.incarnation, now, target.value)
+    else:
+        messages.end_open_attempts(db, action.message_id, now, target.value)
 
 
 def record_outcomes(files: SessionFiles, outcomes: Sequence[Outcome], means: Means, now: int) -> list[Bury]:
@@ -151,7 +161,7 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
     agent = outbound.rows_by_id(out, [row.message_out_id for row in due if not row.from_host]) if out else {}
     new: list[MessageOut] = []
     if out is not None and len(every_due) < limit:
-        new = outbound.rows_after(out, deliveries.cursor(db), limit)
+        new = outbound.rows_after(out, deliveries.cursor(db, out.file_id), limit)
     known = deliveries.known(db, [row.id for row in new])
     every = [_tracked(row, host if row.from_host else agent) for row in due]
     every += [Candidate(row, from_host=False, state=None, first_at=now) for row in _first_of_each(new, known)]
@@ -160,7 +170,8 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
         candidates=tuple(replace(item, origin=origins.get(item.row.in_reply_to or "")) for item in every),
         held=held,
         top_seq=new[-1].seq if new else None,
-        more=len(every_due) == limit or bool(new),
+        file_id=out.file_id if out is not None else "",
+        more=len(every_due) == limit or len(new) == limit or sum(len(row.content) for row in new) > _LARGE,
     )
 
 
@@ -226,6 +237,15 @@ def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
         else:
             deliveries.intend(db, candidate.row.id)
             deliveries.retry(db, candidate.row.id, now, not_before, decision.reason, decision.error)
+
+
+def _waits(decisions: Sequence[Decision]) -> bool:
+    return any(isinstance(item, Defer) or (isinstance(item, Queue) and item.not_before) for item in decisions)
+
+
+def _ends_occurrence(pending: Sequence[MessageIn], settles: Sequence[Settle]) -> bool:
+    finished = {action.message_id for action in settles}
+    return any(message.recurrence is not None and message.id in finished for message in pending)
 
 
 def _track_new(db: Writer, decision: Decision, now: int) -> None:

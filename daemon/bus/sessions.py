@@ -6,10 +6,12 @@ file drops this process's SQLite locks on it, so two threads must never have the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
 import anyio
 import anyio.to_thread
@@ -19,8 +21,37 @@ from daemon.errors import UnknownSessionError
 from daemon.store.registry import Registry, SessionKey, SessionRow
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits
+from schema.errors import ReadDeadlineError
 
 T = TypeVar("T")
+
+
+class _Job(Generic[T]):
+    """An operation on its way to a thread: either it runs and then says so, or it is withdrawn and never runs."""
+
+    def __init__(self, operation: Callable[[], T], came_back: Callable[[], None]) -> None:
+        self._operation = operation
+        self._came_back = came_back
+        self._gate = threading.Lock()
+        self._decided = False
+
+    def run(self) -> T:
+        if not self._decide():
+            raise RuntimeError("withdrawn")  # nobody waits for this
+        try:
+            return self._operation()
+        finally:
+            self._came_back()
+
+    def withdraw(self) -> None:
+        if self._decide():
+            self._came_back()
+
+    def _decide(self) -> bool:
+        """True for whoever comes first."""
+        with self._gate:
+            first, self._decided = not self._decided, True
+            return first
 
 
 class Session:
@@ -36,6 +67,7 @@ class Session:
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
         self.deadline_strikes = 0
         self._limiter = limiter
+        self._in_thread = False
 
     async def call(self, operation: Callable[[], T]) -> T:
         """Run a synchronous operation on the session's files in a thread, alone. Not re-entrant."""
@@ -43,12 +75,28 @@ class Session:
             return await self.call_locked(operation)
 
     async def call_locked(self, operation: Callable[[], T]) -> T:
-        """The same for a caller that holds `lock`. A cancelled caller does not wait for a stuck read."""
-        return await anyio.to_thread.run_sync(operation, limiter=self._limiter, abandon_on_cancel=False)
+        """The same for a caller that holds `lock`.
+
+        A cancelled caller does not wait for the thread: a container can make an open hang for ever (a fifo put in a
+        file's place between our check and SQLite's open). Until that thread is back, every call raises
+        ReadDeadlineError: the lock alone no longer keeps a second thread from the same files.
+        """
+        if self._in_thread:
+            raise ReadDeadlineError(f"an earlier operation on the files of {self.key} has not come back.")
+        job = _Job(operation, self._came_back)
+        self._in_thread = True
+        try:
+            return await anyio.to_thread.run_sync(job.run, limiter=self._limiter, abandon_on_cancel=True)
+        except BaseException:
+            job.withdraw()
+            raise
+
+    def _came_back(self) -> None:
+        self._in_thread = False
 
 
 class Sessions:
-    """Makes, finds and forgets Session objects, and keeps central.db's `active` flag ahead of the truth."""
+    """Makes, finds and forgets Session objects; iterating gives those with work, and keeps central.db's `active` flag ahead of the truth."""
 
     def __init__(
         self,
@@ -65,6 +113,8 @@ class Sessions:
         self._clock = clock
         self._limits = limits
         self._owner = owner
+        # Every Session object that anybody still holds: a second one for the same files would bring a second lock.
+        self._known: WeakValueDictionary[SessionKey, Session] = WeakValueDictionary()
         self._table: dict[SessionKey, Session] = {}
         self._central = anyio.Lock()
         self._limiter = anyio.CapacityLimiter(threads)
@@ -75,10 +125,6 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._table)
 
-    def peek(self, key: SessionKey) -> Session | None:
-        """The session if it is in memory."""
-        return self._table.get(key)
-
     async def central(self, operation: Callable[[Registry], T]) -> T:
         """Run a registry operation in a thread, one at a time: SQLite would make them wait by sleeping."""
         async with self._central:
@@ -86,8 +132,9 @@ class Sessions:
 
     async def get(self, key: SessionKey) -> Session:
         """An existing session; raises UnknownSessionError."""
-        session = self._table.get(key)
+        session = self._known.get(key)
         if session is not None:
+            self._table[key] = session
             return session
         row = await self.central(lambda registry: registry.session(key))
         if row is None:
@@ -96,13 +143,14 @@ class Sessions:
 
     def adopt(self, row: SessionRow) -> Session:
         """The session object for a row of the registry."""
-        session = self._table.get(row.key)
+        session = self._known.get(row.key)
         if session is None:
             session = Session(row.key, self.files_of(row.key), self._limiter)
             session.quarantined = row.quarantine_reason
             session.active = row.active
             session.last_activity = self._clock.now_ms()
-            self._table[row.key] = session
+            self._known[row.key] = session
+        self._table[row.key] = session
         return session
 
     def files_of(self, key: SessionKey) -> SessionFiles:
@@ -134,5 +182,4 @@ class Sessions:
         """Record that the session has nothing to do (before `next_due_at`) and forget it. Call with its lock held."""
         await self.central(lambda registry: registry.deactivate(session.key, next_due_at))
         session.active = False
-        if not session.sending:
-            self._table.pop(session.key, None)
+        self._table.pop(session.key, None)

@@ -118,7 +118,7 @@ class Channel(Protocol):
     def __init__(self, context: ChannelContext) -> None: ...
 
     async def run(self, accept: Accept, *, task_status: TaskStatus[None]) -> None:
-        """Serve until cancelled. Call `task_status.started()` when it can take messages; raise ChannelError if it cannot."""
+        """Serve until cancelled. `task_status.started()` once it can take messages; ChannelError if it cannot."""
         ...
 
     async def deliver(self, message: Outgoing) -> Receipt:

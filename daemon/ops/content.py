@@ -48,6 +48,15 @@ def error_of(content: str) -> str | None:
     return error if isinstance(error, str) else json.dumps(error, default=str)
 
 
+def answered_ids(content: str) -> frozenset[str]:
+    """Ids of further messages that this answers ("answers": [...]), besides the one it is in reply to."""
+    value = decode(content)
+    listed = cast("dict[str, Any]", value).get("answers") if isinstance(value, dict) else None
+    if not isinstance(listed, list):
+        return frozenset()
+    return frozenset(one for one in cast("list[object]", listed) if isinstance(one, str))
+
+
 def preview(content: str, width: int = 200) -> str:
     """The first `width` characters of the text, on one line."""
     line = " ".join(text_of(content).split())

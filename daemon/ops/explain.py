@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from daemon.ops.session_files import Queues
+from daemon.ops.session_reading import Queues
 from schema.instants import to_text
 
 

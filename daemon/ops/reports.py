@@ -18,8 +18,8 @@ from typing import Any, Final
 from daemon.clock import Clock
 from daemon.errors import DataFolderError, UnknownMessageError, UnknownSessionError
 from daemon.ops.explain import explain, state_of
-from daemon.ops.session_files import Queues, read_detail, read_life, read_queues
-from daemon.store.mailbox import MailboxEntry
+from daemon.ops.session_reading import Queues, read_detail, read_life, read_queues
+from daemon.store.mailbox import MailboxEntry, read_mailbox
 from schema.connect import Reader, ReadLimits, open_reader
 from schema.ids import check_name
 from schema.layout import SessionFolder
@@ -63,7 +63,7 @@ def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) 
         "at": now,
         "sessions": {"total": total, **dict(sorted(states.items()))},
         "queues": _sum([one.queues for one in looked if one.queues is not None], now),
-        "live": live,
+        "incarnations": live,
         "attention": needing[:_ATTENTION],
         "attention_total": len(needing),
         "not_examined": total - sum(one.queues is not None for one in looked),
@@ -135,19 +135,8 @@ def message_life(
 
 def mailbox_entries(data_dir: Path, mailbox: str, after: int, limit: int) -> list[MailboxEntry]:
     """Entries of one mailbox above a cursor, oldest first; none while nothing was ever delivered to it."""
-    path = data_dir / MAILBOX_DB
-    if not path.exists():
-        _check_folder(data_dir)
-        return []
-    names = tuple(MailboxEntry.__dataclass_fields__)
-    with open_reader(path) as reader:
-        if not reader.columns("mailbox"):
-            return []
-        rows = reader.all(
-            f"SELECT {', '.join(names)} FROM mailbox WHERE mailbox = ? AND cursor > ? ORDER BY cursor LIMIT ?",
-            (mailbox, after, limit),
-        )
-    return [MailboxEntry(**{name: row[name] for name in names}) for row in rows]
+    _check_folder(data_dir)
+    return read_mailbox(data_dir / MAILBOX_DB, mailbox, after, limit)
 
 
 _LIVE: Final = "SELECT * FROM incarnations WHERE ended_at IS NULL"

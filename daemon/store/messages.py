@@ -79,10 +79,45 @@ def set_routing(db: Writer, address: Address) -> None:
     )
 
 
-def pending(db: Reader, limit: int = 1000) -> list[MessageIn]:
-    """Messages that are not finished, oldest first. Cost follows what is pending, not what was."""
-    rows = db.all("SELECT * FROM messages_in WHERE status = 'pending' ORDER BY seq LIMIT ?", (limit,))
-    return [to_message(row) for row in rows]
+_DUE = "coalesce(julianday(process_after), 0) <= julianday(?)"
+
+
+def pending(db: Reader, now: int, limit: int = 1000) -> list[MessageIn]:
+    """Messages that are not finished, those whose time has come first. Cost follows what is pending, not what was."""
+    sql = f"SELECT * FROM messages_in WHERE status = 'pending' ORDER BY NOT ({_DUE}), seq LIMIT ?"
+    return [to_message(row) for row in db.all(sql, (to_text(now), limit))]
+
+
+def pending_of(db: Reader, message_ids: Sequence[str]) -> list[MessageIn]:
+    """Those of the named messages that are not finished."""
+    found: list[MessageIn] = []
+    for chunk in chunks(message_ids):
+        sql = f"SELECT * FROM messages_in WHERE status = 'pending' AND id IN ({marks(chunk)})"
+        found.extend(to_message(row) for row in db.all(sql, chunk))
+    return found
+
+
+def count_due(db: Reader, now: int) -> int:
+    """How many messages should wake an agent now."""
+    sql = f"SELECT count(*) AS due FROM messages_in WHERE status = 'pending' AND trigger = 1 AND {_DUE}"
+    row = db.one(sql, (to_text(now),))
+    return int(row["due"]) if row is not None else 0
+
+
+def next_due_at(db: Reader, now: int) -> int | None:
+    """When the next message should wake an agent (epoch ms): 0 for now, None for never."""
+    if count_due(db, now):
+        return 0
+    row = db.one(
+        "SELECT process_after FROM messages_in WHERE status = 'pending' AND trigger = 1"
+        " ORDER BY julianday(process_after) LIMIT 1"
+    )
+    return from_text(row["process_after"]) if row is not None else None
+
+
+def ever_claimed(db: Reader, incarnation: str) -> bool:
+    """Whether an incarnation is known to have worked on anything."""
+    return db.one("SELECT 1 FROM attempts WHERE incarnation = ? LIMIT 1", (incarnation,)) is not None
 
 
 def note_claim(db: Writer, message_id: str, incarnation: str, claimed_at: int, at: int) -> bool:
@@ -118,6 +153,14 @@ def end_attempt(db: Writer, message_id: str, incarnation: str, at: int, outcome:
         (message_id, incarnation, at, at, outcome),
     )
     return True
+
+
+def end_open_attempts(db: Writer, message_id: str, at: int, outcome: str) -> None:
+    """Close whatever attempts of a message are open: its runner stamps no incarnation on its acks."""
+    db.execute(
+        "UPDATE attempts SET ended_at = ?, outcome = ? WHERE message_id = ? AND outcome IS NULL",
+        (at, outcome, message_id),
+    )
 
 
 def open_attempts(db: Reader) -> list[Attempt]:

@@ -118,7 +118,8 @@ class Fail:
     tries: int
 
 
-Action = Settle | Wake | Kill | Stop | Reset | Release | Fail
+Orphaned = Reset | Release | Fail
+Action = Settle | Wake | Kill | Stop | Orphaned
 
 
 def decide(seen: Observation, policy: Policy) -> list[Action]:
@@ -179,10 +180,10 @@ def judge(container: Container, seen: Observation, policy: Policy) -> Kill | Non
     return None
 
 
-def reset_orphans(seen: Observation, policy: Policy) -> list[Action]:
+def reset_orphans(seen: Observation, policy: Policy) -> list[Orphaned]:
     """What becomes of claims whose container is gone. Each (message, incarnation) is charged once, ever."""
     pending = {message.id: message for message in seen.pending}
-    actions: list[Action] = []
+    actions: list[Orphaned] = []
     for claim in seen.claims:
         message = pending.get(claim.message_id)
         if message is None or claim.incarnation is None or (message.id, claim.incarnation) in seen.charged:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from daemon.ops.content import preview
+from daemon.ops.content import answered_ids, preview
 from schema.connect import Reader, ReadLimits, open_outbound_reader, open_reader
 from schema.errors import ClawbusError, StorageError
 from schema.instants import from_text
@@ -184,9 +184,17 @@ def _outbound_life(
             ack = _ack(row)
             detail = {"incarnation": ack["incarnation"]}
             events.append({"at": ack["changed_at"], "event": f"acked_{ack['status']}", "detail": detail})
-        found = f"SELECT id, timestamp, {_CONTENT} FROM messages_out WHERE in_reply_to = ? ORDER BY seq LIMIT 50"
+        # One turn may answer a batch: the first by in_reply_to, the others by the ids in its content.
+        columns = f"id, in_reply_to, timestamp, {_CONTENT}"
+        found = (
+            f"SELECT {columns} FROM messages_out WHERE in_reply_to = ?1 OR instr(content, ?1) ORDER BY seq LIMIT 1000"
+        )
         rows = _rows(reader, "messages_out", found, message_id)
-        return [_answer(row, events) for row in rows]
+        return [_answer(row, events) for row in rows if row["in_reply_to"] == message_id or _answers(row, message_id)]
+
+
+def _answers(row: sqlite3.Row, message_id: str) -> bool:
+    return message_id in answered_ids(str(row["content"]))
 
 
 def _answer(row: sqlite3.Row, events: list[dict[str, Any]]) -> str:
@@ -202,7 +210,8 @@ def _inbound_life(folder: SessionFolder, message_id: str, answers: list[str], ev
         events += [_history(row) for row in _rows(reader, "message_history", history, message_id)]
         for row in _rows(reader, "attempts", "SELECT * FROM attempts WHERE message_id = ? LIMIT 500", message_id):
             detail = {"incarnation": row["incarnation"]}
-            events.append({"at": row["claimed_at"], "event": "claimed", "detail": detail})
+            if not any(_is_claim(event, row["incarnation"]) for event in events):
+                events.append({"at": row["claimed_at"], "event": "claimed", "detail": detail})
             if row["outcome"] is not None:
                 events.append({"at": row["ended_at"], "event": f"attempt_{row['outcome']}", "detail": detail})
         notices = f"SELECT id, timestamp, {_CONTENT} FROM host_messages WHERE in_reply_to = ? LIMIT 50"
@@ -211,7 +220,16 @@ def _inbound_life(folder: SessionFolder, message_id: str, answers: list[str], ev
             _delivery_life(reader, identity, events)
 
 
+def _is_claim(event: dict[str, Any], incarnation: str) -> bool:
+    return event["event"] == "claimed" and event["detail"].get("incarnation") == incarnation
+
+
 def _delivery_life(reader: Reader, message_out_id: str, events: list[dict[str, Any]]) -> None:
+    history = "SELECT * FROM message_history WHERE message_id = ? ORDER BY id LIMIT 100"
+    for row in _rows(reader, "message_history", history, message_out_id):
+        event = _history(row)
+        event["detail"]["message_out_id"] = message_out_id
+        events.append(event)
     for row in _rows(reader, "delivered", "SELECT * FROM delivered WHERE message_out_id = ?", message_out_id):
         values = _values(row)
         event = "delivered" if values.get("status", "delivered") == "delivered" else "delivery_failed"

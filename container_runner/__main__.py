@@ -1,0 +1,102 @@
+"""`python -m container_runner`: reads the environment, builds the runner, serves until a signal. Exit codes below.
+
+0 stopped by SIGTERM or SIGINT · 64 wrong environment · 65 outbound.db is from a newer version · 70 a defect ·
+75 another incarnation took over.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+import anyio
+from structlog.typing import FilteringBoundLogger
+
+from container_runner.errors import ClaimLostError, SettingsError
+from container_runner.heartbeat import Heartbeat
+from container_runner.logs import build_logger
+from container_runner.loop import Runner
+from container_runner.providers import PROVIDERS
+from container_runner.providers.protocol import ProviderContext
+from container_runner.settings import Environment, read_environment
+from container_runner.store import Store
+from container_runner.watch import InboundWatch
+from schema.errors import SchemaTooNewError
+
+EXIT_SETTINGS: Final = 64
+EXIT_TOO_NEW: Final = 65
+EXIT_DEFECT: Final = 70
+EXIT_SUPERSEDED: Final = 75
+
+
+def main() -> int:
+    """Returns the exit code."""
+    try:
+        environment = read_environment(os.environ, tuple(PROVIDERS))
+    except SettingsError as error:
+        sys.stderr.write(f"{error.code}: {error}\n{error.hint}\n")
+        return EXIT_SETTINGS
+    log = build_logger(sys.stderr, environment.incarnation, environment.settings.log_level)
+    return anyio.run(_serve, environment, log)
+
+
+async def _serve(environment: Environment, log: FilteringBoundLogger) -> int:
+    code = EXIT_DEFECT
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        runner = _build(environment, log)
+        async with anyio.create_task_group() as group:
+            group.start_soon(_stop_on_signal, signals, runner, log)
+            code = await _exit_code(runner, log)
+            group.cancel_scope.cancel()
+    return code
+
+
+async def _stop_on_signal(signals: AsyncIterator[signal.Signals], runner: Runner, log: FilteringBoundLogger) -> None:
+    async for number in signals:
+        log.info("signal_received", signal=number.name)
+        runner.stop()
+
+
+async def _exit_code(runner: Runner, log: FilteringBoundLogger) -> int:
+    try:
+        await runner.run()
+    except SchemaTooNewError as error:
+        log.critical("runner_refused", code=error.code, error=str(error), hint=error.hint)
+        return EXIT_TOO_NEW
+    except ClaimLostError as error:
+        log.critical("runner_superseded", code=error.code, error=str(error), hint=error.hint)
+        return EXIT_SUPERSEDED
+    except Exception:
+        # The last thing a defect does is to leave its trace in the log.
+        log.critical("runner_crashed", exc_info=True)
+        return EXIT_DEFECT
+    return 0
+
+
+def _build(environment: Environment, log: FilteringBoundLogger) -> Runner:
+    settings = environment.settings
+    context = ProviderContext(settings=settings, agent_folder=environment.agent_folder, environ=os.environ)
+    return Runner(
+        settings=settings,
+        incarnation=environment.incarnation,
+        agent=environment.agent,
+        session=environment.session,
+        store=Store(environment.in_folder, environment.out_folder, environment.incarnation, _now_ms),
+        provider=PROVIDERS[settings.provider](context),
+        heartbeat=Heartbeat(environment.out_folder, log),
+        watch=InboundWatch(environment.in_folder, step_ms=settings.watch_step_ms, poll_s=settings.poll_s, log=log),
+        now_ms=_now_ms,
+        log=log,
+    )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+if __name__ == "__main__":
+    sys.exit(main())

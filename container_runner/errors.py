@@ -1,0 +1,108 @@
+"""The runner's branch of the error tree: what stops it, and what fails a turn.
+
+A TurnFailedError becomes an answer that names its code; it never ends the loop.
+"""
+
+from __future__ import annotations
+
+from schema.errors import ClawbusError
+
+
+class SettingsError(ClawbusError):
+    """The environment does not hold what a runner needs. The runner exits with code 64."""
+
+    code = "RUNNER_SETTINGS"
+    default_hint = "The daemon sets CLAWBUS_RUNNER and CLAWBUS_INCARNATION; docs/contract.md describes them."
+
+
+class InboundUnreadableError(ClawbusError):
+    """inbound.db is missing, locked or in the middle of the host's commit. The next poll reads it."""
+
+    code = "INBOUND_UNREADABLE"
+    default_hint = "Nothing to do while the daemon runs; after a crash of the host, start the daemon again."
+
+
+class ClaimLostError(ClawbusError):
+    """Another incarnation holds or has finished a message of this turn. Nothing was committed; the runner must end."""
+
+    code = "CLAIM_LOST"
+    default_hint = "Two runners worked in one session folder; the younger one goes on."
+
+
+class TurnFailedError(ClawbusError):
+    """The provider could not answer. `detail` is for the log alone (a stderr tail); it never reaches the sender."""
+
+    code = "TURN_FAILED"
+    default_hint = "Look at the session's container log."
+
+    def __init__(self, message: str, *, detail: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.detail = detail
+
+
+class ProviderCrashedError(TurnFailedError):
+    """The provider's own code raised something it did not declare."""
+
+    code = "PROVIDER_CRASHED"
+
+
+class UnknownDestinationError(TurnFailedError):
+    """Every message of the answer named a destination that this session does not have."""
+
+    code = "UNKNOWN_DESTINATION"
+    default_hint = "Answer to a name in `destinations`, or without `to`."
+
+
+class AnswerInvalidError(TurnFailedError):
+    """A line of a JSON-lines answer is not what docs/contract.md describes."""
+
+    code = "ANSWER_INVALID"
+    default_hint = "After a first JSON line every line must be one; docs/contract.md lists the types."
+
+
+class AnswerNotTextError(TurnFailedError):
+    """The answer is not UTF-8."""
+
+    code = "ANSWER_NOT_UTF8"
+    default_hint = "Write UTF-8 to stdout, and files to the outbox."
+
+
+class AnswerTooLargeError(TurnFailedError):
+    """The answer is over max_answer_bytes. The program was killed."""
+
+    code = "ANSWER_TOO_LARGE"
+    default_hint = "Write less to stdout (logs belong on stderr), or raise max_answer_bytes."
+
+
+class CommandNotFoundError(TurnFailedError):
+    """There is no such program."""
+
+    code = "COMMAND_NOT_FOUND"
+    default_hint = "Correct the agent's `command`, or install the program in the image."
+
+
+class CommandNotExecutableError(TurnFailedError):
+    """The program is there, and the system refuses to run it."""
+
+    code = "COMMAND_NOT_EXECUTABLE"
+    default_hint = "Make it executable (chmod +x) and give a script its #! line."
+
+
+class CommandExitError(TurnFailedError):
+    """The program ended with another exit code than 0."""
+
+    code = "COMMAND_EXIT"
+
+
+class CommandSignalError(TurnFailedError):
+    """The program was ended by a signal."""
+
+    code = "COMMAND_SIGNAL"
+    default_hint = "SIGKILL that nobody sent is the memory limit."
+
+
+class CommandTimeoutError(TurnFailedError):
+    """The program did not end within timeout_s. It was killed."""
+
+    code = "COMMAND_TIMEOUT"
+    default_hint = "Raise the agent's timeout_s, or make the program answer sooner."

@@ -1,0 +1,38 @@
+"""`.heartbeat`: its modification time is the last progress of the turn. Never touched by a timer.
+
+A heartbeat that cannot be written must not fail a turn: the host then judges by the claim's age and says so.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from structlog.typing import FilteringBoundLogger
+
+from schema.layout import HEARTBEAT
+
+
+class Heartbeat:
+    """Touches one file. The agent program may write in the same folder, so no link is followed."""
+
+    def __init__(self, out_folder: Path, log: FilteringBoundLogger) -> None:
+        self._path = out_folder / HEARTBEAT
+        self._log = log
+        self._failed = False
+
+    def touch(self) -> None:
+        """Progress was made now. Never raises."""
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(self._path, flags, 0o644)
+            try:
+                os.utime(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if not self._failed:
+                self._log.warning("heartbeat_failed", error=str(error))
+            self._failed = True
+        else:
+            self._failed = False

@@ -1,0 +1,73 @@
+"""A turn while it runs: what it holds, how it tells progress, and what arrived since it began. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import anyio
+
+from container_runner.heartbeat import Heartbeat
+from container_runner.providers.protocol import Silence, TurnMessage
+
+SetTool = Callable[[Silence | None, int], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class FollowUps:
+    """Messages that were claimed after the turn began: pushed by the loop, taken by the provider or given back."""
+
+    waiting: list[TurnMessage] = field(default_factory=list[TurnMessage])
+    taken: list[TurnMessage] = field(default_factory=list[TurnMessage])
+    _arrived: anyio.Event = field(default_factory=anyio.Event)
+
+    def push(self, messages: tuple[TurnMessage, ...]) -> None:
+        """They are claimed from here on, and must be acked or released with the turn."""
+        self.waiting.extend(messages)
+        self._arrived.set()
+
+    async def take(self) -> tuple[TurnMessage, ...]:
+        """Wait for some; what is returned belongs to the turn."""
+        while not self.waiting:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        taken = tuple(self.waiting)
+        self.taken.extend(taken)
+        self.waiting.clear()
+        return taken
+
+
+class TurnProgress:
+    """The Progress that a provider is given. `silence` is what it declared for the whole turn."""
+
+    def __init__(
+        self, heartbeat: Heartbeat, set_tool: SetTool, now_ms: Callable[[], int], silence: Silence | None
+    ) -> None:
+        self.follow_ups_inbox = FollowUps()
+        self._heartbeat = heartbeat
+        self._set_tool = set_tool
+        self._now_ms = now_ms
+        self._silence = silence
+        self._began_at = now_ms()
+
+    def event(self) -> None:
+        """Touch the heartbeat."""
+        self._heartbeat.touch()
+
+    async def tool_started(self, name: str, timeout_s: float | None = None) -> None:
+        """Put the tool into container_state."""
+        self._heartbeat.touch()
+        if timeout_s is None and self._silence is not None:
+            # It may take what is left of the turn, so it is dated by the turn's beginning.
+            await self._set_tool(Silence(name, self._silence.timeout_s), self._began_at)
+        else:
+            await self._set_tool(Silence(name, timeout_s), self._now_ms())
+
+    async def tool_ended(self) -> None:
+        """Put back what the provider declared for the whole turn."""
+        self._heartbeat.touch()
+        await self._set_tool(self._silence, self._began_at)
+
+    async def follow_ups(self) -> tuple[TurnMessage, ...]:
+        """Wait for more."""
+        return await self.follow_ups_inbox.take()

@@ -1,0 +1,275 @@
+"""The loop: look, claim, run a turn, commit, look again. Holds the rules of stopping and of what may fail.
+
+Never answers twice, never acks what was not answered, and never ends for a fault of the provider or of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, TypeVar
+
+import anyio
+from anyio.to_thread import run_sync
+from structlog.typing import FilteringBoundLogger
+
+from container_runner.errors import (
+    AnswerTooLargeError,
+    ClaimLostError,
+    InboundUnreadableError,
+    ProviderCrashedError,
+    TurnFailedError,
+    UnknownDestinationError,
+)
+from container_runner.heartbeat import Heartbeat
+from container_runner.live import TurnProgress
+from container_runner.providers.protocol import Answer, Provider, Silence, Turn, TurnMessage
+from container_runner.replies import Plan, failure_replies, plan_replies
+from container_runner.store import Batch, Store
+from container_runner.watch import InboundWatch
+from schema.errors import ClawbusError, SchemaTooNewError
+from schema.rows import AckStatus, RunnerSettings
+
+_BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_MAX_REASON: Final = 1000
+
+_T = TypeVar("_T")
+
+
+class Runner:
+    """One incarnation at work. Build it, `run()` it in one task; `stop()` may be called from another."""
+
+    def __init__(
+        self,
+        *,
+        settings: RunnerSettings,
+        incarnation: str,
+        agent: str,
+        session: str,
+        store: Store,
+        provider: Provider,
+        heartbeat: Heartbeat,
+        watch: InboundWatch,
+        now_ms: Callable[[], int],
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._settings = settings
+        self._incarnation = incarnation
+        self._agent = agent
+        self._session = session
+        self._store = store
+        self._provider = provider
+        self._heartbeat = heartbeat
+        self._watch = watch
+        self._now_ms = now_ms
+        self._log = log
+        self._stopping = anyio.Event()
+        self._cut_off_at = float("inf")
+        self._first_poll = True
+        self._last_trouble: str | None = None
+
+    def stop(self) -> None:
+        """Claim nothing more; the turn in hand has grace_s from now. Calling it again changes nothing."""
+        if not self._stopping.is_set():
+            self._cut_off_at = anyio.current_time() + self._settings.grace_s
+            self._stopping.set()
+            self._watch.poke()
+
+    async def run(self) -> None:
+        """Until `stop()`. Raises SchemaTooNewError and ClaimLostError; anything else is waited out or answered."""
+        fatal: ClawbusError | None = None
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._watch.run)
+            try:
+                await self._serve()
+            except _StoppedError:
+                pass
+            except (SchemaTooNewError, ClaimLostError) as error:
+                fatal = error
+            finally:
+                self._watch.close()
+        if fatal is not None:
+            raise fatal
+        self._log.info("runner_stopped")
+
+    async def _serve(self) -> None:
+        dropped = await self._insist("start_failed", self._store.start)
+        self._log.info("runner_started", provider=self._settings.provider, stale_claims_dropped=dropped)
+        while not self._stopping.is_set():
+            batch = await self._look()
+            if batch is None:
+                await self._watch.wait()
+            else:
+                await self._turn(batch)
+
+    async def _look(self) -> Batch | None:
+        """Claim what is due. Whatever is wrong with a file, the next poll tries again."""
+        claim = partial(
+            self._store.claim,
+            self._settings.max_batch,
+            first_poll=self._first_poll,
+            silence=self._provider.silence,
+        )
+        try:
+            batch = await run_sync(claim)
+        except SchemaTooNewError:
+            raise
+        except ClawbusError as error:
+            self._note_trouble("poll_failed", error)
+            return None
+        self._first_poll = False
+        self._last_trouble = None
+        return batch
+
+    async def _turn(self, batch: Batch) -> None:
+        log = self._log.bind(messages=[message.id for message in batch.messages])
+        log.info("turn_started")
+        began = anyio.current_time()
+        progress = TurnProgress(self._heartbeat, self._show_tool, self._now_ms, self._provider.silence)
+        outcome: Answer | TurnFailedError | None = None
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._cut_off, scope)
+                if self._provider.accepts_follow_ups:
+                    group.start_soon(self._feed, progress)
+                outcome = await self._work(batch, progress)
+                group.cancel_scope.cancel()
+        inbox = progress.follow_ups_inbox
+        messages = (*batch.messages, *inbox.taken)
+        if outcome is None:
+            await self._abandon(log)
+            return
+        status = await self._commit(outcome, batch, messages, [message.id for message in inbox.waiting], log)
+        log.info("turn_ended", status=status, seconds=round(anyio.current_time() - began, 3))
+
+    async def _work(self, batch: Batch, progress: TurnProgress) -> Answer | TurnFailedError:
+        turn = Turn(
+            agent=self._agent,
+            session=self._session,
+            incarnation=self._incarnation,
+            messages=batch.messages,
+            routing=batch.routing,
+            destinations=batch.destinations,
+            state=batch.state,
+        )
+        progress.event()
+        try:
+            return await self._provider.run(turn, progress)
+        except TurnFailedError as failure:
+            return failure
+        except Exception as error:  # noqa: BLE001 -- whatever a provider raises is its turn's end, not the loop's
+            self._log.exception("provider_crashed")
+            return ProviderCrashedError(f"The provider raised {type(error).__name__}: {error}"[:_MAX_REASON])
+
+    async def _feed(self, progress: TurnProgress) -> None:
+        """Claim what arrives while the turn runs and push it in. Nothing is claimed once the runner is stopping."""
+        while not self._stopping.is_set():
+            await self._watch.wait()
+            if self._stopping.is_set():
+                return
+            try:
+                batch = await self._look()
+            except SchemaTooNewError:
+                return  # the loop meets it too, after this turn's end
+            # No await between the claim and the push: a claimed message is never forgotten.
+            if batch is not None:
+                progress.follow_ups_inbox.push(batch.messages)
+
+    async def _cut_off(self, scope: anyio.CancelScope) -> None:
+        await self._stopping.wait()
+        await anyio.sleep_until(self._cut_off_at)
+        scope.cancel()
+
+    async def _abandon(self, log: FilteringBoundLogger) -> None:
+        """The grace is over: give the claims back, so that the next incarnation gets them and no try is lost."""
+        log.warning("turn_abandoned", grace_s=self._settings.grace_s)
+        try:
+            await run_sync(self._store.release_all)
+        except ClawbusError as error:
+            log.warning("release_failed", code=error.code, error=str(error))
+
+    async def _commit(
+        self,
+        outcome: Answer | TurnFailedError,
+        batch: Batch,
+        messages: Sequence[TurnMessage],
+        released: Sequence[str],
+        log: FilteringBoundLogger,
+    ) -> str:
+        """Write the turn's end, however long the file refuses. Returns what became of the messages."""
+        plan, failure = self._planned(outcome, batch, messages, log)
+        if failure is not None:
+            log.warning("turn_failed", code=failure.code, error=str(failure), detail=failure.detail)
+        status = AckStatus.COMPLETED if failure is None else AckStatus.FAILED
+        finish = partial(
+            self._store.finish,
+            self._store.outbound_rows(plan.replies),
+            [message.id for message in messages],
+            status,
+            released=released,
+            state=outcome.state if isinstance(outcome, Answer) and failure is None else None,
+        )
+        try:
+            await self._insist("commit_failed", finish)
+        except _StoppedError:
+            await self._abandon(log)
+            return "abandoned"
+        return status.value
+
+    def _planned(
+        self,
+        outcome: Answer | TurnFailedError,
+        batch: Batch,
+        messages: Sequence[TurnMessage],
+        log: FilteringBoundLogger,
+    ) -> tuple[Plan, TurnFailedError | None]:
+        if isinstance(outcome, TurnFailedError):
+            return failure_replies(outcome, messages, batch.routing), outcome
+        plan = plan_replies(outcome.messages, messages, batch.routing, batch.destinations)
+        for name in plan.unknown:
+            log.warning("output_dropped", reason="unknown destination", destination=name[:200])
+        failure = _refusal(plan, self._settings.max_answer_bytes)
+        return (plan, None) if failure is None else (failure_replies(failure, messages, batch.routing), failure)
+
+    async def _show_tool(self, tool: Silence | None, started_at: int) -> None:
+        try:
+            await run_sync(self._store.set_tool, tool, started_at)
+        except ClawbusError as error:
+            # The turn goes on; at worst the host believes the tool to be shorter than it is.
+            self._log.warning("tool_state_failed", code=error.code, error=str(error))
+
+    async def _insist(self, event: str, work: Callable[[], _T]) -> _T:
+        """Repeat until it works. Once stopping, until the grace is over; then raises _StoppedError."""
+        for attempt in range(2**31):
+            try:
+                return await run_sync(work)
+            except (SchemaTooNewError, ClaimLostError):
+                raise
+            except ClawbusError as error:
+                self._note_trouble(event, error)
+            if anyio.current_time() >= self._cut_off_at:
+                break
+            with anyio.move_on_after(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]):
+                await self._stopping.wait()
+                await anyio.sleep_until(self._cut_off_at)
+        raise _StoppedError(event)
+
+    def _note_trouble(self, event: str, error: ClawbusError) -> None:
+        """The host in mid-commit is everyday; anything else is told once, and then again when it changes."""
+        quiet = isinstance(error, InboundUnreadableError) or self._last_trouble == error.code
+        (self._log.debug if quiet else self._log.warning)(event, code=error.code, error=str(error))
+        if not isinstance(error, InboundUnreadableError):
+            self._last_trouble = error.code
+
+
+class _StoppedError(Exception):
+    """The grace ended before the work could be done."""
+
+
+def _refusal(plan: Plan, max_bytes: int) -> TurnFailedError | None:
+    """Why a plan is no answer, if it is none: nothing left of it, or a row that the host would not read."""
+    if plan.unknown and not plan.replies:
+        return UnknownDestinationError(f"The answer went to {plan.unknown[0][:200]!r}, which is no destination here.")
+    if any(len(reply.content.encode()) > max_bytes for reply in plan.replies):
+        return AnswerTooLargeError(f"A message of the answer has more than {max_bytes} bytes as JSON.")
+    return None

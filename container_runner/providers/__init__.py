@@ -1,0 +1,15 @@
+"""The providers by name. A new one is a file here and a line in PROVIDERS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from container_runner.providers.command import CommandProvider
+from container_runner.providers.echo import EchoProvider
+from container_runner.providers.protocol import Provider, ProviderContext
+
+PROVIDERS: Final[Mapping[str, Callable[[ProviderContext], Provider]]] = MappingProxyType(
+    {"echo": EchoProvider, "command": CommandProvider}
+)

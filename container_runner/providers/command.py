@@ -1,0 +1,224 @@
+"""Any program as the agent: the turn as JSON on its stdin, its answer on its stdout. docs/contract.md has the format.
+
+The program runs in a process group of its own, and nothing of that group outlives the turn. Nothing of the runner's
+own environment (CLAWBUS_*, its virtual environment, PYTHON*) reaches it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final, TypeVar
+
+import anyio
+from anyio.abc import ByteReceiveStream, ByteSendStream, Process
+
+from container_runner.errors import (
+    AnswerTooLargeError,
+    CommandExitError,
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    CommandSignalError,
+    CommandTimeoutError,
+    TurnFailedError,
+)
+from container_runner.providers.lines import Event, OutputParser, ProgressNote, ToolStart
+from container_runner.providers.protocol import Answer, Progress, ProviderContext, Silence, Turn
+
+_STDERR_TAIL: Final = 8192
+_TERM_WAIT_S: Final = 1.0
+# What left the group may hold stdout open for ever; what the program itself wrote is read long before this.
+_DRAIN_S: Final = 1.0
+_LAST_WORDS: Final = 300
+_RUNNERS_OWN: Final = ("CLAWBUS_", "VIRTUAL_ENV", "PYTHON")
+
+_Stream = TypeVar("_Stream", ByteReceiveStream, ByteSendStream)
+
+
+class CommandProvider:
+    """Starts the program anew for each turn."""
+
+    accepts_follow_ups = False
+
+    def __init__(self, context: ProviderContext) -> None:
+        self._command = context.settings.command
+        self._timeout_s = context.settings.timeout_s
+        self._max_bytes = context.settings.max_answer_bytes
+        self._cwd = context.agent_folder if context.agent_folder.is_dir() else None
+        self._environ = program_environment(context.environ, sys.prefix)
+        # The kill is part of what may take time without a sign of life.
+        self.silence: Silence | None = Silence("command", self._timeout_s + _TERM_WAIT_S)
+
+    async def run(self, turn: Turn, progress: Progress) -> Answer:
+        """The program's answer. Raises a TurnFailedError; cancelled, it kills the program before it returns."""
+        process = await self._start()
+        try:
+            return await _Conversation(process, self._max_bytes, progress).run(turn, self._timeout_s)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _end(process)
+
+    async def _start(self) -> Process:
+        program = self._command[0]
+        try:
+            return await anyio.open_process(self._command, cwd=self._cwd, env=self._environ, start_new_session=True)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CommandNotFoundError(f"The program {program!r} does not exist.") from error
+        except PermissionError as error:
+            raise CommandNotExecutableError(f"The program {program!r} may not be executed.") from error
+        except OSError as error:
+            if error.errno == errno.ENOEXEC:
+                raise CommandNotExecutableError(f"The program {program!r} has no format to execute.") from error
+            raise TurnFailedError(f"The program {program!r} cannot be started: {error.strerror}.") from error
+
+
+class _Conversation:
+    """One program's streams, from its start to its end."""
+
+    def __init__(self, process: Process, max_bytes: int, progress: Progress) -> None:
+        self._process = process
+        self._max_bytes = max_bytes
+        self._progress = progress
+        self._parser = OutputParser()
+        self._failure: TurnFailedError | None = None
+        self._stderr: deque[bytes] = deque()
+
+    async def run(self, turn: Turn, timeout_s: float) -> Answer:
+        code = 0
+        with anyio.move_on_after(timeout_s) as limit:
+            code = await self._talk(json.dumps(turn.to_json(), ensure_ascii=True).encode() + b"\n")
+        if limit.cancelled_caught:
+            raise CommandTimeoutError(f"The program did not end within {timeout_s:g} s.", detail=self._stderr_tail())
+        if self._failure is not None:
+            self._failure.detail = self._stderr_tail()
+            raise self._failure
+        self._check_exit(code)
+        return self._parser.answer()
+
+    async def _talk(self, turn: bytes) -> int:
+        """Write the turn, read everything, return the exit code. A wrong answer ends it early, the failure kept."""
+        code = -int(signal.SIGTERM)
+        async with anyio.create_task_group() as group:
+            reading = anyio.Event()
+            group.start_soon(_send, _opened(self._process.stdin), turn)
+            group.start_soon(self._read_stderr, _opened(self._process.stderr))
+            group.start_soon(self._read_answer, _opened(self._process.stdout), reading, group.cancel_scope)
+            code = await self._process.wait()
+            # What the program left running in its group would keep the pipes open.
+            _signal(self._process, signal.SIGKILL)
+            with anyio.move_on_after(_DRAIN_S):
+                await reading.wait()
+            group.cancel_scope.cancel()
+        return code
+
+    async def _read_answer(self, stream: ByteReceiveStream, done: anyio.Event, scope: anyio.CancelScope) -> None:
+        try:
+            await self._read_lines(stream)
+        except TurnFailedError as failure:
+            self._failure = failure
+            scope.cancel()
+        done.set()
+
+    async def _read_lines(self, stream: ByteReceiveStream) -> None:
+        total, rest = 0, bytearray()
+        async for chunk in stream:
+            total += len(chunk)
+            if total > self._max_bytes:
+                raise AnswerTooLargeError(f"The answer has more than {self._max_bytes} bytes.")
+            rest += chunk
+            if b"\n" in chunk:
+                *lines, last = rest.split(b"\n")
+                rest = last
+                for line in lines:
+                    await self._tell(self._parser.feed(bytes(line)))
+        if rest:
+            await self._tell(self._parser.feed(bytes(rest)))
+
+    async def _tell(self, event: Event | None) -> None:
+        match event:
+            case None:
+                pass
+            case ProgressNote():
+                self._progress.event()
+            case ToolStart(name, timeout_s):
+                await self._progress.tool_started(name, timeout_s)
+            case _:
+                await self._progress.tool_ended()
+
+    async def _read_stderr(self, stream: ByteReceiveStream) -> None:
+        size = 0
+        async for chunk in stream:
+            self._stderr.append(chunk)
+            size += len(chunk)
+            while size - len(self._stderr[0]) >= _STDERR_TAIL:
+                size -= len(self._stderr.popleft())
+
+    def _stderr_tail(self) -> str:
+        return b"".join(self._stderr)[-_STDERR_TAIL:].decode("utf-8", errors="replace")
+
+    def _check_exit(self, code: int) -> None:
+        if code == 0:
+            return
+        tail = self._stderr_tail()
+        if code < 0:
+            raise CommandSignalError(f"The program was ended by {_signal_name(-code)}.", detail=tail)
+        raise CommandExitError(f"The program ended with exit code {code}.{_last_line(tail)}", detail=tail)
+
+
+def program_environment(environ: Mapping[str, str], runner_prefix: str) -> dict[str, str]:
+    """The runner's environment without what is the runner's alone; `runner_prefix` is its virtual environment."""
+    kept = {name: value for name, value in environ.items() if not name.startswith(_RUNNERS_OWN)}
+    if "PATH" in kept:
+        own = os.path.join(runner_prefix, "")  # noqa: PTH118 -- compared as text with PATH's entries
+        entries = kept["PATH"].split(os.pathsep)
+        kept["PATH"] = os.pathsep.join(entry for entry in entries if not f"{entry}/".startswith(own)) or os.defpath
+    return kept
+
+
+async def _send(stream: ByteSendStream, turn: bytes) -> None:
+    """A program need not read its turn to the end."""
+    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        await stream.send(turn)
+    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        await stream.aclose()
+
+
+async def _end(process: Process) -> None:
+    """Whatever lives in the program's group is ended and reaped: SIGTERM, a moment, SIGKILL."""
+    if process.returncode is None:
+        _signal(process, signal.SIGTERM)
+        with anyio.move_on_after(_TERM_WAIT_S):
+            await process.wait()
+    _signal(process, signal.SIGKILL)
+    await process.aclose()
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    # start_new_session made the program its group's leader: the group's id is its own.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _last_line(tail: str) -> str:
+    """The last thing on stderr, which mostly is the reason; short, because the sender reads it."""
+    lines = tail.strip().splitlines()
+    return f" Its last words: {lines[-1][:_LAST_WORDS]}" if lines else ""
+
+
+def _opened(stream: _Stream | None) -> _Stream:
+    if stream is None:
+        raise TurnFailedError("The program was started without its streams.")
+    return stream

@@ -1,0 +1,41 @@
+"""Answers with what it was sent: for a first run and for tests of everything around a provider."""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+from container_runner.providers.protocol import (
+    Answer,
+    OutMessage,
+    Progress,
+    ProviderContext,
+    Silence,
+    Turn,
+    TurnMessage,
+)
+
+
+class EchoProvider:
+    """The texts of the turn's trigger messages, one a line."""
+
+    accepts_follow_ups = False
+    silence: Silence | None = None
+
+    def __init__(self, context: ProviderContext) -> None:
+        pass
+
+    async def run(self, turn: Turn, progress: Progress) -> Answer:
+        """Never fails."""
+        progress.event()
+        text = "\n".join(_text(message) for message in turn.messages if message.trigger)
+        return Answer(messages=(OutMessage(content={"text": text}),))
+
+
+def _text(message: TurnMessage) -> str:
+    content = message.parsed()
+    if isinstance(content, dict):
+        text = cast(dict[str, object], content).get("text")
+        if isinstance(text, str):
+            return text
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)

@@ -1,0 +1,174 @@
+"""What a provider owes the loop, and what it gets. A provider works on one turn; it never touches a session file.
+
+It returns an Answer or raises a TurnFailedError. Anything else that it raises fails the turn as PROVIDER_CRASHED.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Protocol, cast
+
+from schema.rows import Address, Kind, RunnerSettings
+
+CONTRACT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TurnMessage:
+    """A claimed row. `content` is the stored text; `timestamp` is passed on as it was written."""
+
+    id: str
+    seq: int
+    kind: str
+    timestamp: str
+    content: str
+    trigger: bool = True
+    channel_type: str | None = None
+    platform_id: str | None = None
+    thread_id: str | None = None
+
+    def parsed(self) -> object:
+        """The content as JSON; a text that is none is itself."""
+        try:
+            return cast(object, json.loads(self.content))
+        except ValueError:
+            return self.content
+
+    def to_json(self) -> dict[str, object]:
+        """As an agent program sees it (docs/contract.md)."""
+        return {
+            "id": self.id,
+            "seq": self.seq,
+            "kind": self.kind,
+            "timestamp": self.timestamp,
+            "content": self.parsed(),
+            "trigger": self.trigger,
+            "channel_type": self.channel_type,
+            "platform_id": self.platform_id,
+            "thread_id": self.thread_id,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A name that an answer may be sent to, besides where its message came from."""
+
+    name: str
+    type: str
+    display_name: str | None = None
+    channel_type: str | None = None
+    platform_id: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """As an agent program sees it."""
+        return {
+            "name": self.name,
+            "type": self.type,
+            "display_name": self.display_name,
+            "channel_type": self.channel_type,
+            "platform_id": self.platform_id,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One batch and what belongs to it. `messages` are in seq order and hold at least one trigger."""
+
+    agent: str
+    session: str
+    incarnation: str
+    messages: tuple[TurnMessage, ...]
+    routing: Address | None = None
+    destinations: tuple[Destination, ...] = ()
+    state: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def to_json(self) -> dict[str, object]:
+        """The object an agent program reads on stdin."""
+        routing = self.routing
+        return {
+            "contract": CONTRACT,
+            "agent": self.agent,
+            "session": self.session,
+            "incarnation": self.incarnation,
+            "messages": [message.to_json() for message in self.messages],
+            "routing": None
+            if routing is None
+            else {
+                "channel_type": routing.channel_type,
+                "platform_id": routing.platform_id,
+                "thread_id": routing.thread_id,
+            },
+            "destinations": [destination.to_json() for destination in self.destinations],
+            "state": dict(self.state),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class OutMessage:
+    """One message of an answer. `to` None: to where the turn's messages came from. `deliver_after`: epoch ms."""
+
+    content: Mapping[str, object]
+    to: str | None = None
+    thread_id: str | None = None
+    deliver_after: int | None = None
+    kind: str = Kind.CHAT
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a turn came to. All of it is committed together, or none. A state of None removes the key."""
+
+    messages: Sequence[OutMessage] = ()
+    state: Mapping[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A provider that is silent on purpose says so, as a tool does: its name and how long it may take, in seconds."""
+
+    name: str
+    timeout_s: float | None
+
+
+class Progress(Protocol):
+    """How a running turn tells that it moves, and takes what arrives meanwhile."""
+
+    def event(self) -> None:
+        """The agent did something: touches the heartbeat. Never call it from a timer."""
+        ...
+
+    async def tool_started(self, name: str, timeout_s: float | None = None) -> None:
+        """A tool is in flight. Without a time-out of its own it has the rest of the turn's."""
+        ...
+
+    async def tool_ended(self) -> None:
+        """The tool is done; what the provider declared for the whole turn counts again."""
+        ...
+
+    async def follow_ups(self) -> tuple[TurnMessage, ...]:
+        """Wait for messages that arrived after the turn began. What is returned is acked with this turn."""
+        ...
+
+
+class Provider(Protocol):
+    """An agent of some kind, one turn at a time."""
+
+    accepts_follow_ups: bool
+    silence: Silence | None
+
+    async def run(self, turn: Turn, progress: Progress) -> Answer:
+        """Work. May be cancelled at any await, and must then leave no process behind."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderContext:
+    """What a provider is built with. `environ` is the runner's own environment."""
+
+    settings: RunnerSettings
+    agent_folder: Path
+    environ: Mapping[str, str]

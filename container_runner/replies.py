@@ -1,0 +1,142 @@
+"""From an answer to outbound rows: who is answered, where, in reply to what. Pure: no I/O, no clock, no ids.
+
+The rules: every trigger message of a turn is visibly answered; an answer without `to` goes once to each address the
+triggers came from; the latest message of an address is the one replied to, and `answers` names the others too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from container_runner.errors import TurnFailedError
+from container_runner.providers.protocol import Destination, OutMessage, TurnMessage
+from schema.rows import Address, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A row of messages_out without id, seq and timestamp. `content` is JSON text; `deliver_after` epoch ms."""
+
+    kind: str
+    content: str
+    in_reply_to: str | None
+    channel_type: str | None
+    platform_id: str | None
+    thread_id: str | None
+    deliver_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The rows to write, and the names that no destination has."""
+
+    replies: tuple[Reply, ...]
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """An address that triggers came from, with their ids in seq order. No address: the session has none either."""
+
+    address: Address | None
+    ids: tuple[str, ...]
+
+
+def plan_replies(
+    outputs: Sequence[OutMessage],
+    messages: Sequence[TurnMessage],
+    routing: Address | None,
+    destinations: Sequence[Destination],
+) -> Plan:
+    """The rows of an answer, in its order. An output to an unknown destination is left out and named."""
+    origins = _origins(messages, routing)
+    known = {destination.name: destination for destination in destinations}
+    replies: list[Reply] = []
+    unknown: list[str] = []
+    for output in outputs:
+        if output.to is None:
+            replies.extend(_reply(output, origin, origin.address) for origin in origins)
+            continue
+        place = _place(known.get(output.to))
+        if place is None:
+            unknown.append(output.to)
+        else:
+            replies.append(_to_place(output, place, messages, origins, routing))
+    return Plan(replies=tuple(replies), unknown=tuple(unknown))
+
+
+def failure_replies(failure: TurnFailedError, messages: Sequence[TurnMessage], routing: Address | None) -> Plan:
+    """The error answer, to every address that waits for one."""
+    content = {"text": f"The agent failed: {failure}", "error": {"code": failure.code, "message": str(failure)}}
+    return plan_replies((OutMessage(content=content),), messages, routing, ())
+
+
+def _origins(messages: Sequence[TurnMessage], routing: Address | None) -> tuple[_Origin, ...]:
+    found: dict[Address | None, list[str]] = {}
+    for message in sorted(messages, key=lambda message: message.seq):
+        if message.trigger:
+            found.setdefault(_address(message, routing), []).append(message.id)
+    return tuple(_Origin(address, tuple(ids)) for address, ids in found.items())
+
+
+def _address(message: TurnMessage, routing: Address | None) -> Address | None:
+    if message.channel_type is None or message.platform_id is None:
+        return routing
+    return Address(message.channel_type, message.platform_id, message.thread_id)
+
+
+def _place(destination: Destination | None) -> tuple[str, str] | None:
+    if destination is None or destination.channel_type is None or destination.platform_id is None:
+        return None
+    return destination.channel_type, destination.platform_id
+
+
+def _to_place(
+    output: OutMessage,
+    place: tuple[str, str],
+    messages: Sequence[TurnMessage],
+    origins: Sequence[_Origin],
+    routing: Address | None,
+) -> Reply:
+    """To a named destination. Its thread is that of the latest message from there, unless the output names one."""
+    there = [
+        address
+        for message in sorted(messages, key=lambda message: message.seq)
+        if (address := _address(message, routing)) is not None and (address.channel_type, address.platform_id) == place
+    ]
+    thread = output.thread_id if output.thread_id is not None else (there[-1].thread_id if there else None)
+    address = Address(*place, thread)
+    origin = next((origin for origin in origins if origin.address == address), _Origin(address, ()))
+    return _reply(output, origin, address)
+
+
+def _reply(output: OutMessage, origin: _Origin, address: Address | None) -> Reply:
+    content: Mapping[str, object] = output.content
+    if len(origin.ids) > 1:
+        content = {**content, "answers": list(origin.ids)}
+    thread = address.thread_id if address is not None else None
+    return Reply(
+        kind=output.kind or Kind.CHAT,
+        content=_encoded(content),
+        in_reply_to=origin.ids[-1] if origin.ids else None,
+        channel_type=address.channel_type if address is not None else None,
+        platform_id=address.platform_id if address is not None else None,
+        thread_id=output.thread_id if output.thread_id is not None else thread,
+        deliver_after=output.deliver_after,
+    )
+
+
+def _encoded(content: Mapping[str, object]) -> str:
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    # JSON may escape half of a surrogate pair, which no UTF-8 column holds: such a text stays escaped.
+    return text if _is_utf8(text) else json.dumps(content, separators=(",", ":"))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,107 @@
+"""What the runner is told: environment variables in, checked values out. Reads nothing else and keeps nothing.
+
+Every refusal is a SettingsError that names the variable and the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from container_runner.errors import SettingsError
+from schema import layout
+from schema.ids import is_message_id
+from schema.rows import RunnerSettings
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_ABOVE_ZERO: Final = ("timeout_s", "max_batch", "poll_s", "watch_step_ms", "max_answer_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A runner's whole input: its settings, its names and its three folders.
+
+    `agent` and `session` are for the agent program and may be empty; the runner finds its files by its folders.
+    """
+
+    settings: RunnerSettings
+    incarnation: str
+    agent: str
+    session: str
+    in_folder: Path
+    out_folder: Path
+    agent_folder: Path
+
+
+def read_environment(environ: Mapping[str, str], providers: typing.Collection[str]) -> Environment:
+    """Everything from the environment, checked. `providers` are the names there are. Raises SettingsError."""
+    incarnation = environ.get(layout.ENV_INCARNATION, "")
+    if not is_message_id(incarnation):
+        raise SettingsError(f"{layout.ENV_INCARNATION} must be the id of this spawn; it is {incarnation!r}.")
+    return Environment(
+        settings=_check(_read_settings(environ), providers),
+        incarnation=incarnation,
+        agent=environ.get(layout.ENV_AGENT_NAME, ""),
+        session=environ.get(layout.ENV_SESSION_NAME, ""),
+        in_folder=Path(environ.get(layout.ENV_IN) or layout.CONTAINER_IN),
+        out_folder=Path(environ.get(layout.ENV_OUT) or layout.CONTAINER_OUT),
+        agent_folder=Path(environ.get(layout.ENV_AGENT) or layout.CONTAINER_AGENT),
+    )
+
+
+def _read_settings(environ: Mapping[str, str]) -> RunnerSettings:
+    text = environ.get(layout.ENV_RUNNER)
+    if text is None:
+        raise SettingsError(f"{layout.ENV_RUNNER} is not set.")
+    try:
+        values: object = json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"{layout.ENV_RUNNER} is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{layout.ENV_RUNNER} must be a JSON object.")
+    hints = typing.get_type_hints(RunnerSettings)
+    given = cast(dict[str, Any], values)
+    unknown = sorted(set(given) - {field.name for field in dataclasses.fields(RunnerSettings)})
+    if unknown:
+        raise SettingsError(f"{layout.ENV_RUNNER}: unknown key {unknown[0]!r}: image and daemon differ in version.")
+    values_by_key: dict[str, Any] = {key: _typed(key, value, hints[key]) for key, value in given.items()}
+    return RunnerSettings(**values_by_key)
+
+
+def _typed(key: str, value: object, wanted: object) -> object:
+    """The value as its field's type; JSON has no tuples, and an integer is a fine number of seconds."""
+    if isinstance(wanted, types.GenericAlias):
+        parts = cast(list[object], value) if isinstance(value, list) else None
+        if parts is not None and all(isinstance(part, str) and "\0" not in part for part in parts):
+            return tuple(parts)
+        raise SettingsError(f"{layout.ENV_RUNNER}: {key} must be a list of texts without NUL; it is {value!r:.80}.")
+    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(wanted, type) and isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
+        return value
+    name = wanted.__name__ if isinstance(wanted, type) else str(wanted)
+    raise SettingsError(f"{layout.ENV_RUNNER}: {key} must be of type {name}; it is {value!r:.80}.")
+
+
+def _check(settings: RunnerSettings, providers: typing.Collection[str]) -> RunnerSettings:
+    for key in _ABOVE_ZERO:
+        # `not above` rather than `at most`: NaN is neither.
+        if not 0 < float(getattr(settings, key)) < float("inf"):
+            raise SettingsError(f"{layout.ENV_RUNNER}: {key} must be a number above 0.")
+    if not 0 <= settings.grace_s < float("inf"):
+        raise SettingsError(f"{layout.ENV_RUNNER}: grace_s must be 0 or more.")
+    if settings.provider not in providers:
+        raise SettingsError(
+            f"{layout.ENV_RUNNER}: unknown provider {settings.provider!r}.", hint=f"One of: {', '.join(providers)}."
+        )
+    if settings.provider == "command" and not settings.command:
+        raise SettingsError(f"{layout.ENV_RUNNER}: provider 'command' needs `command`, a program and its arguments.")
+    if settings.log_level not in LOG_LEVELS:
+        raise SettingsError(f"{layout.ENV_RUNNER}: log_level must be one of {', '.join(LOG_LEVELS)}.")
+    return settings

@@ -1,0 +1,321 @@
+"""The composition root: everything that lives is built here and passed in; one task group owns one named task per loop.
+
+Decides nothing and does no work of its own but start-up, signals and an orderly end. No agent is killed by that end.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import anyio
+import structlog
+
+from daemon.bus.delivery import Delivery
+from daemon.bus.ingress import Ingress
+from daemon.bus.sessions import Session, Sessions
+from daemon.bus.watch import Watch
+from daemon.channels.protocol import Channel
+from daemon.channels.registry import Channels, build_channels
+from daemon.clock import Clock, SystemClock
+from daemon.config import Agent, Config
+from daemon.containers.factory import build_runtime, spec_maker
+from daemon.containers.protocol import ContainerRuntime, Exit
+from daemon.containers.supervisor import Hooks, Supervisor
+from daemon.control import server as control_server
+from daemon.control.api import build_api
+from daemon.data_folder import DataFolder
+from daemon.errors import ImageError, RuntimeUnavailableError
+from daemon.logs import LogPipeline, configure
+from daemon.notify import Notifier
+from daemon.operations import DaemonOperations
+from daemon.store.registry import Registry
+from daemon.sweep.decide import Policy
+from daemon.sweep.schedule import Schedule
+from daemon.sweep.steps import Settings
+from daemon.sweep.sweeper import Sweeper
+from daemon.watchdog import Pulse, Watchdog
+from schema.connect import ReadLimits
+from schema.errors import ClawbusError
+from schema.rows import MessageIn
+
+_SHUTDOWN_GRACE_S = 5.0
+_SWEEP_ALLOWED_S = 30.0
+
+
+def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
+    """Run the daemon until SIGTERM or SIGINT; the exit code. `reload` reads the configuration anew on SIGHUP.
+
+    Raises ClawbusError for what prevents a start (folder locked or not ours, socket path, configuration of a channel).
+    """
+    control_server.check_path(config.control_socket)
+    clock = SystemClock()
+    with DataFolder.open(config.data_dir, clock) as folder:
+        pipeline = configure(config.logs, config.data_dir, sys.stderr, clock)
+        try:
+            anyio.run(partial(_main, config, folder, pipeline, clock, reload))
+        finally:
+            pipeline.close()
+    return 0
+
+
+@dataclass(slots=True)
+class House:
+    """Everything that lives for as long as the daemon does."""
+
+    config: Config
+    clock: Clock
+    agents: dict[str, Agent]
+    runtime: ContainerRuntime
+    sessions: Sessions
+    channels: Channels
+    supervisor: Supervisor
+    delivery: Delivery
+    sweeper: Sweeper
+    schedule: Schedule
+    watch: Watch
+    ingress: Ingress
+    pulse: Pulse
+    image_problem: tuple[int, str] | None = None
+
+    def degraded(self) -> list[dict[str, Any]]:
+        """What does not work now, since when and why."""
+        found: list[dict[str, Any]] = []
+        if self.supervisor.unavailable is not None:
+            since, why = self.supervisor.unavailable
+            found.append({"what": "runtime", "since": since, "why": why})
+        if self.image_problem is not None:
+            since, why = self.image_problem
+            found.append({"what": "image", "since": since, "why": why})
+        return found
+
+    def status_line(self) -> str:
+        """One line for systemd's STATUS=."""
+        running, waiting = len(self.supervisor.slots()), len(self.supervisor.waiting())
+        trouble = "; ".join(str(item["why"]) for item in self.degraded())
+        return f"{running} containers, {waiting} waiting, {len(self.sessions)} active sessions" + (
+            f"; degraded: {trouble}" if trouble else ""
+        )
+
+
+def build_house(
+    config: Config, folder: DataFolder, runtime: ContainerRuntime, install_id: str, clock: Clock, pulse: Pulse
+) -> House:
+    """Wire everything; nothing runs yet. The parts know each other through the callbacks given here."""
+    limits = read_limits(config)
+    agents = dict(config.agents)
+    specs = spec_maker(config, folder, agents, install_id)
+    sessions = Sessions(folder.sessions_dir, Registry(folder.central_db), clock, limits, specs.owner)
+    channels = build_channels(config, clock)
+    # The lambdas look a name up that is bound further down: the parts know each other both ways.
+    watch = Watch(lambda session: delivery.poke(session))  # noqa: PLW0108
+    schedule = Schedule(clock, lambda key: sweeper.poke(key))  # noqa: PLW0108
+
+    def quarantine(session: Session, reason: str) -> None:
+        session.quarantined = reason
+        delivery.later(partial(_quarantine, house, session, reason))
+
+    async def on_exit(session: Session, incarnation: str, reason: str, exit_: Exit) -> bool:
+        watch.remove(session)
+        return await sweeper.after_exit(session, incarnation, reason, exit_)
+
+    def look_later(session: Session) -> None:
+        sweeper.poke(session.key)
+
+    hooks = Hooks(
+        make_spec=specs.make,
+        on_started=watch.add,
+        on_exit=on_exit,
+        after_exit=look_later,
+        wake_at=lambda session, when: schedule.at(session.key, when),
+        is_idle=lambda session: sweeper.is_idle(session),  # noqa: PLW0108
+    )
+    supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks)
+    delivery = Delivery(
+        channels,
+        config.delivery,
+        clock,
+        live_incarnation=supervisor.live_incarnation,
+        wake_at=lambda session, when: schedule.at(session.key, when),
+        look_later=look_later,
+        quarantine=quarantine,
+        max_content_bytes=config.limits.max_content_bytes,
+        rng=random.Random(),  # noqa: S311 - spreads retries; nothing secret
+    )
+    sweeper = Sweeper(sessions, supervisor, delivery, schedule, clock, config.sweep, sweep_settings(config), pulse)
+
+    def on_accepted(session: Session, message: MessageIn) -> None:
+        if message.process_after is not None and message.process_after > clock.now_ms():
+            schedule.at(session.key, message.process_after)
+        elif message.trigger:
+            delivery.later(partial(supervisor.wake, session))
+
+    ingress = Ingress(sessions, agents, clock, on_accepted, max_content_bytes=config.limits.max_content_bytes)
+    house = House(
+        config,
+        clock,
+        agents,
+        runtime,
+        sessions,
+        channels,
+        supervisor,
+        delivery,
+        sweeper,
+        schedule,
+        watch,
+        ingress,
+        pulse,
+    )
+    return house
+
+
+async def _quarantine(house: House, session: Session, reason: str) -> None:
+    """Out of service until an operator releases it; its container is ended, its messages are kept."""
+    key, now = session.key, house.clock.now_ms()
+    structlog.get_logger("quarantine").error(
+        "session_quarantined", agent=key.agent, session=key.session, reason=reason,
+        hint=f"look at the session's out/ folder, then `clawbus session release {key}`",
+    )  # fmt: skip
+    try:
+        await house.sessions.central(lambda registry: registry.quarantine(key, reason, now))
+    except ClawbusError as error:
+        structlog.get_logger("quarantine").error("quarantine_not_recorded", error=str(error), hint=error.hint)
+    house.supervisor.begin_end(key, "quarantine", graceful=False)
+
+
+def read_limits(config: Config) -> ReadLimits:
+    """What one look into a container's file may cost."""
+    return ReadLimits(
+        max_file_bytes=config.limits.max_outbound_file_bytes,
+        max_row_bytes=4 * config.limits.max_content_bytes + 64 * 1024,
+        deadline_s=config.limits.read_deadline_s,
+    )
+
+
+def sweep_settings(config: Config) -> Settings:
+    """The sweep's policy in milliseconds."""
+    policy = Policy(
+        ceiling=int(config.sweep.ceiling_s * 1000),
+        claim_stuck=int(config.sweep.claim_stuck_s * 1000),
+        max_declared=int(config.sweep.max_declared_s * 1000),
+        max_tries=config.sweep.max_tries,
+        backoff_base=int(config.sweep.backoff_base_s * 1000),
+        idle_stop=int(config.runtime.idle_stop_s * 1000),
+    )
+    return Settings(policy, config.timezone)
+
+
+async def _main(
+    config: Config, folder: DataFolder, pipeline: LogPipeline, clock: Clock, reload: Callable[[], Config] | None
+) -> None:
+    log = structlog.get_logger("daemon")
+    notifier = Notifier(os.environ)
+    install_id = await anyio.to_thread.run_sync(Registry(folder.central_db).install_id, clock.now_ms())
+    runtime = build_runtime(config, folder, install_id, clock)
+    pulse = Pulse(clock)
+    pulse.register("sweep", _SWEEP_ALLOWED_S)
+    house = build_house(config, folder, runtime, install_id, clock, pulse)
+    log.info("daemon_starting", data=str(config.data_dir), runtime=runtime.name, pid=os.getpid())
+    try:
+        async with anyio.create_task_group() as tasks:
+            operations = await _start(house, tasks)
+            await tasks.start(
+                partial(control_server.run, build_api(operations), config.control_socket), name="control api"
+            )
+            tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
+            operations.ready = True
+            notifier.ready(house.status_line())
+            log.info("daemon_ready", socket=str(config.control_socket), agents=sorted(house.agents),
+                     channels=sorted(house.channels), active_sessions=len(house.sessions))  # fmt: skip
+            await _serve_signals(house, pipeline, notifier, reload)
+            notifier.stopping()
+            log.info("daemon_stopping", containers_left_running=len(house.supervisor.slots()))
+            operations.ready = False
+            house.supervisor.close()
+            await house.delivery.close(_SHUTDOWN_GRACE_S)
+            tasks.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_SHUTDOWN_GRACE_S):
+            await runtime.aclose()
+    log.info("daemon_stopped")
+
+
+async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
+    """Start every loop: first what delivers and repairs, then what runs agents, last what takes messages in."""
+    house.delivery.start(tasks)
+    for row in await house.sessions.central(lambda registry: registry.with_work()):
+        if row.active:
+            house.sessions.adopt(row)
+        elif row.next_due_at is not None:
+            house.schedule.at(row.key, row.next_due_at)
+    await tasks.start(house.watch.run, name="watch")
+    await _check_runtime(house)
+    await house.supervisor.start(tasks)
+    await tasks.start(house.sweeper.run, name="sweep")
+    tasks.start_soon(house.schedule.run, name="schedule")
+    for name, channel in house.channels.items():
+        await tasks.start(partial(_run_channel, channel, house.ingress), name=f"channel {name}")
+    return DaemonOperations(
+        data_dir=house.config.data_dir,
+        clock=house.clock,
+        limits=read_limits(house.config),
+        sessions=house.sessions,
+        ingress=house.ingress,
+        supervisor=house.supervisor,
+        sweeper=house.sweeper,
+        local=house.channels.local,
+        runtime_name=house.runtime.name,
+        degraded=house.degraded,
+    )
+
+
+async def _run_channel(channel: Channel, ingress: Ingress, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    await channel.run(ingress.accept, task_status=task_status)
+
+
+async def _check_runtime(house: House) -> None:
+    """Say at once what would otherwise show at the first spawn. Neither a missing image nor Docker's absence is fatal."""
+    try:
+        await house.runtime.check()
+    except ImageError as error:
+        house.image_problem = (house.clock.now_ms(), str(error))
+        structlog.get_logger("daemon").error("image_unusable", error=str(error), hint=error.hint)
+    except RuntimeUnavailableError:
+        return  # the supervisor's adoption says it, and goes on trying
+
+
+async def _serve_signals(
+    house: House, pipeline: LogPipeline, notifier: Notifier, reload: Callable[[], Config] | None
+) -> None:
+    """Return at SIGTERM or SIGINT; reload at SIGHUP."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number != signal.SIGHUP:
+                return
+            notifier.reloading()
+            _reload(house, pipeline, reload)
+            notifier.ready(house.status_line())
+
+
+def _reload(house: House, pipeline: LogPipeline, reload: Callable[[], Config] | None) -> None:
+    """Take over agents and the log level; everything else needs a restart. A broken file changes nothing."""
+    log = structlog.get_logger("daemon")
+    if reload is None:
+        return
+    try:
+        config = reload()
+    except ClawbusError as error:
+        log.error("reload_refused", error=str(error), hint=error.hint)
+        return
+    pipeline.set_level(config.logs.level)
+    house.agents.clear()
+    house.agents.update(config.agents)
+    old = house.config.model_dump(exclude={"agents", "logs"})
+    restart = sorted(key for key, value in config.model_dump(exclude={"agents", "logs"}).items() if value != old[key])
+    log.info("config_reloaded", agents=sorted(house.agents), level=config.logs.level, restart_needed_for=restart)

@@ -1,0 +1,164 @@
+"""`clawbus chat`: a conversation in the terminal, or lines from a pipe.
+
+Each chat has a mailbox of its own, so two at once do not read each other's answers, and what comes after the end is
+still there to be read.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli.answers import as_result
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.cli.names import AgentOption, SessionOption
+from daemon.clock import SystemClock
+from schema.errors import ClawbusError
+from schema.ids import new_id
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_POLL_S = 25.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "chat", chat)
+
+
+def chat(
+    invocation: Invocation,
+    agent: AgentOption,
+    session: SessionOption,
+    wait: Annotated[
+        float, typer.Option("--wait", "-w", metavar="SECONDS", min=0, help="At the end, wait so long for open answers.")
+    ] = 60.0,
+    mailbox: Annotated[
+        str | None, typer.Option("--mailbox", metavar="NAME", help="The mailbox to use. Default: a new one.")
+    ] = None,
+) -> Outcome:
+    """Talk with an agent: a line is a message, answers are printed as they come; Ctrl-D ends.
+
+    Use it to try an agent out. Lines may come from a pipe too: then it ends when all of them are answered, and --json
+    gives one envelope with the whole exchange.
+
+    \b
+    Example:
+      clawbus chat --agent echo --session demo
+      printf 'one\\ntwo\\n' | clawbus chat --agent echo --session demo --pretty
+    """
+    name = mailbox or f"chat-{new_id(SystemClock().now_ms())}"
+    talk = _Talk(invocation, agent, session, name)
+    talk.run(wait)
+    open_ids = talk.unanswered()
+    result = {"agent": agent, "session": session, "mailbox": name, "exchanges": talk.exchanges()}
+    later = (NextAction(f"clawbus mailbox {name}", "answers that come later"),)
+    if talk.failure is not None:
+        raise talk.failure
+    if open_ids:
+        message = f"{len(open_ids)} of {len(talk.sent)} messages have no answer yet; all are accepted."
+        problem = Problem("NO_ANSWER_YET", message, "Read the mailbox later.")
+        return Outcome(result, problem=problem, next_actions=later)
+    return Outcome(result)
+
+
+class _Talk:
+    """One conversation. A thread reads the mailbox while this one reads the lines."""
+
+    def __init__(self, invocation: Invocation, agent: str, session: str, mailbox: str) -> None:
+        self._invocation = invocation
+        self._agent, self._session, self._mailbox = agent, session, mailbox
+        self._console: Console | None = None if invocation.json else invocation.console()
+        self._changed = threading.Condition()
+        self._ended = False
+        self._answers: list[dict[str, Any]] = []
+        self.sent: dict[str, str] = {}
+        self.failure: ClawbusError | None = None
+
+    def run(self, wait_s: float) -> None:
+        """Until the input ends and everything is answered, `wait_s` seconds have passed since, or a call failed."""
+        # A daemon thread: at the end it may sit in a long-poll that nobody needs any more.
+        threading.Thread(target=self._listen, name="mailbox", daemon=True).start()
+        try:
+            with self._invocation.client() as client:
+                for line in self._lines():
+                    identity = new_id(SystemClock().now_ms())
+                    with self._changed:
+                        self.sent[identity] = line
+                    client.accept(self._message(identity, line))
+            with self._changed:
+                self._changed.wait_for(lambda: self.failure is not None or not self._open(), wait_s)
+        except ClawbusError as error:
+            self.failure = self.failure or error
+        finally:
+            self._ended = True
+
+    def unanswered(self) -> list[str]:
+        """Ids of messages without an answer."""
+        with self._changed:
+            return self._open()
+
+    def exchanges(self) -> list[dict[str, Any]]:
+        """Each message with its answers, then answers to nothing that was said here."""
+        with self._changed:
+            said = [
+                {
+                    "message_id": identity,
+                    "text": text,
+                    "answers": [one for one in self._answers if identity in one["answers"]],
+                }
+                for identity, text in self.sent.items()
+            ]
+            others = [one for one in self._answers if self.sent.keys().isdisjoint(one["answers"])]
+        return [*said, *({"message_id": None, "text": None, "answers": [one]} for one in others)]
+
+    def _open(self) -> list[str]:
+        answered = {identity for one in self._answers for identity in one["answers"]}
+        return [identity for identity in self.sent if identity not in answered]
+
+    def _message(self, identity: str, line: str) -> dict[str, Any]:
+        address = {"channel_type": "local", "platform_id": self._mailbox}
+        content = {"text": line}
+        return {"agent": self._agent, "session": self._session, "id": identity, "content": content, "address": address}
+
+    def _lines(self) -> Iterator[str]:
+        interactive = sys.stdin.isatty() and self._console is not None
+        while self.failure is None:
+            try:
+                line = input(f"{self._agent}> ") if interactive else sys.stdin.readline()
+            except EOFError:
+                return
+            if not interactive and not line:
+                return
+            if line.strip():
+                yield line.rstrip("\r\n")
+
+    def _listen(self) -> None:
+        cursor = 0
+        try:
+            with self._invocation.client() as client:
+                while not self._ended:
+                    entries = client.read_mailbox(self._mailbox, cursor, 100, _POLL_S)
+                    for entry in entries:
+                        cursor = entry.cursor
+                        self._heard(as_result(entry))
+        except ClawbusError as error:
+            with self._changed:
+                self.failure = self.failure or error
+                self._changed.notify_all()
+
+    def _heard(self, answer: dict[str, Any]) -> None:
+        if self._console is not None:
+            from daemon.cli.present import say  # noqa: PLC0415
+
+            mark = "! " if answer["error"] is not None else "< "
+            say(self._console, f"{mark}{answer['text']}")
+        with self._changed:
+            self._answers.append(answer)
+            self._changed.notify_all()

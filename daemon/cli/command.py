@@ -1,0 +1,193 @@
+"""What all commands share: the global options (before or after the subcommand), the envelope, the exit codes.
+
+A command is a function `(Invocation, its own options) -> Outcome`. It never prints JSON, never exits and never catches
+what it cannot explain. Configuration and the HTTP client are imported when a command first needs them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
+
+import typer
+
+from daemon.cli.envelope import NextAction, Outcome, Problem, envelope, problem_of, to_json
+from schema.errors import ClawbusError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from daemon.config import Config
+    from daemon.control.client import ControlClient
+
+P = ParamSpec("P")
+
+JsonFlag = Annotated[
+    bool | None,
+    typer.Option(
+        "--json/--no-json", " /--pretty", help="One JSON envelope, or text for people. Default: JSON unless a terminal."
+    ),
+]
+ConfigFlag = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The configuration file. Default: $CLAWBUS_CONFIG, ./clawbus.toml."),
+]
+DataFlag = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="The data folder, instead of the configured one.")
+]
+DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected failure.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Globals:
+    """The options that every command takes, in both places."""
+
+    json: bool | None = None
+    config: Path | None = None
+    data: Path | None = None
+    debug: bool = False
+
+    def over(self, outer: Globals) -> Globals:
+        """These, and where they say nothing the ones given before the subcommand."""
+        return Globals(
+            self.json if self.json is not None else outer.json,
+            self.config or outer.config,
+            self.data or outer.data,
+            self.debug or outer.debug,
+        )
+
+
+@dataclass
+class Invocation:
+    """One run of one command."""
+
+    command: str
+    options: Globals = field(default_factory=Globals)
+
+    @property
+    def json(self) -> bool:
+        """Whether to answer with an envelope."""
+        return self.options.json if self.options.json is not None else not sys.stdout.isatty()
+
+    @property
+    def config_file(self) -> Path | None:
+        """The file that `config` reads; None when there is none."""
+        from daemon.config import find_config  # noqa: PLC0415 - pydantic costs a tenth of a second
+
+        return find_config(self.options.config)
+
+    @cached_property
+    def config(self) -> Config:
+        """The checked configuration. Raises ConfigError."""
+        from daemon.config import load_config  # noqa: PLC0415
+
+        return load_config(self.config_file, data_dir=self.options.data)
+
+    def client(self) -> ControlClient:
+        """A client of the configured daemon, to be closed by the caller."""
+        from daemon.control.client import ControlClient  # noqa: PLC0415 - httpx costs a tenth of a second
+
+        return ControlClient(self.config.control_socket)
+
+    def emit(self, value: object) -> None:
+        """One line of JSON of a stream (`--follow`)."""
+        sys.stdout.write(to_json(value) + "\n")
+        sys.stdout.flush()
+
+    def console(self) -> Console:
+        """Where people read."""
+        from daemon.cli.present import make_console  # noqa: PLC0415
+
+        return make_console()
+
+
+def add(
+    app: typer.Typer, name: str, function: Callable[Concatenate[Invocation, P], Outcome], *, path: str = ""
+) -> None:
+    """Register a command. Its signature becomes: context, its own parameters, the global options."""
+    full = f"{path} {name}".strip()
+
+    def run(ctx: typer.Context, **values: Any) -> None:
+        given = Globals(values.pop("json"), values.pop("config"), values.pop("data"), values.pop("debug"))
+        outer = ctx.find_object(Globals) or Globals()
+        invocation = Invocation(full, given.over(outer))
+        code = finish(invocation, _outcome(invocation, lambda: function(invocation, **values)))  # pyright: ignore[reportCallIssue]
+        if code:
+            raise typer.Exit(code)
+
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    shared = [
+        inspect.Parameter("json", keyword, default=None, annotation=JsonFlag),
+        inspect.Parameter("config", keyword, default=None, annotation=ConfigFlag),
+        inspect.Parameter("data", keyword, default=None, annotation=DataFlag),
+        inspect.Parameter("debug", keyword, default=False, annotation=DebugFlag),
+    ]
+    parameters = [context, *(one.replace(kind=keyword) for one in own), *shared]
+    run.__signature__ = inspect.Signature(parameters)
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__doc__ = function.__doc__
+    app.command(name)(run)
+
+
+def _outcome(invocation: Invocation, work: Callable[[], Outcome]) -> Outcome:
+    try:
+        return work()
+    except ClawbusError as error:
+        return Outcome(problem=problem_of(error), next_actions=_after(error))
+    except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+        raise
+    except Exception as error:
+        if invocation.options.debug:
+            raise
+        return Outcome(
+            problem=Problem(
+                "INTERNAL", f"{type(error).__name__}: {error}", "Run it again with --debug and report that."
+            )
+        )
+
+
+def _after(error: ClawbusError) -> tuple[NextAction, ...]:
+    if error.code == "DAEMON_DOWN":
+        return (NextAction("clawbus run", "start the daemon"), NextAction("clawbus logs -n 50", "why it ended"))
+    if error.code in ("UNKNOWN_SESSION", "UNKNOWN_MESSAGE"):
+        return (NextAction("clawbus sessions", "list the sessions"),)
+    return ()
+
+
+def finish(invocation: Invocation, outcome: Outcome) -> int:
+    """Print the outcome the way it was asked for; returns the exit code."""
+    if outcome.silent:
+        return outcome.code
+    if invocation.json:
+        invocation.emit(envelope(invocation.command, outcome))
+    else:
+        _show(invocation, outcome)
+    return outcome.code
+
+
+def _show(invocation: Invocation, outcome: Outcome) -> None:
+    from daemon.cli.present import make_console, say  # noqa: PLC0415
+
+    if outcome.people is not None:
+        outcome.people(invocation.console())
+    errors = make_console(sys.stderr)
+    if outcome.problem is not None:
+        say(errors, f"error: {outcome.problem.message}", f"fix: {outcome.problem.fix}")
+    for action in outcome.next_actions:
+        say(errors, f"next: {action.command}  ({action.description})")
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """How to report that the arguments could not be read: what they ask for as far as that can be told."""
+    options = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    for option in reversed(options):
+        if option in ("--json", "--no-json", "--pretty"):
+            return option == "--json"
+    return not sys.stdout.isatty()

@@ -1,0 +1,70 @@
+"""`clawbus config check`: whether the configuration can be used, before a restart finds out."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import typer
+
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome
+from daemon.errors import SocketPathError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        help="Look at the configuration.\n\n\b\nExample:\n  clawbus config check", rich_markup_mode=None
+    )
+    add(group, "check", check, path="config")
+    app.add_typer(group, name="config")
+
+
+def check(invocation: Invocation) -> Outcome:
+    """Read the configuration as the daemon would, and name every wrong key with its fix.
+
+    Use it after an edit, before the daemon is restarted. It shows no secrets.
+
+    \b
+    Example:
+      clawbus config check --config /etc/clawbus/clawbus.toml
+    """
+    config, file = invocation.config, invocation.config_file
+    socket = config.control_socket
+    if len(os.fsencode(socket)) > 107:
+        raise SocketPathError(f"the control socket's path has {len(os.fsencode(socket))} bytes: {socket}")
+    result = {
+        "file": str(file) if file is not None else None,
+        "data_dir": str(config.data_dir),
+        "data_dir_exists": config.data_dir.is_dir(),
+        "control_socket": str(socket),
+        "runtime": config.runtime.kind,
+        "agents": {name: agent.provider for name, agent in sorted(config.agents.items())},
+        "channels": sorted(config.channels),
+    }
+    steps: tuple[NextAction, ...] = ()
+    if not config.agents:
+        steps = (NextAction("clawbus init --help", "there is no agent yet: add an [agents.NAME] table"),)
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import pairs  # noqa: PLC0415
+
+        agents = ", ".join(f"{name} ({provider})" for name, provider in result_agents) or "none"
+        pairs(
+            console,
+            {
+                "file": result["file"] or "none (defaults and environment)",
+                "data": result["data_dir"],
+                "socket": result["control_socket"],
+                "runtime": result["runtime"],
+                "agents": agents,
+                "channels": ", ".join(sorted(config.channels)) or "none but local",
+            },
+        )
+
+    result_agents = [(name, agent.provider) for name, agent in sorted(config.agents.items())]
+    return Outcome(result, people, steps)

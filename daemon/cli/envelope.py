@@ -1,0 +1,83 @@
+"""What every command answers with: one outcome, shown as one JSON envelope or as text for people.
+
+The envelope is {ok, command, result, error?, fix?, next_actions}. Its shape is a promise to scripts and agents.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from schema.errors import ClawbusError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+USAGE: Final = 2
+INTERRUPTED: Final = 130
+_UNSAFE: Final = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True, slots=True)
+class NextAction:
+    """Something the reader may want to do now."""
+
+    command: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why it is not ok, and what to do about it."""
+
+    code: str
+    message: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A command's end. `people` prints the result to a terminal; without it nothing is printed but the next actions."""
+
+    result: Mapping[str, Any] | None = None
+    people: Callable[[Console], None] | None = None
+    next_actions: tuple[NextAction, ...] = ()
+    problem: Problem | None = None
+    exit_code: int | None = None  # None: 0 when ok, else 1
+    silent: bool = False  # the command wrote all there is to say by itself
+
+    @property
+    def code(self) -> int:
+        """The process's exit code: 0 only when ok."""
+        if self.problem is None:
+            return self.exit_code or 0
+        return self.exit_code or 1
+
+
+def problem_of(error: ClawbusError) -> Problem:
+    """Any refusal as code, message and fix; the daemon's refusals keep the code they had there."""
+    remote = getattr(error, "remote_code", None)
+    return Problem(remote if isinstance(remote, str) else error.code, str(error), error.hint)
+
+
+def envelope(command: str, outcome: Outcome) -> dict[str, Any]:
+    """The envelope as a dictionary."""
+    body: dict[str, Any] = {"ok": outcome.problem is None, "command": command, "result": outcome.result}
+    if outcome.problem is not None:
+        body["error"] = {"code": outcome.problem.code, "message": outcome.problem.message}
+        body["fix"] = outcome.problem.fix
+    body["next_actions"] = [{"command": one.command, "description": one.description} for one in outcome.next_actions]
+    return body
+
+
+def to_json(value: object) -> str:
+    """One line of JSON that is safe on a terminal: no control byte and no text-direction trick leaves unescaped."""
+    text = json.dumps(value, ensure_ascii=False, default=str, separators=(", ", ": "))
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        text = json.dumps(value, default=str, separators=(", ", ": "))
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)

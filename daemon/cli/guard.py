@@ -1,0 +1,47 @@
+"""Refuses to start beside foreign distributions that installed our import packages' names.
+
+PyPI has distributions that also install a top-level `daemon` or `schema`. Whichever was installed last wins, file by
+file, so the daemon would run on a mixture; better not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Final
+
+from daemon.errors import ForeignPackageError
+
+OURS: Final = frozenset({"daemon", "schema", "container_runner"})
+_DISTRIBUTION: Final = "clawbus"
+
+
+def check_foreign_packages() -> None:
+    """Raise ForeignPackageError naming every other distribution that installed one of our packages."""
+    found = sorted({(name, package) for name, package in _installed() if package in OURS})
+    if found:
+        listed = ", ".join(f"{name} (installs {package!r})" for name, package in found)
+        names = " ".join(sorted({name for name, _ in found}))
+        raise ForeignPackageError(
+            f"this environment also holds {listed}.",
+            hint=f"Install clawbus into a virtual environment of its own, or remove them: pip uninstall {names}",
+        )
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    """(distribution, top-level name) of everything installed but us."""
+    for distribution in metadata.distributions():
+        # A broken dist-info folder (an interrupted install) has no name.
+        name = str(distribution.metadata["Name"] or "")
+        if not name or name.lower() == _DISTRIBUTION:
+            continue
+        for package in _top_level(distribution):
+            yield name, package
+
+
+def _top_level(distribution: metadata.Distribution) -> set[str]:
+    listed = distribution.read_text("top_level.txt")
+    if listed is not None:
+        return set(listed.split())
+    parts = [file.parts for file in distribution.files or () if file.suffix == ".py"]
+    return {part[0].removesuffix(".py") for part in parts}

@@ -1,0 +1,103 @@
+"""`clawbus init`: a first configuration and its data folder. Never overwrites a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import typer
+
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome, Problem
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_TEMPLATE: Final = """\
+# clawbus. Every key and its default: docs/configuration.md. Check with `clawbus config check`.
+
+# Sessions, registry, mailbox, logs and the control socket. A relative path is relative to this file.
+data_dir = {data_dir}
+
+[runtime]
+# docker: one container a session (build its image once: `clawbus image build`).
+# process: plain subprocesses without any isolation, for a first look.
+kind = "{runtime}"
+max_containers = 8       # at once; the others wait their turn
+idle_stop_s = 900.0      # a container with nothing to do is stopped after this
+
+# An agent answers the messages of its sessions. This one repeats what it is told.
+[agents.echo]
+provider = "echo"
+
+# Any program can be an agent: the turn comes as JSON on its standard input, the answer is what it prints.
+# [agents.helper]
+# provider = "command"
+# command = ["python3", "/workspace/agent/helper.py"]
+# timeout_s = 600.0
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "init", init)
+
+
+RuntimeOption = Annotated[
+    Literal["docker", "process"],
+    typer.Option("--runtime", help="Where agents run: in Docker containers, or as plain processes."),
+]
+
+
+def init(invocation: Invocation, runtime: RuntimeOption = "docker") -> Outcome:
+    """Write a first clawbus.toml with an agent `echo`, and make the data folder.
+
+    Use it once on a new machine. It never overwrites: an existing file is an error. --config names the file (default
+    ./clawbus.toml), --data the folder (default ./clawbus-data).
+
+    \b
+    Example:
+      clawbus init --runtime process --data ./data
+    """
+    file = (invocation.options.config or Path("clawbus.toml")).absolute()
+    data = (invocation.options.data or file.parent / "clawbus-data").absolute()
+    problem = _write(file, _TEMPLATE.format(data_dir=_toml_path(data, file.parent), runtime=runtime), data)
+    if problem is not None:
+        return Outcome(problem=problem)
+    named = "" if file == Path.cwd() / "clawbus.toml" else f" --config {file}"
+    steps = [NextAction(f"clawbus run{named}", "start the daemon")]
+    if runtime == "docker":
+        steps.insert(0, NextAction(f"clawbus image build{named}", "build the agents' image, once"))
+    steps.append(NextAction(f"clawbus send{named} 'hello' --agent echo --session demo --wait 30", "then talk to it"))
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import say  # noqa: PLC0415
+
+        say(console, f"wrote {file}", f"made  {data}")
+
+    result = {"config": str(file), "data_dir": str(data), "runtime": runtime, "agents": ["echo"]}
+    return Outcome(result, people, tuple(steps))
+
+
+def _write(file: Path, text: str, data: Path) -> Problem | None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # O_EXCL: two inits at once, or a link, cannot overwrite either.
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError as error:
+        fix = "Use it as it is, move it away, or name another one with --config."
+        return Problem("EXISTS", f"{error.filename} exists; nothing was overwritten.", fix)
+    except OSError as error:
+        fix = "Choose a place that you may write, with --config and --data."
+        return Problem("NOT_WRITABLE", f"{error.filename}: {error.strerror}.", fix)
+    return None
+
+
+def _toml_path(data: Path, base: Path) -> str:
+    """Relative where it lies beside the file, so that the folder can be moved. A JSON string is a TOML string."""
+    return json.dumps(str(data.relative_to(base)) if data.is_relative_to(base) else str(data))

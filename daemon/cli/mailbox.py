@@ -1,0 +1,101 @@
+"""`clawbus mailbox`: answers that were delivered on the `local` channel, by cursor."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli.answers import as_result
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome
+from daemon.clock import SystemClock
+from daemon.errors import DaemonDownError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from daemon.store.mailbox import MailboxEntry
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "mailbox", mailbox)
+
+
+def mailbox(
+    invocation: Invocation,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The mailbox.")] = "cli",
+    after: Annotated[
+        int, typer.Option("--after", metavar="CURSOR", min=0, help="Only what came after this cursor.")
+    ] = 0,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many, oldest first.")] = 100,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what arrives (JSON: one entry a line).")
+    ] = False,
+) -> Outcome:
+    """Read a mailbox: the answers to what was sent with `send`, also while nobody waited.
+
+    Use it with --after to read only what is new: the result's next_after is the cursor to give next time. Nothing is
+    taken out by reading.
+
+    \b
+    Example:
+      clawbus mailbox cli --after 42
+      clawbus mailbox cli --follow
+    """
+    if follow:
+        _follow(invocation, name, after, limit)
+    entries, source = _read(invocation, name, after, limit, 0.0)
+    cursor = entries[-1].cursor if entries else after
+    results = [as_result(entry) for entry in entries]
+    result = {"source": source, "mailbox": name, "entries": results, "next_after": cursor}
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import say  # noqa: PLC0415
+
+        for entry in entries:
+            _print(console, entry)
+        if not entries:
+            say(console, f"mailbox {name} holds nothing after cursor {after}.")
+        if source == "files":
+            say(console, "(the daemon is down: read from the files)")
+
+    more = (NextAction(f"clawbus mailbox {name} --after {cursor}", "what came after these"),) if entries else ()
+    return Outcome(result, people, more)
+
+
+def _follow(invocation: Invocation, name: str, after: int, limit: int) -> None:
+    """Print entries as they come, until interrupted."""
+    console = None if invocation.json else invocation.console()
+    while True:
+        entries, source = _read(invocation, name, after, limit, 30.0)
+        for entry in entries:
+            if console is None:
+                invocation.emit(as_result(entry))
+            else:
+                _print(console, entry)
+        after = entries[-1].cursor if entries else after
+        if not entries and source == "files":
+            time.sleep(1.0)
+
+
+def _read(invocation: Invocation, name: str, after: int, limit: int, wait_s: float) -> tuple[list[MailboxEntry], str]:
+    try:
+        with invocation.client() as client:
+            return client.read_mailbox(name, after, limit, wait_s), "daemon"
+    except DaemonDownError:
+        from daemon.ops.reports import mailbox_entries  # noqa: PLC0415
+
+        return mailbox_entries(invocation.config.data_dir, name, after, limit), "files"
+
+
+def _print(console: Console, entry: MailboxEntry) -> None:
+    from daemon.cli.present import say, when  # noqa: PLC0415
+
+    answer = as_result(entry)
+    reply = f" in reply to {entry.in_reply_to}" if entry.in_reply_to else ""
+    time_text = when(entry.delivered_at, SystemClock().now_ms())
+    say(console, f"[{entry.cursor}] {time_text} {entry.agent}/{entry.session}{reply}")
+    say(console, f"    {'error: ' if answer['error'] is not None else ''}{answer['text']}")

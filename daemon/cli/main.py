@@ -1,0 +1,93 @@
+"""The `clawbus` command. Builds the tree of commands, runs one, and turns what went wrong into an exit code.
+
+0 ok, 1 not ok, 2 wrong usage, 130 interrupted. No traceback ever reaches a user who did not ask for one (--debug).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from daemon.cli import (
+    chat,
+    config_check,
+    image,
+    init,
+    logs,
+    mailbox,
+    run,
+    send,
+    session,
+    sessions,
+    status,
+    version,
+)
+from daemon.cli.command import ConfigFlag, DataFlag, DebugFlag, Globals, Invocation, JsonFlag, finish, wants_json
+from daemon.cli.envelope import INTERRUPTED, USAGE, NextAction, Outcome, Problem
+
+_HELP = """The message bus between this host and the agent containers it runs.
+
+A message goes in with `send`, wakes the agent's container, and its answer lands in a mailbox. Start with `init` and `run`.
+Every command takes --json (one envelope: ok, command, result, error, fix, next_actions) and exits with 0 only when ok.
+
+\b
+Example:
+  clawbus init && clawbus run &
+  clawbus send 'hello' --agent echo --session demo --wait 30
+"""
+
+
+def build_app() -> typer.Typer:
+    """The whole tree of commands."""
+    app = typer.Typer(
+        help=_HELP,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+
+    @app.callback()
+    def root(
+        ctx: typer.Context,
+        json: JsonFlag = None,
+        config: ConfigFlag = None,
+        data: DataFlag = None,
+        debug: DebugFlag = False,
+    ) -> None:
+        ctx.obj = Globals(json, config, data, debug)
+
+    for module in (init, run, send, chat, mailbox, status, sessions, session, image, logs, config_check, version):
+        module.register(app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = build_app()(args=given, prog_name="clawbus", standalone_mode=False)
+        sys.stdout.flush()
+    except typer.TyperException as error:
+        return _usage(error, given)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`clawbus logs | head`). Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: typer.TyperException, given: Sequence[str]) -> int:
+    context = getattr(error, "ctx", None)
+    path = str(getattr(context, "command_path", "clawbus"))
+    problem = Problem("USAGE", error.format_message(), f"`{path} --help` shows how it is used.")
+    invocation = Invocation(path.removeprefix("clawbus").strip(), Globals(json=wants_json(given)))
+    return finish(
+        invocation,
+        Outcome(problem=problem, exit_code=USAGE, next_actions=(NextAction(f"{path} --help", "its options"),)),
+    )

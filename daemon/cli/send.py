@@ -1,0 +1,143 @@
+"""`clawbus send`: one message in; with --wait its answer out.
+
+The id is chosen here, before anything is sent, so that whatever happens to the connection the same message can be sent
+again without being stored twice.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli.answers import as_result
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
+from daemon.cli.names import AgentOption, SessionOption
+from daemon.clock import Clock, SystemClock
+from daemon.errors import ContentError, DaemonDownError, DaemonSilentError
+from schema.ids import new_id
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from daemon.control.client import ControlClient
+    from daemon.store.mailbox import MailboxEntry
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "send", send)
+
+
+def send(
+    invocation: Invocation,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say; `-` reads standard input.")],
+    agent: AgentOption,
+    session: SessionOption,
+    message_id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="The message's id. The same id twice is one message.")
+    ] = None,
+    wait: Annotated[
+        float | None, typer.Option("--wait", "-w", metavar="SECONDS", min=0, help="Wait so long for the answer.")
+    ] = None,
+    json_content: Annotated[
+        bool, typer.Option("--json-content", help='TEXT is JSON: send it as it is, not as {"text": TEXT}.')
+    ] = False,
+    context: Annotated[
+        bool, typer.Option("--context", help="Do not wake the agent: it reads this with the next message that does.")
+    ] = False,
+    mailbox: Annotated[
+        str, typer.Option("--mailbox", metavar="NAME", help="The mailbox that the answer goes to.")
+    ] = "cli",
+    no_create: Annotated[bool, typer.Option("--no-create", help="Refuse if the session does not exist yet.")] = False,
+) -> Outcome:
+    """Send a message to an agent's session; with --wait, print its answer.
+
+    Use it from a shell or a script. When it says ok the message is stored and will be worked on, whatever crashes. If
+    no answer comes in time the message stays accepted: look into the mailbox later.
+
+    \b
+    Example:
+      clawbus send 'hello' --agent echo --session demo --wait 30
+      clawbus send - --agent echo --session demo < question.txt
+    """
+    content = _content(sys.stdin.read() if text == "-" else text, as_json=json_content)
+    message = {
+        "agent": agent,
+        "session": session,
+        "content": content,
+        "id": message_id or new_id(SystemClock().now_ms()),
+        "address": {"channel_type": "local", "platform_id": mailbox},
+        "trigger": not context,
+        "create_session": not no_create,
+    }
+    with invocation.client() as client:
+        accepted: dict[str, Any] = {**client.accept(message), "mailbox": mailbox}
+        if wait is None or context:
+            return Outcome(accepted, lambda console: _say_accepted(console, accepted), _next(accepted))
+        try:
+            entry = wait_for_reply(client, accepted, wait, SystemClock())
+        except (DaemonDownError, DaemonSilentError) as error:
+            return Outcome(accepted, problem=problem_of(error), next_actions=_next(accepted))
+    return _answered(accepted, entry, wait)
+
+
+def _content(text: str, *, as_json: bool) -> object:
+    if not as_json:
+        return {"text": text}
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ContentError(f"TEXT is not JSON: {error}.", hint="Correct it, or leave --json-content away.") from error
+
+
+def wait_for_reply(client: ControlClient, accepted: dict[str, Any], wait_s: float, clock: Clock) -> MailboxEntry | None:
+    """Long-poll until the answer is there or `wait_s` seconds have passed."""
+    deadline = clock.monotonic() + wait_s
+    while True:
+        started = clock.monotonic()
+        left = max(0.0, deadline - started)
+        entry = client.wait_reply(accepted["agent"], accepted["session"], accepted["message_id"], left)
+        if entry is not None or clock.monotonic() >= deadline:
+            return entry
+        if clock.monotonic() - started < 0.05:
+            time.sleep(0.2)  # a daemon that answers at once is stopping: do not spin until it is gone
+
+
+def _answered(accepted: dict[str, Any], entry: MailboxEntry | None, wait_s: float) -> Outcome:
+    if entry is None:
+        message = f"no answer came within {wait_s:g} s; message {accepted['message_id']} is accepted and stays so."
+        fix = "Read the mailbox later, or send again with the same --id and a longer --wait: it is not stored twice."
+        return Outcome(accepted, problem=Problem("NO_ANSWER_YET", message, fix), next_actions=_next(accepted))
+    answer = as_result(entry)
+    result = {**accepted, "answer": answer}
+    if answer["error"] is not None:
+        name = f"{accepted['agent']} {accepted['session']}"
+        problem = Problem("AGENT_FAILED", str(answer["error"]), f"`clawbus session show {name}` tells what happened.")
+        return Outcome(result, problem=problem, next_actions=_next(accepted))
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import say  # noqa: PLC0415
+
+        say(console, answer["text"])
+
+    return Outcome(result, people)
+
+
+def _say_accepted(console: Console, accepted: dict[str, Any]) -> None:
+    from daemon.cli.present import say  # noqa: PLC0415
+
+    again = ", it was there already" if accepted["duplicate"] else ""
+    say(console, f"accepted {accepted['message_id']} ({accepted['agent']}/{accepted['session']}{again})")
+
+
+def _next(accepted: dict[str, Any]) -> tuple[NextAction, ...]:
+    name = f"{accepted['agent']} {accepted['session']}"
+    return (
+        NextAction(f"clawbus mailbox {accepted['mailbox']}", "read the answers"),
+        NextAction(f"clawbus session show {name} --message {accepted['message_id']}", "what became of the message"),
+    )

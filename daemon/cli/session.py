@@ -1,0 +1,199 @@
+"""`clawbus session show|stop|kill|release`: one session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.names import AgentArgument, SessionArgument, pair
+from daemon.clock import SystemClock
+from daemon.errors import DaemonDownError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        help="Look at one session, stop or kill its container, release it from quarantine.\n\n\b\nExample:\n"
+        "  clawbus session show echo demo",
+        rich_markup_mode=None,
+    )
+    for name, function in (("show", show), ("stop", stop), ("kill", kill), ("release", release)):
+        add(group, name, function, path="session")
+    app.add_typer(group, name="session")
+
+
+def show(
+    invocation: Invocation,
+    agent: AgentArgument,
+    session: SessionArgument = None,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", metavar="ID", help="Show the life of this message instead.")
+    ] = None,
+) -> Outcome:
+    """Show one session: its state and why, messages, undelivered answers, containers; or one message's life.
+
+    Use it when an answer does not come: the explanation says what it waits for. It works from the files when the daemon
+    is down; a message's life is always read from the files.
+
+    \b
+    Example:
+      clawbus session show echo demo
+      clawbus session show echo/demo --message 01JD0000000000000000000000
+    """
+    named = pair(agent, session)
+    if message is not None:
+        return _life(invocation, named, message)
+    try:
+        with invocation.client() as client:
+            report, source = client.session(*named), "daemon"
+    except DaemonDownError:
+        from daemon.ops.reports import session_report  # noqa: PLC0415
+
+        report, source = session_report(invocation.config.data_dir, *named, SystemClock()), "files"
+    steps: tuple[NextAction, ...] = ()
+    if report["state"] == "quarantined":
+        steps = (NextAction(f"clawbus session release {' '.join(named)}", "take it out of quarantine, once mended"),)
+    elif report["messages"]:
+        newest = report["messages"][0]["id"]
+        steps = (NextAction(f"clawbus session show {' '.join(named)} --message {newest}", "its newest message's life"),)
+    return Outcome({"source": source, **report}, lambda console: _show(console, report, source), steps)
+
+
+def stop(invocation: Invocation, agent: AgentArgument, session: SessionArgument = None) -> Outcome:
+    """Ask a session's container for a graceful end, without waiting for it.
+
+    Use it to make an agent start afresh: its next message wakes a new container. Nothing is lost, a turn in progress
+    may finish.
+
+    \b
+    Example:
+      clawbus session stop echo demo
+    """
+    return _act(invocation, pair(agent, session), "stop", "stopping", "nothing was running")
+
+
+def kill(
+    invocation: Invocation,
+    agent: AgentArgument,
+    session: SessionArgument = None,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Goes into the log.")] = "operator",
+) -> Outcome:
+    """Kill a session's container, and return when its exit is confirmed.
+
+    Use it when `stop` does not help. The message in progress is tried again by a new container; that costs it one try.
+
+    \b
+    Example:
+      clawbus session kill echo demo --reason 'runs in circles'
+    """
+    return _act(invocation, pair(agent, session), "kill", "killed", "nothing was running", reason=reason)
+
+
+def release(invocation: Invocation, agent: AgentArgument, session: SessionArgument = None) -> Outcome:
+    """Take a session out of quarantine, so that it is worked on again.
+
+    Use it after mending what `session show` names as the reason; otherwise it will be back soon.
+
+    \b
+    Example:
+      clawbus session release echo demo
+    """
+    return _act(invocation, pair(agent, session), "release", "released", "it was not in quarantine")
+
+
+def _act(
+    invocation: Invocation, named: tuple[str, str], action: str, done: str, nothing: str, reason: str | None = None
+) -> Outcome:
+    with invocation.client() as client:
+        answer = client.act(*named, action, reason=reason)
+    result = {"agent": named[0], "session": named[1], **answer}
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import brief, say  # noqa: PLC0415
+
+        rest = {key: value for key, value in answer.items() if key != done}
+        say(console, f"{'/'.join(named)}: {done if answer.get(done) else nothing} {brief(rest)}".rstrip())
+
+    return Outcome(result, people, (NextAction(f"clawbus session show {' '.join(named)}", "its state now"),))
+
+
+def _life(invocation: Invocation, named: tuple[str, str], message: str) -> Outcome:
+    from daemon.ops.reports import message_life  # noqa: PLC0415
+
+    found = message_life(invocation.config.data_dir, *named, message)
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import brief, say, table, when  # noqa: PLC0415
+
+        now = SystemClock().now_ms()
+        rows = [(when(event["at"], now), event["event"], brief(event["detail"])) for event in found["life"]]
+        console.print(table(f"The life of {message} in {'/'.join(named)}", ("when", "what", "detail"), rows))
+        say(console, *(f"could not be read: {error}" for error in found["errors"]))
+
+    return Outcome({"source": "files", **found}, people)
+
+
+def _show(console: Console, report: dict[str, Any], source: str) -> None:
+    from daemon.cli.present import pairs, say, when  # noqa: PLC0415
+
+    now = SystemClock().now_ms()
+    live = report["incarnation"]
+    facts: dict[str, object] = {"session": f"{report['agent']}/{report['session']}", "state": report["state"]}
+    if report["explanation"]:
+        facts["why"] = report["explanation"]
+    facts["container"] = f"{live['container_id']} since {when(live['started_at'], now)}" if live else "none"
+    if report["tool"]:
+        facts["tool"] = f"{report['tool']['name']} since {when(report['tool']['started_at'], now)}"
+    facts["heartbeat"] = when(report["heartbeat_at"], now)
+    facts["unfinished"] = report["pending"]
+    facts["folder"] = report["folder"]
+    if source == "files":
+        facts["daemon"] = "down (read from the files)"
+    pairs(console, facts)
+    _tables(console, report, now)
+    say(console, *(f"could not be read: {error}" for error in report["errors"]))
+
+
+def _tables(console: Console, report: dict[str, Any], now: int) -> None:
+    from daemon.cli.present import brief, table, when  # noqa: PLC0415
+
+    messages = [
+        (
+            one["id"],
+            one["status"],
+            one["tries"],
+            when(one["timestamp"], now),
+            one["text"],
+            f"{one['last_event']['event']} {brief(one['last_event']['detail'])}" if one["last_event"] else "",
+        )
+        for one in report["messages"]
+    ]
+    if messages:
+        columns = ("id", "status", "tries", "accepted", "text", "last event")
+        console.print(table("Messages, newest first", columns, messages))
+    undelivered = [
+        (
+            one["message_out_id"],
+            one["state"],
+            one["destination"],
+            one["attempts"],
+            when(one["next_attempt_at"], now),
+            one["last_error"],
+        )
+        for one in report["undelivered"]
+    ]
+    if undelivered:
+        columns = ("answer", "state", "to", "attempts", "next attempt", "last error")
+        console.print(table("Undelivered answers", columns, undelivered))
+    containers = [
+        (one["id"], when(one["created_at"], now), when(one["ended_at"], now), one["exit_code"], one["end_reason"])
+        for one in report["incarnations"]
+    ]
+    if containers:
+        console.print(table("Containers", ("incarnation", "made", "ended", "exit", "why"), containers))

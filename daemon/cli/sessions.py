@@ -1,0 +1,65 @@
+"""`clawbus sessions`: every session on one line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome
+from daemon.clock import SystemClock
+from daemon.errors import DaemonDownError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "sessions", sessions)
+
+
+def sessions(invocation: Invocation) -> Outcome:
+    """List the sessions with their state and what is unfinished in each.
+
+    Use it to find the session you mean, then `session show`. It works from the files when the daemon is down.
+
+    \b
+    Example:
+      clawbus sessions
+    """
+    try:
+        with invocation.client() as client:
+            found, source = client.sessions(), "daemon"
+    except DaemonDownError:
+        from daemon.ops.reports import sessions_report  # noqa: PLC0415
+
+        found, source = sessions_report(invocation.config.data_dir, SystemClock()), "files"
+    steps = tuple(
+        NextAction(f"clawbus session show {one['agent']} {one['session']}", "why it needs attention")
+        for one in [one for one in found if one.get("explanation")][:1]
+    )
+    return Outcome({"source": source, "sessions": found}, lambda console: _show(console, found, source), steps)
+
+
+def _show(console: Console, found: list[dict[str, Any]], source: str) -> None:
+    from daemon.cli.present import age, say, table  # noqa: PLC0415
+
+    now = SystemClock().now_ms()
+    rows = [
+        (
+            f"{one['agent']}/{one['session']}",
+            one["state"],
+            one["pending"],
+            age(now - one["oldest_pending_at"]) if one["oldest_pending_at"] is not None else "-",
+            one["undelivered"],
+            (one["failed"] or 0) + (one["dead"] or 0),
+            one["explanation"] or "",
+        )
+        for one in found
+    ]
+    columns = ("session", "state", "unfinished", "oldest", "undelivered", "dead letters", "why")
+    console.print(table(f"{len(found)} sessions", columns, rows))
+    if source == "files":
+        say(console, "(the daemon is down: read from the files)")

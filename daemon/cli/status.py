@@ -1,0 +1,93 @@
+"""`clawbus status`: how the whole bus is doing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome
+from daemon.clock import SystemClock
+from daemon.errors import DaemonDownError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "status", status)
+
+
+def status(invocation: Invocation) -> Outcome:
+    """Show how the bus is doing: the daemon, sessions by state, queues, dead letters, what needs attention.
+
+    Use it first when something seems stuck. It works from the files when the daemon is down, and says so.
+
+    \b
+    Example:
+      clawbus status
+    """
+    try:
+        with invocation.client() as client:
+            report, source = client.status(), "daemon"
+    except DaemonDownError:
+        from daemon.ops.reports import status_report  # noqa: PLC0415
+
+        report, source = status_report(invocation.config.data_dir, SystemClock()), "files"
+    steps: tuple[NextAction, ...] = ()
+    if source == "files":
+        steps = (NextAction("clawbus run", "start the daemon"),)
+    for entry in report.get("attention", [])[:1]:
+        steps += (NextAction(f"clawbus session show {entry['agent']} {entry['session']}", "what needs attention"),)
+    return Outcome({"source": source, **report}, lambda console: _show(console, report, source), steps)
+
+
+def _show(console: Console, report: dict[str, Any], source: str) -> None:
+    from daemon.cli.present import age, pairs, say, table  # noqa: PLC0415
+
+    queues, sessions = report["queues"], report["sessions"]
+    states = ", ".join(f"{count} {state}" for state, count in sessions.items() if state != "total")
+    facts: dict[str, object] = {"daemon": "down (read from the files)" if source == "files" else "up"}
+    facts |= _live(report.get("live") or {})
+    facts["data"] = report["data_dir"]
+    facts["sessions"] = f"{sessions['total']} ({states})" if states else sessions["total"]
+    facts["messages"] = (
+        f"{queues['pending']} unfinished ({queues['scheduled']} of them scheduled),"
+        f" oldest {age(queues['oldest_pending_age_ms'])}"
+    )
+    facts["answers"] = f"{queues['undelivered']} undelivered, oldest {age(queues['oldest_undelivered_age_ms'])}"
+    facts["dead letters"] = queues["dead_letters"]
+    if report.get("not_examined"):
+        facts["not examined"] = f"{report['not_examined']} sessions (no time)"
+    pairs(console, facts)
+    if report["attention"]:
+        rows = [(f"{entry['agent']}/{entry['session']}", entry["explanation"]) for entry in report["attention"]]
+        console.print(table("Needs attention", ("session", "why"), rows))
+        if report["attention_total"] > len(rows):
+            say(console, f"and {report['attention_total'] - len(rows)} more: clawbus sessions")
+
+
+def _live(live: dict[str, Any]) -> dict[str, object]:
+    """What only a running daemon knows."""
+    from daemon.cli.present import when  # noqa: PLC0415
+
+    if not live:
+        return {}
+    now = SystemClock().now_ms()
+    runtime: dict[str, Any] = live.get("runtime") or {}
+    facts: dict[str, object] = {
+        "process": f"{live.get('pid')}, version {live.get('version')}, since {when(live.get('started_at'), now)}",
+        "runtime": f"{runtime.get('name')}: {runtime.get('state')}",
+        "containers": f"{len(live.get('running') or ())} running, {len(live.get('waiting_spawns') or ())} waiting",
+    }
+    for fault in live.get("degraded") or ():
+        facts[f"degraded: {fault.get('what')}"] = f"{fault.get('why')} (since {when(fault.get('since'), now)})"
+    sweep = live.get("last_sweep")
+    if sweep:
+        facts["last sweep"] = (
+            f"{when(sweep.get('at'), now)}: {sweep.get('sessions')} sessions in {sweep.get('duration_ms')} ms,"
+            f" {sweep.get('errors')} errors"
+        )
+    return facts

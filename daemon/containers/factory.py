@@ -1,0 +1,101 @@
+"""From the configuration to a runtime and to the specs of its containers. Called by the composition root only."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.clock import Clock
+from daemon.config import Agent, Config
+from daemon.containers.process import ProcessRuntime
+from daemon.containers.protocol import ContainerRuntime, ContainerSpec, Limits
+from daemon.containers.spec import build_spec
+from daemon.containers.users import container_uid_gid
+from daemon.data_folder import DataFolder
+from daemon.errors import DataFolderError, UnknownAgentError
+from daemon.ops.image import source_digest
+from daemon.store.registry import SessionKey
+from schema.layout import SessionFolder
+from schema.rows import RunnerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class SpecMaker:
+    """`make(key, incarnation)` builds a spec; `owner` is the (uid, gid) that containers write as, None for our own."""
+
+    make: Callable[[SessionKey, str], ContainerSpec]
+    owner: tuple[int, int] | None
+
+
+def build_runtime(config: Config, folder: DataFolder, install_id: str, clock: Clock) -> ContainerRuntime:
+    """The runtime that [runtime] kind names."""
+    if config.runtime.kind == "process":
+        return ProcessRuntime(install_id, folder.run_dir / "process", clock=clock)
+    from daemon.containers.docker import DockerRuntime  # noqa: PLC0415 - a process-only install need not load docker-py
+
+    return DockerRuntime(
+        install_id, image=config.docker.image, source_digest=source_digest(), timeout_s=config.docker.timeout_s
+    )
+
+
+def spec_maker(config: Config, folder: DataFolder, agents: Mapping[str, Agent], install_id: str) -> SpecMaker:
+    """Specs for `agents`, a mapping that a reload may change. The source's digest is taken once, at start."""
+    in_docker = config.runtime.kind == "docker"
+    uid, gid = container_uid_gid(config.docker.user) if in_docker else (os.getuid(), os.getgid())
+    owner = (uid, gid) if (uid, gid) != (os.getuid(), os.getgid()) else None
+    digest = source_digest()
+
+    def make(key: SessionKey, incarnation: str) -> ContainerSpec:
+        agent = agents.get(key.agent)
+        if agent is None:
+            raise UnknownAgentError(f"there is no agent {key.agent!r} in the configuration any more.")
+        return build_spec(
+            install_id=install_id,
+            agent=key.agent,
+            session=key.session,
+            incarnation=incarnation,
+            runner=_runner(agent, config),
+            agent_env=agent.env,
+            image=(agent.image or config.docker.image) if in_docker else sys.executable,
+            image_digest=digest,
+            network=agent.network or config.docker.network,
+            limits=_limits(agent, config),
+            user=f"{uid}:{gid}",
+            folder=SessionFolder(folder.sessions_dir / key.agent / key.session),
+            agent_folder=_agent_folder(folder.agents_dir / key.agent, owner),
+        )
+
+    return SpecMaker(make, owner)
+
+
+def _runner(agent: Agent, config: Config) -> RunnerSettings:
+    # The runner must be done, or have given its claims back, before we escalate.
+    grace = max(config.runtime.stop_grace_s * 0.8, config.runtime.stop_grace_s - 2.0)
+    return RunnerSettings(
+        provider=agent.provider,
+        command=agent.command,
+        timeout_s=agent.timeout_s,
+        grace_s=grace,
+        max_answer_bytes=config.limits.max_content_bytes,
+    )
+
+
+def _limits(agent: Agent, config: Config) -> Limits:
+    return Limits(
+        memory_bytes=agent.memory_bytes or config.docker.memory_bytes,
+        cpus=agent.cpus or config.docker.cpus,
+        pids=agent.pids or config.docker.pids,
+    )
+
+
+def _agent_folder(path: Path, owner: tuple[int, int] | None) -> Path:
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if owner is not None:
+            os.chown(path, *owner, follow_symlinks=False)
+    except OSError as error:
+        raise DataFolderError(f"{path}: {error.strerror}.") from error
+    return path

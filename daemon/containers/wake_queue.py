@@ -1,0 +1,50 @@
+"""Who is spawned next when there is room: first come first served within an agent group, round robin between groups. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from daemon.store.registry import SessionKey
+
+
+class WakeQueue:
+    """Sessions waiting for a container, each at most once. One busy group cannot starve another."""
+
+    def __init__(self) -> None:
+        self._groups: OrderedDict[str, OrderedDict[SessionKey, None]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self._groups.values())
+
+    def __contains__(self, key: SessionKey) -> bool:
+        return key in self._groups.get(key.agent, ())
+
+    def add(self, key: SessionKey) -> bool:
+        """Join the queue; False if it waits there already."""
+        group = self._groups.setdefault(key.agent, OrderedDict())
+        if key in group:
+            return False
+        group[key] = None
+        return True
+
+    def discard(self, key: SessionKey) -> None:
+        """Leave the queue, if in it."""
+        group = self._groups.get(key.agent)
+        if group is not None:
+            group.pop(key, None)
+            if not group:
+                del self._groups[key.agent]
+
+    def pop(self) -> SessionKey | None:
+        """The next session; its group goes to the back."""
+        if not self._groups:
+            return None
+        agent, group = self._groups.popitem(last=False)
+        key, _ = group.popitem(last=False)
+        if group:
+            self._groups[agent] = group
+        return key
+
+    def keys(self) -> tuple[SessionKey, ...]:
+        """All that wait, group by group."""
+        return tuple(key for group in self._groups.values() for key in group)

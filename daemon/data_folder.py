@@ -1,0 +1,222 @@
+"""The daemon's data folder: checked, locked against a second daemon, and of a version that this clawbus may touch.
+
+The folder is 0700: containers, which may run as other users, reach into it only through bind mounts, and a mount needs
+no permission on the folders above it. The lock is flock(2) on `clawbus.lock`: it ends with the process however that
+ends, and no child inherits it. What is written in the file is for people; only the lock itself counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, cast
+
+from daemon.clock import Clock, SystemClock
+from daemon.errors import DataFolderError, DataFolderLockedError
+from schema.errors import SchemaTooNewError
+from schema.instants import to_text
+from schema.migrate import VERSION
+
+LOCK_NAME: Final = "clawbus.lock"
+VERSION_NAME: Final = "clawbus.version"
+
+
+class Layout:
+    """Where things lie in a data folder. Paths only, for the command line too: nothing is opened, made or checked."""
+
+    def __init__(self, root: Path) -> None:
+        self.root: Final = root
+
+    @property
+    def central_db(self) -> Path:
+        """The registry: sessions and incarnations."""
+        return self.root / "central.db"
+
+    @property
+    def mailbox_db(self) -> Path:
+        """Answers on the `local` channel."""
+        return self.root / "mailbox.db"
+
+    @property
+    def sessions_dir(self) -> Path:
+        """`<agent>/<session>/`: see schema.layout.SessionFolder."""
+        return self.root / "sessions"
+
+    @property
+    def agents_dir(self) -> Path:
+        """`<agent>/`: an agent group's own files, mounted at /workspace/agent."""
+        return self.root / "agents"
+
+    @property
+    def logs_dir(self) -> Path:
+        """clawbus.log and its predecessors."""
+        return self.root / "logs"
+
+    @property
+    def run_dir(self) -> Path:
+        """What only matters while something runs."""
+        return self.root / "run"
+
+    @property
+    def wheels_dir(self) -> Path:
+        """The wheels that image builds were made from, kept so that the next build needs no network."""
+        return self.root / "wheels"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the daemon."""
+        return self.root / LOCK_NAME
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who wrote itself into the lock file. `since` is a UTC instant as text."""
+
+    pid: int
+    since: str
+
+
+class DataFolder(Layout):
+    """An open, locked data folder. `close()` gives the lock back; so does the end of the process."""
+
+    def __init__(self, root: Path, lock: int) -> None:
+        super().__init__(root)
+        self._lock: int | None = lock
+
+    @classmethod
+    def open(cls, path: Path, clock: Clock | None = None) -> Self:
+        """Check, lock and, where it is new, make the folder and its subfolders (0700).
+
+        A symbolic link to a folder is followed: moving the data to another disk is the operator's right.
+        Raises DataFolderError, DataFolderLockedError or SchemaTooNewError, and then has changed no data.
+        """
+        root = path.absolute()
+        lock: int | None = None
+        try:
+            _make_or_check(root)
+            lock = _take_lock(root)
+            _check_version(root)
+            _write_holder(lock, clock or SystemClock())
+            folder = cls(root, lock)
+            _prepare(folder)
+        except BaseException as error:
+            if lock is not None:
+                os.close(lock)
+            if isinstance(error, OSError):
+                raise DataFolderError(f"{root} cannot be used: {error.strerror or error}.") from error
+            raise
+        return folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back. Safe to call twice. The file stays: without it two daemons could lock two files."""
+        lock, self._lock = self._lock, None
+        if lock is None:
+            return
+        try:
+            os.ftruncate(lock, 0)
+        finally:
+            os.close(lock)
+
+
+def read_holder(root: Path) -> Holder | None:
+    """Who says to hold the folder. For people: a daemon that was killed leaves its name behind."""
+    try:
+        loaded: object = json.loads((root / LOCK_NAME).read_bytes()[:4096])
+    except (OSError, ValueError):
+        return None
+    if not isinstance(loaded, dict):
+        return None
+    found = cast(Mapping[str, object], loaded)
+    pid, since = found.get("pid"), found.get("since")
+    return Holder(pid, since) if isinstance(pid, int) and isinstance(since, str) else None
+
+
+def _make_or_check(root: Path) -> None:
+    try:
+        root.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise DataFolderError(f"{root} cannot be made: {error.strerror}.") from error
+    status = root.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise DataFolderError(f"{root} is not a folder.", hint="Set data_dir to a folder, or move that file away.")
+    if status.st_mode & stat.S_IWOTH:
+        raise DataFolderError(
+            f"{root} can be written by everybody on this machine.", hint=f"Choose another one, or `chmod 700 {root}`."
+        )
+    if os.geteuid() == 0 and status.st_uid != 0:
+        # Root could, but would leave files behind that the service's own user cannot open.
+        raise DataFolderError(
+            f"{root} belongs to the user with id {status.st_uid}, and this is root.",
+            hint="Run it as that user (`sudo -u clawbus clawbus run ...`, or `systemctl start clawbus`).",
+        )
+    if not os.access(root, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        raise DataFolderError(f"{root} cannot be read and written by this user (id {os.geteuid()}).")
+
+
+def _take_lock(root: Path) -> int:
+    path = root / LOCK_NAME
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        holder = read_holder(root)
+        by = f"process {holder.pid}, since {holder.since}" if holder else "another process"
+        raise DataFolderLockedError(f"{root} is held by {by}.") from error
+    except OSError as error:
+        os.close(descriptor)
+        raise DataFolderError(
+            f"{path} cannot be locked: {error.strerror}.", hint="Put the data folder on a local disk."
+        ) from error
+    return descriptor
+
+
+def _check_version(root: Path) -> None:
+    try:
+        text = (root / VERSION_NAME).read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return
+    except UnicodeDecodeError:
+        text = ""
+    if not text.isdecimal():
+        raise DataFolderError(
+            f"{root / VERSION_NAME} holds no version.",
+            hint=f"Restore it from a backup; this clawbus writes {VERSION}.",
+        )
+    if int(text) > VERSION:
+        raise SchemaTooNewError(f"{root} has version {text}; this clawbus knows {VERSION}.")
+
+
+def _write_holder(lock: int, clock: Clock) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, json.dumps({"pid": os.getpid(), "since": to_text(clock.now_ms())}).encode(), 0)
+
+
+def _prepare(folder: DataFolder) -> None:
+    for path in (folder.sessions_dir, folder.agents_dir, folder.logs_dir, folder.run_dir):
+        path.mkdir(mode=0o700, exist_ok=True)
+    marker = folder.root / VERSION_NAME
+    if marker.exists() and marker.read_text(encoding="ascii").strip() == str(VERSION):
+        return
+    fresh = marker.with_name(f"{VERSION_NAME}.new")
+    with fresh.open("w", encoding="ascii") as file:
+        file.write(f"{VERSION}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(marker)

@@ -1,0 +1,155 @@
+"""The daemon as the control API sees it: the reports from the files, what only the live process knows, and the levers.
+
+Reads a session's files only through `Session.call`, so that no other thread has them open meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from daemon.bus.ingress import Ingress
+from daemon.bus.sessions import Sessions
+from daemon.channels.local import LocalChannel
+from daemon.channels.protocol import Accepted, Incoming
+from daemon.clock import Clock
+from daemon.containers.supervisor import Supervisor
+from daemon.ops import reports
+from daemon.store.mailbox import MailboxEntry
+from daemon.store.registry import SessionKey
+from daemon.sweep.sweeper import Sweeper
+from schema.connect import ReadLimits
+from schema.ids import check_name
+
+
+class DaemonOperations:
+    """Implements daemon.control.operations.Operations. `degraded` names what does not work now, since when and why."""
+
+    def __init__(
+        self,
+        *,
+        data_dir: Path,
+        clock: Clock,
+        limits: ReadLimits,
+        sessions: Sessions,
+        ingress: Ingress,
+        supervisor: Supervisor,
+        sweeper: Sweeper,
+        local: LocalChannel,
+        runtime_name: str,
+        degraded: Callable[[], list[dict[str, Any]]],
+    ) -> None:
+        self._data_dir = data_dir
+        self._clock = clock
+        self._limits = limits
+        self._sessions = sessions
+        self._ingress = ingress
+        self._supervisor = supervisor
+        self._sweeper = sweeper
+        self._local = local
+        self._runtime_name = runtime_name
+        self._degraded = degraded
+        self._started_at = clock.now_ms()
+        self._log = structlog.get_logger("operator")
+        self.ready = False
+
+    async def accept(self, incoming: Incoming) -> Accepted:
+        """See Ingress.accept."""
+        return await self._ingress.accept(incoming)
+
+    async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
+        """See LocalChannel.wait_reply."""
+        return await self._local.wait_reply(agent, session, message_id, timeout_s)
+
+    async def read_mailbox(self, mailbox: str, after: int, limit: int, wait_s: float) -> list[MailboxEntry]:
+        """See LocalChannel.wait_new."""
+        if wait_s > 0:
+            return await self._local.wait_new(mailbox, after, wait_s, limit)
+        return await self._local.read(mailbox, after, limit)
+
+    async def status(self) -> dict[str, Any]:
+        """The files' report and the live part."""
+        report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
+        return {**report, "live": self._live()}
+
+    async def sessions(self) -> list[dict[str, Any]]:
+        """See reports.sessions_report."""
+        return await anyio.to_thread.run_sync(reports.sessions_report, self._data_dir, self._clock)
+
+    async def session(self, agent: str, session: str) -> dict[str, Any]:
+        """See reports.session_report. Raises UnknownSessionError."""
+        found = await self._sessions.get(_key(agent, session))
+        report = partial(reports.session_report, self._data_dir, agent, session, self._clock, limits=self._limits)
+        return await found.call(report)
+
+    async def stop_session(self, agent: str, session: str) -> dict[str, Any]:
+        """Ask its container for a graceful end. Raises UnknownSessionError."""
+        found = await self._sessions.get(_key(agent, session))
+        slot = self._supervisor.begin_end(found.key, "operator_stop", graceful=True)
+        self._log.info("operator_stop", agent=agent, session=session, incarnation=slot and slot.incarnation)
+        return {"stopping": slot is not None, "incarnation": slot.incarnation if slot is not None else None}
+
+    async def kill_session(self, agent: str, session: str, reason: str) -> dict[str, Any]:
+        """Kill its container and return after the confirmed exit. Raises UnknownSessionError, NotConfirmedError."""
+        found = await self._sessions.get(_key(agent, session))
+        self._log.warning("operator_kill", agent=agent, session=session, reason=reason)
+        slot = await self._supervisor.end(found.key, "operator_kill", graceful=False)
+        return {
+            "killed": slot is not None,
+            "incarnation": slot.incarnation if slot is not None else None,
+            "exit_code": slot.exit_code if slot is not None else None,
+        }
+
+    async def release_session(self, agent: str, session: str) -> dict[str, Any]:
+        """Out of quarantine, and swept at once. Raises UnknownSessionError."""
+        key = _key(agent, session)
+        found = await self._sessions.get(key)
+        was = found.quarantined
+        await self._sessions.central(lambda registry: registry.release(key))
+        found.quarantined, found.deadline_strikes, found.active = None, 0, True
+        self._log.info("operator_release", agent=agent, session=session, was=was)
+        self._sweeper.poke(key)
+        return {"released": was is not None, "was": was}
+
+    def health(self) -> dict[str, Any]:
+        """Cheap: whether start-up is complete, and what is degraded."""
+        return {"ready": self.ready, "degraded": self._degraded()}
+
+    def _live(self) -> dict[str, Any]:
+        last = self._sweeper.last
+        sweep = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors}
+        return {
+            "pid": os.getpid(),
+            "version": version("clawbus"),
+            "started_at": self._started_at,
+            "agents": sorted(self._ingress.agents),
+            "runtime": {
+                "name": self._runtime_name,
+                "state": "unavailable" if self._supervisor.unavailable is not None else "available",
+            },
+            "degraded": self._degraded(),
+            "running": [
+                {
+                    "agent": slot.session.key.agent,
+                    "session": slot.session.key.session,
+                    "incarnation": slot.incarnation,
+                    "container_id": slot.container_id,
+                    "phase": slot.phase.value,
+                }
+                for slot in self._supervisor.slots()
+            ],
+            "waiting_spawns": [str(key) for key in self._supervisor.waiting()],
+            "last_sweep": sweep if last.at is not None else None,
+        }
+
+
+def _key(agent: str, session: str) -> SessionKey:
+    return SessionKey(check_name("agent", agent), check_name("session", session))

@@ -1,0 +1,64 @@
+"""Arming the next occurrence of a series, in the same transaction that ends the last one.
+
+The next instant is computed from the scheduled time, so a late run does not shift the series; instants that passed
+meanwhile are skipped. The new row's id is made from series and instant, so a series cannot fork.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from daemon.store import messages
+from daemon.store.transitions import record
+from schema.connect import Writer
+from schema.instants import from_text, to_text
+from schema.rows import MessageIn, MessageStatus
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def next_instant(expression: str, scheduled: int, now: int, timezone: str) -> int | None:
+    """The first instant of a cron expression after both `scheduled` and `now` (epoch ms), or None if there is none.
+
+    Computed on the wall clock of `timezone`, so "09:00" stays 09:00 over daylight-saving changes.
+    """
+    start = _EPOCH + timedelta(milliseconds=max(scheduled, now))
+    try:
+        found = next(CronSim(expression, start.astimezone(ZoneInfo(timezone))))
+    except (CronSimError, StopIteration, OverflowError):
+        return None
+    return int((found - _EPOCH) / timedelta(milliseconds=1))
+
+
+def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) -> list[MessageIn]:
+    """Insert each series' next occurrence and take the recurrence off the finished row. Inside a transaction."""
+    armed: list[MessageIn] = []
+    for message in finished:
+        scheduled = message.process_after or from_text(message.timestamp) or now
+        instant = next_instant(message.recurrence or "", scheduled, now, timezone)
+        messages.clear_recurrence(db, message.id)
+        if instant is None:
+            record(db, message.id, "series_ended", now, detail={"recurrence": message.recurrence})
+            continue
+        series = message.series_id or message.id
+        identity = f"{series[:150]}@{instant}"
+        if messages.find(db, identity) is not None:
+            continue
+        following = replace(
+            message,
+            id=identity,
+            seq=messages.next_even_seq(db),
+            timestamp=to_text(now),
+            status=MessageStatus.PENDING,
+            process_after=instant,
+            series_id=series,
+            tries=0,
+        )
+        messages.insert(db, following, now, event="rearmed")
+        armed.append(following)
+    return armed

@@ -1,0 +1,184 @@
+"""The sweep's transactions over one session's files: observe and decide, then what belongs into inbound.db.
+
+Synchronous; the caller holds the session's lock. Starts and stops no container: those actions are returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from daemon.bus.delivery_steps import settle
+from daemon.store import deliveries, messages, outbound
+from daemon.store.session_files import SessionFiles
+from daemon.store.transitions import change_status, record, schedule_retry
+from daemon.sweep import recurrence
+from daemon.sweep.decide import (
+    CEILING,
+    CLAIM_STUCK,
+    Action,
+    Container,
+    Fail,
+    Kill,
+    Observation,
+    Policy,
+    Release,
+    Reset,
+    Settle,
+    Stop,
+    Wake,
+    decide,
+    reset_orphans,
+    settled,
+)
+from schema.connect import Reader, Writer
+from schema.rows import Ack, AckStatus, MessageIn, MessageStatus
+
+FORCED: Final = frozenset({CEILING, CLAIM_STUCK})
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one pass over a session did and what is left.
+
+    `next_at`: epoch ms of the earliest known work, 0 for now, None for none. `due`: messages that wait for an agent.
+    """
+
+    actions: tuple[Action, ...]
+    rearmed: tuple[MessageIn, ...]
+    next_at: int | None
+    due: int
+    recovered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The sweep's policy and the time zone of recurrences (an IANA name)."""
+
+    policy: Policy
+    timezone: str = "UTC"
+
+
+def sweep_files(
+    files: SessionFiles, container: Container | None, now: int, settings: Settings, *, occupied: bool, floor: int
+) -> Swept:
+    """Observe, decide, apply. Raises what opening the files raises; then nothing has changed.
+
+    With nothing running, a stranded journal is recovered first: there was a confirmed exit, or never a container.
+    """
+    recovered = False
+    if container is None and not occupied and files.has_journal():
+        recovered = files.recover()
+    with files.inbound() as db:
+        with files.outbound() as out:
+            seen = _observe(db, out, now)
+            if container is not None:
+                tool = outbound.tool_in_flight(out) if out is not None else None
+                container = replace(container, tool=tool, heartbeat_at=outbound.heartbeat_at(files.folder))
+        seen = replace(seen, container=container, occupied=occupied, evidence_floor=floor)
+        actions = decide(seen, settings.policy)
+        due_series = messages.to_rearm(db)
+        rearmed: list[MessageIn] = []
+        stale = () if container is not None or occupied else _ended_attempts(db, seen)
+        if due_series or stale or any(not isinstance(item, Wake | Kill | Stop) for item in actions):
+            with db.transaction():
+                for action in actions:
+                    apply(db, action, now)
+                for attempt in stale:
+                    messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
+                rearmed = recurrence.rearm(db, due_series, now, settings.timezone)
+        return Swept(tuple(actions), tuple(rearmed), next_work(db, now), messages.count_due(db, now), recovered)
+
+
+def finish_incarnation(
+    files: SessionFiles, incarnation: str, reason: str, now: int, settings: Settings
+) -> tuple[bool, list[Action]]:
+    """All that a CONFIRMED exit entails in the files: journal recovery, settling, reset of claims.
+
+    Returns whether the incarnation had claimed anything, and the actions done. Repeating it changes nothing more.
+    A claim that the runner gave back costs no try, unless we had to force the container out.
+    """
+    files.recover()
+    with files.inbound() as db:
+        with files.outbound() as out:
+            seen = _observe(db, out, now)
+        own = tuple(replace(c, incarnation=incarnation) for c in seen.claims if c.incarnation in (incarnation, None))
+        open_ids = [item.message_id for item in messages.open_attempts(db) if item.incarnation == incarnation]
+        had_any = messages.ever_claimed(db, incarnation) or bool(own)
+        claimed = {claim.message_id for claim in own}
+        if reason in FORCED:
+            own += tuple(_forced(message_id, incarnation) for message_id in open_ids if message_id not in claimed)
+            claimed.update(open_ids)
+        seen = replace(seen, claims=own)
+        settles = settled(seen)
+        finished = {item.message_id for item in settles}
+        orphans = [item for item in reset_orphans(seen, settings.policy) if item.message_id not in finished]
+        actions: list[Action] = [*settles, *orphans]
+        with db.transaction():
+            for claim in own:
+                messages.note_claim(db, claim.message_id, incarnation, claim.changed_at or now, now)
+            for action in actions:
+                apply(db, action, now)
+            for message_id in set(open_ids) - claimed - finished:
+                record(db, message_id, "released", now, incarnation=incarnation, detail={"reason": reason})
+                messages.end_attempt(db, message_id, incarnation, now, "released")
+    return had_any or bool(settles), actions
+
+
+def apply(db: Writer, action: Action, now: int) -> None:
+    """Do what an action means in inbound.db. Inside a transaction."""
+    if isinstance(action, Settle):
+        settle(db, action, now)
+    elif isinstance(action, Reset):
+        if messages.end_attempt(db, action.message_id, action.incarnation, now, "orphaned"):
+            schedule_retry(
+                db, action.message_id, action.tries, action.process_after, now,
+                incarnation=action.incarnation, reason="its container ended before it was done",
+            )  # fmt: skip
+    elif isinstance(action, Release):
+        messages.end_attempt(db, action.message_id, action.incarnation, now, "orphaned")
+    elif isinstance(action, Fail) and messages.end_attempt(db, action.message_id, action.incarnation, now, "orphaned"):
+        _fail(db, action, now)
+
+
+def next_work(db: Reader, now: int) -> int | None:
+    """The earliest instant with work: a message due, or an outbound row to send. 0 for now."""
+    soonest = [value for value in (messages.next_due_at(db, now), deliveries.next_attempt_at(db)) if value is not None]
+    return min(soonest) if soonest else None
+
+
+def _fail(db: Writer, action: Fail, now: int) -> None:
+    text = f"gave up after {action.tries} tries: each time the agent's container ended before it was done"
+    message = messages.find(db, action.message_id)
+    detail = {"code": "TRIES_EXHAUSTED", "tries": action.tries, "reason": text}
+    change_status(
+        db, action.message_id, MessageStatus.FAILED, "failed", now, incarnation=action.incarnation, detail=detail
+    )
+    db.execute("UPDATE messages_in SET tries = ? WHERE id = ?", (action.tries, action.message_id))
+    address = messages.address_of(message) if message is not None else None
+    if message is not None and address is not None:
+        deliveries.tell_sender(db, message, address, "TRIES_EXHAUSTED", text, now)
+
+
+def _observe(db: Reader, out: Reader | None, now: int) -> Observation:
+    pending = messages.pending(db, now)
+    claims = outbound.claims(out) if out is not None else []
+    have = {message.id for message in pending}
+    pending += messages.pending_of(db, [claim.message_id for claim in claims if claim.message_id not in have])
+    acks = outbound.acks_for(out, [message.id for message in pending]) if out is not None else {}
+    # The host cannot delete a dead container's claims; those whose message is finished are nobody's business any more.
+    open_ids = {message.id for message in pending}
+    relevant = tuple(claim for claim in claims if claim.message_id in open_ids)
+    charged = messages.charged(db, sorted({claim.message_id for claim in relevant}))
+    return Observation(now=now, pending=tuple(pending), acks=acks, claims=relevant, charged=charged)
+
+
+def _ended_attempts(db: Reader, seen: Observation) -> Sequence[messages.Attempt]:
+    """Open attempts, with nothing running, whose claim is no longer there: given back by a container that is gone."""
+    held = {(claim.message_id, claim.incarnation) for claim in seen.claims}
+    return [item for item in messages.open_attempts(db) if (item.message_id, item.incarnation) not in held]
+
+
+def _forced(message_id: str, incarnation: str) -> Ack:
+    return Ack(message_id, AckStatus.PROCESSING, None, incarnation)

@@ -1,0 +1,275 @@
+"""The repair pass: every interval over the sessions with work, at once for one whose container exits.
+
+One session's failure or slowness never reaches another: each is swept in its own task, bounded in time. It decides
+nothing itself (`decide.py`) and writes nothing itself (`steps.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup, TaskStatus
+
+from daemon.bus.delivery import Delivery
+from daemon.bus.sessions import Session, Sessions
+from daemon.clock import Clock
+from daemon.config import Sweep as SweepConfig
+from daemon.containers.protocol import Exit
+from daemon.containers.supervisor import Phase, Supervisor
+from daemon.errors import UnknownSessionError
+from daemon.store.registry import SessionKey
+from daemon.sweep.decide import Container, Fail, Kill, Policy, Reset, Stop, Wake
+from daemon.sweep.schedule import Schedule
+from daemon.sweep.steps import Settings, Swept, finish_incarnation, sweep_files
+from daemon.watchdog import Pulse
+from schema.errors import ClawbusError, HostileFileError, ReadDeadlineError, ReadRaceError
+
+_CONCURRENT = 16
+_CLOCK_JUMP_MS = 2000
+_PAGE = 200
+
+
+@dataclass(slots=True)
+class LastSweep:
+    """What the last full tick did: for `status`."""
+
+    at: int | None = None
+    duration_ms: int = 0
+    sessions: int = 0
+    errors: int = 0
+
+
+@dataclass(slots=True)
+class _ClockWatch:
+    """Tells how old evidence may be: nothing dated before a jump of the wall clock can be compared with now."""
+
+    offset_ms: float | None = None
+    floor: int = 0
+
+    def look(self, clock: Clock) -> int:
+        """The floor, in epoch ms."""
+        now = clock.now_ms()
+        offset = now - clock.monotonic() * 1000
+        if self.offset_ms is not None and abs(offset - self.offset_ms) > _CLOCK_JUMP_MS:
+            self.floor = now
+        self.offset_ms = offset
+        return self.floor
+
+
+@dataclass(slots=True)
+class Sweeper:
+    """Built once by the composition root; `poke` may be called from anywhere in the event loop."""
+
+    sessions: Sessions
+    supervisor: Supervisor
+    delivery: Delivery
+    schedule: Schedule
+    clock: Clock
+    config: SweepConfig
+    settings: Settings
+    pulse: Pulse
+    last: LastSweep = field(default_factory=LastSweep)
+    _wall: _ClockWatch = field(default_factory=_ClockWatch)
+    _busy: dict[SessionKey, bool] = field(default_factory=dict[SessionKey, bool])
+    _tasks: TaskGroup | None = None
+    _room: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_CONCURRENT))
+    _page: SessionKey | None = None
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Tick until cancelled; started once it can take pokes."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            tasks.start_soon(self._full_passes, name="full pass")
+            task_status.started()
+            while True:
+                await self.tick()
+                await self._pause(self.config.interval_s)
+
+    async def tick(self) -> None:
+        """One pass over every session with work."""
+        started = self.clock.monotonic()
+        self.pulse.beat("sweep")
+        errors = 0
+        keys = [session.key for session in self.sessions]
+
+        async def one(key: SessionKey) -> None:
+            nonlocal errors
+            if not await self.sweep(key):
+                errors += 1
+            self.pulse.beat("sweep")
+
+        async with anyio.create_task_group() as tasks:
+            for key in keys:
+                tasks.start_soon(one, key, name=f"sweep {key}")
+        duration = int((self.clock.monotonic() - started) * 1000)
+        self.last = LastSweep(self.clock.now_ms(), duration, len(keys), errors)
+        log = structlog.get_logger("sweep")
+        log.debug("swept", sessions=len(keys), errors=errors, duration_ms=duration)
+
+    def poke(self, key: SessionKey) -> None:
+        """Sweep this session soon. Calls during its sweep make it be swept once more."""
+        if self._tasks is None:
+            return
+        if key in self._busy:
+            self._busy[key] = True
+            return
+        self._tasks.start_soon(self.sweep, key, name=f"sweep {key}")
+
+    async def sweep(self, key: SessionKey) -> bool:
+        """Sweep one session. False when it failed; that has been logged and will be tried again."""
+        if key in self._busy:
+            self._busy[key] = True
+            return True
+        fine, again = True, True
+        while again:
+            self._busy[key] = False
+            try:
+                async with self._room:
+                    with anyio.fail_after(self.config.session_timeout_s):
+                        await self._sweep(key)
+            except UnknownSessionError:
+                pass
+            except TimeoutError:
+                fine = False
+                structlog.get_logger("sweep").error("sweep_timeout", agent=key.agent, session=key.session)
+            except ClawbusError as error:
+                fine = False
+                structlog.get_logger("sweep").error(
+                    "sweep_failed", agent=key.agent, session=key.session, code=error.code, error=str(error)
+                )
+            except Exception:  # noqa: BLE001 - one session's surprise must not end the pass for the others
+                fine = False
+                structlog.get_logger("sweep").error("sweep_raised", agent=key.agent, session=key.session, exc_info=True)
+            finally:
+                again = self._busy.pop(key, False) and fine
+        return fine
+
+    async def _sweep(self, key: SessionKey) -> None:
+        session = await self.sessions.get(key)
+        if session.quarantined is not None:
+            return
+        slot = self.supervisor.slot(key)
+        container, occupied = None, False
+        if slot is not None and slot.phase is Phase.RUNNING:
+            container = Container(slot.incarnation, slot.spawned_at, last_activity=session.last_activity)
+        elif slot is not None:
+            occupied = True
+        now, floor = self.clock.now_ms(), self._wall.look(self.clock)
+        try:
+            async with session.lock:
+                swept = await session.call_locked(
+                    partial(sweep_files, session.files, container, now, self.settings, occupied=occupied, floor=floor)
+                )
+                session.deadline_strikes = 0
+                idle = slot is None and not session.sending and self.supervisor.slot(key) is None
+                if idle and swept.next_at != 0 and (swept.next_at is None or swept.next_at > now):
+                    await self.sessions.retire(session, swept.next_at)
+                else:
+                    await self.sessions.activate(session)
+        except ReadRaceError as error:
+            structlog.get_logger("sweep").debug(
+                "sweep_read_race", agent=key.agent, session=key.session, error=str(error)
+            )
+            self.schedule.at(key, now + 50)
+            return
+        except (HostileFileError, ReadDeadlineError) as error:
+            self.delivery.trouble(session, error)
+            return
+        self._report(key, swept)
+        await self._act(session, swept, now)
+
+    async def _act(self, session: Session, swept: Swept, now: int) -> None:
+        for action in swept.actions:
+            if isinstance(action, Wake):
+                await self.supervisor.wake(session)
+            elif isinstance(action, Kill):
+                self.supervisor.begin_end(session.key, action.reason, graceful=True)
+            elif isinstance(action, Stop):
+                self.supervisor.begin_end(session.key, "idle", graceful=True)
+        if swept.next_at is not None and swept.next_at > now:
+            self.schedule.at(session.key, swept.next_at)
+        self.delivery.poke(session)
+
+    async def after_exit(self, session: Session, incarnation: str, reason: str, exit_: Exit) -> bool:
+        """All that a confirmed exit entails in the session's files. Whether the incarnation had claimed anything."""
+        now = self.clock.now_ms()
+        log = structlog.get_logger("sweep").bind(
+            agent=session.key.agent, session=session.key.session, incarnation=incarnation
+        )
+        if session.quarantined is not None:
+            log.warning("exit_not_settled", reason="the session is in quarantine; its release settles it")
+            return True
+        try:
+            claimed, actions = await session.call(
+                partial(finish_incarnation, session.files, incarnation, reason, now, self.settings)
+            )
+        except HostileFileError as error:
+            self.delivery.trouble(session, error)
+            return True
+        for action in actions:
+            if isinstance(action, Reset):
+                log.warning("message_retry_scheduled", message=action.message_id, tries=action.tries,
+                            exit_code=exit_.code, wait_ms=action.process_after - now)  # fmt: skip
+            elif isinstance(action, Fail):
+                log.error("message_dead_lettered", message=action.message_id, tries=action.tries, exit_code=exit_.code)
+        return claimed
+
+    async def is_idle(self, session: Session) -> bool:
+        """Whether a running session has nothing to do: nothing due, nothing claimed."""
+        now = self.clock.now_ms()
+        slot = self.supervisor.slot(session.key)
+        if slot is None:
+            return False
+        eager = Settings(policy=_eager(self.settings), timezone=self.settings.timezone)
+        container = Container(slot.incarnation, slot.spawned_at)
+        try:
+            swept = await session.call(
+                partial(sweep_files, session.files, container, now, eager, occupied=False, floor=now)
+            )
+        except ClawbusError:
+            return False
+        return any(isinstance(action, Stop) for action in swept.actions)
+
+    def _report(self, key: SessionKey, swept: Swept) -> None:
+        log = structlog.get_logger("sweep").bind(agent=key.agent, session=key.session)
+        if swept.recovered:
+            log.warning("journal_recovered")
+        for action in swept.actions:
+            if isinstance(action, Kill):
+                log.error("container_stuck", reason=action.reason, silent_ms=action.silent_ms,
+                          allowed_ms=action.allowed_ms, message=action.message_id)  # fmt: skip
+            elif isinstance(action, Stop):
+                log.info("container_idle", quiet_ms=action.quiet_ms)
+            elif isinstance(action, Reset):
+                log.warning("message_retry_scheduled", message=action.message_id, tries=action.tries)
+            elif isinstance(action, Fail):
+                log.error("message_dead_lettered", message=action.message_id, tries=action.tries)
+        for message in swept.rearmed:
+            log.info("series_rearmed", message=message.id, series=message.series_id, at=message.process_after)
+
+    async def _full_passes(self) -> None:
+        """Slowly look at every session there is, a page at a time: heals whatever `active` and `next_due_at` missed."""
+        while True:
+            try:
+                keys = await self.sessions.central(lambda registry: registry.all_keys(self._page, _PAGE))
+            except ClawbusError as error:
+                structlog.get_logger("sweep").warning("full_pass_postponed", error=str(error))
+                keys = []
+            for key in keys:
+                await self.sweep(key)
+            self._page = keys[-1] if len(keys) == _PAGE else None
+            await anyio.sleep(1.0 if self._page is not None else self.config.full_pass_s)
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep in pieces, so that the watchdog sees the loop alive between two ticks."""
+        until = self.clock.monotonic() + seconds
+        while (left := until - self.clock.monotonic()) > 0:
+            self.pulse.beat("sweep")
+            await anyio.sleep(min(left, 5.0))
+
+
+def _eager(settings: Settings) -> Policy:
+    return replace(settings.policy, idle_stop=0, ceiling=2**60, claim_stuck=2**60)

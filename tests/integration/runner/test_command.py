@@ -1,0 +1,212 @@
+"""The command provider against real programs: what each end of a program becomes, and that nothing is left behind."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from container_runner import errors
+from container_runner.providers.command import CommandProvider, program_environment
+from container_runner.providers.protocol import Answer, ProviderContext, Silence, Turn, TurnMessage
+from schema.rows import RunnerSettings
+from tests.support.session_kit import eventually
+
+
+class Recorder:
+    """A Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, ...]] = []
+
+    def event(self) -> None:
+        self.told.append(("event",))
+
+    async def tool_started(self, name: str, timeout_s: float | None = None) -> None:
+        self.told.append(("tool", name, str(timeout_s)))
+
+    async def tool_ended(self) -> None:
+        self.told.append(("tool_end",))
+
+    async def follow_ups(self) -> tuple[TurnMessage, ...]:
+        await anyio.sleep_forever()
+        return ()
+
+
+TURN = Turn("a", "s", "I1", (TurnMessage("m1", 2, "chat", "2026", '{"text": "hello"}'),), state={"k": "v"})
+
+
+async def run(folder: Path, script: str | list[str], progress: Recorder | None = None, **settings: Any) -> Answer:
+    command = ("sh", "-c", script) if isinstance(script, str) else tuple(script)
+    options = RunnerSettings(**{"provider": "command", "command": command, "timeout_s": 20.0, **settings})
+    context = ProviderContext(settings=options, agent_folder=folder, environ=os.environ)
+    return await CommandProvider(context).run(TURN, progress or Recorder())
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs, or is a zombie that we failed to reap (an orphan's zombie is init's affair)."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except FileNotFoundError:
+        return False
+    return state != "Z" or int(parent) == os.getpid()
+
+
+@pytest.mark.anyio
+async def test_the_program_gets_the_turn_and_its_output_is_the_answer(tmp_path: Path) -> None:
+    answer = await run(tmp_path, "cat")
+    told = json.loads(str(answer.messages[0].content["text"]))
+    assert told["contract"] == 1
+    assert told["messages"][0]["content"] == {"text": "hello"}
+    assert told["state"] == {"k": "v"}
+
+
+@pytest.mark.anyio
+async def test_it_runs_in_the_agents_folder(tmp_path: Path) -> None:
+    answer = await run(tmp_path, "pwd")
+    assert answer.messages[0].content == {"text": str(tmp_path)}
+
+
+@pytest.mark.anyio
+async def test_a_program_need_not_read_its_turn(tmp_path: Path) -> None:
+    answer = await run(tmp_path, "exec <&-; echo done")
+    assert answer.messages[0].content == {"text": "done"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("script", "settings", "error", "said"),
+    [
+        ("echo broken >&2; exit 3", {}, errors.CommandExitError, "exit code 3. Its last words: broken"),
+        ("kill -KILL $$", {}, errors.CommandSignalError, "SIGKILL"),
+        ("sleep 30", {"timeout_s": 0.2}, errors.CommandTimeoutError, "0.2 s"),
+        ("trap '' TERM; sleep 30", {"timeout_s": 0.2}, errors.CommandTimeoutError, "0.2 s"),
+        ("printf 'caf\\351'", {}, errors.AnswerNotTextError, "UTF-8"),
+        ("yes", {"max_answer_bytes": 1000}, errors.AnswerTooLargeError, "1000"),
+        (["/no/such/program"], {}, errors.CommandNotFoundError, "/no/such/program"),
+        (["no-such-program"], {}, errors.CommandNotFoundError, "no-such-program"),
+        (["/etc/hostname"], {}, errors.CommandNotExecutableError, "/etc/hostname"),
+        ('echo \'{"type":"progress"}\'; echo oops', {}, errors.AnswerInvalidError, "Line 2"),
+    ],
+)
+async def test_each_end_is_a_typed_failure(
+    tmp_path: Path, script: str | list[str], settings: dict[str, Any], error: type[errors.TurnFailedError], said: str
+) -> None:
+    with pytest.raises(error) as caught:
+        await run(tmp_path, script, **settings)
+    assert said in str(caught.value)
+
+
+@pytest.mark.anyio
+async def test_a_file_without_a_format_is_not_executable(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(b"\x00\x01")
+    program.chmod(0o755)
+    with pytest.raises(errors.CommandNotExecutableError):
+        await run(tmp_path, [str(program)])
+
+
+@pytest.mark.anyio
+async def test_the_stderr_tail_is_kept_and_bounded(tmp_path: Path) -> None:
+    with pytest.raises(errors.CommandExitError) as caught:
+        await run(tmp_path, "yes line | head -c 300000 >&2; echo last >&2; exit 1")
+    assert caught.value.detail.endswith("line\nlast\n")
+    assert len(caught.value.detail) == 8192
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("script", ["sleep 300 & echo $! > pid; wait", "sleep 300 & echo $! > pid; yes"])
+async def test_nothing_of_the_group_outlives_a_failure(tmp_path: Path, script: str) -> None:
+    with pytest.raises(errors.TurnFailedError):
+        await run(tmp_path, script, timeout_s=0.5, max_answer_bytes=100)
+    pid = int((tmp_path / "pid").read_text())
+    await eventually(lambda: not lives(pid))
+
+
+@pytest.mark.anyio
+async def test_what_a_program_leaves_running_does_not_hold_its_answer_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container_runner.providers.command._DRAIN_S", 60.0)
+    began = time.monotonic()
+    answer = await run(tmp_path, "sleep 300 & echo $! > pid; echo answer")
+    assert answer.messages[0].content == {"text": "answer"}
+    assert time.monotonic() - began < 10
+    pid = int((tmp_path / "pid").read_text())
+    await eventually(lambda: not lives(pid))
+
+
+@pytest.mark.anyio
+async def test_not_even_one_that_left_the_group(tmp_path: Path) -> None:
+    answer = await run(
+        tmp_path, "setsid sh -c 'echo $$ > pid; exec sleep 300' & while [ ! -s pid ]; do :; done; echo hi"
+    )
+    assert answer.messages[0].content == {"text": "hi"}
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+@pytest.mark.anyio
+async def test_cancelling_ends_the_program_and_leaves_no_zombie(tmp_path: Path) -> None:
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+            group.start_soon(
+                run, tmp_path, "echo $$ > pid; trap 'echo bye > bye; exit' TERM; while :; do sleep 0.01; done"
+            )
+            await eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip() != "")
+            scope.cancel()
+    assert (tmp_path / "bye").exists(), "SIGTERM comes first"
+    assert not lives(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.anyio
+async def test_progress_is_told_while_the_program_runs(tmp_path: Path) -> None:
+    progress = Recorder()
+    script = """echo '{"type":"tool","name":"Bash","timeout_s":9}'
+        while [ ! -e go ]; do sleep 0.01; done
+        echo '{"type":"tool_end"}'; printf '{"type":"message","text":"ok"}'"""
+    answers: list[Answer] = []
+
+    async def work() -> None:
+        answers.append(await run(tmp_path, script, progress))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(work)
+        await eventually(lambda: progress.told == [("tool", "Bash", "9.0")])
+        (tmp_path / "go").touch()
+    assert progress.told[1:] == [("tool_end",), ("event",)]
+    assert answers[0].messages[0].content == {"text": "ok"}
+
+
+def test_the_whole_turn_is_declared() -> None:
+    settings = RunnerSettings(provider="command", command=("x",), timeout_s=60.0)
+    silence = CommandProvider(ProviderContext(settings, Path("/none"), {})).silence
+    assert silence == Silence("command", 61.0)
+
+
+@pytest.mark.parametrize(
+    ("environ", "kept"),
+    [
+        ({"CLAWBUS_RUNNER": "x", "CLAWBUS_INCARNATION": "x", "HOME": "/h"}, {"HOME": "/h"}),
+        ({"VIRTUAL_ENV": "/v", "VIRTUAL_ENV_PROMPT": "v", "PYTHONPATH": "x", "PYTHONHOME": "x"}, {}),
+        ({"PATH": "/opt/v/bin:/usr/bin:/opt/v2/bin"}, {"PATH": "/usr/bin:/opt/v2/bin"}),
+        ({"PATH": "/opt/v/bin"}, {"PATH": os.defpath}),
+        ({"TOKEN": "kept"}, {"TOKEN": "kept"}),
+    ],
+)
+def test_the_programs_environment(environ: dict[str, str], kept: dict[str, str]) -> None:
+    assert program_environment(environ, "/opt/v") == kept
+
+
+@pytest.mark.anyio
+async def test_the_program_finds_nothing_of_the_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{sys.prefix}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("CLAWBUS_RUNNER", "{}")
+    answer = await run(tmp_path, "env")
+    text = str(answer.messages[0].content["text"])
+    assert "CLAWBUS_" not in text
+    assert sys.prefix not in text.partition("PATH=")[2].partition("\n")[0]

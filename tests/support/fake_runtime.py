@@ -1,0 +1,189 @@
+"""A container runtime in memory, driven by a test. Held by the same contract suite as docker and process.
+
+`FakeHost` is the machine: it survives the runtime objects, as dockerd survives a daemon. A test scripts it: `exit_now`,
+`refuse_next`, `available`, and by session `ignores_term`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import anyio
+
+from daemon.clock import Clock
+from daemon.containers.protocol import ContainerSpec, Exit, Running
+from daemon.errors import ClawbusError, ContainerGoneError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+
+
+@dataclass(slots=True)
+class FakeContainer:
+    """One container. `exit` is None while it runs. `signals` are those it got, in order."""
+
+    id: str
+    spec: ContainerSpec
+    started_at: int
+    ignores_term: bool = False
+    exit: Exit | None = None
+    output: str = ""
+    signals: list[str] = field(default_factory=list[str])
+
+
+class FakeHost:
+    """What runs, and how it is to behave."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.containers: dict[str, FakeContainer] = {}
+        self.removed: list[str] = []
+        self.spawns = 0
+        self.ignores_term: set[str] = set()  # sessions whose containers do not end on SIGTERM
+        self.check_error: ClawbusError | None = None
+        self._available = True
+        self._refusals: list[ClawbusError] = []
+        self._numbers = itertools.count(1)
+        self._changed = anyio.Event()
+
+    @property
+    def available(self) -> bool:
+        """Whether the runtime answers. Set it to False and containers live on unseen."""
+        return self._available
+
+    @available.setter
+    def available(self, value: bool) -> None:
+        self._available = value
+        self.notify()
+
+    def refuse_next(self, *errors: ClawbusError) -> None:
+        """The next spawns raise these, one each."""
+        self._refusals.extend(errors)
+
+    def exit_now(self, container_id: str, code: int = 0, *, out_of_memory: bool = False) -> None:
+        """The container ends by itself."""
+        container = self.containers[container_id]
+        if container.exit is None:
+            container.exit = Exit(code, out_of_memory)
+            self.notify()
+
+    def of_session(self, session: str) -> FakeContainer:
+        """The running container of a session; the test fails when there is none."""
+        return next(c for c in self.containers.values() if c.spec.session == session and c.exit is None)
+
+    def start(self, spec: ContainerSpec) -> FakeContainer:
+        """What spawn does."""
+        self.spawns += 1
+        if self._refusals:
+            raise self._refusals.pop(0)
+        for container in [c for c in self.containers.values() if c.spec.name == spec.name]:
+            if container.exit is None:
+                raise SpawnError(f"{spec.name} still lives as incarnation {container.spec.incarnation}.")
+            del self.containers[container.id]
+        container = FakeContainer(
+            f"fake-{next(self._numbers)}", spec, self.clock.now_ms(), ignores_term=spec.session in self.ignores_term
+        )
+        self.containers[container.id] = container
+        return container
+
+    def notify(self) -> None:
+        """Wake every waiter to look again."""
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def changed(self) -> None:
+        """Until the next change."""
+        await self._changed.wait()
+
+
+class FakeRuntime:
+    """ContainerRuntime over a FakeHost."""
+
+    def __init__(self, install_id: str, host: FakeHost) -> None:
+        self.name = "fake"
+        self.host = host
+        self.closed = False
+        self._install_id = install_id
+
+    async def check(self) -> None:
+        """Raises what the test set."""
+        await self._answer()
+        if self.host.check_error is not None:
+            raise self.host.check_error
+
+    async def spawn(self, spec: ContainerSpec) -> Running:
+        """Starts at once, or raises what `refuse_next` was given."""
+        await self._answer()
+        return _running(self.host.start(spec))
+
+    async def stop(self, container_id: str) -> None:
+        """SIGTERM: exit 0, unless it ignores that."""
+        await self._answer()
+        container = self._living(container_id)
+        if container is not None:
+            container.signals.append("TERM")
+            if not container.ignores_term:
+                self.host.exit_now(container_id)
+
+    async def kill(self, container_id: str) -> None:
+        """SIGKILL: exit 137."""
+        await self._answer()
+        container = self._living(container_id)
+        if container is not None:
+            container.signals.append("KILL")
+            self.host.exit_now(container_id, 137)
+
+    async def wait(self, container_id: str) -> Exit:
+        """Until it has ended and the runtime answers."""
+        while True:
+            await anyio.lowlevel.checkpoint()
+            if self.host.available:
+                container = self.host.containers.get(container_id)
+                if container is None:
+                    return Exit(code=None)
+                if container.exit is not None:
+                    return container.exit
+            await self.host.changed()
+
+    async def list_running(self) -> list[Running]:
+        """Those of this install."""
+        await self._answer()
+        return [
+            _running(container)
+            for container in self.host.containers.values()
+            if container.exit is None and container.spec.install_id == self._install_id
+        ]
+
+    async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
+        """What the test put into `output`."""
+        await self._answer()
+        container = self.host.containers.get(container_id)
+        if container is None:
+            raise ContainerGoneError(f"no container {container_id}.")
+        return container.output.encode()[-max_bytes:].decode(errors="replace")
+
+    async def remove(self, container_id: str) -> None:
+        """Forget an ended one."""
+        await self._answer()
+        if self._living(container_id) is not None:
+            raise NotConfirmedError(f"container {container_id} still lives.")
+        if self.host.containers.pop(container_id, None) is not None:
+            self.host.removed.append(container_id)
+            self.host.notify()
+
+    async def aclose(self) -> None:
+        """Kills nothing."""
+        self.closed = True
+        await anyio.lowlevel.checkpoint()
+
+    async def _answer(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        if not self.host.available:
+            raise RuntimeUnavailableError("the fake runtime is away.")
+
+    def _living(self, container_id: str) -> FakeContainer | None:
+        container = self.host.containers.get(container_id)
+        return container if container is not None and container.exit is None else None
+
+
+def _running(container: FakeContainer) -> Running:
+    spec = container.spec
+    return Running(container.id, spec.agent, spec.session, spec.incarnation, spec.fingerprint, container.started_at)

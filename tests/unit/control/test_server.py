@@ -1,0 +1,221 @@
+"""The control socket: private, never another daemon's, gone at the end; and the server around it ends promptly."""
+
+import os
+import socket
+import stat
+import threading
+import time
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import httpx
+import pytest
+
+from daemon.control.api import build_api
+from daemon.control.server import MAX_PATH_BYTES, bind, run
+from daemon.errors import SocketInUseError, SocketPathError
+from tests.support.fake_operations import FakeOperations, serving
+
+
+def path_of_length(folder: Path, length: int) -> Path:
+    rest = length - len(os.fsencode(folder)) - 1
+    return folder / ("s" * rest)
+
+
+@pytest.fixture
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("s")
+
+
+def test_the_longest_path_is_bound_and_one_byte_more_is_refused(short: Path) -> None:
+    with bind(path_of_length(short, MAX_PATH_BYTES)):
+        pass
+    with pytest.raises(SocketPathError, match="108 bytes"):
+        bind(path_of_length(short, MAX_PATH_BYTES + 1))
+
+
+def test_length_counts_bytes_not_characters(short: Path) -> None:
+    with pytest.raises(SocketPathError, match="bytes"):
+        bind(short / ("\u00e9" * 60))
+
+
+def test_the_length_is_judged_before_anything_is_touched(short: Path) -> None:
+    with pytest.raises(SocketPathError, match="bytes"):
+        bind(short / "missing" / ("s" * 120))
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+def test_nobody_else_may_connect_whatever_the_umask(short: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with bind(short / "c.sock"):
+            mode = stat.S_IMODE((short / "c.sock").lstat().st_mode)
+    finally:
+        os.umask(before)
+    assert mode == 0o600
+
+
+def test_the_mode_is_right_before_any_chmod(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def chmod(self: Path, mode: int) -> None:
+        seen.append(stat.S_IMODE(self.lstat().st_mode))
+
+    monkeypatch.setattr(Path, "chmod", chmod)
+    before = os.umask(0)
+    try:
+        bind(short / "c.sock").close()
+    finally:
+        os.umask(before)
+    assert seen == [0o600]
+
+
+def test_a_stale_socket_is_replaced(short: Path) -> None:
+    path = short / "c.sock"
+    bind(path).close()
+    assert path.is_socket()
+    with bind(path) as sock:
+        assert sock.getsockname() == str(path)
+
+
+def test_a_socket_that_answers_is_left_alone(short: Path) -> None:
+    path = short / "c.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen(1)
+        inode = path.lstat().st_ino
+        with pytest.raises(SocketInUseError):
+            bind(path)
+        assert path.lstat().st_ino == inode
+
+
+def test_a_socket_with_a_full_backlog_is_somebody_s(short: Path) -> None:
+    path = short / "c.sock"
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as filler:
+        other.bind(str(path))
+        other.listen(0)
+        filler.setblocking(False)
+        filler.connect(str(path))
+        with pytest.raises(SocketInUseError):
+            bind(path)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_is_no_socket_is_left_alone(short: Path, kind: str) -> None:
+    path = short / "c.sock"
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(short / "elsewhere")
+    with pytest.raises(SocketPathError, match="no socket"):
+        bind(path)
+    assert path.is_symlink() or path.exists()
+
+
+def test_a_missing_folder_is_told(short: Path) -> None:
+    with pytest.raises(SocketPathError, match="No such file"):
+        bind(short / "missing" / "c.sock")
+
+
+def test_the_file_is_removed_at_the_end_but_a_successor_s_is_not(short: Path) -> None:
+    path = short / "c.sock"
+    with serving(FakeOperations(), path):
+        assert path.is_socket()
+    assert not path.exists()
+    with serving(FakeOperations(), path):
+        path.unlink()
+        successor = bind(path)
+    assert path.is_socket()
+    successor.close()
+
+
+@pytest.mark.anyio
+async def test_it_ends_promptly_though_a_long_poll_is_open(short: Path) -> None:
+    path, operations, stopwatch = short / "c.sock", FakeOperations(), Stopwatch()
+    url = "/v1/replies?agent=mute&session=s&message_id=m&wait_s=60"
+    answers: list[httpx.Response] = []
+
+    async def poll() -> None:
+        async with client(path) as http:
+            answers.append(await http.get(url, timeout=30))
+
+    async with anyio.create_task_group() as outer:
+        async with anyio.create_task_group() as server:
+            await server.start(run, build_api(operations), path)
+            outer.start_soon(poll)
+            assert await anyio.to_thread.run_sync(operations.polling.wait, 10)
+            stopwatch.restart()
+            server.cancel_scope.cancel()
+        assert stopwatch.seconds() < 0.9
+    assert operations.polls_ended == 1
+    assert answers[0].json() == {"ok": True, "result": {"entry": None}}
+    assert not path.exists()
+
+
+@pytest.mark.anyio
+async def test_a_request_that_does_not_listen_is_cut_with_503(short: Path) -> None:
+    path = short / "c.sock"
+    entered = anyio.Event()
+    answers: list[httpx.Response] = []
+
+    class Deaf(FakeOperations):
+        async def status(self) -> dict[str, object]:
+            entered.set()
+            await anyio.sleep_forever()
+            raise AssertionError
+
+    async def ask() -> None:
+        async with client(path) as http:
+            answers.append(await http.get("/v1/status", timeout=30))
+
+    async with anyio.create_task_group() as outer, anyio.create_task_group() as server:
+        await server.start(run, build_api(Deaf()), path)
+        outer.start_soon(ask)
+        with anyio.fail_after(10):
+            await entered.wait()
+        server.cancel_scope.cancel()
+    assert answers[0].status_code == 503
+    assert answers[0].json()["error"]["code"] == "DAEMON_STOPPING"
+
+
+@pytest.mark.anyio
+async def test_an_idle_connection_does_not_hold_the_end(short: Path) -> None:
+    path, stopwatch = short / "c.sock", Stopwatch()
+    async with anyio.create_task_group() as server:
+        await server.start(run, build_api(FakeOperations()), path)
+        async with client(path) as http:
+            await http.get("/healthz")
+            server.cancel_scope.cancel()
+            stopwatch.restart()
+    assert stopwatch.seconds() < 0.9
+
+
+def test_a_client_that_goes_ends_its_long_poll(short: Path) -> None:
+    operations = FakeOperations()
+    with serving(operations, short / "c.sock"):
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(str(short / "c.sock"))
+            raw.sendall(b"GET /v1/replies?agent=mute&session=s&message_id=m&wait_s=60 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert operations.polling.wait(10)
+        deadline = time.monotonic() + 10
+        while not operations.polls_ended and time.monotonic() < deadline:
+            threading.Event().wait(0.005)
+        assert operations.polls_ended == 1
+
+
+def client(path: Path) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path)), base_url="http://x")
+
+
+class Stopwatch:
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def restart(self) -> None:
+        self._started = time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._started

@@ -1,0 +1,400 @@
+"""The runner's SQL: what is due, in which order, who claims, and that a turn's end is one commit."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from container_runner.errors import ClaimLostError, InboundUnreadableError
+from container_runner.providers.protocol import Silence
+from container_runner.replies import Reply
+from container_runner.store import Batch, Store
+from schema.connect import Writer
+from schema.errors import SchemaTooNewError, StorageError
+from schema.rows import AckStatus, Address
+from tests.support.session_kit import SessionKit
+
+NOW: Final = 1_795_226_400_000  # 2026-11-21T02:00:00Z
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> SessionKit:
+    return SessionKit(tmp_path)
+
+
+@pytest.fixture
+def store(kit: SessionKit) -> Store:
+    return make_store(kit)
+
+
+def make_store(kit: SessionKit, incarnation: str = "I2") -> Store:
+    return Store(kit.folder.inbox, kit.folder.outbox, incarnation, lambda: NOW)
+
+
+def reply(text: str = "answer", in_reply_to: str | None = "m1") -> Reply:
+    return Reply("chat", json.dumps({"text": text}), in_reply_to, "local", "me", None)
+
+
+def ids(batch: Batch | None) -> list[str]:
+    return [] if batch is None else [message.id for message in batch.messages]
+
+
+def claim(store: Store, limit: int = 10, *, first_poll: bool = False) -> list[str]:
+    return ids(store.claim(limit, first_poll=first_poll))
+
+
+# --- due -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("process_after", "due"),
+    [
+        (None, True),
+        ("2026-11-21T02:00:00.000Z", True),
+        ("2026-11-21T02:00:00.001Z", False),
+        ("2026-11-21 01:59:59", True),  # SQLite's datetime(): no zone is UTC, and a space sorts before 'T'
+        ("2026-11-21 02:00:01", False),
+        ("2026-11-21T03:59:59+02:00", True),  # as a string this is later than now
+        ("2026-11-21T01:30:00-01:00", False),  # as a string this is earlier than now
+        ("no time at all", True),
+    ],
+)
+def test_due_is_by_instant(kit: SessionKit, store: Store, process_after: str | None, due: bool) -> None:
+    kit.add("m1", process_after=process_after)
+    assert claim(store) == (["m1"] if due else [])
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "paused", "cancelled"])
+def test_only_pending_rows_are_due(kit: SessionKit, store: Store, status: str) -> None:
+    kit.add("m1", status=status)
+    assert claim(store) == []
+
+
+@pytest.mark.parametrize("status", list(AckStatus))
+def test_an_acked_row_is_not_claimed_again(kit: SessionKit, store: Store, status: AckStatus) -> None:
+    kit.add("m1")
+    with kit.runner_file() as db, db.transaction():
+        db.execute("INSERT INTO processing_ack VALUES ('m1', ?, '2026-11-21T00:00:00.000Z', 'I1')", (status.value,))
+    assert claim(store) == []
+
+
+def test_a_claim_is_stamped_and_makes_no_second_one(kit: SessionKit, store: Store) -> None:
+    kit.add("m1")
+    assert claim(store) == ["m1"]
+    assert claim(store) == []
+    with kit.runner_file() as db:
+        (row,) = db.all("SELECT * FROM processing_ack")
+    assert dict(row) == {
+        "message_id": "m1",
+        "status": "processing",
+        "status_changed": "2026-11-21T02:00:00.000Z",
+        "incarnation": "I2",
+    }
+
+
+def test_nothing_due_writes_nothing(kit: SessionKit, store: Store) -> None:
+    store.start()
+    before = kit.folder.outbound_db.read_bytes()
+    assert claim(store) == []
+    assert kit.folder.outbound_db.read_bytes() == before
+
+
+def test_what_is_due_costs_no_look_at_what_is_done(
+    kit: SessionKit, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every query that a claim runs over messages_in goes by the index of pending rows."""
+    asked: list[tuple[str, Any]] = []
+    original = Writer.all
+
+    def recording(self: Writer, sql: str, params: Any = ()) -> list[sqlite3.Row]:
+        asked.append((sql, params))
+        return original(self, sql, params)
+
+    for name in ("c1", "c2", "t3"):
+        kit.add(name, trigger=0 if name.startswith("c") else 1)
+    monkeypatch.setattr(Writer, "all", recording)
+    assert claim(store, 2) == ["c2", "t3"]
+    monkeypatch.undo()
+    queries = [(sql, params) for sql, params in asked if "inbound.messages_in" in sql]
+    assert len(queries) == 4
+    with kit.runner_file() as db:
+        db.attach_reader(kit.folder.inbound_db, "inbound")
+        for sql, params in queries:
+            plan = [row["detail"] for row in db.all(f"EXPLAIN QUERY PLAN {sql}", params)]
+            assert any("messages_in_pending" in step for step in plan), plan
+            assert not any("TEMP B-TREE" in step for step in plan), plan
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+CONTEXT: Final = "c"
+
+
+@pytest.mark.parametrize(
+    ("rows", "limit", "expected"),
+    [
+        ("c1 c2", 10, ""),  # context alone starts nothing
+        ("c1 t2 c3", 10, "c1 t2 c3"),  # it rides along, in seq order
+        ("t1 t2 t3", 2, "t1 t2"),  # oldest first
+        ("c1 c2 c3 c4 t5", 3, "c3 c4 t5"),  # context never hides a trigger
+        ("c1 c2 c3 t4 t5", 3, "c2 c3 t4"),
+        ("c1 c2 t3", 1, "t3"),
+        ("c1 c2 t3 c4", 4, "c1 c2 t3 c4"),
+    ],
+)
+def test_batches(kit: SessionKit, store: Store, rows: str, limit: int, expected: str) -> None:
+    for name in rows.split():
+        kit.add(name, trigger=0 if name.startswith(CONTEXT) else 1)
+    assert claim(store, limit) == expected.split()
+
+
+def test_context_that_did_not_fit_rides_with_later_turns(kit: SessionKit, store: Store) -> None:
+    for name in ("c1", "c2", "c3", "t4"):
+        kit.add(name, trigger=0 if name.startswith(CONTEXT) else 1)
+    assert claim(store, 2) == ["c3", "t4"]
+    assert claim(store, 2) == []
+    kit.add("t5")
+    assert claim(store, 5) == ["c1", "c2", "t5"]
+
+
+def test_on_wake_rows_are_for_the_first_poll(kit: SessionKit, store: Store) -> None:
+    kit.add("m1", on_wake=1)
+    assert claim(store) == []
+    assert claim(store, first_poll=True) == ["m1"]
+
+
+def test_a_batch_brings_what_belongs_to_a_turn(kit: SessionKit, store: Store) -> None:
+    kit.add("m1", "text", address=("webhook", "ci", "t1"))
+    kit.route("local", "me", None)
+    kit.destination("ops", "webhook", "ops-hook")
+    kit.destination("reviewer", None, None, group="review-group")
+    with kit.runner_file() as db, db.transaction():
+        db.execute("INSERT INTO session_state VALUES ('k', 'v', '2026-11-21T00:00:00.000Z')")
+    batch = store.claim(10, first_poll=False)
+    assert batch is not None
+    assert batch.routing == Address("local", "me")
+    assert [(place.name, place.channel_type, place.platform_id) for place in batch.destinations] == [
+        ("ops", "webhook", "ops-hook"),
+        ("reviewer", "agent", "review-group"),
+    ]
+    assert batch.state == {"k": "v"}
+    (message,) = batch.messages
+    assert (message.channel_type, message.platform_id, message.thread_id) == ("webhook", "ci", "t1")
+    assert message.parsed() == {"text": "text"}
+
+
+def test_an_older_hosts_file_is_read(tmp_path: Path) -> None:
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+    with sqlite3.connect(tmp_path / "in" / "inbound.db") as db:
+        db.execute(
+            "CREATE TABLE messages_in (id TEXT PRIMARY KEY, seq INTEGER UNIQUE, kind TEXT NOT NULL, timestamp TEXT NOT"
+            " NULL, status TEXT DEFAULT 'pending', process_after TEXT, recurrence TEXT, tries INTEGER DEFAULT 0,"
+            " platform_id TEXT, channel_type TEXT, thread_id TEXT, content TEXT NOT NULL)"
+        )
+        db.execute("INSERT INTO messages_in(id, seq, kind, timestamp, content) VALUES ('old', 2, 'chat', 'x', 'plain')")
+    db.close()
+    batch = Store(tmp_path / "in", tmp_path / "out", "I1", lambda: NOW).claim(10, first_poll=False)
+    assert batch is not None
+    assert batch.messages[0].parsed() == "plain"
+    assert (batch.routing, batch.destinations) == (None, ())
+
+
+# --- start, release --------------------------------------------------------------------------------------------------
+
+
+def test_start_drops_stale_claims_and_the_tool_and_keeps_what_is_done(kit: SessionKit) -> None:
+    for name in ("m1", "m2", "m3", "m4"):
+        kit.add(name)
+    with kit.runner_file() as db, db.transaction():
+        db.executemany(
+            "INSERT INTO processing_ack VALUES (?, ?, '2026-11-21T00:00:00.000Z', ?)",
+            [("m1", "processing", "I1"), ("m2", "processing", None), ("m3", "completed", "I1"), ("m4", "failed", None)],
+        )
+    old = make_store(kit, "I1")
+    old.set_tool(Silence("Bash", 5), NOW)
+    store = make_store(kit)
+    assert store.start() == 2
+    assert kit.acks() == {"m3": "completed", "m4": "failed"}
+    assert kit.tool()["current_tool"] is None
+    assert claim(store) == ["m1", "m2"]
+
+
+def test_release_gives_back_own_claims_only(kit: SessionKit, store: Store) -> None:
+    kit.add("m1")
+    kit.add("m2")
+    with kit.runner_file() as db, db.transaction():
+        db.execute("INSERT INTO processing_ack VALUES ('m2', 'processing', '2026-11-21T00:00:00.000Z', 'I9')")
+    store.claim(10, first_poll=False, silence=Silence("command", 60))
+    assert store.release_all() == 1
+    assert kit.acks() == {"m2": "processing"}
+    assert kit.tool()["current_tool"] is None
+
+
+def test_a_declared_silence_stands_with_the_claim(kit: SessionKit, store: Store) -> None:
+    kit.add("m1")
+    store.claim(10, first_poll=False, silence=Silence("command", 61.5))
+    tool = kit.tool()
+    assert (tool["current_tool"], tool["tool_declared_timeout_ms"]) == ("command", 61_500)
+    assert tool["tool_started_at"] == "2026-11-21T02:00:00.000Z"
+
+
+# --- the end of a turn -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("inbound", "expected"), [(["m1"], [3, 5]), (["m1", "m2", "m3"], [7, 9])])
+def test_seq_is_odd_and_above_both_files(
+    kit: SessionKit, store: Store, inbound: list[str], expected: list[int]
+) -> None:
+    for name in inbound:
+        kit.add(name)
+    claim(store)
+    store.finish(store.outbound_rows([reply("a"), reply("b")]), inbound, AckStatus.COMPLETED)
+    assert [row["seq"] for row in kit.out()] == expected
+
+
+def test_seq_goes_on_above_the_runners_own_rows(kit: SessionKit, store: Store) -> None:
+    kit.add("m1")
+    claim(store)
+    store.finish(store.outbound_rows([reply() for _ in range(4)]), ["m1"], AckStatus.COMPLETED)
+    kit.change("INSERT INTO messages_in(id, seq, kind, timestamp, content) VALUES ('m2', 4, 'chat', '', '{}')")
+    claim(store)
+    store.finish(store.outbound_rows([reply(in_reply_to="m2")]), ["m2"], AckStatus.COMPLETED)
+    assert [row["seq"] for row in kit.out()] == [3, 5, 7, 9, 11]
+
+
+def test_answer_ack_state_and_tool_are_one_commit(kit: SessionKit, store: Store) -> None:
+    kit.add("m1")
+    store.claim(10, first_poll=False, silence=Silence("command", 60))
+    store.finish(store.outbound_rows([reply()]), ["m1"], AckStatus.COMPLETED, state={"k": "v", "gone": None})
+    assert kit.acks() == {"m1": "completed"}
+    assert [row["in_reply_to"] for row in kit.out()] == ["m1"]
+    assert kit.state() == {"k": "v"}
+    assert kit.tool()["current_tool"] is None
+    kit.check()
+
+
+def test_a_commit_that_fails_leaves_nothing_of_itself(kit: SessionKit, store: Store) -> None:
+    kit.add("m1")
+    claim(store)
+    with kit.runner_file() as db, db.transaction():
+        db.execute("CREATE TRIGGER no_acks BEFORE INSERT ON processing_ack BEGIN SELECT raise(ABORT, 'full'); END")
+    rows = store.outbound_rows([reply()])
+    with pytest.raises(StorageError):
+        store.finish(rows, ["m1"], AckStatus.COMPLETED)
+    assert kit.out() == []
+    assert kit.acks() == {"m1": "processing"}
+    with kit.runner_file() as db, db.transaction():
+        db.execute("DROP TRIGGER no_acks")
+    store.finish(rows, ["m1"], AckStatus.COMPLETED)
+    kit.check()
+
+
+def test_a_commit_of_unknown_effect_may_be_repeated(kit: SessionKit, store: Store) -> None:
+    kit.add("m1")
+    claim(store)
+    rows = store.outbound_rows([reply()])
+    for _ in range(2):
+        store.finish(rows, ["m1"], AckStatus.COMPLETED)
+    assert len(kit.out()) == 1
+
+
+def test_a_superseded_runner_commits_nothing(kit: SessionKit, store: Store) -> None:
+    kit.add("m1")
+    claim(store)
+    younger = make_store(kit, "I3")
+    younger.start()
+    assert claim(younger) == ["m1"]
+    with pytest.raises(ClaimLostError):
+        store.finish(store.outbound_rows([reply()]), ["m1"], AckStatus.COMPLETED)
+    assert kit.out() == []
+    assert kit.claimants() == {"m1": "I3"}
+
+
+def test_an_answer_survives_an_agent_that_emptied_its_folder(kit: SessionKit, store: Store) -> None:
+    kit.add("m1")
+    claim(store)
+    kit.folder.outbound_db.unlink()
+    store.finish(store.outbound_rows([reply()]), ["m1"], AckStatus.COMPLETED)
+    kit.check()
+    assert kit.acks() == {"m1": "completed"}
+
+
+def test_follow_ups_that_nobody_took_are_given_back_with_the_turns_end(kit: SessionKit, store: Store) -> None:
+    for name in ("m1", "m2"):
+        kit.add(name)
+    claim(store)
+    store.finish(store.outbound_rows([reply()]), ["m1"], AckStatus.COMPLETED, released=["m2"])
+    assert kit.acks() == {"m1": "completed"}
+    assert claim(store) == ["m2"]
+
+
+# --- files that cannot be read now -----------------------------------------------------------------------------------
+
+
+def _missing(path: Path) -> None:
+    path.unlink()
+
+
+def _hot_journal(path: Path) -> None:
+    """What a host killed in mid-commit leaves: bytes of a spilled transaction and its journal."""
+    journal = path.with_name(path.name + "-journal")
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA cache_size=1")
+    db.execute("BEGIN IMMEDIATE")
+    db.executemany(
+        "INSERT INTO messages_in(id, seq, kind, timestamp, content) VALUES (?, ?, 'chat', '', ?)",
+        [(f"lost{number}", 1000 + 2 * number, "x" * 4000) for number in range(50)],
+    )
+    seen = (path.read_bytes(), journal.read_bytes())
+    db.execute("ROLLBACK")
+    db.close()
+    path.write_bytes(seen[0])
+    journal.write_bytes(seen[1])
+
+
+@pytest.mark.parametrize("damage", [_missing, _hot_journal])
+def test_an_unreadable_inbound_is_its_own_error(kit: SessionKit, store: Store, damage: Callable[[Path], None]) -> None:
+    kit.add("m1")
+    damage(kit.folder.inbound_db)
+    with pytest.raises(InboundUnreadableError):
+        store.claim(10, first_poll=False)
+    kit.host().close()  # the daemon is back: its opening makes or recovers the file
+    kit.add("m2")
+    assert "m2" in claim(store)
+
+
+def test_the_runner_cannot_write_inbound(kit: SessionKit) -> None:
+    with kit.runner_file() as db:
+        db.attach_reader(kit.folder.inbound_db, "inbound")
+        with pytest.raises(Exception, match="readonly"), db.transaction():
+            db.execute("DELETE FROM inbound.messages_in")
+
+
+def test_a_commit_names_no_super_journal(kit: SessionKit, store: Store) -> None:
+    """The host refuses a journal that names one; an attached file must not make SQLite write it."""
+    kit.add("m1")
+    claim(store)
+    journal = kit.folder.outbox / "outbound.db-journal"
+    with kit.runner_file() as db:
+        db.attach_reader(kit.folder.inbound_db, "inbound")
+        db.execute("PRAGMA main.cache_size=1")
+        with db.transaction():
+            db.all("SELECT * FROM inbound.messages_in")
+            db.executemany(
+                "INSERT INTO messages_out(id, seq, timestamp, kind, content) VALUES (?, ?, '', 'chat', ?)",
+                [(f"o{number}", 2 * number + 1, "x" * 4000) for number in range(50)],
+            )
+            assert b"inbound" not in journal.read_bytes()
+
+
+def test_a_newer_file_is_left_alone(kit: SessionKit, store: Store) -> None:
+    with kit.runner_file() as db:
+        db.execute("PRAGMA user_version=999")
+    before = kit.folder.outbound_db.read_bytes()
+    with pytest.raises(SchemaTooNewError):
+        store.start()
+    assert kit.folder.outbound_db.read_bytes() == before
