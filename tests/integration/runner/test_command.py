@@ -15,7 +15,7 @@ from container_runner import errors
 from container_runner.providers.command import CommandProvider, program_environment
 from container_runner.providers.protocol import Answer, ProviderContext, Silence, Turn, TurnMessage
 from schema.rows import RunnerSettings
-from tests.session_kit import eventually
+from tests.support.session_kit import eventually
 
 
 class Recorder:

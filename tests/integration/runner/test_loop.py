@@ -17,7 +17,7 @@ from container_runner.providers.protocol import Answer, OutMessage, Progress, Si
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
 from schema.errors import SchemaTooNewError
-from tests.session_kit import SessionKit, eventually, quick
+from tests.support.session_kit import SessionKit, eventually, quick
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +60,8 @@ def build(kit: SessionKit, provider: Scripted, events: list[dict[str, Any]] | No
     return Runner(
         settings=options,
         incarnation="I1",
+        agent="a",
+        session="s",
         store=Store(folder.inbox, folder.outbox, "I1", lambda: time.time_ns() // 1_000_000),
         provider=provider,
         heartbeat=Heartbeat(folder.outbox, log),
