@@ -166,6 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DemoFailed as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("demo: interrupted; everything it started is ended", file=sys.stderr)
+        return 130
 
 
 def _run(runtime: str, *, keep: bool, timeout_s: float) -> int:
