@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import Outcome, Problem
+
+if TYPE_CHECKING:
+    from daemon.config import Config
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +34,10 @@ def run(invocation: Invocation) -> Outcome:
     config = invocation.config
     from daemon import app  # noqa: PLC0415 - the whole daemon
 
-    code = app.run(config)
+    def reload() -> Config:
+        return Invocation(invocation.command, invocation.options).config  # a new one: the old one keeps what it read
+
+    code = app.run(config, reload)
     if code:
         problem = Problem("DAEMON_FAILED", f"the daemon ended with exit code {code}.", "`clawbus logs -n 50` says why.")
         return Outcome({"exit_code": code}, problem=problem, exit_code=code)

@@ -80,7 +80,7 @@ def _live(live: dict[str, Any]) -> dict[str, object]:
     facts: dict[str, object] = {
         "process": f"{live.get('pid')}, version {live.get('version')}, since {when(live.get('started_at'), now)}",
         "runtime": f"{runtime.get('name')}: {runtime.get('state')}",
-        "containers": f"{len(live.get('running') or ())} running, {live.get('waiting_spawns', 0)} waiting",
+        "containers": f"{len(live.get('running') or ())} running, {len(live.get('waiting_spawns') or ())} waiting",
     }
     for fault in live.get("degraded") or ():
         facts[f"degraded: {fault.get('what')}"] = f"{fault.get('why')} (since {when(fault.get('since'), now)})"
