@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -181,7 +182,7 @@ class RealDaemon:
         def ready() -> bool:
             assert process.poll() is None, f"the daemon ended with {process.returncode}:\n{self.log_tail()}"
             with contextlib.suppress(httpx.TransportError):
-                return self._get("/readyz").status_code == 200
+                return self.listens() and self._get("/readyz").status_code == 200
             return False
 
         eventually("ready", ready, READY_S)
@@ -222,6 +223,11 @@ class RealDaemon:
 
     # --- the socket
 
+    def listens(self) -> bool:
+        """Whether somebody answers on the socket. Asked before httpx is, which leaks its socket when nobody does."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
     def _get(self, path: str) -> httpx.Response:
         transport = httpx.HTTPTransport(uds=str(self.socket))
         with httpx.Client(transport=transport, base_url="http://clawbus", timeout=5.0, trust_env=False) as client:
@@ -249,6 +255,7 @@ class RealDaemon:
         entry: MailboxEntry | None = None
         deadline = time.monotonic() + wait_s
         while entry is None and time.monotonic() < deadline:
+            eventually("listening", self.listens, wait_s)
             with contextlib.suppress(DaemonDownError, DaemonSilentError), self.client() as client:
                 entry = client.wait_reply(agent, session, message_id, min(5.0, wait_s))
         assert entry is not None, f"no answer to {message_id} of {agent}/{session} within {wait_s:g} s"
