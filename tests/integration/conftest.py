@@ -30,7 +30,8 @@ def _checked(daemon: RealDaemon) -> Iterator[RealDaemon]:
     try:
         yield daemon
         daemon.end_quietly()
-        check(daemon)
+        if daemon.was_ready:
+            check(daemon)
     finally:
         daemon.close()
 

@@ -105,14 +105,13 @@ class RealDaemon:
         self.socket = self.data / "control.sock"
         self.environment: dict[str, str] = {}
         # What the check after the test may ask of the files (tests/support/invariants.py).
+        self.was_ready = False
         self.at_rest = False
         self.hostile = False
         self.process: subprocess.Popen[bytes] | None = None
         self._output = self.root / "run.log"
         self._started: list[subprocess.Popen[bytes]] = []
-        self.configure(
-            QUICK.format(runtime=runtime, runtime_keys=runtime_keys, sweep_keys=sweep_keys) + "\n" + tables
-        )
+        self.configure(QUICK.format(runtime=runtime, runtime_keys=runtime_keys, sweep_keys=sweep_keys) + "\n" + tables)
 
     # --- configuration and commands
 
@@ -174,6 +173,7 @@ class RealDaemon:
             )  # fmt: skip
         self._started.append(self.process)
         self.wait_ready()
+        self.was_ready = True
 
     def wait_ready(self) -> None:
         process = self.process
