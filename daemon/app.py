@@ -78,10 +78,10 @@ def _refusal(group: BaseExceptionGroup[BaseException]) -> ClawbusError | None:
     refusals, rest = group.split(ClawbusError)
     if refusals is None or rest is not None:
         return None
-    first: BaseException = refusals
+    first = refusals
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
-    return first if isinstance(first, ClawbusError) else None
+    return first
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ import httpx
 
 from tests.support.agents import ECHO, obedient
 from tests.support.daemon import RealDaemon, eventually
-from tests.support.webhooks import Receiver, free_port, post, receiving, signature
+from tests.support.webhooks import Received, Receiver, free_port, post, receiving, signature
 
 Make = Callable[..., RealDaemon]
 
@@ -33,6 +33,11 @@ def started(make_daemon: Make, receiver: Receiver) -> tuple[RealDaemon, str]:
     return daemon, f"http://127.0.0.1:{port}/hooks/work/s"
 
 
+def taken(receiver: Receiver) -> list[Received] | None:
+    """Every post so far, once one was taken."""
+    return receiver.posts if any(one.taken for one in receiver.posts) else None
+
+
 def test_a_signed_request_is_answered_by_a_signed_post(make_daemon: Make) -> None:
     with receiving() as receiver:
         daemon, url = started(make_daemon, receiver)
@@ -53,7 +58,7 @@ def test_a_receiver_that_is_down_for_a_while_gets_the_answer_with_the_same_key(m
     with receiving(failures=3) as receiver:
         daemon, url = started(make_daemon, receiver)
         post(url, IN, "say hello", message_id="order-2")
-        posts = eventually("taken", lambda: any(one.taken for one in receiver.posts) and receiver.posts)
+        posts = eventually("taken", lambda: taken(receiver))
         assert len({one.headers["idempotency-key"] for one in posts}) == 1
         assert len({one.body for one in posts}) == 1
         eventually("recorded", lambda: "delivered" in daemon.life("prog", "s", "order-2"))
@@ -67,7 +72,7 @@ def test_an_answer_outlives_a_daemon_that_dies_before_it_is_delivered(make_daemo
         eventually("tried", lambda: receiver.posts)
         daemon.kill()
         daemon.start()
-        posts = eventually("taken", lambda: any(one.taken for one in receiver.posts) and receiver.posts)
+        posts = eventually("taken", lambda: taken(receiver))
         assert len({one.headers["idempotency-key"] for one in posts}) == 1
 
 

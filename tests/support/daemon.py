@@ -53,7 +53,7 @@ level = "debug"
 T = TypeVar("T")
 
 
-def eventually(what: str, holds: Callable[[], T], seconds: float = 15.0) -> T:
+def eventually(what: str, holds: Callable[[], T | None], seconds: float = 15.0) -> T:
     """Poll until it is true of something, and return that; fails after the deadline with the last value."""
     deadline = time.monotonic() + seconds
     while True:
