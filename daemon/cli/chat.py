@@ -92,11 +92,11 @@ class _Talk:
                     with self._changed:
                         self.sent[identity] = line
                     client.accept(self._message(identity, line))
+            with self._changed:
+                self._changed.wait_for(lambda: self.failure is not None or not self._open(), wait_s)
         except ClawbusError as error:
             self.failure = self.failure or error
-            return
-        with self._changed:
-            self._changed.wait_for(lambda: self.failure is not None or not self._open(), wait_s)
+        finally:
             self._ended = True
 
     def unanswered(self) -> list[str]:

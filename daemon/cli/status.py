@@ -50,7 +50,7 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     queues, sessions = report["queues"], report["sessions"]
     states = ", ".join(f"{count} {state}" for state, count in sessions.items() if state != "total")
     facts: dict[str, object] = {"daemon": "down (read from the files)" if source == "files" else "up"}
-    facts |= _live(report.get("daemon") or {})
+    facts |= _live(report.get("live") or {})
     facts["data"] = report["data_dir"]
     facts["sessions"] = f"{sessions['total']} ({states})" if states else sessions["total"]
     facts["messages"] = (

@@ -162,7 +162,10 @@ class DockerRuntime:
 
     def _list_running(self) -> list[Running]:
         filters = {"label": f"{LABEL_INSTALL}={self._install_id}"}
-        found: list[dict[str, Any]] = self._client.call(lambda api: api.containers(filters=filters))
+        try:
+            found: list[dict[str, Any]] = self._client.call(lambda api: api.containers(filters=filters))
+        except APIError as error:
+            raise RuntimeUnavailableError(f"Docker did not list containers: {error.explanation}.") from error
         result: list[Running] = []
         for summary in found:
             details = self._inspect(summary["Id"])  # the summary has no start time

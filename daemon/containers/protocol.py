@@ -66,7 +66,8 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """A confirmed exit. `code` is None when the runtime no longer knows it (the container was removed by others)."""
+    """A confirmed exit. `code` is the program's own, or 128 + the signal that ended it (137 for SIGKILL); None when the
+    runtime no longer knows it (the container was removed by others)."""
 
     code: int | None
     out_of_memory: bool = False
@@ -110,11 +111,12 @@ class ContainerRuntime(Protocol):
         ...
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
-        """The last of what it wrote to stderr (and stdout), at most `max_bytes`, also after its exit."""
+        """The last of what it wrote to stderr (and stdout), at most `max_bytes`, also after its exit.
+        ContainerGoneError when there is no such container."""
         ...
 
     async def remove(self, container_id: str) -> None:
-        """Forget an exited container. One already removed is no error."""
+        """Forget an exited container. One already removed is no error; NotConfirmedError for one that lives."""
         ...
 
     async def aclose(self) -> None:

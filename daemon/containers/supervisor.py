@@ -364,6 +364,7 @@ class Supervisor:
 
     async def _ended(self, slot: Slot, exit_: Exit) -> None:
         key = slot.session.key
+        ended_at = self._clock.now_ms()  # recorded only once all that the exit entails is done
         reason = slot.reason or ("exited" if exit_.code == 0 else "crashed")
         slot.phase = Phase.STOPPING
         log = self._log.bind(agent=key.agent, session=key.session, incarnation=slot.incarnation)
@@ -378,8 +379,7 @@ class Supervisor:
             await anyio.sleep(wait_s)
             wait_s = min(wait_s * 2, 30.0)
         await self._remove(slot)
-        now = self._clock.now_ms()
-        await self._record(lambda registry: registry.end_incarnation(slot.incarnation, now, exit_.code, reason))
+        await self._record(lambda registry: registry.end_incarnation(slot.incarnation, ended_at, exit_.code, reason))
         await self._judge_start(slot, exit_, claimed=claimed)
         self._release(slot)
         self._hooks.after_exit(slot.session)

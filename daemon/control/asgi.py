@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Final
+from typing import Final, Literal
 
 import anyio
 import uvicorn
@@ -25,16 +25,17 @@ async def serve(
     *,
     task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     grace_s: float = 1.0,
+    http: type[asyncio.Protocol] | Literal["h11"] = "h11",
 ) -> None:
     """Serve `app` on `sock` (bound; closed at the end) until cancelled.
 
     At the end long-polls are told through the event in `scope[CLOSING]`; whatever still runs after `grace_s` seconds is
-    cancelled and its client gets a 503.
+    cancelled and its client gets a 503. `http` is uvicorn's protocol class, for a listener that bounds its connections.
     """
     gate = _Gate(app)
     config = uvicorn.Config(
         gate,
-        http="h11",
+        http=http,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -6,6 +6,8 @@ Nothing here retries a send by itself. When nobody answers that is DaemonDownErr
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +20,7 @@ from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError, Socke
 from daemon.store.mailbox import MailboxEntry
 
 _ANSWER_S: Final = 30.0  # beyond what the request itself may wait for
+_CONNECT_S: Final = 5.0
 _POLL_S: Final = 50.0  # one long-poll of ours; the daemon's own cap is a little higher
 _MAX_PATH_BYTES: Final = 107
 
@@ -28,16 +31,17 @@ class ControlClient:
     Every method raises DaemonDownError, DaemonSilentError or RemoteError.
     """
 
-    def __init__(self, socket: Path) -> None:
-        if len(str(socket).encode(errors="surrogateescape")) > _MAX_PATH_BYTES:
-            raise SocketPathError(f"the control socket's path is over {_MAX_PATH_BYTES} bytes: {socket}")
-        self._socket = socket
+    def __init__(self, path: Path) -> None:
+        if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+            raise SocketPathError(f"the control socket's path is over {_MAX_PATH_BYTES} bytes: {path}")
+        self._socket = path
         # trust_env off: a proxy variable must not lead an operator's request away from the socket.
         self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://clawbus", trust_env=False
+            transport=httpx.HTTPTransport(uds=str(path)), base_url="http://clawbus", trust_env=False
         )
 
     def __enter__(self) -> Self:
+        self._probe()
         return self
 
     def __exit__(
@@ -101,11 +105,11 @@ class ControlClient:
         wait_s: float = 0.0,
     ) -> dict[str, Any]:
         content = json.dumps(body).encode() if body is not None else None
-        timeout = httpx.Timeout(_ANSWER_S + wait_s, connect=5.0)
+        timeout = httpx.Timeout(_ANSWER_S + wait_s, connect=_CONNECT_S)
         try:
             response = self._http.request(method, path, params=dict(query or {}), content=content, timeout=timeout)
         except httpx.ConnectError as error:
-            raise self._down(error) from error
+            raise DaemonDownError(f"no daemon answers on {self._socket}.") from error
         except httpx.TimeoutException as error:
             raise DaemonSilentError(f"the daemon on {self._socket} did not answer in time.") from error
         except httpx.TransportError as error:
@@ -115,15 +119,19 @@ class ControlClient:
             ) from error
         return _unwrap(response)
 
-    def _down(self, error: httpx.ConnectError) -> DaemonDownError:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, PermissionError):
-                return DaemonDownError(
-                    f"no permission to speak to the daemon on {self._socket}.", hint="Run this as the daemon's user."
-                )
-            cause = cause.__cause__ or cause.__context__
-        return DaemonDownError(f"no daemon answers on {self._socket}.")
+    def _probe(self) -> None:
+        """Raise DaemonDownError with the exact reason when nobody listens."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_CONNECT_S)
+            try:
+                probe.connect(str(self._socket))
+            except PermissionError as error:
+                message = f"no permission to speak to the daemon on {self._socket}."
+                raise DaemonDownError(message, hint="Run this as the daemon's user.") from error
+            except TimeoutError as error:
+                raise DaemonSilentError(f"the daemon on {self._socket} takes no calls.") from error
+            except OSError as error:
+                raise DaemonDownError(f"no daemon answers on {self._socket}.") from error
 
 
 def _unwrap(response: httpx.Response) -> dict[str, Any]:

@@ -34,9 +34,9 @@ class Operations(Protocol):
         ...
 
     async def status(self) -> dict[str, Any]:
-        """The report of daemon.ops.reports.status_report plus a key `daemon`: pid, version, started_at, runtime
+        """The report of daemon.ops.reports.status_report plus a key `live`: pid, version, started_at, runtime
         {name, state}, degraded [{what, since, why}], running [{agent, session, incarnation, container_id}],
-        waiting_spawns, last_sweep {at, duration_ms, sessions, errors} or None."""
+        waiting_spawns [AGENT/SESSION], last_sweep {at, duration_ms, sessions, errors} or None."""
         ...
 
     async def sessions(self) -> list[dict[str, Any]]:

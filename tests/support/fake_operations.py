@@ -118,14 +118,14 @@ class FakeOperations:
             ],
             "attention_total": 1,
             "not_examined": 0,
-            "daemon": {
+            "live": {
                 "pid": 7,
                 "version": "0.1.0",
                 "started_at": NOW,
                 "runtime": {"name": "process", "state": "ok"},
                 "degraded": [{"what": "docker", "since": NOW, "why": "does not answer"}],
                 "running": [],
-                "waiting_spawns": 3,
+                "waiting_spawns": ["echo/a", "echo/b", "echo/c"],
                 "last_sweep": {"at": NOW, "duration_ms": 4, "sessions": 1, "errors": 0},
             },
         }
