@@ -88,7 +88,6 @@ class Watch:
             rust_timeout=60_000,
             yield_on_timeout=False,
             recursive=False,
-            raise_interrupt=False,
         )
         async for batch in changes:
             for folder in {str(Path(path).parent) for _, path in batch}:

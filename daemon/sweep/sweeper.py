@@ -84,13 +84,16 @@ class Sweeper:
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Tick until cancelled; started once it can take pokes."""
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            tasks.start_soon(self._full_passes, name="full pass")
-            task_status.started()
-            while True:
-                await self.tick()
-                await self._pause(self.config.interval_s)
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                tasks.start_soon(self._full_passes, name="full pass")
+                task_status.started()
+                while True:
+                    await self.tick()
+                    await self._pause(self.config.interval_s)
+        finally:
+            self._tasks = None  # at the daemon's end others are still at work, and may poke
 
     async def tick(self) -> None:
         """One pass over every session with work."""
