@@ -31,11 +31,13 @@ class Attempt:
 
 def next_even_seq(db: Reader) -> int:
     """The host's next seq: even, above everything either side is known to have used."""
+    # Only the cursor is the container's doing. Our own maximum is never cut: the next seq would be taken.
     row = db.one(
         "SELECT max(coalesce((SELECT max(seq) FROM messages_in), 0), coalesce((SELECT max(seq) FROM host_messages), 0),"
-        " coalesce((SELECT seq FROM delivery_cursor WHERE id = 1), 0)) AS top"
+        " min(coalesce((SELECT seq FROM delivery_cursor WHERE id = 1), 0), ?)) AS top",
+        (MAX_SEQ,),
     )
-    top = min(int(row["top"]), MAX_SEQ) if row is not None else 0
+    top = int(row["top"]) if row is not None else 0
     return top + 2 - top % 2
 
 
