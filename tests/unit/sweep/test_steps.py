@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from daemon.bus.delivery_steps import Means, collect
+from daemon.config import Delivery
 from daemon.store import messages
 from daemon.store.session_files import SessionFiles
 from daemon.sweep import steps
@@ -132,6 +134,22 @@ def test_a_sender_without_an_address_is_not_told_and_the_message_fails_all_the_s
     assert finish(world, "i") == (True, ["Fail"])
     assert world.message("m")["status"] == "failed"
     assert world.read("SELECT * FROM host_messages") == []
+
+
+@pytest.mark.faults
+def test_a_container_that_takes_the_notices_id_cannot_keep_the_message_from_failing(world: SessionWorld) -> None:
+    world.accept("m")
+    world.change("UPDATE messages_in SET tries = 4")
+    world.say("failed:m", kind="telepathy")
+    collect(world.files, Means({}, Delivery(), 1000, frozenset(), frozenset(), 0.5), None, NOW)
+    assert world.read("SELECT state FROM delivery_attempts") == [{"state": "dead"}]
+    world.claim("m", by="i")
+    assert finish(world, "i") == (True, ["Fail"])
+    assert world.message("m")["status"] == "failed"
+    (notice,) = world.read("SELECT id, in_reply_to FROM host_messages")
+    assert notice["in_reply_to"] == "m"
+    assert notice["id"].startswith("failed:m:")
+    check_session(world.root, at_rest=True)
 
 
 def test_a_claim_that_was_given_back_costs_no_try(world: SessionWorld) -> None:
