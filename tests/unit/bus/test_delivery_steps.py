@@ -418,7 +418,7 @@ def send_groups(world: SessionWorld, found: Collected, receiver: Receiver, fate:
         record_outcomes(world.files, outcomes, MEANS, world.now)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(STEPS)
 def test_per_destination_sends_follow_seq_and_every_row_ends_once(steps: list[tuple[str, object, object]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -149,7 +149,8 @@ def test_a_container_that_takes_the_notices_id_cannot_keep_the_message_from_fail
     (notice,) = world.read("SELECT id, in_reply_to FROM host_messages")
     assert notice["in_reply_to"] == "m"
     assert notice["id"].startswith("failed:m:")
-    check_session(world.root, at_rest=True)
+    assert finish(world, "i") == (True, [])
+    assert len(world.read("SELECT id FROM host_messages")) == 1
 
 
 def test_a_claim_that_was_given_back_costs_no_try(world: SessionWorld) -> None:
