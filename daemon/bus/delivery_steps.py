@@ -74,11 +74,10 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
     Raises ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; nothing has changed then.
     """
     with files.inbound() as db:
-        pending = tuple(messages.pending(db, now))
         with files.outbound() as out:
-            acks = outbound.acks_for(out, [message.id for message in pending]) if out is not None else {}
+            pending, acks = unfinished(db, out, now)
             batch = _look(db, out, means, now)
-        settles = settled(Observation(now=now, pending=pending, acks=acks))
+        settles = settled(Observation(now=now, pending=tuple(pending), acks=acks))
         claims = _new_claims(db, pending, acks, live)
         planned = plan(batch.candidates, _rules(db, batch, means, now)) if batch.candidates else []
         # A row that waits in the queue already goes on waiting: nothing to write.
@@ -103,6 +102,24 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         more=batch.more,
         later=_waits(decisions) or _ends_occurrence(pending, settles),
     )
+
+
+def unfinished(
+    db: Reader, out: Reader | None, now: int, also: Sequence[str] = ()
+) -> tuple[list[MessageIn], dict[str, Ack]]:
+    """Messages that are not finished, and what the container says of them; those of `also` in any case.
+
+    Of a backlog beyond the window, those are added that the container wrote of last: it takes the context nearest to
+    what woke it, which may lie anywhere.
+    """
+    pending = messages.pending(db, now)
+    wanted = dict.fromkeys(also)
+    if out is not None and len(pending) == messages.WINDOW:
+        wanted.update(dict.fromkeys(outbound.recently_acked(out, messages.WINDOW)))
+    have = {message.id for message in pending}
+    pending += messages.pending_of(db, [message_id for message_id in wanted if message_id not in have])
+    acks = outbound.acks_for(out, [message.id for message in pending]) if out is not None else {}
+    return pending, acks
 
 
 def settle(db: Writer, action: Settle, now: int) -> None:

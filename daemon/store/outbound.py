@@ -68,6 +68,14 @@ def claims(db: Reader) -> list[Ack]:
     return [ack for row in rows if (ack := _ack(row)) is not None]
 
 
+def recently_acked(db: Reader, limit: int) -> list[str]:
+    """The messages that the container wrote of last, newest first."""
+    if not db.columns("processing_ack"):
+        return []
+    rows = db.all("SELECT message_id FROM processing_ack ORDER BY rowid DESC LIMIT ?", (limit,))
+    return [row["message_id"] for row in rows if isinstance(row["message_id"], str)]
+
+
 def tool_in_flight(db: Reader) -> ToolInFlight | None:
     """The tool that runs now, if the container declared one. An older shape without the table: None."""
     if not db.columns("container_state"):
