@@ -217,7 +217,9 @@ async def test_a_session_that_could_not_be_made_can_be_made_later(
         raise StorageError("database or disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(SessionFiles if where == "folder" else Registry, "create" if where == "folder" else "activate", full)
+        patched.setattr(
+            SessionFiles if where == "folder" else Registry, "create" if where == "folder" else "activate", full
+        )
         with pytest.raises(StorageError):
             await kit.send("fresh")
         assert await kit.house.sessions.central(lambda registry: registry.session(SessionKey(AGENT, "fresh"))) is None
@@ -249,12 +251,11 @@ async def test_a_message_that_waits_for_the_sweep_to_retire_its_session_is_work_
     await kit.send(trigger=False)
     session = await kit.session()
     await kit.settle()
-    async with anyio.create_task_group() as tasks:
-        async with session.lock:
-            tasks.start_soon(kit.house.sweeper.sweep, session.key)
-            await until(lambda: session.lock.statistics().tasks_waiting == 1)
-            tasks.start_soon(kit.send)
-            await until(lambda: session.lock.statistics().tasks_waiting == 2)
+    async with anyio.create_task_group() as tasks, session.lock:
+        tasks.start_soon(kit.house.sweeper.sweep, session.key)
+        await until(lambda: session.lock.statistics().tasks_waiting == 1)
+        tasks.start_soon(kit.send)
+        await until(lambda: session.lock.statistics().tasks_waiting == 2)
         # The sweep retires it, then the accept activates it: it must be among those with work.
     assert session in list(kit.house.sessions)
     assert (await kit.row()).active is True
