@@ -476,8 +476,8 @@ async def test_a_kill_in_mid_spawn_reaches_the_container_that_comes_of_it(kit: H
     kit.host.spawn_gate = anyio.Event()
     await kit.send()
     await until(lambda: spawned(kit) == ["main"])
+    results: list[Any] = []
     async with anyio.create_task_group() as tasks:
-        results: list[Any] = []
 
         async def kill() -> None:
             results.append(await kit.operations.kill_session(AGENT, "main", "a test"))
