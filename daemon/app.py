@@ -47,6 +47,7 @@ from schema.rows import MessageIn
 
 _SHUTDOWN_GRACE_S = 5.0
 _SWEEP_ALLOWED_S = 30.0
+_CHECK_S = 5.0
 
 
 def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
@@ -274,7 +275,8 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
         elif row.next_due_at is not None:
             house.schedule.at(row.key, row.next_due_at)
     await tasks.start(house.watch.run, name="watch")
-    await _check_runtime(house)
+    if not await _check_runtime(house):
+        tasks.start_soon(_watch_runtime, house, name="runtime check")
     await house.supervisor.start(tasks)
     await tasks.start(house.sweeper.run, name="sweep")
     tasks.start_soon(house.schedule.run, name="schedule")
@@ -298,15 +300,33 @@ async def _run_channel(channel: Channel, ingress: Ingress, *, task_status: anyio
     await channel.run(ingress.accept, task_status=task_status)
 
 
-async def _check_runtime(house: House) -> None:
-    """Say at once what would otherwise show at the first spawn. Neither a missing image nor Docker's absence is fatal."""
+async def _check_runtime(house: House) -> bool:
+    """Say at once what would otherwise show at the first spawn. Neither a missing image nor Docker's absence is fatal.
+
+    True when all is well.
+    """
+    log = structlog.get_logger("daemon")
     try:
         await house.runtime.check()
     except ImageError as error:
-        house.image_problem = (house.clock.now_ms(), str(error))
-        structlog.get_logger("daemon").error("image_unusable", error=str(error), hint=error.hint)
+        if house.image_problem is None or house.image_problem[1] != str(error):
+            house.image_problem = (house.clock.now_ms(), str(error))
+            log.error("image_unusable", error=str(error), hint=error.hint)
+        return False
     except RuntimeUnavailableError:
-        return  # the supervisor's adoption says it, and goes on trying
+        return False  # the supervisor's adoption says it, and goes on trying
+    if house.image_problem is not None:
+        house.image_problem = None
+        log.info("image_usable")
+    return True
+
+
+async def _watch_runtime(house: House) -> None:
+    """Until the image is right: `status` must not go on complaining about what has been mended."""
+    fine = False
+    while not fine:
+        await anyio.sleep(_CHECK_S)
+        fine = await _check_runtime(house)
 
 
 async def _serve_signals(
