@@ -236,6 +236,20 @@ def test_docker_may_go_away_and_come_back(make_daemon: Make, image: str) -> None
         proxy.close()
 
 
+def test_sessions_of_the_process_runtime_go_on_in_containers(make_daemon: Make, image: str) -> None:
+    """What the daemon's own user made must be writable for the containers' user."""
+    daemon = make_daemon(agents(image))
+    daemon.start()
+    daemon.ask("before", agent="echo", session="s")
+    daemon.stop()
+    daemon.end_agents()
+    text = daemon.config.read_text(encoding="utf-8")
+    daemon.config.write_text(text.replace('kind = "process"', 'kind = "docker"'), encoding="utf-8")
+    daemon.start()
+    assert daemon.ask("after", agent="echo", session="s") == {"text": "after"}
+    assert daemon.show("echo", "s")["incarnation"]["runtime"] == "docker"
+
+
 def test_a_changed_agent_gets_a_new_container_after_a_restart(daemon: RealDaemon) -> None:
     daemon.ask("say up", agent="prog", session="s")
     before = daemon.container("prog", "s")
