@@ -89,6 +89,11 @@ class Supervisor:
         """Sessions that wait for a container."""
         return self._queue.keys()
 
+    def look_for_room(self) -> None:
+        """A container has finished something: if anybody waits, it may be idle now and can make room."""
+        if len(self._queue):
+            self._changed.set()
+
     def close(self) -> None:
         """Spawn nothing more. Running containers stay: a daemon restart kills no agent."""
         self._closed = True
