@@ -117,6 +117,7 @@ class Sessions:
         self._known: WeakValueDictionary[SessionKey, Session] = WeakValueDictionary()
         self._table: dict[SessionKey, Session] = {}
         self._central = anyio.Lock()
+        self._making = anyio.Lock()
         self._limiter = anyio.CapacityLimiter(threads)
 
     def __iter__(self) -> Iterator[Session]:
@@ -158,18 +159,20 @@ class Sessions:
         return SessionFiles(self._dir / key.agent / key.session, self._limits, self._owner)
 
     async def create(self, key: SessionKey) -> Session:
-        """The session, made if need be: registry first, then the folder, so that a crash leaves a row that is looked at."""
-        try:
+        """The session, made if need be: the files first, then the registry.
+
+        A crash in between leaves an empty folder, which the next message takes over. The other way round it would leave
+        a session that is known and has no files, which nobody could tell from one whose folder was deleted.
+        """
+        async with self._making:
+            try:
+                return await self.get(key)
+            except UnknownSessionError:
+                pass
+            await anyio.to_thread.run_sync(self.files_of(key).create)
+            now = self._clock.now_ms()
+            await self.central(lambda registry: registry.activate(key, now))
             return await self.get(key)
-        except UnknownSessionError:
-            pass
-        now = self._clock.now_ms()
-        await self.central(lambda registry: registry.activate(key, now))
-        row = await self.central(lambda registry: registry.session(key))
-        assert row is not None
-        session = self.adopt(row)
-        await session.call(session.files.create)
-        return session
 
     async def activate(self, session: Session) -> None:
         """Record that the session has work, before the work is written. Call with the session's lock held."""

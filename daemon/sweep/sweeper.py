@@ -84,9 +84,12 @@ class Sweeper:
             self._tasks = tasks
             tasks.start_soon(self._full_passes, name="full pass")
             task_status.started()
-            while True:
-                await self.tick()
-                await self._pause(self.config.interval_s)
+            try:
+                while True:
+                    await self.tick()
+                    await self._pause(self.config.interval_s)
+            finally:
+                self._tasks = None  # an exit that is settled during the daemon's end pokes us all the same
 
     async def tick(self) -> None:
         """One pass over every session with work."""
