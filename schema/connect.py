@@ -91,6 +91,7 @@ class Reader:
         self._connection = connection
         self._path = path
         self._hostile = hostile
+        self.file_id: str = ""  # of a container's file: tells one that was deleted and made anew from the old one
 
     def __enter__(self) -> Self:
         return self
@@ -232,12 +233,14 @@ def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:
             return None
         _check_journal(folder)
         connection = _connect_to(guard, path)
+        identity = os.fstat(guard)
     finally:
         # Before the first statement: closing any descriptor of a file drops this process's locks on it.
         os.close(guard)
     try:
         _limit(connection, limits)
         reader = Reader(connection, path, hostile=True)
+        reader.file_id = f"{identity.st_dev}:{identity.st_ino}"
         _check_tables(reader)
     except sqlite3.Error as error:
         connection.close()

@@ -95,8 +95,9 @@ CREATE INDEX IF NOT EXISTS delivery_attempts_retrying ON delivery_attempts(desti
 
 -- ours: the highest outbound seq the host has taken note of. Rows above it are new.
 CREATE TABLE IF NOT EXISTS delivery_cursor (
-  id  INTEGER PRIMARY KEY CHECK (id = 1),
-  seq INTEGER NOT NULL
+  id      INTEGER PRIMARY KEY CHECK (id = 1),
+  seq     INTEGER NOT NULL,
+  file_id TEXT                                   -- of which outbound.db: one that was made anew starts at 0 again
 );
 
 -- ours: what the host itself has to say to a sender (a dead letter's notice); delivered like any outbound row.

@@ -64,6 +64,7 @@ class _Batch:
     candidates: tuple[Candidate, ...]
     held: frozenset[str]
     top_seq: int | None
+    file_id: str
     more: bool
 
 
@@ -92,7 +93,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
             for decision in decisions:
                 _commit(db, decision, means, now)
             if batch.top_seq is not None:
-                deliveries.advance(db, batch.top_seq)
+                deliveries.advance(db, batch.top_seq, batch.file_id)
     return Collected(
         sends=tuple(item for item in decisions if isinstance(item, Send)),
         buried=tuple(item for item in decisions if isinstance(item, Bury)),
@@ -160,7 +161,7 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
     agent = outbound.rows_by_id(out, [row.message_out_id for row in due if not row.from_host]) if out else {}
     new: list[MessageOut] = []
     if out is not None and len(every_due) < limit:
-        new = outbound.rows_after(out, deliveries.cursor(db), limit)
+        new = outbound.rows_after(out, deliveries.cursor(db, out.file_id), limit)
     known = deliveries.known(db, [row.id for row in new])
     every = [_tracked(row, host if row.from_host else agent) for row in due]
     every += [Candidate(row, from_host=False, state=None, first_at=now) for row in _first_of_each(new, known)]
@@ -169,6 +170,7 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
         candidates=tuple(replace(item, origin=origins.get(item.row.in_reply_to or "")) for item in every),
         held=held,
         top_seq=new[-1].seq if new else None,
+        file_id=out.file_id if out is not None else "",
         more=len(every_due) == limit or len(new) == limit or sum(len(row.content) for row in new) > _LARGE,
     )
 

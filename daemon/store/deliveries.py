@@ -31,17 +31,19 @@ class Tracked:
     first_at: int
 
 
-def cursor(db: Reader) -> int:
-    """The highest outbound seq taken note of."""
-    row = db.one("SELECT seq FROM delivery_cursor WHERE id = 1")
+def cursor(db: Reader, file_id: str) -> int:
+    """The highest seq taken note of in this very outbound.db; 0 for one that was made anew (known ids are skipped)."""
+    row = db.one("SELECT seq FROM delivery_cursor WHERE id = 1 AND file_id IS ?", (file_id,))
     return int(row["seq"]) if row is not None else 0
 
 
-def advance(db: Writer, seq: int) -> None:
-    """Move the cursor forward, never back."""
+def advance(db: Writer, seq: int, file_id: str) -> None:
+    """Move the cursor forward; back only when the container's file is another one than before."""
     db.execute(
-        "INSERT INTO delivery_cursor(id, seq) VALUES (1, ?) ON CONFLICT(id) DO UPDATE SET seq = max(seq, excluded.seq)",
-        (seq,),
+        "INSERT INTO delivery_cursor(id, seq, file_id) VALUES (1, ?, ?) ON CONFLICT(id) DO UPDATE SET"
+        " seq = CASE WHEN file_id IS excluded.file_id THEN max(seq, excluded.seq) ELSE excluded.seq END,"
+        " file_id = excluded.file_id",
+        (seq, file_id),
     )
 
 
@@ -78,10 +80,14 @@ def retrying_destinations(db: Reader, now: int) -> frozenset[str]:
 
 
 def next_attempt_at(db: Reader) -> int | None:
-    """The earliest instant at which an open row has something to do; 0 for at once; None if none is open."""
+    """The earliest instant at which an open row has something to do; 0 for at once; None if none is open.
+
+    A row behind a head that is being retried has nothing to do before that head has.
+    """
     row = db.one(
         "SELECT min(coalesce(next_attempt_at, 0)) AS soonest FROM delivery_attempts"
-        " WHERE state IN ('queued', 'intended', 'retrying')"
+        " WHERE state IN ('queued', 'intended', 'retrying') AND (state = 'retrying'"
+        " OR destination NOT IN (SELECT destination FROM delivery_attempts WHERE state = 'retrying'))"
     )
     return row["soonest"] if row is not None else None
 

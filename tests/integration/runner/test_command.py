@@ -129,7 +129,10 @@ async def test_nothing_of_the_group_outlives_a_failure(tmp_path: Path, script: s
 
 
 @pytest.mark.anyio
-async def test_what_a_program_leaves_running_does_not_hold_its_answer_back(tmp_path: Path) -> None:
+async def test_what_a_program_leaves_running_does_not_hold_its_answer_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container_runner.providers.command._DRAIN_S", 60.0)
     began = time.monotonic()
     answer = await run(tmp_path, "sleep 300 & echo $! > pid; echo answer")
     assert answer.messages[0].content == {"text": "answer"}
