@@ -131,14 +131,17 @@ def decide(seen: Observation, policy: Policy) -> list[Action]:
     finished = {action.message_id for action in settles}
     actions: list[Action] = [*settles]
     open_messages = [message for message in seen.pending if message.id not in finished]
-    due = sum(1 for message in open_messages if is_due(message, seen.now))
+    due_messages = [message for message in open_messages if is_due(message, seen.now)]
+    due = len(due_messages)
     if seen.container is None and not seen.occupied and due:
         return [
             *actions,
             Wake(due),
         ]  # a fresh container clears orphaned claims itself; judging them now would starve it
     if seen.container is not None and not seen.occupied:
-        verdict = judge(seen.container, seen, policy) or _idle(seen.container, seen, policy, due)
+        # A row for a first poll is not for this container, once that is over: it must not keep it from being stopped.
+        its_own = sum(1 for message in due_messages if not message.on_wake)
+        verdict = judge(seen.container, seen, policy) or _idle(seen.container, seen, policy, its_own)
         if verdict is not None:
             actions.append(verdict)
     if seen.container is None and not seen.occupied:

@@ -270,6 +270,7 @@ IDLE = {
     "answered lately": Quiet(container(beat=20 * MINUTE, active=MINUTE), stop=False),
     "something is due": Quiet(container(beat=20 * MINUTE), stop=False, pending=(message(),)),
     "something is due later": Quiet(container(beat=20 * MINUTE), stop=True, pending=(message(process_after=NOW + 1),)),
+    "a first poll's row waits": Quiet(container(beat=20 * MINUTE), stop=True, pending=(message(on_wake=True),)),
     "context waits": Quiet(container(beat=20 * MINUTE), stop=True, pending=(message(trigger=False),)),
     "it works, silently": Quiet(container(beat=20 * MINUTE, declared=HOUR), stop=False,
                                 pending=(message(process_after=NOW + 1),), claims=(claim(19 * MINUTE),)),
