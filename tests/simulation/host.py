@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
 import structlog
@@ -28,6 +28,8 @@ from schema.rows import RunnerSettings
 from tests.simulation.agent import SimProvider
 from tests.simulation.loop import Process
 from tests.simulation.world import World
+
+T = TypeVar("T")
 
 _CALL_TIMEOUT_S: Final = 30.0
 
@@ -57,7 +59,6 @@ class SimHost:
         self.world = world
         self.available = True
         self.containers: dict[str, Container] = {}
-        self.lost_ids: set[str] = set()
         self._runner_settings = runner_settings
         self._numbers = itertools.count(1)
         self._changed = asyncio.Event()
@@ -89,20 +90,20 @@ class SimHost:
             self.world.step("dockerd", "answers again" if available else "AWAY")
             self.notify()
 
-    # --- starting
+    # --- starting: two requests, each of which goes on when its client is gone
 
-    async def spawn(self, spec: ContainerSpec, answer: asyncio.Future[Running]) -> None:
-        """Create and start, as the daemon asked, whatever becomes of the daemon meanwhile."""
+    async def create(self, spec: ContainerSpec, answer: asyncio.Future[str]) -> None:
+        """`docker create`: the leftover of its name goes, a running one of that name stays."""
         try:
-            result = await self._spawn(spec)
-        except (SpawnError, ImageError, RuntimeUnavailableError) as error:
+            container_id = await self._create(spec)
+        except (SpawnError, ImageError) as error:
             if not answer.done():
                 answer.set_exception(error)
         else:
             if not answer.done():
-                answer.set_result(result)
+                answer.set_result(container_id)
 
-    async def _spawn(self, spec: ContainerSpec) -> Running:
+    async def _create(self, spec: ContainerSpec) -> str:
         world = self.world
         for other in [item for item in self.containers.values() if item.spec.name == spec.name]:
             if other.state == "running":
@@ -117,21 +118,31 @@ class SimHost:
         container = Container(f"c{next(self._numbers)}", spec)
         self.containers[container.id] = container
         world.step("dockerd", f"created {container.id} for {spec.session} as {spec.incarnation[-6:]}")
+        return container.id
+
+    async def start(self, container_id: str, answer: asyncio.Future[Running]) -> None:
+        """`docker start`: a removed container never starts."""
+        world = self.world
         await self._pause(0.02, 0.3)
-        if container.id not in self.containers:
-            raise SpawnError(f"{container.id} was removed before its start.")
-        if not self.available and world.rng.random() < 0.5:
-            raise RuntimeUnavailableError("dockerd went away in mid-start.")  # created, and never started
-        if world.chance(world.faults.spawn):
+        container = self.containers.get(container_id)
+        if container is None:
+            if not answer.done():
+                answer.set_exception(SpawnError(f"{container_id} was removed before its start."))
+        elif world.chance(world.faults.spawn):
             world.fault("start_refused", "dockerd")
             self._forget(container)
-            raise SpawnError("no start")
-        self._start(container)
-        await self._pause(0.01, 0.05)
-        if world.chance(world.faults.spawn):
-            world.fault("start_unanswered", "dockerd")
-            raise RuntimeUnavailableError("dockerd was lost sight of after the start.")
-        return running_of(container)
+            if not answer.done():
+                answer.set_exception(SpawnError("no start"))
+        else:
+            self._start(container)
+            await self._pause(0.01, 0.05)
+            if not answer.done():
+                answer.set_result(running_of(container))
+
+    def withdraw(self, container: Container) -> None:
+        """`docker rm` of what was created and not started."""
+        self.world.step("dockerd", f"removes {container.id}, never started")
+        self._forget(container)
 
     async def _pause(self, low: float, high: float) -> None:
         slow = self.world.chance(self.world.faults.runtime_slow)
@@ -265,19 +276,41 @@ class SimRuntime:
         await self._call("check")
 
     async def spawn(self, spec: ContainerSpec) -> Running:
-        """The request goes on without us once it is sent."""
+        """Create, then start; a request that was sent goes on without us."""
+        world, loop = self._world, asyncio.get_running_loop()
         await self._call("spawn")
-        self._world.step("daemon", f"asks for a container of {spec.session} as {spec.incarnation[-6:]}")
-        answer: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
-        self._world.loop.spawn(None, self._host.spawn(spec, answer), "dockerd spawn")
-        await self._world.crash_point("spawn, with the request sent")
+        world.step("daemon", f"asks for a container of {spec.session} as {spec.incarnation[-6:]}")
+        created: asyncio.Future[str] = loop.create_future()
+        world.loop.spawn(None, self._host.create(spec, created), "docker create")
+        await world.crash_point("spawn, with the creation asked for")
+        container_id = await self._answer(created)
+        await self._call(f"start {container_id}")
+        started: asyncio.Future[Running] = loop.create_future()
+        world.loop.spawn(None, self._host.start(container_id, started), "docker start")
+        await world.crash_point("spawn, with the start asked for")
+        running = await self._answer(started)
+        await world.crash_point("spawn, with the container running")
+        if world.chance(world.faults.spawn):
+            world.fault("start_unanswered", "dockerd")
+            raise RuntimeUnavailableError("dockerd was lost sight of after the start.")
+        return running
+
+    async def _answer(self, future: asyncio.Future[T]) -> T:
         try:
             with anyio.fail_after(_CALL_TIMEOUT_S):
-                running = await answer
+                return await future
         except TimeoutError as error:
             raise RuntimeUnavailableError("dockerd did not answer in time.") from error
-        await self._world.crash_point("spawn, with the container running")
-        return running
+
+    async def find_started(self, incarnation: str) -> Running | None:
+        """As the Docker runtime does it: what was created and not started is removed."""
+        await self._call("find")
+        for container in list(self._host.containers.values()):
+            if container.spec.incarnation == incarnation:
+                if container.state != "created":
+                    return running_of(container)
+                self._host.withdraw(container)
+        return None
 
     async def stop(self, container_id: str) -> None:
         """SIGTERM."""
