@@ -59,7 +59,7 @@ class DeadLetters:
         """{id, kind}. Raises UnknownSessionError, UnknownMessageError, NotDeadLetterError or what opening raises."""
         session = await self._sessions.get(key)
         now = self._clock.now_ms()
-        kind = await session.call(partial(_drop, session.files, letter_id, operator, now))
+        kind = await session.call(partial(drop_one, session.files, letter_id, operator, now))
         self._log.warning("dead_letter_dropped", agent=key.agent, session=key.session, message=letter_id,
                           by=operator.name, reason=operator.reason)  # fmt: skip
         return {"id": letter_id, "kind": kind}
@@ -106,7 +106,8 @@ def _check_row(files: SessionFiles, db: Reader, letter: DeadAnswer) -> None:
         raise RowGoneError(f"the row of {identity} is no longer in the session's outbound.db.")
 
 
-def _drop(files: SessionFiles, letter_id: str, operator: Operator, now: int) -> str:
+def drop_one(files: SessionFiles, letter_id: str, operator: Operator, now: int) -> str:
+    """Close one dead letter; in or out. Synchronous; the caller holds the session's lock."""
     with files.inbound() as db:
         letter = dead_letter(db, letter_id)
         with db.transaction():
