@@ -241,7 +241,7 @@ def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
     if candidate.state is None:
         _track_new(db, decision, now)
     elif isinstance(decision, Send):
-        deliveries.intend(db, candidate.row.id)
+        deliveries.intend(db, candidate.row.id, decision.address.key)
     if isinstance(decision, Bury):
         deliveries.bury(db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host)
     elif isinstance(decision, Defer):
@@ -252,7 +252,7 @@ def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
         if now - candidate.first_at > means.config.retry_for_s * 1000:
             deliveries.bury(db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host)
         else:
-            deliveries.intend(db, candidate.row.id)
+            deliveries.intend(db, candidate.row.id, decision.address.key)
             deliveries.retry(db, candidate.row.id, now, not_before, decision.reason, decision.error)
 
 

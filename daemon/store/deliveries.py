@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from daemon.store.messages import chunks, insert, marks, next_even_seq
+from daemon.store.messages import chunks, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
 from schema.connect import Reader, Writer
 from schema.ids import new_id
@@ -130,11 +130,13 @@ def track(
     )
 
 
-def intend(db: Writer, message_out_id: str) -> None:
-    """Write ahead: an attempt begins."""
+def intend(db: Writer, message_out_id: str, destination: str) -> None:
+    """Write ahead: an attempt begins. `destination` is where it goes now, which a row without an address of its own
+    may not have known when it was taken note of."""
     db.execute(
-        "UPDATE delivery_attempts SET state = 'intended', attempts = attempts + 1 WHERE message_out_id = ?",
-        (message_out_id,),
+        "UPDATE delivery_attempts SET state = 'intended', attempts = attempts + 1, destination = ?"
+        " WHERE message_out_id = ?",
+        (destination, message_out_id),
     )
 
 
@@ -173,12 +175,11 @@ def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_ag
     )
     record(db, row.id, "dead_lettered", at, detail={"code": code, "error": error[:1000]})
     _receipt(db, row.id, "failed", None, at)
-    notice_id = f"dead-letter:{row.id}"
-    if tell_agent and db.one("SELECT 1 FROM messages_in WHERE id = ?", (notice_id,)) is None:
+    if tell_agent:
         content = {"type": "delivery_failed", "message_out_id": row.id, "in_reply_to": row.in_reply_to, "code": code,
                    "error": error[:1000]}  # fmt: skip
         notice = MessageIn(
-            id=notice_id,
+            id=free_id(db, f"dead-letter:{row.id}"),
             seq=next_even_seq(db),
             kind=Kind.SYSTEM,
             timestamp=to_text(at),
