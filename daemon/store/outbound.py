@@ -26,7 +26,7 @@ def rows_after(db: Reader, seq: int, limit: int) -> list[MessageOut]:
     if not db.columns("messages_out"):
         return []
     sql = "SELECT * FROM messages_out WHERE seq > ? ORDER BY seq LIMIT ?"
-    rows = db.some(sql, (seq, limit), column="content", budget=_BATCH_CHARACTERS)
+    rows = db.some(sql, (seq, limit), budget=_BATCH_CHARACTERS)
     return [_message(row) for row in rows]
 
 
