@@ -187,8 +187,10 @@ def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_ag
 def tell_sender(db: Writer, message: MessageIn, address: Address, code: str, text: str, at: int) -> None:
     """Queue the host's own answer to a message that failed for good. Its id makes it one notice a message."""
     notice_id = f"failed:{message.id}"
-    if db.one("SELECT 1 FROM host_messages WHERE id = ?", (notice_id,)) is not None:
-        return
+    while known(db, [notice_id]):
+        if db.one("SELECT 1 FROM host_messages WHERE id = ?", (notice_id,)) is not None:
+            return
+        notice_id += ":host"  # a container has used that id for a row of its own, so that the notice could not be
     content = {"text": text, "error": {"code": code, "message": text}}
     notice = MessageOut(
         id=notice_id,

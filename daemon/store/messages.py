@@ -14,7 +14,7 @@ from schema.connect import Reader, Writer
 from schema.instants import from_text, to_text
 from schema.rows import Address, MessageIn, MessageStatus
 
-# A runner that writes absurd seqs must not drive the host's into overflow (SQLite integers have 64 bits).
+# A container's seq may not be above this; the host's own go on above it, with room for 2**62 more in SQLite's 64 bits.
 MAX_SEQ = 2**53
 
 
@@ -32,7 +32,7 @@ def next_even_seq(db: Reader) -> int:
         "SELECT max(coalesce((SELECT max(seq) FROM messages_in), 0), coalesce((SELECT max(seq) FROM host_messages), 0),"
         " coalesce((SELECT seq FROM delivery_cursor WHERE id = 1), 0)) AS top"
     )
-    top = min(int(row["top"]), MAX_SEQ) if row is not None else 0
+    top = int(row["top"]) if row is not None else 0
     return top + 2 - top % 2
 
 
