@@ -175,9 +175,9 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
     every_due = deliveries.due(db, now, held, limit)
     due = [row for row in every_due if row.message_out_id not in means.under_way]
     host = deliveries.host_rows(db, [row.message_out_id for row in due if row.from_host])
-    agent = outbound.rows_by_id(out, [row.message_out_id for row in due if not row.from_host]) if out else {}
+    agent, due, left_out = _agent_rows(out, due)
     new: list[MessageOut] = []
-    if out is not None and len(every_due) < limit:
+    if out is not None and len(every_due) < limit and not left_out:
         new = outbound.rows_after(out, deliveries.cursor(db, out.file_id), limit)
     known = deliveries.known(db, [row.id for row in new])
     every = [_tracked(row, host if row.from_host else agent) for row in due]
@@ -188,13 +188,34 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
         held=held,
         top_seq=new[-1].seq if new else None,
         file_id=out.file_id if out is not None else "",
-        more=len(every_due) == limit or len(new) == limit or sum(len(row.content) for row in new) > _LARGE,
+        more=left_out or len(every_due) == limit or len(new) == limit or sum(len(row.content) for row in new) > _LARGE,
     )
 
 
+def _agent_rows(
+    out: Reader | None, due: list[deliveries.Tracked]
+) -> tuple[dict[str, MessageOut], list[deliveries.Tracked], bool]:
+    """The container's rows behind tracked ones; and those of `due` that can be judged now, the first ones, in order."""
+    ours = [row.message_out_id for row in due if not row.from_host]
+    if out is None:
+        return {}, due, False
+    found, looked = outbound.rows_by_id(out, ours)
+    if looked == len(ours):
+        return found, due, False
+    end = next(index for index, row in enumerate(due) if row.message_out_id == ours[looked])
+    return found, due[:end], True
+
+
 def _first_of_each(new: Sequence[MessageOut], known: frozenset[str]) -> list[MessageOut]:
-    """Rows whose id was never seen: an id used again by the container is the same message and is not sent again."""
-    return [row for row in new if row.id not in known]
+    """Rows whose id was never seen: an id used again by the container is the same message and is not sent again.
+
+    Used twice in one batch, too: a file without the contract's keys may hold that.
+    """
+    first: dict[str, MessageOut] = {}
+    for row in new:
+        if row.id not in known:
+            first.setdefault(row.id, row)
+    return list(first.values())
 
 
 def _tracked(row: deliveries.Tracked, rows: Mapping[str, MessageOut]) -> Candidate:

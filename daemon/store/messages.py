@@ -15,7 +15,7 @@ from schema.ids import MAX_ID
 from schema.instants import from_text, to_text
 from schema.rows import Address, MessageIn, MessageStatus
 
-# A runner that writes absurd seqs must not drive the host's into overflow (SQLite integers have 64 bits).
+# A container's seq may not be above this; the host's own go on above it, with room for 2**62 more in SQLite's 64 bits.
 MAX_SEQ = 2**53
 
 # How many unfinished messages one look at a session takes in.

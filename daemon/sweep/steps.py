@@ -169,6 +169,12 @@ def _fail(db: Writer, action: Fail, now: int) -> None:
 def _observe(db: Reader, out: Reader | None, now: int) -> Observation:
     claims = outbound.claims(out) if out is not None else []
     pending, acks = unfinished(db, out, now, [claim.message_id for claim in claims])
+    # However many claims a container makes up, those on our own messages are seen.
+    listed = {(claim.message_id, claim.incarnation) for claim in claims}
+    claims += [
+        ack for ack in acks.values()
+        if ack.status is AckStatus.PROCESSING and (ack.message_id, ack.incarnation) not in listed
+    ]  # fmt: skip
     # The host cannot delete a dead container's claims; those whose message is finished are nobody's business any more.
     open_ids = {message.id for message in pending}
     relevant = tuple(claim for claim in claims if claim.message_id in open_ids)
