@@ -1,0 +1,270 @@
+"""Invariants of one session's rows, over both files. Rules are generators from the loaded rows to violations, as text."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from schema.connect import Reader, open_reader
+from schema.instants import from_text, to_text
+from schema.layout import SessionFolder
+from schema.rows import AckStatus, DeliveryState, MessageStatus
+from schema.states import TRANSITIONS
+
+Row = dict[str, Any]
+
+BIRTHS: Final = frozenset({"accepted", "rearmed", "notice_written"})
+# Events that do not speak of the status.
+SILENT: Final = frozenset({"claimed", "released", "delivery_failed", "dead_lettered", "series_ended"})
+# Events whose name is not the status they lead to.
+LEADS_TO: Final = {
+    "retry_scheduled": MessageStatus.PENDING,
+    "requeued": MessageStatus.PENDING,
+    "resumed": MessageStatus.PENDING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRows:
+    """Every row of both files; `outbound` and `acks` are empty when the container has made no file or is hostile."""
+
+    hostile: bool
+    messages: list[Row]
+    history: dict[str, list[Row]]
+    attempts: list[Row]
+    delivered: list[Row]
+    delivery_attempts: list[Row]
+    host_messages: list[Row]
+    cursor: int
+    outbound: list[Row]
+    acks: dict[str, Row]
+
+    @property
+    def migrated(self) -> frozenset[str]:
+        """Messages from before there was a history: their past cannot be asked for."""
+        return frozenset(name for name, rows in self.history.items() if rows[0]["event"] == "migrated")
+
+
+def load_session(root: Path, *, hostile: bool) -> SessionRows:
+    """Read both files. Raises ClawbusError."""
+    folder = SessionFolder(root)
+    history: dict[str, list[Row]] = defaultdict(list)
+    with open_reader(folder.inbound_db) as db:
+        for row in _rows(db, "message_history", "id"):
+            history[row["message_id"]].append(row)
+        cursor = db.one("SELECT max(seq) AS seq FROM delivery_cursor")
+        found = {
+            "messages": _rows(db, "messages_in", "seq"),
+            "attempts": _rows(db, "attempts", "message_id"),
+            "delivered": _rows(db, "delivered", "message_out_id"),
+            "delivery_attempts": _rows(db, "delivery_attempts", "seq"),
+            "host_messages": _rows(db, "host_messages", "seq"),
+        }
+    outbound: list[Row] = []
+    acks: list[Row] = []
+    if not hostile and folder.outbound_db.exists() and folder.outbound_db.stat().st_size:
+        with open_reader(folder.outbound_db) as db:
+            outbound = _rows(db, "messages_out", "seq")
+            acks = _rows(db, "processing_ack", "message_id")
+    top = cursor["seq"] if cursor is not None else None
+    return SessionRows(
+        hostile=hostile, history=dict(history), cursor=top or 0, outbound=outbound,
+        acks={row["message_id"]: row for row in acks}, **found,
+    )  # fmt: skip
+
+
+def _rows(db: Reader, table: str, order: str) -> list[Row]:
+    if not db.columns(table):
+        return []
+    return [dict(row) for row in db.all(f"SELECT * FROM {table} ORDER BY {order}")]
+
+
+def row_violations(rows: SessionRows, *, at_rest: bool) -> Iterator[str]:
+    """Every violation of the rules below."""
+    yield from statuses(rows)
+    yield from sequences(rows)
+    yield from identities(rows)
+    yield from times(rows)
+    yield from acks(rows, at_rest=at_rest)
+    yield from attempts(rows, at_rest=at_rest)
+    yield from receipts(rows, at_rest=at_rest)
+
+
+def statuses(rows: SessionRows) -> Iterator[str]:
+    """History first: every status is the last one its history tells, and every step to it was allowed."""
+    for message in rows.messages:
+        where = f"messages_in: {message['id']}"
+        told = rows.history.get(message["id"], [])
+        if not told:
+            yield f"{where} has no history"
+            continue
+        status: MessageStatus | None = None
+        for row in told:
+            if row["event"] in SILENT:
+                continue
+            following, problem = _step(status, row)
+            if problem is not None:
+                yield f"{where}: {problem}"
+                break
+            status = following
+        else:
+            if status != message["status"]:
+                yield f"{where} is {message['status']}, and its history says {status}"
+        if message["status"] == MessageStatus.FAILED and not _reason(told):
+            yield f"{where} failed, and no history row says why"
+
+
+def _step(status: MessageStatus | None, row: Row) -> tuple[MessageStatus | None, str | None]:
+    """The status after one history row, or what is wrong with it."""
+    event = row["event"]
+    if event in BIRTHS or event == "migrated":
+        if status is not None:
+            return status, f"is born a second time ({event})"
+        told = json.loads(row["detail"]).get("status") if event == "migrated" else None
+        return MessageStatus(told or MessageStatus.PENDING), None
+    if status is None:
+        return status, f"has {event} before its first row"
+    target = LEADS_TO.get(event)
+    if target is None:
+        try:
+            target = MessageStatus(event)
+        except ValueError:
+            return status, f"has the unknown event {event}"
+    if target not in TRANSITIONS[status]:
+        return status, f"went from {status} to {target}"
+    return target, None
+
+
+def _reason(told: list[Row]) -> bool:
+    last = [row for row in told if row["event"] in ("failed", "migrated")]
+    return bool(last) and (last[-1]["event"] == "migrated" or "reason" in json.loads(last[-1]["detail"] or "{}"))
+
+
+def sequences(rows: SessionRows) -> Iterator[str]:
+    """Even for the host, odd for the runner, unique over both."""
+    host = [*rows.messages, *rows.host_messages]
+    for row in host:
+        if not isinstance(row["seq"], int) or row["seq"] <= 0 or row["seq"] % 2:
+            yield f"inbound.db: {row['id']} has seq {row['seq']}, which is not even"
+    for row in rows.outbound:
+        if not isinstance(row["seq"], int) or row["seq"] <= 0 or row["seq"] % 2 == 0:
+            yield f"messages_out: {row['id']} has seq {row['seq']}, which is not odd"
+    for seq, count in Counter(row["seq"] for row in (*host, *rows.outbound)).items():
+        if count > 1:
+            yield f"seq {seq} is used {count} times"
+
+
+def identities(rows: SessionRows) -> Iterator[str]:
+    """An id names one row of the session."""
+    for identity, count in Counter(r["id"] for r in (*rows.messages, *rows.host_messages, *rows.outbound)).items():
+        if count > 1:
+            yield f"id {identity} is used {count} times"
+
+
+def times(rows: SessionRows) -> Iterator[str]:
+    """Text times are instants; what the host wrote itself is canonical."""
+    columns = [(row, "messages_in", name) for row in rows.messages for name in ("timestamp", "process_after")]
+    columns += [(row, "host_messages", "timestamp") for row in rows.host_messages]
+    columns += [(row, "delivered", "delivered_at") for row in rows.delivered]
+    for row, table, column in columns:
+        text = row[column]
+        if text is None and column == "process_after":
+            continue
+        instant = from_text(text)
+        who = row.get("id") or row.get("message_out_id")
+        if instant is None:
+            yield f"{table}: {who}: {column} is no instant: {text!r}"
+        elif to_text(instant) != text and not (who in rows.migrated or (table == "delivered" and rows.migrated)):
+            yield f"{table}: {who}: {column} is not canonical: {text!r}"
+    theirs = [(row, "messages_out", row["id"], "timestamp") for row in rows.outbound]
+    theirs += [(row, "processing_ack", name, "status_changed") for name, row in rows.acks.items()]
+    for row, table, who, column in theirs:
+        if from_text(row[column]) is None:
+            yield f"{table}: {who}: {column} is no instant: {row[column]!r}"
+
+
+def acks(rows: SessionRows, *, at_rest: bool) -> Iterator[str]:
+    """Nothing is marked done that was not: a completed message has a completed ack, and in the end the other way round."""
+    if rows.hostile:
+        return
+    by_id = {message["id"]: message for message in rows.messages}
+    for identity, message in by_id.items():
+        ack = rows.acks.get(identity)
+        done = message["status"] == MessageStatus.COMPLETED and identity not in rows.migrated
+        if done and (ack is None or ack["status"] != AckStatus.COMPLETED):
+            yield f"messages_in: {identity} is completed, and its ack is {ack and ack['status']}"
+    for identity, ack in rows.acks.items():
+        message = by_id.get(identity)
+        if message is None:
+            yield f"processing_ack: {identity} is no message of this session"
+        elif at_rest and ack["status"] != AckStatus.PROCESSING and message["status"] == MessageStatus.PENDING:
+            yield f"processing_ack: {identity} is {ack['status']}, and the message is still pending"
+
+
+def attempts(rows: SessionRows, *, at_rest: bool) -> Iterator[str]:
+    """One incarnation costs a message at most one try, and a try is never taken without an ended attempt."""
+    ended: Counter[str] = Counter()
+    for (message_id, incarnation), count in Counter(_pair(row) for row in rows.attempts).items():
+        if count > 1:
+            yield f"attempts: {message_id} has {count} rows of incarnation {incarnation}"
+    for row in rows.attempts:
+        if (row["ended_at"] is None) != (row["outcome"] is None):
+            yield f"attempts: {_pair(row)} has an end without an outcome, or an outcome without an end"
+        if row["outcome"] not in (None, "completed", "failed", "orphaned", "released"):
+            yield f"attempts: {_pair(row)} has the unknown outcome {row['outcome']}"
+        if at_rest and row["outcome"] is None:
+            yield f"attempts: {_pair(row)} is open, and nothing runs"
+        ended[row["message_id"]] += row["outcome"] == "orphaned"
+    for message in rows.messages:
+        if message["id"] not in rows.migrated and (message["tries"] or 0) > ended[message["id"]]:
+            yield f"messages_in: {message['id']} has {message['tries']} tries and {ended[message['id']]} orphaned attempts"
+
+
+def receipts(rows: SessionRows, *, at_rest: bool) -> Iterator[str]:
+    """Every outbound row the host took note of has a receipt or is tracked, and nothing else has."""
+    receipt = {row["message_out_id"]: row["status"] for row in rows.delivered}
+    tracked = {row["message_out_id"]: row for row in rows.delivery_attempts}
+    written = {row["id"] for row in (*rows.outbound, *rows.host_messages)}
+    for identity, status in receipt.items():
+        if status not in ("delivered", "failed"):
+            yield f"delivered: {identity} has the unknown status {status}"
+        if identity in tracked and (status, tracked[identity]["state"]) != ("failed", DeliveryState.DEAD):
+            yield f"delivered: {identity} is {status}, and still tracked as {tracked[identity]['state']}"
+        gone = identity in tracked and tracked[identity]["last_error_code"] == "ROW_GONE"
+        if not rows.hostile and not gone and not rows.migrated and identity not in written:
+            yield f"delivered: {identity} is a receipt for a row that is not there"
+    for row in rows.outbound:
+        if row["seq"] <= rows.cursor and row["id"] not in receipt and row["id"] not in tracked:
+            yield f"messages_out: {row['id']} is below the cursor, and neither delivered nor tracked"
+        if at_rest and row["seq"] > rows.cursor:
+            yield f"messages_out: {row['id']} is above the cursor: nobody took note of it"
+    for row in rows.host_messages:
+        if row["id"] not in receipt and row["id"] not in tracked:
+            yield f"host_messages: {row['id']} is neither delivered nor tracked"
+    yield from _tracked(rows, receipt, at_rest=at_rest)
+
+
+def _tracked(rows: SessionRows, receipt: dict[str, str], *, at_rest: bool) -> Iterator[str]:
+    for row in rows.delivery_attempts:
+        where = f"delivery_attempts: {row['message_out_id']}"
+        state = row["state"]
+        if state not in tuple(DeliveryState):
+            yield f"{where} has the unknown state {state}"
+        if row["source"] == "agent" and row["seq"] > rows.cursor:
+            yield f"{where} is tracked and above the cursor"
+        if state == DeliveryState.INTENDED and (at_rest or row["attempts"] < 1):
+            yield f"{where} is intended after {row['attempts']} attempts"
+        if state == DeliveryState.RETRYING and (row["next_attempt_at"] is None or not row["last_error_code"]):
+            yield f"{where} retries without a time or a reason"
+        if state == DeliveryState.DEAD and (
+            not row["last_error_code"] or receipt.get(row["message_out_id"]) != "failed"
+        ):
+            yield f"{where} is dead without a reason or without its failed receipt"
+
+
+def _pair(row: Row) -> tuple[str, str]:
+    return row["message_id"], row["incarnation"]
