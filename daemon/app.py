@@ -60,9 +60,28 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
         pipeline = configure(config.logs, config.data_dir, sys.stderr, clock)
         try:
             anyio.run(partial(_main, config, folder, pipeline, clock, reload))
+        except BaseExceptionGroup as group:
+            refusal = _refusal(group)
+            if refusal is None:
+                raise
+            structlog.get_logger("daemon").critical(
+                "daemon_failed", code=refusal.code, error=str(refusal), hint=refusal.hint
+            )
+            raise refusal from group
         finally:
             pipeline.close()
     return 0
+
+
+def _refusal(group: BaseExceptionGroup[BaseException]) -> ClawbusError | None:
+    """What a task group wrapped, when that is a refusal that explains itself (a port that is taken) and nothing else."""
+    refusals, rest = group.split(ClawbusError)
+    if refusals is None or rest is not None:
+        return None
+    first = refusals
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
 
 
 @dataclass(slots=True)

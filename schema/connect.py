@@ -267,7 +267,8 @@ def recover_outbound_journal(folder: Path) -> bool:
         header = os.pread(guard, 100, 0)
     finally:
         os.close(guard)
-    if header and (not header.startswith(_MAGIC) or header[18:20] != b"\x01\x01"):
+    # Zeros: the very first transaction was torn, and its journal says that there was nothing before it.
+    if any(header) and (not header.startswith(_MAGIC) or header[18:20] != b"\x01\x01"):
         raise HostileFileError(f"{path.name} is not a SQLite file in DELETE journal mode.")
     try:
         connection = _connect(path, "rw")
@@ -356,6 +357,8 @@ def _check_header(guard: int, path: Path, limits: ReadLimits) -> bool:
     if size > limits.max_file_bytes:
         raise HostileFileError(f"{path.name} has {size} bytes; the limit is {limits.max_file_bytes}.")
     header = os.pread(guard, 100, 0)
+    if not any(header) and os.path.lexists(path.with_name(path.name + "-journal")):
+        raise ReadRaceError(f"{path.name} is in its first transaction.")
     if not header.startswith(_MAGIC):
         raise HostileFileError(f"{path.name} is not a SQLite database.")
     if header[18:20] != b"\x01\x01":
@@ -404,8 +407,13 @@ def _limit(connection: sqlite3.Connection, limits: ReadLimits) -> None:
 
 
 def _check_tables(reader: Reader) -> None:
-    """Every known name must be an ordinary table: a view or virtual table would run what its author likes."""
+    """Every known name must be an ordinary table: a view or virtual table would run what its author likes.
+
+    So would a generated column, and one step of its expression may take minutes, which no deadline interrupts.
+    """
     known = ",".join(f"'{name}'" for name in migrate.OUTBOUND_TABLES)
-    for row in reader.all(f"SELECT name, type, sql FROM sqlite_schema WHERE lower(name) IN ({known})"):
+    for row in reader.all(f"SELECT lower(name) AS name, type, sql FROM sqlite_schema WHERE lower(name) IN ({known})"):
         if row["type"] != "table" or not str(row["sql"]).upper().startswith("CREATE TABLE"):
             raise HostileFileError(f"{OUTBOUND_DB}: {row['name']} is not an ordinary table.")
+        if any(column["hidden"] for column in reader.all(f"PRAGMA table_xinfo({row['name']})")):
+            raise HostileFileError(f"{OUTBOUND_DB}: {row['name']} has a generated column.")

@@ -55,12 +55,13 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
 def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
     """Make or migrate the file behind an owner's connection. Raises SchemaTooNewError before changing anything."""
     found = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    if found == VERSION:
-        return
     if found > VERSION:
         raise SchemaTooNewError(f"{path} has schema version {found}; this clawbus knows {VERSION}.")
     # Outside a transaction, and before the first write: a file left in WAL by somebody else comes back to DELETE.
-    connection.execute("PRAGMA journal_mode=DELETE")
+    if str(connection.execute("PRAGMA journal_mode").fetchone()[0]).lower() != "delete":
+        connection.execute("PRAGMA journal_mode=DELETE")
+    if found == VERSION:
+        return
     connection.execute("BEGIN IMMEDIATE")
     try:
         # A second opener may have waited on that lock while the first one migrated.

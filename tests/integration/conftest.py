@@ -3,13 +3,12 @@
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.daemon import RealDaemon
+from tests.support.invariants import data_folder_violations
 
 Make = Callable[..., RealDaemon]
 
@@ -31,7 +30,8 @@ def _checked(daemon: RealDaemon) -> Iterator[RealDaemon]:
     try:
         yield daemon
         daemon.end_quietly()
-        check(daemon)
+        if daemon.was_ready:
+            check(daemon)
     finally:
         daemon.close()
 
@@ -40,17 +40,11 @@ def check(daemon: RealDaemon, *, wait_s: float = 0.0) -> None:
     """Raise AssertionError unless the folder keeps every invariant, `wait_s` seconds from now at the latest."""
     deadline = time.monotonic() + wait_s
     while True:
-        found = _violations(daemon.data, at_rest=daemon.at_rest, hostile=daemon.hostile)
+        found = data_folder_violations(daemon.data, at_rest=daemon.at_rest, hostile=daemon.hostile)
         if not found or time.monotonic() >= deadline:
             break
         time.sleep(0.1)  # a commit under way; nothing tells its end to another process
     assert not found, "\n".join(found) + "\n" + daemon.log_tail()
-
-
-def _violations(data: Path, *, at_rest: bool, hostile: bool) -> list[str]:
-    module = import_module("tests.support.invariants")
-    found: list[str] = module.data_folder_violations(data, at_rest=at_rest, hostile=hostile)
-    return found
 
 
 @pytest.fixture

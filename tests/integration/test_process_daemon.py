@@ -13,12 +13,7 @@ import pytest
 from tests.support.agents import ECHO, command_agent, obedient
 from tests.support.daemon import RealDaemon, eventually
 
-AGENTS = (
-    ECHO
-    + obedient()
-    + obedient("impatient", timeout_s=0.5)
-    + command_agent("lost", ("/no/such/program",))
-)
+AGENTS = ECHO + obedient() + obedient("impatient", timeout_s=0.5) + command_agent("lost", ("/no/such/program",))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +51,9 @@ def test_a_program_answers_and_its_answer_is_delivered_once(daemon: RealDaemon) 
 
 
 def test_twenty_messages_to_five_sessions_are_each_answered_once(daemon: RealDaemon) -> None:
-    sent = [(daemon.post(f"text {n}", agent="echo", session=f"s{n % 5}", mailbox="many"), f"s{n % 5}") for n in range(20)]
+    sent = [
+        (daemon.post(f"text {n}", agent="echo", session=f"s{n % 5}", mailbox="many"), f"s{n % 5}") for n in range(20)
+    ]
     for message_id, session in sent:
         daemon.answer(message_id, agent="echo", session=session)
     answered: list[str] = []
@@ -90,13 +87,15 @@ def test_the_same_id_twice_is_one_message_and_other_content_is_refused(daemon: R
 def test_a_program_that_fails_is_a_typed_error_answer_and_the_loop_lives(
     daemon: RealDaemon, agent: str, text: str, words: str
 ) -> None:
-    session = f"fails-{text.split()[0]}"
+    session = f"fails-{text.split(maxsplit=1)[0]}"
     text = text.format(mark=daemon.root / "impatient")
     said = daemon.cli("send", text, "--agent", agent, "--session", session, "--wait", "30")
     assert said.error == "AGENT_FAILED"
     assert words in said.envelope["error"]["message"]
     message_id = said.envelope["result"]["message_id"]
-    row = eventually("failed", lambda: (found := daemon.message(agent, session, message_id))["status"] == "failed" and found)
+    row = eventually(
+        "failed", lambda: (found := daemon.message(agent, session, message_id))["status"] == "failed" and found
+    )
     assert row["last_event"]["event"] == "failed"
     assert daemon.show(agent, session)["state"] == "running", "the runner outlives the failure"
     incarnation = daemon.container(agent, session)["incarnation"]

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -52,7 +53,7 @@ level = "debug"
 T = TypeVar("T")
 
 
-def eventually(what: str, holds: Callable[[], T], seconds: float = 15.0) -> T:
+def eventually(what: str, holds: Callable[[], T | None], seconds: float = 15.0) -> T:
     """Poll until it is true of something, and return that; fails after the deadline with the last value."""
     deadline = time.monotonic() + seconds
     while True:
@@ -104,14 +105,13 @@ class RealDaemon:
         self.socket = self.data / "control.sock"
         self.environment: dict[str, str] = {}
         # What the check after the test may ask of the files (tests/support/invariants.py).
+        self.was_ready = False
         self.at_rest = False
         self.hostile = False
         self.process: subprocess.Popen[bytes] | None = None
         self._output = self.root / "run.log"
         self._started: list[subprocess.Popen[bytes]] = []
-        self.configure(
-            QUICK.format(runtime=runtime, runtime_keys=runtime_keys, sweep_keys=sweep_keys) + "\n" + tables
-        )
+        self.configure(QUICK.format(runtime=runtime, runtime_keys=runtime_keys, sweep_keys=sweep_keys) + "\n" + tables)
 
     # --- configuration and commands
 
@@ -173,6 +173,7 @@ class RealDaemon:
             )  # fmt: skip
         self._started.append(self.process)
         self.wait_ready()
+        self.was_ready = True
 
     def wait_ready(self) -> None:
         process = self.process
@@ -181,7 +182,7 @@ class RealDaemon:
         def ready() -> bool:
             assert process.poll() is None, f"the daemon ended with {process.returncode}:\n{self.log_tail()}"
             with contextlib.suppress(httpx.TransportError):
-                return self._get("/readyz").status_code == 200
+                return self.listens() and self._get("/readyz").status_code == 200
             return False
 
         eventually("ready", ready, READY_S)
@@ -222,6 +223,11 @@ class RealDaemon:
 
     # --- the socket
 
+    def listens(self) -> bool:
+        """Whether somebody answers on the socket. Asked before httpx is, which leaks its socket when nobody does."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
     def _get(self, path: str) -> httpx.Response:
         transport = httpx.HTTPTransport(uds=str(self.socket))
         with httpx.Client(transport=transport, base_url="http://clawbus", timeout=5.0, trust_env=False) as client:
@@ -249,6 +255,7 @@ class RealDaemon:
         entry: MailboxEntry | None = None
         deadline = time.monotonic() + wait_s
         while entry is None and time.monotonic() < deadline:
+            eventually("listening", self.listens, wait_s)
             with contextlib.suppress(DaemonDownError, DaemonSilentError), self.client() as client:
                 entry = client.wait_reply(agent, session, message_id, min(5.0, wait_s))
         assert entry is not None, f"no answer to {message_id} of {agent}/{session} within {wait_s:g} s"

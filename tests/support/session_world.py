@@ -18,7 +18,7 @@ from schema.instants import to_text
 from schema.migrate import Role
 from schema.rows import Address, MessageIn, MessageStatus
 
-NOW: Final = 1_795_228_800_000  # 2026-11-21T00:00:00Z
+NOW: Final = 1_795_219_200_000  # 2026-11-21T00:00:00Z
 HOME: Final = Address("local", "me")
 
 
@@ -134,17 +134,16 @@ class SessionWorld:
         top = self.read("SELECT max(seq) AS top FROM messages_in")[0]["top"] or 0
         with self.runner() as db, db.transaction():
             row = db.one("SELECT max(seq) AS top FROM messages_out")
-            if seq is None:
-                highest = max(top, (row["top"] if row is not None else 0) or 0)
-                seq = highest + 1 if highest % 2 == 0 else highest + 2
+            highest = max(top, (row["top"] if row is not None else 0) or 0)
+            number = seq if seq is not None else highest + 1 + highest % 2
             db.execute(
                 "INSERT INTO messages_out(id, seq, in_reply_to, timestamp, deliver_after, kind, channel_type,"
                 " platform_id, thread_id, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    row_id, seq, in_reply_to, to_text(self.now),
+                    row_id, number, in_reply_to, to_text(self.now),
                     None if deliver_after is None else to_text(deliver_after), kind,
                     to.channel_type if to else None, to.platform_id if to else None, to.thread_id if to else None,
                     content if isinstance(content, str) and content[:1] in '{["' else json.dumps({"text": content}),
                 ),
             )  # fmt: skip
-        return seq
+        return number
