@@ -78,7 +78,7 @@ class DaemonOperations:
     async def status(self) -> dict[str, Any]:
         """The files' report and the live part."""
         report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
-        return {**report, "daemon": self._live()}
+        return {**report, "live": self._live()}
 
     async def sessions(self) -> list[dict[str, Any]]:
         """See reports.sessions_report."""

@@ -59,11 +59,14 @@ class Play:
         with httpx.Client(timeout=30, trust_env=False) as http, self._stage.client() as client:
             for number in (1, 2, 3):
                 self._send_local(ECHO, f"hello-{number % 2}", f"greeting {number}")
+                self._look(client, 0)
             for number in (1, 2, 3):
                 self._send_webhook(http, f"order {number}")
+                self._look(client, 0)
             doomed = self._send_local(WORKER, KILLED_SESSION, "slow report")
             incarnation, at = kill_in_mid_turn(self._stage, WORKER, KILLED_SESSION, doomed, self._timeout_s)
             self._say(f'killed    container {short(incarnation)} with SIGKILL while it worked on "slow report"')
+            self._look(client, 0)
             self._send_local(WORKER, KILLED_SESSION, "a question while it is down")
             self._send_webhook(http, "order 4")
             self._await_answers(client)
@@ -90,10 +93,13 @@ class Play:
         """Until nothing is missing or the time is over. Both ways of waiting are woken by what they wait for."""
         deadline = time.monotonic() + self._timeout_s
         while self._ledger.missing() and time.monotonic() < deadline:
-            if self._ledger.missing("local"):
-                self._read_mailbox(client, LOOK_S)
-            if self._ledger.missing("webhook"):
-                self._read_receiver(LOOK_S)
+            self._look(client, LOOK_S)
+
+    def _look(self, client: ControlClient, wait_s: float) -> None:
+        if self._ledger.missing("local"):
+            self._read_mailbox(client, wait_s)
+        if self._ledger.missing("webhook"):
+            self._read_receiver(wait_s)
 
     def _read_mailbox(self, client: ControlClient, wait_s: float) -> None:
         for entry in client.read_mailbox(MAILBOX, self._cursor, 100, wait_s):
@@ -160,6 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DemoFailed as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("demo: interrupted; everything it started is ended", file=sys.stderr)
+        return 130
 
 
 def _run(runtime: str, *, keep: bool, timeout_s: float) -> int:

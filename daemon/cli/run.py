@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import Outcome, Problem
-
-if TYPE_CHECKING:
-    from daemon.config import Config
 
 
 def register(app: typer.Typer) -> None:
@@ -33,12 +28,11 @@ def run(invocation: Invocation) -> Outcome:
     check_foreign_packages()
     config = invocation.config
     from daemon import app  # noqa: PLC0415 - the whole daemon
+    from daemon.config import load_config  # noqa: PLC0415
 
-    def reload() -> Config:
-        return Invocation(invocation.command, invocation.options).config  # a new one: the old one keeps what it read
-
-    code = app.run(config, reload)
+    code = app.run(config, lambda: load_config(invocation.config_file, data_dir=invocation.options.data))
     if code:
         problem = Problem("DAEMON_FAILED", f"the daemon ended with exit code {code}.", "`clawbus logs -n 50` says why.")
         return Outcome({"exit_code": code}, problem=problem, exit_code=code)
-    return Outcome({"exit_code": 0})
+    # Under systemd nobody reads standard output as a pipe: an envelope only for who asked.
+    return Outcome({"exit_code": 0}, silent=invocation.options.json is None)

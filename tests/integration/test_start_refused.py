@@ -140,9 +140,9 @@ def test_without_docker_it_starts_degraded_and_keeps_what_it_accepts(make_daemon
     daemon.start()
     message_id = daemon.post("say kept", agent="prog", session="s")
     status = daemon.status()
-    assert status["daemon"]["runtime"] == {"name": "docker", "state": "unavailable"}
-    assert [one["what"] for one in status["daemon"]["degraded"]] == ["runtime"]
-    assert "Docker does not answer" in status["daemon"]["degraded"][0]["why"]
+    assert status["live"]["runtime"] == {"name": "docker", "state": "unavailable"}
+    assert [one["what"] for one in status["live"]["degraded"]] == ["runtime"]
+    assert "Docker does not answer" in status["live"]["degraded"][0]["why"]
     assert "degraded: runtime" in daemon.people("status")
     waited = daemon.cli("send", "say kept too", "--agent", "prog", "--session", "s", "--wait", "0.5")
     assert waited.error == "NO_ANSWER_YET"

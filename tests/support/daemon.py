@@ -290,7 +290,7 @@ class RealDaemon:
         return next(
             (
                 one
-                for one in self.status()["daemon"]["running"]
+                for one in self.status()["live"]["running"]
                 if (one["agent"], one["session"]) == (agent, session) and one["container_id"] is not None
             ),
             None,

@@ -27,7 +27,8 @@ class Run:
 
     def __call__(self, *arguments: str) -> Answer:
         code = main(list(arguments))
-        return Answer(code, *self._capfd.readouterr())
+        out, err = self._capfd.readouterr()
+        return Answer(code, out, err)
 
 
 def test_it_writes_a_configuration_that_is_valid(fresh: tuple[Path, Run]) -> None:
