@@ -128,13 +128,13 @@ class Delivery:
             self._wake_at(session, now + _RACE_RETRY_MS)
             return False
         except ClawbusError as error:
-            self.trouble(session, error)
+            self.trouble(session, error, "collect")
             return False
         except Exception:  # noqa: BLE001 - one session's surprise must not end the daemon; it is looked at again
             self._log.error("collect_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
             self._wake_at(session, now + _SURPRISE_RETRY_MS)
             return False
-        session.deadline_strikes = 0
+        session.strikes.pop("collect", None)
         self._report(session, found)
         for address_key, sends in groups:
             assert self._tasks is not None
@@ -146,12 +146,15 @@ class Delivery:
             self._look_later(session)
         return found.more
 
-    def trouble(self, session: Session, error: ClawbusError) -> None:
-        """A look into the session's files failed: quarantine what is hostile, retry what may pass."""
+    def trouble(self, session: Session, error: ClawbusError, look: str) -> None:
+        """A look into the session's files failed: quarantine what is hostile, retry what may pass.
+
+        Strikes are counted by `look`: a file that is slow for one of them must not be excused by another one's success.
+        """
         context = {"agent": session.key.agent, "session": session.key.session, "code": error.code, "hint": error.hint}
         if isinstance(error, ReadDeadlineError):
-            session.deadline_strikes += 1
-        if isinstance(error, HostileFileError) or session.deadline_strikes >= _MAX_STRIKES:
+            session.strikes[look] = session.strikes.get(look, 0) + 1
+        if isinstance(error, HostileFileError) or session.strikes.get(look, 0) >= _MAX_STRIKES:
             self._quarantine(session, str(error))
             return
         level = (

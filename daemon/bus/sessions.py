@@ -65,7 +65,7 @@ class Session:
         self.active = False
         self.last_activity = 0
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
-        self.deadline_strikes = 0
+        self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
         self._limiter = limiter
         self._in_thread = False
 

@@ -1,10 +1,13 @@
 """The daemon as a client sees it: HTTP over the control socket, blocking, for the command line.
 
-Nothing here retries a send by itself. When nobody answers that is DaemonDownError, never an empty result.
+Nothing here retries a send by itself. When nobody answers that is DaemonDownError, never an empty result. The standard
+library's client is used because a command's start-up counts: importing httpx takes longer than most calls.
 """
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import socket
@@ -12,9 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
-from urllib.parse import quote
-
-import httpx
+from urllib.parse import quote, urlencode
 
 from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError, SocketPathError
 from daemon.store.mailbox import MailboxEntry
@@ -25,8 +26,38 @@ _POLL_S: Final = 50.0  # one long-poll of ours; the daemon's own cap is a little
 _MAX_PATH_BYTES: Final = 107
 
 
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP on a unix socket. Raises DaemonDownError or DaemonSilentError when nobody takes the call."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("clawbus", timeout=timeout_s)
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        """Connect; the answer may take `timeout_s`, being taken at all may not."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(_CONNECT_S)
+            sock.connect(str(self._path))
+            sock.settimeout(self._timeout_s)
+        except OSError as error:
+            sock.close()
+            raise _not_taken(error, self._path) from error
+        self.sock = sock
+
+
+def _not_taken(error: OSError, path: Path) -> DaemonDownError | DaemonSilentError:
+    if isinstance(error, PermissionError):
+        message = f"no permission to speak to the daemon on {path}."
+        return DaemonDownError(message, hint="Run this as the daemon's user.")
+    if isinstance(error, TimeoutError):
+        return DaemonSilentError(f"the daemon on {path} takes no calls.")
+    return DaemonDownError(f"no daemon answers on {path}.")
+
+
 class ControlClient:
-    """Calls to one daemon. Use as a context manager.
+    """Calls to one daemon, each on a connection of its own. Use as a context manager.
 
     Every method raises DaemonDownError, DaemonSilentError or RemoteError.
     """
@@ -34,14 +65,11 @@ class ControlClient:
     def __init__(self, path: Path) -> None:
         if len(os.fsencode(path)) > _MAX_PATH_BYTES:
             raise SocketPathError(f"the control socket's path is over {_MAX_PATH_BYTES} bytes: {path}")
-        self._socket = path
-        # trust_env off: a proxy variable must not lead an operator's request away from the socket.
-        self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(path)), base_url="http://clawbus", trust_env=False
-        )
+        self._path = path
+        self._current: _UnixConnection | None = None
+        self._closed = False
 
     def __enter__(self) -> Self:
-        self._probe()
         return self
 
     def __exit__(
@@ -50,8 +78,13 @@ class ControlClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._http.close()
+        """End a call that another thread may be waiting in; it raises DaemonDownError there, as do later ones."""
+        self._closed = True
+        current = self._current
+        sock = current.sock if current is not None else None
+        if isinstance(sock, socket.socket):
+            with contextlib.suppress(OSError):  # it has ended by itself
+                sock.shutdown(socket.SHUT_RDWR)
 
     def accept(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """POST /v1/messages; returns {message_id, agent, session, seq, duplicate}."""
@@ -105,40 +138,35 @@ class ControlClient:
         wait_s: float = 0.0,
     ) -> dict[str, Any]:
         content = json.dumps(body).encode() if body is not None else None
-        timeout = httpx.Timeout(_ANSWER_S + wait_s, connect=_CONNECT_S)
+        target = f"{path}?{urlencode(query)}" if query else path
+        connection = _UnixConnection(self._path, _ANSWER_S + wait_s)
+        self._current = connection
         try:
-            response = self._http.request(method, path, params=dict(query or {}), content=content, timeout=timeout)
-        except httpx.ConnectError as error:
-            raise DaemonDownError(f"no daemon answers on {self._socket}.") from error
-        except httpx.TimeoutException as error:
-            raise DaemonSilentError(f"the daemon on {self._socket} did not answer in time.") from error
-        except httpx.TransportError as error:
+            connection.connect()
+            if self._closed:  # looked at after the socket is there: `close` either finds the socket or is seen here
+                raise DaemonDownError("the call was ended.")
+            # A refusal may come before the whole body is sent, and the connection be closed: it is still to be read.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, target, content, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return _unwrap(response.status, response.read())
+        except TimeoutError as error:
+            raise DaemonSilentError(f"the daemon on {self._path} did not answer in time.") from error
+        except (OSError, http.client.HTTPException) as error:
             raise DaemonDownError(
                 "the daemon ended before it answered.",
                 hint="Start it and repeat; with the same --id a message is never stored twice.",
             ) from error
-        return _unwrap(response)
-
-    def _probe(self) -> None:
-        """Raise DaemonDownError with the exact reason when nobody listens."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(_CONNECT_S)
-            try:
-                probe.connect(str(self._socket))
-            except PermissionError as error:
-                message = f"no permission to speak to the daemon on {self._socket}."
-                raise DaemonDownError(message, hint="Run this as the daemon's user.") from error
-            except TimeoutError as error:
-                raise DaemonSilentError(f"the daemon on {self._socket} takes no calls.") from error
-            except OSError as error:
-                raise DaemonDownError(f"no daemon answers on {self._socket}.") from error
+        finally:
+            self._current = None
+            connection.close()
 
 
-def _unwrap(response: httpx.Response) -> dict[str, Any]:
+def _unwrap(status: int, content: bytes) -> dict[str, Any]:
     try:
-        answer = cast("object", json.loads(response.content))
+        answer = cast("object", json.loads(content))
     except ValueError as error:
-        raise DaemonSilentError(f"the daemon's answer is not JSON (status {response.status_code}).") from error
+        raise DaemonSilentError(f"the daemon's answer is not JSON (status {status}).") from error
     if isinstance(answer, dict):
         envelope = cast("dict[str, Any]", answer)
         if envelope.get("ok") is True:
@@ -147,7 +175,7 @@ def _unwrap(response: httpx.Response) -> dict[str, Any]:
         if isinstance(fault, dict):
             named = cast("dict[str, Any]", fault)
             raise RemoteError(str(named.get("code")), str(named.get("message")), hint=str(envelope.get("fix", "")))
-    raise DaemonSilentError(f"the daemon's answer is no envelope (status {response.status_code}).")
+    raise DaemonSilentError(f"the daemon's answer is no envelope (status {status}).")
 
 
 def _entry(values: Mapping[str, Any]) -> MailboxEntry:

@@ -210,9 +210,10 @@ def _inbound_life(folder: SessionFolder, message_id: str, answers: list[str], ev
         events += [_history(row) for row in _rows(reader, "message_history", history, message_id)]
         for row in _rows(reader, "attempts", "SELECT * FROM attempts WHERE message_id = ? LIMIT 500", message_id):
             detail = {"incarnation": row["incarnation"]}
-            if not any(_is_claim(event, row["incarnation"]) for event in events):
+            # A quick turn's claim is seen only with its end: when it was claimed is not known then, so nothing is told.
+            if row["claimed_at"] != row["ended_at"] and not _told(events, "claimed", row["incarnation"]):
                 events.append({"at": row["claimed_at"], "event": "claimed", "detail": detail})
-            if row["outcome"] is not None:
+            if row["outcome"] is not None and not _told(events, row["outcome"], row["incarnation"]):
                 events.append({"at": row["ended_at"], "event": f"attempt_{row['outcome']}", "detail": detail})
         notices = f"SELECT id, timestamp, {_CONTENT} FROM host_messages WHERE in_reply_to = ? LIMIT 50"
         answers += [_answer(row, events) for row in _rows(reader, "host_messages", notices, message_id)]
@@ -220,8 +221,9 @@ def _inbound_life(folder: SessionFolder, message_id: str, answers: list[str], ev
             _delivery_life(reader, identity, events)
 
 
-def _is_claim(event: dict[str, Any], incarnation: str) -> bool:
-    return event["event"] == "claimed" and event["detail"].get("incarnation") == incarnation
+def _told(events: list[dict[str, Any]], name: str, incarnation: str) -> bool:
+    """Whether the history says it already."""
+    return any(event["event"] == name and event["detail"].get("incarnation") == incarnation for event in events)
 
 
 def _delivery_life(reader: Reader, message_out_id: str, events: list[dict[str, Any]]) -> None:

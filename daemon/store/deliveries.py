@@ -80,10 +80,14 @@ def retrying_destinations(db: Reader, now: int) -> frozenset[str]:
 
 
 def next_attempt_at(db: Reader) -> int | None:
-    """The earliest instant at which an open row has something to do; 0 for at once; None if none is open."""
+    """The earliest instant at which an open row has something to do; 0 for at once; None if none is open.
+
+    A row behind a head that is being retried has nothing to do before that head has.
+    """
     row = db.one(
         "SELECT min(coalesce(next_attempt_at, 0)) AS soonest FROM delivery_attempts"
-        " WHERE state IN ('queued', 'intended', 'retrying')"
+        " WHERE state IN ('queued', 'intended', 'retrying') AND (state = 'retrying'"
+        " OR destination NOT IN (SELECT destination FROM delivery_attempts WHERE state = 'retrying'))"
     )
     return row["soonest"] if row is not None else None
 

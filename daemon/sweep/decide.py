@@ -16,6 +16,9 @@ CEILING: Final = "ceiling"
 CLAIM_STUCK: Final = "claim_stuck"
 IDLE: Final = "idle"
 
+# Configured for many tries, doubling would leave the calendar after 35 of them.
+LONGEST_BACKOFF: Final = 24 * 3_600_000
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -195,7 +198,7 @@ def reset_orphans(seen: Observation, policy: Policy) -> list[Orphaned]:
         if tries >= policy.max_tries:
             actions.append(Fail(message.id, claim.incarnation, tries))
         else:
-            wait = policy.backoff_base * 2**message.tries
+            wait = min(policy.backoff_base * 2**message.tries, LONGEST_BACKOFF)
             actions.append(Reset(message.id, claim.incarnation, tries, seen.now + wait))
     return actions
 

@@ -172,7 +172,7 @@ class Sweeper:
                 swept = await session.call_locked(
                     partial(sweep_files, session.files, container, now, self.settings, occupied=occupied, floor=floor)
                 )
-                session.deadline_strikes = 0
+                session.strikes.pop("sweep", None)
                 idle = slot is None and not session.sending and self.supervisor.slot(key) is None
                 if idle and swept.next_at != 0 and (swept.next_at is None or swept.next_at > now):
                     await self.sessions.retire(session, swept.next_at)
@@ -185,7 +185,7 @@ class Sweeper:
             self.schedule.at(key, self.clock.now_ms() + 50)
             return
         except (HostileFileError, ReadDeadlineError) as error:
-            self.delivery.trouble(session, error)
+            self.delivery.trouble(session, error, "sweep")
             return
         self._report(key, swept)
         await self._act(session, swept, now, container.incarnation if container is not None else None)
@@ -216,7 +216,7 @@ class Sweeper:
                 partial(finish_incarnation, session.files, incarnation, reason, now, self.settings)
             )
         except (HostileFileError, ReadDeadlineError) as error:
-            self.delivery.trouble(session, error)
+            self.delivery.trouble(session, error, "exit")
             if session.quarantined is None:
                 raise  # it is called again
             return True

@@ -45,7 +45,7 @@ class Answer:
 
 
 class CommandLine:
-    """`cli("status")` runs it against one configuration."""
+    """`cli("status")` runs it where `config` is the folder's own."""
 
     def __init__(self, capfd: pytest.CaptureFixture[str], config: Path) -> None:
         self._capfd = capfd
@@ -53,6 +53,6 @@ class CommandLine:
 
     def __call__(self, *arguments: str) -> Answer:
         self._capfd.readouterr()
-        code = main(["--config", str(self.config), *arguments])
+        code = main(list(arguments))
         out, err = self._capfd.readouterr()
         return Answer(code, out, err)

@@ -50,6 +50,7 @@ class FakeHost:
         self.check_error: ClawbusError | None = None
         self.calls: list[tuple[str, str]] = []  # (what a runtime was asked, container or session)
         self.errors: dict[str, Exception] = {}  # by method name: what every such call raises, until taken out
+        self.spawn_gate: anyio.Event | None = None  # spawns wait for it
         self._lost: list[ClawbusError] = []
         self._agents: tuple[TaskGroup, Program] | None = None
         self._available = True
@@ -152,6 +153,8 @@ class FakeRuntime:
     async def spawn(self, spec: ContainerSpec) -> Running:
         """Starts at once, or raises what `refuse_next` was given."""
         await self._answer("spawn", spec.session)
+        if self.host.spawn_gate is not None:
+            await self.host.spawn_gate.wait()
         return _running(self.host.start(spec))
 
     async def stop(self, container_id: str) -> None:

@@ -155,6 +155,10 @@ class HouseKit:
         """Until the session's container is gone, and all that entails is done."""
         await until(lambda: self.slot(session, agent) is None)
 
+    async def settle_collects(self) -> None:
+        """The same, but for sends under way."""
+        await until(lambda: not self.house.delivery._dirty)
+
     async def settle(self) -> None:
         """Until nothing the house does by itself is under way."""
         await until(lambda: not self.house.delivery._dirty and not self.house.delivery.senders)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import anyio
 import pytest
 
-from daemon.config import Agent as AgentConfig
 from schema.rows import Address
 from tests.support.fake_agent import echo
-from tests.support.house_kit import AGENT, SECONDS, HouseKit, text_of, until
+from tests.support.house_kit import AGENT, SECONDS, HouseKit, text_of
 
 pytestmark = [pytest.mark.anyio]
 

@@ -95,6 +95,19 @@ def test_the_option_after_the_command_wins(home: Path, capfd: pytest.CaptureFixt
     assert "/two" in capfd.readouterr().out
 
 
+def test_next_actions_lead_to_the_same_place(cli: CommandLine, home: Path) -> None:
+    given = home / "with space.toml"
+    given.write_text("")
+    commands = [
+        one["command"]
+        for one in cli("--config", str(given), "--data", "d", "send", "x", "-a", "a", "-s", "s").envelope[
+            "next_actions"
+        ]
+    ]
+    assert commands[0] == f"clawbus --config '{given}' --data d run"
+    assert cli("send", "x", "-a", "a", "-s", "s").envelope["next_actions"][0]["command"] == "clawbus run"
+
+
 def test_the_environment_names_the_file(
     home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,8 +181,8 @@ def test_a_reader_that_goes_is_no_traceback(home: Path) -> None:
     ("arguments", "banned"),
     [
         (["version"], ("docker", "uvicorn", "starlette", "httpx", "pydantic_settings", "rich.console")),
-        (["send", "x", "--agent", "a", "--session", "s"], ("docker", "uvicorn", "starlette")),
-        (["status"], ("docker", "uvicorn", "starlette")),
+        (["send", "x", "--agent", "a", "--session", "s"], ("docker", "uvicorn", "starlette", "httpx")),
+        (["status"], ("docker", "uvicorn", "starlette", "httpx")),
     ],
 )
 def test_start_up_imports_no_more_than_it_needs(home: Path, arguments: list[str], banned: tuple[str, ...]) -> None:
