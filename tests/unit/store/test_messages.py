@@ -174,7 +174,7 @@ def test_a_file_without_any_of_our_tables_says_nothing(world: SessionWorld) -> N
         assert out is not None
         assert outbound.tool_in_flight(out) is None
         assert (outbound.claims(out), outbound.acks_for(out, ["m"]), outbound.rows_after(out, 0, 9)) == ([], {}, [])
-        assert (outbound.rows_by_id(out, ["o"]), outbound.recently_acked(out, 9)) == ({}, [])
+        assert (outbound.rows_by_id(out, ["o"])[0], outbound.recently_acked(out, 9)) == ({}, [])
 
 
 HOSTILE_ACKS = ["(1, 'processing', 'now', NULL)", "('m', 'dancing', 'now', NULL)", "(x'00', 'completed', 'now', NULL)"]
