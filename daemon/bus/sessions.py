@@ -6,11 +6,12 @@ file drops this process's SQLite locks on it, so two threads must never have the
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio
@@ -24,6 +25,8 @@ from schema.connect import ReadLimits
 from schema.errors import ReadDeadlineError
 
 T = TypeVar("T")
+
+_PATIENCE_S: Final = 20.0
 
 
 class _Job(Generic[T]):
@@ -55,7 +58,7 @@ class _Job(Generic[T]):
 
 
 class Session:
-    """One active session. `busy` destinations have a send under way; `last_activity` is epoch milliseconds."""
+    """One active session. `last_activity` is epoch milliseconds, `patience_s` the seconds that one operation may take."""
 
     def __init__(self, key: SessionKey, files: SessionFiles, limiter: anyio.CapacityLimiter) -> None:
         self.key = key
@@ -66,7 +69,9 @@ class Session:
         self.last_activity = 0
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
         self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
+        self.patience_s = _PATIENCE_S
         self._limiter = limiter
+        self._threads = anyio.CapacityLimiter(math.inf)
         self._in_thread = False
 
     async def call(self, operation: Callable[[], T]) -> T:
@@ -77,16 +82,24 @@ class Session:
     async def call_locked(self, operation: Callable[[], T]) -> T:
         """The same for a caller that holds `lock`.
 
-        A cancelled caller does not wait for the thread: a container can make an open hang for ever (a fifo put in a
-        file's place between our check and SQLite's open). Until that thread is back, every call raises
-        ReadDeadlineError: the lock alone no longer keeps a second thread from the same files.
+        A caller that is cancelled, or has waited `patience_s`, does not wait for the thread: a container can make an
+        open hang for ever (a fifo put in a file's place between our check and SQLite's open), and whoever waits for the
+        lock would wait with it. Until that thread is back, every call raises ReadDeadlineError: the lock alone no
+        longer keeps a second thread from the same files.
         """
         if self._in_thread:
             raise ReadDeadlineError(f"an earlier operation on the files of {self.key} has not come back.")
         job = _Job(operation, self._came_back)
         self._in_thread = True
         try:
-            return await anyio.to_thread.run_sync(job.run, limiter=self._limiter, abandon_on_cancel=True)
+            # Waiting for one's turn among all sessions is nobody's fault: the time-out begins after it.
+            async with self._limiter:
+                with anyio.fail_after(self.patience_s):
+                    return await anyio.to_thread.run_sync(job.run, limiter=self._threads, abandon_on_cancel=True)
+        except TimeoutError as error:
+            job.withdraw()
+            text = f"an operation on the files of {self.key} takes longer than {self.patience_s:g} s."
+            raise ReadDeadlineError(text) from error
         except BaseException:
             job.withdraw()
             raise
