@@ -75,7 +75,7 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
     threads = Threads(world)
     awatch = watcher(world)
 
-    def build_channels(config: Any, clock: Any) -> SimChannels:
+    def build_channels(config: Any, clock: Any, types: Any = None) -> SimChannels:
         return SimChannels(
             {
                 name: SimChannel(ChannelContext(name, receivers, world.root, clock, config.limits.max_content_bytes))
