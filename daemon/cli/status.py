@@ -41,6 +41,8 @@ def status(invocation: Invocation) -> Outcome:
         steps = (NextAction("clawbus run", "start the daemon"),)
     for entry in report.get("attention", [])[:1]:
         steps += (NextAction(f"clawbus session show {entry['agent']} {entry['session']}", "what needs attention"),)
+    if report["queues"]["dead_letters"]:
+        steps += (NextAction("clawbus dead list", "the dead letters"),)
     return Outcome({"source": source, **report}, lambda console: _show(console, report, source), steps)
 
 

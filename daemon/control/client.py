@@ -128,6 +128,26 @@ class ControlClient:
             wait_s=600 if action == "kill" else 0,
         )
 
+    def dead_letters(
+        self, session: tuple[str, str] | None = None, letter_id: str | None = None, limit: int = 100
+    ) -> dict[str, Any]:
+        """The newest open dead letters, of one session or of all."""
+        query = {"limit": str(limit), **({"id": letter_id} if letter_id is not None else {})}
+        if session is not None:
+            query |= {"agent": session[0], "session": session[1]}
+        return self._call("GET", "/v1/dead", query=query)
+
+    def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
+        """All that is known of one."""
+        return self._call("GET", "/v1/dead/show", query={"agent": agent, "session": session, "id": letter_id})
+
+    def repair(
+        self, action: str, agent: str, session: str, letter_id: str, by: str, reason: str | None
+    ) -> dict[str, Any]:
+        """`action` is requeue or drop."""
+        body = {"agent": agent, "session": session, "id": letter_id, "by": by, "reason": reason}
+        return self._call("POST", f"/v1/dead/{action}", body=body)
+
     def _call(
         self,
         method: str,

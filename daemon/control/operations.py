@@ -62,6 +62,27 @@ class Operations(Protocol):
         """Take the session out of quarantine; returns {released: bool, was: reason or None}."""
         ...
 
+    async def dead_letters(self, session: tuple[str, str] | None, letter_id: str | None, limit: int) -> dict[str, Any]:
+        """daemon.ops.reports.dead_letters_report's dictionary. Raises UnknownSessionError."""
+        ...
+
+    async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
+        """daemon.ops.reports.dead_letter_report's dictionary. Raises UnknownSessionError, UnknownMessageError."""
+        ...
+
+    async def requeue_dead(
+        self, agent: str, session: str, letter_id: str, by: str, reason: str | None
+    ) -> dict[str, Any]:
+        """Send a dead letter on its way again; returns {id, kind: in|out, requeued_as}.
+
+        Raises UnknownSessionError, UnknownMessageError, NotDeadLetterError, RowGoneError; then nothing has changed.
+        """
+        ...
+
+    async def drop_dead(self, agent: str, session: str, letter_id: str, by: str, reason: str | None) -> dict[str, Any]:
+        """Take a dead letter off the list; returns {id, kind}. Raises as `requeue_dead`."""
+        ...
+
     def health(self) -> dict[str, Any]:
         """At least {ready: bool}; cheap, never waits, never touches a disk."""
         ...

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from daemon.ops.session_reading import Queues
 from schema.instants import to_text
+
+_ANSWER: Final = "Mend what the reason names, then requeue it; or drop it."
+_MESSAGE: Final = (
+    "Find out what the message does to the agent (the session's container log), then requeue it; or drop it."
+)
+_STEPS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "IN_DOUBT": "Ask the receiver whether it has this id: requeue it if not, drop it if so.",
+        "ROW_GONE": "There is nothing left to send: drop it, and send the message that it answers anew.",
+        "BAD_CONTENT": "Correct the agent; this row will never be sendable: drop it.",
+        "UNKNOWN_KIND": "Correct the runner; this row will never be sendable: drop it.",
+        "UNAUTHORISED_DESTINATION": "Add the destination if the session should write there, then requeue it; or drop it.",
+        "NO_ROUTE": "Nobody knows where it goes: once a message has come in from a channel, requeue it; or drop it.",
+        "NO_CHANNEL": "Configure the channel that the reason names and restart, then requeue it; or drop it.",
+        "AGENT_FAILED": "The sender has the agent's error as the answer: mend the agent, then requeue it; or drop it.",
+    }
+)
 
 
 def state_of(registry: Mapping[str, Any], live: Mapping[str, Any] | None, now_ms: int) -> str:
@@ -42,6 +60,11 @@ def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues:
     if queues.dead_example is not None:
         return _dead(queues, queues.dead_example)
     return None
+
+
+def next_step(kind: str, code: str | None) -> str:
+    """What to do about an open dead letter; `kind` is in or out."""
+    return _STEPS.get(code or "", _MESSAGE if kind == "in" else _ANSWER)
 
 
 def _failed(queues: Queues, example: Mapping[str, Any]) -> str:

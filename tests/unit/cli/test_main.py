@@ -15,6 +15,7 @@ import typer
 from daemon.cli.envelope import Outcome, to_json
 from daemon.cli.main import build_app, main
 from daemon.cli.present import age, clean, when
+from schema.migrate import VERSION
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations
 
@@ -195,7 +196,7 @@ def test_start_up_imports_no_more_than_it_needs(home: Path, arguments: list[str]
 
 
 def test_version(cli: CommandLine) -> None:
-    assert cli("version").result["schema"] == 1
+    assert cli("version").result["schema"] == VERSION
     assert cli("version", "--pretty").out.startswith("clawbus ")
 
 
