@@ -114,7 +114,8 @@ class DaemonOperations:
         found = await self._sessions.get(key)
         was = found.quarantined
         await self._sessions.central(lambda registry: registry.release(key))
-        found.quarantined, found.deadline_strikes, found.active = None, 0, True
+        found.quarantined, found.active = None, True
+        found.strikes.clear()
         self._log.info("operator_release", agent=agent, session=session, was=was)
         self._sweeper.poke(key)
         return {"released": was is not None, "was": was}

@@ -65,7 +65,7 @@ class Session:
         self.active = False
         self.last_activity = 0
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
-        self.deadline_strikes = 0
+        self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
         self._limiter = limiter
         self._in_thread = False
 
@@ -116,6 +116,7 @@ class Sessions:
         # Every Session object that anybody still holds: a second one for the same files would bring a second lock.
         self._known: WeakValueDictionary[SessionKey, Session] = WeakValueDictionary()
         self._table: dict[SessionKey, Session] = {}
+        self._making: WeakValueDictionary[SessionKey, anyio.Lock] = WeakValueDictionary()
         self._central = anyio.Lock()
         self._limiter = anyio.CapacityLimiter(threads)
 
@@ -158,21 +159,28 @@ class Sessions:
         return SessionFiles(self._dir / key.agent / key.session, self._limits, self._owner)
 
     async def create(self, key: SessionKey) -> Session:
-        """The session, made if need be: registry first, then the folder, so that a crash leaves a row that is looked at."""
+        """The session, made if need be: the folder first, then the registry, so that a session that is known is whole.
+
+        A crash or a full disk between the two leaves a folder that the next attempt completes.
+        """
         try:
             return await self.get(key)
         except UnknownSessionError:
             pass
-        now = self._clock.now_ms()
-        await self.central(lambda registry: registry.activate(key, now))
-        row = await self.central(lambda registry: registry.session(key))
-        assert row is not None
-        session = self.adopt(row)
-        await session.call(session.files.create)
-        return session
+        async with self._making.setdefault(key, anyio.Lock()):
+            try:
+                return await self.get(key)
+            except UnknownSessionError:
+                pass
+            await anyio.to_thread.run_sync(self.files_of(key).create, limiter=self._limiter)
+            now = self._clock.now_ms()
+            await self.central(lambda registry: registry.activate(key, now))
+            return await self.get(key)
 
     async def activate(self, session: Session) -> None:
         """Record that the session has work, before the work is written. Call with the session's lock held."""
+        # Whoever waited for the lock may have got the object before it was retired.
+        self._table[session.key] = session
         if not session.active:
             now = self._clock.now_ms()
             await self.central(lambda registry: registry.activate(session.key, now))

@@ -30,6 +30,11 @@ def rows_after(db: Reader, seq: int, limit: int) -> list[MessageOut]:
     return [_message(row) for row in rows]
 
 
+def has_after(db: Reader, seq: int) -> bool:
+    """Whether there are outbound rows above `seq`."""
+    return bool(db.columns("messages_out")) and db.one("SELECT 1 FROM messages_out WHERE seq > ?", (seq,)) is not None
+
+
 def rows_by_id(db: Reader, ids: Sequence[str]) -> tuple[dict[str, MessageOut], int]:
     """The named outbound rows that (still) exist, and how many of `ids` were looked at: less than all when rows are large."""
     if not ids or not db.columns("messages_out"):

@@ -73,6 +73,7 @@ def sweep_files(
     with files.inbound() as db:
         with files.outbound() as out:
             seen = _observe(db, out, now)
+            news = out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id))
             if container is not None:
                 tool = outbound.tool_in_flight(out) if out is not None else None
                 container = replace(container, tool=tool, heartbeat_at=outbound.heartbeat_at(files.folder))
@@ -88,7 +89,9 @@ def sweep_files(
                 for attempt in stale:
                     messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
                 rearmed = recurrence.rearm(db, due_series, now, settings.timezone)
-        return Swept(tuple(actions), tuple(rearmed), next_work(db, now), messages.count_due(db, now), recovered)
+        # An answer that delivery has not taken note of is work: a session is not retired over it.
+        next_at = 0 if news else next_work(db, now)
+        return Swept(tuple(actions), tuple(rearmed), next_at, messages.count_due(db, now), recovered)
 
 
 def finish_incarnation(
