@@ -62,9 +62,7 @@ async def round_trip(kit: HouseKit, session: str) -> float:
     assert [message.id for message in batch.messages] == [accepted.message_id]
     agent.answer(batch)
     kit.house.delivery.poke(await kit.session(session))
-    with anyio.fail_after(10):
-        while not [one for one in kit.fake.sent if one.session == session]:
-            await anyio.sleep(0.005)
+    await until(lambda: any(one.session == session for one in kit.fake.sent))
     return time.monotonic() - began
 
 
@@ -134,7 +132,7 @@ def swapped(monkeypatch: pytest.MonkeyPatch) -> Generator[list[Path]]:
 
 async def test_an_open_that_never_returns_costs_one_session_and_no_other(kit: HouseKit, swapped: list[Path]) -> None:
     async with kit.running() as house:
-        accepted = await kit.send("main")
+        await kit.send("main")
         await kit.started()
         kit.agent().claim()
         session = await kit.session()
