@@ -177,6 +177,7 @@ def build_house(
         live_incarnation=supervisor.live_incarnation,
         wake_at=lambda session, when: schedule.at(session.key, when),
         look_later=look_later,
+        on_settled=supervisor.look_for_room,
         quarantine=quarantine,
         max_content_bytes=config.limits.max_content_bytes,
         rng=random.Random(),  # noqa: S311 - spreads retries; nothing secret

@@ -41,6 +41,7 @@ class Delivery:
         live_incarnation: Callable[[Session], str | None],
         wake_at: Callable[[Session, int], None],
         look_later: Callable[[Session], None],
+        on_settled: Callable[[], None],
         quarantine: Callable[[Session, str], None],
         max_content_bytes: int,
         rng: random.Random,
@@ -51,6 +52,7 @@ class Delivery:
         self._live = live_incarnation
         self._wake_at = wake_at
         self._look_later = look_later
+        self._on_settled = on_settled
         self._quarantine = quarantine
         self._max_content_bytes = max_content_bytes
         self._rng = rng
@@ -142,6 +144,8 @@ class Delivery:
             self._tasks.start_soon(self._send_group, session, address_key, sends, name=f"send {session.key}")
         if found.sends or found.settled or found.claimed:
             session.last_activity = now
+        if found.settled:
+            self._on_settled()
         if found.later:
             self._look_later(session)
         return found.more

@@ -74,11 +74,10 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
     Raises ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; nothing has changed then.
     """
     with files.inbound() as db:
-        pending = tuple(messages.pending(db, now))
         with files.outbound() as out:
-            acks = outbound.acks_for(out, [message.id for message in pending]) if out is not None else {}
+            pending, acks = unfinished(db, out, now)
             batch = _look(db, out, means, now)
-        settles = settled(Observation(now=now, pending=pending, acks=acks))
+        settles = settled(Observation(now=now, pending=tuple(pending), acks=acks))
         claims = _new_claims(db, pending, acks, live)
         planned = plan(batch.candidates, _rules(db, batch, means, now)) if batch.candidates else []
         # A row that waits in the queue already goes on waiting: nothing to write.
@@ -103,6 +102,24 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         more=batch.more,
         later=_waits(decisions) or _ends_occurrence(pending, settles),
     )
+
+
+def unfinished(
+    db: Reader, out: Reader | None, now: int, also: Sequence[str] = ()
+) -> tuple[list[MessageIn], dict[str, Ack]]:
+    """Messages that are not finished, and what the container says of them; those of `also` in any case.
+
+    Of a backlog beyond the window, those are added that the container wrote of last: it takes the context nearest to
+    what woke it, which may lie anywhere.
+    """
+    pending = messages.pending(db, now)
+    wanted = dict.fromkeys(also)
+    if out is not None and len(pending) == messages.WINDOW:
+        wanted.update(dict.fromkeys(outbound.recently_acked(out, messages.WINDOW)))
+    have = {message.id for message in pending}
+    pending += messages.pending_of(db, [message_id for message_id in wanted if message_id not in have])
+    acks = outbound.acks_for(out, [message.id for message in pending]) if out is not None else {}
+    return pending, acks
 
 
 def settle(db: Writer, action: Settle, now: int) -> None:
@@ -158,9 +175,9 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
     every_due = deliveries.due(db, now, held, limit)
     due = [row for row in every_due if row.message_out_id not in means.under_way]
     host = deliveries.host_rows(db, [row.message_out_id for row in due if row.from_host])
-    agent = outbound.rows_by_id(out, [row.message_out_id for row in due if not row.from_host]) if out else {}
+    agent, due, left_out = _agent_rows(out, due)
     new: list[MessageOut] = []
-    if out is not None and len(every_due) < limit:
+    if out is not None and len(every_due) < limit and not left_out:
         new = outbound.rows_after(out, deliveries.cursor(db, out.file_id), limit)
     known = deliveries.known(db, [row.id for row in new])
     every = [_tracked(row, host if row.from_host else agent) for row in due]
@@ -171,13 +188,34 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
         held=held,
         top_seq=new[-1].seq if new else None,
         file_id=out.file_id if out is not None else "",
-        more=len(every_due) == limit or len(new) == limit or sum(len(row.content) for row in new) > _LARGE,
+        more=left_out or len(every_due) == limit or len(new) == limit or sum(len(row.content) for row in new) > _LARGE,
     )
 
 
+def _agent_rows(
+    out: Reader | None, due: list[deliveries.Tracked]
+) -> tuple[dict[str, MessageOut], list[deliveries.Tracked], bool]:
+    """The container's rows behind tracked ones; and those of `due` that can be judged now, the first ones, in order."""
+    ours = [row.message_out_id for row in due if not row.from_host]
+    if out is None:
+        return {}, due, False
+    found, looked = outbound.rows_by_id(out, ours)
+    if looked == len(ours):
+        return found, due, False
+    end = next(index for index, row in enumerate(due) if row.message_out_id == ours[looked])
+    return found, due[:end], True
+
+
 def _first_of_each(new: Sequence[MessageOut], known: frozenset[str]) -> list[MessageOut]:
-    """Rows whose id was never seen: an id used again by the container is the same message and is not sent again."""
-    return [row for row in new if row.id not in known]
+    """Rows whose id was never seen: an id used again by the container is the same message and is not sent again.
+
+    Used twice in one batch, too: a file without the contract's keys may hold that.
+    """
+    first: dict[str, MessageOut] = {}
+    for row in new:
+        if row.id not in known:
+            first.setdefault(row.id, row)
+    return list(first.values())
 
 
 def _tracked(row: deliveries.Tracked, rows: Mapping[str, MessageOut]) -> Candidate:

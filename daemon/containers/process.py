@@ -119,6 +119,10 @@ class ProcessRuntime:
         """Every container of this install with a living process."""
         return await self._in_thread(self._list_running)
 
+    async def find_started(self, incarnation: str) -> Running | None:
+        """By its record: a shell without one ends by itself and runs nothing."""
+        return await self._in_thread(partial(self._find_started, incarnation))
+
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
         """The end of what it wrote to stdout and stderr. ContainerGoneError for an unknown container."""
         record = await self._in_thread(partial(self._records.read, container_id))
@@ -256,6 +260,11 @@ class ProcessRuntime:
             for record in self._records.all()
             if record.install_id == self._install_id and _lives(record)
         ]
+
+    def _find_started(self, incarnation: str) -> Running | None:
+        self._reap()
+        record = self._records.read(incarnation)
+        return record.running() if record is not None and record.install_id == self._install_id else None
 
     def _remove(self, container_id: str) -> None:
         record = self._records.read(container_id)

@@ -88,7 +88,15 @@ class ContainerRuntime(Protocol):
 
     async def spawn(self, spec: ContainerSpec) -> Running:
         """Start a container. When this raises (SpawnError, ImageError, RuntimeUnavailableError), a container of this
-        incarnation may still exist only in the RuntimeUnavailableError case; `list_running` tells."""
+        incarnation may still exist, or start later, only in the RuntimeUnavailableError case; `find_started` settles it.
+        """
+        ...
+
+    async def find_started(self, incarnation: str) -> Running | None:
+        """The container of this incarnation if it was ever started, whether it still runs or not.
+
+        None is a promise: there is none and none will start. What was asked for and has not begun (by a daemon that died,
+        by a call that timed out) is withdrawn first."""
         ...
 
     async def stop(self, container_id: str) -> None:

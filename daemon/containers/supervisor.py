@@ -89,6 +89,11 @@ class Supervisor:
         """Sessions that wait for a container."""
         return self._queue.keys()
 
+    def look_for_room(self) -> None:
+        """A container has finished something: if anybody waits, it may be idle now and can make room."""
+        if len(self._queue):
+            self._changed.set()
+
     def close(self) -> None:
         """Spawn nothing more. Running containers stay: a daemon restart kills no agent."""
         self._closed = True
@@ -153,7 +158,11 @@ class Supervisor:
         try:
             running = {item.incarnation: item for item in await self._runtime.list_running()}
             for row in await self._sessions.central(lambda registry: registry.live_incarnations()):
-                await self._adopt_recorded(row, running.pop(row.id, None))
+                found = running.pop(row.id, None)
+                if found is None and row.container_id is None:
+                    # The daemon before us died in its spawn: what it had asked for must not start behind our back.
+                    found = await self._runtime.find_started(row.id)
+                await self._adopt_recorded(row, found)
             for stray in running.values():
                 await self._adopt_stray(stray)
         except ClawbusError as error:
@@ -332,14 +341,14 @@ class Supervisor:
         """The runtime went away in mid-spawn: until it says whether the container exists, the session stays taken."""
         while True:
             try:
-                found = [item for item in await self._runtime.list_running() if item.incarnation == slot.incarnation]
+                found = await self._runtime.find_started(slot.incarnation)
             except RuntimeUnavailableError:
                 pass
             except Exception:  # noqa: BLE001 - no answer is no answer
                 self._log.error("listing_raised", exc_info=True)
             else:
                 self._set_available()
-                return found[0] if found else None
+                return found
             await anyio.sleep(self._timings.probe_s)
 
     async def _give_up(self, slot: Slot, reason: str, error: ClawbusError | None) -> None:

@@ -40,8 +40,11 @@ def state_of(registry: Mapping[str, Any], live: Mapping[str, Any] | None, now_ms
     return "scheduled" if registry.get("next_due_at") is not None else "idle"
 
 
-def explain(registry: Mapping[str, Any], queues: Queues) -> str | None:
-    """The most pressing reason to look at this session, as one sentence; None when there is none."""
+def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues) -> str | None:
+    """The most pressing reason to look at this session, as one sentence; None when there is none.
+
+    `live` is its incarnation, if it has one: the failures that are counted until that has proved itself are past.
+    """
     name = f"{registry['agent']} {registry['session']}"
     if registry.get("quarantined_at") is not None:
         reason = str(registry.get("quarantine_reason") or "no reason was recorded").rstrip(".")
@@ -49,7 +52,7 @@ def explain(registry: Mapping[str, Any], queues: Queues) -> str | None:
         return f"In quarantine since {since}: {reason}; mend it, then `clawbus session release {name}`."
     if queues.error is not None:
         return f"Its files cannot be read: {queues.error.rstrip('.')}."
-    if registry.get("spawn_failures"):
+    if registry.get("spawn_failures") and live is None:
         count, error = registry["spawn_failures"], str(registry.get("last_spawn_error") or "unknown").rstrip(".")
         return f"Its container could not be started ({count} times in a row): {error}."
     if queues.failed_example is not None:

@@ -252,7 +252,7 @@ def _summary(one: _Looked) -> dict[str, Any]:
         "agent": one.registry["agent"],
         "session": one.registry["session"],
         "state": one.state,
-        "explanation": explain(one.registry, queues or Queues()),
+        "explanation": explain(one.registry, one.live, queues or Queues()),
         "created_at": one.registry["created_at"],
         "next_due_at": one.registry["next_due_at"],
         "incarnation_id": one.live["id"] if one.live is not None else None,
@@ -267,7 +267,7 @@ def _summary(one: _Looked) -> dict[str, Any]:
 
 
 def _attention(one: _Looked) -> dict[str, Any] | None:
-    sentence = explain(one.registry, one.queues or Queues())
+    sentence = explain(one.registry, one.live, one.queues or Queues())
     if sentence is None:
         return None
     return {

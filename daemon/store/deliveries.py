@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from daemon.store.messages import chunks, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
 from schema.connect import Reader, Writer
+from schema.ids import new_id
 from schema.instants import to_text
 from schema.rows import Address, DeliveryState, Kind, MessageIn, MessageOut, MessageStatus
 
@@ -80,10 +81,14 @@ def retrying_destinations(db: Reader, now: int) -> frozenset[str]:
 
 
 def next_attempt_at(db: Reader) -> int | None:
-    """The earliest instant at which an open row has something to do; 0 for at once; None if none is open."""
+    """The earliest instant at which an open row has something to do; 0 for at once; None if none is open.
+
+    A row behind a head that is being retried has nothing to do before that head has.
+    """
     row = db.one(
         "SELECT min(coalesce(next_attempt_at, 0)) AS soonest FROM delivery_attempts"
-        " WHERE state IN ('queued', 'intended', 'retrying')"
+        " WHERE state IN ('queued', 'intended', 'retrying') AND (state = 'retrying'"
+        " OR destination NOT IN (SELECT destination FROM delivery_attempts WHERE state = 'retrying'))"
     )
     return row["soonest"] if row is not None else None
 
@@ -186,10 +191,12 @@ def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_ag
 
 
 def tell_sender(db: Writer, message: MessageIn, address: Address, code: str, text: str, at: int) -> None:
-    """Queue the host's own answer to a message that failed for good. Its id makes it one notice a message."""
-    notice_id = f"failed:{message.id}"
-    if db.one("SELECT 1 FROM host_messages WHERE id = ?", (notice_id,)) is not None:
+    """Queue the host's own answer to a message that failed for good; one notice a message."""
+    if db.one("SELECT 1 FROM host_messages WHERE in_reply_to = ?", (message.id,)) is not None:
         return
+    notice_id = f"failed:{message.id}"
+    if known(db, [notice_id]):  # the container has used that id for a row of its own
+        notice_id = f"{notice_id}:{new_id(at)}"
     content = {"text": text, "error": {"code": code, "message": text}}
     notice = MessageOut(
         id=notice_id,

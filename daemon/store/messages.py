@@ -15,8 +15,11 @@ from schema.ids import MAX_ID
 from schema.instants import from_text, to_text
 from schema.rows import Address, MessageIn, MessageStatus
 
-# A runner that writes absurd seqs must not drive the host's into overflow (SQLite integers have 64 bits).
+# A container's seq may not be above this; the host's own go on above it, with room for 2**62 more in SQLite's 64 bits.
 MAX_SEQ = 2**53
+
+# How many unfinished messages one look at a session takes in.
+WINDOW = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +32,13 @@ class Attempt:
 
 def next_even_seq(db: Reader) -> int:
     """The host's next seq: even, above everything either side is known to have used."""
+    # Only the cursor is the container's doing. Our own maximum is never cut: the next seq would be taken.
     row = db.one(
         "SELECT max(coalesce((SELECT max(seq) FROM messages_in), 0), coalesce((SELECT max(seq) FROM host_messages), 0),"
-        " coalesce((SELECT seq FROM delivery_cursor WHERE id = 1), 0)) AS top"
+        " min(coalesce((SELECT seq FROM delivery_cursor WHERE id = 1), 0), ?)) AS top",
+        (MAX_SEQ,),
     )
-    top = min(int(row["top"]), MAX_SEQ) if row is not None else 0
+    top = int(row["top"]) if row is not None else 0
     return top + 2 - top % 2
 
 
@@ -95,9 +100,12 @@ def set_routing(db: Writer, address: Address) -> None:
 _DUE = "coalesce(julianday(process_after), 0) <= julianday(?)"
 
 
-def pending(db: Reader, now: int, limit: int = 1000) -> list[MessageIn]:
-    """Messages that are not finished, those whose time has come first. Cost follows what is pending, not what was."""
-    sql = f"SELECT * FROM messages_in WHERE status = 'pending' ORDER BY NOT ({_DUE}), seq LIMIT ?"
+def pending(db: Reader, now: int, limit: int = WINDOW) -> list[MessageIn]:
+    """Messages that are not finished: first those that should wake an agent now, then context, then what is scheduled.
+
+    So no backlog hides a message that is due. Cost follows what is pending, not what was.
+    """
+    sql = f"SELECT * FROM messages_in WHERE status = 'pending' ORDER BY NOT ({_DUE}), trigger = 0, seq LIMIT ?"
     return [to_message(row) for row in db.all(sql, (to_text(now), limit))]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -39,14 +40,15 @@ def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) ->
     """Insert each series' next occurrence and take the recurrence off the finished row. Inside a transaction."""
     armed: list[MessageIn] = []
     for message in finished:
-        scheduled = message.process_after or from_text(message.timestamp) or now
-        instant = next_instant(message.recurrence or "", scheduled, now, timezone)
+        accepted = from_text(message.timestamp)
+        scheduled = message.process_after if message.process_after is not None else accepted
+        instant = next_instant(message.recurrence or "", now if scheduled is None else scheduled, now, timezone)
         messages.clear_recurrence(db, message.id)
         if instant is None:
             record(db, message.id, "series_ended", now, detail={"recurrence": message.recurrence})
             continue
         series = message.series_id or message.id
-        identity = f"{series[:150]}@{instant}"
+        identity = _occurrence_id(series, instant)
         if messages.find(db, identity) is not None:
             continue
         following = replace(
@@ -62,3 +64,10 @@ def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) ->
         messages.insert(db, following, now, event="rearmed")
         armed.append(following)
     return armed
+
+
+def _occurrence_id(series: str, instant: int) -> str:
+    """The one id that this occurrence can have; ids are limited to 200 characters, and long ones must not meet."""
+    if len(series) > 150:
+        series = f"{series[:117]}-{sha256(series.encode()).hexdigest()[:32]}"
+    return f"{series}@{instant}"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from daemon.bus.delivery_steps import settle
+from daemon.bus.delivery_steps import settle, unfinished
 from daemon.store import deliveries, messages, outbound
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, record, schedule_retry
@@ -79,16 +79,16 @@ def sweep_files(
                 container = replace(container, tool=tool, heartbeat_at=outbound.heartbeat_at(files.folder))
         seen = replace(seen, container=container, occupied=occupied, evidence_floor=floor)
         actions = decide(seen, settings.policy)
-        due_series = messages.to_rearm(db)
         rearmed: list[MessageIn] = []
         stale = () if container is not None or occupied else _ended_attempts(db, seen)
-        if due_series or stale or any(not isinstance(item, Wake | Kill | Stop) for item in actions):
+        if messages.to_rearm(db, 1) or stale or any(not isinstance(item, Wake | Kill | Stop) for item in actions):
             with db.transaction():
                 for action in actions:
                     apply(db, action, now)
                 for attempt in stale:
                     messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
-                rearmed = recurrence.rearm(db, due_series, now, settings.timezone)
+                # Only now: an occurrence that was settled just above is armed in the same transaction.
+                rearmed = recurrence.rearm(db, messages.to_rearm(db), now, settings.timezone)
         # An answer that delivery has not taken note of is work: a session is not retired over it.
         next_at = 0 if news else next_work(db, now)
         return Swept(tuple(actions), tuple(rearmed), next_at, messages.count_due(db, now), recovered)
@@ -146,7 +146,9 @@ def apply(db: Writer, action: Action, now: int) -> None:
 
 
 def next_work(db: Reader, now: int) -> int | None:
-    """The earliest instant with work: a message due, or an outbound row to send. 0 for now."""
+    """The earliest instant with work: a message due, an outbound row to send, a series to arm. 0 for now."""
+    if messages.to_rearm(db, 1):
+        return 0
     soonest = [value for value in (messages.next_due_at(db, now), deliveries.next_attempt_at(db)) if value is not None]
     return min(soonest) if soonest else None
 
@@ -165,11 +167,14 @@ def _fail(db: Writer, action: Fail, now: int) -> None:
 
 
 def _observe(db: Reader, out: Reader | None, now: int) -> Observation:
-    pending = messages.pending(db, now)
     claims = outbound.claims(out) if out is not None else []
-    have = {message.id for message in pending}
-    pending += messages.pending_of(db, [claim.message_id for claim in claims if claim.message_id not in have])
-    acks = outbound.acks_for(out, [message.id for message in pending]) if out is not None else {}
+    pending, acks = unfinished(db, out, now, [claim.message_id for claim in claims])
+    # However many claims a container makes up, those on our own messages are seen.
+    listed = {(claim.message_id, claim.incarnation) for claim in claims}
+    claims += [
+        ack for ack in acks.values()
+        if ack.status is AckStatus.PROCESSING and (ack.message_id, ack.incarnation) not in listed
+    ]  # fmt: skip
     # The host cannot delete a dead container's claims; those whose message is finished are nobody's business any more.
     open_ids = {message.id for message in pending}
     relevant = tuple(claim for claim in claims if claim.message_id in open_ids)

@@ -1,4 +1,5 @@
-"""What every channel owes the bus, over every built-in one: a receipt or an exception, and one effect for one key."""
+"""What every channel owes the bus, over every built-in one and the tests' fake: a receipt or an exception, and one
+effect for one key."""
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ from tests.support.channels import (
     receiver,
     running,
 )
+from tests.support.fake_channel import FakeChannel
 
 pytestmark = pytest.mark.anyio
 
@@ -84,7 +86,23 @@ async def webhook_case(folder: Path) -> AsyncGenerator[Case]:
             yield Case(channel, "me", effects, bus, app)
 
 
-CASES: Final = (pytest.param(local_case, id="local"), pytest.param(webhook_case, id="webhook"))
+@asynccontextmanager
+async def fake_case(folder: Path) -> AsyncGenerator[Case]:
+    channel = build(FakeChannel, "fake", {"deduplicates": True}, folder, SetClock())
+
+    async def effects() -> list[str]:
+        await anyio.lowlevel.checkpoint()
+        return [message.message_out_id for message in channel.sent]
+
+    async with running(channel) as bus:
+        yield Case(channel, "me", effects, bus)
+
+
+CASES: Final = (
+    pytest.param(local_case, id="local"),
+    pytest.param(webhook_case, id="webhook"),
+    pytest.param(fake_case, id="fake"),
+)
 
 
 @pytest.fixture(params=CASES)

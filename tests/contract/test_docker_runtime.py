@@ -239,6 +239,34 @@ async def test_a_cancelled_spawn_returns_at_once_and_starts_nothing_more(
         await until(lambda: client.containers(all=True, filters=filters) == [])
 
 
+async def test_what_was_created_and_not_started_is_withdrawn_and_never_starts(
+    docker_harness: DockerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that died between the two calls, or whose start is still under way in Docker."""
+    runtime, spec = docker_harness.runtime(), docker_harness.spec()
+    reached, go_on = threading.Event(), threading.Event()
+    start = runtime._spawner._start
+
+    def late(*arguments: Any) -> Any:
+        reached.set()
+        assert go_on.wait(SECONDS)
+        return start(*arguments)
+
+    monkeypatch.setattr(runtime._spawner, "_start", late)
+
+    async def spawn() -> None:
+        with pytest.raises(SpawnError):
+            await runtime.spawn(spec)
+
+    with anyio.fail_after(SECONDS):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(spawn)
+            await until(reached.is_set)
+            assert await docker_harness.runtime().find_started(spec.incarnation) is None
+            go_on.set()
+    assert await runtime.list_running() == []
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only a daemon run by root chooses another user")
 async def test_a_root_daemons_container_is_not_root(docker_harness: DockerHarness) -> None:
     runtime, spec = docker_harness.runtime(), docker_harness.spec()

@@ -144,6 +144,15 @@ def test_an_idle_agent_is_stopped_at_no_cost_and_comes_back(make_daemon: Make) -
     assert len(daemon.show("prog", "s")["incarnations"]) == 2
 
 
+def test_a_message_for_a_first_poll_is_not_kept_waiting_by_an_idle_agent(make_daemon: Make) -> None:
+    daemon = make_daemon(obedient(), runtime_keys="idle_stop_s = 0.5")
+    daemon.start()
+    daemon.ask("say up", agent="prog", session="s")
+    assert daemon.ask("say morning", agent="prog", session="s", on_wake=True) == {"text": "morning"}
+    _, first = daemon.show("prog", "s")["incarnations"]
+    assert first["end_reason"] == "idle"
+
+
 def test_a_message_that_always_kills_its_agent_becomes_a_dead_letter_and_the_sender_is_told(make_daemon: Make) -> None:
     daemon = make_daemon(obedient(), sweep_keys="max_tries = 3")
     daemon.start()

@@ -3,9 +3,11 @@
 say X - answers X · exit N - ends with code N · garbage - writes bytes that are no text · broken - a JSON line and then
 none · pid - answers its parent's pid, which is the runner · hang FILE - makes FILE, waits until FILE.go is there, and
 answers `done` · later MS X - answers X, to be delivered at the epoch millisecond · die N - kills the runner, until the
-counter in the file of its own folder is N · context - answers all it was given.
+counter in the file of its own folder is N · context - answers all it was given · look - answers
+what it can see and do here · eat N - takes N MiB of memory.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -37,6 +39,10 @@ def main() -> int:
         die(int(rest))
     elif verb == "context":
         print(json.dumps({"type": "message", "content": {"text": "seen", "messages": turn["messages"]}}))
+    elif verb == "look":
+        print(json.dumps({"type": "message", "content": {"text": "seen", **look()}}))
+    elif verb == "eat":
+        print(len(b"x" * (int(rest) * 1024**2)))
     elif verb == "pid":
         print(os.getppid())
     else:
@@ -62,6 +68,37 @@ def die(times: int) -> None:
         os.killpg(os.getpgid(os.getppid()), signal.SIGKILL)
         time.sleep(60)
     print(f"died {count} times")
+
+
+def look() -> dict[str, object]:
+    """Who it is, what it imports from, and what the system lets it do."""
+    return {
+        "uid": os.getuid(),
+        "path": sys.path,
+        "executable": sys.executable,
+        "environ": dict(os.environ),
+        "importable": [
+            name for name in ("anyio", "structlog", "watchfiles", "container_runner", "schema") if found(name)
+        ],
+        "writable": [
+            name
+            for name in ("/workspace/in", "/workspace/out", "/workspace/agent", "/opt", "/tmp", "/")
+            if writes(name)
+        ],
+    }
+
+
+def found(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def writes(folder: str) -> bool:
+    try:
+        (Path(folder) / "inbound.db-journal").write_bytes(b"x")
+        (Path(folder) / "inbound.db-journal").unlink()
+    except OSError:
+        return False
+    return True
 
 
 def turn_id() -> str:

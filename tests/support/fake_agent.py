@@ -90,3 +90,17 @@ def echo(clock: Clock) -> Callable[[FakeContainer], Awaitable[int]]:
             agent.answer(batch)
 
     return program
+
+
+def claims_and_dies(clock: Clock) -> Callable[[FakeContainer], Awaitable[int]]:
+    """A program that claims what is due and then ends with exit code 1, having answered nothing."""
+
+    async def program(container: FakeContainer) -> int:
+        agent = Agent(container.spec, clock)
+        agent.store.start()
+        while True:
+            if agent.claim() is not None:
+                return 1
+            await anyio.sleep(POLL_S)
+
+    return program

@@ -5,6 +5,7 @@ It keeps what it was handed in `sent`, raises what `script` says first, and hold
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict, deque
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from anyio.abc import TaskStatus
 from pydantic import BaseModel, ConfigDict
 
 from daemon.channels.protocol import Accept, Capabilities, ChannelContext, InDoubt, Outgoing, Receipt
+from daemon.errors import PermanentDeliveryError
 
 
 class FakeSettings(BaseModel):
@@ -42,7 +44,7 @@ class FakeChannel:
         self.run_errors: deque[Exception] = deque()
         self.runs = 0
         self.accept: Accept | None = None
-        self._keys: set[str] = set()
+        self._receipts: dict[str, Receipt] = {}
         self._fail = anyio.Event()
 
     def fail(self, error: Exception) -> None:
@@ -64,17 +66,28 @@ class FakeChannel:
         await anyio.lowlevel.checkpoint()
         self.calls.append(message)
         place = message.address.platform_id
+        _check(message)
         if place in self.stalled:
             await self.stalled[place].wait()
         if self.script[place]:
             raise self.script[place].popleft()
-        if not (self.capabilities.deduplicates and message.key in self._keys):
-            self._keys.add(message.key)
+        if not (self.capabilities.deduplicates and message.key in self._receipts):
             self.sent.append(message)
+            self._receipts[message.key] = Receipt(platform_message_id=f"{self.name}-{len(self.sent)}")
         if self.receipts is not None:
             return self.receipts  # pyright: ignore[reportReturnType] - a channel that breaks its contract
-        return Receipt(platform_message_id=f"{self.name}-{len(self.sent)}")
+        return self._receipts[message.key]
 
     def texts(self, place: str | None = None) -> list[str]:
         """The contents that arrived, in order."""
         return [one.content for one in self.sent if place in (None, one.address.platform_id)]
+
+
+def _check(message: Outgoing) -> None:
+    """What no receiver could take."""
+    if not message.address.platform_id.isprintable():
+        raise PermanentDeliveryError("there is no such place.")
+    try:
+        json.loads(message.content.encode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PermanentDeliveryError(f"the content cannot be handed over: {error}") from error

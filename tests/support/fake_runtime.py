@@ -198,6 +198,14 @@ class FakeRuntime:
             if container.exit is None and container.spec.install_id == self._install_id
         ]
 
+    async def find_started(self, incarnation: str) -> Running | None:
+        """Starting is one step here: it is there or it never will be."""
+        await self._answer("find_started", incarnation)
+        for container in self.host.containers.values():
+            if container.spec.incarnation == incarnation and container.spec.install_id == self._install_id:
+                return _running(container)
+        return None
+
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
         """What the test put into `output`."""
         await self._answer()

@@ -155,6 +155,10 @@ class HouseKit:
         """Until the session's container is gone, and all that entails is done."""
         await until(lambda: self.slot(session, agent) is None)
 
+    async def settle_collects(self) -> None:
+        """The same, but for sends under way."""
+        await until(lambda: not self.house.delivery._dirty)
+
     async def settle(self) -> None:
         """Until nothing the house does by itself is under way."""
         await until(lambda: not self.house.delivery._dirty and not self.house.delivery.senders)
@@ -164,7 +168,7 @@ class HouseKit:
 async def until(holds: Callable[[], bool], seconds: float = SECONDS) -> None:
     """Poll with a deadline."""
     with anyio.fail_after(seconds):
-        while not holds():
+        while not holds():  # noqa: ASYNC110 - what is waited for has no event of its own
             await anyio.sleep(0.002)
 
 

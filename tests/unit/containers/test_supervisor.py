@@ -272,16 +272,17 @@ async def test_a_container_that_came_to_be_although_the_answer_was_lost_is_the_o
 async def test_while_it_is_unknown_whether_a_container_exists_the_session_stays_taken(tmp_path: Path) -> None:
     kit = HouseKit(tmp_path / "data")
     async with kit.running():
-        kit.host.errors["list_running"] = RuntimeUnavailableError("away")
+        for method in ("list_running", "find_started"):
+            kit.host.errors[method] = RuntimeUnavailableError("away")
         kit.host.lose_next_answer(RuntimeUnavailableError("cut off"))
         await kit.send()
-        await until(lambda: [method for method, _ in kit.host.calls].count("list_running") > 4)
+        await until(lambda: [method for method, _ in kit.host.calls].count("find_started") > 4)
         assert kit.house.supervisor.unavailable is not None
         assert await kit.house.supervisor.wake(await kit.session()) is False
-        kit.host.errors["list_running"] = ValueError("a bug")
+        kit.host.errors["find_started"] = ValueError("a bug")
         count = len(kit.host.calls)
         await until(lambda: len(kit.host.calls) > count + 3)
-        del kit.host.errors["list_running"]
+        kit.host.errors.clear()
         await until(lambda: (slot := kit.slot()) is not None and slot.phase is Phase.RUNNING)
         await until(lambda: kit.house.supervisor.unavailable is None)
         assert len(spawned(kit)) == 1
@@ -476,8 +477,8 @@ async def test_a_kill_in_mid_spawn_reaches_the_container_that_comes_of_it(kit: H
     kit.host.spawn_gate = anyio.Event()
     await kit.send()
     await until(lambda: spawned(kit) == ["main"])
+    results: list[Any] = []
     async with anyio.create_task_group() as tasks:
-        results: list[Any] = []
 
         async def kill() -> None:
             results.append(await kit.operations.kill_session(AGENT, "main", "a test"))

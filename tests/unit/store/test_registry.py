@@ -1,0 +1,160 @@
+"""central.db: who has work and who lives; one live incarnation a session, by the file's own word."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from daemon.store.registry import IncarnationRow, Registry, SessionKey
+from schema.errors import SchemaTooNewError
+
+NOW = 1_795_219_200_000
+KEY, OTHER = SessionKey("a", "s"), SessionKey("a", "t")
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "central.db")
+
+
+def incarnation(name: str, key: SessionKey = KEY) -> IncarnationRow:
+    return IncarnationRow(name, key, "process", "print", None, NOW)
+
+
+def test_an_install_keeps_its_id(registry: Registry, tmp_path: Path) -> None:
+    made = registry.install_id(NOW)
+    assert made == made.lower()
+    assert registry.install_id(NOW + 1) == made
+    assert Registry(tmp_path / "central.db").install_id(NOW + 2) == made
+    assert Registry(tmp_path / "other.db").install_id(NOW) != made
+
+
+def test_a_session_is_made_active_idle_and_active_again(registry: Registry) -> None:
+    assert registry.session(KEY) is None
+    registry.activate(KEY, NOW)
+    row = registry.session(KEY)
+    assert row is not None
+    assert (row.key, row.active, row.next_due_at, row.spawn_failures) == (KEY, True, None, 0)
+    registry.deactivate(KEY, NOW + 5)
+    row = registry.session(KEY)
+    assert row is not None
+    assert (row.active, row.next_due_at) == (False, NOW + 5)
+    registry.activate(KEY, NOW + 1)
+    row = registry.session(KEY)
+    assert row is not None
+    assert row.active
+
+
+def test_with_work_is_what_is_active_or_has_a_known_time(registry: Registry) -> None:
+    for name in ("active", "later", "idle", "both"):
+        registry.activate(SessionKey("a", name), NOW)
+    registry.deactivate(SessionKey("a", "later"), NOW + 5)
+    registry.deactivate(SessionKey("a", "idle"), None)
+    registry.deactivate(SessionKey("a", "both"), NOW + 5)
+    registry.activate(SessionKey("a", "both"), NOW)
+    assert sorted(row.key.session for row in registry.with_work()) == ["active", "both", "later"]
+
+
+def test_pages_cover_every_session_once_and_in_order(registry: Registry) -> None:
+    keys = sorted(SessionKey(agent, f"s{number:02}") for agent in ("a", "a-b", "b") for number in range(7))
+    for key in reversed(keys):
+        registry.activate(key, NOW)
+    seen: list[SessionKey] = []
+    while page := registry.all_keys(seen[-1] if seen else None, 4):
+        assert len(page) <= 4
+        seen += page
+    assert seen == keys
+
+
+def test_quarantine_is_lifted_with_a_clean_slate(registry: Registry) -> None:
+    registry.activate(KEY, NOW)
+    registry.activate(OTHER, NOW)
+    registry.spawn_failed(KEY, 3, NOW + 40_000, "x" * 900)
+    registry.quarantine(KEY, "a fifo", NOW)
+    registry.deactivate(KEY, None)
+    row = registry.session(KEY)
+    assert row is not None
+    assert (row.quarantine_reason, row.spawn_failures, row.next_spawn_at, row.active) == (
+        "a fifo",
+        3,
+        NOW + 40_000,
+        False,
+    )
+    assert row.last_spawn_error is not None
+    assert len(row.last_spawn_error) == 500
+    registry.release(KEY)
+    row = registry.session(KEY)
+    assert row is not None
+    assert (row.quarantine_reason, row.spawn_failures, row.next_spawn_at, row.active) == (None, 0, None, True)
+    other = registry.session(OTHER)
+    assert other is not None
+    assert other.quarantine_reason is None
+
+
+def test_spawn_failures_are_forgotten_after_a_good_one(registry: Registry) -> None:
+    registry.activate(KEY, NOW)
+    registry.spawn_failed(KEY, 2, NOW + 1, "no image")
+    registry.spawn_recovered(KEY)
+    row = registry.session(KEY)
+    assert row is not None
+    assert (row.spawn_failures, row.next_spawn_at, row.last_spawn_error) == (0, None, None)
+
+
+def test_a_session_has_one_live_incarnation(registry: Registry) -> None:
+    assert registry.begin_incarnation(incarnation("i1"))
+    assert not registry.begin_incarnation(incarnation("i2"))
+    assert registry.begin_incarnation(incarnation("j1", OTHER)), "another session is another matter"
+    registry.incarnation_started("i1", "container-1", NOW + 3)
+    assert [(row.id, row.container_id) for row in registry.live_incarnations()] == [("i1", "container-1"), ("j1", None)]
+    registry.end_incarnation("i1", NOW + 9, 137, "ceiling")
+    assert [row.id for row in registry.live_incarnations()] == ["j1"]
+    assert registry.begin_incarnation(incarnation("i2"))
+
+
+def test_the_file_itself_refuses_a_second_live_one(registry: Registry, tmp_path: Path) -> None:
+    registry.begin_incarnation(incarnation("i1"))
+    connection = sqlite3.connect(tmp_path / "central.db")
+    with pytest.raises(sqlite3.IntegrityError):
+        connection.execute("INSERT INTO incarnations(id, agent, session, runtime, fingerprint, created_at)"
+                           " VALUES ('i2', 'a', 's', 'p', 'f', 0)")  # fmt: skip
+    connection.close()
+
+
+def test_two_hosts_at_once_get_one_incarnation(registry: Registry) -> None:
+    registry.install_id(NOW)
+    ready, won = threading.Barrier(4), list[bool]()
+
+    def begin(name: str) -> None:
+        ready.wait(10)
+        won.append(registry.begin_incarnation(incarnation(name)))
+
+    threads = [threading.Thread(target=begin, args=(f"i{number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(won) == [False, False, False, True]
+
+
+def test_an_end_is_recorded_once(registry: Registry, tmp_path: Path) -> None:
+    registry.begin_incarnation(incarnation("i1"))
+    registry.end_incarnation("i1", NOW + 9, 137, "ceiling")
+    registry.end_incarnation("i1", NOW + 99, 0, "exited")
+    registry.end_incarnation("nobody", NOW, 0, "exited")
+    connection = sqlite3.connect(tmp_path / "central.db")
+    assert connection.execute("SELECT ended_at, exit_code, end_reason FROM incarnations").fetchall() == [
+        (NOW + 9, 137, "ceiling")
+    ]
+    connection.close()
+
+
+def test_a_newer_registry_is_refused(registry: Registry, tmp_path: Path) -> None:
+    registry.activate(KEY, NOW)
+    connection = sqlite3.connect(tmp_path / "central.db")
+    connection.execute("PRAGMA user_version=99")
+    connection.close()
+    with pytest.raises(SchemaTooNewError):
+        registry.with_work()
