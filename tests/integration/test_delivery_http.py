@@ -95,10 +95,19 @@ def failures(daemon: RealDaemon, session: str) -> list[dict[str, Any]]:
 
 
 def dead(daemon: RealDaemon, session: str) -> dict[str, Any]:
-    """The session's one dead letter, as the command line lists it."""
-    letters = eventually("a dead letter", lambda: daemon.cli("dead", "list", "-s", f"prog/{session}").result["letters"])
-    assert len(letters) == 1
-    return letters[0]
+    """The session's one dead letter."""
+    (letter,) = eventually("a dead letter", lambda: letters(daemon, session))
+    return letter
+
+
+def letters(daemon: RealDaemon, session: str | None = None) -> list[dict[str, Any]]:
+    with daemon.client() as client:
+        return client.dead_letters(("prog", session) if session is not None else None)["letters"]
+
+
+def repair(daemon: RealDaemon, action: str, letter_id: str, session: str) -> dict[str, Any]:
+    with daemon.client() as client:
+        return client.repair(action, "prog", session, letter_id, "tester", "a test")
 
 
 # --- one daemon and one receiver for all that a send may end in
@@ -224,7 +233,8 @@ def test_a_no_for_good_is_a_dead_letter_at_once(shared: tuple[RealDaemon, Receiv
     assert str(code) in letter["reason"]
     assert len(receiver.of(session)) == 1
     assert [one["status"] for one in receipts(daemon, session)] == ["failed"]
-    daemon.cli("dead", "drop", letter["id"], "--reason", "told by hand").result  # noqa: B018 - must be ok
+    repair(daemon, "drop", letter["id"], session)
+    assert letters(daemon, session) == []
 
 
 def test_the_agent_is_told_and_not_woken_by_it(shared: tuple[RealDaemon, Receiver]) -> None:
@@ -372,7 +382,7 @@ def test_dead_letters_from_end_to_end(make_daemon: Make, receiver: Receiver) -> 
     notices = daemon.rows("prog", "s", "SELECT id FROM messages_in WHERE kind = 'system' ORDER BY seq")
     assert [row["id"] for row in notices] == [f"dead-letter:{out['id']}", f"dead-letter:{out['id']}+r1"]
 
-    (second,) = eventually("failed again", lambda: daemon.cli("dead", "list", "-s", "prog/t").result["letters"])
+    (second,) = eventually("failed again", lambda: letters(daemon, "t"))
     assert second["id"] == f"{failed}+r1"
     assert "error" in daemon.answer(second["id"], agent="prog", session="t")
     assert daemon.cli("dead", "requeue", failed, "--session", "prog/t").error == "NOT_A_DEAD_LETTER"
@@ -408,9 +418,9 @@ def test_an_answer_whose_row_the_agent_removed_is_refused_and_can_be_dropped(
 
 
 def _both(daemon: RealDaemon) -> list[dict[str, Any]] | None:
-    letters = daemon.cli("dead", "list").result["letters"]
-    return letters if len(letters) == 2 else None
+    found = letters(daemon)
+    return found if len(found) == 2 else None
 
 
 def _reason(daemon: RealDaemon, text: str) -> dict[str, Any] | None:
-    return next((one for one in daemon.cli("dead", "list").result["letters"] if text in str(one["reason"])), None)
+    return next((one for one in letters(daemon) if text in str(one["reason"])), None)
