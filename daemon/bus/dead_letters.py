@@ -101,7 +101,7 @@ def _check_row(files: SessionFiles, db: Reader, letter: DeadAnswer) -> None:
         found = identity in deliveries.host_rows(db, [identity])
     else:
         with files.outbound() as out:
-            found = out is not None and identity in outbound.rows_by_id(out, [identity])
+            found = out is not None and identity in outbound.rows_by_id(out, [identity])[0]
     if not found:
         raise RowGoneError(f"the row of {identity} is no longer in the session's outbound.db.")
 
