@@ -324,7 +324,8 @@ async def stop_house(house: House, tasks: anyio.abc.TaskGroup, grace_s: float) -
 
 async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     """Start every loop: first what delivers and repairs, then what runs agents, last what takes messages in."""
-    house.delivery.start(tasks)
+    channels_run = anyio.Event()
+    house.delivery.start(tasks, channels_run)
     for row in await house.sessions.central(lambda registry: registry.with_work()):
         if row.active:
             house.sessions.adopt(row)
@@ -337,6 +338,7 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     tasks.start_soon(house.schedule.run, name="schedule")
     for name, channel in house.channels.items():
         await tasks.start(partial(run_channel, house, name, channel), name=f"channel {name}")
+    channels_run.set()
     return DaemonOperations(
         data_dir=house.config.data_dir,
         clock=house.clock,

@@ -65,15 +65,20 @@ class Delivery:
         self._drained = anyio.Event()
         self._closing = False
         self._tasks: TaskGroup | None = None
+        self._channels_run: anyio.Event | None = None
         self._log = structlog.get_logger("delivery")
         self._traits = {
             name: ChannelTraits(c.capabilities.deduplicates, c.capabilities.in_doubt is InDoubt.HOLD)
             for name, c in channels.items()
         }
 
-    def start(self, tasks: TaskGroup) -> None:
-        """Work in this task group from now on."""
+    def start(self, tasks: TaskGroup, channels_run: anyio.Event | None = None) -> None:
+        """Work in this task group from now on; look into sessions once `channels_run` is set.
+
+        A send before its channel runs would fail, and cost the row an attempt and a back-off at every start.
+        """
         self._tasks = tasks
+        self._channels_run = channels_run
 
     def later(self, work: Callable[[], Awaitable[object]]) -> None:
         """Run something small in this engine's task group: what a synchronous callback cannot await."""
@@ -110,6 +115,8 @@ class Delivery:
 
     async def _run(self, session: Session) -> None:
         try:
+            if self._channels_run is not None:
+                await self._channels_run.wait()
             while self._dirty.get(session) and session.quarantined is None and not self._closing:
                 self._dirty[session] = False
                 if await self._collect(session):
