@@ -28,6 +28,7 @@ from schema.errors import (
     ReadDeadlineError,
     ReadRaceError,
     StorageError,
+    UnusableFileError,
 )
 from schema.layout import OUTBOUND_DB
 
@@ -47,6 +48,10 @@ _HOSTILE_CODES: Final = frozenset(
         sqlite3.SQLITE_AUTH,
     }
 )
+
+
+# Of a file of ours: its content is not what we wrote. Nothing transient is among these.
+_BROKEN_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,18 @@ def translate(error: sqlite3.Error, path: Path, *, hostile: bool) -> ClawbusErro
         return ReadDeadlineError(text)
     if hostile and (code is None or code & 0xFF in _HOSTILE_CODES):
         return HostileFileError(text)
+    if isinstance(code, int) and code & 0xFF in _BROKEN_CODES:
+        return UnusableFileError(f"{text.rstrip('.')}.")
     return StorageError(text)
+
+
+def _not_writable(error: object, path: Path) -> StorageError | None:
+    """Our error when an owner may not write its own file."""
+    if not is_readonly_race(error):
+        return None
+    name = getattr(error, "sqlite_errorname", "SQLITE_READONLY")
+    hint = "Make the data folder writable again (`mount` and `dmesg` say why it is not); the daemon retries by itself."
+    return StorageError(f"{path.name}: {error} ({name})", hint=hint)
 
 
 class Reader:
@@ -161,6 +177,10 @@ class Writer(Reader):
         except sqlite3.Error as error:
             raise self._translated(error) from error
 
+    def _translated(self, error: Exception) -> ClawbusError:
+        """As a reader's; but to a writer SQLITE_READONLY is no race: the folder or its file system is not writable."""
+        return _not_writable(error, self._path) or super()._translated(error)
+
     def attach_reader(self, path: Path, alias: str) -> None:
         """Let this handle also read a trusted file of the other side, under `alias` (one of our own names).
 
@@ -193,7 +213,7 @@ def open_owner(path: Path, role: migrate.Role, *, create: bool = True) -> Writer
     try:
         connection = _connect(path, mode)
     except sqlite3.Error as error:
-        raise translate(error, path, hostile=False) from error
+        raise (_not_writable(error, path) or translate(error, path, hostile=False)) from error
     try:
         # EXTRA also syncs the folder after the journal is unlinked: without it a power cut may undo a commit
         # that was already acknowledged (sqlite.org/pragma.html#pragma_synchronous).
@@ -201,7 +221,7 @@ def open_owner(path: Path, role: migrate.Role, *, create: bool = True) -> Writer
         migrate.ensure(connection, role, path)
     except sqlite3.Error as error:
         connection.close()
-        raise translate(error, path, hostile=False) from error
+        raise (_not_writable(error, path) or translate(error, path, hostile=False)) from error
     except BaseException:
         connection.close()
         raise

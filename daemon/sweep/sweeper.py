@@ -26,7 +26,7 @@ from daemon.sweep.decide import Container, Fail, Kill, Policy, Reset, Settle, St
 from daemon.sweep.schedule import Schedule
 from daemon.sweep.steps import Settings, Swept, finish_incarnation, sweep_files
 from daemon.watchdog import Pulse
-from schema.errors import ClawbusError, HostileFileError, ReadDeadlineError, ReadRaceError
+from schema.errors import ClawbusError, HostileFileError, ReadDeadlineError, ReadRaceError, UnusableFileError
 from schema.rows import AckStatus
 
 _CONCURRENT = 16
@@ -184,7 +184,7 @@ class Sweeper:
             )
             self.schedule.at(key, self.clock.now_ms() + 50)
             return
-        except (HostileFileError, ReadDeadlineError) as error:
+        except (HostileFileError, ReadDeadlineError, UnusableFileError) as error:
             self.delivery.trouble(session, error, "sweep")
             return
         self._report(key, swept)
@@ -215,7 +215,7 @@ class Sweeper:
             claimed, actions = await session.call(
                 partial(finish_incarnation, session.files, incarnation, reason, now, self.settings)
             )
-        except (HostileFileError, ReadDeadlineError) as error:
+        except (HostileFileError, ReadDeadlineError, UnusableFileError) as error:
             self.delivery.trouble(session, error, "exit")
             if session.quarantined is None:
                 raise  # it is called again
