@@ -19,6 +19,7 @@ from tests.faults.load import Account, Load, Receiver, account
 from tests.faults.victims import Victims
 from tests.support.daemon import RealDaemon
 from tests.support.invariants import data_folder_violations
+from tests.support.private_dockerd import PrivateDockerd
 
 # Short times: what takes minutes in service happens here between two blows.
 CONFIG: Final = """
@@ -63,11 +64,11 @@ provider = "echo"
 
 [agents.shell]
 provider = "command"
-command = ["/bin/sh", "-c", "read -r turn; sleep 0.1; echo done"]
+command = ["/bin/sh", "-c", "read -r turn; sleep 0.2; echo done"]
 timeout_s = 2.0
 """
 # What is struck, and how often in relation to the others.
-BLOWS: Final = (("runners", 50), ("containers", 12), ("programs", 8), ("daemon", 14), ("everything", 6), ("freeze", 5), ("daemon_freeze", 5))  # fmt: skip
+BLOWS: Final = (("runners", 36), ("containers", 20), ("programs", 24), ("daemon", 8), ("everything", 5), ("freeze", 4), ("daemon_freeze", 3))  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -79,6 +80,7 @@ class Report:
     freezes: Counter[str] = field(default_factory=Counter[str])
     account: Account = field(default_factory=Account)
     problems: list[str] = field(default_factory=list[str])
+    dockerd_restarts: int = 0
     seconds: float = 0.0
 
     @property
@@ -98,7 +100,8 @@ class Chaos:
     """One bus under blows. `victims` are its agents."""
 
     def __init__(
-        self, daemon: RealDaemon, victims: Victims, load: Load, posted: Receiver, seed: int, pause_s: float = 0.7
+        self, daemon: RealDaemon, victims: Victims, load: Load, posted: Receiver, seed: int,
+        *, pause_s: float = 0.3, dockerd: PrivateDockerd | None = None,
     ) -> None:
         self.report = Report(seed)
         self._daemon = daemon
@@ -107,6 +110,8 @@ class Chaos:
         self._posted = posted
         self._rng = random.Random(seed)
         self._pause_s = pause_s
+        self._blows = dict(BLOWS if dockerd is None else {**dict(BLOWS), "dockerd": 10, "dockerd_stop": 5})
+        self._dockerd = dockerd
         self._doubts: list[tuple[float, float]] = []
 
     def run(self, seconds: float, enough: Callable[[Report], bool] = lambda _: False) -> None:
@@ -117,7 +122,7 @@ class Chaos:
         try:
             while time.monotonic() - began < seconds and not enough(self.report):
                 time.sleep(self._rng.uniform(0.2, 1.8) * self._pause_s)
-                kind = self._rng.choices([name for name, _ in BLOWS], [weight for _, weight in BLOWS])[0]
+                kind = self._rng.choices([*self._blows], [*self._blows.values()])[0]
                 getattr(self, f"_strike_{kind}")()
                 self.ensure()
         finally:
@@ -184,6 +189,24 @@ class Chaos:
         self._strike_daemon()
         for identity in self._victims.agents():
             self.report.kills["container"] += self._victims.strike(identity, "container")
+
+    def _strike_dockerd(self) -> None:
+        """SIGKILL, away for a while, and back: without live-restore its containers end with its return."""
+        assert self._dockerd is not None
+        self._dockerd.kill()
+        self.report.kills["dockerd"] += 1
+        self._bring_back()
+
+    def _strike_dockerd_stop(self) -> None:
+        assert self._dockerd is not None
+        self._dockerd.stop()
+        self._bring_back()
+
+    def _bring_back(self) -> None:
+        assert self._dockerd is not None
+        time.sleep(self._rng.uniform(0.0, 3.0))
+        self._dockerd.start()
+        self.report.dockerd_restarts += 1
 
     def _strike_daemon_freeze(self) -> None:
         begun = time.monotonic()

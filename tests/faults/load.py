@@ -108,22 +108,22 @@ class Load:
                 self.trouble.append("a client could not place its last message")
 
     def _send(self, number: int, step: int) -> None:
-        count = number
+        count, client = number, ControlClient(self._socket)
         while not self._over.is_set():
             agent, session = self._sessions[count % len(self._sessions)]
             # Each session's answers go to both channels in turn.
             place = (MAILBOX, HOOK)[(count // len(self._sessions)) % 2]
-            self._insist(agent, session, f"m{count}", place)
+            self._insist(client, agent, session, f"m{count}", place)
             count += step
             self._over.wait(self._pause)
+        client.close()
 
-    def _insist(self, agent: str, session: str, identity: str, place: dict[str, str]) -> None:
+    def _insist(self, client: ControlClient, agent: str, session: str, identity: str, place: dict[str, str]) -> None:
         deadline = time.monotonic() + 120
         message = {"agent": agent, "session": session, "id": identity, "content": {"text": identity}, "address": place}
         while time.monotonic() < deadline:
             try:
-                with ControlClient(self._socket) as client:
-                    client.accept(message)
+                client.accept(message)
             except _DIED:
                 time.sleep(0.05)
             except Exception as error:  # noqa: BLE001 - told at the end; a client's thread must not die silently

@@ -9,18 +9,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 from typing import Any
 
 from tests.faults.chaos import CONFIG, Chaos, Report
 from tests.faults.load import Load, receiver
-from tests.faults.victims import ProcessVictims
+from tests.faults.victims import DockerVictims, ProcessVictims
 from tests.support.daemon import RealDaemon
+from tests.support.private_dockerd import PrivateDockerd
 from tests.support.webhooks import free_port
 
 
-def process_chaos(*, seed: int, seconds: float, sessions: int = 10, per_second: float = 25.0) -> Report:
+def process_chaos(*, seed: int, seconds: float, sessions: int = 14, per_second: float = 30.0) -> Report:
     """The process runtime under blows for `seconds`."""
     with receiver(seed) as posted, contextlib.ExitStack() as stack:
         daemon = RealDaemon()
@@ -37,6 +39,30 @@ def process_chaos(*, seed: int, seconds: float, sessions: int = 10, per_second: 
         return chaos.report
 
 
+def docker_chaos(
+    *, seed: int, seconds: float, image: str, dockerd: PrivateDockerd | None, sessions: int = 4,
+    per_second: float = 8.0, pause_s: float = 1.0,
+) -> Report:  # fmt: skip
+    """The same with containers: of the machine's dockerd, or of a private one that is struck, too."""
+    with receiver(seed) as posted, contextlib.ExitStack() as stack:
+        daemon = RealDaemon()
+        stack.callback(daemon.close)
+        environ = dict(os.environ) if dockerd is None else dockerd.environ
+        daemon.environment = {name: value for name, value in environ.items() if name == "DOCKER_HOST"}
+        daemon.configure(CONFIG.format(kind="docker", image=image, port=free_port(), url=posted.url))
+        names = [(("echo", "shell")[number % 2], f"s{number}") for number in range(sessions)]
+        load = Load(daemon.socket, names, per_second=per_second)
+        chaos = Chaos(
+            daemon, DockerVictims(daemon, environ), load, posted, seed, pause_s=pause_s, dockerd=dockerd
+        )  # fmt: skip
+        try:
+            chaos.run(seconds)
+            chaos.settle(patience_s=120.0)
+        except AssertionError as error:
+            chaos.report.problems.append(str(error))
+        return chaos.report
+
+
 def as_json(report: Report) -> dict[str, Any]:
     """A report for a table."""
     return {
@@ -45,6 +71,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "sigkills": report.killed,
         "kills": dict(report.kills),
         "freezes": dict(report.freezes),
+        "dockerd_restarts": report.dockerd_restarts,
         "accepted": report.account.accepted,
         "answered": report.account.answered,
         "dead_lettered": report.account.dead,

@@ -72,23 +72,22 @@ class ProcessVictims:
 class DockerVictims:
     """Containers of one install. `docker kill` strikes the whole container at once, as the kernel would."""
 
-    def __init__(self, label: str, environ: dict[str, str]) -> None:
-        self._label = label
+    def __init__(self, daemon: RealDaemon, environ: dict[str, str]) -> None:
+        self._daemon = daemon
         self._environ = environ
+        self._install: str | None = None
 
     def agents(self) -> list[str]:
-        done = self._docker("ps", "-q", "--no-trunc", "--filter", f"label={self._label}")
+        self._install = self._install or self._daemon.install_id()
+        done = self._docker("ps", "-q", "--no-trunc", "--filter", f"label=clawbus.install={self._install}")
         return sorted(done.stdout.split()) if done.returncode == 0 else []
 
     def strike(self, identity: str, how: str) -> int:
-        # What is frozen with SIGSTOP inside a container is what the host's freezer makes of it.
+        if how == "program":
+            return 0
+        # The freezer stops every process of a container, as SIGSTOP to each would.
         verb = ("pause", identity) if how == "freeze" else ("kill", "--signal", "KILL", identity)
         return int(self._docker(*verb).returncode == 0)
-
-    def thaw(self) -> None:
-        """A paused container cannot be ended by anybody who does not unpause it first."""
-        for identity in self.agents():
-            self._docker("unpause", identity)
 
     def _docker(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
