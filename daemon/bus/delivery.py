@@ -20,7 +20,15 @@ from daemon.channels.protocol import Channel, InDoubt, Outgoing, Receipt
 from daemon.clock import Clock
 from daemon.config import Delivery as DeliveryConfig
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
-from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError, StorageError
+from schema.errors import (
+    ClawbusError,
+    FileBusyError,
+    HostileFileError,
+    ReadDeadlineError,
+    ReadRaceError,
+    StorageError,
+    UnusableFileError,
+)
 from schema.rows import AckStatus
 
 _RACE_RETRY_MS = 50
@@ -171,6 +179,9 @@ class Delivery:
         context = {"agent": session.key.agent, "session": session.key.session, "code": error.code, "hint": error.hint}
         if isinstance(error, ReadDeadlineError):
             session.strikes[look] = session.strikes.get(look, 0) + 1
+        if isinstance(error, UnusableFileError):
+            self._quarantine(session, f"{error} {error.hint.partition('; then')[0]}")
+            return
         if isinstance(error, HostileFileError) or session.strikes.get(look, 0) >= _MAX_STRIKES:
             self._quarantine(session, str(error))
             return
@@ -294,6 +305,10 @@ class Delivery:
                     now = self._clock.now_ms()
                     buried = await session.call(partial(record_outcomes, session.files, outcomes, means, now))
                     break
+                except UnusableFileError as error:
+                    # There is nothing left to record in. What was sent is in doubt for whoever restores the file.
+                    self.trouble(session, error, "record")
+                    return
                 except (FileBusyError, StorageError, ReadDeadlineError) as error:
                     self._log.warning("receipt_not_recorded", agent=session.key.agent, session=session.key.session,
                                       error=str(error), retry_s=wait)  # fmt: skip

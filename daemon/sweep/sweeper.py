@@ -26,7 +26,14 @@ from daemon.sweep.decide import Container, Fail, Kill, Policy, Reset, Settle, St
 from daemon.sweep.schedule import Schedule
 from daemon.sweep.steps import Settings, Swept, finish_incarnation, sweep_files
 from daemon.watchdog import Pulse
-from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError
+from schema.errors import (
+    ClawbusError,
+    FileBusyError,
+    HostileFileError,
+    ReadDeadlineError,
+    ReadRaceError,
+    UnusableFileError,
+)
 from schema.rows import AckStatus
 
 _CONCURRENT = 16
@@ -186,7 +193,7 @@ class Sweeper:
             self.delivery.unreadable(session, error)
             self.schedule.at(key, self.clock.now_ms() + 50)
             return
-        except (HostileFileError, ReadDeadlineError, FileBusyError) as error:
+        except (HostileFileError, ReadDeadlineError, FileBusyError, UnusableFileError) as error:
             self.delivery.trouble(session, error, "sweep")
             return
         self._report(key, swept)
@@ -217,7 +224,7 @@ class Sweeper:
             claimed, actions = await session.call(
                 partial(finish_incarnation, session.files, incarnation, reason, now, self.settings)
             )
-        except (HostileFileError, ReadDeadlineError) as error:
+        except (HostileFileError, ReadDeadlineError, UnusableFileError) as error:
             self.delivery.trouble(session, error, "exit")
             if session.quarantined is None:
                 raise  # it is called again
