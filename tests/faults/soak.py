@@ -57,7 +57,7 @@ def docker_chaos(
         )  # fmt: skip
         try:
             chaos.run(seconds)
-            chaos.settle(patience_s=120.0)
+            chaos.settle(operation_s=120.0)
         except AssertionError as error:
             chaos.report.problems.append(str(error))
         return chaos.report
