@@ -83,6 +83,8 @@ def _build(environment: Environment, log: FilteringBoundLogger) -> Runner:
     return Runner(
         settings=settings,
         incarnation=environment.incarnation,
+        agent=environment.agent,
+        session=environment.session,
         store=Store(environment.in_folder, environment.out_folder, environment.incarnation, _now_ms),
         provider=PROVIDERS[settings.provider](context),
         heartbeat=Heartbeat(environment.out_folder, log),

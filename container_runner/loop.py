@@ -44,6 +44,8 @@ class Runner:
         *,
         settings: RunnerSettings,
         incarnation: str,
+        agent: str,
+        session: str,
         store: Store,
         provider: Provider,
         heartbeat: Heartbeat,
@@ -53,6 +55,8 @@ class Runner:
     ) -> None:
         self._settings = settings
         self._incarnation = incarnation
+        self._agent = agent
+        self._session = session
         self._store = store
         self._provider = provider
         self._heartbeat = heartbeat
@@ -140,8 +144,8 @@ class Runner:
 
     async def _work(self, batch: Batch, progress: TurnProgress) -> Answer | TurnFailedError:
         turn = Turn(
-            agent=self._settings.agent,
-            session=self._settings.session,
+            agent=self._agent,
+            session=self._session,
             incarnation=self._incarnation,
             messages=batch.messages,
             routing=batch.routing,

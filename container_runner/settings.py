@@ -25,10 +25,15 @@ _ABOVE_ZERO: Final = ("timeout_s", "max_batch", "poll_s", "watch_step_ms", "max_
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A runner's whole input: its settings, its incarnation and its three folders."""
+    """A runner's whole input: its settings, its names and its three folders.
+
+    `agent` and `session` are for the agent program and may be empty; the runner finds its files by its folders.
+    """
 
     settings: RunnerSettings
     incarnation: str
+    agent: str
+    session: str
     in_folder: Path
     out_folder: Path
     agent_folder: Path
@@ -42,6 +47,8 @@ def read_environment(environ: Mapping[str, str], providers: typing.Collection[st
     return Environment(
         settings=_check(_read_settings(environ), providers),
         incarnation=incarnation,
+        agent=environ.get(layout.ENV_AGENT_NAME, ""),
+        session=environ.get(layout.ENV_SESSION_NAME, ""),
         in_folder=Path(environ.get(layout.ENV_IN) or layout.CONTAINER_IN),
         out_folder=Path(environ.get(layout.ENV_OUT) or layout.CONTAINER_OUT),
         agent_folder=Path(environ.get(layout.ENV_AGENT) or layout.CONTAINER_AGENT),

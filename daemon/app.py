@@ -9,9 +9,10 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import anyio
@@ -27,7 +28,8 @@ from daemon.clock import Clock, SystemClock
 from daemon.config import Agent, Config
 from daemon.containers.factory import build_runtime, spec_maker
 from daemon.containers.protocol import ContainerRuntime, Exit
-from daemon.containers.supervisor import Hooks, Supervisor
+from daemon.containers.slots import Hooks, Timings
+from daemon.containers.supervisor import Supervisor
 from daemon.control import server as control_server
 from daemon.control.api import build_api
 from daemon.data_folder import DataFolder
@@ -60,9 +62,28 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
         pipeline = configure(config.logs, config.data_dir, sys.stderr, clock)
         try:
             anyio.run(partial(_main, config, folder, pipeline, clock, reload))
+        except BaseExceptionGroup as group:
+            refusal = _refusal(group)
+            if refusal is None:
+                raise
+            structlog.get_logger("daemon").critical(
+                "daemon_failed", code=refusal.code, error=str(refusal), hint=refusal.hint
+            )
+            raise refusal from group
         finally:
             pipeline.close()
     return 0
+
+
+def _refusal(group: BaseExceptionGroup[BaseException]) -> ClawbusError | None:
+    """What a task group wrapped, when that is a refusal that explains itself (a port that is taken) and nothing else."""
+    refusals, rest = group.split(ClawbusError)
+    if refusals is None or rest is not None:
+        return None
+    first = refusals
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
 
 
 @dataclass(slots=True)
@@ -82,7 +103,7 @@ class House:
     watch: Watch
     ingress: Ingress
     pulse: Pulse
-    image_problem: tuple[int, str] | None = None
+    channel_problems: dict[str, tuple[int, str]]
 
     def degraded(self) -> list[dict[str, Any]]:
         """What does not work now, since when and why."""
@@ -90,9 +111,11 @@ class House:
         if self.supervisor.unavailable is not None:
             since, why = self.supervisor.unavailable
             found.append({"what": "runtime", "since": since, "why": why})
-        if self.image_problem is not None:
-            since, why = self.image_problem
+        if self.supervisor.image_problem is not None:
+            since, why = self.supervisor.image_problem
             found.append({"what": "image", "since": since, "why": why})
+        for name, (since, why) in self.channel_problems.items():
+            found.append({"what": f"channel {name}", "since": since, "why": why})
         return found
 
     def status_line(self) -> str:
@@ -105,14 +128,24 @@ class House:
 
 
 def build_house(
-    config: Config, folder: DataFolder, runtime: ContainerRuntime, install_id: str, clock: Clock, pulse: Pulse
+    config: Config,
+    folder: DataFolder,
+    runtime: ContainerRuntime,
+    install_id: str,
+    clock: Clock,
+    pulse: Pulse,
+    timings: Timings | None = None,
+    types: Mapping[str, EntryPoint] | None = None,
 ) -> House:
-    """Wire everything; nothing runs yet. The parts know each other through the callbacks given here."""
+    """Wire everything; nothing runs yet. The parts know each other through the callbacks given here.
+
+    `timings` and `types` (of channels) default to the supervisor's and to what is installed.
+    """
     limits = read_limits(config)
     agents = dict(config.agents)
     specs = spec_maker(config, folder, agents, install_id)
     sessions = Sessions(folder.sessions_dir, Registry(folder.central_db), clock, limits, specs.owner)
-    channels = build_channels(config, clock)
+    channels = build_channels(config, clock, types)
     # The lambdas look a name up that is bound further down: the parts know each other both ways.
     watch = Watch(lambda session: delivery.poke(session))  # noqa: PLW0108
     schedule = Schedule(clock, lambda key: sweeper.poke(key))  # noqa: PLW0108
@@ -136,7 +169,7 @@ def build_house(
         wake_at=lambda session, when: schedule.at(session.key, when),
         is_idle=lambda session: sweeper.is_idle(session),  # noqa: PLW0108
     )
-    supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks)
+    supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, timings)
     delivery = Delivery(
         channels,
         config.delivery,
@@ -144,6 +177,7 @@ def build_house(
         live_incarnation=supervisor.live_incarnation,
         wake_at=lambda session, when: schedule.at(session.key, when),
         look_later=look_later,
+        on_settled=supervisor.look_for_room,
         quarantine=quarantine,
         max_content_bytes=config.limits.max_content_bytes,
         rng=random.Random(),  # noqa: S311 - spreads retries; nothing secret
@@ -171,6 +205,7 @@ def build_house(
         watch,
         ingress,
         pulse,
+        {},
     )
     return house
 
@@ -219,7 +254,8 @@ async def _main(
     install_id = await anyio.to_thread.run_sync(Registry(folder.central_db).install_id, clock.now_ms())
     runtime = build_runtime(config, folder, install_id, clock)
     pulse = Pulse(clock)
-    pulse.register("sweep", _SWEEP_ALLOWED_S)
+    # A tick waits for its slowest session, which may take its whole time-out.
+    pulse.register("sweep", _SWEEP_ALLOWED_S + config.sweep.session_timeout_s)
     house = build_house(config, folder, runtime, install_id, clock, pulse)
     log.info("daemon_starting", data=str(config.data_dir), runtime=runtime.name, pid=os.getpid())
     try:
@@ -237,13 +273,18 @@ async def _main(
             notifier.stopping()
             log.info("daemon_stopping", containers_left_running=len(house.supervisor.slots()))
             operations.ready = False
-            house.supervisor.close()
-            await house.delivery.close(_SHUTDOWN_GRACE_S)
-            tasks.cancel_scope.cancel()
+            await stop_house(house, tasks, _SHUTDOWN_GRACE_S)
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(_SHUTDOWN_GRACE_S):
             await runtime.aclose()
     log.info("daemon_stopped")
+
+
+async def stop_house(house: House, tasks: anyio.abc.TaskGroup, grace_s: float) -> None:
+    """Begin nothing new, let sends under way finish within `grace_s` seconds, end every task. Containers stay."""
+    house.supervisor.close()
+    await house.delivery.close(grace_s)
+    tasks.cancel_scope.cancel()
 
 
 async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
@@ -260,7 +301,7 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     await tasks.start(house.sweeper.run, name="sweep")
     tasks.start_soon(house.schedule.run, name="schedule")
     for name, channel in house.channels.items():
-        await tasks.start(partial(_run_channel, channel, house.ingress), name=f"channel {name}")
+        await tasks.start(partial(run_channel, house, name, channel), name=f"channel {name}")
     return DaemonOperations(
         data_dir=house.config.data_dir,
         clock=house.clock,
@@ -275,8 +316,52 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     )
 
 
-async def _run_channel(channel: Channel, ingress: Ingress, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-    await channel.run(ingress.accept, task_status=task_status)
+class _Started(anyio.abc.TaskStatus[None]):
+    """Passes a channel's first `started` on, and takes every one as a sign of health."""
+
+    def __init__(self, first: anyio.abc.TaskStatus[None], healthy: Callable[[], None]) -> None:
+        self._first = first
+        self._healthy = healthy
+        self.once = False
+
+    def started(self, value: None = None) -> None:
+        """See TaskStatus."""
+        self._healthy()
+        if not self.once:
+            self.once = True
+            self._first.started(value)
+
+
+async def run_channel(
+    house: House,
+    name: str,
+    channel: Channel,
+    *,
+    retry_s: float = 1.0,
+    retry_max_s: float = 60.0,
+    task_status: anyio.abc.TaskStatus[None],
+) -> None:
+    """Run a channel until cancelled. One that cannot start stops the daemon's start; one that fails later is begun
+    again after a while, is named as degraded meanwhile, and disturbs nobody else."""
+    log = structlog.get_logger("daemon").bind(channel=name)
+    status = _Started(task_status, lambda: house.channel_problems.pop(name, None) and None)
+    wait_s = retry_s
+    while True:
+        begun = house.clock.monotonic()
+        try:
+            await channel.run(house.ingress.accept, task_status=status)
+            why = "it ended by itself"
+        except Exception as error:
+            if not status.once:
+                raise
+            why = f"{type(error).__name__}: {error}"
+            log.error("channel_failed", error=why, exc_info=not isinstance(error, ClawbusError))
+        if house.clock.monotonic() - begun > retry_max_s:
+            wait_s = retry_s
+        house.channel_problems[name] = (house.clock.now_ms(), why)
+        log.warning("channel_restarts", reason=why, retry_s=wait_s)
+        await anyio.sleep(wait_s)
+        wait_s = min(wait_s * 2, retry_max_s)
 
 
 async def _check_runtime(house: House) -> None:
@@ -284,7 +369,7 @@ async def _check_runtime(house: House) -> None:
     try:
         await house.runtime.check()
     except ImageError as error:
-        house.image_problem = (house.clock.now_ms(), str(error))
+        house.supervisor.image_problem = (house.clock.now_ms(), str(error))
         structlog.get_logger("daemon").error("image_unusable", error=str(error), hint=error.hint)
     except RuntimeUnavailableError:
         return  # the supervisor's adoption says it, and goes on trying
@@ -313,9 +398,13 @@ def _reload(house: House, pipeline: LogPipeline, reload: Callable[[], Config] | 
     except ClawbusError as error:
         log.error("reload_refused", error=str(error), hint=error.hint)
         return
+    except Exception:  # a reload that fails changes nothing, and ends nothing
+        log.exception("reload_raised")
+        return
     pipeline.set_level(config.logs.level)
     house.agents.clear()
     house.agents.update(config.agents)
-    old = house.config.model_dump(exclude={"agents", "logs"})
-    restart = sorted(key for key, value in config.model_dump(exclude={"agents", "logs"}).items() if value != old[key])
+    taken_over = {"agents": True, "logs": {"level"}}
+    old = house.config.model_dump(exclude=taken_over)
+    restart = sorted(key for key, value in config.model_dump(exclude=taken_over).items() if value != old[key])
     log.info("config_reloaded", agents=sorted(house.agents), level=config.logs.level, restart_needed_for=restart)

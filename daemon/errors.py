@@ -95,6 +95,20 @@ class UnknownMessageError(ClawbusError):
     default_hint = "`clawbus session show` lists a session's newest messages."
 
 
+class NotDeadLetterError(ClawbusError):
+    """This id is no dead letter (any more): delivered, still tried, or dealt with already. Nothing was changed."""
+
+    code = "NOT_A_DEAD_LETTER"
+    default_hint = "`clawbus dead list` lists the open ones; `clawbus dead show` tells what became of this one."
+
+
+class RowGoneError(ClawbusError):
+    """The answer's row is no longer in outbound.db, so there is nothing to send again. Nothing was changed."""
+
+    code = "ROW_GONE"
+    default_hint = "Drop it (`clawbus dead drop`), and send the message that it answers anew."
+
+
 class ContentError(ClawbusError):
     """A message's content is not JSON, or over the limit. Nothing was stored."""
 

@@ -30,8 +30,8 @@ _SECRET: Final = re.compile(
     r"passw|secret|token|authorization|credential|api_?key|cookie|private_?key|signature", re.IGNORECASE
 )
 _ENVIRONMENT: Final = frozenset({"env", "environ", "environment"})
-# C0 but tab and newline, DEL, C1, and the two separators that some readers take for a line's end.
-_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+# C0 but tab and newline, DEL, C1, the two separators that some readers take for a line's end, and what turns text round.
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _FIRST: Final = ("timestamp", "level", "event")
 
 EventDict = MutableMapping[str, Any]
@@ -134,7 +134,7 @@ def pretty_renderer(*, colors: bool) -> Callable[[Mapping[str, object]], bytes]:
         trace = shown.pop("traceback", None)
         line = console(None, "", shown)
         if trace is not None:
-            line = f"{line}\n{trace}"
+            line = f"{line}\n{_visible(trace)}"  # its last line is an error's text, which may quote a container
         return f"{line.rstrip()}\n".encode("utf-8", "backslashreplace")
 
     return render

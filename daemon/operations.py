@@ -16,6 +16,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from daemon.bus.dead_letters import DeadLetters
 from daemon.bus.ingress import Ingress
 from daemon.bus.sessions import Sessions
 from daemon.channels.local import LocalChannel
@@ -23,6 +24,7 @@ from daemon.channels.protocol import Accepted, Incoming
 from daemon.clock import Clock
 from daemon.containers.supervisor import Supervisor
 from daemon.ops import reports
+from daemon.store.dead_letters import Operator
 from daemon.store.mailbox import MailboxEntry
 from daemon.store.registry import SessionKey
 from daemon.sweep.sweeper import Sweeper
@@ -57,6 +59,7 @@ class DaemonOperations:
         self._local = local
         self._runtime_name = runtime_name
         self._degraded = degraded
+        self._dead_letters = DeadLetters(sessions, clock, sweeper.poke)
         self._started_at = clock.now_ms()
         self._log = structlog.get_logger("operator")
         self.ready = False
@@ -114,10 +117,34 @@ class DaemonOperations:
         found = await self._sessions.get(key)
         was = found.quarantined
         await self._sessions.central(lambda registry: registry.release(key))
-        found.quarantined, found.deadline_strikes, found.active = None, 0, True
+        found.quarantined, found.active = None, True
+        found.strikes.clear()
         self._log.info("operator_release", agent=agent, session=session, was=was)
         self._sweeper.poke(key)
         return {"released": was is not None, "was": was}
+
+    async def dead_letters(self, session: tuple[str, str] | None, letter_id: str | None, limit: int) -> dict[str, Any]:
+        """See reports.dead_letters_report."""
+        report = partial(
+            reports.dead_letters_report, self._data_dir, self._clock, session=session, letter_id=letter_id, limit=limit
+        )
+        return await anyio.to_thread.run_sync(report)
+
+    async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
+        """See reports.dead_letter_report."""
+        found = await self._sessions.get(_key(agent, session))
+        report = partial(reports.dead_letter_report, self._data_dir, agent, session, letter_id, limits=self._limits)
+        return await found.call(report)
+
+    async def requeue_dead(
+        self, agent: str, session: str, letter_id: str, by: str, reason: str | None
+    ) -> dict[str, Any]:
+        """See DeadLetters.requeue."""
+        return await self._dead_letters.requeue(_key(agent, session), letter_id, Operator(by, reason))
+
+    async def drop_dead(self, agent: str, session: str, letter_id: str, by: str, reason: str | None) -> dict[str, Any]:
+        """See DeadLetters.drop."""
+        return await self._dead_letters.drop(_key(agent, session), letter_id, Operator(by, reason))
 
     def health(self) -> dict[str, Any]:
         """Cheap: whether start-up is complete, and what is degraded."""

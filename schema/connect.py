@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import stat
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -30,10 +28,35 @@ from schema.errors import (
     StorageError,
 )
 from schema.layout import OUTBOUND_DB
+from schema.plain_file import (
+    ReadLimits,
+    check_header,
+    check_journal,
+    check_recoverable,
+    drop_journal,
+    open_plain,
+    refuse_wal,
+    same_file,
+)
 
 BUSY_TIMEOUT_MS: Final = 5000
-_MAGIC: Final = b"SQLite format 3\x00"
-_JOURNAL_MAGIC: Final = bytes.fromhex("d9d505f920a163d7")
+_REPLACED: Final = f"{OUTBOUND_DB} was replaced while it was being opened."
+_ROW_BYTES: Final = 200  # of a row's own, whatever is in it
+# SQLite runs that many steps between two looks at the clock; a step of parsing a schema is a whole statement.
+_STEPS_BETWEEN_LOOKS: Final = 1000
+# A schema is text that its author chose: what of it is parsed and compiled must stay small. Ours needs far less.
+_SCHEMA_LIMITS: Final = (
+    (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
+    (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 64 * 1024),
+    (sqlite3.SQLITE_LIMIT_COLUMN, 100),
+    (sqlite3.SQLITE_LIMIT_EXPR_DEPTH, 50),
+    (sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, 5),
+    (sqlite3.SQLITE_LIMIT_VDBE_OP, 25_000),
+    (sqlite3.SQLITE_LIMIT_FUNCTION_ARG, 20),
+    (sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100),
+    (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 1),
+    (sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0),
+)
 _HOSTILE_CODES: Final = frozenset(
     {
         sqlite3.SQLITE_CORRUPT,
@@ -47,15 +70,6 @@ _HOSTILE_CODES: Final = frozenset(
         sqlite3.SQLITE_AUTH,
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ReadLimits:
-    """What one look into a container's file may cost. Bytes and seconds."""
-
-    max_file_bytes: int = 512 * 1024 * 1024
-    max_row_bytes: int = 4 * 1024 * 1024
-    deadline_s: float = 2.0
 
 
 def is_readonly_race(error: object) -> bool:
@@ -86,11 +100,15 @@ def translate(error: sqlite3.Error, path: Path, *, hostile: bool) -> ClawbusErro
 class Reader:
     """A handle that can only read. Use as a context manager; errors come out as ClawbusError."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path, *, hostile: bool = False) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, path: Path, *, hostile: bool = False, max_read_bytes: int | None = None
+    ) -> None:
         connection.row_factory = sqlite3.Row
         self._connection = connection
         self._path = path
         self._hostile = hostile
+        self._max_read_bytes = max_read_bytes
+        self.file_id: str = ""  # of a container's file: tells one that was deleted and made anew from the old one
 
     def __enter__(self) -> Self:
         return self
@@ -105,20 +123,20 @@ class Reader:
         self._connection.close()
 
     def all(self, sql: str, params: Sequence[object] | Mapping[str, object] = ()) -> list[sqlite3.Row]:
-        """Every row of a query."""
+        """Every row of a query. Of a container's file: HostileFileError when they are more than `max_read_bytes`."""
         try:
-            return self._connection.execute(sql, params).fetchall()
+            rows = self._connection.execute(sql, params)
+            return rows.fetchall() if self._max_read_bytes is None else self._bounded(rows, self._max_read_bytes)
         except (sqlite3.Error, UnicodeError, OverflowError, MemoryError) as error:
             raise self._translated(error) from error
 
-    def some(self, sql: str, params: Sequence[object], *, column: str, budget: int) -> list[sqlite3.Row]:
-        """Rows of a query until `column`'s characters exceed `budget`; at least one row if there is any."""
+    def some(self, sql: str, params: Sequence[object], *, budget: int, column: str | None = None) -> list[sqlite3.Row]:
+        """Rows of a query until `column`'s characters, or all columns', exceed `budget`; at least one row if any."""
         found: list[sqlite3.Row] = []
         try:
             for row in self._connection.execute(sql, params):
                 found.append(row)
-                value = row[column]
-                budget -= len(value) if isinstance(value, str | bytes) else 0
+                budget -= _weight(row if column is None else (row[column],))
                 if budget < 0:
                     break
         except (sqlite3.Error, UnicodeError, OverflowError, MemoryError) as error:
@@ -136,6 +154,18 @@ class Reader:
     def columns(self, table: str, alias: str = "main") -> frozenset[str]:
         """The columns a table has here; empty if there is no such table. Both names are our own."""
         return frozenset(row["name"] for row in self.all(f"PRAGMA {alias}.table_info({table})"))
+
+    def _bounded(self, rows: sqlite3.Cursor, budget: int) -> list[sqlite3.Row]:
+        """A file without the contract's keys may answer a question about one row with millions."""
+        found: list[sqlite3.Row] = []
+        for row in rows:
+            found.append(row)
+            budget -= _ROW_BYTES + _weight(row)
+            if budget < 0:
+                raise HostileFileError(
+                    f"{self._path.name} answers with more than {self._max_read_bytes} bytes at once."
+                )
+        return found
 
     def _translated(self, error: Exception) -> ClawbusError:
         if isinstance(error, sqlite3.Error):
@@ -186,6 +216,10 @@ class Writer(Reader):
             raise
 
 
+def _weight(values: Iterable[object]) -> int:
+    return sum(len(value) for value in values if isinstance(value, str | bytes))
+
+
 def open_owner(path: Path, role: migrate.Role, *, create: bool = True) -> Writer:
     """Open a file of ours read-write, made or migrated if need be. Raises SchemaTooNewError, FileBusyError, StorageError."""
     mode = "rwc" if create else "rw"
@@ -221,24 +255,30 @@ def open_reader(path: Path) -> Reader:
 def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:
     """Open a container's outbound.db read-only, as hostile input. None while the runner has not made it.
 
-    Raises HostileFileError, ReadRaceError, FileBusyError or StorageError.
+    Raises HostileFileError, ReadRaceError, ReadDeadlineError, FileBusyError or StorageError. A container that swaps the
+    file for a fifo in the right microsecond makes SQLite's open wait for ever: callers bound the call themselves.
     """
     path = folder / OUTBOUND_DB
-    guard = _open_plain(folder, OUTBOUND_DB)
+    guard = open_plain(folder, OUTBOUND_DB)
     if guard is None:
         return None
     try:
-        if not _check_header(guard, path, limits):
+        if not check_header(guard, limits, journal=os.path.lexists(folder / (OUTBOUND_DB + "-journal"))):
             return None
-        _check_journal(folder)
-        connection = _connect_to(guard, path)
+        check_journal(folder, limits)
+        refuse_wal(folder)
+        identity = os.fstat(guard)
+        connection, descriptor = _connect_to(guard, path)
     finally:
         # Before the first statement: closing any descriptor of a file drops this process's locks on it.
         os.close(guard)
     try:
         _limit(connection, limits)
-        reader = Reader(connection, path, hostile=True)
+        reader = Reader(connection, path, hostile=True, max_read_bytes=limits.max_read_bytes)
+        reader.file_id = f"{identity.st_dev}:{identity.st_ino}"
         _check_tables(reader)
+        # Again, now that it has been read: another thread's descriptor, which may have vouched by chance, is gone.
+        _check_same(descriptor, identity)
     except sqlite3.Error as error:
         connection.close()
         raise translate(error, path, hostile=True) from error
@@ -248,35 +288,34 @@ def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:
     return reader
 
 
-def recover_outbound_journal(folder: Path) -> bool:
+def recover_outbound_journal(folder: Path, limits: ReadLimits | None = None) -> bool:
     """Let SQLite roll a stranded outbound.db-journal back and delete it. True if there was one.
 
     Call this ONLY after the container's confirmed exit: a live writer's journal must never be touched.
     Raises HostileFileError for a journal or file that no runner of ours writes.
     """
-    path = folder / OUTBOUND_DB
-    if not _check_journal(folder):
+    path, limits = folder / OUTBOUND_DB, limits or ReadLimits()
+    if not check_journal(folder, limits):
         return False
-    guard = _open_plain(folder, OUTBOUND_DB)
+    guard = open_plain(folder, OUTBOUND_DB)
     if guard is None:
         return False
     try:
-        header = os.pread(guard, 100, 0)
+        check_recoverable(guard, limits)
     finally:
         os.close(guard)
-    # Zeros: the very first transaction was torn, and its journal says that there was nothing before it.
-    if any(header) and (not header.startswith(_MAGIC) or header[18:20] != b"\x01\x01"):
-        raise HostileFileError(f"{path.name} is not a SQLite file in DELETE journal mode.")
+    refuse_wal(folder)
     try:
         connection = _connect(path, "rw")
         try:
-            connection.execute("PRAGMA trusted_schema=OFF")
-            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            _limit(connection, limits)
+            # Enough to make SQLite look for a hot journal, and it does not parse the schema, which is hostile too.
+            connection.execute("PRAGMA user_version").fetchone()
         finally:
             connection.close()
     except sqlite3.Error as error:
         raise translate(error, path, hostile=True) from error
-    _drop_cold_journal(folder)
+    drop_journal(folder)
     return True
 
 
@@ -294,8 +333,11 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     return connection
 
 
-def _connect_to(guard: int, path: Path) -> sqlite3.Connection:
-    """Connect by path, and prove that SQLite opened the very file that `guard` holds and no link put in its place."""
+def _connect_to(guard: int, path: Path) -> tuple[sqlite3.Connection, int]:
+    """Connect by path, and prove that SQLite opened the very file that `guard` holds and no link put in its place.
+
+    Returns the connection and the number of its descriptor.
+    """
     wanted = os.fstat(guard)
     probe = os.dup(guard)
     os.close(probe)  # the number that the next open of this process most likely gets
@@ -303,103 +345,32 @@ def _connect_to(guard: int, path: Path) -> sqlite3.Connection:
         connection = _connect(path, "ro")
     except sqlite3.Error as error:
         raise translate(error, path, hostile=True) from error
-    if _same(probe, wanted) and probe != guard:
-        return connection
+    if same_file(probe, wanted) and probe != guard:
+        return connection, probe
     for name in Path("/proc/self/fd").iterdir():
-        if int(name.name) != guard and _same(int(name.name), wanted):
-            return connection
+        if int(name.name) != guard and same_file(int(name.name), wanted):
+            return connection, int(name.name)
     connection.close()
-    raise HostileFileError(f"{path.name} was replaced while it was being opened.")
+    raise HostileFileError(_REPLACED)
 
 
-def _same(descriptor: int, wanted: os.stat_result) -> bool:
-    try:
-        found = os.fstat(descriptor)
-    except OSError:
-        return False
-    return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
-
-
-def _open_plain(folder: Path, name: str) -> int | None:
-    """A descriptor of a plain, singly linked file in `folder`, not followed; None if there is none."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise HostileFileError(f"{folder.name}/ cannot be opened: {error.strerror}.") from error
-    try:
-        descriptor = os.open(name, flags, dir_fd=parent)
-    except FileNotFoundError:
-        return None
-    except PermissionError as error:
-        raise StorageError(f"{name} cannot be read: {error.strerror}.") from error
-    except OSError as error:
-        raise HostileFileError(f"{name} is not a plain file: {error.strerror}.") from error
-    finally:
-        os.close(parent)
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        os.close(descriptor)
-        raise HostileFileError(f"{name} is not a plain file with a single link.")
-    return descriptor
-
-
-def _check_header(guard: int, path: Path, limits: ReadLimits) -> bool:
-    """False for a file that is still empty; raises HostileFileError for one no runner writes."""
-    size = os.fstat(guard).st_size
-    if size == 0:
-        return False
-    if size > limits.max_file_bytes:
-        raise HostileFileError(f"{path.name} has {size} bytes; the limit is {limits.max_file_bytes}.")
-    header = os.pread(guard, 100, 0)
-    if not any(header) and os.path.lexists(path.with_name(path.name + "-journal")):
-        raise ReadRaceError(f"{path.name} is in its first transaction.")
-    if not header.startswith(_MAGIC):
-        raise HostileFileError(f"{path.name} is not a SQLite database.")
-    if header[18:20] != b"\x01\x01":
-        raise HostileFileError(f"{path.name} is in WAL mode; the contract is journal_mode=DELETE.")
-    return True
-
-
-def _check_journal(folder: Path) -> bool:
-    """Whether a journal lies beside outbound.db; raises HostileFileError for one that SQLite must not see.
-
-    A journal may name a super-journal, which SQLite would then open and even delete, wherever it lies
-    (sqlite.org/fileformat2.html#the_rollback_journal: the name, its length, a checksum and the magic at the end).
-    """
-    name = OUTBOUND_DB + "-journal"
-    descriptor = _open_plain(folder, name)
-    if descriptor is None:
-        return False
-    try:
-        size = os.fstat(descriptor).st_size
-        tail = os.pread(descriptor, 8, size - 8) if size >= 16 else b""
-    finally:
-        os.close(descriptor)
-    # A journal whose whole content is its header also ends in no magic: the magic opens the header, at offset 0.
-    if tail == _JOURNAL_MAGIC:
-        raise HostileFileError(f"{name} names a super-journal.")
-    return True
-
-
-def _drop_cold_journal(folder: Path) -> None:
-    """Remove a journal that SQLite looked at and found cold (empty, or its header zeroed): nothing to roll back."""
-    try:
-        (folder / (OUTBOUND_DB + "-journal")).unlink()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StorageError(f"{OUTBOUND_DB}-journal cannot be removed: {error.strerror}.") from error
+def _check_same(descriptor: int, wanted: os.stat_result) -> None:
+    if not same_file(descriptor, wanted):
+        raise HostileFileError(_REPLACED)
 
 
 def _limit(connection: sqlite3.Connection, limits: ReadLimits) -> None:
+    """Everything that bounds what a hostile file may do to us, before its first byte is read."""
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limits.max_row_bytes)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    for limit, value in _SCHEMA_LIMITS:
+        connection.setlimit(limit, value)
     deadline = time.monotonic() + limits.deadline_s
-    connection.set_progress_handler(lambda: int(time.monotonic() > deadline), 5000)
-    for pragma in ("trusted_schema=OFF", "query_only=ON", "mmap_size=0", "cell_size_check=ON"):
+    connection.set_progress_handler(lambda: int(time.monotonic() > deadline), _STEPS_BETWEEN_LOOKS)
+    # Exclusive locking before the first read: a file that turns to WAL behind our check then asks for a lock that a
+    # read-only handle cannot have, instead of a shared-memory map that its author could truncate under us
+    # (sqlite.org/wal.html#use_of_wal_without_shared_memory). In DELETE mode a reader takes no more than a shared lock.
+    pragmas = ("locking_mode=EXCLUSIVE", "trusted_schema=OFF", "query_only=ON", "mmap_size=0", "cell_size_check=ON")
+    for pragma in pragmas:
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -93,10 +93,21 @@ CREATE INDEX IF NOT EXISTS delivery_attempts_open ON delivery_attempts(seq)
 -- A destination whose head is being retried holds back its own rows; finding those must not cost the queue behind them.
 CREATE INDEX IF NOT EXISTS delivery_attempts_retrying ON delivery_attempts(destination) WHERE state = 'retrying';
 
+-- ours: dead letters that an operator has dealt with. A dead letter is a failed message or a dead delivery not named here.
+CREATE TABLE IF NOT EXISTS dead_letters_closed (
+  id          TEXT PRIMARY KEY,                  -- of messages_in or of messages_out
+  outcome     TEXT NOT NULL,                     -- dropped | requeued (a message only: an answer becomes queued again)
+  at          INTEGER NOT NULL,                  -- epoch ms
+  by          TEXT NOT NULL,                     -- the operator's user name
+  reason      TEXT,
+  requeued_as TEXT                               -- the id of the new message
+);
+
 -- ours: the highest outbound seq the host has taken note of. Rows above it are new.
 CREATE TABLE IF NOT EXISTS delivery_cursor (
-  id  INTEGER PRIMARY KEY CHECK (id = 1),
-  seq INTEGER NOT NULL
+  id      INTEGER PRIMARY KEY CHECK (id = 1),
+  seq     INTEGER NOT NULL,
+  file_id TEXT                                   -- of which outbound.db: one that was made anew starts at 0 again
 );
 
 -- ours: what the host itself has to say to a sender (a dead letter's notice); delivered like any outbound row.

@@ -116,10 +116,7 @@ class ToolInFlight:
 
 @dataclass(frozen=True, slots=True)
 class RunnerSettings:
-    """What the daemon tells a runner at spawn, as JSON in the environment variable CLAWBUS_RUNNER.
-
-    `agent` and `session` are only told to the agent program; the runner itself knows no names but its folders.
-    """
+    """What the daemon tells a runner at spawn, as JSON in the environment variable CLAWBUS_RUNNER."""
 
     provider: str = "echo"
     command: tuple[str, ...] = ()
@@ -129,6 +126,4 @@ class RunnerSettings:
     watch_step_ms: int = 5
     grace_s: float = 8.0
     max_answer_bytes: int = 1_048_576
-    agent: str = ""
-    session: str = ""
     log_level: str = "info"

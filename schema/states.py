@@ -12,12 +12,12 @@ from schema.rows import MessageStatus
 _S = MessageStatus
 
 # `pending -> pending` is the retry: it changes tries and process_after, so it goes through the same gate.
-# A cancelled or completed message never comes back; a failed one only through an operator's requeue.
+# A finished message never comes back: a runner claims no id again that it has acked. An operator's requeue is a new message.
 TRANSITIONS: Final[Mapping[MessageStatus, frozenset[MessageStatus]]] = MappingProxyType(
     {
         _S.PENDING: frozenset({_S.PENDING, _S.COMPLETED, _S.FAILED, _S.PAUSED, _S.CANCELLED}),
         _S.PAUSED: frozenset({_S.PENDING, _S.COMPLETED, _S.CANCELLED}),
-        _S.FAILED: frozenset({_S.PENDING}),
+        _S.FAILED: frozenset(),
         _S.COMPLETED: frozenset(),
         _S.CANCELLED: frozenset(),
     }

@@ -167,7 +167,7 @@ class _Conversation:
             return
         tail = self._stderr_tail()
         if code < 0:
-            raise CommandSignalError(f"The program was ended by {_signal_name(-code)}.", detail=tail)
+            raise CommandSignalError(f"The program was ended by {_signal_name(-code)}{_by_whom(-code)}.", detail=tail)
         raise CommandExitError(f"The program ended with exit code {code}.{_last_line(tail)}", detail=tail)
 
 
@@ -210,6 +210,11 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def _by_whom(number: int) -> str:
+    """We kill a program only for its time or its answer, and that is told as such: this SIGKILL was somebody else's."""
+    return ": the system does that to a program that reaches its memory limit" if number == signal.SIGKILL else ""
 
 
 def _last_line(tail: str) -> str:

@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 from daemon.bus.delivery_plan import Bury, ChannelTraits, Send
 from daemon.bus.delivery_steps import Collected, Means, Outcome, collect, record_outcomes
 from daemon.bus.sessions import Session
-from daemon.channels.protocol import Channel, InDoubt, Outgoing
+from daemon.channels.protocol import Channel, InDoubt, Outgoing, Receipt
 from daemon.clock import Clock
 from daemon.config import Delivery as DeliveryConfig
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
@@ -25,6 +25,7 @@ from schema.rows import AckStatus
 
 _RACE_RETRY_MS = 50
 _TROUBLE_RETRY_MS = 1000
+_SURPRISE_RETRY_MS = 30_000
 _MAX_STRIKES = 3
 
 
@@ -40,6 +41,7 @@ class Delivery:
         live_incarnation: Callable[[Session], str | None],
         wake_at: Callable[[Session, int], None],
         look_later: Callable[[Session], None],
+        on_settled: Callable[[], None],
         quarantine: Callable[[Session, str], None],
         max_content_bytes: int,
         rng: random.Random,
@@ -50,6 +52,7 @@ class Delivery:
         self._live = live_incarnation
         self._wake_at = wake_at
         self._look_later = look_later
+        self._on_settled = on_settled
         self._quarantine = quarantine
         self._max_content_bytes = max_content_bytes
         self._rng = rng
@@ -71,7 +74,13 @@ class Delivery:
     def later(self, work: Callable[[], Awaitable[object]]) -> None:
         """Run something small in this engine's task group: what a synchronous callback cannot await."""
         if self._tasks is not None:
-            self._tasks.start_soon(_only_await, work)
+            self._tasks.start_soon(self._run_later, work)
+
+    async def _run_later(self, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+        except Exception:  # noqa: BLE001 - nobody waits for it who could handle it, and the daemon must not end by it
+            self._log.error("later_raised", work=repr(work), exc_info=True)
 
     @property
     def senders(self) -> int:
@@ -121,9 +130,13 @@ class Delivery:
             self._wake_at(session, now + _RACE_RETRY_MS)
             return False
         except ClawbusError as error:
-            self.trouble(session, error)
+            self.trouble(session, error, "collect")
             return False
-        session.deadline_strikes = 0
+        except Exception:  # noqa: BLE001 - one session's surprise must not end the daemon; it is looked at again
+            self._log.error("collect_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
+            self._wake_at(session, now + _SURPRISE_RETRY_MS)
+            return False
+        session.strikes.pop("collect", None)
         self._report(session, found)
         for address_key, sends in groups:
             assert self._tasks is not None
@@ -131,16 +144,21 @@ class Delivery:
             self._tasks.start_soon(self._send_group, session, address_key, sends, name=f"send {session.key}")
         if found.sends or found.settled or found.claimed:
             session.last_activity = now
+        if found.settled:
+            self._on_settled()
         if found.later:
             self._look_later(session)
         return found.more
 
-    def trouble(self, session: Session, error: ClawbusError) -> None:
-        """A look into the session's files failed: quarantine what is hostile, retry what may pass."""
+    def trouble(self, session: Session, error: ClawbusError, look: str) -> None:
+        """A look into the session's files failed: quarantine what is hostile, retry what may pass.
+
+        Strikes are counted by `look`: a file that is slow for one of them must not be excused by another one's success.
+        """
         context = {"agent": session.key.agent, "session": session.key.session, "code": error.code, "hint": error.hint}
         if isinstance(error, ReadDeadlineError):
-            session.deadline_strikes += 1
-        if isinstance(error, HostileFileError) or session.deadline_strikes >= _MAX_STRIKES:
+            session.strikes[look] = session.strikes.get(look, 0) + 1
+        if isinstance(error, HostileFileError) or session.strikes.get(look, 0) >= _MAX_STRIKES:
             self._quarantine(session, str(error))
             return
         level = (
@@ -173,19 +191,35 @@ class Delivery:
     async def _send_group(self, session: Session, address_key: str, sends: list[Send]) -> None:
         """Send one destination's rows in order, stop at the first failure, record, and look again."""
         try:
-            outcomes: list[Outcome] = []
-            for send in sends:
-                failed = bool(outcomes) and (outcomes[-1].error is not None or not outcomes[-1].sent)
-                outcomes.append(Outcome(send, sent=False) if failed else await self._send(session, send))
-            await self._record(session, outcomes)
+            outcomes = await self._send_in_order(session, sends)
             if any(outcome.error is not None for outcome in outcomes):
                 self._look_later(session)
+        except Exception:  # noqa: BLE001 - nothing is known to be recorded; what was sent is in doubt, as after a crash
+            self._log.error("send_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
+            self._wake_at(session, self._clock.now_ms() + _SURPRISE_RETRY_MS)
+            return
         finally:
             self._senders -= 1
             session.sending.pop(address_key, None)
             if self._senders == 0:
                 self._drained.set()
         self.poke(session)
+
+    async def _send_in_order(self, session: Session, sends: list[Send]) -> list[Outcome]:
+        """Each row's outcome, recorded; also of those before the one that a shutdown cuts, which stays in doubt."""
+        outcomes: list[Outcome] = []
+        begun = 0
+        try:
+            for send in sends:
+                if self._closing or (outcomes and outcomes[-1].error is not None):
+                    break
+                begun += 1
+                outcomes.append(await self._send(session, send))
+        finally:
+            outcomes += [Outcome(send, sent=False) for send in sends[begun:]]
+            if outcomes:
+                await self._record(session, outcomes)
+        return outcomes
 
     async def _send(self, session: Session, send: Send) -> Outcome:
         row = send.candidate.row
@@ -204,7 +238,7 @@ class Delivery:
         )
         try:
             with anyio.fail_after(self._config.send_timeout_s):
-                receipt = await channel.deliver(message)
+                platform_id = _checked(await channel.deliver(message))
         except TimeoutError:
             text = f"no answer within {self._config.send_timeout_s:g} s"
             return Outcome(send, sent=True, error_code=TransientDeliveryError.code, error=text)
@@ -215,7 +249,7 @@ class Delivery:
         except Exception as error:  # noqa: BLE001 - a channel's bug must not stop other channels; it is retried and logged
             self._log.error("channel_raised", channel=send.address.channel_type, exc_info=True)
             return Outcome(send, sent=True, error_code="CHANNEL_BUG", error=f"{type(error).__name__}: {error}")
-        return Outcome(send, sent=True, platform_message_id=receipt.platform_message_id)
+        return Outcome(send, sent=True, platform_message_id=platform_id)
 
     async def _record(self, session: Session, outcomes: list[Outcome]) -> None:
         """Record until it is recorded: a receipt that is lost would be sent again."""
@@ -267,5 +301,8 @@ class Delivery:
                         message_out=dead.candidate.row.id, code=dead.reason, error=dead.error)  # fmt: skip
 
 
-async def _only_await(work: Callable[[], Awaitable[object]]) -> None:
-    await work()
+def _checked(receipt: object) -> str | None:
+    """The receiver's own id. A channel is other people's code: whatever is no receipt is no delivery."""
+    if not isinstance(receipt, Receipt):
+        raise TypeError(f"deliver returned {type(receipt).__name__}, not a Receipt")
+    return None if receipt.platform_message_id is None else str(receipt.platform_message_id)

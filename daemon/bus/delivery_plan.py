@@ -148,10 +148,14 @@ def _refuse_row(candidate: Candidate, rules: Rules) -> Bury | None:
     if len(row.content.encode("utf-8", "surrogatepass")) > rules.max_content_bytes:
         return Bury(candidate, Reason.BAD_CONTENT, f"content is over {rules.max_content_bytes} bytes")
     try:
-        json.loads(row.content)
+        json.loads(row.content, parse_constant=_no_json)
     except (ValueError, RecursionError):
         return Bury(candidate, Reason.BAD_CONTENT, "content is not JSON")
     return None
+
+
+def _no_json(constant: str) -> object:
+    raise ValueError(f"{constant} is no JSON")  # Python reads and writes NaN and Infinity; nobody else must
 
 
 def _address(candidate: Candidate, rules: Rules) -> Address | Bury:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from daemon.bus.delivery_plan import Bury, Candidate, ChannelTraits, Decision, Defer, Queue, Rules, Send, plan, retry_at
 from daemon.config import Delivery as DeliveryConfig
@@ -16,6 +17,8 @@ from daemon.store.transitions import change_status
 from daemon.sweep.decide import Observation, Settle, settled
 from schema.connect import Reader, Writer
 from schema.rows import Ack, AckStatus, DeliveryState, MessageIn, MessageOut, MessageStatus
+
+_LARGE: Final = 1024**2  # characters; a batch of new rows is cut short well above this
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class _Batch:
     candidates: tuple[Candidate, ...]
     held: frozenset[str]
     top_seq: int | None
+    file_id: str
     more: bool
 
 
@@ -75,7 +79,9 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
             batch = _look(db, out, means, now)
         settles = settled(Observation(now=now, pending=tuple(pending), acks=acks))
         claims = _new_claims(db, pending, acks, live)
-        decisions = plan(batch.candidates, _rules(db, batch, means, now)) if batch.candidates else []
+        planned = plan(batch.candidates, _rules(db, batch, means, now)) if batch.candidates else []
+        # A row that waits in the queue already goes on waiting: nothing to write.
+        decisions = [d for d in planned if not (isinstance(d, Queue) and d.candidate.state is not None)]
         if not decisions and not settles and not claims and batch.top_seq is None:
             return Collected(more=batch.more)
         with db.transaction():
@@ -86,7 +92,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
             for decision in decisions:
                 _commit(db, decision, means, now)
             if batch.top_seq is not None:
-                deliveries.advance(db, batch.top_seq)
+                deliveries.advance(db, batch.top_seq, batch.file_id)
     return Collected(
         sends=tuple(item for item in decisions if isinstance(item, Send)),
         buried=tuple(item for item in decisions if isinstance(item, Bury)),
@@ -169,10 +175,10 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
     every_due = deliveries.due(db, now, held, limit)
     due = [row for row in every_due if row.message_out_id not in means.under_way]
     host = deliveries.host_rows(db, [row.message_out_id for row in due if row.from_host])
-    agent = outbound.rows_by_id(out, [row.message_out_id for row in due if not row.from_host]) if out else {}
+    agent, due, left_out = _agent_rows(out, due)
     new: list[MessageOut] = []
-    if out is not None and len(every_due) < limit:
-        new = outbound.rows_after(out, deliveries.cursor(db), limit)
+    if out is not None and len(every_due) < limit and not left_out:
+        new = outbound.rows_after(out, deliveries.cursor(db, out.file_id), limit)
     known = deliveries.known(db, [row.id for row in new])
     every = [_tracked(row, host if row.from_host else agent) for row in due]
     every += [Candidate(row, from_host=False, state=None, first_at=now) for row in _first_of_each(new, known)]
@@ -181,13 +187,35 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
         candidates=tuple(replace(item, origin=origins.get(item.row.in_reply_to or "")) for item in every),
         held=held,
         top_seq=new[-1].seq if new else None,
-        more=len(every_due) == limit or bool(new),
+        file_id=out.file_id if out is not None else "",
+        more=left_out or len(every_due) == limit or len(new) == limit or sum(len(row.content) for row in new) > _LARGE,
     )
 
 
+def _agent_rows(
+    out: Reader | None, due: list[deliveries.Tracked]
+) -> tuple[dict[str, MessageOut], list[deliveries.Tracked], bool]:
+    """The container's rows behind tracked ones; and those of `due` that can be judged now, the first ones, in order."""
+    ours = [row.message_out_id for row in due if not row.from_host]
+    if out is None:
+        return {}, due, False
+    found, looked = outbound.rows_by_id(out, ours)
+    if looked == len(ours):
+        return found, due, False
+    end = next(index for index, row in enumerate(due) if row.message_out_id == ours[looked])
+    return found, due[:end], True
+
+
 def _first_of_each(new: Sequence[MessageOut], known: frozenset[str]) -> list[MessageOut]:
-    """Rows whose id was never seen: an id used again by the container is the same message and is not sent again."""
-    return [row for row in new if row.id not in known]
+    """Rows whose id was never seen: an id used again by the container is the same message and is not sent again.
+
+    Used twice in one batch, too: a file without the contract's keys may hold that.
+    """
+    first: dict[str, MessageOut] = {}
+    for row in new:
+        if row.id not in known:
+            first.setdefault(row.id, row)
+    return list(first.values())
 
 
 def _tracked(row: deliveries.Tracked, rows: Mapping[str, MessageOut]) -> Candidate:
@@ -234,7 +262,7 @@ def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
     if candidate.state is None:
         _track_new(db, decision, now)
     elif isinstance(decision, Send):
-        deliveries.intend(db, candidate.row.id)
+        deliveries.intend(db, candidate.row.id, decision.address.key)
     if isinstance(decision, Bury):
         deliveries.bury(db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host)
     elif isinstance(decision, Defer):
@@ -245,7 +273,7 @@ def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
         if now - candidate.first_at > means.config.retry_for_s * 1000:
             deliveries.bury(db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host)
         else:
-            deliveries.intend(db, candidate.row.id)
+            deliveries.intend(db, candidate.row.id, decision.address.key)
             deliveries.retry(db, candidate.row.id, now, not_before, decision.reason, decision.error)
 
 

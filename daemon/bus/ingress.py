@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Final
 
 import structlog
 from cronsim import CronSim, CronSimError
@@ -22,7 +23,9 @@ from daemon.store import messages
 from daemon.store.registry import SessionKey
 from schema.ids import check_message_id, check_name, new_id
 from schema.instants import to_text
-from schema.rows import Kind, MessageIn, MessageStatus
+from schema.rows import Address, Kind, MessageIn, MessageStatus
+
+MAX_ADDRESS_BYTES: Final = 1000
 
 
 class Ingress:
@@ -63,7 +66,8 @@ class Ingress:
                 "message_accepted", agent=key.agent, session=key.session, message=stored.id, seq=stored.seq,
                 kind=stored.kind, channel=stored.channel_type, trigger=stored.trigger,
             )  # fmt: skip
-        self._on_accepted(session, stored)
+        if stored.status is MessageStatus.PENDING:  # a duplicate, too: sending again repairs a lost wake
+            self._on_accepted(session, stored)
         return Accepted(stored.id, key.agent, key.session, stored.seq, duplicate)
 
 
@@ -80,7 +84,11 @@ def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
         raise MessageError(f"kind {incoming.kind!r} is unknown.", hint=f"Use one of {', '.join(Kind)}.")
     if incoming.recurrence is not None:
         check_recurrence(incoming.recurrence)
+    if incoming.process_after is not None:
+        check_instant(incoming.process_after)
     address = incoming.address
+    if address is not None:
+        check_address(address)
     return MessageIn(
         id=check_message_id(incoming.message_id) if incoming.message_id is not None else new_id(now),
         seq=0,
@@ -104,6 +112,25 @@ def check_recurrence(expression: str) -> None:
         next(CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC)))
     except (CronSimError, StopIteration) as error:
         raise MessageError(f"recurrence {expression!r} is not a cron expression that fires: {error}.") from error
+
+
+def check_instant(process_after: int) -> None:
+    """Raise MessageError unless the text columns can hold this instant (epoch milliseconds)."""
+    try:
+        to_text(process_after)
+    except OverflowError as error:
+        raise MessageError(f"process_after {process_after} is no instant of the years 1 to 9999.") from error
+
+
+def check_address(address: Address) -> None:
+    """Raise MessageError unless it names a channel and a place in text that SQLite can hold."""
+    parts = (address.channel_type, address.platform_id, address.thread_id or "-")
+    try:
+        sizes = [len(part.encode("utf-8")) for part in parts]
+    except UnicodeEncodeError as error:
+        raise MessageError("the address holds text that is not Unicode (a lone surrogate).") from error
+    if not all(0 < size <= MAX_ADDRESS_BYTES for size in sizes):
+        raise MessageError(f"each part of an address has 1 to {MAX_ADDRESS_BYTES} bytes.")
 
 
 def store(session: Session, message: MessageIn, incoming: Incoming, now: int) -> tuple[MessageIn, bool]:

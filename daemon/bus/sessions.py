@@ -6,10 +6,11 @@ file drops this process's SQLite locks on it, so two threads must never have the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio
@@ -20,8 +21,37 @@ from daemon.errors import UnknownSessionError
 from daemon.store.registry import Registry, SessionKey, SessionRow
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits
+from schema.errors import ReadDeadlineError
 
 T = TypeVar("T")
+
+
+class _Job(Generic[T]):
+    """An operation on its way to a thread: either it runs and then says so, or it is withdrawn and never runs."""
+
+    def __init__(self, operation: Callable[[], T], came_back: Callable[[], None]) -> None:
+        self._operation = operation
+        self._came_back = came_back
+        self._gate = threading.Lock()
+        self._decided = False
+
+    def run(self) -> T:
+        if not self._decide():
+            raise RuntimeError("withdrawn")  # nobody waits for this
+        try:
+            return self._operation()
+        finally:
+            self._came_back()
+
+    def withdraw(self) -> None:
+        if self._decide():
+            self._came_back()
+
+    def _decide(self) -> bool:
+        """True for whoever comes first."""
+        with self._gate:
+            first, self._decided = not self._decided, True
+            return first
 
 
 class Session:
@@ -35,8 +65,9 @@ class Session:
         self.active = False
         self.last_activity = 0
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
-        self.deadline_strikes = 0
+        self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
         self._limiter = limiter
+        self._in_thread = False
 
     async def call(self, operation: Callable[[], T]) -> T:
         """Run a synchronous operation on the session's files in a thread, alone. Not re-entrant."""
@@ -44,8 +75,24 @@ class Session:
             return await self.call_locked(operation)
 
     async def call_locked(self, operation: Callable[[], T]) -> T:
-        """The same for a caller that holds `lock`. A cancelled caller does not wait for a stuck read."""
-        return await anyio.to_thread.run_sync(operation, limiter=self._limiter, abandon_on_cancel=False)
+        """The same for a caller that holds `lock`.
+
+        A cancelled caller does not wait for the thread: a container can make an open hang for ever (a fifo put in a
+        file's place between our check and SQLite's open). Until that thread is back, every call raises
+        ReadDeadlineError: the lock alone no longer keeps a second thread from the same files.
+        """
+        if self._in_thread:
+            raise ReadDeadlineError(f"an earlier operation on the files of {self.key} has not come back.")
+        job = _Job(operation, self._came_back)
+        self._in_thread = True
+        try:
+            return await anyio.to_thread.run_sync(job.run, limiter=self._limiter, abandon_on_cancel=True)
+        except BaseException:
+            job.withdraw()
+            raise
+
+    def _came_back(self) -> None:
+        self._in_thread = False
 
 
 class Sessions:
@@ -69,6 +116,7 @@ class Sessions:
         # Every Session object that anybody still holds: a second one for the same files would bring a second lock.
         self._known: WeakValueDictionary[SessionKey, Session] = WeakValueDictionary()
         self._table: dict[SessionKey, Session] = {}
+        self._making: WeakValueDictionary[SessionKey, anyio.Lock] = WeakValueDictionary()
         self._central = anyio.Lock()
         self._limiter = anyio.CapacityLimiter(threads)
 
@@ -111,21 +159,28 @@ class Sessions:
         return SessionFiles(self._dir / key.agent / key.session, self._limits, self._owner)
 
     async def create(self, key: SessionKey) -> Session:
-        """The session, made if need be: registry first, then the folder, so that a crash leaves a row that is looked at."""
+        """The session, made if need be: the folder first, then the registry, so that a session that is known is whole.
+
+        A crash or a full disk between the two leaves a folder that the next attempt completes.
+        """
         try:
             return await self.get(key)
         except UnknownSessionError:
             pass
-        now = self._clock.now_ms()
-        await self.central(lambda registry: registry.activate(key, now))
-        row = await self.central(lambda registry: registry.session(key))
-        assert row is not None
-        session = self.adopt(row)
-        await session.call(session.files.create)
-        return session
+        async with self._making.setdefault(key, anyio.Lock()):
+            try:
+                return await self.get(key)
+            except UnknownSessionError:
+                pass
+            await anyio.to_thread.run_sync(self.files_of(key).create, limiter=self._limiter)
+            now = self._clock.now_ms()
+            await self.central(lambda registry: registry.activate(key, now))
+            return await self.get(key)
 
     async def activate(self, session: Session) -> None:
         """Record that the session has work, before the work is written. Call with the session's lock held."""
+        # Whoever waited for the lock may have got the object before it was retired.
+        self._table[session.key] = session
         if not session.active:
             now = self._clock.now_ms()
             await self.central(lambda registry: registry.activate(session.key, now))

@@ -19,6 +19,7 @@ from daemon.store.registry import SessionKey
 from schema.layout import OUTBOUND_DB
 
 _POLL_S = 0.5
+_REARM_S = 5.0
 _STEP_MS = 5
 _DEBOUNCE_MS = 20
 
@@ -26,8 +27,12 @@ _DEBOUNCE_MS = 20
 class Watch:
     """`add` and `remove` sessions as their containers come and go; `on_change` is called in the event loop."""
 
-    def __init__(self, on_change: Callable[[Session], None]) -> None:
+    def __init__(
+        self, on_change: Callable[[Session], None], *, poll_s: float = _POLL_S, rearm_s: float = _REARM_S
+    ) -> None:
         self._on_change = on_change
+        self._poll_s = poll_s
+        self._rearm_s = rearm_s
         self._sessions: dict[SessionKey, Session] = {}
         self._by_folder: dict[str, Session] = {}
         self._marks: dict[SessionKey, tuple[int, int] | None] = {}
@@ -66,10 +71,10 @@ class Watch:
                     # It runs at this task's first wait, which is after the watcher has been armed.
                     tasks.start_soon(self._scan, name="scan live sessions")
                     await self._events(folders)
-                except (OSError, RuntimeError) as error:
-                    # A folder that went away, or the machine is out of inotify watches: the poll carries on.
+                except Exception as error:  # noqa: BLE001 - the poll carries on, whatever the watcher's trouble
+                    # A folder that went away, or the machine is out of inotify watches.
                     self._log.warning("watch_failed", error=str(error), fallback="poll")
-                    with anyio.move_on_after(5.0):
+                    with anyio.move_on_after(self._rearm_s):
                         await self._rearm.wait()
 
     async def _events(self, folders: list[str]) -> None:
@@ -83,7 +88,6 @@ class Watch:
             rust_timeout=60_000,
             yield_on_timeout=False,
             recursive=False,
-            raise_interrupt=False,
         )
         async for batch in changes:
             for folder in {str(Path(path).parent) for _, path in batch}:
@@ -105,7 +109,7 @@ class Watch:
 
     async def _poll(self) -> None:
         while True:
-            await anyio.sleep(_POLL_S)
+            await anyio.sleep(self._poll_s)
             for key, session in tuple(self._sessions.items()):
                 mark = session.files.outbound_mark()
                 if mark != self._marks.get(key):

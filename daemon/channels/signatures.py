@@ -82,8 +82,10 @@ class SeenSignatures:
         """False when this signature came with another id before."""
         while self._seen:
             oldest, (at, _) = next(iter(self._seen.items()))
-            if now_ms - at <= self._keep_ms and len(self._seen) < self._capacity:
+            if now_ms - at <= self._keep_ms:
                 break
             del self._seen[oldest]
+        if signature not in self._seen and len(self._seen) >= self._capacity:
+            self._seen.popitem(last=False)
         _, first = self._seen.setdefault(signature, (now_ms, message_id))
         return first == message_id

@@ -7,18 +7,21 @@ started, so that an address in use is an error at the start and not a log line l
 from __future__ import annotations
 
 import socket
-from typing import ClassVar, cast
+from typing import ClassVar, Final, cast
 
 import structlog
 from anyio.abc import TaskStatus
 from pydantic import BaseModel
 
 from daemon.channels.protocol import Accept, Capabilities, ChannelContext, Outgoing, Receipt
+from daemon.channels.webhook_guard import guarded
 from daemon.channels.webhook_in import WebhookIn
 from daemon.channels.webhook_out import WebhookOut
 from daemon.channels.webhook_settings import WebhookSettings, read_keys, split_listen
 from daemon.control.asgi import serve
 from daemon.errors import ChannelError
+
+_FULL_LOG_S: Final = 60.0  # a flood of connections must not become a flood of log lines
 
 
 class WebhookChannel:
@@ -36,6 +39,8 @@ class WebhookChannel:
         )
         self.bound_address: tuple[str, int] | None = None
         self._settings = settings
+        self._clock = context.clock
+        self._full_logged: float | None = None
         self._in = WebhookIn(context.name, settings, keys, context.clock)
         self._out = WebhookOut(context.name, settings, keys, context.clock)
         self._log = structlog.get_logger("webhook")
@@ -48,7 +53,8 @@ class WebhookChannel:
             host, port = self.bound_address
             async with self._out.open():
                 self._log.info("webhook_listening", host=host, port=port, hooks=sorted(self._settings.hooks))
-                await serve(self._in.app(accept), sock, task_status=task_status)
+                protocol = guarded(self._settings.max_connections, self._settings.body_timeout_s, self._full)
+                await serve(self._in.app(accept), sock, task_status=task_status, http=protocol)
         finally:
             self.bound_address = None
             sock.close()
@@ -56,6 +62,12 @@ class WebhookChannel:
     async def deliver(self, message: Outgoing) -> Receipt:
         """Post one answer to its hook's reply_url. Raises TransientDeliveryError or PermanentDeliveryError."""
         return await self._out.deliver(message)
+
+    def _full(self) -> None:
+        now = self._clock.monotonic()
+        if self._full_logged is None or now - self._full_logged >= _FULL_LOG_S:
+            self._full_logged = now
+            self._log.warning("webhook_connections_full", max_connections=self._settings.max_connections)
 
     def _bind(self) -> socket.socket:
         host, port = split_listen(self._settings.listen)

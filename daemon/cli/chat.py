@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -24,7 +24,10 @@ from schema.ids import new_id
 if TYPE_CHECKING:
     from rich.console import Console
 
-_POLL_S = 25.0
+    from daemon.control.client import ControlClient
+
+_POLL_S: Final = 25.0
+_END_S: Final = 5.0
 
 
 def register(app: typer.Typer) -> None:
@@ -83,8 +86,9 @@ class _Talk:
 
     def run(self, wait_s: float) -> None:
         """Until the input ends and everything is answered, `wait_s` seconds have passed since, or a call failed."""
-        # A daemon thread: at the end it may sit in a long-poll that nobody needs any more.
-        threading.Thread(target=self._listen, name="mailbox", daemon=True).start()
+        listener = self._invocation.client()
+        thread = threading.Thread(target=self._listen, args=(listener,), name="mailbox", daemon=True)
+        thread.start()
         try:
             with self._invocation.client() as client:
                 for line in self._lines():
@@ -92,12 +96,14 @@ class _Talk:
                     with self._changed:
                         self.sent[identity] = line
                     client.accept(self._message(identity, line))
+            with self._changed:
+                self._changed.wait_for(lambda: self.failure is not None or not self._open(), wait_s)
         except ClawbusError as error:
             self.failure = self.failure or error
-            return
-        with self._changed:
-            self._changed.wait_for(lambda: self.failure is not None or not self._open(), wait_s)
+        finally:
             self._ended = True
+            listener.close()  # it may sit in a long-poll
+            thread.join(_END_S)
 
     def unanswered(self) -> list[str]:
         """Ids of messages without an answer."""
@@ -139,16 +145,16 @@ class _Talk:
             if line.strip():
                 yield line.rstrip("\r\n")
 
-    def _listen(self) -> None:
+    def _listen(self, client: ControlClient) -> None:
         cursor = 0
         try:
-            with self._invocation.client() as client:
-                while not self._ended:
-                    entries = client.read_mailbox(self._mailbox, cursor, 100, _POLL_S)
-                    for entry in entries:
-                        cursor = entry.cursor
-                        self._heard(as_result(entry))
+            while not self._ended:
+                for entry in client.read_mailbox(self._mailbox, cursor, 100, _POLL_S):
+                    cursor = entry.cursor
+                    self._heard(as_result(entry))
         except ClawbusError as error:
+            if self._ended:
+                return
             with self._changed:
                 self.failure = self.failure or error
                 self._changed.notify_all()

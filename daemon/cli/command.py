@@ -7,9 +7,10 @@ what it cannot explain. Configuration and the HTTP client are imported when a co
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
@@ -90,7 +91,7 @@ class Invocation:
 
     def client(self) -> ControlClient:
         """A client of the configured daemon, to be closed by the caller."""
-        from daemon.control.client import ControlClient  # noqa: PLC0415 - httpx costs a tenth of a second
+        from daemon.control.client import ControlClient  # noqa: PLC0415
 
         return ControlClient(self.config.control_socket)
 
@@ -140,7 +141,8 @@ def _outcome(invocation: Invocation, work: Callable[[], Outcome]) -> Outcome:
     try:
         return work()
     except ClawbusError as error:
-        return Outcome(problem=problem_of(error), next_actions=_after(error))
+        problem = problem_of(error)
+        return Outcome(problem=problem, next_actions=_after(problem.code))
     except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
         raise
     except Exception as error:
@@ -153,10 +155,10 @@ def _outcome(invocation: Invocation, work: Callable[[], Outcome]) -> Outcome:
         )
 
 
-def _after(error: ClawbusError) -> tuple[NextAction, ...]:
-    if error.code == "DAEMON_DOWN":
+def _after(code: str) -> tuple[NextAction, ...]:
+    if code == "DAEMON_DOWN":
         return (NextAction("clawbus run", "start the daemon"), NextAction("clawbus logs -n 50", "why it ended"))
-    if error.code in ("UNKNOWN_SESSION", "UNKNOWN_MESSAGE"):
+    if code in ("UNKNOWN_SESSION", "UNKNOWN_MESSAGE"):
         return (NextAction("clawbus sessions", "list the sessions"),)
     return ()
 
@@ -165,11 +167,22 @@ def finish(invocation: Invocation, outcome: Outcome) -> int:
     """Print the outcome the way it was asked for; returns the exit code."""
     if outcome.silent:
         return outcome.code
+    outcome = replace(outcome, next_actions=tuple(_same_place(one, invocation.options) for one in outcome.next_actions))
     if invocation.json:
         invocation.emit(envelope(invocation.command, outcome))
     else:
         _show(invocation, outcome)
     return outcome.code
+
+
+def _same_place(action: NextAction, options: Globals) -> NextAction:
+    """The action with the places that this command was given, so that it can be copied as it stands."""
+    place = ""
+    if options.config is not None and "--config" not in action.command:
+        place += f" --config {shlex.quote(str(options.config))}"
+    if options.data is not None and "--data" not in action.command and "--config" not in action.command:
+        place += f" --data {shlex.quote(str(options.data))}"
+    return NextAction(action.command.replace("clawbus", f"clawbus{place}", 1), action.description)
 
 
 def _show(invocation: Invocation, outcome: Outcome) -> None:

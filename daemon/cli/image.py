@@ -1,9 +1,132 @@
-"""`clawbus image`."""
+"""`clawbus image build|show`: the image that agents' containers are made from."""
 
 from __future__ import annotations
 
+import os
+import sys
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.errors import ImageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from daemon.config import Config
 
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
+    group = typer.Typer(
+        help="Build the agents' image, or see whether it is the right one.\n\n\b\nExample:\n  clawbus image build",
+        rich_markup_mode=None,
+    )
+    add(group, "build", build, path="image")
+    add(group, "show", show, path="image")
+    app.add_typer(group, name="image")
+
+
+def build(
+    invocation: Invocation,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="IMAGE", help="The image to build on. Default: python:3.13-slim.")
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option("--tag", metavar="NAME", help="The new image's name. Default: docker.image.")
+    ] = None,
+    wheels: Annotated[
+        Path | None, typer.Option("--wheels", metavar="DIR", help="Take the locked wheels from this folder.")
+    ] = None,
+) -> Outcome:
+    """Build the agents' image from the installed source and the locked wheels.
+
+    Use it once after an installation and after every upgrade: the daemon runs no image that was built from another
+    source than its own. The build itself needs no network; give --wheels where there is none at all.
+
+    \b
+    Example:
+      clawbus image build --base python:3.13-slim
+    """
+    from daemon.containers.docker_image import ImageBuilder  # noqa: PLC0415 - the Docker client
+    from daemon.ops.image import DEFAULT_BASE, build_image  # noqa: PLC0415
+
+    with closing(ImageBuilder()) as builder:
+        built = build_image(
+            builder,
+            cache=_wheel_cache(),
+            base=base or DEFAULT_BASE,
+            tag=tag or invocation.config.docker.image,
+            wheels=wheels.absolute() if wheels is not None else None,
+            progress=_tell,
+        )
+    result = asdict(built)
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import pairs  # noqa: PLC0415
+
+        pairs(console, result)
+
+    return Outcome(result, people, (NextAction("clawbus run", "start the daemon with it"),))
+
+
+def show(invocation: Invocation) -> Outcome:
+    """Tell for each image of the configuration whether the daemon would run it, and why not.
+
+    Use it when a spawn fails with IMAGE_UNUSABLE.
+
+    \b
+    Example:
+      clawbus image show
+    """
+    from daemon.containers.docker_client import DockerClient  # noqa: PLC0415 - the Docker client
+    from daemon.ops.source import source_digest  # noqa: PLC0415
+
+    digest = source_digest()
+    with closing(DockerClient(timeout_s=invocation.config.docker.timeout_s)) as client:
+        images = [_look(client, image, digest) for image in _images(invocation.config)]
+    result = {"source_digest": digest, "images": images}
+    bad = [one for one in images if one["error"] is not None]
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import table  # noqa: PLC0415
+
+        rows = [(one["image"], "yes" if one["error"] is None else "no", one["error"] or one["id"]) for one in images]
+        console.print(table(f"Images for source {digest[:12]}", ("image", "usable", "id, or why not"), rows))
+
+    if not bad:
+        return Outcome(result, people)
+    problem = Problem(ImageError.code, str(bad[0]["error"]), ImageError.default_hint)
+    return Outcome(result, people, (NextAction("clawbus image build", "build it anew"),), problem)
+
+
+def _look(client: Any, image: str, digest: str) -> dict[str, Any]:
+    from daemon.containers.docker_image import usable_image  # noqa: PLC0415
+
+    try:
+        return {"image": image, "id": usable_image(client, image, digest).id, "error": None}
+    except ImageError as error:
+        return {"image": image, "id": None, "error": str(error)}
+
+
+def _images(config: Config) -> list[str]:
+    own = {agent.image for agent in config.agents.values() if agent.image is not None}
+    return sorted({config.docker.image, *own})
+
+
+def _wheel_cache() -> Path:
+    """The user's, not the daemon's: building an image needs no access to the data folder."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "clawbus" / "wheels"
+
+
+def _tell(step: str) -> None:
+    """Progress, where it cannot get between the envelope and its reader."""
+    from daemon.cli.present import make_console, say  # noqa: PLC0415
+
+    say(make_console(sys.stderr), step)

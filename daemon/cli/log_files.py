@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -49,42 +50,60 @@ def _backwards(stream: BinaryIO) -> Iterator[bytes]:
 
 def follow(path: Path, *, sleep: Callable[[float], None] = time.sleep, pause_s: float = 0.2) -> Iterator[bytes]:
     """Lines written from now on, across rotation; never ends. A file that is not there yet is waited for."""
-    stream = _open_at_end(path)
-    rest = b""
-    while True:
-        if stream is None:
-            stream = _open(path)
-        if stream is not None:
-            rest += stream.read(_BLOCK)
-            *lines, rest = rest.split(b"\n")
-            yield from (line for line in lines if line)
-            if lines:
-                continue
-            if _replaced(stream, path):
-                # What was written between the last read and the rotation is still to be read from the old file.
-                tail = (rest + stream.read()).split(b"\n")
-                yield from (line for line in tail if line)
-                stream.close()
-                stream, rest = _open(path), b""
-                continue
-        sleep(pause_s)
+    tail = _Tail(path)
+    try:
+        while True:
+            lines = tail.read()
+            yield from lines
+            if not lines and not tail.renew():
+                sleep(pause_s)
+    finally:
+        tail.close()
 
 
-def _open(path: Path) -> BinaryIO | None:
+class _Tail:
+    """The file that is being read, held open: what was written to it before a rotation is still read from it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rest = b""
+        self._stream = _open(path)
+        if self._stream is not None:
+            self._stream.seek(0, os.SEEK_END)
+
+    def read(self) -> list[bytes]:
+        """The whole lines that came since."""
+        if self._stream is None:
+            return []
+        *lines, self._rest = (self._rest + self._stream.read(_BLOCK)).split(b"\n")
+        return [line for line in lines if line]
+
+    def renew(self) -> bool:
+        """Go over to a new file at the path, if there is one and the old one is read to its end."""
+        if self._stream is not None:
+            if not _replaced(self._stream, self._path):
+                return False
+            if self._stream.peek(1):
+                return True  # written between the last read and the rotation
+            self._stream.close()
+        self._rest = b""
+        self._stream = _open(self._path)
+        return self._stream is not None
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._stream is not None:
+            self._stream.close()
+
+
+def _open(path: Path) -> BufferedReader | None:
     try:
         return path.open("rb")
     except FileNotFoundError:
         return None
 
 
-def _open_at_end(path: Path) -> BinaryIO | None:
-    stream = _open(path)
-    if stream is not None:
-        stream.seek(0, os.SEEK_END)
-    return stream
-
-
-def _replaced(stream: BinaryIO, path: Path) -> bool:
+def _replaced(stream: BufferedReader, path: Path) -> bool:
     """Whether `path` is another file now, or was cut."""
     try:
         now = path.stat()

@@ -131,11 +131,7 @@ def _print(console: Console, events: list[dict[str, Any]]) -> None:
 
 
 def _time(stamp: object) -> str:
-    from datetime import datetime  # noqa: PLC0415
-
-    from daemon.cli.present import clean  # noqa: PLC0415
+    from daemon.cli.present import clean, moment  # noqa: PLC0415
 
     epoch = from_text(stamp)
-    if epoch is None:
-        return clean(stamp or "-")
-    return f"{datetime.fromtimestamp(epoch / 1000).astimezone():%Y-%m-%d %H:%M:%S}.{epoch % 1000:03d}"
+    return moment(epoch, None) if epoch is not None else clean(stamp or "-")

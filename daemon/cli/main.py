@@ -14,6 +14,7 @@ import typer
 from daemon.cli import (
     chat,
     config_check,
+    dead,
     image,
     init,
     logs,
@@ -60,7 +61,7 @@ def build_app() -> typer.Typer:
     ) -> None:
         ctx.obj = Globals(json, config, data, debug)
 
-    for module in (init, run, send, chat, mailbox, status, sessions, session, image, logs, config_check, version):
+    for module in (init, run, send, chat, mailbox, status, sessions, session, dead, image, logs, config_check, version):
         module.register(app)
     return app
 

@@ -68,6 +68,18 @@ def when(epoch_ms: int | None, now_ms: int) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} ({relation})"
 
 
+def moment(epoch_ms: int | None, since_ms: int | None) -> str:
+    """Local time to the millisecond, and how long after a first one: `02:20:32.123 (+153 ms)`."""
+    if epoch_ms is None:
+        return "-"
+    try:
+        local = datetime.fromtimestamp(epoch_ms / 1000).astimezone()
+    except (OverflowError, OSError, ValueError):
+        return clean(epoch_ms)
+    later = f" (+{age(epoch_ms - since_ms)})" if since_ms is not None else ""
+    return f"{local:%Y-%m-%d %H:%M:%S}.{epoch_ms % 1000:03d}{later}"
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """A table of cleaned cells."""
     made = Table(title=Text(clean(title)), title_justify="left")

@@ -28,9 +28,11 @@ def run(invocation: Invocation) -> Outcome:
     check_foreign_packages()
     config = invocation.config
     from daemon import app  # noqa: PLC0415 - the whole daemon
+    from daemon.config import load_config  # noqa: PLC0415
 
-    code = app.run(config)
+    code = app.run(config, lambda: load_config(invocation.config_file, data_dir=invocation.options.data))
     if code:
         problem = Problem("DAEMON_FAILED", f"the daemon ended with exit code {code}.", "`clawbus logs -n 50` says why.")
         return Outcome({"exit_code": code}, problem=problem, exit_code=code)
-    return Outcome({"exit_code": 0})
+    # Under systemd nobody reads standard output as a pipe: an envelope only for who asked.
+    return Outcome({"exit_code": 0}, silent=invocation.options.json is None)

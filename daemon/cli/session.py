@@ -129,10 +129,10 @@ def _life(invocation: Invocation, named: tuple[str, str], message: str) -> Outco
     found = message_life(invocation.config.data_dir, *named, message)
 
     def people(console: Console) -> None:
-        from daemon.cli.present import brief, say, table, when  # noqa: PLC0415
+        from daemon.cli.present import brief, moment, say, table  # noqa: PLC0415
 
-        now = SystemClock().now_ms()
-        rows = [(when(event["at"], now), event["event"], brief(event["detail"])) for event in found["life"]]
+        first = found["life"][0]["at"] if found["life"] else None
+        rows = [(moment(event["at"], first), event["event"], brief(event["detail"])) for event in found["life"]]
         console.print(table(f"The life of {message} in {'/'.join(named)}", ("when", "what", "detail"), rows))
         say(console, *(f"could not be read: {error}" for error in found["errors"]))
 

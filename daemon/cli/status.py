@@ -41,6 +41,8 @@ def status(invocation: Invocation) -> Outcome:
         steps = (NextAction("clawbus run", "start the daemon"),)
     for entry in report.get("attention", [])[:1]:
         steps += (NextAction(f"clawbus session show {entry['agent']} {entry['session']}", "what needs attention"),)
+    if report["queues"]["dead_letters"]:
+        steps += (NextAction("clawbus dead list", "the dead letters"),)
     return Outcome({"source": source, **report}, lambda console: _show(console, report, source), steps)
 
 
@@ -50,7 +52,7 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     queues, sessions = report["queues"], report["sessions"]
     states = ", ".join(f"{count} {state}" for state, count in sessions.items() if state != "total")
     facts: dict[str, object] = {"daemon": "down (read from the files)" if source == "files" else "up"}
-    facts |= _live(report.get("daemon") or {})
+    facts |= _live(report.get("live") or {})
     facts["data"] = report["data_dir"]
     facts["sessions"] = f"{sessions['total']} ({states})" if states else sessions["total"]
     facts["messages"] = (
@@ -80,7 +82,7 @@ def _live(live: dict[str, Any]) -> dict[str, object]:
     facts: dict[str, object] = {
         "process": f"{live.get('pid')}, version {live.get('version')}, since {when(live.get('started_at'), now)}",
         "runtime": f"{runtime.get('name')}: {runtime.get('state')}",
-        "containers": f"{len(live.get('running') or ())} running, {live.get('waiting_spawns', 0)} waiting",
+        "containers": f"{len(live.get('running') or ())} running, {len(live.get('waiting_spawns') or ())} waiting",
     }
     for fault in live.get("degraded") or ():
         facts[f"degraded: {fault.get('what')}"] = f"{fault.get('why')} (since {when(fault.get('since'), now)})"

@@ -24,7 +24,7 @@ from daemon.containers.docker_events import ExitEvents
 from daemon.containers.docker_image import UsableImage, usable_image
 from daemon.containers.docker_spawn import Spawner, labels_of, running_of
 from daemon.containers.protocol import ContainerSpec, Exit, Running
-from daemon.containers.spec import LABEL_INSTALL, LABEL_STDERR_LOG
+from daemon.containers.spec import LABEL_INCARNATION, LABEL_INSTALL, LABEL_STDERR_LOG
 from daemon.errors import ContainerGoneError, NotConfirmedError, RuntimeUnavailableError
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class DockerRuntime:
         """Start a container from an image that was just checked.
 
         SpawnError when a container of this session runs already, or Docker refuses. A cancelled spawn does not start
-        what it has not started yet; what was already starting shows in `list_running`.
+        what it has not started yet; what was already starting shows in `find_started`.
         """
         cancelled = threading.Event()
         try:
@@ -108,6 +108,10 @@ class DockerRuntime:
     async def list_running(self) -> list[Running]:
         """Every running container with this install's label; one with broken labels is logged and left out."""
         return await self._in_thread(self._list_running)
+
+    async def find_started(self, incarnation: str) -> Running | None:
+        """Removes what was created and not started: Docker then refuses the start that may still be under way."""
+        return await self._in_thread(partial(self._find_started, incarnation))
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
         """The end of its stdout and stderr. ContainerGoneError for an unknown container."""
@@ -162,7 +166,10 @@ class DockerRuntime:
 
     def _list_running(self) -> list[Running]:
         filters = {"label": f"{LABEL_INSTALL}={self._install_id}"}
-        found: list[dict[str, Any]] = self._client.call(lambda api: api.containers(filters=filters))
+        try:
+            found: list[dict[str, Any]] = self._client.call(lambda api: api.containers(filters=filters))
+        except APIError as error:
+            raise RuntimeUnavailableError(f"Docker did not list containers: {error.explanation}.") from error
         result: list[Running] = []
         for summary in found:
             details = self._inspect(summary["Id"])  # the summary has no start time
@@ -174,6 +181,33 @@ class DockerRuntime:
                 continue
             result.append(running)
         return result
+
+    def _find_started(self, incarnation: str) -> Running | None:
+        wanted = [f"{LABEL_INSTALL}={self._install_id}", f"{LABEL_INCARNATION}={incarnation}"]
+        try:
+            found: list[dict[str, Any]] = self._client.call(
+                lambda api: api.containers(all=True, filters={"label": wanted})
+            )
+        except APIError as error:
+            raise RuntimeUnavailableError(f"Docker did not list containers: {error.explanation}.") from error
+        for summary in found:
+            details = self._inspect(summary["Id"])
+            if details is None:
+                continue
+            if details["State"]["Status"] == "created":
+                self._withdraw(summary["Id"])
+            elif (running := running_of(details)) is not None:
+                return running
+        return None
+
+    def _withdraw(self, container_id: str) -> None:
+        """Docker holds a container's lock while it starts it: either this removes it, or it has begun to run."""
+        try:
+            self._client.call(lambda api: api.remove_container(container_id, v=True, force=False))
+        except NotFound:
+            return
+        except APIError as error:
+            raise RuntimeUnavailableError(f"Docker is busy with a container: {error.explanation}.") from error
 
     def _output(self, container_id: str) -> bytes:
         try:

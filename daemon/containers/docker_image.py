@@ -105,10 +105,11 @@ class ImageBuilder:
 
     def _pull(self, image: str) -> None:
         repository, _, tag = image.rpartition(":")
-        if not repository or "/" in tag:
-            repository, tag = image, "latest"
+        if not repository or "/" in tag or "@" in image:
+            repository, tag = image, (None if "@" in image else "latest")
         try:
             self._client.call(lambda api: api.pull(repository, tag=tag))
+            self._client.call(lambda api: api.inspect_image(image))  # a pull that fails half-way says so to nobody
         except APIError as error:
             raise ImageError(
                 f"the base image {image} is not here and cannot be pulled: {error.explanation}.", hint=_base_hint()

@@ -5,6 +5,8 @@ Never removes or kills a container that runs: a running one of the same name is 
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -26,7 +28,7 @@ from daemon.containers.spec import (
 )
 from daemon.errors import ClawbusError, ImageError, RuntimeUnavailableError, SpawnError
 from schema.instants import from_text
-from schema.layout import CONTAINER_AGENT
+from schema.layout import CONTAINER_AGENT, CONTAINER_OUT, HEARTBEAT, OUTBOUND_DB
 
 _TMP_BYTES_MAX: Final = 256 * 1024**2
 _LOG_MAX_SIZE: Final = "5m"
@@ -44,6 +46,7 @@ class Spawner:
     def spawn(self, spec: ContainerSpec, image: UsableImage, cancelled: threading.Event) -> Running:
         """Return once Docker has started it. SpawnError, ImageError or RuntimeUnavailableError as the protocol says."""
         self._clear_leftover(spec)
+        _hand_over(spec)
         container_id = self._create(spec, image)
         if cancelled.is_set():
             self._undo(container_id)
@@ -127,6 +130,31 @@ class Spawner:
             return
         except APIError as error:
             raise RuntimeUnavailableError(f"Docker did not take back a container: {error.explanation}.") from error
+
+
+def _hand_over(spec: ContainerSpec) -> None:
+    """Let the container's user write what another one made: the runtime `process` as root, or an earlier docker.user.
+
+    Nothing runs now. Only the runner's own files are given away, and only plain ones with no other name: what else lies
+    in there is the agent's, and may be a link to anything.
+    """
+    uid, _, gid = spec.user.partition(":")
+    owner = int(uid), int(gid or uid)
+    for mount in (mount for mount in spec.mounts if mount.target == CONTAINER_OUT):
+        files = (mount.source / name for name in (OUTBOUND_DB, f"{OUTBOUND_DB}-journal", HEARTBEAT))
+        for path in (mount.source, *files):
+            try:
+                status = path.lstat()
+                lone = stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
+                if lone and status.st_uid != owner[0]:
+                    os.chown(path, *owner, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise SpawnError(
+                    f"{path} belongs to another user, and cannot be given to {spec.user}: {error.strerror}.",
+                    hint=f"As root: chown {spec.user} {path}",
+                ) from error
 
 
 def labels_of(details: dict[str, Any]) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Runtime `process`: an agent as a plain subprocess of the host, for a first run and for tests. NO isolation whatever.
 
 A container is a session of processes led by a small shell that outlives the daemon. The shell starts the runner only
-when its record is on disk, hands SIGTERM on to it, writes its exit code, and then ends all that is left, as a container
-does whose first process ends. So an agent survives a daemon's restart and is found again by its record.
+when its record is on disk, outlives SIGTERM, writes the runner's exit code, and then ends all that is left, as a
+container does whose first process ends. So an agent survives a daemon's restart and is found again by its record.
 Never takes a pid for a process: start time and boot belong to it (process_table.py).
 """
 
@@ -37,6 +37,8 @@ _INHERITED: Final = ("PATH", "HOME", "LANG", "TZ")
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TARGETS: Final = ((CONTAINER_IN, ENV_IN), (CONTAINER_OUT, ENV_OUT), (CONTAINER_AGENT, ENV_AGENT))
 _RETRY_S: Final = 1.0
+_STARTING_S: Final = 5.0
+_LOOK_AGAIN_S: Final = 0.005
 _NOT_RELEASED: Final = 125
 
 # $1 exit file, $2 working folder, then the runner. `read` fails at end of file: the daemon died before the record was
@@ -44,13 +46,12 @@ _NOT_RELEASED: Final = 125
 # before was the child's. `kill -KILL 0` ends the whole group, this shell included.
 _WRAPPER: Final = """
 exit_file=$1; cd "$2" || exit 126; shift 2
-child=; stopping=; code=
-trap 'stopping=1; got=1; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' TERM
+code=
+trap 'got=1' TERM
 read -r go <&3 || exit 125
 exec 3<&-
 "$@" &
 child=$!
-[ -n "$stopping" ] && kill -TERM "$child" 2>/dev/null
 while :; do
   got=
   wait "$child"
@@ -90,8 +91,10 @@ class ProcessRuntime:
         return await self._in_thread(partial(self._spawn, spec))
 
     async def stop(self, container_id: str) -> None:
-        """SIGTERM to the shell, which hands it to the runner alone."""
-        await self._in_thread(partial(self._stop, container_id))
+        """SIGTERM to the runner alone. One that is just being started is waited for, at most some seconds."""
+        with anyio.move_on_after(_STARTING_S):
+            while not await self._in_thread(partial(self._stop, container_id)):  # noqa: ASYNC110 - no event says so
+                await anyio.sleep(_LOOK_AGAIN_S)
 
     async def kill(self, container_id: str) -> None:
         """SIGKILL to every process of the container."""
@@ -102,7 +105,8 @@ class ProcessRuntime:
         record = await self._record_for_wait(container_id)
         if record is None:
             return Exit(code=None)
-        await process_table.ended(record.pid, record.start_ticks)
+        if process_table.leader_stat(record.leader) is not None:
+            await process_table.ended(record.pid, record.start_ticks)
         # The first process is gone, and with it the container: what is left of it is ended, and waited for.
         while members := await self._in_thread(partial(process_table.living_members, record.leader)):
             for member in members:
@@ -114,6 +118,10 @@ class ProcessRuntime:
     async def list_running(self) -> list[Running]:
         """Every container of this install with a living process."""
         return await self._in_thread(self._list_running)
+
+    async def find_started(self, incarnation: str) -> Running | None:
+        """By its record: a shell without one ends by itself and runs nothing."""
+        return await self._in_thread(partial(self._find_started, incarnation))
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
         """The end of what it wrote to stdout and stderr. ContainerGoneError for an unknown container."""
@@ -220,11 +228,18 @@ class ProcessRuntime:
                 setsigdef=(signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXFSZ),
             )
 
-    def _stop(self, container_id: str) -> None:
+    def _stop(self, container_id: str) -> bool:
+        """Whether there was somebody to signal, or there will never be."""
         record = self._records.read(container_id)
-        stat = process_table.leader_stat(record.leader) if record is not None else None
-        if stat is not None and stat.alive:
-            process_table.send_signal(stat, signal.SIGTERM)
+        if record is None:
+            return True
+        shell = process_table.leader_stat(record.leader)
+        if shell is None or not shell.alive:
+            return True
+        runner = process_table.child_program(shell)
+        if runner is not None:
+            process_table.send_signal(runner, signal.SIGTERM)
+        return runner is not None
 
     def _kill(self, container_id: str) -> None:
         record = self._records.read(container_id)
@@ -245,6 +260,11 @@ class ProcessRuntime:
             for record in self._records.all()
             if record.install_id == self._install_id and _lives(record)
         ]
+
+    def _find_started(self, incarnation: str) -> Running | None:
+        self._reap()
+        record = self._records.read(incarnation)
+        return record.running() if record is not None and record.install_id == self._install_id else None
 
     def _remove(self, container_id: str) -> None:
         record = self._records.read(container_id)

@@ -92,6 +92,18 @@ def living_members(leader: Leader) -> list[ProcessStat]:
     return [table[pid] for pid in sorted(inside) if table[pid].alive]
 
 
+def child_program(shell: ProcessStat) -> ProcessStat | None:
+    """The living child of a shell that runs a program of its own by now, or None.
+
+    A child that is still the forked shell does not count: it forgets the signals that come before it has become another.
+    """
+    own = _program(shell.pid)
+    for stat in _all_stats():
+        if stat.parent == shell.pid and stat.alive and _program(stat.pid) not in {own, None}:
+            return stat
+    return None
+
+
 def send_signal(stat: ProcessStat, number: signal.Signals) -> None:
     """Signal exactly this process; one that is gone is no error."""
     with _pidfd(stat.pid, stat.start_ticks) as handle:
@@ -128,6 +140,13 @@ def _all_stats() -> Iterator[ProcessStat]:
             stat = read_stat(int(entry.name))
             if stat is not None:
                 yield stat
+
+
+def _program(pid: int) -> str | None:
+    try:
+        return str((_PROC / str(pid) / "exe").readlink())
+    except OSError:
+        return None
 
 
 def _is_marked(pid: int, mark: bytes) -> bool:

@@ -66,7 +66,8 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """A confirmed exit. `code` is None when the runtime no longer knows it (the container was removed by others)."""
+    """A confirmed exit. `code` is the program's own, or 128 + the signal that ended it (137 for SIGKILL); None when the
+    runtime no longer knows it (the container was removed by others)."""
 
     code: int | None
     out_of_memory: bool = False
@@ -87,7 +88,15 @@ class ContainerRuntime(Protocol):
 
     async def spawn(self, spec: ContainerSpec) -> Running:
         """Start a container. When this raises (SpawnError, ImageError, RuntimeUnavailableError), a container of this
-        incarnation may still exist only in the RuntimeUnavailableError case; `list_running` tells."""
+        incarnation may still exist, or start later, only in the RuntimeUnavailableError case; `find_started` settles it.
+        """
+        ...
+
+    async def find_started(self, incarnation: str) -> Running | None:
+        """The container of this incarnation if it was ever started, whether it still runs or not.
+
+        None is a promise: there is none and none will start. What was asked for and has not begun (by a daemon that died,
+        by a call that timed out) is withdrawn first."""
         ...
 
     async def stop(self, container_id: str) -> None:
@@ -110,11 +119,12 @@ class ContainerRuntime(Protocol):
         ...
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
-        """The last of what it wrote to stderr (and stdout), at most `max_bytes`, also after its exit."""
+        """The last of what it wrote to stderr (and stdout), at most `max_bytes`, also after its exit.
+        ContainerGoneError when there is no such container."""
         ...
 
     async def remove(self, container_id: str) -> None:
-        """Forget an exited container. One already removed is no error."""
+        """Forget an exited container. One already removed is no error; NotConfirmedError for one that lives."""
         ...
 
     async def aclose(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import anyio
 import structlog
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -41,7 +41,10 @@ _STATUS: Final[Mapping[str, int]] = MappingProxyType(
         "INVALID_NAME": 400,
         "UNKNOWN_AGENT": 404,
         "UNKNOWN_SESSION": 404,
+        "UNKNOWN_MESSAGE": 404,
         "ID_CONFLICT": 409,
+        "NOT_A_DEAD_LETTER": 409,
+        "ROW_GONE": 410,
         "BODY_TOO_LARGE": 413,
         "RUNTIME_UNAVAILABLE": 503,
         "FILE_BUSY": 503,
@@ -79,6 +82,18 @@ class _MessageBody(BaseModel):
     create_session: bool = True
 
 
+class _RepairBody(BaseModel):
+    """POST /v1/dead/requeue and /v1/dead/drop. `by` is the operator's name, who alone may open this socket."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    agent: str
+    session: str
+    id: str
+    by: str = Field(min_length=1, max_length=200)
+    reason: str | None = Field(default=None, max_length=1000)
+
+
 def build_api(operations: Operations, *, max_body_bytes: int = DEFAULT_BODY_BYTES) -> Starlette:
     """The ASGI app. `max_body_bytes` bounds a request's body; the content's own limit is the ingress's."""
     api = _Api(operations, max_body_bytes)
@@ -98,6 +113,10 @@ def build_api(operations: Operations, *, max_body_bytes: int = DEFAULT_BODY_BYTE
             route(f"{session}/stop", api.stop, "POST"),
             route(f"{session}/kill", api.kill, "POST"),
             route(f"{session}/release", api.release, "POST"),
+            route("/v1/dead", api.dead),
+            route("/v1/dead/show", api.dead_show),
+            route("/v1/dead/requeue", api.dead_requeue, "POST"),
+            route("/v1/dead/drop", api.dead_drop, "POST"),
             Route("/healthz", api.healthz, methods=["GET"]),
             Route("/readyz", api.readyz, methods=["GET"]),
         ],
@@ -170,6 +189,29 @@ class _Api:
 
     async def release(self, request: Request) -> object:
         return await self._operations.release_session(*_named(request.path_params))
+
+    async def dead(self, request: Request) -> object:
+        query = request.query_params
+        session = _named(query) if "agent" in query or "session" in query else None
+        limit = _integer(request, "limit", 100, 1, MAX_LIMIT)
+        return await self._operations.dead_letters(session, query.get("id"), limit)
+
+    async def dead_show(self, request: Request) -> object:
+        letter_id = request.query_params.get("id")
+        if not letter_id:
+            raise RequestRefusedError("id is missing.")
+        return await self._operations.dead_letter(*_named(request.query_params), letter_id)
+
+    async def dead_requeue(self, request: Request) -> object:
+        return await self._operations.requeue_dead(*await self._repair(request))
+
+    async def dead_drop(self, request: Request) -> object:
+        return await self._operations.drop_dead(*await self._repair(request))
+
+    async def _repair(self, request: Request) -> tuple[str, str, str, str, str | None]:
+        body = _parse(_RepairBody, await _read_body(request, self._max_body_bytes))
+        agent, session = check_name("agent", body.agent), check_name("session", body.session)
+        return agent, session, body.id, body.by, body.reason
 
     async def healthz(self, _: Request) -> Response:
         return _json(200, {"ok": True, "result": self._operations.health()})

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Final
+from typing import Final, Literal
 
 import anyio
+import anyio.lowlevel
 import uvicorn
 from anyio.abc import TaskStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CLOSING: Final = "clawbus.closing"  # scope key: an anyio.Event, set when the server wants to end
+_SETTLE_TURNS: Final = 5  # asyncio makes a transport in a task and reports it with call_soon
 _GONE: Final = b'{"ok":false,"error":{"code":"DAEMON_STOPPING","message":"the daemon is stopping."},"fix":"Ask again."}'
 
 
@@ -25,16 +27,17 @@ async def serve(
     *,
     task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     grace_s: float = 1.0,
+    http: type[asyncio.Protocol] | Literal["h11"] = "h11",
 ) -> None:
     """Serve `app` on `sock` (bound; closed at the end) until cancelled.
 
     At the end long-polls are told through the event in `scope[CLOSING]`; whatever still runs after `grace_s` seconds is
-    cancelled and its client gets a 503.
+    cancelled and its client gets a 503. `http` is uvicorn's protocol class, for a listener that bounds its connections.
     """
     gate = _Gate(app)
     config = uvicorn.Config(
         gate,
-        http="h11",
+        http=http,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -58,6 +61,11 @@ async def serve(
 
 async def _end(server: uvicorn.Server, gate: _Gate, sock: socket.socket, grace_s: float) -> None:
     listeners = list(server.servers) if server.started else []
+    # Stop accepting, let what was just accepted become a connection, and only then close the listener: asyncio loses a
+    # connection whose listener is closed between its accept and its transport.
+    asyncio.get_running_loop().remove_reader(sock)
+    for _ in range(_SETTLE_TURNS):
+        await anyio.lowlevel.checkpoint()
     for listener in listeners:
         listener.close()
     sock.close()

@@ -1,41 +1,73 @@
 """The daemon as a client sees it: HTTP over the control socket, blocking, for the command line.
 
-Nothing here retries a send by itself. When nobody answers that is DaemonDownError, never an empty result.
+Nothing here retries a send by itself. When nobody answers that is DaemonDownError, never an empty result. The standard
+library's client is used because a command's start-up counts: importing httpx takes longer than most calls.
 """
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
+import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
-from urllib.parse import quote
-
-import httpx
+from urllib.parse import quote, urlencode
 
 from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError, SocketPathError
 from daemon.store.mailbox import MailboxEntry
 
 _ANSWER_S: Final = 30.0  # beyond what the request itself may wait for
+_CONNECT_S: Final = 5.0
 _POLL_S: Final = 50.0  # one long-poll of ours; the daemon's own cap is a little higher
 _MAX_PATH_BYTES: Final = 107
 
 
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP on a unix socket. Raises DaemonDownError or DaemonSilentError when nobody takes the call."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("clawbus", timeout=timeout_s)
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        """Connect; the answer may take `timeout_s`, being taken at all may not."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(_CONNECT_S)
+            sock.connect(str(self._path))
+            sock.settimeout(self._timeout_s)
+        except OSError as error:
+            sock.close()
+            raise _not_taken(error, self._path) from error
+        self.sock = sock
+
+
+def _not_taken(error: OSError, path: Path) -> DaemonDownError | DaemonSilentError:
+    if isinstance(error, PermissionError):
+        message = f"no permission to speak to the daemon on {path}."
+        return DaemonDownError(message, hint="Run this as the daemon's user.")
+    if isinstance(error, TimeoutError):
+        return DaemonSilentError(f"the daemon on {path} takes no calls.")
+    return DaemonDownError(f"no daemon answers on {path}.")
+
+
 class ControlClient:
-    """Calls to one daemon. Use as a context manager.
+    """Calls to one daemon, each on a connection of its own. Use as a context manager.
 
     Every method raises DaemonDownError, DaemonSilentError or RemoteError.
     """
 
-    def __init__(self, socket: Path) -> None:
-        if len(str(socket).encode(errors="surrogateescape")) > _MAX_PATH_BYTES:
-            raise SocketPathError(f"the control socket's path is over {_MAX_PATH_BYTES} bytes: {socket}")
-        self._socket = socket
-        # trust_env off: a proxy variable must not lead an operator's request away from the socket.
-        self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://clawbus", trust_env=False
-        )
+    def __init__(self, path: Path) -> None:
+        if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+            raise SocketPathError(f"the control socket's path is over {_MAX_PATH_BYTES} bytes: {path}")
+        self._path = path
+        self._current: _UnixConnection | None = None
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -46,8 +78,13 @@ class ControlClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._http.close()
+        """End a call that another thread may be waiting in; it raises DaemonDownError there, as do later ones."""
+        self._closed = True
+        current = self._current
+        sock = current.sock if current is not None else None
+        if isinstance(sock, socket.socket):
+            with contextlib.suppress(OSError):  # it has ended by itself
+                sock.shutdown(socket.SHUT_RDWR)
 
     def accept(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """POST /v1/messages; returns {message_id, agent, session, seq, duplicate}."""
@@ -91,6 +128,26 @@ class ControlClient:
             wait_s=600 if action == "kill" else 0,
         )
 
+    def dead_letters(
+        self, session: tuple[str, str] | None = None, letter_id: str | None = None, limit: int = 100
+    ) -> dict[str, Any]:
+        """The newest open dead letters, of one session or of all."""
+        query = {"limit": str(limit), **({"id": letter_id} if letter_id is not None else {})}
+        if session is not None:
+            query |= {"agent": session[0], "session": session[1]}
+        return self._call("GET", "/v1/dead", query=query)
+
+    def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
+        """All that is known of one."""
+        return self._call("GET", "/v1/dead/show", query={"agent": agent, "session": session, "id": letter_id})
+
+    def repair(
+        self, action: str, agent: str, session: str, letter_id: str, by: str, reason: str | None
+    ) -> dict[str, Any]:
+        """`action` is requeue or drop."""
+        body = {"agent": agent, "session": session, "id": letter_id, "by": by, "reason": reason}
+        return self._call("POST", f"/v1/dead/{action}", body=body)
+
     def _call(
         self,
         method: str,
@@ -101,36 +158,35 @@ class ControlClient:
         wait_s: float = 0.0,
     ) -> dict[str, Any]:
         content = json.dumps(body).encode() if body is not None else None
-        timeout = httpx.Timeout(_ANSWER_S + wait_s, connect=5.0)
+        target = f"{path}?{urlencode(query)}" if query else path
+        connection = _UnixConnection(self._path, _ANSWER_S + wait_s)
+        self._current = connection
         try:
-            response = self._http.request(method, path, params=dict(query or {}), content=content, timeout=timeout)
-        except httpx.ConnectError as error:
-            raise self._down(error) from error
-        except httpx.TimeoutException as error:
-            raise DaemonSilentError(f"the daemon on {self._socket} did not answer in time.") from error
-        except httpx.TransportError as error:
+            connection.connect()
+            if self._closed:  # looked at after the socket is there: `close` either finds the socket or is seen here
+                raise DaemonDownError("the call was ended.")
+            # A refusal may come before the whole body is sent, and the connection be closed: it is still to be read.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, target, content, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return _unwrap(response.status, response.read())
+        except TimeoutError as error:
+            raise DaemonSilentError(f"the daemon on {self._path} did not answer in time.") from error
+        except (OSError, http.client.HTTPException) as error:
             raise DaemonDownError(
                 "the daemon ended before it answered.",
                 hint="Start it and repeat; with the same --id a message is never stored twice.",
             ) from error
-        return _unwrap(response)
-
-    def _down(self, error: httpx.ConnectError) -> DaemonDownError:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, PermissionError):
-                return DaemonDownError(
-                    f"no permission to speak to the daemon on {self._socket}.", hint="Run this as the daemon's user."
-                )
-            cause = cause.__cause__ or cause.__context__
-        return DaemonDownError(f"no daemon answers on {self._socket}.")
+        finally:
+            self._current = None
+            connection.close()
 
 
-def _unwrap(response: httpx.Response) -> dict[str, Any]:
+def _unwrap(status: int, content: bytes) -> dict[str, Any]:
     try:
-        answer = cast("object", json.loads(response.content))
+        answer = cast("object", json.loads(content))
     except ValueError as error:
-        raise DaemonSilentError(f"the daemon's answer is not JSON (status {response.status_code}).") from error
+        raise DaemonSilentError(f"the daemon's answer is not JSON (status {status}).") from error
     if isinstance(answer, dict):
         envelope = cast("dict[str, Any]", answer)
         if envelope.get("ok") is True:
@@ -139,7 +195,7 @@ def _unwrap(response: httpx.Response) -> dict[str, Any]:
         if isinstance(fault, dict):
             named = cast("dict[str, Any]", fault)
             raise RemoteError(str(named.get("code")), str(named.get("message")), hint=str(envelope.get("fix", "")))
-    raise DaemonSilentError(f"the daemon's answer is no envelope (status {response.status_code}).")
+    raise DaemonSilentError(f"the daemon's answer is no envelope (status {status}).")
 
 
 def _entry(values: Mapping[str, Any]) -> MailboxEntry:

@@ -34,9 +34,9 @@ class Operations(Protocol):
         ...
 
     async def status(self) -> dict[str, Any]:
-        """The report of daemon.ops.reports.status_report plus a key `daemon`: pid, version, started_at, runtime
+        """The report of daemon.ops.reports.status_report plus a key `live`: pid, version, started_at, runtime
         {name, state}, degraded [{what, since, why}], running [{agent, session, incarnation, container_id}],
-        waiting_spawns, last_sweep {at, duration_ms, sessions, errors} or None."""
+        waiting_spawns [AGENT/SESSION], last_sweep {at, duration_ms, sessions, errors} or None."""
         ...
 
     async def sessions(self) -> list[dict[str, Any]]:
@@ -60,6 +60,27 @@ class Operations(Protocol):
 
     async def release_session(self, agent: str, session: str) -> dict[str, Any]:
         """Take the session out of quarantine; returns {released: bool, was: reason or None}."""
+        ...
+
+    async def dead_letters(self, session: tuple[str, str] | None, letter_id: str | None, limit: int) -> dict[str, Any]:
+        """daemon.ops.reports.dead_letters_report's dictionary. Raises UnknownSessionError."""
+        ...
+
+    async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
+        """daemon.ops.reports.dead_letter_report's dictionary. Raises UnknownSessionError, UnknownMessageError."""
+        ...
+
+    async def requeue_dead(
+        self, agent: str, session: str, letter_id: str, by: str, reason: str | None
+    ) -> dict[str, Any]:
+        """Send a dead letter on its way again; returns {id, kind: in|out, requeued_as}.
+
+        Raises UnknownSessionError, UnknownMessageError, NotDeadLetterError, RowGoneError; then nothing has changed.
+        """
+        ...
+
+    async def drop_dead(self, agent: str, session: str, letter_id: str, by: str, reason: str | None) -> dict[str, Any]:
+        """Take a dead letter off the list; returns {id, kind}. Raises as `requeue_dead`."""
         ...
 
     def health(self) -> dict[str, Any]:

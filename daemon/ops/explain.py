@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from daemon.ops.session_reading import Queues
 from schema.instants import to_text
+
+_ANSWER: Final = "Mend what the reason names, then requeue it; or drop it."
+_MESSAGE: Final = (
+    "Find out what the message does to the agent (the session's container log), then requeue it; or drop it."
+)
+_STEPS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "IN_DOUBT": "Ask the receiver whether it has this id: requeue it if not, drop it if so.",
+        "ROW_GONE": "There is nothing left to send: drop it, and send the message that it answers anew.",
+        "BAD_CONTENT": "Correct the agent; this row will never be sendable: drop it.",
+        "UNKNOWN_KIND": "Correct the runner; this row will never be sendable: drop it.",
+        "UNAUTHORISED_DESTINATION": "Add the destination if the session should write there, then requeue it; or drop it.",
+        "NO_ROUTE": "Nobody knows where it goes: once a message has come in from a channel, requeue it; or drop it.",
+        "NO_CHANNEL": "Configure the channel that the reason names and restart, then requeue it; or drop it.",
+        "AGENT_FAILED": "The sender has the agent's error as the answer: mend the agent, then requeue it; or drop it.",
+    }
+)
 
 
 def state_of(registry: Mapping[str, Any], live: Mapping[str, Any] | None, now_ms: int) -> str:
@@ -22,8 +40,11 @@ def state_of(registry: Mapping[str, Any], live: Mapping[str, Any] | None, now_ms
     return "scheduled" if registry.get("next_due_at") is not None else "idle"
 
 
-def explain(registry: Mapping[str, Any], queues: Queues) -> str | None:
-    """The most pressing reason to look at this session, as one sentence; None when there is none."""
+def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues) -> str | None:
+    """The most pressing reason to look at this session, as one sentence; None when there is none.
+
+    `live` is its incarnation, if it has one: the failures that are counted until that has proved itself are past.
+    """
     name = f"{registry['agent']} {registry['session']}"
     if registry.get("quarantined_at") is not None:
         reason = str(registry.get("quarantine_reason") or "no reason was recorded").rstrip(".")
@@ -31,7 +52,7 @@ def explain(registry: Mapping[str, Any], queues: Queues) -> str | None:
         return f"In quarantine since {since}: {reason}; mend it, then `clawbus session release {name}`."
     if queues.error is not None:
         return f"Its files cannot be read: {queues.error.rstrip('.')}."
-    if registry.get("spawn_failures"):
+    if registry.get("spawn_failures") and live is None:
         count, error = registry["spawn_failures"], str(registry.get("last_spawn_error") or "unknown").rstrip(".")
         return f"Its container could not be started ({count} times in a row): {error}."
     if queues.failed_example is not None:
@@ -39,6 +60,11 @@ def explain(registry: Mapping[str, Any], queues: Queues) -> str | None:
     if queues.dead_example is not None:
         return _dead(queues, queues.dead_example)
     return None
+
+
+def next_step(kind: str, code: str | None) -> str:
+    """What to do about an open dead letter; `kind` is in or out."""
+    return _STEPS.get(code or "", _MESSAGE if kind == "in" else _ANSWER)
 
 
 def _failed(queues: Queues, example: Mapping[str, Any]) -> str:

@@ -1,16 +1,14 @@
-"""Building the agent image from exactly the installed source and the locked wheels, and the digest that names them.
+"""Building the agent image from exactly the installed source and the locked wheels.
 
 The build itself has no network: everything it needs lies in its context. Never imports the runner; it reads its files.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,13 +17,10 @@ from daemon.config import DEFAULT_IMAGE
 from daemon.containers.spec import LABEL_SOURCE_DIGEST
 from daemon.errors import ImageError
 from daemon.ops.image_wheels import TargetPython, fetch_wheels, unpack_wheels
+from daemon.ops.source import package_folder, source_digest, source_files
 
 DEFAULT_BASE: Final = "python:3.13-slim"
-PACKAGES: Final = ("container_runner", "schema")
 OLDEST: Final = (3, 11)
-
-_SUFFIXES: Final = frozenset({".py", ".sql"})
-_NAMES: Final = frozenset({"Dockerfile", "requirements.lock"})
 
 # Runs in the base image, on any Python 3: prints one line of JSON about the interpreter.
 _PROBE: Final = """
@@ -88,21 +83,6 @@ class BuiltImage:
     source_digest: str
 
 
-def source_digest() -> str:
-    """sha256 over the installed source of runner and schema: what the image's label must say. Reads about 30 files."""
-    digest = hashlib.sha256()
-    for name, path in source_files():
-        content = path.read_bytes()
-        digest.update(f"{name}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
-def source_files() -> list[tuple[str, Path]]:
-    """(path in the context's app/, file), sorted: exactly what goes into the image and into the digest."""
-    return sorted((f"{package}/{name}", path) for package in PACKAGES for name, path in _files(_folder(package)))
-
-
 def build_image(
     builder: Builder,
     *,
@@ -122,7 +102,7 @@ def build_image(
         progress(f"pulled {base}")
     target = detect(builder, base)
     progress(f"Python {target.version[0]}.{target.version[1]}, {target.libc}, {target.machine}")
-    lock = (_folder("container_runner") / "requirements.lock").read_text(encoding="utf-8")
+    lock = (package_folder("container_runner") / "requirements.lock").read_text(encoding="utf-8")
     if wheels is None:
         progress("wheels from the cache or the package index")
         wheels = fetch_wheels(lock, target, cache)
@@ -173,21 +153,4 @@ def _copy_source(context: Path) -> None:
         target = context / "app" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    shutil.copyfile(_folder("container_runner") / "Dockerfile", context / "Dockerfile")
-
-
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder)
-        wanted = path.suffix in _SUFFIXES or path.name in _NAMES
-        if wanted and "__pycache__" not in name.parts and path.is_file():
-            yield name.as_posix(), path
-
-
-def _folder(package: str) -> Path:
-    found = importlib.util.find_spec(package)  # of a top-level name: finds it and does not import it
-    if found is None or not found.submodule_search_locations:
-        raise ImageError(
-            f"the package {package} is not installed.", hint="Install clawbus into a virtual environment of its own."
-        )
-    return Path(found.submodule_search_locations[0])
+    shutil.copyfile(package_folder("container_runner") / "Dockerfile", context / "Dockerfile")

@@ -17,10 +17,12 @@ from typing import Any, Final
 
 from daemon.clock import Clock
 from daemon.errors import DataFolderError, UnknownMessageError, UnknownSessionError
+from daemon.ops.dead_reading import read_dead_letter, read_dead_letters
 from daemon.ops.explain import explain, state_of
 from daemon.ops.session_reading import Queues, read_detail, read_life, read_queues
 from daemon.store.mailbox import MailboxEntry, read_mailbox
 from schema.connect import Reader, ReadLimits, open_reader
+from schema.errors import ClawbusError
 from schema.ids import check_name
 from schema.layout import SessionFolder
 
@@ -133,12 +135,76 @@ def message_life(
     return {"agent": agent, "session": session, "message_id": message_id, "life": events, "errors": errors}
 
 
+def dead_letters_report(
+    data_dir: Path,
+    clock: Clock,
+    *,
+    session: tuple[str, str] | None = None,
+    letter_id: str | None = None,
+    limit: int = 100,
+    budget_s: float = _BUDGET_S,
+) -> dict[str, Any]:
+    """{letters, total, not_examined, errors}: the newest open dead letters of all sessions or of one (agent, session).
+
+    With `letter_id` only those of that id. Raises UnknownSessionError, DataFolderError.
+    """
+    deadline = clock.monotonic() + budget_s
+    with _open_central(data_dir) as central:
+        keys = [(row["agent"], row["session"]) for row in central.all(_KEYS, (MAX_SESSIONS,))]
+        if session is not None:
+            _known(central, *session)
+            keys = [session]
+    letters: list[dict[str, Any]] = []
+    errors: list[dict[str, Any]] = []
+    total, examined = 0, 0
+    for key in keys:
+        if clock.monotonic() > deadline:
+            break
+        examined += 1
+        try:
+            found, count = read_dead_letters(session_folder(data_dir, *key), limit, letter_id)
+        except ClawbusError as error:
+            errors.append({"agent": key[0], "session": key[1], "error": f"{error.code}: {error}"})
+            continue
+        total += count
+        letters += [{"agent": key[0], "session": key[1], **letter} for letter in found]
+    letters.sort(key=lambda letter: letter["at"] or 0, reverse=True)
+    return {
+        "letters": letters[:limit],
+        "total": total,
+        "not_examined": len(keys) - examined,
+        "errors": errors[:_ATTENTION],
+    }
+
+
+def dead_letter_report(
+    data_dir: Path, agent: str, session: str, letter_id: str, *, limits: ReadLimits | None = None
+) -> dict[str, Any]:
+    """All that is known of one dead letter, or of an id that is none (any more).
+
+    Raises UnknownSessionError, UnknownMessageError, DataFolderError, or StorageError when its file cannot be read.
+    """
+    folder = session_folder(data_dir, agent, session)
+    with _open_central(data_dir) as central:
+        _known(central, agent, session)
+    found = read_dead_letter(folder, letter_id, limits or ReadLimits())
+    if found is None:
+        raise UnknownMessageError(f"there is no message {letter_id!r} in {agent}/{session}.")
+    return {"agent": agent, "session": session, **found}
+
+
 def mailbox_entries(data_dir: Path, mailbox: str, after: int, limit: int) -> list[MailboxEntry]:
     """Entries of one mailbox above a cursor, oldest first; none while nothing was ever delivered to it."""
     _check_folder(data_dir)
     return read_mailbox(data_dir / MAILBOX_DB, mailbox, after, limit)
 
 
+def _known(central: Reader, agent: str, session: str) -> None:
+    if central.one("SELECT 1 FROM sessions WHERE agent = ? AND session = ?", (agent, session)) is None:
+        raise UnknownSessionError(f"there is no session {agent}/{session}.")
+
+
+_KEYS: Final = "SELECT agent, session FROM sessions ORDER BY active DESC, agent, session LIMIT ?"
 _LIVE: Final = "SELECT * FROM incarnations WHERE ended_at IS NULL"
 
 
@@ -186,7 +252,7 @@ def _summary(one: _Looked) -> dict[str, Any]:
         "agent": one.registry["agent"],
         "session": one.registry["session"],
         "state": one.state,
-        "explanation": explain(one.registry, queues or Queues()),
+        "explanation": explain(one.registry, one.live, queues or Queues()),
         "created_at": one.registry["created_at"],
         "next_due_at": one.registry["next_due_at"],
         "incarnation_id": one.live["id"] if one.live is not None else None,
@@ -201,7 +267,7 @@ def _summary(one: _Looked) -> dict[str, Any]:
 
 
 def _attention(one: _Looked) -> dict[str, Any] | None:
-    sentence = explain(one.registry, one.queues or Queues())
+    sentence = explain(one.registry, one.live, one.queues or Queues())
     if sentence is None:
         return None
     return {

@@ -20,6 +20,8 @@ from schema.layout import HEARTBEAT, SessionFolder
 
 _CONTENT: Final = "substr(content, 1, 65536) AS content"
 _OLDEST: Final = 500  # rows looked at for the oldest age; ordered by seq, so the oldest is among the first
+# A condition on `key`: no operator has dealt with this dead letter. Only where the table is there.
+NOT_CLOSED: Final = " AND {key} NOT IN (SELECT id FROM dead_letters_closed)"
 _T = TypeVar("_T")
 
 
@@ -48,7 +50,7 @@ def read_queues(folder: SessionFolder, now_ms: int) -> Queues:
     """Queue depths of one session. A file that cannot be read is told in `error`."""
     queues = Queues()
     try:
-        with _open_inbound(folder) as reader:
+        with open_inbound(folder) as reader:
             _count_messages(reader, now_ms, queues)
             _count_deliveries(reader, queues)
     except ClawbusError as error:
@@ -56,7 +58,8 @@ def read_queues(folder: SessionFolder, now_ms: int) -> Queues:
     return queues
 
 
-def _open_inbound(folder: SessionFolder) -> Reader:
+def open_inbound(folder: SessionFolder) -> Reader:
+    """The host's own file, read-only. Raises StorageError when it is missing."""
     if not folder.inbound_db.exists():
         raise StorageError(f"{folder.inbound_db} is missing.")
     return open_reader(folder.inbound_db)
@@ -70,11 +73,12 @@ def _count_messages(reader: Reader, now_ms: int, queues: Queues) -> None:
     stamps = [stamp for row in rows if (stamp := from_text(row["timestamp"])) is not None]
     queues.oldest_pending_at = min(stamps, default=None)
     queues.scheduled = sum((from_text(row["process_after"]) or 0) > now_ms for row in rows)
-    queues.failed = _count(reader, "SELECT count(*) FROM messages_in WHERE status = 'failed'")
+    failed = f"FROM messages_in WHERE status = 'failed'{_not_closed(reader, 'id')}"
+    queues.failed = _count(reader, f"SELECT count(*) {failed}")
     if queues.failed:
-        row = reader.one("SELECT id, tries FROM messages_in WHERE status = 'failed' ORDER BY seq DESC LIMIT 1")
+        row = reader.one(f"SELECT id, tries {failed} ORDER BY seq DESC LIMIT 1")
         if row is not None:
-            queues.failed_example = {**_values(row), "last_event": _last_event(reader, row["id"])}
+            queues.failed_example = {**values_of(row), "last_event": _last_event(reader, row["id"])}
 
 
 def _count_deliveries(reader: Reader, queues: Queues) -> None:
@@ -83,11 +87,12 @@ def _count_deliveries(reader: Reader, queues: Queues) -> None:
     row = reader.one("SELECT count(*) AS n, min(first_at) AS first FROM delivery_attempts WHERE state != 'dead'")
     if row is not None:
         queues.undelivered, queues.oldest_undelivered_at = row["n"], row["first"]
-    queues.dead = _count(reader, "SELECT count(*) FROM delivery_attempts WHERE state = 'dead'")
+    buried = f"FROM delivery_attempts WHERE state = 'dead'{_not_closed(reader, 'message_out_id')}"
+    queues.dead = _count(reader, f"SELECT count(*) {buried}")
     if queues.dead:
         dead = reader.one(
-            "SELECT message_out_id, destination, attempts, last_error, last_error_code FROM delivery_attempts"
-            " WHERE state = 'dead' ORDER BY seq DESC LIMIT 1"
+            f"SELECT message_out_id, destination, attempts, last_error, last_error_code {buried}"
+            " ORDER BY seq DESC LIMIT 1"
         )
         queues.dead_example = _delivery(dead) if dead is not None else None
 
@@ -117,7 +122,7 @@ def read_detail(folder: SessionFolder, limit: int, limits: ReadLimits) -> Sessio
 
 
 def _read_inbound(folder: SessionFolder, limit: int, detail: SessionDetail) -> None:
-    with _open_inbound(folder) as reader:
+    with open_inbound(folder) as reader:
         wanted = ("id", "seq", "kind", "status", "tries", "trigger", "timestamp", "process_after", "recurrence")
         columns = ", ".join(name for name in wanted if name in reader.columns("messages_in"))
         rows = reader.all(
@@ -125,16 +130,16 @@ def _read_inbound(folder: SessionFolder, limit: int, detail: SessionDetail) -> N
             (limit,),
         )
         detail.messages = [_message(row, _last_event(reader, row["id"])) for row in rows]
-        detail.undelivered = [
-            _delivery(row)
-            for row in _rows(reader, "delivery_attempts", "SELECT * FROM delivery_attempts ORDER BY seq LIMIT ?", limit)
-        ]
+        not_closed = _not_closed(reader, "message_out_id")
+        undelivered = f"SELECT * FROM delivery_attempts WHERE true{not_closed} ORDER BY seq LIMIT ?"
+        rows = table_rows(reader, "delivery_attempts", undelivered, limit)
+        detail.undelivered = [_delivery(row) for row in rows]
         newest = "SELECT * FROM attempts ORDER BY claimed_at DESC LIMIT ?"
-        detail.attempts = [_values(row) for row in _rows(reader, "attempts", newest, limit)]
+        detail.attempts = [values_of(row) for row in table_rows(reader, "attempts", newest, limit)]
         named = "SELECT * FROM destinations ORDER BY name LIMIT ?"
-        detail.destinations = [_values(row) for row in _rows(reader, "destinations", named, limit)]
-        routing = _rows(reader, "session_routing", "SELECT * FROM session_routing WHERE id = 1 LIMIT ?", 1)
-        detail.routing = _values(routing[0]) if routing else None
+        detail.destinations = [values_of(row) for row in table_rows(reader, "destinations", named, limit)]
+        routing = table_rows(reader, "session_routing", "SELECT * FROM session_routing WHERE id = 1 LIMIT ?", 1)
+        detail.routing = values_of(routing[0]) if routing else None
 
 
 def _read_outbound(folder: SessionFolder, limit: int, limits: ReadLimits, detail: SessionDetail) -> None:
@@ -143,8 +148,8 @@ def _read_outbound(folder: SessionFolder, limit: int, limits: ReadLimits, detail
         return
     with reader:
         claims = "SELECT * FROM processing_ack WHERE status = 'processing' LIMIT ?"
-        detail.claims = [_ack(row) for row in _rows(reader, "processing_ack", claims, limit)]
-        state = _rows(reader, "container_state", "SELECT * FROM container_state WHERE id = 1 LIMIT ?", 1)
+        detail.claims = [_ack(row) for row in table_rows(reader, "processing_ack", claims, limit)]
+        state = table_rows(reader, "container_state", "SELECT * FROM container_state WHERE id = 1 LIMIT ?", 1)
         if state and state[0]["current_tool"] is not None:
             declared = state[0]["tool_declared_timeout_ms"]
             detail.tool = {
@@ -180,7 +185,9 @@ def _outbound_life(
     if reader is None:
         return []
     with reader:
-        for row in _rows(reader, "processing_ack", "SELECT * FROM processing_ack WHERE message_id = ?", message_id):
+        for row in table_rows(
+            reader, "processing_ack", "SELECT * FROM processing_ack WHERE message_id = ?", message_id
+        ):
             ack = _ack(row)
             detail = {"incarnation": ack["incarnation"]}
             events.append({"at": ack["changed_at"], "event": f"acked_{ack['status']}", "detail": detail})
@@ -189,7 +196,7 @@ def _outbound_life(
         found = (
             f"SELECT {columns} FROM messages_out WHERE in_reply_to = ?1 OR instr(content, ?1) ORDER BY seq LIMIT 1000"
         )
-        rows = _rows(reader, "messages_out", found, message_id)
+        rows = table_rows(reader, "messages_out", found, message_id)
         return [_answer(row, events) for row in rows if row["in_reply_to"] == message_id or _answers(row, message_id)]
 
 
@@ -205,46 +212,57 @@ def _answer(row: sqlite3.Row, events: list[dict[str, Any]]) -> str:
 
 
 def _inbound_life(folder: SessionFolder, message_id: str, answers: list[str], events: list[dict[str, Any]]) -> None:
-    with _open_inbound(folder) as reader:
-        history = "SELECT * FROM message_history WHERE message_id = ? ORDER BY id LIMIT 500"
-        events += [_history(row) for row in _rows(reader, "message_history", history, message_id)]
-        for row in _rows(reader, "attempts", "SELECT * FROM attempts WHERE message_id = ? LIMIT 500", message_id):
+    with open_inbound(folder) as reader:
+        events += history_of(reader, message_id)
+        for row in table_rows(reader, "attempts", "SELECT * FROM attempts WHERE message_id = ? LIMIT 500", message_id):
             detail = {"incarnation": row["incarnation"]}
-            if not any(_is_claim(event, row["incarnation"]) for event in events):
+            # A quick turn's claim is seen only with its end: when it was claimed is not known then, so nothing is told.
+            if row["claimed_at"] != row["ended_at"] and not _told(events, "claimed", row["incarnation"]):
                 events.append({"at": row["claimed_at"], "event": "claimed", "detail": detail})
-            if row["outcome"] is not None:
+            if row["outcome"] is not None and not _told(events, row["outcome"], row["incarnation"]):
                 events.append({"at": row["ended_at"], "event": f"attempt_{row['outcome']}", "detail": detail})
         notices = f"SELECT id, timestamp, {_CONTENT} FROM host_messages WHERE in_reply_to = ? LIMIT 50"
-        answers += [_answer(row, events) for row in _rows(reader, "host_messages", notices, message_id)]
+        answers += [_answer(row, events) for row in table_rows(reader, "host_messages", notices, message_id)]
         for identity in answers[:50]:
             _delivery_life(reader, identity, events)
 
 
-def _is_claim(event: dict[str, Any], incarnation: str) -> bool:
-    return event["event"] == "claimed" and event["detail"].get("incarnation") == incarnation
+def _told(events: list[dict[str, Any]], name: str, incarnation: str) -> bool:
+    """Whether the history says it already."""
+    return any(event["event"] == name and event["detail"].get("incarnation") == incarnation for event in events)
 
 
 def _delivery_life(reader: Reader, message_out_id: str, events: list[dict[str, Any]]) -> None:
     history = "SELECT * FROM message_history WHERE message_id = ? ORDER BY id LIMIT 100"
-    for row in _rows(reader, "message_history", history, message_out_id):
+    for row in table_rows(reader, "message_history", history, message_out_id):
         event = _history(row)
         event["detail"]["message_out_id"] = message_out_id
         events.append(event)
-    for row in _rows(reader, "delivered", "SELECT * FROM delivered WHERE message_out_id = ?", message_out_id):
-        values = _values(row)
+    for row in table_rows(reader, "delivered", "SELECT * FROM delivered WHERE message_out_id = ?", message_out_id):
+        values = values_of(row)
         event = "delivered" if values.get("status", "delivered") == "delivered" else "delivery_failed"
         detail = {"message_out_id": message_out_id, "platform_message_id": values.get("platform_message_id")}
         events.append({"at": from_text(row["delivered_at"]), "event": event, "detail": detail})
     open_rows = "SELECT * FROM delivery_attempts WHERE message_out_id = ?"
     events += [
         {"at": row["first_at"], "event": f"delivery_{row['state']}", "detail": _delivery(row)}
-        for row in _rows(reader, "delivery_attempts", open_rows, message_out_id)
+        for row in table_rows(reader, "delivery_attempts", open_rows, message_out_id)
     ]
 
 
-def _rows(reader: Reader, table: str, sql: str, *params: object) -> list[sqlite3.Row]:
+def table_rows(reader: Reader, table: str, sql: str, *params: object) -> list[sqlite3.Row]:
     """The rows, or none where an older file has no such table."""
     return reader.all(sql, params) if reader.columns(table) else []
+
+
+def _not_closed(reader: Reader, key: str) -> str:
+    return NOT_CLOSED.format(key=key) if reader.columns("dead_letters_closed") else ""
+
+
+def history_of(reader: Reader, message_id: str) -> list[dict[str, Any]]:
+    """The first 500 history rows of one id, oldest first: [{at, event, detail}]."""
+    history = "SELECT * FROM message_history WHERE message_id = ? ORDER BY id LIMIT 500"
+    return [_history(row) for row in table_rows(reader, "message_history", history, message_id)]
 
 
 def _count(reader: Reader, sql: str) -> int:
@@ -263,7 +281,7 @@ def _history(row: sqlite3.Row) -> dict[str, Any]:
     return {"at": row["at"], "event": row["event"], "detail": _history_detail(row)}
 
 
-def _values(row: sqlite3.Row) -> dict[str, Any]:
+def values_of(row: sqlite3.Row) -> dict[str, Any]:
     """A row as JSON can hold it: a blob where text belongs (SQLite lets it) is shown, not passed on."""
     names = row.keys()
     return {name: repr(row[name])[:200] if isinstance(row[name], bytes) else row[name] for name in names}
@@ -283,7 +301,7 @@ def _history_detail(row: sqlite3.Row) -> dict[str, Any]:
 
 
 def _message(row: sqlite3.Row, last_event: dict[str, Any] | None) -> dict[str, Any]:
-    values = _values(row)
+    values = values_of(row)
     content = values.pop("content")
     return {
         **values,
@@ -295,13 +313,18 @@ def _message(row: sqlite3.Row, last_event: dict[str, Any] | None) -> dict[str, A
 
 
 def _delivery(row: sqlite3.Row) -> dict[str, Any]:
-    values = _values(row)
-    values["destination"] = "/".join(part for part in str(values["destination"]).split("\x1f") if part)
+    values = values_of(row)
+    values["destination"] = place(values["destination"])
     return values
 
 
+def place(destination: object) -> str:
+    """A destination's key for people: `webhook/hook/thread`."""
+    return "/".join(part for part in str(destination).split("\x1f") if part)
+
+
 def _ack(row: sqlite3.Row) -> dict[str, Any]:
-    values = _values(row)
+    values = values_of(row)
     incarnation = values.get("incarnation")
     return {
         "message_id": str(values["message_id"])[:200],

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from daemon.store.messages import chunks, insert, marks, next_even_seq
+from daemon.store.messages import chunks, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
 from schema.connect import Reader, Writer
 from schema.ids import new_id
@@ -32,17 +32,19 @@ class Tracked:
     first_at: int
 
 
-def cursor(db: Reader) -> int:
-    """The highest outbound seq taken note of."""
-    row = db.one("SELECT seq FROM delivery_cursor WHERE id = 1")
+def cursor(db: Reader, file_id: str) -> int:
+    """The highest seq taken note of in this very outbound.db; 0 for one that was made anew (known ids are skipped)."""
+    row = db.one("SELECT seq FROM delivery_cursor WHERE id = 1 AND file_id IS ?", (file_id,))
     return int(row["seq"]) if row is not None else 0
 
 
-def advance(db: Writer, seq: int) -> None:
-    """Move the cursor forward, never back."""
+def advance(db: Writer, seq: int, file_id: str) -> None:
+    """Move the cursor forward; back only when the container's file is another one than before."""
     db.execute(
-        "INSERT INTO delivery_cursor(id, seq) VALUES (1, ?) ON CONFLICT(id) DO UPDATE SET seq = max(seq, excluded.seq)",
-        (seq,),
+        "INSERT INTO delivery_cursor(id, seq, file_id) VALUES (1, ?, ?) ON CONFLICT(id) DO UPDATE SET"
+        " seq = CASE WHEN file_id IS excluded.file_id THEN max(seq, excluded.seq) ELSE excluded.seq END,"
+        " file_id = excluded.file_id",
+        (seq, file_id),
     )
 
 
@@ -79,10 +81,14 @@ def retrying_destinations(db: Reader, now: int) -> frozenset[str]:
 
 
 def next_attempt_at(db: Reader) -> int | None:
-    """The earliest instant at which an open row has something to do; 0 for at once; None if none is open."""
+    """The earliest instant at which an open row has something to do; 0 for at once; None if none is open.
+
+    A row behind a head that is being retried has nothing to do before that head has.
+    """
     row = db.one(
         "SELECT min(coalesce(next_attempt_at, 0)) AS soonest FROM delivery_attempts"
-        " WHERE state IN ('queued', 'intended', 'retrying')"
+        " WHERE state IN ('queued', 'intended', 'retrying') AND (state = 'retrying'"
+        " OR destination NOT IN (SELECT destination FROM delivery_attempts WHERE state = 'retrying'))"
     )
     return row["soonest"] if row is not None else None
 
@@ -124,11 +130,13 @@ def track(
     )
 
 
-def intend(db: Writer, message_out_id: str) -> None:
-    """Write ahead: an attempt begins."""
+def intend(db: Writer, message_out_id: str, destination: str) -> None:
+    """Write ahead: an attempt begins. `destination` is where it goes now, which a row without an address of its own
+    may not have known when it was taken note of."""
     db.execute(
-        "UPDATE delivery_attempts SET state = 'intended', attempts = attempts + 1 WHERE message_out_id = ?",
-        (message_out_id,),
+        "UPDATE delivery_attempts SET state = 'intended', attempts = attempts + 1, destination = ?"
+        " WHERE message_out_id = ?",
+        (destination, message_out_id),
     )
 
 
@@ -167,12 +175,11 @@ def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_ag
     )
     record(db, row.id, "dead_lettered", at, detail={"code": code, "error": error[:1000]})
     _receipt(db, row.id, "failed", None, at)
-    notice_id = f"dead-letter:{row.id}"
-    if tell_agent and db.one("SELECT 1 FROM messages_in WHERE id = ?", (notice_id,)) is None:
+    if tell_agent:
         content = {"type": "delivery_failed", "message_out_id": row.id, "in_reply_to": row.in_reply_to, "code": code,
                    "error": error[:1000]}  # fmt: skip
         notice = MessageIn(
-            id=notice_id,
+            id=free_id(db, f"dead-letter:{row.id}"),
             seq=next_even_seq(db),
             kind=Kind.SYSTEM,
             timestamp=to_text(at),

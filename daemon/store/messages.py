@@ -6,15 +6,16 @@ Functions that write must be called inside `Writer.transaction()`; statuses chan
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from daemon.store.transitions import record
 from schema.connect import Reader, Writer
+from schema.ids import MAX_ID
 from schema.instants import from_text, to_text
 from schema.rows import Address, MessageIn, MessageStatus
 
-# A runner that writes absurd seqs must not drive the host's into overflow (SQLite integers have 64 bits).
+# A container's seq may not be above this; the host's own go on above it, with room for 2**62 more in SQLite's 64 bits.
 MAX_SEQ = 2**53
 
 # How many unfinished messages one look at a session takes in.
@@ -47,9 +48,21 @@ def find(db: Reader, message_id: str) -> MessageIn | None:
     return to_message(row) if row is not None else None
 
 
-def insert(db: Writer, message: MessageIn, at: int, event: str = "accepted") -> None:
-    """Store a new message with its first history row."""
-    record(db, message.id, event, at, detail=_where(message))
+def free_id(db: Reader, wanted: str) -> str:
+    """`wanted`, or where that is taken `wanted+r1` and so on: the next one of the same story."""
+    candidate, number = wanted, 0
+    while db.one("SELECT 1 FROM messages_in WHERE id = ?", (candidate,)) is not None:
+        number += 1
+        suffix = f"+r{number}"
+        candidate = wanted[: MAX_ID - len(suffix)] + suffix
+    return candidate
+
+
+def insert(
+    db: Writer, message: MessageIn, at: int, event: str = "accepted", detail: Mapping[str, object] | None = None
+) -> None:
+    """Store a new message with its first history row, which tells `detail` too."""
+    record(db, message.id, event, at, detail={**_where(message), **(detail or {})})
     db.execute(
         "INSERT INTO messages_in(id, seq, kind, timestamp, status, process_after, recurrence, series_id, tries, trigger,"
         " platform_id, channel_type, thread_id, content, source_session_id, on_wake)"

@@ -26,20 +26,30 @@ def rows_after(db: Reader, seq: int, limit: int) -> list[MessageOut]:
     if not db.columns("messages_out"):
         return []
     sql = "SELECT * FROM messages_out WHERE seq > ? ORDER BY seq LIMIT ?"
-    rows = db.some(sql, (seq, limit), column="content", budget=_BATCH_CHARACTERS)
+    rows = db.some(sql, (seq, limit), budget=_BATCH_CHARACTERS)
     return [_message(row) for row in rows]
 
 
-def rows_by_id(db: Reader, ids: Sequence[str]) -> dict[str, MessageOut]:
-    """The named outbound rows that (still) exist."""
+def has_after(db: Reader, seq: int) -> bool:
+    """Whether there are outbound rows above `seq`."""
+    return bool(db.columns("messages_out")) and db.one("SELECT 1 FROM messages_out WHERE seq > ?", (seq,)) is not None
+
+
+def rows_by_id(db: Reader, ids: Sequence[str]) -> tuple[dict[str, MessageOut], int]:
+    """The named outbound rows that (still) exist, and how many of `ids` were looked at: less than all when rows are large."""
     if not ids or not db.columns("messages_out"):
-        return {}
+        return {}, len(ids)
     found: dict[str, MessageOut] = {}
-    for chunk in chunks(ids, 100):
-        for row in db.all(f"SELECT * FROM messages_out WHERE id IN ({marks(chunk)})", chunk):
+    budget = _BATCH_CHARACTERS
+    for looked, identity in enumerate(ids):
+        if budget < 0:
+            return found, looked
+        row = db.one("SELECT * FROM messages_out WHERE id = ? LIMIT 1", (identity,))
+        if row is not None:
             message = _message(row)
             found[message.id] = message
-    return found
+            budget -= len(message.content)
+    return found, len(ids)
 
 
 def acks_for(db: Reader, message_ids: Sequence[str]) -> dict[str, Ack]:

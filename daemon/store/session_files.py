@@ -67,7 +67,7 @@ class SessionFiles:
 
     def recover(self) -> bool:
         """Roll back what a dead container left half written. Only after its confirmed exit. True if there was any."""
-        return recover_outbound_journal(self.folder.outbox)
+        return recover_outbound_journal(self.folder.outbox, self._limits)
 
     def outbound_mark(self) -> tuple[int, int] | None:
         """(mtime in ns, size) of outbound.db: cheap evidence that it changed."""

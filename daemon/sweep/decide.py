@@ -16,6 +16,9 @@ CEILING: Final = "ceiling"
 CLAIM_STUCK: Final = "claim_stuck"
 IDLE: Final = "idle"
 
+# Clocks of a container's file system and ours may differ by a little.
+FUTURE_ALLOWED: Final = 60_000
+
 # Configured for many tries, doubling would leave the calendar after 35 of them.
 LONGEST_BACKOFF: Final = 24 * 3_600_000
 
@@ -131,14 +134,17 @@ def decide(seen: Observation, policy: Policy) -> list[Action]:
     finished = {action.message_id for action in settles}
     actions: list[Action] = [*settles]
     open_messages = [message for message in seen.pending if message.id not in finished]
-    due = sum(1 for message in open_messages if is_due(message, seen.now))
+    due_messages = [message for message in open_messages if is_due(message, seen.now)]
+    due = len(due_messages)
     if seen.container is None and not seen.occupied and due:
         return [
             *actions,
             Wake(due),
         ]  # a fresh container clears orphaned claims itself; judging them now would starve it
     if seen.container is not None and not seen.occupied:
-        verdict = judge(seen.container, seen, policy) or _idle(seen.container, seen, policy, due)
+        # A row for a first poll is not for this container, once that is over: it must not keep it from being stopped.
+        its_own = sum(1 for message in due_messages if not message.on_wake)
+        verdict = judge(seen.container, seen, policy) or _idle(seen.container, seen, policy, its_own)
         if verdict is not None:
             actions.append(verdict)
     if seen.container is None and not seen.occupied:
@@ -164,9 +170,7 @@ def is_due(message: MessageIn, now: int) -> bool:
 def judge(container: Container, seen: Observation, policy: Policy) -> Kill | None:
     """The ceiling and claim-stuck rules for a container that runs. Evidence older than it is not about it."""
     born = max(container.spawned_at, seen.evidence_floor)
-    heartbeat = container.heartbeat_at
-    if heartbeat is not None and heartbeat < born:
-        heartbeat = None
+    heartbeat = _heartbeat(container, born, seen.now)
     declared = _declared(container, policy)
     silent = seen.now - (heartbeat if heartbeat is not None else born)
     ceiling = max(policy.ceiling, declared)
@@ -203,6 +207,15 @@ def reset_orphans(seen: Observation, policy: Policy) -> list[Orphaned]:
     return actions
 
 
+def _heartbeat(container: Container, born: int, now: int) -> int | None:
+    """Its last progress, if that is evidence: neither older than it is, nor from the future.
+
+    A container may date its heartbeat as it likes; neither it nor its successor must live on that for ever.
+    """
+    heartbeat = container.heartbeat_at
+    return heartbeat if heartbeat is not None and born <= heartbeat <= now + FUTURE_ALLOWED else None
+
+
 def _declared(container: Container, policy: Policy) -> int:
     """How long the tool in flight said it may be silent, within reason."""
     if container.tool is None or container.tool.declared_timeout_ms is None:
@@ -220,6 +233,7 @@ def _is_of(claim: Ack, container: Container) -> bool:
 def _idle(container: Container, seen: Observation, policy: Policy, due: int) -> Stop | None:
     if due or any(_is_of(claim, container) for claim in seen.claims):
         return None
-    marks = (container.spawned_at, container.heartbeat_at or 0, container.last_activity, seen.evidence_floor)
+    heartbeat = _heartbeat(container, 0, seen.now) or 0
+    marks = (container.spawned_at, heartbeat, container.last_activity, seen.evidence_floor)
     quiet = seen.now - max(marks)
     return Stop(quiet) if quiet >= policy.idle_stop else None

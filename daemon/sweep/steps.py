@@ -73,6 +73,7 @@ def sweep_files(
     with files.inbound() as db:
         with files.outbound() as out:
             seen = _observe(db, out, now)
+            news = out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id))
             if container is not None:
                 tool = outbound.tool_in_flight(out) if out is not None else None
                 container = replace(container, tool=tool, heartbeat_at=outbound.heartbeat_at(files.folder))
@@ -88,7 +89,9 @@ def sweep_files(
                     messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
                 # Only now: an occurrence that was settled just above is armed in the same transaction.
                 rearmed = recurrence.rearm(db, messages.to_rearm(db), now, settings.timezone)
-        return Swept(tuple(actions), tuple(rearmed), next_work(db, now), messages.count_due(db, now), recovered)
+        # An answer that delivery has not taken note of is work: a session is not retired over it.
+        next_at = 0 if news else next_work(db, now)
+        return Swept(tuple(actions), tuple(rearmed), next_at, messages.count_due(db, now), recovered)
 
 
 def finish_incarnation(
@@ -166,6 +169,12 @@ def _fail(db: Writer, action: Fail, now: int) -> None:
 def _observe(db: Reader, out: Reader | None, now: int) -> Observation:
     claims = outbound.claims(out) if out is not None else []
     pending, acks = unfinished(db, out, now, [claim.message_id for claim in claims])
+    # However many claims a container makes up, those on our own messages are seen.
+    listed = {(claim.message_id, claim.incarnation) for claim in claims}
+    claims += [
+        ack for ack in acks.values()
+        if ack.status is AckStatus.PROCESSING and (ack.message_id, ack.incarnation) not in listed
+    ]  # fmt: skip
     # The host cannot delete a dead container's claims; those whose message is finished are nobody's business any more.
     open_ids = {message.id for message in pending}
     relevant = tuple(claim for claim in claims if claim.message_id in open_ids)

@@ -18,17 +18,21 @@ from daemon.bus.sessions import Session, Sessions
 from daemon.clock import Clock
 from daemon.config import Sweep as SweepConfig
 from daemon.containers.protocol import Exit
-from daemon.containers.supervisor import Phase, Supervisor
+from daemon.containers.slots import Phase, Slot
+from daemon.containers.supervisor import Supervisor
 from daemon.errors import UnknownSessionError
 from daemon.store.registry import SessionKey
-from daemon.sweep.decide import Container, Fail, Kill, Policy, Reset, Stop, Wake
+from daemon.sweep.decide import Container, Fail, Kill, Policy, Reset, Settle, Stop, Wake
 from daemon.sweep.schedule import Schedule
 from daemon.sweep.steps import Settings, Swept, finish_incarnation, sweep_files
 from daemon.watchdog import Pulse
 from schema.errors import ClawbusError, HostileFileError, ReadDeadlineError, ReadRaceError
+from schema.rows import AckStatus
 
 _CONCURRENT = 16
 _CLOCK_JUMP_MS = 2000
+_FAILED_RETRY_MS = 5000
+_POSTPONED_S = 60.0
 _PAGE = 200
 
 
@@ -80,13 +84,16 @@ class Sweeper:
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Tick until cancelled; started once it can take pokes."""
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            tasks.start_soon(self._full_passes, name="full pass")
-            task_status.started()
-            while True:
-                await self.tick()
-                await self._pause(self.config.interval_s)
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                tasks.start_soon(self._full_passes, name="full pass")
+                task_status.started()
+                while True:
+                    await self.tick()
+                    await self._pause(self.config.interval_s)
+        finally:
+            self._tasks = None  # at the daemon's end others are still at work, and may poke
 
     async def tick(self) -> None:
         """One pass over every session with work."""
@@ -144,26 +151,28 @@ class Sweeper:
                 fine = False
                 structlog.get_logger("sweep").error("sweep_raised", agent=key.agent, session=key.session, exc_info=True)
             finally:
-                again = self._busy.pop(key, False) and fine
+                again = self._busy.pop(key, False)
+                if again and not fine:  # not at once: what failed now is likely to fail again
+                    self.schedule.at(key, self.clock.now_ms() + _FAILED_RETRY_MS)
+                    again = False
         return fine
 
     async def _sweep(self, key: SessionKey) -> None:
         session = await self.sessions.get(key)
         if session.quarantined is not None:
             return
-        slot = self.supervisor.slot(key)
-        container, occupied = None, False
-        if slot is not None and slot.phase is Phase.RUNNING:
-            container = Container(slot.incarnation, slot.spawned_at, last_activity=session.last_activity)
-        elif slot is not None:
-            occupied = True
-        now, floor = self.clock.now_ms(), self._wall.look(self.clock)
         try:
             async with session.lock:
+                # Under the lock: the supervisor passes through it between taking a slot and starting a container, so
+                # with no slot here none can run before this is done.
+                slot = self.supervisor.slot(key)
+                now, floor = self.clock.now_ms(), self._wall.look(self.clock)
+                container = _container(slot, session, now, floor)
+                occupied = slot is not None and container is None
                 swept = await session.call_locked(
                     partial(sweep_files, session.files, container, now, self.settings, occupied=occupied, floor=floor)
                 )
-                session.deadline_strikes = 0
+                session.strikes.pop("sweep", None)
                 idle = slot is None and not session.sending and self.supervisor.slot(key) is None
                 if idle and swept.next_at != 0 and (swept.next_at is None or swept.next_at > now):
                     await self.sessions.retire(session, swept.next_at)
@@ -173,22 +182,22 @@ class Sweeper:
             structlog.get_logger("sweep").debug(
                 "sweep_read_race", agent=key.agent, session=key.session, error=str(error)
             )
-            self.schedule.at(key, now + 50)
+            self.schedule.at(key, self.clock.now_ms() + 50)
             return
         except (HostileFileError, ReadDeadlineError) as error:
-            self.delivery.trouble(session, error)
+            self.delivery.trouble(session, error, "sweep")
             return
         self._report(key, swept)
-        await self._act(session, swept, now)
+        await self._act(session, swept, now, container.incarnation if container is not None else None)
 
-    async def _act(self, session: Session, swept: Swept, now: int) -> None:
+    async def _act(self, session: Session, swept: Swept, now: int, incarnation: str | None) -> None:
         for action in swept.actions:
             if isinstance(action, Wake):
                 await self.supervisor.wake(session)
             elif isinstance(action, Kill):
-                self.supervisor.begin_end(session.key, action.reason, graceful=True)
+                self.supervisor.begin_end(session.key, action.reason, graceful=True, incarnation=incarnation)
             elif isinstance(action, Stop):
-                self.supervisor.begin_end(session.key, "idle", graceful=True)
+                self.supervisor.begin_end(session.key, "idle", graceful=True, incarnation=incarnation)
         if swept.next_at is not None and swept.next_at > now:
             self.schedule.at(session.key, swept.next_at)
         self.delivery.poke(session)
@@ -206,8 +215,10 @@ class Sweeper:
             claimed, actions = await session.call(
                 partial(finish_incarnation, session.files, incarnation, reason, now, self.settings)
             )
-        except HostileFileError as error:
-            self.delivery.trouble(session, error)
+        except (HostileFileError, ReadDeadlineError) as error:
+            self.delivery.trouble(session, error, "exit")
+            if session.quarantined is None:
+                raise  # it is called again
             return True
         for action in actions:
             if isinstance(action, Reset):
@@ -243,6 +254,9 @@ class Sweeper:
                           allowed_ms=action.allowed_ms, message=action.message_id)  # fmt: skip
             elif isinstance(action, Stop):
                 log.info("container_idle", quiet_ms=action.quiet_ms)
+            elif isinstance(action, Settle):
+                event = "message_completed" if action.status is AckStatus.COMPLETED else "message_failed"
+                log.info(event, message=action.message_id, incarnation=action.incarnation)
             elif isinstance(action, Reset):
                 log.warning("message_retry_scheduled", message=action.message_id, tries=action.tries)
             elif isinstance(action, Fail):
@@ -256,8 +270,9 @@ class Sweeper:
             try:
                 keys = await self.sessions.central(lambda registry: registry.all_keys(self._page, _PAGE))
             except ClawbusError as error:
-                structlog.get_logger("sweep").warning("full_pass_postponed", error=str(error))
-                keys = []
+                structlog.get_logger("sweep").warning("full_pass_postponed", error=str(error), retry_s=_POSTPONED_S)
+                await anyio.sleep(_POSTPONED_S)
+                continue
             for key in keys:
                 await self.sweep(key)
             self._page = keys[-1] if len(keys) == _PAGE else None
@@ -269,6 +284,16 @@ class Sweeper:
         while (left := until - self.clock.monotonic()) > 0:
             self.pulse.beat("sweep")
             await anyio.sleep(min(left, 5.0))
+
+
+def _container(slot: Slot | None, session: Session, now: int, floor: int) -> Container | None:
+    """The container to judge. What is dated later than now was so by a clock that has gone back since."""
+    if slot is None or slot.phase is not Phase.RUNNING:
+        return None
+    spawned = slot.spawned_at if slot.spawned_at <= now else floor
+    return Container(
+        slot.incarnation, spawned, last_activity=session.last_activity if session.last_activity <= now else floor
+    )
 
 
 def _eager(settings: Settings) -> Policy:

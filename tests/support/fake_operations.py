@@ -14,7 +14,14 @@ import anyio.from_thread
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.control.api import build_api
 from daemon.control.server import run
-from daemon.errors import IdConflictError, NotConfirmedError, UnknownAgentError, UnknownSessionError
+from daemon.errors import (
+    IdConflictError,
+    NotConfirmedError,
+    RowGoneError,
+    UnknownAgentError,
+    UnknownMessageError,
+    UnknownSessionError,
+)
 from daemon.store.mailbox import MailboxEntry
 
 NOW = 1_763_000_000_000
@@ -27,6 +34,7 @@ class FakeOperations:
     received: list[Incoming] = field(default_factory=list)
     entries: list[MailboxEntry] = field(default_factory=list)
     actions: list[tuple[str, ...]] = field(default_factory=list)
+    letters: list[dict[str, Any]] = field(default_factory=list)
     ready: bool = True
     polls: int = 0
     polls_ended: int = 0
@@ -118,14 +126,14 @@ class FakeOperations:
             ],
             "attention_total": 1,
             "not_examined": 0,
-            "daemon": {
+            "live": {
                 "pid": 7,
                 "version": "0.1.0",
                 "started_at": NOW,
                 "runtime": {"name": "process", "state": "ok"},
                 "degraded": [{"what": "docker", "since": NOW, "why": "does not answer"}],
                 "running": [],
-                "waiting_spawns": 3,
+                "waiting_spawns": ["echo/a", "echo/b", "echo/c"],
                 "last_sweep": {"at": NOW, "duration_ms": 4, "sessions": 1, "errors": 0},
             },
         }
@@ -161,6 +169,26 @@ class FakeOperations:
     async def release_session(self, agent: str, session: str) -> dict[str, Any]:
         self.actions.append(("release", agent, session))
         return {"released": False, "was": None}
+
+    async def dead_letters(self, session: tuple[str, str] | None, letter_id: str | None, limit: int) -> dict[str, Any]:
+        found = [one for one in self.letters if letter_id in (None, one["id"])]
+        found = [one for one in found if session in (None, (one["agent"], one["session"]))]
+        return {"letters": found[:limit], "total": len(found), "not_examined": 0, "errors": []}
+
+    async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
+        raise UnknownMessageError(f"there is no message {letter_id!r} in {agent}/{session}.")
+
+    async def requeue_dead(
+        self, agent: str, session: str, letter_id: str, by: str, reason: str | None
+    ) -> dict[str, Any]:
+        self.actions.append(("requeue", agent, session, letter_id, by, str(reason)))
+        if letter_id == "gone":
+            raise RowGoneError("the row of gone is no longer in the session's outbound.db.")
+        return {"id": letter_id, "kind": "out", "requeued_as": letter_id}
+
+    async def drop_dead(self, agent: str, session: str, letter_id: str, by: str, reason: str | None) -> dict[str, Any]:
+        self.actions.append(("drop", agent, session, letter_id, by, str(reason)))
+        return {"id": letter_id, "kind": "out"}
 
     def health(self) -> dict[str, Any]:
         return {"ready": self.ready}

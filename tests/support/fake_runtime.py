@@ -1,15 +1,18 @@
 """A container runtime in memory, driven by a test. Held by the same contract suite as docker and process.
 
 `FakeHost` is the machine: it survives the runtime objects, as dockerd survives a daemon. A test scripts it: `exit_now`,
-`refuse_next`, `available`, and by session `ignores_term`.
+`refuse_next`, `lose_next_answer`, `available`, and by session `ignores_term` and `unkillable`. With `run_agents` each
+container runs a coroutine as its program; its exit is confirmed once that has ended.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import anyio
+from anyio.abc import TaskGroup
 
 from daemon.clock import Clock
 from daemon.containers.protocol import ContainerSpec, Exit, Running
@@ -25,8 +28,13 @@ class FakeContainer:
     started_at: int
     ignores_term: bool = False
     exit: Exit | None = None
+    program: anyio.CancelScope | None = None
+    ending: Exit | None = None
     output: str = ""
     signals: list[str] = field(default_factory=list[str])
+
+
+Program = Callable[[FakeContainer], Awaitable[int]]
 
 
 class FakeHost:
@@ -38,7 +46,13 @@ class FakeHost:
         self.removed: list[str] = []
         self.spawns = 0
         self.ignores_term: set[str] = set()  # sessions whose containers do not end on SIGTERM
+        self.unkillable: set[str] = set()  # sessions whose containers survive SIGKILL until `exit_now`
         self.check_error: ClawbusError | None = None
+        self.calls: list[tuple[str, str]] = []  # (what a runtime was asked, container or session)
+        self.errors: dict[str, Exception] = {}  # by method name: what every such call raises, until taken out
+        self.spawn_gate: anyio.Event | None = None  # spawns wait for it
+        self._lost: list[ClawbusError] = []
+        self._agents: tuple[TaskGroup, Program] | None = None
         self._available = True
         self._refusals: list[ClawbusError] = []
         self._numbers = itertools.count(1)
@@ -58,12 +72,33 @@ class FakeHost:
         """The next spawns raise these, one each."""
         self._refusals.extend(errors)
 
+    def lose_next_answer(self, error: ClawbusError) -> None:
+        """The next spawn makes its container and raises this all the same."""
+        self._lost.append(error)
+
+    def run_agents(self, tasks: TaskGroup, program: Program) -> None:
+        """From now on each container runs `program(container)` in this task group; what it returns is the exit code."""
+        self._agents = (tasks, program)
+
     def exit_now(self, container_id: str, code: int = 0, *, out_of_memory: bool = False) -> None:
-        """The container ends by itself."""
+        """The container ends by itself. With a program: at its next wait."""
         container = self.containers[container_id]
-        if container.exit is None:
-            container.exit = Exit(code, out_of_memory)
-            self.notify()
+        if container.exit is not None:
+            return
+        if container.program is not None:
+            container.ending = container.ending or Exit(code, out_of_memory)
+            container.program.cancel()
+            return
+        container.exit = Exit(code, out_of_memory)
+        self.notify()
+
+    async def _live(self, container: FakeContainer, program: Program) -> None:
+        assert container.program is not None
+        code = 1
+        with container.program:
+            code = await program(container)
+        container.exit = container.ending or Exit(code)
+        self.notify()
 
     def of_session(self, session: str) -> FakeContainer:
         """The running container of a session; the test fails when there is none."""
@@ -82,6 +117,12 @@ class FakeHost:
             f"fake-{next(self._numbers)}", spec, self.clock.now_ms(), ignores_term=spec.session in self.ignores_term
         )
         self.containers[container.id] = container
+        if self._agents is not None:
+            tasks, program = self._agents
+            container.program = anyio.CancelScope()
+            tasks.start_soon(self._live, container, program, name=f"agent {container.id}")
+        if self._lost:
+            raise self._lost.pop(0)
         return container
 
     def notify(self) -> None:
@@ -111,12 +152,14 @@ class FakeRuntime:
 
     async def spawn(self, spec: ContainerSpec) -> Running:
         """Starts at once, or raises what `refuse_next` was given."""
-        await self._answer()
+        await self._answer("spawn", spec.session)
+        if self.host.spawn_gate is not None:
+            await self.host.spawn_gate.wait()
         return _running(self.host.start(spec))
 
     async def stop(self, container_id: str) -> None:
         """SIGTERM: exit 0, unless it ignores that."""
-        await self._answer()
+        await self._answer("stop", container_id)
         container = self._living(container_id)
         if container is not None:
             container.signals.append("TERM")
@@ -125,16 +168,19 @@ class FakeRuntime:
 
     async def kill(self, container_id: str) -> None:
         """SIGKILL: exit 137."""
-        await self._answer()
+        await self._answer("kill", container_id)
         container = self._living(container_id)
         if container is not None:
             container.signals.append("KILL")
-            self.host.exit_now(container_id, 137)
+            if container.spec.session not in self.host.unkillable:
+                self.host.exit_now(container_id, 137)
 
     async def wait(self, container_id: str) -> Exit:
         """Until it has ended and the runtime answers."""
         while True:
             await anyio.lowlevel.checkpoint()
+            if "wait" in self.host.errors:
+                raise self.host.errors["wait"]
             if self.host.available:
                 container = self.host.containers.get(container_id)
                 if container is None:
@@ -145,12 +191,20 @@ class FakeRuntime:
 
     async def list_running(self) -> list[Running]:
         """Those of this install."""
-        await self._answer()
+        await self._answer("list_running")
         return [
             _running(container)
             for container in self.host.containers.values()
             if container.exit is None and container.spec.install_id == self._install_id
         ]
+
+    async def find_started(self, incarnation: str) -> Running | None:
+        """Starting is one step here: it is there or it never will be."""
+        await self._answer("find_started", incarnation)
+        for container in self.host.containers.values():
+            if container.spec.incarnation == incarnation and container.spec.install_id == self._install_id:
+                return _running(container)
+        return None
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
         """What the test put into `output`."""
@@ -174,8 +228,11 @@ class FakeRuntime:
         self.closed = True
         await anyio.lowlevel.checkpoint()
 
-    async def _answer(self) -> None:
+    async def _answer(self, method: str = "", about: str = "") -> None:
         await anyio.lowlevel.checkpoint()
+        self.host.calls.append((method, about))
+        if method in self.host.errors:
+            raise self.host.errors[method]
         if not self.host.available:
             raise RuntimeUnavailableError("the fake runtime is away.")
 

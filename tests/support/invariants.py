@@ -58,10 +58,12 @@ def data_folder_violations(data_dir: Path, *, at_rest: bool = False, hostile: bo
     for key in sorted(on_disk):
         root = layout.sessions_dir.joinpath(*key)
         problems = session_violations(root, at_rest=at_rest, hostile=hostile)
+        rows = None if problems else load_session(root, hostile=hostile)
         if key not in sessions:
-            problems.append("has a folder, and central.db does not know it")
-        elif not problems:
-            rows = load_session(root, hostile=hostile)
+            # A crash between the files and the registry leaves an empty folder; the first message takes it over.
+            if rows is None or rows.messages or rows.outbound:
+                problems.append("has a folder, and central.db does not know it")
+        elif rows is not None:
             problems += _registry_violations(rows, sessions[key], incarnations, key)
             if mailbox is not None:
                 problems += _mailbox_violations(rows, {row["message_out_id"] for row in mailbox if _key(row) == key})

@@ -19,11 +19,12 @@ Row = dict[str, Any]
 
 BIRTHS: Final = frozenset({"accepted", "rearmed", "notice_written"})
 # Events that do not speak of the status.
-SILENT: Final = frozenset({"claimed", "released", "delivery_failed", "dead_lettered", "series_ended"})
+SILENT: Final = frozenset(
+    {"claimed", "released", "delivery_failed", "dead_lettered", "series_ended", "requeued", "dropped"}
+)
 # Events whose name is not the status they lead to.
 LEADS_TO: Final = {
     "retry_scheduled": MessageStatus.PENDING,
-    "requeued": MessageStatus.PENDING,
     "resumed": MessageStatus.PENDING,
 }
 

@@ -1,7 +1,7 @@
 """A stand-in for the runner in runtime tests. It imports nothing of ours; what it does is in the agent's environment.
 
 STUB=exit:N ends with N · stay ends with 0 on SIGTERM · stubborn ignores SIGTERM · breed leaves a child behind ·
-write-in tries to write to in/. It says `ready` on stderr once its signal handlers are set, and what it did.
+eat takes a GiB · write-in tries to write to in/. It says `ready` on stderr once its signal handlers are set, and what it did.
 """
 
 import os
@@ -18,15 +18,19 @@ def main() -> int:
     if behaviour == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signal.signal(signal.SIGTERM, end)
     if behaviour == "breed":
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        own = {name: value for name, value in os.environ.items() if not name.startswith("CLAWBUS_")}
+        program = [sys.executable, "-c", "import time; time.sleep(600)"]
+        child = subprocess.Popen(program, start_new_session=True, env=own)
         (out / "child").write_text(str(child.pid), encoding="ascii")
+    if behaviour == "eat":
+        sys.exit(len(bytearray(os.urandom(1)) * 1024**3) == 0)
     if behaviour == "write-in":
         return try_to_write(Path(os.environ.get("CLAWBUS_IN", "/workspace/in")))
     names = sorted(name for name in os.environ if name.startswith("CLAWBUS_") or name.endswith("SECRET"))
     (out / "environment").write_text("\n".join(names), encoding="utf-8")
-    print("ready", os.environ["CLAWBUS_INCARNATION"], file=sys.stderr, flush=True)
+    say("ready", os.environ["CLAWBUS_INCARNATION"])
     (out / "ready").touch()
     if behaviour.startswith("exit:"):
         return int(behaviour.removeprefix("exit:"))
@@ -34,12 +38,24 @@ def main() -> int:
         signal.pause()
 
 
+def say(*words: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(" ".join(words) + "\n")
+    sys.stderr.flush()
+
+
+def end(*_: object) -> None:
+    """Once: an interpreter that is ending has given its handlers up already, and a second SIGTERM would be its death."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(0)
+
+
 def try_to_write(folder: Path) -> int:
     """0 when the kernel refused."""
     try:
         (folder / "inbound.db-journal").write_bytes(b"x")
     except OSError as error:
-        print("refused:", error.strerror, file=sys.stderr, flush=True)
+        say("refused:", str(error.strerror))
         return 0
     return 1
 

@@ -67,7 +67,7 @@ def test_the_service_verifies(tmp_path: Path, installed: str) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "complaint"),
     [
-        ("/bin/kill -HUP", "/nowhere/kill -HUP", "not executable"),
+        ("ExecReload=/bin/sh", "ExecReload=/nowhere/sh", "not executable"),
         ("WatchdogSec=30", "WatchdogSeconds=30", "'WatchdogSeconds'"),
         ("Restart=always", "Restart=allways", "Failed to parse service restart specifier"),
         ("SystemCallFilter=~@privileged", "SystemCallFilter=~@priviledged", "Unknown system call group"),

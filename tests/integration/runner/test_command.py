@@ -15,7 +15,7 @@ from container_runner import errors
 from container_runner.providers.command import CommandProvider, program_environment
 from container_runner.providers.protocol import Answer, ProviderContext, Silence, Turn, TurnMessage
 from schema.rows import RunnerSettings
-from tests.session_kit import eventually
+from tests.support.session_kit import eventually
 
 
 class Recorder:
@@ -129,7 +129,10 @@ async def test_nothing_of_the_group_outlives_a_failure(tmp_path: Path, script: s
 
 
 @pytest.mark.anyio
-async def test_what_a_program_leaves_running_does_not_hold_its_answer_back(tmp_path: Path) -> None:
+async def test_what_a_program_leaves_running_does_not_hold_its_answer_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container_runner.providers.command._DRAIN_S", 60.0)
     began = time.monotonic()
     answer = await run(tmp_path, "sleep 300 & echo $! > pid; echo answer")
     assert answer.messages[0].content == {"text": "answer"}

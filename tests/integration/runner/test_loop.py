@@ -17,7 +17,7 @@ from container_runner.providers.protocol import Answer, OutMessage, Progress, Si
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
 from schema.errors import SchemaTooNewError
-from tests.session_kit import SessionKit, eventually, quick
+from tests.support.session_kit import SessionKit, eventually, quick
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +60,8 @@ def build(kit: SessionKit, provider: Scripted, events: list[dict[str, Any]] | No
     return Runner(
         settings=options,
         incarnation="I1",
+        agent="a",
+        session="s",
         store=Store(folder.inbox, folder.outbox, "I1", lambda: time.time_ns() // 1_000_000),
         provider=provider,
         heartbeat=Heartbeat(folder.outbox, log),
@@ -107,18 +109,34 @@ async def test_the_poll_alone_is_enough(kit: SessionKit, monkeypatch: pytest.Mon
 
 
 async def test_a_file_event_is_enough(kit: SessionKit) -> None:
+    kit.add("first")
     async with running(build(kit, Scripted(answer_ok), poll_s=3600.0)):
-        await eventually(kit.folder.outbound_db.exists)
-        # The watch may not have been set yet: any later event will do.
-        deadline = time.monotonic() + 10
-        number = 0
-        while not kit.acks():
-            kit.add(f"m{number}")
-            number += 1
-            assert time.monotonic() < deadline
-            await anyio.sleep(0.05)
-        await eventually(lambda: len(kit.acks()) == number)
+        await eventually(lambda: kit.acks() == {"first": "completed"})
+        # The look after that turn may come before or after the next row: of several rows, one must wake it.
+        for name in ("m1", "m2", "m3"):
+            kit.add(name)
+            await eventually(lambda name=name: kit.acks().get(name) == "completed")
     kit.check()
+
+
+async def test_a_change_ends_one_wait_and_not_the_next(kit: SessionKit) -> None:
+    watch = InboundWatch(kit.folder.inbox, step_ms=1, poll_s=3600.0, log=structlog.get_logger())
+    ended: list[int] = []
+
+    async def wait_twice() -> None:
+        for number in range(2):
+            await watch.wait()
+            ended.append(number)
+
+    watch.poke()  # before anybody waits: it is not lost
+    async with anyio.create_task_group() as group:
+        group.start_soon(wait_twice)
+        await anyio.wait_all_tasks_blocked()
+        assert ended == [0]
+        watch.poke()
+        await anyio.wait_all_tasks_blocked()
+        assert ended == [0, 1]
+        group.cancel_scope.cancel()
 
 
 async def test_on_wake_is_for_the_first_poll_only(kit: SessionKit) -> None:
@@ -239,22 +257,34 @@ async def test_a_follow_up_that_was_not_taken_is_the_next_turn(kit: SessionKit) 
     kit.check()
 
 
-async def test_a_provider_without_follow_ups_leaves_them_unclaimed(kit: SessionKit) -> None:
+async def test_a_provider_without_follow_ups_leaves_them_unclaimed(
+    kit: SessionKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     release = anyio.Event()
+    looks: list[str] = []
+    original = Store.claim
+
+    def claim(self: Store, *args: Any, **kwargs: Any) -> Any:
+        looks.append("in mid-turn" if provider.turns and not release.is_set() else "between turns")
+        return original(self, *args, **kwargs)
 
     async def work(turn: Turn, progress: Progress) -> Answer:
         await release.wait()
         return say("ok")
 
+    monkeypatch.setattr(Store, "claim", claim)
     kit.add("m1")
     provider = Scripted(work)
-    async with running(build(kit, provider)):
+    runner = build(kit, provider, poll_s=0.001)
+    async with running(runner):
         await eventually(lambda: provider.turns == [["m1"]])
         kit.add("m2")
-        await anyio.wait_all_tasks_blocked()
-        assert kit.acks() == {"m1": "processing"}
+        # The file event has come, and nobody was waiting for it.
+        await eventually(runner._watch._changed.is_set)
         release.set()
         await eventually(lambda: kit.acks() == {"m1": "completed", "m2": "completed"})
+    assert "in mid-turn" not in looks
+    assert provider.turns == [["m1"], ["m2"]]
 
 
 async def test_a_tool_is_seen_in_flight_and_gone_after(kit: SessionKit) -> None:

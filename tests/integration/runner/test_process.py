@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.session_kit import SessionKit, eventually
+from tests.support.session_kit import SessionKit, eventually
 
 pytestmark = pytest.mark.anyio
 

@@ -489,8 +489,16 @@ def _check_intents(world: SessionWorld) -> None:
     assert len(careful) == len(set(careful))
 
 
-def test_the_cursor_never_goes_back(world: SessionWorld) -> None:
+def test_the_cursor_never_goes_back_within_one_file(world: SessionWorld) -> None:
     with world.files.inbound() as db, db.transaction():
         for seq, expected in ((5, 5), (3, 5), (9, 9), (9, 9), (0, 9)):
-            deliveries.advance(db, seq)
-            assert deliveries.cursor(db) == expected
+            deliveries.advance(db, seq, "1:7")
+            assert deliveries.cursor(db, "1:7") == expected
+
+
+def test_a_file_made_anew_is_read_from_its_beginning(world: SessionWorld) -> None:
+    with world.files.inbound() as db, db.transaction():
+        deliveries.advance(db, 9, "1:7")
+        assert deliveries.cursor(db, "1:8") == 0
+        deliveries.advance(db, 3, "1:8")
+        assert deliveries.cursor(db, "1:8") == 3

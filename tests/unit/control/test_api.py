@@ -164,5 +164,5 @@ def test_readiness_is_apart_from_health(http: httpx.Client, operations: FakeOper
 
 
 def test_reports_pass_through(http: httpx.Client) -> None:
-    assert http.get("/v1/status").json()["result"]["daemon"]["pid"] == 7
+    assert http.get("/v1/status").json()["result"]["live"]["pid"] == 7
     assert http.get("/v1/sessions").json()["result"]["sessions"][0]["session"] == "demo"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from daemon.errors import ImageError
-from daemon.ops import image, image_wheels
+from daemon.ops import image, image_wheels, source
 from daemon.ops.image_wheels import TargetPython
 
 PROBE: dict[str, Any] = {
@@ -57,7 +57,7 @@ class ScriptedBuilder:
 
 def a_tree(root: Path) -> Path:
     """Two packages as installed."""
-    for package in image.PACKAGES:
+    for package in source.PACKAGES:
         (root / package / "deep").mkdir(parents=True)
         (root / package / "__init__.py").write_text("", encoding="utf-8")
         (root / package / "deep" / "a.py").write_text("x = 1\n", encoding="utf-8")
@@ -74,20 +74,21 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def folder(package: str) -> Path:
         return root / package
 
-    monkeypatch.setattr(image, "_folder", folder)
+    monkeypatch.setattr(source, "package_folder", folder)
+    monkeypatch.setattr(image, "package_folder", folder)
     return root
 
 
 def test_the_digest_is_stable_and_of_this_source() -> None:
-    names = [name for name, _ in image.source_files()]
-    assert image.source_digest() == image.source_digest()
-    assert len(image.source_digest()) == 64
+    names = [name for name, _ in source.source_files()]
+    assert source.source_digest() == source.source_digest()
+    assert len(source.source_digest()) == 64
     assert {"container_runner/requirements.lock", "schema/inbound.sql", "schema/rows.py"} <= set(names)
     assert not [name for name in names if "__pycache__" in name]
 
 
 def test_the_digest_sees_every_content_and_every_name(tree: Path) -> None:
-    seen = {image.source_digest()}
+    seen = {source.source_digest()}
     for change in (
         lambda: (tree / "schema/deep/a.py").write_text("x = 2\n", encoding="utf-8"),
         lambda: (tree / "schema/inbound.sql").write_text("SELECT 2;\n", encoding="utf-8"),
@@ -97,17 +98,17 @@ def test_the_digest_sees_every_content_and_every_name(tree: Path) -> None:
         lambda: (tree / "schema/deep/b.py").rename(tree / "container_runner/deep/b.py"),
     ):
         change()
-        seen.add(image.source_digest())
+        seen.add(source.source_digest())
     assert len(seen) == 7
 
 
 def test_the_digest_does_not_see_what_running_leaves_behind(tree: Path) -> None:
-    before = image.source_digest()
+    before = source.source_digest()
     (tree / "schema/__pycache__").mkdir()
     (tree / "schema/__pycache__/a.cpython-311.pyc").write_bytes(b"x")
     (tree / "schema/__pycache__/odd.py").write_bytes(b"x")
     (tree / "schema/notes.txt").write_text("x", encoding="utf-8")
-    assert image.source_digest() == before
+    assert source.source_digest() == before
 
 
 def test_the_context_is_the_source_and_nothing_else(tree: Path, tmp_path: Path) -> None:
@@ -116,10 +117,10 @@ def test_the_context_is_the_source_and_nothing_else(tree: Path, tmp_path: Path) 
     wheels.mkdir()
     steps: list[str] = []
     built = image.build_image(builder, cache=tmp_path, base="b", tag="t", wheels=wheels, progress=steps.append)
-    expected = {f"app/{name}" for name, _ in image.source_files()} | {"Dockerfile"}
+    expected = {f"app/{name}" for name, _ in source.source_files()} | {"Dockerfile"}
     assert set(builder.context) == expected
-    assert builder.arguments == {"BASE_IMAGE": "b", "SOURCE_DIGEST": image.source_digest()}
-    assert (built.tag, built.base, built.python, built.source_digest) == ("t", "b", "3.13", image.source_digest())
+    assert builder.arguments == {"BASE_IMAGE": "b", "SOURCE_DIGEST": source.source_digest()}
+    assert (built.tag, built.base, built.python, built.source_digest) == ("t", "b", "3.13", source.source_digest())
     assert steps[-1] == "built"
 
 

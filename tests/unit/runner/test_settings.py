@@ -27,11 +27,16 @@ def test_defaults_are_the_containers_own_paths() -> None:
 
 
 def test_what_the_daemon_writes_is_what_the_runner_reads() -> None:
-    told = RunnerSettings(provider="command", command=("sh", "-c", "x"), timeout_s=1.5, max_batch=3, agent="a")
-    environ = {**GOOD, "CLAWBUS_RUNNER": json.dumps(dataclasses.asdict(told)), "CLAWBUS_IN": "/x"}
+    told = RunnerSettings(provider="command", command=("sh", "-c", "x"), timeout_s=1.5, max_batch=3)
+    environ = {
+        **GOOD,
+        "CLAWBUS_RUNNER": json.dumps(dataclasses.asdict(told)),
+        "CLAWBUS_IN": "/x",
+        "CLAWBUS_AGENT_NAME": "a",
+    }
     found = read(environ)
     assert found.settings == told
-    assert found.in_folder == Path("/x")
+    assert (found.in_folder, found.agent, found.session) == (Path("/x"), "a", "")
 
 
 def test_a_whole_number_of_seconds_is_a_number() -> None:

@@ -15,7 +15,7 @@ from container_runner.store import Batch, Store
 from schema.connect import Writer
 from schema.errors import SchemaTooNewError, StorageError
 from schema.rows import AckStatus, Address
-from tests.session_kit import SessionKit
+from tests.support.session_kit import SessionKit
 
 NOW: Final = 1_795_226_400_000  # 2026-11-21T02:00:00Z
 

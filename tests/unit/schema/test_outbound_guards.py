@@ -183,7 +183,7 @@ def test_a_row_over_the_limit_is_refused_before_it_is_in_memory(out: Path) -> No
         with pytest.raises(HostileFileError):
             reader.one("SELECT * FROM session_state")
         with pytest.raises(HostileFileError):
-            reader.some("SELECT * FROM session_state", (), column="value", budget=1)
+            reader.some("SELECT * FROM session_state", (), budget=1)
 
 
 @pytest.mark.faults

@@ -12,7 +12,7 @@ from schema.states import TRANSITIONS, IllegalTransitionError, check_transition
 LEGAL = {
     "pending": {"pending", "completed", "failed", "paused", "cancelled"},
     "paused": {"pending", "completed", "cancelled"},
-    "failed": {"pending"},
+    "failed": set(),
     "completed": set(),
     "cancelled": set(),
 }

@@ -28,6 +28,12 @@ def fill(world: SessionWorld, many: int) -> None:
     """`many` messages that are answered, delivered and done."""
     at = "2026-11-21T00:00:00.000Z"
     numbers = range(1, many + 1)
+    with world.runner() as db, db.transaction():
+        db.executemany("INSERT INTO messages_out(id, seq, timestamp, kind, content) VALUES (?, ?, ?, 'chat', '{}')",
+                       [(f"o{n}", 4 * n + 1, at) for n in numbers])  # fmt: skip
+        db.executemany("INSERT INTO processing_ack VALUES (?, 'completed', ?, 'i')", [(f"m{n}", at) for n in numbers])
+    with world.files.outbound() as out:
+        file_id = out.file_id if out is not None else ""
     with world.files.inbound() as db, db.transaction():
         db.executemany("INSERT INTO messages_in(id, seq, kind, timestamp, status, series_id, content)"
                        " VALUES (?, ?, 'chat', ?, 'completed', ?, '{}')",
@@ -36,11 +42,7 @@ def fill(world: SessionWorld, many: int) -> None:
                        [(f"m{n}",) for n in numbers])  # fmt: skip
         db.executemany("INSERT INTO attempts VALUES (?, 'i', 0, 0, 'completed')", [(f"m{n}",) for n in numbers])
         db.executemany("INSERT INTO delivered VALUES (?, NULL, 'delivered', ?)", [(f"o{n}", at) for n in numbers])
-        db.execute("INSERT INTO delivery_cursor VALUES (1, ?)", (4 * many + 1,))
-    with world.runner() as db, db.transaction():
-        db.executemany("INSERT INTO messages_out(id, seq, timestamp, kind, content) VALUES (?, ?, ?, 'chat', '{}')",
-                       [(f"o{n}", 4 * n + 1, at) for n in numbers])  # fmt: skip
-        db.executemany("INSERT INTO processing_ack VALUES (?, 'completed', ?, 'i')", [(f"m{n}", at) for n in numbers])
+        db.execute("INSERT INTO delivery_cursor VALUES (1, ?, ?)", (4 * many + 1, file_id))
 
 
 @contextmanager

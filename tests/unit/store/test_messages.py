@@ -25,7 +25,7 @@ def world(tmp_path: Path) -> SessionWorld:
 def test_seqs_are_even_and_above_everything_known(world: SessionWorld) -> None:
     assert [world.accept(name).seq for name in "abc"] == [2, 4, 6]
     with world.files.inbound() as db, db.transaction():
-        deliveries.advance(db, 9)
+        deliveries.advance(db, 9, "1:1")
     assert world.accept("d").seq == 10
     with world.files.inbound() as db, db.transaction():
         deliveries.tell_sender(db, world_message(world, "a"), Address("local", "me"), "X", "failed", NOW)
@@ -53,7 +53,7 @@ def test_seqs_of_both_sides_increase_whoever_writes(
             said = [world.say(f"o{number}-{count}") for count in range(turn)]
             seen += said
             with world.files.inbound() as db, db.transaction():
-                deliveries.advance(db, said[-1])
+                deliveries.advance(db, said[-1], "1:1")
     assert seen == sorted(set(seen))
 
 
@@ -174,7 +174,7 @@ def test_a_file_without_any_of_our_tables_says_nothing(world: SessionWorld) -> N
         assert out is not None
         assert outbound.tool_in_flight(out) is None
         assert (outbound.claims(out), outbound.acks_for(out, ["m"]), outbound.rows_after(out, 0, 9)) == ([], {}, [])
-        assert (outbound.rows_by_id(out, ["o"]), outbound.recently_acked(out, 9)) == ({}, [])
+        assert (outbound.rows_by_id(out, ["o"])[0], outbound.recently_acked(out, 9)) == ({}, [])
 
 
 HOSTILE_ACKS = ["(1, 'processing', 'now', NULL)", "('m', 'dancing', 'now', NULL)", "(x'00', 'completed', 'now', NULL)"]
@@ -228,10 +228,10 @@ def test_files_are_made_once_and_for_the_right_eyes(tmp_path: Path) -> None:
     assert oct(files.folder.inbound_db.stat().st_mode & 0o777) == "0o644"
     assert oct(files.folder.logs.stat().st_mode & 0o777) == "0o700"
     with files.inbound() as db, db.transaction():
-        deliveries.advance(db, 7)
+        deliveries.advance(db, 7, "1:1")
     files.create()
     with files.inbound() as db:
-        assert deliveries.cursor(db) == 7
+        assert deliveries.cursor(db, "1:1") == 7
     assert files.outbound_mark() is None
     with files.outbound() as out:
         assert out is None

@@ -128,7 +128,9 @@ class SessionKit:
             layout.ENV_OUT: str(self.folder.outbox),
             layout.ENV_AGENT: str(self.agent),
             layout.ENV_INCARNATION: incarnation,
-            layout.ENV_RUNNER: json.dumps({"agent": "a", "session": "s", "log_level": "debug", **settings}),
+            layout.ENV_RUNNER: json.dumps({"log_level": "debug", **settings}),
+            layout.ENV_AGENT_NAME: "a",
+            layout.ENV_SESSION_NAME: "s",
         }
 
     def check(self) -> None:

@@ -1,0 +1,270 @@
+"""`clawbus dead list|show|requeue|drop`: what was given up, and what an operator does about it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
+from daemon.cli.names import pair
+from daemon.clock import SystemClock
+from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError, UnknownMessageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from daemon.control.client import ControlClient
+
+T = TypeVar("T")
+
+SessionScope = Annotated[
+    str | None, typer.Option("--session", "-s", metavar="A/S", help="Only of this session, AGENT/SESSION.")
+]
+Letters = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids that `dead list` shows.")]
+Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; goes into the history.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        help="Dead letters: answers that could not be delivered and messages that were given up.\n\n\b\nExample:\n"
+        "  clawbus dead list",
+        rich_markup_mode=None,
+    )
+    add(group, "list", list_, path="dead")
+    add(group, "show", show, path="dead")
+    add(group, "requeue", requeue, path="dead")
+    add(group, "drop", drop, path="dead")
+    app.add_typer(group, name="dead")
+
+
+def list_(
+    invocation: Invocation,
+    session: SessionScope = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 100,
+) -> Outcome:
+    """List the open dead letters, newest first: out (an answer) and in (a message), with code and reason.
+
+    Use it when `status` counts dead letters. It works from the files when the daemon is down.
+
+    \b
+    Example:
+      clawbus dead list --session echo/demo
+    """
+    scope = pair(session, None) if session is not None else None
+    report, source = _read(
+        invocation,
+        lambda client: client.dead_letters(scope, limit=limit),
+        lambda: _reports().dead_letters_report(invocation.config.data_dir, SystemClock(), session=scope, limit=limit),
+    )
+    steps: tuple[NextAction, ...] = ()
+    if report["letters"]:
+        first = report["letters"][0]
+        steps = (NextAction(f"clawbus dead show {_typed(first)}", "all about the newest one"),)
+    return Outcome({"source": source, **report}, lambda console: _show_list(console, report, source), steps)
+
+
+def show(
+    invocation: Invocation,
+    letter: Annotated[str, typer.Argument(metavar="ID", help="An id that `dead list` shows.")],
+    session: SessionScope = None,
+) -> Outcome:
+    """Show all about one dead letter: the row, its attempts and errors, its history, and what to do next.
+
+    Use it before a repair. With --session it also shows one that was dealt with already. It works from the files when
+    the daemon is down.
+
+    \b
+    Example:
+      clawbus dead show 01JD0000000000000000000000
+    """
+    named = pair(session, None) if session is not None else _find(invocation, letter)
+    report, source = _read(
+        invocation,
+        lambda client: client.dead_letter(*named, letter),
+        lambda: _reports().dead_letter_report(invocation.config.data_dir, *named, letter),
+    )
+    steps: tuple[NextAction, ...] = ()
+    if report["open"]:
+        steps = (
+            NextAction(f"clawbus dead requeue {_typed(report)}", "send it on its way again"),
+            NextAction(f"clawbus dead drop {_typed(report)}", "take it off the list"),
+        )
+    return Outcome({"source": source, **report}, lambda console: _show_one(console, report), steps)
+
+
+def requeue(invocation: Invocation, letters: Letters, session: SessionScope = None, reason: Reason = None) -> Outcome:
+    """Send dead letters on their way again.
+
+    An answer is delivered again under its own id, so a receiver that knows the id takes it once. A message goes to the
+    agent again as a new message ID+rN; the failed one stays failed. Use it after mending what `dead show` names.
+
+    \b
+    Example:
+      clawbus dead requeue 01JD0000000000000000000000 --reason 'receiver is up again'
+    """
+    return _repair(invocation, "requeue", letters, session, reason)
+
+
+def drop(invocation: Invocation, letters: Letters, session: SessionScope = None, reason: Reason = None) -> Outcome:
+    """Take dead letters off the list. Their rows and their history stay, with your name and the reason.
+
+    Use it when nothing is to be done any more. A dropped letter cannot be requeued.
+
+    \b
+    Example:
+      clawbus dead drop 01JD0000000000000000000000 --reason 'told them by phone'
+    """
+    return _repair(invocation, "drop", letters, session, reason)
+
+
+def _repair(
+    invocation: Invocation, action: str, letters: Sequence[str], session: str | None, reason: str | None
+) -> Outcome:
+    """Each id on its own: what is refused is told, and the others are done."""
+    scope = pair(session, None) if session is not None else None
+    done: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
+    problem: Problem | None = None
+    with invocation.client() as client:
+        for letter in dict.fromkeys(letters):
+            try:
+                named = scope or _only(client.dead_letters(letter_id=letter), letter)
+                done.append(
+                    {"agent": named[0], "session": named[1], **client.repair(action, *named, letter, _user(), reason)}
+                )
+            except (DaemonDownError, DaemonSilentError):
+                raise
+            except (RemoteError, UnknownMessageError) as error:
+                problem = problem or problem_of(error)
+                code = problem_of(error).code
+                refused.append({"id": letter, "error": {"code": code, "message": str(error)}, "fix": error.hint})
+    result = {"done": done, "refused": refused}
+    steps = (NextAction("clawbus dead list", "what is still open"),)
+    return Outcome(result, lambda console: _show_repairs(console, action, done, refused), steps, problem)
+
+
+def _find(invocation: Invocation, letter: str) -> tuple[str, str]:
+    report, _ = _read(
+        invocation,
+        lambda client: client.dead_letters(letter_id=letter),
+        lambda: _reports().dead_letters_report(invocation.config.data_dir, SystemClock(), letter_id=letter),
+    )
+    return _only(report, letter)
+
+
+def _only(report: Mapping[str, Any], letter: str) -> tuple[str, str]:
+    """The session that has this dead letter. Raises UnknownMessageError unless it is one."""
+    found = sorted({(one["agent"], one["session"]) for one in report["letters"]})
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join("/".join(one) for one in found)
+        raise UnknownMessageError(
+            f"several sessions have a dead letter {letter!r}: {names}.", hint="Name the one you mean with --session."
+        )
+    unseen = " in the sessions that could be looked at" if report["not_examined"] or report["errors"] else ""
+    raise UnknownMessageError(
+        f"there is no open dead letter {letter!r}{unseen}.",
+        hint="`clawbus dead list` lists them; with --session AGENT/SESSION also one that was dealt with is found.",
+    )
+
+
+def _read(invocation: Invocation, ask: Callable[[ControlClient], T], look: Callable[[], T]) -> tuple[T, str]:
+    """From the daemon, or from the files when it is down."""
+    try:
+        with invocation.client() as client:
+            return ask(client), "daemon"
+    except DaemonDownError:
+        return look(), "files"
+
+
+def _reports() -> Any:
+    from daemon.ops import reports  # noqa: PLC0415 - only without a daemon
+
+    return reports
+
+
+def _user() -> str:
+    """The unix user, and who became it through sudo."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = f"uid {os.getuid()}"
+    before = os.environ.get("SUDO_USER")
+    return f"{name} (sudo by {before[:64]})" if before else name
+
+
+def _typed(letter: Mapping[str, Any]) -> str:
+    """The arguments that name one letter."""
+    import shlex  # noqa: PLC0415
+
+    return f"{shlex.quote(letter['id'])} --session {letter['agent']}/{letter['session']}"
+
+
+def _show_list(console: Console, report: Mapping[str, Any], source: str) -> None:
+    from daemon.cli.present import say, table, when  # noqa: PLC0415
+
+    now = SystemClock().now_ms()
+    rows = [
+        (f"{one['agent']}/{one['session']}", one["kind"], one["id"], when(one["at"], now), one["where"], one["code"],
+         one["reason"])
+        for one in report["letters"]
+    ]  # fmt: skip
+    columns = ("session", "kind", "id", "when", "to or from", "code", "reason")
+    console.print(table(f"{report['total']} dead letters", columns, rows))
+    if report["total"] > len(rows):
+        say(console, f"and {report['total'] - len(rows)} more: --limit, or --session")
+    if report["not_examined"]:
+        say(console, f"{report['not_examined']} sessions were not examined (no time): --session")
+    say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in report["errors"]))
+    if source == "files":
+        say(console, "(the daemon is down: read from the files)")
+
+
+def _show_one(console: Console, report: Mapping[str, Any]) -> None:
+    from daemon.cli.present import brief, pairs, say, table, when  # noqa: PLC0415
+
+    now = SystemClock().now_ms()
+    row: Mapping[str, Any] = report["row"] or {}
+    closed: Mapping[str, Any] | None = report["closed"]
+    facts: dict[str, object] = {
+        "id": report["id"],
+        "session": f"{report['agent']}/{report['session']}",
+        "kind": "answer (out)" if report["kind"] == "out" else "message (in)",
+        "state": report["state"],
+        "since": when(report["at"], now),
+        "to" if report["kind"] == "out" else "from": report["where"],
+        "attempts": report["attempts"],
+        "code": report["code"],
+        "reason": report["reason"],
+        "text": row.get("text", "(the row is gone)"),
+    }
+    if closed is not None:
+        facts["closed"] = f"{closed['outcome']} by {closed['by']} {when(closed['at'], now)}: {closed['reason'] or '-'}"
+    if report["next_step"]:
+        facts["next step"] = report["next_step"]
+    pairs(console, facts)
+    history = [(when(one["at"], now), one["event"], brief(one["detail"])) for one in report["history"]]
+    console.print(table("History", ("when", "what", "detail"), history))
+    say(console, *(f"could not be read: {error}" for error in report["errors"]))
+
+
+def _show_repairs(
+    console: Console, action: str, done: Sequence[Mapping[str, Any]], refused: Sequence[Mapping[str, Any]]
+) -> None:
+    from daemon.cli.present import say  # noqa: PLC0415
+
+    past = "requeued" if action == "requeue" else "dropped"
+    for one in done:
+        as_ = f" as {one['requeued_as']}" if one.get("requeued_as") not in (None, one["id"]) else ""
+        say(console, f"{one['id']} of {one['agent']}/{one['session']}: {past}{as_}")
+    for one in refused:
+        say(console, f"{one['id']}: not {past}: {one['error']['message']}")

@@ -1,0 +1,72 @@
+"""What the supervisor knows of one incarnation, what it asks of the house, and its figures. No behaviour here."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import anyio
+
+from daemon.bus.sessions import Session
+from daemon.containers.protocol import ContainerSpec, Exit
+from daemon.store.registry import SessionKey
+
+
+class Phase(StrEnum):
+    """Where a slot is in its life."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """One incarnation under supervision. `exited`: its exit is confirmed; `done`: all that entails is done, too.
+
+    `forced`: it is being killed; `overdue`: that was done and its exit is still not confirmed.
+    """
+
+    session: Session
+    incarnation: str
+    spawned_at: int
+    phase: Phase = Phase.STARTING
+    container_id: str | None = None
+    reason: str | None = None
+    exit_code: int | None = None
+    forced: bool = False
+    overdue: bool = False
+    exited: anyio.Event = field(default_factory=anyio.Event)
+    done: anyio.Event = field(default_factory=anyio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the supervisor tells the rest of the house.
+
+    `on_exit` does all that a confirmed exit entails and says whether the incarnation had claimed anything; when it raises
+    it is called again. `is_idle` looks whether a running session has nothing to do.
+    """
+
+    make_spec: Callable[[SessionKey, str], ContainerSpec]
+    on_started: Callable[[Session], None]
+    on_exit: Callable[[Session, str, str, Exit], Awaitable[bool]]
+    after_exit: Callable[[Session], None]
+    wake_at: Callable[[Session, int], None]
+    is_idle: Callable[[Session], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """The supervisor's own intervals in seconds; the configuration has those an operator would change.
+
+    `soft_backoff_max_s` bounds the back-off where a person is about to mend the cause (an image, the runtime), `healthy_s`
+    is how long a container must have lived for its end to be no failed start.
+    """
+
+    probe_s: float = 5.0
+    retry_s: float = 0.5
+    retry_max_s: float = 30.0
+    soft_backoff_max_s: float = 30.0
+    healthy_s: float = 60.0

@@ -1,0 +1,119 @@
+"""SQL over one session's dead letters in inbound.db: finding one, sending it on its way again, closing it.
+
+A dead letter is a failed message or a dead delivery that `dead_letters_closed` does not name. Nothing is ever deleted
+but an answer's `failed` receipt. Functions that write must be called inside `Writer.transaction()`, and each writes the
+operator's name and reason into the history.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Final
+
+from daemon.errors import NotDeadLetterError, UnknownMessageError
+from daemon.store.messages import find, free_id, insert, next_even_seq
+from daemon.store.transitions import record
+from schema.connect import Reader, Writer
+from schema.instants import to_text
+from schema.rows import DeliveryState, MessageIn, MessageStatus
+
+# For a file whose tables are older than this one; a reader degrades.
+CLOSED_TABLE: Final = "dead_letters_closed"
+_REQUEUED: Final = re.compile(r"\+r[0-9]{1,9}\Z")
+_DROPPED: Final = "dropped"
+_REQUEUE: Final = "requeued"
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who asked for a repair, and why. It goes into the history."""
+
+    name: str
+    reason: str | None = None
+
+    def detail(self, **more: object) -> dict[str, object]:
+        """The history row's detail."""
+        return {"by": self.name, **({"reason": self.reason} if self.reason else {}), **more}
+
+
+@dataclass(frozen=True, slots=True)
+class DeadAnswer:
+    """A dead row of delivery_attempts."""
+
+    message_out_id: str
+    from_host: bool
+    attempts: int
+    code: str | None
+    error: str | None
+
+
+DeadLetter = DeadAnswer | MessageIn
+
+
+def dead_letter(db: Reader, letter_id: str) -> DeadLetter:
+    """The open dead letter of this id. Raises UnknownMessageError, or NotDeadLetterError that says what it is instead."""
+    message = find(db, letter_id)
+    tracked = db.one("SELECT * FROM delivery_attempts WHERE message_out_id = ?", (letter_id,))
+    closed = db.one(f"SELECT * FROM {CLOSED_TABLE} WHERE id = ?", (letter_id,))
+    if closed is not None:
+        what = f"{closed['outcome']} as {closed['requeued_as']}" if closed["requeued_as"] else closed["outcome"]
+        raise NotDeadLetterError(f"{letter_id} was {what} by {closed['by']} at {to_text(closed['at'])}.")
+    if tracked is not None and tracked["state"] == DeliveryState.DEAD:
+        return DeadAnswer(
+            message_out_id=letter_id,
+            from_host=tracked["source"] == "host",
+            attempts=tracked["attempts"],
+            code=tracked["last_error_code"],
+            error=tracked["last_error"],
+        )
+    if message is not None and message.status is MessageStatus.FAILED:
+        return message
+    receipt = db.one("SELECT status FROM delivered WHERE message_out_id = ?", (letter_id,))
+    state = tracked["state"] if tracked is not None else message.status.value if message is not None else None
+    state = state or (receipt["status"] if receipt is not None else None)
+    if state is None:
+        raise UnknownMessageError(f"there is no message {letter_id!r} in this session.")
+    raise NotDeadLetterError(f"{letter_id} is {state}, not a dead letter.")
+
+
+def requeue_answer(db: Writer, letter: DeadAnswer, operator: Operator, at: int) -> None:
+    """Back into the queue, under its own id, with the whole time for retries before it again."""
+    identity = letter.message_out_id
+    detail = operator.detail(attempts=letter.attempts, code=letter.code, error=letter.error)
+    record(db, identity, _REQUEUE, at, detail=detail)
+    db.execute("DELETE FROM delivered WHERE message_out_id = ? AND status = 'failed'", (identity,))
+    db.execute(
+        "UPDATE delivery_attempts SET state = 'queued', attempts = 0, next_attempt_at = NULL, first_at = ?,"
+        " last_error = NULL, last_error_code = NULL WHERE message_out_id = ? AND state = 'dead'",
+        (at, identity),
+    )
+
+
+def requeue_message(db: Writer, message: MessageIn, operator: Operator, at: int) -> MessageIn:
+    """A new message with the failed one's content and address, due at once; the failed one stays failed and is closed."""
+    new_id = free_id(db, _REQUEUED.sub("", message.id))
+    again = replace(
+        message, id=new_id, seq=next_even_seq(db), timestamp=to_text(at), status=MessageStatus.PENDING,
+        process_after=None, recurrence=None, tries=0,
+    )  # fmt: skip
+    record(db, message.id, _REQUEUE, at, detail=operator.detail(requeued_as=new_id))
+    insert(db, again, at, detail=operator.detail(requeue_of=message.id))
+    _close(db, message.id, _REQUEUE, operator, at, requeued_as=new_id)
+    return again
+
+
+def drop(db: Writer, letter: DeadLetter, operator: Operator, at: int) -> None:
+    """An operator has taken note of it: it is listed no more. Its rows stay as they are."""
+    identity = letter.id if isinstance(letter, MessageIn) else letter.message_out_id
+    record(db, identity, _DROPPED, at, detail=operator.detail())
+    _close(db, identity, _DROPPED, operator, at)
+
+
+def _close(
+    db: Writer, letter_id: str, outcome: str, operator: Operator, at: int, *, requeued_as: str | None = None
+) -> None:
+    db.execute(
+        f"INSERT INTO {CLOSED_TABLE}(id, outcome, at, by, reason, requeued_as) VALUES (?, ?, ?, ?, ?, ?)",
+        (letter_id, outcome, at, operator.name, operator.reason, requeued_as),
+    )

@@ -1,0 +1,145 @@
+"""What may be believed of a file in a container's folder before SQLite is let near it: a plain file, and what it says.
+
+Nothing here follows a link, waits for a fifo, or writes. Every refusal is a HostileFileError whose text has no path.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from schema.errors import HostileFileError, ReadRaceError, StorageError
+from schema.layout import OUTBOUND_DB
+
+_MAGIC: Final = b"SQLite format 3\x00"
+_JOURNAL_MAGIC: Final = bytes.fromhex("d9d505f920a163d7")
+_DELETE_MODE: Final = b"\x01\x01"  # the file format's write and read version; 2 is WAL
+# A journal has its own header and eight bytes more a page than the file whose pages it keeps.
+_JOURNAL_SLACK: Final = 16 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLimits:
+    """What one look into a container's file may cost. Bytes and seconds.
+
+    `max_row_bytes` bounds one row, `max_read_bytes` all rows that one question is answered with.
+    """
+
+    max_file_bytes: int = 512 * 1024 * 1024
+    max_row_bytes: int = 4 * 1024 * 1024
+    deadline_s: float = 2.0
+    max_read_bytes: int = 64 * 1024 * 1024
+
+
+def open_plain(folder: Path, name: str) -> int | None:
+    """A descriptor of a plain, singly linked file in `folder`, not followed; None if there is none."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HostileFileError(f"{folder.name}/ cannot be opened: {error.strerror}.") from error
+    try:
+        descriptor = os.open(name, flags, dir_fd=parent)
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise StorageError(f"{name} cannot be read: {error.strerror}.") from error
+    except OSError as error:
+        raise HostileFileError(f"{name} is not a plain file: {error.strerror}.") from error
+    finally:
+        os.close(parent)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise HostileFileError(f"{name} is not a plain file with a single link.")
+    return descriptor
+
+
+def check_header(guard: int, limits: ReadLimits, *, journal: bool) -> bool:
+    """False for an outbound.db that is still empty; raises HostileFileError for one no runner writes.
+
+    `journal`: whether one lies beside it; a file of zeros is then in its first transaction (ReadRaceError).
+    """
+    size = os.fstat(guard).st_size
+    if size == 0:
+        return False
+    if size > limits.max_file_bytes:
+        raise HostileFileError(f"{OUTBOUND_DB} has {size} bytes; the limit is {limits.max_file_bytes}.")
+    header = os.pread(guard, 100, 0)
+    if not any(header) and journal:
+        raise ReadRaceError(f"{OUTBOUND_DB} is in its first transaction.")
+    if not header.startswith(_MAGIC):
+        raise HostileFileError(f"{OUTBOUND_DB} is not a SQLite database.")
+    if header[18:20] != _DELETE_MODE:
+        raise HostileFileError(f"{OUTBOUND_DB} is in WAL mode; the contract is journal_mode=DELETE.")
+    return True
+
+
+def check_recoverable(guard: int, limits: ReadLimits) -> None:
+    """Raise HostileFileError unless a journal may be rolled back into this outbound.db."""
+    size = os.fstat(guard).st_size
+    if size > limits.max_file_bytes:
+        raise HostileFileError(f"{OUTBOUND_DB} has {size} bytes; the limit is {limits.max_file_bytes}.")
+    header = os.pread(guard, 100, 0)
+    # Zeros: the very first transaction was torn, and its journal says that there was nothing before it.
+    if any(header) and (not header.startswith(_MAGIC) or header[18:20] != _DELETE_MODE):
+        raise HostileFileError(f"{OUTBOUND_DB} is not a SQLite file in DELETE journal mode.")
+
+
+def check_journal(folder: Path, limits: ReadLimits) -> bool:
+    """Whether a journal lies beside outbound.db; raises HostileFileError for one that SQLite must not see.
+
+    A journal may name a super-journal, which SQLite would then open and even delete, wherever it lies
+    (sqlite.org/fileformat2.html#the_rollback_journal: the name, its length, a checksum and the magic at the end).
+    """
+    name = OUTBOUND_DB + "-journal"
+    descriptor = open_plain(folder, name)
+    if descriptor is None:
+        return False
+    try:
+        size = os.fstat(descriptor).st_size
+        tail = os.pread(descriptor, 8, size - 8) if size >= 16 else b""
+    finally:
+        os.close(descriptor)
+    # A journal whose whole content is its header also ends in no magic: the magic opens the header, at offset 0.
+    if tail == _JOURNAL_MAGIC:
+        raise HostileFileError(f"{name} names a super-journal.")
+    if size > limits.max_file_bytes + _JOURNAL_SLACK:
+        raise HostileFileError(f"{name} has {size} bytes, more than the file that it could restore.")
+    return True
+
+
+def refuse_wal(folder: Path) -> None:
+    """Raise HostileFileError when a write-ahead log or its index lies beside outbound.db.
+
+    SQLite turns to WAL when it finds a -wal file, whatever the header says, even for a read-only handle; it then maps
+    the -shm file into memory (sqlite.org/walformat.html), and a container that truncates that file kills the daemon
+    with SIGBUS. `connect` has a second guard against the moment between this look and SQLite's own.
+    """
+    for suffix in ("-wal", "-shm"):
+        if os.path.lexists(folder / (OUTBOUND_DB + suffix)):
+            raise HostileFileError(f"there is {OUTBOUND_DB}{suffix}; the contract is journal_mode=DELETE.")
+
+
+def same_file(descriptor: int, wanted: os.stat_result) -> bool:
+    """Whether a descriptor of this process is open and is that very file."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
+
+
+def drop_journal(folder: Path) -> None:
+    """Remove a journal that SQLite looked at and found cold (empty, or its header zeroed): nothing to roll back."""
+    try:
+        (folder / (OUTBOUND_DB + "-journal")).unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{OUTBOUND_DB}-journal cannot be removed: {error.strerror}.") from error

@@ -1,0 +1,86 @@
+"""docs/cli.md names every command and every option of the live command line, and no others."""
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import typer
+
+from daemon.cli.main import build_app
+from daemon.errors import ClawbusError
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+PAGE: Final = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+GLOBAL: Final = frozenset({"--json", "--no-json", "--pretty", "--config", "--data", "--debug", "--help", "-h"})
+
+
+def leaves() -> dict[str, Any]:
+    root: Any = typer.main.get_command(build_app())
+    found: dict[str, Any] = {}
+    for name, command in root.commands.items():
+        children = getattr(command, "commands", None) or {"": command}
+        found |= {f"{name} {child}".strip(): leaf for child, leaf in children.items()}
+    return found
+
+
+def sections() -> dict[str, str]:
+    parts = re.split(r"^## (.+)$", PAGE, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def command_sections() -> dict[str, str]:
+    """By the command's path: the title without what stands in capitals or brackets."""
+    found = {title: text for title, text in sections().items() if title.startswith("clawbus ")}
+    return {
+        " ".join(word for word in title.split()[1:] if word.islower() and not word.startswith("[")): text
+        for title, text in found.items()
+    }
+
+
+def option_rows(text: str) -> set[str]:
+    """Every option in the first cells of a section's tables."""
+    cells = re.findall(r"^\| (`-.+?) \| ", text, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(--?[a-z-]+)", cell)}
+
+
+def options_of(command: Any) -> set[str]:
+    return {
+        name
+        for parameter in command.params
+        if parameter.param_type_name == "option"
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+
+
+def test_every_command_has_a_section_and_no_section_lacks_its_command() -> None:
+    assert set(command_sections()) == set(leaves())
+
+
+def test_every_section_lists_exactly_the_command_s_options() -> None:
+    documented = {path: option_rows(text) for path, text in command_sections().items()}
+    live = {path: options_of(command) - GLOBAL for path, command in leaves().items()}
+    assert documented == live
+
+
+def test_the_global_options_are_listed_and_every_command_takes_them() -> None:
+    assert option_rows(sections()["Every command"]) == GLOBAL
+    for path, command in leaves().items():
+        assert options_of(command) >= GLOBAL - {"--help", "-h"}, path
+
+
+def test_the_codes_it_names_exist() -> None:
+    """A code is an error class's, or one that the command line gives itself."""
+    named = {
+        code
+        for line in re.findall(r"^Errors:.*(?:\n.+)*", PAGE, re.MULTILINE)
+        for code in re.findall(r"`([A-Z_]{5,})`", line)
+    }
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "daemon" / "cli").glob("*.py"))
+    known = {one.code for one in _subclasses(ClawbusError)} | set(re.findall(r'Problem\(\s*"([A-Z_]+)"', sources))
+    assert named
+    assert named <= known
+
+
+def _subclasses(root: type[ClawbusError]) -> set[type[ClawbusError]]:
+    direct = set(root.__subclasses__())
+    return direct.union(*(_subclasses(one) for one in direct)) if direct else set()

@@ -1,0 +1,83 @@
+"""docs/operating.md tells every error code and every log event, and none that there is not."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from schema.errors import ClawbusError
+from tests.docs.error_codes import BEGIN, END, PAGE, error_classes, with_table
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+LEVELS: Final = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
+
+
+def page() -> str:
+    return PAGE.read_text(encoding="utf-8")
+
+
+def sources() -> Iterator[ast.Module]:
+    for package in ("daemon", "container_runner"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            yield ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+
+
+def logged_events(tree: ast.AST) -> Iterator[str]:
+    """First arguments of calls like `log.info("container_spawned", ...)`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr=level), args=[ast.Constant(value=str(event)), *_]) if level in LEVELS:
+                yield event
+            case _:
+                pass
+
+
+def told_events() -> set[str]:
+    """The events in the first cells of the page's tables, above the error codes."""
+    cells = re.findall(r"^\| (`[^|]*`) \|", page().partition("## Error codes")[0], flags=re.MULTILINE)
+    return {event for cell in cells for event in re.findall(r"`([a-z_]+)`", cell)}
+
+
+def test_every_logged_event_is_told() -> None:
+    logged = {event for tree in sources() for event in logged_events(tree)}
+    assert len(logged) > 50, "the search for log calls has gone blind"
+    assert sorted(logged - told_events()) == [], "add a row to docs/operating.md"
+
+
+def test_no_event_is_told_that_nothing_logs() -> None:
+    literals = {
+        node.value
+        for tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert sorted(told_events() - literals) == []
+
+
+def test_event_names_are_names() -> None:
+    sentences = [
+        event for tree in sources() for event in logged_events(tree) if not re.fullmatch(r"[a-z][a-z0-9_]+", event)
+    ]
+    assert sentences == []
+
+
+def test_every_error_code_is_told() -> None:
+    assert page() == with_table(page()), "run: python -m tests.docs.error_codes"
+    table = page().partition(BEGIN)[2].partition(END)[0]
+    assert {one.code for one in error_classes()} == set(re.findall(r"^\| `([A-Z0-9_]+)` \|", table, flags=re.MULTILINE))
+
+
+def test_every_error_says_what_to_do() -> None:
+    for one in error_classes():
+        assert one.__doc__, one
+        assert one.default_hint.endswith((".", ")", ";")), one
+        assert one is ClawbusError or "code" in vars(one) or one.code != ClawbusError.code, one
+
+
+def test_one_code_means_one_thing() -> None:
+    """Only a class and its own base may share a code."""
+    owners: dict[str, type[ClawbusError]] = {}
+    for one in sorted(error_classes(), key=lambda item: len(item.__mro__)):
+        owner = owners.setdefault(one.code, one)
+        assert issubclass(one, owner), f"{one.__qualname__} and {owner.__qualname__} both have {one.code}"

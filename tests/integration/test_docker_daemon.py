@@ -1,0 +1,263 @@
+"""The whole bus with Docker: the image built by the real command line, real containers, a real daemon."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.ops.source import source_digest
+from tests.support.daemon import RealDaemon, eventually
+from tests.support.docker_bus import agents, docker, exists, give_program, inspect
+from tests.support.socket_proxy import SocketProxy
+
+Make = Callable[..., RealDaemon]
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture(scope="session")
+def image(base_image: str) -> Iterator[str]:
+    """The agents' image under a name of its own, built as an operator builds it."""
+    tag = f"clawbus-test-bus:{os.getpid()}"
+    builder = RealDaemon("", runtime="docker")
+    try:
+        built = builder.cli("image", "build", "--base", base_image, "--tag", tag, timeout_s=600).result
+        assert built["tag"] == tag
+        assert built["source_digest"] == source_digest()
+        yield tag
+    finally:
+        builder.close()
+        subprocess.run(["docker", "rmi", "-f", tag], capture_output=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def daemon(make_daemon: Make, image: str) -> RealDaemon:
+    """A running daemon with the agents of docker_bus.py."""
+    daemon = make_daemon(agents(image), runtime="docker")
+    give_program(daemon)
+    daemon.start()
+    return daemon
+
+
+def in_mid_turn(daemon: RealDaemon, session: str) -> str:
+    """Send a message and return its id once its program is at work. `finish` lets it end."""
+    message_id = daemon.post(f"hang /workspace/agent/{session}", agent="prog", session=session)
+    eventually("in mid-turn", (daemon.data / "agents" / "prog" / session).exists, 30)
+    return message_id
+
+
+def finish(daemon: RealDaemon, session: str) -> None:
+    (daemon.data / "agents" / "prog" / f"{session}.go").touch()
+
+
+def test_a_message_is_answered_from_a_locked_down_container(daemon: RealDaemon, image: str) -> None:
+    said = daemon.cli("send", "say hello", "--agent", "prog", "--session", "s", "--wait", "30")
+    assert said.result["answer"]["text"] == "hello"
+    found = inspect(daemon.container("prog", "s")["container_id"])
+    host, config = found["HostConfig"], found["Config"]
+    assert (host["Memory"], host["MemorySwap"]) == (1024**3, 1024**3)
+    assert (host["NanoCpus"], host["PidsLimit"]) == (1_000_000_000, 256)
+    assert host["CapDrop"] == ["ALL"]
+    assert not host["CapAdd"]
+    assert not host["Privileged"]
+    assert host["SecurityOpt"] == ["no-new-privileges:true"]
+    assert host["ReadonlyRootfs"] is True
+    assert host["Init"] is True
+    assert host["NetworkMode"] == "none"
+    assert host["RestartPolicy"]["Name"] == "no"
+    assert list(host["Tmpfs"]) == ["/tmp"]
+    assert config["User"] not in ("", "0", "root")
+    assert not config["User"].startswith("0:")
+
+    mounts = {mount["Destination"]: mount for mount in found["Mounts"]}
+    assert {place: mount["RW"] for place, mount in mounts.items()} == {
+        "/workspace/in": False, "/workspace/out": True, "/workspace/agent": True,
+    }  # fmt: skip
+    assert Path(mounts["/workspace/in"]["Source"]) == daemon.folder("prog", "s") / "in"
+
+    labels = config["Labels"]
+    live = daemon.show("prog", "s")["incarnation"]
+    assert labels["clawbus.install"] == daemon.install_id()
+    assert (labels["clawbus.agent"], labels["clawbus.session"]) == ("prog", "s")
+    assert labels["clawbus.incarnation"] == live["id"]
+    assert labels["clawbus.fingerprint"] == live["fingerprint"]
+    assert labels["clawbus.source-digest"] == source_digest()
+    assert found["Image"] == docker("image", "inspect", "--format", "{{.Id}}", image)
+    daemon.at_rest = True
+
+
+def test_the_program_sees_nothing_of_the_runner_and_cannot_write_its_inbox(daemon: RealDaemon) -> None:
+    seen = daemon.ask("look", agent="bare", session="s")
+    assert seen["importable"] == []
+    assert not [entry for entry in seen["path"] if "clawbus" in entry]
+    assert not [f"{name}={value}" for name, value in seen["environ"].items() if "clawbus" in f"{name}={value}".lower()]
+    assert not [name for name in seen["environ"] if name.startswith(("PYTHON", "VIRTUAL_ENV"))]
+    assert seen["executable"] == "/usr/bin/python3"
+    assert seen["writable"] == ["/workspace/out", "/workspace/agent", "/tmp"]
+    assert seen["uid"] not in (0, "0")
+
+
+def test_a_restart_of_the_daemon_leaves_its_containers(daemon: RealDaemon) -> None:
+    daemon.ask("say up", agent="prog", session="quiet")
+    message_id = in_mid_turn(daemon, "busy")
+    before = {name: daemon.container("prog", name) for name in ("quiet", "busy")}
+    daemon.stop()
+    daemon.start()
+    assert {name: daemon.container("prog", name) for name in before} == before
+    daemon.kill()
+    finish(daemon, "busy")
+    daemon.start()
+    assert daemon.answer(message_id, agent="prog", session="busy") == {"text": "done"}
+    assert daemon.ask("say on", agent="prog", session="quiet") == {"text": "on"}
+    assert {name: daemon.container("prog", name) for name in before} == before
+    assert daemon.message("prog", "busy", message_id)["tries"] == 0
+
+
+def test_a_container_killed_in_mid_turn_costs_a_try_and_the_message_is_answered(daemon: RealDaemon) -> None:
+    message_id = in_mid_turn(daemon, "s")
+    first = daemon.container("prog", "s")
+    docker("kill", first["container_id"])
+    finish(daemon, "s")
+    assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
+    second = daemon.container("prog", "s")
+    assert second["container_id"] != first["container_id"]
+    assert daemon.message("prog", "s", message_id)["tries"] == 1
+    ended = next(one for one in daemon.show("prog", "s")["incarnations"] if one["id"] == first["incarnation"])
+    assert (ended["exit_code"], ended["end_reason"]) == (137, "crashed")
+    assert not exists(first["container_id"]), "removed once its exit was settled"
+
+
+def test_the_output_of_a_removed_container_is_kept(daemon: RealDaemon) -> None:
+    daemon.ask("exit 3", agent="prog", session="s")
+    live = daemon.container("prog", "s")
+    daemon.cli("session", "stop", "prog", "s")
+    eventually("stopped", lambda: daemon.running("prog", "s") is None)
+    assert not exists(live["container_id"])
+    kept = (daemon.folder("prog", "s") / "logs" / "container.log").read_text(encoding="utf-8")
+    assert live["incarnation"] in kept
+    assert "it is over" in kept, "what the program said on its standard error"
+    ended = daemon.show("prog", "s")["incarnations"][0]
+    assert (ended["exit_code"], ended["end_reason"]) == (0, "operator_stop")
+
+
+def test_a_program_that_eats_its_memory_is_explained(daemon: RealDaemon) -> None:
+    said = daemon.cli("send", "eat 200", "--agent", "small", "--session", "s", "--wait", "30")
+    assert said.error == "AGENT_FAILED"
+    assert "SIGKILL" in said.envelope["error"]["message"]
+    assert "memory" in said.envelope["error"]["message"]
+    assert daemon.ask("say on", agent="small", session="s") == {"text": "on"}
+
+
+def test_containers_of_others_are_left_alone(daemon: RealDaemon, base_image: str) -> None:
+    daemon.ask("say up", agent="prog", session="s")
+    name = f"clawbus-test-other-{os.getpid()}"
+    labels = ("clawbus.install=another", "clawbus.agent=prog", "clawbus.session=s", "clawbus.incarnation=x",
+              "clawbus.fingerprint=y")  # fmt: skip
+    docker(
+        "run",
+        "-d",
+        "--network",
+        "none",
+        "--name",
+        name,
+        *(f"--label={one}" for one in labels),
+        base_image,
+        "sleep",
+        "120",
+    )
+    try:
+        daemon.stop()
+        daemon.start()
+        daemon.cli("session", "kill", "prog", "s")
+        assert daemon.ask("say on", agent="prog", session="s") == {"text": "on"}
+        assert inspect(name)["State"]["Running"] is True
+    finally:
+        docker("rm", "-f", name)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "foreign", "stale"])
+def test_a_wrong_image_is_refused_with_its_fix_and_the_message_waits(
+    make_daemon: Make, image: str, base_image: str, wrong: str
+) -> None:
+    tag = f"clawbus-test-{wrong}:{os.getpid()}"
+    if wrong == "foreign":
+        docker("tag", base_image, tag)
+    elif wrong == "stale":
+        docker("build", "-t", tag, "-", stdin=f"FROM {image}\nLABEL clawbus.source-digest=old\n")
+    daemon = make_daemon(agents(tag), runtime="docker")
+    give_program(daemon)
+    try:
+        daemon.start()
+        assert [one["what"] for one in daemon.status()["live"]["degraded"]] == ["image"]
+        message_id = daemon.post("say kept", agent="prog", session="s")
+        eventually("refused", lambda: daemon.events("spawn_failed"))
+        event = daemon.events("spawn_failed")[0]
+        assert event["code"] == "IMAGE_UNUSABLE"
+        assert "clawbus image build" in event["hint"]
+        explanation = daemon.cli("session", "show", "prog", "s").result["explanation"]
+        assert {"missing": "is missing", "foreign": "is foreign", "stale": "source old"}[wrong] in explanation
+        assert daemon.message("prog", "s", message_id)["tries"] == 0
+    finally:
+        subprocess.run(["docker", "rmi", tag], capture_output=True, check=False, timeout=60)
+    try:
+        docker("tag", image, tag)
+        assert daemon.answer(message_id, agent="prog", session="s") == {"text": "kept"}
+        eventually("no longer degraded", lambda: daemon.status()["live"]["degraded"] == [])
+        assert daemon.message("prog", "s", message_id)["tries"] == 0
+        assert daemon.show("prog", "s")["explanation"] is None
+    finally:
+        docker("rmi", tag)
+
+
+def test_docker_may_go_away_and_come_back(make_daemon: Make, image: str) -> None:
+    daemon = make_daemon(agents(image), runtime="docker")
+    proxy = SocketProxy(daemon.root / "docker.sock", Path("/var/run/docker.sock"))
+    daemon.environment["DOCKER_HOST"] = f"unix://{proxy.path}"
+    give_program(daemon)
+    proxy.open()
+    try:
+        daemon.start()
+        message_id = in_mid_turn(daemon, "busy")
+        before = daemon.container("prog", "busy")
+        proxy.close()
+        finish(daemon, "busy")
+        assert daemon.answer(message_id, agent="prog", session="busy") == {"text": "done"}, "files need no Docker"
+        waiting = daemon.post("say kept", agent="prog", session="waiting")
+        eventually("noticed", lambda: daemon.status()["live"]["runtime"]["state"] == "unavailable")
+        proxy.open()
+        assert daemon.answer(waiting, agent="prog", session="waiting") == {"text": "kept"}
+        assert daemon.container("prog", "busy") == before
+        assert daemon.message("prog", "waiting", waiting)["tries"] == 0
+        assert daemon.status()["live"]["degraded"] == []
+    finally:
+        daemon.end_daemons()
+        proxy.close()
+
+
+def test_sessions_of_the_process_runtime_go_on_in_containers(make_daemon: Make, image: str) -> None:
+    """What the daemon's own user made must be writable for the containers' user."""
+    daemon = make_daemon(agents(image))
+    daemon.start()
+    daemon.ask("before", agent="echo", session="s")
+    daemon.stop()
+    daemon.end_agents()
+    text = daemon.config.read_text(encoding="utf-8")
+    daemon.config.write_text(text.replace('kind = "process"', 'kind = "docker"'), encoding="utf-8")
+    daemon.start()
+    assert daemon.ask("after", agent="echo", session="s") == {"text": "after"}
+    assert daemon.show("echo", "s")["incarnation"]["runtime"] == "docker"
+
+
+def test_a_changed_agent_gets_a_new_container_after_a_restart(daemon: RealDaemon) -> None:
+    daemon.ask("say up", agent="prog", session="s")
+    before = daemon.container("prog", "s")
+    text = daemon.config.read_text(encoding="utf-8")
+    daemon.config.write_text(text.replace("[docker]\n", "[docker]\npids = 99\n"), encoding="utf-8")
+    daemon.stop()
+    daemon.start()
+    assert daemon.ask("say on", agent="prog", session="s") == {"text": "on"}
+    after = daemon.container("prog", "s")
+    assert after["container_id"] != before["container_id"]
+    assert inspect(after["container_id"])["HostConfig"]["PidsLimit"] == 99

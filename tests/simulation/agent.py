@@ -1,0 +1,93 @@
+"""The agent of a simulated container: a provider that answers, dawdles, fails, lies silent, hangs or takes its container down.
+
+It answers every turn with the ids of the messages it saw, so that the checks can tell what was worked on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import anyio
+
+from container_runner.errors import TurnFailedError
+from container_runner.providers.protocol import Answer, OutMessage, Progress, Silence, Turn, TurnMessage
+from tests.simulation.world import World
+
+POISON = "poison"  # a content that takes down whoever works on it
+
+
+class SimProvider:
+    """container_runner.providers.protocol.Provider."""
+
+    def __init__(self, world: World, container: str, die: Callable[[str], None]) -> None:
+        self._world = world
+        self._container = container
+        self._die = die
+        self.accepts_follow_ups = world.chance(0.3)
+        self.silence = Silence("agent", world.between(30, 300)) if world.chance(0.3) else None
+
+    async def run(self, turn: Turn, progress: Progress) -> Answer:
+        """One turn, well or not."""
+        world = self._world
+        ids = [message.id for message in turn.messages]
+        world.step(self._container, f"turn over {' '.join(ids)}")
+        if any(POISON in message.content for message in turn.messages):
+            await anyio.sleep(world.between(0.1, 2.0))
+            await self._end_all("of a poisonous message")
+        if world.chance(world.faults.agent):
+            await self._go_wrong(progress)
+        else:
+            await anyio.sleep(world.rng.expovariate(2.0))
+        seen = list(turn.messages)
+        if self.accepts_follow_ups and world.chance(0.5):
+            with anyio.move_on_after(world.between(0.1, 5.0)):
+                seen += await progress.follow_ups()
+        world.step(self._container, f"answers {' '.join(message.id for message in seen)}")
+        return Answer(self._outputs(seen, turn))
+
+    async def _go_wrong(self, progress: Progress) -> None:
+        world = self._world
+        kind = world.rng.choice(("fail", "raise", "hang", "die", "silent", "tool", "slow", "boundary"))
+        world.fault(f"agent_{kind}", self._container)
+        if kind == "fail":
+            raise TurnFailedError("the agent says no")
+        if kind == "raise":
+            raise ValueError("a defect of the provider")
+        if kind == "hang":
+            await anyio.sleep_forever()
+        if kind == "die":
+            await anyio.sleep(world.between(0.0, 3.0))
+            await self._end_all("of its own agent")
+        if kind == "silent":
+            await anyio.sleep(world.between(10, 200))
+        if kind == "tool":
+            await progress.tool_started("bash", world.between(10, 120))
+            await anyio.sleep(world.between(1, 100))
+            await progress.tool_ended()
+        if kind == "slow":
+            for _ in range(world.rng.randrange(2, 8)):
+                await anyio.sleep(world.between(1, 15))
+                progress.event()
+        if kind == "boundary":  # as long as the time after which it is stuck
+            await anyio.sleep(world.rng.choice((20.0, 30.0, 60.0)) + world.between(-1.0, 1.0))
+
+    async def _end_all(self, why: str) -> None:
+        self._die(why)
+        await anyio.sleep_forever()
+
+    def _outputs(self, seen: Sequence[TurnMessage], turn: Turn) -> list[OutMessage]:
+        world = self._world
+        outputs: list[OutMessage] = []
+        for number in range(world.rng.choice((1, 1, 1, 2, 3))):
+            content = {"text": f"answer {number}", "seen": [message.id for message in seen]}
+            to = None
+            if turn.destinations and world.chance(0.25):
+                to = world.rng.choice(turn.destinations).name
+            elif world.chance(0.03):
+                to = "nobody"
+            later = None
+            if world.chance(0.08):
+                later = world.clock.now_ms() + int(world.between(1_000, 90_000))
+            kind = "riddle" if world.chance(0.02) else "chat"
+            outputs.append(OutMessage(content=content, to=to, deliver_after=later, kind=kind))
+        return outputs

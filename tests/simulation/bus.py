@@ -1,0 +1,191 @@
+"""The daemon under simulation: its real composition, built anew by every start, killed and stopped by the run.
+
+It wires what `daemon.app.run` wires, without signals, socket and log files; the loops and their order are `daemon.app._start`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from daemon import app
+from daemon.channels.protocol import Accepted, Incoming
+from daemon.config import Agent, Config, Delivery, Runtime, Sweep
+from daemon.data_folder import Layout
+from daemon.store.registry import Registry, SessionKey
+from daemon.watchdog import Pulse
+from schema.errors import FileBusyError, StorageError
+from tests.simulation.host import SimHost, SimRuntime
+from tests.simulation.loop import Process
+from tests.simulation.world import World
+
+AGENTS = ("alice", "bob")
+
+
+def draw_config(world: World) -> Config:
+    """A configuration with small figures, so that a run is short; which ones differs from run to run."""
+    rng = world.rng
+    return Config(
+        data_dir=world.root,
+        runtime=Runtime(
+            kind="process",
+            max_containers=rng.choice((1, 2, 8)),
+            idle_stop_s=rng.choice((15.0, 60.0, 200.0)),
+            stop_grace_s=rng.choice((2.0, 10.0)),
+            kill_confirm_s=rng.choice((5.0, 30.0)),
+            spawn_backoff_s=rng.choice((1.0, 5.0)),
+            spawn_backoff_max_s=60.0,
+        ),
+        sweep=Sweep(
+            interval_s=rng.choice((10.0, 60.0)),
+            ceiling_s=rng.choice((90.0, 300.0)),
+            claim_stuck_s=rng.choice((20.0, 60.0)),
+            max_declared_s=600.0,
+            max_tries=rng.choice((2, 3, 5)),
+            backoff_base_s=rng.choice((1.0, 5.0)),
+            session_timeout_s=30.0,
+            full_pass_s=rng.choice((120.0, 3600.0)),
+        ),
+        delivery=Delivery(
+            send_timeout_s=rng.choice((5.0, 30.0)),
+            retry_base_s=rng.choice((1.0, 5.0)),
+            retry_max_s=rng.choice((20.0, 120.0)),
+            retry_for_s=rng.choice((300.0, 3600.0)),
+            batch=rng.choice((1, 3, 200)),
+        ),
+        agents={name: Agent() for name in AGENTS},
+    )
+
+
+class SimDaemon:
+    """What systemd would do with the daemon: start it, and start it again whenever it ended."""
+
+    def __init__(self, world: World, host: SimHost, config: Config) -> None:
+        self.world = world
+        self.host = host
+        self.config = config
+        self.house: app.House | None = None
+        self.process: Process | None = None
+        self.layout = Layout(world.root)
+        self.starts = 0
+        self.enabled = True
+        self._stop = anyio.Event()
+        self._was_graceful = False
+        for folder in (self.layout.sessions_dir, self.layout.agents_dir, self.layout.run_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes messages."""
+        return self.house is not None and self.process is not None and not self.process.dead
+
+    def start(self) -> None:
+        """A new process."""
+        self.starts += 1
+        name = f"daemon {self.starts}"
+        self.process = process = self.world.loop.new_process(name, "daemon")
+        self.house = None
+        self._stop = anyio.Event()
+        self.world.on_death[process] = self._died
+        self.world.step("systemd", f"starts {name}")
+        self.world.loop.spawn(process, self._main(process), name)
+
+    def stop(self) -> None:
+        """SIGTERM; SIGKILL when it does not end in time, as systemd does."""
+        process = self.process
+        if process is None or process.dead:
+            return
+        self.world.step("systemd", f"SIGTERM to {process.name}")
+        self.world.loop.call_soon(self._stop.set, context=process.context.copy())
+        self.world.loop.world_later(90.0, self.world.kill, process, "by systemd after SIGTERM")
+
+    def request(self, incoming: Incoming, answered: Callable[[Accepted | Exception], None]) -> bool:
+        """Hand a message to the daemon that runs now. False when none does; `answered` is never called if it dies."""
+        if not self.ready:
+            return False
+        assert self.house is not None
+        house = self.house
+
+        async def accept() -> None:
+            try:
+                result: Accepted | Exception = await house.ingress.accept(incoming)
+            except Exception as error:  # noqa: BLE001 - the client is told
+                result = error
+            answered(result)
+
+        self.world.loop.spawn(self.process, accept(), "accept")
+        return True
+
+    def operator(self, key: SessionKey, *, graceful: bool) -> None:
+        """`clawbus session stop` or `kill`."""
+        if not self.ready:
+            return
+        assert self.house is not None
+        house = self.house
+
+        async def end() -> None:
+            house.supervisor.begin_end(key, "operator_stop" if graceful else "operator_kill", graceful=graceful)
+
+        self.world.loop.spawn(self.process, end(), "operator")
+
+    async def _main(self, process: Process) -> None:
+        """The process. Ends by SIGTERM, or by an error that a daemon cannot start with."""
+        world = self.world
+        graceful = True
+        try:
+            await self._serve()
+        except* (StorageError, FileBusyError) as group:
+            # The daemon cannot start without its registry; systemd tries again.
+            world.counts["daemon_exit_storage"] += 1
+            world.trace(process.name, f"ends: {group.exceptions[0]!r}")
+            graceful = False
+        except* Exception as group:
+            world.broken(f"the daemon ended by {_leaf(group)!r}")
+            graceful = False
+        world.on_death.pop(process, None)
+        process.dead = True
+        self.world.counts["daemon_stopped"] += graceful
+        self._died()
+
+    async def _serve(self) -> None:
+        world = self.world
+        install_id = await anyio.to_thread.run_sync(Registry(self.layout.central_db).install_id, world.clock.now_ms())
+        pulse = Pulse(world.clock)
+        pulse.register("sweep", 1e9)
+        folder: Any = self.layout
+        house = app.build_house(
+            self.config, folder, SimRuntime(self.host, install_id), install_id, world.clock, pulse
+        )
+        async with anyio.create_task_group() as tasks:
+            await app._start(house, tasks)
+            self.house = house
+            world.step("daemon", "READY")
+            await self._stop.wait()
+            house.supervisor.close()
+            await house.delivery.close(5.0)
+            tasks.cancel_scope.cancel()
+
+    def _died(self) -> None:
+        self.house = None
+        if self.enabled:
+            world = self.world
+            world.loop.world_later(0.2 if world.healing else world.rng.expovariate(0.1), self._restart)
+
+    def _restart(self) -> None:
+        if self.enabled and (self.process is None or self.process.dead):
+            self.start()
+
+
+def session_root(layout: Layout, key: SessionKey) -> Path:
+    """A session's folder."""
+    return layout.sessions_dir / key.agent / key.session
+
+
+def _leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,177 @@
+"""What must hold after a run has healed, from the clients' and the receivers' side; files are tests.support.invariants'.
+
+Every message is completed or failed with a reason, every outbound row has one receipt or dead letter, effects are at most
+one a key but for declared exceptions, tries are no more than claims, and order per destination held.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from daemon.channels.protocol import InDoubt
+from daemon.store.registry import SessionKey
+from schema.connect import open_reader
+from schema.errors import ClawbusError
+from schema.layout import SessionFolder
+from tests.simulation.bus import SimDaemon, session_root
+from tests.simulation.receivers import TRAITS, Receivers
+from tests.simulation.scenario import Ledger, Scenario
+from tests.support.invariants import data_folder_violations
+
+
+@dataclass
+class Claims:
+    """Which incarnation claimed which message, by the runner's own commits."""
+
+    pairs: set[tuple[str, str, str]] = field(default_factory=set[tuple[str, str, str]])  # session, message, incarnation
+
+    def of(self, session: str, message: str) -> int:
+        """How many incarnations claimed a message."""
+        return sum(1 for pair in self.pairs if pair[:2] == (session, message))
+
+
+def unrest(scenario: Scenario) -> str | None:
+    """What still has to happen, or None when the bus is at rest."""
+    if scenario.ledger.waiting:
+        return f"{scenario.ledger.waiting} clients wait for a yes"
+    if not scenario.daemon.ready:
+        return "no daemon serves"
+    if scenario.host.running():
+        return f"containers run: {', '.join(item.id for item in scenario.host.running())}"
+    house = scenario.daemon.house
+    assert house is not None
+    if house.supervisor.slots() or house.supervisor.waiting():
+        return "the supervisor is at work"
+    if house.delivery.senders or house.delivery._dirty:
+        return "delivery is at work"
+    for key in scenario.sessions:
+        why = _session_unrest(scenario.daemon, key)
+        if why is not None:
+            return f"{key}: {why}"
+    return None
+
+
+def _session_unrest(daemon: SimDaemon, key: SessionKey) -> str | None:
+    folder = SessionFolder(session_root(daemon.layout, key))
+    if not folder.inbound_db.exists():
+        return None
+    now = daemon.world.clock.now_ms()
+    try:
+        with open_reader(daemon.layout.central_db) as db:
+            row = db.one("SELECT active, next_due_at, quarantine_reason FROM sessions WHERE agent = ? AND session = ?", key)
+        with open_reader(folder.inbound_db) as db:
+            pending = db.all(
+                "SELECT id, process_after FROM messages_in WHERE status = 'pending' AND trigger = 1"
+                " AND coalesce(julianday(process_after), 0) <= julianday('now', ?)",
+                (f"{(now - _real_now()) / 1000 + 30 * 86400:.3f} seconds",),
+            )
+            open_rows = db.all("SELECT message_out_id, state FROM delivery_attempts WHERE state <> 'dead'")
+    except ClawbusError as error:
+        return f"unreadable: {error}"
+    if row is not None and row["quarantine_reason"]:
+        return f"in quarantine: {row['quarantine_reason']}"
+    if pending:
+        return f"pending: {[tuple(item) for item in pending]}"
+    if open_rows:
+        return f"to be delivered: {[tuple(item) for item in open_rows]}"
+    if row is not None and row["active"]:
+        return "active"
+    return None
+
+
+def _real_now() -> int:
+    import time  # noqa: PLC0415
+
+    return time.time_ns() // 1_000_000
+
+
+def violations(scenario: Scenario, claims: Claims) -> Iterator[str]:
+    """Everything that is wrong with a run at rest."""
+    yield from data_folder_violations(scenario.world.root, at_rest=True)
+    for key in scenario.sessions:
+        yield from _messages(scenario.daemon, scenario.ledger, claims, key)
+        yield from _receipts(scenario.daemon, scenario.receivers, key)
+    yield from _effects(scenario.receivers)
+    yield from _order(scenario.daemon, scenario.receivers, scenario.sessions)
+
+
+def _rows(daemon: SimDaemon, key: SessionKey, sql: str, *, outbound: bool = False) -> list[dict[str, Any]]:
+    folder = SessionFolder(session_root(daemon.layout, key))
+    path = folder.outbound_db if outbound else folder.inbound_db
+    if not path.exists() or not path.stat().st_size:
+        return []
+    with open_reader(path) as db:
+        return [dict(row) for row in db.all(sql)] if db.all("SELECT 1 FROM sqlite_schema LIMIT 1") else []
+
+
+def _messages(daemon: SimDaemon, ledger: Ledger, claims: Claims, key: SessionKey) -> Iterator[str]:
+    rows = {row["id"]: row for row in _rows(daemon, key, "SELECT * FROM messages_in")}
+    told: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in _rows(daemon, key, "SELECT * FROM message_history ORDER BY id"):
+        told[row["message_id"]].append(row)
+    for (owner, message_id), accepted in ledger.accepted.items():
+        if owner != key:
+            continue
+        row = rows.get(message_id)
+        if row is None:
+            yield f"{key}: {message_id} was accepted, and is gone"
+            continue
+        if row["seq"] != accepted.seq:
+            yield f"{key}: {message_id} was accepted as {accepted.seq}, and is {row['seq']}"
+        if row["trigger"] and row["status"] not in ("completed", "failed"):
+            yield f"{key}: {message_id} was accepted, and is {row['status']} in the end"
+    for message_id, row in rows.items():
+        retries = [item for item in told[message_id] if item["event"] == "retry_scheduled"]
+        charged = Counter(item["incarnation"] for item in retries)
+        if any(count > 1 for count in charged.values()):
+            yield f"{key}: {message_id} was charged twice for one incarnation: {dict(charged)}"
+        known = claims.of(key.session, message_id)
+        if (row["tries"] or 0) > known:
+            yield f"{key}: {message_id} has lost {row['tries']} tries, and {known} incarnations claimed it"
+        for item in retries:
+            if (key.session, message_id, item["incarnation"]) not in claims.pairs:
+                yield f"{key}: {message_id} lost a try to {item['incarnation']}, which never claimed it"
+        failed = [item for item in told[message_id] if item["event"] == "failed"]
+        if row["status"] == "failed" and not (failed and "reason" in json.loads(failed[-1]["detail"] or "{}")):
+            yield f"{key}: {message_id} failed without a reason"
+        if [item["event"] for item in told[message_id]].count("accepted") > 1:
+            yield f"{key}: {message_id} was accepted twice"
+
+
+def _effects(receivers: Receivers) -> Iterator[str]:
+    """At most one effect a key, but where nobody could know: a failure reported after the effect, or a daemon that died
+    between send and receipt on a channel whose policy is to send again."""
+    for key, effects in receivers.effects.items():
+        traits = TRAITS[effects[0].place.split("\x1f")[0]]
+        for before, after in pairwise(effects):
+            in_doubt = before.by != after.by and traits.in_doubt is InDoubt.RESEND
+            if traits.deduplicates or not (before.ambiguous or in_doubt):
+                yield f"{key} had an effect at {before.at:.4f} by {before.by}, and again at {after.at:.4f} by {after.by}"
+
+
+def _receipts(daemon: SimDaemon, receivers: Receivers, key: SessionKey) -> Iterator[str]:
+    """A receipt is proof: no delivery is recorded that no receiver saw."""
+    for row in _rows(daemon, key, "SELECT * FROM delivered WHERE status = 'delivered'"):
+        if not receivers.effects.get(f"{key}/{row['message_out_id']}"):
+            yield f"{key}: {row['message_out_id']} has a receipt, and no receiver ever saw it"
+
+
+def _order(daemon: SimDaemon, receivers: Receivers, sessions: Sequence[SessionKey]) -> Iterator[str]:
+    """First effects of one session at one destination come in seq order; rows with a time of their own aside."""
+    for key in sessions:
+        rows = _rows(daemon, key, "SELECT id, seq, deliver_after FROM messages_out", outbound=True)
+        seqs = {row["id"]: row["seq"] for row in rows if row["deliver_after"] is None}
+        last: dict[str, int] = {}
+        firsts = [effects[0] for effects in receivers.effects.values() if effects]
+        for effect in sorted(firsts, key=lambda item: item.at):
+            if (effect.agent, effect.session) != key or effect.message_out_id not in seqs:
+                continue
+            seq = seqs[effect.message_out_id]
+            if seq < last.get(effect.place, 0):
+                yield f"{key}: seq {seq} reached {effect.place!r} after seq {last[effect.place]}"
+            last[effect.place] = max(seq, last.get(effect.place, 0))

@@ -1,0 +1,384 @@
+"""A simulated dockerd and the runners in its containers: they outlive the daemon, die, freeze, and may answer to nobody.
+
+The runner in a container is the real `container_runner.loop.Runner` with a simulated agent. The runtime keeps the promises
+of daemon.containers.protocol and no others; the order of its steps is that of the Docker runtime (create, start, inspect).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import anyio
+import structlog
+
+from container_runner.__main__ import _exit_code
+from container_runner.loop import Runner
+from container_runner.store import Store
+from container_runner.watch import InboundWatch
+from daemon.containers.protocol import ContainerSpec, Exit, Running
+from daemon.errors import ContainerGoneError, ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from schema.layout import HEARTBEAT
+from schema.rows import RunnerSettings
+from tests.simulation.agent import SimProvider
+from tests.simulation.loop import Process
+from tests.simulation.world import World
+
+T = TypeVar("T")
+
+_CALL_TIMEOUT_S: Final = 30.0
+
+
+@dataclass(eq=False)
+class Container:
+    """One container, from its creation to its removal."""
+
+    id: str
+    spec: ContainerSpec
+    state: str = "created"  # created | running | exited
+    started_at: int = 0
+    exit: Exit | None = None
+    process: Process | None = None
+    runner: Runner | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Its session's folder on the host."""
+        return self.spec.mounts[0].source.parent
+
+
+class SimHost:
+    """The machine's dockerd. Survives daemons. `available`: whether it answers; containers live on when it does not."""
+
+    def __init__(self, world: World, runner_settings: Callable[[], RunnerSettings]) -> None:
+        self.world = world
+        self.available = True
+        self.containers: dict[str, Container] = {}
+        self._runner_settings = runner_settings
+        self._numbers = itertools.count(1)
+        self._changed = asyncio.Event()
+
+    def living(self, folder: Path) -> Container | None:
+        """The running container of the session with this folder."""
+        for container in self.containers.values():
+            if container.state == "running" and container.folder == folder:
+                return container
+        return None
+
+    def running(self) -> list[Container]:
+        """All that run."""
+        return [container for container in self.containers.values() if container.state == "running"]
+
+    def notify(self) -> None:
+        """Wake who waits for a change."""
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
+
+    async def changed(self) -> None:
+        """Until the next change."""
+        await self._changed.wait()
+
+    def set_available(self, available: bool) -> None:
+        """Docker goes away or comes back."""
+        if self.available != available:
+            self.available = available
+            self.world.step("dockerd", "answers again" if available else "AWAY")
+            self.notify()
+
+    # --- starting: two requests, each of which goes on when its client is gone
+
+    async def create(self, spec: ContainerSpec, answer: asyncio.Future[str]) -> None:
+        """`docker create`: the leftover of its name goes, a running one of that name stays."""
+        try:
+            container_id = await self._create(spec)
+        except (SpawnError, ImageError) as error:
+            if not answer.done():
+                answer.set_exception(error)
+        else:
+            if not answer.done():
+                answer.set_result(container_id)
+
+    async def _create(self, spec: ContainerSpec) -> str:
+        world = self.world
+        for other in [item for item in self.containers.values() if item.spec.name == spec.name]:
+            if other.state == "running":
+                raise SpawnError(f"{spec.name} still runs as incarnation {other.spec.incarnation}.")
+            self._forget(other)
+        if world.chance(world.faults.spawn):
+            world.fault("spawn_refused", "dockerd")
+            raise world.rng.choice((SpawnError("no cgroup"), ImageError("no image")))
+        await self._pause(0.02, 0.2)
+        if any(item.spec.name == spec.name for item in self.containers.values()):
+            raise SpawnError(f"the name {spec.name} is taken.")
+        container = Container(f"c{next(self._numbers)}", spec)
+        self.containers[container.id] = container
+        world.step("dockerd", f"created {container.id} for {spec.session} as {spec.incarnation[-6:]}")
+        return container.id
+
+    async def start(self, container_id: str, answer: asyncio.Future[Running]) -> None:
+        """`docker start`: a removed container never starts."""
+        world = self.world
+        await self._pause(0.02, 0.3)
+        container = self.containers.get(container_id)
+        if container is None:
+            if not answer.done():
+                answer.set_exception(SpawnError(f"{container_id} was removed before its start."))
+        elif world.chance(world.faults.spawn):
+            world.fault("start_refused", "dockerd")
+            self._forget(container)
+            if not answer.done():
+                answer.set_exception(SpawnError("no start"))
+        else:
+            self._start(container)
+            await self._pause(0.01, 0.05)
+            if not answer.done():
+                answer.set_result(running_of(container))
+
+    def withdraw(self, container: Container) -> None:
+        """`docker rm` of what was created and not started."""
+        self.world.step("dockerd", f"removes {container.id}, never started")
+        self._forget(container)
+
+    async def _pause(self, low: float, high: float) -> None:
+        slow = self.world.chance(self.world.faults.runtime_slow)
+        if slow:
+            self.world.counts["runtime_slow"] += 1
+        await anyio.sleep(self.world.between(1.0, 60.0) if slow else self.world.between(low, high))
+
+    def _start(self, container: Container) -> None:
+        world, spec = self.world, container.spec
+        other = self.living(container.folder)
+        if other is not None:
+            world.broken(f"{spec.session}: {container.id} starts while {other.id} of the same session lives")
+        container.state, container.started_at = "running", world.clock.now_ms()
+        container.process = process = world.loop.new_process(f"runner {container.id}", "runner")
+        world.on_death[process] = lambda: self.exited(container, 137)
+        world.step("dockerd", f"started {container.id} of {spec.session}")
+        world.counts["containers"] += 1
+        world.loop.spawn(process, self._run(container), f"runner {container.id}")
+
+    async def _run(self, container: Container) -> None:
+        """The container's program."""
+        world = self.world
+        await anyio.sleep(world.between(0.05, 0.4))
+        if world.chance(world.faults.boot):
+            if world.rng.random() < 0.5:
+                world.fault("boot_crash", container.id)
+                return self._ends(container, 1)
+            world.fault("boot_hang", container.id)
+            await anyio.sleep_forever()
+        settings, spec = self._runner_settings(), container.spec
+        in_folder, out_folder = container.folder / "in", container.folder / "out"
+        log = structlog.get_logger(container.id)
+        container.runner = Runner(
+            settings=settings,
+            incarnation=spec.incarnation,
+            agent=spec.agent,
+            session=spec.session,
+            store=Store(in_folder, out_folder, spec.incarnation, world.clock.now_ms),
+            provider=SimProvider(world, container.id, lambda why: self.kill_now(container, why)),
+            heartbeat=SimHeartbeat(out_folder, world),  # type: ignore[arg-type]
+            watch=InboundWatch(in_folder, step_ms=5, poll_s=settings.poll_s, log=log),
+            now_ms=world.clock.now_ms,
+            log=log,
+        )
+        code = await _exit_code(container.runner, log)
+        self._ends(container, code)
+
+    # --- ending
+
+    def _ends(self, container: Container, code: int) -> None:
+        process = container.process
+        assert process is not None
+        self.world.step(container.id, f"ends with {code}")
+        self.world.loop.world_later(0.01, self._ended, container, process, code)
+
+    def _ended(self, container: Container, process: Process, code: int) -> None:
+        if not process.dead:
+            self.world.on_death.pop(process, None)
+            process.dead = True
+            self.exited(container, code)
+
+    def kill_now(self, container: Container, why: str, *, out_of_memory: bool = False) -> None:
+        """SIGKILL by whoever."""
+        process = container.process
+        if process is not None and not process.dead:
+            if out_of_memory:
+                container.exit = Exit(137, out_of_memory=True)
+            self.world.kill(process, why)
+
+    def exited(self, container: Container, code: int) -> None:
+        """Its last process is gone; from here on dockerd can confirm it."""
+        container.state = "exited"
+        container.exit = container.exit or Exit(code)
+        self.world.trace("dockerd", f"{container.id} of {container.spec.session} has exited with {code}")
+        self.world.loop.world_later(self.world.between(0.0, 0.05), self.notify)
+
+    def vanish(self, container: Container) -> None:
+        """`docker rm -f` by somebody else."""
+        self.kill_now(container, "by docker rm -f")
+        self.world.loop.world_later(0.01, self._forget, container)
+
+    def _forget(self, container: Container) -> None:
+        if container.state != "running" and self.containers.pop(container.id, None) is not None:
+            self.notify()
+
+    def terminate(self, container: Container) -> None:
+        """SIGTERM."""
+        process, runner = container.process, container.runner
+        if process is None or process.dead:
+            return
+        self.world.step("dockerd", f"SIGTERM to {container.id}")
+        if runner is not None:
+            self.world.loop.call_soon(runner.stop, context=process.context.copy())
+        else:
+            self.kill_now(container, "by SIGTERM before it listened")
+
+    def remove(self, container_id: str) -> None:
+        """Forget an ended one."""
+        container = self.containers.get(container_id)
+        if container is not None and container.state == "running":
+            raise NotConfirmedError(f"{container_id} lives.")
+        if container is not None:
+            self._forget(container)
+
+
+class SimHeartbeat:
+    """container_runner.heartbeat.Heartbeat with the virtual clock's time."""
+
+    def __init__(self, out_folder: Path, world: World) -> None:
+        self._path = out_folder / HEARTBEAT
+        self._world = world
+
+    def touch(self) -> None:
+        """Progress was made now."""
+        self._path.touch()
+        at = self._world.clock.now_ms() * 1_000_000
+        os.utime(self._path, ns=(at, at))
+
+
+class SimRuntime:
+    """daemon.containers.protocol.ContainerRuntime over a SimHost. A client of dockerd: it dies with its daemon."""
+
+    def __init__(self, host: SimHost, install_id: str) -> None:
+        self.name = "simulated"
+        self._host = host
+        self._world = host.world
+        self._install_id = install_id
+
+    async def check(self) -> None:
+        """Whether dockerd answers."""
+        await self._call("check")
+
+    async def spawn(self, spec: ContainerSpec) -> Running:
+        """Create, then start; a request that was sent goes on without us."""
+        world, loop = self._world, asyncio.get_running_loop()
+        await self._call("spawn")
+        world.step("daemon", f"asks for a container of {spec.session} as {spec.incarnation[-6:]}")
+        created: asyncio.Future[str] = loop.create_future()
+        world.loop.spawn(None, self._host.create(spec, created), "docker create")
+        await world.crash_point("spawn, with the creation asked for")
+        container_id = await self._answer(created)
+        await self._call(f"start {container_id}")
+        started: asyncio.Future[Running] = loop.create_future()
+        world.loop.spawn(None, self._host.start(container_id, started), "docker start")
+        await world.crash_point("spawn, with the start asked for")
+        running = await self._answer(started)
+        await world.crash_point("spawn, with the container running")
+        if world.chance(world.faults.spawn):
+            world.fault("start_unanswered", "dockerd")
+            raise RuntimeUnavailableError("dockerd was lost sight of after the start.")
+        return running
+
+    async def _answer(self, future: asyncio.Future[T]) -> T:
+        try:
+            with anyio.fail_after(_CALL_TIMEOUT_S):
+                return await future
+        except TimeoutError as error:
+            raise RuntimeUnavailableError("dockerd did not answer in time.") from error
+
+    async def find_started(self, incarnation: str) -> Running | None:
+        """As the Docker runtime does it: what was created and not started is removed."""
+        await self._call("find")
+        for container in list(self._host.containers.values()):
+            if container.spec.incarnation == incarnation:
+                if container.state != "created":
+                    return running_of(container)
+                self._host.withdraw(container)
+        return None
+
+    async def stop(self, container_id: str) -> None:
+        """SIGTERM."""
+        await self._call(f"stop {container_id}")
+        container = self._host.containers.get(container_id)
+        if container is not None and container.state == "running":
+            self._host.terminate(container)
+        await self._world.crash_point("stop")
+
+    async def kill(self, container_id: str) -> None:
+        """SIGKILL; a process in uninterruptible sleep takes its time."""
+        await self._call(f"kill {container_id}")
+        container = self._host.containers.get(container_id)
+        if container is not None and container.state == "running":
+            slow = self._world.chance(self._world.faults.unkillable)
+            if slow:
+                self._world.fault("unkillable", container_id)
+            delay = self._world.between(20, 90) if slow else self._world.between(0.0, 0.05)
+            self._world.loop.world_later(delay, self._host.kill_now, container, "by docker kill")
+        await self._world.crash_point("kill")
+
+    async def wait(self, container_id: str) -> Exit:
+        """Until dockerd confirms the exit."""
+        while True:
+            await anyio.lowlevel.checkpoint()
+            if self._host.available:
+                container = self._host.containers.get(container_id)
+                if container is None or container.state == "created":
+                    return Exit(code=None)
+                if container.state == "exited":
+                    assert container.exit is not None
+                    await self._world.crash_point("a confirmed exit")
+                    return container.exit
+            elif self._world.chance(0.2):
+                raise RuntimeUnavailableError("dockerd is away.")
+            with anyio.move_on_after(30.0):
+                await self._host.changed()
+
+    async def list_running(self) -> list[Running]:
+        """What runs, once dockerd answers."""
+        await self._call("list")
+        return [running_of(item) for item in self._host.running() if item.spec.install_id == self._install_id]
+
+    async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
+        """Nothing to read here."""
+        raise ContainerGoneError(container_id)
+
+    async def remove(self, container_id: str) -> None:
+        """Forget an exited one."""
+        await self._call(f"remove {container_id}")
+        self._host.remove(container_id)
+
+    async def aclose(self) -> None:
+        """Kills nothing."""
+
+    async def _call(self, what: str) -> None:
+        world = self._world
+        world.step("daemon", f"dockerd: {what}")
+        await world.crash_point(f"dockerd {what}")
+        slow = world.chance(world.faults.runtime_slow)
+        await anyio.sleep(world.between(1.0, _CALL_TIMEOUT_S) if slow else world.rng.expovariate(200.0))
+        if not self._host.available:
+            raise RuntimeUnavailableError("dockerd is away.")
+
+
+def running_of(container: Container) -> Running:
+    """As the listing has it."""
+    spec: Any = container.spec
+    return Running(
+        container.id, spec.agent, spec.session, spec.incarnation, spec.fingerprint, container.started_at
+    )

@@ -1,0 +1,131 @@
+"""Where the simulation reaches into the product: every seam in one place, put back afterwards.
+
+Nothing here changes what the code decides; only where time, chance, threads, files' failures and file events come from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import AsyncGenerator, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest import mock
+
+import anyio.to_thread
+import structlog
+
+import container_runner.loop
+import container_runner.store
+import container_runner.watch
+import daemon.app
+import daemon.bus.sessions
+import daemon.bus.watch
+import daemon.containers.factory
+import daemon.store.session_files
+import schema.connect
+import schema.ids
+from daemon.channels.protocol import ChannelContext
+from schema.connect import recover_outbound_journal
+from tests.simulation.disk import Disk, Threads
+from tests.simulation.loop import PROCESS
+from tests.simulation.receivers import TRAITS, Receivers, SimChannel, SimChannels
+from tests.simulation.world import World
+
+_DEFECTS = frozenset({"sweep_raised", "spawn_raised", "runner_crashed"})
+_EXPECTED = ("a defect of",)
+
+
+def watcher(world: World) -> Any:
+    """watchfiles.awatch over simulated file events."""
+
+    async def awatch(*folders: Any, stop_event: Any, **_: Any) -> AsyncGenerator[set[tuple[int, str]], None]:
+        changed = asyncio.Event()
+        names = [str(folder) for folder in folders]
+        for name in names:
+            world.watchers.setdefault(name, []).append(changed)
+
+        async def stop() -> None:
+            await stop_event.wait()
+            changed.set()
+
+        stopper = asyncio.ensure_future(stop())
+        try:
+            while True:
+                await changed.wait()
+                changed.clear()
+                if stop_event.is_set():
+                    return
+                # Which file it was is not remembered: an event is a hint, and the look costs the same.
+                yield {(2, f"{name}/x") for name in names}
+        finally:
+            stopper.cancel()
+            for name in names:
+                world.watchers[name].remove(changed)
+
+    return awatch
+
+
+@contextmanager
+def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
+    """The product in the simulation's hands, for one run."""
+    random_bytes = Random(f"ids {world.seed}")  # noqa: S311
+    threads = Threads(world)
+    awatch = watcher(world)
+
+    def build_channels(config: Any, clock: Any) -> SimChannels:
+        return SimChannels(
+            {
+                name: SimChannel(ChannelContext(name, receivers, world.root, clock, config.limits.max_content_bytes))
+                for name in TRAITS
+            }
+        )
+
+    def recover(folder: Path) -> bool:
+        process = PROCESS.get()
+        if process is not None:
+            disk._guard(folder / "outbound.db", "recovered the journal of")
+            world.counts["recoveries"] += 1
+        return recover_outbound_journal(folder)
+
+    seeded = Random(f"daemon {world.seed}")  # noqa: S311
+    with (
+        mock.patch.object(schema.ids, "os", types.SimpleNamespace(urandom=random_bytes.randbytes)),
+        mock.patch.object(schema.connect, "_connect", disk.connect),
+        mock.patch.object(daemon.store.session_files, "recover_outbound_journal", recover),
+        mock.patch.object(anyio.to_thread, "run_sync", threads.run_sync),
+        mock.patch.object(container_runner.loop, "run_sync", threads.run_sync),
+        mock.patch.object(container_runner.watch, "awatch", awatch),
+        mock.patch.object(daemon.bus.watch, "awatch", awatch),
+        mock.patch.object(daemon.bus.watch, "_POLL_S", world.rng.choice((0.5, 5.0, 20.0))),
+        mock.patch.object(daemon.app, "build_channels", build_channels),
+        mock.patch.object(daemon.app, "random", types.SimpleNamespace(Random=lambda: seeded)),
+        mock.patch.object(daemon.containers.factory, "source_digest", lambda: "simulated"),
+    ):
+        yield
+
+
+def configure_logs(world: World) -> None:
+    """Log events become lines of the trace; a logged defect is a finding."""
+
+    def processor(_: Any, level: str, event: dict[str, Any]) -> Any:
+        process = PROCESS.get()
+        name = event.pop("event", "")
+        if name in _DEFECTS:
+            import traceback  # noqa: PLC0415
+
+            text = traceback.format_exc(limit=-3)
+            world.broken(f"{name}: {text.strip()}")
+        if world.tracing:
+            fields = " ".join(f"{key}={value}" for key, value in event.items() if key not in ("exc_info", "hint"))
+            world.trace(process.name if process else "world", f"{level}: {name} {fields}")
+        raise structlog.DropEvent
+
+    structlog.configure(
+        processors=[processor],
+        wrapper_class=structlog.make_filtering_bound_logger("DEBUG" if world.tracing else "ERROR"),
+        logger_factory=structlog.ReturnLoggerFactory(),
+        cache_logger_on_first_use=False,
+    )

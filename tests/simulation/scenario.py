@@ -1,0 +1,231 @@
+"""What happens to the bus in one run: clients that insist on a yes, an operator, and a machine that misbehaves.
+
+Drawn from the seed before and while it runs. Calm again after `active_s`; the run then heals and is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+
+from daemon.channels.protocol import Accepted, Incoming
+from daemon.errors import IdConflictError
+from daemon.store.registry import Registry, SessionKey
+from daemon.store.session_files import SessionFiles
+from schema.connect import ReadLimits
+from schema.rows import Address
+from tests.simulation.agent import POISON
+from tests.simulation.bus import AGENTS, SimDaemon, session_root
+from tests.simulation.host import Container, SimHost
+from tests.simulation.receivers import TRAITS, Receivers
+from tests.simulation.world import World
+
+_PLACES: Final = ("room", "hall")
+
+
+@dataclass
+class Ledger:
+    """What the clients know: every message they sent, and those that the bus said yes to."""
+
+    sent: dict[tuple[SessionKey, str], Incoming] = field(default_factory=dict[tuple[SessionKey, str], Incoming])
+    accepted: dict[tuple[SessionKey, str], Accepted] = field(default_factory=dict[tuple[SessionKey, str], Accepted])
+    waiting: int = 0
+
+
+class Scenario:
+    """One run's events."""
+
+    def __init__(self, world: World, daemon: SimDaemon, host: SimHost, receivers: Receivers) -> None:
+        rng = world.rng
+        self.world = world
+        self.daemon = daemon
+        self.host = host
+        self.receivers = receivers
+        self.ledger = Ledger()
+        count = rng.choice((1, 1, 2, 3))
+        self.sessions = [SessionKey(AGENTS[number % 2], f"s{number}") for number in range(count)]
+        self.active_s = rng.choice((20.0, 60.0, 180.0, 400.0))
+        self.clock_back_ms = 0
+        self._chaos: list[Callable[[], None]] = [
+            item for item in self._every_chaos() if rng.random() < 0.4
+        ]  # some kinds and no others
+        self._chaos_every = rng.choice((8.0, 30.0, 120.0))
+
+    def prepare(self) -> None:
+        """Some sessions exist before the first message, with places they may write to."""
+        for key in self.sessions:
+            if self.world.rng.random() < 0.5:
+                files = SessionFiles(session_root(self.daemon.layout, key), ReadLimits())
+                registry = Registry(self.daemon.layout.central_db)
+                registry.activate(key, self.world.clock.now_ms())
+                files.create()
+                with files.inbound() as db, db.transaction():
+                    for number, channel in enumerate(self.world.rng.sample(sorted(TRAITS), 2)):
+                        db.execute(
+                            "INSERT INTO destinations(name, type, channel_type, platform_id) VALUES (?, 'channel', ?, ?)",
+                            (f"place{number}", channel, "elsewhere"),
+                        )
+
+    async def play(self) -> None:
+        """The active part."""
+        world = self.world
+        until = world.loop.time() + self.active_s
+        for number in range(world.rng.randrange(1, 9)):
+            world.loop.spawn(None, self._client(number, world.between(0, self.active_s * 0.7)), f"client {number}")
+        while world.loop.time() < until:
+            await anyio.sleep(min(world.rng.expovariate(1 / self._chaos_every), until - world.loop.time() + 0.001))
+            if self._chaos and world.loop.time() < until:
+                world.rng.choice(self._chaos)()
+
+    # --- clients
+
+    def _message(self, number: int) -> tuple[SessionKey, Incoming]:
+        world, rng = self.world, self.world.rng
+        key = rng.choice(self.sessions)
+        address = Address(rng.choice(sorted(TRAITS)), rng.choice(_PLACES), rng.choice((None, "t")))
+        kind = rng.random()
+        return key, Incoming(
+            agent=key.agent,
+            session=key.session,
+            content={"text": POISON if kind < 0.06 else f"m{number}"},
+            message_id=f"m{number}",
+            address=address,
+            trigger=not 0.06 <= kind < 0.14,
+            on_wake=0.14 <= kind < 0.2,
+            process_after=world.clock.now_ms() + int(world.between(-5, 60) * 1000) if 0.2 <= kind < 0.32 else None,
+            # Once a year: it is armed again once, and not due within the run.
+            recurrence="0 0 1 1 *" if 0.32 <= kind < 0.36 else None,
+        )
+
+    async def _client(self, number: int, after: float) -> None:
+        """Sends one message, under one id, until the bus says yes."""
+        world, ledger = self.world, self.ledger
+        ledger.waiting += 1
+        await anyio.sleep(after)
+        key, incoming = self._message(number)
+        ledger.sent[key, f"m{number}"] = incoming
+        while True:
+            answer: list[Accepted | Exception] = []
+            answered = anyio.Event()
+
+            def take(result: Accepted | Exception, answer: list[Accepted | Exception] = answer) -> None:
+                answer.append(result)
+                world.loop.world_later(0.001, answered.set)  # noqa: B023 - one event per round
+
+            sent = self.daemon.request(incoming, take)
+            world.step(f"client {number}", f"sends m{number} to {key}" + ("" if sent else ": nobody answers"))
+            with anyio.move_on_after(world.between(5, 40) if sent else 0.1):
+                await answered.wait()
+            if answer and isinstance(answer[0], Accepted):
+                break
+            if answer and isinstance(answer[0], IdConflictError):
+                world.broken(f"m{number} was refused as a conflict with itself")
+                break
+            await anyio.sleep(world.between(0.5, 10.0))
+        world.step(f"client {number}", f"has a yes for m{number}")
+        ledger.accepted[key, f"m{number}"] = answer[0]
+        ledger.waiting -= 1
+        if world.chance(0.15):  # a webhook that repeats itself
+            await anyio.sleep(world.between(0, 30))
+            self.daemon.request(incoming, lambda _: None)
+
+    # --- trouble
+
+    def _every_chaos(self) -> list[Callable[[], None]]:
+        return [
+            self._kill_daemon,
+            self._stop_daemon,
+            self._freeze_daemon,
+            self._kill_container,
+            self._freeze_container,
+            self._vanish_container,
+            self._dockerd_away,
+            self._dockerd_restart,
+            self._clock_jump,
+            self._receiver_down,
+            self._operator,
+            self._kill_both,
+        ]
+
+    def _container(self) -> Container | None:
+        running = self.host.running()
+        return self.world.rng.choice(running) if running else None
+
+    def _kill_daemon(self) -> None:
+        if self.daemon.process is not None:
+            self.world.fault("chaos_kill_daemon", "chaos")
+            self.world.kill(self.daemon.process, "at random")
+
+    def _kill_both(self) -> None:
+        self._kill_daemon()
+        self._kill_container()
+
+    def _stop_daemon(self) -> None:
+        self.world.counts["chaos_stop_daemon"] += 1
+        self.daemon.stop()
+
+    def _freeze_daemon(self) -> None:
+        if self.daemon.process is not None:
+            self.world.freeze(self.daemon.process, self.world.rng.choice((1.0, 20.0, 100.0, 600.0)))
+
+    def _kill_container(self) -> None:
+        if (container := self._container()) is not None:
+            self.world.fault("chaos_kill_container", "chaos", container.id)
+            self.host.kill_now(container, "at random", out_of_memory=self.world.rng.random() < 0.3)
+
+    def _freeze_container(self) -> None:
+        container = self._container()
+        if container is not None and container.process is not None:
+            self.world.freeze(container.process, self.world.rng.choice((1.0, 30.0, 100.0, 900.0)))
+
+    def _vanish_container(self) -> None:
+        if (container := self._container()) is not None:
+            self.world.fault("chaos_container_removed", "chaos", container.id)
+            self.host.vanish(container)
+
+    def _dockerd_away(self) -> None:
+        if self.host.available:
+            self.world.counts["chaos_dockerd_away"] += 1
+            self.host.set_available(False)
+            seconds = self.world.rng.choice((5.0, 40.0, 200.0, 200.0, 7200.0))
+            self.world.loop.world_later(seconds, self.host.set_available, True)
+
+    def _dockerd_restart(self) -> None:
+        """Without live-restore: every container ends."""
+        self._dockerd_away()
+        for container in self.host.running():
+            self.host.kill_now(container, "with dockerd")
+
+    def _clock_jump(self) -> None:
+        rng = self.world.rng
+        jump = rng.choice((-1, 1)) * rng.choice((500, 3_000, 60_000, 600_000, 3_600_000))
+        self.world.fault("clock_jump", "chaos", f"{jump} ms")
+        self.world.clock.offset_ms += jump
+        self.clock_back_ms += max(0, -jump)
+
+    def _receiver_down(self) -> None:
+        channel = self.world.rng.choice(sorted(TRAITS))
+        self.world.fault("receiver_outage", "chaos", channel)
+        self.receivers.down_until[channel] = self.world.loop.time() + self.world.rng.choice((10.0, 100.0, 600.0))
+
+    def _operator(self) -> None:
+        self.world.counts["operator"] += 1
+        self.daemon.operator(self.world.rng.choice(self.sessions), graceful=self.world.rng.random() < 0.5)
+
+    # --- and its end
+
+    def heal(self) -> None:
+        """Everything works from now on."""
+        self.world.step("world", "HEALS")
+        self.world.healing = True
+        self.world.faults.heal()
+        self.host.set_available(True)
+        self.receivers.down_until.clear()
+        for process in [self.daemon.process, *(item.process for item in self.host.running())]:
+            if process is not None:
+                self.world.thaw(process)
+        if self.daemon.process is None or self.daemon.process.dead:
+            self.daemon._restart()

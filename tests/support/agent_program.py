@@ -1,0 +1,109 @@
+"""An agent program that does what the message tells it. One turn on standard input; it knows nothing of the bus.
+
+say X - answers X · exit N - ends with code N · garbage - writes bytes that are no text · broken - a JSON line and then
+none · pid - answers its parent's pid, which is the runner · hang FILE - makes FILE, waits until FILE.go is there, and
+answers `done` · later MS X - answers X, to be delivered at the epoch millisecond · die N - kills the runner, until the
+counter in the file of its own folder is N · context - answers all it was given · look - answers
+what it can see and do here · eat N - takes N MiB of memory.
+"""
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> int:
+    turn = json.load(sys.stdin)
+    text = turn["messages"][-1]["content"]
+    text = text["text"] if "text" in text else json.dumps(text.get("body"))
+    verb, _, rest = text.partition(" ")
+    if verb == "exit":
+        print("it is over", file=sys.stderr)
+        return int(rest)
+    if verb == "garbage":
+        sys.stdout.buffer.write(b"\xff\xfe\x00\xff")
+    elif verb == "broken":
+        print('{"type": "message", "text": "first"}\nno JSON')
+    elif verb == "hang":
+        hang(Path(rest))
+    elif verb == "later":
+        due, _, words = rest.partition(" ")
+        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(int(due) / 1000)) + f".{int(due) % 1000:03d}Z"
+        print(json.dumps({"type": "message", "text": "at once"}))
+        print(json.dumps({"type": "message", "text": words, "deliver_after": when}))
+    elif verb == "die":
+        die(int(rest))
+    elif verb == "context":
+        print(json.dumps({"type": "message", "content": {"text": "seen", "messages": turn["messages"]}}))
+    elif verb == "look":
+        print(json.dumps({"type": "message", "content": {"text": "seen", **look()}}))
+    elif verb == "eat":
+        print(len(b"x" * (int(rest) * 1024**2)))
+    elif verb == "pid":
+        print(os.getppid())
+    else:
+        print(rest if verb == "say" else text)
+    return 0
+
+
+def hang(mark: Path) -> None:
+    mark.write_text(turn_id(), encoding="utf-8")
+    go = mark.with_name(mark.name + ".go")
+    deadline = time.monotonic() + 60
+    while not go.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print("done")
+
+
+def die(times: int) -> None:
+    """Kill the runner's whole process group, `times` times; the next turn lives."""
+    counter = Path("deaths")
+    count = int(counter.read_text()) if counter.exists() else 0
+    if count < times:
+        counter.write_text(str(count + 1))
+        os.killpg(os.getpgid(os.getppid()), signal.SIGKILL)
+        time.sleep(60)
+    print(f"died {count} times")
+
+
+def look() -> dict[str, object]:
+    """Who it is, what it imports from, and what the system lets it do."""
+    return {
+        "uid": os.getuid(),
+        "path": sys.path,
+        "executable": sys.executable,
+        "environ": dict(os.environ),
+        "importable": [
+            name for name in ("anyio", "structlog", "watchfiles", "container_runner", "schema") if found(name)
+        ],
+        "writable": [
+            name
+            for name in ("/workspace/in", "/workspace/out", "/workspace/agent", "/opt", "/tmp", "/")
+            if writes(name)
+        ],
+    }
+
+
+def found(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def writes(folder: str) -> bool:
+    try:
+        (Path(folder) / "inbound.db-journal").write_bytes(b"x")
+        (Path(folder) / "inbound.db-journal").unlink()
+    except OSError:
+        return False
+    return True
+
+
+def turn_id() -> str:
+    return f"{os.getpid()} {os.getppid()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""A clock that stands still until the test moves it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+START: Final = 1_800_000_000_000
+
+
+class MovedClock:
+    """`advance` lets time pass; `jump` sets the wall clock alone, as an operator or a resume from suspend does."""
+
+    def __init__(self, now_ms: int = START) -> None:
+        self._now_ms = now_ms
+        self._monotonic = 1000.0
+
+    def now_ms(self) -> int:
+        return self._now_ms
+
+    def monotonic(self) -> float:
+        return self._monotonic
+
+    def advance(self, seconds: float) -> None:
+        self._now_ms += int(seconds * 1000)
+        self._monotonic += seconds
+
+    def jump(self, seconds: float) -> None:
+        self._now_ms += int(seconds * 1000)

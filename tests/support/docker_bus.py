@@ -1,0 +1,51 @@
+"""Docker as the tests of the bus use it: the image built by the real command line, and looks at real containers."""
+
+import json
+import shutil
+import subprocess
+from typing import Any, Final
+
+from tests.support.agents import ECHO, PROGRAM, command_agent
+from tests.support.daemon import RealDaemon
+
+TMP_MARK: Final = "/workspace/agent"
+
+
+def docker(*arguments: str, stdin: str | None = None) -> str:
+    """What a docker command prints; it must succeed."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=120, check=False, input=stdin)
+    assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
+    return done.stdout.strip()
+
+
+def inspect(container: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(docker("inspect", container))[0]
+    return found
+
+
+def exists(container: str) -> bool:
+    done = subprocess.run(["docker", "inspect", container], capture_output=True, timeout=60, check=False)
+    return done.returncode == 0
+
+
+def agents(image: str) -> str:
+    """`prog` obeys (agent_program.py), `bare` does so with an ordinary interpreter, `small` in 48 MiB."""
+    path = f"{TMP_MARK}/{PROGRAM.name}"
+    return (
+        f'[docker]\nimage = "{image}"\n'
+        + ECHO
+        + command_agent("prog", ("python3", "-I", "-S", path))
+        + command_agent("bare", ("python3", path))
+        + command_agent("small", ("python3", "-I", "-S", path))
+        + f"memory_bytes = {48 * 1024**2}\n"
+    )
+
+
+def give_program(daemon: RealDaemon) -> None:
+    """Put the program where the agents' containers see it."""
+    for name in ("prog", "bare", "small"):
+        folder = daemon.data / "agents" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROGRAM, folder / PROGRAM.name)
+    for folder in (daemon.data, daemon.data / "agents"):
+        folder.chmod(0o700)

@@ -1,0 +1,86 @@
+"""One session whose container writes what it likes, and the host's own operations on it: what every hostile test does.
+
+`host_operations` is exactly what the daemon runs over a session's files. Nothing here starts a daemon or a container.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from daemon.bus.delivery_plan import ChannelTraits
+from daemon.bus.delivery_steps import Collected, Means, collect
+from daemon.config import Delivery
+from daemon.ops.session_reading import read_detail, read_life
+from daemon.store.session_files import SessionFiles
+from daemon.sweep.decide import Container, Policy
+from daemon.sweep.steps import Settings, Swept, finish_incarnation, sweep_files
+from schema.connect import ReadLimits
+from schema.layout import OUTBOUND_DB
+from tests.support.session_world import NOW, SessionWorld
+
+SETTINGS: Final = Settings(Policy())
+LIVE: Final = "01LIVE0000000000000000000A"
+CONTENT_BYTES: Final = 1024**2
+
+
+def means(*, content_bytes: int = CONTENT_BYTES) -> Means:
+    return Means(
+        channels={"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)},
+        config=Delivery(),
+        max_content_bytes=content_bytes,
+        held=frozenset(),
+        under_way=frozenset(),
+        jitter=0.5,
+    )
+
+
+class HostileSession(SessionWorld):
+    """A SessionWorld whose container's file may be replaced by anything."""
+
+    def __init__(self, root: Path, limits: ReadLimits | None = None, now: int = NOW) -> None:
+        super().__init__(root, now)
+        self.files = SessionFiles(root, limits or ReadLimits())
+        self.out = self.files.folder.outbox
+        self.database = self.out / OUTBOUND_DB
+
+    def write(self, *statements: str, params: tuple[Any, ...] = ()) -> None:
+        """SQL of the container's own choice, with no guard on it."""
+        connection = sqlite3.connect(self.database, isolation_level=None)
+        try:
+            for statement in statements:
+                connection.execute(statement, params)
+        finally:
+            connection.close()
+
+    def remake(self, *statements: str) -> None:
+        """A file of the container's own choice in place of the contract's."""
+        for path in self.out.glob(OUTBOUND_DB + "*"):
+            path.unlink()
+        self.write(*statements)
+
+    def collect(self, live: str | None = LIVE) -> Collected:
+        return collect(self.files, means(), live, self.now)
+
+    def sweep(self, *, running: bool = True) -> Swept:
+        container = Container(LIVE, self.now - 1000) if running else None
+        return sweep_files(self.files, container, self.now, SETTINGS, occupied=False, floor=0)
+
+    def finish(self, incarnation: str = LIVE, reason: str = "crashed") -> Any:
+        return finish_incarnation(self.files, incarnation, reason, self.now, SETTINGS)
+
+
+def host_operations(files: SessionFiles, limits: ReadLimits, now: int) -> dict[str, Callable[[], object]]:
+    """Everything that the daemon and the command line do with a session's files, by name. The container runs, then not."""
+    running = Container(LIVE, now - 1000)
+    sweep = partial(sweep_files, files, now=now, settings=SETTINGS, occupied=False, floor=0)
+    return {
+        "collect": partial(collect, files, means(), LIVE, now),
+        "sweep": partial(sweep, container=running),
+        "report": partial(read_detail, files.folder, 20, limits),
+        "life": partial(read_life, files.folder, "m1", limits),
+        "finish": partial(finish_incarnation, files, LIVE, "ceiling", now, SETTINGS),
+        "sweep with nothing running": partial(sweep, container=None),
+        "collect after": partial(collect, files, means(), None, now),
+    }

@@ -1,0 +1,180 @@
+"""A whole daemon in the test's process: `build_house` over a real folder, a fake host, fake channels and a moved clock.
+
+`HouseKit` outlives the houses it runs, as a machine outlives its daemons: leave `running()` and enter it again to restart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from daemon import app
+from daemon.bus.sessions import Session
+from daemon.channels.protocol import Accepted, Incoming
+from daemon.channels.registry import GROUP, find_types
+from daemon.config import Agent as AgentConfig
+from daemon.config import Config
+from daemon.containers.slots import Slot, Timings
+from daemon.data_folder import DataFolder
+from daemon.operations import DaemonOperations
+from daemon.store.registry import SessionKey, SessionRow
+from daemon.watchdog import Pulse
+from schema.connect import ReadLimits
+from schema.rows import Address
+from tests.support.clock import MovedClock
+from tests.support.fake_agent import Agent
+from tests.support.fake_channel import FakeChannel
+from tests.support.fake_runtime import FakeHost, FakeRuntime
+
+INSTALL = "01testinstall"
+AGENT = "helper"
+SECONDS = 10.0
+QUICK = Timings(probe_s=0.02, retry_s=0.01, retry_max_s=0.02)
+
+
+class HouseKit:
+    """What survives a daemon's restart, and the daemon that runs now."""
+
+    def __init__(self, root: Path, **tables: Any) -> None:
+        self.root = root
+        self.clock = MovedClock()
+        self.host = FakeHost(self.clock)
+        self.config = self.configure(**tables)
+        self.house: app.House
+        self.operations: DaemonOperations
+        self.runtime: FakeRuntime
+        self.tasks: TaskGroup
+        self.timings = QUICK
+
+    def configure(self, **tables: Any) -> Config:
+        """A configuration whose own intervals never come round; each table's keys may be overridden."""
+        base: dict[str, dict[str, Any]] = {
+            "runtime": {"kind": "process", "max_containers": 3, "stop_grace_s": 0.05, "kill_confirm_s": 0.2},
+            "sweep": {"interval_s": 3600.0, "full_pass_s": 3600.0, "session_timeout_s": 5.0},
+            "delivery": {"send_timeout_s": 5.0},
+            "channels": {"fake": {"type": "fake"}},
+        }
+        for name, table in tables.items():
+            base[name] = {**base.get(name, {}), **table} if name != "channels" else table
+        agents = base.pop("agents", None) or {AGENT: AgentConfig(), "other": AgentConfig(), "third": AgentConfig()}
+        return Config(data_dir=self.root, agents=agents, **base)  # pyright: ignore[reportArgumentType]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[app.House]:
+        """A daemon, from start-up to an orderly end."""
+        types = {**find_types(), "fake": EntryPoint("fake", "tests.support.fake_channel:FakeChannel", GROUP)}
+        pulse = Pulse(self.clock)
+        pulse.register("sweep", 30.0)
+        with DataFolder.open(self.root, self.clock) as folder:
+            self.runtime = FakeRuntime(INSTALL, self.host)
+            self.house = app.build_house(
+                self.config, folder, self.runtime, INSTALL, self.clock, pulse, timings=self.timings, types=types
+            )
+            async with anyio.create_task_group() as tasks:
+                self.tasks = tasks
+                with anyio.fail_after(SECONDS):
+                    self.operations = await app._start(self.house, tasks)
+                yield self.house
+                await self.stop()
+
+    async def stop(self, grace_s: float = 1.0) -> None:
+        """What `_main` does at SIGTERM."""
+        with anyio.fail_after(SECONDS):
+            await app.stop_house(self.house, self.tasks, grace_s)
+
+    def crash(self) -> None:
+        """The daemon ends at once, wherever it is."""
+        self.tasks.cancel_scope.cancel()
+
+    # --- as others
+
+    @property
+    def fake(self) -> FakeChannel:
+        """The fake channel of the running house."""
+        found = self.house.channels["fake"]
+        assert isinstance(found, FakeChannel)
+        return found
+
+    async def send(self, session: str = "main", text: str = "hello", *, agent: str = AGENT, **more: Any) -> Accepted:
+        """Accept a message that comes from the fake channel."""
+        address = more.pop("address", Address("fake", "room"))
+        return await self.house.ingress.accept(Incoming(agent, session, {"text": text}, address=address, **more))
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and whoever sleeps until an instant look again."""
+        self.clock.advance(seconds)
+        self.house.schedule._changed.set()
+
+    def agent(self, session: str = "main") -> Agent:
+        """The hands of the session's running container."""
+        made = Agent(self.host.of_session(session).spec, self.clock)
+        made.store.start()
+        return made
+
+    # --- looking
+
+    async def session(self, session: str = "main", agent: str = AGENT) -> Session:
+        return await self.house.sessions.get(SessionKey(agent, session))
+
+    def slot(self, session: str = "main", agent: str = AGENT) -> Slot | None:
+        return self.house.supervisor.slot(SessionKey(agent, session))
+
+    async def row(self, session: str = "main", agent: str = AGENT) -> SessionRow:
+        found = await self.house.sessions.central(lambda registry: registry.session(SessionKey(agent, session)))
+        assert found is not None
+        return found
+
+    async def inbound(
+        self, sql: str, *params: object, session: str = "main", agent: str = AGENT
+    ) -> list[dict[str, Any]]:
+        """Rows of a session's inbound.db."""
+        found = self.house.sessions.files_of(SessionKey(agent, session))
+
+        def read() -> list[dict[str, Any]]:
+            with found.inbound() as db:
+                return [dict(row) for row in db.all(sql, params)]
+
+        holder = await self.session(session, agent)
+        return await holder.call(read)
+
+    async def message(self, message_id: str, session: str = "main") -> dict[str, Any]:
+        return (await self.inbound("SELECT * FROM messages_in WHERE id = ?", message_id, session=session))[0]
+
+    async def started(self, session: str = "main") -> None:
+        """Until the session's container runs."""
+        await until(lambda: any(c.spec.session == session and c.exit is None for c in self.host.containers.values()))
+
+    async def gone(self, session: str = "main", agent: str = AGENT) -> None:
+        """Until the session's container is gone, and all that entails is done."""
+        await until(lambda: self.slot(session, agent) is None)
+
+    async def settle_collects(self) -> None:
+        """The same, but for sends under way."""
+        await until(lambda: not self.house.delivery._dirty)
+
+    async def settle(self) -> None:
+        """Until nothing the house does by itself is under way."""
+        await until(lambda: not self.house.delivery._dirty and not self.house.delivery.senders)
+        await until(lambda: not self.house.sweeper._busy)
+
+
+async def until(holds: Callable[[], bool], seconds: float = SECONDS) -> None:
+    """Poll with a deadline."""
+    with anyio.fail_after(seconds):
+        while not holds():  # noqa: ASYNC110 - what is waited for has no event of its own
+            await anyio.sleep(0.002)
+
+
+def text_of(content: str) -> Any:
+    """What an echo echoed."""
+    return json.loads(content)["echo"]["text"]
+
+
+LIMITS = ReadLimits()

@@ -1,0 +1,275 @@
+"""The way in: what is refused, what is idempotent, what wakes, and that nothing is half written."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from daemon.bus import ingress as ingress_module
+from daemon.channels.protocol import Incoming
+from daemon.errors import (
+    ContentError,
+    IdConflictError,
+    MessageError,
+    UnknownAgentError,
+    UnknownSessionError,
+)
+from daemon.store import messages
+from daemon.store.registry import Registry, SessionKey
+from daemon.store.session_files import SessionFiles
+from schema.errors import ClawbusError, InvalidNameError, StorageError
+from schema.rows import Address
+from tests.support.house_kit import AGENT, HouseKit, until
+
+pytestmark = [pytest.mark.anyio]
+
+
+@pytest.fixture
+async def kit(tmp_path: Path) -> AsyncGenerator[HouseKit]:
+    made = HouseKit(tmp_path / "data")
+    async with made.running():
+        yield made
+
+
+def deep() -> Any:
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"agent": "nobody"}, UnknownAgentError),
+        ({"agent": "../etc"}, InvalidNameError),
+        ({"session": ".."}, InvalidNameError),
+        ({"session": "a/b"}, InvalidNameError),
+        ({"session": ""}, InvalidNameError),
+        ({"session": "x" * 65}, InvalidNameError),
+        ({"session": "new", "create_session": False}, UnknownSessionError),
+        ({"message_id": "a/b"}, InvalidNameError),
+        ({"message_id": "a..b"}, InvalidNameError),
+        ({"message_id": "x" * 201}, InvalidNameError),
+        ({"message_id": ""}, InvalidNameError),
+        ({"content": {"a": float("nan")}}, ContentError),
+        ({"content": {"a": object()}}, ContentError),
+        ({"content": "\ud800"}, ContentError),
+        ({"content": "x" * 1024**2}, ContentError),
+        ({"content": deep()}, ContentError),
+        ({"kind": "shout"}, MessageError),
+        ({"recurrence": "often"}, MessageError),
+        ({"recurrence": "0 0 31 2 *"}, MessageError),
+        ({"process_after": 2**62}, MessageError),
+        ({"address": Address("fake", "\ud800")}, MessageError),
+        ({"address": Address("fake", "room", "x" * 1001)}, MessageError),
+        ({"address": Address("", "room")}, MessageError),
+    ],
+)
+async def test_a_refusal_is_typed_has_a_hint_and_stores_nothing(
+    kit: HouseKit, changes: dict[str, Any], error: type[ClawbusError]
+) -> None:
+    with pytest.raises(error) as caught:
+        await kit.house.ingress.accept(Incoming(**{"agent": AGENT, "session": "main", "content": "hi", **changes}))
+    assert caught.value.hint
+    assert await kit.house.sessions.central(lambda registry: registry.all_keys(None, 10)) == []
+    assert list((kit.root / "sessions").iterdir()) == []
+
+
+async def test_the_same_id_with_the_same_content_is_one_row(kit: HouseKit) -> None:
+    first = await kit.send(message_id="m1")
+    second = await kit.send(message_id="m1")
+    assert (first.duplicate, second.duplicate) == (False, True)
+    assert (first.seq, first.message_id) == (second.seq, second.message_id)
+    assert len(await kit.inbound("SELECT * FROM messages_in")) == 1
+    assert len(await kit.inbound("SELECT * FROM message_history WHERE event = 'accepted'")) == 1
+
+
+async def test_the_same_id_with_other_content_is_a_conflict_and_the_first_stands(kit: HouseKit) -> None:
+    await kit.send(text="first", message_id="m1")
+    with pytest.raises(IdConflictError):
+        await kit.send(text="second", message_id="m1")
+    [row] = await kit.inbound("SELECT content FROM messages_in")
+    assert row["content"] == '{"text": "first"}'
+
+
+async def test_a_duplicate_repairs_a_lost_wake(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lost(*_: Any) -> bool:
+        await anyio.lowlevel.checkpoint()
+        return False
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(kit.house.supervisor), "wake", lost)
+        await kit.send(message_id="m1")
+        await kit.settle()
+        await anyio.wait_all_tasks_blocked()
+    assert kit.host.spawns == 0
+    await kit.send(message_id="m1")
+    await kit.started()
+
+
+async def test_a_duplicate_of_a_finished_message_wakes_nothing(kit: HouseKit) -> None:
+    await kit.send(message_id="m1")
+    await kit.started()
+    agent = kit.agent()
+    batch = agent.claim()
+    assert batch is not None
+    agent.answer(batch)
+    kit.host.exit_now(kit.host.of_session("main").id)
+    await kit.gone()
+    assert (await kit.message("m1"))["status"] == "completed"
+    assert (await kit.send(message_id="m1")).duplicate is True
+    await kit.house.sweeper.tick()
+    await kit.settle()
+    await anyio.wait_all_tasks_blocked()
+    assert kit.host.spawns == 1
+
+
+async def test_concurrent_accepts_get_unique_even_seqs(kit: HouseKit) -> None:
+    seqs: list[int] = []
+
+    async def send(number: int) -> None:
+        seqs.append((await kit.send(text=str(number), message_id=f"m{number % 40}")).seq)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(40):
+            tasks.start_soon(send, number)
+    assert sorted(seqs) == [2 * number for number in range(1, 41)]
+
+
+async def test_concurrent_first_messages_make_one_session(kit: HouseKit) -> None:
+    async with anyio.create_task_group() as tasks:
+        for number in range(20):
+            tasks.start_soon(kit.send, "fresh", str(number))
+    assert len(await kit.inbound("SELECT * FROM messages_in", session="fresh")) == 20
+
+
+async def test_a_scheduled_message_wakes_at_its_time(kit: HouseKit) -> None:
+    await kit.send(process_after=kit.clock.now_ms() + 60_000)
+    await kit.house.sweeper.tick()
+    await kit.settle()
+    await anyio.wait_all_tasks_blocked()
+    assert kit.host.spawns == 0
+    kit.advance(59)
+    await anyio.wait_all_tasks_blocked()
+    assert kit.host.spawns == 0
+    kit.advance(2)
+    await kit.started()
+
+
+async def test_a_scheduled_message_wakes_at_its_time_after_a_restart_and_a_jump_of_the_clock(tmp_path: Path) -> None:
+    kit = HouseKit(tmp_path / "data")
+    async with kit.running():
+        await kit.send(process_after=kit.clock.now_ms() + 3_600_000)
+        await kit.house.sweeper.tick()
+        await kit.settle()
+        assert len(kit.house.sessions) == 0, "an idle session is a row, not an object"
+        row = await kit.row()
+        assert (row.active, row.next_due_at) == (False, kit.clock.now_ms() + 3_600_000)
+    async with kit.running():
+        await kit.settle()
+        kit.clock.jump(-7200)
+        kit.advance(1)
+        await anyio.wait_all_tasks_blocked()
+        assert kit.host.spawns == 0
+        kit.clock.jump(4 * 3600)
+        kit.advance(1)
+        await kit.started()
+
+
+async def test_context_does_not_wake_and_does_not_move_the_route(kit: HouseKit) -> None:
+    await kit.send(trigger=False, address=Address("fake", "elsewhere"))
+    await kit.house.sweeper.tick()
+    await kit.settle()
+    await anyio.wait_all_tasks_blocked()
+    assert kit.host.spawns == 0
+    assert await kit.inbound("SELECT * FROM session_routing") == []
+    await kit.send()
+    await kit.started()
+
+
+async def test_a_full_disk_is_an_error_and_nothing_is_half_written(
+    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await kit.send(message_id="m1")
+
+    def full(*_: Any) -> None:
+        raise StorageError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(messages, "set_routing", full)  # after the row and its history were written
+        with pytest.raises(StorageError):
+            await kit.send(message_id="m2")
+    assert [row["id"] for row in await kit.inbound("SELECT id FROM messages_in")] == ["m1"]
+    assert await kit.inbound("SELECT * FROM message_history WHERE message_id = 'm2'") == []
+    assert (await kit.send(message_id="m2")).duplicate is False
+
+
+@pytest.mark.parametrize("where", ["folder", "registry"])
+async def test_a_session_that_could_not_be_made_can_be_made_later(
+    kit: HouseKit, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise StorageError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            SessionFiles if where == "folder" else Registry, "create" if where == "folder" else "activate", full
+        )
+        with pytest.raises(StorageError):
+            await kit.send("fresh")
+        assert await kit.house.sessions.central(lambda registry: registry.session(SessionKey(AGENT, "fresh"))) is None
+    await kit.send("fresh")
+    await kit.started("fresh")
+
+
+async def test_a_session_is_recorded_as_active_before_its_first_row_of_work(
+    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await kit.send(message_id="m1", trigger=False)
+    await kit.house.sweeper.tick()
+    assert (await kit.row()).active is False
+    seen: list[bool] = []
+    real = ingress_module.store
+
+    def looked(*arguments: Any) -> Any:
+        row = Registry(kit.root / "central.db").session(SessionKey(AGENT, "main"))
+        assert row is not None
+        seen.append(row.active)
+        return real(*arguments)
+
+    monkeypatch.setattr(ingress_module, "store", looked)
+    await kit.send(message_id="m2")
+    assert seen == [True]
+
+
+async def test_a_message_that_waits_for_the_sweep_to_retire_its_session_is_work_again(kit: HouseKit) -> None:
+    await kit.send(trigger=False)
+    session = await kit.session()
+    await kit.settle()
+    async with anyio.create_task_group() as tasks, session.lock:
+        tasks.start_soon(kit.house.sweeper.sweep, session.key)
+        await until(lambda: session.lock.statistics().tasks_waiting == 1)
+        tasks.start_soon(kit.send)
+        await until(lambda: session.lock.statistics().tasks_waiting == 2)
+        # The sweep retires it, then the accept activates it: it must be among those with work.
+    assert session in list(kit.house.sessions)
+    assert (await kit.row()).active is True
+
+
+async def test_a_session_whose_folder_was_deleted_is_an_error_and_disturbs_nobody(kit: HouseKit) -> None:
+    import shutil  # noqa: PLC0415
+
+    await kit.send("broken")
+    await kit.started("broken")
+    shutil.rmtree(kit.root / "sessions" / AGENT / "broken")
+    kit.host.exit_now(kit.host.of_session("broken").id, 1)
+    with pytest.raises(StorageError):
+        await kit.send("broken")
+    await kit.house.sweeper.tick()
+    await kit.send("fine")
+    await kit.started("fine")

@@ -1,0 +1,241 @@
+"""The local channel: woken by the commit, never by a clock; one commit for many; no delivery before its row is there."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from daemon.channels.local import LocalChannel
+from daemon.channels.protocol import Receipt
+from daemon.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.store.mailbox import Mailbox, MailboxEntry, NewEntry
+from schema.errors import FileBusyError, StorageError
+from tests.support.channels import SetClock, build, outgoing
+
+pytestmark = pytest.mark.anyio
+FAR = 30.0
+
+
+@pytest.fixture
+def channel(tmp_path: Path) -> LocalChannel:
+    return build(LocalChannel, "local", {}, tmp_path, SetClock())
+
+
+class HeldMailbox(Mailbox):
+    """Commits when a test lets it, and counts commits."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.go = threading.Event()
+        self.entered = threading.Event()
+        self.groups: list[int] = []
+        self.errors: list[Exception] = []
+        self.bad = ""
+
+    def put_many(self, entries: Sequence[NewEntry]) -> list[int]:
+        self.entered.set()
+        assert self.go.wait(FAR)
+        self.groups.append(len(entries))
+        if self.errors:
+            raise self.errors.pop(0)
+        if self.bad in {entry.message_out_id for entry in entries}:
+            raise StorageError("a bad entry")
+        return super().put_many(entries)
+
+
+@pytest.fixture
+def held(channel: LocalChannel, tmp_path: Path) -> HeldMailbox:
+    mailbox = HeldMailbox(tmp_path / "mailbox.db")
+    channel._mailbox = mailbox
+    channel._group._mailbox = mailbox
+    return mailbox
+
+
+async def settle() -> None:
+    """Let every task go as far as it can."""
+    await anyio.wait_all_tasks_blocked()
+
+
+async def test_deliver_returns_only_after_the_commit(channel: LocalChannel, held: HeldMailbox) -> None:
+    receipts: list[Receipt] = []
+
+    async def deliver() -> None:
+        receipts.append(await channel.deliver(outgoing()))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(deliver)
+        assert await anyio.to_thread.run_sync(held.entered.wait, FAR)
+        assert receipts == []
+        held.go.set()
+    assert receipts == [Receipt("1")]
+
+
+async def test_what_comes_during_a_commit_shares_the_next_one(channel: LocalChannel, held: HeldMailbox) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(channel.deliver, outgoing(message_out_id="first"))
+        assert await anyio.to_thread.run_sync(held.entered.wait, FAR)
+        for number in range(300):
+            tasks.start_soon(channel.deliver, outgoing(message_out_id=f"out-{number}"))
+        await settle()
+        held.go.set()
+    assert held.groups == [1, 256, 44]
+    assert len(await channel.read("me", 0, 1000)) == 301
+
+
+async def test_a_cancelled_delivery_takes_nobody_along(channel: LocalChannel, held: HeldMailbox) -> None:
+    leader = anyio.CancelScope()
+
+    async def lead() -> None:
+        with leader:
+            await channel.deliver(outgoing(message_out_id="leader"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lead)
+        assert await anyio.to_thread.run_sync(held.entered.wait, FAR)
+        tasks.start_soon(channel.deliver, outgoing(message_out_id="follower"))
+        await settle()
+        leader.cancel()
+        held.go.set()
+    assert {entry.message_out_id for entry in await channel.read("me", 0)} == {"leader", "follower"}
+
+
+async def test_one_bad_entry_does_not_hold_back_its_neighbours(channel: LocalChannel, held: HeldMailbox) -> None:
+    held.bad = "b"
+    failed: list[str] = []
+
+    async def deliver(name: str) -> None:
+        try:
+            await channel.deliver(outgoing(message_out_id=name))
+        except TransientDeliveryError:
+            failed.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(deliver, "first")
+        assert await anyio.to_thread.run_sync(held.entered.wait, FAR)
+        for name in ("a", "b", "c"):
+            tasks.start_soon(deliver, name)
+        await settle()
+        held.go.set()
+    assert failed == ["b"]
+    assert {entry.message_out_id for entry in await channel.read("me", 0)} == {"first", "a", "c"}
+    assert held.groups == [1, 3, 1, 1, 1]
+
+
+async def test_a_busy_file_is_transient_for_all_and_tried_once(channel: LocalChannel, held: HeldMailbox) -> None:
+    held.errors = [FileBusyError("locked")]
+    held.go.set()
+    with pytest.raises(TransientDeliveryError, match="locked"):
+        await channel.deliver(outgoing())
+    assert held.groups == [1]
+    assert await channel.deliver(outgoing()) == Receipt("1")
+
+
+async def test_a_waiter_is_woken_by_the_commit(channel: LocalChannel) -> None:
+    got: list[list[MailboxEntry]] = []
+
+    async def wait() -> None:
+        got.append(await channel.wait_new("me", 0, FAR))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(wait)
+        await settle()
+        await channel.deliver(outgoing(place="other"))
+        await settle()
+        assert got == []
+        await channel.deliver(outgoing(message_out_id="mine"))
+    assert [[entry.message_out_id for entry in entries] for entries in got] == [["mine"]] * 3
+    assert channel._bells._bells == {}
+
+
+async def test_what_is_there_is_returned_at_once(channel: LocalChannel) -> None:
+    await channel.deliver(outgoing())
+    assert len(await channel.wait_new("me", 0, 0)) == 1
+    assert (await channel.wait_reply("a", "s", "in-1", -1)) is not None
+
+
+async def test_a_wait_ends_with_nothing(channel: LocalChannel) -> None:
+    assert await channel.wait_new("me", 0, 0.01) == []
+    assert await channel.wait_reply("a", "s", "in-1", 0.01) is None
+    assert channel._bells._bells == {}
+
+
+async def test_a_waiter_does_not_read_the_file_while_it_waits(
+    channel: LocalChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    real = channel._mailbox.read
+    monkeypatch.setattr(channel._mailbox, "read", lambda *args: reads.append("read") or real(*args))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(channel.wait_new, "me", 0, FAR)
+        while not reads:
+            await settle()
+        await settle()
+        await channel.deliver(outgoing(place="other"))
+        await channel.deliver(outgoing(message_out_id="mine"))
+    assert reads == ["read", "read"]
+
+
+async def test_an_answer_between_look_and_wait_is_not_missed(
+    channel: LocalChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit happens after the waiter's look has read nothing and before the waiter sleeps."""
+    real = channel.read
+    looks = 0
+
+    async def read(mailbox: str, after: int, limit: int = 100) -> list[MailboxEntry]:
+        nonlocal looks
+        looks += 1
+        found = await real(mailbox, after, limit)
+        if looks == 1:
+            await channel.deliver(outgoing())
+        return found
+
+    monkeypatch.setattr(channel, "read", read)
+    with anyio.fail_after(FAR):
+        assert len(await channel.wait_new("me", 0, FAR * 2)) == 1
+
+
+@pytest.mark.parametrize("message_id", ["in-1", "in-2", "in-3"])
+async def test_a_reply_to_a_batch_answers_each_of_its_messages(channel: LocalChannel, message_id: str) -> None:
+    got: list[MailboxEntry | None] = []
+
+    async def wait() -> None:
+        got.append(await channel.wait_reply("a", "s", message_id, FAR))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await settle()
+        await channel.deliver(outgoing(message_out_id="no", in_reply_to="in-9"))
+        await channel.deliver(outgoing(message_out_id="no", session="z", content='{"answers":["in-1","in-2","in-3"]}'))
+        await settle()
+        assert got == []
+        content = json.dumps({"text": "all", "answers": ["in-2", 7, None, "../x", {}, "in-3"]})
+        await channel.deliver(outgoing(in_reply_to="in-1", content=content))
+    assert [entry.message_out_id if entry else None for entry in got] == ["out-1"]
+
+
+@pytest.mark.parametrize("content", ["[]", "7", '"answers"', '{"answers": "in-2"}', '{"answers": {"in-2": 1}}'])
+async def test_any_json_is_content(channel: LocalChannel, content: str) -> None:
+    await channel.deliver(outgoing(content=content))
+    assert await channel.wait_reply("a", "s", "in-2", 0) is None
+    assert [entry.content for entry in await channel.read("me", 0)] == [content]
+
+
+@pytest.mark.parametrize("place", ["", "x" * 201, "a\nb", "a\0b", "\ud800"])
+async def test_a_bad_mailbox_name_is_permanent(channel: LocalChannel, place: str) -> None:
+    with pytest.raises(PermanentDeliveryError):
+        await channel.deliver(outgoing(place=place))
+
+
+async def test_a_new_process_finds_what_the_old_one_delivered(channel: LocalChannel, tmp_path: Path) -> None:
+    await channel.deliver(outgoing())
+    again: LocalChannel = build(LocalChannel, "local", {}, tmp_path, SetClock())
+    assert [entry.message_out_id for entry in await again.wait_new("me", 0, 0)] == ["out-1"]
+    assert await again.deliver(outgoing(attempt=2)) == Receipt("1")

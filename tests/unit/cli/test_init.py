@@ -1,0 +1,193 @@
+"""`clawbus init`, `config check` and what `run` checks before the daemon starts."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from daemon.cli.guard import check_foreign_packages
+from daemon.cli.main import main
+from daemon.config import Config, load_config
+from daemon.errors import ForeignPackageError
+from tests.support.command_line import Answer, CommandLine
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> "tuple[Path, Run]":
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CLAWBUS_CONFIG", raising=False)
+    return tmp_path, Run(capfd)
+
+
+class Run:
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+
+    def __call__(self, *arguments: str) -> Answer:
+        code = main(list(arguments))
+        out, err = self._capfd.readouterr()
+        return Answer(code, out, err)
+
+
+def test_it_writes_a_configuration_that_is_valid(fresh: tuple[Path, Run]) -> None:
+    folder, run = fresh
+    result = run("init", "--runtime", "process").result
+    assert result["config"] == str(folder / "clawbus.toml")
+    config = load_config(folder / "clawbus.toml")
+    assert (config.runtime.kind, list(config.agents), config.data_dir) == ("process", ["echo"], folder / "clawbus-data")
+    assert config.data_dir.is_dir()
+    assert config.data_dir.stat().st_mode & 0o077 == 0
+
+
+def test_what_it_writes_beside_a_key_is_its_default(fresh: tuple[Path, Run]) -> None:
+    folder, run = fresh
+    run("init")
+    written = load_config(folder / "clawbus.toml").model_dump(exclude={"data_dir", "agents"})
+    assert written == Config().model_dump(exclude={"data_dir", "agents"})
+
+
+def test_docker_s_next_step_is_the_image(fresh: tuple[Path, Run]) -> None:
+    _, run = fresh
+    assert run("init").envelope["next_actions"][0]["command"] == "clawbus image build"
+
+
+def test_places_are_chosen_and_named_in_the_next_steps(fresh: tuple[Path, Run]) -> None:
+    folder, run = fresh
+    file, data = folder / "etc" / "c.toml", folder / "elsewhere" / 'quo"te'
+    envelope = run("init", "--config", str(file), "--data", str(data)).envelope
+    assert load_config(file).data_dir == data
+    assert envelope["next_actions"][-1]["command"].startswith(f"clawbus send --config {file} ")
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_it_never_overwrites(fresh: tuple[Path, Run], kind: str) -> None:
+    folder, run = fresh
+    if kind == "file":
+        (folder / "clawbus.toml").write_text("mine")
+    else:
+        (folder / "clawbus.toml").symlink_to(folder / "target")
+    answer = run("init")
+    assert (answer.code, answer.envelope["error"]["code"]) == (1, "EXISTS")
+    assert not (folder / "target").exists()
+    assert kind == "link" or (folder / "clawbus.toml").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_is_told(fresh: tuple[Path, Run]) -> None:
+    folder, run = fresh
+    (folder / "file").write_text("")
+    answer = run("init", "--config", str(folder / "file" / "c.toml"))
+    assert answer.code == 1
+    assert answer.envelope["error"]["code"] in ("NOT_WRITABLE", "EXISTS")
+
+
+class TestConfigCheck:
+    def test_a_good_one(self, cli: CommandLine) -> None:
+        result = cli("config", "check").result
+        assert (result["runtime"], result["agents"]) == ("process", {"echo": "echo"})
+
+    def test_a_typo_is_named(self, cli: CommandLine) -> None:
+        cli.config.write_text("[runtime]\nmax_container = 3\n")
+        answer = cli("config", "check")
+        assert (answer.code, answer.envelope["error"]["code"]) == (1, "CONFIG_INVALID")
+        assert "max_containers" in answer.envelope["error"]["message"]
+
+    def test_it_shows_no_secret(self, cli: CommandLine) -> None:
+        cli.config.write_text('[agents.a]\nenv = { KEY = "hush" }\n[channels.webhook]\nsecret = "hush"\n')
+        assert "hush" not in cli("config", "check").out
+
+    def test_a_socket_path_that_is_too_long(self, cli: CommandLine) -> None:
+        assert cli("config", "check", "--data", "/" + "x" * 200).envelope["error"]["code"] == "SOCKET_PATH"
+
+
+class TestRun:
+    @pytest.fixture
+    def app(self, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+        """A daemon that ends at once, with the code in `ends_with`."""
+        module = ModuleType("daemon.app")
+        module.__dict__["ends_with"] = 0
+        module.__dict__["seen"] = []
+
+        def run(config: Config, reload: object = None) -> int:
+            module.__dict__["seen"].append(config)
+            return int(module.__dict__["ends_with"])
+
+        module.__dict__["run"] = run
+        monkeypatch.setitem(sys.modules, "daemon.app", module)
+        monkeypatch.setattr("daemon.app", module, raising=False)
+        return module
+
+    def test_it_gets_the_configuration_and_ends_silently(self, cli: CommandLine, app: ModuleType) -> None:
+        answer = cli("run", "--data", "/somewhere")
+        assert (answer.code, answer.out) == (0, "")
+        assert app.__dict__["seen"][0].data_dir == Path("/somewhere")
+
+    def test_an_envelope_for_who_asks(self, cli: CommandLine, app: ModuleType) -> None:
+        assert cli("run", "--json").result == {"exit_code": 0}
+
+    def test_its_exit_code_is_the_daemon_s(self, cli: CommandLine, app: ModuleType) -> None:
+        app.__dict__["ends_with"] = 7
+        answer = cli("run")
+        assert (answer.code, answer.envelope["error"]["code"]) == (7, "DAEMON_FAILED")
+
+    def test_it_refuses_beside_a_foreign_package(
+        self, cli: CommandLine, app: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        install(tmp_path, "other", {"top_level.txt": "schema\n"})
+        monkeypatch.syspath_prepend(tmp_path)
+        assert cli("run").envelope["error"]["code"] == "FOREIGN_PACKAGE"
+        assert app.__dict__["seen"] == []
+
+
+def install(folder: Path, name: str, files: dict[str, str]) -> None:
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    for file, text in files.items():
+        (info / file).write_text(text)
+
+
+class TestGuard:
+    def test_this_environment_is_ours_alone(self) -> None:
+        check_foreign_packages()
+
+    @pytest.mark.parametrize(
+        "files",
+        [
+            {"top_level.txt": "schema\n"},
+            {"RECORD": "daemon/__init__.py,,\nother/x.py,,\n"},
+            {"RECORD": "schema.py,,\n"},
+            {"RECORD": "container_runner/x.py,,\n", "top_level.txt": "container_runner"},
+        ],
+    )
+    def test_a_foreign_distribution_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
+    ) -> None:
+        install(tmp_path, "python-other", files)
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ForeignPackageError, match="python-other") as caught:
+            check_foreign_packages()
+        assert "pip uninstall python-other" in caught.value.hint
+
+    @pytest.mark.parametrize(
+        "files",
+        [
+            {"top_level.txt": "schemata\ndaemonize\n"},
+            {"RECORD": "lib/schema/__init__.py,,\ndaemon-1.0.dist-info/METADATA,,\n"},
+            {},
+        ],
+    )
+    def test_others_may_stay(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
+        install(tmp_path, "harmless", files)
+        monkeypatch.syspath_prepend(tmp_path)
+        check_foreign_packages()
+
+    def test_a_broken_installation_is_passed_over(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "broken-1.0.dist-info").mkdir()
+        monkeypatch.syspath_prepend(tmp_path)
+        check_foreign_packages()
+
+
+def test_the_envelope_names_the_command(cli: CommandLine) -> None:
+    assert json.loads(cli("config", "check").out)["command"] == "config check"

@@ -1,0 +1,137 @@
+"""status, sessions, session show, mailbox and logs: from the daemon, and from the files when it is down."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from daemon.store.mailbox import Mailbox, NewEntry
+from schema.connect import open_owner
+from schema.layout import SessionFolder
+from schema.migrate import Role
+from tests.support.command_line import CommandLine
+from tests.support.fake_operations import NOW, FakeOperations
+
+
+@pytest.fixture
+def files(home: Path) -> Path:
+    """A data folder with one session whose message failed, its text full of control bytes."""
+    data = home / "data"
+    with open_owner(data / "central.db", Role.CENTRAL) as db, db.transaction():
+        db.execute("INSERT INTO install VALUES (1, 'install', ?)", (NOW,))
+        db.execute("INSERT INTO sessions(agent, session, created_at, active) VALUES ('echo', 'demo', ?, 0)", (NOW,))
+        db.execute(
+            "INSERT INTO incarnations(id, agent, session, runtime, fingerprint, created_at, ended_at, exit_code, end_reason)"
+            " VALUES ('inc-1', 'echo', 'demo', 'process', 'f', ?, ?, 3, 'exited')",
+            (NOW, NOW + 5),
+        )
+    folder = SessionFolder(data / "sessions" / "echo" / "demo")
+    folder.inbox.mkdir(parents=True)
+    folder.outbox.mkdir()
+    with open_owner(folder.inbound_db, Role.INBOUND) as db, db.transaction():
+        db.execute(
+            "INSERT INTO messages_in(id, seq, kind, timestamp, status, tries, content)"
+            " VALUES ('m1', 2, 'chat', '2025-11-13T02:13:20.000Z', 'failed', 5, ?)",
+            (json.dumps({"text": "\x1b[2Jevil\x07"}),),
+        )
+        db.execute("INSERT INTO message_history(message_id, event, at) VALUES ('m1', 'accepted', ?)", (NOW,))
+        db.execute(
+            "INSERT INTO message_history(message_id, event, at, detail) VALUES ('m1', 'failed', ?, ?)",
+            (NOW + 9, json.dumps({"reason": "tries_exhausted"})),
+        )
+    Mailbox(data / "mailbox.db").put_many(
+        [
+            NewEntry(
+                "cli",
+                f"out-{number}",
+                "echo",
+                "demo",
+                f"m{number}",
+                "chat",
+                None,
+                '{"text": "\\u001b]0;x\\u0007hi"}',
+                NOW,
+            )
+            for number in (1, 2, 3)
+        ]
+    )
+    return data
+
+
+class TestFromTheFiles:
+    def test_status(self, cli: CommandLine, files: Path) -> None:
+        result = cli("status").result
+        assert result["source"] == "files"
+        assert result["sessions"] == {"total": 1, "idle": 1}
+        assert result["queues"]["dead_letters"] == 1
+        assert result["attention"][0]["explanation"] == "Message m1 was given up after 5 tries: tries_exhausted."
+        assert "down (read from the files)" in cli("status", "--pretty").out
+
+    def test_sessions(self, cli: CommandLine, files: Path) -> None:
+        result = cli("sessions").result
+        assert (result["source"], result["sessions"][0]["failed"]) == ("files", 1)
+        assert "echo/demo" in cli("sessions", "--pretty").out
+
+    @pytest.mark.parametrize("named", [("echo", "demo"), ("echo/demo",)])
+    def test_session_show(self, cli: CommandLine, files: Path, named: tuple[str, ...]) -> None:
+        result = cli("session", "show", *named).result
+        assert (result["source"], result["state"], result["messages"][0]["id"]) == ("files", "idle", "m1")
+        assert result["incarnations"][0]["exit_code"] == 3
+
+    def test_session_show_for_people_has_no_raw_control_byte(self, cli: CommandLine, files: Path) -> None:
+        answer = cli("session", "show", "echo/demo", "--pretty")
+        assert answer.code == 0
+        assert "evil\\x07" in answer.out
+        assert not {character for character in answer.out if ord(character) < 32} - {"\n"}
+
+    def test_the_life_of_a_message(self, cli: CommandLine, files: Path) -> None:
+        life = cli("session", "show", "echo/demo", "--message", "m1").result["life"]
+        assert [event["event"] for event in life] == ["accepted", "failed"]
+        assert "tries_exhausted" in cli("session", "show", "echo", "demo", "-m", "m1", "--pretty").out
+        unknown = cli("session", "show", "echo", "demo", "-m", "m9")
+        assert unknown.envelope["error"]["code"] == "UNKNOWN_MESSAGE"
+
+    def test_mailbox(self, cli: CommandLine, files: Path) -> None:
+        result = cli("mailbox", "--limit", "2").result
+        assert (result["source"], [entry["cursor"] for entry in result["entries"]]) == ("files", [1, 2])
+        rest = cli("mailbox", "cli", "--after", str(result["next_after"])).result
+        assert [entry["message_out_id"] for entry in rest["entries"]] == ["out-3"]
+        assert cli("mailbox", "other").result["entries"] == []
+
+    def test_mailbox_for_people_has_no_raw_control_byte(self, cli: CommandLine, files: Path) -> None:
+        answer = cli("mailbox", "--pretty")
+        assert "\x1b" not in answer.out
+        assert "hi" in answer.out
+
+    def test_an_unknown_session(self, cli: CommandLine, files: Path) -> None:
+        answer = cli("session", "show", "echo", "nothing")
+        assert (answer.code, answer.envelope["error"]["code"]) == (1, "UNKNOWN_SESSION")
+
+    def test_no_data_folder_at_all(self, cli: CommandLine) -> None:
+        for command in ("status", "sessions"):
+            assert cli(command).envelope["error"]["code"] == "DATA_FOLDER"
+
+
+class TestFromTheDaemon:
+    def test_status(self, cli: CommandLine, operations: FakeOperations) -> None:
+        assert cli("status").result["source"] == "daemon"
+        shown = cli("status", "--pretty")
+        assert "degraded: docker" in shown.out
+        assert "3 waiting" in shown.out
+        assert "Message m1 was given up." in shown.out  # and its escape sequence is gone
+        assert "\x1b" not in shown.out
+
+    def test_sessions(self, cli: CommandLine, operations: FakeOperations) -> None:
+        assert cli("sessions").result["sessions"][0]["state"] == "running"
+
+    def test_acting_on_a_session(self, cli: CommandLine, operations: FakeOperations) -> None:
+        assert cli("session", "stop", "echo/s").result["stopping"] is True
+        assert cli("session", "kill", "echo", "s", "--reason", "why").result["exit_code"] == 137
+        assert cli("session", "release", "echo", "s").result["released"] is False
+        assert operations.actions == [("stop", "echo", "s"), ("kill", "echo", "s", "why"), ("release", "echo", "s")]
+        assert "not in quarantine" in cli("session", "release", "echo", "s", "--pretty").out
+        assert cli("session", "kill", "echo", "stuck").envelope["error"]["code"] == "EXIT_NOT_CONFIRMED"
+
+    def test_acting_needs_the_daemon(self, cli: CommandLine) -> None:
+        for action in ("stop", "kill", "release"):
+            assert cli("session", action, "echo", "s").envelope["error"]["code"] == "DAEMON_DOWN"
