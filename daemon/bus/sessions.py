@@ -6,7 +6,6 @@ file drops this process's SQLite locks on it, so two threads must never have the
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,7 +25,7 @@ from schema.errors import ReadDeadlineError
 
 T = TypeVar("T")
 
-_PATIENCE_S: Final = 20.0
+OPERATION_S: Final = 24.0  # two busy time-outs, a read's deadline, and a slow disk
 
 
 class _Job(Generic[T]):
@@ -58,9 +57,11 @@ class _Job(Generic[T]):
 
 
 class Session:
-    """One active session. `last_activity` is epoch milliseconds, `patience_s` the seconds that one operation may take."""
+    """One active session. `last_activity` is epoch milliseconds, `operation_s` the seconds that one operation may take."""
 
-    def __init__(self, key: SessionKey, files: SessionFiles, limiter: anyio.CapacityLimiter) -> None:
+    def __init__(
+        self, key: SessionKey, files: SessionFiles, limiter: anyio.CapacityLimiter, operation_s: float = OPERATION_S
+    ) -> None:
         self.key = key
         self.files = files
         self.lock = anyio.Lock()
@@ -69,9 +70,9 @@ class Session:
         self.last_activity = 0
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
         self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
-        self.patience_s = _PATIENCE_S
+        self.unreadable_since: float | None = None  # monotonic: since when no look has come through
         self._limiter = limiter
-        self._threads = anyio.CapacityLimiter(math.inf)
+        self.operation_s = operation_s
         self._in_thread = False
 
     async def call(self, operation: Callable[[], T]) -> T:
@@ -82,24 +83,25 @@ class Session:
     async def call_locked(self, operation: Callable[[], T]) -> T:
         """The same for a caller that holds `lock`.
 
-        A caller that is cancelled, or has waited `patience_s`, does not wait for the thread: a container can make an
-        open hang for ever (a fifo put in a file's place between our check and SQLite's open), and whoever waits for the
-        lock would wait with it. Until that thread is back, every call raises ReadDeadlineError: the lock alone no
-        longer keeps a second thread from the same files.
+        An operation that does not come back in time, or whose caller is cancelled, is left behind: a container can make
+        an open hang for ever (a fifo put in a file's place between our check and SQLite's open). Until its thread is
+        back, every call raises ReadDeadlineError: the lock alone no longer keeps a second thread from the same files.
         """
         if self._in_thread:
             raise ReadDeadlineError(f"an earlier operation on the files of {self.key} has not come back.")
         job = _Job(operation, self._came_back)
         self._in_thread = True
         try:
-            # Waiting for one's turn among all sessions is nobody's fault: the time-out begins after it.
+            # Only the operation's own time counts: to wait for a thread is no fault of this session's.
             async with self._limiter:
-                with anyio.fail_after(self.patience_s):
-                    return await anyio.to_thread.run_sync(job.run, limiter=self._threads, abandon_on_cancel=True)
+                with anyio.fail_after(self.operation_s):
+                    alone = anyio.CapacityLimiter(1)
+                    return await anyio.to_thread.run_sync(job.run, limiter=alone, abandon_on_cancel=True)
         except TimeoutError as error:
             job.withdraw()
-            text = f"an operation on the files of {self.key} takes longer than {self.patience_s:g} s."
-            raise ReadDeadlineError(text) from error
+            raise ReadDeadlineError(
+                f"an operation on the files of {self.key} has not come back within {self.operation_s:g} s."
+            ) from error
         except BaseException:
             job.withdraw()
             raise
@@ -120,6 +122,7 @@ class Sessions:
         owner: tuple[int, int] | None,
         *,
         threads: int = 16,
+        operation_s: float = OPERATION_S,
     ) -> None:
         self._dir = sessions_dir
         self._registry = registry
@@ -132,6 +135,7 @@ class Sessions:
         self._making: WeakValueDictionary[SessionKey, anyio.Lock] = WeakValueDictionary()
         self._central = anyio.Lock()
         self._limiter = anyio.CapacityLimiter(threads)
+        self.operation_s = operation_s
 
     def __iter__(self) -> Iterator[Session]:
         return iter(tuple(self._table.values()))
@@ -159,7 +163,7 @@ class Sessions:
         """The session object for a row of the registry."""
         session = self._known.get(row.key)
         if session is None:
-            session = Session(row.key, self.files_of(row.key), self._limiter)
+            session = Session(row.key, self.files_of(row.key), self._limiter, self.operation_s)
             session.quarantined = row.quarantine_reason
             session.active = row.active
             session.last_activity = self._clock.now_ms()

@@ -440,7 +440,7 @@ async def test_a_look_that_hangs_holds_its_session_for_a_bounded_time_and_nobody
 ) -> None:
     await working(kit)
     session = await kit.session()
-    session.patience_s = 0.02
+    session.operation_s = 0.02
     entered, leave = threading.Event(), threading.Event()
     real = delivery_module.collect
 

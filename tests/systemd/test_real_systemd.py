@@ -1,0 +1,112 @@
+"""clawbus as a service of a real systemd: ready when it is, restarted when it dies, its agents spared, its lines in the journal."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.daemon import eventually
+from tests.support.systemd_host import SystemdHost, build_site
+
+pytestmark = pytest.mark.systemd
+
+
+@pytest.fixture(scope="module")
+def machine(systemd_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemdHost]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clawbus" / "wheels"
+    site = tmp_path_factory.mktemp("systemd") / "site"
+    build_site(site, cache)
+    for path in (site, *site.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o055)
+    site.parent.chmod(0o755)
+    machine = SystemdHost(systemd_image, site)
+    try:
+        machine.install()
+        yield machine
+    finally:
+        machine.close()
+
+
+@pytest.fixture
+def service(machine: SystemdHost) -> SystemdHost:
+    """Started, and thereby ready: Type=notify."""
+    machine.systemctl("reset-failed")
+    machine.systemctl("start", "clawbus")
+    return machine
+
+
+def agent(machine: SystemdHost, session: str) -> dict[str, Any]:
+    """The session's container as the daemon lists it."""
+    return next(one for one in machine.clawbus("status")["live"]["running"] if one["session"] == session)
+
+
+def ask(machine: SystemdHost, text: str, session: str) -> str:
+    said = machine.clawbus("send", text, "--agent", "echo", "--session", session, "--wait", "30")
+    return said["answer"]["text"]
+
+
+def test_start_returns_when_it_is_ready_and_it_answers(service: SystemdHost) -> None:
+    assert service.show("ActiveState") == "active"
+    assert service.show("SubState") == "running"
+    assert "containers" in service.show("StatusText")
+    assert ask(service, "hello", "first") == "hello"
+
+
+def test_killed_it_is_restarted_and_its_agents_live(service: SystemdHost) -> None:
+    ask(service, "hello", "kept")
+    before, pid, restarts = agent(service, "kept"), service.show("MainPID"), int(service.show("NRestarts"))
+    service.systemctl("kill", "--kill-whom=main", "--signal=KILL", "clawbus")
+    eventually("restarted", lambda: int(service.show("NRestarts")) > restarts, 30)
+    eventually("ready", lambda: service.show("ActiveState") == "active", 30)
+    assert service.show("MainPID") != pid
+    assert agent(service, "kept") == before
+    assert ask(service, "again", "kept") == "again"
+
+
+def test_a_stop_is_orderly_and_spares_the_agents(service: SystemdHost) -> None:
+    ask(service, "hello", "spared")
+    before = agent(service, "spared")
+    service.systemctl("stop", "clawbus")
+    assert (service.show("ActiveState"), service.show("Result")) == ("inactive", "success")
+    service.systemctl("start", "clawbus")
+    assert agent(service, "spared") == before
+    assert ask(service, "again", "spared") == "again"
+
+
+def test_a_reload_takes_over_a_new_agent(service: SystemdHost) -> None:
+    pid = service.show("MainPID")
+    service.run("sh", "-c", "printf '[agents.added]\\nprovider = \"echo\"\\n' >> /etc/clawbus/clawbus.toml")
+    service.systemctl("reload", "clawbus")
+    eventually("reloaded", lambda: "added" in service.clawbus("status")["live"]["agents"])
+    assert service.show("MainPID") == pid
+    assert service.show("ActiveState") == "active"
+
+
+def test_a_daemon_that_hangs_is_ended_by_the_watchdog(service: SystemdHost) -> None:
+    ask(service, "hello", "watched")
+    before = agent(service, "watched")
+    service.run(
+        "sh", "-c", "printf '[Service]\\nWatchdogSec=3\\n' > /etc/systemd/system/clawbus.service.d/watchdog.conf"
+    )
+    service.systemctl("daemon-reload")
+    service.systemctl("restart", "clawbus")
+    service.systemctl("kill", "--kill-whom=main", "--signal=STOP", "clawbus")
+    eventually("restarted", lambda: int(service.show("NRestarts")) > 0, 60)  # a restart by hand began at 0
+    eventually("ready", lambda: service.show("ActiveState") == "active", 30)
+    said = service.run("journalctl", "-u", "clawbus", "--no-pager").stdout
+    assert "Watchdog timeout" in said
+    assert "Fatal Python error: Aborted" in said, "every thread's stack, for whoever looks for the reason"
+    assert agent(service, "watched") == before
+
+
+def test_its_lines_in_the_journal_are_events(service: SystemdHost) -> None:
+    ask(service, "hello", "logged")
+    lines = [entry for entry in service.journal() if entry["_COMM"] == "clawbus"]
+    events = [json.loads(entry["MESSAGE"]) for entry in lines if entry["MESSAGE"].startswith("{")]
+    assert {"daemon_ready", "message_accepted", "container_spawned"} <= {event.get("event") for event in events}
+    accepted = next(event for event in events if event.get("event") == "message_accepted")
+    assert accepted["session"]
+    assert {entry["PRIORITY"] for entry in lines if "daemon_ready" in entry["MESSAGE"]} == {"6"}
