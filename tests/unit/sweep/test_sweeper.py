@@ -213,8 +213,8 @@ async def test_a_quiet_container_is_stopped_and_costs_nothing(kit: HouseKit) -> 
     await kit.gone()
     assert container.signals == ["TERM"]
     assert (await kit.row()).spawn_failures == 0
-    await kit.settle()
-    assert kit.host.spawns == 1
+    await kit.fence()
+    assert kit.spawned() == 1
     assert (await kit.row()).active is False
 
 
@@ -286,7 +286,8 @@ async def test_an_exit_into_a_hostile_file_is_a_quarantine_and_the_slot_is_given
     await until(lambda: (row := Registry(kit.root / "central.db").session(session.key)) is not None
                 and row.quarantine_reason is not None)  # fmt: skip
     assert (await kit.message("m1"))["tries"] == 0
-    assert kit.host.spawns == 1
+    await kit.fence()
+    assert kit.spawned() == 1
 
 
 async def test_an_exit_whose_files_stay_slow_is_a_quarantine_and_not_a_loop(
