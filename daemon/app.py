@@ -9,6 +9,8 @@ import os
 import random
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +39,7 @@ from daemon.errors import ImageError, RuntimeUnavailableError
 from daemon.logs import LogPipeline, configure
 from daemon.notify import Notifier
 from daemon.operations import DaemonOperations
+from daemon.store.out_folder import OutLimits
 from daemon.store.registry import Registry
 from daemon.sweep.decide import Policy
 from daemon.sweep.schedule import Schedule
@@ -49,6 +52,8 @@ from schema.rows import MessageIn
 
 _SHUTDOWN_GRACE_S = 5.0
 _SWEEP_ALLOWED_S = 30.0
+_THREADS = 16
+_THREADS_END_S = 1.0
 
 
 def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
@@ -72,7 +77,22 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
             raise refusal from group
         finally:
             pipeline.close()
+        _leave_hung_threads()
     return 0
+
+
+def _leave_hung_threads() -> None:
+    """End here and now when a thread waits for something that never comes (a fifo in a file's place).
+
+    The interpreter would wait for it at its own end, and the daemon could not be stopped. All else is done by now.
+    """
+    deadline = time.monotonic() + _THREADS_END_S
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                sys.stderr.flush()
+                os._exit(0)
 
 
 def _refusal(group: BaseExceptionGroup[BaseException]) -> ClawbusError | None:
@@ -144,7 +164,16 @@ def build_house(
     limits = read_limits(config)
     agents = dict(config.agents)
     specs = spec_maker(config, folder, agents, install_id)
-    sessions = Sessions(folder.sessions_dir, Registry(folder.central_db), clock, limits, specs.owner)
+    sessions = Sessions(
+        folder.sessions_dir,
+        Registry(folder.central_db),
+        clock,
+        limits,
+        specs.owner,
+        # A container can make one thread wait as long as it likes (with locks); all of them together leave enough.
+        threads=_THREADS + config.runtime.max_containers,
+        operation_s=config.sweep.session_timeout_s * 0.8,  # so that the operation's end comes before the sweep's
+    )
     channels = build_channels(config, clock, types)
     # The lambdas look a name up that is bound further down: the parts know each other both ways.
     watch = Watch(lambda session: delivery.poke(session))  # noqa: PLW0108
@@ -153,6 +182,9 @@ def build_house(
     def quarantine(session: Session, reason: str) -> None:
         session.quarantined = reason
         delivery.later(partial(_quarantine, house, session, reason))
+
+    def end_container(session: Session, reason: str) -> None:
+        supervisor.begin_end(session.key, reason, graceful=False)
 
     async def on_exit(session: Session, incarnation: str, reason: str, exit_: Exit) -> bool:
         watch.remove(session)
@@ -179,6 +211,8 @@ def build_house(
         look_later=look_later,
         on_settled=supervisor.look_for_room,
         quarantine=quarantine,
+        end_container=end_container,
+        unreadable_s=config.sweep.claim_stuck_s,
         max_content_bytes=config.limits.max_content_bytes,
         rng=random.Random(),  # noqa: S311 - spreads retries; nothing secret
     )
@@ -243,7 +277,8 @@ def sweep_settings(config: Config) -> Settings:
         backoff_base=int(config.sweep.backoff_base_s * 1000),
         idle_stop=int(config.runtime.idle_stop_s * 1000),
     )
-    return Settings(policy, config.timezone)
+    out = OutLimits(config.limits.max_out_folder_bytes, config.limits.max_out_folder_files)
+    return Settings(policy, config.timezone, out)
 
 
 async def _main(

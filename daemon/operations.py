@@ -112,9 +112,12 @@ class DaemonOperations:
         }
 
     async def release_session(self, agent: str, session: str) -> dict[str, Any]:
-        """Out of quarantine, and swept at once. Raises UnknownSessionError."""
+        """Out of quarantine, and swept at once; one whose folder is gone starts anew. Raises UnknownSessionError."""
         key = _key(agent, session)
         found = await self._sessions.get(key)
+        if found.quarantined is not None and not found.files.folder.root.exists():
+            await found.call(found.files.create)
+            self._log.warning("session_made_anew", agent=agent, session=session)
         was = found.quarantined
         await self._sessions.central(lambda registry: registry.release(key))
         found.quarantined, found.active = None, True

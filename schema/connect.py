@@ -26,6 +26,7 @@ from schema.errors import (
     ReadDeadlineError,
     ReadRaceError,
     StorageError,
+    UnusableFileError,
 )
 from schema.layout import OUTBOUND_DB
 from schema.plain_file import (
@@ -72,6 +73,10 @@ _HOSTILE_CODES: Final = frozenset(
 )
 
 
+# Of a file of ours: its content is not what we wrote. Nothing transient is among these.
+_BROKEN_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
 def is_readonly_race(error: object) -> bool:
     """Whether an error is the SQLITE_READONLY_* family, and that family alone.
 
@@ -94,7 +99,18 @@ def translate(error: sqlite3.Error, path: Path, *, hostile: bool) -> ClawbusErro
         return ReadDeadlineError(text)
     if hostile and (code is None or code & 0xFF in _HOSTILE_CODES):
         return HostileFileError(text)
+    if isinstance(code, int) and code & 0xFF in _BROKEN_CODES:
+        return UnusableFileError(f"{text.rstrip('.')}.")
     return StorageError(text)
+
+
+def _not_writable(error: object, path: Path) -> StorageError | None:
+    """Our error when an owner may not write its own file."""
+    if not is_readonly_race(error):
+        return None
+    name = getattr(error, "sqlite_errorname", "SQLITE_READONLY")
+    hint = "Make the data folder writable again (`mount` and `dmesg` say why it is not); the daemon retries by itself."
+    return StorageError(f"{path.name}: {error} ({name})", hint=hint)
 
 
 class Reader:
@@ -190,6 +206,10 @@ class Writer(Reader):
         except sqlite3.Error as error:
             raise self._translated(error) from error
 
+    def _translated(self, error: Exception) -> ClawbusError:
+        """As a reader's; but to a writer SQLITE_READONLY is no race: the folder or its file system is not writable."""
+        return _not_writable(error, self._path) or super()._translated(error)
+
     def attach_reader(self, path: Path, alias: str) -> None:
         """Let this handle also read a trusted file of the other side, under `alias` (one of our own names).
 
@@ -226,7 +246,7 @@ def open_owner(path: Path, role: migrate.Role, *, create: bool = True) -> Writer
     try:
         connection = _connect(path, mode)
     except sqlite3.Error as error:
-        raise translate(error, path, hostile=False) from error
+        raise (_not_writable(error, path) or translate(error, path, hostile=False)) from error
     try:
         # EXTRA also syncs the folder after the journal is unlinked: without it a power cut may undo a commit
         # that was already acknowledged (sqlite.org/pragma.html#pragma_synchronous).
@@ -234,7 +254,7 @@ def open_owner(path: Path, role: migrate.Role, *, create: bool = True) -> Writer
         migrate.ensure(connection, role, path)
     except sqlite3.Error as error:
         connection.close()
-        raise translate(error, path, hostile=False) from error
+        raise (_not_writable(error, path) or translate(error, path, hostile=False)) from error
     except BaseException:
         connection.close()
         raise

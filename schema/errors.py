@@ -61,6 +61,16 @@ class StorageError(ClawbusError):
     default_hint = "Check free space and permissions of the data folder; the daemon retries by itself."
 
 
+class UnusableFileError(StorageError):
+    """One of the host's own files is gone or corrupt: waiting does not mend it. Its session is held until a person has."""
+
+    code = "FILE_UNUSABLE"
+    default_hint = (
+        "Restore the session's folder from a backup, or move all of it away to start anew without its messages; then"
+        " `clawbus session release`."
+    )
+
+
 class ReadDeadlineError(ClawbusError):
     """A read of a container's file took longer than its deadline: a slow disk, or a file made to be slow."""
 

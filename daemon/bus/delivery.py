@@ -20,7 +20,15 @@ from daemon.channels.protocol import Channel, InDoubt, Outgoing, Receipt
 from daemon.clock import Clock
 from daemon.config import Delivery as DeliveryConfig
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
-from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError, StorageError
+from schema.errors import (
+    ClawbusError,
+    FileBusyError,
+    HostileFileError,
+    ReadDeadlineError,
+    ReadRaceError,
+    StorageError,
+    UnusableFileError,
+)
 from schema.rows import AckStatus
 
 _RACE_RETRY_MS = 50
@@ -43,6 +51,8 @@ class Delivery:
         look_later: Callable[[Session], None],
         on_settled: Callable[[], None],
         quarantine: Callable[[Session, str], None],
+        end_container: Callable[[Session, str], None],
+        unreadable_s: float,
         max_content_bytes: int,
         rng: random.Random,
     ) -> None:
@@ -54,6 +64,8 @@ class Delivery:
         self._look_later = look_later
         self._on_settled = on_settled
         self._quarantine = quarantine
+        self._end_container = end_container
+        self._unreadable_s = unreadable_s
         self._max_content_bytes = max_content_bytes
         self._rng = rng
         self._dirty: dict[Session, bool] = {}
@@ -96,7 +108,8 @@ class Delivery:
         """Begin nothing new, and let what is under way finish within `grace_s` seconds."""
         self._closing = True
         with anyio.move_on_after(grace_s):
-            while self._senders:
+            # A look that is under way may yet intend something, and then takes it back.
+            while self._senders or self._dirty:
                 self._drained = anyio.Event()
                 await self._drained.wait()
 
@@ -119,6 +132,7 @@ class Delivery:
                     self._dirty[session] = True
         finally:
             del self._dirty[session]
+            self._drained.set()
 
     async def _collect(self, session: Session) -> bool:
         """One look. True when more is known to wait."""
@@ -134,6 +148,7 @@ class Delivery:
             self._log.debug(
                 "outbound_read_race", agent=session.key.agent, session=session.key.session, error=str(error)
             )
+            self.unreadable(session, error)
             self._wake_at(session, now + _RACE_RETRY_MS)
             return False
         except ClawbusError as error:
@@ -144,6 +159,7 @@ class Delivery:
             self._wake_at(session, now + _SURPRISE_RETRY_MS)
             return False
         session.strikes.pop("collect", None)
+        session.unreadable_since = None
         self._report(session, found)
         for address_key, sends in groups:
             assert self._tasks is not None
@@ -165,9 +181,14 @@ class Delivery:
         context = {"agent": session.key.agent, "session": session.key.session, "code": error.code, "hint": error.hint}
         if isinstance(error, ReadDeadlineError):
             session.strikes[look] = session.strikes.get(look, 0) + 1
+        if isinstance(error, UnusableFileError):
+            self._quarantine(session, f"{error} {error.hint.partition('; then')[0]}")
+            return
         if isinstance(error, HostileFileError) or session.strikes.get(look, 0) >= _MAX_STRIKES:
             self._quarantine(session, str(error))
             return
+        if isinstance(error, FileBusyError):
+            self.unreadable(session, error)
         level = (
             self._log.warning
             if isinstance(error, FileBusyError | ReadDeadlineError | StorageError)
@@ -175,6 +196,23 @@ class Delivery:
         )
         level("session_unreadable", error=str(error), **context)
         self._wake_at(session, self._clock.now_ms() + _TROUBLE_RETRY_MS)
+
+    def unreadable(self, session: Session, error: ClawbusError) -> None:
+        """A lock or a half-written commit kept us from the session's files. For too long: end the container that holds it.
+
+        Its exit frees every lock, and its journal may be recovered then. Without this rule it would stay for ever as it
+        is: no ceiling can be judged of files that nobody can read.
+        """
+        now = self._clock.monotonic()
+        if session.unreadable_since is None:
+            session.unreadable_since = now
+        seconds = now - session.unreadable_since
+        if seconds < self._unreadable_s or self._live(session) is None:
+            return
+        session.unreadable_since = now
+        self._log.error("container_keeps_files", agent=session.key.agent, session=session.key.session,
+                        seconds=round(seconds), code=error.code, error=str(error))  # fmt: skip
+        self._end_container(session, "unreadable")
 
     def _means(self, session: Session) -> Means:
         under_way = frozenset(row_id for ids in session.sending.values() for row_id in ids)
@@ -208,8 +246,7 @@ class Delivery:
         finally:
             self._senders -= 1
             session.sending.pop(address_key, None)
-            if self._senders == 0:
-                self._drained.set()
+            self._drained.set()
         self.poke(session)
 
     async def _send_in_order(self, session: Session, sends: list[Send]) -> list[Outcome]:
@@ -269,7 +306,11 @@ class Delivery:
                     now = self._clock.now_ms()
                     buried = await session.call(partial(record_outcomes, session.files, outcomes, means, now))
                     break
-                except (FileBusyError, StorageError) as error:
+                except UnusableFileError as error:
+                    # There is nothing left to record in. What was sent is in doubt for whoever restores the file.
+                    self.trouble(session, error, "record")
+                    return
+                except (FileBusyError, StorageError, ReadDeadlineError) as error:
                     self._log.warning("receipt_not_recorded", agent=session.key.agent, session=session.key.session,
                                       error=str(error), retry_s=wait)  # fmt: skip
                 scope.shield = False

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio
@@ -24,6 +24,8 @@ from schema.connect import ReadLimits
 from schema.errors import ReadDeadlineError
 
 T = TypeVar("T")
+
+OPERATION_S: Final = 24.0  # two busy time-outs, a read's deadline, and a slow disk
 
 
 class _Job(Generic[T]):
@@ -55,9 +57,11 @@ class _Job(Generic[T]):
 
 
 class Session:
-    """One active session. `busy` destinations have a send under way; `last_activity` is epoch milliseconds."""
+    """One active session. `last_activity` is epoch milliseconds, `operation_s` the seconds that one operation may take."""
 
-    def __init__(self, key: SessionKey, files: SessionFiles, limiter: anyio.CapacityLimiter) -> None:
+    def __init__(
+        self, key: SessionKey, files: SessionFiles, limiter: anyio.CapacityLimiter, operation_s: float = OPERATION_S
+    ) -> None:
         self.key = key
         self.files = files
         self.lock = anyio.Lock()
@@ -66,7 +70,9 @@ class Session:
         self.last_activity = 0
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
         self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
+        self.unreadable_since: float | None = None  # monotonic: since when no look has come through
         self._limiter = limiter
+        self.operation_s = operation_s
         self._in_thread = False
 
     async def call(self, operation: Callable[[], T]) -> T:
@@ -77,16 +83,25 @@ class Session:
     async def call_locked(self, operation: Callable[[], T]) -> T:
         """The same for a caller that holds `lock`.
 
-        A cancelled caller does not wait for the thread: a container can make an open hang for ever (a fifo put in a
-        file's place between our check and SQLite's open). Until that thread is back, every call raises
-        ReadDeadlineError: the lock alone no longer keeps a second thread from the same files.
+        An operation that does not come back in time, or whose caller is cancelled, is left behind: a container can make
+        an open hang for ever (a fifo put in a file's place between our check and SQLite's open). Until its thread is
+        back, every call raises ReadDeadlineError: the lock alone no longer keeps a second thread from the same files.
         """
         if self._in_thread:
             raise ReadDeadlineError(f"an earlier operation on the files of {self.key} has not come back.")
         job = _Job(operation, self._came_back)
         self._in_thread = True
         try:
-            return await anyio.to_thread.run_sync(job.run, limiter=self._limiter, abandon_on_cancel=True)
+            # Only the operation's own time counts: to wait for a thread is no fault of this session's.
+            async with self._limiter:
+                with anyio.fail_after(self.operation_s):
+                    alone = anyio.CapacityLimiter(1)
+                    return await anyio.to_thread.run_sync(job.run, limiter=alone, abandon_on_cancel=True)
+        except TimeoutError as error:
+            job.withdraw()
+            raise ReadDeadlineError(
+                f"an operation on the files of {self.key} has not come back within {self.operation_s:g} s."
+            ) from error
         except BaseException:
             job.withdraw()
             raise
@@ -107,6 +122,7 @@ class Sessions:
         owner: tuple[int, int] | None,
         *,
         threads: int = 16,
+        operation_s: float = OPERATION_S,
     ) -> None:
         self._dir = sessions_dir
         self._registry = registry
@@ -119,6 +135,7 @@ class Sessions:
         self._making: WeakValueDictionary[SessionKey, anyio.Lock] = WeakValueDictionary()
         self._central = anyio.Lock()
         self._limiter = anyio.CapacityLimiter(threads)
+        self.operation_s = operation_s
 
     def __iter__(self) -> Iterator[Session]:
         return iter(tuple(self._table.values()))
@@ -146,7 +163,7 @@ class Sessions:
         """The session object for a row of the registry."""
         session = self._known.get(row.key)
         if session is None:
-            session = Session(row.key, self.files_of(row.key), self._limiter)
+            session = Session(row.key, self.files_of(row.key), self._limiter, self.operation_s)
             session.quarantined = row.quarantine_reason
             session.active = row.active
             session.last_activity = self._clock.now_ms()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from schema.connect import Reader, ReadLimits, Writer, open_outbound_reader, open_owner, recover_outbound_journal
-from schema.errors import StorageError
+from schema.errors import StorageError, UnusableFileError
 from schema.layout import SessionFolder
 from schema.migrate import Role
 
@@ -48,7 +48,13 @@ class SessionFiles:
     @contextmanager
     def inbound(self) -> Generator[Writer]:
         """The host's own file, for one operation. It must exist: a deleted folder is an error, not an empty session."""
-        with open_owner(self.folder.inbound_db, Role.INBOUND, create=False) as db:
+        try:
+            db = open_owner(self.folder.inbound_db, Role.INBOUND, create=False)
+        except StorageError as error:
+            if os.path.lexists(self.folder.inbound_db) or not _is_there(self.folder.root.parents[1]):
+                raise
+            raise UnusableFileError(f"{self.folder.inbound_db} is gone.") from error
+        with db:
             yield db
 
     @contextmanager
@@ -76,3 +82,11 @@ class SessionFiles:
         except OSError:
             return None
         return status.st_mtime_ns, status.st_size
+
+
+def _is_there(folder: Path) -> bool:
+    """Whether a folder can be looked into: a disk that is not mounted or cannot be read has lost no session."""
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False

@@ -6,11 +6,12 @@ Synchronous; the caller holds the session's lock. Starts and stops no container:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from daemon.bus.delivery_steps import settle, unfinished
 from daemon.store import deliveries, messages, outbound
+from daemon.store.out_folder import OutLimits, check_out_folder
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, record, schedule_retry
 from daemon.sweep import recurrence
@@ -35,7 +36,7 @@ from daemon.sweep.decide import (
 from schema.connect import Reader, Writer
 from schema.rows import Ack, AckStatus, MessageIn, MessageStatus
 
-FORCED: Final = frozenset({CEILING, CLAIM_STUCK})
+FORCED: Final = frozenset({CEILING, CLAIM_STUCK, "unreadable"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,11 @@ class Swept:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The sweep's policy and the time zone of recurrences (an IANA name)."""
+    """The sweep's policy, the time zone of recurrences (an IANA name), and what an out/ folder may hold."""
 
     policy: Policy
     timezone: str = "UTC"
+    out: OutLimits = field(default_factory=OutLimits)
 
 
 def sweep_files(
@@ -67,6 +69,7 @@ def sweep_files(
 
     With nothing running, a stranded journal is recovered first: there was a confirmed exit, or never a container.
     """
+    check_out_folder(files.folder.outbox, settings.out)
     recovered = False
     if container is None and not occupied and files.has_journal():
         recovered = files.recover()

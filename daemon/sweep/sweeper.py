@@ -26,7 +26,14 @@ from daemon.sweep.decide import Container, Fail, Kill, Policy, Reset, Settle, St
 from daemon.sweep.schedule import Schedule
 from daemon.sweep.steps import Settings, Swept, finish_incarnation, sweep_files
 from daemon.watchdog import Pulse
-from schema.errors import ClawbusError, HostileFileError, ReadDeadlineError, ReadRaceError
+from schema.errors import (
+    ClawbusError,
+    FileBusyError,
+    HostileFileError,
+    ReadDeadlineError,
+    ReadRaceError,
+    UnusableFileError,
+)
 from schema.rows import AckStatus
 
 _CONCURRENT = 16
@@ -173,6 +180,7 @@ class Sweeper:
                     partial(sweep_files, session.files, container, now, self.settings, occupied=occupied, floor=floor)
                 )
                 session.strikes.pop("sweep", None)
+                session.unreadable_since = None
                 idle = slot is None and not session.sending and self.supervisor.slot(key) is None
                 if idle and swept.next_at != 0 and (swept.next_at is None or swept.next_at > now):
                     await self.sessions.retire(session, swept.next_at)
@@ -182,9 +190,10 @@ class Sweeper:
             structlog.get_logger("sweep").debug(
                 "sweep_read_race", agent=key.agent, session=key.session, error=str(error)
             )
+            self.delivery.unreadable(session, error)
             self.schedule.at(key, self.clock.now_ms() + 50)
             return
-        except (HostileFileError, ReadDeadlineError) as error:
+        except (HostileFileError, ReadDeadlineError, FileBusyError, UnusableFileError) as error:
             self.delivery.trouble(session, error, "sweep")
             return
         self._report(key, swept)
@@ -215,7 +224,7 @@ class Sweeper:
             claimed, actions = await session.call(
                 partial(finish_incarnation, session.files, incarnation, reason, now, self.settings)
             )
-        except (HostileFileError, ReadDeadlineError) as error:
+        except (HostileFileError, ReadDeadlineError, UnusableFileError) as error:
             self.delivery.trouble(session, error, "exit")
             if session.quarantined is None:
                 raise  # it is called again

@@ -46,7 +46,10 @@ def chosen(recorded: Life, party: str) -> list[str]:
     torn = [point.removesuffix(":before") + ":torn" for point in points if _is_transaction(point)]
     if EVERY:
         return points + torn
-    return [point for point in points + torn if "#1:" in point and not point.endswith(":before")]
+    # Bounded: each step once. A torn transaction is the hardest death of its kind; elsewhere it is the one after.
+    tearable = {point.partition("#")[0] for point in torn}
+    first = [point for point in points if point.endswith("#1:after") and point.partition("#")[0] not in tearable]
+    return first + [point for point in torn if "#1:" in point]
 
 
 def _is_transaction(point: str) -> bool:
@@ -70,7 +73,7 @@ def test_the_enumeration_sees_every_durable_step(recorded: Life) -> None:
 def test_a_death_at_any_point_heals_and_nothing_is_lost_or_doubled(recorded: Life, party: str, both: bool) -> None:
     points = chosen(recorded, party)
     if both and not EVERY:
-        points = [point for point in points if point.endswith(":torn") or party == "runner"]
+        points = points[::3]
     lives = lived([Crash(party, point, both) for point in points])
     problems = [problem for life in lives for problem in life.check()]
     assert not problems, "\n".join(problems)

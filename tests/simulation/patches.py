@@ -75,7 +75,7 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
     threads = Threads(world)
     awatch = watcher(world)
 
-    def build_channels(config: Any, clock: Any) -> SimChannels:
+    def build_channels(config: Any, clock: Any, _: Any = None) -> SimChannels:
         return SimChannels(
             {
                 name: SimChannel(ChannelContext(name, receivers, world.root, clock, config.limits.max_content_bytes))
@@ -99,7 +99,7 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
         mock.patch.object(container_runner.loop, "run_sync", threads.run_sync),
         mock.patch.object(container_runner.watch, "awatch", awatch),
         mock.patch.object(daemon.bus.watch, "awatch", awatch),
-        mock.patch.object(daemon.bus.watch, "_POLL_S", world.rng.choice((0.5, 5.0, 20.0))),
+        mock.patch.dict(daemon.bus.watch.Watch.__init__.__kwdefaults__ or {}, poll_s=world.rng.choice((0.5, 5.0, 20.0))),
         mock.patch.object(daemon.app, "build_channels", build_channels),
         mock.patch.object(daemon.app, "random", types.SimpleNamespace(Random=lambda: seeded)),
         mock.patch.object(daemon.containers.factory, "source_digest", lambda: "simulated"),

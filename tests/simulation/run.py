@@ -120,7 +120,7 @@ async def _play(world: World, scenario: Scenario, claims: Claims) -> None:
     while world.loop.time() < limit:
         await anyio.sleep(20.0)
         why = unrest(scenario)
-        if why is None and quiet:
+        if (why is None and quiet) or world.findings:
             break
         quiet = why is None
     else:
@@ -130,7 +130,7 @@ async def _play(world: World, scenario: Scenario, claims: Claims) -> None:
     with anyio.move_on_after(200.0):
         while scenario.daemon.process is not None and not scenario.daemon.process.dead:
             await anyio.sleep(1.0)
-    if not quiet:
+    if world.findings:
         return
     if world.counts["daemon_stopped"] == 0 or (scenario.daemon.process and not scenario.daemon.process.dead):
         world.broken("the daemon did not stop when asked to")

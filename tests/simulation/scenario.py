@@ -75,7 +75,7 @@ class Scenario:
         until = world.loop.time() + self.active_s
         for number in range(world.rng.randrange(1, 9)):
             world.loop.spawn(None, self._client(number, world.between(0, self.active_s * 0.7)), f"client {number}")
-        while world.loop.time() < until:
+        while world.loop.time() < until and not world.findings:
             await anyio.sleep(min(world.rng.expovariate(1 / self._chaos_every), until - world.loop.time() + 0.001))
             if self._chaos and world.loop.time() < until:
                 world.rng.choice(self._chaos)()

@@ -6,19 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from points import Points
+from daemon.channels.local import LocalChannel
+from daemon.channels.webhook import WebhookChannel
+from daemon.containers.process import ProcessRuntime
+from daemon.containers.process_records import RecordStore
+from daemon.store.session_files import SessionFiles
+from tests.support.crash_points.points import Points
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 
 
 def arm(folder: str) -> None:
-    """Patch this interpreter; the daemon is imported afterwards and finds everything in place."""
-    from daemon.channels.local import LocalChannel
-    from daemon.channels.webhook import WebhookChannel
-    from daemon.containers.process import ProcessRuntime
-    from daemon.containers.process_records import RecordStore
-    from daemon.store.session_files import SessionFiles
-
+    """Patch this interpreter; the daemon begins afterwards and finds everything in place."""
     points = Points(Path(folder), "daemon")
     points.transactions()
     for owner, names in (

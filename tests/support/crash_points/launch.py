@@ -4,14 +4,14 @@ import runpy
 import sys
 from pathlib import Path
 
+from container_runner.heartbeat import Heartbeat
+from container_runner.providers.command import CommandProvider
+from container_runner.providers.echo import EchoProvider
+from tests.support.crash_points.points import Points
+
 
 def arm(folder: str) -> None:
-    from points import Points
-
-    from container_runner.heartbeat import Heartbeat
-    from container_runner.providers.command import CommandProvider
-    from container_runner.providers.echo import EchoProvider
-
+    """Patch this interpreter."""
     points = Points(Path(folder), "runner")
     points.transactions()
     for owner, name in ((EchoProvider, "run"), (CommandProvider, "run"), (Heartbeat, "touch")):
@@ -19,7 +19,6 @@ def arm(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     arm(sys.argv[1])
     sys.argv = ["container_runner"]
     runpy.run_module("container_runner", run_name="__main__")

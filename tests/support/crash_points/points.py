@@ -55,7 +55,9 @@ class Points:
     def wrap(self, owner: Any, name: str, label: str) -> None:
         """Make a function or coroutine function of a class or module a step."""
         original = getattr(owner, name)
-        setattr(owner, name, self._asynchronous(original, label) if _is_async(original) else self._plain(original, label))
+        setattr(
+            owner, name, self._asynchronous(original, label) if _is_async(original) else self._plain(original, label)
+        )
 
     def _plain(self, original: Callable[..., Any], label: str) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -85,13 +87,13 @@ class Points:
         points = self
 
         @contextmanager
-        def transaction(writer: connect.Writer) -> Iterator[connect.Writer]:
+        def transaction(self: connect.Writer) -> Iterator[connect.Writer]:
             step = points.step(_caller())
             points.at(step, "before")
             torn = points.wants(step, "torn")
             if torn:
-                writer._connection.execute("PRAGMA cache_size=1")
-            with original(writer) as db:
+                self._connection.execute("PRAGMA cache_size=1")
+            with original(self) as db:
                 yield db
                 if torn and _spilled(db._connection):
                     points.at(step, "torn")

@@ -5,11 +5,8 @@ it dies by SIGKILL at the one that the plan names. The runners it starts are sta
 """
 
 import os
-import sys
 
-_PLAN = os.environ.get("CRASH_PLAN")
-if _PLAN:
-    sys.path.insert(0, os.path.dirname(__file__))
-    import daemon_points
+if os.environ.get("CRASH_PLAN"):
+    from tests.support.crash_points.daemon_points import arm
 
-    daemon_points.arm(_PLAN)
+    arm(os.environ["CRASH_PLAN"])

@@ -21,7 +21,6 @@ from tests.support.house_kit import AGENT, SECONDS, HouseKit, until
 
 pytestmark = [pytest.mark.anyio]
 
-FAR = Path("/nonexistent")
 A, B, C = '{"n":"a"}', '{"n":"b"}', '{"n":"c"}'
 
 
@@ -434,6 +433,65 @@ async def test_a_bug_in_a_look_is_logged_and_ends_nothing(kit: HouseKit, monkeyp
     say(agent, "p1", A)
     kit.advance(31)
     await until(lambda: kit.fake.texts("p1") == [A])
+
+
+async def test_a_look_that_hangs_holds_its_session_for_a_bounded_time_and_nobody_else(
+    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await working(kit)
+    session = await kit.session()
+    session.operation_s = 0.02
+    entered, leave = threading.Event(), threading.Event()
+    real = delivery_module.collect
+
+    def hangs(files: Any, *arguments: Any) -> Any:
+        if files is session.files:
+            entered.set()
+            leave.wait(SECONDS)
+        return real(files, *arguments)
+
+    monkeypatch.setattr(delivery_module, "collect", hangs)
+    kit.house.delivery.poke(session)
+    await until(entered.is_set)
+    try:
+        for name in ("two", "three", "four"):  # the fourth needs room, which asks the hanging one whether it is idle
+            await kit.send(name)
+        await until(lambda: kit.host.spawns == 3)
+        with anyio.fail_after(SECONDS):
+            while session.quarantined is None:
+                await kit.settle()
+                kit.advance(2)
+                await anyio.wait_all_tasks_blocked()
+        await kit.started("four")
+    finally:
+        leave.set()
+
+
+async def test_a_row_that_was_never_sent_is_not_in_doubt_after_an_orderly_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = HouseKit(tmp_path / "data", channels={"fake": {"type": "fake", "in_doubt": "hold"}})
+    entered, leave = threading.Event(), threading.Event()
+    real = delivery_module.collect
+
+    def slow(*arguments: Any) -> Any:
+        entered.set()
+        leave.wait(SECONDS)
+        return real(*arguments)
+
+    async with kit.running():
+        agent = await working(kit)
+        monkeypatch.setattr(delivery_module, "collect", slow)
+        say(agent, "p1", A)
+        await until(entered.is_set)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(kit.stop, SECONDS)
+            await until(lambda: kit.house.delivery._closing)
+            leave.set()
+    assert kit.fake.calls == []
+    monkeypatch.setattr(delivery_module, "collect", real)
+    async with kit.running():
+        await until(lambda: kit.fake.texts("p1") == [A])
 
 
 async def test_three_slow_looks_in_a_row_are_a_quarantine_and_fewer_are_not(

@@ -17,7 +17,15 @@ from schema.connect import (
     open_reader,
     translate,
 )
-from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError, StorageError
+from schema.errors import (
+    ClawbusError,
+    FileBusyError,
+    HostileFileError,
+    ReadDeadlineError,
+    ReadRaceError,
+    StorageError,
+    UnusableFileError,
+)
 from schema.migrate import Role
 
 
@@ -211,9 +219,9 @@ TRANSLATIONS = {
     "busy_recovery": (261, FileBusyError, FileBusyError),
     "locked": (6, FileBusyError, FileBusyError),
     "interrupt": (9, ReadDeadlineError, StorageError),
-    "corrupt": (11, HostileFileError, StorageError),
-    "corrupt_index": (779, HostileFileError, StorageError),
-    "not_a_database": (26, HostileFileError, StorageError),
+    "corrupt": (11, HostileFileError, UnusableFileError),
+    "corrupt_index": (779, HostileFileError, UnusableFileError),
+    "not_a_database": (26, HostileFileError, UnusableFileError),
     "too_big": (18, HostileFileError, StorageError),
     "error": (1, HostileFileError, StorageError),
     "no_code": (None, HostileFileError, StorageError),

@@ -1,0 +1,97 @@
+"""Faults on real processes and containers for as long as one likes: `python -m tests.faults.soak --minutes 10`.
+
+Prints one JSON object: what was struck, what was sent, and what became of it. Exit code 1 when anything was lost,
+doubled or found broken. It ends whatever it started, also when it fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from tests.faults.chaos import CONFIG, Chaos, Report
+from tests.faults.load import Load, receiver
+from tests.faults.victims import DockerVictims, ProcessVictims
+from tests.support.daemon import RealDaemon
+from tests.support.private_dockerd import PrivateDockerd
+from tests.support.webhooks import free_port
+
+
+def process_chaos(*, seed: int, seconds: float, sessions: int = 14, per_second: float = 30.0) -> Report:
+    """The process runtime under blows for `seconds`."""
+    with receiver(seed) as posted, contextlib.ExitStack() as stack:
+        daemon = RealDaemon()
+        stack.callback(daemon.close)
+        daemon.configure(CONFIG.format(kind="process", image="unused", port=free_port(), url=posted.url))
+        names = [(("echo", "shell")[number % 2], f"s{number}") for number in range(sessions)]
+        load = Load(daemon.socket, names, per_second=per_second)
+        chaos = Chaos(daemon, ProcessVictims(daemon), load, posted, seed)
+        try:
+            chaos.run(seconds)
+            chaos.settle()
+        except AssertionError as error:
+            chaos.report.problems.append(str(error))
+        return chaos.report
+
+
+def docker_chaos(
+    *, seed: int, seconds: float, image: str, dockerd: PrivateDockerd | None, sessions: int = 4,
+    per_second: float = 8.0, pause_s: float = 1.0,
+) -> Report:  # fmt: skip
+    """The same with containers: of the machine's dockerd, or of a private one that is struck, too."""
+    with receiver(seed) as posted, contextlib.ExitStack() as stack:
+        daemon = RealDaemon()
+        stack.callback(daemon.close)
+        environ = dict(os.environ) if dockerd is None else dockerd.environ
+        daemon.environment = {name: value for name, value in environ.items() if name == "DOCKER_HOST"}
+        daemon.configure(CONFIG.format(kind="docker", image=image, port=free_port(), url=posted.url))
+        names = [(("echo", "shell")[number % 2], f"s{number}") for number in range(sessions)]
+        load = Load(daemon.socket, names, per_second=per_second)
+        chaos = Chaos(
+            daemon, DockerVictims(daemon, environ), load, posted, seed, pause_s=pause_s, dockerd=dockerd
+        )  # fmt: skip
+        try:
+            chaos.run(seconds)
+            chaos.settle(operation_s=120.0)
+        except AssertionError as error:
+            chaos.report.problems.append(str(error))
+        return chaos.report
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """A report for a table."""
+    return {
+        "seed": report.seed,
+        "seconds": round(report.seconds, 1),
+        "sigkills": report.killed,
+        "kills": dict(report.kills),
+        "freezes": dict(report.freezes),
+        "dockerd_restarts": report.dockerd_restarts,
+        "accepted": report.account.accepted,
+        "answered": report.account.answered,
+        "dead_lettered": report.account.dead,
+        "tries": report.account.tries,
+        "repeated_in_doubt": report.account.repeated,
+        "lost": len(report.account.lost),
+        "double_receipts": len(report.account.doubled),
+        "problems": report.failures()[:20],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    options = parser.parse_args()
+    found = as_json(process_chaos(seed=options.seed, seconds=options.minutes * 60))
+    print(json.dumps(found, indent=2))
+    return 1 if found["problems"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""A container that makes the host wait: locks, a journal that stays hot, a fifo under SQLite's open. In a whole house.
+
+Nobody else is served later, the container is ended or its session quarantined, and nothing is lost.
+"""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+import schema.connect
+from schema.layout import OUTBOUND_DB
+from tests.support.hot_journal import strand_journal
+from tests.support.house_kit import HouseKit, until
+
+pytestmark = [pytest.mark.faults, pytest.mark.anyio]
+
+HOLD = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], uri=True, isolation_level=None)
+for statement in sys.argv[2:]:
+    db.execute(statement).fetchone()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HouseKit:
+    monkeypatch.setattr(schema.connect, "BUSY_TIMEOUT_MS", 50)
+    return HouseKit(tmp_path, sweep={"session_timeout_s": 1.0, "backoff_base_s": 1.0})
+
+
+@contextmanager
+def holding(uri: str, *statements: str) -> Iterator[None]:
+    """Another process with a lock on a file, as a container's would have it."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, uri, *statements], stdin=-1, stdout=-1) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"held\n"
+            yield
+        finally:
+            process.communicate()
+
+
+async def round_trip(kit: HouseKit, session: str) -> float:
+    """Seconds from a message to its answer's delivery, in a session of its own."""
+    began = time.monotonic()
+    accepted = await kit.send(session)
+    await kit.started(session)
+    agent = kit.agent(session)
+    batch = agent.claim()
+    assert batch is not None
+    assert [message.id for message in batch.messages] == [accepted.message_id]
+    agent.answer(batch)
+    kit.house.delivery.poke(await kit.session(session))
+    await until(lambda: any(one.session == session for one in kit.fake.sent))
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("held", ["inbound.db", "outbound.db"])
+async def test_a_container_that_keeps_a_lock_is_ended(kit: HouseKit, held: str) -> None:
+    async with kit.running() as house:
+        accepted = await kit.send("main")
+        await kit.started()
+        kit.agent().claim()
+        folder = (await kit.session()).files.folder
+        incarnation = kit.slot().incarnation  # pyright: ignore[reportOptionalMemberAccess]
+        if held == "inbound.db":  # read-only, as it is mounted: a reader's lock is enough
+            lock = holding(f"file:{folder.inbound_db}?mode=ro", "BEGIN", "SELECT count(*) FROM messages_in")
+        else:
+            lock = holding(f"file:{folder.outbound_db}", "BEGIN EXCLUSIVE")
+        with lock:
+            house.delivery.poke(await kit.session())
+            session = await kit.session()
+            await until(lambda: session.unreadable_since is not None)
+            assert await round_trip(kit, "other") < 5
+            kit.advance(61)
+            await until(lambda: kit.slot() is None or kit.slot().reason == "unreadable")  # pyright: ignore[reportOptionalMemberAccess]
+        await until(lambda: kit.slot() is None or kit.slot().incarnation != incarnation)  # pyright: ignore[reportOptionalMemberAccess]
+        assert (await kit.row()).quarantine_reason is None
+        assert (await kit.message(accepted.message_id))["status"] == "pending"
+
+
+async def test_a_journal_that_stays_hot_ends_the_container_and_is_recovered(kit: HouseKit) -> None:
+    async with kit.running() as house:
+        accepted = await kit.send("main")
+        await kit.started()
+        kit.agent().claim()
+        session = await kit.session()
+        strand_journal(
+            session.files.folder.outbound_db, "INSERT INTO session_state VALUES ('k' || ?, hex(zeroblob(400)), 'x')"
+        )
+        house.delivery.poke(session)
+        await until(lambda: session.unreadable_since is not None)
+        assert session.files.has_journal()
+        assert await round_trip(kit, "other") < 5
+        kit.advance(61)
+        house.delivery.poke(session)
+        await kit.gone()
+        assert not session.files.has_journal()
+        row = await kit.message(accepted.message_id)
+        assert (row["status"], row["tries"]) == ("pending", 1)
+
+
+@pytest.fixture
+def swapped(monkeypatch: pytest.MonkeyPatch) -> Generator[list[Path]]:
+    """Session folders whose outbound.db turns into a fifo between our check and SQLite's open; released afterwards."""
+    connect = schema.connect._connect
+    victims: list[Path] = []
+
+    def swap_and_connect(path: Path, mode: str) -> sqlite3.Connection:
+        if path.parent in victims and path.name == OUTBOUND_DB:
+            path.unlink()
+            os.mkfifo(path)
+        return connect(path, mode)
+
+    monkeypatch.setattr(schema.connect, "_connect", swap_and_connect)
+    yield victims
+    for folder in victims:
+        with open(folder / OUTBOUND_DB, "wb"):  # noqa: PTH123 - the thread that waits for a writer gets one
+            pass
+
+
+async def test_an_open_that_never_returns_costs_one_session_and_no_other(kit: HouseKit, swapped: list[Path]) -> None:
+    async with kit.running() as house:
+        await kit.send("main")
+        await kit.started()
+        kit.agent().claim()
+        session = await kit.session()
+        swapped.append(session.files.folder.outbox)
+        threads = threading.active_count()
+        house.delivery.poke(session)
+        await until(lambda: session._in_thread)
+        assert await round_trip(kit, "other") < 5
+        for _ in range(20):
+            if session.quarantined is not None:
+                break
+            kit.advance(2)
+            await anyio.sleep(0.2)  # the real thread hangs in real time
+        await until(lambda: session.quarantined is not None)
+        assert "has not come back" in (session.quarantined or "")
+        await kit.gone()
+        assert await round_trip(kit, "third") < 5
+        assert threading.active_count() <= threads + 8
+        # An operator who releases it without having mended anything has it back in quarantine, and the daemon unharmed.
+        await kit.operations.release_session("helper", "main")
+        kit.advance(5)
+        for _ in range(50):
+            if session.quarantined is not None:
+                break
+            kit.advance(2)
+            house.sweeper.poke(session.key)
+            await anyio.sleep(0.02)
+        assert session.quarantined is not None
+
+
+def test_a_thread_that_hangs_does_not_keep_the_daemon_from_ending(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    program = (
+        "import threading, sys, daemon.app\n"
+        "threading.Thread(target=lambda: open(sys.argv[1])).start()\n"
+        "daemon.app._leave_hung_threads()\n"
+        "print('not reached', file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(fifo)], timeout=30, check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")

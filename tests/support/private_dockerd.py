@@ -1,0 +1,123 @@
+"""A second dockerd that belongs to the test alone: its own folders, socket and containerd, no bridge, no iptables.
+
+It may be killed and started again at will; the machine's own dockerd is never touched, except that an image is copied
+from it. `close` ends everything it started, its containers too, and takes its mounts and folders away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Final, Self
+
+from tests.support.daemon import eventually
+
+READY_S: Final = 60.0
+
+
+class PrivateDockerd:
+    """Root only. A context manager; `environ` is what a client of it needs."""
+
+    def __init__(self) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="cbdockerd"))
+        self.socket = self.root / "docker.sock"
+        self.environ = {**os.environ, "DOCKER_HOST": f"unix://{self.socket}"}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start it, and return once it answers."""
+        (self.root / "pid").unlink(missing_ok=True)
+        with (self.root / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *("dockerd", "--data-root", str(self.root / "data"), "--exec-root", str(self.root / "exec")),
+                    *("--pidfile", str(self.root / "pid"), "--host", f"unix://{self.socket}"),
+                    *("--bridge", "none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"),
+                ],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        eventually("dockerd answers", self._answers, READY_S)
+
+    def kill(self) -> None:
+        """SIGKILL; its containerd and its containers stay, as they do on a real machine."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(timeout=30)
+
+    def stop(self) -> None:
+        """SIGTERM: it stops its containers first."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(timeout=60)
+
+    def docker(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Run the command line against it."""
+        return subprocess.run(
+            ["docker", *arguments], capture_output=True, text=True, timeout=timeout_s, check=False, env=self.environ
+        )
+
+    def copy_image(self, tag: str) -> None:
+        """From the machine's dockerd into this one."""
+        with subprocess.Popen(["docker", "save", tag], stdout=subprocess.PIPE) as saved:
+            loaded = subprocess.run(
+                ["docker", "load"], stdin=saved.stdout, capture_output=True, check=False, timeout=300, env=self.environ
+            )
+        if loaded.returncode != 0:
+            raise RuntimeError(f"the image {tag} could not be copied: {loaded.stderr.decode()}")
+
+    def close(self) -> None:
+        """End all of it. Safe to call twice."""
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(Exception):
+                ids = self.docker("ps", "-aq").stdout.split()
+                if ids:
+                    self.docker("rm", "-f", *ids)
+            with contextlib.suppress(Exception):
+                self.stop()
+            if self._process.poll() is None:
+                self.kill()
+        self._end_leftovers()
+        for mount in reversed(_mounts_under(self.root)):
+            subprocess.run(["umount", "-l", mount], capture_output=True, check=False, timeout=30)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.root / "log").read_text(errors="replace")[-4000:]
+        return self.docker("info", timeout_s=20).returncode == 0
+
+    def _end_leftovers(self) -> None:
+        """containerd and shims whose command line names our folder: nobody else's does."""
+        mark = str(self.root).encode()
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if words[0].rpartition(b"/")[2].startswith((b"containerd", b"dockerd")) and any(
+                    mark in word for word in words
+                ):
+                    os.kill(int(entry.name), signal.SIGKILL)
+        time.sleep(0.2)  # mounts go with the last process that holds them
+
+
+def _mounts_under(root: Path) -> list[str]:
+    lines = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+    return [words[1] for words in (line.split() for line in lines) if words[1].startswith(f"{root}/")]

@@ -1,0 +1,68 @@
+"""The owner's errors on its own files: what waiting mends and what it does not, told apart."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from daemon.store.session_files import SessionFiles
+from schema.connect import ReadLimits, Writer, open_owner, translate
+from schema.errors import ReadRaceError, StorageError, UnusableFileError
+from schema.migrate import Role
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> SessionFiles:
+    made = SessionFiles(tmp_path / "sessions" / "a" / "s", ReadLimits())
+    made.create()
+    SessionFiles(tmp_path / "sessions" / "a" / "other", ReadLimits()).create()
+    return made
+
+
+def opened(files: SessionFiles) -> None:
+    with files.inbound() as db:
+        db.all("SELECT * FROM messages_in")
+
+
+def test_an_inbound_db_that_is_gone_is_unusable_and_never_made_again(files: SessionFiles) -> None:
+    files.folder.inbound_db.unlink()
+    with pytest.raises(UnusableFileError, match="gone") as found:
+        opened(files)
+    assert "backup" in found.value.hint
+    assert not files.folder.inbound_db.exists()
+
+
+@pytest.mark.parametrize("start", [0, 4096], ids=["from-the-header", "behind-the-first-page"])
+def test_an_inbound_db_that_is_corrupt_is_unusable(files: SessionFiles, start: int) -> None:
+    size = files.folder.inbound_db.stat().st_size
+    with files.folder.inbound_db.open("r+b") as file:
+        file.seek(start)
+        file.write(b"\xa5" * (size - start))
+    with pytest.raises(UnusableFileError):
+        opened(files)
+
+
+def test_a_sessions_folder_that_is_empty_is_a_disk_that_is_not_mounted_and_no_loss(tmp_path: Path) -> None:
+    (tmp_path / "sessions").mkdir()
+    with pytest.raises(StorageError) as found:
+        opened(SessionFiles(tmp_path / "sessions" / "a" / "s", ReadLimits()))
+    assert not isinstance(found.value, UnusableFileError)
+
+
+def test_a_file_that_its_owner_may_not_write_is_no_race(tmp_path: Path) -> None:
+    path = tmp_path / "central.db"
+    open_owner(path, Role.CENTRAL).close()
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)
+    with (
+        Writer(connection, path) as db,
+        pytest.raises(StorageError, match="SQLITE_READONLY") as found,
+        db.transaction(),
+    ):
+        db.execute("DELETE FROM sessions")
+    assert "writable" in found.value.hint
+
+
+def test_the_same_codes_of_a_foreign_file_stay_what_they_were() -> None:
+    error = sqlite3.OperationalError("x")
+    error.sqlite_errorcode = sqlite3.SQLITE_READONLY
+    assert isinstance(translate(error, Path("outbound.db"), hostile=True), ReadRaceError)
