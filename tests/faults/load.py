@@ -126,7 +126,7 @@ class Load:
                 client.accept(message)
             except _DIED:
                 time.sleep(0.05)
-            except Exception as error:  # noqa: BLE001 - told at the end; a client's thread must not die silently
+            except Exception as error:
                 self.trouble.append(f"{identity}: {type(error).__name__}: {error}")
                 time.sleep(0.2)
             else:

@@ -34,7 +34,7 @@ def draw_config(world: World) -> Config:
         runtime=Runtime(
             kind="process",
             max_containers=rng.choice((1, 2, 8)),
-            idle_stop_s=rng.choice((15.0, 60.0, 200.0)),
+            idle_stop_s=rng.choice((10.0, 40.0, 120.0)),
             stop_grace_s=rng.choice((2.0, 10.0)),
             kill_confirm_s=rng.choice((5.0, 30.0)),
             spawn_backoff_s=rng.choice((1.0, 5.0)),
@@ -113,7 +113,7 @@ class SimDaemon:
         async def accept() -> None:
             try:
                 result: Accepted | Exception = await house.ingress.accept(incoming)
-            except Exception as error:  # noqa: BLE001 - the client is told
+            except Exception as error:
                 result = error
             answered(result)
 

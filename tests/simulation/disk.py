@@ -196,7 +196,7 @@ class Threads:
                 result = func(*args)
             except ProcessKilledError:
                 return
-            except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            except BaseException as error:
                 loop.call_later(back, _fail, done, error)
             else:
                 loop.call_later(back, _succeed, done, result)

@@ -72,7 +72,7 @@ def watcher(world: World) -> Any:
 @contextmanager
 def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
     """The product in the simulation's hands, for one run."""
-    random_bytes = Random(f"ids {world.seed}")  # noqa: S311
+    random_bytes = Random(f"ids {world.seed}")
     threads = Threads(world)
     awatch = watcher(world)
 
@@ -91,7 +91,7 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
             world.counts["recoveries"] += 1
         return recover_outbound_journal(folder, *options)
 
-    seeded = Random(f"daemon {world.seed}")  # noqa: S311
+    seeded = Random(f"daemon {world.seed}")
     with (
         mock.patch.object(schema.ids, "os", types.SimpleNamespace(urandom=random_bytes.randbytes)),
         mock.patch.object(schema.connect, "_connect", disk.connect),
@@ -101,7 +101,7 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
         mock.patch.object(container_runner.watch, "awatch", awatch),
         mock.patch.object(daemon.bus.watch, "awatch", awatch),
         mock.patch.dict(
-            daemon.bus.watch.Watch.__init__.__kwdefaults__ or {}, poll_s=world.rng.choice((0.5, 5.0, 20.0))
+            daemon.bus.watch.Watch.__init__.__kwdefaults__ or {}, poll_s=world.rng.choice((1.0, 10.0, 30.0))
         ),
         mock.patch.object(daemon.app, "build_channels", build_channels),
         mock.patch.object(daemon.app, "random", types.SimpleNamespace(Random=lambda: seeded)),

@@ -79,7 +79,7 @@ def _run(world: World, began: float) -> Result:
     settings = RunnerSettings(
         provider="echo",
         max_batch=world.rng.choice((1, 3, 10)),
-        poll_s=world.rng.choice((1.0, 5.0, 15.0)),
+        poll_s=world.rng.choice((2.0, 8.0, 20.0)),
         grace_s=world.rng.choice((1.0, 8.0)),
     )
     host = SimHost(world, lambda: settings)

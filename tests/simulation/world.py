@@ -107,10 +107,10 @@ class World:
     watchers: dict[str, list[asyncio.Event]] = field(default_factory=dict[str, list[asyncio.Event]])
 
     def __post_init__(self) -> None:
-        self.rng = Random(f"clawbus {self.seed}")  # noqa: S311 - repeatable on purpose
+        self.rng = Random(f"clawbus {self.seed}")
         self.faults = Faults.drawn(self.rng)
         shuffle = self.rng.choice((0, 10, 50, 100))
-        self.loop = SimLoop(Random(f"order {self.seed}"), shuffle)  # noqa: S311
+        self.loop = SimLoop(Random(f"order {self.seed}"), shuffle)
         self.clock = SimClock(self.loop)
 
     # --- what happened
