@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -100,8 +100,15 @@ class Chaos:
     """One bus under blows. `victims` are its agents."""
 
     def __init__(
-        self, daemon: RealDaemon, victims: Victims, load: Load, posted: Receiver, seed: int,
-        *, pause_s: float = 0.3, dockerd: PrivateDockerd | None = None,
+        self,
+        daemon: RealDaemon,
+        victims: Victims,
+        load: Load,
+        posted: Receiver,
+        seed: int,
+        *,
+        pause_s: float = 0.3,
+        dockerd: PrivateDockerd | None = None,
     ) -> None:
         self.report = Report(seed)
         self._daemon = daemon
@@ -114,14 +121,14 @@ class Chaos:
         self._dockerd = dockerd
         self._doubts: list[tuple[float, float]] = []
 
-    def run(self, seconds: float, enough: Callable[[Report], bool] = lambda _: False) -> None:
-        """Strike until the time is over, or until it is enough."""
+    def run(self, seconds: float, over: threading.Event | None = None) -> None:
+        """Strike until the time is over, or until `over` says so."""
+        over = over or threading.Event()
         began = time.monotonic()
         self.ensure()
         self._load.start()
         try:
-            while time.monotonic() - began < seconds and not enough(self.report):
-                time.sleep(self._rng.uniform(0.2, 1.8) * self._pause_s)
+            while time.monotonic() - began < seconds and not over.wait(self._rng.uniform(0.2, 1.8) * self._pause_s):
                 kind = self._rng.choices([*self._blows], [*self._blows.values()])[0]
                 getattr(self, f"_strike_{kind}")()
                 self.ensure()
