@@ -108,7 +108,8 @@ class Delivery:
         """Begin nothing new, and let what is under way finish within `grace_s` seconds."""
         self._closing = True
         with anyio.move_on_after(grace_s):
-            while self._senders:
+            # A look that is under way may yet intend something, and then takes it back.
+            while self._senders or self._dirty:
                 self._drained = anyio.Event()
                 await self._drained.wait()
 
@@ -131,6 +132,7 @@ class Delivery:
                     self._dirty[session] = True
         finally:
             del self._dirty[session]
+            self._drained.set()
 
     async def _collect(self, session: Session) -> bool:
         """One look. True when more is known to wait."""
@@ -244,8 +246,7 @@ class Delivery:
         finally:
             self._senders -= 1
             session.sending.pop(address_key, None)
-            if self._senders == 0:
-                self._drained.set()
+            self._drained.set()
         self.poke(session)
 
     async def _send_in_order(self, session: Session, sends: list[Send]) -> list[Outcome]:

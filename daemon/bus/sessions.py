@@ -57,7 +57,7 @@ class _Job(Generic[T]):
 
 
 class Session:
-    """One active session. `busy` destinations have a send under way; `last_activity` is epoch milliseconds."""
+    """One active session. `last_activity` is epoch milliseconds, `operation_s` the seconds that one operation may take."""
 
     def __init__(
         self, key: SessionKey, files: SessionFiles, limiter: anyio.CapacityLimiter, operation_s: float = OPERATION_S
@@ -72,7 +72,7 @@ class Session:
         self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
         self.unreadable_since: float | None = None  # monotonic: since when no look has come through
         self._limiter = limiter
-        self._operation_s = operation_s
+        self.operation_s = operation_s
         self._in_thread = False
 
     async def call(self, operation: Callable[[], T]) -> T:
@@ -94,13 +94,13 @@ class Session:
         try:
             # Only the operation's own time counts: to wait for a thread is no fault of this session's.
             async with self._limiter:
-                with anyio.fail_after(self._operation_s):
+                with anyio.fail_after(self.operation_s):
                     alone = anyio.CapacityLimiter(1)
                     return await anyio.to_thread.run_sync(job.run, limiter=alone, abandon_on_cancel=True)
         except TimeoutError as error:
             job.withdraw()
             raise ReadDeadlineError(
-                f"an operation on the files of {self.key} has not come back within {self._operation_s:g} s."
+                f"an operation on the files of {self.key} has not come back within {self.operation_s:g} s."
             ) from error
         except BaseException:
             job.withdraw()
@@ -135,7 +135,7 @@ class Sessions:
         self._making: WeakValueDictionary[SessionKey, anyio.Lock] = WeakValueDictionary()
         self._central = anyio.Lock()
         self._limiter = anyio.CapacityLimiter(threads)
-        self._operation_s = operation_s
+        self.operation_s = operation_s
 
     def __iter__(self) -> Iterator[Session]:
         return iter(tuple(self._table.values()))
@@ -163,7 +163,7 @@ class Sessions:
         """The session object for a row of the registry."""
         session = self._known.get(row.key)
         if session is None:
-            session = Session(row.key, self.files_of(row.key), self._limiter, self._operation_s)
+            session = Session(row.key, self.files_of(row.key), self._limiter, self.operation_s)
             session.quarantined = row.quarantine_reason
             session.active = row.active
             session.last_activity = self._clock.now_ms()

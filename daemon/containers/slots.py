@@ -62,7 +62,8 @@ class Timings:
     """The supervisor's own intervals in seconds; the configuration has those an operator would change.
 
     `soft_backoff_max_s` bounds the back-off where a person is about to mend the cause (an image, the runtime), `healthy_s`
-    is how long a container must have lived for its end to be no failed start.
+    is how long a container must have lived for its end to be no failed start, `look_s` how long a look whether a
+    container is idle may take.
     """
 
     probe_s: float = 5.0
@@ -70,3 +71,4 @@ class Timings:
     retry_max_s: float = 30.0
     soft_backoff_max_s: float = 30.0
     healthy_s: float = 60.0
+    look_s: float = 1.0

@@ -382,7 +382,10 @@ class Supervisor:
             return
         running = [slot for slot in alive if slot.phase is Phase.RUNNING]
         for slot in sorted(running, key=lambda item: item.session.last_activity):
-            if await self._hooks.is_idle(slot.session):
+            idle = False
+            with anyio.move_on_after(self._timings.look_s):  # its files may be held; others wait for this loop
+                idle = await self._hooks.is_idle(slot.session)
+            if idle:
                 self._log.info("container_evicted", agent=slot.session.key.agent, session=slot.session.key.session)
                 self.begin_end(slot.session.key, "evicted", graceful=True, incarnation=slot.incarnation)
                 return

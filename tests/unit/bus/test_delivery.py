@@ -21,7 +21,6 @@ from tests.support.house_kit import AGENT, SECONDS, HouseKit, until
 
 pytestmark = [pytest.mark.anyio]
 
-FAR = Path("/nonexistent")
 A, B, C = '{"n":"a"}', '{"n":"b"}', '{"n":"c"}'
 
 
@@ -175,8 +174,8 @@ async def test_a_permanent_failure_is_a_dead_letter_and_the_agent_is_told_withou
     kit.house.supervisor.begin_end(SessionKey(AGENT, "main"), "idle", graceful=True)
     await kit.gone()
     await kit.house.sweeper.tick()
-    await kit.settle()
-    assert kit.host.spawns == 1
+    await kit.fence()
+    assert kit.spawned() == 1
 
 
 async def test_no_answer_in_time_is_transient(tmp_path: Path) -> None:
@@ -368,8 +367,8 @@ async def test_a_hostile_file_puts_one_session_into_quarantine_and_nothing_is_lo
     assert "not a SQLite database" in row.quarantine_reason
     await kit.send("bad", message_id="m2")  # is kept
     await kit.house.sweeper.tick()
-    await kit.settle()
-    assert kit.host.spawns == 2, "no wake"
+    await kit.fence()
+    assert kit.spawned("bad") == 1, "no wake"
     say(good, "p1", A)
     await until(lambda: kit.fake.texts("p1") == [A])
     path.unlink()
@@ -391,8 +390,8 @@ async def test_a_quarantine_outlives_a_restart(tmp_path: Path) -> None:
     async with kit.running():
         await kit.send()
         await kit.house.sweeper.tick()
-        await kit.settle()
-        assert kit.host.spawns == 1
+        await kit.fence()
+        assert kit.spawned() == 1
 
 
 async def test_a_read_race_is_debug_and_tried_again(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,6 +435,65 @@ async def test_a_bug_in_a_look_is_logged_and_ends_nothing(kit: HouseKit, monkeyp
     await until(lambda: kit.fake.texts("p1") == [A])
 
 
+async def test_a_look_that_hangs_holds_its_session_for_a_bounded_time_and_nobody_else(
+    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await working(kit)
+    session = await kit.session()
+    session.operation_s = 0.02
+    entered, leave = threading.Event(), threading.Event()
+    real = delivery_module.collect
+
+    def hangs(files: Any, *arguments: Any) -> Any:
+        if files is session.files:
+            entered.set()
+            leave.wait(SECONDS)
+        return real(files, *arguments)
+
+    monkeypatch.setattr(delivery_module, "collect", hangs)
+    kit.house.delivery.poke(session)
+    await until(entered.is_set)
+    try:
+        for name in ("two", "three", "four"):  # the fourth needs room, which asks the hanging one whether it is idle
+            await kit.send(name)
+        await until(lambda: kit.host.spawns == 3)
+        with anyio.fail_after(SECONDS):
+            while session.quarantined is None:
+                await kit.settle()
+                kit.advance(2)
+                await anyio.wait_all_tasks_blocked()
+        await kit.started("four")
+    finally:
+        leave.set()
+
+
+async def test_a_row_that_was_never_sent_is_not_in_doubt_after_an_orderly_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = HouseKit(tmp_path / "data", channels={"fake": {"type": "fake", "in_doubt": "hold"}})
+    entered, leave = threading.Event(), threading.Event()
+    real = delivery_module.collect
+
+    def slow(*arguments: Any) -> Any:
+        entered.set()
+        leave.wait(SECONDS)
+        return real(*arguments)
+
+    async with kit.running():
+        agent = await working(kit)
+        monkeypatch.setattr(delivery_module, "collect", slow)
+        say(agent, "p1", A)
+        await until(entered.is_set)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(kit.stop, SECONDS)
+            await until(lambda: kit.house.delivery._closing)
+            leave.set()
+    assert kit.fake.calls == []
+    monkeypatch.setattr(delivery_module, "collect", real)
+    async with kit.running():
+        await until(lambda: kit.fake.texts("p1") == [A])
+
+
 async def test_three_slow_looks_in_a_row_are_a_quarantine_and_fewer_are_not(
     kit: HouseKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,6 +514,7 @@ async def test_three_slow_looks_in_a_row_are_a_quarantine_and_fewer_are_not(
     kit.house.delivery.poke(session)
     await kit.settle()
     assert session.quarantined is None
+    assert not session.strikes, "one good look clears them"
     failures.extend([ReadDeadlineError("slow")] * 3)
     kit.house.delivery.poke(session)  # from here on its own retries, each with a sweep that reads well
     with anyio.fail_after(SECONDS):

@@ -48,6 +48,9 @@ def world(tmp_path: Path) -> SessionWorld:
     return made
 
 
+FEW = replace(MEANS, config=Delivery(batch=3))  # so that the property meets queues longer than one look
+
+
 def look(world: SessionWorld, means: Means = MEANS, live: str | None = None) -> Collected:
     return collect(world.files, means, live, world.now)
 
@@ -155,6 +158,26 @@ def test_a_retrying_head_holds_back_its_own_destination_only(world: SessionWorld
     (head,) = world.read("SELECT attempts FROM delivery_attempts WHERE message_out_id = 'o1'")
     assert head["attempts"] == 2
     assert world.events("o1") == ["delivery_failed"]
+
+
+def test_a_new_row_never_overtakes_the_queue_of_its_destination(world: SessionWorld) -> None:
+    """What waits is more than one look takes in: the new row behind it must not come in by the other door."""
+    two_at_a_time = replace(MEANS, config=Delivery(batch=2))
+    for number in range(1, 6):
+        world.say(f"o{number}")
+    head, second = look(world, two_at_a_time).sends
+    record_outcomes(world.files, [failed(head), Outcome(second, sent=False)], MEANS, world.now)
+    look(world, two_at_a_time)
+    look(world, two_at_a_time)
+    assert set(tracked(world)) == {f"o{number}" for number in range(1, 6)}
+    world.now += 5 * SECOND
+    world.say("o6")
+    order: list[str] = []
+    for _ in range(3):
+        found = look(world, two_at_a_time)
+        order += ids(found)
+        deliver(world, found)
+    assert order == [f"o{number}" for number in range(1, 7)]
 
 
 def test_attempts_back_off_and_honour_retry_after(world: SessionWorld) -> None:
@@ -436,7 +459,7 @@ def test_per_destination_sends_follow_seq_and_every_row_ends_once(steps: list[tu
                 waits.update(said[-1:] if second else ())
             elif action == "look":
                 assert isinstance(second, int)
-                send_groups(world, look(world), receiver, str(first), second)
+                send_groups(world, look(world, FEW), receiver, str(first), second)
                 _check_intents(world)
                 assert session_violations(world.root) == []
             else:
@@ -444,7 +467,7 @@ def test_per_destination_sends_follow_seq_and_every_row_ends_once(steps: list[tu
                 world.now += first * SECOND
         for _ in range(len(said) + 2):  # from now on all is well
             world.now += 3600 * SECOND
-            send_groups(world, look(world), receiver, "ok", 0)
+            send_groups(world, look(world, FEW), receiver, "ok", 0)
         done = receipts(world)
         assert sorted(done) == sorted(said), "exactly one end each"
         assert set(tracked(world).values()) <= {"dead"}
