@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,22 @@ async def test_a_container_that_cannot_be_killed_does_not_stop_the_making_of_roo
         await house.supervisor.wake(await house.sessions.create(SessionKey(AGENT, "new")))
         await kit.started("new")
         assert sorted(living(kit)) == ["new", "stuck"]
+
+
+async def test_a_session_whose_files_are_held_does_not_stop_the_making_of_room(tmp_path: Path) -> None:
+    kit = HouseKit(tmp_path / "data", runtime={"max_containers": 2})
+    kit.timings = replace(NO_PROBE, look_s=0.02)
+    async with kit.running() as house:
+        for name, at in (("held", 1), ("idle", 2)):
+            await house.supervisor.wake(await house.sessions.create(SessionKey(AGENT, name)))
+            await kit.started(name)
+            (await kit.session(name)).last_activity = at
+        await until(lambda: all(slot.phase is Phase.RUNNING for slot in house.supervisor.slots()))
+        await kit.settle()
+        async with (await kit.session("held")).lock:
+            await house.supervisor.wake(await house.sessions.create(SessionKey(AGENT, "new")))
+            await kit.started("new")
+            assert sorted(living(kit)) == ["held", "new"]
 
 
 async def test_an_exit_that_cannot_be_settled_holds_no_place_under_the_cap(
@@ -531,7 +548,8 @@ async def test_no_container_starts_while_a_sweep_recovers_its_journal(
         await until(entered.is_set)
         await kit.house.supervisor.wake(session)
         await until(lambda: kit.slot() is not None)
-        await anyio.wait_all_tasks_blocked()
-        assert spawned(kit) == []
+        await kit.house.supervisor.wake(await kit.house.sessions.create(SessionKey(AGENT, "other")))
+        await kit.started("other")  # woken later, and started
+        assert kit.spawned() == 0
         leave.set()
     await kit.started()
