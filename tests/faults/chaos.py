@@ -136,16 +136,16 @@ class Chaos:
             self._load.stop()
             self.report.seconds = time.monotonic() - began
 
-    def settle(self, operation_s: float = 60.0) -> None:
+    def settle(self, patience_s: float = 60.0) -> None:
         """Let it heal; whatever is not at rest by then is a problem. Then end it, and count."""
-        deadline = time.monotonic() + operation_s
+        deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             self.ensure()
             if self._is_still() and not data_folder_violations(self._daemon.data, at_rest=True):
                 break
             time.sleep(0.2)
         else:
-            self.report.problems.append(f"it is not at rest {operation_s:g} s after the last blow")
+            self.report.problems.append(f"it is not at rest {patience_s:g} s after the last blow")
         self._daemon.end_quietly()
         self._daemon.end_agents()
         self.report.problems += data_folder_violations(self._daemon.data, at_rest=True)
