@@ -13,6 +13,9 @@ PYTHON ?= python3
 RUNTIME ?= process
 BASE_IMAGE ?=
 ARGS ?=
+MINUTES ?= 10
+FUZZ ?= 100000
+SEED ?=
 UPGRADE ?=
 
 VENV := .venv
@@ -30,7 +33,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(PYTHON))
 endif
 endif
 
-.PHONY: help demo test lint fmt types bench lock venv clean
+.PHONY: help demo test soak lint fmt types bench lock venv clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=$$'\t' read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
@@ -52,6 +55,9 @@ demo: $(STAMP) ## the whole bus in a temporary folder, one agent killed in mid-t
 
 test: $(STAMP) ## the tests (ARGS="-k name")
 	@$(BIN)/pytest $(ARGS)
+
+soak: $(STAMP) ## faults in simulation, on real processes and containers (MINUTES=10 FUZZ=100000 SEED=n)
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES) --fuzz $(FUZZ) $(if $(SEED),--seed $(SEED))
 
 lint: $(STAMP) ## ruff: rules and format
 	@$(BIN)/ruff check .

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -121,14 +121,14 @@ class Chaos:
         self._dockerd = dockerd
         self._doubts: list[tuple[float, float]] = []
 
-    def run(self, seconds: float, enough: Callable[[Report], bool] = lambda _: False) -> None:
-        """Strike until the time is over, or until it is enough."""
+    def run(self, seconds: float, over: threading.Event | None = None) -> None:
+        """Strike until the time is over, or until `over` says so."""
+        over = over or threading.Event()
         began = time.monotonic()
         self.ensure()
         self._load.start()
         try:
-            while time.monotonic() - began < seconds and not enough(self.report):
-                time.sleep(self._rng.uniform(0.2, 1.8) * self._pause_s)
+            while time.monotonic() - began < seconds and not over.wait(self._rng.uniform(0.2, 1.8) * self._pause_s):
                 kind = self._rng.choices([*self._blows], [*self._blows.values()])[0]
                 getattr(self, f"_strike_{kind}")()
                 self.ensure()
@@ -136,16 +136,16 @@ class Chaos:
             self._load.stop()
             self.report.seconds = time.monotonic() - began
 
-    def settle(self, operation_s: float = 60.0) -> None:
+    def settle(self, patience_s: float = 60.0) -> None:
         """Let it heal; whatever is not at rest by then is a problem. Then end it, and count."""
-        deadline = time.monotonic() + operation_s
+        deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             self.ensure()
             if self._is_still() and not data_folder_violations(self._daemon.data, at_rest=True):
                 break
             time.sleep(0.2)
         else:
-            self.report.problems.append(f"it is not at rest {operation_s:g} s after the last blow")
+            self.report.problems.append(f"it is not at rest {patience_s:g} s after the last blow")
         self._daemon.end_quietly()
         self._daemon.end_agents()
         self.report.problems += data_folder_violations(self._daemon.data, at_rest=True)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -171,7 +172,7 @@ def account(data: Path, load: Load, posted: Receiver, doubts: list[tuple[float, 
         else:
             found.answered += 1
     for key, times in posted.posts.items():
-        for first, second in zip(times, times[1:], strict=False):
+        for first, second in pairwise(times):
             if any(begin < second and end > first for begin, end in doubts):
                 found.repeated += 1
             else:

@@ -1,4 +1,4 @@
-"""Faults on real processes and containers for as long as one likes: `python -m tests.faults.soak --minutes 10`.
+"""Faults on real processes and containers for as long as one likes: `python -m tests.faults.soak processes --minutes 10`.
 
 Prints one JSON object: what was struck, what was sent, and what became of it. Exit code 1 when anything was lost,
 doubled or found broken. It ends whatever it started, also when it fails.
@@ -10,19 +10,32 @@ import argparse
 import contextlib
 import json
 import os
+import signal
+import subprocess
 import sys
+import threading
 import time
-from typing import Any
+from typing import Any, Final
 
 from tests.faults.chaos import CONFIG, Chaos, Report
 from tests.faults.load import Load, receiver
 from tests.faults.victims import DockerVictims, ProcessVictims
+from tests.support.agent_image import agent_image
 from tests.support.daemon import RealDaemon
 from tests.support.private_dockerd import PrivateDockerd
 from tests.support.webhooks import free_port
 
+DOCKERD_VARIABLE: Final = "CLAWBUS_FAULTS_DOCKERD"
 
-def process_chaos(*, seed: int, seconds: float, sessions: int = 14, per_second: float = 30.0) -> Report:
+
+def process_chaos(
+    *,
+    seed: int,
+    seconds: float,
+    sessions: int = 14,
+    per_second: float = 30.0,
+    over: threading.Event | None = None,
+) -> Report:
     """The process runtime under blows for `seconds`."""
     with receiver(seed) as posted, contextlib.ExitStack() as stack:
         daemon = RealDaemon()
@@ -32,7 +45,7 @@ def process_chaos(*, seed: int, seconds: float, sessions: int = 14, per_second: 
         load = Load(daemon.socket, names, per_second=per_second)
         chaos = Chaos(daemon, ProcessVictims(daemon), load, posted, seed)
         try:
-            chaos.run(seconds)
+            chaos.run(seconds, over)
             chaos.settle()
         except AssertionError as error:
             chaos.report.problems.append(str(error))
@@ -42,6 +55,7 @@ def process_chaos(*, seed: int, seconds: float, sessions: int = 14, per_second: 
 def docker_chaos(
     *, seed: int, seconds: float, image: str, dockerd: PrivateDockerd | None, sessions: int = 4,
     per_second: float = 8.0, pause_s: float = 1.0,
+    over: threading.Event | None = None,
 ) -> Report:  # fmt: skip
     """The same with containers: of the machine's dockerd, or of a private one that is struck, too."""
     with receiver(seed) as posted, contextlib.ExitStack() as stack:
@@ -56,8 +70,8 @@ def docker_chaos(
             daemon, DockerVictims(daemon, environ), load, posted, seed, pause_s=pause_s, dockerd=dockerd
         )  # fmt: skip
         try:
-            chaos.run(seconds)
-            chaos.settle(operation_s=120.0)
+            chaos.run(seconds, over)
+            chaos.settle(patience_s=120.0)
         except AssertionError as error:
             chaos.report.problems.append(str(error))
         return chaos.report
@@ -83,12 +97,35 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
+def containers(options: argparse.Namespace, over: threading.Event) -> dict[str, Any]:
+    """The part with Docker, or why there is none."""
+    if subprocess.run(["docker", "info"], capture_output=True, check=False, timeout=60).returncode != 0:
+        return {"skipped": "Docker does not answer", "problems": []}
+    with contextlib.ExitStack() as stack:
+        image = stack.enter_context(agent_image(options.base))
+        dockerd = None
+        if os.environ.get(DOCKERD_VARIABLE) == "1":
+            dockerd = stack.enter_context(PrivateDockerd())
+            dockerd.copy_image(image)
+        return as_json(
+            docker_chaos(seed=options.seed, seconds=options.minutes * 60, image=image, dockerd=dockerd, over=over)
+        )
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
+    parser.add_argument("part", choices=("processes", "containers"))
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--base", default="base-debian:bookworm", help="the image to build the agents' on")
     options = parser.parse_args()
-    found = as_json(process_chaos(seed=options.seed, seconds=options.minutes * 60))
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    if options.part == "containers":
+        found = containers(options, over)
+    else:
+        found = as_json(process_chaos(seed=options.seed, seconds=options.minutes * 60, over=over))
     print(json.dumps(found, indent=2))
     return 1 if found["problems"] else 0
 

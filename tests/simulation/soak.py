@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -132,7 +132,7 @@ def main() -> int:
     totals = run_many(
         first=arguments.first, count=None, workers=arguments.workers, seconds=arguments.minutes * 60, keep_going=True
     )
-    print(json.dumps(asdict(totals)) if arguments.json else totals.report())
+    print(json.dumps({**vars(totals), "counts": dict(totals.counts)}) if arguments.json else totals.report())
     return 1 if totals.failed else 0
 
 

@@ -261,9 +261,10 @@ class RealDaemon:
         assert entry is not None, f"no answer to {message_id} of {agent}/{session} within {wait_s:g} s"
         return json.loads(entry.content)
 
-    def ask(self, text: str, *, agent: str, session: str, **fields: Any) -> dict[str, Any]:
+    def ask(self, text: str, *, agent: str, session: str, wait_s: float = ANSWER_S, **fields: Any) -> dict[str, Any]:
         """`post` and `answer`."""
-        return self.answer(self.post(text, agent=agent, session=session, **fields), agent=agent, session=session)
+        message_id = self.post(text, agent=agent, session=session, **fields)
+        return self.answer(message_id, agent=agent, session=session, wait_s=wait_s)
 
     def entries(self, mailbox: str = "cli", after: int = 0) -> list[dict[str, Any]]:
         """The mailbox: content, in_reply_to and cursor of each entry."""

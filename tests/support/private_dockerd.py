@@ -19,6 +19,7 @@ from typing import Final, Self
 from tests.support.daemon import eventually
 
 READY_S: Final = 60.0
+_ATTEMPTS: Final = 3
 
 
 class PrivateDockerd:
@@ -42,7 +43,20 @@ class PrivateDockerd:
         self.close()
 
     def start(self) -> None:
-        """Start it, and return once it answers."""
+        """Start it, and return once it answers. One that was killed in mid-start may leave a containerd that hinders it."""
+        for attempt in range(_ATTEMPTS):
+            self._launch()
+            try:
+                eventually("dockerd answers", self._answers, READY_S)
+            except AssertionError:
+                self.kill()
+                self._end_containerd()
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                return
+
+    def _launch(self) -> None:
         (self.root / "pid").unlink(missing_ok=True)
         with (self.root / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -53,7 +67,6 @@ class PrivateDockerd:
                 ],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
-        eventually("dockerd answers", self._answers, READY_S)
 
     def kill(self) -> None:
         """SIGKILL; its containerd and its containers stay, as they do on a real machine."""
@@ -93,7 +106,8 @@ class PrivateDockerd:
                 self.stop()
             if self._process.poll() is None:
                 self.kill()
-        self._end_leftovers()
+        self._end_containerd()
+        self._end_shims()
         for mount in reversed(_mounts_under(self.root)):
             subprocess.run(["umount", "-l", mount], capture_output=True, check=False, timeout=30)
         shutil.rmtree(self.root, ignore_errors=True)
@@ -103,17 +117,21 @@ class PrivateDockerd:
         assert self._process.poll() is None, (self.root / "log").read_text(errors="replace")[-4000:]
         return self.docker("info", timeout_s=20).returncode == 0
 
-    def _end_leftovers(self) -> None:
-        """containerd and shims whose command line names our folder: nobody else's does."""
+    def _end_containerd(self) -> None:
+        """What dockerd started and names our folder on its command line: nobody else's does."""
+        self._end(b"containerd")
+
+    def _end_shims(self) -> None:
+        self._end(b"containerd-shim-runc-v2")
+
+    def _end(self, program: bytes) -> None:
         mark = str(self.root).encode()
         for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            if not entry.name.isdigit():
                 continue
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                if words[0].rpartition(b"/")[2].startswith((b"containerd", b"dockerd")) and any(
-                    mark in word for word in words
-                ):
+                if words[0].rpartition(b"/")[2] == program and any(mark in word for word in words):
                     os.kill(int(entry.name), signal.SIGKILL)
         time.sleep(0.2)  # mounts go with the last process that holds them
 
