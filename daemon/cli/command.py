@@ -168,11 +168,25 @@ def finish(invocation: Invocation, outcome: Outcome) -> int:
     if outcome.silent:
         return outcome.code
     outcome = replace(outcome, next_actions=tuple(_same_place(one, invocation.options) for one in outcome.next_actions))
-    if invocation.json:
-        invocation.emit(envelope(invocation.command, outcome))
-    else:
-        _show(invocation, outcome)
+    try:
+        if invocation.json:
+            invocation.emit(envelope(invocation.command, outcome))
+        else:
+            _show(invocation, outcome)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # The answer may name what was accepted: it is said where there still is a place to say it.
+        raise OutputLostError(error, to_json(envelope(invocation.command, outcome))) from error
     return outcome.code
+
+
+class OutputLostError(Exception):
+    """Standard output cannot be written (a full disk, a closed descriptor). Never leaves `main`."""
+
+    def __init__(self, error: OSError, answer: str) -> None:
+        super().__init__(f"standard output cannot be written ({error.strerror or error}); the answer was: {answer}")
 
 
 def _same_place(action: NextAction, options: Globals) -> NextAction:
