@@ -145,6 +145,24 @@ def read_holder(root: Path) -> Holder | None:
     return Holder(pid, since) if isinstance(pid, int) and isinstance(since, str) else None
 
 
+def live_holder(root: Path) -> Holder | None:
+    """Who holds the folder now; None when nobody does, or nobody that this process can see.
+
+    The kernel's list of locks is read, not the lock tried: a daemon that starts meanwhile must not find it taken.
+    """
+    holder = read_holder(root)
+    try:
+        inode = (root / LOCK_NAME).stat().st_ino
+        locks = Path("/proc/locks").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in locks:  # `1: FLOCK  ADVISORY  WRITE 4711 08:01:131090 0 EOF` (proc_locks(5))
+        parts = line.split()
+        if len(parts) >= 6 and parts[1] == "FLOCK" and parts[5].rpartition(":")[2] == str(inode):
+            return holder if holder is not None and str(holder.pid) == parts[4] else None
+    return None
+
+
 def _make_or_check(root: Path) -> None:
     try:
         root.mkdir(mode=0o700, parents=True)

@@ -57,6 +57,10 @@ class DaemonDownError(ClawbusError):
     default_hint = "Start it with `clawbus run` or `systemctl start clawbus`."
 
 
+class NotListeningError(DaemonDownError):
+    """Nobody listens on the control socket, or there is none."""
+
+
 class LostAnswerError(DaemonDownError):
     """The daemon took the call and ended before it answered. What was asked may have been done."""
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec
 
 import typer
 
 from daemon.cli.envelope import NextAction, Outcome, Problem, envelope, problem_of, to_json
+from daemon.errors import NotListeningError
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -42,6 +43,13 @@ DataFlag = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="The data folder, instead of the configured one.")
 ]
 DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected failure.")]
+
+
+LOOK: Final = (NextAction("clawbus logs -n 50", "what it does instead"),)
+SILENT_FIX: Final = (
+    "Do not start a second one. A daemon that starts, or whose control socket was deleted, answers within seconds; is"
+    " control.socket the one that it was started with? Otherwise restart it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,18 @@ class Invocation:
 
         return ControlClient(self.config.control_socket)
 
+    def silent_daemon(self) -> str | None:
+        """A sentence when a process holds the data folder though nobody answers; None when there is none."""
+        from daemon.data_folder import live_holder  # noqa: PLC0415
+
+        holder = live_holder(self.config.data_dir)
+        if holder is None:
+            return None
+        return (
+            f"process {holder.pid} holds {self.config.data_dir} since {holder.since}"
+            f" but does not answer on {self.config.control_socket}."
+        )
+
     def emit(self, value: object) -> None:
         """One line of JSON of a stream (`--follow`)."""
         sys.stdout.write(to_json(value) + "\n")
@@ -142,6 +162,8 @@ def _outcome(invocation: Invocation, work: Callable[[], Outcome]) -> Outcome:
         return work()
     except ClawbusError as error:
         problem = problem_of(error)
+        if isinstance(error, NotListeningError) and (silent := invocation.silent_daemon()) is not None:
+            return Outcome(problem=replace(problem, message=silent, fix=SILENT_FIX), next_actions=LOOK)
         return Outcome(problem=problem, next_actions=_after(problem.code))
     except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
         raise
