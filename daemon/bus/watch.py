@@ -28,11 +28,11 @@ class Watch:
     """`add` and `remove` sessions as their containers come and go; `on_change` is called in the event loop."""
 
     def __init__(
-        self, on_change: Callable[[Session], None], *, poll_s: float = _POLL_S, rearm_s: float = _REARM_S
+        self, on_change: Callable[[Session], None], *, poll_s: float | None = None, rearm_s: float | None = None
     ) -> None:
         self._on_change = on_change
-        self._poll_s = poll_s
-        self._rearm_s = rearm_s
+        self._poll_s = _POLL_S if poll_s is None else poll_s
+        self._rearm_s = _REARM_S if rearm_s is None else rearm_s
         self._sessions: dict[SessionKey, Session] = {}
         self._by_folder: dict[str, Session] = {}
         self._marks: dict[SessionKey, tuple[int, int] | None] = {}

@@ -100,8 +100,15 @@ class Chaos:
     """One bus under blows. `victims` are its agents."""
 
     def __init__(
-        self, daemon: RealDaemon, victims: Victims, load: Load, posted: Receiver, seed: int,
-        *, pause_s: float = 0.3, dockerd: PrivateDockerd | None = None,
+        self,
+        daemon: RealDaemon,
+        victims: Victims,
+        load: Load,
+        posted: Receiver,
+        seed: int,
+        *,
+        pause_s: float = 0.3,
+        dockerd: PrivateDockerd | None = None,
     ) -> None:
         self.report = Report(seed)
         self._daemon = daemon

@@ -3,9 +3,9 @@
 Bounded here; `make soak` runs the same for as long as it is told.
 """
 
-from tests.faults.soak import process_chaos
-
 import pytest
+
+from tests.faults.soak import process_chaos
 
 pytestmark = [pytest.mark.faults]
 

@@ -118,7 +118,7 @@ def _children(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _pidfd(pid: int):  # noqa: ANN202 - a generator of an int or None
+def _pidfd(pid: int):
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:

@@ -108,7 +108,9 @@ def _loose(path: Path) -> None:
     )
     connection.execute("CREATE TABLE processing_ack (message_id, status, status_changed, incarnation)")
     connection.execute("CREATE TABLE session_state (key, value, updated_at)")
-    connection.execute("CREATE TABLE container_state (id, current_tool, tool_declared_timeout_ms, tool_started_at, updated_at)")
+    connection.execute(
+        "CREATE TABLE container_state (id, current_tool, tool_declared_timeout_ms, tool_started_at, updated_at)"
+    )
     _rows(connection, 60, 200)
     connection.commit()
     connection.close()

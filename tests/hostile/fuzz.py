@@ -40,10 +40,15 @@ class Totals:
 class Worker:
     """One process with every n-th case, started again behind a case that ended it."""
 
-    def __init__(self, seed: int, first: int, step: int, end: int, totals: Totals) -> None:
+    def __init__(
+        self, seed: int, first: int, step: int, end: int, totals: Totals, module: str = "tests.hostile.fuzz_case"
+    ) -> None:
+        self._module = module
         self._seed, self._next, self._step, self._end = seed, first, step, end
         self._totals = totals
-        self._folder = Path(tempfile.mkdtemp(prefix="clawbus-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        self._folder = Path(
+            tempfile.mkdtemp(prefix="clawbus-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+        )
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
         self._case: int | None = None
         self._warm: int | None = None
@@ -56,7 +61,7 @@ class Worker:
             return False
         for item in self._folder.iterdir():
             shutil.rmtree(item)
-        command = [sys.executable, "-m", "tests.hostile.fuzz_case", str(self._folder)]
+        command = [sys.executable, "-m", self._module, str(self._folder)]
         command += [str(number) for number in (self._seed, self._next, self._step, self._end)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._errors, cwd=ROOT)
         self.heard, self._warm = time.monotonic(), None
@@ -69,7 +74,6 @@ class Worker:
         line = self.process.stdout.readline()
         self.heard = time.monotonic()
         if not line:
-            self._ended()
             return False
         said = json.loads(line)
         if "begin" in said:
@@ -78,19 +82,22 @@ class Worker:
             self._note(said)
         return True
 
-    def hung(self) -> None:
+    def hung(self, silent_s: float) -> None:
         """End it, and count that against its case."""
-        assert self.process is not None
-        self.process.kill()
-        self._fail(f"a worker said nothing for {SILENT_S:g} s")
+        self._reap()
+        self._fail(f"a worker said nothing for {silent_s:g} s")
 
     def close(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-        if self.process is not None:
-            self.process.communicate()
+        self._reap()
         self._errors.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _reap(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
 
     def _note(self, said: dict[str, Any]) -> None:
         totals = self._totals
@@ -106,9 +113,11 @@ class Worker:
             self._warm = self._warm or said["resident"]
             totals.growth = max(totals.growth, said["resident"] - self._warm)
 
-    def _ended(self) -> None:
+    def ended(self) -> None:
+        """Its output is at its end: was that its own?"""
         assert self.process is not None
         code = self.process.wait()
+        self._reap()
         if self._case is not None:
             self._errors.seek(0)
             last = self._errors.read()[-2000:].decode("utf-8", "replace")
@@ -126,30 +135,35 @@ class Worker:
 def fuzz(files: int, seed: int, workers: int, keep: Path | None = None) -> Totals:
     """Run cases 0 to `files` - 1 of a seed."""
     totals = Totals()
-    every = [Worker(seed, first, workers, files, totals) for first in range(workers)]
-    try:
-        with selectors.DefaultSelector() as selector:
-            for worker in every:
-                _register(selector, worker)
-            while selector.get_map():
-                for key, _ in selector.select(1.0):
-                    if not key.data.read():
-                        selector.unregister(key.fileobj)
-                        _register(selector, key.data)
-                for key in list(selector.get_map().values()):
-                    if time.monotonic() - key.data.heard > SILENT_S:
-                        selector.unregister(key.fileobj)
-                        key.data.hung()
-                        _register(selector, key.data)
-    finally:
-        for worker in every:
-            worker.close()
+    attend([Worker(seed, first, workers, files, totals) for first in range(workers)])
     if keep is not None and totals.failures:
         with scratch() as folder:
             bench = Bench(folder)
             for index, _, _ in totals.failures[:100]:
                 bench.keep(keep / f"{seed}-{index}", seed, index)
     return totals
+
+
+def attend(workers: list[Worker], silent_s: float = SILENT_S) -> None:
+    """Run them until each has done its cases."""
+    try:
+        with selectors.DefaultSelector() as selector:
+            for worker in workers:
+                _register(selector, worker)
+            while selector.get_map():
+                for key, _ in selector.select(min(1.0, silent_s)):
+                    if not key.data.read():
+                        selector.unregister(key.fileobj)
+                        key.data.ended()
+                        _register(selector, key.data)
+                for key in list(selector.get_map().values()):
+                    if time.monotonic() - key.data.heard > silent_s:
+                        selector.unregister(key.fileobj)
+                        key.data.hung(silent_s)
+                        _register(selector, key.data)
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 def _register(selector: selectors.BaseSelector, worker: Worker) -> None:
@@ -163,7 +177,9 @@ def table(totals: Totals, seed: int, seconds: float) -> str:
     """What a run came to, for people."""
     lines = [f"{totals.files} files, seed {seed}, {seconds:.0f} s, {totals.files / max(seconds, 0.001):.0f} a second"]
     lines += [f"  {name:<48}{count:>9}" for name, count in sorted(totals.outcomes.items())]
-    lines.append(f"  slowest case {totals.slowest:.2f} s, largest worker {totals.peak / 1e6:.0f} MB, growth {totals.growth / 1e6:.1f} MB")
+    lines.append(
+        f"  slowest case {totals.slowest:.2f} s, largest worker {totals.peak / 1e6:.0f} MB, growth {totals.growth / 1e6:.1f} MB"
+    )
     for index, mutation, why in totals.failures:
         lines.append(f"FAILED case {index} ({mutation}): {why}")
         lines.append(f"  again: python -m tests.hostile.fuzz --seed {seed} --case {index}")

@@ -27,7 +27,9 @@ from tests.support.invariants import session_violations
 from tests.support.session_world import NOW
 
 # Small, so that a case that meets one of them costs little.
-LIMITS: Final = ReadLimits(max_file_bytes=4 * 1024**2, max_row_bytes=256 * 1024, deadline_s=0.5, max_read_bytes=8 * 1024**2)
+LIMITS: Final = ReadLimits(
+    max_file_bytes=4 * 1024**2, max_row_bytes=256 * 1024, deadline_s=0.5, max_read_bytes=8 * 1024**2
+)
 MEMORY_BYTES: Final = 1024**3
 ALLOWED_S: Final = 0.5 + 5.0  # one operation: the deadline, a lock's wait, and a busy machine
 LIVING: Final = ("collect", "sweep", "report", "life")  # while its container lives the host writes nothing in out/
@@ -111,7 +113,7 @@ class Bench:
             found = operation()
         except ClawbusError as error:
             outcome = error.code
-        except BaseException as error:  # noqa: BLE001 - that is what is looked for
+        except BaseException as error:
             raise Failed(f"{name}: {type(error).__name__}: {error}") from error
         else:
             outcome = "ok" if not _told(found) else "told"
@@ -135,7 +137,7 @@ def resident() -> int:
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A folder in memory, where a durable commit costs nothing."""
-    place = Path("/dev/shm")  # noqa: S108
+    place = Path("/dev/shm")
     folder = (place if place.is_dir() else Path.cwd()) / f"clawbus-fuzz-{os.getpid()}"
     folder.mkdir()
     try:

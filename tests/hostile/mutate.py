@@ -122,7 +122,9 @@ def _page_header(data: bytearray, rng: random.Random) -> None:
     size, pages = _page_size(data), max(1, len(data) // _page_size(data))
     start = rng.randrange(pages) * size
     start += 100 if start == 0 else 0
-    offset, width = rng.choice(((0, 1), (1, 2), (3, 2), (5, 2), (7, 1), (8, 4), (12, 2), (14, 2), (rng.randrange(8, 200), 2)))
+    offset, width = rng.choice(
+        ((0, 1), (1, 2), (3, 2), (5, 2), (7, 1), (8, 4), (12, 2), (14, 2), (rng.randrange(8, 200), 2))
+    )
     if offset == 0 and len(data) > start:
         data[start] = rng.choice((2, 5, 10, 13, rng.randrange(256)))
     else:

@@ -302,6 +302,7 @@ def test_attempts_outlive_the_daemon(make_daemon: Make, receiver: Receiver, end:
 
 def test_in_doubt_and_held_until_an_operator_says(make_daemon: Make, receiver: Receiver) -> None:
     daemon = make_daemon(tables('in_doubt = "hold"', work=receiver.url))
+    daemon.environment["CLAWBUS_SWEEP__INTERVAL_S"] = "300"  # what is requeued goes at once, not with the next pass
     daemon.start()
     receiver.script["s"] = [stall()]
     say(daemon, "s", "x")

@@ -1,7 +1,7 @@
 """`python -m tests.simulation`: run seeds, one or many, and print what broke and how to see it again.
 
-    .venv/bin/python -m tests.simulation --seed 12345 --trace
-    .venv/bin/python -m tests.simulation --seeds 300 --workers 2
+.venv/bin/python -m tests.simulation --seed 12345 --trace
+.venv/bin/python -m tests.simulation --seeds 300 --workers 2
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def main() -> int:
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first seed that fails")
     arguments = parser.parse_args()
 
-    from tests.simulation.soak import Totals, run_many  # noqa: PLC0415 - after the re-exec
     from tests.simulation.run import SCOPES, run_seed  # noqa: PLC0415
+    from tests.simulation.soak import Totals, run_many  # noqa: PLC0415 - after the re-exec
 
     if arguments.seed is not None:
         SCOPES.install()

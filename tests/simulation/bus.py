@@ -157,9 +157,7 @@ class SimDaemon:
         pulse = Pulse(world.clock)
         pulse.register("sweep", 1e9)
         folder: Any = self.layout
-        house = app.build_house(
-            self.config, folder, SimRuntime(self.host, install_id), install_id, world.clock, pulse
-        )
+        house = app.build_house(self.config, folder, SimRuntime(self.host, install_id), install_id, world.clock, pulse)
         async with anyio.create_task_group() as tasks:
             await app._start(house, tasks)
             self.house = house

@@ -63,7 +63,9 @@ def _session_unrest(daemon: SimDaemon, key: SessionKey) -> str | None:
     now = daemon.world.clock.now_ms()
     try:
         with open_reader(daemon.layout.central_db) as db:
-            row = db.one("SELECT active, next_due_at, quarantine_reason FROM sessions WHERE agent = ? AND session = ?", key)
+            row = db.one(
+                "SELECT active, next_due_at, quarantine_reason FROM sessions WHERE agent = ? AND session = ?", key
+            )
         with open_reader(folder.inbound_db) as db:
             pending = db.all(
                 "SELECT id, process_after FROM messages_in WHERE status = 'pending' AND trigger = 1"

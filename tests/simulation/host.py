@@ -379,6 +379,4 @@ class SimRuntime:
 def running_of(container: Container) -> Running:
     """As the listing has it."""
     spec: Any = container.spec
-    return Running(
-        container.id, spec.agent, spec.session, spec.incarnation, spec.fingerprint, container.started_at
-    )
+    return Running(container.id, spec.agent, spec.session, spec.incarnation, spec.fingerprint, container.started_at)

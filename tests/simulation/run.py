@@ -55,7 +55,7 @@ class Result:
 
 def base_folder() -> Path:
     """Memory where the machine offers it: a simulated disk need not be a real one."""
-    memory = Path("/dev/shm")  # noqa: S108
+    memory = Path("/dev/shm")
     return memory if memory.is_dir() else Path(tempfile.gettempdir())
 
 
@@ -149,7 +149,9 @@ def _tracked(root: Path, message: Outgoing) -> tuple[str | None, str | None]:
     """What inbound.db says of an outbound row: its receipt's status, and its state while it is open."""
     path = root / "sessions" / message.agent / message.session / "in" / "inbound.db"
     with contextlib.closing(sqlite3.connect(path)) as db:
-        receipt = db.execute("SELECT status FROM delivered WHERE message_out_id = ?", (message.message_out_id,)).fetchone()
+        receipt = db.execute(
+            "SELECT status FROM delivered WHERE message_out_id = ?", (message.message_out_id,)
+        ).fetchone()
         state = db.execute(
             "SELECT state FROM delivery_attempts WHERE message_out_id = ?", (message.message_out_id,)
         ).fetchone()

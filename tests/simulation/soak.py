@@ -1,6 +1,6 @@
 """Many seeds over several processes, until a number or a time is reached, and the figures of all of them.
 
-    .venv/bin/python -m tests.simulation.soak --minutes 10 --workers 2
+.venv/bin/python -m tests.simulation.soak --minutes 10 --workers 2
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Totals:
             f"messages accepted {self.accepted}, effects {self.effects}, repeated in doubt {self.doubles}",
         ]
         if self.wall_s:
-            lines.append(f"{self.wall_s:.1f} s: {self.seeds / self.wall_s:.1f} seeds/s, {self.steps / self.wall_s:.0f} steps/s")
+            lines.append(
+                f"{self.wall_s:.1f} s: {self.seeds / self.wall_s:.1f} seeds/s, {self.steps / self.wall_s:.0f} steps/s"
+            )
         for seed, findings in sorted(self.failed.items()):
             lines += [f"seed {seed} FAILED:", *(f"  {text}" for text in findings)]
             lines.append(f"  again: .venv/bin/python -m tests.simulation --seed {seed} --trace")
@@ -73,7 +75,9 @@ def run_many(
     totals, pipes = Totals(), {}
     for number in range(workers):
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(theirs, first + number, workers, first, count, seconds), daemon=True)
+        process = context.Process(
+            target=_work, args=(theirs, first + number, workers, first, count, seconds), daemon=True
+        )
         process.start()
         theirs.close()
         pipes[ours] = process
@@ -102,9 +106,7 @@ def _gather(pipes: dict[Any, Any], totals: Totals, *, keep_going: bool) -> None:
                 return
 
 
-def _work(
-    pipe: Connection, start: int, stride: int, first: int, count: int | None, seconds: float | None
-) -> None:
+def _work(pipe: Connection, start: int, stride: int, first: int, count: int | None, seconds: float | None) -> None:
     SCOPES.install()
     gc.collect()
     gc.freeze()

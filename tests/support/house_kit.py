@@ -52,6 +52,7 @@ class HouseKit:
         self.runtime: FakeRuntime
         self.tasks: TaskGroup
         self.timings = QUICK
+        self.fences = 0
 
     def configure(self, **tables: Any) -> Config:
         """A configuration whose own intervals never come round; each table's keys may be overridden."""
@@ -154,6 +155,25 @@ class HouseKit:
     async def gone(self, session: str = "main", agent: str = AGENT) -> None:
         """Until the session's container is gone, and all that entails is done."""
         await until(lambda: self.slot(session, agent) is None)
+
+    def spawned(self, session: str = "main") -> int:
+        """How often a container was asked for."""
+        return self.host.calls.count(("spawn", session))
+
+    async def fence(self) -> None:
+        """Until a wake that comes after all others was served: what has not been woken by then is not going to be.
+
+        Its container needs room of its own under the cap.
+        """
+        await self.settle()
+        self.fences += 1
+        name = f"fence-{self.fences}"
+        await self.house.supervisor.wake(await self.house.sessions.create(SessionKey(AGENT, name)))
+        await self.started(name)
+        container = self.host.of_session(name)
+        await self.house.supervisor.end(SessionKey(AGENT, name), "a test", graceful=False)
+        assert container.exit is not None
+        await self.settle()
 
     async def settle_collects(self) -> None:
         """The same, but for sends under way."""

@@ -174,8 +174,8 @@ async def test_a_permanent_failure_is_a_dead_letter_and_the_agent_is_told_withou
     kit.house.supervisor.begin_end(SessionKey(AGENT, "main"), "idle", graceful=True)
     await kit.gone()
     await kit.house.sweeper.tick()
-    await kit.settle()
-    assert kit.host.spawns == 1
+    await kit.fence()
+    assert kit.spawned() == 1
 
 
 async def test_no_answer_in_time_is_transient(tmp_path: Path) -> None:
@@ -367,8 +367,8 @@ async def test_a_hostile_file_puts_one_session_into_quarantine_and_nothing_is_lo
     assert "not a SQLite database" in row.quarantine_reason
     await kit.send("bad", message_id="m2")  # is kept
     await kit.house.sweeper.tick()
-    await kit.settle()
-    assert kit.host.spawns == 2, "no wake"
+    await kit.fence()
+    assert kit.spawned("bad") == 1, "no wake"
     say(good, "p1", A)
     await until(lambda: kit.fake.texts("p1") == [A])
     path.unlink()
@@ -390,8 +390,8 @@ async def test_a_quarantine_outlives_a_restart(tmp_path: Path) -> None:
     async with kit.running():
         await kit.send()
         await kit.house.sweeper.tick()
-        await kit.settle()
-        assert kit.host.spawns == 1
+        await kit.fence()
+        assert kit.spawned() == 1
 
 
 async def test_a_read_race_is_debug_and_tried_again(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,6 +514,7 @@ async def test_three_slow_looks_in_a_row_are_a_quarantine_and_fewer_are_not(
     kit.house.delivery.poke(session)
     await kit.settle()
     assert session.quarantined is None
+    assert not session.strikes, "one good look clears them"
     failures.extend([ReadDeadlineError("slow")] * 3)
     kit.house.delivery.poke(session)  # from here on its own retries, each with a sweep that reads well
     with anyio.fail_after(SECONDS):

@@ -176,7 +176,6 @@ def test_a_new_row_never_overtakes_the_queue_of_its_destination(world: SessionWo
     for _ in range(3):
         found = look(world, two_at_a_time)
         order += ids(found)
-        assert found.more
         deliver(world, found)
     assert order == [f"o{number}" for number in range(1, 7)]
 

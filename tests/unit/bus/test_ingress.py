@@ -134,9 +134,8 @@ async def test_a_duplicate_of_a_finished_message_wakes_nothing(kit: HouseKit) ->
     assert (await kit.message("m1"))["status"] == "completed"
     assert (await kit.send(message_id="m1")).duplicate is True
     await kit.house.sweeper.tick()
-    await kit.settle()
-    await anyio.wait_all_tasks_blocked()
-    assert kit.host.spawns == 1
+    await kit.fence()
+    assert kit.spawned() == 1
 
 
 async def test_concurrent_accepts_get_unique_even_seqs(kit: HouseKit) -> None:
@@ -160,13 +159,11 @@ async def test_concurrent_first_messages_make_one_session(kit: HouseKit) -> None
 
 async def test_a_scheduled_message_wakes_at_its_time(kit: HouseKit) -> None:
     await kit.send(process_after=kit.clock.now_ms() + 60_000)
-    await kit.house.sweeper.tick()
-    await kit.settle()
-    await anyio.wait_all_tasks_blocked()
-    assert kit.host.spawns == 0
+    await kit.fence()
+    assert kit.spawned() == 0
     kit.advance(59)
-    await anyio.wait_all_tasks_blocked()
-    assert kit.host.spawns == 0
+    await kit.fence()
+    assert kit.spawned() == 0
     kit.advance(2)
     await kit.started()
 
@@ -184,8 +181,8 @@ async def test_a_scheduled_message_wakes_at_its_time_after_a_restart_and_a_jump_
         await kit.settle()
         kit.clock.jump(-7200)
         kit.advance(1)
-        await anyio.wait_all_tasks_blocked()
-        assert kit.host.spawns == 0
+        await kit.fence()
+        assert kit.spawned() == 0
         kit.clock.jump(4 * 3600)
         kit.advance(1)
         await kit.started()
@@ -194,9 +191,8 @@ async def test_a_scheduled_message_wakes_at_its_time_after_a_restart_and_a_jump_
 async def test_context_does_not_wake_and_does_not_move_the_route(kit: HouseKit) -> None:
     await kit.send(trigger=False, address=Address("fake", "elsewhere"))
     await kit.house.sweeper.tick()
-    await kit.settle()
-    await anyio.wait_all_tasks_blocked()
-    assert kit.host.spawns == 0
+    await kit.fence()
+    assert kit.spawned() == 0
     assert await kit.inbound("SELECT * FROM session_routing") == []
     await kit.send()
     await kit.started()

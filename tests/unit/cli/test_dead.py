@@ -85,7 +85,7 @@ class TestFromTheFiles:
         (files / "sessions" / "echo" / "two" / "in" / "inbound.db").write_bytes(b"no database, " * 100)
         result = cli("dead", "list").result
         assert sorted(one["id"] for one in result["letters"]) == ["m1", "o1"]
-        assert [(one["session"], one["error"].split(":")[0]) for one in result["errors"]] == [("two", "STORAGE")]
+        assert [(one["session"], one["error"].split(":")[0]) for one in result["errors"]] == [("two", "FILE_UNUSABLE")]
 
     def test_a_letter_is_found_by_its_id(self, cli: CommandLine, files: Path) -> None:
         answer = cli("dead", "show", "m1")

@@ -44,9 +44,9 @@ async def test_a_container_that_is_still_wanted_is_kept(kit: HouseKit) -> None:
         assert slot is not None
         assert (slot.container_id, slot.incarnation) == (container.id, container.spec.incarnation)
         await kit.house.sweeper.tick()
-        await kit.settle()
+        await kit.fence()
         assert container.signals == []
-        assert kit.host.spawns == 1
+        assert kit.spawned() == 1
         assert (await kit.session()).key in kit.house.watch._sessions, "an adopted container is watched, too"
 
 
@@ -153,8 +153,8 @@ async def test_a_runtime_that_is_away_at_start_is_a_state_and_not_an_end(kit: Ho
         slot = kit.slot()
         assert slot is not None
         assert slot.container_id == container.id
-        await kit.settle()
-        assert kit.host.spawns == 1
+        await kit.fence()
+        assert kit.spawned() == 1
         assert kit.house.degraded() == []
 
 
@@ -172,8 +172,8 @@ async def test_a_registry_that_does_not_answer_at_start_is_asked_again(
     monkeypatch.setattr(Registry, "live_incarnations", once)
     async with kit.running():
         await until(lambda: (slot := kit.slot()) is not None and slot.container_id == container.id)
-        await kit.settle()
-        assert kit.host.spawns == 1
+        await kit.fence()
+        assert kit.spawned() == 1
 
 
 async def test_a_container_whose_start_was_never_recorded_is_found_by_its_incarnation(kit: HouseKit) -> None:
@@ -207,4 +207,5 @@ async def test_a_quarantined_sessions_container_is_killed(kit: HouseKit) -> None
         await until(lambda: container.exit is not None)
         await kit.gone()
         assert container.signals == ["KILL"]
-        assert kit.host.spawns == 1
+        await kit.fence()
+        assert kit.spawned() == 1

@@ -16,7 +16,9 @@ from daemon.errors import ImageError, NotConfirmedError, RuntimeUnavailableError
 from daemon.store.registry import IncarnationRow, Registry, SessionKey
 from daemon.store.session_files import SessionFiles
 from daemon.sweep import sweeper as sweeper_module
+from schema.connect import open_owner
 from schema.errors import StorageError
+from schema.migrate import Role
 from tests.support.house_kit import AGENT, SECONDS, HouseKit, until
 
 pytestmark = [pytest.mark.anyio]
@@ -44,6 +46,7 @@ def living(kit: HouseKit) -> list[str]:
 def journal(kit: HouseKit, session: str = "main") -> Path:
     """A stranded journal, cold, so that a reader passes it: recovery is who removes it."""
     path = kit.root / "sessions" / AGENT / session / "out" / "outbound.db-journal"
+    open_owner(path.with_name("outbound.db"), Role.OUTBOUND).close()
     path.touch()
     return path
 
@@ -62,10 +65,10 @@ async def test_a_hundred_wakes_are_one_spawn(kit: HouseKit) -> None:
         for _ in range(100):
             tasks.start_soon(wake)
     await kit.started()
-    await kit.settle()
+    await kit.fence()
     assert await kit.house.supervisor.wake(session) is False
     assert results.count(True) == 1
-    assert spawned(kit) == ["main"]
+    assert kit.spawned() == 1
 
 
 async def test_the_cap_holds_and_the_queue_is_fair_between_groups(tmp_path: Path) -> None:
@@ -143,11 +146,11 @@ async def test_a_message_that_comes_while_its_container_is_exiting_starts_anothe
     first = kit.host.of_session("main")
     kit.house.supervisor.begin_end(session.key, "idle", graceful=True)
     await kit.send()
-    await kit.settle()
-    assert spawned(kit) == ["main"]
+    await kit.fence()
+    assert kit.spawned() == 1
     kit.host.exit_now(first.id)
-    await until(lambda: first.exit is not None and living(kit) == ["main"])
-    assert spawned(kit) == ["main", "main"]
+    await kit.started()
+    assert kit.spawned() == 2
 
 
 async def test_a_quarantined_session_in_the_queue_is_not_spawned(tmp_path: Path) -> None:
@@ -211,7 +214,7 @@ async def test_failed_spawns_back_off_durably_and_starve_nobody(tmp_path: Path) 
     assert waits == [5.0, 10.0, 20.0]
     async with kit.running():  # the daemon was restarted: the back-off is not forgotten
         await kit.house.sweeper.tick()
-        await kit.settle()
+        await kit.fence()
         assert spawned(kit).count("main") == 3
         kit.host.refuse_next(SpawnError("no"))
         kit.advance(waits[-1])
@@ -249,10 +252,11 @@ async def test_a_runtime_that_lists_but_does_not_spawn_is_backed_off(kit: HouseK
     await kit.gone()
     await kit.house.sweeper.tick()
     await kit.settle()
-    assert len(spawned(kit)) == 1
+    kit.host._refusals.clear()
+    await kit.fence()
+    assert kit.spawned() == 1
     row = await kit.row()
     assert row.spawn_failures == 1
-    kit.host._refusals.clear()
     kit.advance(5)
     await kit.started()
     assert living(kit) == ["main"]
@@ -297,8 +301,8 @@ async def test_a_container_that_ends_by_itself_before_it_claimed_anything_is_bac
     assert row.spawn_failures == 1
     assert row.next_spawn_at == kit.clock.now_ms() + 5000
     assert "exit code 3" in (row.last_spawn_error or "")
-    await kit.settle()
-    assert len(spawned(kit)) == 1
+    await kit.fence()
+    assert kit.spawned() == 1
     kit.advance(5)
     await kit.started()
 
