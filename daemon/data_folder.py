@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,12 @@ from schema.migrate import VERSION
 
 LOCK_NAME: Final = "clawbus.lock"
 VERSION_NAME: Final = "clawbus.version"
+# How the names begin that a first start, an image build or an operator who puts an agent in place may leave before the
+# version is written; `lost+found` is a new disk's.
+_OURS: Final = (
+    "clawbus.lock", "clawbus.version", "central.db", "mailbox.db", "sessions", "agents", "logs", "run", "wheels",
+    "control.sock", "lost+found",
+)  # fmt: skip
 
 
 class Layout:
@@ -100,6 +106,7 @@ class DataFolder(Layout):
         lock: int | None = None
         try:
             _make_or_check(root)
+            _check_ours(root)
             lock = _take_lock(root)
             _check_version(root)
             _write_holder(lock, clock or SystemClock())
@@ -120,6 +127,15 @@ class DataFolder(Layout):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def make_agents(self, names: Iterable[str]) -> None:
+        """Each agent's own folder, where an operator puts its program: there before the agent's first message."""
+        for name in names:
+            path = self.agents_dir / name
+            try:
+                path.mkdir(mode=0o755, exist_ok=True)
+            except OSError as error:
+                raise DataFolderError(f"{path} cannot be made: {error.strerror}.") from error
 
     def close(self) -> None:
         """Give the lock back. Safe to call twice. The file stays: without it two daemons could lock two files."""
@@ -185,6 +201,18 @@ def _make_or_check(root: Path) -> None:
         )
     if not os.access(root, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         raise DataFolderError(f"{root} cannot be read and written by this user (id {os.geteuid()}).")
+
+
+def _check_ours(root: Path) -> None:
+    """Somebody's home or project must not become a data folder by a slip of the hand (`--data .`)."""
+    if (root / VERSION_NAME).exists():
+        return
+    foreign = sorted(item.name for item in root.iterdir() if not item.name.startswith(_OURS))
+    if foreign:
+        raise DataFolderError(
+            f"{root} is no clawbus data folder and is not empty: it holds {', '.join(foreign[:3])}.",
+            hint="Name an empty or a new folder with data_dir or --data.",
+        )
 
 
 def _take_lock(root: Path) -> int:

@@ -157,6 +157,22 @@ def add(
     app.command(name)(run)
 
 
+def add_group(app: typer.Typer, group: typer.Typer, name: str) -> None:
+    """Register a group of commands, which takes the global options as well: before, between and after the names."""
+
+    @group.callback(invoke_without_command=False)
+    def options(  # pyright: ignore[reportUnusedFunction] - typer calls it
+        ctx: typer.Context,
+        json: JsonFlag = None,
+        config: ConfigFlag = None,
+        data: DataFlag = None,
+        debug: DebugFlag = False,
+    ) -> None:
+        ctx.obj = Globals(json, config, data, debug).over(ctx.find_object(Globals) or Globals())
+
+    app.add_typer(group, name=name)
+
+
 def _outcome(invocation: Invocation, work: Callable[[], Outcome]) -> Outcome:
     try:
         return work()

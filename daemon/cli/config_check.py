@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.clock import SystemClock
 from daemon.errors import SocketPathError
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
         help="Look at the configuration.\n\n\b\nExample:\n  clawbus config check", rich_markup_mode=None
     )
     add(group, "check", check, path="config")
-    app.add_typer(group, name="config")
+    add_group(app, group, "config")
 
 
 def check(invocation: Invocation) -> Outcome:
