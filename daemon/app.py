@@ -64,6 +64,7 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     control_server.check_path(config.control_socket)
     clock = SystemClock()
     with DataFolder.open(config.data_dir, clock) as folder:
+        folder.make_agents(config.agents)
         pipeline = configure(config.logs, config.data_dir, sys.stderr, clock)
         try:
             anyio.run(partial(_main, config, folder, pipeline, clock, reload))

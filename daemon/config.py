@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -20,6 +22,13 @@ from schema.errors import InvalidNameError
 from schema.ids import check_name
 
 CONFIG_NAME: Final = "clawbus.toml"
+_PREFIX: Final = "CLAWBUS_"
+# Ours and no keys: where the file is, what a runner and an agent's program are given, what tests and checks look at.
+_NO_KEYS: Final = (
+    "CONFIG", "RUNNER", "INCARNATION", "IN", "OUT", "AGENT", "AGENT_NAME", "SESSION_NAME", "CRASH_POINTS",
+    "DOCKERD_LOG", "DEBIAN_MIRROR",
+)  # fmt: skip
+_NO_KEYS_BEGIN: Final = ("TEST_", "REQUIRE_")
 DEFAULT_IMAGE: Final = "clawbus-runner:latest"
 
 
@@ -117,6 +126,8 @@ class Agent(_Table):
     def _arguments(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any("\0" in part for part in value):
             raise ValueError("must not contain NUL")
+        if value and not value[0].strip():
+            raise ValueError("the first part names the program and must not be empty")
         return value
 
 
@@ -143,6 +154,22 @@ class Config(BaseSettings):
     agents: dict[str, Agent] = Field(default_factory=dict[str, Agent])
     # Not in the repr: a channel's table may hold secrets.
     channels: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]], repr=False)
+
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _folder(cls, value: object) -> object:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("must name a folder")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("is no time zone of this machine; use a name like Europe/Vienna, or UTC") from None
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -183,7 +210,7 @@ def load_config(path: Path | None, *, data_dir: Path | None = None) -> Config:
     Raises ConfigError naming every wrong key, its place and its fix.
     """
     values = _read_toml(path) if path is not None else {}
-    if path is not None and isinstance(values.get("data_dir"), str):
+    if path is not None and isinstance(values.get("data_dir"), str) and str(values["data_dir"]).strip():
         values["data_dir"] = (path.absolute().parent / str(values["data_dir"])).resolve()
     try:
         config = Config(**values)
@@ -191,9 +218,13 @@ def load_config(path: Path | None, *, data_dir: Path | None = None) -> Config:
         raise _explained(error, path) from error
     except Exception as error:  # pydantic-settings wraps an unparsable environment variable in its own error
         raise ConfigError(f"{error}", hint="Correct or unset that environment variable.") from error
-    _check_names(config)
-    wanted = data_dir if data_dir is not None else config.data_dir
-    return config.model_copy(update={"data_dir": wanted.absolute()})
+    wanted = (data_dir if data_dir is not None else config.data_dir).absolute()
+    faults = [*_faults(config), *_unknown_variables(config)]
+    if wanted.resolve() == Path("/"):
+        faults.append("data_dir: must be a folder of its own, not the root of the file system")
+    if faults:
+        raise ConfigError("; ".join(faults) + ".", hint="Correct the named keys; docs/configuration.md lists them all.")
+    return config.model_copy(update={"data_dir": wanted})
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -235,14 +266,35 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def _check_names(config: Config) -> None:
+def _faults(config: Config) -> Iterator[str]:
+    """What the tables' own types cannot see."""
     for name, agent in config.agents.items():
         try:
-            check_name("agents.", name)
+            check_name("agent", name)
         except InvalidNameError as error:
-            raise ConfigError(str(error), hint=error.hint) from error
+            yield f"agents.{name}: {str(error).rstrip('.')}; {error.hint.rstrip('.')}"
         if agent.provider == "command" and not agent.command:
-            raise ConfigError(
-                f"agents.{name}.command: provider 'command' needs a program.",
-                hint=f'Set [agents.{name}] command = ["program", "argument"].',
-            )
+            yield f'agents.{name}.command: provider \'command\' needs a program: command = ["program", "argument"]'
+
+
+def _unknown_variables(config: Config) -> Iterator[str]:
+    """A mistyped variable must not be a setting that silently does nothing."""
+    known = [*(key.upper() for key in Config.model_fields), *_NO_KEYS]
+    for name in sorted(os.environ):
+        rest = name.upper().removeprefix(_PREFIX)
+        if rest == name.upper() or rest.startswith(_NO_KEYS_BEGIN) or name in _secret_variables(config.channels):
+            continue
+        first = rest.partition("__")[0]
+        if first not in known:
+            close = difflib.get_close_matches(first, known, n=1)
+            advice = f"did you mean {_PREFIX}{close[0]}?" if close else "unset it."
+            yield f"environment variable {name}: no such key; {advice.rstrip('.')}"
+
+
+def _secret_variables(table: object) -> set[str]:
+    """The variables that channels' tables name for their secrets: an operator may call them what he likes."""
+    found: set[str] = set()
+    if isinstance(table, dict):
+        for key, value in cast("dict[str, object]", table).items():
+            found |= {value} if key.endswith("_env") and isinstance(value, str) else _secret_variables(value)
+    return found

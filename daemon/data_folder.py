@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,12 @@ from schema.migrate import VERSION
 
 LOCK_NAME: Final = "clawbus.lock"
 VERSION_NAME: Final = "clawbus.version"
+# How the names begin that a first start, an image build or an operator who puts an agent in place may leave before the
+# version is written; `lost+found` is a new disk's.
+_OURS: Final = (
+    "clawbus.lock", "clawbus.version", "central.db", "mailbox.db", "sessions", "agents", "logs", "run", "wheels",
+    "control.sock", "lost+found",
+)  # fmt: skip
 
 
 class Layout:
@@ -100,6 +106,7 @@ class DataFolder(Layout):
         lock: int | None = None
         try:
             _make_or_check(root)
+            _check_ours(root)
             lock = _take_lock(root)
             _check_version(root)
             _write_holder(lock, clock or SystemClock())
@@ -120,6 +127,15 @@ class DataFolder(Layout):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def make_agents(self, names: Iterable[str]) -> None:
+        """Each agent's own folder, where an operator puts its program: there before the agent's first message."""
+        for name in names:
+            path = self.agents_dir / name
+            try:
+                path.mkdir(mode=0o755, exist_ok=True)
+            except OSError as error:
+                raise DataFolderError(f"{path} cannot be made: {error.strerror}.") from error
 
     def close(self) -> None:
         """Give the lock back. Safe to call twice. The file stays: without it two daemons could lock two files."""
@@ -145,6 +161,24 @@ def read_holder(root: Path) -> Holder | None:
     return Holder(pid, since) if isinstance(pid, int) and isinstance(since, str) else None
 
 
+def live_holder(root: Path) -> Holder | None:
+    """Who holds the folder now; None when nobody does, or nobody that this process can see.
+
+    The kernel's list of locks is read, not the lock tried: a daemon that starts meanwhile must not find it taken.
+    """
+    holder = read_holder(root)
+    try:
+        inode = (root / LOCK_NAME).stat().st_ino
+        locks = Path("/proc/locks").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in locks:  # `1: FLOCK  ADVISORY  WRITE 4711 08:01:131090 0 EOF` (proc_locks(5))
+        parts = line.split()
+        if len(parts) >= 6 and parts[1] == "FLOCK" and parts[5].rpartition(":")[2] == str(inode):
+            return holder if holder is not None and str(holder.pid) == parts[4] else None
+    return None
+
+
 def _make_or_check(root: Path) -> None:
     try:
         root.mkdir(mode=0o700, parents=True)
@@ -167,6 +201,18 @@ def _make_or_check(root: Path) -> None:
         )
     if not os.access(root, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         raise DataFolderError(f"{root} cannot be read and written by this user (id {os.geteuid()}).")
+
+
+def _check_ours(root: Path) -> None:
+    """Somebody's home or project must not become a data folder by a slip of the hand (`--data .`)."""
+    if (root / VERSION_NAME).exists():
+        return
+    foreign = sorted(item.name for item in root.iterdir() if not item.name.startswith(_OURS))
+    if foreign:
+        raise DataFolderError(
+            f"{root} is no clawbus data folder and is not empty: it holds {', '.join(foreign[:3])}.",
+            hint="Name an empty or a new folder with data_dir or --data.",
+        )
 
 
 def _take_lock(root: Path) -> int:

@@ -57,6 +57,16 @@ class DaemonDownError(ClawbusError):
     default_hint = "Start it with `clawbus run` or `systemctl start clawbus`."
 
 
+class NotListeningError(DaemonDownError):
+    """Nobody listens on the control socket, or there is none."""
+
+
+class LostAnswerError(DaemonDownError):
+    """The daemon took the call and ended before it answered. What was asked may have been done."""
+
+    default_hint = "Start it and repeat; with the same --id a message is never stored twice."
+
+
 class DaemonSilentError(ClawbusError):
     """The daemon took the call and did not answer in time. What was asked may have been done."""
 

@@ -20,6 +20,7 @@ from daemon.clock import Clock
 from daemon.config import Agent
 from daemon.errors import ContentError, IdConflictError, MessageError, UnknownAgentError
 from daemon.store import messages
+from daemon.store.mailbox import MAX_NAME, is_mailbox_name
 from daemon.store.registry import SessionKey
 from schema.ids import check_message_id, check_name, new_id
 from schema.instants import to_text
@@ -68,7 +69,13 @@ class Ingress:
             )  # fmt: skip
         if stored.status is MessageStatus.PENDING:  # a duplicate, too: sending again repairs a lost wake
             self._on_accepted(session, stored)
-        return Accepted(stored.id, key.agent, key.session, stored.seq, duplicate)
+        return Accepted(stored.id, key.agent, key.session, stored.seq, duplicate, _address_of(stored))
+
+
+def _address_of(stored: MessageIn) -> Address | None:
+    if stored.channel_type is None or stored.platform_id is None:
+        return None
+    return Address(stored.channel_type, stored.platform_id, stored.thread_id)
 
 
 def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
@@ -131,6 +138,11 @@ def check_address(address: Address) -> None:
         raise MessageError("the address holds text that is not Unicode (a lone surrogate).") from error
     if not all(0 < size <= MAX_ADDRESS_BYTES for size in sizes):
         raise MessageError(f"each part of an address has 1 to {MAX_ADDRESS_BYTES} bytes.")
+    if address.channel_type == "local" and not is_mailbox_name(address.platform_id):
+        # Accepted, its answer would become a dead letter after all the work.
+        raise MessageError(
+            f"{address.platform_id[:MAX_NAME]!r} is no mailbox name.", hint=f"Use 1 to {MAX_NAME} printable characters."
+        )
 
 
 def store(session: Session, message: MessageIn, incoming: Incoming, now: int) -> tuple[MessageIn, bool]:

@@ -20,12 +20,11 @@ from pydantic import BaseModel, ConfigDict
 
 from daemon.channels.protocol import Accept, Capabilities, ChannelContext, Outgoing, Receipt
 from daemon.errors import ChannelError, PermanentDeliveryError, TransientDeliveryError
-from daemon.store.mailbox import MAX_ANSWERS, Mailbox, MailboxEntry, NewEntry
+from daemon.store.mailbox import MAX_ANSWERS, MAX_NAME, Mailbox, MailboxEntry, NewEntry, is_mailbox_name
 from schema.errors import ClawbusError, FileBusyError
 from schema.ids import is_message_id
 
 MAILBOX_DB: Final = "mailbox.db"
-MAX_NAME: Final = 200
 _MAX_GROUP: Final = 256
 
 _T = TypeVar("_T")
@@ -104,7 +103,7 @@ class LocalChannel:
 def _new_entry(message: Outgoing, now_ms: int) -> NewEntry:
     """The row for a message. Everything in it came out of a container, so everything is looked at."""
     mailbox = message.address.platform_id
-    if not 1 <= len(mailbox) <= MAX_NAME or not mailbox.isprintable():
+    if not is_mailbox_name(mailbox):
         raise PermanentDeliveryError(
             f"{mailbox[:MAX_NAME]!r} is no mailbox name.", hint=f"Use 1 to {MAX_NAME} printable characters."
         )

@@ -57,13 +57,17 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The durable yes: the row is committed. `duplicate`: it had been before, with the same content."""
+    """The durable yes: the row is committed. `duplicate`: it had been before, with the same content.
+
+    `address` is the stored row's: where its answers go, also when this one named another place.
+    """
 
     message_id: str
     agent: str
     session: str
     seq: int
     duplicate: bool = False
+    address: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, Protocol, cast, get_args, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,7 +20,7 @@ from daemon.channels.protocol import Channel, ChannelContext
 from daemon.clock import Clock
 from daemon.config import Config
 from daemon.errors import ChannelError, ConfigError
-from schema.errors import InvalidNameError
+from schema.errors import ClawbusError, InvalidNameError
 from schema.ids import check_name
 
 GROUP: Final = "clawbus.channels"
@@ -81,11 +81,19 @@ def build_channels(config: Config, clock: Clock, types: Mapping[str, EntryPoint]
     known = find_types() if types is None else types
     tables: dict[str, dict[str, Any]] = {LOCAL: {}, **config.channels}
     built: dict[str, Channel] = {}
+    faults: list[ClawbusError] = []
     for name, table in tables.items():
-        common = _common(name, table)
-        if common.enabled:
-            own = {key: value for key, value in table.items() if key not in _Common.model_fields}
-            built[name] = _build(name, common.type or name, own, config, clock, known)
+        try:
+            common = _common(name, table)
+            if common.enabled:
+                own = {key: value for key, value in table.items() if key not in _Common.model_fields}
+                built[name] = _build(name, common.type or name, own, config, clock, known)
+        except (ConfigError, ChannelError) as error:
+            faults.append(error)
+    if len(faults) > 1:
+        raise ConfigError("; ".join(str(fault).rstrip(".") for fault in faults) + ".", hint=_HINT)
+    if faults:
+        raise faults[0]
     return Channels(built)
 
 
@@ -116,6 +124,7 @@ def _build(
     except ValidationError as error:
         # Not chained: the original quotes its input, which may be a secret.
         raise _explained(name, error, cls.Settings) from None
+    _check_agents(name, settings, config)
     context = ChannelContext(
         name=name,
         settings=settings,
@@ -124,6 +133,25 @@ def _build(
         max_content_bytes=config.limits.max_content_bytes,
     )
     return cls(context)
+
+
+@runtime_checkable
+class NamesAgents(Protocol):
+    """Settings that name agents may say which, so that one that is not configured is found before a message comes."""
+
+    def named_agents(self) -> Mapping[str, str]:
+        """The agent's name by the key that names it, as written below the channel's own table."""
+        ...
+
+
+def _check_agents(name: str, settings: BaseModel, config: Config) -> None:
+    if not isinstance(settings, NamesAgents):
+        return
+    unknown = [(key, agent) for key, agent in settings.named_agents().items() if agent not in config.agents]
+    if unknown:
+        there = ", ".join(sorted(config.agents)) or "none"
+        lines = [f"channels.{name}.{key}: there is no agent {agent!r} (there is: {there})" for key, agent in unknown]
+        raise ConfigError("; ".join(lines) + ".", hint="Add an [agents.NAME] table, or correct the named keys.")
 
 
 def _load(name: str, type_name: str, known: Mapping[str, EntryPoint]) -> type[Channel]:

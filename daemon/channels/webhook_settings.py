@@ -99,6 +99,10 @@ class WebhookSettings(BaseModel):
     in_doubt: InDoubt = InDoubt.RESEND
     hooks: dict[str, Hook] = Field(default_factory=dict[str, Hook])
 
+    def named_agents(self) -> dict[str, str]:
+        """See daemon.channels.registry.NamesAgents."""
+        return {f"hooks.{name}.agent": hook.agent for name, hook in self.hooks.items()}
+
     @field_validator("hooks")
     @classmethod
     def _names(cls, value: dict[str, Hook]) -> dict[str, Hook]:

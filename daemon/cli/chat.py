@@ -6,18 +6,22 @@ still there to be read.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from daemon.cli.answers import as_result
 from daemon.cli.command import Invocation, add
-from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
 from daemon.cli.names import AgentOption, SessionOption
+from daemon.cli.standard_input import read_lines
 from daemon.clock import SystemClock
+from daemon.errors import ContentError
 from schema.errors import ClawbusError
 from schema.ids import new_id
 
@@ -61,9 +65,16 @@ def chat(
     talk.run(wait)
     open_ids = talk.unanswered()
     result = {"agent": agent, "session": session, "mailbox": name, "exchanges": talk.exchanges()}
-    later = (NextAction(f"clawbus mailbox {name}", "answers that come later"),)
-    if talk.failure is not None:
+    later = (NextAction(f"clawbus mailbox {shlex.quote(name)}", "answers that come later"),)
+    if talk.failure is not None and not talk.sent:
         raise talk.failure
+    ended = f"{len(talk.accepted)} messages are accepted and stay so, {len(open_ids)} without an answer yet (mailbox {name})"
+    if talk.failure is not None:
+        problem = problem_of(talk.failure)
+        problem = replace(problem, message=f"{problem.message.rstrip('.')}; {ended}.")
+        return Outcome(result, problem=problem, next_actions=later)
+    if talk.interrupted:
+        return Outcome(result, problem=interrupted(f"interrupted; {ended}."), exit_code=INTERRUPTED, next_actions=later)
     if open_ids:
         message = f"{len(open_ids)} of {len(talk.sent)} messages have no answer yet; all are accepted."
         problem = Problem("NO_ANSWER_YET", message, "Read the mailbox later.")
@@ -82,6 +93,8 @@ class _Talk:
         self._ended = False
         self._answers: list[dict[str, Any]] = []
         self.sent: dict[str, str] = {}
+        self.accepted: set[str] = set()
+        self.interrupted = False
         self.failure: ClawbusError | None = None
 
     def run(self, wait_s: float) -> None:
@@ -96,10 +109,13 @@ class _Talk:
                     with self._changed:
                         self.sent[identity] = line
                     client.accept(self._message(identity, line))
+                    self.accepted.add(identity)
             with self._changed:
                 self._changed.wait_for(lambda: self.failure is not None or not self._open(), wait_s)
         except ClawbusError as error:
             self.failure = self.failure or error
+        except KeyboardInterrupt:
+            self.interrupted = True
         finally:
             self._ended = True
             listener.close()  # it may sit in a long-poll
@@ -117,12 +133,14 @@ class _Talk:
                 {
                     "message_id": identity,
                     "text": text,
+                    "accepted": identity in self.accepted or None,
                     "answers": [one for one in self._answers if identity in one["answers"]],
                 }
                 for identity, text in self.sent.items()
             ]
             others = [one for one in self._answers if self.sent.keys().isdisjoint(one["answers"])]
-        return [*said, *({"message_id": None, "text": None, "answers": [one]} for one in others)]
+        nothing = {"message_id": None, "text": None, "accepted": None}
+        return [*said, *({**nothing, "answers": [one]} for one in others)]
 
     def _open(self) -> list[str]:
         answered = {identity for one in self._answers for identity in one["answers"]}
@@ -135,15 +153,20 @@ class _Talk:
 
     def _lines(self) -> Iterator[str]:
         interactive = sys.stdin.isatty() and self._console is not None
-        while self.failure is None:
-            try:
-                line = input(f"{self._agent}> ") if interactive else sys.stdin.readline()
-            except EOFError:
-                return
-            if not interactive and not line:
+        for line in self._typed() if interactive else read_lines():
+            if self.failure is not None:
                 return
             if line.strip():
                 yield line.rstrip("\r\n")
+
+    def _typed(self) -> Iterator[str]:
+        while self.failure is None:
+            try:
+                yield input(f"{self._agent}> ")
+            except EOFError:
+                return
+            except UnicodeDecodeError as error:
+                raise ContentError("that line is not UTF-8.", hint="Set the terminal to UTF-8.") from error
 
     def _listen(self, client: ControlClient) -> None:
         cursor = 0

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec
 
 import typer
 
 from daemon.cli.envelope import NextAction, Outcome, Problem, envelope, problem_of, to_json
+from daemon.errors import NotListeningError
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -42,6 +43,13 @@ DataFlag = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="The data folder, instead of the configured one.")
 ]
 DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected failure.")]
+
+
+LOOK: Final = (NextAction("clawbus logs -n 50", "what it does instead"),)
+SILENT_FIX: Final = (
+    "Do not start a second one. A daemon that starts, or whose control socket was deleted, answers within seconds; is"
+    " control.socket the one that it was started with? Otherwise restart it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,18 @@ class Invocation:
 
         return ControlClient(self.config.control_socket)
 
+    def silent_daemon(self) -> str | None:
+        """A sentence when a process holds the data folder though nobody answers; None when there is none."""
+        from daemon.data_folder import live_holder  # noqa: PLC0415
+
+        holder = live_holder(self.config.data_dir)
+        if holder is None:
+            return None
+        return (
+            f"process {holder.pid} holds {self.config.data_dir} since {holder.since}"
+            f" but does not answer on {self.config.control_socket}."
+        )
+
     def emit(self, value: object) -> None:
         """One line of JSON of a stream (`--follow`)."""
         sys.stdout.write(to_json(value) + "\n")
@@ -137,11 +157,29 @@ def add(
     app.command(name)(run)
 
 
+def add_group(app: typer.Typer, group: typer.Typer, name: str) -> None:
+    """Register a group of commands, which takes the global options as well: before, between and after the names."""
+
+    @group.callback(invoke_without_command=False)
+    def options(  # pyright: ignore[reportUnusedFunction] - typer calls it
+        ctx: typer.Context,
+        json: JsonFlag = None,
+        config: ConfigFlag = None,
+        data: DataFlag = None,
+        debug: DebugFlag = False,
+    ) -> None:
+        ctx.obj = Globals(json, config, data, debug).over(ctx.find_object(Globals) or Globals())
+
+    app.add_typer(group, name=name)
+
+
 def _outcome(invocation: Invocation, work: Callable[[], Outcome]) -> Outcome:
     try:
         return work()
     except ClawbusError as error:
         problem = problem_of(error)
+        if isinstance(error, NotListeningError) and (silent := invocation.silent_daemon()) is not None:
+            return Outcome(problem=replace(problem, message=silent, fix=SILENT_FIX), next_actions=LOOK)
         return Outcome(problem=problem, next_actions=_after(problem.code))
     except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
         raise
@@ -168,11 +206,25 @@ def finish(invocation: Invocation, outcome: Outcome) -> int:
     if outcome.silent:
         return outcome.code
     outcome = replace(outcome, next_actions=tuple(_same_place(one, invocation.options) for one in outcome.next_actions))
-    if invocation.json:
-        invocation.emit(envelope(invocation.command, outcome))
-    else:
-        _show(invocation, outcome)
+    try:
+        if invocation.json:
+            invocation.emit(envelope(invocation.command, outcome))
+        else:
+            _show(invocation, outcome)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # The answer may name what was accepted: it is said where there still is a place to say it.
+        raise OutputLostError(error, to_json(envelope(invocation.command, outcome))) from error
     return outcome.code
+
+
+class OutputLostError(Exception):
+    """Standard output cannot be written (a full disk, a closed descriptor). Never leaves `main`."""
+
+    def __init__(self, error: OSError, answer: str) -> None:
+        super().__init__(f"standard output cannot be written ({error.strerror or error}); the answer was: {answer}")
 
 
 def _same_place(action: NextAction, options: Globals) -> NextAction:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
+from daemon.clock import SystemClock
 from daemon.errors import SocketPathError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def register(app: typer.Typer) -> None:
         help="Look at the configuration.\n\n\b\nExample:\n  clawbus config check", rich_markup_mode=None
     )
     add(group, "check", check, path="config")
-    app.add_typer(group, name="config")
+    add_group(app, group, "config")
 
 
 def check(invocation: Invocation) -> Outcome:
@@ -34,6 +35,9 @@ def check(invocation: Invocation) -> Outcome:
       clawbus config check --config /etc/clawbus/clawbus.toml
     """
     config, file = invocation.config, invocation.config_file
+    from daemon.channels.registry import build_channels  # noqa: PLC0415 - every configured channel's own imports
+
+    build_channels(config, SystemClock())  # checks their tables and reads their secrets; opens and starts nothing
     socket = config.control_socket
     if len(os.fsencode(socket)) > 107:
         raise SocketPathError(f"the control socket's path has {len(os.fsencode(socket))} bytes: {socket}")

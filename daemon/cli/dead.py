@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
 from daemon.cli.names import pair
 from daemon.clock import SystemClock
@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
     add(group, "show", show, path="dead")
     add(group, "requeue", requeue, path="dead")
     add(group, "drop", drop, path="dead")
-    app.add_typer(group, name="dead")
+    add_group(app, group, "dead")
 
 
 def list_(

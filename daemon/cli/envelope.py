@@ -57,6 +57,11 @@ class Outcome:
         return self.exit_code or 1
 
 
+def interrupted(message: str) -> Problem:
+    """Ctrl-C in the middle of a command that has something to tell. Its exit code is INTERRUPTED."""
+    return Problem("INTERRUPTED", message, "Go on with the commands below, or send again with the same --id.")
+
+
 def problem_of(error: ClawbusError) -> Problem:
     """Any refusal as code, message and fix; the daemon's refusals keep the code they had there."""
     remote = getattr(error, "remote_code", None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.errors import ImageError
 
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     )
     add(group, "build", build, path="image")
     add(group, "show", show, path="image")
-    app.add_typer(group, name="image")
+    add_group(app, group, "image")
 
 
 def build(

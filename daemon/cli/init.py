@@ -32,10 +32,11 @@ idle_stop_s = 900.0      # a container with nothing to do is stopped after this
 [agents.echo]
 provider = "echo"
 
-# Any program can be an agent: the turn comes as JSON on its standard input, the answer is what it prints.
+# Any program can be an agent: the turn comes as JSON on its standard input, the answer is what it prints. It starts in
+# the agent's own folder, agents/helper in the data folder.
 # [agents.helper]
 # provider = "command"
-# command = ["python3", "/workspace/agent/helper.py"]
+# command = ["python3", "helper.py"]
 # timeout_s = 600.0
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
@@ -14,7 +15,8 @@ from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import Outcome
 from daemon.cli.log_files import follow as follow_file
 from daemon.cli.log_files import last_lines
-from daemon.errors import DataFolderError
+from daemon.cli.names import pair
+from daemon.errors import DataFolderError, UnknownSessionError
 from schema.instants import from_text
 
 if TYPE_CHECKING:
@@ -54,13 +56,16 @@ def logs(
       clawbus logs -f --session echo/demo --level warning
     """
     path = invocation.config.data_dir / "logs" / "clawbus.log"
-    wanted = _Filter(session, _LEVELS[level])
+    named = pair(session, None) if session is not None else None
+    wanted = _Filter("/".join(named) if named is not None else None, _LEVELS[level])
     try:
         found = last_lines(path, lines, wanted)
         if follow:
             _follow(invocation, found, follow_file(path), wanted, raw=raw)
     except PermissionError as error:
         raise DataFolderError(f"{path} may not be read.", hint="Run this as the daemon's user.") from error
+    if named is not None and not found and not (invocation.config.data_dir / "sessions" / Path(*named)).is_dir():
+        raise UnknownSessionError(f"there is no session {'/'.join(named)}, and the log has nothing of one.")
     if raw:
         for line in found:
             _write_raw(line)

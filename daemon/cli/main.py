@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -26,7 +28,17 @@ from daemon.cli import (
     status,
     version,
 )
-from daemon.cli.command import ConfigFlag, DataFlag, DebugFlag, Globals, Invocation, JsonFlag, finish, wants_json
+from daemon.cli.command import (
+    ConfigFlag,
+    DataFlag,
+    DebugFlag,
+    Globals,
+    Invocation,
+    JsonFlag,
+    OutputLostError,
+    finish,
+    wants_json,
+)
 from daemon.cli.envelope import INTERRUPTED, USAGE, NextAction, Outcome, Problem
 
 _HELP = """The message bus between this host and the agent containers it runs.
@@ -69,18 +81,48 @@ def build_app() -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _fill_closed()
     try:
-        code = build_app()(args=given, prog_name="clawbus", standalone_mode=False)
+        code = _run(given)
         sys.stdout.flush()
-    except typer.TyperException as error:
-        return _usage(error, given)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader went away (`clawbus logs | head`). Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader went away (`clawbus logs | head`)
+        _give_up_output()
+        return 1
+    except (OSError, OutputLostError) as error:
+        _give_up_output()
+        lost = str(error) if isinstance(error, OutputLostError) else f"standard output cannot be written ({error})."
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"error: {lost}\n")
+            sys.stderr.flush()
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _run(given: Sequence[str]) -> object:
+    try:
+        return build_app()(args=list(given), prog_name="clawbus", standalone_mode=False)
+    except typer.TyperException as error:
+        return _usage(error, given)
+
+
+def _fill_closed() -> None:
+    """Python has no stream for a descriptor that was closed (`>&-`). The next file that is opened must not take its number.
+
+    Standard output is then a place that refuses every write, so that nobody takes a lost answer for a given one.
+    """
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - typeshed leaves that out
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+
+
+def _give_up_output() -> None:
+    """Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(error: typer.TyperException, given: Sequence[str]) -> int:

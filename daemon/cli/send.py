@@ -7,19 +7,22 @@ again without being stored twice.
 from __future__ import annotations
 
 import json
-import sys
+import shlex
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from daemon.cli.answers import as_result
 from daemon.cli.command import Invocation, add
-from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
+from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
 from daemon.cli.names import AgentOption, SessionOption
+from daemon.cli.standard_input import read_text
 from daemon.clock import Clock, SystemClock
-from daemon.errors import ContentError, DaemonDownError, DaemonSilentError
-from schema.ids import new_id
+from daemon.errors import ContentError, DaemonSilentError, LostAnswerError
+from schema.errors import ClawbusError
+from schema.ids import check_message_id, new_id
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,25 +68,69 @@ def send(
       clawbus send 'hello' --agent echo --session demo --wait 30
       clawbus send - --agent echo --session demo < question.txt
     """
-    content = _content(sys.stdin.read() if text == "-" else text, as_json=json_content)
+    content = _content(read_text() if text == "-" else text, as_json=json_content)
     message = {
         "agent": agent,
         "session": session,
         "content": content,
-        "id": message_id or new_id(SystemClock().now_ms()),
+        "id": check_message_id(message_id) if message_id is not None else new_id(SystemClock().now_ms()),
         "address": {"channel_type": "local", "platform_id": mailbox},
         "trigger": not context,
         "create_session": not no_create,
     }
-    with invocation.client() as client:
-        accepted: dict[str, Any] = {**client.accept(message), "mailbox": mailbox}
-        if wait is None or context:
-            return Outcome(accepted, lambda console: _say_accepted(console, accepted), _next(accepted))
-        try:
-            entry = wait_for_reply(client, accepted, wait, SystemClock())
-        except (DaemonDownError, DaemonSilentError) as error:
-            return Outcome(accepted, problem=problem_of(error), next_actions=_next(accepted))
-    return _answered(accepted, entry, wait)
+    # What a caller needs in order to ask again without doubling the work, from the moment that it may have been stored.
+    known: dict[str, Any] = {"message_id": message["id"], "agent": agent, "session": session, "accepted": None}
+    known["mailbox"] = mailbox
+    try:
+        with invocation.client() as client:
+            answer = client.accept(message)
+            known |= {**answer, "accepted": True, "mailbox": _mailbox_of(answer, mailbox)}
+            if wait is None or context:
+                return Outcome(known, lambda console: _say_accepted(console, known), _next(known))
+            entry = wait_for_reply(client, known, wait, SystemClock())
+            why = _held_up(client, known) if entry is None else ""
+    except ClawbusError as error:
+        return _failed(known, error)
+    except KeyboardInterrupt:
+        problem = interrupted(f"interrupted; message {known['message_id']} {_standing(known)}.")
+        return Outcome(known, problem=problem, exit_code=INTERRUPTED, next_actions=_next(known))
+    return _answered(known, entry, wait, why)
+
+
+def _failed(known: dict[str, Any], error: ClawbusError) -> Outcome:
+    """The error as it came. Where the message is stored, or may be, the envelope still says which one it is."""
+    if not known["accepted"] and not isinstance(error, DaemonSilentError | LostAnswerError):
+        raise error
+    problem = problem_of(error)
+    message = f"{problem.message.rstrip('.')}; message {known['message_id']} {_standing(known)}."
+    return Outcome(known, problem=replace(problem, message=message), next_actions=_next(known))
+
+
+def _standing(known: dict[str, Any]) -> str:
+    return "is accepted and stays so" if known["accepted"] else "may have been accepted: send it again with this --id"
+
+
+def _mailbox_of(answer: dict[str, Any], mailbox: str) -> str | None:
+    """Where the answer goes: a message that was there already keeps its first address. None: not to a mailbox."""
+    if not answer.get("duplicate"):
+        return mailbox
+    address = answer.get("address")
+    if not isinstance(address, dict):
+        return None
+    first = cast("dict[str, Any]", address)
+    return first["platform_id"] if first.get("channel_type") == "local" else None
+
+
+def _held_up(client: ControlClient, known: dict[str, Any]) -> str:
+    """Why there may be no answer yet, as the session's report tells it; empty when there is nothing to tell."""
+    try:
+        report = client.session(known["agent"], known["session"])
+    except ClawbusError:
+        return ""
+    if report.get("state") in ("waiting", "backing_off", "quarantined"):
+        reason = report.get("explanation") or "it waits for a container (`clawbus status` says why)"
+        return f" The session is {report['state']}: {str(reason).rstrip('.')}."
+    return f" {report['explanation']}" if report.get("explanation") else ""
 
 
 def _content(text: str, *, as_json: bool) -> object:
@@ -108,9 +155,9 @@ def wait_for_reply(client: ControlClient, accepted: dict[str, Any], wait_s: floa
             time.sleep(0.2)  # a daemon that answers at once is stopping: do not spin until it is gone
 
 
-def _answered(accepted: dict[str, Any], entry: MailboxEntry | None, wait_s: float) -> Outcome:
+def _answered(accepted: dict[str, Any], entry: MailboxEntry | None, wait_s: float, why: str) -> Outcome:
     if entry is None:
-        message = f"no answer came within {wait_s:g} s; message {accepted['message_id']} is accepted and stays so."
+        message = f"no answer came within {wait_s:g} s; message {accepted['message_id']} is accepted and stays so.{why}"
         fix = "Read the mailbox later, or send again with the same --id and a longer --wait: it is not stored twice."
         return Outcome(accepted, problem=Problem("NO_ANSWER_YET", message, fix), next_actions=_next(accepted))
     answer = as_result(entry)
@@ -131,13 +178,14 @@ def _answered(accepted: dict[str, Any], entry: MailboxEntry | None, wait_s: floa
 def _say_accepted(console: Console, accepted: dict[str, Any]) -> None:
     from daemon.cli.present import say  # noqa: PLC0415
 
-    again = ", it was there already" if accepted["duplicate"] else ""
+    place = f"mailbox {accepted['mailbox']}" if accepted["mailbox"] is not None else "another channel"
+    again = f", it was there already: its answer goes to {place}" if accepted["duplicate"] else ""
     say(console, f"accepted {accepted['message_id']} ({accepted['agent']}/{accepted['session']}{again})")
 
 
 def _next(accepted: dict[str, Any]) -> tuple[NextAction, ...]:
     name = f"{accepted['agent']} {accepted['session']}"
-    return (
-        NextAction(f"clawbus mailbox {accepted['mailbox']}", "read the answers"),
-        NextAction(f"clawbus session show {name} --message {accepted['message_id']}", "what became of the message"),
-    )
+    life = NextAction(f"clawbus session show {name} --message {accepted['message_id']}", "what became of the message")
+    if accepted["mailbox"] is None:
+        return (life,)
+    return (NextAction(f"clawbus mailbox {shlex.quote(accepted['mailbox'])}", "read the answers"), life)

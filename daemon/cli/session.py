@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import AgentArgument, SessionArgument, pair
 from daemon.clock import SystemClock
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
     )
     for name, function in (("show", show), ("stop", stop), ("kill", kill), ("release", release)):
         add(group, name, function, path="session")
-    app.add_typer(group, name="session")
+    add_group(app, group, "session")
 
 
 def show(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import LOOK, Invocation, add
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.clock import SystemClock
 from daemon.errors import DaemonDownError
@@ -35,10 +35,11 @@ def status(invocation: Invocation) -> Outcome:
     except DaemonDownError:
         from daemon.ops.reports import status_report  # noqa: PLC0415
 
-        report, source = status_report(invocation.config.data_dir, SystemClock()), "files"
+        silent = invocation.silent_daemon()
+        report, source = {"silent": silent, **status_report(invocation.config.data_dir, SystemClock())}, "files"
     steps: tuple[NextAction, ...] = ()
     if source == "files":
-        steps = (NextAction("clawbus run", "start the daemon"),)
+        steps = LOOK if report["silent"] is not None else (NextAction("clawbus run", "start the daemon"),)
     for entry in report.get("attention", [])[:1]:
         steps += (NextAction(f"clawbus session show {entry['agent']} {entry['session']}", "what needs attention"),)
     if report["queues"]["dead_letters"]:
@@ -52,6 +53,8 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     queues, sessions = report["queues"], report["sessions"]
     states = ", ".join(f"{count} {state}" for state, count in sessions.items() if state != "total")
     facts: dict[str, object] = {"daemon": "down (read from the files)" if source == "files" else "up"}
+    if report.get("silent"):
+        facts["daemon"] = f"{str(report['silent']).rstrip('.')} (read from the files)"
     facts |= _live(report.get("live") or {})
     facts["data"] = report["data_dir"]
     facts["sessions"] = f"{sessions['total']} ({states})" if states else sessions["total"]

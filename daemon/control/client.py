@@ -17,7 +17,14 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 from urllib.parse import quote, urlencode
 
-from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError, SocketPathError
+from daemon.errors import (
+    DaemonDownError,
+    DaemonSilentError,
+    LostAnswerError,
+    NotListeningError,
+    RemoteError,
+    SocketPathError,
+)
 from daemon.store.mailbox import MailboxEntry
 
 _ANSWER_S: Final = 30.0  # beyond what the request itself may wait for
@@ -53,7 +60,7 @@ def _not_taken(error: OSError, path: Path) -> DaemonDownError | DaemonSilentErro
         return DaemonDownError(message, hint="Run this as the daemon's user.")
     if isinstance(error, TimeoutError):
         return DaemonSilentError(f"the daemon on {path} takes no calls.")
-    return DaemonDownError(f"no daemon answers on {path}.")
+    return NotListeningError(f"no daemon answers on {path}.")
 
 
 class ControlClient:
@@ -173,10 +180,7 @@ class ControlClient:
         except TimeoutError as error:
             raise DaemonSilentError(f"the daemon on {self._path} did not answer in time.") from error
         except (OSError, http.client.HTTPException) as error:
-            raise DaemonDownError(
-                "the daemon ended before it answered.",
-                hint="Start it and repeat; with the same --id a message is never stored twice.",
-            ) from error
+            raise LostAnswerError("the daemon ended before it answered.") from error
         finally:
             self._current = None
             connection.close()

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.to_thread
+import structlog
 from anyio.abc import TaskStatus
 from starlette.types import ASGIApp
 
@@ -23,17 +25,58 @@ from daemon.errors import SocketInUseError, SocketPathError
 MAX_PATH_BYTES: Final = 107  # sun_path holds 108 with its NUL (unix(7))
 MODE: Final = 0o600
 _PROBE_S: Final = 1.0
+_LOOK_S: Final = 3.0
 
 
-async def run(app: ASGIApp, path: Path, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-    """Serve `app` on a unix socket at `path` until cancelled. Raises SocketPathError or SocketInUseError."""
+async def run(
+    app: ASGIApp,
+    path: Path,
+    *,
+    look_s: float = _LOOK_S,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `app` on a unix socket at `path` until cancelled. Raises SocketPathError or SocketInUseError.
+
+    Somebody who tidies up must not leave a daemon that works and cannot be spoken to: the path is looked at every
+    `look_s` seconds, and bound anew when the socket there is gone or another one that nobody answers on.
+    """
     sock = bind(path)
     ours = path.lstat()
     try:
-        await serve(app, sock, task_status=task_status)
+        async with anyio.create_task_group() as servers:
+            await servers.start(_serve, app, sock)
+            task_status.started()
+            trouble = None
+            while True:
+                await anyio.sleep(look_s)
+                if _is_ours(path, ours):
+                    continue
+                try:
+                    sock = await anyio.to_thread.run_sync(bind, path)
+                except SocketPathError as error:
+                    if str(error) != trouble:
+                        structlog.get_logger("control").error("control_socket_lost", error=str(error), hint=error.hint)
+                    trouble = str(error)
+                    continue
+                trouble, ours = None, path.lstat()
+                # The server before goes on with its calls; nobody can reach its socket for new ones.
+                await servers.start(_serve, app, sock)
+                structlog.get_logger("control").warning("control_socket_rebound", socket=str(path))
     finally:
         sock.close()
         _remove(path, ours)
+
+
+async def _serve(app: ASGIApp, sock: socket.socket, *, task_status: TaskStatus[None]) -> None:
+    await serve(app, sock, task_status=task_status)
+
+
+def _is_ours(path: Path, ours: os.stat_result) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 def check_path(path: Path) -> None:

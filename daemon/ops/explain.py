@@ -9,6 +9,7 @@ from typing import Any, Final
 from daemon.ops.session_reading import Queues
 from schema.instants import to_text
 
+UNCLAIMED_MS: Final = 60_000  # by then a runner that works has looked many times
 _ANSWER: Final = "Mend what the reason names, then requeue it; or drop it."
 _MESSAGE: Final = (
     "Find out what the message does to the agent (the session's container log), then requeue it; or drop it."
@@ -40,7 +41,7 @@ def state_of(registry: Mapping[str, Any], live: Mapping[str, Any] | None, now_ms
     return "scheduled" if registry.get("next_due_at") is not None else "idle"
 
 
-def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues) -> str | None:
+def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues, now_ms: int) -> str | None:
     """The most pressing reason to look at this session, as one sentence; None when there is none.
 
     `live` is its incarnation, if it has one: the failures that are counted until that has proved itself are past.
@@ -55,6 +56,9 @@ def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues:
     if registry.get("spawn_failures") and live is None:
         count, error = registry["spawn_failures"], str(registry.get("last_spawn_error") or "unknown").rstrip(".")
         return f"Its container could not be started ({count} times in a row): {error}."
+    unclaimed = _unclaimed(live, queues, name, now_ms) if live is not None else None
+    if unclaimed is not None:
+        return unclaimed
     if queues.failed_example is not None:
         return _failed(queues, queues.failed_example)
     if queues.dead_example is not None:
@@ -73,13 +77,32 @@ def _failed(queues: Queues, example: Mapping[str, Any]) -> str:
     reason = detail.get("reason") or detail.get("error") or event.get("event") or "no reason was recorded"
     others = f" (and {queues.failed - 1} more)" if queues.failed > 1 else ""
     tries = example.get("tries") or 0
-    return f"Message {example['id']}{others} was given up after {tries} tries: {str(reason).rstrip('.')}."
+    if detail.get("code") == "AGENT_FAILED":
+        return f"The agent answered message {example['id']}{others} with an error, which its sender has."
+    return f"Message {example['id']}{others} was given up after {_times(tries, 'try', 'tries')}: {str(reason).rstrip('.')}."
 
 
 def _dead(queues: Queues, example: Mapping[str, Any]) -> str:
     others = f" (and {queues.dead - 1} more)" if queues.dead > 1 else ""
     reason = str(example.get("last_error") or example.get("last_error_code") or "no reason was recorded").rstrip(".")
+    place = f" to {example['destination']}" if example["destination"] else ""
+    attempts = f" in {_times(example['attempts'], 'attempt', 'attempts')}" if example["attempts"] else ""
+    return f"Answer {example['message_out_id']}{others} could not be delivered{place}{attempts}: {reason}."
+
+
+def _times(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+def _unclaimed(live: Mapping[str, Any], queues: Queues, name: str, now_ms: int) -> str | None:
+    """A container that runs, works on nothing and takes nothing: its runner hangs, or cannot read its folder."""
+    if live.get("container_id") is None or queues.oldest_due_at is None or queues.claimed:
+        return None
+    waited = now_ms - max(queues.oldest_due_at, int(live.get("started_at") or live.get("created_at") or 0))
+    if waited < UNCLAIMED_MS:
+        return None
+    due = _times(queues.due, "message", "messages")
     return (
-        f"Answer {example['message_out_id']}{others} could not be delivered to {example['destination']}"
-        f" in {example['attempts']} attempts: {reason}."
+        f"{due} due for {waited // 1000} s and not claimed: the container's runner may hang or not see its folder"
+        f" (the session's container log); `clawbus session stop {name}` makes a new one."
     )

@@ -22,9 +22,10 @@ from daemon.ops.explain import explain, state_of
 from daemon.ops.session_reading import Queues, read_detail, read_life, read_queues
 from daemon.store.mailbox import MailboxEntry, read_mailbox
 from schema.connect import Reader, ReadLimits, open_reader
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, SchemaTooNewError
 from schema.ids import check_name
 from schema.layout import SessionFolder
+from schema.migrate import VERSION
 
 CENTRAL_DB: Final = "central.db"
 MAILBOX_DB: Final = "mailbox.db"
@@ -39,6 +40,7 @@ class _Looked:
     live: Mapping[str, Any] | None
     state: str
     queues: Queues | None  # None: there was no time to look
+    at: int
 
 
 def session_folder(data_dir: Path, agent: str, session: str) -> SessionFolder:
@@ -99,7 +101,7 @@ def session_report(
         ]
     live = next((one for one in incarnations if one["ended_at"] is None), None)
     registry = dict(row)
-    looked = _Looked(registry, live, state_of(registry, live, now), read_queues(folder, now))
+    looked = _Looked(registry, live, state_of(registry, live, now), read_queues(folder, now), now)
     detail = read_detail(folder, limit, limits or ReadLimits())
     return {
         **_summary(looked),
@@ -224,7 +226,12 @@ def _open_central(data_dir: Path) -> Reader:
         ) from error
     if not present:
         raise DataFolderError(f"{data_dir} has no {CENTRAL_DB} yet.", hint="Start the daemon once: `clawbus run`.")
-    return open_reader(path)
+    reader = open_reader(path)
+    found = _number(reader.one("PRAGMA user_version"))
+    if found > VERSION:
+        reader.close()
+        raise SchemaTooNewError(f"{path} has schema version {found}; this clawbus knows {VERSION}.")
+    return reader
 
 
 def _look(data_dir: Path, central: Reader, clock: Clock, limit: int, budget_s: float) -> list[_Looked]:
@@ -242,7 +249,7 @@ def _look(data_dir: Path, central: Reader, clock: Clock, limit: int, budget_s: f
         queues = None
         if clock.monotonic() <= deadline:
             queues = read_queues(session_folder(data_dir, row["agent"], row["session"]), now)
-        looked.append(_Looked(registry, container, state_of(registry, container, now), queues))
+        looked.append(_Looked(registry, container, state_of(registry, container, now), queues, now))
     return looked
 
 
@@ -252,7 +259,7 @@ def _summary(one: _Looked) -> dict[str, Any]:
         "agent": one.registry["agent"],
         "session": one.registry["session"],
         "state": one.state,
-        "explanation": explain(one.registry, one.live, queues or Queues()),
+        "explanation": explain(one.registry, one.live, queues or Queues(), one.at),
         "created_at": one.registry["created_at"],
         "next_due_at": one.registry["next_due_at"],
         "incarnation_id": one.live["id"] if one.live is not None else None,
@@ -267,7 +274,7 @@ def _summary(one: _Looked) -> dict[str, Any]:
 
 
 def _attention(one: _Looked) -> dict[str, Any] | None:
-    sentence = explain(one.registry, one.live, one.queues or Queues())
+    sentence = explain(one.registry, one.live, one.queues or Queues(), one.at)
     if sentence is None:
         return None
     return {

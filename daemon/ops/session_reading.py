@@ -32,6 +32,9 @@ class Queues:
     pending: int = 0
     scheduled: int = 0  # of the pending ones: not due yet
     oldest_pending_at: int | None = None
+    due: int = 0  # of the pending ones: could be worked on now
+    oldest_due_at: int | None = None
+    claimed: bool = False  # the host knows of a turn that has not ended
     failed: int = 0
     undelivered: int = 0
     oldest_undelivered_at: int | None = None
@@ -73,6 +76,11 @@ def _count_messages(reader: Reader, now_ms: int, queues: Queues) -> None:
     stamps = [stamp for row in rows if (stamp := from_text(row["timestamp"])) is not None]
     queues.oldest_pending_at = min(stamps, default=None)
     queues.scheduled = sum((from_text(row["process_after"]) or 0) > now_ms for row in rows)
+    since = [max(from_text(row["timestamp"]) or 0, from_text(row["process_after"]) or 0) for row in rows]
+    due = [at for at in since if at <= now_ms]
+    queues.due, queues.oldest_due_at = len(due), min(due, default=None)
+    running = "SELECT 1 FROM attempts WHERE outcome IS NULL LIMIT ?"
+    queues.claimed = bool(table_rows(reader, "attempts", running, 1))
     failed = f"FROM messages_in WHERE status = 'failed'{_not_closed(reader, 'id')}"
     queues.failed = _count(reader, f"SELECT count(*) {failed}")
     if queues.failed:

@@ -20,10 +20,16 @@ from schema.migrate import Role
 
 MAX_LIMIT: Final = 1000
 MAX_ANSWERS: Final = 1000
+MAX_NAME: Final = 200  # characters of a mailbox's name
 # What one read may hold in memory; it always returns at least one entry, so that a reader gets on.
 READ_BUDGET_CHARS: Final = 16 * 1024**2
 
 _COLUMNS: Final = "cursor, mailbox, message_out_id, agent, session, in_reply_to, kind, thread_id, content, delivered_at"
+
+
+def is_mailbox_name(name: str) -> bool:
+    """Whether a mailbox may have this name: 1 to MAX_NAME printable characters."""
+    return 1 <= len(name) <= MAX_NAME and name.isprintable()
 
 
 @dataclass(frozen=True, slots=True)

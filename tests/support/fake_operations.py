@@ -51,13 +51,15 @@ class FakeOperations:
             if known.message_id == incoming.message_id:
                 if known.content != incoming.content:
                     raise IdConflictError(f"message id {incoming.message_id!r} was used for other content.")
-                return Accepted(str(known.message_id), known.agent, known.session, 2 * number + 2, duplicate=True)
+                return Accepted(str(known.message_id), known.agent, known.session, 2 * number + 2, True, known.address)
         self.received.append(incoming)
         if incoming.agent == "echo" and incoming.trigger:
             self.answer(incoming, incoming.content)
         if incoming.agent == "broken":
             self.answer(incoming, {"error": "exit code 3"})
-        return Accepted(str(incoming.message_id), incoming.agent, incoming.session, 2 * len(self.received))
+        return Accepted(
+            str(incoming.message_id), incoming.agent, incoming.session, 2 * len(self.received), False, incoming.address
+        )
 
     def answer(self, incoming: Incoming, content: object) -> None:
         assert incoming.address is not None

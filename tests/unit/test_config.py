@@ -145,3 +145,40 @@ class TestFinding:
         assert find_config(None) != tmp_path / "clawbus.toml"
         (tmp_path / "clawbus.toml").write_text("")
         assert find_config(None) == tmp_path / "clawbus.toml"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("timezone = 'Europe/Atlantis'", "timezone"),
+        ("timezone = ''", "timezone"),
+        ("data_dir = ''", "data_dir"),
+        ("data_dir = '/'", "data_dir"),
+        ("[agents.a]\nprovider = 'command'\ncommand = ['', 'x']", "agents.a.command"),
+    ],
+)
+def test_what_would_only_show_later_is_refused_at_once(tmp_path: Path, text: str, key: str) -> None:
+    assert f"{key}: " in refused(tmp_path, text)
+
+
+def test_what_the_types_cannot_see_is_told_at_once_too(tmp_path: Path) -> None:
+    message = refused(tmp_path, "data_dir = '/'\n[agents.'../x']\n[agents.b]\nprovider = 'command'")
+    assert all(key in message for key in ("data_dir", "../x", "agents.b.command"))
+
+
+class TestVariables:
+    @pytest.mark.parametrize("name", ["CLAWBUS_BOGUS", "CLAWBUS_RUNTME__KIND", "CLAWBUS_DATADIR"])
+    def test_one_that_looks_like_ours_and_is_no_key(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setenv(name, "1")
+        assert name in refused(tmp_path, "")
+
+    @pytest.mark.parametrize("name", ["CLAWBUS_TEST_X", "CLAWBUS_REQUIRE_DOCKER", "CLAWBUS_INCARNATION", "CLAWBUSY"])
+    def test_one_that_is_something_else(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.setenv(name, "1")
+        load(tmp_path, "")
+
+    def test_one_that_a_channel_takes_its_secret_from(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CLAWBUS_HOOK", "1" * 20)
+        load(tmp_path, "[channels.webhook.hooks.h]\nsecret_env = 'CLAWBUS_HOOK'")

@@ -55,7 +55,6 @@ def deep() -> Any:
         ({"message_id": "a/b"}, InvalidNameError),
         ({"message_id": "a..b"}, InvalidNameError),
         ({"message_id": "x" * 201}, InvalidNameError),
-        ({"message_id": ""}, InvalidNameError),
         ({"content": {"a": float("nan")}}, ContentError),
         ({"content": {"a": object()}}, ContentError),
         ({"content": "\ud800"}, ContentError),
@@ -68,6 +67,10 @@ def deep() -> Any:
         ({"address": Address("fake", "\ud800")}, MessageError),
         ({"address": Address("fake", "room", "x" * 1001)}, MessageError),
         ({"address": Address("", "room")}, MessageError),
+        ({"address": Address("local", "")}, MessageError),
+        ({"address": Address("local", "a\nb")}, MessageError),
+        ({"address": Address("local", "x" * 201)}, MessageError),
+        ({"message_id": ""}, InvalidNameError),
     ],
 )
 async def test_a_refusal_is_typed_has_a_hint_and_stores_nothing(
@@ -87,6 +90,13 @@ async def test_the_same_id_with_the_same_content_is_one_row(kit: HouseKit) -> No
     assert (first.seq, first.message_id) == (second.seq, second.message_id)
     assert len(await kit.inbound("SELECT * FROM messages_in")) == 1
     assert len(await kit.inbound("SELECT * FROM message_history WHERE event = 'accepted'")) == 1
+
+
+async def test_a_duplicate_that_names_another_place_is_told_the_first_one_s(kit: HouseKit) -> None:
+    first, second = Address("local", "first"), Address("local", "second")
+    await kit.send(message_id="m1", address=first)
+    again = await kit.send(message_id="m1", address=second)
+    assert (again.duplicate, again.address) == (True, first)
 
 
 async def test_the_same_id_with_other_content_is_a_conflict_and_the_first_stands(kit: HouseKit) -> None:

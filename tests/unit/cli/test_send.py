@@ -2,12 +2,22 @@
 
 import io
 import json
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
+from daemon.errors import DaemonSilentError
+from schema.errors import StorageError
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations
 
+COMMAND = [sys.executable, "-m", "daemon.cli"]
 TO_ECHO = ("--agent", "echo", "--session", "s")
 
 
@@ -19,6 +29,8 @@ def test_a_text_is_accepted(cli: CommandLine, operations: FakeOperations) -> Non
         "session": "s",
         "seq": 2,
         "duplicate": False,
+        "address": {"channel_type": "local", "platform_id": "cli", "thread_id": None},
+        "accepted": True,
         "mailbox": "cli",
     }
     (message,) = operations.received
@@ -117,7 +129,137 @@ def test_text_that_utf8_cannot_hold_survives(cli: CommandLine, operations: FakeO
     assert "\x9b" not in answer.out
 
 
+@pytest.mark.parametrize("wrong", ["", "a/b", "x" * 201])
+def test_an_id_that_is_none_is_refused_before_anything_is_sent(
+    cli: CommandLine, operations: FakeOperations, wrong: str
+) -> None:
+    answer = cli("send", "hello", *TO_ECHO, "--id", wrong)
+    assert (answer.code, answer.envelope["error"]["code"]) == (1, "INVALID_NAME")
+    assert operations.received == []
+
+
+def test_a_duplicate_tells_where_the_first_one_s_answer_goes(cli: CommandLine, operations: FakeOperations) -> None:
+    cli("send", "hello", *TO_ECHO, "--id", "m1", "--mailbox", "first")
+    again = cli("send", "hello", *TO_ECHO, "--id", "m1", "--mailbox", "second").envelope
+    assert (again["result"]["duplicate"], again["result"]["mailbox"]) == (True, "first")
+    assert again["next_actions"][0]["command"] == "clawbus mailbox first"
+
+
+class TestAfterTheAcceptance:
+    """Whatever happens while it waits: the envelope says which message is accepted, so that nobody sends it anew."""
+
+    def test_a_wait_that_the_daemon_fails_at(
+        self, cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def broken(*_: object) -> None:
+            raise StorageError("mailbox.db: the disk image is malformed.")
+
+        monkeypatch.setattr(operations, "wait_reply", broken)
+        answer = cli("send", "hello", *TO_ECHO, "--wait", "5", "--id", "m1", "--mailbox", "mine")
+        envelope = answer.envelope
+        assert (answer.code, envelope["error"]["code"]) == (1, "STORAGE")
+        assert "message m1 is accepted" in envelope["error"]["message"]
+        wanted = {"message_id": "m1", "agent": "echo", "session": "s", "mailbox": "mine", "accepted": True}
+        assert wanted.items() <= envelope["result"].items()
+        assert [one["command"] for one in envelope["next_actions"]] == [
+            "clawbus mailbox mine",
+            "clawbus session show echo s --message m1",
+        ]
+
+    @pytest.mark.parametrize("json_wanted", [True, False])
+    def test_ctrl_c(self, home: Path, operations: FakeOperations, json_wanted: bool) -> None:
+        arguments = [*COMMAND, "send", "x", "-a", "mute", "-s", "s", "--wait", "60", "--id", "m1", "--mailbox", "mine"]
+        arguments.append("--json" if json_wanted else "--pretty")
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert operations.polling.wait(20)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        if json_wanted:
+            envelope = json.loads(out)
+            assert (envelope["error"]["code"], envelope["result"]["message_id"]) == ("INTERRUPTED", "m1")
+            assert envelope["result"]["mailbox"] == "mine"
+        else:
+            assert "message m1 is accepted" in err
+            assert "clawbus mailbox mine" in err
+
+    def test_an_answer_that_got_lost_may_have_been_accepted(
+        self, cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def silent(*_: object) -> None:
+            raise DaemonSilentError("the daemon did not answer in time.")
+
+        monkeypatch.setattr("daemon.control.client.ControlClient.accept", silent)
+        envelope = cli("send", "hello", *TO_ECHO, "--id", "m1").envelope
+        assert envelope["error"]["code"] == "DAEMON_SILENT"
+        assert (envelope["result"]["message_id"], envelope["result"]["accepted"]) == ("m1", None)
+
+    def test_no_answer_yet_says_what_the_session_waits_for(
+        self, cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def waiting(*_: object) -> dict[str, object]:
+            return {"state": "quarantined", "explanation": "In quarantine: outbound.db is a fifo."}
+
+        monkeypatch.setattr(operations, "session", waiting)
+        error = cli("send", "x", "-a", "mute", "-s", "s", "--wait", "0.05").envelope["error"]
+        assert error["code"] == "NO_ANSWER_YET"
+        assert "The session is quarantined: In quarantine: outbound.db is a fifo." in error["message"]
+
+    @pytest.mark.parametrize("closed", [False, True])
+    def test_output_that_cannot_be_written(self, home: Path, operations: FakeOperations, closed: bool) -> None:
+        line = shlex.join([*COMMAND, "send", "x", *TO_ECHO, "--id", "m1", "--json"])
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"{line} {'>&-' if closed else '> /dev/full'}"],
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "standard output cannot be written" in done.stderr
+        assert '"message_id": "m1"' in done.stderr
+
+
+def test_input_that_is_not_utf8_is_refused(
+    cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"good\nb\xffd\n")))
+    envelope = cli("send", "-", *TO_ECHO).envelope
+    assert envelope["error"]["code"] == "CONTENT_INVALID"
+    assert "line 2" in envelope["error"]["message"]
+    assert operations.received == []
+
+
 class TestChat:
+    def test_lines_before_a_bad_one_are_sent_and_told(
+        self, cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"good\nb\xffd\n")))
+        envelope = cli("chat", "--agent", "mute", "--session", "s", "--mailbox", "mine").envelope
+        assert envelope["error"]["code"] == "CONTENT_INVALID"
+        (said,) = envelope["result"]["exchanges"]
+        assert (said["message_id"], said["accepted"]) == (operations.received[0].message_id, True)
+        assert envelope["result"]["mailbox"] == "mine"
+        assert envelope["next_actions"][0]["command"] == "clawbus mailbox mine"
+
+    def test_ctrl_c_tells_what_is_accepted(self, home: Path, operations: FakeOperations) -> None:
+        arguments = [*COMMAND, "chat", "-a", "echo", "-s", "s", "--mailbox", "mine", "--json"]
+        with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            process.stdin.write("one\n")
+            process.stdin.flush()
+            deadline = time.monotonic() + 20
+            while not operations.received and time.monotonic() < deadline:
+                threading.Event().wait(0.005)
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=20)
+        envelope = json.loads(out)
+        assert (process.returncode, envelope["error"]["code"]) == (130, "INTERRUPTED")
+        assert envelope["result"]["mailbox"] == "mine"
+        assert envelope["result"]["exchanges"][0]["message_id"] == operations.received[0].message_id
+
     def test_lines_of_a_pipe_are_answered(
         self, cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
     ) -> None:

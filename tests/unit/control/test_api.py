@@ -40,6 +40,7 @@ def test_a_message_is_accepted_with_every_field(http: httpx.Client, operations: 
         "session": "s",
         "seq": 2,
         "duplicate": False,
+        "address": {"channel_type": "local", "platform_id": "cli", "thread_id": None},
     }
     (seen,) = operations.received
     assert (seen.trigger, seen.on_wake, seen.process_after, seen.recurrence, seen.kind) == (

@@ -5,12 +5,15 @@ import socket
 import stat
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.control.api import build_api
 from daemon.control.server import MAX_PATH_BYTES, bind, run
@@ -204,6 +207,56 @@ def test_a_client_that_goes_ends_its_long_poll(short: Path) -> None:
         while not operations.polls_ended and time.monotonic() < deadline:
             threading.Event().wait(0.005)
         assert operations.polls_ended == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("left_behind", [False, True])
+async def test_a_socket_that_is_removed_is_bound_anew(short: Path, *, left_behind: bool) -> None:
+    path, operations = short / "c.sock", FakeOperations()
+    async with anyio.create_task_group() as server:
+        await server.start(partial(run, look_s=0.01), build_api(operations), path)
+        async with client(path) as before:
+            await before.get("/healthz")
+            path.unlink()
+            if left_behind:  # somebody else's, and nobody listens
+                with socket.socket(socket.AF_UNIX) as other:
+                    other.bind(str(path))
+            with anyio.fail_after(10):
+                while not await anyio.to_thread.run_sync(answers, path):
+                    await anyio.lowlevel.checkpoint()
+            assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+            assert (await before.get("/healthz")).status_code == 200
+        async with client(path) as after:
+            assert (await after.get("/healthz")).json()["ok"] is True
+        server.cancel_scope.cancel()
+    assert not path.exists()
+
+
+@pytest.mark.anyio
+async def test_a_socket_of_another_daemon_in_its_place_is_left_alone(short: Path) -> None:
+    path = short / "c.sock"
+    with capture_logs() as logs, socket.socket(socket.AF_UNIX) as other:
+        async with anyio.create_task_group() as server:
+            await server.start(partial(run, look_s=0.01), build_api(FakeOperations()), path)
+            other.bind(str(short / "other"))
+            other.listen(64)
+            (short / "other").rename(path)
+            inode = path.lstat().st_ino
+            with anyio.fail_after(10):
+                while not logs:
+                    await anyio.lowlevel.checkpoint()
+            server.cancel_scope.cancel()
+    assert logs[0]["event"] == "control_socket_lost"
+    assert path.lstat().st_ino == inode
+
+
+def answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def client(path: Path) -> httpx.AsyncClient:

@@ -1,0 +1,40 @@
+"""Standard input as text. Bytes that are not UTF-8 are refused by a typed error, never replaced and never guessed.
+
+Each line is decoded for itself, so that what came before a bad one is read whole.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+from daemon.errors import ContentError
+
+_HINT: Final = "Convert it first, for example with `iconv -t UTF-8`."
+
+
+def read_text() -> str:
+    """All of it. Raises ContentError."""
+    return "".join(read_lines())
+
+
+def read_lines() -> Iterator[str]:
+    """Line by line, with their ends. Raises ContentError at the first that is not UTF-8."""
+    stream = sys.stdin
+    raw = getattr(stream, "buffer", None)
+    number = 0
+    while True:
+        number += 1
+        line = _decoded(raw.readline(), number) if isinstance(raw, io.BufferedIOBase) else stream.readline()
+        if not line:
+            return
+        yield line
+
+
+def _decoded(line: bytes, number: int) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ContentError(f"line {number} of standard input is not UTF-8: {error}.", hint=_HINT) from error

@@ -1,0 +1,41 @@
+"""`clawbus config check`: what the daemon would refuse at its start, it refuses; nothing is opened for that."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_line import CommandLine
+
+HOOK = "[channels.webhook.hooks.h]\nagent = 'echo'\nsession = 's'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (HOOK + "secret_env = 'NOT_SET_HERE'", "channels.webhook.hooks.h.secret_env"),
+        (HOOK + "secrt = 'x'", "channels.webhook.hooks.h.secrt"),
+        (HOOK.replace("echo", "nobody") + "secret = '0123456789'", "channels.webhook.hooks.h.agent"),
+        ("[channels.pigeon]", "channels.pigeon"),
+    ],
+)
+def test_a_channel_s_wrong_table_is_refused(cli: CommandLine, text: str, key: str) -> None:
+    with cli.config.open("a") as file:
+        file.write(text)
+    answer = cli("config", "check")
+    assert answer.code == 1
+    assert f"{key}: " in answer.envelope["error"]["message"]
+
+
+def test_every_channel_s_fault_is_told_at_once(cli: CommandLine) -> None:
+    with cli.config.open("a") as file:
+        file.write(HOOK + "secrt = 'x'\n[channels.pigeon]\n")
+    message = cli("config", "check").envelope["error"]["message"]
+    assert "channels.webhook.hooks.h.secrt" in message
+    assert "channels.pigeon" in message
+
+
+def test_a_good_one_opens_nothing(cli: CommandLine, home: Path) -> None:
+    with cli.config.open("a") as file:
+        file.write(HOOK + "secret = '0123456789'\n")
+    assert cli("config", "check").result["channels"] == ["webhook"]
+    assert list((home / "data").iterdir()) == []

@@ -1,0 +1,22 @@
+"""A daemon that lives and does not answer: nobody is told to start a second one."""
+
+from pathlib import Path
+
+from daemon.data_folder import DataFolder, live_holder
+from tests.support.command_line import CommandLine
+
+
+def test_a_folder_that_is_held_is_said_to_be(cli: CommandLine, home: Path) -> None:
+    with DataFolder.open(home / "data") as folder:
+        holder = live_holder(folder.root)
+        assert holder is not None
+        sent = cli("send", "x", "-a", "echo", "-s", "s").envelope
+        assert sent["error"]["code"] == "DAEMON_DOWN"
+        assert f"process {holder.pid} holds" in sent["error"]["message"]
+        assert [one["command"] for one in sent["next_actions"]] == ["clawbus logs -n 50"]
+
+
+def test_a_name_that_a_killed_daemon_left_counts_for_nothing(cli: CommandLine, home: Path) -> None:
+    (home / "data" / "clawbus.lock").write_text('{"pid": 1, "since": "2026-01-01T00:00:00.000Z"}')
+    assert live_holder(home / "data") is None
+    assert cli("send", "x", "-a", "echo", "-s", "s").envelope["next_actions"][0]["command"] == "clawbus run"

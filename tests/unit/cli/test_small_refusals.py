@@ -1,0 +1,59 @@
+"""Options and states that a stranger meets: each is taken, or refused by name."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from daemon.data_folder import DataFolder
+from daemon.errors import DataFolderError
+from schema.migrate import VERSION
+from tests.support.command_line import CommandLine
+from tests.support.fake_operations import FakeOperations
+
+
+@pytest.mark.parametrize("group", ["session", "dead", "image", "config"])
+def test_a_group_takes_the_global_options(cli: CommandLine, group: str) -> None:
+    answer = cli(group, "--json", "--data", "elsewhere", "nonsense")
+    assert (answer.code, answer.envelope["error"]["code"]) == (2, "USAGE")
+    assert "nonsense" in answer.envelope["error"]["message"]
+
+
+def test_what_a_group_is_given_holds_for_its_commands(cli: CommandLine, home: Path) -> None:
+    assert cli("config", "--data", "/one", "--json", "check").result["data_dir"] == "/one"
+
+
+def test_logs_of_a_session_that_there_is_not(cli: CommandLine) -> None:
+    assert cli("logs", "--session", "echo/nobody").envelope["error"]["code"] == "UNKNOWN_SESSION"
+    assert cli("logs", "--session", "nonsense").envelope["error"]["code"] == "USAGE"
+
+
+def test_a_newer_registry_is_refused_by_readers_too(cli: CommandLine, home: Path) -> None:
+    connection = sqlite3.connect(home / "data" / "central.db")
+    connection.execute(f"PRAGMA user_version={VERSION + 1}")
+    connection.close()
+    assert cli("status").envelope["error"]["code"] == "SCHEMA_TOO_NEW"
+
+
+class TestFolder:
+    def test_somebody_s_files_are_no_data_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("precious")
+        with pytest.raises(DataFolderError, match=r"thesis\.tex"):
+            DataFolder.open(tmp_path)
+        assert [one.name for one in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_ours_with_more_in_it_is_taken(self, tmp_path: Path) -> None:
+        DataFolder.open(tmp_path / "d").close()
+        (tmp_path / "d" / "notes.txt").write_text("")
+        DataFolder.open(tmp_path / "d").close()
+
+    def test_an_agent_s_folder_may_be_there_before_the_first_start(self, tmp_path: Path) -> None:
+        (tmp_path / "d" / "agents" / "mine").mkdir(parents=True)
+        with DataFolder.open(tmp_path / "d") as folder:
+            folder.make_agents(("mine", "other"))
+            assert sorted(one.name for one in folder.agents_dir.iterdir()) == ["mine", "other"]
+
+
+def test_a_mailbox_with_a_space_is_quoted(cli: CommandLine, operations: FakeOperations) -> None:
+    answer = cli("send", "x", "-a", "echo", "-s", "s", "--mailbox", "my box")
+    assert answer.envelope["next_actions"][0]["command"] == "clawbus mailbox 'my box'"
