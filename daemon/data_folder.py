@@ -25,6 +25,7 @@ from schema.migrate import VERSION
 
 LOCK_NAME: Final = "clawbus.lock"
 VERSION_NAME: Final = "clawbus.version"
+INSTALL_NAME: Final = "install-id"
 
 
 class Layout:
@@ -37,6 +38,11 @@ class Layout:
     def central_db(self) -> Path:
         """The registry: sessions and incarnations."""
         return self.root / "central.db"
+
+    @property
+    def install_file(self) -> Path:
+        """The install's id, beside central.db, so that it outlives it."""
+        return self.root / INSTALL_NAME
 
     @property
     def mailbox_db(self) -> Path:
