@@ -40,6 +40,7 @@ from daemon.logs import LogPipeline, configure
 from daemon.notify import Notifier
 from daemon.operations import DaemonOperations
 from daemon.store.out_folder import OutLimits
+from daemon.store.rebuild import agree_on_install_id
 from daemon.store.registry import Registry
 from daemon.sweep.decide import Policy
 from daemon.sweep.schedule import Schedule
@@ -129,6 +130,9 @@ class House:
     def degraded(self) -> list[dict[str, Any]]:
         """What does not work now, since when and why."""
         found: list[dict[str, Any]] = []
+        if self.sessions.registry_problem is not None:
+            since, why = self.sessions.registry_problem
+            found.append({"what": "registry", "since": since, "why": why})
         if self.supervisor.unavailable is not None:
             since, why = self.supervisor.unavailable
             found.append({"what": "runtime", "since": since, "why": why})
@@ -157,17 +161,18 @@ def build_house(
     pulse: Pulse,
     timings: Timings | None = None,
     types: Mapping[str, EntryPoint] | None = None,
+    registry: Registry | None = None,
 ) -> House:
     """Wire everything; nothing runs yet. The parts know each other through the callbacks given here.
 
-    `timings` and `types` (of channels) default to the supervisor's and to what is installed.
+    `timings` and `types` (of channels) default to the supervisor's and to what is installed, `registry` to the folder's.
     """
     limits = read_limits(config)
     agents = dict(config.agents)
     specs = spec_maker(config, folder, agents, install_id)
     sessions = Sessions(
         folder.sessions_dir,
-        Registry(folder.central_db),
+        registry or Registry(folder.central_db),
         clock,
         limits,
         specs.owner,
@@ -203,6 +208,7 @@ def build_house(
         is_idle=lambda session: sweeper.is_idle(session),  # noqa: PLW0108
     )
     supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, timings)
+    sessions.remember_with(supervisor.incarnations, install_id)
     delivery = Delivery(
         channels,
         config.delivery,
@@ -287,12 +293,13 @@ async def _main(
 ) -> None:
     log = structlog.get_logger("daemon")
     notifier = Notifier(os.environ)
-    install_id = await anyio.to_thread.run_sync(Registry(folder.central_db).install_id, clock.now_ms())
+    registry = Registry(folder.central_db)
+    install_id = await anyio.to_thread.run_sync(agree_on_install_id, registry, folder.install_file, clock.now_ms())
     runtime = build_runtime(config, folder, install_id, clock)
     pulse = Pulse(clock)
     # A tick waits for its slowest session, which may take its whole time-out.
     pulse.register("sweep", _SWEEP_ALLOWED_S + config.sweep.session_timeout_s)
-    house = build_house(config, folder, runtime, install_id, clock, pulse)
+    house = build_house(config, folder, runtime, install_id, clock, pulse, registry=registry)
     log.info("daemon_starting", data=str(config.data_dir), runtime=runtime.name, pid=os.getpid())
     try:
         async with anyio.create_task_group() as tasks:
@@ -327,6 +334,7 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     """Start every loop: first what delivers and repairs, then what runs agents, last what takes messages in."""
     channels_run = anyio.Event()
     house.delivery.start(tasks, channels_run)
+    await house.sessions.find_lost()
     for row in await house.sessions.central(lambda registry: registry.with_work()):
         if row.active:
             house.sessions.adopt(row)

@@ -25,11 +25,12 @@ from schema.migrate import VERSION
 
 LOCK_NAME: Final = "clawbus.lock"
 VERSION_NAME: Final = "clawbus.version"
+INSTALL_NAME: Final = "install-id"
 # How the names begin that a first start, an image build or an operator who puts an agent in place may leave before the
 # version is written; `lost+found` is a new disk's.
 _OURS: Final = (
     "clawbus.lock", "clawbus.version", "central.db", "mailbox.db", "sessions", "agents", "logs", "run", "wheels",
-    "control.sock", "lost+found",
+    "control.sock", "install-id", "lost+found",
 )  # fmt: skip
 
 
@@ -43,6 +44,11 @@ class Layout:
     def central_db(self) -> Path:
         """The registry: sessions and incarnations."""
         return self.root / "central.db"
+
+    @property
+    def install_file(self) -> Path:
+        """The install's id, beside central.db, so that it outlives it."""
+        return self.root / INSTALL_NAME
 
     @property
     def mailbox_db(self) -> Path:

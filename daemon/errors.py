@@ -5,7 +5,7 @@ The root and the errors of opening files live in `schema.errors`, because the ru
 
 from __future__ import annotations
 
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, StorageError
 
 
 class ConfigError(ClawbusError):
@@ -138,6 +138,13 @@ class IdConflictError(ClawbusError):
 
     code = "ID_CONFLICT"
     default_hint = "Use a new id for new content; repeat an id only with the same content."
+
+
+class RegistryGoneError(StorageError):
+    """central.db was deleted, emptied or replaced under the running daemon. It is rebuilt from the session folders."""
+
+    code = "REGISTRY_GONE"
+    default_hint = "Leave central.db alone while the daemon runs; if this stays, make room or restart the daemon."
 
 
 class RuntimeUnavailableError(ClawbusError):

@@ -15,13 +15,15 @@ from weakref import WeakValueDictionary
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from daemon.clock import Clock
-from daemon.errors import UnknownSessionError
-from daemon.store.registry import Registry, SessionKey, SessionRow
+from daemon.errors import RegistryGoneError, UnknownSessionError
+from daemon.store.rebuild import add_found, remake
+from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, SessionRow
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits
-from schema.errors import ReadDeadlineError
+from schema.errors import ReadDeadlineError, StorageError
 
 T = TypeVar("T")
 
@@ -134,6 +136,9 @@ class Sessions:
         self._table: dict[SessionKey, Session] = {}
         self._making: WeakValueDictionary[SessionKey, anyio.Lock] = WeakValueDictionary()
         self._central = anyio.Lock()
+        self._memory: Callable[[], Memory] | None = None
+        self.registry_problem: tuple[int, str] | None = None  # (since epoch ms, why), while central.db cannot be remade
+        self._log = structlog.get_logger("registry")
         self._limiter = anyio.CapacityLimiter(threads)
         self.operation_s = operation_s
 
@@ -144,9 +149,49 @@ class Sessions:
         return len(self._table)
 
     async def central(self, operation: Callable[[Registry], T]) -> T:
-        """Run a registry operation in a thread, one at a time: SQLite would make them wait by sleeping."""
+        """Run a registry operation in a thread, one at a time: SQLite would make them wait by sleeping.
+
+        A registry that is gone is remade first; while that cannot be done, its error is raised and nothing has happened.
+        """
         async with self._central:
-            return await anyio.to_thread.run_sync(partial(operation, self._registry))
+            try:
+                return await anyio.to_thread.run_sync(partial(operation, self._registry))
+            except RegistryGoneError as error:
+                await self._remake(error)
+                return await anyio.to_thread.run_sync(partial(operation, self._registry))
+
+    def remember_with(self, live: Callable[[], tuple[IncarnationRow, ...]], install_id: str) -> None:
+        """From where a registry that vanishes is remade: the folders, these incarnations, and what is known here."""
+
+        def memory() -> Memory:
+            held = {key: one.quarantined for key, one in self._known.items() if one.quarantined is not None}
+            return Memory(install_id, frozenset(self._table), held, live())
+
+        self._memory = memory
+
+    async def find_lost(self) -> int:
+        """Record the sessions that have a folder and no row in central.db: how many. They count as having work."""
+        now = self._clock.now_ms()
+        found = await self.central(lambda registry: add_found(registry, self._dir, now))
+        if found:
+            self._log.warning("registry_rebuilt", sessions=len(found), cause="folders without a row")
+        return len(found)
+
+    async def _remake(self, error: RegistryGoneError) -> None:
+        now = self._clock.now_ms()
+        if self.registry_problem is None:
+            self._log.error("registry_gone", error=str(error), hint=error.hint)
+            self.registry_problem = now, str(error)
+        if self._memory is None:
+            raise error
+        memory = self._memory()
+        try:
+            count = await anyio.to_thread.run_sync(remake, self._registry, self._dir, memory, now)
+        except StorageError as why:
+            self.registry_problem = self.registry_problem[0], f"{error} It cannot be remade: {why}"
+            raise
+        self.registry_problem = None
+        self._log.warning("registry_rebuilt", sessions=count, live=len(memory.live), cause="central.db was gone")
 
     async def get(self, key: SessionKey) -> Session:
         """An existing session; raises UnknownSessionError."""

@@ -80,6 +80,15 @@ class Supervisor:
         """Every slot."""
         return tuple(self._slots.values())
 
+    def incarnations(self) -> tuple[IncarnationRow, ...]:
+        """Every slot as the registry would have it; the fingerprint stays the runtime's to tell."""
+        return tuple(
+            IncarnationRow(
+                slot.incarnation, slot.session.key, self._runtime.name, "", slot.container_id, slot.spawned_at
+            )
+            for slot in self._slots.values()
+        )
+
     def live_incarnation(self, session: Session) -> str | None:
         """The incarnation whose container may be working for the session."""
         slot = self._slots.get(session.key)

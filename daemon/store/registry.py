@@ -1,16 +1,22 @@
 """central.db: which sessions there are, which have work, which incarnations live. Only the daemon writes it.
 
-Synchronous; callers hop to a thread. Never opens a session's own files.
+Synchronous; callers hop to a thread. Never opens a session's own files. Only the first opening may make the file: one that
+is gone or another one later is an error, never an empty registry (see `daemon/store/rebuild.py`).
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import weakref
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from daemon.errors import RegistryGoneError
 from schema.connect import Writer, open_owner
+from schema.errors import StorageError
 from schema.ids import new_id
 from schema.migrate import Role
 
@@ -50,18 +56,50 @@ class IncarnationRow:
     created_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a running daemon knows of its registry without the file."""
+
+    install_id: str
+    sessions: frozenset[SessionKey]
+    quarantined: Mapping[SessionKey, str]
+    live: tuple[IncarnationRow, ...]
+
+
+class _Anchor:
+    """Holds on to a file, so that its inode cannot be given to the one that replaces it.
+
+    O_PATH: such a descriptor is none to SQLite's locks, which closing an ordinary one would drop (open(2), fcntl(2)).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def holds(self, path: Path) -> bool:
+        """Whether this very file lies at `path`, and is not empty. Raises StorageError."""
+        try:
+            there, here = path.stat(), os.fstat(self._descriptor)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}.") from error
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino) and there.st_size > 0
+
+
 class Registry:
-    """Reads and writes central.db, opening it for each operation."""
+    """Reads and writes central.db, opening it for each operation. After the first one, it must stay the same file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._anchor: _Anchor | None = None  # the file that was opened first
 
-    def install_id(self, now_ms: int) -> str:
-        """This install's id, made at the first call."""
+    def install_id(self, now_ms: int, kept: str | None = None) -> str:
+        """This install's id. When the file knows none, it becomes `kept`, or a new one."""
         with self._open() as db, db.transaction():
             db.execute(
                 "INSERT OR IGNORE INTO install(id, install_id, created_at) VALUES (1, ?, ?)",
-                (new_id(now_ms).lower(), now_ms),
+                (kept or new_id(now_ms).lower(), now_ms),
             )
             row = db.one("SELECT install_id FROM install WHERE id = 1")
         assert row is not None
@@ -127,11 +165,11 @@ class Registry:
         self._update(key, "spawn_failures = 0, next_spawn_at = NULL, last_spawn_error = NULL", ())
 
     def begin_incarnation(self, row: IncarnationRow) -> bool:
-        """Record an incarnation before its container exists. False if the session already has a live one."""
+        """Record an incarnation before its container exists. False if the session already has another live one."""
         with self._open() as db, db.transaction():
-            taken = db.one("SELECT 1 FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NULL", row.key)
+            taken = db.one("SELECT id FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NULL", row.key)
             if taken is not None:
-                return False
+                return taken["id"] == row.id
             db.execute(
                 "INSERT INTO incarnations(id, agent, session, runtime, fingerprint, created_at) VALUES (?, ?, ?, ?, ?, ?)",
                 (row.id, *row.key, row.runtime, row.fingerprint, row.created_at),
@@ -170,12 +208,71 @@ class Registry:
             for row in rows
         ]
 
+    def add_sessions(self, keys: Iterable[SessionKey], now_ms: int) -> list[SessionKey]:
+        """Record sessions whose folders were found, as having work; those that were not known before."""
+        with self._open() as db:
+            known = {SessionKey(row["agent"], row["session"]) for row in db.all("SELECT agent, session FROM sessions")}
+            fresh = sorted(set(keys) - known)
+            if fresh:
+                with db.transaction():
+                    _insert_sessions(db, fresh, now_ms)
+        return fresh
+
+    def check(self) -> None:
+        """Raise RegistryGoneError unless central.db is the file it was. One stat."""
+        if self._anchor is not None and not self._anchor.holds(self._path):
+            raise RegistryGoneError(f"{self._path.name} was deleted, emptied or replaced while the daemon runs.")
+
+    def remake(self, keys: Iterable[SessionKey], memory: Memory, now_ms: int) -> None:
+        """Take the file that is there now, or make it, and bring it to what the running daemon knows.
+
+        Sessions that it lacks come back as having work; an incarnation that nobody supervises is ended in it.
+        """
+        with open_owner(self._path, Role.CENTRAL) as db, db.transaction():
+            db.execute(
+                "INSERT INTO install(id, install_id, created_at) VALUES (1, ?, ?)"
+                " ON CONFLICT(id) DO UPDATE SET install_id = excluded.install_id",
+                (memory.install_id, now_ms),
+            )
+            _insert_sessions(db, sorted({*keys, *memory.sessions}), now_ms)
+            db.executemany(
+                "UPDATE sessions SET quarantined_at = coalesce(quarantined_at, ?), quarantine_reason = ?"
+                " WHERE agent = ? AND session = ?",
+                [(now_ms, reason, *key) for key, reason in memory.quarantined.items()],
+            )
+            db.execute(
+                "UPDATE incarnations SET ended_at = ?, end_reason = 'registry_replaced' WHERE ended_at IS NULL",
+                (now_ms,),
+            )
+            db.executemany(
+                "INSERT INTO incarnations(id, agent, session, runtime, fingerprint, container_id, created_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE SET ended_at = NULL, end_reason = NULL",
+                [
+                    (row.id, *row.key, row.runtime, row.fingerprint, row.container_id, row.created_at)
+                    for row in memory.live
+                ],
+            )
+        self._anchor = _Anchor(self._path)
+
     def _open(self) -> Writer:
-        return open_owner(self._path, Role.CENTRAL)
+        if self._anchor is None:
+            db = open_owner(self._path, Role.CENTRAL)
+            self._anchor = _Anchor(self._path)
+            return db
+        self.check()
+        return open_owner(self._path, Role.CENTRAL, create=False)
 
     def _update(self, key: SessionKey, assignments: str, values: tuple[object, ...]) -> None:
         with self._open() as db, db.transaction():
             db.execute(f"UPDATE sessions SET {assignments} WHERE agent = ? AND session = ?", (*values, *key))
+
+
+def _insert_sessions(db: Writer, keys: Iterable[SessionKey], now_ms: int) -> None:
+    db.executemany(
+        "INSERT INTO sessions(agent, session, created_at, active) VALUES (?, ?, ?, 1)"
+        " ON CONFLICT(agent, session) DO NOTHING",
+        [(*key, now_ms) for key in keys],
+    )
 
 
 def _session(row: sqlite3.Row) -> SessionRow:

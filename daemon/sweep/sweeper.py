@@ -106,6 +106,7 @@ class Sweeper:
         """One pass over every session with work."""
         started = self.clock.monotonic()
         self.pulse.beat("sweep")
+        await self._look_at_registry()
         errors = 0
         keys = [session.key for session in self.sessions]
 
@@ -122,6 +123,13 @@ class Sweeper:
         self.last = LastSweep(self.clock.now_ms(), duration, len(keys), errors)
         log = structlog.get_logger("sweep")
         log.debug("swept", sessions=len(keys), errors=errors, duration_ms=duration)
+
+    async def _look_at_registry(self) -> None:
+        """One that vanished is noticed and remade here, even when nothing else asks for it."""
+        try:
+            await self.sessions.central(lambda registry: registry.check())
+        except ClawbusError as error:
+            structlog.get_logger("sweep").error("registry_unusable", code=error.code, error=str(error), hint=error.hint)
 
     def poke(self, key: SessionKey) -> None:
         """Sweep this session soon. Calls during its sweep make it be swept once more."""
@@ -277,6 +285,8 @@ class Sweeper:
         """Slowly look at every session there is, a page at a time: heals whatever `active` and `next_due_at` missed."""
         while True:
             try:
+                if self._page is None:
+                    await self.sessions.find_lost()
                 keys = await self.sessions.central(lambda registry: registry.all_keys(self._page, _PAGE))
             except ClawbusError as error:
                 structlog.get_logger("sweep").warning("full_pass_postponed", error=str(error), retry_s=_POSTPONED_S)

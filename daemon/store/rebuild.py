@@ -1,0 +1,102 @@
+"""What the registry can be rebuilt from: the session folders, and the install's id in a small file of its own.
+
+Synchronous. Reads names and sizes only; never opens a session's files, and never removes anything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from daemon.store.registry import Memory, Registry, SessionKey
+from schema.errors import InvalidNameError, StorageError
+from schema.ids import check_name
+from schema.layout import SessionFolder
+
+_INSTALL_ID: Final = re.compile(r"[0-9a-z]{1,64}\Z")
+
+
+def agree_on_install_id(registry: Registry, file: Path, now_ms: int) -> str:
+    """The install's id. It is kept in central.db and in `file`, and either restores the other; central.db's word counts.
+
+    Without it, the containers of a registry that was lost would be nobody's. Raises StorageError.
+    """
+    kept = _read(file)
+    install_id = registry.install_id(now_ms, kept)
+    if kept != install_id:
+        _write(file, install_id)
+    return install_id
+
+
+def add_found(registry: Registry, sessions_dir: Path, now_ms: int) -> list[SessionKey]:
+    """Record every session that has a folder and no row; those that were added. They count as having work."""
+    return registry.add_sessions(found_sessions(sessions_dir), now_ms)
+
+
+def remake(registry: Registry, sessions_dir: Path, memory: Memory, now_ms: int) -> int:
+    """Bring back a registry that vanished under the daemon; the number of session folders. Raises StorageError."""
+    if not sessions_dir.is_dir():
+        # A disk that is not mounted any more has lost nothing: no new registry may come up in its place.
+        raise StorageError(
+            f"{sessions_dir} is gone.", hint="Mount the data folder's disk again, then restart the daemon."
+        )
+    found = list(found_sessions(sessions_dir))
+    registry.remake(found, memory, now_ms)
+    return len(found)
+
+
+def found_sessions(sessions_dir: Path) -> Iterator[SessionKey]:
+    """Every `<agent>/<session>/in/inbound.db` whose names are valid. Raises StorageError."""
+    try:
+        for agent in _folders(sessions_dir, "agent"):
+            for session in _folders(agent, "session"):
+                if _is_session(SessionFolder(session)):
+                    yield SessionKey(agent.name, session.name)
+    except OSError as error:
+        raise StorageError(f"{sessions_dir}: {error.strerror}.") from error
+
+
+def _folders(folder: Path, what: str) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                check_name(what, entry.name)
+            except InvalidNameError:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield Path(entry.path)
+
+
+def _is_session(folder: SessionFolder) -> bool:
+    try:
+        size = folder.inbound_db.lstat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    # An empty one is what a crash leaves in the middle of making a session, before anything was accepted: unless a
+    # container has been there.
+    return size > 0 or os.path.lexists(folder.outbound_db)
+
+
+def _read(file: Path) -> str | None:
+    try:
+        text = file.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{file} cannot be read: {error}.") from error
+    return text if _INSTALL_ID.match(text) else None
+
+
+def _write(file: Path, install_id: str) -> None:
+    fresh = file.with_name(f"{file.name}.new")
+    try:
+        with fresh.open("w", encoding="ascii") as out:
+            out.write(f"{install_id}\n")
+            out.flush()
+            os.fsync(out.fileno())
+        fresh.replace(file)
+    except OSError as error:
+        raise StorageError(f"{file}: {error.strerror}.") from error
