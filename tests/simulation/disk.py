@@ -180,7 +180,7 @@ class Threads:
         async with limiter:
             return await self._run(func, args, abandon_on_cancel)
 
-    async def _run(self, func: Callable[..., T], args: tuple[object, ...], abandon: bool) -> T:
+    async def _run(self, func: Callable[..., T], args: tuple[object, ...], abandon: bool) -> T:  # pyright: ignore[reportReturnType] - every way out returns or raises
         loop, world = asyncio.get_running_loop(), self._world
         done: asyncio.Future[T] = loop.create_future()
         process = PROCESS.get()

@@ -182,7 +182,7 @@ class SimHost:
             session=spec.session,
             store=Store(in_folder, out_folder, spec.incarnation, world.clock.now_ms),
             provider=SimProvider(world, container.id, lambda why: self.kill_now(container, why)),
-            heartbeat=SimHeartbeat(out_folder, world),  # type: ignore[arg-type]
+            heartbeat=SimHeartbeat(out_folder, world),  # pyright: ignore[reportArgumentType]
             watch=InboundWatch(in_folder, step_ms=5, poll_s=settings.poll_s, log=log),
             now_ms=world.clock.now_ms,
             log=log,

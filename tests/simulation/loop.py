@@ -162,8 +162,8 @@ class ScopeNumbers:
             numbers[id(scope)] = next(counter)
             init(scope, *args, **options)
 
-        anyio_backend.CancelScope.__init__ = numbered
-        anyio_backend.CancelScope.__hash__ = lambda scope: numbers[id(scope)]
+        anyio_backend.CancelScope.__init__ = numbered  # pyright: ignore[reportAttributeAccessIssue]
+        anyio_backend.CancelScope.__hash__ = lambda scope: numbers[id(scope)]  # pyright: ignore[reportAttributeAccessIssue]
 
     def reset(self) -> None:
         """Before each run."""

@@ -125,7 +125,7 @@ def configure_logs(world: World) -> None:
         raise structlog.DropEvent
 
     structlog.configure(
-        processors=[processor],
+        processors=[processor],  # pyright: ignore[reportArgumentType]
         wrapper_class=structlog.make_filtering_bound_logger("DEBUG" if world.tracing else "ERROR"),
         logger_factory=structlog.ReturnLoggerFactory(),
         cache_logger_on_first_use=False,

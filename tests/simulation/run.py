@@ -198,7 +198,7 @@ def _tear_down(world: World) -> None:
 
 def _close_all(loop: SimLoop) -> None:
     for task in loop.kept:
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
         for _ in range(20):
             with contextlib.suppress(BaseException):
                 task.get_coro().close()  # type: ignore[union-attr]

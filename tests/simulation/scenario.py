@@ -126,7 +126,8 @@ class Scenario:
                 break
             await anyio.sleep(world.between(0.5, 10.0))
         world.step(f"client {number}", f"has a yes for m{number}")
-        ledger.accepted[key, f"m{number}"] = answer[0]
+        if isinstance(answer[0], Accepted):
+            ledger.accepted[key, f"m{number}"] = answer[0]
         ledger.waiting -= 1
         if world.chance(0.15):  # a webhook that repeats itself
             await anyio.sleep(world.between(0, 30))

@@ -47,12 +47,12 @@ async def test_a_registry_lost_between_two_daemons_is_rebuilt_from_the_folders(k
         kit.house.supervisor.close()
     kit.host.exit_now(kit.host.of_session("quiet").id)
     central.unlink()
-    async with anyio.create_task_group() as machine:
-        kit.host.run_agents(machine, echo(kit.clock))
-        with capture_logs() as logs:
+    with capture_logs() as logs:
+        async with anyio.create_task_group() as machine:
+            kit.host.run_agents(machine, echo(kit.clock))
             async with kit.running():
                 assert await answer(kit, "m1", "quiet") == "before"
-        machine.cancel_scope.cancel()
+            machine.cancel_scope.cancel()
     assert [one["sessions"] for one in logs if one["event"] == "registry_rebuilt"] == [1]
 
 

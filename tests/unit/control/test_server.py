@@ -234,7 +234,7 @@ async def test_a_socket_that_is_removed_is_bound_anew(short: Path, *, left_behin
 
 @pytest.mark.anyio
 async def test_a_socket_of_another_daemon_in_its_place_is_left_alone(short: Path) -> None:
-    path = short / "c.sock"
+    path, inode = short / "c.sock", 0
     with capture_logs() as logs, socket.socket(socket.AF_UNIX) as other:
         async with anyio.create_task_group() as server:
             await server.start(partial(run, look_s=0.01), build_api(FakeOperations()), path)
