@@ -237,6 +237,16 @@ def host_rows(db: Reader, ids: Sequence[str]) -> dict[str, MessageOut]:
     return found
 
 
+def too_many_dead(db: Reader, limit: int) -> bool:
+    """Whether more than `limit` answers are dead letters that nobody has dealt with. Costs no more than that many."""
+    row = db.one(
+        "SELECT count(*) AS n FROM (SELECT 1 FROM delivery_attempts WHERE state = 'dead'"
+        " AND message_out_id NOT IN (SELECT id FROM dead_letters_closed) LIMIT ?)",
+        (limit + 1,),
+    )
+    return row is not None and int(row["n"]) > limit
+
+
 def routing(db: Reader) -> Address | None:
     """The session's default reply route."""
     row = db.one("SELECT * FROM session_routing WHERE id = 1")
