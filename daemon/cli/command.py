@@ -161,7 +161,7 @@ def add_group(app: typer.Typer, group: typer.Typer, name: str) -> None:
     """Register a group of commands, which takes the global options as well: before, between and after the names."""
 
     @group.callback(invoke_without_command=False)
-    def options(  # pyright: ignore[reportUnusedFunction] - typer calls it
+    def options(
         ctx: typer.Context,
         json: JsonFlag = None,
         config: ConfigFlag = None,

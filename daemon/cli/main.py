@@ -112,11 +112,11 @@ def _fill_closed() -> None:
 
     Standard output is then a place that refuses every write, so that nobody takes a lost answer for a given one.
     """
-    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - typeshed leaves that out
+    if sys.stdin is None:
         sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
-    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
+    if sys.stdout is None:
         sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
+    if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 

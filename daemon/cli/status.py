@@ -29,6 +29,7 @@ def status(invocation: Invocation) -> Outcome:
     Example:
       clawbus status
     """
+    report: dict[str, Any]
     try:
         with invocation.client() as client:
             report, source = client.status(), "daemon"
