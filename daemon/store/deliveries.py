@@ -176,8 +176,14 @@ def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_ag
     record(db, row.id, "dead_lettered", at, detail={"code": code, "error": error[:1000]})
     _receipt(db, row.id, "failed", None, at)
     if tell_agent:
-        content = {"type": "delivery_failed", "message_out_id": row.id, "in_reply_to": row.in_reply_to, "code": code,
-                   "error": error[:1000]}  # fmt: skip
+        content = {
+            "text": f"Your answer {row.id} was not delivered, and will not be by itself: {error[:1000]}",
+            "type": "delivery_failed",
+            "message_out_id": row.id,
+            "in_reply_to": row.in_reply_to,
+            "code": code,
+            "error": error[:1000],
+        }
         notice = MessageIn(
             id=free_id(db, f"dead-letter:{row.id}"),
             seq=next_even_seq(db),
