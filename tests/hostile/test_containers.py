@@ -83,7 +83,7 @@ def others(daemon: HostileBus) -> tuple[str, str]:
 
 @pytest.mark.parametrize("target", ["outbound.db of another", "central.db", "inbound.db of another"])
 def test_a_link_to_somebody_elses_database_delivers_nothing_of_it(daemon: HostileBus, target: str) -> None:
-    session = "thief-" + target.split(".")[0] + str(len(target))
+    session = "thief-" + target.split(".", maxsplit=1)[0] + str(len(target))
     theirs, central = others(daemon)
     path = {"outbound.db of another": theirs, "central.db": central}.get(target, theirs.replace("out/out", "in/in"))
     mailbox = len(daemon.entries())

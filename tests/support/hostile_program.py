@@ -32,7 +32,7 @@ def detached(work: object) -> None:
     for number in (0, 1, 2):
         os.dup2(null, number)
     with contextlib.suppress(BaseException):
-        work()  # type: ignore[operator]
+        work()  # pyright: ignore[reportCallIssue]
     os._exit(0)
 
 
@@ -149,7 +149,7 @@ def _attempts() -> dict[str, object]:
 
 def _tried(attempt: object) -> str:
     try:
-        attempt()  # type: ignore[operator]
+        attempt()  # pyright: ignore[reportCallIssue]
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is what came of it
         return f"{type(error).__name__}: {error}"
     return "SUCCEEDED"
