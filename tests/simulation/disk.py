@@ -212,7 +212,7 @@ class Threads:
                 live.end()
                 work()
 
-            loop.call_later(delay + world.rng.choice((0.02, 0.5, 8.0)), commit)
+            loop.call_later(delay + world.rng.choice((0.02, 0.02, 0.3, 2.0)), commit)
         with anyio.CancelScope(shield=not abandon):
             return await done
 
