@@ -79,7 +79,7 @@ def _run(world: World, began: float) -> Result:
     settings = RunnerSettings(
         provider="echo",
         max_batch=world.rng.choice((1, 3, 10)),
-        poll_s=world.rng.choice((2.0, 8.0, 20.0)),
+        poll_s=world.rng.choice((3.0, 10.0, 30.0)),
         grace_s=world.rng.choice((1.0, 8.0)),
     )
     host = SimHost(world, lambda: settings)
@@ -118,7 +118,7 @@ async def _play(world: World, scenario: Scenario, claims: Claims) -> None:
     limit = world.loop.time() + HEAL_LIMIT_S + scenario.clock_back_ms / 1000
     quiet = False
     while world.loop.time() < limit:
-        await anyio.sleep(20.0)
+        await anyio.sleep(10.0)
         why = unrest(scenario)
         if (why is None and quiet) or world.findings:
             break
