@@ -216,7 +216,6 @@ class Threads:
         with anyio.CancelScope(shield=not abandon):
             return await done
 
-
     def _live_journal(self, process: Process | None, func: Any) -> LiveJournal | None:
         world = self._world
         if process is None or process.role != "runner" or not world.chance(world.faults.read_race):
