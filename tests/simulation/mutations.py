@@ -167,8 +167,8 @@ def _wait_guesses() -> contextlib.AbstractContextManager[Any]:
 
     async def signal(self: Supervisor, slot: Any, send: Any) -> bool:
         sent = await real(self, slot, send)
-        if sent and not slot.exited.is_set():
-            self._tasks.start_soon(self._ended, slot, Exit(None))  # type: ignore[union-attr]
+        if sent and not slot.exited.is_set() and self._tasks is not None:
+            self._tasks.start_soon(self._ended, slot, Exit(None))
         return sent
 
     return mock.patch.object(Supervisor, "_signal", signal)
