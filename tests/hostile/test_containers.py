@@ -153,10 +153,12 @@ def test_rows_that_the_program_writes_itself_go_where_the_session_may_and_nowher
     )
     daemon.attack("forger", f"now sql({rows!r})")
     report = eventually("dead letters", lambda: (r := daemon.show("evil", "forger"))["dead"] == 3 and r, 30)
-    assert {one["last_error_code"] for one in report["undelivered"]} == {"UNAUTHORISED_DESTINATION"}
+    assert {one["last_error_code"] for one in report["undelivered"] if one["state"] == "dead"} == {
+        "UNAUTHORISED_DESTINATION"
+    }
     assert daemon.entries("victim") == []
-    eventually("the one it may write", lambda: "forged 0" in str(daemon.entries()), 20)
-    assert "forged 1" not in str(daemon.entries())
+    eventually("the one it may write", lambda: {"text": "forged 0"} in [one["content"] for one in daemon.entries()], 20)
+    assert not [one for one in daemon.entries() if one["content"].get("text") in ("forged 1", "forged 2", "forged 3")]
 
 
 def test_a_program_that_kills_its_runner_costs_its_own_messages_tries(daemon: HostileBus) -> None:
@@ -192,7 +194,7 @@ def test_a_lock_that_is_kept_ends_its_container(daemon: HostileBus, which: str) 
         30,
     )
     daemon.end_cli(waiting)
-    assert daemon.ask("say alive", agent="evil", session=session) == {"text": "alive"}
+    assert daemon.ask("say alive", agent="evil", session=session)["text"] == "alive"
 
 
 RESOURCES = {

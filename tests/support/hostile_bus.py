@@ -8,7 +8,7 @@ from typing import Any, Final
 from tests.support.agents import ECHO, command_agent
 from tests.support.daemon import RealDaemon, eventually
 
-PROGRAM: Final = Path(__file__).with_name("hostile_program.py")
+PROGRAM: Final = Path(__file__).with_name("hostile_agent.py")
 # The bystander's answer may take this long, whatever its neighbours do; the machine that tests run on may be busy, too.
 ROUND_TRIP_S: Final = 8.0
 GROWTH_BYTES: Final = 150 * 1024**2
@@ -22,11 +22,11 @@ max_out_folder_files = 20000
 
 
 class HostileBus(RealDaemon):
-    """`evil` does what its messages say (hostile_program.py), `echo` is the bystander. With Docker, limits are tight."""
+    """`evil` does what its messages say (hostile_agent.py), `echo` is the bystander. With Docker, limits are tight."""
 
     def __init__(self, image: str) -> None:
         tight = f"memory_bytes = {96 * 1024**2}\npids = 64\ncpus = 0.5\n"
-        evil = command_agent("evil", ("python3", "-I", "-S", "/workspace/agent/hostile_program.py")) + tight
+        evil = command_agent("evil", ("python3", "-I", "-S", "/workspace/agent/hostile_agent.py")) + tight
         tables = f'[docker]\nimage = "{image}"\n' + LIMITS + ECHO + evil
         super().__init__(
             tables, runtime="docker", sweep_keys="claim_stuck_s = 4.0\nsession_timeout_s = 15.0\nmax_tries = 2\n"

@@ -16,6 +16,7 @@ import socket
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 OUT = Path("/workspace/out")
@@ -23,7 +24,7 @@ IN = Path("/workspace/in")
 SECONDS = 120
 
 
-def detached(work: object) -> None:
+def detached(work: Callable[[], object]) -> None:
     """Run in a child that outlives the turn; it tells nobody anything."""
     if os.fork():
         return
@@ -32,7 +33,7 @@ def detached(work: object) -> None:
     for number in (0, 1, 2):
         os.dup2(null, number)
     with contextlib.suppress(BaseException):
-        work()  # pyright: ignore[reportCallIssue]
+        work()
     os._exit(0)
 
 
@@ -103,22 +104,23 @@ def sql(text: str) -> str:
 def look() -> dict[str, object]:
     """Everything a curious program tries, and what came of it."""
     status = Path("/proc/self/status").read_text()
+    processes = [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
     found: dict[str, object] = {
         "uid": os.getuid(),
         "capabilities": [line.split()[1] for line in status.splitlines() if line.startswith("Cap")],
         "no_new_privileges": "NoNewPrivs:\t1" in status,
-        "processes": len([name for name in os.listdir("/proc") if name.isdigit()]),
+        "processes": len(processes),
         "environment": dict(os.environ),
         "interfaces": sorted(name for _, name in socket.if_nameindex()),
         "docker_socket": os.path.lexists("/var/run/docker.sock"),
     }
-    found["commands"] = [_read(f"/proc/{name}/cmdline") for name in os.listdir("/proc") if name.isdigit()]
-    found["environments"] = [_read(f"/proc/{name}/environ") for name in os.listdir("/proc") if name.isdigit()]
+    found["commands"] = [_read(f"/proc/{name}/cmdline") for name in processes]
+    found["environments"] = [_read(f"/proc/{name}/environ") for name in processes]
     found["refused"] = {name: _tried(attempt) for name, attempt in _attempts().items()}
     return found
 
 
-def _attempts() -> dict[str, object]:
+def _attempts() -> dict[str, Callable[[], object]]:
     libc = ctypes.CDLL(None, use_errno=True)
 
     def mount() -> None:
@@ -147,9 +149,9 @@ def _attempts() -> dict[str, object]:
     }
 
 
-def _tried(attempt: object) -> str:
+def _tried(attempt: Callable[[], object]) -> str:
     try:
-        attempt()  # pyright: ignore[reportCallIssue]
+        attempt()
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is what came of it
         return f"{type(error).__name__}: {error}"
     return "SUCCEEDED"
@@ -174,9 +176,11 @@ def main() -> int:
     elif verb == "sql":
         rest = sql(rest)
     elif verb == "script":
-        detached(lambda: exec(rest, globals()))  # noqa: S102 - it is the attacker
+        script, rest = rest, "begun"
+        detached(lambda: exec(script, globals()))  # noqa: S102 - it is the attacker
     elif verb == "now":
         exec(rest, globals())  # noqa: S102
+        rest = "done"
     elif verb == "look":
         print(json.dumps({"type": "message", "content": look()}))
         return 0
