@@ -73,6 +73,7 @@ class SimDaemon:
         self.layout = Layout(world.root)
         self.starts = 0
         self.enabled = True
+        self.left_behind: Callable[[], None] = lambda: None  # told of every end
         self._stop = anyio.Event()
         self._was_graceful = False
         for folder in (self.layout.sessions_dir, self.layout.agents_dir, self.layout.run_dir):
@@ -169,6 +170,7 @@ class SimDaemon:
 
     def _died(self) -> None:
         self.house = None
+        self.left_behind()
         if self.enabled:
             world = self.world
             world.loop.world_later(0.2 if world.healing else world.rng.expovariate(0.1), self._restart)

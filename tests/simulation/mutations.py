@@ -8,6 +8,7 @@ A mutation that no seed notices within the limit means a blind spot of the check
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import gc
 import os
@@ -18,6 +19,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 from unittest import mock
+
+import anyio
 
 import container_runner.store
 import daemon.bus.delivery
@@ -121,7 +124,6 @@ def _end_before_exit_is_settled() -> contextlib.AbstractContextManager[Any]:
     async def ended(self: Supervisor, slot: Any, exit_: Exit) -> None:
         now = self._clock.now_ms()
         await self._record(lambda registry: registry.end_incarnation(slot.incarnation, now, exit_.code, "early"))
-        self._slots.pop(slot.session.key, None)
         await real(self, slot, exit_)
 
     return mock.patch.object(Supervisor, "_ended", ended)
@@ -131,24 +133,30 @@ def _retire_without_lock() -> contextlib.AbstractContextManager[Any]:
     """A session is forgotten some time after the look that found it idle."""
     real = Sessions.retire
 
+    async def late(self: Sessions, session: Any, next_due_at: int | None) -> None:
+        await anyio.sleep(0.05)
+        await real(self, session, next_due_at)
+
     async def retire(self: Sessions, session: Any, next_due_at: int | None) -> None:
-        session.lock.release()
-        try:
-            await daemon.bus.sessions.anyio.sleep(0.5)
-            await real(self, session, next_due_at)
-        finally:
-            await session.lock.acquire()
+        asyncio.get_running_loop().create_task(late(self, session, next_due_at))  # noqa: RUF006 - the loop keeps it
 
     return mock.patch.object(Sessions, "retire", retire)
 
 
 def _insert_before_activate() -> contextlib.AbstractContextManager[Any]:
-    """The registry never learns that a session has work again."""
+    """The registry learns that a session has work only after the work was written."""
+    real = Sessions.activate
 
-    async def nothing(self: Sessions, session: Any) -> None:
+    async def late(self: Sessions, session: Any) -> None:
+        await anyio.sleep(0.05)
+        await real(self, session)
+
+    async def activate(self: Sessions, session: Any) -> None:
         self._table[session.key] = session
+        if not session.active:
+            asyncio.get_running_loop().create_task(late(self, session))  # noqa: RUF006 - the loop keeps it
 
-    return mock.patch.object(Sessions, "activate", nothing)
+    return mock.patch.object(Sessions, "activate", activate)
 
 
 def _no_dedupe() -> contextlib.AbstractContextManager[Any]:
@@ -279,7 +287,7 @@ MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
         "send before the intent": _send_before_intent,
         "end_incarnation before on_exit": _end_before_exit_is_settled,
         "retire outside the lock": _retire_without_lock,
-        "insert without activate": _insert_before_activate,
+        "insert before activate": _insert_before_activate,
         "no dedupe of message ids": _no_dedupe,
         "a signal counts as an exit": _wait_guesses,
         "no incarnation before the spawn": _no_incarnation_fence,
