@@ -170,6 +170,22 @@ def test_other_names_may_be_what_they_like(out: Path) -> None:
         assert reader.all("SELECT * FROM messages_out") == []
 
 
+SCHEMAS = {
+    "wide": "CREATE TABLE notes (" + ", ".join(f"c{number}" for number in range(300)) + ")",
+    "long": "CREATE TABLE notes (x /* " + "y" * 70_000 + " */)",
+    "deep": "CREATE TABLE notes (x CHECK (" + "(" * 60 + "x" + " + 1)" * 60 + "))",
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_schema_costs_little_to_parse_or_is_refused(out: Path, name: str) -> None:
+    good(out)
+    made_by(out, SCHEMAS[name])
+    with pytest.raises(HostileFileError):
+        open_outbound_reader(out, LIMITS)
+
+
 @pytest.mark.faults
 def test_a_row_over_the_limit_is_refused_before_it_is_in_memory(out: Path) -> None:
     good(out)
