@@ -138,7 +138,7 @@ def _retire_without_lock() -> contextlib.AbstractContextManager[Any]:
         await real(self, session, next_due_at)
 
     async def retire(self: Sessions, session: Any, next_due_at: int | None) -> None:
-        asyncio.get_running_loop().create_task(late(self, session, next_due_at))  # noqa: RUF006 - the loop keeps it
+        asyncio.get_running_loop().create_task(late(self, session, next_due_at))
 
     return mock.patch.object(Sessions, "retire", retire)
 
@@ -154,7 +154,7 @@ def _insert_before_activate() -> contextlib.AbstractContextManager[Any]:
     async def activate(self: Sessions, session: Any) -> None:
         self._table[session.key] = session
         if not session.active:
-            asyncio.get_running_loop().create_task(late(self, session))  # noqa: RUF006 - the loop keeps it
+            asyncio.get_running_loop().create_task(late(self, session))
 
     return mock.patch.object(Sessions, "activate", activate)
 
