@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import time
 from collections import Counter
@@ -193,8 +194,9 @@ class Trial:
         self.driver.stop()
 
     def look(self) -> None:
-        """With everything ended, from the files."""
+        """With everything ended, from the files; and whether anything runs that nobody has listed."""
         life, daemon = self.life, self.daemon
+        life.problems += _strays(daemon)
         daemon.end_agents()
         life.posts = Counter(one.headers["idempotency-key"] for one in self.receiver.posts if one.taken)
         for session in ("s", "w"):
@@ -234,3 +236,16 @@ def _ended(daemon: RealDaemon, session: str, how: str) -> bool:
     with daemon.client() as client:
         client.act("echo", session, how)
     return daemon.running("echo", session) is None
+
+
+def _strays(daemon: RealDaemon) -> list[str]:
+    """Processes of the data folder that live although both sessions were ended: no record named them. They are killed."""
+    mark, found = str(daemon.data).encode(), list[str]()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if mark in (entry / "environ").read_bytes():
+                found.append(f"process {entry.name} lives, and is no container that the daemon knows")
+                os.kill(int(entry.name), signal.SIGKILL)
+    return found

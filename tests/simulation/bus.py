@@ -34,21 +34,21 @@ def draw_config(world: World) -> Config:
         runtime=Runtime(
             kind="process",
             max_containers=rng.choice((1, 2, 8)),
-            idle_stop_s=rng.choice((10.0, 40.0, 120.0)),
+            idle_stop_s=rng.choice((5.0, 20.0, 90.0)),
             stop_grace_s=rng.choice((2.0, 10.0)),
             kill_confirm_s=rng.choice((5.0, 30.0)),
             spawn_backoff_s=rng.choice((1.0, 5.0)),
             spawn_backoff_max_s=60.0,
         ),
         sweep=Sweep(
-            interval_s=rng.choice((10.0, 60.0)),
+            interval_s=rng.choice((20.0, 60.0, 60.0)),
             ceiling_s=rng.choice((90.0, 300.0)),
             claim_stuck_s=rng.choice((20.0, 60.0)),
             max_declared_s=600.0,
             max_tries=rng.choice((2, 3, 5)),
             backoff_base_s=rng.choice((1.0, 5.0)),
             session_timeout_s=30.0,
-            full_pass_s=rng.choice((120.0, 3600.0)),
+            full_pass_s=rng.choice((200.0, 3600.0, 3600.0)),
         ),
         delivery=Delivery(
             send_timeout_s=rng.choice((5.0, 30.0)),
@@ -73,6 +73,7 @@ class SimDaemon:
         self.layout = Layout(world.root)
         self.starts = 0
         self.enabled = True
+        self.left_behind: Callable[[], None] = lambda: None  # told of every end
         self._stop = anyio.Event()
         self._was_graceful = False
         for folder in (self.layout.sessions_dir, self.layout.agents_dir, self.layout.run_dir):
@@ -169,6 +170,7 @@ class SimDaemon:
 
     def _died(self) -> None:
         self.house = None
+        self.left_behind()
         if self.enabled:
             world = self.world
             world.loop.world_later(0.2 if world.healing else world.rng.expovariate(0.1), self._restart)

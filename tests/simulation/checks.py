@@ -14,6 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 from daemon.channels.protocol import InDoubt
+from daemon.data_folder import Layout
+from daemon.store import deliveries, messages
 from daemon.store.registry import SessionKey
 from schema.connect import open_reader
 from schema.errors import ClawbusError
@@ -97,9 +99,41 @@ def violations(scenario: Scenario, claims: Claims) -> Iterator[str]:
     yield from data_folder_violations(scenario.world.root, at_rest=True)
     for key in scenario.sessions:
         yield from _messages(scenario.daemon, scenario.ledger, claims, key)
+        yield from _answers(scenario.daemon, key)
         yield from _receipts(scenario.daemon, scenario.receivers, key)
     yield from _effects(scenario.receivers)
     yield from _order(scenario.daemon, scenario.receivers, scenario.sessions)
+
+
+def forgotten(layout: Layout, keys: Sequence[SessionKey], now: int) -> Iterator[str]:
+    """What a daemon that dies now would leave behind unseen: central.db must point at every session with work."""
+    for key in keys:
+        folder = SessionFolder(session_root(layout, key))
+        try:
+            with open_reader(layout.central_db) as db:
+                row = db.one(
+                    "SELECT active, next_due_at, quarantined_at FROM sessions WHERE (agent, session) = (?, ?)", key
+                )
+            with open_reader(folder.inbound_db) as db:
+                waiting = messages.next_due_at(db, now)
+                sends = deliveries.next_attempt_at(db)
+        except ClawbusError:
+            continue  # a journal is left, or there is no file yet: not now
+        if row is None or row["active"] or row["quarantined_at"] is not None:
+            continue
+        soonest = min((value for value in (waiting, sends) if value is not None), default=None)
+        if soonest is not None and (row["next_due_at"] is None or max(soonest, 1) < row["next_due_at"]):
+            yield f"{key}: there is work at {soonest}, and central.db has the session idle until {row['next_due_at']}"
+
+
+def _answers(daemon: SimDaemon, key: SessionKey) -> Iterator[str]:
+    """Nothing is marked done that was not: a completed message was seen by an answer."""
+    seen: set[str] = set()
+    for row in _rows(daemon, key, "SELECT content FROM messages_out", outbound=True):
+        seen.update(json.loads(row["content"]).get("seen", ()))
+    for row in _rows(daemon, key, "SELECT id FROM messages_in WHERE status = 'completed'"):
+        if row["id"] not in seen:
+            yield f"{key}: {row['id']} is completed, and no answer has seen it"
 
 
 def _rows(daemon: SimDaemon, key: SessionKey, sql: str, *, outbound: bool = False) -> list[dict[str, Any]]:

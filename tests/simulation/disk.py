@@ -201,9 +201,50 @@ class Threads:
             else:
                 loop.call_later(back, _succeed, done, result)
 
-        loop.call_later(delay, work)
+        live = self._live_journal(process, func)
+        if live is None:
+            loop.call_later(delay, work)
+        else:
+            # In the middle of a commit, and perhaps frozen or killed there: the host meets the journal of a living writer.
+            loop.call_later(delay, live.begin)
+
+            def commit() -> None:
+                live.end()
+                work()
+
+            loop.call_later(delay + world.rng.choice((0.02, 0.02, 0.3, 2.0)), commit)
         with anyio.CancelScope(shield=not abandon):
             return await done
+
+    def _live_journal(self, process: Process | None, func: Any) -> LiveJournal | None:
+        world = self._world
+        if process is None or process.role != "runner" or not world.chance(world.faults.read_race):
+            return None
+        store = getattr(getattr(func, "func", func), "__self__", None)
+        outbound = getattr(store, "_outbound", None)
+        return LiveJournal(world, outbound) if outbound is not None else None
+
+
+class LiveJournal:
+    """The journal of a runner that is in the middle of a commit, for as long as that takes."""
+
+    def __init__(self, world: World, path: Path) -> None:
+        self._world = world
+        self._path = path
+        self._written = b""
+
+    def begin(self) -> None:
+        """Write it, unless there is no file yet."""
+        if self._path.exists() and self._path.stat().st_size and not journal(self._path).exists():
+            self._written = _journal_of(self._path.read_bytes(), [1], self._world.rng, synced=False)
+            journal(self._path).write_bytes(self._written)
+            self._world.step("disk", f"journal of a living writer: {self._path.parent.parent.name}")
+            self._world.counts["live_journal"] += 1
+
+    def end(self) -> None:
+        """The writer is done with it."""
+        if self._written and journal(self._path).exists() and journal(self._path).read_bytes() == self._written:
+            journal(self._path).unlink()
 
 
 def _succeed(future: asyncio.Future[T], result: T) -> None:

@@ -101,7 +101,7 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
         mock.patch.object(container_runner.watch, "awatch", awatch),
         mock.patch.object(daemon.bus.watch, "awatch", awatch),
         mock.patch.dict(
-            daemon.bus.watch.Watch.__init__.__kwdefaults__ or {}, poll_s=world.rng.choice((1.0, 10.0, 30.0))
+            daemon.bus.watch.Watch.__init__.__kwdefaults__ or {}, poll_s=world.rng.choice((2.0, 10.0, 30.0))
         ),
         mock.patch.object(daemon.app, "build_channels", build_channels),
         mock.patch.object(daemon.app, "random", types.SimpleNamespace(Random=lambda: seeded)),

@@ -23,7 +23,7 @@ from container_runner.store import Store
 from daemon.channels.protocol import Outgoing
 from schema.rows import RunnerSettings
 from tests.simulation.bus import SimDaemon, draw_config
-from tests.simulation.checks import Claims, unrest, violations
+from tests.simulation.checks import Claims, forgotten, unrest, violations
 from tests.simulation.disk import Disk
 from tests.simulation.host import SimHost
 from tests.simulation.loop import PROCESS, ScopeNumbers, SimLoop, StuckError
@@ -79,7 +79,7 @@ def _run(world: World, began: float) -> Result:
     settings = RunnerSettings(
         provider="echo",
         max_batch=world.rng.choice((1, 3, 10)),
-        poll_s=world.rng.choice((2.0, 8.0, 20.0)),
+        poll_s=world.rng.choice((3.0, 10.0, 30.0)),
         grace_s=world.rng.choice((1.0, 8.0)),
     )
     host = SimHost(world, lambda: settings)
@@ -88,6 +88,12 @@ def _run(world: World, began: float) -> Result:
     claims = Claims()
     daemon = SimDaemon(world, host, draw_config(world))
     scenario = Scenario(world, daemon, host, receivers)
+
+    def left_behind() -> None:
+        for text in forgotten(daemon.layout, scenario.sessions, world.clock.now_ms()):
+            world.broken(f"at a daemon's end: {text}")
+
+    daemon.left_behind = left_behind
     configure_logs(world)
     world.loop.set_exception_handler(lambda _, context: _unexpected(world, context))
     with patched(world, disk, receivers), _watch_claims(world, claims):
@@ -118,7 +124,7 @@ async def _play(world: World, scenario: Scenario, claims: Claims) -> None:
     limit = world.loop.time() + HEAL_LIMIT_S + scenario.clock_back_ms / 1000
     quiet = False
     while world.loop.time() < limit:
-        await anyio.sleep(20.0)
+        await anyio.sleep(10.0)
         why = unrest(scenario)
         if (why is None and quiet) or world.findings:
             break

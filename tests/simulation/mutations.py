@@ -1,0 +1,343 @@
+"""Takes one protection out of the product at a time and counts the seeds until the simulation notices: is it still awake?
+
+    .venv/bin/python -m tests.simulation.mutations [NAME ...]
+
+A mutation that no seed notices within the limit means a blind spot of the checks (or a protection that nothing needs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Final
+from unittest import mock
+
+import anyio
+
+import container_runner.store
+import daemon.bus.delivery
+import daemon.bus.delivery_plan
+import daemon.bus.delivery_steps
+import daemon.bus.ingress
+import daemon.bus.sessions
+import daemon.containers.supervisor
+import daemon.store.messages
+import daemon.store.session_files
+import daemon.store.transitions
+import daemon.sweep.steps
+import daemon.sweep.sweeper
+from daemon.bus.delivery_plan import Send
+from daemon.bus.delivery_steps import Outcome
+from daemon.bus.sessions import Sessions
+from daemon.channels.protocol import Incoming
+from daemon.containers.protocol import Exit
+from daemon.containers.supervisor import Supervisor
+from daemon.store import deliveries, messages
+from daemon.store.registry import Registry
+from schema.rows import MessageIn
+from tests.simulation.run import SCOPES, run_seed
+
+LIMIT: Final = 600
+Patch = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+def _charge_again() -> contextlib.AbstractContextManager[Any]:
+    """An attempt that has ended can end, and cost, once more."""
+
+    def end(db: Any, message_id: str, incarnation: str, at: int, outcome: str) -> bool:
+        db.execute(
+            "INSERT INTO attempts(message_id, incarnation, claimed_at, ended_at, outcome) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT(message_id, incarnation) DO UPDATE SET ended_at = excluded.ended_at, outcome = excluded.outcome",
+            (message_id, incarnation, at, at, outcome),
+        )
+        return True
+
+    return _all(
+        mock.patch.object(messages, "end_attempt", end),
+        mock.patch.object(messages, "charged", lambda _, __: frozenset()),
+    )
+
+
+def _cursor_apart() -> contextlib.AbstractContextManager[Any]:
+    """The cursor moves in a transaction of its own, before the intents."""
+    real = daemon.bus.delivery_steps._look
+
+    def look(db: Any, *arguments: Any) -> Any:
+        batch = real(db, *arguments)
+        if batch.top_seq is not None:
+            with db.transaction():
+                _advance(db, batch)
+        return batch
+
+    return mock.patch.object(daemon.bus.delivery_steps, "_look", look)
+
+
+def _advance(db: Any, batch: Any) -> None:
+    deliveries.advance(db, batch.top_seq, *([batch.file_id] if hasattr(batch, "file_id") else []))
+
+
+def _recover_early() -> contextlib.AbstractContextManager[Any]:
+    """A sweep recovers the journal whatever runs."""
+    real = daemon.sweep.steps.sweep_files
+
+    def sweep(files: Any, *arguments: Any, **options: Any) -> Any:
+        if files.has_journal():
+            files.recover()
+        return real(files, *arguments, **options)
+
+    return mock.patch.object(daemon.sweep.sweeper, "sweep_files", sweep)
+
+
+def _send_before_intent() -> contextlib.AbstractContextManager[Any]:
+    """Rows are sent that are only queued on disk."""
+    return _all(
+        mock.patch.object(deliveries, "intend", lambda *_: None),
+        mock.patch.object(
+            daemon.bus.delivery_steps, "_track_new", _tracking_all_as_queued(daemon.bus.delivery_steps._track_new)
+        ),
+    )
+
+
+def _tracking_all_as_queued(real: Callable[..., None]) -> Callable[..., None]:
+    def track(db: Any, decision: Any, now: int) -> None:
+        real(db, decision, now)
+        if isinstance(decision, Send):
+            db.execute(
+                "UPDATE delivery_attempts SET state = 'queued' WHERE message_out_id = ?", (decision.candidate.row.id,)
+            )
+
+    return track
+
+
+def _end_before_exit_is_settled() -> contextlib.AbstractContextManager[Any]:
+    """The incarnation is recorded as ended before its exit's work is done in the files."""
+    real = Supervisor._ended
+
+    async def ended(self: Supervisor, slot: Any, exit_: Exit) -> None:
+        now = self._clock.now_ms()
+        await self._record(lambda registry: registry.end_incarnation(slot.incarnation, now, exit_.code, "early"))
+        await real(self, slot, exit_)
+
+    return mock.patch.object(Supervisor, "_ended", ended)
+
+
+def _retire_without_lock() -> contextlib.AbstractContextManager[Any]:
+    """A session is forgotten some time after the look that found it idle."""
+    real = Sessions.retire
+
+    async def late(self: Sessions, session: Any, next_due_at: int | None) -> None:
+        await anyio.sleep(0.05)
+        await real(self, session, next_due_at)
+
+    async def retire(self: Sessions, session: Any, next_due_at: int | None) -> None:
+        asyncio.get_running_loop().create_task(late(self, session, next_due_at))
+
+    return mock.patch.object(Sessions, "retire", retire)
+
+
+def _insert_before_activate() -> contextlib.AbstractContextManager[Any]:
+    """The registry learns that a session has work only after the work was written."""
+    real = Sessions.activate
+
+    async def late(self: Sessions, session: Any) -> None:
+        await anyio.sleep(0.05)
+        await real(self, session)
+
+    async def activate(self: Sessions, session: Any) -> None:
+        self._table[session.key] = session
+        if not session.active:
+            asyncio.get_running_loop().create_task(late(self, session))
+
+    return mock.patch.object(Sessions, "activate", activate)
+
+
+def _no_dedupe() -> contextlib.AbstractContextManager[Any]:
+    """A message id that is known is stored under another one."""
+    real = daemon.bus.ingress.check
+
+    def check(incoming: Incoming, now: int, limit: int) -> MessageIn:
+        return replace(real(incoming, now, limit), id=f"{incoming.message_id}-{now}")
+
+    return mock.patch.object(daemon.bus.ingress, "check", check)
+
+
+def _wait_guesses() -> contextlib.AbstractContextManager[Any]:
+    """A signal that was sent counts as an exit."""
+    real = Supervisor._signal
+
+    async def signal(self: Supervisor, slot: Any, send: Any) -> bool:
+        sent = await real(self, slot, send)
+        if sent and not slot.exited.is_set() and self._tasks is not None:
+            self._tasks.start_soon(self._ended, slot, Exit(None))
+        return sent
+
+    return mock.patch.object(Supervisor, "_signal", signal)
+
+
+def _no_incarnation_fence() -> contextlib.AbstractContextManager[Any]:
+    """Nothing is recorded before a container is asked for."""
+    return mock.patch.object(Registry, "begin_incarnation", lambda *_: True)
+
+
+def _ack_apart() -> contextlib.AbstractContextManager[Any]:
+    """The runner commits its acks first, and its answer after."""
+    store = container_runner.store.Store
+    real = store.finish
+
+    def finish(self: Any, rows: Any, acked: Any, status: Any, **options: Any) -> None:
+        real(self, (), acked, status, **options)
+        with self._both() as db, db.transaction():
+            self._insert_rows(db, rows)
+
+    return mock.patch.object(store, "finish", finish)
+
+
+def _stale_claims_stay() -> contextlib.AbstractContextManager[Any]:
+    """A runner begins without dropping its predecessors' claims."""
+    return mock.patch.object(container_runner.store.Store, "start", lambda _: 0)
+
+
+def _status_without_history() -> contextlib.AbstractContextManager[Any]:
+    """A status changes and nobody writes it down."""
+
+    def change(db: Any, message_id: str, target: Any, *_: Any, **__: Any) -> bool:
+        return bool(db.execute("UPDATE messages_in SET status = ? WHERE id = ?", (target.value, message_id)))
+
+    return _all(
+        mock.patch.object(daemon.bus.delivery_steps, "change_status", change),
+        mock.patch.object(daemon.sweep.steps, "change_status", change),
+    )
+
+
+def _timeout_is_success() -> contextlib.AbstractContextManager[Any]:
+    """A send that failed gets a receipt all the same."""
+    real = daemon.bus.delivery.Delivery._send
+
+    async def send(self: Any, *arguments: Any) -> Outcome:
+        return replace(await real(self, *arguments), error=None, error_code=None, permanent=False)
+
+    return mock.patch.object(daemon.bus.delivery.Delivery, "_send", send)
+
+
+def _no_destination_order() -> contextlib.AbstractContextManager[Any]:
+    """A failing head no longer holds back the rows behind it."""
+    return mock.patch.object(deliveries, "retrying_destinations", lambda *_: frozenset())
+
+
+def _hold_is_resent() -> contextlib.AbstractContextManager[Any]:
+    """In doubt, a channel that asked to hold is sent to again."""
+    traits = daemon.bus.delivery.ChannelTraits
+    return mock.patch.object(daemon.bus.delivery, "ChannelTraits", lambda dedup, _: traits(dedup, hold_in_doubt=False))
+
+
+def _no_withdrawal() -> contextlib.AbstractContextManager[Any]:
+    """After a lost spawn only what is listed counts: what starts later is nobody's."""
+    from tests.simulation.host import SimRuntime  # noqa: PLC0415
+
+    async def find(self: SimRuntime, incarnation: str) -> Any:
+        return next((item for item in await self.list_running() if item.incarnation == incarnation), None)
+
+    return mock.patch.object(SimRuntime, "find_started", find)
+
+
+def _no_claim_stuck() -> contextlib.AbstractContextManager[Any]:
+    """Nobody judges a container that runs."""
+    return mock.patch("daemon.sweep.decide.judge", lambda *_: None)
+
+
+def _no_recovery() -> contextlib.AbstractContextManager[Any]:
+    """A dead container's journal stays where it is."""
+    return mock.patch.object(daemon.store.session_files.SessionFiles, "recover", lambda _: False)
+
+
+def _lost_receipt_write() -> contextlib.AbstractContextManager[Any]:
+    """A receipt that cannot be written at once is forgotten."""
+    real = daemon.bus.delivery.record_outcomes
+
+    def record(files: Any, *arguments: Any) -> Any:
+        try:
+            return real(files, *arguments)
+        except Exception:
+            return []
+
+    return mock.patch.object(daemon.bus.delivery, "record_outcomes", record)
+
+
+@contextlib.contextmanager
+def _all(*patches: Any) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        yield
+
+
+MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
+    {
+        "an ended attempt costs again": _charge_again,
+        "the cursor in a transaction of its own": _cursor_apart,
+        "recovery while something runs": _recover_early,
+        "send before the intent": _send_before_intent,
+        "end_incarnation before on_exit": _end_before_exit_is_settled,
+        "retire outside the lock": _retire_without_lock,
+        "insert before activate": _insert_before_activate,
+        "no dedupe of message ids": _no_dedupe,
+        "a signal counts as an exit": _wait_guesses,
+        "no incarnation before the spawn": _no_incarnation_fence,
+        "acks before the answer": _ack_apart,
+        "stale claims stay": _stale_claims_stay,
+        "status without history": _status_without_history,
+        "a failed send gets a receipt": _timeout_is_success,
+        "no order per destination": _no_destination_order,
+        "hold is sent again": _hold_is_resent,
+        "a late start is not withdrawn": _no_withdrawal,
+        "no ceiling, no claim-stuck": _no_claim_stuck,
+        "no journal recovery": _no_recovery,
+        "a receipt is written once or never": _lost_receipt_write,
+    }
+)
+
+
+def seeds_until_noticed(patch: Patch, first: int, limit: int) -> tuple[int, str] | None:
+    """(how many seeds it took, what was found), or None."""
+    with patch():
+        for number in range(limit):
+            result = run_seed(first + number)
+            if result.findings:
+                return number + 1, f"seed {result.seed}: {result.findings[0]}"
+    return None
+
+
+def main() -> int:
+    """The exit code: 0 when every mutation was noticed."""
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, [sys.executable, "-m", "tests.simulation.mutations", *sys.argv[1:]])
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutations", description=__doc__)
+    parser.add_argument("names", nargs="*", help="parts of names; none: all")
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--limit", type=int, default=LIMIT)
+    arguments = parser.parse_args()
+    SCOPES.install()
+    gc.collect()
+    gc.freeze()
+    unnoticed = 0
+    for name, patch in MUTATIONS.items():
+        if arguments.names and not any(part in name for part in arguments.names):
+            continue
+        found = partial(seeds_until_noticed, patch, arguments.first, arguments.limit)()
+        unnoticed += found is None
+        told = "NOT NOTICED" if found is None else f"{found[0]:>4} seeds  {found[1][:160]}"
+        print(f"{name:<42} {told}", flush=True)
+    return 1 if unnoticed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
