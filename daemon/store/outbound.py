@@ -9,6 +9,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Sequence
+from itertools import pairwise
 
 from daemon.store.messages import MAX_SEQ, chunks, marks
 from schema.connect import Reader
@@ -26,8 +27,12 @@ def rows_after(db: Reader, seq: int, limit: int) -> list[MessageOut]:
     if not db.columns("messages_out"):
         return []
     sql = "SELECT * FROM messages_out WHERE seq > ? ORDER BY seq LIMIT ?"
-    rows = db.some(sql, (seq, limit), budget=_BATCH_CHARACTERS)
-    return [_message(row) for row in rows]
+    found = [_message(row) for row in db.some(sql, (seq, limit), budget=_BATCH_CHARACTERS)]
+    # A broken index gives rows in any order, and a table without its key gives one seq to many: the cursor would pass
+    # over what it never saw.
+    if any(later.seq <= earlier.seq for earlier, later in pairwise(found)):
+        raise HostileFileError("messages_out does not give its rows in the order of their seqs.")
+    return found
 
 
 def has_after(db: Reader, seq: int) -> bool:
