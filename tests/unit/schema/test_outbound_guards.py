@@ -262,6 +262,32 @@ def test_a_file_swapped_while_it_is_opened_is_noticed(
         open_outbound_reader(out, LIMITS)
 
 
+@pytest.mark.faults
+def test_a_descriptor_that_vouched_by_chance_vouches_once(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread has the checked file open while SQLite was given another one: the look after the first read sees it."""
+    path = good(out)
+    secret = out.parent / "secret.db"
+    open_owner(secret, Role.OUTBOUND).close()
+    connect, limit, chance = schema.connect._connect, schema.connect._limit, [-1]
+
+    def swap_and_connect(wanted: Path, mode: str) -> sqlite3.Connection:
+        spare = os.open("/dev/null", os.O_RDONLY)  # the number that SQLite's open would have had
+        chance[0] = os.open(path, os.O_RDONLY)
+        path.unlink()
+        path.symlink_to(secret)
+        os.close(spare)
+        return connect(wanted, mode)
+
+    def close_and_limit(connection: sqlite3.Connection, limits: ReadLimits) -> None:
+        os.close(chance[0])
+        limit(connection, limits)
+
+    monkeypatch.setattr(schema.connect, "_connect", swap_and_connect)
+    monkeypatch.setattr(schema.connect, "_limit", close_and_limit)
+    with pytest.raises(HostileFileError, match="replaced"):
+        open_outbound_reader(out, LIMITS)
+
+
 def super_journal(named: Path, folder: Path) -> bytes:
     """A hot journal's bytes that name a super-journal, as sqlite.org/fileformat2.html has it."""
     strand_journal(good(folder), "INSERT INTO session_state VALUES ('k' || ?, hex(zeroblob(400)), 'now')", rows=500)
