@@ -121,8 +121,10 @@ def forgotten(layout: Layout, keys: Sequence[SessionKey], now: int) -> Iterator[
             continue  # a journal is left, or there is no file yet: not now
         if row is None or row["active"] or row["quarantined_at"] is not None:
             continue
+        if row["next_due_at"] is not None and row["next_due_at"] <= now:
+            continue
         soonest = min((value for value in (waiting, sends) if value is not None), default=None)
-        if soonest is not None and (row["next_due_at"] is None or max(soonest, 1) < row["next_due_at"]):
+        if soonest is not None and (row["next_due_at"] is None or soonest < row["next_due_at"]):
             yield f"{key}: there is work at {soonest}, and central.db has the session idle until {row['next_due_at']}"
 
 

@@ -59,6 +59,7 @@ class SimHost:
         self.world = world
         self.available = True
         self.containers: dict[str, Container] = {}
+        self.on_exit: Callable[[str, str], None] = lambda _, __: None  # agent, session
         self._runner_settings = runner_settings
         self._numbers = itertools.count(1)
         self._changed = asyncio.Event()
@@ -217,6 +218,7 @@ class SimHost:
         container.state = "exited"
         container.exit = container.exit or Exit(code)
         self.world.trace("dockerd", f"{container.id} of {container.spec.session} has exited with {code}")
+        self.on_exit(container.spec.agent, container.spec.session)
         self.world.loop.world_later(self.world.between(0.0, 0.05), self.notify)
 
     def vanish(self, container: Container) -> None:

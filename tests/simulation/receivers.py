@@ -50,6 +50,7 @@ class Receivers:
     keys: dict[tuple[str, str, str], str] = field(default_factory=dict[tuple[str, str, str], str])
     under_way: Counter[str] = field(default_factory=Counter[str])
     down_until: dict[str, float] = field(default_factory=dict[str, float])
+    on_effect: Callable[[Outgoing], None] = lambda _: None
 
     def take(self, channel: str, message: Outgoing, *, ambiguous: bool = False) -> None:
         """The receiver got it; one that deduplicates does so here."""
@@ -57,6 +58,7 @@ class Receivers:
         if TRAITS[channel].deduplicates and known:
             self.world.step("receiver", f"knows {message.message_out_id[-6:]} already")
             return
+        self.on_effect(message)
         process = PROCESS.get()
         self.world.step("receiver", f"took {message.message_out_id[-6:]} at {message.address.key!r}")
         known.append(

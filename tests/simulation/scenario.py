@@ -49,6 +49,11 @@ class Scenario:
         self.sessions = [SessionKey(AGENTS[number % 2], f"s{number}") for number in range(count)]
         self.active_s = rng.choice((10.0, 30.0, 60.0, 60.0, 240.0))
         self.clock_back_ms = 0
+        self._replies_left = rng.choice((0, 0, 2, 4))
+        receivers.on_effect = lambda out: self._converse(SessionKey(out.agent, out.session), out.address, 0.2)
+        host.on_exit = lambda agent, session: self._converse(
+            SessionKey(agent, session), Address(rng.choice(sorted(TRAITS)), "room"), rng.choice((0.05, 0.3))
+        )
         self._chaos: list[Callable[[], None]] = [
             item for item in self._every_chaos() if rng.random() < 0.4
         ]  # some kinds and no others
@@ -101,12 +106,21 @@ class Scenario:
         )
 
     async def _client(self, number: int, after: float) -> None:
-        """Sends one message, under one id, until the bus says yes."""
-        world, ledger = self.world, self.ledger
-        ledger.waiting += 1
+        """Sends one message."""
+        self.ledger.waiting += 1
         await anyio.sleep(after)
         key, incoming = self._message(number)
-        ledger.sent[key, f"m{number}"] = incoming
+        await self._insist(key, f"m{number}", incoming)
+        self.ledger.waiting -= 1
+        if self.world.chance(0.15):  # a webhook that repeats itself
+            await anyio.sleep(self.world.between(0, 30))
+            self.daemon.request(incoming, lambda _: None)
+
+    async def _insist(self, key: SessionKey, message_id: str, incoming: Incoming) -> None:
+        """Send one message, under one id, until the bus says yes."""
+        world, ledger = self.world, self.ledger
+        actor = f"client of {message_id}"
+        ledger.sent[key, message_id] = incoming
         while True:
             answer: list[Accepted | Exception] = []
             answered = anyio.Event()
@@ -116,22 +130,31 @@ class Scenario:
                 world.loop.world_later(0.001, answered.set)  # noqa: B023 - one event per round
 
             sent = self.daemon.request(incoming, take)
-            world.step(f"client {number}", f"sends m{number} to {key}" + ("" if sent else ": nobody answers"))
+            world.step(actor, f"sends {message_id} to {key}" + ("" if sent else ": nobody answers"))
             with anyio.move_on_after(world.between(5, 40) if sent else 0.1):
                 await answered.wait()
             if answer and isinstance(answer[0], Accepted):
-                break
+                ledger.accepted[key, message_id] = answer[0]
+                world.step(actor, f"has a yes for {message_id}")
+                return
             if answer and isinstance(answer[0], IdConflictError):
-                world.broken(f"m{number} was refused as a conflict with itself")
-                break
+                world.broken(f"{message_id} was refused as a conflict with itself")
+                return
             await anyio.sleep(world.between(0.5, 10.0))
-        world.step(f"client {number}", f"has a yes for m{number}")
-        if isinstance(answer[0], Accepted):
-            ledger.accepted[key, f"m{number}"] = answer[0]
-        ledger.waiting -= 1
-        if world.chance(0.15):  # a webhook that repeats itself
-            await anyio.sleep(world.between(0, 30))
-            self.daemon.request(incoming, lambda _: None)
+
+    def _converse(self, key: SessionKey, address: Address, within_s: float) -> None:
+        """Somebody who reads an answer may write back at once, and somebody else just when the agent goes to sleep."""
+        world = self.world
+        if self._replies_left and not world.healing and world.rng.random() < 0.5:
+            self._replies_left -= 1
+            self.ledger.waiting += 1
+            after = world.between(0.0, within_s)
+            world.loop.spawn(None, self._write_back(key, address, after, f"r{self._replies_left}"), "a reply")
+
+    async def _write_back(self, key: SessionKey, address: Address, after: float, message_id: str) -> None:
+        await anyio.sleep(after)
+        await self._insist(key, message_id, Incoming(*key, {"text": message_id}, message_id, address=address))
+        self.ledger.waiting -= 1
 
     # --- trouble
 
