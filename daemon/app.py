@@ -133,6 +133,9 @@ class House:
         if self.sessions.registry_problem is not None:
             since, why = self.sessions.registry_problem
             found.append({"what": "registry", "since": since, "why": why})
+        for what, trouble in (("storage", self.sessions.storage.problem), ("disk", self.sessions.storage.low)):
+            if trouble is not None:
+                found.append({"what": what, "since": trouble[0], "why": trouble[1]})
         if self.supervisor.unavailable is not None:
             since, why = self.supervisor.unavailable
             found.append({"what": "runtime", "since": since, "why": why})

@@ -81,6 +81,7 @@ class Delivery(_Table):
     retry_max_s: float = Field(default=3600.0, gt=0)
     retry_for_s: float = Field(default=24 * 3600.0, gt=0)
     batch: int = Field(default=200, ge=1, le=1000)
+    max_dead_letters: int = Field(default=10_000, ge=1)
 
 
 class LimitsTable(_Table):

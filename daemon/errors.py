@@ -175,6 +175,15 @@ class ContainerGoneError(ClawbusError):
     default_hint = "Nothing to do: the sweep clears what is recorded but gone."
 
 
+class NoAnswerError(ClawbusError):
+    """A message is finished, or held, and no answer to it is on its way."""
+
+    code = "NO_ANSWER"
+    default_hint = (
+        "`clawbus session show AGENT SESSION --message ID` tells its life; `clawbus dead list` what was given up."
+    )
+
+
 class NotConfirmedError(ClawbusError):
     """A container's exit could not be confirmed in time, so nothing after it was done."""
 

@@ -134,7 +134,7 @@ def pretty_renderer(*, colors: bool) -> Callable[[Mapping[str, object]], bytes]:
         trace = shown.pop("traceback", None)
         line = console(None, "", shown)
         if trace is not None:
-            line = f"{line}\n{_visible(trace)}"  # its last line is an error's text, which may quote a container
+            line = f"{line}\n{trace}"
         return f"{line.rstrip()}\n".encode("utf-8", "backslashreplace")
 
     return render

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import anyio.to_thread
@@ -19,17 +19,22 @@ import structlog
 from daemon.bus.dead_letters import DeadLetters
 from daemon.bus.ingress import Ingress
 from daemon.bus.sessions import Sessions
+from daemon.bus.unanswered import unanswered
 from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.clock import Clock
 from daemon.containers.supervisor import Supervisor
+from daemon.errors import NoAnswerError
 from daemon.ops import reports
 from daemon.store.dead_letters import Operator
 from daemon.store.mailbox import MailboxEntry
 from daemon.store.registry import SessionKey
 from daemon.sweep.sweeper import Sweeper
 from schema.connect import ReadLimits
+from schema.errors import ClawbusError
 from schema.ids import check_name
+
+_LOOK_S: Final = 1.0
 
 
 class DaemonOperations:
@@ -69,8 +74,30 @@ class DaemonOperations:
         return await self._ingress.accept(incoming)
 
     async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
-        """See LocalChannel.wait_reply."""
-        return await self._local.wait_reply(agent, session, message_id, timeout_s)
+        """The first answer in a mailbox; None when none came in time.
+
+        Raises NoAnswerError as soon as it is known that none will: the message is finished and nothing is on its way,
+        or its session is in quarantine.
+        """
+        until = self._clock.monotonic() + timeout_s
+        while True:
+            left = until - self._clock.monotonic()
+            entry = await self._local.wait_reply(agent, session, message_id, max(0.0, min(left, _LOOK_S)))
+            if entry is not None or left <= _LOOK_S:
+                return entry
+            why = await self._no_answer(_key(agent, session), message_id)
+            if why is not None and await self._local.wait_reply(agent, session, message_id, 0.0) is None:
+                raise NoAnswerError(f"no answer to {message_id} will come: {why}.")
+
+    async def _no_answer(self, key: SessionKey, message_id: str) -> str | None:
+        """Why no answer is to be expected, or None while one may come or nothing can be told now."""
+        try:
+            found = await self._sessions.get(key)
+            if found.quarantined is not None:
+                return f"session {key} is in quarantine ({found.quarantined})"
+            return await found.call(partial(unanswered, found.files, message_id))
+        except ClawbusError:
+            return None
 
     async def read_mailbox(self, mailbox: str, after: int, limit: int, wait_s: float) -> list[MailboxEntry]:
         """See LocalChannel.wait_new."""

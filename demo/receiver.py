@@ -18,9 +18,9 @@ from typing import Any, Final, Self
 _MAX_BODY: Final = 1_000_000
 
 
-def sign(secret: str, timestamp: str, body: bytes) -> str:
-    """`sha256=` and the hexadecimal HMAC-SHA256 of `<timestamp>.<body>`: the signature of both directions."""
-    return "sha256=" + hmac.new(secret.encode(), f"{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
+def sign(secret: str, head: str, body: bytes) -> str:
+    """`sha256=` and the hexadecimal HMAC-SHA256 of a head and the body: docs/channels.md has the head of each direction."""
+    return "sha256=" + hmac.new(secret.encode(), head.encode() + body, hashlib.sha256).hexdigest()
 
 
 class Receiver:
@@ -62,7 +62,7 @@ class Receiver:
             return list(self._received.values())[known:]
 
     def _take(self, headers: dict[str, str], body: bytes) -> int:
-        expected = sign(self._secret, headers.get("x-clawbus-timestamp", ""), body)
+        expected = sign(self._secret, headers.get("x-clawbus-timestamp", "") + ".", body)
         if not hmac.compare_digest(headers.get("x-clawbus-signature", "").encode(), expected.encode()):
             self.refused.append("wrong signature")
             return 401

@@ -24,13 +24,14 @@ def send_webhook(http: httpx.Client, setting: Setting, message_id: str, text: st
     """A signed POST, as somebody else's service would send it; returns the id of the accepted message."""
     body = json.dumps({"text": text}).encode()
     stamp = str(int(time.time()))
+    path = f"/hooks/{HOOK}"
     headers = {
         "Content-Type": "application/json",
         "X-Clawbus-Id": message_id,
         "X-Clawbus-Timestamp": stamp,
-        "X-Clawbus-Signature": sign(setting.secret, stamp, body),
+        "X-Clawbus-Signature": sign(setting.secret, f"{stamp}\n{path}\n{message_id}\n", body),
     }
-    answer = http.post(f"http://127.0.0.1:{setting.port}/hooks/{HOOK}", content=body, headers=headers)
+    answer = http.post(f"http://127.0.0.1:{setting.port}{path}", content=body, headers=headers)
     if answer.status_code != 202:
         raise DemoFailed(f"the webhook refused {message_id}: {answer.status_code} {answer.text}")
     return str(answer.json()["id"])

@@ -49,7 +49,7 @@ _STEPS_BETWEEN_LOOKS: Final = 1000
 _SCHEMA_LIMITS: Final = (
     (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
     (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 64 * 1024),
-    (sqlite3.SQLITE_LIMIT_COLUMN, 100),
+    (sqlite3.SQLITE_LIMIT_COLUMN, 250),
     (sqlite3.SQLITE_LIMIT_EXPR_DEPTH, 50),
     (sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, 5),
     (sqlite3.SQLITE_LIMIT_VDBE_OP, 25_000),
@@ -367,15 +367,22 @@ def _connect_to(guard: int, path: Path) -> tuple[sqlite3.Connection, int]:
         raise translate(error, path, hostile=True) from error
     if same_file(probe, wanted) and probe != guard:
         return connection, probe
-    for name in Path("/proc/self/fd").iterdir():
-        if int(name.name) != guard and same_file(int(name.name), wanted):
-            return connection, int(name.name)
-    connection.close()
-    raise HostileFileError(_REPLACED)
+    found = _open_here(wanted, guard)
+    if found is None:
+        connection.close()
+        raise HostileFileError(_REPLACED)
+    return connection, found
+
+
+def _open_here(wanted: os.stat_result, guard: int) -> int | None:
+    """A descriptor of this process, other than `guard`, that holds the file; None if there is none."""
+    numbers = (int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+    return next((number for number in numbers if number != guard and same_file(number, wanted)), None)
 
 
 def _check_same(descriptor: int, wanted: os.stat_result) -> None:
-    if not same_file(descriptor, wanted):
+    """The number may have been another connection's to the same file, closed meanwhile; then ours has another one."""
+    if not same_file(descriptor, wanted) and _open_here(wanted, -1) is None:
         raise HostileFileError(_REPLACED)
 
 

@@ -6,6 +6,7 @@ Works as the output comes, so that a tool's start is known when it starts. docs/
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, cast
@@ -17,6 +18,7 @@ from schema.rows import Kind
 
 TYPES: Final = frozenset({"message", "progress", "tool", "tool_end", "state"})
 _MAX_KEY: Final = 200
+_NAMES_A_TYPE: Final = re.compile(rb"\s*\{.*\"type\"\s*:\s*\"(?:message|progress|tool|tool_end|state)\"", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +173,11 @@ class OutputParser:
 def _is_rich(line: bytes) -> bool:
     try:
         value: object = json.loads(line)
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
+    except RecursionError:
+        # JSON that nobody can read: an object that names one of our types is refused, not sent to a person as text.
+        return bool(_NAMES_A_TYPE.match(line))
     return isinstance(value, dict) and cast(dict[str, object], value).get("type") in TYPES
 
 

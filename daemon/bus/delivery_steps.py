@@ -16,6 +16,7 @@ from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
 from daemon.sweep.decide import Observation, Settle, settled
 from schema.connect import Reader, Writer
+from schema.errors import HostileFileError
 from schema.rows import Ack, AckStatus, DeliveryState, MessageIn, MessageOut, MessageStatus
 
 _LARGE: Final = 1024**2  # characters; a batch of new rows is cut short well above this
@@ -82,6 +83,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         planned = plan(batch.candidates, _rules(db, batch, means, now)) if batch.candidates else []
         # A row that waits in the queue already goes on waiting: nothing to write.
         decisions = [d for d in planned if not (isinstance(d, Queue) and d.candidate.state is not None)]
+        _check_dead(db, decisions, means.config.max_dead_letters)
         if not decisions and not settles and not claims and batch.top_seq is None:
             return Collected(more=batch.more)
         with db.transaction():
@@ -120,6 +122,14 @@ def unfinished(
     pending += messages.pending_of(db, [message_id for message_id in wanted if message_id not in have])
     acks = outbound.acks_for(out, [message.id for message in pending]) if out is not None else {}
     return pending, acks
+
+
+def _check_dead(db: Reader, decisions: Sequence[Decision], limit: int) -> None:
+    """Each row that cannot be sent costs rows of ours: a container must not fill the host's file with them."""
+    if any(isinstance(item, Bury) for item in decisions) and deliveries.too_many_dead(db, limit):
+        raise HostileFileError(
+            f"more than {limit} answers of this session cannot be delivered (delivery.max_dead_letters); `clawbus dead list`"
+        )
 
 
 def settle(db: Writer, action: Settle, now: int) -> None:

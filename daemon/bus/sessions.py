@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from daemon.bus.storage_watch import StorageWatch
 from daemon.clock import Clock
 from daemon.errors import RegistryGoneError, UnknownSessionError
 from daemon.store.rebuild import add_found, remake
@@ -62,8 +63,14 @@ class Session:
     """One active session. `last_activity` is epoch milliseconds, `operation_s` the seconds that one operation may take."""
 
     def __init__(
-        self, key: SessionKey, files: SessionFiles, limiter: anyio.CapacityLimiter, operation_s: float = OPERATION_S
+        self,
+        key: SessionKey,
+        files: SessionFiles,
+        limiter: anyio.CapacityLimiter,
+        operation_s: float = OPERATION_S,
+        on_storage_error: Callable[[StorageError], None] = lambda _: None,
     ) -> None:
+        self._on_storage_error = on_storage_error
         self.key = key
         self.files = files
         self.lock = anyio.Lock()
@@ -91,7 +98,7 @@ class Session:
         """
         if self._in_thread:
             raise ReadDeadlineError(f"an earlier operation on the files of {self.key} has not come back.")
-        job = _Job(operation, self._came_back)
+        job = _Job(partial(self._watched, operation), self._came_back)
         self._in_thread = True
         try:
             # Only the operation's own time counts: to wait for a thread is no fault of this session's.
@@ -106,6 +113,13 @@ class Session:
             ) from error
         except BaseException:
             job.withdraw()
+            raise
+
+    def _watched(self, operation: Callable[[], T]) -> T:
+        try:
+            return operation()
+        except StorageError as error:
+            self._on_storage_error(error)
             raise
 
     def _came_back(self) -> None:
@@ -136,6 +150,7 @@ class Sessions:
         self._table: dict[SessionKey, Session] = {}
         self._making: WeakValueDictionary[SessionKey, anyio.Lock] = WeakValueDictionary()
         self._central = anyio.Lock()
+        self.storage = StorageWatch(sessions_dir.parent, clock)
         self._memory: Callable[[], Memory] | None = None
         self.registry_problem: tuple[int, str] | None = None  # (since epoch ms, why), while central.db cannot be remade
         self._log = structlog.get_logger("registry")
@@ -155,10 +170,17 @@ class Sessions:
         """
         async with self._central:
             try:
-                return await anyio.to_thread.run_sync(partial(operation, self._registry))
-            except RegistryGoneError as error:
-                await self._remake(error)
-                return await anyio.to_thread.run_sync(partial(operation, self._registry))
+                return await self._ask(operation)
+            except StorageError as error:
+                self.storage.failed(error)
+                raise
+
+    async def _ask(self, operation: Callable[[Registry], T]) -> T:
+        try:
+            return await anyio.to_thread.run_sync(partial(operation, self._registry))
+        except RegistryGoneError as error:
+            await self._remake(error)
+            return await anyio.to_thread.run_sync(partial(operation, self._registry))
 
     def remember_with(self, live: Callable[[], tuple[IncarnationRow, ...]], install_id: str) -> None:
         """From where a registry that vanishes is remade: the folders, these incarnations, and what is known here."""
@@ -208,7 +230,7 @@ class Sessions:
         """The session object for a row of the registry."""
         session = self._known.get(row.key)
         if session is None:
-            session = Session(row.key, self.files_of(row.key), self._limiter, self.operation_s)
+            session = Session(row.key, self.files_of(row.key), self._limiter, self.operation_s, self.storage.failed)
             session.quarantined = row.quarantine_reason
             session.active = row.active
             session.last_activity = self._clock.now_ms()

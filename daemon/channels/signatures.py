@@ -2,7 +2,9 @@
 
 Comparisons take constant time, and no result or message ever holds a secret or the signature that would have been right.
 
-clawbus's form signs `<timestamp>.<body>`, so that an old request cannot be replayed; GitHub's signs the body alone
+Requests to clawbus sign what they are: `<timestamp>\\n<path>\\n<id>\\n<body>`. A line end is in none of the first three, so no part
+can be passed off as another, and whoever saw a request can only send the same message again: a duplicate. Answers of
+clawbus sign `<timestamp>.<body>`; GitHub signs the body alone
 (docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries).
 """
 
@@ -11,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections import OrderedDict
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -20,7 +21,6 @@ WINDOW_S: Final = 300
 MAX_RETRY_AFTER_S: Final = 86_400.0
 _PREFIX: Final = "sha256="
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}\Z", re.ASCII)
-_REMEMBERED: Final = 100_000
 
 
 def sign(secret: bytes, body: bytes) -> str:
@@ -28,8 +28,22 @@ def sign(secret: bytes, body: bytes) -> str:
     return _PREFIX + hmac.new(secret, body, hashlib.sha256).hexdigest()
 
 
+def signed_request(timestamp: str, path: str, message_id: str, body: bytes) -> bytes:
+    """What X-Clawbus-Signature of a request to a hook is made of. `message_id` is "" when the request has none.
+
+    `timestamp` is epoch seconds as its header has it, `path` begins with /hooks/.
+    """
+    # Headers are Latin-1 by ASGI, and a path may hold anything: neither may raise here.
+    head = (
+        timestamp.encode("latin-1", "replace"),
+        path.encode("utf-8", "surrogateescape"),
+        message_id.encode("latin-1", "replace"),
+    )
+    return b"\n".join((*head, body))
+
+
 def sign_at(secret: bytes, timestamp: int, body: bytes) -> str:
-    """`sha256=<hex>` over `<timestamp>.<body>`: the value of X-Clawbus-Signature. `timestamp` is epoch seconds."""
+    """`sha256=<hex>` over `<timestamp>.<body>`: X-Clawbus-Signature of an answer. `timestamp` is epoch seconds."""
     return sign(secret, b"%d." % timestamp + body)
 
 
@@ -64,28 +78,3 @@ def retry_after_s(value: str | None, now_ms: int) -> float | None:
     if moment.tzinfo is None:  # the format has no zone but GMT, and some senders leave it out
         moment = moment.replace(tzinfo=UTC)
     return min(max(moment.timestamp() - now_ms / 1000, 0.0), MAX_RETRY_AFTER_S)
-
-
-class SeenSignatures:
-    """Remembers for the length of the window under which id each signed request came.
-
-    The id is in a header that is not signed: without this, whoever saw a request could send it again as a new message
-    by changing that header. It knows what came since the start; the window bounds what an older one may be.
-    """
-
-    def __init__(self, window_s: int = WINDOW_S, capacity: int = _REMEMBERED) -> None:
-        self._keep_ms = 2 * window_s * 1000  # a timestamp may lie in the future by one window
-        self._capacity = capacity
-        self._seen: OrderedDict[str, tuple[int, str]] = OrderedDict()
-
-    def claim(self, signature: str, message_id: str, now_ms: int) -> bool:
-        """False when this signature came with another id before."""
-        while self._seen:
-            oldest, (at, _) = next(iter(self._seen.items()))
-            if now_ms - at <= self._keep_ms:
-                break
-            del self._seen[oldest]
-        if signature not in self._seen and len(self._seen) >= self._capacity:
-            self._seen.popitem(last=False)
-        _, first = self._seen.setdefault(signature, (now_ms, message_id))
-        return first == message_id

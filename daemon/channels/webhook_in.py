@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from daemon.channels import webhook_refusals as refusals
 from daemon.channels.protocol import Accept, Incoming
-from daemon.channels.signatures import SeenSignatures, matches, read_timestamp
+from daemon.channels.signatures import matches, read_timestamp, signed_request
 from daemon.channels.webhook_settings import ANY_SESSION, Hook, Keys, WebhookSettings
 from daemon.clock import Clock
 from daemon.errors import BodyTooLargeError
@@ -51,7 +51,6 @@ class WebhookIn:
         self._settings = settings
         self._keys = keys
         self._clock = clock
-        self._seen = SeenSignatures()
         self._log = structlog.get_logger("webhook")
 
     def app(self, accept: Accept) -> Starlette:
@@ -111,8 +110,6 @@ class WebhookIn:
             body, message_id = await self._clawbus(request, secret)
         # From here on the sender is known, and may be told more.
         session = _session(hook, request.path_params.get("session"))
-        if hook.signature == "clawbus":
-            self._check_replay(request.headers["x-clawbus-signature"], f"{name}/{session}/{message_id}")
         content_type = request.headers.get("content-type", "")
         event = request.headers.get("x-github-event" if hook.signature == "github" else "x-clawbus-event", "")[:200]
         kept = {key: request.headers[key][:200] for key in _KEPT_HEADERS if key in request.headers}
@@ -152,16 +149,11 @@ class WebhookIn:
                 "X-Clawbus-Timestamp is missing, no whole number of epoch seconds, or over 5 minutes off."
             )
         body = await self._body(request)
-        if not matches(secret, stamp.encode("ascii") + b"." + body, given):
+        message_id = request.headers.get("x-clawbus-id")
+        if not matches(secret, signed_request(stamp, request.scope["path"], message_id or "", body), given):
             raise refusals.SignatureRefusedError("X-Clawbus-Signature is wrong.")
         # Without an id of the sender's the signature is the id: the same request again is the same message.
-        message_id = request.headers.get("x-clawbus-id", "sig-" + given.removeprefix("sha256="))
-        return body, check_message_id(message_id)
-
-    def _check_replay(self, given: str, what: str) -> None:
-        """A signature is good for one message: id and path are not signed, so whoever saw it could change them."""
-        if not self._seen.claim(given, what, self._clock.now_ms()):
-            raise refusals.SignatureRefusedError("this signed request came before, under another id or path.")
+        return body, check_message_id("sig-" + given.removeprefix("sha256=") if message_id is None else message_id)
 
     async def _body(self, request: Request) -> bytes:
         """The raw body. Raises BodyTooLargeError as soon as it is over the limit and BodyTimeoutError when it is slow."""

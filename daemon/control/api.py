@@ -43,6 +43,7 @@ _STATUS: Final[Mapping[str, int]] = MappingProxyType(
         "UNKNOWN_SESSION": 404,
         "UNKNOWN_MESSAGE": 404,
         "ID_CONFLICT": 409,
+        "NO_ANSWER": 409,
         "NOT_A_DEAD_LETTER": 409,
         "ROW_GONE": 410,
         "BODY_TOO_LARGE": 413,

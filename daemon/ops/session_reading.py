@@ -158,12 +158,13 @@ def _read_outbound(folder: SessionFolder, limit: int, limits: ReadLimits, detail
         claims = "SELECT * FROM processing_ack WHERE status = 'processing' LIMIT ?"
         detail.claims = [_ack(row) for row in table_rows(reader, "processing_ack", claims, limit)]
         state = table_rows(reader, "container_state", "SELECT * FROM container_state WHERE id = 1 LIMIT ?", 1)
-        if state and state[0]["current_tool"] is not None:
-            declared = state[0]["tool_declared_timeout_ms"]
+        tool = values_of(state[0]) if state else {}
+        if tool.get("current_tool") is not None:
+            declared = tool.get("tool_declared_timeout_ms")
             detail.tool = {
-                "name": str(state[0]["current_tool"])[:200],
+                "name": str(tool["current_tool"])[:200],
                 "declared_timeout_ms": declared if isinstance(declared, int) else None,
-                "started_at": from_text(state[0]["tool_started_at"]),
+                "started_at": from_text(tool.get("tool_started_at")),
             }
 
 
@@ -335,9 +336,9 @@ def _ack(row: sqlite3.Row) -> dict[str, Any]:
     values = values_of(row)
     incarnation = values.get("incarnation")
     return {
-        "message_id": str(values["message_id"])[:200],
-        "status": str(values["status"])[:20],
-        "changed_at": from_text(values["status_changed"]),
+        "message_id": str(values.get("message_id"))[:200],
+        "status": str(values.get("status"))[:20],
+        "changed_at": from_text(values.get("status_changed")),
         "incarnation": str(incarnation)[:200] if incarnation is not None else None,
     }
 

@@ -176,8 +176,14 @@ def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_ag
     record(db, row.id, "dead_lettered", at, detail={"code": code, "error": error[:1000]})
     _receipt(db, row.id, "failed", None, at)
     if tell_agent:
-        content = {"type": "delivery_failed", "message_out_id": row.id, "in_reply_to": row.in_reply_to, "code": code,
-                   "error": error[:1000]}  # fmt: skip
+        content = {
+            "text": f"Your answer {row.id} was not delivered, and will not be by itself: {error[:1000]}",
+            "type": "delivery_failed",
+            "message_out_id": row.id,
+            "in_reply_to": row.in_reply_to,
+            "code": code,
+            "error": error[:1000],
+        }
         notice = MessageIn(
             id=free_id(db, f"dead-letter:{row.id}"),
             seq=next_even_seq(db),
@@ -235,6 +241,16 @@ def host_rows(db: Reader, ids: Sequence[str]) -> dict[str, MessageOut]:
                 thread_id=row["thread_id"],
             )
     return found
+
+
+def too_many_dead(db: Reader, limit: int) -> bool:
+    """Whether more than `limit` answers are dead letters that nobody has dealt with. Costs no more than that many."""
+    row = db.one(
+        "SELECT count(*) AS n FROM (SELECT 1 FROM delivery_attempts WHERE state = 'dead'"
+        " AND message_out_id NOT IN (SELECT id FROM dead_letters_closed) LIMIT ?)",
+        (limit + 1,),
+    )
+    return row is not None and int(row["n"]) > limit
 
 
 def routing(db: Reader) -> Address | None:

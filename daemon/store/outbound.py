@@ -86,13 +86,14 @@ def tool_in_flight(db: Reader) -> ToolInFlight | None:
     if not db.columns("container_state"):
         return None
     row = db.one("SELECT * FROM container_state WHERE id = 1")
-    if row is None or not isinstance(row["current_tool"], str):
+    values: dict[str, object] = dict(row) if row is not None else {}
+    name, declared = values.get("current_tool"), values.get("tool_declared_timeout_ms")
+    if not isinstance(name, str):
         return None
-    declared = row["tool_declared_timeout_ms"]
     return ToolInFlight(
-        name=row["current_tool"][:200],
+        name=name[:200],
         declared_timeout_ms=declared if isinstance(declared, int) and declared > 0 else None,
-        started_at=from_text(row["tool_started_at"]),
+        started_at=from_text(values.get("tool_started_at")),
     )
 
 
@@ -128,7 +129,8 @@ def _ack(row: sqlite3.Row) -> Ack | None:
 
 
 def _message(row: sqlite3.Row) -> MessageOut:
-    identity, seq = row["id"], row["seq"]
+    values: dict[str, object] = dict(row)  # the table may lack any column
+    identity, seq = values.get("id"), values.get("seq")
     if not isinstance(identity, str) or not 0 < len(identity) <= 200 or "\0" in identity:
         raise HostileFileError("messages_out holds a row whose id is not a text of 1 to 200 characters.")
     if not isinstance(seq, int) or not 0 < seq <= MAX_SEQ:
@@ -136,14 +138,14 @@ def _message(row: sqlite3.Row) -> MessageOut:
     return MessageOut(
         id=identity,
         seq=seq,
-        kind=_text(row["kind"]) or "",
-        timestamp=_text(row["timestamp"]) or "",
-        content=_text(row["content"], None) or "",
-        in_reply_to=_text(row["in_reply_to"]),
-        deliver_after=from_text(row["deliver_after"]),
-        channel_type=_text(row["channel_type"]),
-        platform_id=_text(row["platform_id"]),
-        thread_id=_text(row["thread_id"]),
+        kind=_text(values.get("kind")) or "",
+        timestamp=_text(values.get("timestamp")) or "",
+        content=_text(values.get("content"), None) or "",
+        in_reply_to=_text(values.get("in_reply_to")),
+        deliver_after=from_text(values.get("deliver_after")),
+        channel_type=_text(values.get("channel_type")),
+        platform_id=_text(values.get("platform_id")),
+        thread_id=_text(values.get("thread_id")),
     )
 
 

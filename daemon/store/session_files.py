@@ -47,7 +47,13 @@ class SessionFiles:
 
     @contextmanager
     def inbound(self) -> Generator[Writer]:
-        """The host's own file, for one operation. It must exist: a deleted folder is an error, not an empty session."""
+        """The host's own file, for one operation. It must exist and hold something: a deleted folder or a truncated file is
+        an error, not an empty session. (`create` has put the tables in before anybody comes here.)"""
+        try:
+            if self.folder.inbound_db.stat().st_size == 0:
+                raise UnusableFileError(f"{self.folder.inbound_db} is empty: it was truncated.")
+        except OSError:
+            pass  # what is missing or unreadable is told by the opening
         try:
             db = open_owner(self.folder.inbound_db, Role.INBOUND, create=False)
         except StorageError as error:

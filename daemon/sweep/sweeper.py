@@ -125,7 +125,8 @@ class Sweeper:
         log.debug("swept", sessions=len(keys), errors=errors, duration_ms=duration)
 
     async def _look_at_registry(self) -> None:
-        """One that vanished is noticed and remade here, even when nothing else asks for it."""
+        """One that vanished is noticed and remade here, even when nothing else asks for it. So is a disk's room."""
+        await self.sessions.storage.look()
         try:
             await self.sessions.central(lambda registry: registry.check())
         except ClawbusError as error:

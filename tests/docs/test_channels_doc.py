@@ -24,7 +24,7 @@ from daemon.channels.signatures import sign_at
 from daemon.channels.webhook import WebhookChannel
 from daemon.channels.webhook_settings import Hook, WebhookSettings
 from daemon.clock import SystemClock
-from daemon.config import Config
+from daemon.config import Agent, Config
 from daemon.errors import PermanentDeliveryError
 from tests.support.channels import SECRET, Bus, build, outgoing, running
 
@@ -125,7 +125,9 @@ def test_the_example_tables_are_valid(monkeypatch: pytest.MonkeyPatch, tmp_path:
                 file = tmp_path / f"{key}-{number}"
                 file.write_text(f"{SECRET} {key}\n")
                 hook[key] = str(file)
-    assert set(build_channels(Config(data_dir=tmp_path, channels=tables), SystemClock())) == {"local", "webhook"}
+    agents = {hook["agent"]: Agent() for hook in tables["webhook"]["hooks"].values()}
+    config = Config(data_dir=tmp_path, agents=agents, channels=tables)
+    assert set(build_channels(config, SystemClock())) == {"local", "webhook"}
 
 
 @pytest.mark.anyio

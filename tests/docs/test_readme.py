@@ -142,7 +142,15 @@ def test_every_file_that_is_installed_is_there() -> None:
 
 def test_the_example_agent_works(tmp_path: Path) -> None:
     (python,) = blocks("README.md", "python")
-    turn = {"messages": [{"content": {"text": "make it"}}, {"content": {"text": "loud"}}]}
+    notice = {"type": "delivery_failed", "message_out_id": "o1", "code": "NO_ROUTE"}
+    turn = {
+        "messages": [
+            {"kind": "system", "trigger": False, "content": notice},
+            {"kind": "chat", "trigger": False, "content": {"text": "somebody else said"}},
+            {"kind": "chat", "trigger": True, "content": {"text": "make it"}},
+            {"kind": "chat", "trigger": True, "content": {"text": "loud"}},
+        ]
+    }
     command = [sys.executable, "-I", "-c", python.text]
     done = subprocess.run(
         command, input=json.dumps(turn), capture_output=True, text=True, timeout=30, check=True, cwd=tmp_path

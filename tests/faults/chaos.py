@@ -107,7 +107,7 @@ class Chaos:
         posted: Receiver,
         seed: int,
         *,
-        pause_s: float = 0.3,
+        pause_s: float = 0.2,
         dockerd: PrivateDockerd | None = None,
     ) -> None:
         self.report = Report(seed)
@@ -117,7 +117,7 @@ class Chaos:
         self._posted = posted
         self._rng = random.Random(seed)
         self._pause_s = pause_s
-        self._blows = dict(BLOWS if dockerd is None else {**dict(BLOWS), "dockerd": 10, "dockerd_stop": 5})
+        self._blows = dict(BLOWS if dockerd is None else {**dict(BLOWS), "dockerd": 14, "dockerd_stop": 7})
         self._dockerd = dockerd
         self._doubts: list[tuple[float, float]] = []
 

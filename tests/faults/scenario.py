@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,8 +22,10 @@ from typing import Final, Self, TypeVar
 import httpx
 
 from daemon.errors import DaemonDownError, DaemonSilentError
-from schema.connect import open_reader
+from schema.connect import open_owner, open_reader
 from schema.errors import ClawbusError
+from schema.layout import INBOUND_DB
+from schema.migrate import Role
 from tests.support.agents import ECHO
 from tests.support.daemon import RealDaemon
 from tests.support.invariants import data_folder_violations
@@ -70,6 +75,7 @@ class Life:
     tries: dict[str, int] = field(default_factory=dict[str, int])
     statuses: dict[str, str] = field(default_factory=dict[str, str])
     problems: list[str] = field(default_factory=list[str])
+    in_doubt: bool = False  # an intent without a receipt was found after a death of the daemon
 
     def check(self) -> list[str]:
         """What is wrong with it, given where it crashed."""
@@ -80,19 +86,24 @@ class Life:
             found.append(f"the mailbox has {self.replies} answers")
         if len(self.posts) != 1:
             found.append(f"the receiver has {len(self.posts)} answers")
-        if max(self.posts.values(), default=0) > (2 if self._may_repeat() else 1):
+        if max(self.posts.values(), default=0) > (2 if self.in_doubt else 1):
             found.append(f"a post was repeated that was not in doubt: {dict(self.posts)}")
         if any(tries > (1 if self.crash else 0) for tries in self.tries.values()):
             found.append(f"one crash cost {self.tries} tries")
         return [f"{self.crash or 'no crash'}: {problem}" for problem in found]
 
-    def _may_repeat(self) -> bool:
-        """Only a death between the send and its receipt leaves a post in doubt."""
-        return (
-            self.crash is not None
-            and self.crash.party == "daemon"
-            and any(name in self.crash.point for name in ("WebhookChannel.deliver", "record_outcomes"))
-        )
+
+def _intended(data: Path) -> bool:
+    """Whether the files declare a send in doubt: an intent whose receipt is missing. Looks at a copy, as a death left it."""
+    for folder in data.glob("sessions/*/*/in"):
+        with tempfile.TemporaryDirectory() as place:
+            copy = Path(shutil.copytree(folder, Path(place) / "in"))
+            if not (copy / INBOUND_DB).exists():
+                continue
+            with open_owner(copy / INBOUND_DB, Role.INBOUND, create=False) as db:
+                if db.one("SELECT 1 FROM delivery_attempts WHERE state = 'intended'") is not None:
+                    return True
+    return False
 
 
 class Driver:
@@ -102,6 +113,7 @@ class Driver:
         self.daemon = daemon
         self._plan = plan
         self._until = time.monotonic() + _PATIENCE_S
+        self.in_doubt = False
         self._armed = {"CRASH_PLAN": str(plan), "PYTHONPATH": str(SITE)}
 
     def insist(self, what: str, ask: Callable[[], T]) -> T:
@@ -125,6 +137,7 @@ class Driver:
                     return
                 if process.returncode != -signal.SIGKILL:
                     raise RuntimeError(f"the daemon ended with {process.returncode}\n{self.daemon.log_tail()}")
+                self.in_doubt = self.in_doubt or _intended(self.daemon.data)
             try:
                 self.daemon.start(environment=self._armed)
             except AssertionError:
@@ -193,9 +206,11 @@ class Trial:
         self.driver.stop()
 
     def look(self) -> None:
-        """With everything ended, from the files."""
+        """With everything ended, from the files; and whether anything runs that nobody has listed."""
         life, daemon = self.life, self.daemon
+        life.problems += _strays(daemon)
         daemon.end_agents()
+        life.in_doubt = self.driver.in_doubt
         life.posts = Counter(one.headers["idempotency-key"] for one in self.receiver.posts if one.taken)
         for session in ("s", "w"):
             for row in daemon.rows("echo", session, "SELECT id, status, tries FROM messages_in"):
@@ -234,3 +249,16 @@ def _ended(daemon: RealDaemon, session: str, how: str) -> bool:
     with daemon.client() as client:
         client.act("echo", session, how)
     return daemon.running("echo", session) is None
+
+
+def _strays(daemon: RealDaemon) -> list[str]:
+    """Processes of the data folder that live although both sessions were ended: no record named them. They are killed."""
+    mark, found = str(daemon.data).encode(), list[str]()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if mark in (entry / "environ").read_bytes():
+                found.append(f"process {entry.name} lives, and is no container that the daemon knows")
+                os.kill(int(entry.name), signal.SIGKILL)
+    return found

@@ -178,6 +178,7 @@ def test_a_locked_registry_delays_what_needs_it_and_heals(make_daemon: Make) -> 
         os.killpg(daemon.leader("echo", "known"), signal.SIGKILL)  # its end is to be recorded, and cannot be
         assert refused(daemon, "new") == "FILE_BUSY"
         assert daemon.answer(message_id, agent="prog", session="work") == {"text": "done"}
+        eventually("the end waits to be recorded", lambda: daemon.events("registry_not_written"))
         alive(daemon)
     assert daemon.ask("hello", agent="echo", session="known")["text"] == "hello"
     assert daemon.ask("hello", agent="echo", session="new")["text"] == "hello"

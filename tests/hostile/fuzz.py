@@ -22,6 +22,7 @@ from tests.hostile.fuzz_case import Bench, scratch
 
 ROOT: Final = Path(__file__).parents[2]
 SILENT_S: Final = 60.0  # a worker that says nothing for so long hangs
+PROGRESS: Final = 5000
 GROWTH_BYTES: Final = 96 * 1024**2
 
 
@@ -103,6 +104,8 @@ class Worker:
         totals = self._totals
         self._case, self._next = None, said["end"] + self._step
         totals.files += 1
+        if totals.files % PROGRESS == 0:
+            print(f"{totals.files} files, {len(totals.failures)} failed", file=sys.stderr, flush=True)
         totals.outcomes.update(f"{name}: {outcome}" for name, outcome in said["outcomes"].items())
         totals.slowest = max(totals.slowest, said["seconds"])
         totals.peak = max(totals.peak, said["resident"])

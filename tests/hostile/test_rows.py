@@ -2,19 +2,23 @@
 
 import json
 import os
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from daemon.bus.delivery_plan import Bury, Send
+from daemon.bus.delivery_steps import collect
+from daemon.config import Delivery
 from daemon.store import messages
 from daemon.sweep.decide import Container, Fail, Kill, Release, Reset
 from daemon.sweep.steps import sweep_files
 from schema.connect import ReadLimits
 from schema.errors import ClawbusError, HostileFileError
 from schema.rows import Address
-from tests.support.hostile_session import LIVE, SETTINGS, HostileSession
+from tests.support.hostile_session import LIVE, SETTINGS, HostileSession, host_operations, means
 from tests.support.invariants import session_violations
 
 pytestmark = pytest.mark.faults
@@ -284,6 +288,52 @@ def test_a_large_batch_of_queued_rows_is_taken_in_parts(tmp_path: Path) -> None:
                 db.execute("DELETE FROM delivery_attempts WHERE message_out_id = ?", (item.candidate.row.id,))
                 db.execute("INSERT INTO delivered VALUES (?, NULL, 'delivered', ?)", (item.candidate.row.id, STAMP))
     assert sent == [f"o{number:02}" for number in range(40)]
+
+
+COLUMNS = {
+    "messages_out": ("id", "seq", "in_reply_to", "timestamp", "deliver_after", "kind", "platform_id", "channel_type", "thread_id", "content"),
+    "processing_ack": ("message_id", "status", "status_changed", "incarnation"),
+    "container_state": ("id", "current_tool", "tool_declared_timeout_ms", "tool_started_at", "updated_at"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("table", "column"), [(table, column) for table, names in COLUMNS.items() for column in names])
+def test_a_table_may_lack_any_column(session: HostileSession, table: str, column: str) -> None:
+    """Refused or read without it: every operation of the host ends, and with no error but ours."""
+    put(session)
+    session.claim("m1", by=LIVE)
+    session.write(f"INSERT INTO container_state VALUES (1, 'Bash', 5, '{STAMP}', '{STAMP}')")
+    kept = ", ".join(name for name in COLUMNS[table] if name != column)
+    session.write(f"CREATE TABLE kept AS SELECT {kept} FROM {table}", f"DROP TABLE {table}")
+    session.write(f"ALTER TABLE kept RENAME TO {table}")
+    for operation in host_operations(session.files, ReadLimits(), session.now).values():
+        with suppress(HostileFileError):
+            operation()
+    sound(session)
+
+
+def test_a_flood_of_rows_that_cannot_be_sent_ends_in_quarantine(session: HostileSession) -> None:
+    """Each costs rows of the host's own file: it goes on within a limit, and not at all beyond it."""
+    session.write(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)"
+        f" INSERT INTO messages_out(id, seq, timestamp, kind, content) SELECT 'o' || i, i * 2 + 1, '{STAMP}', 'nonsense', '1' FROM n"
+    )
+    few = replace(means(), config=Delivery(max_dead_letters=500))
+
+    def look() -> None:
+        while collect(session.files, few, LIVE, session.now).more:
+            pass
+
+    with pytest.raises(HostileFileError, match="max_dead_letters"):
+        look()
+    (dead,) = session.read("SELECT count(*) AS n FROM delivery_attempts WHERE state = 'dead'")
+    assert 500 < dead["n"] <= 700
+    session.change(
+        "INSERT INTO dead_letters_closed(id, outcome, at, by) SELECT message_out_id, 'dropped', 0, 'me' FROM delivery_attempts"
+    )
+    with pytest.raises(HostileFileError):  # an operator dealt with those; it goes on with the next ones
+        look()
+    sound(session)
 
 
 def test_released_claims_are_no_try(session: HostileSession) -> None:

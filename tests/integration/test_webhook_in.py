@@ -6,18 +6,20 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import anyio
 import httpx
 import pytest
 import structlog
 
-from daemon.channels.signatures import sign, sign_at
+from daemon.channels.signatures import sign
 from daemon.channels.webhook import WebhookChannel
 from daemon.errors import ContentError, MessageError, UnknownAgentError, UnknownSessionError
 from schema.errors import ClawbusError, FileBusyError, StorageError
 from schema.rows import Address, Kind
 from tests.support.channels import NOW_MS, SECRET, Bus, SetClock, build, running
+from tests.support.webhooks import request_signature
 
 pytestmark = pytest.mark.anyio
 
@@ -36,16 +38,23 @@ class Served:
         return await self.client.post(path, content=body, headers=headers)
 
     async def send(self, body: bytes = b'{"n":1}', path: str = "/hooks/ours", **headers: str) -> httpx.Response:
-        return await self.post(path, body, signed(body, headers=headers))
+        return await self.post(path, body, signed(body, path=unquote(path), headers=headers))
 
 
-def signed(body: bytes, at: int = NOW_S, headers: dict[str, str] | None = None) -> dict[str, str]:
+def signed(
+    body: bytes, at: int = NOW_S, headers: dict[str, str] | None = None, path: str = "/hooks/ours"
+) -> dict[str, str]:
+    given = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
     values = {
         "content-type": "application/json",
         "x-clawbus-timestamp": str(at),
-        "x-clawbus-signature": sign_at(SECRET.encode(), at, body),
+        "x-clawbus-signature": made(at, given.get("x-clawbus-id", ""), body, path),
     }
-    return {**values, **{name.replace("_", "-"): value for name, value in (headers or {}).items()}}
+    return {**values, **given}
+
+
+def made(at: int, message_id: str, body: bytes, path: str = "/hooks/ours", secret: str = SECRET) -> str:
+    return request_signature(secret, str(at), path, message_id, body)
 
 
 def from_github(body: bytes, delivery: str = "72d3162e-cc78-11e3-81ab-4c9367dc0958", **headers: str) -> dict[str, str]:
@@ -177,9 +186,9 @@ async def test_a_large_body_within_the_limit(served: Served) -> None:
         {"x-clawbus-timestamp": str(NOW_S)},
         {"x-clawbus-timestamp": str(NOW_S), "x-clawbus-signature": "sha256=" + "0" * 64},
         {"x-clawbus-timestamp": str(NOW_S), "x-clawbus-signature": sign(SECRET.encode(), b"{}")},
-        {"x-clawbus-timestamp": str(NOW_S), "x-clawbus-signature": sign_at(b"another secret", NOW_S, b"{}")},
-        {"x-clawbus-timestamp": str(NOW_S + 1), "x-clawbus-signature": sign_at(SECRET.encode(), NOW_S, b"{}")},
-        {"x-clawbus-timestamp": "soon", "x-clawbus-signature": sign_at(SECRET.encode(), NOW_S, b"{}")},
+        {"x-clawbus-timestamp": str(NOW_S), "x-clawbus-signature": made(NOW_S, "", b"{}", secret="another secret")},
+        {"x-clawbus-timestamp": str(NOW_S + 1), "x-clawbus-signature": made(NOW_S, "", b"{}")},
+        {"x-clawbus-timestamp": "soon", "x-clawbus-signature": made(NOW_S, "", b"{}")},
         {"x-hub-signature-256": sign(SECRET.encode(), b"{}"), "x-github-delivery": "x"},
     ],
 )
@@ -205,10 +214,41 @@ async def test_401_for_github(served: Served, given: str | None) -> None:
 
 async def test_401_for_a_replay_under_another_id_or_path(served: Served) -> None:
     body = b'{"n":1}'
-    assert (await served.send(body, path="/hooks/any/blue", x_clawbus_id="one")).status_code == 202
-    for path, message_id in (("/hooks/any/blue", "two"), ("/hooks/any/red", "one"), ("/hooks/ours", "one")):
-        refused(await served.send(body, path=path, x_clawbus_id=message_id), 401, "SIGNATURE_REFUSED")
-    assert (await served.send(body, path="/hooks/any/blue", x_clawbus_id="one")).json()["duplicate"] is True
+    seen = signed(body, path="/hooks/any/blue", headers={"x-clawbus-id": "one.b"})
+    assert (await served.post("/hooks/any/blue", body, seen)).status_code == 202
+    without = {name: value for name, value in seen.items() if name != "x-clawbus-id"}
+    for path, headers, sent in (
+        ("/hooks/any/blue", {**seen, "x-clawbus-id": "two"}, body),
+        ("/hooks/any/blue", without, body),
+        ("/hooks/any/red", seen, body),
+        ("/hooks/ours", seen, body),
+        ("/hooks/any/blue", {**seen, "x-clawbus-id": "one"}, b"b" + body),
+    ):
+        refused(await served.post(path, sent, headers), 401, "SIGNATURE_REFUSED")
+    assert (await served.post("/hooks/any/blue", body, seen)).json()["duplicate"] is True
+
+
+async def test_two_events_with_equal_bodies_in_the_same_second_are_two_messages(served: Served) -> None:
+    for message_id in ("one", "two"):
+        answer = await served.send(b'{"n":1}', x_clawbus_id=message_id)
+        assert (answer.status_code, answer.json()["id"], answer.json()["duplicate"]) == (202, message_id, False)
+
+
+async def test_a_request_without_an_id_is_its_own_duplicate_and_nothing_else(served: Served) -> None:
+    seen = signed(b'{"n":1}')
+    first, again = [await served.post("/hooks/ours", b'{"n":1}', seen) for _ in range(2)]
+    assert (first.json()["duplicate"], again.json()["duplicate"]) == (False, True)
+    refused(await served.post("/hooks/ours", b'{"n":1}', {**seen, "x-clawbus-id": "new"}), 401, "SIGNATURE_REFUSED")
+
+
+async def test_a_refused_payload_burns_neither_signature_nor_id(served: Served) -> None:
+    headers = signed(b'{"n":1}', headers={"x-clawbus-id": "one"})
+    refused(await served.post("/hooks/ours", b'{"n":1}', {**headers, "content-type": "image/png"}), 415, "MEDIA_TYPE")
+    served.bus.error = FileBusyError("locked")
+    assert (await served.post("/hooks/ours", b'{"n":1}', headers)).status_code == 503
+    served.bus.error = None
+    answer = await served.post("/hooks/ours", b'{"n":1}', headers)
+    assert (answer.status_code, answer.json()["duplicate"]) == (202, False)
 
 
 @pytest.mark.parametrize(

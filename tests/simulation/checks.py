@@ -111,7 +111,9 @@ def forgotten(layout: Layout, keys: Sequence[SessionKey], now: int) -> Iterator[
         folder = SessionFolder(session_root(layout, key))
         try:
             with open_reader(layout.central_db) as db:
-                row = db.one("SELECT active, next_due_at, quarantined_at FROM sessions WHERE (agent, session) = (?, ?)", key)
+                row = db.one(
+                    "SELECT active, next_due_at, quarantined_at FROM sessions WHERE (agent, session) = (?, ?)", key
+                )
             with open_reader(folder.inbound_db) as db:
                 waiting = messages.next_due_at(db, now)
                 sends = deliveries.next_attempt_at(db)

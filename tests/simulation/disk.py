@@ -216,13 +216,13 @@ class Threads:
         with anyio.CancelScope(shield=not abandon):
             return await done
 
-
     def _live_journal(self, process: Process | None, func: Any) -> LiveJournal | None:
         world = self._world
         if process is None or process.role != "runner" or not world.chance(world.faults.read_race):
             return None
         store = getattr(getattr(func, "func", func), "__self__", None)
-        return LiveJournal(world, store._outbound) if hasattr(store, "_outbound") else None
+        outbound = getattr(store, "_outbound", None)
+        return LiveJournal(world, outbound) if outbound is not None else None
 
 
 class LiveJournal:

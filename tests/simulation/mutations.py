@@ -138,7 +138,7 @@ def _retire_without_lock() -> contextlib.AbstractContextManager[Any]:
         await real(self, session, next_due_at)
 
     async def retire(self: Sessions, session: Any, next_due_at: int | None) -> None:
-        asyncio.get_running_loop().create_task(late(self, session, next_due_at))  # noqa: RUF006 - the loop keeps it
+        asyncio.get_running_loop().create_task(late(self, session, next_due_at))
 
     return mock.patch.object(Sessions, "retire", retire)
 
@@ -154,7 +154,7 @@ def _insert_before_activate() -> contextlib.AbstractContextManager[Any]:
     async def activate(self: Sessions, session: Any) -> None:
         self._table[session.key] = session
         if not session.active:
-            asyncio.get_running_loop().create_task(late(self, session))  # noqa: RUF006 - the loop keeps it
+            asyncio.get_running_loop().create_task(late(self, session))
 
     return mock.patch.object(Sessions, "activate", activate)
 
@@ -175,8 +175,8 @@ def _wait_guesses() -> contextlib.AbstractContextManager[Any]:
 
     async def signal(self: Supervisor, slot: Any, send: Any) -> bool:
         sent = await real(self, slot, send)
-        if sent and not slot.exited.is_set():
-            self._tasks.start_soon(self._ended, slot, Exit(None))  # type: ignore[union-attr]
+        if sent and not slot.exited.is_set() and self._tasks is not None:
+            self._tasks.start_soon(self._ended, slot, Exit(None))
         return sent
 
     return mock.patch.object(Supervisor, "_signal", signal)
@@ -265,7 +265,7 @@ def _lost_receipt_write() -> contextlib.AbstractContextManager[Any]:
     def record(files: Any, *arguments: Any) -> Any:
         try:
             return real(files, *arguments)
-        except Exception:  # noqa: BLE001
+        except Exception:
             return []
 
     return mock.patch.object(daemon.bus.delivery, "record_outcomes", record)

@@ -92,12 +92,12 @@ def test_the_receiver_takes_what_is_signed_and_each_answer_once() -> None:
         body = b'{"in_reply_to": "m"}'
         headers = {
             "X-Clawbus-Timestamp": "5",
-            "X-Clawbus-Signature": sign("a secret", "5", body),
+            "X-Clawbus-Signature": sign("a secret", "5.", body),
             "Idempotency-Key": "k",
         }
         assert post(receiver.url, body, headers) == 200
         assert post(receiver.url, body, headers) == 200
-        assert post(receiver.url, body, {**headers, "X-Clawbus-Signature": sign("another", "5", body)}) == 401
+        assert post(receiver.url, body, {**headers, "X-Clawbus-Signature": sign("another", "5.", body)}) == 401
         assert post(receiver.url, body, {**headers, "Idempotency-Key": ""}) == 400
         assert receiver.wait_new(0, 10) == [{"in_reply_to": "m"}]
         assert receiver.wait_new(1, 0) == []

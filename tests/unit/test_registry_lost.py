@@ -128,9 +128,10 @@ async def test_while_it_cannot_be_remade_nothing_is_accepted_and_status_says_so(
         assert not (kit.root / "sessions" / AGENT / "fresh" / "in" / "inbound.db").exists() or not await kit.inbound(
             "SELECT 1 FROM messages_in", session="fresh"
         )
-        assert [one["what"] for one in kit.house.degraded()] == ["registry"]
+        assert "registry" in [one["what"] for one in kit.house.degraded()]
         central.rmdir()
         await kit.send("fresh", message_id="m2")
+        await kit.house.sweeper.tick()
         assert kit.house.degraded() == []
 
 

@@ -121,6 +121,7 @@ def test_an_unauthorised_row_never_reaches_a_channel_and_the_agent_is_told(world
     assert (notice["kind"], notice["trigger"], notice["status"]) == ("system", 0, "pending")
     told = json.loads(notice["content"])
     assert (told["message_out_id"], told["in_reply_to"], told["code"]) == ("bad", "m1", "UNAUTHORISED_DESTINATION")
+    assert "bad" in told["text"]
     assert world.events("bad") == ["dead_lettered"]
     assert look(world).buried == (), "told once"
     check_session(world.root)

@@ -1,10 +1,10 @@
-"""Signatures, timestamps, replays and Retry-After by table."""
+"""Signatures, timestamps and Retry-After by table."""
 
 from __future__ import annotations
 
 import pytest
 
-from daemon.channels.signatures import SeenSignatures, matches, read_timestamp, retry_after_s, sign, sign_at
+from daemon.channels.signatures import matches, read_timestamp, retry_after_s, sign, sign_at, signed_request
 
 # The example of docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries.
 GITHUB_SECRET = b"It's a Secret to Everybody"
@@ -41,6 +41,12 @@ def test_anything_else_does_not_match(given: str) -> None:
 def test_the_timestamp_is_signed() -> None:
     assert sign_at(b"secret", 1, b"body") == sign(b"secret", b"1.body")
     assert sign_at(b"secret", 1, b"body") != sign_at(b"secret", 2, b"body")
+
+
+def test_a_request_signs_its_time_its_path_its_id_and_its_body() -> None:
+    assert signed_request("1", "/hooks/a", "m.1", b"x\ny") == b"1\n/hooks/a\nm.1\nx\ny"
+    assert signed_request("1", "/hooks/a", "", b"x") == b"1\n/hooks/a\n\nx"
+    assert signed_request("1", "/hooks/\udcff\u20ac", "\u20ac", b"")  # nothing that a stranger sends may raise
 
 
 @pytest.mark.parametrize(
@@ -93,26 +99,3 @@ def test_a_timestamp_is_a_number_within_five_minutes(text: str, *, good: bool) -
 )
 def test_retry_after(value: str | None, seconds: float | None) -> None:
     assert retry_after_s(value, NOW_MS) == seconds
-
-
-def test_a_signature_is_good_for_one_message() -> None:
-    seen = SeenSignatures(window_s=300)
-    assert seen.claim("sig", "one", NOW_MS)
-    assert seen.claim("sig", "one", NOW_MS + 1)
-    assert not seen.claim("sig", "two", NOW_MS + 1)
-    assert seen.claim("other", "two", NOW_MS + 1)
-
-
-def test_signatures_are_remembered_for_as_long_as_they_are_good_and_no_longer() -> None:
-    seen = SeenSignatures(window_s=300)
-    seen.claim("sig", "one", NOW_MS)
-    assert not seen.claim("sig", "two", NOW_MS + 600_000)
-    assert seen.claim("sig", "two", NOW_MS + 600_001)
-
-
-def test_only_so_many_signatures_are_remembered() -> None:
-    seen = SeenSignatures(window_s=300, capacity=2)
-    for name in ("a", "b", "c"):
-        seen.claim(name, "first", NOW_MS)
-    assert seen.claim("a", "second", NOW_MS)
-    assert not seen.claim("c", "second", NOW_MS)

@@ -35,6 +35,14 @@ def test_plain_text(output: bytes, text: str) -> None:
     assert events == []
 
 
+def test_a_first_line_that_is_nested_too_deep_is_refused_and_not_sent_as_text() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    with pytest.raises(AnswerInvalidError, match="Line 1"):
+        parse(b'{"type": "message", "content": {"x": ' + deep + b"}}")
+    parser, _ = parse(deep)  # it never claimed to be a line of ours
+    assert parser.answer().messages == (OutMessage(content={"text": deep.decode()}),)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -170,6 +170,22 @@ def test_other_names_may_be_what_they_like(out: Path) -> None:
         assert reader.all("SELECT * FROM messages_out") == []
 
 
+SCHEMAS = {
+    "wide": "CREATE TABLE notes (" + ", ".join(f"c{number}" for number in range(300)) + ")",
+    "long": "CREATE TABLE notes (x /* " + "y" * 70_000 + " */)",
+    "deep": "CREATE TABLE notes (x CHECK (" + "(" * 60 + "x" + " + 1)" * 60 + "))",
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_schema_costs_little_to_parse_or_is_refused(out: Path, name: str) -> None:
+    good(out)
+    made_by(out, SCHEMAS[name])
+    with pytest.raises(HostileFileError):
+        open_outbound_reader(out, LIMITS)
+
+
 @pytest.mark.faults
 def test_a_row_over_the_limit_is_refused_before_it_is_in_memory(out: Path) -> None:
     good(out)
@@ -243,6 +259,32 @@ def test_a_file_swapped_while_it_is_opened_is_noticed(
 
     monkeypatch.setattr(schema.connect, "_connect", swap_and_connect)
     with pytest.raises((HostileFileError, StorageError)):
+        open_outbound_reader(out, LIMITS)
+
+
+@pytest.mark.faults
+def test_a_descriptor_that_vouched_by_chance_vouches_once(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread has the checked file open while SQLite was given another one: the look after the first read sees it."""
+    path = good(out)
+    secret = out.parent / "secret.db"
+    open_owner(secret, Role.OUTBOUND).close()
+    connect, limit, chance = schema.connect._connect, schema.connect._limit, [-1]
+
+    def swap_and_connect(wanted: Path, mode: str) -> sqlite3.Connection:
+        spare = os.open("/dev/null", os.O_RDONLY)  # the number that SQLite's open would have had
+        chance[0] = os.open(path, os.O_RDONLY)
+        path.unlink()
+        path.symlink_to(secret)
+        os.close(spare)
+        return connect(wanted, mode)
+
+    def close_and_limit(connection: sqlite3.Connection, limits: ReadLimits) -> None:
+        os.close(chance[0])
+        limit(connection, limits)
+
+    monkeypatch.setattr(schema.connect, "_connect", swap_and_connect)
+    monkeypatch.setattr(schema.connect, "_limit", close_and_limit)
+    with pytest.raises(HostileFileError, match="replaced"):
         open_outbound_reader(out, LIMITS)
 
 

@@ -32,6 +32,14 @@ def test_an_inbound_db_that_is_gone_is_unusable_and_never_made_again(files: Sess
     assert not files.folder.inbound_db.exists()
 
 
+def test_an_inbound_db_that_was_truncated_is_unusable_and_no_fresh_session(files: SessionFiles) -> None:
+    files.folder.inbound_db.write_bytes(b"")
+    with pytest.raises(UnusableFileError, match="empty") as found:
+        opened(files)
+    assert "backup" in found.value.hint
+    assert files.folder.inbound_db.stat().st_size == 0, "it was remade"
+
+
 @pytest.mark.parametrize("start", [0, 4096], ids=["from-the-header", "behind-the-first-page"])
 def test_an_inbound_db_that_is_corrupt_is_unusable(files: SessionFiles, start: int) -> None:
     size = files.folder.inbound_db.stat().st_size

@@ -1,0 +1,77 @@
+"""Whether the data folder can be written: told by the operations that failed, and looked at by the sweep.
+
+It decides nothing and keeps nobody from trying; it is what `status` shows of a full disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from daemon.clock import Clock
+from daemon.errors import RegistryGoneError
+from schema.errors import ClawbusError, StorageError, UnusableFileError
+
+LOW_BYTES: Final = 64 * 1024**2
+_PROBE: Final = "write-probe"
+_PROBE_BYTES: Final = 64 * 1024
+
+
+class StorageWatch:
+    """`problem` and `low` are (since epoch ms, why) while they last. `folder` is on the data folder's file system."""
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        self._folder = folder
+        self._clock = clock
+        self.problem: tuple[int, str] | None = None
+        self.low: tuple[int, str] | None = None
+        self._log = structlog.get_logger("storage")
+
+    def failed(self, error: ClawbusError) -> None:
+        """An operation on our files failed. A file that is gone or corrupt says nothing about the disk."""
+        if not isinstance(error, StorageError) or isinstance(error, UnusableFileError | RegistryGoneError):
+            return
+        if self.problem is None:
+            self._log.error("storage_failing", error=str(error), hint=error.hint)
+        self.problem = (self.problem[0] if self.problem else self._clock.now_ms()), str(error)
+
+    async def look(self) -> None:
+        """Look at the free space; after a failure also try whether writing works again (reading proves nothing)."""
+        free = await anyio.to_thread.run_sync(self._free)
+        if free is not None and free < LOW_BYTES:
+            why = f"{free // 1024**2} MiB are free on the data folder's disk"
+            if self.low is None:
+                self._log.warning("disk_low", free_bytes=free, threshold_bytes=LOW_BYTES)
+            self.low = (self.low[0] if self.low else self._clock.now_ms()), why
+        elif free is not None:
+            self.low = None
+        if self.problem is not None and await anyio.to_thread.run_sync(self._can_write):
+            self._log.info("storage_recovered", since=self.problem[0])
+            self.problem = None
+
+    def _free(self) -> int | None:
+        try:
+            status = os.statvfs(self._folder)
+        except OSError:
+            return None
+        return status.f_bavail * status.f_frsize
+
+    def _can_write(self) -> bool:
+        probe = self._folder / _PROBE
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+        return True

@@ -1,0 +1,27 @@
+"""Whether an answer to a message may still come, from one session's files. Reads only; the caller holds the lock."""
+
+from __future__ import annotations
+
+from daemon.store import deliveries, messages, outbound
+from daemon.store.session_files import SessionFiles
+from schema.rows import MessageStatus
+
+_OPEN = (MessageStatus.PENDING, MessageStatus.PAUSED)
+
+
+def unanswered(files: SessionFiles, message_id: str) -> str | None:
+    """Why no answer will come any more; None while one may. Raises what opening the files raises.
+
+    A finished message's answer was committed together with its ack, so it is known already: delivered, on its way, or
+    given up. While anything of the session is on its way, that may be it.
+    """
+    with files.inbound() as db:
+        message = messages.find(db, message_id)
+        if message is None or message.status in _OPEN:
+            return None
+        with files.outbound() as out:
+            if out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id)):
+                return None
+        if deliveries.next_attempt_at(db) is not None:
+            return None
+    return f"it is {message.status.value}, and nothing that answers it is on its way"

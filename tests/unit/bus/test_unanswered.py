@@ -1,0 +1,51 @@
+"""When waiting for an answer is in vain: the message is finished and nothing of its session is on its way."""
+
+from pathlib import Path
+
+import pytest
+
+from daemon.bus.unanswered import unanswered
+from tests.support.session_world import SessionWorld
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> SessionWorld:
+    found = SessionWorld(tmp_path / "s")
+    found.accept("m1")
+    return found
+
+
+def settle(world: SessionWorld, status: str) -> None:
+    world.change("UPDATE messages_in SET status = ? WHERE id = 'm1'", (status,))
+
+
+@pytest.mark.parametrize("status", ["pending", "paused"])
+def test_an_unfinished_message_may_be_answered(world: SessionWorld, status: str) -> None:
+    settle(world, status)
+    assert unanswered(world.files, "m1") is None
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
+def test_a_finished_message_with_nothing_on_its_way_will_not(world: SessionWorld, status: str) -> None:
+    settle(world, status)
+    assert status in (unanswered(world.files, "m1") or "")
+
+
+def test_a_row_that_delivery_has_not_noted_may_be_the_answer(world: SessionWorld) -> None:
+    settle(world, "completed")
+    world.say("o1")
+    assert unanswered(world.files, "m1") is None
+
+
+@pytest.mark.parametrize(("state", "may_come"), [("queued", True), ("retrying", True), ("dead", False)])
+def test_what_is_tracked_decides(world: SessionWorld, state: str, may_come: bool) -> None:
+    settle(world, "completed")
+    world.change(
+        "INSERT INTO delivery_attempts(message_out_id, seq, destination, state, first_at) VALUES ('o1', 3, '', ?, 0)",
+        (state,),
+    )
+    assert (unanswered(world.files, "m1") is None) is may_come
+
+
+def test_an_unknown_message_says_nothing(world: SessionWorld) -> None:
+    assert unanswered(world.files, "m9") is None
