@@ -173,7 +173,8 @@ class SimDaemon:
         self.left_behind()
         if self.enabled:
             world = self.world
-            world.loop.world_later(0.2 if world.healing else world.rng.expovariate(0.1), self._restart)
+            soon = world.healing or world.rng.random() < 0.4
+            world.loop.world_later(0.1 if soon else world.rng.expovariate(0.1), self._restart)
 
     def _restart(self) -> None:
         if self.enabled and (self.process is None or self.process.dead):

@@ -112,14 +112,14 @@ class SimChannel:
     async def _deliver(self, message: Outgoing) -> Receipt:
         world, receivers = self.world, self.receivers
         world.step("daemon", f"sends {message.message_out_id[-6:]} to {self.name}, attempt {message.attempt}")
-        await world.crash_point("before a send")
+        await world.crash_point("before a send", 2)
         await anyio.sleep(world.rng.expovariate(20.0))
         if receivers.down_until.get(self.name, 0.0) > world.loop.time():
             raise TransientDeliveryError("the receiver is down.")
         if world.chance(world.faults.receiver):
             await self._go_wrong(message)
         receivers.take(self.name, message)
-        await world.crash_point("after a send, before its receipt")
+        await world.crash_point("after a send, before its receipt", 4)
         await anyio.sleep(world.rng.expovariate(50.0))
         return Receipt(f"p{len(receivers.effects[message.key])}-{message.message_out_id[-6:]}")
 

@@ -10,6 +10,7 @@ import gc
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -83,6 +84,8 @@ def run_many(
         pipes[ours] = process
     try:
         _gather(pipes, totals, keep_going=keep_going)
+    except KeyboardInterrupt:
+        pass  # the figures so far are figures
     finally:
         for process in pipes.values():
             process.terminate()
@@ -107,6 +110,7 @@ def _gather(pipes: dict[Any, Any], totals: Totals, *, keep_going: bool) -> None:
 
 
 def _work(pipe: Connection, start: int, stride: int, first: int, count: int | None, seconds: float | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     SCOPES.install()
     gc.collect()
     gc.freeze()
@@ -129,6 +133,8 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=int(time.time()) % 10**6 * 10**4, help="the first seed")
     parser.add_argument("--json", action="store_true", help="one JSON object with the figures")
     arguments = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # both end it early, also where a shell left SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     totals = run_many(
         first=arguments.first, count=None, workers=arguments.workers, seconds=arguments.minutes * 60, keep_going=True
     )

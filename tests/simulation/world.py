@@ -165,10 +165,10 @@ class World:
         """At one opportunity."""
         return self.faults.crash_daemon if process.role == "daemon" else self.faults.crash_runner
 
-    async def crash_point(self, where: str) -> None:
-        """A place in simulated code where the calling process may be killed."""
+    async def crash_point(self, where: str, weight: float = 1.0) -> None:
+        """A place in simulated code where the calling process may be killed; `weight` for one that is worth more tries."""
         process = PROCESS.get()
-        if process is not None and self.chance(self.crash_probability(process)):
+        if process is not None and self.chance(min(0.5, weight * self.crash_probability(process))):
             self.kill(process, f"at {where}")
         if process is not None and process.dead:
             await asyncio.get_running_loop().create_future()  # its code goes no further
