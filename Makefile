@@ -73,11 +73,12 @@ types: $(STAMP) ## the type check, strict for what ships
 bench: $(STAMP) ## the figures, each beside the floor of the same run (ARGS="round-trip drain")
 	@$(BIN)/python -m bench $(if $(BASE_IMAGE),--base-image '$(BASE_IMAGE)') $(ARGS)
 
-# Pins stay as they are unless UPGRADE=1. runtime.txt leads; the others follow its versions.
+# Pins stay as they are unless UPGRADE=1. runtime.txt leads; the others follow its versions. `fewest`: one version of a package
+# for every Python, so that a lock pins each name once.
 lock: ## write the locks anew from pyproject.toml (UPGRADE=1 moves the pins)
 	@mkdir -p build locks
 	@[ -x build/lock-venv/bin/uv ] || { $(PYTHON) -m venv build/lock-venv && build/lock-venv/bin/python -m pip --disable-pip-version-check --quiet --quiet install '$(UV)'; }
-	@compile() { build/lock-venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(if $(UPGRADE),--upgrade) "$$@" > /dev/null; }; \
+	@compile() { build/lock-venv/bin/uv --no-config pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate --no-header $(if $(UPGRADE),--upgrade) "$$@" > /dev/null; }; \
 	compile pyproject.toml --output-file locks/runtime.txt; \
 	compile --group runner --constraint locks/runtime.txt --output-file container_runner/requirements.lock; \
 	compile --group build --constraint locks/runtime.txt --output-file locks/build.txt; \
