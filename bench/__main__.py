@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from bench import drain, history, round_trip
+from bench import busy_sessions, drain, history, idle_sessions, round_trip
 from bench.figures import Result, missed
 from bench.report import machine, print_result, print_summary, write_json
 from bench.settings import Settings
@@ -25,6 +25,8 @@ BENCHMARKS: Final[Mapping[str, Callable[[Settings], Result]]] = MappingProxyType
         "round-trip": round_trip.measure,
         "drain": drain.measure,
         "history": history.measure,
+        "idle-sessions": idle_sessions.measure,
+        "busy-sessions": busy_sessions.measure,
     }
 )
 

@@ -163,3 +163,17 @@ def _fill(db: Writer, into: str, rows: int, values: Callable[[int], tuple[object
     for first in range(1, rows + 1, _FILL_AT_ONCE):
         last = min(first + _FILL_AT_ONCE, rows + 1)
         db.executemany(f"INSERT INTO {into} VALUES ({places})", [values(number) for number in range(first, last)])
+
+
+def register_idle(data: Path, sessions: int) -> None:
+    """Rows of central.db for that many sessions without work; the first daemon on the folder makes the rest of it."""
+    with open_owner(data / "central.db", Role.CENTRAL) as db, db.transaction():
+        db.executemany(
+            "INSERT INTO sessions(agent, session, created_at, active) VALUES (?, ?, ?, 0)",
+            [(ECHO, session_name(number), number + 1) for number in range(sessions)],
+        )
+
+
+def session_name(number: int) -> str:
+    """Of one session of many."""
+    return f"s{number:06d}"

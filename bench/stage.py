@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -150,11 +151,13 @@ class BenchStage:
         assert self._daemon is not None
         if self._daemon.poll() is not None:
             raise BenchFailed(f"the daemon ended with {self._daemon.returncode}:\n{self.tail()}")
-        try:
-            with self.client() as client:
-                return bool(client.status())
-        except ClawbusError:
-            return False
+        # Not `status`, which looks into sessions: asking must cost the daemon nothing that is measured.
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(self.data / "control.sock")) != 0:
+                return False
+            probe.settimeout(_STOP_S)
+            probe.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+            return b" 200 " in probe.makefile("rb").readline()
 
     def _end_agents(self) -> None:
         end_processes(self.data / "run" / "process")
