@@ -14,8 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from bench import busy_sessions, cold_start, drain, history, idle_sessions, round_trip
+from bench import busy_sessions, cold_start, drain, history, idle_sessions, peers, round_trip
 from bench.figures import Result, missed
+from bench.picture import draw
 from bench.report import machine, print_result, print_summary, write_json
 from bench.settings import Settings
 from bench.stage import BenchFailed
@@ -28,6 +29,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Settings], Result]]] = MappingProxyType
         "history": history.measure,
         "idle-sessions": idle_sessions.measure,
         "busy-sessions": busy_sessions.measure,
+        "peers": peers.measure,
     }
 )
 
@@ -38,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = asked.names or list(BENCHMARKS)
     results: dict[str, Result] = {}
     broken: list[str] = []
-    print(machine(asked.dir), flush=True)
+    told = machine(asked.dir)
+    print(told, flush=True)
     for name in names:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="cbb", dir=asked.dir, ignore_cleanup_errors=True) as folder:
@@ -53,15 +56,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = [figure for result in results.values() for figure in result.figures]
     if asked.json is not None:
         write_json(asked.json, figures)
+    if draw(results, told, asked.picture):
+        print(f"picture: {asked.picture}")
     print_summary(results)
     return 1 if broken or missed(figures) else 0
 
 
+def _known(name: str) -> str:
+    """A benchmark's name. Raises ArgumentTypeError."""
+    if name not in BENCHMARKS:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(BENCHMARKS)}")
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="NAME",
+    parser.add_argument("names", nargs="*", type=_known, metavar="NAME",
                         help=f"which ones: {', '.join(BENCHMARKS)}; all of them by default")  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the figures to this file, as a list")
+    parser.add_argument("--picture", type=Path, default=Path(__file__).parent / "out" / "bench.svg",
+                        help="draw into this file: .svg or .png (default bench/out/bench.svg)")  # fmt: skip
     parser.add_argument("--scale", type=float, default=1.0, help="a fraction of the repetitions and sizes (default 1)")
     parser.add_argument("--minutes", type=float, help="how long the busy sessions run")
     parser.add_argument(

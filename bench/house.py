@@ -21,6 +21,7 @@ from daemon.app import House, build_house
 from daemon.bus.delivery_plan import ChannelTraits
 from daemon.bus.delivery_steps import Collected, Means, collect
 from daemon.bus.sessions import Session
+from daemon.channels.protocol import Incoming
 from daemon.channels.registry import find_types
 from daemon.clock import SystemClock
 from daemon.config import Agent, Config, Delivery, Runtime
@@ -177,3 +178,11 @@ def register_idle(data: Path, sessions: int) -> None:
 def session_name(number: int) -> str:
     """Of one session of many."""
     return f"s{number:06d}"
+
+
+async def accept_many(house: House, session: str, messages: int) -> None:
+    """Messages through the ingress, one after the other. They wake nobody: they are context."""
+    for number in range(messages):
+        await house.ingress.accept(
+            Incoming(ECHO, session, {"text": "hello"}, message_id=f"put-{number}", address=ADDRESS, trigger=False)
+        )
