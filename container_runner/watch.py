@@ -6,6 +6,7 @@ poll keeps finding changes that no event told, the file is looked at (a stat) mo
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +48,6 @@ class InboundWatch:
         self._changed = anyio.Event()
         self._closed = anyio.Event()
         self._rung = False  # whether this host rings at all: then its other commits are none of our business
-        self._lingering = False
         self._mark: tuple[int, int] | None = None
         self._unheard = 0
 
@@ -76,41 +76,43 @@ class InboundWatch:
                 self._log.warning("watch_portable", error=str(error))
                 await self._run_portably()
             else:
-                tasks.start_soon(self._hear, events)
-                await self._closed.wait()
+                await self._listen(events)
             tasks.cancel_scope.cancel()
 
-    async def _hear(self, events: Inotify) -> None:
+    async def _listen(self, events: Inotify) -> None:
+        loop = asyncio.get_running_loop()
         try:
             events.watch(self._folder, BELL_EVENTS)
+            # A callback and no task: what is heard costs the loop one turn.
+            loop.add_reader(events.fileno(), self._hear, events)
             self.poke()  # whatever came before it was armed
-            while True:
-                await anyio.wait_readable(events)
-                for event in events.read():
-                    if event.mask & IN_IGNORED:
-                        raise OSError(f"{self._folder} is gone")  # noqa: TRY301 - one end for every trouble
-                    if is_ring(event):
-                        self._rung = True
-                    if is_ring(event) or event.mask & IN_Q_OVERFLOW:
-                        self._heard()
-                        self.poke()
-                    elif is_commit(event, INBOUND_DB):
-                        self._heard()
-                        await self._look_soon()
         except OSError as error:
             self._log.warning("watch_unavailable", error=str(error), poll_s=self._poll_s)
+        try:
+            await self._closed.wait()
         finally:
+            loop.remove_reader(events.fileno())
             events.close()
+
+    def _hear(self, events: Inotify) -> None:
+        for event in events.read():
+            if event.mask & IN_IGNORED:
+                self._log.warning("watch_unavailable", error=f"{self._folder} is gone", poll_s=self._poll_s)
+                continue
+            ring = is_ring(event)
+            self._rung = self._rung or ring
+            if ring or event.mask & IN_Q_OVERFLOW:
+                self._heard()
+                self.poke()
+            elif is_commit(event, INBOUND_DB):
+                self._heard()
+                # Of an older host, which does not ring, any commit may be a message.
+                if not self._rung:
+                    asyncio.get_running_loop().call_later(self._step_ms / 1000, self.poke)
 
     def _heard(self) -> None:
         self._unheard = 0
         self._mark = self._look_at_file()
-
-    async def _look_soon(self) -> None:
-        """Of an older host, which does not ring, any commit may be a message."""
-        if not self._rung:
-            await anyio.sleep(self._step_ms / 1000)
-            self.poke()
 
     async def _poll(self) -> None:
         """A stat now and then; often, once changes are found that no event told."""

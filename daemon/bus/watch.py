@@ -7,6 +7,7 @@ do not cross, and quickens by itself for a session whose changes it sees and no 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -104,9 +105,12 @@ class Watch:
             try:
                 for watched in tuple(self._watched.values()):
                     self._arm(watched)
+                # A callback and no task: what is heard costs the loop one turn.
+                asyncio.get_running_loop().add_reader(self._events.fileno(), self._hear)
                 task_status.started()
-                await self._hear(self._events)
+                await anyio.sleep_forever()
             finally:
+                asyncio.get_running_loop().remove_reader(self._events.fileno())
                 self._events.close()
                 self._events = None
 
@@ -124,15 +128,13 @@ class Watch:
                               session=watched.session.key.session)  # fmt: skip
         self._look(watched)
 
-    async def _hear(self, events: Inotify) -> None:
-        while True:
-            await anyio.wait_readable(events)
-            for event in events.read():
-                if event.mask & IN_Q_OVERFLOW:
-                    for watched in tuple(self._watched.values()):
-                        self._look(watched)
-                elif event.watch in self._by_number:
-                    self._heard(self._by_number[event.watch], event)
+    def _hear(self) -> None:
+        for event in self._events.read() if self._events is not None else ():
+            if event.mask & IN_Q_OVERFLOW:
+                for watched in tuple(self._watched.values()):
+                    self._look(watched)
+            elif event.watch in self._by_number:
+                self._heard(self._by_number[event.watch], event)
 
     def _heard(self, watched: _Watched, event: FileEvent) -> None:
         if event.mask & IN_IGNORED:  # the folder is gone
