@@ -78,6 +78,7 @@ class Session:
         self.active = False
         self.last_activity = 0
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
+        self.behind: set[str] = set()  # destinations with rows that wait for a send under way
         self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
         self.unreadable_since: float | None = None  # monotonic: since when no look has come through
         self._limiter = limiter
