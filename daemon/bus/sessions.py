@@ -20,7 +20,7 @@ import structlog
 from daemon.bus.storage_watch import StorageWatch
 from daemon.clock import Clock
 from daemon.errors import RegistryGoneError, UnknownSessionError
-from daemon.store.rebuild import add_found, remake
+from daemon.store.rebuild import found_sessions, remake
 from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, SessionRow
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits
@@ -195,7 +195,13 @@ class Sessions:
     async def find_lost(self) -> int:
         """Record the sessions that have a folder and no row in central.db: how many. They count as having work."""
         now = self._clock.now_ms()
-        found = await self.central(lambda registry: add_found(registry, self._dir, now))
+        # The folders are read outside the registry's turn: with many of them, everybody else would wait for it.
+        try:
+            keys = await anyio.to_thread.run_sync(lambda: list(found_sessions(self._dir)))
+        except StorageError as error:
+            self.storage.failed(error)
+            raise
+        found = await self.central(lambda registry: registry.add_sessions(keys, now))
         if found:
             self._log.warning("registry_rebuilt", sessions=len(found), cause="folders without a row")
         return len(found)
