@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 IN_ATTRIB: Final = 0x0000_0004
+IN_MOVED_TO: Final = 0x0000_0080
+IN_CREATE: Final = 0x0000_0100
 IN_DELETE: Final = 0x0000_0200
 IN_Q_OVERFLOW: Final = 0x0000_4000
 IN_IGNORED: Final = 0x0000_8000

@@ -6,6 +6,7 @@ file drops this process's SQLite locks on it, so two threads must never have the
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -82,6 +83,7 @@ class Session:
         self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
         self.unreadable_since: float | None = None  # monotonic: since when no look has come through
         self._limiter = limiter
+        self._unbounded = anyio.CapacityLimiter(math.inf)  # the bound is `limiter`, whose wait does not count as work
         self.operation_s = operation_s
         self._in_thread = False
 
@@ -103,10 +105,16 @@ class Session:
         self._in_thread = True
         try:
             # Only the operation's own time counts: to wait for a thread is no fault of this session's.
-            async with self._limiter:
+            me = object()
+            try:
+                self._limiter.acquire_on_behalf_of_nowait(me)  # without a turn of the loop, when there is room
+            except anyio.WouldBlock:
+                await self._limiter.acquire_on_behalf_of(me)
+            try:
                 with anyio.fail_after(self.operation_s):
-                    alone = anyio.CapacityLimiter(1)
-                    return await anyio.to_thread.run_sync(job.run, limiter=alone, abandon_on_cancel=True)
+                    return await anyio.to_thread.run_sync(job.run, limiter=self._unbounded, abandon_on_cancel=True)
+            finally:
+                self._limiter.release_on_behalf_of(me)
         except TimeoutError as error:
             job.withdraw()
             raise ReadDeadlineError(

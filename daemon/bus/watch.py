@@ -18,8 +18,8 @@ from anyio.abc import TaskGroup, TaskStatus
 from daemon.bus.sessions import Session
 from daemon.bus.watch_portable import PortableEvents
 from daemon.store.registry import SessionKey
-from schema.bell import BELL_EVENTS, is_commit, is_ring
-from schema.inotify import IN_IGNORED, IN_Q_OVERFLOW, FileEvent, Inotify
+from schema.bell import BELL_EVENTS, is_ring
+from schema.inotify import IN_CREATE, IN_DELETE, IN_IGNORED, IN_MOVED_TO, IN_Q_OVERFLOW, FileEvent, Inotify
 from schema.layout import OUTBOUND_DB
 
 _POLL_S = 0.5
@@ -27,6 +27,8 @@ _DEAF_POLL_S = 0.05
 _DEAF_AFTER = 2  # changes in a row that the poll saw and no event told
 _REARM_S = 5.0
 _LINGER_S = 0.02
+# A commit makes and deletes a journal; and whatever else is put beside the file is looked at, too.
+_TOUCHED = IN_CREATE | IN_MOVED_TO | IN_DELETE
 _BURST_S = 0.005  # a container that rings without end gets a look that often, and no more
 
 
@@ -120,7 +122,7 @@ class Watch:
         """Watch its folder, then look: what happened before is found by the look."""
         assert self._events is not None
         try:
-            watched.watch = self._events.watch(watched.session.files.folder.outbox, BELL_EVENTS)
+            watched.watch = self._events.watch(watched.session.files.folder.outbox, BELL_EVENTS | _TOUCHED)
             self._by_number[watched.watch] = watched
         except OSError as error:
             # A folder that went away, or the machine is out of inotify watches.
@@ -147,7 +149,7 @@ class Watch:
                 self._look_soon(watched)
             else:
                 self._look(watched)
-        elif is_commit(event, OUTBOUND_DB):
+        elif event.name.startswith(OUTBOUND_DB) and event.mask & _TOUCHED:
             watched.unheard = 0
             watched.mark = watched.session.files.outbound_mark()
             self._look_soon(watched)
