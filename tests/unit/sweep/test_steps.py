@@ -433,3 +433,15 @@ def test_a_missing_inbound_file_is_an_error_not_an_empty_session(tmp_path: Path)
     with pytest.raises(Exception, match=r"inbound\.db"):
         sweep_files(files, None, NOW, SETTINGS, occupied=False, floor=0)
     assert not files.folder.root.exists()
+
+
+def test_a_message_that_comes_due_by_the_clock_rings_for_the_container_that_runs(world: SessionWorld) -> None:
+    bell = world.files.folder.inbox / ".bell"
+    world.accept("later", process_after=NOW + 10_000)
+    sweep(world, Container("i1", NOW))
+    assert not bell.exists(), "nothing is due yet"
+    world.now = NOW + 10_000
+    sweep(world)
+    assert not bell.exists(), "nobody is there to hear it"
+    sweep(world, Container("i1", NOW))
+    assert bell.exists()
