@@ -38,7 +38,7 @@ PANELS: Final[Mapping[str, Panel]] = MappingProxyType(
         "history": Panel("One look, by what is done in the session", "messages of history", "milliseconds", "log",
                          markers=True),
         "sessions": Panel("A daemon, by its idle sessions", "sessions", "see the legend", "symlog", "symlog", markers=True),
-        "memory": Panel("Memory under the busy sessions' load", "seconds", "resident MB", y_scale="log"),
+        "memory": Panel("Memory under the busy sessions' load", "seconds", "resident MB"),
     }
 )  # fmt: skip
 _WIDTH: Final = 6.4

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -41,9 +42,18 @@ _P50: Final = Target(Of.RATIO, 3.0)
 _P99: Final = Target(Of.RATIO, 6.0)
 
 
-def ask(client: ControlClient, session: str, number: int) -> float:
-    """One question and its answer: milliseconds. Raises BenchFailed when none came."""
-    began = time.perf_counter()
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question and its answer. `sent_at` is epoch milliseconds, `took` milliseconds."""
+
+    message_id: str
+    sent_at: float
+    took: float
+
+
+def ask(client: ControlClient, session: str, number: int) -> Asked:
+    """Ask, and wait for the answer. Raises BenchFailed when none came."""
+    sent_at, began = time.time() * 1000, time.perf_counter()
     accepted = client.accept(
         {
             "agent": ECHO,
@@ -55,13 +65,13 @@ def ask(client: ControlClient, session: str, number: int) -> float:
     entry = client.wait_reply(ECHO, session, accepted["message_id"], _ANSWER_S)
     if entry is None:
         raise BenchFailed(f"no answer to question {number} within {_ANSWER_S:g} s")
-    return (time.perf_counter() - began) * 1000
+    return Asked(str(accepted["message_id"]), sent_at, (time.perf_counter() - began) * 1000)
 
 
-def ask_often(client: ControlClient, session: str, count: int) -> list[float]:
-    """`count` round trips with a random pause between them: milliseconds each."""
+def ask_often(client: ControlClient, session: str, count: int) -> list[Asked]:
+    """`count` round trips with a random pause between them."""
     pauses = random.Random(count)  # noqa: S311 - the same pauses in every run
-    found: list[float] = []
+    found: list[Asked] = []
     for number in range(count):
         time.sleep(pauses.uniform(*_GAP_S))
         found.append(ask(client, session, number))
@@ -93,7 +103,7 @@ def measure(settings: Settings) -> Result:
             ask_often(client, SESSION, warm_up)
             for _ in range(blocks):
                 floor_blocks.append(floor.measure(_PER_BLOCK, 1))
-                seen += ask_often(client, SESSION, _PER_BLOCK)
+                seen += [asked.took for asked in ask_often(client, SESSION, _PER_BLOCK)]
         stage.stop()
         rows = by_the_rows(SessionFolder(stage.data / "sessions" / ECHO / SESSION))[warm_up:]
     return _result(floor_blocks, seen, rows)
