@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
@@ -66,8 +67,9 @@ def draw(results: Mapping[str, Result], title: str, path: Path) -> bool:
         _panel(canvas.add_subplot(rows, columns, place), PANELS[name], curves)
     canvas.suptitle(title, fontsize=8, color="dimgray")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # No date and fixed ids: the same run draws the same file.
-    canvas.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    # Text stays text; no date and fixed ids: the same run draws the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "bench"}):
+        canvas.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     return True
 
 
