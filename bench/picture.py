@@ -4,7 +4,7 @@ It draws what the results hold and computes nothing. A panel whose benchmark was
 """
 
 # matplotlib's stubs leave the type of further keyword arguments open.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
