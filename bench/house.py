@@ -17,6 +17,7 @@ import anyio
 
 from bench.noop_channel import ENTRY_POINT, NAME, NoopChannel
 from bench.stage import ECHO
+from container_runner.store import Store
 from daemon.app import House, build_house
 from daemon.bus.delivery_plan import ChannelTraits
 from daemon.bus.delivery_steps import Collected, Means, collect
@@ -129,6 +130,14 @@ def look(files: SessionFiles) -> Collected:
         Delivery(), 1024**2, frozenset(), frozenset(), random.Random(0).random(),  # noqa: S311 - nothing is retried
     )  # fmt: skip
     return collect(files, means, "incarnation", SystemClock().now_ms())
+
+
+def runner_look(files: SessionFiles) -> int:
+    """One look of a runner at what is due: how many messages it claimed."""
+    clock = SystemClock()
+    store = Store(files.folder.inbox, files.folder.outbox, "incarnation", clock.now_ms)
+    batch = store.claim(10, first_poll=False)
+    return 0 if batch is None else len(batch.messages)
 
 
 def fill_history(files: SessionFiles, done: int) -> None:
