@@ -54,7 +54,7 @@ class MemoryCurve:
         while True:
             at = time.monotonic() - began
             self.daemon.append((at, self._stage.usage().rss_bytes / _MB))
-            self.agents.append((at, self._stage.agents_rss() / _MB))
+            self.agents.append((at, self._stage.agents_usage().rss_bytes / _MB))
             if self._done.wait(_SAMPLE_S):
                 return
 

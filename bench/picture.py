@@ -36,6 +36,7 @@ class Panel:
 PANELS: Final[Mapping[str, Panel]] = MappingProxyType(
     {
         "latency": Panel("How long a message takes", "milliseconds", "share of messages that took no longer", "log"),
+        "messages": Panel("A drain, by how much waits", "answers that wait", "rows a second", "log", markers=True),
         "history": Panel("One look, by what is done in the session", "messages of history", "milliseconds", "log",
                          markers=True),
         "sessions": Panel("A daemon, by its idle sessions", "sessions", "see the legend", "symlog", "symlog", markers=True),

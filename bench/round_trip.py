@@ -101,12 +101,14 @@ def measure(settings: Settings) -> Result:
         stage.start()
         with stage.client() as client:
             ask_often(client, SESSION, warm_up)
+            before = (stage.usage().cpu_s, stage.agents_usage().cpu_s)
             for _ in range(blocks):
                 floor_blocks.append(floor.measure(_PER_BLOCK, 1))
                 seen += [asked.took for asked in ask_often(client, SESSION, _PER_BLOCK)]
+        used = (stage.usage().cpu_s - before[0], stage.agents_usage().cpu_s - before[1])
         stage.stop()
         rows = by_the_rows(SessionFolder(stage.data / "sessions" / ECHO / SESSION))[warm_up:]
-    return _result(floor_blocks, seen, rows)
+    return _result(floor_blocks, seen, rows, used)
 
 
 def _floor_folder(settings: Settings) -> Path:
@@ -115,7 +117,7 @@ def _floor_folder(settings: Settings) -> Path:
     return folder
 
 
-def _result(floor_blocks: list[list[float]], seen: list[float], rows: list[float]) -> Result:
+def _result(floor_blocks: list[list[float]], seen: list[float], rows: list[float], used: tuple[float, float]) -> Result:
     floors = [value for block in floor_blocks for value in block]
     floor, own, told = spread(floors), spread(seen), spread(rows)
     half = f"{own.count} of them, half {own.quarter:.2f} .. {own.three_quarters:.2f}"
@@ -126,6 +128,12 @@ def _result(floor_blocks: list[list[float]], seen: list[float], rows: list[float
             Figure("warm round trip p99", own.p99, "ms", floor.p50, _P99, floor_text),
             Figure("warm round trip p50, by the rows", told.p50, "ms", floor.p50, None, "whole milliseconds"),
             Figure("warm round trip p99, by the rows", told.p99, "ms", floor.p50),
+            Figure(
+                "processor time of a message, daemon", 1000 * used[0] / own.count, "ms", None, None, "pauses included"
+            ),
+            Figure(
+                "processor time of a message, runner", 1000 * used[1] / own.count, "ms", None, None, "pauses included"
+            ),
         ),
         notes=(_CLIENT_NOTE, _FLOOR_NOTE),
         curves={
