@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from bench import busy_sessions, cold_start, drain, history, idle_sessions, peers, round_trip, steps
+from bench import busy_sessions, cold_start, commits, drain, history, idle_sessions, peers, round_trip, steps
 from bench.figures import Result, missed
 from bench.picture import draw
 from bench.report import machine, print_result, print_summary, write_json
@@ -23,6 +23,7 @@ from bench.stage import BenchFailed
 
 BENCHMARKS: Final[Mapping[str, Callable[[Settings], Result]]] = MappingProxyType(
     {
+        "commits": commits.measure,
         "round-trip": round_trip.measure,
         "steps": steps.measure,
         "cold-start": cold_start.measure,
