@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.figures import Curve, Figure, Of, Result, Target
-from bench.house import fill_history, register_idle, session_name
+from bench.house import fill_history, know_outbound, register_idle, session_name
 from bench.settings import Settings
 from bench.spread import median
 from bench.stage import ECHO, BenchFailed, BenchStage
@@ -69,6 +69,7 @@ def make_sessions(data: Path, count: int) -> None:
             folder.mkdir(parents=True)
         files.folder.inbound_db.write_bytes(contents[0])
         files.folder.outbound_db.write_bytes(contents[1])
+        know_outbound(files)
 
 
 def measure_one(settings: Settings, count: int) -> Cost:
