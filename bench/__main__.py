@@ -14,16 +14,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from bench import busy_sessions, cold_start, drain, history, idle_sessions, peers, round_trip
+from bench import busy_sessions, cold_start, commits, drain, history, idle_sessions, peers, round_trip, steps
 from bench.figures import Result, missed
 from bench.picture import draw
-from bench.report import machine, print_result, print_summary, write_json
+from bench.report import machine, print_result, print_summary, write_json, write_markdown
 from bench.settings import Settings
 from bench.stage import BenchFailed
 
 BENCHMARKS: Final[Mapping[str, Callable[[Settings], Result]]] = MappingProxyType(
     {
+        "commits": commits.measure,
         "round-trip": round_trip.measure,
+        "steps": steps.measure,
         "cold-start": cold_start.measure,
         "drain": drain.measure,
         "history": history.measure,
@@ -56,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = [figure for result in results.values() for figure in result.figures]
     if asked.json is not None:
         write_json(asked.json, figures)
+    if asked.markdown is not None:
+        write_markdown(asked.markdown, told, results)
     if draw(results, told, asked.picture):
         print(f"picture: {asked.picture}")
     print_summary(results)
@@ -74,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", type=_known, metavar="NAME",
                         help=f"which ones: {', '.join(BENCHMARKS)}; all of them by default")  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the figures to this file, as a list")
+    parser.add_argument("--markdown", type=Path, help="write the tables to this file, as Markdown")
     parser.add_argument("--picture", type=Path, default=Path(__file__).parent / "out" / "bench.svg",
                         help="draw into this file: .svg or .png (default bench/out/bench.svg)")  # fmt: skip
     parser.add_argument("--scale", type=float, default=1.0, help="a fraction of the repetitions and sizes (default 1)")

@@ -54,7 +54,7 @@ class MemoryCurve:
         while True:
             at = time.monotonic() - began
             self.daemon.append((at, self._stage.usage().rss_bytes / _MB))
-            self.agents.append((at, self._stage.agents_rss() / _MB))
+            self.agents.append((at, self._stage.agents_usage().rss_bytes / _MB))
             if self._done.wait(_SAMPLE_S):
                 return
 
@@ -116,7 +116,10 @@ def _result(
         ),
         notes=(_NOTE,),
         curves={
-            "memory": (Curve("daemon", tuple(curve.daemon)), Curve("all agents together", tuple(curve.agents))),
+            "memory": (
+                Curve("daemon", tuple(curve.daemon)),
+                Curve("one agent, on average", tuple((at, mb / sessions) for at, mb in curve.agents)),
+            ),
             "latency": (Curve(name, tuple((percentile(found, step / 200), step / 200) for step in range(201))),),
         },
         noisy=noise(blocks),

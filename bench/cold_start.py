@@ -59,7 +59,7 @@ def _measure(settings: Settings, tag: str) -> Result:
             for number in range(settings.count(_REPEATS, 2) + _WARM_UP):
                 floors.append(_bare_run(tag))
                 session = f"cold-{number}"
-                found.append(ask(client, session, number) / 1000)
+                found.append(ask(client, session, number).took / 1000)
                 client.act(ECHO, session, "kill", reason="measured")
     floor, own = spread(floors[_WARM_UP:]), spread(found[_WARM_UP:])
     text = f"{own.count} starts, half {own.quarter:.3f} .. {own.three_quarters:.3f}, p99 {own.p99:.3f}"

@@ -17,6 +17,7 @@ import anyio
 
 from bench.noop_channel import ENTRY_POINT, NAME, NoopChannel
 from bench.stage import ECHO
+from container_runner.store import Store
 from daemon.app import House, build_house
 from daemon.bus.delivery_plan import ChannelTraits
 from daemon.bus.delivery_steps import Collected, Means, collect
@@ -131,6 +132,14 @@ def look(files: SessionFiles) -> Collected:
     return collect(files, means, "incarnation", SystemClock().now_ms())
 
 
+def runner_look(files: SessionFiles) -> int:
+    """One look of a runner at what is due: how many messages it claimed."""
+    clock = SystemClock()
+    store = Store(files.folder.inbox, files.folder.outbox, "incarnation", clock.now_ms)
+    batch = store.claim(10, first_poll=False)
+    return 0 if batch is None else len(batch.messages)
+
+
 def fill_history(files: SessionFiles, done: int) -> None:
     """`done` messages that were accepted, claimed, answered, delivered and settled, in every table that keeps them.
 
@@ -157,6 +166,16 @@ def fill_history(files: SessionFiles, done: int) -> None:
                   done, lambda n: (f"in-{n}", "incarnation", n, n, "completed"))  # fmt: skip
             _fill(db, "delivered(message_out_id, status, delivered_at)", done, lambda n: (f"out-{n}", "delivered", at))
             db.execute("INSERT INTO delivery_cursor(id, seq, file_id) VALUES (1, ?, ?)", (4 * done + 1, file_id))
+
+
+def know_outbound(files: SessionFiles) -> None:
+    """Let a copied session take its outbound.db for the one that it has always had: a look must not find it anew."""
+    with files.outbound() as out:
+        file_id = out.file_id if out is not None else ""
+    with files.inbound() as db:
+        db.execute("PRAGMA synchronous=OFF")
+        with db.transaction():
+            db.execute("UPDATE delivery_cursor SET file_id = ?", (file_id,))
 
 
 def _fill(db: Writer, into: str, rows: int, values: Callable[[int], tuple[object, ...]]) -> None:

@@ -131,7 +131,7 @@ async def own_rate(data: Path, messages: int, repeats: int) -> Rate:
             began = time.perf_counter()
             await accept_many(house, f"put-{number}", messages)
             put.append(messages / (time.perf_counter() - began))
-            take.append(messages / await drain_once(house, f"take-{number}", messages, 1))
+            take.append((await drain_once(house, f"take-{number}", messages, 1)).rate)
     return Rate(tuple(put), tuple(take))
 
 

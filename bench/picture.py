@@ -4,7 +4,7 @@ It draws what the results hold and computes nothing. A panel whose benchmark was
 """
 
 # matplotlib's stubs leave the type of further keyword arguments open.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
@@ -35,10 +36,11 @@ class Panel:
 PANELS: Final[Mapping[str, Panel]] = MappingProxyType(
     {
         "latency": Panel("How long a message takes", "milliseconds", "share of messages that took no longer", "log"),
+        "messages": Panel("A drain, by how much waits", "answers that wait", "rows a second", "log", markers=True),
         "history": Panel("One look, by what is done in the session", "messages of history", "milliseconds", "log",
                          markers=True),
         "sessions": Panel("A daemon, by its idle sessions", "sessions", "see the legend", "symlog", "symlog", markers=True),
-        "memory": Panel("Memory under the busy sessions' load", "seconds", "resident MB", y_scale="log"),
+        "memory": Panel("Memory under the busy sessions' load", "seconds", "resident MB"),
     }
 )  # fmt: skip
 _WIDTH: Final = 6.4
@@ -66,8 +68,9 @@ def draw(results: Mapping[str, Result], title: str, path: Path) -> bool:
         _panel(canvas.add_subplot(rows, columns, place), PANELS[name], curves)
     canvas.suptitle(title, fontsize=8, color="dimgray")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # No date and fixed ids: the same run draws the same file.
-    canvas.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    # Text stays text; no date and fixed ids: the same run draws the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "bench"}):
+        canvas.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     return True
 
 

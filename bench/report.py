@@ -40,9 +40,8 @@ def print_result(name: str, result: Result, seconds: float) -> None:
     table = Table(
         title=f"{name} ({seconds:.0f} s)", title_justify="left", box=None, header_style="bold", padding=(0, 1)
     )
-    for column, justify in (("figure", "left"), ("value", "right"), ("unit", "left"), ("floor", "right"),
-                            ("ratio", "right"), ("target", "left"), ("met", "left"), ("spread", "left")):  # fmt: skip
-        table.add_column(column, justify="right" if justify == "right" else "left")
+    for column in ("figure", "value", "unit", "floor", "ratio", "target", "met", "spread"):
+        table.add_column(column, justify="right" if column in ("value", "floor", "ratio") else "left")
     for figure in result.figures:
         table.add_row(*_cells(figure))
     console.print(table)
@@ -59,7 +58,8 @@ def _cells(figure: Figure) -> tuple[str, ...]:
     target = figure.target.text(figure.unit) if figure.target is not None else ""
     ratio = f"{figure.ratio:.2f}x" if figure.ratio is not None else ""
     floor = number(figure.floor) if figure.floor is not None else ""
-    return figure.name, value, figure.unit, floor, ratio, target, met, figure.spread
+    unit = figure.unit if figure.value is not None else ""
+    return figure.name, value, unit, floor, ratio, target, met, figure.spread
 
 
 def number(value: float) -> str:
@@ -81,6 +81,23 @@ def print_summary(results: Mapping[str, Result]) -> None:
     for name, result in results.items():
         if result.noisy is not None:
             print(f"  noisy: {name}: {result.noisy}")
+
+
+def write_markdown(path: Path, told: str, results: Mapping[str, Result]) -> None:
+    """The same tables as Markdown, for a page that keeps a run. `told` names the machine."""
+    lines = [told + ".", ""]
+    for name, result in results.items():
+        lines += [f"**{name}**" + (f" (noisy: {result.noisy})" if result.noisy is not None else ""), ""]
+        lines += [
+            "| figure | value | floor | ratio | target | met | spread |",
+            "| --- | ---: | ---: | ---: | --- | --- | --- |",
+        ]
+        for figure in result.figures:
+            what, value, unit, *rest = (cell.replace("|", "/") for cell in _cells(figure))
+            lines.append("| " + " | ".join((what, f"{value} {unit}".strip(), *rest)) + " |")
+        lines.append("")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def write_json(path: Path, figures: Sequence[Figure]) -> None:

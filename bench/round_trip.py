@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -41,9 +42,18 @@ _P50: Final = Target(Of.RATIO, 3.0)
 _P99: Final = Target(Of.RATIO, 6.0)
 
 
-def ask(client: ControlClient, session: str, number: int) -> float:
-    """One question and its answer: milliseconds. Raises BenchFailed when none came."""
-    began = time.perf_counter()
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question and its answer. `sent_at` is epoch milliseconds, `took` milliseconds."""
+
+    message_id: str
+    sent_at: float
+    took: float
+
+
+def ask(client: ControlClient, session: str, number: int) -> Asked:
+    """Ask, and wait for the answer. Raises BenchFailed when none came."""
+    sent_at, began = time.time() * 1000, time.perf_counter()
     accepted = client.accept(
         {
             "agent": ECHO,
@@ -55,13 +65,13 @@ def ask(client: ControlClient, session: str, number: int) -> float:
     entry = client.wait_reply(ECHO, session, accepted["message_id"], _ANSWER_S)
     if entry is None:
         raise BenchFailed(f"no answer to question {number} within {_ANSWER_S:g} s")
-    return (time.perf_counter() - began) * 1000
+    return Asked(str(accepted["message_id"]), sent_at, (time.perf_counter() - began) * 1000)
 
 
-def ask_often(client: ControlClient, session: str, count: int) -> list[float]:
-    """`count` round trips with a random pause between them: milliseconds each."""
+def ask_often(client: ControlClient, session: str, count: int) -> list[Asked]:
+    """`count` round trips with a random pause between them."""
     pauses = random.Random(count)  # noqa: S311 - the same pauses in every run
-    found: list[float] = []
+    found: list[Asked] = []
     for number in range(count):
         time.sleep(pauses.uniform(*_GAP_S))
         found.append(ask(client, session, number))
@@ -91,12 +101,14 @@ def measure(settings: Settings) -> Result:
         stage.start()
         with stage.client() as client:
             ask_often(client, SESSION, warm_up)
+            before = (stage.usage().cpu_s, stage.agents_usage().cpu_s)
             for _ in range(blocks):
                 floor_blocks.append(floor.measure(_PER_BLOCK, 1))
-                seen += ask_often(client, SESSION, _PER_BLOCK)
+                seen += [asked.took for asked in ask_often(client, SESSION, _PER_BLOCK)]
+        used = (stage.usage().cpu_s - before[0], stage.agents_usage().cpu_s - before[1])
         stage.stop()
         rows = by_the_rows(SessionFolder(stage.data / "sessions" / ECHO / SESSION))[warm_up:]
-    return _result(floor_blocks, seen, rows)
+    return _result(floor_blocks, seen, rows, used)
 
 
 def _floor_folder(settings: Settings) -> Path:
@@ -105,7 +117,7 @@ def _floor_folder(settings: Settings) -> Path:
     return folder
 
 
-def _result(floor_blocks: list[list[float]], seen: list[float], rows: list[float]) -> Result:
+def _result(floor_blocks: list[list[float]], seen: list[float], rows: list[float], used: tuple[float, float]) -> Result:
     floors = [value for block in floor_blocks for value in block]
     floor, own, told = spread(floors), spread(seen), spread(rows)
     half = f"{own.count} of them, half {own.quarter:.2f} .. {own.three_quarters:.2f}"
@@ -116,6 +128,12 @@ def _result(floor_blocks: list[list[float]], seen: list[float], rows: list[float
             Figure("warm round trip p99", own.p99, "ms", floor.p50, _P99, floor_text),
             Figure("warm round trip p50, by the rows", told.p50, "ms", floor.p50, None, "whole milliseconds"),
             Figure("warm round trip p99, by the rows", told.p99, "ms", floor.p50),
+            Figure(
+                "processor time of a message, daemon", 1000 * used[0] / own.count, "ms", None, None, "pauses included"
+            ),
+            Figure(
+                "processor time of a message, runner", 1000 * used[1] / own.count, "ms", None, None, "pauses included"
+            ),
         ),
         notes=(_CLIENT_NOTE, _FLOOR_NOTE),
         curves={

@@ -121,15 +121,16 @@ class BenchStage:
         """The daemon's, without its agents."""
         return usage(self.pid)
 
-    def agents_rss(self) -> int:
-        """Resident bytes of every runner together; what they share is counted for each."""
-        total = 0
+    def agents_usage(self) -> Usage:
+        """Of every living runner together; memory that they share is counted for each."""
+        cpu_s, rss_bytes = 0.0, 0
         for record in (self.data / "run" / "process").glob("*.json"):
             with suppress(OSError, ValueError, KeyError):
                 leader = int(json.loads(record.read_text(encoding="utf-8"))["pid"])
                 children = Path(f"/proc/{leader}/task/{leader}/children").read_text(encoding="utf-8").split()
-                total += sum(usage(int(pid)).rss_bytes for pid in (leader, *children))
-        return total
+                for found in (usage(int(pid)) for pid in (leader, *children)):
+                    cpu_s, rss_bytes = cpu_s + found.cpu_s, rss_bytes + found.rss_bytes
+        return Usage(cpu_s, rss_bytes)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The daemon's log events of one name, oldest first."""

@@ -145,8 +145,16 @@ class Registry:
             )
 
     def deactivate(self, key: SessionKey, next_due_at: int | None) -> None:
-        """Record that nothing is left to do, or nothing before `next_due_at`."""
-        self._update(key, "active = 0, next_due_at = ?", (next_due_at,))
+        """Record that nothing is left to do, or nothing before `next_due_at`. Writes nothing where that is known.
+
+        The slow full pass asks this of every session there is: a commit for each would be most of what it costs.
+        """
+        with self._open() as db, db.transaction():
+            db.execute(
+                "UPDATE sessions SET active = 0, next_due_at = ?1 WHERE agent = ?2 AND session = ?3"
+                " AND (active <> 0 OR next_due_at IS NOT ?1)",
+                (next_due_at, *key),
+            )
 
     def quarantine(self, key: SessionKey, reason: str, now_ms: int) -> None:
         """Take the session out of service until an operator releases it."""

@@ -192,7 +192,8 @@ class Sweeper:
                 session.strikes.pop("sweep", None)
                 session.unreadable_since = None
                 idle = slot is None and not session.sending and self.supervisor.slot(key) is None
-                if idle and swept.next_at != 0 and (swept.next_at is None or swept.next_at > now):
+                idle = idle and swept.next_at != 0 and (swept.next_at is None or swept.next_at > now)
+                if idle:
                     await self.sessions.retire(session, swept.next_at)
                 else:
                     await self.sessions.activate(session)
@@ -208,6 +209,8 @@ class Sweeper:
             return
         self._report(key, swept)
         await self._act(session, swept, now, container.incarnation if container is not None else None)
+        if not idle:  # a retired session has nothing for delivery either; to look again would be half of what this cost
+            self.delivery.poke(session)
 
     async def _act(self, session: Session, swept: Swept, now: int, incarnation: str | None) -> None:
         for action in swept.actions:
@@ -219,7 +222,6 @@ class Sweeper:
                 self.supervisor.begin_end(session.key, "idle", graceful=True, incarnation=incarnation)
         if swept.next_at is not None and swept.next_at > now:
             self.schedule.at(session.key, swept.next_at)
-        self.delivery.poke(session)
 
     async def after_exit(self, session: Session, incarnation: str, reason: str, exit_: Exit) -> bool:
         """All that a confirmed exit entails in the session's files. Whether the incarnation had claimed anything."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.figures import KEYS, Figure, Of, Target, missed
-from bench.report import write_json
+from bench.figures import KEYS, Figure, Of, Result, Target, missed
+from bench.report import print_summary, write_json, write_markdown
 
 THREE_TIMES = Target(Of.RATIO, 3.0)
 EIGHT_THOUSAND = Target(Of.VALUE, 8000, at_most=False)
@@ -55,3 +55,30 @@ def test_the_list_for_programs(tmp_path: Path) -> None:
     }  # fmt: skip
     assert tuple(second) == KEYS
     assert [second[key] for key in KEYS[1:]] == [None, "s", None, None, None, None]
+
+
+def test_the_table_for_a_page(tmp_path: Path) -> None:
+    path = tmp_path / "bench.md"
+    figures = (
+        Figure("round trip", 9.0, "ms", 3.0, THREE_TIMES, "half 8 | 10"),
+        Figure("cold", None, "s", note="no Docker"),
+    )
+    write_markdown(path, "a machine", {"warm": Result(figures, noisy="the floor moved")})
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("a machine.\n\n**warm** (noisy: the floor moved)\n")
+    assert "| round trip | 9 ms | 3 | 3.00x | <= 3x floor | yes | half 8 / 10 |\n" in text
+    assert "| cold | no Docker |" in text
+
+
+def test_the_summary_names_what_was_missed_skipped_and_noisy(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = (
+        Figure("met", 9.0, "ms", 3.0, THREE_TIMES),
+        Figure("slow", 10.0, "ms", 3.0, THREE_TIMES),
+        Figure("cold", None, "s", target=THREE_TIMES, note="no Docker"),
+    )
+    print_summary({"warm": Result(figures, noisy="the floor moved")})
+    out = capsys.readouterr().out
+    assert "1 of 2 targets met" in out
+    assert "missed: slow: 10 ms, target <= 3x floor" in out
+    assert "not measured: cold" in out
+    assert "noisy: warm: the floor moved" in out

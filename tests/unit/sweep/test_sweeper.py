@@ -270,9 +270,7 @@ async def test_an_answer_that_was_not_delivered_yet_keeps_the_session_active(
     kit: HouseKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = await running(kit)
-    agent.store.release_all()
-    batch = agent.claim()
-    assert batch is not None
+    batch = claimed_again(agent)
     retired: list[SessionKey] = []
     real = Registry.deactivate
 
@@ -288,6 +286,40 @@ async def test_an_answer_that_was_not_delivered_yet_keeps_the_session_active(
     await kit.gone()
     await until(lambda: len(kit.fake.sent) == 1)
     assert retired == [], "retired with an answer that nobody had taken note of"
+
+
+async def test_a_look_at_an_idle_session_is_one_look(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow full pass looks at every session there is: delivery must not open the files again of one without work."""
+    agent = await running(kit)
+    batch = claimed_again(agent)
+    pokes: list[SessionKey] = []
+    real = kit.house.delivery.poke
+
+    def noted(session: Any) -> None:
+        pokes.append(session.key)
+        real(session)
+
+    monkeypatch.setattr(kit.house.delivery, "poke", noted)
+    key = (await kit.session()).key
+    await kit.house.sweeper.sweep(key)
+    assert pokes, "a session whose agent runs is looked at"
+    agent.answer(batch)
+    kit.host.exit_now(kit.host.of_session("main").id)
+    await kit.gone()
+    await until(lambda: len(kit.fake.sent) == 1)
+    await kit.settle()
+    pokes.clear()
+    await kit.house.sweeper.sweep(key)
+    await kit.settle()
+    assert pokes == []
+
+
+def claimed_again(agent: Any) -> Any:
+    """What the agent claimed in `running`, as a batch that can be answered."""
+    agent.store.release_all()
+    batch = agent.claim()
+    assert batch is not None
+    return batch
 
 
 async def test_an_exit_into_a_hostile_file_is_a_quarantine_and_the_slot_is_given_back(kit: HouseKit) -> None:
