@@ -129,6 +129,12 @@ class Registry:
             )
         return [SessionKey(row["agent"], row["session"]) for row in rows]
 
+    def count_sessions(self) -> int:
+        """How many there are."""
+        with self._open() as db:
+            row = db.one("SELECT count(*) AS n FROM sessions")
+        return int(row["n"]) if row is not None else 0
+
     def activate(self, key: SessionKey, now_ms: int) -> None:
         """Record the session and that it has work. Called before its first row of work is written."""
         with self._open() as db, db.transaction():

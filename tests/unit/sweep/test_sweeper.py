@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from daemon.containers.slots import Phase
 from daemon.store.registry import Registry, SessionKey
 from daemon.sweep import sweeper as sweeper_module
+from daemon.sweep.sweeper import _pass_pause
 from schema.errors import ReadDeadlineError, StorageError
 from tests.support.house_kit import AGENT, SECONDS, HouseKit, until
 
@@ -372,3 +373,19 @@ async def test_what_ends_after_the_sweeper_does_not_fail_the_daemons_end(tmp_pat
         await running(kit)
     assert kit.house.sweeper._tasks is None
     kit.house.sweeper.poke(SessionKey(AGENT, "main"))  # must not raise
+
+
+@pytest.mark.parametrize(
+    ("more", "count", "elapsed_s", "pause_s"),
+    [
+        (True, 100, 0.0, 10.0),
+        (True, 10_000, 0.0, 7.2),
+        (True, 1_000_000, 0.0, 0.072),
+        (False, 10_000, 3500.0, 100.0),
+        (False, 10_000, 4000.0, 1.0),
+        (False, 3, 0.1, 3599.9),
+    ],
+)
+def test_a_full_pass_is_spread_over_its_interval(more: bool, count: int, elapsed_s: float, pause_s: float) -> None:
+    page = SessionKey("a", "s") if more else None
+    assert _pass_pause(page, count, 3600.0, elapsed_s) == pytest.approx(pause_s)
