@@ -25,6 +25,7 @@ from container_runner.heartbeat import Heartbeat
 from container_runner.live import TurnProgress
 from container_runner.providers.protocol import Answer, Provider, Silence, Turn, TurnMessage
 from container_runner.replies import Plan, failure_replies, plan_replies
+from container_runner.retention import Retention
 from container_runner.store import Batch, Store
 from container_runner.watch import InboundWatch
 from schema.errors import ClawbusError, SchemaTooNewError
@@ -32,6 +33,7 @@ from schema.rows import AckStatus, RunnerSettings
 
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _MAX_REASON: Final = 1000
+_BETWEEN_STEPS_S: Final = 0.05  # for the host, which looks at every change
 
 _T = TypeVar("_T")
 
@@ -52,6 +54,7 @@ class Runner:
         watch: InboundWatch,
         now_ms: Callable[[], int],
         log: FilteringBoundLogger,
+        retention: Retention | None = None,
     ) -> None:
         self._settings = settings
         self._incarnation = incarnation
@@ -63,6 +66,7 @@ class Runner:
         self._watch = watch
         self._now_ms = now_ms
         self._log = log
+        self._retention = retention
         self._stopping = anyio.Event()
         self._cut_off_at = float("inf")
         self._first_poll = True
@@ -97,10 +101,12 @@ class Runner:
         self._log.info("runner_started", provider=self._settings.provider, stale_claims_dropped=dropped)
         while not self._stopping.is_set():
             batch = await self._look()
-            if batch is None:
-                await self._watch.wait()
-            else:
+            if batch is not None:
                 await self._turn(batch)
+            elif await self._prune():
+                await self._watch.wait(_BETWEEN_STEPS_S)
+            else:
+                await self._watch.wait()
 
     async def _look(self) -> Batch | None:
         """Claim what is due. Whatever is wrong with a file, the next poll tries again."""
@@ -120,6 +126,23 @@ class Runner:
         self._first_poll = False
         self._last_trouble = None
         return batch
+
+    async def _prune(self) -> bool:
+        """One small step of retention, only when there is nothing to do: a message that comes waits for no more than that.
+
+        True when another step is due. Whatever is wrong with a file, it is tried again an hour later.
+        """
+        if self._retention is None or not self._retention.due or self._stopping.is_set():
+            return False
+        try:
+            pruned = await run_sync(self._retention.step)
+        except ClawbusError as error:
+            self._retention.rest()
+            self._log.warning("prune_failed", code=error.code, error=str(error))
+            return False
+        if pruned.answers or pruned.acks:
+            self._log.info("outbound_pruned", answers=pruned.answers, acks=pruned.acks, given_back=pruned.given_back)
+        return pruned.more
 
     async def _turn(self, batch: Batch) -> None:
         log = self._log.bind(messages=[message.id for message in batch.messages])

@@ -39,6 +39,8 @@ from daemon.errors import ImageError, RuntimeUnavailableError
 from daemon.logs import LogPipeline, configure
 from daemon.notify import Notifier
 from daemon.operations import DaemonOperations
+from daemon.retention import Retention
+from daemon.store.mailbox import Mailbox
 from daemon.store.out_folder import OutLimits
 from daemon.store.rebuild import agree_on_install_id
 from daemon.store.registry import Registry
@@ -125,6 +127,7 @@ class House:
     watch: Watch
     ingress: Ingress
     pulse: Pulse
+    retention: Retention
     channel_problems: dict[str, tuple[int, str]]
 
     def degraded(self) -> list[dict[str, Any]]:
@@ -249,6 +252,9 @@ def build_house(
         watch,
         ingress,
         pulse,
+        Retention(
+            sessions, Mailbox(folder.mailbox_db), config.retention, clock, lambda key: supervisor.slot(key) is not None
+        ),
         {},
     )
     return house
@@ -351,6 +357,7 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     for name, channel in house.channels.items():
         await tasks.start(partial(run_channel, house, name, channel), name=f"channel {name}")
     channels_run.set()
+    tasks.start_soon(house.retention.run, name="retention")
     return DaemonOperations(
         data_dir=house.config.data_dir,
         clock=house.clock,
@@ -362,6 +369,7 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
         local=house.channels.local,
         runtime_name=house.runtime.name,
         degraded=house.degraded,
+        retention=house.retention,
     )
 
 
