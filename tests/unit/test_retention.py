@@ -109,7 +109,7 @@ async def test_a_session_that_cannot_be_pruned_disturbs_no_other(tmp_path: Path)
         def refuse(_: object = None) -> Any:
             raise StorageError("the disk says no")
 
-        broken.files.inbound = refuse  # pyright: ignore[reportAttributeAccessIssue]
+        broken.files.inbound = refuse
         last = await house.retention.prune()
         assert (last.errors, last.sessions, last.taken["messages"]) == (1, 3, 2)
 
@@ -163,7 +163,7 @@ async def test_the_daemon_makes_a_pass_soon_and_again(tmp_path: Path) -> None:
             passes.append(house.retention.last.at)
             return await real()
 
-        house.retention.prune = counted  # pyright: ignore[reportAttributeAccessIssue]
+        house.retention.prune = counted
         await until(lambda: len(passes) >= 2)
 
 

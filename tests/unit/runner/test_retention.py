@@ -134,6 +134,27 @@ def test_a_row_that_the_host_still_tracks_stays(bench: Bench, state: str) -> Non
     assert bench.prune().answers == (1 if state == "dead" else 0)
 
 
+@pytest.mark.parametrize("state", ["queued", "intended", "retrying"])
+def test_only_a_dead_letter_is_over_by_being_closed(bench: Bench, state: str) -> None:
+    first = bench.work("m1")
+    bench.receipt(first, "failed")
+    bench.track(first, state)
+    bench.close(first)
+    bench.receipt(bench.work("m2"))
+    bench.later(31)
+    assert bench.prune().answers == 0
+
+
+def test_a_letter_closed_of_late_stays(bench: Bench) -> None:
+    first = bench.work("m1")
+    bench.receipt(first, "failed")
+    bench.track(first, "dead")
+    bench.receipt(bench.work("m2"))
+    bench.later(31)
+    bench.close(first)
+    assert bench.prune().answers == 0
+
+
 def test_a_failed_receipt_alone_proves_nothing(bench: Bench) -> None:
     first = bench.work("m1")
     bench.receipt(first, "failed")
