@@ -43,6 +43,7 @@ from daemon.containers.supervisor import Supervisor
 from daemon.store import deliveries, messages
 from daemon.store.registry import Registry
 from schema.rows import MessageIn
+from tests.simulation import mutations_retention
 from tests.simulation.run import SCOPES, run_seed
 
 LIMIT: Final = 600
@@ -301,6 +302,7 @@ MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
         "no ceiling, no claim-stuck": _no_claim_stuck,
         "no journal recovery": _no_recovery,
         "a receipt is written once or never": _lost_receipt_write,
+        **mutations_retention.MUTATIONS,
     }
 )
 

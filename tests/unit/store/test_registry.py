@@ -202,3 +202,12 @@ def test_what_was_pruned_is_added_up(registry: Registry, tmp_path: Path) -> None
     with sqlite3.connect(tmp_path / "central.db") as db:
         rows = db.execute("SELECT what, rows, at, through FROM pruned ORDER BY what").fetchall()
     assert rows == [("messages", 7, NOW + 1, NOW - 10), ("receipts", 2, NOW, NOW - 10)]
+
+
+def test_a_live_incarnation_stays_even_when_the_clock_has_made_it_look_followed(
+    registry: Registry, tmp_path: Path
+) -> None:
+    lived(registry, "i1", KEY, NOW + DAY, NOW + DAY)  # made by a clock that was ahead
+    lived(registry, "i2", KEY, NOW, None)
+    assert prune(registry, NOW + 100 * DAY) == 0
+    assert incarnations(tmp_path / "central.db") == ["i1", "i2"]
