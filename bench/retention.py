@@ -117,12 +117,9 @@ def _daemon(files: SessionFiles, batch: int) -> None:
 
 def _left(files: SessionFiles) -> int:
     with files.inbound() as db, files.outbound() as out:
-        tables = [
-            (db, "messages_in"),
-            (db, "delivered"),
-            *((out, name) for name in ("messages_out", "processing_ack") if out),
-        ]
-        found = [one.one(f"SELECT count(*) AS n FROM {table}") for one, table in tables if one is not None]
+        assert out is not None
+        tables = ((db, "messages_in"), (db, "delivered"), (out, "messages_out"), (out, "processing_ack"))
+        found = [one.one(f"SELECT count(*) AS n FROM {table}") for one, table in tables]
     return sum(int(row["n"]) for row in found if row is not None)
 
 

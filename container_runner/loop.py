@@ -33,6 +33,7 @@ from schema.rows import AckStatus, RunnerSettings
 
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _MAX_REASON: Final = 1000
+_PRUNE_RETRY_S: Final = 10.0
 _BETWEEN_STEPS_S: Final = 0.05  # for the host, which looks at every change
 
 _T = TypeVar("_T")
@@ -132,15 +133,15 @@ class Runner:
     async def _prune(self) -> bool:
         """One small step of retention, only when there is nothing to do: a message that comes waits for no more than that.
 
-        True when another step is due. Whatever is wrong with a file, it is tried again an hour later.
+        True when another step is due. Whatever is wrong with a file, it is tried again.
         """
         if self._retention is None or not self._retention.due or self._stopping.is_set():
             return False
         try:
             pruned = await run_sync(self._retention.step)
         except ClawbusError as error:
-            self._retention.rest()
-            self._log.warning("prune_failed", code=error.code, error=str(error))
+            self._retention.postpone(_PRUNE_RETRY_S)
+            self._note_trouble("prune_failed", error)
             return False
         if pruned.answers or pruned.acks:
             self._log.info("outbound_pruned", answers=pruned.answers, acks=pruned.acks, given_back=pruned.given_back)

@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from container_runner.errors import InboundUnreadableError
 from schema.connect import Writer, open_owner
+from schema.errors import ClawbusError
 from schema.ids import is_message_id
 from schema.instants import from_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB, OUTBOX_FILES
@@ -81,15 +83,23 @@ class Retention:
         return self._now_ms() >= self._rest_until
 
     def rest(self) -> None:
-        """Begin anew in an hour: a pass has ended, or the files cannot be used now."""
+        """Begin anew in an hour: a pass has ended."""
         self._rest_until = self._now_ms() + _EVERY_MS
         self._answers_done, self._position = False, 0
         self._answers_taken, self._acks_taken = 0, 0
 
+    def postpone(self, seconds: float) -> None:
+        """Go on later from here: the files cannot be used now."""
+        self._rest_until = self._now_ms() + int(seconds * 1000)
+
     def step(self) -> Pruned:
-        """Look at the next `batch` rows and take what may go, in one transaction. Raises what opening the files raises."""
+        """Look at the next `batch` rows and take what may go, in one transaction. Raises InboundUnreadableError, and what
+        opening one's own file raises."""
         with open_owner(self._out_folder / OUTBOUND_DB, Role.OUTBOUND) as db:
-            db.attach_reader(self._inbound, _INBOUND)
+            try:
+                db.attach_reader(self._inbound, _INBOUND)
+            except ClawbusError as error:
+                raise InboundUnreadableError(str(error)) from error
             if any(not db.columns(table, _INBOUND) for table in _NEEDED):
                 self.rest()  # a host that keeps no receipts of this kind proves nothing
                 return Pruned()

@@ -8,11 +8,13 @@ from typing import Any, Final
 
 import pytest
 
+from container_runner.errors import InboundUnreadableError
 from container_runner.replies import Reply
 from container_runner.retention import Pruned, Retention
 from container_runner.store import Store
 from schema.instants import to_text
 from schema.rows import AckStatus
+from tests.support.hot_journal import strand_journal
 from tests.support.session_kit import SessionKit
 
 NOW: Final = 1_795_226_400_000
@@ -246,6 +248,24 @@ def test_after_a_pass_it_rests_for_an_hour(bench: Bench) -> None:
     assert not bench.retention.due
     bench.later(1 / 24)
     assert bench.retention.due
+
+
+def test_a_host_in_mid_commit_costs_a_moment_and_not_the_pass(bench: Bench) -> None:
+    for number in range(5):
+        bench.receipt(bench.work(f"m{number}"))
+    bench.later(31)
+    assert bench.retention.step().more
+    strand_journal(
+        bench.kit.folder.inbound_db, "INSERT INTO message_history(message_id, event, at) VALUES ('x', 'y', ?)"
+    )
+    with pytest.raises(InboundUnreadableError):
+        bench.retention.step()
+    bench.retention.postpone(10.0)
+    assert not bench.retention.due
+    bench.now += 10_000
+    bench.kit.host().close()  # the host is back, and rolls back what it left
+    assert bench.retention.due
+    assert bench.prune().answers == 4
 
 
 def test_what_went_with_an_answer_goes_with_it(bench: Bench, tmp_path: Path) -> None:
