@@ -27,11 +27,13 @@ from schema.errors import ClawbusError, ReadRaceError
 
 _PAGE: Final = 200
 _BETWEEN_STEPS_S: Final = 0.02  # for whoever else needs the file
-_BETWEEN_SESSIONS_S: Final = 0.002
+_BETWEEN_SESSIONS_S: Final = 0.1  # thousands of sessions are looked at for the first time after a start
+_SLACK: Final = 30  # a session whose files have not changed is looked at again after this part of the age
 _FIRST_S: Final = 60.0  # a start has better things to do; and a daemon that is restarted every day must get to it
 _MIN_FREE_BYTES: Final = 4 * 1024**2
 _MAX_LIVE_BYTES: Final = 64 * 1024**2  # copied under the session's lock, so no more than a second or two of it
 
+_Marks = tuple[int, tuple[int, int] | None]  # when each of a session's two files was last written
 Prune = Callable[[SessionFiles, int, int, int, int], Step]
 
 
@@ -64,6 +66,7 @@ class Retention:
         self._clock = clock
         self._occupied = occupied
         self._log = structlog.get_logger("retention")
+        self._looked: dict[SessionKey, tuple[_Marks, int]] = {}  # as of a look, and when that was (epoch ms)
         self.last = LastPass()
 
     @property
@@ -109,25 +112,40 @@ class Retention:
             page_after = after
             keys = await self._sessions.central(lambda registry, at=page_after: registry.all_keys(at, _PAGE))
             for key in keys:
-                await self._prune_session(key, cutoff, this)
+                marks = _marks(self._sessions.files_of(key))
+                if marks is None or not self._may_have_old(key, marks):
+                    continue
+                if await self._prune_session(key, cutoff, this):
+                    self._looked[key] = marks, self._clock.now_ms()
                 await anyio.sleep(_BETWEEN_SESSIONS_S)
             if len(keys) < _PAGE:
                 return
             after = keys[-1]
 
-    async def _prune_session(self, key: SessionKey, cutoff: int, this: LastPass) -> None:
+    def _may_have_old(self, key: SessionKey, marks: _Marks) -> bool:
+        """Whether a look is worth its cost: idle sessions cost a stat, however many there are."""
+        known = self._looked.get(key)
+        if known is None or known[0] != marks:
+            return True
+        age = self._clock.now_ms() - known[1]
+        return not 0 <= age < self._config.messages_s * 1000 / _SLACK
+
+    async def _prune_session(self, key: SessionKey, cutoff: int, this: LastPass) -> bool:
+        """False when it could not be looked at."""
         log = self._log.bind(agent=key.agent, session=key.session)
         taken: Counter[str] = Counter()
+        fine = False
         this.sessions += 1
         try:
             session = await self._sessions.look_up(key)
             if session is None or session.quarantined is not None:
-                return
+                return False
             parts: tuple[tuple[str, Prune], ...] = (("messages", prune_messages), ("receipts", prune_receipts))
             for what, prune in parts:
                 await self._in_steps(session, what, prune, cutoff, taken)
             if taken:
                 this.given_back += await self._compact(session)
+            fine = True
         except ReadRaceError:
             pass  # its container is in mid-commit; the next pass comes by again
         except ClawbusError as error:
@@ -140,6 +158,7 @@ class Retention:
             log.info("session_pruned", through=cutoff, **taken)
             this.taken.update(taken)
             await self._tell(taken, cutoff)
+        return fine
 
     async def _in_steps(self, session: Session, what: str, prune: Prune, cutoff: int, taken: Counter[str]) -> None:
         position, done = 0, False
@@ -196,6 +215,14 @@ class Retention:
     def _cutoff(self, age_s: float) -> int | None:
         """What ended before this goes; None: nothing does."""
         return self._clock.now_ms() - int(age_s * 1000) if age_s else None
+
+
+def _marks(files: SessionFiles) -> _Marks | None:
+    """None when there is no inbound.db; the sweep tells of that."""
+    try:
+        return files.folder.inbound_db.stat().st_mtime_ns, files.outbound_mark()
+    except OSError:
+        return None
 
 
 def _compact(files: SessionFiles) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import daemon.retention
 from container_runner.retention import Retention as RunnerRetention
 from daemon.config import load_config
 from daemon.errors import ConfigError
@@ -81,6 +82,33 @@ async def test_an_idle_session_is_pruned_and_stays_idle(tmp_path: Path) -> None:
         month_later(kit)
         assert (await house.retention.prune()).taken["messages"] == 1
         assert len(house.sessions) == 0
+
+
+async def test_a_session_that_has_not_changed_costs_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kit = HouseKit(tmp_path)
+    looked: list[str] = []
+    real = daemon.retention.prune_messages
+
+    def noted(files: Any, *arguments: Any) -> Any:
+        looked.append(files.folder.root.name)
+        return real(files, *arguments)
+
+    monkeypatch.setattr("daemon.retention.prune_messages", noted)
+    async with kit.running() as house:
+        await answered(kit, "a1", "a2", session="aa")
+        await answered(kit, "z1", "z2", session="zz")
+        await house.retention.prune()
+        assert looked == ["aa", "zz"]
+        await house.retention.prune()
+        assert looked == ["aa", "zz"]
+        await kit.send("zz", message_id="z3", trigger=False)
+        await house.retention.prune()
+        assert looked == ["aa", "zz", "zz"]
+        kit.clock.advance(1.1 * DAY)
+        await house.retention.prune()
+        assert looked[3:] == ["aa", "zz"]
+        month_later(kit, "aa")
+        assert (await house.retention.prune()).taken["messages"] == 1
 
 
 async def test_old_containers_and_mailbox_entries_go_by_their_own_ages(tmp_path: Path) -> None:
