@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio
 import structlog
+from prometheus_client import CollectorRegistry
 
 from daemon.bus.delivery import Delivery
 from daemon.bus.ingress import Ingress
@@ -46,6 +47,9 @@ from daemon.sweep.decide import Policy
 from daemon.sweep.schedule import Schedule
 from daemon.sweep.steps import Settings
 from daemon.sweep.sweeper import Sweeper
+from daemon.telemetry.metrics import Metrics
+from daemon.telemetry.monitoring import Monitoring, Watched
+from daemon.telemetry.telemetry import Telemetry
 from daemon.watchdog import Pulse, Watchdog
 from schema.connect import ReadLimits
 from schema.errors import ClawbusError
@@ -126,6 +130,7 @@ class House:
     ingress: Ingress
     pulse: Pulse
     channel_problems: dict[str, tuple[int, str]]
+    telemetry: Telemetry
 
     def degraded(self) -> list[dict[str, Any]]:
         """What does not work now, since when and why."""
@@ -145,6 +150,21 @@ class House:
         for name, (since, why) in self.channel_problems.items():
             found.append({"what": f"channel {name}", "since": since, "why": why})
         return found
+
+    def watched(self) -> Watched:
+        """What metrics and readiness look at."""
+        return Watched(
+            data_dir=self.config.data_dir,
+            clock=self.clock,
+            sessions=self.sessions,
+            supervisor=self.supervisor,
+            delivery=self.delivery,
+            pulse=self.pulse,
+            channels=tuple(self.channels),
+            agents=lambda: tuple(self.agents),
+            problems=lambda: [(str(item["what"]), int(item["since"]), str(item["why"])) for item in self.degraded()],
+            max_containers=self.config.runtime.max_containers,
+        )
 
     def status_line(self) -> str:
         """One line for systemd's STATUS=."""
@@ -184,6 +204,7 @@ def build_house(
         operation_s=config.sweep.session_timeout_s * 0.8,  # so that the operation's end comes before the sweep's
     )
     channels = build_channels(config, clock, types)
+    telemetry = Telemetry(Metrics(CollectorRegistry(), channels, runtime.name))
     # The lambdas look a name up that is bound further down: the parts know each other both ways.
     watch = Watch(lambda session: delivery.poke(session))  # noqa: PLW0108
     schedule = Schedule(clock, lambda key: sweeper.poke(key))  # noqa: PLW0108
@@ -250,6 +271,7 @@ def build_house(
         ingress,
         pulse,
         {},
+        telemetry,
     )
     return house
 
@@ -306,19 +328,20 @@ async def _main(
     log.info("daemon_starting", data=str(config.data_dir), runtime=runtime.name, pid=os.getpid())
     try:
         async with anyio.create_task_group() as tasks:
+            monitoring = Monitoring(house.watched(), house.telemetry)
+            await monitoring.start(tasks, config.telemetry.listen)
             operations = await _start(house, tasks)
-            await tasks.start(
-                partial(control_server.run, build_api(operations), config.control_socket), name="control api"
-            )
+            api = build_api(operations, monitoring.routes)
+            await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
             tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
-            operations.ready = True
+            monitoring.health.started = True
             notifier.ready(house.status_line())
             log.info("daemon_ready", socket=str(config.control_socket), agents=sorted(house.agents),
                      channels=sorted(house.channels), active_sessions=len(house.sessions))  # fmt: skip
             await _serve_signals(house, pipeline, notifier, reload)
             notifier.stopping()
             log.info("daemon_stopping", containers_left_running=len(house.supervisor.slots()))
-            operations.ready = False
+            monitoring.health.started = False
             await stop_house(house, tasks, _SHUTDOWN_GRACE_S)
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(_SHUTDOWN_GRACE_S):

@@ -77,6 +77,7 @@ class MessageIn:
     thread_id: str | None = None
     source_session_id: str | None = None
     on_wake: bool = False
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

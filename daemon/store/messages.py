@@ -65,8 +65,8 @@ def insert(
     record(db, message.id, event, at, detail={**_where(message), **(detail or {})})
     db.execute(
         "INSERT INTO messages_in(id, seq, kind, timestamp, status, process_after, recurrence, series_id, tries, trigger,"
-        " platform_id, channel_type, thread_id, content, source_session_id, on_wake)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
+        " platform_id, channel_type, thread_id, content, source_session_id, on_wake, traceparent)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             message.id,
             message.seq,
@@ -83,6 +83,7 @@ def insert(
             message.content,
             message.source_session_id,
             int(message.on_wake),
+            message.traceparent,
         ),
     )
 
@@ -237,6 +238,7 @@ def to_message(row: sqlite3.Row) -> MessageIn:
         thread_id=row["thread_id"],
         source_session_id=row["source_session_id"],
         on_wake=bool(row["on_wake"]),
+        traceparent=row["traceparent"],
     )
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from daemon.bus.delivery_steps import settle, unfinished
 from daemon.store import deliveries, messages, outbound
+from daemon.store.backlog import count_dead
 from daemon.store.out_folder import OutLimits, check_out_folder
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, record, schedule_retry
@@ -44,6 +45,7 @@ class Swept:
     """What one pass over a session did and what is left.
 
     `next_at`: epoch ms of the earliest known work, 0 for now, None for none. `due`: messages that wait for an agent.
+    `dead`: open dead letters.
     """
 
     actions: tuple[Action, ...]
@@ -51,6 +53,7 @@ class Swept:
     next_at: int | None
     due: int
     recovered: bool = False
+    dead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,8 @@ def sweep_files(
                 rearmed = recurrence.rearm(db, messages.to_rearm(db), now, settings.timezone)
         # An answer that delivery has not taken note of is work: a session is not retired over it.
         next_at = 0 if news else next_work(db, now)
-        return Swept(tuple(actions), tuple(rearmed), next_at, messages.count_due(db, now), recovered)
+        due, dead = messages.count_due(db, now), count_dead(db)
+        return Swept(tuple(actions), tuple(rearmed), next_at, due, recovered, dead)
 
 
 def finish_incarnation(

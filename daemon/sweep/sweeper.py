@@ -192,7 +192,7 @@ class Sweeper:
                 session.unreadable_since = None
                 idle = slot is None and not session.sending and self.supervisor.slot(key) is None
                 if idle and swept.next_at != 0 and (swept.next_at is None or swept.next_at > now):
-                    await self.sessions.retire(session, swept.next_at)
+                    await self.sessions.retire(session, swept.next_at, swept.dead)
                 else:
                     await self.sessions.activate(session)
         except ReadRaceError as error:
