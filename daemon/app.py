@@ -50,6 +50,7 @@ from daemon.sweep.sweeper import Sweeper
 from daemon.telemetry.metrics import Metrics
 from daemon.telemetry.monitoring import Monitoring, Watched
 from daemon.telemetry.telemetry import Telemetry
+from daemon.telemetry.tracing import build_tracer
 from daemon.watchdog import Pulse, Watchdog
 from schema.connect import ReadLimits
 from schema.errors import ClawbusError
@@ -204,7 +205,10 @@ def build_house(
         operation_s=config.sweep.session_timeout_s * 0.8,  # so that the operation's end comes before the sweep's
     )
     channels = build_channels(config, clock, types)
-    telemetry = Telemetry(Metrics(CollectorRegistry(), channels, runtime.name))
+    metrics = Metrics(CollectorRegistry(), channels, runtime.name)
+    traces = config.telemetry
+    tracer = build_tracer(traces.otlp_endpoint, traces.trace_sample_ratio, install_id, metrics.count_spans)
+    telemetry = Telemetry(metrics, tracer, clock)
     # The lambdas look a name up that is bound further down: the parts know each other both ways.
     watch = Watch(lambda session: delivery.poke(session))  # noqa: PLW0108
     schedule = Schedule(clock, lambda key: sweeper.poke(key))  # noqa: PLW0108
@@ -231,7 +235,7 @@ def build_house(
         wake_at=lambda session, when: schedule.at(session.key, when),
         is_idle=lambda session: sweeper.is_idle(session),  # noqa: PLW0108
     )
-    supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, timings)
+    supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, telemetry, timings)
     sessions.remember_with(supervisor.incarnations, install_id)
     delivery = Delivery(
         channels,
@@ -246,8 +250,11 @@ def build_house(
         unreadable_s=config.sweep.claim_stuck_s,
         max_content_bytes=config.limits.max_content_bytes,
         rng=random.Random(),  # noqa: S311 - spreads retries; nothing secret
+        telemetry=telemetry,
     )
-    sweeper = Sweeper(sessions, supervisor, delivery, schedule, clock, config.sweep, sweep_settings(config), pulse)
+    sweeper = Sweeper(
+        sessions, supervisor, delivery, schedule, clock, config.sweep, sweep_settings(config), pulse, telemetry
+    )
 
     def on_accepted(session: Session, message: MessageIn) -> None:
         if message.process_after is not None and message.process_after > clock.now_ms():
@@ -255,7 +262,9 @@ def build_house(
         elif message.trigger:
             delivery.later(partial(supervisor.wake, session))
 
-    ingress = Ingress(sessions, agents, clock, on_accepted, max_content_bytes=config.limits.max_content_bytes)
+    ingress = Ingress(
+        sessions, agents, clock, on_accepted, max_content_bytes=config.limits.max_content_bytes, telemetry=telemetry
+    )
     house = House(
         config,
         clock,
@@ -279,6 +288,7 @@ def build_house(
 async def _quarantine(house: House, session: Session, reason: str) -> None:
     """Out of service until an operator releases it; its container is ended, its messages are kept."""
     key, now = session.key, house.clock.now_ms()
+    house.telemetry.quarantined(key.agent)
     structlog.get_logger("quarantine").error(
         "session_quarantined", agent=key.agent, session=key.session, reason=reason,
         hint=f"look at the session's out/ folder, then `clawbus session release {key}`",
@@ -344,8 +354,10 @@ async def _main(
             monitoring.health.started = False
             await stop_house(house, tasks, _SHUTDOWN_GRACE_S)
     finally:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_SHUTDOWN_GRACE_S):
-            await runtime.aclose()
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(_SHUTDOWN_GRACE_S):
+                await runtime.aclose()
+            await house.telemetry.tracer.aclose()
     log.info("daemon_stopped")
 
 

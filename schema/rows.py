@@ -81,6 +81,15 @@ class MessageIn:
 
 
 @dataclass(frozen=True, slots=True)
+class Cause:
+    """The message that an answer answers, as far as its delivery tells of it. `due_at`: when its wait began (epoch ms)."""
+
+    message_id: str
+    due_at: int | None = None
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MessageOut:
     """A row of messages_out (or host_messages), as read: strings not yet trusted."""
 

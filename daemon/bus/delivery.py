@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -20,6 +21,7 @@ from daemon.channels.protocol import Channel, InDoubt, Outgoing, Receipt
 from daemon.clock import Clock
 from daemon.config import Delivery as DeliveryConfig
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.telemetry.telemetry import Telemetry
 from schema.errors import (
     ClawbusError,
     FileBusyError,
@@ -55,6 +57,7 @@ class Delivery:
         unreadable_s: float,
         max_content_bytes: int,
         rng: random.Random,
+        telemetry: Telemetry,
     ) -> None:
         self._channels = channels
         self._config = config
@@ -68,6 +71,7 @@ class Delivery:
         self._unreadable_s = unreadable_s
         self._max_content_bytes = max_content_bytes
         self._rng = rng
+        self._telemetry = telemetry
         self._dirty: dict[Session, bool] = {}
         self._senders = 0
         self._drained = anyio.Event()
@@ -266,6 +270,11 @@ class Delivery:
         return outcomes
 
     async def _send(self, session: Session, send: Send) -> Outcome:
+        begun = self._telemetry.sending(session.key.agent, session.key.session, send.candidate.cause)
+        outcome = await self._try_send(session, send, begun.traceparent)
+        return replace(outcome, begun=begun, ended_at=self._clock.now_ms())
+
+    async def _try_send(self, session: Session, send: Send, traceparent: str | None) -> Outcome:
         row = send.candidate.row
         channel = self._channels[send.address.channel_type]
         message = Outgoing(
@@ -279,6 +288,7 @@ class Delivery:
             timestamp=row.timestamp,
             in_reply_to=row.in_reply_to,
             attempt=send.candidate.attempts + 1,
+            traceparent=traceparent,
         )
         try:
             with anyio.fail_after(self._config.send_timeout_s):
@@ -320,6 +330,7 @@ class Delivery:
 
     def _report(self, session: Session, found: Collected) -> None:
         log = self._log.bind(agent=session.key.agent, session=session.key.session)
+        self._telemetry.ended(session.key.agent, session.key.session, found.endings)
         for claim in found.claimed:
             log.info("message_claimed", message=claim.message_id, incarnation=claim.incarnation)
         for action in found.settled:
@@ -329,12 +340,14 @@ class Delivery:
             self._dead(session, dead)
         for item in found.deferred:
             log.warning("delivery_deferred", message_out=item.candidate.row.id, code=item.reason, error=item.error)
+            self._telemetry.deferred(item.address.channel_type, item.reason)
 
     def _report_outcomes(self, session: Session, outcomes: Sequence[Outcome], buried: Sequence[Bury]) -> None:
         log = self._log.bind(agent=session.key.agent, session=session.key.session)
         dead_ids = {dead.candidate.row.id for dead in buried}
         for outcome in outcomes:
             row = outcome.send.candidate.row
+            self._tell(session, outcome)
             if outcome.sent and outcome.error is None:
                 log.info("message_delivered", message_out=row.id, in_reply_to=row.in_reply_to,
                          channel=outcome.send.address.channel_type, attempt=outcome.send.candidate.attempts + 1)  # fmt: skip
@@ -344,7 +357,18 @@ class Delivery:
         for dead in buried:
             self._dead(session, dead)
 
+    def _tell(self, session: Session, outcome: Outcome) -> None:
+        if not outcome.sent or outcome.begun is None:
+            return
+        candidate = outcome.send.candidate
+        self._telemetry.sent(
+            outcome.begun, session.key.agent, session.key.session, outcome.send.address.channel_type, candidate.row.id,
+            candidate.cause, ended_at=outcome.ended_at, error_code=outcome.error_code, attempt=candidate.attempts + 1,
+        )  # fmt: skip
+
     def _dead(self, session: Session, dead: Bury) -> None:
+        key, candidate = session.key, dead.candidate
+        self._telemetry.buried(key.agent, key.session, candidate.row.id, candidate.cause, dead.reason)
         self._log.error("delivery_dead_lettered", agent=session.key.agent, session=session.key.session,
                         message_out=dead.candidate.row.id, code=dead.reason, error=dead.error)  # fmt: skip
 

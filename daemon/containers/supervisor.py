@@ -27,6 +27,7 @@ from daemon.errors import (
     UnknownAgentError,
 )
 from daemon.store.registry import IncarnationRow, Registry, SessionKey
+from daemon.telemetry.telemetry import Telemetry
 from schema.errors import ClawbusError
 from schema.ids import new_id
 
@@ -46,6 +47,7 @@ class Supervisor:
         config: RuntimeConfig,
         clock: Clock,
         hooks: Hooks,
+        telemetry: Telemetry,
         timings: Timings | None = None,
     ) -> None:
         self._runtime = runtime
@@ -53,6 +55,7 @@ class Supervisor:
         self._config = config
         self._clock = clock
         self._hooks = hooks
+        self._telemetry = telemetry
         self._timings = timings or Timings()
         self._slots: dict[SessionKey, Slot] = {}
         self._queue = WakeQueue()
@@ -195,6 +198,7 @@ class Supervisor:
             if row.container_id != found.container_id:
                 self._begin_record_start(slot, found)
             log.info("container_adopted", container=found.container_id)
+            self._telemetry.adopted(row.id, row.created_at, found.started_at)
             self._hooks.on_started(session)
         self._start_watching(slot)
         if found is None:
@@ -325,10 +329,11 @@ class Supervisor:
         return running
 
     async def _running(self, slot: Slot, running: Running) -> None:
+        key = slot.session.key
+        self._telemetry.spawned(key.agent, slot.incarnation, slot.spawned_at, self._clock.now_ms())
         slot.container_id, slot.spawned_at = running.container_id, min(slot.spawned_at, running.started_at)
         if slot.phase is Phase.STARTING:
             slot.phase = Phase.RUNNING
-        key = slot.session.key
         self._log.info(
             "container_spawned", agent=key.agent, session=key.session, incarnation=slot.incarnation,
             container=running.container_id, runtime=self._runtime.name,
@@ -364,6 +369,7 @@ class Supervisor:
         now = self._clock.now_ms()
         await self._record(lambda registry: registry.end_incarnation(slot.incarnation, now, None, reason))
         if error is not None:
+            self._telemetry.spawn_failed(slot.session.key.agent, error.code)
             soft = isinstance(error, ImageError | RuntimeUnavailableError)
             limit = self._timings.soft_backoff_max_s if soft else self._config.spawn_backoff_max_s
             if isinstance(error, ImageError):
@@ -440,6 +446,7 @@ class Supervisor:
                 log.exception("exit_raised", retry_s=wait_s)
             await anyio.sleep(wait_s)
             wait_s = min(wait_s * 2, self._timings.retry_max_s)
+        self._telemetry.exited(key.agent, slot.incarnation, reason)
         await self._remove(slot)
         await self._record(lambda registry: registry.end_incarnation(slot.incarnation, ended_at, exit_.code, reason))
         await self._judge_start(slot, exit_, failed=by_itself and not claimed)

@@ -150,6 +150,7 @@ class _Api:
                 process_after=body.process_after,
                 recurrence=body.recurrence,
                 create_session=body.create_session,
+                traceparent=request.headers.get("traceparent"),
             )
         )
         return asdict(accepted)

@@ -164,6 +164,15 @@ def noted(db: Reader, message_ids: Sequence[str], incarnation: str) -> frozenset
     return frozenset(found)
 
 
+def claimed_at(db: Reader, message_id: str, incarnation: str | None) -> int | None:
+    """When an incarnation claimed a message (epoch ms), or the last one of an unknown name; None if nothing is known."""
+    row = db.one(
+        "SELECT max(claimed_at) AS at FROM attempts WHERE message_id = ? AND incarnation = coalesce(?, incarnation)",
+        (message_id, incarnation),
+    )
+    return row["at"] if row is not None else None
+
+
 def end_attempt(db: Writer, message_id: str, incarnation: str, at: int, outcome: str) -> bool:
     """Close an attempt, making it if it was never seen open. False if it had ended: then it costs nothing more."""
     row = db.one("SELECT outcome FROM attempts WHERE message_id = ? AND incarnation = ?", (message_id, incarnation))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from daemon.bus.delivery_steps import settle, unfinished
+from daemon.bus.endings import Ending, endings
 from daemon.store import deliveries, messages, outbound
 from daemon.store.backlog import count_dead
 from daemon.store.out_folder import OutLimits, check_out_folder
@@ -54,6 +55,15 @@ class Swept:
     due: int
     recovered: bool = False
     dead: int = 0
+    endings: tuple[Ending, ...] = ()
+
+
+class Finished(NamedTuple):
+    """What a confirmed exit left. `claimed`: whether the incarnation had claimed anything."""
+
+    claimed: bool
+    actions: list[Action]
+    endings: tuple[Ending, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +108,14 @@ def sweep_files(
         # An answer that delivery has not taken note of is work: a session is not retired over it.
         next_at = 0 if news else next_work(db, now)
         due, dead = messages.count_due(db, now), count_dead(db)
-        return Swept(tuple(actions), tuple(rearmed), next_at, due, recovered, dead)
+        ended = endings(db, seen.pending, seen.acks, actions, now)
+        return Swept(tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended)
 
 
-def finish_incarnation(
-    files: SessionFiles, incarnation: str, reason: str, now: int, settings: Settings
-) -> tuple[bool, list[Action]]:
+def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: int, settings: Settings) -> Finished:
     """All that a CONFIRMED exit entails in the files: journal recovery, settling, reset of claims.
 
-    Returns whether the incarnation had claimed anything, and the actions done. Repeating it changes nothing more.
+    Repeating it changes nothing more.
     A claim that the runner gave back costs no try, unless we had to force the container out.
     """
     files.recover()
@@ -133,7 +142,8 @@ def finish_incarnation(
             for message_id in set(open_ids) - claimed - finished:
                 record(db, message_id, "released", now, incarnation=incarnation, detail={"reason": reason})
                 messages.end_attempt(db, message_id, incarnation, now, "released")
-    return had_any or bool(settles), actions
+        ended = endings(db, seen.pending, seen.acks, actions, now)
+    return Finished(had_any or bool(settles), actions, ended)
 
 
 def apply(db: Writer, action: Action, now: int) -> None:

@@ -50,8 +50,12 @@ def new_context(parent: TraceContext | None, ratio: float) -> TraceContext:
     if parent is not None:
         return TraceContext(parent.trace_id, span_id, parent.sampled)
     trace_id = _not_zero(16)
-    # The lower 56 bits are random by the standard; the decision is a function of them, so that others can repeat it.
-    return TraceContext(trace_id, span_id, int(trace_id[18:], 16) < ratio * 2**56)
+    return TraceContext(trace_id, span_id, decide(trace_id, ratio))
+
+
+def decide(trace_id: str, ratio: float) -> bool:
+    """Whether a trace is recorded: a function of its id's last 56 bits, so that whoever asks again hears the same."""
+    return int(trace_id[18:], 16) < ratio * 2**56
 
 
 def _not_zero(size: int) -> str:

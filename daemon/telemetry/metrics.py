@@ -38,6 +38,10 @@ class Metrics:
             return NONE
         return name if name in self._channels else OTHER
 
+    def count_spans(self, outcome: str, count: int) -> None:
+        """Spans that were exported, failed or dropped."""
+        self.spans.labels(outcome).inc(count)
+
     def _instruments(self) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"clawbus_{name}", text, labels, registry=self.registry)
