@@ -153,7 +153,9 @@ class Telemetry:
         spawned = self._spawned.get(ending.incarnation or "")
         self._child("wait", root, ending.due_at, ending.claimed_at, Role.INTERNAL, facts)
         if spawned is not None and spawned.started_at >= ending.due_at:
-            self._child("spawn", root, spawned.asked_at, spawned.started_at, Role.INTERNAL, facts)
+            # Its runner may have claimed before the runtime told us that it runs.
+            end = min(spawned.started_at, ending.claimed_at)
+            self._child("spawn", root, min(spawned.asked_at, end), end, Role.INTERNAL, facts)
         good = ending.outcome == "completed"
         events = (Event("claimed", ending.claimed_at), Event("answered" if good else ending.outcome, ending.ended_at))
         self._child(
