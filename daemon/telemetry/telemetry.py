@@ -241,5 +241,5 @@ class Telemetry:
         self, name: str, context: TraceContext | None, parent: TraceContext | None, start: int, end: int, role: Role,
         facts: dict[str, str | int | bool], events: tuple[Event, ...] = (), error: str | None = None,
     ) -> None:  # fmt: skip
-        if context is not None and context.sampled:
+        if context is not None:
             self.tracer.emit(Span(name, context, parent, start, max(start, end), role, facts, events, error))

@@ -79,6 +79,7 @@ async def test_the_listener_serves_its_routes_and_ends() -> None:
     async def hello(_: object) -> PlainTextResponse:
         return PlainTextResponse("hello")
 
+    host, port = "", 0
     async with anyio.create_task_group() as tasks:
         host, port = await tasks.start(run_listener, "127.0.0.1:0", [Route("/metrics", hello)])
         async with httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False) as http:

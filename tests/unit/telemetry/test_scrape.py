@@ -11,8 +11,10 @@ import pytest
 
 from daemon.clock import Clock
 from daemon.errors import ImageError, PermanentDeliveryError, TransientDeliveryError
+from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
-from schema.errors import ReadDeadlineError
+from daemon.telemetry.health import State
+from schema.errors import ReadDeadlineError, StorageError
 from schema.rows import AckStatus, Address
 from tests.support.fake_agent import claims_and_dies, echo
 from tests.support.house_kit import AGENT, HouseKit, until
@@ -289,6 +291,7 @@ async def test_a_look_that_hangs_makes_no_scrape_and_no_loop_wait(
             first = await watched.scrape()
             assert entered.is_set()
             second = await watched.scrape()
+            assert watched.monitoring.exporter._sources.backlog.missed == 0, "the look is still under way"
         finally:
             go.set()
         assert first.value("messages_waiting", agent=AGENT) == second.value("messages_waiting", agent=AGENT) == 1
@@ -311,9 +314,39 @@ async def test_scrapes_close_together_share_a_look(kit: HouseKit, monkeypatch: p
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
                 tasks.start_soon(watched.monitoring.exporter.render)
+        await watched.monitoring.exporter.render()
         assert looks == 1
         await watched.scrape()
         assert looks == 2
+
+
+async def test_readiness_asks_the_registry_and_the_disk(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with kit.running() as house, monitored(kit) as watched:
+        health = watched.monitoring.health
+        await health.probe()
+        assert health.ready()["ready"]
+        with monkeypatch.context() as patch:
+            patch.setattr(house.sessions.storage, "_free", lambda: 1024)
+            await health.probe()
+            (disk,) = [check for check in health.checks() if check.name == "disk"]
+            assert (disk.state, health.ready()["ready"]) == (State.DEGRADED, True)
+
+        def broken(_: object) -> None:
+            raise StorageError("central.db: disk I/O error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Registry, "probe", broken)
+            await health.probe()
+            found = {check.name: check.state for check in health.checks() if check.state is not State.OK}
+            assert found == {"database": State.FAILING, "disk": State.FAILING}
+            seen = await watched.scrape()
+            assert (seen.value("ready"), seen.value("check_failing", check="database")) == (0, 1)
+            assert seen.value("degraded", what="storage") == 1
+        await health.probe()  # a try to write has shown that it works again
+        assert health.ready()["ready"]
+        seen = await watched.scrape()
+        assert seen.value("ready") == 1
+        assert (seen.value("data_disk_size_bytes") or 0) > (seen.value("data_disk_free_bytes") or 0) > 0
 
 
 async def test_a_defect_in_telemetry_harms_no_message(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:

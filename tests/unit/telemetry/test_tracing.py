@@ -92,10 +92,10 @@ async def test_without_tracing_a_row_carries_what_came(kit: HouseKit, given: str
 @pytest.mark.anyio
 async def test_a_retry_is_two_tries_in_one_trace(tmp_path: Path) -> None:
     kit = HouseKit(tmp_path / "data", sweep={"backoff_base_s": 1.0, "max_tries": 2})
+    recorder = Recorder()
     async with anyio.create_task_group() as machine:
         kit.host.run_agents(machine, claims_and_dies(kit.clock))
         async with kit.running() as house:
-            recorder = Recorder()
             house.telemetry.tracer = recorder
             await kit.send(message_id="m1")
             await until(lambda: kit.spawned() == 1)
@@ -119,10 +119,10 @@ async def test_a_retry_is_two_tries_in_one_trace(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_a_series_is_a_trace_for_each_occurrence(kit: HouseKit) -> None:
+    recorder = Recorder()
     async with anyio.create_task_group() as machine:
         kit.host.run_agents(machine, echo(kit.clock))
         async with kit.running() as house:
-            recorder = Recorder()
             house.telemetry.tracer = recorder
             await kit.send(message_id="daily", recurrence="0 9 * * *")
             await until(lambda: len(kit.fake.sent) == 1)
@@ -136,6 +136,8 @@ async def test_a_series_is_a_trace_for_each_occurrence(kit: HouseKit) -> None:
             await until(lambda: len(kit.fake.sent) == 2)
             await kit.settle()
         machine.cancel_scope.cancel()
+    rearm = recorder.one("rearm")
+    following = str(rearm.attributes["messaging.message.id"])
     names = recorder.names(rearm.context.trace_id)
     assert names.count("turn") == names.count("deliver") == names.count("rearm") == 1
     assert recorder.one("turn", following).parent == rearm.context
@@ -144,10 +146,10 @@ async def test_a_series_is_a_trace_for_each_occurrence(kit: HouseKit) -> None:
 
 @pytest.mark.anyio
 async def test_a_dead_letter_and_its_requeue_stay_in_the_trace(kit: HouseKit) -> None:
+    recorder = Recorder()
     async with anyio.create_task_group() as machine:
         kit.host.run_agents(machine, echo(kit.clock))
         async with kit.running() as house:
-            recorder = Recorder()
             house.telemetry.tracer = recorder
             kit.fake.script["room"].append(PermanentDeliveryError("no such place"))
             await kit.send(message_id="m1")
