@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 import anyio
+import structlog
 
 from daemon.clock import Clock
 from daemon.telemetry.looplag import LoopLag
@@ -82,11 +83,17 @@ class Health:
         try:
             await self._views.probe()
         except ClawbusError as error:
-            since = self._probe_error[0] if self._probe_error is not None else self._clock.now_ms()
-            self._probe_error = since, str(error)
+            self._failed(str(error))
+        except Exception as error:  # noqa: BLE001 - a look must not end the daemon that it looks at
+            structlog.get_logger("telemetry").error("telemetry_raised", what="probe", exc_info=True)
+            self._failed(f"{type(error).__name__}: {error}")
         else:
             self._probe_error = None
         self._asked = None
+
+    def _failed(self, why: str) -> None:
+        since = self._probe_error[0] if self._probe_error is not None else self._clock.now_ms()
+        self._probe_error = since, why
 
     def alive(self) -> dict[str, Any]:
         """For /healthz: that this is answered at all is the answer. Seconds."""

@@ -54,7 +54,10 @@ class Exporter:
         """Look when asked, one look at a time, until cancelled."""
         while True:
             await self._wanted.wait()
-            await self._sources.backlog.look(self._clock.now_ms())
+            try:
+                await self._sources.backlog.look(self._clock.now_ms())
+            except Exception:  # noqa: BLE001 - a look must not end the daemon that it looks at
+                structlog.get_logger("telemetry").error("telemetry_raised", what="backlog", exc_info=True)
             self._looked_at = self._clock.monotonic()
             self._wanted = anyio.Event()
             done, self._looked = self._looked, anyio.Event()

@@ -98,6 +98,13 @@ async def test_a_probe_that_fails_fails_the_database_until_one_succeeds(world: W
 
 
 @pytest.mark.anyio
+async def test_a_defect_in_a_probe_is_a_finding_and_ends_nothing(world: World) -> None:
+    world.probe_error = TypeError("a defect")
+    await world.health.probe()
+    assert world.check("database").reason == "TypeError: a defect"
+
+
+@pytest.mark.anyio
 async def test_a_probe_that_does_not_come_back_is_the_finding(world: World) -> None:
     world.hang = anyio.Event()
     async with anyio.create_task_group() as tasks:

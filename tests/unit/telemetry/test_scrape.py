@@ -298,6 +298,19 @@ async def test_a_look_that_hangs_makes_no_scrape_and_no_loop_wait(
         await until(lambda: watched.monitoring.exporter._sources.backlog.missed == 1)
 
 
+async def test_a_defect_in_a_look_ends_nothing(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with kit.running(), monitored(kit) as watched:
+        await kit.send()
+
+        def broken(*_: Any) -> Any:
+            raise RuntimeError("a defect")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("daemon.telemetry.backlog._read", broken)
+            assert (await watched.scrape()).value("messages_waiting", agent=AGENT) == 0
+        assert (await watched.scrape()).value("messages_waiting", agent=AGENT) == 1
+
+
 async def test_scrapes_close_together_share_a_look(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
     async with kit.running(), monitored(kit) as watched:
         await kit.send()
