@@ -137,6 +137,12 @@ class Registry:
             )
         return [SessionKey(row["agent"], row["session"]) for row in rows]
 
+    def count_sessions(self) -> int:
+        """How many there are."""
+        with self._open() as db:
+            row = db.one("SELECT count(*) AS n FROM sessions")
+        return int(row["n"]) if row is not None else 0
+
     def activate(self, key: SessionKey, now_ms: int) -> None:
         """Record the session and that it has work. Called before its first row of work is written."""
         with self._open() as db, db.transaction():
@@ -147,12 +153,18 @@ class Registry:
             )
 
     def deactivate(self, key: SessionKey, next_due_at: int | None, dead_letters: int | None = None) -> None:
-        """Record that nothing is left to do, or nothing before `next_due_at`; and how many dead letters stay (None: as many)."""
-        self._update(
-            key,
-            "active = 0, next_due_at = ?, dead_letters = coalesce(?, dead_letters)",
-            (next_due_at, dead_letters),
-        )
+        """Record that nothing is left to do, or nothing before `next_due_at`; and how many dead letters stay (None: as many).
+
+        Writes nothing where that is known: the slow full pass asks this of every session there is, and a commit for each
+        would be most of what it costs.
+        """
+        with self._open() as db, db.transaction():
+            db.execute(
+                "UPDATE sessions SET active = 0, next_due_at = ?1, dead_letters = coalesce(?2, dead_letters)"
+                " WHERE agent = ?3 AND session = ?4"
+                " AND (active <> 0 OR next_due_at IS NOT ?1 OR dead_letters IS NOT coalesce(?2, dead_letters))",
+                (next_due_at, dead_letters, *key),
+            )
 
     def totals(self) -> Totals:
         """What is told of sessions without opening them. Costs what is quarantined or has dead letters, not what exists."""

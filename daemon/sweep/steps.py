@@ -109,7 +109,9 @@ def sweep_files(
         next_at = 0 if news else next_work(db, now)
         due, dead = messages.count_due(db, now), count_dead(db)
         ended = endings(db, seen.pending, seen.acks, actions, now)
-        return Swept(tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended)
+    if due and container is not None:
+        files.ring()  # what has come due by the clock alone: no commit tells the runner
+    return Swept(tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended)
 
 
 def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: int, settings: Settings) -> Finished:

@@ -85,6 +85,8 @@ class Telemetry:
         """A message is stored, or was before."""
         kind = self.metrics.duplicates if duplicate else self.metrics.accepted
         kind.labels(agent, self.metrics.channel(channel)).inc()
+        if begun.context is None:
+            return
         self._emit(
             "accept", begun.context, begun.parent, begun.at, self._clock.now_ms(), Role.PRODUCER,
             about(agent, session, message_id, channel=channel, duplicate=duplicate),
@@ -147,7 +149,7 @@ class Telemetry:
 
     def _trace_try(self, agent: str, session: str, ending: Ending) -> None:
         root = self._context(agent, session, ending.message.id, ending.message.traceparent)
-        if root is None:
+        if root is None or self.tracer.ratio is None:
             return
         facts = about(agent, session, ending.message.id, incarnation=ending.incarnation, tries=ending.message.tries)
         spawned = self._spawned.get(ending.incarnation or "")
@@ -185,6 +187,8 @@ class Telemetry:
                 self.metrics.round_trip.labels(agent, label).observe(max(0, now - cause.due_at) / 1000)
         else:
             self.metrics.delivery_failures.labels(label, error_code).inc()
+        if begun.context is None:
+            return
         result = Event("sent" if error_code is None else "delivery_failed", ended_at)
         recorded = (Event("receipt_recorded", now),) if error_code is None else ()
         facts = about(agent, session, message_out_id, channel=channel, attempt=attempt)

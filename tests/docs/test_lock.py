@@ -76,7 +76,7 @@ def declared(lock: str) -> list[Requirement]:
     traces: list[str] = toml["project"]["optional-dependencies"]["otel"]
     texts = {
         RUNTIME: runtime,
-        DEV: [*runtime, *traces, *groups["dev"]],
+        DEV: [*runtime, *traces, *groups["dev"], *groups["bench"]],
         BUILD: groups["build"],
         RUNNER: groups["runner"],
         OTEL: [*runtime, *traces],
