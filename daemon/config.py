@@ -12,12 +12,14 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, cast
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from daemon.errors import ConfigError
+from daemon.listening import is_loopback, split_listen
 from schema.errors import InvalidNameError
 from schema.ids import check_name
 
@@ -124,6 +126,44 @@ class Logs(_Table):
     file_count: int = Field(default=5, ge=1, le=100)
 
 
+class Telemetry(_Table):
+    """[telemetry]: metrics are always on the control socket; `listen` adds a TCP address, `otlp_endpoint` sends traces."""
+
+    allow_remote: bool = False  # before `listen`, whose check needs it
+    listen: str = ""
+    otlp_endpoint: str = ""
+    trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
+
+    @field_validator("listen")
+    @classmethod
+    def _address(cls, value: str, info: ValidationInfo) -> str:
+        if not value:
+            return value
+        host, _ = split_listen(value)
+        if not (info.data.get("allow_remote", False) or is_loopback(host)):
+            raise ValueError(
+                f"{host} is not a loopback address, and metrics have no password; listen on 127.0.0.1 and put a proxy before"
+                " it, or set telemetry.allow_remote = true"
+            )
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        if not value:
+            return value
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError("must be a URL, for example http://127.0.0.1:4318") from None
+        if parts.scheme not in {"http", "https"} or not host or parts.query or parts.fragment:
+            raise ValueError("must be an http:// or https:// URL of a collector, for example http://127.0.0.1:4318")
+        if parts.username is not None:
+            raise ValueError("must have no user name; put credentials into OTEL_EXPORTER_OTLP_HEADERS")
+        return value.rstrip("/")
+
+
 class Agent(_Table):
     """[agents.NAME]: one agent group. `provider` is the runner's: echo, or command with its argument list."""
 
@@ -168,6 +208,7 @@ class Config(BaseSettings):
     limits: LimitsTable = Field(default_factory=LimitsTable)
     control: Control = Field(default_factory=Control)
     logs: Logs = Field(default_factory=Logs)
+    telemetry: Telemetry = Field(default_factory=Telemetry)
     agents: dict[str, Agent] = Field(default_factory=dict[str, Agent])
     # Not in the repr: a channel's table may hold secrets.
     channels: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]], repr=False)

@@ -70,7 +70,6 @@ class DaemonOperations:
         self._dead_letters = DeadLetters(sessions, clock, sweeper.poke)
         self._started_at = clock.now_ms()
         self._log = structlog.get_logger("operator")
-        self.ready = False
 
     async def accept(self, incoming: Incoming) -> Accepted:
         """See Ingress.accept."""
@@ -185,10 +184,6 @@ class DaemonOperations:
     async def drop_dead(self, agent: str, session: str, letter_id: str, by: str, reason: str | None) -> dict[str, Any]:
         """See DeadLetters.drop."""
         return await self._dead_letters.drop(_key(agent, session), letter_id, Operator(by, reason))
-
-    def health(self) -> dict[str, Any]:
-        """Cheap: whether start-up is complete, and what is degraded."""
-        return {"ready": self.ready, "degraded": self._degraded()}
 
     def _live(self) -> dict[str, Any]:
         last = self._sweeper.last

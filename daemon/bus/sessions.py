@@ -297,8 +297,8 @@ class Sessions:
             await self.central(lambda registry: registry.activate(session.key, now))
             session.active = True
 
-    async def retire(self, session: Session, next_due_at: int | None) -> None:
+    async def retire(self, session: Session, next_due_at: int | None, dead_letters: int | None = None) -> None:
         """Record that the session has nothing to do (before `next_due_at`) and forget it. Call with its lock held."""
-        await self.central(lambda registry: registry.deactivate(session.key, next_due_at))
+        await self.central(lambda registry: registry.deactivate(session.key, next_due_at, dead_letters))
         session.active = False
         self._table.pop(session.key, None)

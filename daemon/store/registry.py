@@ -10,7 +10,7 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +55,14 @@ class IncarnationRow:
     fingerprint: str
     container_id: str | None
     created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the registry knows of sessions that are not looked into: the quarantined ones, open dead letters by session."""
+
+    quarantined: tuple[SessionKey, ...] = ()
+    dead_letters: Mapping[SessionKey, int] = field(default_factory=dict[SessionKey, int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +153,34 @@ class Registry:
                 (*key, now_ms),
             )
 
-    def deactivate(self, key: SessionKey, next_due_at: int | None) -> None:
-        """Record that nothing is left to do, or nothing before `next_due_at`. Writes nothing where that is known.
+    def deactivate(self, key: SessionKey, next_due_at: int | None, dead_letters: int | None = None) -> None:
+        """Record that nothing is left to do, or nothing before `next_due_at`; and how many dead letters stay (None: as many).
 
-        The slow full pass asks this of every session there is: a commit for each would be most of what it costs.
+        Writes nothing where that is known: the slow full pass asks this of every session there is, and a commit for each
+        would be most of what it costs.
         """
         with self._open() as db, db.transaction():
             db.execute(
-                "UPDATE sessions SET active = 0, next_due_at = ?1 WHERE agent = ?2 AND session = ?3"
-                " AND (active <> 0 OR next_due_at IS NOT ?1)",
-                (next_due_at, *key),
+                "UPDATE sessions SET active = 0, next_due_at = ?1, dead_letters = coalesce(?2, dead_letters)"
+                " WHERE agent = ?3 AND session = ?4"
+                " AND (active <> 0 OR next_due_at IS NOT ?1 OR dead_letters IS NOT coalesce(?2, dead_letters))",
+                (next_due_at, dead_letters, *key),
             )
+
+    def totals(self) -> Totals:
+        """What is told of sessions without opening them. Costs what is quarantined or has dead letters, not what exists."""
+        with self._open() as db:
+            quarantined = db.all("SELECT agent, session FROM sessions WHERE quarantined_at IS NOT NULL")
+            dead = db.all("SELECT agent, session, dead_letters FROM sessions WHERE dead_letters > 0")
+        return Totals(
+            tuple(SessionKey(row["agent"], row["session"]) for row in quarantined),
+            {SessionKey(row["agent"], row["session"]): int(row["dead_letters"]) for row in dead},
+        )
+
+    def probe(self) -> None:
+        """Raise what an operation would raise now: the file is opened, and read."""
+        with self._open() as db:
+            db.one("SELECT 1 FROM sessions LIMIT 1")
 
     def quarantine(self, key: SessionKey, reason: str, now_ms: int) -> None:
         """Take the session out of service until an operator releases it."""
