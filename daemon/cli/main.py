@@ -23,6 +23,7 @@ from daemon.cli import (
     logs,
     mailbox,
     run,
+    runs,
     send,
     session,
     sessions,
@@ -77,6 +78,7 @@ def build_app() -> typer.Typer:
     for module in (
         init,
         run,
+        runs,
         send,
         chat,
         mailbox,
