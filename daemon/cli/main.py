@@ -28,7 +28,9 @@ from daemon.cli import (
     session,
     sessions,
     status,
+    top,
     version,
+    watch,
 )
 from daemon.cli.command import (
     ConfigFlag,
@@ -83,12 +85,14 @@ def build_app() -> typer.Typer:
         chat,
         mailbox,
         status,
+        top,
         sessions,
         session,
         dead,
         doctor,
         image,
         logs,
+        watch,
         config_check,
         version,
     ):
