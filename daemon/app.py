@@ -35,6 +35,7 @@ from daemon.containers.slots import Hooks, Timings
 from daemon.containers.supervisor import Supervisor
 from daemon.control import server as control_server
 from daemon.control.api import build_api
+from daemon.control.events import EventHub, events_route
 from daemon.data_folder import DataFolder
 from daemon.errors import ImageError, RuntimeUnavailableError
 from daemon.logs import LogPipeline, configure
@@ -321,7 +322,9 @@ async def _main(
             monitoring = Monitoring(house.watched(), house.telemetry)
             await monitoring.start(tasks, config.telemetry.listen)
             operations = await _start(house, tasks)
-            api = build_api(operations, monitoring.routes)
+            events = EventHub()
+            pipeline.listen(events.publish)
+            api = build_api(operations, [*monitoring.routes, events_route(events)])
             await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
             tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
             monitoring.health.started = True

@@ -110,7 +110,7 @@ class DaemonOperations:
     async def status(self) -> dict[str, Any]:
         """The files' report and the live part."""
         report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
-        return {**report, "live": self._live()}
+        return {**report, "live": self.live()}
 
     async def sessions(self) -> list[dict[str, Any]]:
         """See reports.sessions_report."""
@@ -185,7 +185,8 @@ class DaemonOperations:
         """See DeadLetters.drop."""
         return await self._dead_letters.drop(_key(agent, session), letter_id, Operator(by, reason))
 
-    def _live(self) -> dict[str, Any]:
+    def live(self) -> dict[str, Any]:
+        """What only the live process knows."""
         last = self._sweeper.last
         sweep = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors}
         return {
@@ -211,6 +212,7 @@ class DaemonOperations:
             "waiting_spawns": [str(key) for key in self._supervisor.waiting()],
             "last_sweep": sweep if last.at is not None else None,
             "retention": self._retention_report(),
+            "clock": self._sweeper.clock_jump,
         }
 
     def _retention_report(self) -> dict[str, Any]:

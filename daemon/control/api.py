@@ -100,7 +100,7 @@ def build_api(
 ) -> Starlette:
     """The ASGI app. `max_body_bytes` bounds a request's body; the content's own limit is the ingress's.
 
-    `more` are routes of others on the same socket (daemon/telemetry/http.py).
+    `more` are routes of others on the same socket: telemetry's, and the event stream.
     """
     api = _Api(operations, max_body_bytes)
 
@@ -114,6 +114,7 @@ def build_api(
             route("/v1/replies", api.reply),
             route("/v1/mailbox/{name}", api.mailbox),
             route("/v1/status", api.status),
+            route("/v1/live", api.live),
             route("/v1/sessions", api.sessions),
             route(session, api.session),
             route(f"{session}/stop", api.stop, "POST"),
@@ -179,6 +180,9 @@ class _Api:
 
     async def status(self, _: Request) -> object:
         return await self._operations.status()
+
+    async def live(self, _: Request) -> object:
+        return self._operations.live()
 
     async def sessions(self, _: Request) -> object:
         return {"sessions": await self._operations.sessions()}
