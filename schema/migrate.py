@@ -16,7 +16,7 @@ from typing import Final
 
 from schema.errors import SchemaTooNewError
 
-VERSION: Final = 2
+VERSION: Final = 3
 
 OUTBOUND_TABLES: Final = ("messages_out", "processing_ack", "session_state", "container_state")
 
