@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +41,9 @@ from schema.plain_file import (
 )
 
 BUSY_TIMEOUT_MS: Final = 5000
+# Told the pages that are copied, and how many there are. It may raise; then the copy ends there.
+PageProgress = Callable[[int, int], None]
+_PAGES_A_STEP: Final = 4096
 _REPLACED: Final = f"{OUTBOUND_DB} was replaced while it was being opened."
 _ROW_BYTES: Final = 200  # of a row's own, whatever is in it
 # SQLite runs that many steps between two looks at the clock; a step of parsing a schema is a whole statement.
@@ -171,6 +174,53 @@ class Reader:
         """The columns a table has here; empty if there is no such table. Both names are our own."""
         return frozenset(row["name"] for row in self.all(f"PRAGMA {alias}.table_info({table})"))
 
+    @contextmanager
+    def snapshot(self) -> Generator[Self]:
+        """Every read inside sees the file at one instant. In DELETE mode no writer can commit meanwhile: keep it short."""
+        self.one("BEGIN")
+        try:
+            self.one("SELECT count(*) FROM sqlite_schema")  # a transaction takes its view with its first read
+            yield self
+        finally:
+            self._connection.rollback()
+
+    def copy_to(self, target: Path, progress: PageProgress | None = None) -> None:
+        """Copy the whole database into `target`, an empty file of ours, with SQLite's backup API. Not synced to disk.
+
+        Errors of the target come out as StorageError, those of this file as any read's.
+        """
+        try:
+            copy = _connect(target, "rw")
+        except sqlite3.Error as error:
+            raise translate(error, target, hostile=False) from error
+        try:
+            # A copy that is not finished is thrown away, so it needs no journal; whoever made it syncs it.
+            copy.execute("PRAGMA journal_mode=MEMORY")
+            copy.execute("PRAGMA synchronous=OFF")
+            _copy_pages(self._connection, copy, progress)
+        except sqlite3.Error as error:
+            raise translate(error, target, hostile=False) from error
+        finally:
+            copy.close()
+
+    def overwrite(self, target: Path, progress: PageProgress | None = None) -> None:
+        """Replace `target`'s whole content by this file's, in one transaction: all of it or, after any error, nothing.
+
+        The target stays the same file, so that whoever has it open sees the change as any other commit. The caller must
+        own it. Raises FileBusyError when it stays locked for the busy time-out, StorageError, UnusableFileError.
+        """
+        try:
+            connection = _connect(target, "rw")
+        except sqlite3.Error as error:
+            raise (_not_writable(error, target) or translate(error, target, hostile=False)) from error
+        try:
+            connection.execute("PRAGMA synchronous=EXTRA")
+            _copy_pages(self._connection, connection, progress)
+        except sqlite3.Error as error:
+            raise (_not_writable(error, target) or translate(error, target, hostile=False)) from error
+        finally:
+            connection.close()
+
     def _bounded(self, rows: sqlite3.Cursor, budget: int) -> list[sqlite3.Row]:
         """A file without the contract's keys may answer a question about one row with millions."""
         found: list[sqlite3.Row] = []
@@ -272,6 +322,20 @@ def open_reader(path: Path) -> Reader:
     return Reader(connection, path)
 
 
+def open_still_reader(path: Path) -> Reader:
+    """Open a file that nobody changes, read-only, without locks and without believing its schema: a backup.
+
+    It may be anybody's and in any journal mode; nothing is made beside it. Raises StorageError or UnusableFileError.
+    """
+    try:
+        connection = _connect(path, "ro", "&immutable=1")
+        for pragma in ("mmap_size=0", "query_only=ON", "trusted_schema=OFF", "cell_size_check=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error as error:
+        raise translate(error, path, hostile=False) from error
+    return Reader(connection, path)
+
+
 def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:
     """Open a container's outbound.db read-only, as hostile input. None while the runner has not made it.
 
@@ -339,10 +403,28 @@ def recover_outbound_journal(folder: Path, limits: ReadLimits | None = None) -> 
     return True
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
+def _copy_pages(source: sqlite3.Connection, target: sqlite3.Connection, progress: PageProgress | None) -> None:
+    """The backup API's loop. It waits for a lock for ever by itself; here for the busy time-out and no longer."""
+    waiting_since: float | None = None
+
+    def stepped(status: int, remaining: int, total: int) -> None:
+        nonlocal waiting_since
+        if status & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            waiting_since = waiting_since or time.monotonic()
+            if time.monotonic() - waiting_since > BUSY_TIMEOUT_MS / 1000:
+                raise FileBusyError("the file stayed locked by another process while it was to be copied.")
+            return
+        waiting_since = None
+        if progress is not None:
+            progress(total - remaining, total)
+
+    source.backup(target, pages=_PAGES_A_STEP, progress=stepped, sleep=0.02)
+
+
+def _connect(path: Path, mode: str, more: str = "") -> sqlite3.Connection:
     # isolation_level=None: transactions are begun by us, never by the module behind our back.
     connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
+        f"{path.absolute().as_uri()}?mode={mode}{more}",
         uri=True,
         timeout=BUSY_TIMEOUT_MS / 1000,
         isolation_level=None,
