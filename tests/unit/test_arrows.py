@@ -25,6 +25,13 @@ PURE_FILES: Final = frozenset(
         "daemon/sweep/decide.py",
         "daemon/bus/delivery_plan.py",
         "daemon/containers/spec.py",
+        "daemon/forensics/truth.py",
+        "daemon/forensics/facts.py",
+        "daemon/forensics/diagnosis.py",
+        "daemon/forensics/diagnoses.py",
+        "daemon/forensics/host_rules.py",
+        "daemon/forensics/session_rules.py",
+        "daemon/forensics/run_rules.py",
         "schema/states.py",
     }
 )
@@ -45,7 +52,16 @@ PURE_STDLIB: Final = frozenset(
     }
 )
 PURE_PATHS: Final = frozenset({"pathlib.PurePath", "pathlib.PurePosixPath"})  # names of paths; they touch no disk
-PURE_OURS: Final = ("daemon.errors", "daemon.containers.protocol")  # errors, and the dataclasses that a spec is made of
+# Errors, the dataclasses that a spec is made of, and the pure files of a room that has several.
+PURE_OURS: Final = (
+    "daemon.errors",
+    "daemon.containers.protocol",
+    *(
+        f"daemon.forensics.{name}"
+        for name in ("truth", "facts", "diagnosis", "host_rules", "session_rules", "run_rules")
+    ),
+)
+FORENSICS_NEVER: Final = ("daemon.repair", "daemon.bus", "daemon.sweep", "daemon.store.transitions")
 PURE_NEVER_CALLS: Final = frozenset({"now", "utcnow", "today", "fromtimestamp", "utcfromtimestamp"})
 IMPURE_BUILTINS: Final = frozenset({"open", "print", "input", "exec", "eval", "__import__"})
 
@@ -273,6 +289,15 @@ def pure_files_are_pure(module: Module) -> Iterator[str]:
                 pass
 
 
+def forensics_only_looks(module: Module) -> Iterator[str]:
+    """daemon/forensics imports nothing that changes what it looks at."""
+    if not module.path.startswith("daemon/forensics/"):
+        return
+    for imported in imports_of(module):
+        if any(imported.within(room) for room in FORENSICS_NEVER) or imported.name.endswith((".open_owner", ".Writer")):
+            yield f"{module.path}:{imported.line} forensics imports {imported.name}"
+
+
 def nothing_mutable_at_module_level(module: Module) -> Iterator[str]:
     """State lives in objects that app.py builds; a module holds constants.
 
@@ -342,6 +367,7 @@ RULES: Final[tuple[Rule, ...]] = (
     docker_has_one_caller,
     sqlite_has_one_door,
     pure_files_are_pure,
+    forensics_only_looks,
     nothing_mutable_at_module_level,
 )
 
@@ -408,6 +434,9 @@ OFFENDERS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (pure_files_are_pure, "schema/states.py", "from schema import connect"),
     (pure_files_are_pure, "schema/states.py", "from schema.connect import open_inbound"),
     (pure_files_are_pure, "schema/states.py", "import logging"),
+    (pure_files_are_pure, "daemon/forensics/truth.py", "from daemon.forensics import reading"),
+    (forensics_only_looks, "daemon/forensics/doctor.py", "from daemon.sweep.decide import Policy"),
+    (forensics_only_looks, "daemon/forensics/reading.py", "from schema.connect import open_owner"),
     (nothing_mutable_at_module_level, "daemon/app.py", "cache = {}"),
     (nothing_mutable_at_module_level, "daemon/app.py", "SEEN: set[str] = set()"),
     (nothing_mutable_at_module_level, "daemon/app.py", "LIMITS: Final = {'a': 1}"),
