@@ -39,7 +39,9 @@ class StaleScopeInvalidError(ClawbusError):
     """The stale sweep was given no scope to apply to, or one that is no agent, session or pattern. Nothing was changed."""
 
     code = "STALE_SCOPE_INVALID"
-    default_hint = "Give --agent NAME, --session AGENT/SESSION or --match 'AGENT/PREFIX*'; preview it without --apply first."
+    default_hint = (
+        "Give --agent NAME, --session AGENT/SESSION or --match 'AGENT/PREFIX*'; preview it without --apply first."
+    )
 
 
 class StaleScopeEmptyError(ClawbusError):
@@ -67,7 +69,9 @@ class StaleAliveError(ClawbusError):
     """A run in scope belongs to a container that lives, or may live because the runtime cannot say. Nothing was changed."""
 
     code = "STALE_ALIVE"
-    default_hint = "Let it finish, or end it (`clawbus session kill A S --reason ...`); start the runtime if it is away."
+    default_hint = (
+        "Let it finish, or end it (`clawbus session kill A S --reason ...`); start the runtime if it is away."
+    )
 
 
 class StaleInconsistentError(ClawbusError):
@@ -88,7 +92,9 @@ class StaleNotVerifiedError(ClawbusError):
     """The sweep was applied, and what was looked at afterwards is not as it should be."""
 
     code = "STALE_NOT_VERIFIED"
-    default_hint = "Look at the named runs (`clawbus run ID`); `clawbus sweep stale --restore BACKUP` undoes a session's sweep."
+    default_hint = (
+        "Look at the named runs (`clawbus run ID`); `clawbus sweep stale --restore BACKUP` undoes a session's sweep."
+    )
 
 
 class CanaryFailedError(ClawbusError):

@@ -128,7 +128,13 @@ class Left:
 
     def report(self) -> dict[str, Any]:
         """For people and the envelope."""
-        return {"run": self.run_id, "agent": self.agent, "session": self.session, "gate": self.gate.value, "why": self.why}
+        return {
+            "run": self.run_id,
+            "agent": self.agent,
+            "session": self.session,
+            "gate": self.gate.value,
+            "why": self.why,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +162,12 @@ def check_scope(scope: Scope, *, apply: bool) -> None:
         return
     if scope.agent is None and scope.session is None and scope.match is None:
         raise StaleScopeInvalidError("a sweep that is applied needs a scope.")
-    if scope.match is not None and scope.agent is None and scope.session is None and not any(c.isalnum() for c in scope.match):
+    if (
+        scope.match is not None
+        and scope.agent is None
+        and scope.session is None
+        and not any(c.isalnum() for c in scope.match)
+    ):
         raise StaleScopeTooBroadError(f"--match {scope.match!r} takes in every session.")
 
 
@@ -210,7 +221,11 @@ def _gate(seen: Seen, scope: Scope) -> tuple[Gate, str] | None:
     if verdict.confidence is Confidence.LOW and evidence.unreadable:
         return Gate.DOUBTFUL, _said(verdict) or "not every source could be read"
     if verdict.status in FINISHED:
-        return (Gate.DOUBTFUL, _said(verdict) or "the evidence is doubtful") if verdict.confidence is Confidence.LOW else None
+        return (
+            (Gate.DOUBTFUL, _said(verdict) or "the evidence is doubtful")
+            if verdict.confidence is Confidence.LOW
+            else None
+        )
     if evidence.life is Life.ALIVE:
         return Gate.ALIVE, "its container lives"
     if evidence.life is Life.UNKNOWN and evidence.incarnation is not None:
