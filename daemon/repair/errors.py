@@ -102,3 +102,26 @@ class CanaryFailedError(ClawbusError):
 
     code = "CANARY_FAILED"
     default_hint = "`clawbus doctor` names what is in the way; the sweep need not be repeated."
+
+
+class MessageFinishedError(ClawbusError):
+    """The message is finished already, so there is nothing to cancel or to try again. Nothing was changed."""
+
+    code = "MESSAGE_FINISHED"
+    default_hint = "`clawbus session show AGENT SESSION --message ID` tells its life; send a new message for more."
+
+
+class MessageRunningError(ClawbusError):
+    """A container works on the message now. Nothing was changed."""
+
+    code = "MESSAGE_RUNNING"
+    default_hint = "Repeat with --kill to end the container too, or let it finish."
+
+
+class ResetWouldLoseError(ClawbusError):
+    """A reset would put aside what the agent has written and nobody has taken note of. Nothing was changed."""
+
+    code = "RESET_WOULD_LOSE"
+    default_hint = (
+        "Release the session, so that it is delivered first; with --discard it stays in the folder that is put aside."
+    )

@@ -15,7 +15,7 @@ from typing import Any, Final
 from daemon.forensics.truth import FINISHED, RunStatus
 from daemon.repair.backup import Backup, Progress, back_up, restore, verify
 from daemon.repair.errors import RestoreRefusedError, StaleChangedError, StaleNotVerifiedError
-from daemon.repair.stale_plan import SAMPLE, Ending, Plan, Scope, Seen, check_plan, plan
+from daemon.repair.stale_plan import SAMPLE, Ending, Plan, Scope, check_plan, plan
 from daemon.repair.stale_reading import Surroundings, read_runs, runs_in
 from daemon.store import deliveries, messages
 from daemon.store.dead_letters import Operator
@@ -130,9 +130,16 @@ def found_backup(files: SessionFiles, name: str) -> Backup:
     return Backup(path, files.folder.inbound_db, 0, path.stat().st_size, verify(path))
 
 
-def listed_running(files: SessionFiles, key: SessionKey, around: Surroundings) -> list[Seen]:
-    """Runs that a list shows as running."""
-    return [one for one in read_runs(files, key, around) if one.verdict.listed is RunStatus.RUNNING]
+def preview_report(files: SessionFiles, key: SessionKey, around: Surroundings, scope: Scope) -> dict[str, Any]:
+    """{runs, left, running: [{run, alive}]}: the plan, and what a list shows as running, with whether it is."""
+    seen = read_runs(files, key, around)
+    found = plan(seen, scope)
+    running = [one for one in seen if one.verdict.listed is RunStatus.RUNNING]
+    return {
+        "runs": [one.report() for one in found.endings],
+        "left": [one.report() for one in found.left],
+        "running": [{"run": one.run_id, "life": one.evidence.life.value} for one in running],
+    }
 
 
 def _check_expected(wanted: Plan, expected: Sequence[str] | None) -> None:
