@@ -27,7 +27,7 @@ from daemon.bus.watch import Watch
 from daemon.channels.protocol import Channel
 from daemon.channels.registry import Channels, build_channels
 from daemon.clock import Clock, SystemClock
-from daemon.config import Agent, Config
+from daemon.config import Agent, Config, read_limits
 from daemon.containers.factory import build_runtime, spec_maker
 from daemon.containers.protocol import ContainerRuntime, Exit
 from daemon.containers.slots import Hooks, Timings
@@ -48,7 +48,6 @@ from daemon.sweep.schedule import Schedule
 from daemon.sweep.steps import Settings
 from daemon.sweep.sweeper import Sweeper
 from daemon.watchdog import Pulse, Watchdog
-from schema.connect import ReadLimits
 from schema.errors import ClawbusError
 from schema.rows import MessageIn
 
@@ -267,15 +266,6 @@ async def _quarantine(house: House, session: Session, reason: str) -> None:
     except ClawbusError as error:
         structlog.get_logger("quarantine").error("quarantine_not_recorded", error=str(error), hint=error.hint)
     house.supervisor.begin_end(key, "quarantine", graceful=False)
-
-
-def read_limits(config: Config) -> ReadLimits:
-    """What one look into a container's file may cost."""
-    return ReadLimits(
-        max_file_bytes=config.limits.max_outbound_file_bytes,
-        max_row_bytes=4 * config.limits.max_content_bytes + 64 * 1024,
-        deadline_s=config.limits.read_deadline_s,
-    )
 
 
 def sweep_settings(config: Config) -> Settings:

@@ -17,6 +17,7 @@ from daemon.cli import (
     chat,
     config_check,
     dead,
+    doctor,
     image,
     init,
     logs,
@@ -73,7 +74,22 @@ def build_app() -> typer.Typer:
     ) -> None:
         ctx.obj = Globals(json, config, data, debug)
 
-    for module in (init, run, send, chat, mailbox, status, sessions, session, dead, image, logs, config_check, version):
+    for module in (
+        init,
+        run,
+        send,
+        chat,
+        mailbox,
+        status,
+        sessions,
+        session,
+        dead,
+        doctor,
+        image,
+        logs,
+        config_check,
+        version,
+    ):
         module.register(app)
     return app
 

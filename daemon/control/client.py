@@ -27,7 +27,7 @@ from daemon.errors import (
 )
 from daemon.store.mailbox import MailboxEntry
 
-_ANSWER_S: Final = 30.0  # beyond what the request itself may wait for
+_ANSWER_S: Final = 30.0
 _CONNECT_S: Final = 5.0
 _POLL_S: Final = 50.0  # one long-poll of ours; the daemon's own cap is a little higher
 _MAX_PATH_BYTES: Final = 107
@@ -66,13 +66,15 @@ def _not_taken(error: OSError, path: Path) -> DaemonDownError | DaemonSilentErro
 class ControlClient:
     """Calls to one daemon, each on a connection of its own. Use as a context manager.
 
-    Every method raises DaemonDownError, DaemonSilentError or RemoteError.
+    Every method raises DaemonDownError, DaemonSilentError or RemoteError. `answer_s`: how many seconds an answer may take
+    beyond what the request itself waits for.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, answer_s: float = _ANSWER_S) -> None:
         if len(os.fsencode(path)) > _MAX_PATH_BYTES:
             raise SocketPathError(f"the control socket's path is over {_MAX_PATH_BYTES} bytes: {path}")
         self._path = path
+        self._answer_s = answer_s
         self._current: _UnixConnection | None = None
         self._closed = False
 
@@ -116,6 +118,10 @@ class ControlClient:
     def status(self) -> dict[str, Any]:
         """The report and its live part."""
         return self._call("GET", "/v1/status")
+
+    def health(self) -> dict[str, Any]:
+        """{ready, degraded}; answered from memory, even when no file can be read."""
+        return self._call("GET", "/healthz")
 
     def sessions(self) -> list[dict[str, Any]]:
         """Every session."""
@@ -172,7 +178,7 @@ class ControlClient:
     ) -> dict[str, Any]:
         content = json.dumps(body).encode() if body is not None else None
         target = f"{path}?{urlencode(query)}" if query else path
-        connection = _UnixConnection(self._path, _ANSWER_S + wait_s)
+        connection = _UnixConnection(self._path, self._answer_s + wait_s)
         self._current = connection
         try:
             connection.connect()

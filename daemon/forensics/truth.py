@@ -246,7 +246,9 @@ def _lacks(seen: RunEvidence, words: Mapping[Source, RunStatus | None], status: 
     final = status in FINISHED
     if seen.latest and words[Source.HISTORY] is not status and (final or seen.outcome is None):
         missing.append(Source.HISTORY)
-    if seen.attempted and seen.outcome is None:
+    # Nobody settles the claim of a cancelled message before its container ends.
+    unsettled = status is RunStatus.CANCELLED and seen.life is Life.ALIVE
+    if seen.attempted and seen.outcome is None and not unsettled:
         missing.append(Source.FINISH)
     if seen.latest and final and words[Source.LIST] is not status:
         missing.append(Source.LIST)
@@ -312,7 +314,7 @@ def _reasons(
         found.append(_disagreement(seen, words, status, listed))
     if status in FINISHED and words[Source.HISTORY] is None and seen.latest and listed is status:
         found.append(Reason("HISTORY_MISSING", f"It is listed as {listed.value}, and the history does not say so."))
-    if status in ENDED and seen.attempted and seen.outcome is None and listed is status:
+    if Source.FINISH in _lacks(seen, words, status) and listed is status:
         found.append(Reason("FINISH_MISSING", f"It is {status.value}, and its attempt is still open."))
     if seen.claimed and status not in ENDED and seen.life is Life.UNKNOWN:
         found.append(
