@@ -22,11 +22,13 @@ from daemon.cli import (
     init,
     logs,
     mailbox,
+    message,
     run,
     send,
     session,
     sessions,
     status,
+    sweep,
     version,
 )
 from daemon.cli.command import (
@@ -83,6 +85,8 @@ def build_app() -> typer.Typer:
         status,
         sessions,
         session,
+        message,
+        sweep,
         dead,
         doctor,
         image,

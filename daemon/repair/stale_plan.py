@@ -196,7 +196,12 @@ def plan(runs: Iterable[Seen], scope: Scope) -> Plan:
 
 def check_plan(found: Plan, scope: Scope) -> None:
     """Raise what refuses the whole of it: StaleAliveError, StaleInconsistentError or StaleScopeTooBroadError."""
-    stops = [one for one in found.left if one.gate in _STOPS]
+    check_left(found.left, len(found.endings), scope)
+
+
+def check_left(left: Sequence[Left], endings: int, scope: Scope) -> None:
+    """The same over several plans: all that is left, and how many runs would be ended."""
+    stops = [one for one in left if one.gate in _STOPS]
     for gates, error in (
         ((Gate.INCONSISTENT, Gate.DOUBTFUL), StaleInconsistentError),
         ((Gate.ALIVE, Gate.UNKNOWN), StaleAliveError),
@@ -204,8 +209,8 @@ def check_plan(found: Plan, scope: Scope) -> None:
         named = [one for one in stops if one.gate in gates]
         if named:
             raise _refusal(error, named)
-    if len(found.endings) > scope.max_runs:
-        raise StaleScopeTooBroadError(f"the scope holds {len(found.endings)} stale runs; the cap is {scope.max_runs}.")
+    if endings > scope.max_runs:
+        raise StaleScopeTooBroadError(f"the scope holds {endings} stale runs; the cap is {scope.max_runs}.")
 
 
 def _refusal(error: type[ClawbusError], named: Sequence[Left]) -> ClawbusError:
