@@ -125,7 +125,8 @@ class Runner:
         log = self._log.bind(messages=[message.id for message in batch.messages])
         log.info("turn_started")
         began = anyio.current_time()
-        progress = TurnProgress(self._heartbeat, self._show_tool, self._now_ms, self._provider.silence)
+        show_tool = partial(self._show_tool, log)
+        progress = TurnProgress(self._heartbeat, show_tool, self._now_ms, self._provider.silence)
         outcome: Answer | TurnFailedError | None = None
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
@@ -231,7 +232,12 @@ class Runner:
         failure = _refusal(plan, self._settings.max_answer_bytes)
         return (plan, None) if failure is None else (failure_replies(failure, messages, batch.routing), failure)
 
-    async def _show_tool(self, tool: Silence | None, started_at: int) -> None:
+    async def _show_tool(self, log: FilteringBoundLogger, tool: Silence | None, started_at: int) -> None:
+        """In the file for the host, which judges by it, and in the log for whoever asks later what took so long."""
+        if tool is None or tool == self._provider.silence:
+            log.info("tool_ended")
+        else:
+            log.info("tool_started", tool=tool.name[:200], timeout_s=tool.timeout_s)
         try:
             await run_sync(self._store.set_tool, tool, started_at)
         except ClawbusError as error:

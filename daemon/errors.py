@@ -105,6 +105,13 @@ class UnknownMessageError(ClawbusError):
     default_hint = "`clawbus session show` lists a session's newest messages."
 
 
+class AmbiguousIdError(ClawbusError):
+    """Several sessions have a message of this id."""
+
+    code = "AMBIGUOUS_ID"
+    default_hint = "Name the session: --session AGENT/SESSION."
+
+
 class NotDeadLetterError(ClawbusError):
     """This id is no dead letter (any more): delivered, still tried, or dealt with already. Nothing was changed."""
 

@@ -26,3 +26,15 @@ def daemon_word(invocation: Invocation) -> DaemonWord:
     except DaemonDownError as error:
         silent = invocation.silent_daemon()
         return DaemonWord(DaemonState.SILENT if silent else DaemonState.DOWN, None, silent or str(error))
+
+
+def is_up(invocation: Invocation) -> bool:
+    """Whether a daemon answers; costs no report."""
+    try:
+        with invocation.client(answer_s=PATIENCE_S) as client:
+            client.health()
+    except (DaemonDownError, DaemonSilentError):
+        return False
+    except RemoteError:
+        pass
+    return True

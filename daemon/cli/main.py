@@ -24,6 +24,7 @@ from daemon.cli import (
     mailbox,
     message,
     run,
+    runs,
     send,
     session,
     sessions,
@@ -79,6 +80,7 @@ def build_app() -> typer.Typer:
     for module in (
         init,
         run,
+        runs,
         send,
         chat,
         mailbox,

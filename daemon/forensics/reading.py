@@ -29,6 +29,7 @@ from daemon.store import outbound
 from daemon.store.messages import chunks, marks
 from schema.connect import Reader, ReadLimits, open_outbound_reader
 from schema.errors import ClawbusError
+from schema.ids import is_message_id
 from schema.instants import from_text
 from schema.layout import SessionFolder
 from schema.rows import Ack, AckStatus, MessageStatus, ToolInFlight
@@ -284,7 +285,11 @@ def _read_box(
     if reader is None:
         return
     with reader:
-        box.acks = outbound.acks_for(reader, ids)
+        # The container wrote the stamp: what cannot be an incarnation's id becomes no part of a run's.
+        acks = outbound.acks_for(reader, ids).values()
+        box.acks = {
+            ack.message_id: ack if is_message_id(ack.incarnation) else replace(ack, incarnation=None) for ack in acks
+        }
         found.tool = outbound.tool_in_flight(reader)
         seen = cursor[0] if cursor is not None and cursor[1] in ("", reader.file_id) else 0
         found.news = outbound.has_after(reader, seen)
@@ -312,7 +317,8 @@ def _read_answers(reader: Reader, ids: frozenset[str], box: _Box) -> None:
             identity = str(row["id"])[:200]
             if (message_id, identity) not in known:
                 known.add((message_id, identity))
-                answer = Answer(identity, from_text(row["timestamp"]), error_of(content))
+                error = error_of(content)
+                answer = Answer(identity, from_text(row["timestamp"]), error[:500] if error is not None else None)
                 box.answers.setdefault(message_id, []).append(answer)
 
 

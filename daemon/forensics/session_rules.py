@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -151,7 +152,9 @@ def _dead_letters(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     evidence = [f"{one.failed} messages were given up, {one.dead} answers could not be delivered."]
     if one.dead_example is not None:
         evidence.append(f"The newest: {one.dead_example}: {one.dead_reason or 'no reason was recorded'}")
-    command = f"clawbus dead show {one.dead_example}" if one.dead_example else f"clawbus dead list --session {one.name}"
+    # An answer's id is the container's own text.
+    shown = f"show {shlex.quote(one.dead_example)}" if one.dead_example is not None else "list"
+    command = f"clawbus dead {shown} --session {one.name}"
     return _of(one, "DEAD_LETTERS", f"{total} open dead letters wait for an operator.", evidence, command)
 
 

@@ -47,6 +47,7 @@ PURE_STDLIB: Final = frozenset(
         "json",
         "math",
         "re",
+        "shlex",
         "types",
         "typing",
     }
