@@ -14,6 +14,7 @@ from pathlib import Path
 import typer
 
 from daemon.cli import (
+    backup,
     chat,
     config_check,
     dead,
@@ -80,6 +81,7 @@ def build_app() -> typer.Typer:
     for module in (
         init,
         run,
+        backup,
         runs,
         send,
         chat,
