@@ -20,7 +20,6 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from daemon.errors import ConfigError
 from schema.errors import InvalidNameError
 from schema.ids import check_name
-from schema.plain_file import ReadLimits
 
 CONFIG_NAME: Final = "clawbus.toml"
 _PREFIX: Final = "CLAWBUS_"
@@ -189,15 +188,6 @@ class Config(BaseSettings):
     def control_socket(self) -> Path:
         """Where the daemon answers."""
         return Path(self.control.socket) if self.control.socket else self.data_dir / "control.sock"
-
-
-def read_limits(config: Config) -> ReadLimits:
-    """What one look into a container's file may cost."""
-    return ReadLimits(
-        max_file_bytes=config.limits.max_outbound_file_bytes,
-        max_row_bytes=4 * config.limits.max_content_bytes + 64 * 1024,
-        deadline_s=config.limits.read_deadline_s,
-    )
 
 
 def find_config(explicit: Path | None) -> Path | None:

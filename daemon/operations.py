@@ -32,7 +32,7 @@ from daemon.store.mailbox import MailboxEntry
 from daemon.store.registry import SessionKey
 from daemon.sweep.sweeper import Sweeper
 from schema.connect import ReadLimits
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, ReadDeadlineError
 from schema.ids import check_name
 
 _LOOK_S: Final = 1.0
@@ -118,10 +118,17 @@ class DaemonOperations:
         return await anyio.to_thread.run_sync(reports.sessions_report, self._data_dir, self._clock)
 
     async def session(self, agent: str, session: str) -> dict[str, Any]:
-        """See reports.session_report. Raises UnknownSessionError."""
+        """See reports.session_report. Raises UnknownSessionError.
+
+        A session whose container makes an open hang explains itself all the same, from the host's own files.
+        """
         found = await self._sessions.get(_key(agent, session))
         report = partial(reports.session_report, self._data_dir, agent, session, self._clock, limits=self._limits)
-        return await found.call(report)
+        try:
+            return await found.call(report)
+        except ReadDeadlineError as error:
+            held = f"{error.code}: {error}"
+            return await anyio.to_thread.run_sync(partial(report, held=held), abandon_on_cancel=True)
 
     async def stop_session(self, agent: str, session: str) -> dict[str, Any]:
         """Ask its container for a graceful end. Raises UnknownSessionError."""

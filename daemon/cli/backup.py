@@ -126,7 +126,7 @@ def _refuse_running(invocation: Invocation, backup: Path) -> None:
 
 
 def _limits(invocation: Invocation) -> FolderLimits:
-    from daemon.config import read_limits  # noqa: PLC0415
+    from daemon.policies import read_limits  # noqa: PLC0415
     from daemon.repair.folder_backup import FolderLimits  # noqa: PLC0415
 
     limits = invocation.config.limits

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from daemon.clock import Clock
-from daemon.config import Config, read_limits
+from daemon.config import Config
 from daemon.data_folder import LOW_BYTES, VERSION_NAME
 from daemon.forensics.central_reading import CentralSeen, Key, folder_of, incarnations_of, read_central
 from daemon.forensics.containers import RuntimeSeen, install_id_of, look_at_runtime
@@ -21,6 +21,7 @@ from daemon.forensics.diagnosis import Diagnosis
 from daemon.forensics.facts import ClockFacts, DaemonState, Degradation, HostFacts, SessionFacts
 from daemon.forensics.reading import Scene, read_suspect_runs
 from daemon.forensics.session_facts import run_facts, session_facts
+from daemon.policies import read_limits
 
 BUDGET_S: Final = 20.0
 SECOND_LOOK_S: Final = 1.5

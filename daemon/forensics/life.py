@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from daemon.config import Config, read_limits
+from daemon.config import Config
 from daemon.forensics.containers import container_output
 from daemon.forensics.log_reading import container_lines, daemon_lines, turn_events
 from daemon.forensics.reading import RunRead
 from daemon.forensics.runs import Found, summary, verdict_of
 from daemon.forensics.truth import Life
 from daemon.ops.session_reading import read_life
+from daemon.policies import read_limits
 from schema.instants import to_text
 
 LOG_LINES: Final = 20

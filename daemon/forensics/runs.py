@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from daemon.clock import Clock
-from daemon.config import Config, read_limits
+from daemon.config import Config
 from daemon.errors import AmbiguousIdError, UnknownMessageError, UnknownSessionError
 from daemon.forensics.central_reading import CentralSeen, Key, folder_of, incarnations_of, read_central
 from daemon.forensics.containers import RuntimeSeen, install_id_of, look_at_runtime
 from daemon.forensics.doctor import LookAtRuntime
 from daemon.forensics.reading import RunRead, RunsRead, Scene, read_newest_runs, read_runs_of
 from daemon.ops.session_reading import open_inbound, table_rows
+from daemon.policies import read_limits
 from schema.errors import ClawbusError
 from schema.layout import SessionFolder
 

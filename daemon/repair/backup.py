@@ -21,7 +21,7 @@ from daemon.repair.errors import (
     RestoreFailedError,
     RestoreRefusedError,
 )
-from schema.connect import Reader, open_reader, open_still_reader
+from schema.connect import Reader, copy_database, open_reader, open_still_reader, overwrite_database
 from schema.errors import ClawbusError
 
 SUFFIX: Final = ".sqlite"
@@ -143,7 +143,7 @@ def restore(
     _refuse_foreign(backup, wanted, before, same)
     try:
         with open_still_reader(backup) as copy:
-            copy.overwrite(target, lambda done, total: tell("restore", done, total))
+            overwrite_database(target, copy, lambda done, total: tell("restore", done, total))
     except ClawbusError as error:
         raise RestoreFailedError(f"{backup.name} was not put back: {error}", hint=error.hint) from error
     with open_reader(target) as reader, reader.snapshot():
@@ -194,7 +194,7 @@ def _check_integrity(reader: Reader, copy: Path) -> None:
 def _copied(source: Path, partial: Path, tell: Progress) -> Contents:
     try:
         with open_reader(source) as reader, reader.snapshot():
-            reader.copy_to(partial, lambda done, total: tell("copy", done, total))
+            copy_database(reader, partial, lambda done, total: tell("copy", done, total))
             return read_contents(reader)
     except ClawbusError as error:
         raise BackupFailedError(f"{source.name} could not be backed up: {error}") from error

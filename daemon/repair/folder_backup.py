@@ -21,7 +21,7 @@ from daemon.repair.errors import BackupFailedError, BackupNotVerifiedError
 from daemon.repair.folder_files import Copied, copy_plain, copy_tree, described
 from daemon.store.rebuild import found_sessions
 from daemon.store.registry import SessionKey
-from schema.connect import ReadLimits, open_outbound_reader, open_owner
+from schema.connect import ReadLimits, copy_database, open_outbound_reader, open_owner
 from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError, StorageError
 from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB, SessionFolder
@@ -189,7 +189,7 @@ def _sound_outbound(folder: SessionFolder, copy: SessionFolder, relative: str, l
         return []
     os.close(os.open(copy.outbound_db, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     with reader:
-        reader.copy_to(copy.outbound_db)
+        copy_database(reader, copy.outbound_db)
     checked = open_outbound_reader(copy.outbox, limits)
     if checked is None:
         raise HostileFileError(f"the copy of {OUTBOUND_DB} is empty.")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from daemon.clock import Clock
-from daemon.config import Config, read_limits
+from daemon.config import Config
 from daemon.control.client import ControlClient
 from daemon.data_folder import DataFolder
 from daemon.errors import DataFolderError, RemoteError
@@ -22,6 +22,7 @@ from daemon.forensics.central_reading import incarnations_of
 from daemon.forensics.containers import RuntimeSeen, look_at_runtime
 from daemon.forensics.truth import Life
 from daemon.ops.content import error_of
+from daemon.policies import read_limits
 from daemon.repair import stale_sweep
 from daemon.repair.errors import RestoreRefusedError
 from daemon.repair.stale_drive import CANARY_SESSION, Key
