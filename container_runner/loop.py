@@ -62,6 +62,7 @@ class Runner:
         self._heartbeat = heartbeat
         self._watch = watch
         self._now_ms = now_ms
+        self._looked_at = 0  # epoch milliseconds, before the latest claim
         self._log = log
         self._stopping = anyio.Event()
         self._cut_off_at = float("inf")
@@ -104,6 +105,7 @@ class Runner:
 
     async def _look(self) -> Batch | None:
         """Claim what is due. Whatever is wrong with a file, the next poll tries again."""
+        looked_at = self._now_ms()
         claim = partial(
             self._store.claim,
             self._settings.max_batch,
@@ -117,7 +119,7 @@ class Runner:
         except ClawbusError as error:
             self._note_trouble("poll_failed", error)
             return None
-        self._first_poll = False
+        self._first_poll, self._looked_at = False, looked_at
         self._last_trouble = None
         return batch
 
@@ -153,7 +155,8 @@ class Runner:
             destinations=batch.destinations,
             state=batch.state,
         )
-        progress.event()
+        # Dated before the claim: the ceiling counts from here, and a turn that makes no progress at all is claim-stuck.
+        self._heartbeat.touch(self._looked_at)
         try:
             return await self._provider.run(turn, progress)
         except TurnFailedError as failure:
