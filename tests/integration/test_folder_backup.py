@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.fixture
-def daemon(make_daemon: Make) -> Iterator[RealDaemon]:
+def daemon(make_daemon: Make) -> RealDaemon:
     made = make_daemon(ECHO + obedient())
     made.start()
     return made

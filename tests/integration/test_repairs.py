@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.fixture
-def daemon(make_daemon: Make) -> Iterator[RealDaemon]:
+def daemon(make_daemon: Make) -> RealDaemon:
     made = make_daemon(ECHO + obedient())
     made.start()
     return made
