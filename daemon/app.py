@@ -34,6 +34,7 @@ from daemon.containers.slots import Hooks, Timings
 from daemon.containers.supervisor import Supervisor
 from daemon.control import server as control_server
 from daemon.control.api import build_api
+from daemon.control.events import EventHub, events_route
 from daemon.control.repair_api import repair_routes
 from daemon.data_folder import DataFolder
 from daemon.errors import ImageError, RuntimeUnavailableError
@@ -282,12 +283,10 @@ async def _main(
     try:
         async with anyio.create_task_group() as tasks:
             operations = await _start(house, tasks)
-            await tasks.start(
-                partial(
-                    control_server.run, build_api(operations, repair_routes(operations.repairs)), config.control_socket
-                ),
-                name="control api",
-            )
+            events = EventHub()
+            pipeline.listen(events.publish)
+            api = build_api(operations, [events_route(events), *repair_routes(operations.repairs)])
+            await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
             tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
             operations.ready = True
             notifier.ready(house.status_line())

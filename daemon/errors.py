@@ -147,6 +147,13 @@ class IdConflictError(ClawbusError):
     default_hint = "Use a new id for new content; repeat an id only with the same content."
 
 
+class JournalError(ClawbusError):
+    """The systemd journal cannot be read: no journalctl, or no permission."""
+
+    code = "JOURNAL"
+    default_hint = "Leave --journal out: the log file has the same events; or join the group systemd-journal."
+
+
 class RegistryGoneError(StorageError):
     """central.db was deleted, emptied or replaced under the running daemon. It is rebuilt from the session folders."""
 

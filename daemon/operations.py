@@ -111,7 +111,7 @@ class DaemonOperations:
     async def status(self) -> dict[str, Any]:
         """The files' report and the live part."""
         report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
-        return {**report, "live": self._live()}
+        return {**report, "live": self.live()}
 
     async def sessions(self) -> list[dict[str, Any]]:
         """See reports.sessions_report."""
@@ -198,7 +198,8 @@ class DaemonOperations:
         """Cheap: whether start-up is complete, and what is degraded."""
         return {"ready": self.ready, "degraded": self._degraded()}
 
-    def _live(self) -> dict[str, Any]:
+    def live(self) -> dict[str, Any]:
+        """What only the live process knows."""
         last = self._sweeper.last
         sweep = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors}
         return {
@@ -223,6 +224,7 @@ class DaemonOperations:
             ],
             "waiting_spawns": [str(key) for key in self._supervisor.waiting()],
             "last_sweep": sweep if last.at is not None else None,
+            "clock": self._sweeper.clock_jump,
         }
 
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Final
 
 from daemon.cli.command import Invocation
 from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError
 from daemon.forensics.doctor import DaemonWord
 from daemon.forensics.facts import DaemonState
 
-PATIENCE_S = 5.0
+PATIENCE_S: Final = 5.0
 
 
 def daemon_word(invocation: Invocation) -> DaemonWord:
-    """Whether it is up, and the live part of its status. Raises ConfigError alone."""
+    """Whether it is up, and what only it knows. Raises ConfigError alone."""
     try:
         with invocation.client(answer_s=PATIENCE_S) as client:
             try:
-                return DaemonWord(DaemonState.UP, client.status()["live"])
-            except RemoteError as error:  # it lives, and cannot read what the report is made of
-                live: dict[str, Any] = client.health()
-                return DaemonWord(DaemonState.UP, live, f"{error.remote_code}: {error}")
+                return DaemonWord(DaemonState.UP, client.live())
+            except RemoteError as error:  # one of another version: it lives
+                return DaemonWord(DaemonState.UP, None, f"{error.remote_code}: {error}")
     except DaemonSilentError as error:
         return DaemonWord(DaemonState.SILENT, None, invocation.silent_daemon() or str(error))
     except DaemonDownError as error:
@@ -29,12 +28,5 @@ def daemon_word(invocation: Invocation) -> DaemonWord:
 
 
 def is_up(invocation: Invocation) -> bool:
-    """Whether a daemon answers; costs no report."""
-    try:
-        with invocation.client(answer_s=PATIENCE_S) as client:
-            client.health()
-    except (DaemonDownError, DaemonSilentError):
-        return False
-    except RemoteError:
-        pass
-    return True
+    """Whether a daemon answers."""
+    return daemon_word(invocation).state is DaemonState.UP

@@ -31,7 +31,9 @@ from daemon.cli import (
     sessions,
     status,
     sweep,
+    top,
     version,
+    watch,
 )
 from daemon.cli.command import (
     ConfigFlag,
@@ -87,6 +89,7 @@ def build_app() -> typer.Typer:
         chat,
         mailbox,
         status,
+        top,
         sessions,
         session,
         message,
@@ -95,6 +98,7 @@ def build_app() -> typer.Typer:
         doctor,
         image,
         logs,
+        watch,
         config_check,
         version,
     ):

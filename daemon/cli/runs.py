@@ -36,7 +36,8 @@ def runs(
     """List runs, newest first: a run is one message in one incarnation of its agent's container.
 
     The status is the truth: the answer and the container first, then the history, the acks, and last what is listed. A
-    run that is listed otherwise is stale, with reasons and a confidence. It works from the files, the daemon up or down.
+    run that is listed otherwise is stale, with reasons and a confidence. Use it to see what agents work on, and what came of
+    it. It works from the files, the daemon up or down.
 
     \b
     Example:

@@ -138,7 +138,7 @@ def _with_access(invocation: Invocation, work: Callable[[StaleAccess], T]) -> T:
 
     try:
         with invocation.client() as client:
-            client.health()
+            client.live()
             return work(DaemonAccess(client))
     except NotListeningError:
         if invocation.silent_daemon() is not None:

@@ -140,6 +140,9 @@ class Supervisor:
         Raises NotConfirmedError when that does not happen in time; the attempt goes on all the same.
         """
         self._queue.discard(key)
+        if self.slot(key) is None:
+            # One may run, or be recorded as running, that nobody supervises: whoever asks for its end must reach it.
+            await self._adoption.adopt()
         slot = self._endings.begin_end(key, reason, graceful=graceful)
         if slot is None:
             return None

@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from daemon.channels.protocol import Incoming
 from daemon.control.asgi import CLOSING
@@ -106,14 +106,16 @@ class _RepairBody(BaseModel):
 
 
 def build_api(
-    operations: Operations, repairs: Sequence[tuple[str, Handler]] = (), *, max_body_bytes: int = DEFAULT_BODY_BYTES
+    operations: Operations, more: Sequence[BaseRoute] = (), *, max_body_bytes: int = DEFAULT_BODY_BYTES
 ) -> Starlette:
-    """The ASGI app. `repairs`: further POST routes (repair_api.py). `max_body_bytes` bounds a request's body; the
-    content's own limit is the ingress's."""
+    """The ASGI app. `max_body_bytes` bounds a request's body; the content's own limit is the ingress's.
+
+    `more` are routes of others on the same socket.
+    """
     api = _Api(operations, max_body_bytes)
 
     def route(path: str, handler: Handler, method: str = "GET") -> Route:
-        return Route(path, _enveloped(handler), methods=[method])
+        return Route(path, enveloped(handler), methods=[method])
 
     session = "/v1/sessions/{agent}/{session}"
     return Starlette(
@@ -122,6 +124,7 @@ def build_api(
             route("/v1/replies", api.reply),
             route("/v1/mailbox/{name}", api.mailbox),
             route("/v1/status", api.status),
+            route("/v1/live", api.live),
             route("/v1/sessions", api.sessions),
             route(session, api.session),
             route(f"{session}/stop", api.stop, "POST"),
@@ -131,9 +134,9 @@ def build_api(
             route("/v1/dead/show", api.dead_show),
             route("/v1/dead/requeue", api.dead_requeue, "POST"),
             route("/v1/dead/drop", api.dead_drop, "POST"),
-            *(route(path, handler, "POST") for path, handler in repairs),
             Route("/healthz", api.healthz, methods=["GET"]),
             Route("/readyz", api.readyz, methods=["GET"]),
+            *more,
         ],
         exception_handlers={HTTPException: _http_error},
     )
@@ -189,6 +192,9 @@ class _Api:
     async def status(self, _: Request) -> object:
         return await self._operations.status()
 
+    async def live(self, _: Request) -> object:
+        return self._operations.live()
+
     async def sessions(self, _: Request) -> object:
         return {"sessions": await self._operations.sessions()}
 
@@ -236,7 +242,9 @@ class _Api:
         return _json(200 if ready else 503, {"ok": ready, "result": health})
 
 
-def _enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    """A handler's result or refusal as an envelope."""
+
     async def endpoint(request: Request) -> Response:
         try:
             return _json(200, {"ok": True, "result": await handler(request)})

@@ -11,7 +11,7 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
@@ -119,9 +119,33 @@ class ControlClient:
         """The report and its live part."""
         return self._call("GET", "/v1/status")
 
-    def health(self) -> dict[str, Any]:
-        """{ready, degraded}; answered from memory, even when no file can be read."""
-        return self._call("GET", "/healthz")
+    def live(self) -> dict[str, Any]:
+        """What only the live process knows; answered from memory, even when no file can be read."""
+        return self._call("GET", "/v1/live")
+
+    def watch(self, query: Mapping[str, str]) -> Generator[dict[str, Any]]:
+        """The event stream, one event at a time, until the daemon ends (LostAnswerError) or the caller closes it.
+
+        `query` may have session (A/S), message and level. The first event is {"event": "watching"}.
+        """
+        target = f"/v1/events?{urlencode(query)}" if query else "/v1/events"
+        connection = _UnixConnection(self._path, self._answer_s)
+        try:
+            connection.connect()
+            connection.request("GET", target)
+            response = connection.getresponse()
+            if response.status != http.client.OK:
+                _unwrap(response.status, response.read())
+            while line := response.readline():
+                if line.strip():
+                    yield cast("dict[str, Any]", json.loads(line))
+        except TimeoutError as error:
+            raise DaemonSilentError(f"the daemon on {self._path} sends nothing any more.") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise LostAnswerError("the daemon ended.") from error
+        finally:
+            connection.close()
+        raise LostAnswerError("the daemon ended.")
 
     def sessions(self) -> list[dict[str, Any]]:
         """Every session."""

@@ -36,7 +36,11 @@ class Operations(Protocol):
     async def status(self) -> dict[str, Any]:
         """The report of daemon.ops.reports.status_report plus a key `live`: pid, version, started_at, runtime
         {name, state}, degraded [{what, since, why}], running [{agent, session, incarnation, container_id}],
-        waiting_spawns [AGENT/SESSION], last_sweep {at, duration_ms, sessions, errors} or None."""
+        waiting_spawns [AGENT/SESSION], last_sweep {at, duration_ms, sessions, errors} or None, clock {jumped_at, by_ms}."""
+        ...
+
+    def live(self) -> dict[str, Any]:
+        """The part `live` of the status alone: from memory, without a look at any file."""
         ...
 
     async def sessions(self) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
+from starlette.routing import BaseRoute, Route
 
-from daemon.control.api import DEFAULT_BODY_BYTES, Handler, parse_body, read_body
+from daemon.control.api import DEFAULT_BODY_BYTES, enveloped, parse_body, read_body
 from daemon.repair.repairs import Repairs
 from daemon.repair.stale_plan import Scope, check_scope
 from daemon.store.dead_letters import Operator
@@ -80,10 +81,10 @@ class _UndoBody(_RepairBody):
     backup: str = Field(min_length=1, max_length=255)
 
 
-def repair_routes(repairs: Repairs) -> list[tuple[str, Handler]]:
-    """(path, handler) of each; all are POST."""
+def repair_routes(repairs: Repairs) -> list[BaseRoute]:
+    """One route a repair; all are POST."""
     api = _RepairApi(repairs)
-    return [
+    handlers = (
         ("/v1/messages/cancel", api.cancel),
         ("/v1/messages/retry", api.retry),
         ("/v1/repairs/quarantine", api.quarantine),
@@ -91,7 +92,8 @@ def repair_routes(repairs: Repairs) -> list[tuple[str, Handler]]:
         ("/v1/stale/preview", api.stale_preview),
         ("/v1/stale/apply", api.stale_apply),
         ("/v1/stale/undo", api.stale_undo),
-    ]
+    )
+    return [Route(path, enveloped(handler), methods=["POST"]) for path, handler in handlers]
 
 
 class _RepairApi:

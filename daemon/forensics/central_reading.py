@@ -43,7 +43,7 @@ class CentralSeen:
 
 
 def read_central(data_dir: Path) -> CentralSeen:
-    """All of it that forensics needs at once. Raises DataFolderError when there is no data folder at all."""
+    """All of it that forensics needs at once. Raises DataFolderError when there is no data folder, and SchemaTooNewError."""
     check_data_folder(data_dir)
     seen = CentralSeen()
     path = Layout(data_dir).central_db
@@ -53,6 +53,8 @@ def read_central(data_dir: Path) -> CentralSeen:
         try:
             with _open(path) as reader:
                 _read(reader, seen)
+        except SchemaTooNewError:
+            raise
         except ClawbusError as error:
             seen.error = f"{error.code}: {error}"
     seen.folders = [key for key in _folders(data_dir) if key not in seen.sessions]

@@ -58,12 +58,10 @@ def _registry_missing(host: HostFacts) -> Diagnosis | None:
 def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
     if host.registry_error is None:
         return None
-    return Diagnosis(
-        "REGISTRY_UNREADABLE",
-        "central.db cannot be read.",
-        (host.registry_error,),
-        f"mv {host.data_dir}/central.db {host.data_dir}/central.db.broken && clawbus run",
-    )
+    path = f"{host.data_dir}/central.db"
+    # The sessions' own files are the truth; the registry is remade from them.
+    command = f"mv {path} {path}.broken" + (" && clawbus run" if host.daemon is DaemonState.DOWN else "")
+    return Diagnosis("REGISTRY_UNREADABLE", "central.db cannot be read.", (host.registry_error,), command)
 
 
 def runtime_away(host: HostFacts) -> Diagnosis | None:
@@ -141,10 +139,21 @@ def _retry(agent: str | None, session: str | None, message_id: str | None) -> st
     return f"clawbus message retry {message_id} --session {agent}/{session}"
 
 
+def _channel_failing(host: HostFacts) -> Diagnosis | None:
+    failing = [item for item in host.degraded if item.what.startswith("channel ")]
+    if not failing:
+        return None
+    evidence = tuple(f"{item.what}: {item.why}" for item in failing)
+    return Diagnosis(
+        "CHANNEL_FAILING", "A channel has failed; it is begun again by itself.", evidence, "clawbus config check"
+    )
+
+
 HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
     (_daemon_silent, _daemon_down, _sweep_stalled),
     (_registry_missing, _registry_unreadable),
     (disk_full,),
     (runtime_away, image_unusable),
     (_clock_ahead, _clock_jumped),
+    (_channel_failing,),
 )

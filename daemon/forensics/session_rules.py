@@ -28,11 +28,14 @@ def _quarantined(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def _files_unreadable(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    if not one.errors:
+    # A journal explains why outbound.db cannot be read now; it has a rule of its own.
+    errors = [text for text in one.errors if not (one.journal and text.startswith("READ_RACE"))]
+    if not errors:
         return None
-    return _of(
-        one, "FILES_UNREADABLE", "The session's files cannot be read.", one.errors, f"clawbus session reset {_two(one)}"
-    )
+    theirs = any(text.startswith(("HOSTILE_FILE", "READ_DEADLINE")) for text in errors)
+    # The container's side can be begun anew; the host's own file only a backup gives back.
+    command = f"clawbus session {'reset' if theirs else 'show'} {_two(one)}"
+    return _of(one, "FILES_UNREADABLE", "The session's files cannot be read.", errors, command)
 
 
 def _unregistered(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -71,7 +74,7 @@ def _container_gone(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         f"central.db has incarnation {live.incarnation} living since {to_text(live.started_at or live.created_at)}.",
         f"The runtime {host.runtime} lists no such container.",
     )
-    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session reset {_two(one)}"
+    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session kill {_two(one)}"
     return _of(
         one, "GHOST_CONTAINER", "The registry takes a container for living that is gone.", evidence, command,
         incarnation=live.incarnation,
@@ -82,8 +85,9 @@ def _hot_journal(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     lives = one.containers or (one.live is not None and one.live.life is not Life.GONE)
     if not one.journal or lives:
         return None
+    # A release has the session swept at once, and a sweep with nothing running recovers the journal first.
     evidence = ("out/outbound.db-journal is there and no container runs: its writer died in mid-commit.",)
-    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session reset {_two(one)}"
+    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session release {_two(one)}"
     return _of(one, "HOT_JOURNAL", "A dead container's journal keeps its answers from being read.", evidence, command)
 
 
@@ -115,7 +119,7 @@ def _work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         else None
     )  # fmt: skip
     evidence = (f"{one.due} due, the oldest since {span(waited)}, and no container runs.",)
-    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session reset {_two(one)}"
+    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session release {_two(one)}"
     return _of(one, "WORK_WAITING", "Work is due and nothing runs.", evidence, command, cause=cause)
 
 

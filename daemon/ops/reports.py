@@ -66,7 +66,7 @@ def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) 
         "install_id": install["install_id"] if install is not None else None,
         "at": now,
         "sessions": {"total": total, **dict(sorted(states.items()))},
-        "queues": _sum([one.queues for one in looked if one.queues is not None], now),
+        "queues": sum_queues([one.queues for one in looked if one.queues is not None], now),
         "incarnations": live,
         "attention": needing[:_ATTENTION],
         "attention_total": len(needing),
@@ -295,7 +295,9 @@ def _attention(one: _Looked) -> dict[str, Any] | None:
     }
 
 
-def _sum(queues: list[Queues], now: int) -> dict[str, Any]:
+def sum_queues(queues: list[Queues], now: int) -> dict[str, Any]:
+    """Depths of many sessions together, and the ages of the oldest, in ms."""
+
     def age(stamps: Iterable[int | None]) -> int | None:
         known = [stamp for stamp in stamps if stamp is not None]
         return max(0, now - min(known)) if known else None

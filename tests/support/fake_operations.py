@@ -140,6 +140,9 @@ class FakeOperations:
             },
         }
 
+    def live(self) -> dict[str, Any]:
+        return {"pid": 1, "degraded": [], "last_sweep": None, "clock": None}
+
     async def sessions(self) -> list[dict[str, Any]]:
         return [
             {
