@@ -57,8 +57,8 @@ def test_stuck_claim(make_daemon: Make) -> None:
     told = explained(daemon, message_id)
     assert told["status"] == "running"
     assert "STUCK_CLAIM" in [item["code"] for item in told["diagnoses"]]
-    let_go(mark)
     repair(daemon, one["command"])
+    let_go(mark)
     assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
     assert "session_killed" in history(daemon, message_id)
     gone(daemon, "STUCK_CLAIM")
@@ -144,7 +144,10 @@ def test_dead_letters(make_daemon: Make) -> None:
     assert told["status"] == "failed"
     assert "DEAD_LETTERS" in [item["code"] for item in told["diagnoses"]]
     (daemon.data / "agents" / "prog" / "needed").touch()
-    repair(daemon, one["command"])
+    shown = repair(daemon, one["command"])  # tells the cause and, next, what sends it on its way again
+    assert shown is not None
+    steps = [step["command"] for step in shown.envelope["next_actions"]]
+    repair(daemon, next(step for step in steps if " dead requeue " in step))
     assert daemon.answer(f"{message_id}+r1", agent="prog", session="s") == {"text": "done"}
     assert "requeued" in history(daemon, message_id)
     healthy(daemon)
@@ -156,31 +159,31 @@ def image(base_image: str) -> Iterator[str]:
         yield tag
 
 
+@pytest.fixture
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SocketProxy]:
+    """Docker, for one daemon: cut off and back without touching it. Open until the daemon's containers are removed."""
+    made = SocketProxy(tmp_path_factory.mktemp("p") / "docker.sock", DOCKER_SOCKET)
+    made.open()
+    yield made
+    made.close()
+
+
 @pytest.mark.docker
-def test_docker_down(make_daemon: Make, image: str) -> None:
-    """Docker is away: what is accepted waits. It is cut off for this daemon alone, by a proxy."""
+def test_docker_down(proxy: SocketProxy, make_daemon: Make, image: str) -> None:
+    """Docker is away: what is accepted waits."""
     daemon = make_daemon(f'{ECHO}\n[docker]\nimage = "{image}"\n', runtime="docker")
-    proxy = SocketProxy(daemon.root / "docker.sock", DOCKER_SOCKET)
-    proxy.open()
-    try:
-        daemon.environment["DOCKER_HOST"] = f"unix://{proxy.path}"
-        daemon.start()
-        assert daemon.ask("hello", agent="echo", session="s", wait_s=60) == {"text": "hello"}
-        healthy(daemon)
-        proxy.close()
-        waiting = daemon.post("and this", agent="echo", session="other")
-        one = found(daemon, "RUNTIME_UNAVAILABLE", 60)
-        told = explained(daemon, waiting, "echo/other")
-        assert "RUNTIME_UNAVAILABLE" in [item["code"] for item in told["diagnoses"]]
-        repair(daemon, one["command"], {"systemctl start docker": proxy.open})
-        assert daemon.answer(waiting, agent="echo", session="other", wait_s=60) == {"text": "and this"}
-        healthy(daemon)
-    finally:
-        daemon.end_quietly()
-        with contextlib.suppress(OSError):
-            proxy.open()
-        daemon.close()
-        proxy.close()
+    daemon.environment["DOCKER_HOST"] = f"unix://{proxy.path}"
+    daemon.start()
+    assert daemon.ask("hello", agent="echo", session="s", wait_s=60) == {"text": "hello"}
+    healthy(daemon)
+    proxy.close()
+    waiting = daemon.post("and this", agent="echo", session="other")
+    one = found(daemon, "RUNTIME_UNAVAILABLE", 60)
+    told = explained(daemon, waiting, "echo/other")
+    assert "RUNTIME_UNAVAILABLE" in [item["code"] for item in told["diagnoses"]]
+    repair(daemon, one["command"], {"systemctl start docker": proxy.open})
+    assert daemon.answer(waiting, agent="echo", session="other", wait_s=60) == {"text": "and this"}
+    healthy(daemon)
 
 
 def test_full_disk() -> None:
