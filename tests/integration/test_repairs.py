@@ -113,6 +113,22 @@ def test_the_running_daemon_sweeps_a_quarantined_session_and_a_canary_comes_thro
     assert daemon.ask("say on", agent="prog", session="s") == {"text": "on"}
 
 
+def test_the_running_daemon_undoes_a_sweep_and_the_message_is_worked_on(daemon: RealDaemon) -> None:
+    message_id, mark = hang(daemon)
+    daemon.cli("session", "quarantine", "prog", "s")
+    eventually("ended", lambda: daemon.running("prog", "s") is None)
+    age_session(daemon.folder("prog", "s"))
+    swept = daemon.cli("sweep", "stale", "--session", "prog/s", "--apply", "--canary-wait", "0").result
+    assert swept["canary"] is None
+    done = daemon.cli(
+        "sweep", "stale", "--restore", swept["swept"][0]["backup"]["path"], "--reason", "too early"
+    ).result
+    assert done["restored"] == 1
+    mark.with_name("mark-s.go").touch()
+    daemon.cli("session", "release", "prog", "s")
+    assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
+
+
 def test_a_live_run_is_never_a_candidate(daemon: RealDaemon) -> None:
     message_id, mark = hang(daemon)
     age_session(daemon.folder("prog", "s"))

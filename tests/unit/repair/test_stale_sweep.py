@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +33,7 @@ from daemon.store.dead_letters import Operator
 from daemon.store.messages import note_claim
 from daemon.store.registry import SessionKey
 from schema import connect
-from schema.errors import SchemaTooNewError, StorageError
+from schema.errors import SchemaTooNewError, StorageError, UnusableFileError
 from tests.support.invariants import check_session
 from tests.support.session_world import NOW, SessionWorld
 
@@ -307,6 +312,75 @@ def test_a_file_that_is_none_of_ours_is_refused(world: SessionWorld) -> None:
     path = world.files.folder.inbound_db
     path.write_bytes(b"no database at all" * 500)
     unchanged(world, lambda: apply(world), StorageError)
+
+
+def test_another_program_s_database_is_refused_and_gets_no_table_of_ours(world: SessionWorld) -> None:
+    path = world.files.folder.inbound_db
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE trace_runs(id TEXT)")
+    error = unchanged(world, lambda: apply(world), UnusableFileError)
+    assert "another program's" in str(error)
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from daemon.forensics.truth import Life
+from daemon.repair import stale_sweep
+from daemon.repair.stale_plan import Scope
+from daemon.repair.stale_reading import Surroundings
+from daemon.store.dead_letters import Operator
+from daemon.store.registry import SessionKey
+from daemon.store.session_files import SessionFiles
+from schema.connect import ReadLimits
+
+root, moment, now = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+end, verify = stale_sweep._end, stale_sweep._verify
+ended = []
+
+def die(at):
+    if at == moment:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def killed_end(*arguments):
+    die(f"end {len(ended)}")
+    ended.append(1)
+    end(*arguments)
+    die(f"ended {len(ended)}")
+
+def killed_verify(*arguments):
+    die("committed")
+    return verify(*arguments)
+
+stale_sweep._end, stale_sweep._verify = killed_end, killed_verify
+key = SessionKey("echo", "s")
+stale_sweep.apply(
+    SessionFiles(root, ReadLimits()), key, Surroundings(now, lambda _: Life.GONE), Scope(session=key),
+    Operator("root", "killed"), progress=lambda step, done, total: die(step if done < total else f"{step} done"),
+)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "moment",
+    ["copy done", "verify", "verify done", "sync", "sync done", "end 0", "ended 1", "end 1", "ended 2", "committed"],
+)
+def test_a_sweep_that_is_killed_leaves_a_whole_file_and_is_run_again(world: SessionWorld, moment: str) -> None:
+    claimed(world, "a")
+    claimed(world, "b")
+    command = [sys.executable, "-c", DIES, str(world.root), moment, str(NOW)]
+    died = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    statuses = {world.message("a")["status"], world.message("b")["status"]}
+    assert statuses == ({"cancelled"} if moment == "committed" else {"pending"}), "all or nothing"
+    check_session(world.root)
+    again = apply(world)
+    assert len(again.plan.endings) == (0 if moment == "committed" else 2)
+    assert {world.message("a")["status"], world.message("b")["status"]} == {"cancelled"}
+    for backup in world.files.folder.inbox.glob("*.sqlite"):
+        backups.verify(backup)  # whatever is called a backup is one
 
 
 @pytest.mark.parametrize("error", [BackupFailedError, BackupNotVerifiedError])
