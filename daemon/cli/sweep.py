@@ -108,7 +108,7 @@ def _sweep(invocation: Invocation, scope: Scope, reason: str | None, *, apply: b
         except ClawbusError as error:
             return drive.report, error
 
-    report, error = _with_access(invocation, work)
+    report, error = _with_access(invocation, work, changes=apply)
     result = report.as_dict()
     steps = _next(scope, report) if error is None else ()
     problem = problem_of(error) if error is not None else None
@@ -121,7 +121,7 @@ def _restore(invocation: Invocation, backup: Path, reason: str | None) -> Outcom
     from daemon.store.dead_letters import Operator  # noqa: PLC0415
 
     key, name = backup_key(backup, Layout(invocation.config.data_dir).sessions_dir)
-    done = _with_access(invocation, lambda access: access.undo(key, name, Operator(user(), reason)))
+    done = _with_access(invocation, lambda access: access.undo(key, name, Operator(user(), reason)), changes=True)
 
     def people(console: Console) -> None:
         from daemon.cli.present import say  # noqa: PLC0415
@@ -132,7 +132,7 @@ def _restore(invocation: Invocation, backup: Path, reason: str | None) -> Outcom
     return Outcome(done, people, (NextAction(f"clawbus session show {' '.join(key)}", "its state now"),))
 
 
-def _with_access(invocation: Invocation, work: Callable[[StaleAccess], T]) -> T:
+def _with_access(invocation: Invocation, work: Callable[[StaleAccess], T], *, changes: bool) -> T:
     """Through the daemon; through the files when nobody listens and nobody holds the folder."""
     from daemon.repair.stale_access import DaemonAccess, files_access  # noqa: PLC0415
 
@@ -143,7 +143,7 @@ def _with_access(invocation: Invocation, work: Callable[[StaleAccess], T]) -> T:
     except NotListeningError:
         if invocation.silent_daemon() is not None:
             raise
-    with files_access(invocation.config, SystemClock()) as access:
+    with files_access(invocation.config, SystemClock(), recover=changes) as access:
         return work(access)
 
 

@@ -88,8 +88,16 @@ class FilesAccess:
     source = "files"
 
     def __init__(
-        self, config: Config, folder: DataFolder, registry: Registry, listing: RuntimeSeen, clock: Clock
+        self,
+        config: Config,
+        folder: DataFolder,
+        registry: Registry,
+        listing: RuntimeSeen,
+        clock: Clock,
+        *,
+        recover: bool,
     ) -> None:
+        self._recover = recover
         self._config = config
         self._folder = folder
         self._registry = registry
@@ -124,7 +132,8 @@ class FilesAccess:
     def _files(self, key: Key) -> SessionFiles:
         files = SessionFiles(self._folder.sessions_dir / key[0] / key[1], read_limits(self._config))
         alive = self._listing.containers
-        if alive is not None and not any((one.agent, one.session) == key for one in alive) and files.has_journal():
+        lives = alive is None or any((one.agent, one.session) == key for one in alive)
+        if self._recover and not lives and files.has_journal():
             files.recover()  # nothing runs, by the runtime's word: as at a daemon's start
         return files
 
@@ -144,9 +153,13 @@ class FilesAccess:
 
 @contextmanager
 def files_access(
-    config: Config, clock: Clock, look: Callable[[Config, str | None], RuntimeSeen] = look_at_runtime
+    config: Config,
+    clock: Clock,
+    *,
+    recover: bool,
+    look: Callable[[Config, str | None], RuntimeSeen] = look_at_runtime,
 ) -> Generator[FilesAccess]:
-    """Hold the data folder as a daemon would. Raises DataFolderError, DataFolderLockedError, SchemaTooNewError, StorageError."""
+    """Hold the data folder as a daemon would. `recover`: dead containers' journals are rolled back first. Raises DataFolderError, DataFolderLockedError, SchemaTooNewError, StorageError."""
     if not (config.data_dir / "clawbus.version").is_file():
         raise DataFolderError(
             f"{config.data_dir} is no data folder of clawbus.", hint="Name it with --data or --config."
@@ -154,7 +167,7 @@ def files_access(
     with DataFolder.open(config.data_dir, clock) as folder:
         registry = Registry(folder.central_db)
         install_id = agree_on_install_id(registry, folder.install_file, clock.now_ms())
-        yield FilesAccess(config, folder, registry, look(config, install_id), clock)
+        yield FilesAccess(config, folder, registry, look(config, install_id), clock, recover=recover)
 
 
 def backup_key(path: Path, sessions_dir: Path) -> tuple[Key, str]:
