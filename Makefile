@@ -70,18 +70,19 @@ fmt: $(STAMP) ## let ruff format and fix what it safely can
 types: $(STAMP) ## the type check, strict for what ships
 	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-bench: $(STAMP) ## the figures, each beside the floor of the same run
-	@if [ -d bench ]; then $(BIN)/python -m bench $(ARGS); else echo 'bench: comes with the performance issue'; fi
+bench: $(STAMP) ## the figures, each beside the floor of the same run (ARGS="round-trip drain")
+	@$(BIN)/python -m bench $(if $(BASE_IMAGE),--base-image '$(BASE_IMAGE)') $(ARGS)
 
-# Pins stay as they are unless UPGRADE=1. runtime.txt leads; the others follow its versions.
+# Pins stay as they are unless UPGRADE=1. runtime.txt leads; the others follow its versions. `fewest`: one version of a package
+# for every Python, so that a lock pins each name once.
 lock: ## write the locks anew from pyproject.toml (UPGRADE=1 moves the pins)
 	@mkdir -p build locks
 	@[ -x build/lock-venv/bin/uv ] || { $(PYTHON) -m venv build/lock-venv && build/lock-venv/bin/python -m pip --disable-pip-version-check --quiet --quiet install '$(UV)'; }
-	@compile() { build/lock-venv/bin/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(if $(UPGRADE),--upgrade) "$$@" > /dev/null; }; \
+	@compile() { build/lock-venv/bin/uv --no-config pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-annotate --no-header $(if $(UPGRADE),--upgrade) "$$@" > /dev/null; }; \
 	compile pyproject.toml --output-file locks/runtime.txt; \
 	compile --group runner --constraint locks/runtime.txt --output-file container_runner/requirements.lock; \
 	compile --group build --constraint locks/runtime.txt --output-file locks/build.txt; \
-	compile pyproject.toml --group dev --constraint locks/runtime.txt --constraint locks/build.txt --output-file locks/dev.txt
+	compile pyproject.toml --group dev --group bench --constraint locks/runtime.txt --constraint locks/build.txt --output-file locks/dev.txt
 
 clean: ## remove what the other targets made, .venv too
 	@rm -rf $(VENV) build dist demo-data bench/out .pytest_cache .ruff_cache .hypothesis

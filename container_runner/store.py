@@ -16,6 +16,7 @@ from typing import Final
 from container_runner.errors import ClaimLostError, InboundUnreadableError
 from container_runner.providers.protocol import Destination, Silence, TurnMessage
 from container_runner.replies import Reply
+from schema.bell import ring
 from schema.connect import Writer, open_owner
 from schema.errors import ClawbusError
 from schema.ids import new_id
@@ -125,6 +126,7 @@ class Store:
             self._release(db, released)
             self._keep_state(db, state or {}, now)
             self._set_tool(db, None)
+        ring(self._outbound.parent)
 
     def release_all(self) -> int:
         """Give every claim of this incarnation back and clear the tool: the end of a runner that must go."""

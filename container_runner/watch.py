@@ -1,10 +1,12 @@
-"""When to look into inbound.db: at once on a file event, and in any case after poll_s.
+"""When to look into inbound.db: at once when the host rings, soon after a commit, and in any case after poll_s.
 
-VM mounts give no file events and a machine may be out of watches, so events only ever make the look come earlier.
+VM mounts give no file events and a machine may be out of watches, so events only ever make the look come earlier. Where the
+poll keeps finding changes that no event told, the file is looked at (a stat) more often.
 """
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Final
 
@@ -12,30 +14,49 @@ import anyio
 from structlog.typing import FilteringBoundLogger
 from watchfiles import Change, awatch  # pyright: ignore[reportUnknownVariableType] -- a Trio type in its signature
 
+from schema.bell import BELL_EVENTS, is_commit, is_ring
+from schema.inotify import IN_IGNORED, IN_Q_OVERFLOW, Inotify
 from schema.layout import INBOUND_DB
 
 _RETRY_S: Final = 30.0
 # A burst of commits is looked at after this many steps at the latest.
 _BURST_STEPS: Final = 4
+_DEAF_POLL_S: Final = 0.05
+_DEAF_AFTER: Final = 2
 
 
 class InboundWatch:
-    """One waiter's alarm. Times in seconds; `step_ms` is the quiet time after which an event is told."""
+    """One waiter's alarm. Times in seconds; `step_ms` is the quiet time after which a commit without a ring is told.
 
-    def __init__(self, folder: Path, *, step_ms: int, poll_s: float, log: FilteringBoundLogger) -> None:
+    `open_events` makes the kernel's event source; where it raises OSError, watchfiles takes its place.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        step_ms: int,
+        poll_s: float,
+        log: FilteringBoundLogger,
+        open_events: type[Inotify] = Inotify,
+    ) -> None:
         self._folder = folder
         self._step_ms = step_ms
         self._poll_s = poll_s
         self._log = log
+        self._open_events = open_events
         self._changed = anyio.Event()
         self._closed = anyio.Event()
+        self._rung = False  # whether this host rings at all: then its other commits are none of our business
+        self._mark: tuple[int, int] | None = None
+        self._unheard = 0
 
     def poke(self) -> None:
         """End the current or the next wait at once."""
         self._changed.set()
 
     def close(self) -> None:
-        """Let `run` return within a step: the thread under it hears this event, and no cancellation."""
+        """Let `run` return: a thread under it hears this event, and no cancellation."""
         self._closed.set()
 
     async def wait(self) -> None:
@@ -47,6 +68,73 @@ class InboundWatch:
 
     async def run(self) -> None:
         """Turn file events into pokes until closed. Without events the poll goes on alone."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._poll)
+            try:
+                events = self._open_events()
+            except OSError as error:
+                self._log.warning("watch_portable", error=str(error))
+                await self._run_portably()
+            else:
+                await self._listen(events)
+            tasks.cancel_scope.cancel()
+
+    async def _listen(self, events: Inotify) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            events.watch(self._folder, BELL_EVENTS)
+            # A callback and no task: what is heard costs the loop one turn.
+            loop.add_reader(events.fileno(), self._hear, events)
+            self.poke()  # whatever came before it was armed
+        except OSError as error:
+            self._log.warning("watch_unavailable", error=str(error), poll_s=self._poll_s)
+        try:
+            await self._closed.wait()
+        finally:
+            loop.remove_reader(events.fileno())
+            events.close()
+
+    def _hear(self, events: Inotify) -> None:
+        for event in events.read():
+            if event.mask & IN_IGNORED:
+                self._log.warning("watch_unavailable", error=f"{self._folder} is gone", poll_s=self._poll_s)
+                continue
+            ring = is_ring(event)
+            self._rung = self._rung or ring
+            if ring or event.mask & IN_Q_OVERFLOW:
+                self._heard()
+                self.poke()
+            elif is_commit(event, INBOUND_DB):
+                self._heard()
+                # Of an older host, which does not ring, any commit may be a message.
+                if not self._rung:
+                    asyncio.get_running_loop().call_later(self._step_ms / 1000, self.poke)
+
+    def _heard(self) -> None:
+        self._unheard = 0
+        self._mark = self._look_at_file()
+
+    async def _poll(self) -> None:
+        """A stat now and then; often, once changes are found that no event told."""
+        self._mark = self._look_at_file()
+        while True:
+            await anyio.sleep(_DEAF_POLL_S if self._unheard >= _DEAF_AFTER else self._poll_s)
+            mark = self._look_at_file()
+            if mark != self._mark:
+                self._mark = mark
+                self._unheard += 1
+                if self._unheard == _DEAF_AFTER:
+                    self._log.warning("watch_deaf", poll_s=_DEAF_POLL_S)
+                self.poke()
+
+    def _look_at_file(self) -> tuple[int, int] | None:
+        try:
+            status = (self._folder / INBOUND_DB).stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size
+
+    async def _run_portably(self) -> None:
         while not self._closed.is_set():
             try:
                 async for _ in awatch(
@@ -57,6 +145,7 @@ class InboundWatch:
                     stop_event=self._closed,
                     recursive=False,
                 ):
+                    self._heard()
                     self.poke()
             except (OSError, RuntimeError) as error:
                 self._log.warning("watch_unavailable", error=str(error), poll_s=self._poll_s)

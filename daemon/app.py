@@ -230,7 +230,7 @@ def build_house(
     def on_accepted(session: Session, message: MessageIn) -> None:
         if message.process_after is not None and message.process_after > clock.now_ms():
             schedule.at(session.key, message.process_after)
-        elif message.trigger:
+        elif message.trigger and supervisor.slot(session.key) is None:
             delivery.later(partial(supervisor.wake, session))
 
     ingress = Ingress(sessions, agents, clock, on_accepted, max_content_bytes=config.limits.max_content_bytes)

@@ -127,26 +127,30 @@ class LogPipeline:
                     "log_event_unprintable", "error", of=str(event.get("event")), because=type(error).__name__
                 )
             failing = {sink for sink in self._sinks if sink.failing}
-            for sink in self._sinks:
-                self._put(sink, shown)
+            lines: dict[Callable[[Mapping[str, object]], bytes], bytes] = {}  # two sinks of one form share the work
+            for sink, render in self._sinks.items():
+                if render not in lines:
+                    lines[render] = render(shown)
+                self._put(sink, lines[render])
             for listener in self._listeners:
                 listener(shown)
             for sink in self._sinks:
                 if sink.failing and sink not in failing:
                     self._tell_others(sink)
 
-    def _put(self, sink: Sink, event: Mapping[str, object]) -> None:
+    def _put(self, sink: Sink, line: bytes) -> None:
         render = self._sinks[sink]
 
         def recovered(name: str, count: int, reason: str) -> bytes:
             return render(self._made("log_sink_recovered", "warning", sink=name, dropped=count, reason=reason))
 
-        sink.write(render(event), recovered)
+        sink.write(line, recovered)
 
     def _tell_others(self, failed: Sink) -> None:
         for sink in self._sinks:
             if sink is not failed:
-                self._put(sink, self._made("log_sink_failing", "error", sink=failed.name, reason=failed.reason))
+                said = self._made("log_sink_failing", "error", sink=failed.name, reason=failed.reason)
+                self._put(sink, self._sinks[sink](said))
 
     def _made(self, event: str, level: str, **fields: object) -> Mapping[str, object]:
         return ordered({"timestamp": to_text(self._clock.now_ms()), "level": level, "event": event, **fields})

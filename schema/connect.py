@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from schema import migrate
 from schema.errors import FileBusyError, HostileFileError
@@ -231,16 +232,14 @@ def _stepped(progress: PageProgress | None) -> Callable[[int, int, int], None]:
 
 def _connect(path: Path, mode: str, more: str = "") -> sqlite3.Connection:
     # isolation_level=None: transactions are begun by us, never by the module behind our back.
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}{more}",
+    return sqlite3.connect(
+        f"file:{quote(str(path.absolute()))}?mode={mode}{more}",
         uri=True,
-        timeout=BUSY_TIMEOUT_MS / 1000,
+        timeout=BUSY_TIMEOUT_MS / 1000,  # SQLite's busy time-out
         isolation_level=None,
         check_same_thread=False,
         cached_statements=32,
     )
-    connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    return connection
 
 
 def _connect_to(guard: int, path: Path) -> tuple[sqlite3.Connection, int]:
@@ -297,8 +296,12 @@ def _check_tables(reader: Reader) -> None:
     So would a generated column, and one step of its expression may take minutes, which no deadline interrupts.
     """
     known = ",".join(f"'{name}'" for name in migrate.OUTBOUND_TABLES)
+    columns: dict[str, frozenset[str]] = {name: frozenset() for name in migrate.OUTBOUND_TABLES}
     for row in reader.all(f"SELECT lower(name) AS name, type, sql FROM sqlite_schema WHERE lower(name) IN ({known})"):
         if row["type"] != "table" or not str(row["sql"]).upper().startswith("CREATE TABLE"):
             raise HostileFileError(f"{OUTBOUND_DB}: {row['name']} is not an ordinary table.")
-        if any(column["hidden"] for column in reader.all(f"PRAGMA table_xinfo({row['name']})")):
+        found = reader.all(f"PRAGMA table_xinfo({row['name']})")
+        if any(column["hidden"] for column in found):
             raise HostileFileError(f"{OUTBOUND_DB}: {row['name']} has a generated column.")
+        columns[row["name"]] = frozenset(column["name"] for column in found)
+    reader.known_columns = columns

@@ -89,6 +89,7 @@ class Reader:
         self._path = path
         self._hostile = hostile
         self._max_read_bytes = max_read_bytes
+        self.known_columns: Mapping[str, frozenset[str]] = {}  # of tables that were looked at while opening
         self.file_id: str = ""  # of a container's file: tells one that was deleted and made anew from the old one
 
     def __enter__(self) -> Self:
@@ -134,6 +135,8 @@ class Reader:
 
     def columns(self, table: str, alias: str = "main") -> frozenset[str]:
         """The columns a table has here; empty if there is no such table. Both names are our own."""
+        if alias == "main" and table in self.known_columns:
+            return self.known_columns[table]
         return frozenset(row["name"] for row in self.all(f"PRAGMA {alias}.table_info({table})"))
 
     @contextmanager

@@ -12,6 +12,7 @@ from typing import Final
 INBOUND_DB: Final = "inbound.db"
 OUTBOUND_DB: Final = "outbound.db"
 HEARTBEAT: Final = ".heartbeat"
+BELL: Final = ".bell"
 
 CONTAINER_IN: Final = "/workspace/in"
 CONTAINER_OUT: Final = "/workspace/out"

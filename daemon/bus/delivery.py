@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 from daemon.bus.delivery_plan import Bury, ChannelTraits, Send
 from daemon.bus.delivery_steps import Collected, Means, Outcome, collect, record_outcomes
 from daemon.bus.sessions import Session
-from daemon.channels.protocol import Channel, InDoubt, Outgoing, Receipt
+from daemon.channels.protocol import Channel, InDoubt, ManyChannel, Outgoing, Receipt
 from daemon.clock import Clock
 from daemon.config import Delivery as DeliveryConfig
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
@@ -35,6 +35,7 @@ _RACE_RETRY_MS = 50
 _TROUBLE_RETRY_MS = 1000
 _SURPRISE_RETRY_MS = 30_000
 _MAX_STRIKES = 3
+_TOLD_ONE_BY_ONE = 20  # deliveries in one go; of more, one event names them all
 
 
 class Delivery:
@@ -78,6 +79,9 @@ class Delivery:
         self._traits = {
             name: ChannelTraits(c.capabilities.deduplicates, c.capabilities.in_doubt is InDoubt.HOLD)
             for name, c in channels.items()
+        }
+        self._many = {
+            name: c for name, c in channels.items() if isinstance(c, ManyChannel) and c.capabilities.deduplicates
         }
 
     def start(self, tasks: TaskGroup, channels_run: anyio.Event | None = None) -> None:
@@ -161,6 +165,11 @@ class Delivery:
         session.strikes.pop("collect", None)
         session.unreadable_since = None
         self._report(session, found)
+        # Behind a send that has ended meanwhile nothing waits for: look again. Behind another one, its end looks.
+        ended = found.queued - session.sending.keys()
+        session.behind |= found.queued - ended
+        if found.more:  # a batch shows the first rows of a queue only
+            session.behind.update(key for key, _ in groups)
         for address_key, sends in groups:
             assert self._tasks is not None
             self._senders += 1
@@ -171,7 +180,7 @@ class Delivery:
             self._on_settled()
         if found.later:
             self._look_later(session)
-        return found.more
+        return found.more or bool(ended)
 
     def trouble(self, session: Session, error: ClawbusError, look: str) -> None:
         """A look into the session's files failed: quarantine what is hostile, retry what may pass.
@@ -234,7 +243,7 @@ class Delivery:
         return list(groups.items())
 
     async def _send_group(self, session: Session, address_key: str, sends: list[Send]) -> None:
-        """Send one destination's rows in order, stop at the first failure, record, and look again."""
+        """Send one destination's rows in order, stop at the first failure, record, and look again if more wait behind."""
         try:
             outcomes = await self._send_in_order(session, sends)
             if any(outcome.error is not None for outcome in outcomes):
@@ -247,14 +256,21 @@ class Delivery:
             self._senders -= 1
             session.sending.pop(address_key, None)
             self._drained.set()
-        self.poke(session)
+        if address_key in session.behind or any(outcome.error or not outcome.sent for outcome in outcomes):
+            session.behind.discard(address_key)
+            self.poke(session)
 
     async def _send_in_order(self, session: Session, sends: list[Send]) -> list[Outcome]:
         """Each row's outcome, recorded; also of those before the one that a shutdown cuts, which stays in doubt."""
         outcomes: list[Outcome] = []
         begun = 0
         try:
-            for send in sends:
+            many = self._many.get(sends[0].address.channel_type) if len(sends) > 1 else None
+            if many is not None and not self._closing:
+                begun = len(sends)
+                outcomes += await self._send_many(session, sends, many)
+                begun = len(outcomes)
+            for send in sends[begun:] if many is None else ():
                 if self._closing or (outcomes and outcomes[-1].error is not None):
                     break
                 begun += 1
@@ -266,34 +282,41 @@ class Delivery:
         return outcomes
 
     async def _send(self, session: Session, send: Send) -> Outcome:
-        row = send.candidate.row
         channel = self._channels[send.address.channel_type]
-        message = Outgoing(
-            key=f"{session.key.agent}/{session.key.session}/{row.id}",
-            message_out_id=row.id,
-            agent=session.key.agent,
-            session=session.key.session,
-            kind=row.kind,
-            address=send.address,
-            content=row.content,
-            timestamp=row.timestamp,
-            in_reply_to=row.in_reply_to,
-            attempt=send.candidate.attempts + 1,
-        )
         try:
             with anyio.fail_after(self._config.send_timeout_s):
-                platform_id = _checked(await channel.deliver(message))
-        except TimeoutError:
+                platform_id = _checked(await channel.deliver(_outgoing(session, send)))
+        except Exception as error:  # noqa: BLE001 - a channel's bug must not stop other channels; it is retried and logged
+            return self._failure(send, error)
+        return Outcome(send, sent=True, platform_message_id=platform_id)
+
+    async def _send_many(self, session: Session, sends: list[Send], channel: ManyChannel) -> list[Outcome]:
+        """One call for a run of rows. What it does not tell of was not begun, or is sent again: it deduplicates."""
+        outcomes: list[Outcome] = []
+        try:
+            with anyio.fail_after(self._config.send_timeout_s):
+                results = await channel.deliver_many([_outgoing(session, send) for send in sends])
+            for send, result in zip(sends, results, strict=False):
+                if isinstance(result, PermanentDeliveryError | TransientDeliveryError):
+                    outcomes.append(self._failure(send, result))
+                    break
+                outcomes.append(Outcome(send, sent=True, platform_message_id=_checked(result)))
+        except Exception as error:  # noqa: BLE001 - as in a single send; the row that it met first bears it
+            outcomes.append(self._failure(sends[len(outcomes)], error))
+        # One that tells of nothing would be asked again at once, for ever.
+        return outcomes or [self._failure(sends[0], TypeError("deliver_many returned nothing"))]
+
+    def _failure(self, send: Send, error: Exception) -> Outcome:
+        """What an error says of a send that was begun."""
+        if isinstance(error, TimeoutError):
             text = f"no answer within {self._config.send_timeout_s:g} s"
             return Outcome(send, sent=True, error_code=TransientDeliveryError.code, error=text)
-        except PermanentDeliveryError as error:
+        if isinstance(error, PermanentDeliveryError):
             return Outcome(send, sent=True, error_code=error.code, error=str(error), permanent=True)
-        except TransientDeliveryError as error:
+        if isinstance(error, TransientDeliveryError):
             return Outcome(send, sent=True, error_code=error.code, error=str(error), retry_after_s=error.retry_after_s)
-        except Exception as error:  # noqa: BLE001 - a channel's bug must not stop other channels; it is retried and logged
-            self._log.error("channel_raised", channel=send.address.channel_type, exc_info=True)
-            return Outcome(send, sent=True, error_code="CHANNEL_BUG", error=f"{type(error).__name__}: {error}")
-        return Outcome(send, sent=True, platform_message_id=platform_id)
+        self._log.error("channel_raised", channel=send.address.channel_type, exc_info=error)
+        return Outcome(send, sent=True, error_code="CHANNEL_BUG", error=f"{type(error).__name__}: {error}")
 
     async def _record(self, session: Session, outcomes: list[Outcome]) -> None:
         """Record until it is recorded: a receipt that is lost would be sent again."""
@@ -333,9 +356,15 @@ class Delivery:
     def _report_outcomes(self, session: Session, outcomes: Sequence[Outcome], buried: Sequence[Bury]) -> None:
         log = self._log.bind(agent=session.key.agent, session=session.key.session)
         dead_ids = {dead.candidate.row.id for dead in buried}
+        done = [outcome for outcome in outcomes if outcome.sent and outcome.error is None]
+        if len(done) > _TOLD_ONE_BY_ONE:
+            log.info("messages_delivered", count=len(done), channel=done[0].send.address.channel_type,
+                     messages_out=[outcome.send.candidate.row.id for outcome in done])  # fmt: skip
         for outcome in outcomes:
             row = outcome.send.candidate.row
             if outcome.sent and outcome.error is None:
+                if len(done) > _TOLD_ONE_BY_ONE:
+                    continue
                 log.info("message_delivered", message_out=row.id, in_reply_to=row.in_reply_to,
                          channel=outcome.send.address.channel_type, attempt=outcome.send.candidate.attempts + 1)  # fmt: skip
             elif outcome.sent and row.id not in dead_ids:
@@ -347,6 +376,22 @@ class Delivery:
     def _dead(self, session: Session, dead: Bury) -> None:
         self._log.error("delivery_dead_lettered", agent=session.key.agent, session=session.key.session,
                         message_out=dead.candidate.row.id, code=dead.reason, error=dead.error)  # fmt: skip
+
+
+def _outgoing(session: Session, send: Send) -> Outgoing:
+    row = send.candidate.row
+    return Outgoing(
+        key=f"{session.key.agent}/{session.key.session}/{row.id}",
+        message_out_id=row.id,
+        agent=session.key.agent,
+        session=session.key.session,
+        kind=row.kind,
+        address=send.address,
+        content=row.content,
+        timestamp=row.timestamp,
+        in_reply_to=row.in_reply_to,
+        attempt=send.candidate.attempts + 1,
+    )
 
 
 def _checked(receipt: object) -> str | None:

@@ -33,6 +33,7 @@ class Collected:
     claimed: tuple[Ack, ...] = ()
     more: bool = False
     later: bool = False  # something waits for a known instant, or a series must be armed again
+    queued: frozenset[str] = frozenset()  # destinations with rows that wait only for their turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,9 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         # A row that waits in the queue already goes on waiting: nothing to write.
         decisions = [d for d in planned if not (isinstance(d, Queue) and d.candidate.state is not None)]
         _check_dead(db, decisions, means.config.max_dead_letters)
+        queued = frozenset(d.address.key for d in planned if isinstance(d, Queue) and d.not_before is None)
         if not decisions and not settles and not claims and batch.top_seq is None:
-            return Collected(more=batch.more)
+            return Collected(more=batch.more, queued=queued)
         with db.transaction():
             for action in settles:
                 settle(db, action, now)
@@ -103,6 +105,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         claimed=tuple(claims),
         more=batch.more,
         later=_waits(decisions) or _ends_occurrence(pending, settles),
+        queued=queued,
     )
 
 

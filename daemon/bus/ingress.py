@@ -157,4 +157,6 @@ def store(session: Session, message: MessageIn, incoming: Incoming, now: int) ->
         messages.insert(db, stored, now)
         if incoming.address is not None and incoming.trigger:
             messages.set_routing(db, incoming.address)
+    if stored.trigger:
+        session.files.ring()
     return stored, False

@@ -6,6 +6,7 @@ file drops this process's SQLite locks on it, so two threads must never have the
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +21,7 @@ import structlog
 from daemon.bus.storage_watch import StorageWatch
 from daemon.clock import Clock
 from daemon.errors import RegistryGoneError, UnknownSessionError
-from daemon.store.rebuild import add_found, remake
+from daemon.store.rebuild import found_sessions, remake
 from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, SessionRow
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits
@@ -78,9 +79,11 @@ class Session:
         self.active = False
         self.last_activity = 0
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
+        self.behind: set[str] = set()  # destinations with rows that wait for a send under way
         self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
         self.unreadable_since: float | None = None  # monotonic: since when no look has come through
         self._limiter = limiter
+        self._unbounded = anyio.CapacityLimiter(math.inf)  # the bound is `limiter`, whose wait does not count as work
         self.operation_s = operation_s
         self._in_thread = False
 
@@ -102,10 +105,16 @@ class Session:
         self._in_thread = True
         try:
             # Only the operation's own time counts: to wait for a thread is no fault of this session's.
-            async with self._limiter:
+            me = object()
+            try:
+                self._limiter.acquire_on_behalf_of_nowait(me)  # without a turn of the loop, when there is room
+            except anyio.WouldBlock:
+                await self._limiter.acquire_on_behalf_of(me)
+            try:
                 with anyio.fail_after(self.operation_s):
-                    alone = anyio.CapacityLimiter(1)
-                    return await anyio.to_thread.run_sync(job.run, limiter=alone, abandon_on_cancel=True)
+                    return await anyio.to_thread.run_sync(job.run, limiter=self._unbounded, abandon_on_cancel=True)
+            finally:
+                self._limiter.release_on_behalf_of(me)
         except TimeoutError as error:
             job.withdraw()
             raise ReadDeadlineError(
@@ -194,7 +203,13 @@ class Sessions:
     async def find_lost(self) -> int:
         """Record the sessions that have a folder and no row in central.db: how many. They count as having work."""
         now = self._clock.now_ms()
-        found = await self.central(lambda registry: add_found(registry, self._dir, now))
+        # The folders are read outside the registry's turn: with many of them, everybody else would wait for it.
+        try:
+            keys = await anyio.to_thread.run_sync(lambda: list(found_sessions(self._dir)))
+        except StorageError as error:
+            self.storage.failed(error)
+            raise
+        found = await self.central(lambda registry: registry.add_sessions(keys, now))
         if found:
             self._log.warning("registry_rebuilt", sessions=len(found), cause="folders without a row")
         return len(found)

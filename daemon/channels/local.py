@@ -7,7 +7,7 @@ delivery before its row is committed, and never poll the file: whoever waits is 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Final, TypeVar, cast
@@ -18,7 +18,7 @@ import structlog
 from anyio.abc import TaskStatus
 from pydantic import BaseModel, ConfigDict
 
-from daemon.channels.protocol import Accept, Capabilities, ChannelContext, Outgoing, Receipt
+from daemon.channels.protocol import Accept, Capabilities, ChannelContext, DeliveryFailure, Outgoing, Receipt
 from daemon.errors import ChannelError, PermanentDeliveryError, TransientDeliveryError
 from daemon.store.mailbox import MAX_ANSWERS, MAX_NAME, Mailbox, MailboxEntry, NewEntry, is_mailbox_name
 from schema.errors import ClawbusError, FileBusyError
@@ -74,6 +74,29 @@ class LocalChannel:
             raise TransientDeliveryError(f"the mailbox cannot be written now: {error}", hint=error.hint) from error
         return Receipt(platform_message_id=str(cursor))
 
+    async def deliver_many(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure]:
+        """The same for several, in one commit, up to the first that no mailbox can hold or that cannot be written now."""
+        entries: list[NewEntry] = []
+        results: list[Receipt | DeliveryFailure] = []
+        refused: PermanentDeliveryError | None = None
+        for message in messages:
+            try:
+                entries.append(_new_entry(message, self._clock.now_ms()))
+            except PermanentDeliveryError as error:
+                refused = error
+                break
+        for ticket in await self._group.put_many(entries):
+            if ticket.cursor is None:
+                error = ticket.error
+                if isinstance(error, ClawbusError):
+                    results.append(
+                        TransientDeliveryError(f"the mailbox cannot be written now: {error}", hint=error.hint)
+                    )
+                    return results
+                raise error or RuntimeError("neither a cursor nor an error")
+            results.append(Receipt(platform_message_id=str(ticket.cursor)))
+        return results if refused is None else [*results, refused]
+
     async def read(self, mailbox: str, after: int, limit: int = 100) -> list[MailboxEntry]:
         """Entries above the cursor `after`, oldest first, at most `limit`. Only an empty list is the end."""
         return await anyio.to_thread.run_sync(partial(self._mailbox.read, mailbox, after, limit))
@@ -94,10 +117,11 @@ class LocalChannel:
 
         return await self._bells.wait_until(("reply", agent, session, message_id), look, timeout_s)
 
-    def _announce(self, entry: NewEntry) -> None:
+    def _announce(self, entry: NewEntry, cursor: int) -> None:
         self._bells.ring(("mailbox", entry.mailbox))
         for message_id in entry.replied:
-            self._bells.ring(("reply", entry.agent, entry.session, message_id))
+            # It is the first: whoever waits for it has looked, and found none before.
+            self._bells.ring(("reply", entry.agent, entry.session, message_id), entry.at(cursor))
 
 
 def _new_entry(message: Outgoing, now_ms: int) -> NewEntry:
@@ -148,9 +172,11 @@ class _Bells:
     def __init__(self) -> None:
         self._bells: dict[Hashable, _Bell] = {}
 
-    def ring(self, key: Hashable) -> None:
+    def ring(self, key: Hashable, found: object = None) -> None:
+        """Wake them. With `found`, that is what they waited for, and nobody needs to look."""
         bell = self._bells.pop(key, None)
         if bell is not None:
+            bell.found = found
             bell.rung.set()
 
     async def wait_until(self, key: Hashable, look: Callable[[], Awaitable[_T]], timeout_s: float) -> _T | None:
@@ -168,6 +194,8 @@ class _Bells:
                     await bell.rung.wait()
                 if scope.cancelled_caught:
                     return None
+                if bell.found is not None:
+                    return cast("_T", bell.found)
             finally:
                 bell.waiters -= 1
                 if not bell.waiters and self._bells.get(key) is bell:
@@ -178,11 +206,13 @@ class _Bells:
 class _Bell:
     rung: anyio.Event
     waiters: int = 0
+    found: object = None
 
 
 @dataclass(slots=True, eq=False)
 class _Ticket:
     entry: NewEntry
+    before: _Ticket | None = None  # of the same run: this one must not be stored when that one was not
     cursor: int | None = None
     error: Exception | None = None
 
@@ -194,7 +224,7 @@ class _Ticket:
 class _GroupCommit:
     """Puts that come while another commit runs share the next one: a durable commit costs the same for one row as for many."""
 
-    def __init__(self, mailbox: Mailbox, on_committed: Callable[[NewEntry], None]) -> None:
+    def __init__(self, mailbox: Mailbox, on_committed: Callable[[NewEntry, int], None]) -> None:
         self._mailbox = mailbox
         self._on_committed = on_committed
         self._waiting: list[_Ticket] = []
@@ -202,19 +232,26 @@ class _GroupCommit:
 
     async def put(self, entry: NewEntry) -> int:
         """Commit the entry, alone or with others; its cursor. Cancelled: it may or may not have been committed."""
-        ticket = _Ticket(entry)
-        self._waiting.append(ticket)
-        try:
-            async with self._lock:
-                while not ticket.done:
-                    await self._commit()
-        finally:
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
+        (ticket,) = await self.put_many([entry])
         if ticket.error is not None:
             raise ticket.error
         assert ticket.cursor is not None
         return ticket.cursor
+
+    async def put_many(self, entries: Sequence[NewEntry]) -> list[_Ticket]:
+        """The same for several, in order; each ticket has a cursor or an error."""
+        tickets: list[_Ticket] = []
+        for entry in entries:
+            tickets.append(_Ticket(entry, before=tickets[-1] if tickets else None))
+        self._waiting += tickets
+        try:
+            async with self._lock:
+                while any(not ticket.done for ticket in tickets):
+                    await self._commit()
+        finally:
+            if not all(ticket.done for ticket in tickets):
+                self._waiting = [ticket for ticket in self._waiting if ticket not in tickets]
+        return tickets
 
     async def _commit(self) -> None:
         group, self._waiting = self._waiting[:_MAX_GROUP], self._waiting[_MAX_GROUP:]
@@ -224,9 +261,12 @@ class _GroupCommit:
         # Not left to the callers: one that was cancelled meanwhile would leave its readers asleep.
         for ticket in group:
             if ticket.cursor is not None:
-                self._on_committed(ticket.entry)
+                self._on_committed(ticket.entry, ticket.cursor)
 
     def _put(self, group: list[_Ticket]) -> None:
+        if len(group) == 1 and group[0].before is not None and group[0].before.error is not None:
+            group[0].error = group[0].before.error
+            return
         try:
             cursors = self._mailbox.put_many([ticket.entry for ticket in group])
         except Exception as error:  # noqa: BLE001 - every waiter gets it; nothing is swallowed

@@ -6,15 +6,17 @@ Out: `deliver` returns a receipt or raises; it never reports success for somethi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from anyio.abc import TaskStatus
 from pydantic import BaseModel
 
 from daemon.clock import Clock
+from daemon.errors import PermanentDeliveryError, TransientDeliveryError
 from schema.rows import Address, Kind
 
 
@@ -128,4 +130,22 @@ class Channel(Protocol):
     async def deliver(self, message: Outgoing) -> Receipt:
         """Hand one message over. Raise TransientDeliveryError or PermanentDeliveryError; anything else counts as
         transient. The bus sets its own time-out around this."""
+        ...
+
+
+DeliveryFailure = TransientDeliveryError | PermanentDeliveryError
+
+
+@runtime_checkable
+class ManyChannel(Protocol):
+    """A channel that can also take several messages at once. Only one that deduplicates is asked to.
+
+    The bus uses it for a run of messages to one destination; everything else goes through `deliver`.
+    """
+
+    async def deliver_many(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure]:
+        """Hand them over in order, up to the first that fails: a receipt for each, then that one's error if there is one.
+
+        What is not in the result was not handed over. When this raises, nothing is known of any: all are sent again.
+        """
         ...

@@ -69,6 +69,13 @@ class NewEntry:
         first = () if self.in_reply_to is None else (self.in_reply_to,)
         return tuple(dict.fromkeys((*first, *self.answers[:MAX_ANSWERS])))
 
+    def at(self, cursor: int) -> MailboxEntry:
+        """The entry as it is stored at that cursor."""
+        return MailboxEntry(
+            cursor, self.mailbox, self.message_out_id, self.agent, self.session, self.in_reply_to, self.kind,
+            self.thread_id, self.content, self.delivered_at,
+        )  # fmt: skip
+
 
 class Mailbox:
     """The file at `path`. Methods may run in any thread; SQLite serialises the writers."""

@@ -31,11 +31,6 @@ def agree_on_install_id(registry: Registry, file: Path, now_ms: int) -> str:
     return install_id
 
 
-def add_found(registry: Registry, sessions_dir: Path, now_ms: int) -> list[SessionKey]:
-    """Record every session that has a folder and no row; those that were added. They count as having work."""
-    return registry.add_sessions(found_sessions(sessions_dir), now_ms)
-
-
 def remake(registry: Registry, sessions_dir: Path, memory: Memory, now_ms: int) -> int:
     """Bring back a registry that vanished under the daemon; the number of session folders. Raises StorageError."""
     if not sessions_dir.is_dir():

@@ -129,6 +129,12 @@ class Registry:
             )
         return [SessionKey(row["agent"], row["session"]) for row in rows]
 
+    def count_sessions(self) -> int:
+        """How many there are."""
+        with self._open() as db:
+            row = db.one("SELECT count(*) AS n FROM sessions")
+        return int(row["n"]) if row is not None else 0
+
     def activate(self, key: SessionKey, now_ms: int) -> None:
         """Record the session and that it has work. Called before its first row of work is written."""
         with self._open() as db, db.transaction():
@@ -139,8 +145,16 @@ class Registry:
             )
 
     def deactivate(self, key: SessionKey, next_due_at: int | None) -> None:
-        """Record that nothing is left to do, or nothing before `next_due_at`."""
-        self._update(key, "active = 0, next_due_at = ?", (next_due_at,))
+        """Record that nothing is left to do, or nothing before `next_due_at`. Writes nothing where that is known.
+
+        The slow full pass asks this of every session there is: a commit for each would be most of what it costs.
+        """
+        with self._open() as db, db.transaction():
+            db.execute(
+                "UPDATE sessions SET active = 0, next_due_at = ?1 WHERE agent = ?2 AND session = ?3"
+                " AND (active <> 0 OR next_due_at IS NOT ?1)",
+                (next_due_at, *key),
+            )
 
     def quarantine(self, key: SessionKey, reason: str, now_ms: int) -> None:
         """Take the session out of service until an operator releases it."""

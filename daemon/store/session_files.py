@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from schema.bell import ring
 from schema.connect import Reader, ReadLimits, Writer, open_outbound_reader, open_owner, recover_outbound_journal
 from schema.errors import StorageError, UnusableFileError
 from schema.layout import SessionFolder
@@ -72,6 +73,10 @@ class SessionFiles:
             return
         with reader:
             yield reader
+
+    def ring(self) -> None:
+        """Tell a running container that there is something for it. Call it after the commit and with the file closed."""
+        ring(self.folder.inbox)
 
     def has_journal(self) -> bool:
         """Whether something lies where outbound.db's journal would."""

@@ -94,7 +94,10 @@ def sweep_files(
                 rearmed = recurrence.rearm(db, messages.to_rearm(db), now, settings.timezone)
         # An answer that delivery has not taken note of is work: a session is not retired over it.
         next_at = 0 if news else next_work(db, now)
-        return Swept(tuple(actions), tuple(rearmed), next_at, messages.count_due(db, now), recovered)
+        due = messages.count_due(db, now)
+    if due and container is not None:
+        files.ring()  # what has come due by the clock alone: no commit tells the runner
+    return Swept(tuple(actions), tuple(rearmed), next_at, due, recovered)
 
 
 def finish_incarnation(

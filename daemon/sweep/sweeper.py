@@ -40,7 +40,8 @@ _CONCURRENT = 16
 _CLOCK_JUMP_MS = 2000
 _FAILED_RETRY_MS = 5000
 _POSTPONED_S = 60.0
-_PAGE = 200
+_PAGE = 20
+_LONGEST_PAUSE_S = 10.0
 
 
 @dataclass(slots=True)
@@ -198,7 +199,8 @@ class Sweeper:
                 session.strikes.pop("sweep", None)
                 session.unreadable_since = None
                 idle = slot is None and not session.sending and self.supervisor.slot(key) is None
-                if idle and swept.next_at != 0 and (swept.next_at is None or swept.next_at > now):
+                idle = idle and swept.next_at != 0 and (swept.next_at is None or swept.next_at > now)
+                if idle:
                     await self.sessions.retire(session, swept.next_at)
                 else:
                     await self.sessions.activate(session)
@@ -214,6 +216,8 @@ class Sweeper:
             return
         self._report(key, swept)
         await self._act(session, swept, now, container.incarnation if container is not None else None)
+        if not idle:  # a retired session has nothing for delivery either; to look again would be half of what this cost
+            self.delivery.poke(session)
 
     async def _act(self, session: Session, swept: Swept, now: int, incarnation: str | None) -> None:
         for action in swept.actions:
@@ -225,7 +229,6 @@ class Sweeper:
                 self.supervisor.begin_end(session.key, "idle", graceful=True, incarnation=incarnation)
         if swept.next_at is not None and swept.next_at > now:
             self.schedule.at(session.key, swept.next_at)
-        self.delivery.poke(session)
 
     async def after_exit(self, session: Session, incarnation: str, reason: str, exit_: Exit) -> bool:
         """All that a confirmed exit entails in the session's files. Whether the incarnation had claimed anything."""
@@ -290,11 +293,17 @@ class Sweeper:
             log.info("series_rearmed", message=message.id, series=message.series_id, at=message.process_after)
 
     async def _full_passes(self) -> None:
-        """Slowly look at every session there is, a page at a time: heals whatever `active` and `next_due_at` missed."""
+        """Slowly look at every session there is, a page at a time: heals whatever `active` and `next_due_at` missed.
+
+        A pass is spread over its whole interval: opening every session's files costs, and nothing waits for it.
+        """
+        began, count = self.clock.monotonic(), 0
         while True:
             try:
                 if self._page is None:
+                    began = self.clock.monotonic()
                     await self.sessions.find_lost()
+                    count = await self.sessions.central(lambda registry: registry.count_sessions())
                 keys = await self.sessions.central(lambda registry: registry.all_keys(self._page, _PAGE))
             except ClawbusError as error:
                 structlog.get_logger("sweep").warning("full_pass_postponed", error=str(error), retry_s=_POSTPONED_S)
@@ -303,7 +312,7 @@ class Sweeper:
             for key in keys:
                 await self.sweep(key)
             self._page = keys[-1] if len(keys) == _PAGE else None
-            await anyio.sleep(1.0 if self._page is not None else self.config.full_pass_s)
+            await anyio.sleep(_pass_pause(self._page, count, self.config.full_pass_s, self.clock.monotonic() - began))
 
     async def _pause(self, seconds: float) -> None:
         """Sleep in pieces, so that the watchdog sees the loop alive between two ticks."""
@@ -311,6 +320,13 @@ class Sweeper:
         while (left := until - self.clock.monotonic()) > 0:
             self.pulse.beat("sweep")
             await anyio.sleep(min(left, 5.0))
+
+
+def _pass_pause(page: SessionKey | None, count: int, interval_s: float, elapsed_s: float) -> float:
+    """Seconds until the next page of a full pass over `count` sessions, or, after the last one, until the next pass."""
+    if page is None:
+        return max(interval_s - elapsed_s, min(interval_s, 1.0))
+    return min(interval_s * _PAGE / max(count, _PAGE), _LONGEST_PAUSE_S)
 
 
 def _container(slot: Slot | None, session: Session, now: int, floor: int) -> Container | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from daemon.channels.local import LocalChannel
-from daemon.channels.protocol import Channel, Outgoing, Receipt
+from daemon.channels.protocol import Channel, ManyChannel, Outgoing, Receipt
 from daemon.channels.webhook import WebhookChannel
 from daemon.errors import ChannelError, ConfigError, PermanentDeliveryError, TransientDeliveryError
 from tests.support.channels import (
@@ -249,3 +249,27 @@ def test_a_secret_that_is_not_there_is_a_config_error(tmp_path: Path) -> None:
     hook = {"agent": "a", "session": "s", "secret_file": str(tmp_path / "none")}
     with pytest.raises(ConfigError, match=r"channels\.webhook\.hooks\.me\.secret_file"):
         build(WebhookChannel, "webhook", {"hooks": {"me": hook}}, tmp_path, SetClock())
+
+
+async def test_several_at_once_have_the_effects_of_one_after_another(case: Case) -> None:
+    channel = case.channel
+    if not isinstance(channel, ManyChannel):
+        pytest.skip("takes one at a time")
+    messages = [case.message(message_out_id=f"out-{number}", key=f"a/s/out-{number}") for number in range(5)]
+    results = await channel.deliver_many(messages[:3])
+    assert [type(result) for result in results] == [Receipt] * 3
+    again = await channel.deliver_many(messages)
+    assert list(again)[:3] == list(results), "the same keys have the same receipts"
+    assert len(again) == 5
+    assert await case.effects() == [message.message_out_id for message in messages]
+
+
+async def test_of_several_at_once_nothing_behind_a_refused_one_is_handed_over(case: Case) -> None:
+    channel = case.channel
+    if not isinstance(channel, ManyChannel):
+        pytest.skip("takes one at a time")
+    good, bad, later = (case.message(message_out_id=name, key=f"a/s/{name}") for name in ("good", "bad", "later"))
+    bad = replace(bad, content="no JSON")
+    results = await channel.deliver_many([good, bad, later])
+    assert [type(result) for result in results] == [Receipt, PermanentDeliveryError]
+    assert await case.effects() == ["good"]

@@ -72,7 +72,8 @@ def declared(lock: str) -> list[Requirement]:
     toml = project()
     runtime: list[str] = toml["project"]["dependencies"]
     groups: Mapping[str, list[str]] = toml["dependency-groups"]
-    texts = {RUNTIME: runtime, DEV: [*runtime, *groups["dev"]], BUILD: groups["build"], RUNNER: groups["runner"]}[lock]
+    dev = [*runtime, *groups["dev"], *groups["bench"]]
+    texts = {RUNTIME: runtime, DEV: dev, BUILD: groups["build"], RUNNER: groups["runner"]}[lock]
     return [Requirement(text) for text in texts]
 
 

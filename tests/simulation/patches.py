@@ -24,11 +24,13 @@ import container_runner.watch
 import daemon.app
 import daemon.bus.sessions
 import daemon.bus.watch
+import daemon.bus.watch_portable
 import daemon.containers.factory
 import daemon.store.session_files
 import schema.connect
 import schema.ids
 from daemon.channels.protocol import ChannelContext
+from daemon.store.session_files import SessionFiles
 from schema.connect import recover_outbound_journal
 from tests.simulation.disk import Disk, Threads
 from tests.simulation.loop import PROCESS
@@ -37,6 +39,10 @@ from tests.simulation.world import World
 
 _DEFECTS = ("_raised", "_crashed")  # how the product's events for a surprise end
 _EXPECTED = ("channel_raised", "provider_crashed")  # ours are among the faults
+
+
+def _no_inotify() -> Any:
+    raise OSError("simulated events only")
 
 
 def watcher(world: World) -> Any:
@@ -99,9 +105,18 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
         mock.patch.object(anyio.to_thread, "run_sync", threads.run_sync),
         mock.patch.object(container_runner.loop, "run_sync", threads.run_sync),
         mock.patch.object(container_runner.watch, "awatch", awatch),
-        mock.patch.object(daemon.bus.watch, "awatch", awatch),
+        mock.patch.object(daemon.bus.watch_portable, "awatch", awatch),
         mock.patch.dict(
-            daemon.bus.watch.Watch.__init__.__kwdefaults__ or {}, poll_s=world.rng.choice((2.0, 10.0, 30.0))
+            daemon.bus.watch.Watch.__init__.__kwdefaults__ or {},
+            poll_s=world.rng.choice((2.0, 10.0, 30.0)),
+            open_events=_no_inotify,
+        ),
+        mock.patch.dict(container_runner.watch.InboundWatch.__init__.__kwdefaults__ or {}, open_events=_no_inotify),
+        mock.patch.object(SessionFiles, "outbound_mark", lambda files: world.version(files.folder.outbound_db)),
+        mock.patch.object(
+            container_runner.watch.InboundWatch,
+            "_look_at_file",
+            lambda watch: world.version(watch._folder / "inbound.db"),
         ),
         mock.patch.object(daemon.app, "build_channels", build_channels),
         mock.patch.object(daemon.app, "random", types.SimpleNamespace(Random=lambda: seeded)),

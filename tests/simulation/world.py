@@ -105,6 +105,7 @@ class World:
     trace_lines: list[str] = field(default_factory=list[str])
     on_death: dict[Process, Callable[[], None]] = field(default_factory=dict[Process, Callable[[], None]])
     watchers: dict[str, list[asyncio.Event]] = field(default_factory=dict[str, list[asyncio.Event]])
+    versions: Counter[Path] = field(default_factory=Counter[Path])
 
     def __post_init__(self) -> None:
         self.rng = Random(f"clawbus {self.seed}")
@@ -189,8 +190,13 @@ class World:
 
     # --- file events
 
+    def version(self, path: Path) -> tuple[int, int] | None:
+        """What a stat tells of a file: how often it was committed. Real times would differ from run to run."""
+        return (self.versions[path], 0) if path.exists() else None
+
     def changed(self, path: Path) -> None:
         """A file was committed: tell who watches its folder, a little later, or never."""
+        self.versions[path] += 1
         for event in self.watchers.get(str(path.parent), ()):
             if self.chance(self.faults.lose_event):
                 self.counts["event_lost"] += 1

@@ -95,10 +95,29 @@ async def test_a_message_is_answered_and_acked(kit: SessionKit) -> None:
     assert kit.contents() == [{"text": "ok"}]
 
 
+def without_inotify(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any) -> Any:
+        raise OSError("not on this system")
+
+    monkeypatch.setitem(InboundWatch.__init__.__kwdefaults__ or {}, "open_events", none)
+
+
+async def test_watchfiles_is_enough(kit: SessionKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_inotify(monkeypatch)
+    events: list[dict[str, Any]] = []
+    async with running(build(kit, Scripted(answer_ok), events, poll_s=3600.0)):
+        await eventually(lambda: any(event["event"] == "watch_portable" for event in events))
+        for name in ("m1", "m2", "m3"):
+            kit.add(name)
+            await eventually(lambda name=name: kit.acks().get(name) == "completed")
+    kit.check()
+
+
 async def test_the_poll_alone_is_enough(kit: SessionKit, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise OSError("inotify watch limit reached")
 
+    without_inotify(monkeypatch)
     monkeypatch.setattr("container_runner.watch.awatch", broken)
     events: list[dict[str, Any]] = []
     async with running(build(kit, Scripted(answer_ok), events)):

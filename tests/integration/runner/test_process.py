@@ -71,7 +71,7 @@ async def test_it_answers_and_leaves_cleanly(kit: SessionKit, runners: Runners) 
     process.terminate()
     assert process.wait(10) == 0
     assert kit.contents() == [{"text": "hello"}, {"text": "again"}]
-    assert sorted(path.name for path in kit.folder.outbox.iterdir()) == [".heartbeat", "outbound.db"]
+    assert sorted(path.name for path in kit.folder.outbox.iterdir()) == [".bell", ".heartbeat", "outbound.db"]
     assert {line["incarnation"] for line in runners.log()} == {"I1"}
     assert runners.log()[-1]["event"] == "runner_stopped"
 

@@ -1,4 +1,7 @@
-"""The watcher over real folders: events, the poll beside it, arming anew, and a prompt end."""
+"""The watcher over real folders: watchfiles where there is no inotify, the poll beside it, arming anew, a prompt end.
+
+The kernel's own events are in test_watch_inotify.py.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,22 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.bus import watch as watch_module
+from daemon.bus import watch_portable
 from daemon.bus.sessions import Session
 from daemon.bus.watch import Watch
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits
+from schema.inotify import Inotify
 from tests.support.house_kit import until
 
 pytestmark = [pytest.mark.anyio]
 
 NEVER = 600.0
+
+
+def no_inotify() -> Inotify:
+    raise OSError("not on this system")
 
 
 class Folders:
@@ -43,7 +51,12 @@ class Folders:
 
     @asynccontextmanager
     async def watching(self, **intervals: float) -> AsyncGenerator[Watch]:
-        watch = Watch(self.on_change, **{"poll_s": NEVER, "rearm_s": NEVER, **intervals})
+        watch = Watch(
+            self.on_change,
+            poll_s=intervals.get("poll_s", NEVER),
+            rearm_s=intervals.get("rearm_s", NEVER),
+            open_events=no_inotify,
+        )
         async with anyio.create_task_group() as tasks:
             await tasks.start(watch.run)
             yield watch
@@ -59,13 +72,13 @@ def folders(tmp_path: Path) -> Folders:
 def armings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """Every watcher that was armed, with the names of its sessions."""
     made: list[tuple[str, ...]] = []
-    real: Callable[..., Any] = watch_module.awatch
+    real: Callable[..., Any] = watch_portable.awatch
 
     def counted(*paths: str, **options: Any) -> Any:
         made.append(tuple(sorted(Path(path).parent.name for path in paths)))
         return real(*paths, **options)
 
-    monkeypatch.setattr(watch_module, "awatch", counted)
+    monkeypatch.setattr(watch_portable, "awatch", counted)
     return made
 
 
@@ -108,7 +121,7 @@ async def test_without_events_the_poll_notices(folders: Folders, monkeypatch: py
     def none_left(*_: Any, **__: Any) -> Any:
         raise OSError("no space left on device: the inotify watches are used up")
 
-    monkeypatch.setattr(watch_module, "awatch", none_left)
+    monkeypatch.setattr(watch_portable, "awatch", none_left)
     one = folders.session("one")
     with capture_logs() as logs:
         async with folders.watching(poll_s=0.005) as watch:
@@ -118,20 +131,21 @@ async def test_without_events_the_poll_notices(folders: Folders, monkeypatch: py
             folders.seen.clear()
             write(one)
             await until(lambda: folders.seen == ["one"])
-    assert [(entry["event"], entry["fallback"]) for entry in logs] == [("watch_failed", "poll")]
+    assert [entry["event"] for entry in logs[:2]] == ["watch_portable", "watch_failed"]
+    assert logs[1]["fallback"] == "poll"
 
 
 async def test_a_bug_in_the_watcher_leaves_the_poll_and_is_tried_again(
     folders: Folders, armings: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failures = watch_module.awatch, [ValueError("a bug")]
+    real, failures = watch_portable.awatch, [ValueError("a bug")]
 
     def fails_first(*paths: str, **options: Any) -> Any:
         if failures:
             raise failures.pop()
         return real(*paths, **options)
 
-    monkeypatch.setattr(watch_module, "awatch", fails_first)
+    monkeypatch.setattr(watch_portable, "awatch", fails_first)
     one = folders.session("one")
     async with folders.watching(rearm_s=0.005) as watch:
         watch.add(one)
@@ -201,7 +215,7 @@ async def test_a_folder_that_is_deleted_under_the_watcher_disturbs_no_other(
 
 
 async def test_it_ends_promptly(folders: Folders, armings: list[tuple[str, ...]]) -> None:
-    watch = Watch(folders.on_change, poll_s=NEVER)
+    watch = Watch(folders.on_change, poll_s=NEVER, open_events=no_inotify)
     asked = 0.0
     async with anyio.create_task_group() as tasks:
         await tasks.start(watch.run)

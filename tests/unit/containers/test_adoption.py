@@ -47,7 +47,7 @@ async def test_a_container_that_is_still_wanted_is_kept(kit: HouseKit) -> None:
         await kit.fence()
         assert container.signals == []
         assert kit.spawned() == 1
-        assert (await kit.session()).key in kit.house.watch._sessions, "an adopted container is watched, too"
+        assert (await kit.session()).key in kit.house.watch._watched, "an adopted container is watched, too"
 
 
 async def test_its_exit_is_noticed_and_settled(kit: HouseKit) -> None:

@@ -32,6 +32,25 @@ def test_an_install_keeps_its_id(registry: Registry, tmp_path: Path) -> None:
     assert Registry(tmp_path / "other.db").install_id(NOW) != made
 
 
+def test_an_idle_session_that_is_looked_at_again_is_not_written_again(registry: Registry, tmp_path: Path) -> None:
+    """The file's own change counter tells: bytes 24 to 27 of its header (sqlite.org/fileformat2.html)."""
+
+    def changes() -> bytes:
+        return (tmp_path / "central.db").read_bytes()[24:28]
+
+    registry.activate(KEY, NOW)
+    for next_due_at in (None, NOW + 5):
+        registry.deactivate(KEY, next_due_at)
+        before = changes()
+        registry.deactivate(KEY, next_due_at)
+        assert changes() == before
+    registry.deactivate(KEY, None)
+    assert changes() != before
+    row = registry.session(KEY)
+    assert row is not None
+    assert (row.active, row.next_due_at) == (False, None)
+
+
 def test_a_session_is_made_active_idle_and_active_again(registry: Registry) -> None:
     assert registry.session(KEY) is None
     registry.activate(KEY, NOW)

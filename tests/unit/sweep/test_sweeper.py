@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from daemon.containers.slots import Phase
 from daemon.store.registry import Registry, SessionKey
 from daemon.sweep import sweeper as sweeper_module
+from daemon.sweep.sweeper import _pass_pause
 from schema.errors import ReadDeadlineError, StorageError
 from tests.support.house_kit import AGENT, SECONDS, HouseKit, until
 
@@ -269,9 +270,7 @@ async def test_an_answer_that_was_not_delivered_yet_keeps_the_session_active(
     kit: HouseKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = await running(kit)
-    agent.store.release_all()
-    batch = agent.claim()
-    assert batch is not None
+    batch = claimed_again(agent)
     retired: list[SessionKey] = []
     real = Registry.deactivate
 
@@ -287,6 +286,40 @@ async def test_an_answer_that_was_not_delivered_yet_keeps_the_session_active(
     await kit.gone()
     await until(lambda: len(kit.fake.sent) == 1)
     assert retired == [], "retired with an answer that nobody had taken note of"
+
+
+async def test_a_look_at_an_idle_session_is_one_look(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow full pass looks at every session there is: delivery must not open the files again of one without work."""
+    agent = await running(kit)
+    batch = claimed_again(agent)
+    pokes: list[SessionKey] = []
+    real = kit.house.delivery.poke
+
+    def noted(session: Any) -> None:
+        pokes.append(session.key)
+        real(session)
+
+    monkeypatch.setattr(kit.house.delivery, "poke", noted)
+    key = (await kit.session()).key
+    await kit.house.sweeper.sweep(key)
+    assert pokes, "a session whose agent runs is looked at"
+    agent.answer(batch)
+    kit.host.exit_now(kit.host.of_session("main").id)
+    await kit.gone()
+    await until(lambda: len(kit.fake.sent) == 1)
+    await kit.settle()
+    pokes.clear()
+    await kit.house.sweeper.sweep(key)
+    await kit.settle()
+    assert pokes == []
+
+
+def claimed_again(agent: Any) -> Any:
+    """What the agent claimed in `running`, as a batch that can be answered."""
+    agent.store.release_all()
+    batch = agent.claim()
+    assert batch is not None
+    return batch
 
 
 async def test_an_exit_into_a_hostile_file_is_a_quarantine_and_the_slot_is_given_back(kit: HouseKit) -> None:
@@ -340,3 +373,19 @@ async def test_what_ends_after_the_sweeper_does_not_fail_the_daemons_end(tmp_pat
         await running(kit)
     assert kit.house.sweeper._tasks is None
     kit.house.sweeper.poke(SessionKey(AGENT, "main"))  # must not raise
+
+
+@pytest.mark.parametrize(
+    ("more", "count", "elapsed_s", "pause_s"),
+    [
+        (True, 100, 0.0, 10.0),
+        (True, 10_000, 0.0, 7.2),
+        (True, 1_000_000, 0.0, 0.072),
+        (False, 10_000, 3500.0, 100.0),
+        (False, 10_000, 4000.0, 1.0),
+        (False, 3, 0.1, 3599.9),
+    ],
+)
+def test_a_full_pass_is_spread_over_its_interval(more: bool, count: int, elapsed_s: float, pause_s: float) -> None:
+    page = SessionKey("a", "s") if more else None
+    assert _pass_pause(page, count, 3600.0, elapsed_s) == pytest.approx(pause_s)

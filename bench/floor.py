@@ -1,0 +1,131 @@
+"""The floor: what this machine asks for the same durable commits and wakes, with nothing of ours in between.
+
+Two processes, raw inotify, and SQLite as the product opens it (journal DELETE, synchronous EXTRA) on connections that stay
+open. It imports nothing of the product. `python -m bench.floor FOLDER` is the second process.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from bench.inotify import DeleteWatch
+
+_IN: Final = "in.db"
+_OUT: Final = "out.db"
+_SETTLE_S: Final = 0.003
+_BODY: Final = '{"text": "hello"}'
+_READY_S: Final = 20.0
+
+
+def open_durable(path: Path) -> sqlite3.Connection:
+    """A connection whose commits are as durable as the bus's own."""
+    connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+    connection.execute("PRAGMA synchronous=EXTRA")
+    connection.execute("CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, body TEXT NOT NULL)")
+    return connection
+
+
+def commit(connection: sqlite3.Connection, rows: int = 1) -> None:
+    """One durable transaction of `rows` rows."""
+    connection.execute("BEGIN IMMEDIATE")
+    connection.executemany("INSERT INTO rows(body) VALUES (?)", [(_BODY,)] * rows)
+    connection.execute("COMMIT")
+
+
+def last(connection: sqlite3.Connection) -> int:
+    """The highest row that is there."""
+    return int(connection.execute("SELECT coalesce(max(id), 0) FROM rows").fetchone()[0])
+
+
+def commit_times(folder: Path, count: int) -> list[float]:
+    """Milliseconds of `count` durable commits of one row each."""
+    with closing(open_durable(folder / "commits.db")) as connection:
+        commit(connection)
+        return [_timed(lambda: commit(connection)) for _ in range(count)]
+
+
+def rows_per_second(folder: Path, rows: int, per_commit: int) -> float:
+    """How fast rows become durable with that many in a commit."""
+    with closing(open_durable(folder / "rows.db")) as connection:
+        commit(connection)
+        began = time.perf_counter()
+        for done in range(0, rows, per_commit):
+            commit(connection, min(per_commit, rows - done))
+        return rows / (time.perf_counter() - began)
+
+
+def _timed(work: object) -> float:
+    assert callable(work)
+    began = time.perf_counter()
+    work()
+    return (time.perf_counter() - began) * 1000
+
+
+class RoundTripFloor:
+    """Question, wake, answer, wake, receipt: three commits and two wakes between two processes. A context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._asked = 0
+
+    def __enter__(self) -> Self:
+        (self._folder / "in").mkdir(parents=True, exist_ok=True)
+        (self._folder / "out").mkdir(exist_ok=True)
+        self._in = open_durable(self._folder / "in" / _IN)
+        self._out = open_durable(self._folder / "out" / _OUT)
+        self._watch = DeleteWatch(self._folder / "out", f"{_OUT}-journal")
+        self._other = subprocess.Popen(
+            [sys.executable, "-m", "bench.floor", str(self._folder)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1],
+        )  # fmt: skip
+        assert self._other.stdout is not None
+        assert self._other.stdout.readline() == b"ready\n"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._other.kill()
+        self._other.communicate()
+        self._watch.__exit__(None, None, None)
+        self._in.close()
+        self._out.close()
+
+    def measure(self, count: int, warm_up: int = 10) -> list[float]:
+        """Milliseconds of `count` round trips, after `warm_up` that are not told."""
+        return [self._once() for _ in range(warm_up + count)][warm_up:]
+
+    def _once(self) -> float:
+        time.sleep(_SETTLE_S)  # the receipt wakes the other side too; its look is not part of this round trip
+        self._asked += 1
+        began = time.perf_counter()
+        commit(self._in)
+        while last(self._out) < self._asked:
+            self._watch.wait()
+        commit(self._in)
+        return (time.perf_counter() - began) * 1000
+
+
+def answer_for_ever(folder: Path) -> None:
+    """The second process: every odd row of in.db is a question, every even one a receipt."""
+    with (
+        DeleteWatch(folder / "in", f"{_IN}-journal") as watch,
+        closing(open_durable(folder / "in" / _IN)) as questions,
+        closing(open_durable(folder / "out" / _OUT)) as answers,
+    ):
+        print("ready", flush=True)
+        while True:
+            watch.wait(timeout_s=3600.0)
+            while last(answers) < (last(questions) + 1) // 2:
+                commit(answers)
+
+
+if __name__ == "__main__":
+    answer_for_ever(Path(sys.argv[1]))

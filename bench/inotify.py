@@ -1,0 +1,56 @@
+"""Raw inotify through libc: what the floor waits with. No thread, no queue, no filter but a name.
+
+It must stay this small: whatever it did more would not be floor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import struct
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+_IN_DELETE: Final = 0x200
+_EVENT: Final = struct.Struct("iIII")
+_BUFFER: Final = 4096
+
+
+class DeleteWatch:
+    """Wakes when a file of one name is deleted in a folder: a DELETE-mode commit ends with its journal's deletion."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = int(libc.inotify_init1(os.O_CLOEXEC))
+        if self._fd < 0 or int(libc.inotify_add_watch(self._fd, os.fsencode(folder), _IN_DELETE)) < 0:
+            raise OSError(ctypes.get_errno(), "inotify")
+        self._name = os.fsencode(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+
+    def wait(self, timeout_s: float = 10.0) -> None:
+        """Return after the next deletion of the file. Raises TimeoutError."""
+        while True:
+            if not select.select([self._fd], [], [], timeout_s)[0]:
+                raise TimeoutError("no file event")
+            if self._name in _names(os.read(self._fd, _BUFFER)):
+                return
+
+
+def _names(events: bytes) -> list[bytes]:
+    found: list[bytes] = []
+    place = 0
+    while place < len(events):
+        _, _, _, length = _EVENT.unpack_from(events, place)
+        place += _EVENT.size
+        found.append(events[place : place + length].rstrip(b"\0"))
+        place += length
+    return found

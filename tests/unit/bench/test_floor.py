@@ -1,0 +1,54 @@
+"""The floor does the work that it is the floor of: three commits and two wakes between two processes."""
+
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from bench.floor import RoundTripFloor, commit_times, open_durable, rows_per_second
+from bench.inotify import DeleteWatch
+
+
+def rows(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as connection:
+        return int(connection.execute("SELECT count(*) FROM rows").fetchone()[0])
+
+
+def test_a_round_trip_is_question_answer_and_receipt(tmp_path: Path) -> None:
+    with RoundTripFloor(tmp_path) as floor:
+        found = floor.measure(3, warm_up=2)
+        other = floor._other
+    assert len(found) == 3
+    assert all(value > 0 for value in found)
+    assert rows(tmp_path / "in" / "in.db") == 10
+    assert rows(tmp_path / "out" / "out.db") == 5
+    assert other.poll() is not None
+
+
+def test_commits_are_as_durable_as_the_bus_makes_them(tmp_path: Path) -> None:
+    with closing(open_durable(tmp_path / "x.db")) as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone()[0] == 3
+        assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "delete"
+
+
+def test_every_row_is_committed(tmp_path: Path) -> None:
+    assert len(commit_times(tmp_path, 4)) == 4
+    assert rows(tmp_path / "commits.db") == 5
+    assert rows_per_second(tmp_path, 25, 10) > 0
+    assert rows(tmp_path / "rows.db") == 26
+
+
+def test_a_watch_wakes_for_its_own_file_alone(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    with DeleteWatch(tmp_path, "b") as watch:
+        (tmp_path / "a").unlink()
+        with pytest.raises(TimeoutError):
+            watch.wait(timeout_s=0)
+        remover = threading.Thread(target=(tmp_path / "b").unlink)
+        remover.start()
+        watch.wait()
+        remover.join()
+    assert not (tmp_path / "b").exists()
