@@ -53,7 +53,7 @@ def _lines(unit: str, *options: str) -> Generator[Iterator[bytes]]:
         process.stdout.close()
         if not whole:
             process.terminate()
-        complaint = process.stderr.read(4096).decode("utf-8", "replace").strip()
+        complaint = process.stderr.read(4096).decode("utf-8", "replace").strip().rstrip(".")
         process.stderr.close()
         code = process.wait()
     if whole and code != 0:

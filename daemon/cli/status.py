@@ -11,7 +11,7 @@ from daemon.cli.command import LOOK, Invocation, add
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.clock import SystemClock
 from daemon.errors import DaemonDownError, DaemonSilentError, DataFolderError, RemoteError
-from schema.errors import ClawbusError, SchemaTooNewError
+from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,8 +70,6 @@ def _from_files(invocation: Invocation, why: str | None) -> dict[str, Any]:
     data_dir = invocation.config.data_dir
     try:
         return status_report(data_dir, SystemClock())
-    except SchemaTooNewError:
-        raise
     except ClawbusError as error:
         # One that was never started has nothing to report; one that was, has its sessions' folders.
         if isinstance(error, DataFolderError) and not (data_dir / VERSION_NAME).exists():

@@ -116,13 +116,14 @@ def events_route(hub: EventHub) -> Route:
             return Response(json.dumps(body), 400, media_type="application/json")
         wanted = EventFilter(query.get("session"), query.get("message"), level)
         closing = request.scope.get(CLOSING)
-        stream = _lines(hub, wanted, closing if isinstance(closing, anyio.Event) else anyio.Event())
+        stream = lines(hub, wanted, closing if isinstance(closing, anyio.Event) else anyio.Event())
         return StreamingResponse(stream, media_type="application/x-ndjson")
 
     return Route("/v1/events", events, methods=["GET"])
 
 
-async def _lines(hub: EventHub, wanted: EventFilter, closing: anyio.Event) -> AsyncIterator[bytes]:
+async def lines(hub: EventHub, wanted: EventFilter, closing: anyio.Event) -> AsyncIterator[bytes]:
+    """The stream itself, as bytes, until `closing` is set."""
     with hub.watching(wanted) as watcher:
         yield _line({"event": "watching"})
         while not closing.is_set():

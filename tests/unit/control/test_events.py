@@ -12,7 +12,7 @@ import pytest
 from starlette.applications import Starlette
 
 from daemon.control.client import ControlClient
-from daemon.control.events import KEPT, EventHub, Watcher, events_route
+from daemon.control.events import KEPT, EventHub, Watcher, events_route, lines
 from daemon.control.server import run
 from daemon.errors import LostAnswerError, RemoteError
 from daemon.logs_filter import EventFilter
@@ -105,6 +105,15 @@ async def test_a_daemon_that_closes_ends_the_wait() -> None:
     closing.set()
     with anyio.fail_after(5):
         assert await Watcher(EventFilter()).take(closing) == ([], 0)
+
+
+@pytest.mark.anyio
+async def test_a_stream_of_a_daemon_that_closes_ends_by_itself() -> None:
+    closing = anyio.Event()
+    stream = lines(EventHub(), EventFilter(), closing)
+    assert await anext(stream) == b'{"event":"watching"}\n'
+    closing.set()
+    assert [line async for line in stream] == []
 
 
 @pytest.mark.anyio

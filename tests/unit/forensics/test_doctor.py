@@ -358,6 +358,22 @@ def test_what_passes_while_a_daemon_works_is_not_told(world: ForensicWorld) -> N
     assert len(world.pauses) == 1
 
 
+def test_what_begins_with_the_second_look_is_not_told_yet(world: ForensicWorld) -> None:
+    session = working(world)
+    world.running.clear()
+    later(world)
+
+    def settle_and_strand() -> None:
+        world.registry.end_incarnation("I1", NOW, 1, "exited")
+        world.retried(session, "m1", "I1", world.clock.now + HOUR)
+        (session.files.folder.outbox / "outbound.db-journal").write_bytes(b"")
+
+    world.on_pause = settle_and_strand
+    assert world.look().healthy
+    world.on_pause = None
+    assert world.codes() == ["HOT_JOURNAL"]
+
+
 def test_one_session_can_be_asked_for(world: ForensicWorld) -> None:
     working(world)
     other = world.session("t")
