@@ -14,6 +14,7 @@ from pathlib import Path
 import typer
 
 from daemon.cli import (
+    backup,
     chat,
     config_check,
     dead,
@@ -22,12 +23,14 @@ from daemon.cli import (
     init,
     logs,
     mailbox,
+    message,
     run,
     runs,
     send,
     session,
     sessions,
     status,
+    sweep,
     top,
     version,
     watch,
@@ -80,6 +83,7 @@ def build_app() -> typer.Typer:
     for module in (
         init,
         run,
+        backup,
         runs,
         send,
         chat,
@@ -88,6 +92,8 @@ def build_app() -> typer.Typer:
         top,
         sessions,
         session,
+        message,
+        sweep,
         dead,
         doctor,
         image,

@@ -32,6 +32,7 @@ PURE_FILES: Final = frozenset(
         "daemon/forensics/host_rules.py",
         "daemon/forensics/session_rules.py",
         "daemon/forensics/run_rules.py",
+        "daemon/repair/stale_plan.py",
         "schema/states.py",
     }
 )
@@ -42,6 +43,7 @@ PURE_STDLIB: Final = frozenset(
         "dataclasses",
         "datetime",
         "enum",
+        "fnmatch",
         "hashlib",
         "itertools",
         "json",
@@ -57,6 +59,7 @@ PURE_PATHS: Final = frozenset({"pathlib.PurePath", "pathlib.PurePosixPath"})  # 
 PURE_OURS: Final = (
     "daemon.errors",
     "daemon.containers.protocol",
+    "daemon.repair.errors",
     *(
         f"daemon.forensics.{name}"
         for name in ("truth", "facts", "diagnosis", "host_rules", "session_rules", "run_rules")
