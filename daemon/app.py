@@ -41,6 +41,8 @@ from daemon.logs import LogPipeline, configure
 from daemon.notify import Notifier
 from daemon.operations import DaemonOperations
 from daemon.policies import read_limits, sweep_settings
+from daemon.retention import Retention
+from daemon.store.mailbox import Mailbox
 from daemon.store.rebuild import agree_on_install_id
 from daemon.store.registry import Registry
 from daemon.sweep.schedule import Schedule
@@ -127,6 +129,7 @@ class House:
     watch: Watch
     ingress: Ingress
     pulse: Pulse
+    retention: Retention
     channel_problems: dict[str, tuple[int, str]]
     telemetry: Telemetry
 
@@ -276,6 +279,9 @@ def build_house(
         watch,
         ingress,
         pulse,
+        Retention(
+            sessions, Mailbox(folder.mailbox_db), config.retention, clock, lambda key: supervisor.slot(key) is not None
+        ),
         {},
         telemetry,
     )
@@ -361,6 +367,7 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
         running = partial(run_channel, name, channel, house.ingress.accept, house.channel_problems, house.clock)
         await tasks.start(running, name=f"channel {name}")
     channels_run.set()
+    tasks.start_soon(house.retention.run, name="retention")
     return DaemonOperations(
         data_dir=house.config.data_dir,
         clock=house.clock,
@@ -372,6 +379,7 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
         local=house.channels.local,
         runtime_name=house.runtime.name,
         degraded=house.degraded,
+        retention=house.retention,
     )
 
 

@@ -86,6 +86,21 @@ class Delivery(_Table):
     max_dead_letters: int = Field(default=10_000, ge=1)
 
 
+class Retention(_Table):
+    """[retention]: how long what is done is kept. 0, or "never" for never pruned."""
+
+    messages_s: float = Field(default=30 * 86400.0, ge=0)
+    incarnations_s: float = Field(default=30 * 86400.0, ge=0)
+    mailbox_s: float = Field(default=365 * 86400.0, ge=0)
+    interval_s: float = Field(default=3600.0, gt=0)
+    batch: int = Field(default=500, ge=1, le=10_000)
+
+    @field_validator("messages_s", "incarnations_s", "mailbox_s", mode="before")
+    @classmethod
+    def _never(cls, value: object) -> object:
+        return 0.0 if value == "never" else value
+
+
 class LimitsTable(_Table):
     """[limits]: what may come from outside and out of a container."""
 
@@ -189,6 +204,7 @@ class Config(BaseSettings):
     docker: Docker = Field(default_factory=Docker)
     sweep: Sweep = Field(default_factory=Sweep)
     delivery: Delivery = Field(default_factory=Delivery)
+    retention: Retention = Field(default_factory=Retention)
     limits: LimitsTable = Field(default_factory=LimitsTable)
     control: Control = Field(default_factory=Control)
     logs: Logs = Field(default_factory=Logs)
@@ -317,6 +333,12 @@ def _faults(config: Config) -> Iterator[str]:
             yield f"agents.{name}: {str(error).rstrip('.')}; {error.hint.rstrip('.')}"
         if agent.provider == "command" and not agent.command:
             yield f'agents.{name}.command: provider \'command\' needs a program: command = ["program", "argument"]'
+
+    for key in ("messages_s", "mailbox_s"):
+        age = float(getattr(config.retention, key))
+        if 0 < age < config.delivery.retry_for_s:
+            # Within it a send may be repeated, and what makes the repetition the same send must still be there.
+            yield f"retention.{key}: must be 0 (never) or at least delivery.retry_for_s, {config.delivery.retry_for_s:g}"
 
 
 def _unknown_variables(config: Config) -> Iterator[str]:

@@ -43,3 +43,11 @@ CREATE TABLE IF NOT EXISTS incarnations (
 -- No session has two live incarnations: the file itself refuses the second.
 CREATE UNIQUE INDEX IF NOT EXISTS incarnations_live ON incarnations(agent, session) WHERE ended_at IS NULL;
 CREATE INDEX IF NOT EXISTS incarnations_session ON incarnations(agent, session, created_at);
+
+-- What retention has taken away in all, over all sessions, so that a status can tell.
+CREATE TABLE IF NOT EXISTS pruned (
+  what    TEXT PRIMARY KEY,                      -- messages | receipts | incarnations | mailbox
+  rows    INTEGER NOT NULL,
+  at      INTEGER NOT NULL,                      -- the last time
+  through INTEGER NOT NULL                       -- nothing that ended later was taken
+);

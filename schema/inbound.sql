@@ -106,6 +106,14 @@ CREATE TABLE IF NOT EXISTS dead_letters_closed (
   requeued_as TEXT                               -- the id of the new message
 );
 
+-- ours: what retention has taken away in all, so that whoever misses a row can tell that it was pruned.
+CREATE TABLE IF NOT EXISTS pruned (
+  what    TEXT PRIMARY KEY,                      -- messages | receipts
+  rows    INTEGER NOT NULL,
+  at      INTEGER NOT NULL,                      -- epoch ms; the last time
+  through INTEGER NOT NULL                       -- epoch ms; nothing that ended later was taken
+);
+
 -- ours: the highest outbound seq the host has taken note of. Rows above it are new.
 CREATE TABLE IF NOT EXISTS delivery_cursor (
   id      INTEGER PRIMARY KEY CHECK (id = 1),

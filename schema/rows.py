@@ -137,3 +137,5 @@ class RunnerSettings:
     grace_s: float = 8.0
     max_answer_bytes: int = 1_048_576
     log_level: str = "info"
+    keep_s: float = 0.0
+    prune_batch: int = 500

@@ -21,6 +21,8 @@ from daemon.channels.protocol import Channel, InDoubt, ManyChannel, Outgoing, Re
 from daemon.clock import Clock
 from daemon.config import Delivery as DeliveryConfig
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.logs_render import MAX_ITEMS
+from daemon.store.messages import chunks
 from daemon.telemetry.telemetry import Beginning, Telemetry
 from schema.errors import (
     ClawbusError,
@@ -37,7 +39,7 @@ _RACE_RETRY_MS = 50
 _TROUBLE_RETRY_MS = 1000
 _SURPRISE_RETRY_MS = 30_000
 _MAX_STRIKES = 3
-_TOLD_ONE_BY_ONE = 20  # deliveries in one go; of more, one event names them all
+_TOLD_ONE_BY_ONE = 20  # deliveries in one go; of more, an event names a hundred
 
 
 class Delivery:
@@ -376,8 +378,10 @@ class Delivery:
         dead_ids = {dead.candidate.row.id for dead in buried}
         done = [outcome for outcome in outcomes if outcome.sent and outcome.error is None]
         if len(done) > _TOLD_ONE_BY_ONE:
-            log.info("messages_delivered", count=len(done), channel=done[0].send.address.channel_type,
-                     messages_out=[outcome.send.candidate.row.id for outcome in done])  # fmt: skip
+            ids = [outcome.send.candidate.row.id for outcome in done]
+            for part in chunks(ids, MAX_ITEMS):  # an event shows no more of a list
+                log.info("messages_delivered", count=len(part), channel=done[0].send.address.channel_type,
+                         messages_out=part)  # fmt: skip
         for outcome in outcomes:
             row = outcome.send.candidate.row
             self._tell(session, outcome)

@@ -65,6 +65,7 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     )
     facts["answers"] = f"{queues['undelivered']} undelivered, oldest {age(queues['oldest_undelivered_age_ms'])}"
     facts["dead letters"] = queues["dead_letters"]
+    facts |= _pruned(report)
     if report.get("not_examined"):
         facts["not examined"] = f"{report['not_examined']} sessions (no time)"
     pairs(console, facts)
@@ -73,6 +74,20 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
         console.print(table("Needs attention", ("session", "why"), rows))
         if report["attention_total"] > len(rows):
             say(console, f"and {report['attention_total'] - len(rows)} more: clawbus sessions")
+
+
+def _pruned(report: dict[str, Any]) -> dict[str, object]:
+    """How long what is done is kept, and what has gone by now."""
+    from daemon.cli.present import duration, pruned  # noqa: PLC0415
+
+    facts: dict[str, object] = {}
+    live: dict[str, Any] = report.get("live") or {}
+    if "retention" in live:
+        keep: dict[str, float | None] = live["retention"]["keep_s"]
+        facts["kept"] = ", ".join(f"{what} {duration(seconds)}" for what, seconds in keep.items())
+    if report.get("pruned"):
+        facts["pruned"] = pruned(report["pruned"], report["at"])
+    return facts
 
 
 def _live(live: dict[str, Any]) -> dict[str, object]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from daemon.errors import RegistryGoneError
+from daemon.store.pruned import note
 from schema.connect import Writer, open_owner
 from schema.errors import StorageError
 from schema.ids import new_id
@@ -230,6 +231,33 @@ class Registry:
                 "UPDATE incarnations SET ended_at = ?, exit_code = ?, end_reason = ? WHERE id = ? AND ended_at IS NULL",
                 (at, exit_code, reason, incarnation),
             )
+
+    def prune_incarnations(self, cutoff: int, after: str, limit: int, now_ms: int) -> tuple[int, str | None]:
+        """Take those of the next `limit` incarnations behind id `after` that ended before `cutoff`; each session's newest stays.
+
+        Returns how many went, and the id to go on from, or None when nothing old comes behind it. Times are epoch ms.
+        """
+        with self._open() as db:
+            rows = db.all(
+                "SELECT id, created_at, ended_at, EXISTS (SELECT 1 FROM incarnations AS later WHERE later.agent = one.agent"
+                " AND later.session = one.session AND (later.created_at, later.id) > (one.created_at, one.id)) AS followed"
+                " FROM incarnations AS one WHERE id > ? ORDER BY id LIMIT ?",
+                (after, limit),
+            )
+            ended = [row for row in rows if row["ended_at"] is not None and row["ended_at"] < cutoff]
+            old = [(row["id"],) for row in ended if row["followed"]]
+            if old:
+                with db.transaction():
+                    db.executemany("DELETE FROM incarnations WHERE id = ?", old)
+                    note(db, "incarnations", len(old), now_ms, cutoff)
+        # Ids grow with time: behind a page on which none is old, none is.
+        return len(old), rows[-1]["id"] if ended and len(rows) == limit else None
+
+    def note_pruned(self, taken: Mapping[str, int], now_ms: int, through: int) -> None:
+        """Add to what `status` tells of retention, for rows that were taken from other files. Times are epoch ms."""
+        with self._open() as db, db.transaction():
+            for what, rows in taken.items():
+                note(db, what, rows, now_ms, through)
 
     def live_incarnations(self) -> list[IncarnationRow]:
         """Every incarnation without a confirmed exit."""

@@ -6,11 +6,14 @@ Synchronous; the caller holds the session's lock. Starts and stops no container:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from daemon.bus.delivery_steps import settle, unfinished
 from daemon.bus.endings import Ending, endings
+from daemon.containers import output_log
+from daemon.containers.spec import STDERR_LOG
 from daemon.store import deliveries, messages, outbound
 from daemon.store.backlog import count_dead
 from daemon.store.out_folder import OutLimits, check_out_folder
@@ -83,6 +86,9 @@ def sweep_files(
     With nothing running, a stranded journal is recovered first: there was a confirmed exit, or never a container.
     """
     check_out_folder(files.folder.outbox, settings.out)
+    if container is not None:
+        with suppress(OSError):  # a log that cannot be cut holds nothing up
+            output_log.cut(files.folder.logs / STDERR_LOG)
     recovered = False
     if container is None and not occupied and files.has_journal():
         recovered = files.recover()
