@@ -61,6 +61,8 @@ _SCHEMA_LIMITS: Final = (
     (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 1),
     (sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0),
 )
+# Another program's file: its views, triggers and defaults must not call functions with side effects, nor its cells lie.
+_FOREIGN_PRAGMAS: Final = ("trusted_schema=OFF", "cell_size_check=ON")
 _HOSTILE_CODES: Final = frozenset(
     {
         sqlite3.SQLITE_CORRUPT,
@@ -334,6 +336,35 @@ def open_still_reader(path: Path) -> Reader:
     except sqlite3.Error as error:
         raise translate(error, path, hostile=False) from error
     return Reader(connection, path)
+
+
+def open_foreign_reader(path: Path) -> Reader:
+    """Open another program's database read-only, whatever its journal mode, without believing its schema.
+
+    A WAL file needs a folder in which its `-shm` can be made. Errors as of `open_reader`.
+    """
+    try:
+        connection = _connect(path, "ro")
+        for pragma in ("mmap_size=0", "query_only=ON", *_FOREIGN_PRAGMAS):
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error as error:
+        raise translate(error, path, hostile=False) from error
+    return Reader(connection, path)
+
+
+def open_foreign_writer(path: Path) -> Writer:
+    """Open another program's existing database read-write. Its journal mode, its schema and its version stay as they are.
+
+    A journal that its owner left in a crash is rolled back by that, as its own next start would. Errors as of `open_owner`.
+    """
+    try:
+        connection = _connect(path, "rw")
+        for pragma in ("synchronous=EXTRA", *_FOREIGN_PRAGMAS):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.Error as error:
+        raise (_not_writable(error, path) or translate(error, path, hostile=False)) from error
+    return Writer(connection, path)
 
 
 def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:

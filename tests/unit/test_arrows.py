@@ -25,6 +25,10 @@ PURE_FILES: Final = frozenset(
         "daemon/sweep/decide.py",
         "daemon/bus/delivery_plan.py",
         "daemon/containers/spec.py",
+        "daemon/inngest/plan.py",
+        "daemon/inngest/rows.py",
+        "daemon/inngest/truth.py",
+        "daemon/inngest/values.py",
         "schema/states.py",
     }
 )
@@ -35,6 +39,7 @@ PURE_STDLIB: Final = frozenset(
         "dataclasses",
         "datetime",
         "enum",
+        "fnmatch",
         "hashlib",
         "itertools",
         "json",
@@ -45,7 +50,12 @@ PURE_STDLIB: Final = frozenset(
     }
 )
 PURE_PATHS: Final = frozenset({"pathlib.PurePath", "pathlib.PurePosixPath"})  # names of paths; they touch no disk
-PURE_OURS: Final = ("daemon.errors", "daemon.containers.protocol")  # errors, and the dataclasses that a spec is made of
+# Errors, the dataclasses that a spec is made of, and what a sweep of Inngest's runs is decided from.
+PURE_OURS: Final = (
+    "daemon.errors",
+    "daemon.containers.protocol",
+    *(f"daemon.inngest.{name}" for name in ("errors", "rows", "truth", "values")),
+)
 PURE_NEVER_CALLS: Final = frozenset({"now", "utcnow", "today", "fromtimestamp", "utcfromtimestamp"})
 IMPURE_BUILTINS: Final = frozenset({"open", "print", "input", "exec", "eval", "__import__"})
 
@@ -273,6 +283,16 @@ def pure_files_are_pure(module: Module) -> Iterator[str]:
                 pass
 
 
+def inngest_travels_light(module: Module) -> Iterator[str]:
+    """daemon/inngest runs beside a database in a pod: the standard library, schema and repair's backup are all it has."""
+    if not module.path.startswith("daemon/inngest/"):
+        return
+    ours = ("daemon.inngest", "daemon.repair.backup", "daemon.repair.errors", "schema")
+    for imported in imports_of(module):
+        if imported.root not in sys.stdlib_module_names and not any(imported.within(one) for one in ours):
+            yield f"{module.path}:{imported.line} imports {imported.name}"
+
+
 def nothing_mutable_at_module_level(module: Module) -> Iterator[str]:
     """State lives in objects that app.py builds; a module holds constants.
 
@@ -342,6 +362,7 @@ RULES: Final[tuple[Rule, ...]] = (
     docker_has_one_caller,
     sqlite_has_one_door,
     pure_files_are_pure,
+    inngest_travels_light,
     nothing_mutable_at_module_level,
 )
 
@@ -408,6 +429,8 @@ OFFENDERS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (pure_files_are_pure, "schema/states.py", "from schema import connect"),
     (pure_files_are_pure, "schema/states.py", "from schema.connect import open_inbound"),
     (pure_files_are_pure, "schema/states.py", "import logging"),
+    (inngest_travels_light, "daemon/inngest/sweep.py", "from daemon.clock import SystemClock"),
+    (inngest_travels_light, "daemon/inngest/canary.py", "import httpx"),
     (nothing_mutable_at_module_level, "daemon/app.py", "cache = {}"),
     (nothing_mutable_at_module_level, "daemon/app.py", "SEEN: set[str] = set()"),
     (nothing_mutable_at_module_level, "daemon/app.py", "LIMITS: Final = {'a': 1}"),
@@ -431,6 +454,7 @@ INNOCENTS: Final[tuple[tuple[str, str], ...]] = (
     ("daemon/containers/docker_events.py", "import docker"),
     ("daemon/containers/supervisor.py", "from daemon.containers import docker\nfrom . import docker_events"),
     ("daemon/containers/image.py", "import importlib.resources as r\nr.files('container_runner')"),
+    ("daemon/inngest/sweep.py", "from daemon.repair.backup import back_up\nfrom schema.ids import new_id\nimport json"),
     ("daemon/config.py", "import pydantic_settings, tomllib\nfrom pydantic import BaseModel"),
     ("daemon/control/client.py", "await socket.connect('x')"),
     ("daemon/sweep/decide.py", "from schema.rows import Message\nfrom daemon.errors import ClawbusError\nimport enum"),
