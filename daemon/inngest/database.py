@@ -6,6 +6,7 @@ file for Inngest's by its name. The server's file is WAL since late 2026 and DEL
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -121,11 +122,11 @@ def _kind_of_damage(error: ClawbusError) -> Callable[[str], ClawbusError]:
 
 
 def _check_there(path: Path) -> None:
-    try:
-        with path.open("rb"):
-            return
-    except OSError as error:
-        raise InngestDbMissingError(f"{path} cannot be read: {error.strerror}.") from error
+    # Not by opening it: closing that descriptor would drop the locks of this process's own connections.
+    if not path.is_file():
+        raise InngestDbMissingError(f"there is no file {path}.")
+    if not os.access(path, os.R_OK):
+        raise InngestDbMissingError(f"{path} may not be read by this user.")
 
 
 def _refuse_triggers(writer: Writer, path: Path) -> None:

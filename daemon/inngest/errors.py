@@ -145,4 +145,6 @@ class InngestCanaryError(ClawbusError):
     """The canary event was not accepted, or no run of it completed in time."""
 
     code = "INNGEST_CANARY_FAILED"
-    default_hint = "Is the server up, is the event's function registered (`clawbus inngest runs`), does its SDK answer?"
+    default_hint = (
+        "Check that the server is up, that the event's function is registered, and that its application answers."
+    )
