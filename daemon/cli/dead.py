@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -11,7 +9,7 @@ import typer
 
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
-from daemon.cli.names import pair
+from daemon.cli.names import operator_name, pair
 from daemon.clock import SystemClock
 from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError, UnknownMessageError
 
@@ -138,7 +136,11 @@ def _repair(
             try:
                 named = scope or _only(client.dead_letters(letter_id=letter), letter)
                 done.append(
-                    {"agent": named[0], "session": named[1], **client.repair(action, *named, letter, _user(), reason)}
+                    {
+                        "agent": named[0],
+                        "session": named[1],
+                        **client.repair(action, *named, letter, operator_name(), reason),
+                    }
                 )
             except (DaemonDownError, DaemonSilentError):
                 raise
@@ -190,16 +192,6 @@ def _reports() -> Any:
     from daemon.ops import reports  # noqa: PLC0415 - only without a daemon
 
     return reports
-
-
-def _user() -> str:
-    """The unix user, and who became it through sudo."""
-    try:
-        name = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        name = f"uid {os.getuid()}"
-    before = os.environ.get("SUDO_USER")
-    return f"{name} (sudo by {before[:64]})" if before else name
 
 
 def _typed(letter: Mapping[str, Any]) -> str:

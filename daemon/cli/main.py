@@ -19,6 +19,7 @@ from daemon.cli import (
     dead,
     image,
     init,
+    inngest,
     logs,
     mailbox,
     run,
@@ -73,7 +74,22 @@ def build_app() -> typer.Typer:
     ) -> None:
         ctx.obj = Globals(json, config, data, debug)
 
-    for module in (init, run, send, chat, mailbox, status, sessions, session, dead, image, logs, config_check, version):
+    for module in (
+        init,
+        run,
+        send,
+        chat,
+        mailbox,
+        status,
+        sessions,
+        session,
+        dead,
+        image,
+        logs,
+        config_check,
+        inngest,
+        version,
+    ):
         module.register(app)
     return app
 

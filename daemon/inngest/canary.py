@@ -90,11 +90,12 @@ def await_completion(look: Callable[[], Mapping[str, Any]], seconds: float, wait
 
 
 def _event_id(answer: bytes) -> str:
+    """The first of the answer's `ids`, which are the server's own ULIDs."""
     try:
-        ids = json.loads(answer)["ids"]
-    except (ValueError, KeyError, TypeError) as error:
+        first: object = json.loads(answer)["ids"][0]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InngestCanaryError("the server's answer to the event names no ids.") from error
-    key = run_key(ids[0]) if isinstance(ids, list) and ids else None
+    key = run_key(first)
     if key is None:
         raise InngestCanaryError("the server's answer to the event holds no ULID.")
     return key

@@ -62,7 +62,13 @@ def _event(options: Mapping[str, Any], now_ms: int, _: Tell) -> tuple[dict[str, 
 
 def _scope(options: Mapping[str, Any]) -> Scope:
     given: Mapping[str, Any] = options["scope"]
-    return Scope(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    return Scope(
+        functions=tuple(str(one) for one in given["functions"]),
+        older_than_ms=int(given["older_than_ms"]),
+        max_runs=int(given["max_runs"]),
+        sample=int(given["sample"]),
+        exclude=tuple(str(one) for one in given["exclude"]),
+    )
 
 
 def _now_ms() -> int:

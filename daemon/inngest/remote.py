@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import PurePath
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from daemon.inngest.errors import InngestExecError
 
@@ -106,13 +106,14 @@ def _answer(done: subprocess.CompletedProcess[bytes], command: str) -> dict[str,
     said = done.stderr.decode("utf-8", "replace").strip()[-500:]
     lines = done.stdout.splitlines()
     try:
-        answer = json.loads(lines[-1]) if lines else None
+        parsed: object = json.loads(lines[-1]) if lines else None
     except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
+        parsed = None
+    if not isinstance(parsed, dict):
         raise InngestExecError(
             f"`{command} {_PYTHON}` ended with {done.returncode} and no answer: {said or 'nothing on standard error'}"
         )
+    answer = cast("dict[str, Any]", parsed)
     if "failed" in answer:
         raise InngestExecError(f"`{command}`: {answer['failed']}")
     return answer
