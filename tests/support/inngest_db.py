@@ -86,8 +86,9 @@ class Made:
 class InngestDb:
     """One main.db. Every `run()` is one run; what it lacks is said in its arguments."""
 
-    def __init__(self, path: Path, *, wal: bool = False, old: bool = False) -> None:
+    def __init__(self, path: Path, *, wal: bool = False, old: bool = False, now: int = NOW) -> None:
         self.path = path
+        self.now = now
         self.spans = not old
         self.functions: dict[str, str] = {}
         self.account, self.env, self.app = (str(uuid.uuid4()) for _ in range(3))
@@ -98,12 +99,13 @@ class InngestDb:
         self.do(
             "INSERT INTO apps (id, name, sdk_language, sdk_version, status, checksum, created_at, url)"
             " VALUES (?, 'system-bus', 'js', '3.0.0', 'active', 'c', ?, 'http://app.invalid/api/inngest')",
-            (self.app, go_time(NOW - 48 * HOUR)),
+            (self.app, go_time(now - 48 * HOUR)),
         )
 
     def do(self, sql: str, values: tuple[object, ...] = ()) -> None:
         """One committed statement."""
         with closing(sqlite3.connect(self.path)) as db, db:
+            db.execute("PRAGMA synchronous=OFF")
             db.execute(sql, values)
 
     def all(self, sql: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
@@ -131,7 +133,7 @@ class InngestDb:
             slug = f"system-bus-{name}".replace("/", "-")
             self.do(
                 "INSERT INTO functions (id, app_id, name, slug, config, created_at) VALUES (?, ?, ?, ?, '{}', ?)",
-                (self.functions[name], self.app, name, slug, go_time(NOW - 47 * HOUR)),
+                (self.functions[name], self.app, name, slug, go_time(self.now - 47 * HOUR)),
             )
         return self.functions[name]
 
@@ -148,11 +150,11 @@ class InngestDb:
         span: str | None = "Running",
         output: str | None = None,
     ) -> Made:
-        """A run that started `age` ms before NOW. `history` and `finish` are terminal ones, `span` its last status.
+        """A run that started `age` ms before `now`. `history` and `finish` are terminal ones, `span` its last status.
 
         `status` None: no row in trace_runs; `span` None: no spans.
         """
-        started = NOW - age
+        started = self.now - age
         made = Made(new_id(started), self.function(function), started)
         if status is not None:
             self._list(made, status, ended_at, output)
@@ -220,11 +222,16 @@ class InngestDb:
             " ended_at, status, source_id, trigger_ids, output, is_debounce, batch_id)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?, 0, NULL)",
             (ulid_bytes(made.key), self.account, self.env, self.app, made.function_id, b"trace", made.started_at,
-             made.started_at, ended_at, status, str(self._event(made)).encode(), output),
+             made.started_at, ended_at, status, event_key(made.key).encode(), output),
         )  # fmt: skip
 
     def _event(self, made: Made) -> bytes:
-        return made.key.encode()[:16]
+        return ulid_bytes(event_key(made.key))
+
+
+def event_key(run_key: str) -> str:
+    """The id of the event that started a run: made up, and always the same one."""
+    return f"{run_key[:-4]}EVNT"
 
 
 @dataclass(frozen=True)
@@ -238,14 +245,14 @@ class Night:
     alive: Made
 
 
-def the_night(path: Path, *, wal: bool = False) -> Night:
+def the_night(path: Path, *, wal: bool = False, now: int = NOW) -> Night:
     """Seven of o11y-triage, three of system-health. Some lack history, some the finish, one completed, one was never registered."""
-    db = InngestDb(path, wal=wal)
+    db = InngestDb(path, wal=wal, now=now)
     stale = [db.run(TRIAGE) for _ in range(2)]
     stale += [db.run(TRIAGE, history="FunctionCancelled"), db.run(TRIAGE, finish="Cancelled")]
     completed = db.run(TRIAGE, history="FunctionCompleted", span="Running")
     unregistered = db.run(TRIAGE, registered=False)
-    stale += [completed, unregistered, db.run(TRIAGE, ended_at=NOW - HOUR)]
+    stale += [completed, unregistered, db.run(TRIAGE, ended_at=now - HOUR)]
     stale += [db.run(HEALTH) for _ in range(2)]
     stale.append(db.run(HEALTH, history="FunctionFailed", finish="Failed", output='"Unable to reach SDK URL"'))
     alive = db.run(HEALTH, age=2 * MINUTE)
