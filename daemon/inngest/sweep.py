@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from daemon.inngest.database import Shape, open_database, open_writer
 from daemon.inngest.errors import (
+    InngestDbLockedError,
     SweepApplyFailedError,
     SweepBackupFailedError,
     SweepBackupNotVerifiedError,
@@ -31,7 +32,7 @@ from daemon.inngest.writing import Mark, write_finish, write_history, write_span
 from daemon.repair.backup import Backup, back_up
 from daemon.repair.errors import BackupFailedError, BackupNotVerifiedError
 from schema.connect import Reader, Writer
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, FileBusyError
 
 PURPOSE: Final = "pre-sweep"
 # Told each step as it is reached; may raise, and then the sweep ends there.
@@ -85,6 +86,9 @@ def sweep(request: Request, now_ms: int, progress: Progress | None = None) -> Ou
     """
     tell = progress or _silent
     holders = find_holders(request.path)  # before the first connection: see holders.py
+    if request.apply and request.path.with_name(f"{request.path.name}-journal").exists():
+        with open_writer(request.path):  # lets SQLite undo a commit that a killed server had begun
+            tell("journal_looked_at")
     with open_database(request.path) as (reader, shape):
         known = list(read_functions(reader, shape).values())
         check_scope(request.scope, known, apply=request.apply)
@@ -111,7 +115,7 @@ def _apply(found: Outcome, now_ms: int, tell: Progress) -> Outcome:
     request = found.request
     with open_writer(request.path) as (writer, shape):
         before = _data_version(writer)
-        backup = _back_up(request.path, now_ms)
+        backup = _back_up(request.path, now_ms, tell)
         tell("backed_up")
         mark = Mark(request.by, request.reason, now_ms)
         try:
@@ -120,10 +124,7 @@ def _apply(found: Outcome, now_ms: int, tell: Progress) -> Outcome:
                 _recheck(writer, shape, found, now_ms, before)
                 written = _write(writer, shape, found.plan.candidates, mark, tell)
         except ClawbusError as error:  # rolled back; the backup stays, and is told
-            ours = type(error).__module__.startswith("daemon.")
-            return replace(
-                found, backup=backup, error=error if ours else SweepApplyFailedError(f"{request.path}: {error}")
-            )
+            return replace(found, backup=backup, error=_of_apply(error, request.path))
     tell("committed")
     verification = verify(
         request.path, found.plan, request.scope, now_ms, backup if not found.holders else None, written
@@ -136,9 +137,21 @@ def _apply(found: Outcome, now_ms: int, tell: Progress) -> Outcome:
     return done
 
 
-def _back_up(path: Path, now_ms: int) -> Backup:
+def _of_apply(error: ClawbusError, path: Path) -> ClawbusError:
+    if type(error).__module__.startswith("daemon."):
+        return error
+    if isinstance(error, FileBusyError):
+        return InngestDbLockedError(f"{path}: {error}")
+    return SweepApplyFailedError(f"{path}: {error}")
+
+
+def _back_up(path: Path, now_ms: int, tell: Progress) -> Backup:
+    def told(step: str, done: int, total: int) -> None:
+        if done == total:
+            tell(f"backup_{step}")
+
     try:
-        return back_up(path, now_ms, purpose=PURPOSE)
+        return back_up(path, now_ms, purpose=PURPOSE, progress=told)
     except BackupNotVerifiedError as error:
         raise SweepBackupNotVerifiedError(str(error)) from error
     except BackupFailedError as error:
