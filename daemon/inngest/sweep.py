@@ -126,15 +126,22 @@ def _apply(found: Outcome, now_ms: int, tell: Progress) -> Outcome:
         except ClawbusError as error:  # rolled back; the backup stays, and is told
             return replace(found, backup=backup, error=_of_apply(error, request.path))
     tell("committed")
-    verification = verify(
-        request.path, found.plan, request.scope, now_ms, backup if not found.holders else None, written
-    )
+    return _verified(replace(found, backup=backup, written=written), backup, written, now_ms, tell)
+
+
+def _verified(done: Outcome, backup: Backup, written: Written, now_ms: int, tell: Progress) -> Outcome:
+    """From here on the sweep is done; whatever goes wrong is told beside that."""
+    request, counted = done.request, backup if not done.holders else None
+    try:
+        verification = verify(request.path, done.plan, request.scope, now_ms, counted, written)
+    except ClawbusError as error:
+        return replace(
+            done, error=SweepNotVerifiedError(f"it could not be looked at: {error} The backup is {backup.path}.")
+        )
     tell("verified")
-    done = replace(found, backup=backup, written=written, verification=verification)
-    if verification.wrong:
-        text = f"{'; '.join(verification.wrong[:5])}. The backup is {backup.path}."
-        return replace(done, error=SweepNotVerifiedError(text))
-    return done
+    wrong = "; ".join(verification.wrong[:5])
+    error = SweepNotVerifiedError(f"{wrong}. The backup is {backup.path}.") if wrong else None
+    return replace(done, verification=verification, error=error)
 
 
 def _of_apply(error: ClawbusError, path: Path) -> ClawbusError:

@@ -237,3 +237,13 @@ def test_a_row_more_than_the_sweep_wrote_is_found(db: InngestDb) -> None:
     outcome = apply(db.path, at("committed", lambda: db.do("INSERT INTO events VALUES ('e', 'e', 'x', '{}')")))
     assert outcome.verification is not None
     assert outcome.verification.wrong == ("table events has 1 rows instead of 0",)
+
+
+def test_a_sweep_that_cannot_be_looked_at_is_still_told_as_done(db: InngestDb, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("schema.connect.BUSY_TIMEOUT_MS", 20)
+    with closing(sqlite3.connect(db.path, isolation_level=None)) as other:
+        outcome = apply(db.path, at("committed", lambda: other.execute("BEGIN EXCLUSIVE")))
+    assert outcome.error is not None
+    assert outcome.error.code == "SWEEP_NOT_VERIFIED"
+    assert outcome.report()["applied"] is True
+    assert len(db.span_list("Cancelled")) == 3

@@ -97,7 +97,7 @@ def test_a_function_is_meant_by_any_of_its_names(name: str) -> None:
 def test_what_is_missing_is_added_and_the_status_is_the_evidence_s(
     evidence: dict[str, object], status: Status, history: bool, finish: bool
 ) -> None:
-    (candidate,) = make_plan([replace(run(), **evidence)], Scope(), NOW).candidates  # pyright: ignore[reportArgumentType]
+    (candidate,) = make_plan([replace(run(), **evidence)], Scope(), NOW).candidates
     assert (candidate.status, candidate.add_history, candidate.add_finish) == (status, history, finish)
     assert candidate.set_listed
 
