@@ -127,6 +127,12 @@ def _check_there(path: Path) -> None:
         raise InngestDbMissingError(f"there is no file {path}.")
     if not os.access(path, os.R_OK):
         raise InngestDbMissingError(f"{path} may not be read by this user.")
+    real = Path(os.path.realpath(path))
+    if not real.exists() or not real.samefile(path):
+        raise InngestDbMissingError(
+            f"SQLite would look for {path} at {real}.",
+            hint="Work where the file is: --exec 'kubectl -n NS exec POD --' or --exec 'docker exec CONTAINER'.",
+        )
 
 
 def _refuse_triggers(writer: Writer, path: Path) -> None:

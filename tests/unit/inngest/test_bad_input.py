@@ -247,3 +247,10 @@ def test_a_sweep_that_cannot_be_looked_at_is_still_told_as_done(db: InngestDb, m
     assert outcome.error.code == "SWEEP_NOT_VERIFIED"
     assert outcome.report()["applied"] is True
     assert len(db.span_list("Cancelled")) == 3
+
+
+def test_a_path_that_sqlite_would_resolve_to_another_file_is_refused(db: InngestDb) -> None:
+    """/proc/PID/root is a link to this machine's own root, as far as SQLite can tell; so is a descriptor's path."""
+    with db.path.open("rb") as file:
+        db.path.unlink()
+        assert code_of(Path(f"/proc/self/fd/{file.fileno()}")) == "INNGEST_DB_MISSING"

@@ -7,6 +7,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,8 @@ def test_an_old_python_there_is_told(tmp_path: Path) -> None:
     assert "3.9; 3.11 is needed" in json.loads(done.stdout)["failed"]
 
 
-@pytest.fixture
-def container(base_image: str) -> Generator[str]:
+@contextmanager
+def running(image: str, *more: str) -> Generator[str]:
     """A container with Python and nothing of ours; its id."""
     words = [
         "docker",
@@ -136,7 +137,8 @@ def container(base_image: str) -> Generator[str]:
         "none",
         "--label",
         "clawbus-test=inngest",
-        base_image,
+        *more,
+        image,
     ]
     made = subprocess.run([*words, "sleep", "600"], capture_output=True, text=True, check=True).stdout.strip()
     try:
@@ -145,13 +147,48 @@ def container(base_image: str) -> Generator[str]:
         subprocess.run(["docker", "kill", made], capture_output=True, check=False)
 
 
+@pytest.fixture
+def container(base_image: str) -> Generator[str]:
+    with running(base_image) as made:
+        yield made
+
+
+def put(file: Path, container: str) -> None:
+    """Into the container's /data."""
+    subprocess.run(["docker", "exec", container, "mkdir", "/data"], check=True)
+    subprocess.run(["docker", "cp", "-q", str(file), f"{container}:/data/main.db"], check=True, capture_output=True)
+
+
+@pytest.mark.docker
+def test_a_database_is_swept_from_a_container_started_beside_it(
+    tmp_path: Path, container: str, base_image: str
+) -> None:
+    """As with an ephemeral container: the same processes, the files under /proc/1/root. The server is seen."""
+    night = the_night(tmp_path / "main.db", wal=True, now=real_now())
+    put(night.db.path, container)
+    hold = "import sqlite3, sys; db = sqlite3.connect('/data/main.db'); db.execute('SELECT 1 FROM history').fetchone();"
+    hold += " print('open', flush=True); sys.stdin.read()"
+    words = ["docker", "exec", "-i", container, "python3", "-c", hold]
+    with (
+        running(base_image, "--pid", f"container:{container}") as beside,
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server,
+    ):
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"open\n"
+        asked = options("/proc/1/root/data/main.db", apply=True, exclude=(night.unregistered.key,))
+        answer = operate_there(f"docker exec {beside}", "sweep", asked)
+        assert answer["error"]["code"] == "SWEEP_SERVER_RUNNING"
+        answer = operate_there(f"docker exec {beside}", "sweep", {**asked, "while_running": True})
+        server.communicate(b"")
+    assert answer["error"] is None
+    assert answer["result"]["verification"]["ok"]
+    assert answer["result"]["path"] == "/data/main.db"
+
+
 @pytest.mark.docker
 def test_a_database_inside_a_container_is_swept_where_it_is(tmp_path: Path, container: str) -> None:
     night = the_night(tmp_path / "main.db", wal=True, now=real_now())
-    subprocess.run(["docker", "exec", container, "mkdir", "/data"], check=True)
-    subprocess.run(
-        ["docker", "cp", "-q", str(night.db.path), f"{container}:/data/main.db"], check=True, capture_output=True
-    )
+    put(night.db.path, container)
     command = f"docker exec {container}"
     preview = operate_there(command, "sweep", options("/data/main.db", apply=False))
     assert {name: one["total"] for name, one in preview["result"]["by_function"].items()} == {TRIAGE: 7, HEALTH: 3}
