@@ -40,6 +40,10 @@ _SPANS: Final = frozenset(
     {"span_id", "trace_id", "name", "start_time", "end_time", "run_id", "dynamic_span_id", "attributes", "status"}
 )
 WRITTEN: Final = ("history", "function_finishes", "trace_runs", "spans")
+_JOURNAL: Final = "The server died in a commit and left a journal: start it once, or sweep with --apply."
+_FOLDER: Final = (
+    "A WAL file needs a folder that may be written: work as a user who may, or copy main.db with its -wal elsewhere."
+)
 _KNOWN: Final = (*REQUIRED, "spans", "traces", "apps", "queue_snapshot_chunks")
 
 
@@ -101,10 +105,8 @@ def translated(path: Path) -> Generator[None]:
     try:
         yield
     except ReadRaceError as error:
-        raise InngestDbLockedError(
-            f"{path}: {error}",
-            hint="The server died in a commit and left a journal: start it once, or sweep with --apply.",
-        ) from error
+        hint = _JOURNAL if _sqlite_code(error) == sqlite3.SQLITE_READONLY_ROLLBACK else _FOLDER
+        raise InngestDbLockedError(f"{path}: {error}", hint=hint) from error
     except FileBusyError as error:
         raise InngestDbLockedError(f"{path}: {error}") from error
     except UnusableFileError as error:
@@ -112,13 +114,17 @@ def translated(path: Path) -> Generator[None]:
     except ClawbusError as error:
         if type(error).__module__.startswith("daemon."):
             raise
+        if (_sqlite_code(error) or 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
+            raise InngestDbMissingError(f"{path}: {error}", hint=_FOLDER) from error
         raise SweepQueryFailedError(f"{path}: {error}") from error
 
 
 def _kind_of_damage(error: ClawbusError) -> Callable[[str], ClawbusError]:
-    cause = error.__cause__
-    code = getattr(cause, "sqlite_errorcode", None)
-    return InngestDbForeignError if code == sqlite3.SQLITE_NOTADB else InngestDbCorruptError
+    return InngestDbForeignError if _sqlite_code(error) == sqlite3.SQLITE_NOTADB else InngestDbCorruptError
+
+
+def _sqlite_code(error: ClawbusError) -> int | None:
+    return getattr(error.__cause__, "sqlite_errorcode", None)
 
 
 def _check_there(path: Path) -> None:

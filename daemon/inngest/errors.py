@@ -9,9 +9,7 @@ class InngestDbMissingError(ClawbusError):
     """There is no such file, or it cannot be opened. Nothing was changed."""
 
     code = "INNGEST_DB_MISSING"
-    default_hint = (
-        "Name the server's main.db with --db (`inngest start --sqlite-dir` says where; /data/main.db in its image)."
-    )
+    default_hint = "Name the server's main.db with --db (`inngest start --sqlite-dir` says where)."
 
 
 class InngestDbForeignError(ClawbusError):

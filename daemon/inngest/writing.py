@@ -1,7 +1,7 @@
 """Writes the end of one run: terminal history first, then the finish row, then the spans, and the list's status last.
 
-Only inside a transaction of the sweep. The tables have no keys, so every insert asks first whether the row is there;
-running it twice writes once. Must never delete or overwrite what the server wrote, but for the list's status.
+Only inside the sweep's transaction, for candidates that were read in it: the tables have no keys, so that a row is missing
+must be known and nobody else able to write. Must never delete or overwrite what the server wrote, but for the list's status.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from daemon.inngest.database import Shape
 from daemon.inngest.errors import SweepDatabaseChangedError
@@ -30,7 +30,6 @@ from schema.connect import Writer
 from schema.ids import new_id
 
 _TYPES: Final[Mapping[Status, str]] = {status: kind for kind, status in TERMINAL_HISTORY.items()}
-_TERMINAL: Final = ", ".join(f"'{one}'" for one in TERMINAL_HISTORY)
 # Of a span's root, an extension repeats what says whose it is.
 _REPEATED: Final = ("trace_id", "parent_span_id", "account_id", "app_id", "function_id", "run_id", "env_id")
 
@@ -72,8 +71,7 @@ def write_history(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark
         "cancel_request": json.dumps(request) if cancelled else None,
         "result": None if cancelled else json.dumps({"output": "", **mark.words}),
     }
-    absent = f"SELECT 1 FROM history WHERE type IN ({_TERMINAL}) AND run_id IN (?, ?, ?)"
-    return _insert(writer, shape, "history", values, absent, run_forms(run.key))
+    return _insert(writer, shape, "history", values)
 
 
 def write_finish(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark) -> int:
@@ -88,8 +86,7 @@ def write_finish(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark)
         "completed_step_count": 0,
         "created_at": instant_text(mark.at, run.activity.created_text or str(registered.started_text)),
     }
-    absent = "SELECT 1 FROM function_finishes WHERE run_id IN (?, ?, ?)"
-    return _insert(writer, shape, "function_finishes", values, absent, run_forms(run.key))
+    return _insert(writer, shape, "function_finishes", values)
 
 
 def write_spans(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark) -> int:
@@ -104,8 +101,7 @@ def write_status(writer: Writer, candidate: Candidate, mark: Mark) -> int:
         return 0
     ended = listed.ended_at or ended_at(candidate) or mark.at
     changed = writer.execute(
-        "UPDATE trace_runs SET status = ?, ended_at = CASE WHEN ended_at > 0 THEN ended_at ELSE ? END"
-        " WHERE status = ? AND run_id IN (?, ?, ?)",
+        "UPDATE trace_runs SET status = ?, ended_at = ? WHERE status = ? AND run_id IN (?, ?, ?)",
         (code_like(candidate.status, listed.code), ended, listed.code, *run_forms(candidate.run.key)),
     )
     if changed != 1:
@@ -143,8 +139,7 @@ def _extend(writer: Writer, shape: Shape, candidate: Candidate, span: RunSpan, m
         "dynamic_span_id": span.dynamic_id,
         "status": status,
     }
-    absent = "SELECT 1 FROM spans WHERE trace_id = ? AND span_id = ?"
-    return _insert(writer, shape, "spans", values, absent, (values["trace_id"], identity))
+    return _insert(writer, shape, "spans", values)
 
 
 def _after(span: RunSpan, wanted: int, now_ms: int) -> tuple[int, str]:
@@ -160,11 +155,8 @@ def _after(span: RunSpan, wanted: int, now_ms: int) -> tuple[int, str]:
     )
 
 
-def _insert(
-    writer: Writer, shape: Shape, table: str, values: Mapping[str, object], absent: str, params: tuple[Any, ...]
-) -> int:
-    """Insert the columns that this file has, unless `absent` finds a row."""
+def _insert(writer: Writer, shape: Shape, table: str, values: Mapping[str, object]) -> int:
+    """Insert the columns that this file has."""
     there = {name: value for name, value in values.items() if shape.has(table, name)}
     marks = ", ".join("?" * len(there))
-    sql = f"INSERT INTO {table} ({', '.join(there)}) SELECT {marks} WHERE NOT EXISTS ({absent})"
-    return writer.execute(sql, (*there.values(), *params))
+    return writer.execute(f"INSERT INTO {table} ({', '.join(there)}) VALUES ({marks})", tuple(there.values()))

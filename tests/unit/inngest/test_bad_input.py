@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from daemon.inngest.database import open_writer
+from daemon.inngest.errors import SweepDatabaseChangedError
 from daemon.inngest.operations import operate
 from daemon.inngest.plan import Scope
 from daemon.inngest.sweep import Outcome, Request, sweep
+from daemon.inngest.writing import Mark, write_status
 from schema.errors import ClawbusError
 from tests.support.hot_journal import strand_journal
 from tests.support.inngest_db import HEALTH, MINUTE, NOW, TRIAGE, InngestDb
@@ -254,3 +257,19 @@ def test_a_path_that_sqlite_would_resolve_to_another_file_is_refused(db: Inngest
     with db.path.open("rb") as file:
         db.path.unlink()
         assert code_of(Path(f"/proc/self/fd/{file.fileno()}")) == "INNGEST_DB_MISSING"
+
+
+def test_a_wal_file_that_cannot_be_opened_says_what_it_needs(tmp_path: Path) -> None:
+    db = InngestDb(tmp_path / "main.db", wal=True)
+    db.path.with_name("main.db-wal").mkdir()
+    answer = operate("run", {"path": str(db.path), "run_id": "0" * 26}, print)
+    assert answer["error"]["code"] == "INNGEST_DB_MISSING"
+    assert "-wal" in answer["error"]["fix"]
+
+
+def test_a_status_that_moved_under_the_writing_ends_the_transaction(db: InngestDb) -> None:
+    """Nothing but a defect could do that; it would still be rolled back."""
+    found = sweep(Request(db.path, SCOPE, "ada"), NOW).plan.candidates[0]
+    db.do("UPDATE trace_runs SET status = 300")
+    with unchanged(db), open_writer(db.path) as (writer, _), pytest.raises(SweepDatabaseChangedError):
+        write_status(writer, found, Mark("ada", "r", NOW))

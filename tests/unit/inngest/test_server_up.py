@@ -97,6 +97,18 @@ def test_a_run_that_moves_meanwhile_stops_a_sweep_beside_a_server(db: InngestDb)
     assert db.all("SELECT count(*) FROM function_finishes") == [(0,)]
 
 
+def test_a_run_that_loses_its_registration_meanwhile_is_refused_for_that(db: InngestDb) -> None:
+    def loses(step: str) -> None:
+        if step == "backed_up":
+            db.do("DELETE FROM function_runs")
+
+    with open_elsewhere(db.path):
+        outcome = apply(db, while_running=True, progress=loses)
+    assert outcome.error is not None
+    assert outcome.error.code == "SWEEP_INVARIANT_MISSING_FUNCTION_RUNS"
+    assert outcome.written is None
+
+
 class Moved:
     """A clock that only sleeping moves."""
 

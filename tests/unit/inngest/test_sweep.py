@@ -278,6 +278,55 @@ def test_more_runs_than_one_question_holds(tmp_path: Path, monkeypatch: pytest.M
     assert db.span_list("Cancelled") == sorted(runs)
 
 
+def test_an_absent_batch_is_sixteen_zero_bytes_whatever_the_run_s_row_says(tmp_path: Path) -> None:
+    """The server cannot read NULL there."""
+    db = InngestDb(tmp_path / "main.db")
+    run = db.run(TRIAGE)
+    db.run(HEALTH, age=MINUTE)
+    db.do("UPDATE function_runs SET batch_id = NULL")
+    done(ask(db, apply=True))
+    assert terminal(db, run.key)[0]["batch_id"] == bytes(16)
+
+
+def test_a_debug_run_is_in_no_list_and_is_left_alone(tmp_path: Path) -> None:
+    db = InngestDb(tmp_path / "main.db")
+    run = db.run(TRIAGE, status=500, ended_at=NOW - HOUR)
+    db.run(HEALTH, age=MINUTE)
+    assert ask(db).plan.keys == (run.key,)
+    db.do("UPDATE spans SET debug_run_id = 'd' WHERE run_id = ?", (run.key,))
+    assert run.key not in db.span_list()
+    assert ask(db).plan.keys == ()
+
+
+def test_an_end_within_the_second_of_the_last_span_still_sorts_last(tmp_path: Path) -> None:
+    """In RFC 3339, `44.501Z` sorts before `44.5Z`."""
+    db = InngestDb(tmp_path / "main.db")
+    run = db.run(TRIAGE, history="FunctionCompleted")
+    db.run(HEALTH, age=MINUTE)
+    stamp = go_time(run.started_at + 1500).removesuffix(" +0000 UTC").replace(" ", "T") + "Z"
+    assert stamp.endswith(".5Z")
+    db.do("UPDATE spans SET end_time = ? WHERE run_id = ?", (stamp, run.key))
+    done(ask(db, apply=True))
+    assert db.span_list("Completed") == [run.key]
+
+
+def test_of_a_function_s_several_rows_the_live_one_names_it(tmp_path: Path) -> None:
+    """Files older than the functions' key may hold one id twice."""
+    db = InngestDb(tmp_path / "main.db")
+    run = db.run(TRIAGE)
+    columns = (
+        "id UUID, app_id UUID, name VARCHAR, slug VARCHAR, config VARCHAR, created_at TIMESTAMP, archived_at TIMESTAMP"
+    )
+    db.do(f"CREATE TABLE loose ({columns})")
+    db.do("INSERT INTO loose SELECT * FROM functions")
+    db.do("INSERT INTO loose SELECT id, app_id, 'old/name', 'old', config, created_at, '2026-01-01' FROM functions")
+    db.do("DROP TABLE functions")
+    db.do("ALTER TABLE loose RENAME TO functions")
+    outcome = ask(db, Scope())
+    assert [one.run.function.name for one in outcome.plan.candidates] == [TRIAGE]
+    assert outcome.plan.keys == (run.key,)
+
+
 def rows(db: InngestDb, table: str, key: str) -> list[dict[str, Any]]:
     with closing(sqlite3.connect(db.path)) as connection:
         connection.row_factory = sqlite3.Row
