@@ -21,13 +21,16 @@ class Heartbeat:
         self._log = log
         self._failed = False
 
-    def touch(self) -> None:
-        """Progress was made now. Never raises."""
+    def touch(self, at_ms: int | None = None) -> None:
+        """Progress was made now, or at that epoch millisecond. Never raises."""
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(self._path, flags, 0o644)
             try:
-                os.utime(descriptor)
+                if at_ms is None:
+                    os.utime(descriptor)
+                else:
+                    os.utime(descriptor, ns=(at_ms * 1_000_000, at_ms * 1_000_000))
             finally:
                 os.close(descriptor)
         except OSError as error:

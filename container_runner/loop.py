@@ -62,6 +62,7 @@ class Runner:
         self._heartbeat = heartbeat
         self._watch = watch
         self._now_ms = now_ms
+        self._looked_at = 0  # epoch milliseconds, before the latest claim
         self._log = log
         self._stopping = anyio.Event()
         self._cut_off_at = float("inf")
@@ -104,6 +105,7 @@ class Runner:
 
     async def _look(self) -> Batch | None:
         """Claim what is due. Whatever is wrong with a file, the next poll tries again."""
+        looked_at = self._now_ms()
         claim = partial(
             self._store.claim,
             self._settings.max_batch,
@@ -117,7 +119,7 @@ class Runner:
         except ClawbusError as error:
             self._note_trouble("poll_failed", error)
             return None
-        self._first_poll = False
+        self._first_poll, self._looked_at = False, looked_at
         self._last_trouble = None
         return batch
 
@@ -125,7 +127,8 @@ class Runner:
         log = self._log.bind(messages=[message.id for message in batch.messages])
         log.info("turn_started")
         began = anyio.current_time()
-        progress = TurnProgress(self._heartbeat, self._show_tool, self._now_ms, self._provider.silence)
+        show_tool = partial(self._show_tool, log)
+        progress = TurnProgress(self._heartbeat, show_tool, self._now_ms, self._provider.silence)
         outcome: Answer | TurnFailedError | None = None
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
@@ -152,7 +155,8 @@ class Runner:
             destinations=batch.destinations,
             state=batch.state,
         )
-        progress.event()
+        # Dated before the claim: the ceiling counts from here, and a turn that makes no progress at all is claim-stuck.
+        self._heartbeat.touch(self._looked_at)
         try:
             return await self._provider.run(turn, progress)
         except TurnFailedError as failure:
@@ -231,7 +235,12 @@ class Runner:
         failure = _refusal(plan, self._settings.max_answer_bytes)
         return (plan, None) if failure is None else (failure_replies(failure, messages, batch.routing), failure)
 
-    async def _show_tool(self, tool: Silence | None, started_at: int) -> None:
+    async def _show_tool(self, log: FilteringBoundLogger, tool: Silence | None, started_at: int) -> None:
+        """In the file for the host, which judges by it, and in the log for whoever asks later what took so long."""
+        if tool is None or tool == self._provider.silence:
+            log.info("tool_ended")
+        else:
+            log.info("tool_started", tool=tool.name[:200], timeout_s=tool.timeout_s)
         try:
             await run_sync(self._store.set_tool, tool, started_at)
         except ClawbusError as error:

@@ -24,8 +24,8 @@ from daemon.bus.delivery import Delivery
 from daemon.bus.ingress import Ingress
 from daemon.bus.sessions import Session, Sessions
 from daemon.bus.watch import Watch
-from daemon.channels.protocol import Channel
 from daemon.channels.registry import Channels, build_channels
+from daemon.channels.running import run_channel
 from daemon.clock import Clock, SystemClock
 from daemon.config import Agent, Config
 from daemon.containers.factory import build_runtime, spec_maker
@@ -34,20 +34,19 @@ from daemon.containers.slots import Hooks, Timings
 from daemon.containers.supervisor import Supervisor
 from daemon.control import server as control_server
 from daemon.control.api import build_api
+from daemon.control.events import EventHub, events_route
+from daemon.control.repair_api import repair_routes
 from daemon.data_folder import DataFolder
 from daemon.errors import ImageError, RuntimeUnavailableError
 from daemon.logs import LogPipeline, configure
 from daemon.notify import Notifier
 from daemon.operations import DaemonOperations
-from daemon.store.out_folder import OutLimits
+from daemon.policies import read_limits, sweep_settings
 from daemon.store.rebuild import agree_on_install_id
 from daemon.store.registry import Registry
-from daemon.sweep.decide import Policy
 from daemon.sweep.schedule import Schedule
-from daemon.sweep.steps import Settings
 from daemon.sweep.sweeper import Sweeper
 from daemon.watchdog import Pulse, Watchdog
-from schema.connect import ReadLimits
 from schema.errors import ClawbusError
 from schema.rows import MessageIn
 
@@ -268,29 +267,6 @@ async def _quarantine(house: House, session: Session, reason: str) -> None:
     house.supervisor.begin_end(key, "quarantine", graceful=False)
 
 
-def read_limits(config: Config) -> ReadLimits:
-    """What one look into a container's file may cost."""
-    return ReadLimits(
-        max_file_bytes=config.limits.max_outbound_file_bytes,
-        max_row_bytes=4 * config.limits.max_content_bytes + 64 * 1024,
-        deadline_s=config.limits.read_deadline_s,
-    )
-
-
-def sweep_settings(config: Config) -> Settings:
-    """The sweep's policy in milliseconds."""
-    policy = Policy(
-        ceiling=int(config.sweep.ceiling_s * 1000),
-        claim_stuck=int(config.sweep.claim_stuck_s * 1000),
-        max_declared=int(config.sweep.max_declared_s * 1000),
-        max_tries=config.sweep.max_tries,
-        backoff_base=int(config.sweep.backoff_base_s * 1000),
-        idle_stop=int(config.runtime.idle_stop_s * 1000),
-    )
-    out = OutLimits(config.limits.max_out_folder_bytes, config.limits.max_out_folder_files)
-    return Settings(policy, config.timezone, out)
-
-
 async def _main(
     config: Config, folder: DataFolder, pipeline: LogPipeline, clock: Clock, reload: Callable[[], Config] | None
 ) -> None:
@@ -307,9 +283,10 @@ async def _main(
     try:
         async with anyio.create_task_group() as tasks:
             operations = await _start(house, tasks)
-            await tasks.start(
-                partial(control_server.run, build_api(operations), config.control_socket), name="control api"
-            )
+            events = EventHub()
+            pipeline.listen(events.publish)
+            api = build_api(operations, [events_route(events), *repair_routes(operations.repairs)])
+            await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
             tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
             operations.ready = True
             notifier.ready(house.status_line())
@@ -349,7 +326,8 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     await tasks.start(house.sweeper.run, name="sweep")
     tasks.start_soon(house.schedule.run, name="schedule")
     for name, channel in house.channels.items():
-        await tasks.start(partial(run_channel, house, name, channel), name=f"channel {name}")
+        running = partial(run_channel, name, channel, house.ingress.accept, house.channel_problems, house.clock)
+        await tasks.start(running, name=f"channel {name}")
     channels_run.set()
     return DaemonOperations(
         data_dir=house.config.data_dir,
@@ -363,54 +341,6 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
         runtime_name=house.runtime.name,
         degraded=house.degraded,
     )
-
-
-class _Started(anyio.abc.TaskStatus[None]):
-    """Passes a channel's first `started` on, and takes every one as a sign of health."""
-
-    def __init__(self, first: anyio.abc.TaskStatus[None], healthy: Callable[[], None]) -> None:
-        self._first = first
-        self._healthy = healthy
-        self.once = False
-
-    def started(self, value: None = None) -> None:
-        """See TaskStatus."""
-        self._healthy()
-        if not self.once:
-            self.once = True
-            self._first.started(value)
-
-
-async def run_channel(
-    house: House,
-    name: str,
-    channel: Channel,
-    *,
-    retry_s: float = 1.0,
-    retry_max_s: float = 60.0,
-    task_status: anyio.abc.TaskStatus[None],
-) -> None:
-    """Run a channel until cancelled. One that cannot start stops the daemon's start; one that fails later is begun
-    again after a while, is named as degraded meanwhile, and disturbs nobody else."""
-    log = structlog.get_logger("daemon").bind(channel=name)
-    status = _Started(task_status, lambda: house.channel_problems.pop(name, None) and None)
-    wait_s = retry_s
-    while True:
-        begun = house.clock.monotonic()
-        try:
-            await channel.run(house.ingress.accept, task_status=status)
-            why = "it ended by itself"
-        except Exception as error:
-            if not status.once:
-                raise
-            why = f"{type(error).__name__}: {error}"
-            log.error("channel_failed", error=why, exc_info=not isinstance(error, ClawbusError))
-        if house.clock.monotonic() - begun > retry_max_s:
-            wait_s = retry_s
-        house.channel_problems[name] = (house.clock.now_ms(), why)
-        log.warning("channel_restarts", reason=why, retry_s=wait_s)
-        await anyio.sleep(wait_s)
-        wait_s = min(wait_s * 2, retry_max_s)
 
 
 async def _check_runtime(house: House) -> None:

@@ -26,15 +26,17 @@ from daemon.clock import Clock
 from daemon.containers.supervisor import Supervisor
 from daemon.errors import NoAnswerError
 from daemon.ops import reports
+from daemon.repair.repairs import Repairs
 from daemon.store.dead_letters import Operator
 from daemon.store.mailbox import MailboxEntry
 from daemon.store.registry import SessionKey
 from daemon.sweep.sweeper import Sweeper
 from schema.connect import ReadLimits
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, ReadDeadlineError
 from schema.ids import check_name
 
 _LOOK_S: Final = 1.0
+_NOTE_S: Final = 2.0
 
 
 class DaemonOperations:
@@ -65,6 +67,7 @@ class DaemonOperations:
         self._runtime_name = runtime_name
         self._degraded = degraded
         self._dead_letters = DeadLetters(sessions, clock, sweeper.poke)
+        self.repairs = Repairs(sessions, supervisor, clock, sweeper.poke)
         self._started_at = clock.now_ms()
         self._log = structlog.get_logger("operator")
         self.ready = False
@@ -108,17 +111,24 @@ class DaemonOperations:
     async def status(self) -> dict[str, Any]:
         """The files' report and the live part."""
         report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
-        return {**report, "live": self._live()}
+        return {**report, "live": self.live()}
 
     async def sessions(self) -> list[dict[str, Any]]:
         """See reports.sessions_report."""
         return await anyio.to_thread.run_sync(reports.sessions_report, self._data_dir, self._clock)
 
     async def session(self, agent: str, session: str) -> dict[str, Any]:
-        """See reports.session_report. Raises UnknownSessionError."""
+        """See reports.session_report. Raises UnknownSessionError.
+
+        A session whose container makes an open hang explains itself all the same, from the host's own files.
+        """
         found = await self._sessions.get(_key(agent, session))
         report = partial(reports.session_report, self._data_dir, agent, session, self._clock, limits=self._limits)
-        return await found.call(report)
+        try:
+            return await found.call(report)
+        except ReadDeadlineError as error:
+            held = f"{error.code}: {error}"
+            return await anyio.to_thread.run_sync(partial(report, held=held), abandon_on_cancel=True)
 
     async def stop_session(self, agent: str, session: str) -> dict[str, Any]:
         """Ask its container for a graceful end. Raises UnknownSessionError."""
@@ -127,10 +137,14 @@ class DaemonOperations:
         self._log.info("operator_stop", agent=agent, session=session, incarnation=slot and slot.incarnation)
         return {"stopping": slot is not None, "incarnation": slot.incarnation if slot is not None else None}
 
-    async def kill_session(self, agent: str, session: str, reason: str) -> dict[str, Any]:
+    async def kill_session(self, agent: str, session: str, reason: str | None, by: str = "operator") -> dict[str, Any]:
         """Kill its container and return after the confirmed exit. Raises UnknownSessionError, NotConfirmedError."""
         found = await self._sessions.get(_key(agent, session))
-        self._log.warning("operator_kill", agent=agent, session=session, reason=reason)
+        self._log.warning("operator_kill", agent=agent, session=session, by=by, reason=reason)
+        if self._supervisor.slot(found.key) is not None:
+            # Before the kill, while the attempts that it ends are open; a file that cannot be written stops no kill.
+            with anyio.move_on_after(_NOTE_S):
+                await self.repairs.try_note(found.key, "session_killed", Operator(by, reason))
         slot = await self._supervisor.end(found.key, "operator_kill", graceful=False)
         return {
             "killed": slot is not None,
@@ -138,7 +152,9 @@ class DaemonOperations:
             "exit_code": slot.exit_code if slot is not None else None,
         }
 
-    async def release_session(self, agent: str, session: str) -> dict[str, Any]:
+    async def release_session(
+        self, agent: str, session: str, reason: str | None = None, by: str = "operator"
+    ) -> dict[str, Any]:
         """Out of quarantine, and swept at once; one whose folder is gone starts anew. Raises UnknownSessionError."""
         key = _key(agent, session)
         found = await self._sessions.get(key)
@@ -149,7 +165,9 @@ class DaemonOperations:
         await self._sessions.central(lambda registry: registry.release(key))
         found.quarantined, found.active = None, True
         found.strikes.clear()
-        self._log.info("operator_release", agent=agent, session=session, was=was)
+        self._log.info("operator_release", agent=agent, session=session, was=was, by=by, reason=reason)
+        if was is not None:
+            await self.repairs.try_note(key, "session_released", Operator(by, reason), was=was)
         self._sweeper.poke(key)
         return {"released": was is not None, "was": was}
 
@@ -180,7 +198,8 @@ class DaemonOperations:
         """Cheap: whether start-up is complete, and what is degraded."""
         return {"ready": self.ready, "degraded": self._degraded()}
 
-    def _live(self) -> dict[str, Any]:
+    def live(self) -> dict[str, Any]:
+        """What only the live process knows."""
         last = self._sweeper.last
         sweep = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors}
         return {
@@ -205,6 +224,7 @@ class DaemonOperations:
             ],
             "waiting_spawns": [str(key) for key in self._supervisor.waiting()],
             "last_sweep": sweep if last.at is not None else None,
+            "clock": self._sweeper.clock_jump,
         }
 
 

@@ -1,8 +1,9 @@
-"""`make soak MINUTES=10`: everything that strikes, side by side until the time is over, and one table of what came of it.
+"""`make soak MINUTES=10`: everything that strikes, and one table of what came of it.
 
-Parts: the simulation; real processes; real containers (with CLAWBUS_FAULTS_DOCKERD=1 of a private dockerd that is struck
-too); then the fuzzer. Ctrl-C or SIGTERM ends the timed parts early; they heal, count and report all the same. Exit code 1
-when anything was lost, doubled or found broken.
+Three phases: the simulation on every core, for so many minutes; real processes beside real containers (with
+CLAWBUS_FAULTS_DOCKERD=1 of a private dockerd that is struck too), for as many again; then the fuzzer. Ctrl-C or SIGTERM
+ends a timed phase early; it heals, counts and reports all the same. Exit code 1 when anything was lost, doubled or found
+broken.
 """
 
 from __future__ import annotations
@@ -87,17 +88,17 @@ def _fuzz(text: str) -> dict[str, Any]:
 _READERS: Final = {"simulation": _simulation, "processes": json.loads, "containers": json.loads, "fuzz": _fuzz}
 
 
-def timed_parts(minutes: float, seed: int) -> list[Part]:
-    """What runs side by side."""
+def phases(minutes: float, seed: int, fuzz: int) -> list[tuple[list[Part], float]]:
+    """What runs side by side, one list after the other, and the seconds that each may take before it must heal."""
     time_and_seed = ("--minutes", str(minutes), "--seed", str(seed))
-    return [
-        Part(
-            "simulation",
-            ("tests.simulation.soak", "--minutes", str(minutes), "--workers", "1", "--first", str(seed), "--json"),
-        ),
+    simulation = ("tests.simulation.soak", "--minutes", str(minutes), "--first", str(seed), "--json")
+    real = [
         Part("processes", ("tests.faults.soak", "processes", *time_and_seed)),
         Part("containers", ("tests.faults.soak", "containers", *time_and_seed, "--base", base_image_name())),
     ]
+    last = Part("fuzz", ("tests.hostile.fuzz", "--files", str(fuzz), "--seed", str(seed)))
+    timed = [([Part("simulation", simulation)], minutes * 60), (real, minutes * 60)]
+    return [*timed, ([last], 24 * 3600.0)] if fuzz else timed
 
 
 def run(parts: list[Part], seconds: float) -> None:
@@ -156,13 +157,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--fuzz", type=int, default=100_000, help="files for the fuzzer, afterwards; 0 leaves it out")
     options = parser.parse_args()
-    print(f"soak: {options.minutes:g} minutes, seed {options.seed}", flush=True)
-    parts = timed_parts(options.minutes, options.seed)
-    run(parts, options.minutes * 60)
-    if options.fuzz:
-        fuzz = Part("fuzz", ("tests.hostile.fuzz", "--files", str(options.fuzz), "--seed", str(options.seed)))
-        run([fuzz], 24 * 3600)
-        parts.append(fuzz)
+    parts: list[Part] = []
+    for side_by_side, seconds in phases(options.minutes, options.seed, options.fuzz):
+        names = " and ".join(part.name for part in side_by_side)
+        how_long = f"{options.fuzz} files" if seconds > options.minutes * 60 else f"{options.minutes:g} minutes"
+        print(f"soak: {time.strftime('%H:%M:%S')} {names}, {how_long}, seed {options.seed}", flush=True)
+        run(side_by_side, seconds)
+        parts += side_by_side
     print(table(parts))
     return 1 if any(part.problems for part in parts) else 0
 

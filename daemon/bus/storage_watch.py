@@ -15,10 +15,10 @@ import anyio.to_thread
 import structlog
 
 from daemon.clock import Clock
+from daemon.data_folder import LOW_BYTES
 from daemon.errors import RegistryGoneError
 from schema.errors import ClawbusError, StorageError, UnusableFileError
 
-LOW_BYTES: Final = 64 * 1024**2
 _PROBE: Final = "write-probe"
 _PROBE_BYTES: Final = 64 * 1024
 

@@ -9,7 +9,8 @@ import typer
 
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
-from daemon.cli.names import operator_name, pair
+from daemon.cli.names import pair
+from daemon.cli.operator import ReasonOption, SessionScope, user
 from daemon.clock import SystemClock
 from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError, UnknownMessageError
 
@@ -22,11 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SessionScope = Annotated[
-    str | None, typer.Option("--session", "-s", metavar="A/S", help="Only of this session, AGENT/SESSION.")
-]
 Letters = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids that `dead list` shows.")]
-Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; goes into the history.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -98,7 +95,9 @@ def show(
     return Outcome({"source": source, **report}, lambda console: _show_one(console, report), steps)
 
 
-def requeue(invocation: Invocation, letters: Letters, session: SessionScope = None, reason: Reason = None) -> Outcome:
+def requeue(
+    invocation: Invocation, letters: Letters, session: SessionScope = None, reason: ReasonOption = None
+) -> Outcome:
     """Send dead letters on their way again.
 
     An answer is delivered again under its own id, so a receiver that knows the id takes it once. A message goes to the
@@ -111,7 +110,9 @@ def requeue(invocation: Invocation, letters: Letters, session: SessionScope = No
     return _repair(invocation, "requeue", letters, session, reason)
 
 
-def drop(invocation: Invocation, letters: Letters, session: SessionScope = None, reason: Reason = None) -> Outcome:
+def drop(
+    invocation: Invocation, letters: Letters, session: SessionScope = None, reason: ReasonOption = None
+) -> Outcome:
     """Take dead letters off the list. Their rows and their history stay, with your name and the reason.
 
     Use it when nothing is to be done any more. A dropped letter cannot be requeued.
@@ -136,11 +137,7 @@ def _repair(
             try:
                 named = scope or _only(client.dead_letters(letter_id=letter), letter)
                 done.append(
-                    {
-                        "agent": named[0],
-                        "session": named[1],
-                        **client.repair(action, *named, letter, operator_name(), reason),
-                    }
+                    {"agent": named[0], "session": named[1], **client.repair(action, *named, letter, user(), reason)}
                 )
             except (DaemonDownError, DaemonSilentError):
                 raise

@@ -17,7 +17,7 @@ import typer
 
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
-from daemon.cli.names import operator_name
+from daemon.cli.operator import user
 
 Database = Annotated[
     Path, typer.Option("--db", metavar="FILE", help="The server's main.db; inside the pod when --exec is given.")
@@ -149,7 +149,7 @@ def sweep_stale(
     options = {
         "path": str(db),
         "scope": _scope(functions, older_than, max_runs, sample, exclude),
-        "by": operator_name(),
+        "by": user(),
         "reason": reason[:500],
         "apply": apply,
         "while_running": while_running,

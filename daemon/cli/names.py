@@ -1,9 +1,7 @@
-"""How the commands take a session, two words (AGENT SESSION) or one (AGENT/SESSION), and whom they say it was."""
+"""How the commands take a session: two words (AGENT SESSION) or one (AGENT/SESSION)."""
 
 from __future__ import annotations
 
-import os
-import pwd
 from typing import Annotated
 
 import typer
@@ -27,13 +25,3 @@ def pair(agent: str, session: str | None) -> tuple[str, str]:
         if not slash:
             raise typer.BadParameter("name the session too: AGENT SESSION, or AGENT/SESSION.")
     return check_name("agent", agent), check_name("session", session)
-
-
-def operator_name() -> str:
-    """The unix user, and who became it through sudo."""
-    try:
-        name = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        name = f"uid {os.getuid()}"
-    before = os.environ.get("SUDO_USER")
-    return f"{name} (sudo by {before[:64]})" if before else name

@@ -1,36 +1,27 @@
-"""Every session's container, from wake to confirmed exit: one at a time, capped, backed off, adopted after a restart.
+"""Who gets a container, and when: one a session, capped, fair, backed off after failures.
 
-Nothing that an exit entails (journal recovery, reset of claims, the next spawn) happens before `runtime.wait` returned.
-The runtime's listing is the truth about what runs; central.db's record says what we believe about it.
+What runs already is adopted (`adoption.py`), what must end is ended (`endings.py`); nothing starts for a session before all that
+its last container's exit entails is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
-
 import anyio
-import structlog
 from anyio.abc import TaskGroup
 
 from daemon.bus.sessions import Session, Sessions
 from daemon.clock import Clock
 from daemon.config import Runtime as RuntimeConfig
-from daemon.containers.protocol import ContainerRuntime, Exit, Running
+from daemon.containers.adoption import Adoption
+from daemon.containers.endings import Endings
+from daemon.containers.fleet import Fleet
+from daemon.containers.protocol import ContainerRuntime, Running
 from daemon.containers.slots import Hooks, Phase, Slot, Timings
 from daemon.containers.wake_queue import WakeQueue
-from daemon.errors import (
-    ImageError,
-    NotConfirmedError,
-    RuntimeUnavailableError,
-    SpawnError,
-    UnknownAgentError,
-)
-from daemon.store.registry import IncarnationRow, Registry, SessionKey
+from daemon.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.store.registry import IncarnationRow, SessionKey
 from schema.errors import ClawbusError
 from schema.ids import new_id
-
-T = TypeVar("T")
 
 
 class Supervisor:
@@ -48,37 +39,53 @@ class Supervisor:
         hooks: Hooks,
         timings: Timings | None = None,
     ) -> None:
+        self._fleet = Fleet(runtime, sessions, config, clock, hooks, timings or Timings())
+        self._endings = Endings(self._fleet)
+        self._adoption = Adoption(self._fleet, self._endings)
         self._runtime = runtime
         self._sessions = sessions
         self._config = config
         self._clock = clock
         self._hooks = hooks
-        self._timings = timings or Timings()
-        self._slots: dict[SessionKey, Slot] = {}
+        self._timings = self._fleet.timings
+        self._log = self._fleet.log
         self._queue = WakeQueue()
-        self._changed = anyio.Event()
-        self._tasks: TaskGroup | None = None
-        self._log = structlog.get_logger("supervisor")
-        self._accepting = False
         self._closed = False
-        self.unavailable: tuple[int, str] | None = None  # (since epoch ms, why)
-        self.image_problem: tuple[int, str] | None = None  # the same; until a spawn succeeds
 
     # --- what others ask
 
+    @property
+    def unavailable(self) -> tuple[int, str] | None:
+        """Since when (epoch ms) and why the runtime does not answer; None while it does."""
+        return self._fleet.unavailable
+
+    @property
+    def image_problem(self) -> tuple[int, str] | None:
+        """Since when (epoch ms) and why the image cannot be used; None once a spawn has succeeded."""
+        return self._fleet.image_problem
+
+    @image_problem.setter
+    def image_problem(self, problem: tuple[int, str] | None) -> None:
+        self._fleet.image_problem = problem
+
     async def start(self, tasks: TaskGroup) -> None:
         """Work in this task group from now on: adopt what runs, then spawn what is asked for."""
-        self._tasks = tasks
-        await self.adopt()
+        self._fleet.tasks = tasks
+        await self._adoption.adopt()
         tasks.start_soon(self._dispatch, name="dispatch spawns")
+
+    @property
+    def knows(self) -> bool:
+        """Whether a session without a slot is known to have no container: adoption is done and the runtime answers."""
+        return self._fleet.accepting and self._fleet.unavailable is None
 
     def slot(self, key: SessionKey) -> Slot | None:
         """The session's slot, if a container of it is starting, running or stopping."""
-        return self._slots.get(key)
+        return self._fleet.slots.get(key)
 
     def slots(self) -> tuple[Slot, ...]:
         """Every slot."""
-        return tuple(self._slots.values())
+        return tuple(self._fleet.slots.values())
 
     def incarnations(self) -> tuple[IncarnationRow, ...]:
         """Every slot as the registry would have it; the fingerprint stays the runtime's to tell."""
@@ -86,12 +93,12 @@ class Supervisor:
             IncarnationRow(
                 slot.incarnation, slot.session.key, self._runtime.name, "", slot.container_id, slot.spawned_at
             )
-            for slot in self._slots.values()
+            for slot in self._fleet.slots.values()
         )
 
     def live_incarnation(self, session: Session) -> str | None:
         """The incarnation whose container may be working for the session."""
-        slot = self._slots.get(session.key)
+        slot = self._fleet.slots.get(session.key)
         return slot.incarnation if slot is not None else None
 
     def waiting(self) -> tuple[SessionKey, ...]:
@@ -101,17 +108,17 @@ class Supervisor:
     def look_for_room(self) -> None:
         """A container has finished something: if anybody waits, it may be idle now and can make room."""
         if len(self._queue):
-            self._changed.set()
+            self._fleet.changed.set()
 
     def close(self) -> None:
         """Spawn nothing more. Running containers stay: a daemon restart kills no agent."""
         self._closed = True
-        self._changed.set()
+        self._fleet.changed.set()
 
     async def wake(self, session: Session) -> bool:
         """See to it that a container runs or will. False if that must wait (back-off, quarantine) or is so already."""
         key = session.key
-        if key in self._slots or session.quarantined is not None:
+        if key in self._fleet.slots or session.quarantined is not None:
             return False
         try:
             row = await self._sessions.central(lambda registry: registry.session(key))
@@ -122,9 +129,9 @@ class Supervisor:
         if row is not None and row.next_spawn_at is not None and row.next_spawn_at > self._clock.now_ms():
             self._hooks.wake_at(session, row.next_spawn_at)
             return False
-        if key in self._slots or not self._queue.add(key):
+        if key in self._fleet.slots or not self._queue.add(key):
             return False
-        self._changed.set()
+        self._fleet.changed.set()
         return True
 
     async def end(self, key: SessionKey, reason: str, *, graceful: bool) -> Slot | None:
@@ -133,7 +140,10 @@ class Supervisor:
         Raises NotConfirmedError when that does not happen in time; the attempt goes on all the same.
         """
         self._queue.discard(key)
-        slot = self.begin_end(key, reason, graceful=graceful)
+        if self.slot(key) is None:
+            # One may run, or be recorded as running, that nobody supervises: whoever asks for its end must reach it.
+            await self._adoption.adopt()
+        slot = self._endings.begin_end(key, reason, graceful=graceful)
         if slot is None:
             return None
         grace = self._config.stop_grace_s if graceful else 0.0
@@ -145,89 +155,7 @@ class Supervisor:
 
     def begin_end(self, key: SessionKey, reason: str, *, graceful: bool, incarnation: str | None = None) -> Slot | None:
         """Begin to stop or kill the session's container, in the background. With `incarnation`, only if it is that one."""
-        slot = self._slots.get(key)
-        if slot is None or self._tasks is None or incarnation not in (None, slot.incarnation):
-            return slot
-        if slot.phase is Phase.STOPPING and (graceful or slot.forced):
-            return slot
-        slot.phase = Phase.STOPPING
-        slot.reason = slot.reason or reason
-        slot.forced = slot.forced or not graceful
-        self._tasks.start_soon(self._terminate, slot, graceful, name=f"end {key}")
-        return slot
-
-    # --- adoption
-
-    async def adopt(self) -> bool:
-        """Make our record and the runtime's listing agree. False when one of them does not answer; it is tried again.
-
-        Containers of a live incarnation whose fingerprint is still the wanted one are kept, others end gracefully;
-        incarnations whose container is gone go through the exit path.
-        """
-        try:
-            running = {item.incarnation: item for item in await self._runtime.list_running()}
-            for row in await self._sessions.central(lambda registry: registry.live_incarnations()):
-                found = running.pop(row.id, None)
-                if found is None and row.container_id is None:
-                    # The daemon before us died in its spawn: what it had asked for must not start behind our back.
-                    found = await self._runtime.find_started(row.id)
-                await self._adopt_recorded(row, found)
-            for stray in running.values():
-                await self._adopt_stray(stray)
-        except ClawbusError as error:
-            self._set_unavailable(error)
-            return False
-        self._set_available()
-        self._accepting = True
-        return True
-
-    async def _adopt_recorded(self, row: IncarnationRow, found: Running | None) -> None:
-        if row.key in self._slots:
-            return
-        session = await self._sessions.create(row.key)
-        started = found.started_at if found is not None else row.created_at
-        slot = Slot(session, row.id, started, Phase.RUNNING, found.container_id if found else row.container_id)
-        self._slots[row.key] = slot
-        log = self._log.bind(agent=row.key.agent, session=row.key.session, incarnation=row.id)
-        if found is None:
-            log.warning("incarnation_gone", container=row.container_id)
-        else:
-            if row.container_id != found.container_id:
-                self._begin_record_start(slot, found)
-            log.info("container_adopted", container=found.container_id)
-            self._hooks.on_started(session)
-        self._start_watching(slot)
-        if found is None:
-            return
-        if session.quarantined is not None:
-            self.begin_end(row.key, "quarantine", graceful=False)
-        elif not self._is_wanted(row.key, found):
-            log.warning("container_outdated", container=found.container_id)
-            self.begin_end(row.key, "outdated", graceful=True)
-
-    async def _adopt_stray(self, found: Running) -> None:
-        """A container of ours that nothing is recorded of: end it, and let no other one start beside it meanwhile."""
-        key = SessionKey(found.agent, found.session)
-        self._log.warning("container_stray", agent=key.agent, session=key.session, container=found.container_id)
-        if key in self._slots:
-            if self._slots[key].incarnation != found.incarnation:
-                await self._runtime.stop(found.container_id)
-            return
-        session = await self._sessions.create(key)
-        slot = Slot(session, found.incarnation, found.started_at, Phase.RUNNING, found.container_id)
-        self._slots[key] = slot
-        self._start_watching(slot)
-        self.begin_end(key, "stray", graceful=True)
-
-    def _is_wanted(self, key: SessionKey, found: Running) -> bool:
-        """Only a spec that is known to be another one, or an agent that is gone, is a reason to end a working agent."""
-        try:
-            return self._hooks.make_spec(key, found.incarnation).fingerprint == found.fingerprint
-        except UnknownAgentError:
-            return False
-        except Exception as error:  # noqa: BLE001 - a full disk or a bug in making specs says nothing about the container
-            self._log.warning("fingerprint_unknown", agent=key.agent, session=key.session, error=str(error))
-            return True
+        return self._endings.begin_end(key, reason, graceful=graceful, incarnation=incarnation)
 
     # --- spawning
 
@@ -235,15 +163,15 @@ class Supervisor:
         """One loop gives out the room there is; it also probes a runtime that went away."""
         while not self._closed:
             # Made before the look, so that whatever happens during it is looked at next.
-            changed = self._changed = anyio.Event()
+            changed = self._fleet.changed = anyio.Event()
             try:
-                if self.unavailable is not None or not self._accepting:
+                if self._fleet.unavailable is not None or not self._fleet.accepting:
                     await self._probe()
-                if self._accepting and self.unavailable is None:
+                if self._fleet.accepting and self._fleet.unavailable is None:
                     await self._give_out()
             except Exception:  # noqa: BLE001 - the loop that starts every agent must outlive a bug in one look
                 self._log.error("dispatch_raised", exc_info=True)
-            waiting = self.unavailable is not None or not self._accepting or len(self._queue) > 0
+            waiting = self._fleet.unavailable is not None or not self._fleet.accepting or len(self._queue) > 0
             with anyio.move_on_after(self._timings.probe_s if waiting else 3600):
                 await changed.wait()
 
@@ -255,41 +183,41 @@ class Supervisor:
 
     def _has_room(self) -> bool:
         """A container whose exit is confirmed uses nothing, even while its files wait to be settled."""
-        return sum(not slot.exited.is_set() for slot in self._slots.values()) < self._config.max_containers
+        return sum(not slot.exited.is_set() for slot in self._fleet.slots.values()) < self._config.max_containers
 
     async def _probe(self) -> None:
-        if not self._accepting:
-            await self.adopt()
+        if not self._fleet.accepting:
+            await self._adoption.adopt()
             return
         try:
             await self._runtime.list_running()
         except RuntimeUnavailableError:
             return
-        self._set_available()
+        self._fleet.set_available()
         for session in self._sessions:
             self._hooks.after_exit(session)
 
     async def _start(self, key: SessionKey) -> None:
-        if key in self._slots or self._tasks is None:
+        if key in self._fleet.slots or self._fleet.tasks is None:
             return
         try:
             session = await self._sessions.get(key)
         except ClawbusError as error:
             self._log.warning("wake_postponed", agent=key.agent, session=key.session, error=str(error))
             return  # the sweep wakes it again
-        if session.quarantined is not None or key in self._slots:
+        if session.quarantined is not None or key in self._fleet.slots:
             return
         now = self._clock.now_ms()
         slot = Slot(session, new_id(now), now)
-        self._slots[key] = slot
-        self._tasks.start_soon(self._spawn, slot, name=f"spawn {key}")
+        self._fleet.slots[key] = slot
+        self._fleet.tasks.start_soon(self._spawn, slot, name=f"spawn {key}")
 
     async def _spawn(self, slot: Slot) -> None:
         key = slot.session.key
         try:
             running = await self._try_spawn(slot)
         except RuntimeUnavailableError as error:
-            self._set_unavailable(error)
+            self._fleet.set_unavailable(error)
             running = await self._find_out(slot)
             if running is None:
                 await self._give_up(slot, "never_started", error)
@@ -317,11 +245,11 @@ class Supervisor:
         if not await self._sessions.central(lambda registry: registry.begin_incarnation(row)):
             # An incarnation is recorded that we do not know of: look at what runs before anything else is started.
             self._log.error("incarnation_conflict", agent=key.agent, session=key.session)
-            self._accepting = False
+            self._fleet.accepting = False
             await self._give_up(slot, "conflict", None)
             return None
         running = await self._runtime.spawn(spec)
-        self.image_problem = None
+        self._fleet.image_problem = None
         return running
 
     async def _running(self, slot: Slot, running: Running) -> None:
@@ -334,17 +262,8 @@ class Supervisor:
             container=running.container_id, runtime=self._runtime.name,
         )  # fmt: skip
         self._hooks.on_started(slot.session)
-        self._start_watching(slot)
-        self._begin_record_start(slot, running)
-
-    def _begin_record_start(self, slot: Slot, running: Running) -> None:
-        """In the background: a disk that is full must not keep a container from being watched."""
-        assert self._tasks is not None
-
-        def write(registry: Registry) -> None:
-            registry.incarnation_started(slot.incarnation, running.container_id, running.started_at)
-
-        self._tasks.start_soon(self._record, write, name=f"record start {slot.session.key}")
+        self._endings.watch(slot)
+        self._fleet.begin_record_start(slot, running)
 
     async def _find_out(self, slot: Slot) -> Running | None:
         """The runtime went away in mid-spawn: until it says whether the container exists, the session stays taken."""
@@ -356,36 +275,25 @@ class Supervisor:
             except Exception:  # noqa: BLE001 - no answer is no answer
                 self._log.error("listing_raised", exc_info=True)
             else:
-                self._set_available()
+                self._fleet.set_available()
                 return found
             await anyio.sleep(self._timings.probe_s)
 
     async def _give_up(self, slot: Slot, reason: str, error: ClawbusError | None) -> None:
         now = self._clock.now_ms()
-        await self._record(lambda registry: registry.end_incarnation(slot.incarnation, now, None, reason))
+        await self._fleet.record(lambda registry: registry.end_incarnation(slot.incarnation, now, None, reason))
         if error is not None:
             soft = isinstance(error, ImageError | RuntimeUnavailableError)
             limit = self._timings.soft_backoff_max_s if soft else self._config.spawn_backoff_max_s
             if isinstance(error, ImageError):
-                self.image_problem = self.image_problem or (now, str(error))
-            await self._back_off(slot.session, error.code, str(error), error.hint, limit)
-        self._release(slot)
+                self._fleet.image_problem = self._fleet.image_problem or (now, str(error))
+            await self._fleet.back_off(slot.session, error.code, str(error), error.hint, limit)
+        self._fleet.release(slot)
         self._hooks.after_exit(slot.session)
-
-    async def _back_off(self, session: Session, code: str, text: str, hint: str, limit_s: float) -> None:
-        key, now = session.key, self._clock.now_ms()
-        row = await self._record(lambda registry: registry.session(key))
-        failures = (row.spawn_failures if row is not None else 0) + 1
-        wait_s = min(self._config.spawn_backoff_s * 2 ** min(failures - 1, 20), limit_s)
-        until = now + int(wait_s * 1000)
-        await self._record(lambda registry: registry.spawn_failed(key, failures, until, text))
-        self._log.error("spawn_failed", agent=key.agent, session=key.session, code=code, error=text, hint=hint,
-                        failures=failures, retry_s=wait_s)  # fmt: skip
-        self._hooks.wake_at(session, until)
 
     async def _make_room(self) -> None:
         """Somebody waits and the cap is reached: stop the container that has been idle longest, if any is."""
-        alive = [slot for slot in self._slots.values() if not slot.exited.is_set()]
+        alive = [slot for slot in self._fleet.slots.values() if not slot.exited.is_set()]
         # One that does not end although it was killed is no reason to let everybody else wait for it.
         if any(slot.phase is Phase.STOPPING and not slot.overdue for slot in alive):
             return
@@ -396,142 +304,8 @@ class Supervisor:
                 idle = await self._hooks.is_idle(slot.session)
             if idle:
                 self._log.info("container_evicted", agent=slot.session.key.agent, session=slot.session.key.session)
-                self.begin_end(slot.session.key, "evicted", graceful=True, incarnation=slot.incarnation)
+                self._endings.begin_end(slot.session.key, "evicted", graceful=True, incarnation=slot.incarnation)
                 return
-
-    # --- the end
-
-    def _start_watching(self, slot: Slot) -> None:
-        assert self._tasks is not None
-        self._tasks.start_soon(self._watch, slot, name=f"wait {slot.session.key}")
-
-    async def _watch(self, slot: Slot) -> None:
-        exit_ = Exit(None)
-        while slot.container_id is not None:
-            try:
-                exit_ = await self._runtime.wait(slot.container_id)
-                break
-            except RuntimeUnavailableError as error:
-                self._set_unavailable(error)
-            except Exception:  # noqa: BLE001 - an answer that is none is no exit
-                self._log.error("wait_raised", container=slot.container_id, exc_info=True)
-            await anyio.sleep(self._timings.probe_s)
-        slot.exit_code = exit_.code
-        slot.exited.set()
-        self._changed.set()
-        await self._ended(slot, exit_)
-
-    async def _ended(self, slot: Slot, exit_: Exit) -> None:
-        key = slot.session.key
-        ended_at = self._clock.now_ms()  # recorded only once all that the exit entails is done
-        reason = slot.reason or ("exited" if exit_.code == 0 else "crashed")
-        by_itself = slot.reason is None
-        slot.phase = Phase.STOPPING
-        log = self._log.bind(agent=key.agent, session=key.session, incarnation=slot.incarnation)
-        log.info("container_exited", reason=reason, exit_code=exit_.code, out_of_memory=exit_.out_of_memory)
-        wait_s = self._timings.retry_s
-        while True:
-            try:
-                claimed = await self._hooks.on_exit(slot.session, slot.incarnation, reason, exit_)
-                break
-            except ClawbusError as error:
-                log.warning("exit_not_settled", code=error.code, error=str(error), hint=error.hint, retry_s=wait_s)
-            except Exception:  # not settled is not settled; nothing may follow before it is
-                log.exception("exit_raised", retry_s=wait_s)
-            await anyio.sleep(wait_s)
-            wait_s = min(wait_s * 2, self._timings.retry_max_s)
-        await self._remove(slot)
-        await self._record(lambda registry: registry.end_incarnation(slot.incarnation, ended_at, exit_.code, reason))
-        await self._judge_start(slot, exit_, failed=by_itself and not claimed)
-        self._release(slot)
-        self._hooks.after_exit(slot.session)
-
-    async def _judge_start(self, slot: Slot, exit_: Exit, *, failed: bool) -> None:
-        """An incarnation that ended by itself without touching a message did not really start: back off."""
-        key = slot.session.key
-        if failed and self._clock.now_ms() - slot.spawned_at < self._timings.healthy_s * 1000:
-            text = f"the container ended by itself (exit code {exit_.code}) before it claimed anything"
-            hint = "Read the end of its log: `clawbus session show`."
-            await self._back_off(slot.session, SpawnError.code, text, hint, self._config.spawn_backoff_max_s)
-        else:
-            await self._record(lambda registry: registry.spawn_recovered(key))
-
-    async def _remove(self, slot: Slot) -> None:
-        if slot.container_id is None:
-            return
-        try:
-            await self._runtime.remove(slot.container_id)
-        except ClawbusError as error:
-            self._log.warning("container_not_removed", container=slot.container_id, code=error.code, error=str(error))
-        except Exception:  # noqa: BLE001 - litter, not a fault: the next spawn of its name clears it
-            self._log.error("remove_raised", container=slot.container_id, exc_info=True)
-
-    async def _terminate(self, slot: Slot, graceful: bool) -> None:
-        """Signal, escalate, and go on until the exit is confirmed."""
-        while slot.container_id is None and not slot.done.is_set():
-            with anyio.move_on_after(0.1):  # still starting: there is nothing to signal yet
-                await slot.done.wait()
-        # While the runtime is away nothing can be sent; that is no reason to skip the grace.
-        while graceful and not slot.forced and not slot.exited.is_set():
-            if await self._signal(slot, self._runtime.stop):
-                with anyio.move_on_after(self._config.stop_grace_s):
-                    await slot.exited.wait()
-                break
-        slot.forced = True
-        while not slot.exited.is_set() and not slot.done.is_set():
-            await self._signal(slot, self._runtime.kill)
-            with anyio.move_on_after(self._config.kill_confirm_s) as scope:
-                await slot.exited.wait()
-            if scope.cancelled_caught:
-                slot.overdue = True
-                self._changed.set()
-                self._log.error("exit_not_confirmed", agent=slot.session.key.agent, session=slot.session.key.session,
-                                container=slot.container_id)  # fmt: skip
-
-    async def _signal(self, slot: Slot, send: Callable[[str], Awaitable[None]]) -> bool:
-        if slot.container_id is None:
-            return False
-        try:
-            await send(slot.container_id)
-        except RuntimeUnavailableError as error:
-            self._set_unavailable(error)
-        except Exception:  # noqa: BLE001 - the signal is sent again until the exit is confirmed
-            self._log.error("signal_raised", container=slot.container_id, exc_info=True)
-        else:
-            return True
-        await anyio.sleep(self._timings.retry_s)
-        return False
-
-    async def _record(self, operation: Callable[[Registry], T]) -> T:
-        """Ask central.db until it answers: a full disk must delay an exit's record, not lose it."""
-        wait_s = self._timings.retry_s
-        while True:
-            try:
-                return await self._sessions.central(operation)
-            except ClawbusError as error:
-                self._log.warning("registry_not_written", error=str(error), hint=error.hint, retry_s=wait_s)
-            except Exception:  # noqa: BLE001 - the slot depends on this; it may not end with an error
-                self._log.error("registry_raised", retry_s=wait_s, exc_info=True)
-            await anyio.sleep(wait_s)
-            wait_s = min(wait_s * 2, self._timings.retry_max_s)
-
-    def _release(self, slot: Slot) -> None:
-        self._slots.pop(slot.session.key, None)
-        slot.exited.set()
-        slot.done.set()
-        self._changed.set()
-
-    def _set_unavailable(self, error: ClawbusError) -> None:
-        if self.unavailable is None:
-            self.unavailable = (self._clock.now_ms(), str(error))
-            self._log.error("runtime_unavailable", runtime=self._runtime.name, error=str(error), hint=error.hint)
-            self._changed.set()
-
-    def _set_available(self) -> None:
-        if self.unavailable is not None:
-            self._log.info("runtime_available", runtime=self._runtime.name)
-            self.unavailable = None
-        self._changed.set()
 
 
 def _nothing() -> None:

@@ -7,7 +7,7 @@ or traceback. Long-polls are bounded, end when the client goes and end when the 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from daemon.channels.protocol import Incoming
 from daemon.control.asgi import CLOSING
@@ -45,6 +45,16 @@ _STATUS: Final[Mapping[str, int]] = MappingProxyType(
         "ID_CONFLICT": 409,
         "NO_ANSWER": 409,
         "NOT_A_DEAD_LETTER": 409,
+        "MESSAGE_FINISHED": 409,
+        "MESSAGE_RUNNING": 409,
+        "RESET_WOULD_LOSE": 409,
+        "RESTORE_REFUSED": 409,
+        "STALE_ALIVE": 409,
+        "STALE_CHANGED": 409,
+        "STALE_INCONSISTENT": 409,
+        "STALE_SCOPE_INVALID": 400,
+        "STALE_SCOPE_TOO_BROAD": 409,
+        "STALE_TOO_YOUNG": 400,
         "ROW_GONE": 410,
         "BODY_TOO_LARGE": 413,
         "RUNTIME_UNAVAILABLE": 503,
@@ -54,7 +64,7 @@ _STATUS: Final[Mapping[str, int]] = MappingProxyType(
 )
 
 _T = TypeVar("_T")
-_Handler = Callable[[Request], Awaitable[object]]
+Handler = Callable[[Request], Awaitable[object]]
 
 
 class _AddressBody(BaseModel):
@@ -95,12 +105,17 @@ class _RepairBody(BaseModel):
     reason: str | None = Field(default=None, max_length=1000)
 
 
-def build_api(operations: Operations, *, max_body_bytes: int = DEFAULT_BODY_BYTES) -> Starlette:
-    """The ASGI app. `max_body_bytes` bounds a request's body; the content's own limit is the ingress's."""
+def build_api(
+    operations: Operations, more: Sequence[BaseRoute] = (), *, max_body_bytes: int = DEFAULT_BODY_BYTES
+) -> Starlette:
+    """The ASGI app. `max_body_bytes` bounds a request's body; the content's own limit is the ingress's.
+
+    `more` are routes of others on the same socket.
+    """
     api = _Api(operations, max_body_bytes)
 
-    def route(path: str, handler: _Handler, method: str = "GET") -> Route:
-        return Route(path, _enveloped(handler), methods=[method])
+    def route(path: str, handler: Handler, method: str = "GET") -> Route:
+        return Route(path, enveloped(handler), methods=[method])
 
     session = "/v1/sessions/{agent}/{session}"
     return Starlette(
@@ -109,6 +124,7 @@ def build_api(operations: Operations, *, max_body_bytes: int = DEFAULT_BODY_BYTE
             route("/v1/replies", api.reply),
             route("/v1/mailbox/{name}", api.mailbox),
             route("/v1/status", api.status),
+            route("/v1/live", api.live),
             route("/v1/sessions", api.sessions),
             route(session, api.session),
             route(f"{session}/stop", api.stop, "POST"),
@@ -120,6 +136,7 @@ def build_api(operations: Operations, *, max_body_bytes: int = DEFAULT_BODY_BYTE
             route("/v1/dead/drop", api.dead_drop, "POST"),
             Route("/healthz", api.healthz, methods=["GET"]),
             Route("/readyz", api.readyz, methods=["GET"]),
+            *more,
         ],
         exception_handlers={HTTPException: _http_error},
     )
@@ -131,7 +148,7 @@ class _Api:
         self._max_body_bytes = max_body_bytes
 
     async def accept(self, request: Request) -> object:
-        body = _parse(_MessageBody, await _read_body(request, self._max_body_bytes))
+        body = parse_body(_MessageBody, await read_body(request, self._max_body_bytes))
         address = body.address
         accepted = await self._operations.accept(
             Incoming(
@@ -175,6 +192,9 @@ class _Api:
     async def status(self, _: Request) -> object:
         return await self._operations.status()
 
+    async def live(self, _: Request) -> object:
+        return self._operations.live()
+
     async def sessions(self, _: Request) -> object:
         return {"sessions": await self._operations.sessions()}
 
@@ -185,11 +205,10 @@ class _Api:
         return await self._operations.stop_session(*_named(request.path_params))
 
     async def kill(self, request: Request) -> object:
-        reason = request.query_params.get("reason", "operator")
-        return await self._operations.kill_session(*_named(request.path_params), reason[:200])
+        return await self._operations.kill_session(*_named(request.path_params), *_who(request))
 
     async def release(self, request: Request) -> object:
-        return await self._operations.release_session(*_named(request.path_params))
+        return await self._operations.release_session(*_named(request.path_params), *_who(request))
 
     async def dead(self, request: Request) -> object:
         query = request.query_params
@@ -210,7 +229,7 @@ class _Api:
         return await self._operations.drop_dead(*await self._repair(request))
 
     async def _repair(self, request: Request) -> tuple[str, str, str, str, str | None]:
-        body = _parse(_RepairBody, await _read_body(request, self._max_body_bytes))
+        body = parse_body(_RepairBody, await read_body(request, self._max_body_bytes))
         agent, session = check_name("agent", body.agent), check_name("session", body.session)
         return agent, session, body.id, body.by, body.reason
 
@@ -223,7 +242,9 @@ class _Api:
         return _json(200 if ready else 503, {"ok": ready, "result": health})
 
 
-def _enveloped(handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
+def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    """A handler's result or refusal as an envelope."""
+
     async def endpoint(request: Request) -> Response:
         try:
             return _json(200, {"ok": True, "result": await handler(request)})
@@ -282,7 +303,7 @@ async def _until_gone(request: Request, work: Callable[[], Awaitable[_T]]) -> _T
     return result
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -294,7 +315,7 @@ async def _read_body(request: Request, limit: int) -> bytes:
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def _parse(model: type[_Model], body: bytes) -> _Model:
+def parse_body(model: type[_Model], body: bytes) -> _Model:
     try:
         return model.model_validate(json.loads(body))
     except ValidationError as error:
@@ -307,6 +328,12 @@ def _parse(model: type[_Model], body: bytes) -> _Model:
 def _named(values: Mapping[str, str]) -> tuple[str, str]:
     agent, session = values.get("agent", ""), values.get("session", "")
     return check_name("agent", agent), check_name("session", session)
+
+
+def _who(request: Request) -> tuple[str | None, str]:
+    """Why, and who asks, from the query: an older command line does not say."""
+    reason = request.query_params.get("reason")
+    return reason[:1000] if reason else None, request.query_params.get("by", "")[:200] or "operator"
 
 
 def _integer(request: Request, name: str, default: int, lowest: int, highest: int) -> int:

@@ -36,7 +36,11 @@ class Operations(Protocol):
     async def status(self) -> dict[str, Any]:
         """The report of daemon.ops.reports.status_report plus a key `live`: pid, version, started_at, runtime
         {name, state}, degraded [{what, since, why}], running [{agent, session, incarnation, container_id}],
-        waiting_spawns [AGENT/SESSION], last_sweep {at, duration_ms, sessions, errors} or None."""
+        waiting_spawns [AGENT/SESSION], last_sweep {at, duration_ms, sessions, errors} or None, clock {jumped_at, by_ms}."""
+        ...
+
+    def live(self) -> dict[str, Any]:
+        """The part `live` of the status alone: from memory, without a look at any file."""
         ...
 
     async def sessions(self) -> list[dict[str, Any]]:
@@ -51,14 +55,16 @@ class Operations(Protocol):
         """Ask the session's container for a graceful end; returns {stopping: bool, incarnation} without waiting."""
         ...
 
-    async def kill_session(self, agent: str, session: str, reason: str) -> dict[str, Any]:
+    async def kill_session(self, agent: str, session: str, reason: str | None, by: str = "operator") -> dict[str, Any]:
         """Kill the session's container; returns {killed: bool, incarnation, exit_code} after the CONFIRMED exit.
 
         Raises NotConfirmedError when the exit could not be confirmed in time.
         """
         ...
 
-    async def release_session(self, agent: str, session: str) -> dict[str, Any]:
+    async def release_session(
+        self, agent: str, session: str, reason: str | None = None, by: str = "operator"
+    ) -> dict[str, Any]:
         """Take the session out of quarantine; returns {released: bool, was: reason or None}."""
         ...
 

@@ -44,7 +44,8 @@ def state_of(registry: Mapping[str, Any], live: Mapping[str, Any] | None, now_ms
 def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues, now_ms: int) -> str | None:
     """The most pressing reason to look at this session, as one sentence; None when there is none.
 
-    `live` is its incarnation, if it has one: the failures that are counted until that has proved itself are past.
+    `live` is its incarnation, if it has one: once its container runs, the failures that are counted until it has proved
+    itself are past. One that is only being tried is no news.
     """
     name = f"{registry['agent']} {registry['session']}"
     if registry.get("quarantined_at") is not None:
@@ -53,7 +54,7 @@ def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues:
         return f"In quarantine since {since}: {reason}; mend it, then `clawbus session release {name}`."
     if queues.error is not None:
         return f"Its files cannot be read: {queues.error.rstrip('.')}."
-    if registry.get("spawn_failures") and live is None:
+    if registry.get("spawn_failures") and (live is None or live.get("container_id") is None):
         count, error = registry["spawn_failures"], str(registry.get("last_spawn_error") or "unknown").rstrip(".")
         return f"Its container could not be started ({count} times in a row): {error}."
     unclaimed = _unclaimed(live, queues, name, now_ms) if live is not None else None

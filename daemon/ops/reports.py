@@ -66,7 +66,7 @@ def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) 
         "install_id": install["install_id"] if install is not None else None,
         "at": now,
         "sessions": {"total": total, **dict(sorted(states.items()))},
-        "queues": _sum([one.queues for one in looked if one.queues is not None], now),
+        "queues": sum_queues([one.queues for one in looked if one.queues is not None], now),
         "incarnations": live,
         "attention": needing[:_ATTENTION],
         "attention_total": len(needing),
@@ -83,9 +83,19 @@ def sessions_report(
 
 
 def session_report(
-    data_dir: Path, agent: str, session: str, clock: Clock, *, limit: int = 20, limits: ReadLimits | None = None
+    data_dir: Path,
+    agent: str,
+    session: str,
+    clock: Clock,
+    *,
+    limit: int = 20,
+    limits: ReadLimits | None = None,
+    held: str | None = None,
 ) -> dict[str, Any]:
-    """Everything about one session, `limit` rows of each kind. Raises UnknownSessionError, DataFolderError."""
+    """Everything about one session, `limit` rows of each kind. Raises UnknownSessionError, DataFolderError.
+
+    `held` tells why the container's file must not be opened now; the report is then of the host's own files alone.
+    """
     folder = session_folder(data_dir, agent, session)
     now = clock.now_ms()
     with _open_central(data_dir) as central:
@@ -102,7 +112,7 @@ def session_report(
     live = next((one for one in incarnations if one["ended_at"] is None), None)
     registry = dict(row)
     looked = _Looked(registry, live, state_of(registry, live, now), read_queues(folder, now), now)
-    detail = read_detail(folder, limit, limits or ReadLimits())
+    detail = read_detail(folder, limit, limits or ReadLimits(), held)
     return {
         **_summary(looked),
         "folder": str(folder.root),
@@ -285,7 +295,9 @@ def _attention(one: _Looked) -> dict[str, Any] | None:
     }
 
 
-def _sum(queues: list[Queues], now: int) -> dict[str, Any]:
+def sum_queues(queues: list[Queues], now: int) -> dict[str, Any]:
+    """Depths of many sessions together, and the ages of the oldest, in ms."""
+
     def age(stamps: Iterable[int | None]) -> int | None:
         known = [stamp for stamp in stamps if stamp is not None]
         return max(0, now - min(known)) if known else None

@@ -120,11 +120,14 @@ class SessionDetail:
     errors: list[str] = field(default_factory=list[str])
 
 
-def read_detail(folder: SessionFolder, limit: int, limits: ReadLimits) -> SessionDetail:
-    """The newest `limit` rows of each table of one session."""
+def read_detail(folder: SessionFolder, limit: int, limits: ReadLimits, held: str | None = None) -> SessionDetail:
+    """The newest `limit` rows of each table of one session. With `held` (why) the container's file stays closed."""
     detail = SessionDetail()
     _guarded(detail.errors, lambda: _read_inbound(folder, limit, detail))
-    _guarded(detail.errors, lambda: _read_outbound(folder, limit, limits, detail))
+    if held is None:
+        _guarded(detail.errors, lambda: _read_outbound(folder, limit, limits, detail))
+    else:
+        detail.errors.append(held)
     detail.heartbeat_at = _heartbeat(folder.outbox)
     return detail
 

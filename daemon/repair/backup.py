@@ -21,7 +21,7 @@ from daemon.repair.errors import (
     RestoreFailedError,
     RestoreRefusedError,
 )
-from schema.connect import Reader, open_reader, open_still_reader
+from schema.connect import Reader, copy_database, open_reader, open_still_reader, overwrite_database
 from schema.errors import ClawbusError
 
 SUFFIX: Final = ".sqlite"
@@ -88,18 +88,16 @@ def back_up(
     The copy and the source's row counts are taken under one read transaction, so a file in use is copied at one instant.
     Raises BackupFailedError or BackupNotVerifiedError; then there is no new file, and the source is as it was.
     """
-    tell = progress or _silent
     partial, final = _reserve(folder or source.parent, f"{source.name}.{purpose}-{_stamp(now_ms)}")
-    try:
-        wanted = _copied(source, partial, tell)
-        contents = verify(partial, wanted, progress=tell)
-        _finish(partial, final, tell)
-    except BaseException:
-        for suffix in _BESIDE:
-            with suppress(OSError):
-                partial.with_name(partial.name + suffix).unlink(missing_ok=True)
-        raise
-    return Backup(final, source, now_ms, final.stat().st_size, contents)
+    return Backup(final, source, now_ms, *_made(source, partial, final, progress or _silent))
+
+
+def copy_verified(source: Path, final: Path, *, progress: Progress | None = None) -> Contents:
+    """The same under a name of the caller's own, in a folder that only the caller writes. Raises as `back_up`."""
+    partial = final.with_name(final.name + _PARTIAL)
+    if not _take(partial):
+        raise BackupFailedError(f"{partial} is there already.")
+    return _made(source, partial, final, progress or _silent)[1]
 
 
 def verify(copy: Path, wanted: Contents | None = None, *, progress: Progress | None = None) -> Contents:
@@ -145,7 +143,7 @@ def restore(
     _refuse_foreign(backup, wanted, before, same)
     try:
         with open_still_reader(backup) as copy:
-            copy.overwrite(target, lambda done, total: tell("restore", done, total))
+            overwrite_database(target, copy, lambda done, total: tell("restore", done, total))
     except ClawbusError as error:
         raise RestoreFailedError(f"{backup.name} was not put back: {error}", hint=error.hint) from error
     with open_reader(target) as reader, reader.snapshot():
@@ -196,7 +194,7 @@ def _check_integrity(reader: Reader, copy: Path) -> None:
 def _copied(source: Path, partial: Path, tell: Progress) -> Contents:
     try:
         with open_reader(source) as reader, reader.snapshot():
-            reader.copy_to(partial, lambda done, total: tell("copy", done, total))
+            copy_database(reader, partial, lambda done, total: tell("copy", done, total))
             return read_contents(reader)
     except ClawbusError as error:
         raise BackupFailedError(f"{source.name} could not be backed up: {error}") from error
@@ -224,20 +222,38 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
+def _made(source: Path, partial: Path, final: Path, tell: Progress) -> tuple[int, Contents]:
+    """Bytes and contents of `final`, once it is there; without a trace where it cannot be."""
+    try:
+        wanted = _copied(source, partial, tell)
+        contents = verify(partial, wanted, progress=tell)
+        _finish(partial, final, tell)
+    except BaseException:
+        for suffix in _BESIDE:
+            with suppress(OSError):
+                partial.with_name(partial.name + suffix).unlink(missing_ok=True)
+        raise
+    return final.stat().st_size, contents
+
+
+def _take(partial: Path) -> bool:
+    """Make the file, as nobody else's; False if there is one."""
+    try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise BackupFailedError(f"{partial} cannot be made: {error.strerror}.") from error
+    return True
+
+
 def _reserve(folder: Path, stem: str) -> tuple[Path, Path]:
     """An empty file of nobody else's (0600), and the name that it gets once it is a backup."""
     for number in range(_NAMES_TRIED):
         final = folder / f"{stem}{f'-{number}' if number else ''}{SUFFIX}"
         partial = final.with_name(final.name + _PARTIAL)
-        if os.path.lexists(final):
-            continue
-        try:
-            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise BackupFailedError(f"{partial} cannot be made: {error.strerror}.") from error
-        return partial, final
+        if not os.path.lexists(final) and _take(partial):
+            return partial, final
     raise BackupFailedError(f"{folder} holds {_NAMES_TRIED} backups of this name already.", hint="Remove old ones.")
 
 

@@ -59,13 +59,15 @@ class _ClockWatch:
 
     offset_ms: float | None = None
     floor: int = 0
+    by_ms: int = 0
 
     def look(self, clock: Clock) -> int:
         """The floor, in epoch ms."""
         now = clock.now_ms()
         offset = now - clock.monotonic() * 1000
         if self.offset_ms is not None and abs(offset - self.offset_ms) > _CLOCK_JUMP_MS:
-            self.floor = now
+            self.floor, self.by_ms = now, round(offset - self.offset_ms)
+            structlog.get_logger("sweep").warning("clock_jumped", by_ms=self.by_ms)
         self.offset_ms = offset
         return self.floor
 
@@ -88,6 +90,11 @@ class Sweeper:
     _tasks: TaskGroup | None = None
     _room: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_CONCURRENT))
     _page: SessionKey | None = None
+
+    @property
+    def clock_jump(self) -> dict[str, int] | None:
+        """{jumped_at, by_ms} of the last jump of the wall clock that was seen, epoch ms and ms; None for none."""
+        return {"jumped_at": self._wall.floor, "by_ms": self._wall.by_ms} if self._wall.floor else None
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Tick until cancelled; started once it can take pokes."""

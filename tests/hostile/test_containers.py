@@ -109,7 +109,7 @@ def test_a_race_is_won_by_nobody(daemon: HostileBus, what: str) -> None:
     deadline = time.monotonic() + 5
     slowest = 0.0
     while time.monotonic() < deadline and daemon.state(session) != "quarantined":
-        daemon.post("say again", agent="evil", session=session)
+        daemon.nudge(session)
         slowest = max(slowest, daemon.bystander())
     assert slowest < ROUND_TRIP_S
     assert daemon.state(session) in ("quarantined", "running", "waiting", "backing_off", "starting")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -11,6 +11,7 @@ from tests.support.daemon import RealDaemon
 from tests.support.invariants import data_folder_violations
 
 Make = Callable[..., RealDaemon]
+MADE: Final = pytest.StashKey[list[RealDaemon]]()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -18,9 +19,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Put the log's tail of every daemon of a failed test into its report."""
     report = yield
     if report.failed and isinstance(item, pytest.Function):
-        for value in item.funcargs.values():
-            if isinstance(value, RealDaemon):
-                report.sections.append((f"daemon in {value.data}", value.log_tail()))
+        daemons = [value for value in item.funcargs.values() if isinstance(value, RealDaemon)]
+        for daemon in {id(one): one for one in [*daemons, *item.stash.get(MADE, [])]}.values():
+            report.sections.append((f"daemon in {daemon.data}", daemon.log_tail()))
     return report
 
 
@@ -48,10 +49,17 @@ def check(daemon: RealDaemon, *, wait_s: float = 0.0) -> None:
 
 
 @pytest.fixture
-def make_daemon() -> Iterator[Make]:
+def make_daemon(request: pytest.FixtureRequest) -> Iterator[Make]:
     """`make_daemon(...)`: a RealDaemon, not yet started."""
+    made: list[RealDaemon] = request.node.stash.setdefault(MADE, [])
+
+    def make(*args: Any, **keys: Any) -> RealDaemon:
+        daemon = stack.enter_context(_checked(RealDaemon(*args, **keys)))
+        made.append(daemon)
+        return daemon
+
     with ExitStack() as stack:
-        yield lambda *args, **keys: stack.enter_context(_checked(RealDaemon(*args, **keys)))
+        yield make
 
 
 @pytest.fixture(scope="session")

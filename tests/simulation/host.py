@@ -257,10 +257,10 @@ class SimHeartbeat:
         self._path = out_folder / HEARTBEAT
         self._world = world
 
-    def touch(self) -> None:
-        """Progress was made now."""
+    def touch(self, at_ms: int | None = None) -> None:
+        """Progress was made now, or then."""
         self._path.touch()
-        at = self._world.clock.now_ms() * 1_000_000
+        at = (self._world.clock.now_ms() if at_ms is None else at_ms) * 1_000_000
         os.utime(self._path, ns=(at, at))
 
 

@@ -28,7 +28,6 @@ import daemon.bus.delivery_plan
 import daemon.bus.delivery_steps
 import daemon.bus.ingress
 import daemon.bus.sessions
-import daemon.containers.supervisor
 import daemon.store.messages
 import daemon.store.session_files
 import daemon.store.transitions
@@ -38,8 +37,8 @@ from daemon.bus.delivery_plan import Send
 from daemon.bus.delivery_steps import Outcome
 from daemon.bus.sessions import Sessions
 from daemon.channels.protocol import Incoming
+from daemon.containers.endings import Endings
 from daemon.containers.protocol import Exit
-from daemon.containers.supervisor import Supervisor
 from daemon.store import deliveries, messages
 from daemon.store.registry import Registry
 from schema.rows import MessageIn
@@ -119,14 +118,14 @@ def _tracking_all_as_queued(real: Callable[..., None]) -> Callable[..., None]:
 
 def _end_before_exit_is_settled() -> contextlib.AbstractContextManager[Any]:
     """The incarnation is recorded as ended before its exit's work is done in the files."""
-    real = Supervisor._ended
+    real = Endings._ended
 
-    async def ended(self: Supervisor, slot: Any, exit_: Exit) -> None:
-        now = self._clock.now_ms()
-        await self._record(lambda registry: registry.end_incarnation(slot.incarnation, now, exit_.code, "early"))
+    async def ended(self: Endings, slot: Any, exit_: Exit) -> None:
+        now = self._fleet.clock.now_ms()
+        await self._fleet.record(lambda registry: registry.end_incarnation(slot.incarnation, now, exit_.code, "early"))
         await real(self, slot, exit_)
 
-    return mock.patch.object(Supervisor, "_ended", ended)
+    return mock.patch.object(Endings, "_ended", ended)
 
 
 def _retire_without_lock() -> contextlib.AbstractContextManager[Any]:
@@ -171,15 +170,15 @@ def _no_dedupe() -> contextlib.AbstractContextManager[Any]:
 
 def _wait_guesses() -> contextlib.AbstractContextManager[Any]:
     """A signal that was sent counts as an exit."""
-    real = Supervisor._signal
+    real = Endings._signal
 
-    async def signal(self: Supervisor, slot: Any, send: Any) -> bool:
+    async def signal(self: Endings, slot: Any, send: Any) -> bool:
         sent = await real(self, slot, send)
-        if sent and not slot.exited.is_set() and self._tasks is not None:
-            self._tasks.start_soon(self._ended, slot, Exit(None))
+        if sent and not slot.exited.is_set() and self._fleet.tasks is not None:
+            self._fleet.tasks.start_soon(self._ended, slot, Exit(None))
         return sent
 
-    return mock.patch.object(Supervisor, "_signal", signal)
+    return mock.patch.object(Endings, "_signal", signal)
 
 
 def _no_incarnation_fence() -> contextlib.AbstractContextManager[Any]:

@@ -268,8 +268,10 @@ class RealDaemon:
 
     def entries(self, mailbox: str = "cli", after: int = 0) -> list[dict[str, Any]]:
         """The mailbox: content, in_reply_to and cursor of each entry."""
+        found: list[MailboxEntry] = []
         with self.client() as client:
-            found = client.read_mailbox(mailbox, after, 1000)
+            while page := client.read_mailbox(mailbox, found[-1].cursor if found else after, 1000):
+                found += page
         return [
             {"content": json.loads(one.content), "in_reply_to": one.in_reply_to, "cursor": one.cursor} for one in found
         ]

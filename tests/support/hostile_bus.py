@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from daemon.errors import RemoteError
 from tests.support.agents import ECHO, command_agent
 from tests.support.daemon import RealDaemon, eventually
 
@@ -44,6 +45,14 @@ class HostileBus(RealDaemon):
         if answered:
             assert self.ask("say ready", agent="evil", session=session) == {"text": "ready"}
         return self.post(text, agent="evil", session=session)
+
+    def nudge(self, session: str) -> None:
+        """A message to the attacker. While its files are held the sender is refused, and told so."""
+        try:
+            self.post("say again", agent="evil", session=session)
+        except RemoteError as error:
+            if error.remote_code != "READ_DEADLINE":
+                raise
 
     def bystander(self) -> float:
         """Seconds that a message of another session takes, there and back."""

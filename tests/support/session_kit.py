@@ -15,6 +15,7 @@ import anyio
 from schema import layout
 from schema.connect import Writer, open_owner, open_reader
 from schema.errors import ClawbusError
+from schema.instants import from_text
 from schema.migrate import Role
 from schema.rows import RunnerSettings
 
@@ -104,6 +105,11 @@ class SessionKit:
 
     def acks(self) -> dict[str, str]:
         return {row["message_id"]: row["status"] for row in self._read("SELECT * FROM processing_ack")}
+
+    def claimed_at(self, message_id: str) -> int:
+        """The epoch millisecond of its ack's last change."""
+        rows = {row["message_id"]: row for row in self._read("SELECT * FROM processing_ack")}
+        return from_text(rows[message_id]["status_changed"]) or 0
 
     def claimants(self) -> dict[str, str | None]:
         return {row["message_id"]: row["incarnation"] for row in self._read("SELECT * FROM processing_ack")}

@@ -29,6 +29,14 @@ PURE_FILES: Final = frozenset(
         "daemon/inngest/rows.py",
         "daemon/inngest/truth.py",
         "daemon/inngest/values.py",
+        "daemon/forensics/truth.py",
+        "daemon/forensics/facts.py",
+        "daemon/forensics/diagnosis.py",
+        "daemon/forensics/diagnoses.py",
+        "daemon/forensics/host_rules.py",
+        "daemon/forensics/session_rules.py",
+        "daemon/forensics/run_rules.py",
+        "daemon/repair/stale_plan.py",
         "schema/states.py",
     }
 )
@@ -45,17 +53,24 @@ PURE_STDLIB: Final = frozenset(
         "json",
         "math",
         "re",
+        "shlex",
         "types",
         "typing",
     }
 )
 PURE_PATHS: Final = frozenset({"pathlib.PurePath", "pathlib.PurePosixPath"})  # names of paths; they touch no disk
-# Errors, the dataclasses that a spec is made of, and what a sweep of Inngest's runs is decided from.
+# Errors, the dataclasses that a spec is made of, and the pure files of a room that has several.
 PURE_OURS: Final = (
     "daemon.errors",
     "daemon.containers.protocol",
+    "daemon.repair.errors",
+    *(
+        f"daemon.forensics.{name}"
+        for name in ("truth", "facts", "diagnosis", "host_rules", "session_rules", "run_rules")
+    ),
     *(f"daemon.inngest.{name}" for name in ("errors", "rows", "truth", "values")),
 )
+FORENSICS_NEVER: Final = ("daemon.repair", "daemon.bus", "daemon.sweep", "daemon.store.transitions")
 PURE_NEVER_CALLS: Final = frozenset({"now", "utcnow", "today", "fromtimestamp", "utcfromtimestamp"})
 IMPURE_BUILTINS: Final = frozenset({"open", "print", "input", "exec", "eval", "__import__"})
 
@@ -293,6 +308,15 @@ def inngest_travels_light(module: Module) -> Iterator[str]:
             yield f"{module.path}:{imported.line} imports {imported.name}"
 
 
+def forensics_only_looks(module: Module) -> Iterator[str]:
+    """daemon/forensics imports nothing that changes what it looks at."""
+    if not module.path.startswith("daemon/forensics/"):
+        return
+    for imported in imports_of(module):
+        if any(imported.within(room) for room in FORENSICS_NEVER) or imported.name.endswith((".open_owner", ".Writer")):
+            yield f"{module.path}:{imported.line} forensics imports {imported.name}"
+
+
 def nothing_mutable_at_module_level(module: Module) -> Iterator[str]:
     """State lives in objects that app.py builds; a module holds constants.
 
@@ -363,6 +387,7 @@ RULES: Final[tuple[Rule, ...]] = (
     sqlite_has_one_door,
     pure_files_are_pure,
     inngest_travels_light,
+    forensics_only_looks,
     nothing_mutable_at_module_level,
 )
 
@@ -431,6 +456,9 @@ OFFENDERS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (pure_files_are_pure, "schema/states.py", "import logging"),
     (inngest_travels_light, "daemon/inngest/sweep.py", "from daemon.clock import SystemClock"),
     (inngest_travels_light, "daemon/inngest/canary.py", "import httpx"),
+    (pure_files_are_pure, "daemon/forensics/truth.py", "from daemon.forensics import reading"),
+    (forensics_only_looks, "daemon/forensics/doctor.py", "from daemon.sweep.decide import Policy"),
+    (forensics_only_looks, "daemon/forensics/reading.py", "from schema.connect import open_owner"),
     (nothing_mutable_at_module_level, "daemon/app.py", "cache = {}"),
     (nothing_mutable_at_module_level, "daemon/app.py", "SEEN: set[str] = set()"),
     (nothing_mutable_at_module_level, "daemon/app.py", "LIMITS: Final = {'a': 1}"),

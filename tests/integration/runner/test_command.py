@@ -155,7 +155,7 @@ async def test_cancelling_ends_the_program_and_leaves_no_zombie(tmp_path: Path) 
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as group:
             group.start_soon(
-                run, tmp_path, "echo $$ > pid; trap 'echo bye > bye; exit' TERM; while :; do sleep 0.01; done"
+                run, tmp_path, "trap 'echo bye > bye; exit' TERM; echo $$ > pid; while :; do sleep 0.01; done"
             )
             await eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip() != "")
             scope.cancel()

@@ -329,6 +329,7 @@ async def test_the_heartbeat_is_progress_and_not_a_timer(kit: SessionKit) -> Non
         kit.add("m1")
         await eventually(lambda: provider.turns == [["m1"]])
         began = kit.heartbeat.stat().st_mtime_ns
+        assert began // 1_000_000 <= kit.claimed_at("m1"), "to begin is no progress: it may still be claim-stuck"
         await anyio.wait_all_tasks_blocked()
         assert kit.heartbeat.stat().st_mtime_ns == began
         go.set()

@@ -116,7 +116,26 @@ async def test_a_stray_of_a_session_that_nobody_knows_is_ended(kit: HouseKit) ->
     (kit.root / "central.db").unlink()
     async with kit.running():
         await until(lambda: container.exit is not None)
-        await kit.gone()
+
+        def settled() -> bool:  # its message is due, so that the next one may have the slot at once
+            slot = kit.slot()
+            return slot is None or slot.incarnation != container.spec.incarnation
+
+        await until(settled)
+
+
+async def test_an_operator_s_kill_reaches_a_container_that_nobody_supervises(kit: HouseKit) -> None:
+    container = await one_run(kit)
+    registry = Registry(kit.root / "central.db")
+    registry.end_incarnation(container.spec.incarnation, 1, None, "a test")
+    registry.quarantine(KEY, "nothing of it is to start", 1)
+    del kit.host.containers[container.id]
+    async with kit.running():
+        assert kit.slot() is None
+        kit.host.containers[container.id] = container  # started behind our back
+        killed = await kit.operations.kill_session(AGENT, "main", "a test")
+        assert (killed["killed"], killed["incarnation"]) == (True, container.spec.incarnation)
+        assert container.exit is not None
 
 
 async def test_what_is_recorded_but_gone_is_settled(kit: HouseKit) -> None:

@@ -59,3 +59,10 @@ def test_a_container_that_takes_nothing_explains_itself() -> None:
 )
 def test_one_that_works_or_has_nothing_to_do_needs_no_words(live: dict[str, Any] | None, queues: Queues) -> None:
     assert explain(REGISTRY, live, queues, 10 * UNCLAIMED_MS) is None
+
+
+@pytest.mark.parametrize("live", [None, {**LIVE, "container_id": None}])
+def test_a_start_that_is_only_being_tried_again_is_no_news(live: dict[str, Any] | None) -> None:
+    registry = {**REGISTRY, "spawn_failures": 2, "last_spawn_error": "no image"}
+    assert explain(registry, live, Queues(), 0) == "Its container could not be started (2 times in a row): no image."
+    assert explain(registry, LIVE, Queues(), 0) is None

@@ -18,6 +18,7 @@ from daemon.repair.errors import (
 )
 from schema import connect
 from schema.connect import open_reader
+from tests.support.mounts import small_disk
 
 NOW = 1_772_652_586_000  # 2026-03-04T19:29:46Z
 
@@ -149,6 +150,15 @@ def test_a_copy_with_a_broken_index_is_not_verified(source: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_an_error_with_a_code(source: Path, tmp_path: Path) -> None:
     with pytest.raises(BackupFailedError, match="cannot be made"):
         back_up(source, NOW, folder=tmp_path / "none")
+
+
+@pytest.mark.faults
+def test_a_disk_that_is_full_is_an_error_with_a_code_and_no_file(source: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 256) as disk:
+        disk.fill()
+        with pytest.raises(BackupFailedError):
+            back_up(source, NOW, folder=tmp_path / "disk")
+        assert files(tmp_path / "disk") == {"filler"}
 
 
 def test_an_interruption_leaves_nothing(source: Path) -> None:

@@ -1,0 +1,95 @@
+"""Adoption: what runs already when the daemon starts, or when a runtime that was away answers again.
+
+The runtime's listing is the truth about what runs; central.db's record says what we believe about it. A daemon restart kills
+no agent: only what is of another spec, of nobody's session or in quarantine is ended.
+"""
+
+from __future__ import annotations
+
+from daemon.containers.endings import Endings
+from daemon.containers.fleet import Fleet
+from daemon.containers.protocol import Running
+from daemon.containers.slots import Phase, Slot
+from daemon.errors import UnknownAgentError
+from daemon.store.registry import IncarnationRow, SessionKey
+from schema.errors import ClawbusError
+
+
+class Adoption:
+    """Makes slots of what runs. May be done again at any time: what has a slot is left alone."""
+
+    def __init__(self, fleet: Fleet, endings: Endings) -> None:
+        self._fleet = fleet
+        self._log = fleet.log
+        self._endings = endings
+
+    async def adopt(self) -> bool:
+        """Make our record and the runtime's listing agree. False when one of them does not answer; it is tried again.
+
+        Containers of a live incarnation whose fingerprint is still the wanted one are kept, others end gracefully;
+        incarnations whose container is gone go through the exit path.
+        """
+        try:
+            running = {item.incarnation: item for item in await self._fleet.runtime.list_running()}
+            for row in await self._fleet.sessions.central(lambda registry: registry.live_incarnations()):
+                found = running.pop(row.id, None)
+                if found is None and row.container_id is None:
+                    # The daemon before us died in its spawn: what it had asked for must not start behind our back.
+                    found = await self._fleet.runtime.find_started(row.id)
+                await self._adopt_recorded(row, found)
+            for stray in running.values():
+                await self._adopt_stray(stray)
+        except ClawbusError as error:
+            self._fleet.set_unavailable(error)
+            return False
+        self._fleet.set_available()
+        self._fleet.accepting = True
+        return True
+
+    async def _adopt_recorded(self, row: IncarnationRow, found: Running | None) -> None:
+        if row.key in self._fleet.slots:
+            return
+        session = await self._fleet.sessions.create(row.key)
+        started = found.started_at if found is not None else row.created_at
+        slot = Slot(session, row.id, started, Phase.RUNNING, found.container_id if found else row.container_id)
+        self._fleet.slots[row.key] = slot
+        log = self._log.bind(agent=row.key.agent, session=row.key.session, incarnation=row.id)
+        if found is None:
+            log.warning("incarnation_gone", container=row.container_id)
+        else:
+            if row.container_id != found.container_id:
+                self._fleet.begin_record_start(slot, found)
+            log.info("container_adopted", container=found.container_id)
+            self._fleet.hooks.on_started(session)
+        self._endings.watch(slot)
+        if found is None:
+            return
+        if session.quarantined is not None:
+            self._endings.begin_end(row.key, "quarantine", graceful=False)
+        elif not self._is_wanted(row.key, found):
+            log.warning("container_outdated", container=found.container_id)
+            self._endings.begin_end(row.key, "outdated", graceful=True)
+
+    async def _adopt_stray(self, found: Running) -> None:
+        """A container of ours that nothing is recorded of: end it, and let no other one start beside it meanwhile."""
+        key = SessionKey(found.agent, found.session)
+        self._log.warning("container_stray", agent=key.agent, session=key.session, container=found.container_id)
+        if key in self._fleet.slots:
+            if self._fleet.slots[key].incarnation != found.incarnation:
+                await self._fleet.runtime.stop(found.container_id)
+            return
+        session = await self._fleet.sessions.create(key)
+        slot = Slot(session, found.incarnation, found.started_at, Phase.RUNNING, found.container_id)
+        self._fleet.slots[key] = slot
+        self._endings.watch(slot)
+        self._endings.begin_end(key, "stray", graceful=True)
+
+    def _is_wanted(self, key: SessionKey, found: Running) -> bool:
+        """Only a spec that is known to be another one, or an agent that is gone, is a reason to end a working agent."""
+        try:
+            return self._fleet.hooks.make_spec(key, found.incarnation).fingerprint == found.fingerprint
+        except UnknownAgentError:
+            return False
+        except Exception as error:  # noqa: BLE001 - a full disk or a bug in making specs says nothing about the container
+            self._log.warning("fingerprint_unknown", agent=key.agent, session=key.session, error=str(error))
+            return True

@@ -1,0 +1,220 @@
+"""The handles that `schema/connect.py` gives out: what a reader and a writer can do, and our errors for SQLite's.
+
+Opens nothing itself. A reader is a different type from a writer and cannot write.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from schema.errors import (
+    ClawbusError,
+    FileBusyError,
+    HostileFileError,
+    ReadDeadlineError,
+    ReadRaceError,
+    StorageError,
+    UnusableFileError,
+)
+
+_ROW_BYTES: Final = 200  # of a row's own, whatever is in it
+_HOSTILE_CODES: Final = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_TOOBIG,
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_AUTH,
+    }
+)
+
+
+# Of a file of ours: its content is not what we wrote. Nothing transient is among these.
+_BROKEN_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+def is_readonly_race(error: object) -> bool:
+    """Whether an error is the SQLITE_READONLY_* family, and that family alone.
+
+    A read-only handle raises it when it meets a hot journal: in the commit window of a live container, or after a kill.
+    """
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, sqlite3.Error) and isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_READONLY
+
+
+def translate(error: sqlite3.Error, path: Path, *, hostile: bool) -> ClawbusError:
+    """Our error for SQLite's. `hostile`: whether the file belongs to a container."""
+    code = getattr(error, "sqlite_errorcode", None)
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    text = f"{path.name}: {error} ({name})"
+    if is_readonly_race(error):
+        return ReadRaceError(text)
+    if isinstance(code, int) and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return FileBusyError(text)
+    if hostile and isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_INTERRUPT:
+        return ReadDeadlineError(text)
+    if hostile and (code is None or code & 0xFF in _HOSTILE_CODES):
+        return HostileFileError(text)
+    if isinstance(code, int) and code & 0xFF in _BROKEN_CODES:
+        return UnusableFileError(f"{text.rstrip('.')}.")
+    return StorageError(text)
+
+
+def not_writable(error: object, path: Path) -> StorageError | None:
+    """Our error when an owner may not write its own file."""
+    if not is_readonly_race(error):
+        return None
+    name = getattr(error, "sqlite_errorname", "SQLITE_READONLY")
+    hint = "Make the data folder writable again (`mount` and `dmesg` say why it is not); the daemon retries by itself."
+    return StorageError(f"{path.name}: {error} ({name})", hint=hint)
+
+
+class Reader:
+    """A handle that can only read. Use as a context manager; errors come out as ClawbusError."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, path: Path, *, hostile: bool = False, max_read_bytes: int | None = None
+    ) -> None:
+        connection.row_factory = sqlite3.Row
+        self._connection = connection
+        self._path = path
+        self._hostile = hostile
+        self._max_read_bytes = max_read_bytes
+        self.file_id: str = ""  # of a container's file: tells one that was deleted and made anew from the old one
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        self._connection.close()
+
+    def all(self, sql: str, params: Sequence[object] | Mapping[str, object] = ()) -> list[sqlite3.Row]:
+        """Every row of a query. Of a container's file: HostileFileError when they are more than `max_read_bytes`."""
+        try:
+            rows = self._connection.execute(sql, params)
+            return rows.fetchall() if self._max_read_bytes is None else self._bounded(rows, self._max_read_bytes)
+        except (sqlite3.Error, UnicodeError, OverflowError, MemoryError) as error:
+            raise self._translated(error) from error
+
+    def some(self, sql: str, params: Sequence[object], *, budget: int, column: str | None = None) -> list[sqlite3.Row]:
+        """Rows of a query until `column`'s characters, or all columns', exceed `budget`; at least one row if any."""
+        found: list[sqlite3.Row] = []
+        try:
+            for row in self._connection.execute(sql, params):
+                found.append(row)
+                budget -= _weight(row if column is None else (row[column],))
+                if budget < 0:
+                    break
+        except (sqlite3.Error, UnicodeError, OverflowError, MemoryError) as error:
+            raise self._translated(error) from error
+        return found
+
+    def one(self, sql: str, params: Sequence[object] = ()) -> sqlite3.Row | None:
+        """The first row, or None."""
+        try:
+            row: sqlite3.Row | None = self._connection.execute(sql, params).fetchone()
+        except (sqlite3.Error, UnicodeError, OverflowError, MemoryError) as error:
+            raise self._translated(error) from error
+        return row
+
+    def columns(self, table: str, alias: str = "main") -> frozenset[str]:
+        """The columns a table has here; empty if there is no such table. Both names are our own."""
+        return frozenset(row["name"] for row in self.all(f"PRAGMA {alias}.table_info({table})"))
+
+    @contextmanager
+    def snapshot(self) -> Generator[Self]:
+        """Every read inside sees the file at one instant. In DELETE mode no writer can commit meanwhile: keep it short."""
+        self.one("BEGIN")
+        try:
+            self.one("SELECT count(*) FROM sqlite_schema")  # a transaction takes its view with its first read
+            yield self
+        finally:
+            self._connection.rollback()
+
+    def copy_pages(self, target: sqlite3.Connection, pages: int, stepped: Callable[[int, int, int], None]) -> None:
+        """SQLite's backup API from this file into an open one, `pages` at a time. Raises sqlite3.Error, and what `stepped`
+        (status, pages remaining, pages in all) raises."""
+        self._connection.backup(target, pages=pages, progress=stepped, sleep=0.02)
+
+    def _bounded(self, rows: sqlite3.Cursor, budget: int) -> list[sqlite3.Row]:
+        """A file without the contract's keys may answer a question about one row with millions."""
+        found: list[sqlite3.Row] = []
+        for row in rows:
+            found.append(row)
+            budget -= _ROW_BYTES + _weight(row)
+            if budget < 0:
+                raise HostileFileError(
+                    f"{self._path.name} answers with more than {self._max_read_bytes} bytes at once."
+                )
+        return found
+
+    def _translated(self, error: Exception) -> ClawbusError:
+        if isinstance(error, sqlite3.Error):
+            return translate(error, self._path, hostile=self._hostile)
+        return (HostileFileError if self._hostile else StorageError)(f"{self._path.name}: {error}")
+
+
+class Writer(Reader):
+    """A handle of the file's owner. Every change goes through `transaction()`."""
+
+    def execute(self, sql: str, params: Sequence[object] = ()) -> int:
+        """Run one statement; returns the number of rows it changed."""
+        try:
+            return self._connection.execute(sql, params).rowcount
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+
+    def executemany(self, sql: str, rows: Sequence[Sequence[object]]) -> int:
+        """Run one statement for each row; returns the number of rows changed."""
+        try:
+            return self._connection.executemany(sql, rows).rowcount
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> ClawbusError:
+        """As a reader's; but to a writer SQLITE_READONLY is no race: the folder or its file system is not writable."""
+        return not_writable(error, self._path) or super()._translated(error)
+
+    def attach_reader(self, path: Path, alias: str) -> None:
+        """Let this handle also read a trusted file of the other side, under `alias` (one of our own names).
+
+        Read-only, so no transaction here ever writes it: a commit stays one file's and names no super-journal.
+        Looks into the file at once, so that a hot journal or a missing file shows here. Errors as of `open_reader`.
+        """
+        try:
+            self._connection.execute(f"ATTACH DATABASE ? AS {alias}", (f"{path.absolute().as_uri()}?mode=ro",))
+            self._connection.execute(f"PRAGMA {alias}.mmap_size=0")
+            self._connection.execute(f"PRAGMA {alias}.schema_version").fetchone()
+        except sqlite3.Error as error:
+            raise translate(error, path, hostile=False) from error
+
+    @contextmanager
+    def transaction(self) -> Generator[Self]:
+        """BEGIN IMMEDIATE .. COMMIT; any exception rolls back and nothing has changed."""
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield self
+            self.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.rollback()
+            raise
+
+
+def _weight(values: Iterable[object]) -> int:
+    return sum(len(value) for value in values if isinstance(value, str | bytes))
