@@ -1,4 +1,4 @@
-"""`clawbus inngest runs|run|sweep-stale|canary`: forensics and the stale sweep of an Inngest server's `main.db`.
+"""`clawbus inngest runs|run|sweep-stale|restore|canary`: forensics and the stale sweep of an Inngest server's `main.db`.
 
 Needs no configuration and no daemon: it works on the file that --db names, or beside it inside a pod through --exec.
 """
@@ -53,6 +53,7 @@ def register(app: typer.Typer) -> None:
     add(group, "runs", runs, path="inngest")
     add(group, "run", run, path="inngest")
     add(group, "sweep-stale", sweep_stale, path="inngest")
+    add(group, "restore", restore, path="inngest")
     add(group, "canary", canary, path="inngest")
     add_group(app, group, "inngest")
 
@@ -138,9 +139,11 @@ def sweep_stale(
 ) -> Outcome:
     """End the runs that only the list still calls running: a preview, and with --apply the sweep itself.
 
+    Use it when `inngest runs --status stale` names runs that will never end by themselves. Stop the server before --apply.
+
     A verified backup comes first, beside the database. Then, in one transaction: the gates again, the missing terminal
     history, the finish rows, the spans, and the status last. A run that the history calls completed or failed gets that
-    status. It can be interrupted anywhere and run again. Stop the Inngest server before --apply.
+    status. It can be interrupted anywhere and run again.
 
     \b
     Example:
@@ -158,6 +161,30 @@ def sweep_stale(
     if report is None:
         return Outcome(problem=problem)
     return Outcome(report, lambda console: _views().show_sweep(console, report), _after(report, db, exec_), problem)
+
+
+def restore(
+    _: Invocation,
+    backup: Annotated[Path, typer.Argument(metavar="BACKUP", help="The backup that a sweep named.")],
+    db: Database,
+    exec_: Command = None,
+) -> Outcome:
+    """Put a sweep's backup back: the database is again what it was right before that sweep.
+
+    What the server wrote since then is lost, so stop it first; it is refused while a process has the file open. What is
+    there now is backed up before. Use it when a sweep turns out to have been wrong.
+
+    \b
+    Example:
+      clawbus inngest restore main.db.pre-sweep-20260304T192943Z.sqlite --db main.db
+    """
+    result, problem = _operate(exec_, "restore", {"path": str(db), "backup": str(backup)})
+    if result is None:
+        return Outcome(problem=problem)
+    undo = NextAction(
+        f"clawbus inngest restore {shlex.quote(result['before']['path'])} {_place(db, exec_)}", "undo this"
+    )
+    return Outcome(result, lambda console: _views().show_restore(console, result), (undo,))
 
 
 def canary(
@@ -245,6 +272,7 @@ def _after(report: Mapping[str, Any], db: Path, command: str | None) -> tuple[Ne
         return (
             NextAction(f"clawbus inngest runs {place} --status stale", "what is left"),
             NextAction(f"clawbus inngest canary {place} --url URL --event NAME", "does a fresh run complete?"),
+            NextAction(f"clawbus inngest restore {shlex.quote(report['backup']['path'])} {place}", "undo it"),
         )
     if report["refusal"] is not None or not report["candidates"]:
         first = next((one for one in report["candidates"] if not one["registered"]), None)

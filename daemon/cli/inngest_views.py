@@ -103,6 +103,12 @@ def show_sweep(console: Console, report: Mapping[str, Any]) -> None:
         say(console, "nothing was changed")
 
 
+def show_restore(console: Console, result: Mapping[str, Any]) -> None:
+    """What was put back, and where the state before it is."""
+    say(console, f"{result['path']} has the {result['rows']} rows of {result['backup']} again")
+    say(console, f"what was there before: {result['before']['path']}")
+
+
 def show_canary(console: Console, result: Mapping[str, Any]) -> None:
     """The runs of the canary's event."""
     rows = [(one["run_id"], one["function"], one["status"]) for one in result["runs"]]

@@ -15,6 +15,7 @@ from daemon.inngest.canary import event_report
 from daemon.inngest.plan import Scope
 from daemon.inngest.reports import run_report, runs_report
 from daemon.inngest.sweep import Request, sweep
+from daemon.inngest.undo import put_back
 from schema.errors import ClawbusError
 
 Tell = Callable[[str], None]
@@ -23,7 +24,7 @@ Tell = Callable[[str], None]
 def operate(
     name: str, options: Mapping[str, Any], tell: Tell, now_ms: Callable[[], int] | None = None
 ) -> dict[str, Any]:
-    """Do one operation: `runs`, `run`, `sweep` or `event`. Never raises ClawbusError: it is in the answer."""
+    """Do one operation: `runs`, `run`, `sweep`, `restore` or `event`. Never raises ClawbusError: it is in the answer."""
     clock = now_ms or _now_ms
     try:
         result, error = _OPERATIONS[name](options, clock(), tell)
@@ -56,6 +57,10 @@ def _sweep(options: Mapping[str, Any], now_ms: int, tell: Tell) -> tuple[dict[st
     return outcome.report(), outcome.error if request.apply else None
 
 
+def _restore(options: Mapping[str, Any], now_ms: int, tell: Tell) -> tuple[dict[str, Any], None]:
+    return put_back(Path(options["path"]), Path(options["backup"]), now_ms, tell), None
+
+
 def _event(options: Mapping[str, Any], now_ms: int, _: Tell) -> tuple[dict[str, Any], None]:
     return event_report(Path(options["path"]), options["event_id"], now_ms), None
 
@@ -81,5 +86,6 @@ _OPERATIONS: Final[
     "runs": _runs,
     "run": _run,
     "sweep": _sweep,
+    "restore": _restore,
     "event": _event,
 }

@@ -41,6 +41,11 @@ def test_the_night_as_it_is_typed(cli: CommandLine, night: Night) -> None:
     assert swept.result["verification"]["ok"] is True
     assert "committed" in swept.err
     assert cli(*command).result["candidates"] == []
+    assert "inngest canary" in swept.envelope["next_actions"][1]["command"]
+    undone = cli(*swept.envelope["next_actions"][2]["command"].split()[1:])
+    assert undone.result["rows"] == swept.result["backup"]["rows"]
+    again = cli(*undone.envelope["next_actions"][0]["command"].split()[1:], "--pretty")
+    assert "rows of" in again.out
     (request,) = night.db.all("SELECT DISTINCT json_extract(cancel_request, '$.clawbus_reason') FROM history"
                               " WHERE type = 'FunctionCancelled' AND cancel_request IS NOT NULL")  # fmt: skip
     assert request == ("restart window",)
