@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Letters = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids that `dead list` shows.")]
+_ALL: Final = 1000
+
+Letters = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids that `dead list` shows.")]
+All = Annotated[
+    bool, typer.Option("--all", help="Every open one of --session, or with --code; at most 1,000 at a time.")
+]
+Code = Annotated[str | None, typer.Option("--code", metavar="CODE", help="With --all: only those that died of this.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -96,7 +102,12 @@ def show(
 
 
 def requeue(
-    invocation: Invocation, letters: Letters, session: SessionScope = None, reason: ReasonOption = None
+    invocation: Invocation,
+    letters: Letters = None,
+    session: SessionScope = None,
+    reason: ReasonOption = None,
+    every: All = False,
+    code: Code = None,
 ) -> Outcome:
     """Send dead letters on their way again.
 
@@ -106,12 +117,18 @@ def requeue(
     \b
     Example:
       clawbus dead requeue 01JD0000000000000000000000 --reason 'receiver is up again'
+      clawbus dead requeue --all --code DELIVERY_PERMANENT --reason 'the hook is there again'
     """
-    return _repair(invocation, "requeue", letters, session, reason)
+    return _repair(invocation, "requeue", _wanted(invocation, letters or [], session, code, every=every), reason)
 
 
 def drop(
-    invocation: Invocation, letters: Letters, session: SessionScope = None, reason: ReasonOption = None
+    invocation: Invocation,
+    letters: Letters = None,
+    session: SessionScope = None,
+    reason: ReasonOption = None,
+    every: All = False,
+    code: Code = None,
 ) -> Outcome:
     """Take dead letters off the list. Their rows and their history stay, with your name and the reason.
 
@@ -121,19 +138,34 @@ def drop(
     Example:
       clawbus dead drop 01JD0000000000000000000000 --reason 'told them by phone'
     """
-    return _repair(invocation, "drop", letters, session, reason)
+    return _repair(invocation, "drop", _wanted(invocation, letters or [], session, code, every=every), reason)
+
+
+def _wanted(
+    invocation: Invocation, letters: Sequence[str], session: str | None, code: str | None, *, every: bool
+) -> list[tuple[tuple[str, str] | None, str]]:
+    """(session if it is known, id) of each letter. Raises a usage error for a request that says too little or too much."""
+    scope = pair(session, None) if session is not None else None
+    if not every:
+        if not letters or code is not None:
+            raise typer.BadParameter("name the letters; --code goes with --all.")
+        return [(scope, letter) for letter in dict.fromkeys(letters)]
+    if letters or (scope is None and code is None):
+        raise typer.BadParameter("--all takes no ids, and needs --session or --code.")
+    with invocation.client() as client:
+        found = client.dead_letters(scope, limit=_ALL)["letters"]
+    return [((one["agent"], one["session"]), one["id"]) for one in found if code in (None, one["code"])]
 
 
 def _repair(
-    invocation: Invocation, action: str, letters: Sequence[str], session: str | None, reason: str | None
+    invocation: Invocation, action: str, letters: Sequence[tuple[tuple[str, str] | None, str]], reason: str | None
 ) -> Outcome:
     """Each id on its own: what is refused is told, and the others are done."""
-    scope = pair(session, None) if session is not None else None
     done: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     problem: Problem | None = None
     with invocation.client() as client:
-        for letter in dict.fromkeys(letters):
+        for scope, letter in letters:
             try:
                 named = scope or _only(client.dead_letters(letter_id=letter), letter)
                 done.append(

@@ -70,6 +70,8 @@ def _steps(found: Examination) -> tuple[NextAction, ...]:
     """The commands, causes first, each once."""
     told: dict[str, NextAction] = {}
     for one in sorted(found.diagnoses, key=lambda item: item.cause is not None):
+        if not one.command.startswith("clawbus "):
+            continue  # `fix` and the diagnosis itself have the others
         told.setdefault(one.command, NextAction(one.command, f"{one.code} {_subject(one)}".strip()))
     return tuple(told.values())[:_NEXT]
 

@@ -36,7 +36,8 @@ def one_run(invocation: Invocation, identity: str, session: str | None) -> Outco
         **life,
         "diagnoses": [asdict(one) for one in explained],
     }
-    steps = tuple(NextAction(one.command, f"{one.code}: repair") for one in explained if one.cause is None)
+    ours = [one for one in explained if one.cause is None and one.command.startswith("clawbus ")]
+    steps = tuple(NextAction(one.command, f"{one.code}: repair") for one in ours)
     if not steps and life["other_runs"]:
         steps = (NextAction(f"clawbus run {life['other_runs'][-1]['run_id']}", "another run of this message"),)
     return Outcome(result, lambda console: _show(console, result), steps[:3])

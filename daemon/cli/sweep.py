@@ -156,13 +156,17 @@ def _seconds(text: str) -> int:
 
 def _next(scope: Scope, report: Report) -> tuple[NextAction, ...]:
     if report.applied:
-        if not report.swept:
-            return ()
-        backup = report.swept[0]["backup"]["path"]
-        return (
-            NextAction("clawbus doctor", "whether anything is still wrong"),
-            NextAction(f"clawbus sweep stale --restore {shlex.quote(backup)}", "undo it for that session"),
-        )
+        steps = [NextAction("clawbus doctor", "whether anything is still wrong")]
+        ended = [one for swept in report.swept for one in swept["swept"] if one["becomes"] == "cancelled"]
+        if ended:
+            message = shlex.quote(ended[0]["run"].partition("@")[0])
+            where = f"{ended[0]['agent']}/{ended[0]['session']}"
+            retry = f"clawbus message retry {message} --session {where}"
+            steps.append(NextAction(retry, "send a cancelled message on its way again"))
+        if report.swept:
+            backup = shlex.quote(report.swept[0]["backup"]["path"])
+            steps.append(NextAction(f"clawbus sweep stale --restore {backup}", "undo it for that session"))
+        return tuple(steps)
     if not report.runs:
         return ()
     named = sorted({(one["agent"], one["session"]) for one in report.runs})

@@ -44,7 +44,7 @@ def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, A
         output = container_output(config, install_id, str(row["container_id"]))
     lines: list[str] = []
     if seen.incarnation is not None:
-        lines = container_lines(found.folder, row.get("created_at"), row.get("ended_at"), output)
+        lines = container_lines(found.folder, seen.incarnation, row.get("created_at"), row.get("ended_at"), output)
     events, errors = read_life(found.folder, seen.message_id, read_limits(config))
     own = [event for event in events if _is_of(event, run)]
     own += _of_container(row, run) + list(turn_events(lines, seen.message_id))

@@ -26,16 +26,22 @@ Line = tuple[int | None, str]
 
 
 def container_lines(
-    folder: SessionFolder, begun: int | None, ended: int | None, output: str | None = None
+    folder: SessionFolder, incarnation: str, begun: int | None, ended: int | None, output: str | None = None
 ) -> list[str]:
-    """What the container wrote between two instants, oldest first; from `output` instead of the file when that is given."""
+    """What an incarnation's container wrote, oldest first; from `output` instead of the file when that is given.
+
+    The file has the lines of all of them: a line is known by its stamp, else by its time, else by the line before it.
+    """
     lines = _parsed(output) if output is not None else _of_files(folder.logs / STDERR_LOG)
     inside: list[str] = []
-    current = False
+    current = output is not None
     for at, text in lines:
-        if at is not None:  # a line without a time belongs to the one before it
+        stamp = _object(text).get("incarnation")
+        if isinstance(stamp, str):
+            current = stamp == incarnation
+        elif at is not None:
             current = (begun is None or at >= begun) and (ended is None or at <= ended + _SLACK_MS)
-        if current or (output is not None and at is None):
+        if current:
             inside.append(text[:_LINE])
     return inside
 

@@ -68,7 +68,10 @@ def _orphaned_container(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 def _container_gone(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     live = one.live
-    if live is None or live.life is not Life.GONE or host.now - (live.started_at or live.created_at) < GRACE_MS:
+    if live is None or live.life is not Life.GONE:
+        return None
+    # It is recorded before it exists: a daemon that works may be about to start it.
+    if host.daemon is DaemonState.UP and host.now - (live.started_at or live.created_at) < GRACE_MS:
         return None
     evidence = (
         f"central.db has incarnation {live.incarnation} living since {to_text(live.started_at or live.created_at)}.",

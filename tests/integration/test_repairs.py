@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.conftest import Make
 from tests.support.ageing import age_session, change
-from tests.support.agents import ECHO, obedient
+from tests.support.agents import ECHO, command_agent, obedient
 from tests.support.daemon import RealDaemon, eventually
 
 pytestmark = pytest.mark.faults
@@ -127,6 +127,25 @@ def test_the_running_daemon_undoes_a_sweep_and_the_message_is_worked_on(daemon: 
     mark.with_name("mark-s.go").touch()
     daemon.cli("session", "release", "prog", "s")
     assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
+
+
+def test_a_canary_that_does_not_come_through_is_told_and_the_sweep_stands(make_daemon: Make) -> None:
+    program = "read -r turn; touch begun; while [ -e hold ]; do sleep 0.05; done; exit 3"
+    daemon = make_daemon(command_agent("prog", ("/bin/sh", "-c", program)))
+    folder = daemon.data / "agents" / "prog"
+    daemon.start()
+    (folder / "hold").touch()
+    message_id = daemon.post("work", agent="prog", session="s")
+    eventually("in mid-turn", (folder / "begun").exists)
+    eventually("noted", lambda: daemon.rows("prog", "s", "SELECT 1 FROM attempts WHERE outcome IS NULL"))
+    daemon.cli("session", "quarantine", "prog", "s")
+    eventually("ended", lambda: daemon.running("prog", "s") is None)
+    (folder / "hold").unlink()
+    age_session(daemon.folder("prog", "s"))
+    said = daemon.cli("sweep", "stale", "--agent", "prog", "--apply", "--canary-wait", "20")
+    assert said.error == "CANARY_FAILED"
+    assert said.envelope["result"]["canary"]["answered"] is False
+    assert history(daemon, "s", message_id)[-1] == "cancelled"
 
 
 def test_a_live_run_is_never_a_candidate(daemon: RealDaemon) -> None:

@@ -155,6 +155,13 @@ class RealDaemon:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._environ(),
         )  # fmt: skip
 
+    def begin_stream(self, *arguments: str) -> "subprocess.Popen[str]":
+        """A command that goes on, in the background; its lines are the caller's to read, and its end to bring about."""
+        return subprocess.Popen(
+            [CLAWBUS, "--config", str(self.config), *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._environ(),
+        )  # fmt: skip
+
     @staticmethod
     def end_cli(process: "subprocess.Popen[str]", timeout_s: float = 60.0) -> Said:
         out, _ = process.communicate(timeout=timeout_s)

@@ -231,11 +231,22 @@ def test_the_container_s_last_words_are_those_of_this_incarnation(world: Forensi
     assert len(life(world, f"m1@{SECOND}")["container_log"]) == 1
 
 
+def test_a_line_s_stamp_counts_before_its_time(world: ForensicWorld) -> None:
+    session = two_runs(world)
+    write_log(
+        session,
+        [line(NOW + 300, "theirs", incarnation=SECOND), "a trace\n", line(NOW + 300, "ours", incarnation=FIRST)],
+    )
+    (only,) = life(world, f"m1@{FIRST}")["container_log"]
+    assert "ours" in only
+    assert len(life(world, f"m1@{SECOND}")["container_log"]) == 2
+
+
 def test_a_container_log_that_is_a_link_is_not_followed(world: ForensicWorld) -> None:
     session = two_runs(world)
     session.files.folder.logs.mkdir(exist_ok=True)
     (session.files.folder.logs / "container.log").symlink_to("/etc/passwd")
-    assert container_lines(session.files.folder, 0, None) == []
+    assert container_lines(session.files.folder, FIRST, 0, None) == []
 
 
 def test_the_daemon_s_own_events_about_the_run(world: ForensicWorld) -> None:
