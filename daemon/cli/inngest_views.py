@@ -87,6 +87,23 @@ def show_sweep(console: Console, report: Mapping[str, Any]) -> None:
     if report["left_alone"]:
         say(console, f"left alone: {brief(report['left_alone'])}")
     say(console, *(f"warning: {text}" for text in report["warnings"]))
+    _say_end(console, report)
+
+
+def show_restore(console: Console, result: Mapping[str, Any]) -> None:
+    """What was put back, and where the state before it is."""
+    say(console, f"{result['path']} has the {result['rows']} rows of {result['backup']} again")
+    say(console, f"what was there before: {result['before']['path']}")
+
+
+def show_canary(console: Console, result: Mapping[str, Any]) -> None:
+    """The runs of the canary's event."""
+    rows = [(one["run_id"], one["function"], one["status"]) for one in result["runs"]]
+    console.print(table(f"{result['event']}: {len(rows)} runs completed", ("run", "function", "status"), rows))
+
+
+def _say_end(console: Console, report: Mapping[str, Any]) -> None:
+    """What became of it: written and verified, refused, or only looked at."""
     if report["backup"]:
         say(console, f"backup: {report['backup']['path']} ({report['backup']['rows']} rows, verified)")
     if report["applied"]:
@@ -101,18 +118,6 @@ def show_sweep(console: Console, report: Mapping[str, Any]) -> None:
         say(console, f"--apply would refuse: {report['refusal']['message']}", f"fix: {report['refusal']['fix']}")
     else:
         say(console, "nothing was changed")
-
-
-def show_restore(console: Console, result: Mapping[str, Any]) -> None:
-    """What was put back, and where the state before it is."""
-    say(console, f"{result['path']} has the {result['rows']} rows of {result['backup']} again")
-    say(console, f"what was there before: {result['before']['path']}")
-
-
-def show_canary(console: Console, result: Mapping[str, Any]) -> None:
-    """The runs of the canary's event."""
-    rows = [(one["run_id"], one["function"], one["status"]) for one in result["runs"]]
-    console.print(table(f"{result['event']}: {len(rows)} runs completed", ("run", "function", "status"), rows))
 
 
 def _whole(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
