@@ -34,7 +34,7 @@ from schema.plain_file import (
 
 __all__ = [
     "BUSY_TIMEOUT_MS", "PageProgress", "ReadLimits", "Reader", "Writer", "copy_database", "is_readonly_race",
-    "open_outbound_reader", "open_owner", "open_reader", "open_still_reader", "overwrite_database",
+    "open_foreign_reader", "open_foreign_writer", "open_outbound_reader", "open_owner", "open_reader", "open_still_reader", "overwrite_database",
     "recover_outbound_journal", "translate",
 ]  # fmt: skip
 
@@ -58,6 +58,8 @@ _SCHEMA_LIMITS: Final = (
     (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 1),
     (sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0),
 )
+# Another program's file: its views, triggers and defaults must not call functions with side effects, nor its cells lie.
+_FOREIGN_PRAGMAS: Final = ("trusted_schema=OFF", "cell_size_check=ON")
 
 
 def open_owner(path: Path, role: migrate.Role, *, create: bool = True) -> Writer:
@@ -104,6 +106,35 @@ def open_still_reader(path: Path) -> Reader:
     except sqlite3.Error as error:
         raise translate(error, path, hostile=False) from error
     return Reader(connection, path)
+
+
+def open_foreign_reader(path: Path) -> Reader:
+    """Open another program's database read-only, whatever its journal mode, without believing its schema.
+
+    A WAL file needs a folder in which its `-shm` can be made. Errors as of `open_reader`.
+    """
+    try:
+        connection = _connect(path, "ro")
+        for pragma in ("mmap_size=0", "query_only=ON", *_FOREIGN_PRAGMAS):
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error as error:
+        raise translate(error, path, hostile=False) from error
+    return Reader(connection, path)
+
+
+def open_foreign_writer(path: Path) -> Writer:
+    """Open another program's existing database read-write. Its journal mode, its schema and its version stay as they are.
+
+    A journal that its owner left in a crash is rolled back by that, as its own next start would. Errors as of `open_owner`.
+    """
+    try:
+        connection = _connect(path, "rw")
+        for pragma in ("synchronous=EXTRA", *_FOREIGN_PRAGMAS):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.Error as error:
+        raise (not_writable(error, path) or translate(error, path, hostile=False)) from error
+    return Writer(connection, path)
 
 
 def copy_database(source: Reader, target: Path, progress: PageProgress | None = None) -> None:

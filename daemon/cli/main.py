@@ -21,6 +21,7 @@ from daemon.cli import (
     doctor,
     image,
     init,
+    inngest,
     logs,
     mailbox,
     message,
@@ -100,6 +101,7 @@ def build_app() -> typer.Typer:
         logs,
         watch,
         config_check,
+        inngest,
         version,
     ):
         module.register(app)
