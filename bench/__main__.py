@@ -10,12 +10,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from bench import busy_sessions, cold_start, commits, drain, history, idle_sessions, peers, round_trip, steps
+from bench import busy_sessions, cold_start, commits, drain, history, idle_sessions, peers, retention, round_trip, steps
 from bench.figures import Result, missed
+from bench.neighbours import busy_share, disturbance
 from bench.picture import draw
 from bench.report import machine, print_result, print_summary, write_json, write_markdown
 from bench.settings import Settings
@@ -32,6 +34,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Settings], Result]]] = MappingProxyType
         "idle-sessions": idle_sessions.measure,
         "busy-sessions": busy_sessions.measure,
         "peers": peers.measure,
+        "retention": retention.measure,
     }
 )
 
@@ -49,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="cbb", dir=asked.dir, ignore_cleanup_errors=True) as folder:
             settings = Settings(Path(folder), asked.scale, asked.minutes, asked.base_image)
             try:
-                results[name] = BENCHMARKS[name](settings)
+                results[name] = _run(name, settings)
             except BenchFailed as error:
                 broken.append(name)
                 print(f"{name}: {error}", file=sys.stderr)
@@ -64,6 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"picture: {asked.picture}")
     print_summary(results)
     return 1 if broken or missed(figures) else 0
+
+
+def _run(name: str, settings: Settings) -> Result:
+    """One benchmark; noisy also when others were at work beside it."""
+    before = busy_share()
+    result = BENCHMARKS[name](settings)
+    disturbed = disturbance((before, busy_share()))
+    reasons = [reason for reason in (result.noisy, disturbed) if reason is not None]
+    return replace(result, noisy="; ".join(reasons) or None)
 
 
 def _known(name: str) -> str:

@@ -21,12 +21,12 @@ from bench.spread import median, noise, spread
 from bench.stage import BenchFailed
 from daemon.app import House
 
-_ROWS: Final = 20_000
+_ROWS: Final = 10_000
 _REPEATS: Final = 5
 _COMMITS: Final = 200
 _BATCH: Final = 200
 _PLACES: Final = 8
-_PILES: Final = (100, 1_000, 10_000, 100_000)  # the curve: does a row cost more in a larger pile?
+_PILES: Final = (100, 1_000, 10_000, 40_000)  # the curve: does a row cost more in a larger pile?
 _LONGEST_S: Final = 300.0
 _LOOK_S: Final = 0.002
 _NOTE: Final = (

@@ -230,6 +230,13 @@ class ChannelError(ClawbusError):
     default_hint = "Check its [channels.NAME] table and that its package is installed."
 
 
+class ListenError(ClawbusError):
+    """An address that is configured cannot be listened on."""
+
+    code = "LISTEN"
+    default_hint = "Free the address (`ss -ltnp` says who has it), or configure another one."
+
+
 class RequestRefusedError(ClawbusError):
     """A request from outside is refused before anything was stored: signature, size, shape."""
 

@@ -27,6 +27,7 @@ from daemon.containers.supervisor import Supervisor
 from daemon.errors import NoAnswerError
 from daemon.ops import reports
 from daemon.repair.repairs import Repairs
+from daemon.retention import Retention
 from daemon.store.dead_letters import Operator
 from daemon.store.mailbox import MailboxEntry
 from daemon.store.registry import SessionKey
@@ -55,6 +56,7 @@ class DaemonOperations:
         local: LocalChannel,
         runtime_name: str,
         degraded: Callable[[], list[dict[str, Any]]],
+        retention: Retention,
     ) -> None:
         self._data_dir = data_dir
         self._clock = clock
@@ -66,11 +68,11 @@ class DaemonOperations:
         self._local = local
         self._runtime_name = runtime_name
         self._degraded = degraded
+        self._retention = retention
         self._dead_letters = DeadLetters(sessions, clock, sweeper.poke)
         self.repairs = Repairs(sessions, supervisor, clock, sweeper.poke)
         self._started_at = clock.now_ms()
         self._log = structlog.get_logger("operator")
-        self.ready = False
 
     async def accept(self, incoming: Incoming) -> Accepted:
         """See Ingress.accept."""
@@ -194,10 +196,6 @@ class DaemonOperations:
         """See DeadLetters.drop."""
         return await self._dead_letters.drop(_key(agent, session), letter_id, Operator(by, reason))
 
-    def health(self) -> dict[str, Any]:
-        """Cheap: whether start-up is complete, and what is degraded."""
-        return {"ready": self.ready, "degraded": self._degraded()}
-
     def live(self) -> dict[str, Any]:
         """What only the live process knows."""
         last = self._sweeper.last
@@ -224,8 +222,16 @@ class DaemonOperations:
             ],
             "waiting_spawns": [str(key) for key in self._supervisor.waiting()],
             "last_sweep": sweep if last.at is not None else None,
+            "retention": self._retention_report(),
             "clock": self._sweeper.clock_jump,
         }
+
+    def _retention_report(self) -> dict[str, Any]:
+        """How long what is done is kept (seconds; None: for ever), and what the last pass took."""
+        last = self._retention.last
+        took = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors,
+                "given_back_bytes": last.given_back, "taken": dict(last.taken)}  # fmt: skip
+        return {"keep_s": dict(self._retention.ages), "last_pass": took if last.at is not None else None}
 
 
 def _key(agent: str, session: str) -> SessionKey:

@@ -126,8 +126,23 @@ def facts_of(report: Mapping[str, Any], source: str) -> dict[str, object]:
     )
     facts["answers"] = f"{queues['undelivered']} undelivered, oldest {age(queues['oldest_undelivered_age_ms'])}"
     facts["dead letters"] = f"{queues['dead_letters']} ({queues['failed']} messages, {queues['dead']} answers)"
+    facts |= _pruned(report)
     if report.get("not_examined"):
         facts["not examined"] = f"{report['not_examined']} sessions (no time)"
+    return facts
+
+
+def _pruned(report: Mapping[str, Any]) -> dict[str, object]:
+    """How long what is done is kept, and what has gone by now."""
+    from daemon.cli.present import duration, pruned  # noqa: PLC0415
+
+    facts: dict[str, object] = {}
+    live: dict[str, Any] = report.get("live") or {}
+    if "retention" in live:
+        keep: dict[str, float | None] = live["retention"]["keep_s"]
+        facts["kept"] = ", ".join(f"{what} {duration(seconds)}" for what, seconds in keep.items())
+    if report.get("pruned"):
+        facts["pruned"] = pruned(report["pruned"], report["at"])
     return facts
 
 

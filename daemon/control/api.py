@@ -110,7 +110,7 @@ def build_api(
 ) -> Starlette:
     """The ASGI app. `max_body_bytes` bounds a request's body; the content's own limit is the ingress's.
 
-    `more` are routes of others on the same socket.
+    `more` are routes of others on the same socket: telemetry's, and the event stream.
     """
     api = _Api(operations, max_body_bytes)
 
@@ -134,8 +134,6 @@ def build_api(
             route("/v1/dead/show", api.dead_show),
             route("/v1/dead/requeue", api.dead_requeue, "POST"),
             route("/v1/dead/drop", api.dead_drop, "POST"),
-            Route("/healthz", api.healthz, methods=["GET"]),
-            Route("/readyz", api.readyz, methods=["GET"]),
             *more,
         ],
         exception_handlers={HTTPException: _http_error},
@@ -163,6 +161,7 @@ class _Api:
                 process_after=body.process_after,
                 recurrence=body.recurrence,
                 create_session=body.create_session,
+                traceparent=request.headers.get("traceparent"),
             )
         )
         return asdict(accepted)
@@ -232,14 +231,6 @@ class _Api:
         body = parse_body(_RepairBody, await read_body(request, self._max_body_bytes))
         agent, session = check_name("agent", body.agent), check_name("session", body.session)
         return agent, session, body.id, body.by, body.reason
-
-    async def healthz(self, _: Request) -> Response:
-        return _json(200, {"ok": True, "result": self._operations.health()})
-
-    async def readyz(self, _: Request) -> Response:
-        health = self._operations.health()
-        ready = bool(health.get("ready"))
-        return _json(200 if ready else 503, {"ok": ready, "result": health})
 
 
 def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:

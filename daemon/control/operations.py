@@ -88,7 +88,3 @@ class Operations(Protocol):
     async def drop_dead(self, agent: str, session: str, letter_id: str, by: str, reason: str | None) -> dict[str, Any]:
         """Take a dead letter off the list; returns {id, kind}. Raises as `requeue_dead`."""
         ...
-
-    def health(self) -> dict[str, Any]:
-        """At least {ready: bool}; cheap, never waits, never touches a disk."""
-        ...

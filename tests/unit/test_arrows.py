@@ -224,7 +224,7 @@ def daemon_declares_its_dependencies(module: Module) -> Iterator[str]:
     """daemon imports only what pyproject.toml names, not what happens to come along with it."""
     if module.package != "daemon":
         return
-    declared = declared_imports()
+    declared = declared_imports() | {"opentelemetry"}  # an extra; the next rule says where
     for imported in imports_of(module):
         if _third_party(imported) and imported.root not in declared | TOOLS:
             yield f"{module.path}:{imported.line} daemon imports {imported.name}, which pyproject.toml does not declare"
@@ -244,6 +244,22 @@ def docker_has_one_caller(module: Module) -> Iterator[str]:
     for imported in imports_of(module):
         if imported.root == "docker":
             yield f"{module.path}:{imported.line} imports {imported.name}; only daemon/containers/docker.py may"
+
+
+def opentelemetry_has_one_caller(module: Module) -> Iterator[str]:
+    """Only daemon/telemetry/tracing_otel.py imports OpenTelemetry, and nothing imports that but on demand: it is an extra."""
+    if module.path == "daemon/telemetry/tracing_otel.py":
+        return
+    on_import = {id(node) for node in _module_level(module.tree.body)}
+    for imported in imports_of(module):
+        if imported.root == "opentelemetry":
+            yield f"{module.path}:{imported.line} imports {imported.name}; only daemon/telemetry/tracing_otel.py may"
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.ImportFrom(module="daemon.telemetry.tracing_otel") if id(node) in on_import:
+                yield f"{module.path}:{node.lineno} imports tracing_otel when it is imported itself"
+            case _:
+                pass
 
 
 def sqlite_has_one_door(module: Module) -> Iterator[str]:
@@ -369,6 +385,7 @@ RULES: Final[tuple[Rule, ...]] = (
     runner_stays_small,
     daemon_declares_its_dependencies,
     docker_has_one_caller,
+    opentelemetry_has_one_caller,
     sqlite_has_one_door,
     pure_files_are_pure,
     forensics_only_looks,
@@ -418,6 +435,9 @@ OFFENDERS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (docker_has_one_caller, "daemon/docker.py", "from docker.errors import NotFound"),
     (docker_has_one_caller, "daemon/containers/dockerish.py", "import docker.types"),
     (docker_has_one_caller, "container_runner/docker.py", "import docker"),
+    (opentelemetry_has_one_caller, "daemon/app.py", "from opentelemetry.sdk.trace import TracerProvider"),
+    (opentelemetry_has_one_caller, "daemon/telemetry/tracing.py", "def f():\n    import opentelemetry.sdk"),
+    (opentelemetry_has_one_caller, "daemon/app.py", "from daemon.telemetry.tracing_otel import OtelTracer"),
     (sqlite_has_one_door, "daemon/store/inbound.py", "import sqlite3\nsqlite3.connect('x')"),
     (sqlite_has_one_door, "daemon/store/inbound.py", "import sqlite3 as s\ndb = s.connect('x')"),
     (sqlite_has_one_door, "daemon/store/inbound.py", "from sqlite3 import connect"),
@@ -462,6 +482,8 @@ INNOCENTS: Final[tuple[tuple[str, str], ...]] = (
     ("container_runner/loop.py", "from container_runner.providers import echo\nfrom . import store"),
     ("daemon/containers/docker.py", "import docker\nfrom docker.errors import NotFound"),
     ("daemon/containers/docker_events.py", "import docker"),
+    ("daemon/telemetry/tracing_otel.py", "from opentelemetry.sdk.trace import TracerProvider"),
+    ("daemon/telemetry/tracing.py", "def f():\n    from daemon.telemetry.tracing_otel import OtelTracer"),
     ("daemon/containers/supervisor.py", "from daemon.containers import docker\nfrom . import docker_events"),
     ("daemon/containers/image.py", "import importlib.resources as r\nr.files('container_runner')"),
     ("daemon/config.py", "import pydantic_settings, tomllib\nfrom pydantic import BaseModel"),

@@ -162,7 +162,6 @@ async def test_a_runtime_that_is_away_at_start_is_a_state_and_not_an_end(kit: Ho
     kit.host.available = False
     async with kit.running():
         assert [item["what"] for item in kit.house.degraded()] == ["runtime"]
-        assert kit.operations.health()["degraded"][0]["what"] == "runtime"
         accepted = await kit.send(message_id="m2")
         assert accepted.message_id == "m2"
         await kit.house.sweeper.tick()
