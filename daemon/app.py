@@ -325,7 +325,8 @@ async def _main(
             operations = await _start(house, tasks)
             events = EventHub()
             pipeline.listen(events.publish)
-            api = build_api(operations, [*monitoring.routes, events_route(events), *repair_routes(operations.repairs)])
+            routes = [*monitoring.routes, events_route(events), *repair_routes(operations.repairs)]
+            api = build_api(operations, routes)
             await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
             tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
             monitoring.health.started = True
