@@ -82,7 +82,8 @@ lock: ## write the locks anew from pyproject.toml (UPGRADE=1 moves the pins)
 	compile pyproject.toml --output-file locks/runtime.txt; \
 	compile --group runner --constraint locks/runtime.txt --output-file container_runner/requirements.lock; \
 	compile --group build --constraint locks/runtime.txt --output-file locks/build.txt; \
-	compile pyproject.toml --group dev --group bench --constraint locks/runtime.txt --constraint locks/build.txt --output-file locks/dev.txt
+	compile pyproject.toml --extra otel --constraint locks/runtime.txt --output-file locks/otel.txt; \
+	compile pyproject.toml --extra otel --group dev --group bench --constraint locks/otel.txt --constraint locks/runtime.txt --constraint locks/build.txt --output-file locks/dev.txt
 
 clean: ## remove what the other targets made, .venv too
 	@rm -rf $(VENV) build dist demo-data bench/out .pytest_cache .ruff_cache .hypothesis

@@ -40,6 +40,7 @@ PANELS: Final[Mapping[str, Panel]] = MappingProxyType(
         "history": Panel("One look, by what is done in the session", "messages of history", "milliseconds", "log",
                          markers=True),
         "sessions": Panel("A daemon, by its idle sessions", "sessions", "see the legend", "symlog", "symlog", markers=True),
+        "locks": Panel("Retention: how long a step holds a file", "milliseconds", "share of steps that took no longer", "log"),
         "memory": Panel("Memory under the busy sessions' load", "seconds", "resident MB"),
     }
 )  # fmt: skip

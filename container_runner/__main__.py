@@ -22,6 +22,7 @@ from container_runner.logs import build_logger
 from container_runner.loop import Runner
 from container_runner.providers import PROVIDERS
 from container_runner.providers.protocol import ProviderContext
+from container_runner.retention import Retention
 from container_runner.settings import Environment, read_environment
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
@@ -91,6 +92,17 @@ def _build(environment: Environment, log: FilteringBoundLogger) -> Runner:
         watch=InboundWatch(environment.in_folder, step_ms=settings.watch_step_ms, poll_s=settings.poll_s, log=log),
         now_ms=_now_ms,
         log=log,
+        retention=_retention(environment),
+    )
+
+
+def _retention(environment: Environment) -> Retention | None:
+    settings = environment.settings
+    if settings.keep_s == 0:
+        return None
+    keep_ms = int(settings.keep_s * 1000)
+    return Retention(
+        environment.in_folder, environment.out_folder, keep_ms=keep_ms, batch=settings.prune_batch, now_ms=_now_ms
     )
 
 

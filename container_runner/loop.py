@@ -25,6 +25,7 @@ from container_runner.heartbeat import Heartbeat
 from container_runner.live import TurnProgress
 from container_runner.providers.protocol import Answer, Provider, Silence, Turn, TurnMessage
 from container_runner.replies import Plan, failure_replies, plan_replies
+from container_runner.retention import Retention
 from container_runner.store import Batch, Store
 from container_runner.watch import InboundWatch
 from schema.errors import ClawbusError, SchemaTooNewError
@@ -32,6 +33,8 @@ from schema.rows import AckStatus, RunnerSettings
 
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _MAX_REASON: Final = 1000
+_PRUNE_RETRY_S: Final = 10.0
+_BETWEEN_STEPS_S: Final = 0.05  # for the host, which looks at every change
 
 _T = TypeVar("_T")
 
@@ -52,6 +55,7 @@ class Runner:
         watch: InboundWatch,
         now_ms: Callable[[], int],
         log: FilteringBoundLogger,
+        retention: Retention | None = None,
     ) -> None:
         self._settings = settings
         self._incarnation = incarnation
@@ -64,6 +68,7 @@ class Runner:
         self._now_ms = now_ms
         self._looked_at = 0  # epoch milliseconds, before the latest claim
         self._log = log
+        self._retention = retention
         self._stopping = anyio.Event()
         self._cut_off_at = float("inf")
         self._first_poll = True
@@ -98,10 +103,12 @@ class Runner:
         self._log.info("runner_started", provider=self._settings.provider, stale_claims_dropped=dropped)
         while not self._stopping.is_set():
             batch = await self._look()
-            if batch is None:
-                await self._watch.wait()
-            else:
+            if batch is not None:
                 await self._turn(batch)
+            elif await self._prune():
+                await self._watch.wait(_BETWEEN_STEPS_S)
+            else:
+                await self._watch.wait()
 
     async def _look(self) -> Batch | None:
         """Claim what is due. Whatever is wrong with a file, the next poll tries again."""
@@ -123,11 +130,29 @@ class Runner:
         self._last_trouble = None
         return batch
 
+    async def _prune(self) -> bool:
+        """One small step of retention, only when there is nothing to do: a message that comes waits for no more than that.
+
+        True when another step is due. Whatever is wrong with a file, it is tried again.
+        """
+        if self._retention is None or not self._retention.due or self._stopping.is_set():
+            return False
+        try:
+            pruned = await run_sync(self._retention.step)
+        except ClawbusError as error:
+            self._retention.postpone(_PRUNE_RETRY_S)
+            self._note_trouble("prune_failed", error)
+            return False
+        if pruned.answers or pruned.acks:
+            self._log.info("outbound_pruned", answers=pruned.answers, acks=pruned.acks, given_back=pruned.given_back)
+        return pruned.more
+
     async def _turn(self, batch: Batch) -> None:
         log = self._log.bind(messages=[message.id for message in batch.messages])
         log.info("turn_started")
         began = anyio.current_time()
-        progress = TurnProgress(self._heartbeat, self._show_tool, self._now_ms, self._provider.silence)
+        show_tool = partial(self._show_tool, log)
+        progress = TurnProgress(self._heartbeat, show_tool, self._now_ms, self._provider.silence)
         outcome: Answer | TurnFailedError | None = None
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
@@ -234,7 +259,12 @@ class Runner:
         failure = _refusal(plan, self._settings.max_answer_bytes)
         return (plan, None) if failure is None else (failure_replies(failure, messages, batch.routing), failure)
 
-    async def _show_tool(self, tool: Silence | None, started_at: int) -> None:
+    async def _show_tool(self, log: FilteringBoundLogger, tool: Silence | None, started_at: int) -> None:
+        """In the file for the host, which judges by it, and in the log for whoever asks later what took so long."""
+        if tool is None or tool == self._provider.silence:
+            log.info("tool_ended")
+        else:
+            log.info("tool_started", tool=tool.name[:200], timeout_s=tool.timeout_s)
         try:
             await run_sync(self._store.set_tool, tool, started_at)
         except ClawbusError as error:

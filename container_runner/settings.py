@@ -20,7 +20,8 @@ from schema.ids import is_message_id
 from schema.rows import RunnerSettings
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-_ABOVE_ZERO: Final = ("timeout_s", "max_batch", "poll_s", "watch_step_ms", "max_answer_bytes")
+_ABOVE_ZERO: Final = ("timeout_s", "max_batch", "poll_s", "watch_step_ms", "max_answer_bytes", "prune_batch")
+_ZERO_OR_ABOVE: Final = ("grace_s", "keep_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,9 @@ def _check(settings: RunnerSettings, providers: typing.Collection[str]) -> Runne
         # `not above` rather than `at most`: NaN is neither.
         if not 0 < float(getattr(settings, key)) < float("inf"):
             raise SettingsError(f"{layout.ENV_RUNNER}: {key} must be a number above 0.")
-    if not 0 <= settings.grace_s < float("inf"):
-        raise SettingsError(f"{layout.ENV_RUNNER}: grace_s must be 0 or more.")
+    for key in _ZERO_OR_ABOVE:
+        if not 0 <= float(getattr(settings, key)) < float("inf"):
+            raise SettingsError(f"{layout.ENV_RUNNER}: {key} must be 0 or more.")
     if settings.provider not in providers:
         raise SettingsError(
             f"{layout.ENV_RUNNER}: unknown provider {settings.provider!r}.", hint=f"One of: {', '.join(providers)}."

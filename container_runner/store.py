@@ -306,9 +306,12 @@ def _destination(row: sqlite3.Row) -> Destination:
 
 
 def _max_seq(db: Writer) -> int:
+    """Above everything that either side holds, and above what the host has taken note of: below that, no row is sent."""
+    noted = "coalesce((SELECT seq FROM inbound.delivery_cursor WHERE id = 1), 0)"
     row = db.one(
         "SELECT max(coalesce((SELECT max(seq) FROM main.messages_out), 0),"
-        " coalesce((SELECT max(seq) FROM inbound.messages_in), 0)) AS seq"
+        " coalesce((SELECT max(seq) FROM inbound.messages_in), 0),"
+        f" {noted if db.columns('delivery_cursor', _INBOUND) else '0'}) AS seq"
     )
     return int(row["seq"]) if row is not None else 0
 

@@ -59,9 +59,9 @@ class InboundWatch:
         """Let `run` return: a thread under it hears this event, and no cancellation."""
         self._closed.set()
 
-    async def wait(self) -> None:
-        """Return on a change since the last return, or after poll_s."""
-        with anyio.move_on_after(self._poll_s):
+    async def wait(self, at_most_s: float | None = None) -> None:
+        """Return on a change since the last return, or after poll_s (or `at_most_s`, where that is less)."""
+        with anyio.move_on_after(self._poll_s if at_most_s is None else min(at_most_s, self._poll_s)):
             await self._changed.wait()
         # Replaced before the caller looks: a change during its look ends the next wait.
         self._changed = anyio.Event()

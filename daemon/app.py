@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio
 import structlog
+from prometheus_client import CollectorRegistry
 
 from daemon.bus.delivery import Delivery
 from daemon.bus.ingress import Ingress
@@ -34,16 +35,23 @@ from daemon.containers.slots import Hooks, Timings
 from daemon.containers.supervisor import Supervisor
 from daemon.control import server as control_server
 from daemon.control.api import build_api
+from daemon.control.events import EventHub, events_route
 from daemon.data_folder import DataFolder
 from daemon.errors import ImageError, RuntimeUnavailableError
 from daemon.logs import LogPipeline, configure
 from daemon.notify import Notifier
 from daemon.operations import DaemonOperations
 from daemon.policies import read_limits, sweep_settings
+from daemon.retention import Retention
+from daemon.store.mailbox import Mailbox
 from daemon.store.rebuild import agree_on_install_id
 from daemon.store.registry import Registry
 from daemon.sweep.schedule import Schedule
 from daemon.sweep.sweeper import Sweeper
+from daemon.telemetry.metrics import Metrics
+from daemon.telemetry.monitoring import Monitoring, Watched
+from daemon.telemetry.telemetry import Telemetry
+from daemon.telemetry.tracing import build_tracer
 from daemon.watchdog import Pulse, Watchdog
 from schema.errors import ClawbusError
 from schema.rows import MessageIn
@@ -122,7 +130,9 @@ class House:
     watch: Watch
     ingress: Ingress
     pulse: Pulse
+    retention: Retention
     channel_problems: dict[str, tuple[int, str]]
+    telemetry: Telemetry
 
     def degraded(self) -> list[dict[str, Any]]:
         """What does not work now, since when and why."""
@@ -142,6 +152,21 @@ class House:
         for name, (since, why) in self.channel_problems.items():
             found.append({"what": f"channel {name}", "since": since, "why": why})
         return found
+
+    def watched(self) -> Watched:
+        """What metrics and readiness look at."""
+        return Watched(
+            data_dir=self.config.data_dir,
+            clock=self.clock,
+            sessions=self.sessions,
+            supervisor=self.supervisor,
+            delivery=self.delivery,
+            pulse=self.pulse,
+            channels=tuple(self.channels),
+            agents=lambda: tuple(self.agents),
+            problems=lambda: [(str(item["what"]), int(item["since"]), str(item["why"])) for item in self.degraded()],
+            max_containers=self.config.runtime.max_containers,
+        )
 
     def status_line(self) -> str:
         """One line for systemd's STATUS=."""
@@ -181,6 +206,10 @@ def build_house(
         operation_s=config.sweep.session_timeout_s * 0.8,  # so that the operation's end comes before the sweep's
     )
     channels = build_channels(config, clock, types)
+    metrics = Metrics(CollectorRegistry(), channels, runtime.name)
+    traces = config.telemetry
+    tracer = build_tracer(traces.otlp_endpoint, traces.trace_sample_ratio, install_id, metrics.count_spans)
+    telemetry = Telemetry(metrics, tracer, clock)
     # The lambdas look a name up that is bound further down: the parts know each other both ways.
     watch = Watch(lambda session: delivery.poke(session))  # noqa: PLW0108
     schedule = Schedule(clock, lambda key: sweeper.poke(key))  # noqa: PLW0108
@@ -207,7 +236,7 @@ def build_house(
         wake_at=lambda session, when: schedule.at(session.key, when),
         is_idle=lambda session: sweeper.is_idle(session),  # noqa: PLW0108
     )
-    supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, timings)
+    supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, telemetry, timings)
     sessions.remember_with(supervisor.incarnations, install_id)
     delivery = Delivery(
         channels,
@@ -222,8 +251,11 @@ def build_house(
         unreadable_s=config.sweep.claim_stuck_s,
         max_content_bytes=config.limits.max_content_bytes,
         rng=random.Random(),  # noqa: S311 - spreads retries; nothing secret
+        telemetry=telemetry,
     )
-    sweeper = Sweeper(sessions, supervisor, delivery, schedule, clock, config.sweep, sweep_settings(config), pulse)
+    sweeper = Sweeper(
+        sessions, supervisor, delivery, schedule, clock, config.sweep, sweep_settings(config), pulse, telemetry
+    )
 
     def on_accepted(session: Session, message: MessageIn) -> None:
         if message.process_after is not None and message.process_after > clock.now_ms():
@@ -231,7 +263,9 @@ def build_house(
         elif message.trigger and supervisor.slot(session.key) is None:
             delivery.later(partial(supervisor.wake, session))
 
-    ingress = Ingress(sessions, agents, clock, on_accepted, max_content_bytes=config.limits.max_content_bytes)
+    ingress = Ingress(
+        sessions, agents, clock, on_accepted, max_content_bytes=config.limits.max_content_bytes, telemetry=telemetry
+    )
     house = House(
         config,
         clock,
@@ -246,7 +280,11 @@ def build_house(
         watch,
         ingress,
         pulse,
+        Retention(
+            sessions, Mailbox(folder.mailbox_db), config.retention, clock, lambda key: supervisor.slot(key) is not None
+        ),
         {},
+        telemetry,
     )
     return house
 
@@ -254,6 +292,7 @@ def build_house(
 async def _quarantine(house: House, session: Session, reason: str) -> None:
     """Out of service until an operator releases it; its container is ended, its messages are kept."""
     key, now = session.key, house.clock.now_ms()
+    house.telemetry.quarantined(key.agent)
     structlog.get_logger("quarantine").error(
         "session_quarantined", agent=key.agent, session=key.session, reason=reason,
         hint=f"look at the session's out/ folder, then `clawbus session release {key}`",
@@ -280,23 +319,28 @@ async def _main(
     log.info("daemon_starting", data=str(config.data_dir), runtime=runtime.name, pid=os.getpid())
     try:
         async with anyio.create_task_group() as tasks:
+            monitoring = Monitoring(house.watched(), house.telemetry)
+            await monitoring.start(tasks, config.telemetry.listen)
             operations = await _start(house, tasks)
-            await tasks.start(
-                partial(control_server.run, build_api(operations), config.control_socket), name="control api"
-            )
+            events = EventHub()
+            pipeline.listen(events.publish)
+            api = build_api(operations, [*monitoring.routes, events_route(events)])
+            await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
             tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
-            operations.ready = True
+            monitoring.health.started = True
             notifier.ready(house.status_line())
             log.info("daemon_ready", socket=str(config.control_socket), agents=sorted(house.agents),
                      channels=sorted(house.channels), active_sessions=len(house.sessions))  # fmt: skip
             await _serve_signals(house, pipeline, notifier, reload)
             notifier.stopping()
             log.info("daemon_stopping", containers_left_running=len(house.supervisor.slots()))
-            operations.ready = False
+            monitoring.health.started = False
             await stop_house(house, tasks, _SHUTDOWN_GRACE_S)
     finally:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_SHUTDOWN_GRACE_S):
-            await runtime.aclose()
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(_SHUTDOWN_GRACE_S):
+                await runtime.aclose()
+            await house.telemetry.tracer.aclose()
     log.info("daemon_stopped")
 
 
@@ -326,6 +370,7 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
         running = partial(run_channel, name, channel, house.ingress.accept, house.channel_problems, house.clock)
         await tasks.start(running, name=f"channel {name}")
     channels_run.set()
+    tasks.start_soon(house.retention.run, name="retention")
     return DaemonOperations(
         data_dir=house.config.data_dir,
         clock=house.clock,
@@ -337,6 +382,7 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
         local=house.channels.local,
         runtime_name=house.runtime.name,
         degraded=house.degraded,
+        retention=house.retention,
     )
 
 

@@ -12,12 +12,14 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, cast
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from daemon.errors import ConfigError
+from daemon.listening import is_loopback, split_listen
 from schema.errors import InvalidNameError
 from schema.ids import check_name
 
@@ -84,6 +86,21 @@ class Delivery(_Table):
     max_dead_letters: int = Field(default=10_000, ge=1)
 
 
+class Retention(_Table):
+    """[retention]: how long what is done is kept. 0, or "never" for never pruned."""
+
+    messages_s: float = Field(default=30 * 86400.0, ge=0)
+    incarnations_s: float = Field(default=30 * 86400.0, ge=0)
+    mailbox_s: float = Field(default=365 * 86400.0, ge=0)
+    interval_s: float = Field(default=3600.0, gt=0)
+    batch: int = Field(default=500, ge=1, le=10_000)
+
+    @field_validator("messages_s", "incarnations_s", "mailbox_s", mode="before")
+    @classmethod
+    def _never(cls, value: object) -> object:
+        return 0.0 if value == "never" else value
+
+
 class LimitsTable(_Table):
     """[limits]: what may come from outside and out of a container."""
 
@@ -107,6 +124,44 @@ class Logs(_Table):
     format: Literal["auto", "json", "pretty"] = "auto"
     file_bytes: int = Field(default=10 * 1024**2, ge=64 * 1024)
     file_count: int = Field(default=5, ge=1, le=100)
+
+
+class Telemetry(_Table):
+    """[telemetry]: metrics are always on the control socket; `listen` adds a TCP address, `otlp_endpoint` sends traces."""
+
+    allow_remote: bool = False  # before `listen`, whose check needs it
+    listen: str = ""
+    otlp_endpoint: str = ""
+    trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
+
+    @field_validator("listen")
+    @classmethod
+    def _address(cls, value: str, info: ValidationInfo) -> str:
+        if not value:
+            return value
+        host, _ = split_listen(value)
+        if not (info.data.get("allow_remote", False) or is_loopback(host)):
+            raise ValueError(
+                f"{host} is not a loopback address, and metrics have no password; listen on 127.0.0.1 and put a proxy before"
+                " it, or set telemetry.allow_remote = true"
+            )
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        if not value:
+            return value
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError("must be a URL, for example http://127.0.0.1:4318") from None
+        if parts.scheme not in {"http", "https"} or not host or parts.query or parts.fragment:
+            raise ValueError("must be an http:// or https:// URL of a collector, for example http://127.0.0.1:4318")
+        if parts.username is not None:
+            raise ValueError("must have no user name; put credentials into OTEL_EXPORTER_OTLP_HEADERS")
+        return value.rstrip("/")
 
 
 class Agent(_Table):
@@ -149,9 +204,11 @@ class Config(BaseSettings):
     docker: Docker = Field(default_factory=Docker)
     sweep: Sweep = Field(default_factory=Sweep)
     delivery: Delivery = Field(default_factory=Delivery)
+    retention: Retention = Field(default_factory=Retention)
     limits: LimitsTable = Field(default_factory=LimitsTable)
     control: Control = Field(default_factory=Control)
     logs: Logs = Field(default_factory=Logs)
+    telemetry: Telemetry = Field(default_factory=Telemetry)
     agents: dict[str, Agent] = Field(default_factory=dict[str, Agent])
     # Not in the repr: a channel's table may hold secrets.
     channels: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]], repr=False)
@@ -276,6 +333,12 @@ def _faults(config: Config) -> Iterator[str]:
             yield f"agents.{name}: {str(error).rstrip('.')}; {error.hint.rstrip('.')}"
         if agent.provider == "command" and not agent.command:
             yield f'agents.{name}.command: provider \'command\' needs a program: command = ["program", "argument"]'
+
+    for key in ("messages_s", "mailbox_s"):
+        age = float(getattr(config.retention, key))
+        if 0 < age < config.delivery.retry_for_s:
+            # Within it a send may be repeated, and what makes the repetition the same send must still be there.
+            yield f"retention.{key}: must be 0 (never) or at least delivery.retry_for_s, {config.delivery.retry_for_s:g}"
 
 
 def _unknown_variables(config: Config) -> Iterator[str]:

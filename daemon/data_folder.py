@@ -26,6 +26,7 @@ from schema.migrate import VERSION
 LOCK_NAME: Final = "clawbus.lock"
 VERSION_NAME: Final = "clawbus.version"
 INSTALL_NAME: Final = "install-id"
+LOW_BYTES: Final = 64 * 1024**2  # less free room than this is told as trouble, before writing fails
 # How the names begin that a first start, an image build or an operator who puts an agent in place may leave before the
 # version is written; `lost+found` is a new disk's.
 _OURS: Final = (

@@ -105,6 +105,13 @@ class UnknownMessageError(ClawbusError):
     default_hint = "`clawbus session show` lists a session's newest messages."
 
 
+class AmbiguousIdError(ClawbusError):
+    """Several sessions have a message of this id."""
+
+    code = "AMBIGUOUS_ID"
+    default_hint = "Name the session: --session AGENT/SESSION."
+
+
 class NotDeadLetterError(ClawbusError):
     """This id is no dead letter (any more): delivered, still tried, or dealt with already. Nothing was changed."""
 
@@ -138,6 +145,13 @@ class IdConflictError(ClawbusError):
 
     code = "ID_CONFLICT"
     default_hint = "Use a new id for new content; repeat an id only with the same content."
+
+
+class JournalError(ClawbusError):
+    """The systemd journal cannot be read: no journalctl, or no permission."""
+
+    code = "JOURNAL"
+    default_hint = "Leave --journal out: the log file has the same events; or join the group systemd-journal."
 
 
 class RegistryGoneError(StorageError):
@@ -214,6 +228,13 @@ class ChannelError(ClawbusError):
 
     code = "CHANNEL"
     default_hint = "Check its [channels.NAME] table and that its package is installed."
+
+
+class ListenError(ClawbusError):
+    """An address that is configured cannot be listened on."""
+
+    code = "LISTEN"
+    default_hint = "Free the address (`ss -ltnp` says who has it), or configure another one."
 
 
 class RequestRefusedError(ClawbusError):

@@ -61,6 +61,7 @@ class LogPipeline:
         self._lock = threading.RLock()
         self._threshold = _LEVELS[settings.level]
         self._bridge = _Bridge(logging.WARNING)
+        self._listeners: tuple[Callable[[Mapping[str, object]], None], ...] = ()
         self._root_before: tuple[int, list[logging.Handler]] | None = None
 
     @property
@@ -71,6 +72,10 @@ class LogPipeline:
     def set_level(self, level: str) -> None:
         """debug, info, warning or error; takes effect for loggers already made too (a reload)."""
         self._threshold = _LEVELS[level]
+
+    def listen(self, listener: Callable[[Mapping[str, object]], None]) -> None:
+        """Hand every event on, as it is written, to one who neither waits nor raises. It is called from any thread."""
+        self._listeners = (*self._listeners, listener)
 
     def install(self) -> None:
         """Make structlog and the standard library's logging write here."""
@@ -127,6 +132,8 @@ class LogPipeline:
                 if render not in lines:
                     lines[render] = render(shown)
                 self._put(sink, lines[render])
+            for listener in self._listeners:
+                listener(shown)
             for sink in self._sinks:
                 if sink.failing and sink not in failing:
                     self._tell_others(sink)

@@ -26,6 +26,7 @@ from daemon.clock import Clock
 from daemon.containers.supervisor import Supervisor
 from daemon.errors import NoAnswerError
 from daemon.ops import reports
+from daemon.retention import Retention
 from daemon.store.dead_letters import Operator
 from daemon.store.mailbox import MailboxEntry
 from daemon.store.registry import SessionKey
@@ -53,6 +54,7 @@ class DaemonOperations:
         local: LocalChannel,
         runtime_name: str,
         degraded: Callable[[], list[dict[str, Any]]],
+        retention: Retention,
     ) -> None:
         self._data_dir = data_dir
         self._clock = clock
@@ -64,10 +66,10 @@ class DaemonOperations:
         self._local = local
         self._runtime_name = runtime_name
         self._degraded = degraded
+        self._retention = retention
         self._dead_letters = DeadLetters(sessions, clock, sweeper.poke)
         self._started_at = clock.now_ms()
         self._log = structlog.get_logger("operator")
-        self.ready = False
 
     async def accept(self, incoming: Incoming) -> Accepted:
         """See Ingress.accept."""
@@ -108,7 +110,7 @@ class DaemonOperations:
     async def status(self) -> dict[str, Any]:
         """The files' report and the live part."""
         report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
-        return {**report, "live": self._live()}
+        return {**report, "live": self.live()}
 
     async def sessions(self) -> list[dict[str, Any]]:
         """See reports.sessions_report."""
@@ -183,11 +185,8 @@ class DaemonOperations:
         """See DeadLetters.drop."""
         return await self._dead_letters.drop(_key(agent, session), letter_id, Operator(by, reason))
 
-    def health(self) -> dict[str, Any]:
-        """Cheap: whether start-up is complete, and what is degraded."""
-        return {"ready": self.ready, "degraded": self._degraded()}
-
-    def _live(self) -> dict[str, Any]:
+    def live(self) -> dict[str, Any]:
+        """What only the live process knows."""
         last = self._sweeper.last
         sweep = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors}
         return {
@@ -212,7 +211,16 @@ class DaemonOperations:
             ],
             "waiting_spawns": [str(key) for key in self._supervisor.waiting()],
             "last_sweep": sweep if last.at is not None else None,
+            "retention": self._retention_report(),
+            "clock": self._sweeper.clock_jump,
         }
+
+    def _retention_report(self) -> dict[str, Any]:
+        """How long what is done is kept (seconds; None: for ever), and what the last pass took."""
+        last = self._retention.last
+        took = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors,
+                "given_back_bytes": last.given_back, "taken": dict(last.taken)}  # fmt: skip
+        return {"keep_s": dict(self._retention.ages), "last_pass": took if last.at is not None else None}
 
 
 def _key(agent: str, session: str) -> SessionKey:

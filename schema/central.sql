@@ -19,9 +19,12 @@ CREATE TABLE IF NOT EXISTS sessions (
   spawn_failures    INTEGER NOT NULL DEFAULT 0,  -- consecutive
   next_spawn_at     INTEGER,
   last_spawn_error  TEXT,
+  dead_letters      INTEGER NOT NULL DEFAULT 0,  -- open ones when it was last swept: told without opening its files
   PRIMARY KEY (agent, session)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sessions_active ON sessions(agent, session) WHERE active = 1;
+CREATE INDEX IF NOT EXISTS sessions_quarantined ON sessions(agent, session) WHERE quarantined_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS sessions_dead ON sessions(agent, session) WHERE dead_letters > 0;
 CREATE INDEX IF NOT EXISTS sessions_due ON sessions(next_due_at) WHERE next_due_at IS NOT NULL;
 
 CREATE TABLE IF NOT EXISTS incarnations (
@@ -40,3 +43,11 @@ CREATE TABLE IF NOT EXISTS incarnations (
 -- No session has two live incarnations: the file itself refuses the second.
 CREATE UNIQUE INDEX IF NOT EXISTS incarnations_live ON incarnations(agent, session) WHERE ended_at IS NULL;
 CREATE INDEX IF NOT EXISTS incarnations_session ON incarnations(agent, session, created_at);
+
+-- What retention has taken away in all, over all sessions, so that a status can tell.
+CREATE TABLE IF NOT EXISTS pruned (
+  what    TEXT PRIMARY KEY,                      -- messages | receipts | incarnations | mailbox
+  rows    INTEGER NOT NULL,
+  at      INTEGER NOT NULL,                      -- the last time
+  through INTEGER NOT NULL                       -- nothing that ended later was taken
+);

@@ -178,6 +178,22 @@ class Writer(Reader):
         """As a reader's; but to a writer SQLITE_READONLY is no race: the folder or its file system is not writable."""
         return not_writable(error, self._path) or super()._translated(error)
 
+    def compact(self, *, min_free_bytes: int, max_live_bytes: int) -> int:
+        """Give pages back that nothing uses, when they are at least `min_free_bytes` and half of the file; the bytes given back.
+
+        It copies what is live under an exclusive lock, so a file with more than `max_live_bytes` of it is left as it is.
+        """
+        before, free = (self._pragma("page_count"), self._pragma("freelist_count"))
+        size = self._pragma("page_size")
+        if free * size < min_free_bytes or free * 2 < before or (before - free) * size > max_live_bytes:
+            return 0
+        self.execute("VACUUM")
+        return (before - self._pragma("page_count")) * size
+
+    def _pragma(self, name: str) -> int:
+        row = self.one(f"PRAGMA {name}")
+        return int(row[0]) if row is not None else 0
+
     def attach_reader(self, path: Path, alias: str) -> None:
         """Let this handle also read a trusted file of the other side, under `alias` (one of our own names).
 

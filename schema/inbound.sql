@@ -18,7 +18,8 @@ CREATE TABLE IF NOT EXISTS messages_in (
   thread_id         TEXT,
   content           TEXT NOT NULL,               -- JSON
   source_session_id TEXT,
-  on_wake           INTEGER NOT NULL DEFAULT 0   -- 1: only for a container's first poll
+  on_wake           INTEGER NOT NULL DEFAULT 0,  -- 1: only for a container's first poll
+  traceparent       TEXT                         -- ours: the W3C trace context of its acceptance
 );
 CREATE INDEX IF NOT EXISTS idx_messages_in_series ON messages_in(series_id);
 -- What is due must not cost more as the finished rows pile up.
@@ -90,6 +91,8 @@ CREATE TABLE IF NOT EXISTS delivery_attempts (
 );
 CREATE INDEX IF NOT EXISTS delivery_attempts_open ON delivery_attempts(seq)
   WHERE state IN ('queued', 'intended', 'retrying');
+-- Dead letters stay until an operator closes them; counting them must not cost what is queued.
+CREATE INDEX IF NOT EXISTS delivery_attempts_dead ON delivery_attempts(message_out_id) WHERE state = 'dead';
 -- A destination whose head is being retried holds back its own rows; finding those must not cost the queue behind them.
 CREATE INDEX IF NOT EXISTS delivery_attempts_retrying ON delivery_attempts(destination) WHERE state = 'retrying';
 
@@ -101,6 +104,14 @@ CREATE TABLE IF NOT EXISTS dead_letters_closed (
   by          TEXT NOT NULL,                     -- the operator's user name
   reason      TEXT,
   requeued_as TEXT                               -- the id of the new message
+);
+
+-- ours: what retention has taken away in all, so that whoever misses a row can tell that it was pruned.
+CREATE TABLE IF NOT EXISTS pruned (
+  what    TEXT PRIMARY KEY,                      -- messages | receipts
+  rows    INTEGER NOT NULL,
+  at      INTEGER NOT NULL,                      -- epoch ms; the last time
+  through INTEGER NOT NULL                       -- epoch ms; nothing that ended later was taken
 );
 
 -- ours: the highest outbound seq the host has taken note of. Rows above it are new.

@@ -12,6 +12,8 @@ from typing import Final
 INBOUND_DB: Final = "inbound.db"
 OUTBOUND_DB: Final = "outbound.db"
 HEARTBEAT: Final = ".heartbeat"
+INBOX_FILES: Final = "inbox"  # in/inbox/<message id>/: what came with a message
+OUTBOX_FILES: Final = "outbox"  # out/outbox/<message id>/: what goes with an answer
 BELL: Final = ".bell"
 
 CONTAINER_IN: Final = "/workspace/in"

@@ -1,4 +1,4 @@
--- mailbox.db: answers on the `local` channel, kept until a client has read past them. Only the daemon writes it.
+-- mailbox.db: answers on the `local` channel, kept for `retention.mailbox_s`, read or not. Only the daemon writes it.
 
 CREATE TABLE IF NOT EXISTS mailbox (
   cursor         INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused: a client's cursor stays valid for ever
@@ -25,3 +25,5 @@ CREATE TABLE IF NOT EXISTS mailbox_replies (
   cursor     INTEGER NOT NULL REFERENCES mailbox(cursor),
   PRIMARY KEY (agent, session, message_id, cursor)
 ) WITHOUT ROWID;
+-- An entry that is pruned takes its rows here along, at a cost that does not grow with the others.
+CREATE INDEX IF NOT EXISTS mailbox_replies_cursor ON mailbox_replies(cursor);

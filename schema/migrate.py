@@ -16,7 +16,7 @@ from typing import Final
 
 from schema.errors import SchemaTooNewError
 
-VERSION: Final = 2
+VERSION: Final = 3
 
 OUTBOUND_TABLES: Final = ("messages_out", "processing_ack", "session_state", "container_state")
 
@@ -40,6 +40,7 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
             ("messages_in", "trigger", "INTEGER NOT NULL DEFAULT 1", None),
             ("messages_in", "source_session_id", "TEXT", None),
             ("messages_in", "on_wake", "INTEGER NOT NULL DEFAULT 0", None),
+            ("messages_in", "traceparent", "TEXT", None),
             ("delivered", "platform_message_id", "TEXT", None),
             ("delivered", "status", "TEXT NOT NULL DEFAULT 'delivered'", None),
         ),
@@ -48,6 +49,7 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
             ("session_state", "updated_at", "TEXT NOT NULL DEFAULT '1970-01-01T00:00:00.000Z'", None),
             ("processing_ack", "incarnation", "TEXT", None),
         ),
+        Role.CENTRAL: (("sessions", "dead_letters", "INTEGER NOT NULL DEFAULT 0", None),),
     }
 )
 

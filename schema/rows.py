@@ -77,6 +77,16 @@ class MessageIn:
     thread_id: str | None = None
     source_session_id: str | None = None
     on_wake: bool = False
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """The message that an answer answers, as far as its delivery tells of it. `due_at`: when its wait began (epoch ms)."""
+
+    message_id: str
+    due_at: int | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +137,5 @@ class RunnerSettings:
     grace_s: float = 8.0
     max_answer_bytes: int = 1_048_576
     log_level: str = "info"
+    keep_s: float = 0.0
+    prune_batch: int = 500

@@ -62,6 +62,7 @@ class DeadLetters:
         kind = await session.call(partial(drop_one, session.files, letter_id, operator, now))
         self._log.warning("dead_letter_dropped", agent=key.agent, session=key.session, message=letter_id,
                           by=operator.name, reason=operator.reason)  # fmt: skip
+        self._look(key)  # an idle session's count is kept in central.db
         return {"id": letter_id, "kind": kind}
 
     async def _after_races(self, session: Session, work: Callable[[int], dict[str, Any]]) -> dict[str, Any]:

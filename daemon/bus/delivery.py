@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -20,6 +21,9 @@ from daemon.channels.protocol import Channel, InDoubt, ManyChannel, Outgoing, Re
 from daemon.clock import Clock
 from daemon.config import Delivery as DeliveryConfig
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.logs_render import MAX_ITEMS
+from daemon.store.messages import chunks
+from daemon.telemetry.telemetry import Beginning, Telemetry
 from schema.errors import (
     ClawbusError,
     FileBusyError,
@@ -35,7 +39,7 @@ _RACE_RETRY_MS = 50
 _TROUBLE_RETRY_MS = 1000
 _SURPRISE_RETRY_MS = 30_000
 _MAX_STRIKES = 3
-_TOLD_ONE_BY_ONE = 20  # deliveries in one go; of more, one event names them all
+_TOLD_ONE_BY_ONE = 20  # deliveries in one go; of more, an event names a hundred
 
 
 class Delivery:
@@ -56,6 +60,7 @@ class Delivery:
         unreadable_s: float,
         max_content_bytes: int,
         rng: random.Random,
+        telemetry: Telemetry,
     ) -> None:
         self._channels = channels
         self._config = config
@@ -69,6 +74,7 @@ class Delivery:
         self._unreadable_s = unreadable_s
         self._max_content_bytes = max_content_bytes
         self._rng = rng
+        self._telemetry = telemetry
         self._dirty: dict[Session, bool] = {}
         self._senders = 0
         self._drained = anyio.Event()
@@ -282,10 +288,18 @@ class Delivery:
         return outcomes
 
     async def _send(self, session: Session, send: Send) -> Outcome:
+        begun = self._begin(session, send)
+        outcome = await self._try_send(session, send, begun.traceparent)
+        return replace(outcome, begun=begun, ended_at=self._clock.now_ms())
+
+    def _begin(self, session: Session, send: Send) -> Beginning:
+        return self._telemetry.sending(session.key.agent, session.key.session, send.candidate.cause)
+
+    async def _try_send(self, session: Session, send: Send, traceparent: str | None) -> Outcome:
         channel = self._channels[send.address.channel_type]
         try:
             with anyio.fail_after(self._config.send_timeout_s):
-                platform_id = _checked(await channel.deliver(_outgoing(session, send)))
+                platform_id = _checked(await channel.deliver(_outgoing(session, send, traceparent)))
         except Exception as error:  # noqa: BLE001 - a channel's bug must not stop other channels; it is retried and logged
             return self._failure(send, error)
         return Outcome(send, sent=True, platform_message_id=platform_id)
@@ -293,9 +307,11 @@ class Delivery:
     async def _send_many(self, session: Session, sends: list[Send], channel: ManyChannel) -> list[Outcome]:
         """One call for a run of rows. What it does not tell of was not begun, or is sent again: it deduplicates."""
         outcomes: list[Outcome] = []
+        begun = [self._begin(session, send) for send in sends]
+        messages = [_outgoing(session, send, one.traceparent) for send, one in zip(sends, begun, strict=True)]
         try:
             with anyio.fail_after(self._config.send_timeout_s):
-                results = await channel.deliver_many([_outgoing(session, send) for send in sends])
+                results = await channel.deliver_many(messages)
             for send, result in zip(sends, results, strict=False):
                 if isinstance(result, PermanentDeliveryError | TransientDeliveryError):
                     outcomes.append(self._failure(send, result))
@@ -304,7 +320,9 @@ class Delivery:
         except Exception as error:  # noqa: BLE001 - as in a single send; the row that it met first bears it
             outcomes.append(self._failure(sends[len(outcomes)], error))
         # One that tells of nothing would be asked again at once, for ever.
-        return outcomes or [self._failure(sends[0], TypeError("deliver_many returned nothing"))]
+        outcomes = outcomes or [self._failure(sends[0], TypeError("deliver_many returned nothing"))]
+        ended_at = self._clock.now_ms()
+        return [replace(outcome, begun=one, ended_at=ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
 
     def _failure(self, send: Send, error: Exception) -> Outcome:
         """What an error says of a send that was begun."""
@@ -343,6 +361,7 @@ class Delivery:
 
     def _report(self, session: Session, found: Collected) -> None:
         log = self._log.bind(agent=session.key.agent, session=session.key.session)
+        self._telemetry.ended(session.key.agent, session.key.session, found.endings)
         for claim in found.claimed:
             log.info("message_claimed", message=claim.message_id, incarnation=claim.incarnation)
         for action in found.settled:
@@ -352,16 +371,20 @@ class Delivery:
             self._dead(session, dead)
         for item in found.deferred:
             log.warning("delivery_deferred", message_out=item.candidate.row.id, code=item.reason, error=item.error)
+            self._telemetry.deferred(item.address.channel_type, item.reason)
 
     def _report_outcomes(self, session: Session, outcomes: Sequence[Outcome], buried: Sequence[Bury]) -> None:
         log = self._log.bind(agent=session.key.agent, session=session.key.session)
         dead_ids = {dead.candidate.row.id for dead in buried}
         done = [outcome for outcome in outcomes if outcome.sent and outcome.error is None]
         if len(done) > _TOLD_ONE_BY_ONE:
-            log.info("messages_delivered", count=len(done), channel=done[0].send.address.channel_type,
-                     messages_out=[outcome.send.candidate.row.id for outcome in done])  # fmt: skip
+            ids = [outcome.send.candidate.row.id for outcome in done]
+            for part in chunks(ids, MAX_ITEMS):  # an event shows no more of a list
+                log.info("messages_delivered", count=len(part), channel=done[0].send.address.channel_type,
+                         messages_out=part)  # fmt: skip
         for outcome in outcomes:
             row = outcome.send.candidate.row
+            self._tell(session, outcome)
             if outcome.sent and outcome.error is None:
                 if len(done) > _TOLD_ONE_BY_ONE:
                     continue
@@ -373,12 +396,23 @@ class Delivery:
         for dead in buried:
             self._dead(session, dead)
 
+    def _tell(self, session: Session, outcome: Outcome) -> None:
+        if not outcome.sent or outcome.begun is None:
+            return
+        candidate = outcome.send.candidate
+        self._telemetry.sent(
+            outcome.begun, session.key.agent, session.key.session, outcome.send.address.channel_type, candidate.row.id,
+            candidate.cause, ended_at=outcome.ended_at, error_code=outcome.error_code, attempt=candidate.attempts + 1,
+        )  # fmt: skip
+
     def _dead(self, session: Session, dead: Bury) -> None:
+        key, candidate = session.key, dead.candidate
+        self._telemetry.buried(key.agent, key.session, candidate.row.id, candidate.cause, dead.reason)
         self._log.error("delivery_dead_lettered", agent=session.key.agent, session=session.key.session,
                         message_out=dead.candidate.row.id, code=dead.reason, error=dead.error)  # fmt: skip
 
 
-def _outgoing(session: Session, send: Send) -> Outgoing:
+def _outgoing(session: Session, send: Send, traceparent: str | None) -> Outgoing:
     row = send.candidate.row
     return Outgoing(
         key=f"{session.key.agent}/{session.key.session}/{row.id}",
@@ -391,6 +425,7 @@ def _outgoing(session: Session, send: Send) -> Outgoing:
         timestamp=row.timestamp,
         in_reply_to=row.in_reply_to,
         attempt=send.candidate.attempts + 1,
+        traceparent=traceparent,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from schema.rows import Address, DeliveryState, Kind, MessageOut
+from schema.rows import Address, Cause, DeliveryState, Kind, MessageOut
 
 DELIVERABLE: Final = frozenset({Kind.CHAT.value, Kind.CHAT_SDK.value, Kind.TASK.value, Kind.WEBHOOK.value})
 
@@ -40,6 +40,7 @@ class Candidate:
     first_at: int = 0
     origin: Address | None = None
     gone: bool = False
+    cause: Cause | None = None  # carried, never decided on
 
 
 @dataclass(frozen=True, slots=True)

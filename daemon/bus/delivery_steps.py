@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from daemon.bus.delivery_plan import Bury, Candidate, ChannelTraits, Decision, Defer, Queue, Rules, Send, plan, retry_at
+from daemon.bus.endings import Ending, endings
 from daemon.config import Delivery as DeliveryConfig
 from daemon.store import deliveries, messages, outbound
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
 from daemon.sweep.decide import Observation, Settle, settled
+from daemon.telemetry.telemetry import Beginning
 from schema.connect import Reader, Writer
 from schema.errors import HostileFileError
 from schema.rows import Ack, AckStatus, DeliveryState, MessageIn, MessageOut, MessageStatus
@@ -31,6 +33,7 @@ class Collected:
     deferred: tuple[Defer, ...] = ()
     settled: tuple[Settle, ...] = ()
     claimed: tuple[Ack, ...] = ()
+    endings: tuple[Ending, ...] = ()
     more: bool = False
     later: bool = False  # something waits for a known instant, or a series must be armed again
     queued: frozenset[str] = frozenset()  # destinations with rows that wait only for their turn
@@ -47,6 +50,8 @@ class Outcome:
     error: str | None = None
     permanent: bool = False
     retry_after_s: float | None = None
+    begun: Beginning | None = None
+    ended_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +102,14 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
                 _commit(db, decision, means, now)
             if batch.top_seq is not None:
                 deliveries.advance(db, batch.top_seq, batch.file_id)
+        ended = endings(db, pending, acks, settles, now)
     return Collected(
         sends=tuple(item for item in decisions if isinstance(item, Send)),
         buried=tuple(item for item in decisions if isinstance(item, Bury)),
         deferred=tuple(item for item in decisions if isinstance(item, Defer)),
         settled=tuple(settles),
         claimed=tuple(claims),
+        endings=ended,
         more=batch.more,
         later=_waits(decisions) or _ends_occurrence(pending, settles),
         queued=queued,
@@ -197,12 +204,16 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
     every += [Candidate(row, from_host=False, state=None, first_at=now) for row in _first_of_each(new, known)]
     origins = deliveries.origins(db, sorted({item.row.in_reply_to for item in every if item.row.in_reply_to}))
     return _Batch(
-        candidates=tuple(replace(item, origin=origins.get(item.row.in_reply_to or "")) for item in every),
+        candidates=tuple(_with_origin(item, origins.get(item.row.in_reply_to or "")) for item in every),
         held=held,
         top_seq=new[-1].seq if new else None,
         file_id=out.file_id if out is not None else "",
         more=left_out or len(every_due) == limit or len(new) == limit or sum(len(row.content) for row in new) > _LARGE,
     )
+
+
+def _with_origin(candidate: Candidate, origin: deliveries.Origin | None) -> Candidate:
+    return candidate if origin is None else replace(candidate, origin=origin.address, cause=origin.cause)
 
 
 def _agent_rows(

@@ -22,6 +22,8 @@ from daemon.errors import ContentError, IdConflictError, MessageError, UnknownAg
 from daemon.store import messages
 from daemon.store.mailbox import MAX_NAME, is_mailbox_name
 from daemon.store.registry import SessionKey
+from daemon.telemetry.telemetry import Telemetry
+from schema.errors import ClawbusError
 from schema.ids import check_message_id, check_name, new_id
 from schema.instants import to_text
 from schema.rows import Address, Kind, MessageIn, MessageStatus
@@ -40,23 +42,38 @@ class Ingress:
         on_accepted: Callable[[Session, MessageIn], None],
         *,
         max_content_bytes: int,
+        telemetry: Telemetry,
     ) -> None:
         self.agents = agents
         self._sessions = sessions
         self._clock = clock
         self._on_accepted = on_accepted
         self._max_content_bytes = max_content_bytes
+        self._telemetry = telemetry
         self._log = structlog.get_logger("ingress")
 
     async def accept(self, incoming: Incoming) -> Accepted:
         """Store one message. Raises InvalidNameError, UnknownAgentError, UnknownSessionError, ContentError, MessageError,
         IdConflictError; or StorageError and FileBusyError when it cannot be stored now."""
+        begun = self._telemetry.begin(incoming.traceparent)
+        try:
+            accepted = await self._accept(incoming, begun.traceparent)
+        except ClawbusError as error:
+            self._telemetry.refused(error.code)
+            raise
+        channel = accepted.address.channel_type if accepted.address is not None else None
+        self._telemetry.accepted(
+            begun, accepted.agent, accepted.session, accepted.message_id, channel, duplicate=accepted.duplicate
+        )
+        return accepted
+
+    async def _accept(self, incoming: Incoming, traceparent: str | None) -> Accepted:
         now = self._clock.now_ms()
         key = SessionKey(check_name("agent", incoming.agent), check_name("session", incoming.session))
         if key.agent not in self.agents:
             known = ", ".join(sorted(self.agents)) or "none"
             raise UnknownAgentError(f"there is no agent {key.agent!r} (there is: {known}).")
-        message = check(incoming, now, self._max_content_bytes)
+        message = replace(check(incoming, now, self._max_content_bytes), traceparent=traceparent)
         session = await (self._sessions.create(key) if incoming.create_session else self._sessions.get(key))
         async with session.lock:
             await self._sessions.activate(session)

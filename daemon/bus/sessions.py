@@ -241,8 +241,21 @@ class Sessions:
             raise UnknownSessionError(f"there is no session {key}.")
         return self.adopt(row)
 
+    async def look_up(self, key: SessionKey) -> Session | None:
+        """An existing session for who only tidies up: it does not count as one with work by that. None: there is none."""
+        session = self._known.get(key)
+        if session is not None:
+            return session
+        row = await self.central(lambda registry: registry.session(key))
+        return self._object(row) if row is not None else None
+
     def adopt(self, row: SessionRow) -> Session:
-        """The session object for a row of the registry."""
+        """The session object for a row of the registry, as one with work."""
+        session = self._object(row)
+        self._table[row.key] = session
+        return session
+
+    def _object(self, row: SessionRow) -> Session:
         session = self._known.get(row.key)
         if session is None:
             session = Session(row.key, self.files_of(row.key), self._limiter, self.operation_s, self.storage.failed)
@@ -250,7 +263,6 @@ class Sessions:
             session.active = row.active
             session.last_activity = self._clock.now_ms()
             self._known[row.key] = session
-        self._table[row.key] = session
         return session
 
     def files_of(self, key: SessionKey) -> SessionFiles:
@@ -285,8 +297,8 @@ class Sessions:
             await self.central(lambda registry: registry.activate(session.key, now))
             session.active = True
 
-    async def retire(self, session: Session, next_due_at: int | None) -> None:
+    async def retire(self, session: Session, next_due_at: int | None, dead_letters: int | None = None) -> None:
         """Record that the session has nothing to do (before `next_due_at`) and forget it. Call with its lock held."""
-        await self.central(lambda registry: registry.deactivate(session.key, next_due_at))
+        await self.central(lambda registry: registry.deactivate(session.key, next_due_at, dead_letters))
         session.active = False
         self._table.pop(session.key, None)

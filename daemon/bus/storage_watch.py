@@ -15,10 +15,10 @@ import anyio.to_thread
 import structlog
 
 from daemon.clock import Clock
+from daemon.data_folder import LOW_BYTES
 from daemon.errors import RegistryGoneError
 from schema.errors import ClawbusError, StorageError, UnusableFileError
 
-LOW_BYTES: Final = 64 * 1024**2
 _PROBE: Final = "write-probe"
 _PROBE_BYTES: Final = 64 * 1024
 
@@ -31,6 +31,7 @@ class StorageWatch:
         self._clock = clock
         self.problem: tuple[int, str] | None = None
         self.low: tuple[int, str] | None = None
+        self._one = anyio.Lock()
         self._log = structlog.get_logger("storage")
 
     def failed(self, error: ClawbusError) -> None:
@@ -42,7 +43,14 @@ class StorageWatch:
         self.problem = (self.problem[0] if self.problem else self._clock.now_ms()), str(error)
 
     async def look(self) -> None:
-        """Look at the free space; after a failure also try whether writing works again (reading proves nothing)."""
+        """Look at the free space; after a failure also try whether writing works again (reading proves nothing).
+
+        May be called by several; they look one after the other.
+        """
+        async with self._one:
+            await self._look()
+
+    async def _look(self) -> None:
         free = await anyio.to_thread.run_sync(self._free)
         if free is not None and free < LOW_BYTES:
             why = f"{free // 1024**2} MiB are free on the data folder's disk"

@@ -41,7 +41,8 @@ class Capabilities:
 class Incoming:
     """A message as a channel or operator hands it in. `content` is anything JSON can hold.
 
-    `message_id` None lets the bus make one. Times are epoch milliseconds. `source` names the channel for the log.
+    `message_id` None lets the bus make one. Times are epoch milliseconds. `traceparent` is the W3C trace context that it
+    came with, if any; one that is none is ignored.
     """
 
     agent: str
@@ -55,6 +56,7 @@ class Incoming:
     process_after: int | None = None
     recurrence: str | None = None
     create_session: bool = True
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One row to hand over. `key` is the idempotency key, the same on every attempt. `content` is JSON text."""
+    """One row to hand over. `key` is the idempotency key, the same on every attempt. `content` is JSON text.
+
+    `traceparent` is the W3C trace context to hand on, if there is one; each attempt may have another.
+    """
 
     key: str
     message_out_id: str
@@ -86,6 +91,7 @@ class Outgoing:
     timestamp: str
     in_reply_to: str | None = None
     attempt: int = 1
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

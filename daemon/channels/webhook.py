@@ -17,9 +17,10 @@ from daemon.channels.protocol import Accept, Capabilities, ChannelContext, Outgo
 from daemon.channels.webhook_guard import guarded
 from daemon.channels.webhook_in import WebhookIn
 from daemon.channels.webhook_out import WebhookOut
-from daemon.channels.webhook_settings import WebhookSettings, read_keys, split_listen
+from daemon.channels.webhook_settings import WebhookSettings, read_keys
 from daemon.control.asgi import serve
-from daemon.errors import ChannelError
+from daemon.errors import ChannelError, ListenError
+from daemon.listening import bind_tcp, bound_address
 
 _FULL_LOG_S: Final = 60.0  # a flood of connections must not become a flood of log lines
 
@@ -49,7 +50,7 @@ class WebhookChannel:
         """Serve until cancelled. Raises ChannelError when the address cannot be listened on."""
         sock = self._bind()
         try:
-            self.bound_address = cast("tuple[str, int]", sock.getsockname()[:2])
+            self.bound_address = bound_address(sock)
             host, port = self.bound_address
             async with self._out.open():
                 self._log.info("webhook_listening", host=host, port=port, hooks=sorted(self._settings.hooks))
@@ -70,22 +71,10 @@ class WebhookChannel:
             self._log.warning("webhook_connections_full", max_connections=self._settings.max_connections)
 
     def _bind(self) -> socket.socket:
-        host, port = split_listen(self._settings.listen)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            # getaddrinfo for numbers alone: it knows what to do with a link-local address's %zone.
-            address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4]
-            sock.bind(address)
-            sock.listen(1024)
-            sock.setblocking(False)
-        except OSError as error:
-            sock.close()
+            return bind_tcp(self._settings.listen)
+        except ListenError as error:
             raise ChannelError(
-                f"channel {self.name} cannot listen on {self._settings.listen}: {error.strerror or error}.",
+                f"channel {self.name} {error}",
                 hint=f"Free the address, or set channels.{self.name}.listen to another one.",
             ) from error
-        return sock

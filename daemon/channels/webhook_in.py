@@ -124,6 +124,7 @@ class WebhookIn:
             message_id=message_id,
             kind=hook.kind,
             address=Address(self._name, name),
+            traceparent=request.headers.get("traceparent"),
         )
 
     async def _github(self, request: Request, secret: bytes) -> tuple[bytes, str]:

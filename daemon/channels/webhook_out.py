@@ -128,7 +128,9 @@ class WebhookOut:
             raise PermanentDeliveryError("the idempotency key cannot be a header's value.")
         # Signed for each attempt: a receiver may refuse what was signed too long ago.
         timestamp = self._clock.now_ms() // 1000
+        trace = {"traceparent": message.traceparent} if message.traceparent is not None else {}
         return {
+            **trace,
             "content-type": "application/json",
             "user-agent": self._agent,
             "idempotency-key": idempotency_key,

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, fi
 
 from daemon.channels.protocol import InDoubt
 from daemon.errors import ConfigError
+from daemon.listening import split_listen
 from schema.errors import InvalidNameError
 from schema.ids import check_name
 from schema.rows import Kind
@@ -131,24 +132,6 @@ class Keys:
 
     def __repr__(self) -> str:
         return "Keys(...)"
-
-
-def split_listen(listen: str) -> tuple[str, int]:
-    """`HOST:PORT` or `[V6]:PORT` as (address, port); `localhost` is 127.0.0.1. Raises ValueError."""
-    host, colon, port = listen.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-        raise ValueError("must be ADDRESS:PORT, for example 127.0.0.1:8650 or [::1]:8650")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if bare == "localhost":
-        return "127.0.0.1", int(port)
-    try:
-        address = ipaddress.ip_address(bare)
-    except ValueError:
-        # A name could resolve to anything, and to something else tomorrow.
-        raise ValueError("must be an IP address (or localhost), not another host name") from None
-    if address.version == 6 and bare == host:
-        raise ValueError("write an IPv6 address in brackets, for example [::1]:8650")
-    return bare, int(port)
 
 
 def is_private(host: str) -> bool:

@@ -97,11 +97,11 @@ class Invocation:
 
         return load_config(self.config_file, data_dir=self.options.data)
 
-    def client(self) -> ControlClient:
-        """A client of the configured daemon, to be closed by the caller."""
+    def client(self, *, answer_s: float = 30.0) -> ControlClient:
+        """A client of the configured daemon, to be closed by the caller; it waits `answer_s` seconds for an answer."""
         from daemon.control.client import ControlClient  # noqa: PLC0415
 
-        return ControlClient(self.config.control_socket)
+        return ControlClient(self.config.control_socket, answer_s=answer_s)
 
     def silent_daemon(self) -> str | None:
         """A sentence when a process holds the data folder though nobody answers; None when there is none."""

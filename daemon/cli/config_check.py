@@ -36,7 +36,9 @@ def check(invocation: Invocation) -> Outcome:
     """
     config, file = invocation.config, invocation.config_file
     from daemon.channels.registry import build_channels  # noqa: PLC0415 - every configured channel's own imports
+    from daemon.telemetry.tracing import check_extra  # noqa: PLC0415
 
+    check_extra(config.telemetry.otlp_endpoint)
     build_channels(config, SystemClock())  # checks their tables and reads their secrets; opens and starts nothing
     socket = config.control_socket
     if len(os.fsencode(socket)) > 107:

@@ -17,16 +17,20 @@ from daemon.cli import (
     chat,
     config_check,
     dead,
+    doctor,
     image,
     init,
     logs,
     mailbox,
     run,
+    runs,
     send,
     session,
     sessions,
     status,
+    top,
     version,
+    watch,
 )
 from daemon.cli.command import (
     ConfigFlag,
@@ -73,7 +77,25 @@ def build_app() -> typer.Typer:
     ) -> None:
         ctx.obj = Globals(json, config, data, debug)
 
-    for module in (init, run, send, chat, mailbox, status, sessions, session, dead, image, logs, config_check, version):
+    for module in (
+        init,
+        run,
+        runs,
+        send,
+        chat,
+        mailbox,
+        status,
+        top,
+        sessions,
+        session,
+        dead,
+        doctor,
+        image,
+        logs,
+        watch,
+        config_check,
+        version,
+    ):
         module.register(app)
     return app
 

@@ -55,6 +55,18 @@ def age(milliseconds: int | None) -> str:
     return f"{max(0, milliseconds)} ms"
 
 
+def duration(seconds: float | None) -> str:
+    """How long something is kept: `30 d`; `for ever` for none."""
+    return "for ever" if seconds is None else age(int(seconds * 1000))
+
+
+def pruned(found: Sequence[Mapping[str, Any]], now_ms: int) -> str:
+    """What retention took: `120 messages, 118 receipts; last 2026-11-21 02:20:32 (3 min ago)`."""
+    last = max((one["at"] for one in found), default=None)
+    rows = ", ".join(f"{one['rows']} {one['what']}" for one in found)
+    return f"{rows}; last {when(last, now_ms)}"
+
+
 def when(epoch_ms: int | None, now_ms: int) -> str:
     """Local time and how long ago (or ahead): `2026-11-21 02:20:32 (3 min ago)`."""
     if epoch_ms is None:

@@ -1,11 +1,15 @@
-"""`clawbus run`: the daemon in the foreground."""
+"""`clawbus run`: the daemon in the foreground; `clawbus run ID`: the whole life of one run."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import Outcome, Problem
+
+_ONE = typer.Argument(metavar="[ID]", help="Show this run (a message's id, or MESSAGE@INCARNATION); start nothing.")
 
 
 def register(app: typer.Typer) -> None:
@@ -13,16 +17,31 @@ def register(app: typer.Typer) -> None:
     add(app, "run", run)
 
 
-def run(invocation: Invocation) -> Outcome:
-    """Run the daemon in the foreground until it is told to stop (Ctrl-C, SIGTERM).
+def run(
+    invocation: Invocation,
+    identity: Annotated[str | None, _ONE] = None,
+    session: Annotated[
+        str | None, typer.Option("--session", "-s", metavar="A/S", help="With ID: the session, when several have it.")
+    ] = None,
+) -> Outcome:
+    """Run the daemon in the foreground until it is told to stop (Ctrl-C, SIGTERM); with ID, show one run instead.
 
     Use it under systemd or in a terminal. Events go to standard error and to <data>/logs/clawbus.log. Stopping it
-    stops no agent: the next start takes over what runs.
+    stops no agent: the next start takes over what runs. With the id of a message, or of one of its runs
+    (MESSAGE@INCARNATION), nothing is started: it shows that run's whole life, the truth about it, and its container's
+    last words. That works from the files, the daemon up or down.
 
     \b
     Example:
       clawbus run --config /etc/clawbus/clawbus.toml
+      clawbus run 01JD0000000000000000000000
     """
+    if identity is not None:
+        from daemon.cli.one_run import one_run  # noqa: PLC0415
+
+        return one_run(invocation, identity, session)
+    if session is not None:
+        raise typer.BadParameter("--session goes with the ID of a run; without one this starts the daemon.")
     from daemon.cli.guard import check_foreign_packages  # noqa: PLC0415 - reads every installed distribution's metadata
 
     check_foreign_packages()

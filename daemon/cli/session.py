@@ -140,7 +140,7 @@ def _life(invocation: Invocation, named: tuple[str, str], message: str) -> Outco
 
 
 def _show(console: Console, report: dict[str, Any], source: str) -> None:
-    from daemon.cli.present import pairs, say, when  # noqa: PLC0415
+    from daemon.cli.present import pairs, pruned, say, when  # noqa: PLC0415
 
     now = SystemClock().now_ms()
     live = report["incarnation"]
@@ -153,6 +153,8 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     facts["heartbeat"] = when(report["heartbeat_at"], now)
     facts["unfinished"] = report["pending"]
     facts["folder"] = report["folder"]
+    if report["pruned"]:
+        facts["pruned"] = pruned(report["pruned"], now)
     if source == "files":
         facts["daemon"] = "down (read from the files)"
     pairs(console, facts)

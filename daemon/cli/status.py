@@ -1,7 +1,8 @@
-"""`clawbus status`: how the whole bus is doing."""
+"""`clawbus status`: how the whole bus is doing, on one screen."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -9,7 +10,8 @@ import typer
 from daemon.cli.command import LOOK, Invocation, add
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.clock import SystemClock
-from daemon.errors import DaemonDownError
+from daemon.errors import DaemonDownError, DaemonSilentError, DataFolderError, RemoteError
+from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,21 +25,14 @@ def register(app: typer.Typer) -> None:
 def status(invocation: Invocation) -> Outcome:
     """Show how the bus is doing: the daemon, sessions by state, queues, dead letters, what needs attention.
 
-    Use it first when something seems stuck. It works from the files when the daemon is down, and says so.
+    Use it first when something seems stuck; `clawbus doctor` then says why. It works from the files when the daemon is
+    down or silent, and says so.
 
     \b
     Example:
       clawbus status
     """
-    report: dict[str, Any]
-    try:
-        with invocation.client() as client:
-            report, source = client.status(), "daemon"
-    except DaemonDownError:
-        from daemon.ops.reports import status_report  # noqa: PLC0415
-
-        silent = invocation.silent_daemon()
-        report, source = {"silent": silent, **status_report(invocation.config.data_dir, SystemClock())}, "files"
+    report, source = read_status(invocation)
     steps: tuple[NextAction, ...] = ()
     if source == "files":
         steps = LOOK if report["silent"] is not None else (NextAction("clawbus run", "start the daemon"),)
@@ -45,29 +40,62 @@ def status(invocation: Invocation) -> Outcome:
         steps += (NextAction(f"clawbus session show {entry['agent']} {entry['session']}", "what needs attention"),)
     if report["queues"]["dead_letters"]:
         steps += (NextAction("clawbus dead list", "the dead letters"),)
-    return Outcome({"source": source, **report}, lambda console: _show(console, report, source), steps)
+    live: dict[str, Any] = report.get("live") or {}
+    if report["attention"] or live.get("degraded"):
+        steps += (NextAction("clawbus doctor", "what is wrong, and what repairs it"),)
+    return Outcome({"source": source, **report}, lambda console: show(console, report, source), steps)
 
 
-def _show(console: Console, report: dict[str, Any], source: str) -> None:
-    from daemon.cli.present import age, pairs, say, table  # noqa: PLC0415
+def read_status(invocation: Invocation) -> tuple[dict[str, Any], str]:
+    """The report, and whether it comes from the `daemon` or from the `files`. Raises DataFolderError, ConfigError."""
+    from daemon.cli.daemon_word import PATIENCE_S  # noqa: PLC0415
 
-    queues, sessions = report["queues"], report["sessions"]
-    states = ", ".join(f"{count} {state}" for state, count in sessions.items() if state != "total")
-    facts: dict[str, object] = {"daemon": "down (read from the files)" if source == "files" else "up"}
-    if report.get("silent"):
-        facts["daemon"] = f"{str(report['silent']).rstrip('.')} (read from the files)"
-    facts |= _live(report.get("live") or {})
-    facts["data"] = report["data_dir"]
-    facts["sessions"] = f"{sessions['total']} ({states})" if states else sessions["total"]
-    facts["messages"] = (
-        f"{queues['pending']} unfinished ({queues['scheduled']} of them scheduled),"
-        f" oldest {age(queues['oldest_pending_age_ms'])}"
-    )
-    facts["answers"] = f"{queues['undelivered']} undelivered, oldest {age(queues['oldest_undelivered_age_ms'])}"
-    facts["dead letters"] = queues["dead_letters"]
-    if report.get("not_examined"):
-        facts["not examined"] = f"{report['not_examined']} sessions (no time)"
-    pairs(console, facts)
+    versions = {"versions": _versions(), "runtime": invocation.config.runtime.kind}
+    try:
+        with invocation.client(answer_s=2 * PATIENCE_S) as client:
+            try:
+                return {**versions, **client.status()}, "daemon"
+            except RemoteError as error:  # it lives, and cannot read what the report is made of
+                live = client.live()
+                return {**versions, **_from_files(invocation, str(error)), "silent": None, "live": live}, "daemon"
+    except (DaemonDownError, DaemonSilentError) as error:
+        silent = invocation.silent_daemon() or (str(error) if isinstance(error, DaemonSilentError) else None)
+    return {**versions, "silent": silent, **_from_files(invocation, None)}, "files"
+
+
+def _from_files(invocation: Invocation, why: str | None) -> dict[str, Any]:
+    from daemon.data_folder import VERSION_NAME  # noqa: PLC0415
+    from daemon.ops.reports import status_report  # noqa: PLC0415
+
+    data_dir = invocation.config.data_dir
+    try:
+        return status_report(data_dir, SystemClock())
+    except ClawbusError as error:
+        # One that was never started has nothing to report; one that was, has its sessions' folders.
+        if isinstance(error, DataFolderError) and not (data_dir / VERSION_NAME).exists():
+            raise
+        from daemon.ops.folder_report import folder_report  # noqa: PLC0415
+
+        return folder_report(data_dir, SystemClock(), why or str(error))
+
+
+def _versions() -> dict[str, Any]:
+    from importlib import metadata  # noqa: PLC0415
+
+    from schema.migrate import VERSION  # noqa: PLC0415
+
+    try:
+        own = metadata.version("clawbus")
+    except metadata.PackageNotFoundError:
+        own = "unknown"
+    return {"clawbus": own, "schema": VERSION}
+
+
+def show(console: Console, report: Mapping[str, Any], source: str) -> None:
+    """Print the report for people."""
+    from daemon.cli.present import pairs, say, table  # noqa: PLC0415
+
+    pairs(console, facts_of(report, source))
     if report["attention"]:
         rows = [(f"{entry['agent']}/{entry['session']}", entry["explanation"]) for entry in report["attention"]]
         console.print(table("Needs attention", ("session", "why"), rows))
@@ -75,7 +103,50 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
             say(console, f"and {report['attention_total'] - len(rows)} more: clawbus sessions")
 
 
-def _live(live: dict[str, Any]) -> dict[str, object]:
+def _pruned(report: Mapping[str, Any]) -> dict[str, object]:
+    """How long what is done is kept, and what has gone by now."""
+    from daemon.cli.present import duration, pruned  # noqa: PLC0415
+
+    facts: dict[str, object] = {}
+    live: dict[str, Any] = report.get("live") or {}
+    if "retention" in live:
+        keep: dict[str, float | None] = live["retention"]["keep_s"]
+        facts["kept"] = ", ".join(f"{what} {duration(seconds)}" for what, seconds in keep.items())
+    if report.get("pruned"):
+        facts["pruned"] = pruned(report["pruned"], report["at"])
+    return facts
+
+
+def facts_of(report: Mapping[str, Any], source: str) -> dict[str, object]:
+    """The screen's lines: what, and how it is."""
+    from daemon.cli.present import age  # noqa: PLC0415
+
+    queues, sessions = report["queues"], report["sessions"]
+    states = ", ".join(f"{count} {state}" for state, count in sessions.items() if state != "total")
+    versions: Mapping[str, Any] = report["versions"]
+    facts: dict[str, object] = {"daemon": "down (read from the files)" if source == "files" else "up"}
+    if report.get("silent"):
+        facts["daemon"] = f"{str(report['silent']).rstrip('.')} (read from the files)"
+    facts["version"] = f"clawbus {versions['clawbus']}, schema {versions['schema']}"
+    facts |= _live(report.get("live") or {})
+    facts.setdefault("runtime", f"{report['runtime']}: not asked, the daemon does not say")
+    facts["data"] = report["data_dir"]
+    if report.get("registry_error"):
+        facts["registry"] = f"{report['registry_error']} (sessions are those that have a folder)"
+    facts["sessions"] = f"{sessions['total']} ({states})" if states else sessions["total"]
+    facts["messages"] = (
+        f"{queues['pending']} unfinished ({queues['scheduled']} of them scheduled),"
+        f" oldest {age(queues['oldest_pending_age_ms'])}"
+    )
+    facts["answers"] = f"{queues['undelivered']} undelivered, oldest {age(queues['oldest_undelivered_age_ms'])}"
+    facts["dead letters"] = f"{queues['dead_letters']} ({queues['failed']} messages, {queues['dead']} answers)"
+    facts |= _pruned(report)
+    if report.get("not_examined"):
+        facts["not examined"] = f"{report['not_examined']} sessions (no time)"
+    return facts
+
+
+def _live(live: Mapping[str, Any]) -> dict[str, object]:
     """What only a running daemon knows."""
     from daemon.cli.present import when  # noqa: PLC0415
 

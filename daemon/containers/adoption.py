@@ -60,6 +60,7 @@ class Adoption:
             if row.container_id != found.container_id:
                 self._fleet.begin_record_start(slot, found)
             log.info("container_adopted", container=found.container_id)
+            self._fleet.telemetry.adopted(row.id, row.created_at, found.started_at)
             self._fleet.hooks.on_started(session)
         self._endings.watch(slot)
         if found is None:

@@ -77,6 +77,7 @@ class Endings:
                 log.exception("exit_raised", retry_s=wait_s)
             await anyio.sleep(wait_s)
             wait_s = min(wait_s * 2, self._fleet.timings.retry_max_s)
+        self._fleet.telemetry.exited(key.agent, slot.incarnation, reason)
         await self._remove(slot)
         await self._fleet.record(
             lambda registry: registry.end_incarnation(slot.incarnation, ended_at, exit_.code, reason)

@@ -80,6 +80,8 @@ def _runner(agent: Agent, config: Config) -> RunnerSettings:
         timeout_s=agent.timeout_s,
         grace_s=grace,
         max_answer_bytes=config.limits.max_content_bytes,
+        keep_s=config.retention.messages_s,
+        prune_batch=config.retention.batch,
     )
 
 

@@ -19,6 +19,7 @@ from daemon.config import Runtime as RuntimeConfig
 from daemon.containers.protocol import ContainerRuntime, Running
 from daemon.containers.slots import Hooks, Slot, Timings
 from daemon.store.registry import Registry, SessionKey
+from daemon.telemetry.telemetry import Telemetry
 from schema.errors import ClawbusError
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ class Fleet:
         clock: Clock,
         hooks: Hooks,
         timings: Timings,
+        telemetry: Telemetry,
     ) -> None:
         self.runtime = runtime
         self.sessions = sessions
@@ -42,6 +44,7 @@ class Fleet:
         self.clock = clock
         self.hooks = hooks
         self.timings = timings
+        self.telemetry = telemetry
         self.log = structlog.get_logger("supervisor")
         self.slots: dict[SessionKey, Slot] = {}
         self.changed = anyio.Event()  # something that the dispatch of spawns must look at

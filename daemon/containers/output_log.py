@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -27,10 +28,34 @@ def rotate(path: Path, *, max_bytes: int = MAX_BYTES, keep: int = KEEP) -> None:
             return
     except FileNotFoundError:
         return
+    _move_up(path, keep)
+    path.replace(_numbered(path, 1))
+
+
+def cut(path: Path, *, max_bytes: int = MAX_BYTES, keep: int = KEEP) -> bool:
+    """`rotate` for a log that a living process goes on appending to: `log` is copied to `log.1`, then emptied. True if it was.
+
+    What is written between the two is lost. Raises OSError, and then nothing was emptied.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    with os.fdopen(handle, "r+b") as log:
+        if os.fstat(log.fileno()).st_size <= max_bytes:
+            return False
+        _move_up(path, keep)
+        copy = os.open(_numbered(path, 1), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+        with os.fdopen(copy, "wb") as old:
+            shutil.copyfileobj(log, old)
+        log.truncate(0)
+    return True
+
+
+def _move_up(path: Path, keep: int) -> None:
     for number in range(keep - 1, 0, -1):
         with contextlib.suppress(FileNotFoundError):
             _numbered(path, number).replace(_numbered(path, number + 1))
-    path.replace(_numbered(path, 1))
 
 
 def _numbered(path: Path, number: int) -> Path:
@@ -49,14 +74,17 @@ def append(path: Path, data: bytes) -> None:
 
 
 def tail(path: Path, *, start: int, max_bytes: int) -> str:
-    """The last `max_bytes` of what was written after offset `start`; empty when there is no such file."""
+    """The last `max_bytes` of what was written after offset `start`; empty when there is no such file.
+
+    A log that is shorter than `start` was cut since: all of it was written after.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return ""
     try:
         size = os.fstat(handle).st_size
-        begin = max(start, size - max_bytes)
+        begin = max(start if start <= size else 0, size - max_bytes)
         return os.pread(handle, max(0, size - begin), begin).decode("utf-8", "replace")
     finally:
         os.close(handle)

@@ -20,6 +20,7 @@ from daemon.containers.slots import Hooks, Phase, Slot, Timings
 from daemon.containers.wake_queue import WakeQueue
 from daemon.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.store.registry import IncarnationRow, SessionKey
+from daemon.telemetry.telemetry import Telemetry
 from schema.errors import ClawbusError
 from schema.ids import new_id
 
@@ -37,9 +38,10 @@ class Supervisor:
         config: RuntimeConfig,
         clock: Clock,
         hooks: Hooks,
+        telemetry: Telemetry,
         timings: Timings | None = None,
     ) -> None:
-        self._fleet = Fleet(runtime, sessions, config, clock, hooks, timings or Timings())
+        self._fleet = Fleet(runtime, sessions, config, clock, hooks, timings or Timings(), telemetry)
         self._endings = Endings(self._fleet)
         self._adoption = Adoption(self._fleet, self._endings)
         self._runtime = runtime
@@ -47,6 +49,7 @@ class Supervisor:
         self._config = config
         self._clock = clock
         self._hooks = hooks
+        self._telemetry = telemetry
         self._timings = self._fleet.timings
         self._log = self._fleet.log
         self._queue = WakeQueue()
@@ -135,6 +138,9 @@ class Supervisor:
         Raises NotConfirmedError when that does not happen in time; the attempt goes on all the same.
         """
         self._queue.discard(key)
+        if self.slot(key) is None:
+            # One may run, or be recorded as running, that nobody supervises: whoever asks for its end must reach it.
+            await self._adoption.adopt()
         slot = self._endings.begin_end(key, reason, graceful=graceful)
         if slot is None:
             return None
@@ -245,10 +251,11 @@ class Supervisor:
         return running
 
     async def _running(self, slot: Slot, running: Running) -> None:
+        key = slot.session.key
+        self._telemetry.spawned(key.agent, slot.incarnation, slot.spawned_at, self._clock.now_ms())
         slot.container_id, slot.spawned_at = running.container_id, min(slot.spawned_at, running.started_at)
         if slot.phase is Phase.STARTING:
             slot.phase = Phase.RUNNING
-        key = slot.session.key
         self._log.info(
             "container_spawned", agent=key.agent, session=key.session, incarnation=slot.incarnation,
             container=running.container_id, runtime=self._runtime.name,
@@ -275,6 +282,7 @@ class Supervisor:
         now = self._clock.now_ms()
         await self._fleet.record(lambda registry: registry.end_incarnation(slot.incarnation, now, None, reason))
         if error is not None:
+            self._telemetry.spawn_failed(slot.session.key.agent, error.code)
             soft = isinstance(error, ImageError | RuntimeUnavailableError)
             limit = self._timings.soft_backoff_max_s if soft else self._config.spawn_backoff_max_s
             if isinstance(error, ImageError):

@@ -7,7 +7,7 @@ or traceback. Long-polls are bounded, end when the client goes and end when the 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from daemon.channels.protocol import Incoming
 from daemon.control.asgi import CLOSING
@@ -95,8 +95,13 @@ class _RepairBody(BaseModel):
     reason: str | None = Field(default=None, max_length=1000)
 
 
-def build_api(operations: Operations, *, max_body_bytes: int = DEFAULT_BODY_BYTES) -> Starlette:
-    """The ASGI app. `max_body_bytes` bounds a request's body; the content's own limit is the ingress's."""
+def build_api(
+    operations: Operations, more: Sequence[BaseRoute] = (), *, max_body_bytes: int = DEFAULT_BODY_BYTES
+) -> Starlette:
+    """The ASGI app. `max_body_bytes` bounds a request's body; the content's own limit is the ingress's.
+
+    `more` are routes of others on the same socket: telemetry's, and the event stream.
+    """
     api = _Api(operations, max_body_bytes)
 
     def route(path: str, handler: _Handler, method: str = "GET") -> Route:
@@ -109,6 +114,7 @@ def build_api(operations: Operations, *, max_body_bytes: int = DEFAULT_BODY_BYTE
             route("/v1/replies", api.reply),
             route("/v1/mailbox/{name}", api.mailbox),
             route("/v1/status", api.status),
+            route("/v1/live", api.live),
             route("/v1/sessions", api.sessions),
             route(session, api.session),
             route(f"{session}/stop", api.stop, "POST"),
@@ -118,8 +124,7 @@ def build_api(operations: Operations, *, max_body_bytes: int = DEFAULT_BODY_BYTE
             route("/v1/dead/show", api.dead_show),
             route("/v1/dead/requeue", api.dead_requeue, "POST"),
             route("/v1/dead/drop", api.dead_drop, "POST"),
-            Route("/healthz", api.healthz, methods=["GET"]),
-            Route("/readyz", api.readyz, methods=["GET"]),
+            *more,
         ],
         exception_handlers={HTTPException: _http_error},
     )
@@ -146,6 +151,7 @@ class _Api:
                 process_after=body.process_after,
                 recurrence=body.recurrence,
                 create_session=body.create_session,
+                traceparent=request.headers.get("traceparent"),
             )
         )
         return asdict(accepted)
@@ -174,6 +180,9 @@ class _Api:
 
     async def status(self, _: Request) -> object:
         return await self._operations.status()
+
+    async def live(self, _: Request) -> object:
+        return self._operations.live()
 
     async def sessions(self, _: Request) -> object:
         return {"sessions": await self._operations.sessions()}
@@ -213,14 +222,6 @@ class _Api:
         body = _parse(_RepairBody, await _read_body(request, self._max_body_bytes))
         agent, session = check_name("agent", body.agent), check_name("session", body.session)
         return agent, session, body.id, body.by, body.reason
-
-    async def healthz(self, _: Request) -> Response:
-        return _json(200, {"ok": True, "result": self._operations.health()})
-
-    async def readyz(self, _: Request) -> Response:
-        health = self._operations.health()
-        ready = bool(health.get("ready"))
-        return _json(200 if ready else 503, {"ok": ready, "result": health})
 
 
 def _enveloped(handler: _Handler) -> Callable[[Request], Awaitable[Response]]:

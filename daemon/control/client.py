@@ -11,7 +11,7 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
@@ -27,7 +27,7 @@ from daemon.errors import (
 )
 from daemon.store.mailbox import MailboxEntry
 
-_ANSWER_S: Final = 30.0  # beyond what the request itself may wait for
+_ANSWER_S: Final = 30.0
 _CONNECT_S: Final = 5.0
 _POLL_S: Final = 50.0  # one long-poll of ours; the daemon's own cap is a little higher
 _MAX_PATH_BYTES: Final = 107
@@ -66,13 +66,15 @@ def _not_taken(error: OSError, path: Path) -> DaemonDownError | DaemonSilentErro
 class ControlClient:
     """Calls to one daemon, each on a connection of its own. Use as a context manager.
 
-    Every method raises DaemonDownError, DaemonSilentError or RemoteError.
+    Every method raises DaemonDownError, DaemonSilentError or RemoteError. `answer_s`: how many seconds an answer may take
+    beyond what the request itself waits for.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, answer_s: float = _ANSWER_S) -> None:
         if len(os.fsencode(path)) > _MAX_PATH_BYTES:
             raise SocketPathError(f"the control socket's path is over {_MAX_PATH_BYTES} bytes: {path}")
         self._path = path
+        self._answer_s = answer_s
         self._current: _UnixConnection | None = None
         self._closed = False
 
@@ -116,6 +118,34 @@ class ControlClient:
     def status(self) -> dict[str, Any]:
         """The report and its live part."""
         return self._call("GET", "/v1/status")
+
+    def live(self) -> dict[str, Any]:
+        """What only the live process knows; answered from memory, even when no file can be read."""
+        return self._call("GET", "/v1/live")
+
+    def watch(self, query: Mapping[str, str]) -> Generator[dict[str, Any]]:
+        """The event stream, one event at a time, until the daemon ends (LostAnswerError) or the caller closes it.
+
+        `query` may have session (A/S), message and level. The first event is {"event": "watching"}.
+        """
+        target = f"/v1/events?{urlencode(query)}" if query else "/v1/events"
+        connection = _UnixConnection(self._path, self._answer_s)
+        try:
+            connection.connect()
+            connection.request("GET", target)
+            response = connection.getresponse()
+            if response.status != http.client.OK:
+                _unwrap(response.status, response.read())
+            while line := response.readline():
+                if line.strip():
+                    yield cast("dict[str, Any]", json.loads(line))
+        except TimeoutError as error:
+            raise DaemonSilentError(f"the daemon on {self._path} sends nothing any more.") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise LostAnswerError("the daemon ended.") from error
+        finally:
+            connection.close()
+        raise LostAnswerError("the daemon ended.")
 
     def sessions(self) -> list[dict[str, Any]]:
         """Every session."""
@@ -166,7 +196,7 @@ class ControlClient:
     ) -> dict[str, Any]:
         content = json.dumps(body).encode() if body is not None else None
         target = f"{path}?{urlencode(query)}" if query else path
-        connection = _UnixConnection(self._path, _ANSWER_S + wait_s)
+        connection = _UnixConnection(self._path, self._answer_s + wait_s)
         self._current = connection
         try:
             connection.connect()

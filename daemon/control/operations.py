@@ -36,7 +36,11 @@ class Operations(Protocol):
     async def status(self) -> dict[str, Any]:
         """The report of daemon.ops.reports.status_report plus a key `live`: pid, version, started_at, runtime
         {name, state}, degraded [{what, since, why}], running [{agent, session, incarnation, container_id}],
-        waiting_spawns [AGENT/SESSION], last_sweep {at, duration_ms, sessions, errors} or None."""
+        waiting_spawns [AGENT/SESSION], last_sweep {at, duration_ms, sessions, errors} or None, clock {jumped_at, by_ms}."""
+        ...
+
+    def live(self) -> dict[str, Any]:
+        """The part `live` of the status alone: from memory, without a look at any file."""
         ...
 
     async def sessions(self) -> list[dict[str, Any]]:
@@ -81,8 +85,4 @@ class Operations(Protocol):
 
     async def drop_dead(self, agent: str, session: str, letter_id: str, by: str, reason: str | None) -> dict[str, Any]:
         """Take a dead letter off the list; returns {id, kind}. Raises as `requeue_dead`."""
-        ...
-
-    def health(self) -> dict[str, Any]:
-        """At least {ready: bool}; cheap, never waits, never touches a disk."""
         ...

@@ -21,6 +21,7 @@ from daemon.ops.dead_reading import read_dead_letter, read_dead_letters
 from daemon.ops.explain import explain, state_of
 from daemon.ops.session_reading import Queues, read_detail, read_life, read_queues
 from daemon.store.mailbox import MailboxEntry, read_mailbox
+from daemon.store.pruned import read as read_pruned
 from schema.connect import Reader, ReadLimits, open_reader
 from schema.errors import ClawbusError, SchemaTooNewError
 from schema.ids import check_name
@@ -56,6 +57,7 @@ def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) 
         total = _number(central.one("SELECT count(*) FROM sessions"))
         looked = _look(data_dir, central, clock, MAX_SESSIONS, budget_s)
         live = [dict(row) for row in central.all(f"{_LIVE} ORDER BY created_at LIMIT 1000")]
+        pruned = read_pruned(central)
     states: dict[str, int] = {}
     for one in looked:
         states[one.state] = states.get(one.state, 0) + 1
@@ -66,8 +68,9 @@ def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) 
         "install_id": install["install_id"] if install is not None else None,
         "at": now,
         "sessions": {"total": total, **dict(sorted(states.items()))},
-        "queues": _sum([one.queues for one in looked if one.queues is not None], now),
+        "queues": sum_queues([one.queues for one in looked if one.queues is not None], now),
         "incarnations": live,
+        "pruned": pruned,
         "attention": needing[:_ATTENTION],
         "attention_total": len(needing),
         "not_examined": total - sum(one.queues is not None for one in looked),
@@ -127,6 +130,7 @@ def session_report(
         "heartbeat_at": detail.heartbeat_at,
         "routing": detail.routing,
         "destinations": detail.destinations,
+        "pruned": detail.pruned,
         "errors": detail.errors,
     }
 
@@ -295,7 +299,9 @@ def _attention(one: _Looked) -> dict[str, Any] | None:
     }
 
 
-def _sum(queues: list[Queues], now: int) -> dict[str, Any]:
+def sum_queues(queues: list[Queues], now: int) -> dict[str, Any]:
+    """Depths of many sessions together, and the ages of the oldest, in ms."""
+
     def age(stamps: Iterable[int | None]) -> int | None:
         known = [stamp for stamp in stamps if stamp is not None]
         return max(0, now - min(known)) if known else None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from daemon.ops.content import answered_ids, preview
+from daemon.store.pruned import read as read_pruned
 from schema.connect import Reader, ReadLimits, open_outbound_reader, open_reader
 from schema.errors import ClawbusError, StorageError
 from schema.instants import from_text
@@ -117,6 +118,7 @@ class SessionDetail:
     claims: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     tool: dict[str, Any] | None = None
     heartbeat_at: int | None = None
+    pruned: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     errors: list[str] = field(default_factory=list[str])
 
 
@@ -151,6 +153,7 @@ def _read_inbound(folder: SessionFolder, limit: int, detail: SessionDetail) -> N
         detail.destinations = [values_of(row) for row in table_rows(reader, "destinations", named, limit)]
         routing = table_rows(reader, "session_routing", "SELECT * FROM session_routing WHERE id = 1 LIMIT ?", 1)
         detail.routing = values_of(routing[0]) if routing else None
+        detail.pruned = read_pruned(reader)
 
 
 def _read_outbound(folder: SessionFolder, limit: int, limits: ReadLimits, detail: SessionDetail) -> None:

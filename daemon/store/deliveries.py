@@ -7,6 +7,7 @@ inside `Writer.transaction()`.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,8 @@ from daemon.store.messages import chunks, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
 from schema.connect import Reader, Writer
 from schema.ids import new_id
-from schema.instants import to_text
-from schema.rows import Address, DeliveryState, Kind, MessageIn, MessageOut, MessageStatus
+from schema.instants import from_text, to_text
+from schema.rows import Address, Cause, DeliveryState, Kind, MessageIn, MessageOut, MessageStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,17 +268,36 @@ def allowed_places(db: Reader) -> frozenset[tuple[str, str]]:
     return frozenset((row["channel_type"], row["platform_id"]) for row in rows if row["channel_type"])
 
 
-def origins(db: Reader, message_ids: Sequence[str]) -> dict[str, Address]:
-    """Where the messages that rows reply to came from."""
-    found: dict[str, Address] = {}
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A message that a row replies to: where it came from, if it says, and what is told of it."""
+
+    address: Address | None
+    cause: Cause
+
+
+def origins(db: Reader, message_ids: Sequence[str]) -> dict[str, Origin]:
+    """The messages that rows reply to, those that there are."""
+    found: dict[str, Origin] = {}
     for chunk in chunks(message_ids):
         rows = db.all(
-            f"SELECT id, channel_type, platform_id, thread_id FROM messages_in WHERE id IN ({marks(chunk)})", chunk
+            "SELECT id, channel_type, platform_id, thread_id, timestamp, process_after, tries, traceparent"
+            f" FROM messages_in WHERE id IN ({marks(chunk)})",
+            chunk,
         )
         for row in rows:
-            if row["channel_type"] is not None and row["platform_id"] is not None:
-                found[row["id"]] = Address(row["channel_type"], row["platform_id"], row["thread_id"])
+            known = row["channel_type"] is not None and row["platform_id"] is not None
+            address = Address(row["channel_type"], row["platform_id"], row["thread_id"]) if known else None
+            found[row["id"]] = Origin(address, Cause(row["id"], _due_at(row), row["traceparent"]))
     return found
+
+
+def _due_at(row: sqlite3.Row) -> int | None:
+    """When a message's wait began: its acceptance, or its schedule. A retry's back-off is part of the wait."""
+    accepted, scheduled = from_text(row["timestamp"]), from_text(row["process_after"])
+    if accepted is None or scheduled is None or row["tries"]:
+        return accepted
+    return max(accepted, scheduled)
 
 
 def _receipt(db: Writer, message_out_id: str, status: str, platform_message_id: str | None, at: int) -> None:

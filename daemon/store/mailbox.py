@@ -2,7 +2,7 @@
 
 The daemon is its only writer; the command line reads it read-only when the daemon is down. Every operation opens, works
 and closes, and is synchronous: callers on the event loop go through a worker thread. It must never change or reorder an
-entry once it is written: clients keep cursors.
+entry once it is written, and never use a cursor again: clients keep them. Retention takes the oldest entries away.
 """
 
 from __future__ import annotations
@@ -102,6 +102,24 @@ class Mailbox:
                 return [_put(db, entry) for entry in entries]
         except (UnicodeError, OverflowError) as error:  # text that is not UTF-8: SQLite's module says so in its own way
             raise StorageError(f"{self.path.name}: {error}") from error
+
+    def prune(self, cutoff: int, after: int, limit: int) -> tuple[int, int | None]:
+        """Take those of the next `limit` entries above the cursor `after` that were delivered before `cutoff` (epoch ms).
+
+        Returns how many went, and the cursor to go on from, or None when nothing old comes above it.
+        """
+        if not self.path.exists():
+            return 0, None
+        with open_owner(self.path, Role.MAILBOX) as db:
+            rows = db.all(
+                "SELECT cursor, delivered_at FROM mailbox WHERE cursor > ? ORDER BY cursor LIMIT ?", (after, limit)
+            )
+            old = [(row["cursor"],) for row in rows if row["delivered_at"] < cutoff]
+            if old:
+                with db.transaction():
+                    db.executemany("DELETE FROM mailbox_replies WHERE cursor = ?", old)
+                    db.executemany("DELETE FROM mailbox WHERE cursor = ?", old)
+        return len(old), rows[-1]["cursor"] if old and len(rows) == limit else None
 
     def read(
         self,

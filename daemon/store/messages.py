@@ -65,8 +65,8 @@ def insert(
     record(db, message.id, event, at, detail={**_where(message), **(detail or {})})
     db.execute(
         "INSERT INTO messages_in(id, seq, kind, timestamp, status, process_after, recurrence, series_id, tries, trigger,"
-        " platform_id, channel_type, thread_id, content, source_session_id, on_wake)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
+        " platform_id, channel_type, thread_id, content, source_session_id, on_wake, traceparent)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             message.id,
             message.seq,
@@ -83,6 +83,7 @@ def insert(
             message.content,
             message.source_session_id,
             int(message.on_wake),
+            message.traceparent,
         ),
     )
 
@@ -163,6 +164,15 @@ def noted(db: Reader, message_ids: Sequence[str], incarnation: str) -> frozenset
     return frozenset(found)
 
 
+def claimed_at(db: Reader, message_id: str, incarnation: str | None) -> int | None:
+    """When an incarnation claimed a message (epoch ms), or the last one of an unknown name; None if nothing is known."""
+    row = db.one(
+        "SELECT max(claimed_at) AS at FROM attempts WHERE message_id = ? AND incarnation = coalesce(?, incarnation)",
+        (message_id, incarnation),
+    )
+    return row["at"] if row is not None else None
+
+
 def end_attempt(db: Writer, message_id: str, incarnation: str, at: int, outcome: str) -> bool:
     """Close an attempt, making it if it was never seen open. False if it had ended: then it costs nothing more."""
     row = db.one("SELECT outcome FROM attempts WHERE message_id = ? AND incarnation = ?", (message_id, incarnation))
@@ -237,6 +247,7 @@ def to_message(row: sqlite3.Row) -> MessageIn:
         thread_id=row["thread_id"],
         source_session_id=row["source_session_id"],
         on_wake=bool(row["on_wake"]),
+        traceparent=row["traceparent"],
     )
 
 

@@ -86,6 +86,35 @@ def recently_acked(db: Reader, limit: int) -> list[str]:
     return [row["message_id"] for row in rows if isinstance(row["message_id"], str)]
 
 
+def acked(db: Reader, message_ids: Sequence[str]) -> set[str]:
+    """Those of the named messages that have an ack of any kind, also one that says nothing we know."""
+    return _there(db, "processing_ack", "message_id", message_ids)
+
+
+def present(db: Reader, ids: Sequence[str]) -> set[str]:
+    """Those of the named outbound rows that are there."""
+    return _there(db, "messages_out", "id", ids)
+
+
+def _there(db: Reader, table: str, key: str, values: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    if values and db.columns(table):
+        for chunk in chunks(values):
+            rows = db.all(f"SELECT {key} AS id FROM {table} WHERE {key} IN ({marks(chunk)})", chunk)
+            found.update(row["id"] for row in rows if isinstance(row["id"], str))
+    return found
+
+
+def replied_to(db: Reader, ids: Sequence[str]) -> set[str]:
+    """The messages that the named outbound rows reply to."""
+    found: set[str] = set()
+    if ids and "in_reply_to" in db.columns("messages_out"):
+        for chunk in chunks(ids):
+            rows = db.all(f"SELECT in_reply_to FROM messages_out WHERE id IN ({marks(chunk)})", chunk)
+            found.update(row["in_reply_to"] for row in rows if isinstance(row["in_reply_to"], str))
+    return found
+
+
 def tool_in_flight(db: Reader) -> ToolInFlight | None:
     """The tool that runs now, if the container declared one. An older shape without the table: None."""
     if not db.columns("container_state"):

@@ -10,11 +10,12 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from daemon.errors import RegistryGoneError
+from daemon.store.pruned import note
 from schema.connect import Writer, open_owner
 from schema.errors import StorageError
 from schema.ids import new_id
@@ -54,6 +55,14 @@ class IncarnationRow:
     fingerprint: str
     container_id: str | None
     created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the registry knows of sessions that are not looked into: the quarantined ones, open dead letters by session."""
+
+    quarantined: tuple[SessionKey, ...] = ()
+    dead_letters: Mapping[SessionKey, int] = field(default_factory=dict[SessionKey, int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +153,34 @@ class Registry:
                 (*key, now_ms),
             )
 
-    def deactivate(self, key: SessionKey, next_due_at: int | None) -> None:
-        """Record that nothing is left to do, or nothing before `next_due_at`. Writes nothing where that is known.
+    def deactivate(self, key: SessionKey, next_due_at: int | None, dead_letters: int | None = None) -> None:
+        """Record that nothing is left to do, or nothing before `next_due_at`; and how many dead letters stay (None: as many).
 
-        The slow full pass asks this of every session there is: a commit for each would be most of what it costs.
+        Writes nothing where that is known: the slow full pass asks this of every session there is, and a commit for each
+        would be most of what it costs.
         """
         with self._open() as db, db.transaction():
             db.execute(
-                "UPDATE sessions SET active = 0, next_due_at = ?1 WHERE agent = ?2 AND session = ?3"
-                " AND (active <> 0 OR next_due_at IS NOT ?1)",
-                (next_due_at, *key),
+                "UPDATE sessions SET active = 0, next_due_at = ?1, dead_letters = coalesce(?2, dead_letters)"
+                " WHERE agent = ?3 AND session = ?4"
+                " AND (active <> 0 OR next_due_at IS NOT ?1 OR dead_letters IS NOT coalesce(?2, dead_letters))",
+                (next_due_at, dead_letters, *key),
             )
+
+    def totals(self) -> Totals:
+        """What is told of sessions without opening them. Costs what is quarantined or has dead letters, not what exists."""
+        with self._open() as db:
+            quarantined = db.all("SELECT agent, session FROM sessions WHERE quarantined_at IS NOT NULL")
+            dead = db.all("SELECT agent, session, dead_letters FROM sessions WHERE dead_letters > 0")
+        return Totals(
+            tuple(SessionKey(row["agent"], row["session"]) for row in quarantined),
+            {SessionKey(row["agent"], row["session"]): int(row["dead_letters"]) for row in dead},
+        )
+
+    def probe(self) -> None:
+        """Raise what an operation would raise now: the file is opened, and read."""
+        with self._open() as db:
+            db.one("SELECT 1 FROM sessions LIMIT 1")
 
     def quarantine(self, key: SessionKey, reason: str, now_ms: int) -> None:
         """Take the session out of service until an operator releases it."""
@@ -205,6 +231,33 @@ class Registry:
                 "UPDATE incarnations SET ended_at = ?, exit_code = ?, end_reason = ? WHERE id = ? AND ended_at IS NULL",
                 (at, exit_code, reason, incarnation),
             )
+
+    def prune_incarnations(self, cutoff: int, after: str, limit: int, now_ms: int) -> tuple[int, str | None]:
+        """Take those of the next `limit` incarnations behind id `after` that ended before `cutoff`; each session's newest stays.
+
+        Returns how many went, and the id to go on from, or None when nothing old comes behind it. Times are epoch ms.
+        """
+        with self._open() as db:
+            rows = db.all(
+                "SELECT id, created_at, ended_at, EXISTS (SELECT 1 FROM incarnations AS later WHERE later.agent = one.agent"
+                " AND later.session = one.session AND (later.created_at, later.id) > (one.created_at, one.id)) AS followed"
+                " FROM incarnations AS one WHERE id > ? ORDER BY id LIMIT ?",
+                (after, limit),
+            )
+            ended = [row for row in rows if row["ended_at"] is not None and row["ended_at"] < cutoff]
+            old = [(row["id"],) for row in ended if row["followed"]]
+            if old:
+                with db.transaction():
+                    db.executemany("DELETE FROM incarnations WHERE id = ?", old)
+                    note(db, "incarnations", len(old), now_ms, cutoff)
+        # Ids grow with time: behind a page on which none is old, none is.
+        return len(old), rows[-1]["id"] if ended and len(rows) == limit else None
+
+    def note_pruned(self, taken: Mapping[str, int], now_ms: int, through: int) -> None:
+        """Add to what `status` tells of retention, for rows that were taken from other files. Times are epoch ms."""
+        with self._open() as db, db.transaction():
+            for what, rows in taken.items():
+                note(db, what, rows, now_ms, through)
 
     def live_incarnations(self) -> list[IncarnationRow]:
         """Every incarnation without a confirmed exit."""

@@ -60,6 +60,7 @@ def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) ->
             process_after=instant,
             series_id=series,
             tries=0,
+            traceparent=None,  # an occurrence is a trace of its own, not the rest of the one before
         )
         messages.insert(db, following, now, event="rearmed")
         armed.append(following)

@@ -6,11 +6,16 @@ Synchronous; the caller holds the session's lock. Starts and stops no container:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from daemon.bus.delivery_steps import settle, unfinished
+from daemon.bus.endings import Ending, endings
+from daemon.containers import output_log
+from daemon.containers.spec import STDERR_LOG
 from daemon.store import deliveries, messages, outbound
+from daemon.store.backlog import count_dead
 from daemon.store.out_folder import OutLimits, check_out_folder
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, record, schedule_retry
@@ -44,6 +49,7 @@ class Swept:
     """What one pass over a session did and what is left.
 
     `next_at`: epoch ms of the earliest known work, 0 for now, None for none. `due`: messages that wait for an agent.
+    `dead`: open dead letters.
     """
 
     actions: tuple[Action, ...]
@@ -51,6 +57,16 @@ class Swept:
     next_at: int | None
     due: int
     recovered: bool = False
+    dead: int = 0
+    endings: tuple[Ending, ...] = ()
+
+
+class Finished(NamedTuple):
+    """What a confirmed exit left. `claimed`: whether the incarnation had claimed anything."""
+
+    claimed: bool
+    actions: list[Action]
+    endings: tuple[Ending, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +86,9 @@ def sweep_files(
     With nothing running, a stranded journal is recovered first: there was a confirmed exit, or never a container.
     """
     check_out_folder(files.folder.outbox, settings.out)
+    if container is not None:
+        with suppress(OSError):  # a log that cannot be cut holds nothing up
+            output_log.cut(files.folder.logs / STDERR_LOG)
     recovered = False
     if container is None and not occupied and files.has_journal():
         recovered = files.recover()
@@ -94,18 +113,17 @@ def sweep_files(
                 rearmed = recurrence.rearm(db, messages.to_rearm(db), now, settings.timezone)
         # An answer that delivery has not taken note of is work: a session is not retired over it.
         next_at = 0 if news else next_work(db, now)
-        due = messages.count_due(db, now)
+        due, dead = messages.count_due(db, now), count_dead(db)
+        ended = endings(db, seen.pending, seen.acks, actions, now)
     if due and container is not None:
         files.ring()  # what has come due by the clock alone: no commit tells the runner
-    return Swept(tuple(actions), tuple(rearmed), next_at, due, recovered)
+    return Swept(tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended)
 
 
-def finish_incarnation(
-    files: SessionFiles, incarnation: str, reason: str, now: int, settings: Settings
-) -> tuple[bool, list[Action]]:
+def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: int, settings: Settings) -> Finished:
     """All that a CONFIRMED exit entails in the files: journal recovery, settling, reset of claims.
 
-    Returns whether the incarnation had claimed anything, and the actions done. Repeating it changes nothing more.
+    Repeating it changes nothing more.
     A claim that the runner gave back costs no try, unless we had to force the container out.
     """
     files.recover()
@@ -132,7 +150,8 @@ def finish_incarnation(
             for message_id in set(open_ids) - claimed - finished:
                 record(db, message_id, "released", now, incarnation=incarnation, detail={"reason": reason})
                 messages.end_attempt(db, message_id, incarnation, now, "released")
-    return had_any or bool(settles), actions
+        ended = endings(db, seen.pending, seen.acks, actions, now)
+    return Finished(had_any or bool(settles), actions, ended)
 
 
 def apply(db: Writer, action: Action, now: int) -> None:

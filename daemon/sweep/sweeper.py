@@ -25,6 +25,7 @@ from daemon.store.registry import SessionKey
 from daemon.sweep.decide import Container, Fail, Kill, Policy, Reset, Settle, Stop, Wake
 from daemon.sweep.schedule import Schedule
 from daemon.sweep.steps import Settings, Swept, finish_incarnation, sweep_files
+from daemon.telemetry.telemetry import Telemetry
 from daemon.watchdog import Pulse
 from schema.errors import (
     ClawbusError,
@@ -60,13 +61,15 @@ class _ClockWatch:
 
     offset_ms: float | None = None
     floor: int = 0
+    by_ms: int = 0
 
     def look(self, clock: Clock) -> int:
         """The floor, in epoch ms."""
         now = clock.now_ms()
         offset = now - clock.monotonic() * 1000
         if self.offset_ms is not None and abs(offset - self.offset_ms) > _CLOCK_JUMP_MS:
-            self.floor = now
+            self.floor, self.by_ms = now, round(offset - self.offset_ms)
+            structlog.get_logger("sweep").warning("clock_jumped", by_ms=self.by_ms)
         self.offset_ms = offset
         return self.floor
 
@@ -83,12 +86,18 @@ class Sweeper:
     config: SweepConfig
     settings: Settings
     pulse: Pulse
+    telemetry: Telemetry
     last: LastSweep = field(default_factory=LastSweep)
     _wall: _ClockWatch = field(default_factory=_ClockWatch)
     _busy: dict[SessionKey, bool] = field(default_factory=dict[SessionKey, bool])
     _tasks: TaskGroup | None = None
     _room: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_CONCURRENT))
     _page: SessionKey | None = None
+
+    @property
+    def clock_jump(self) -> dict[str, int] | None:
+        """{jumped_at, by_ms} of the last jump of the wall clock that was seen, epoch ms and ms; None for none."""
+        return {"jumped_at": self._wall.floor, "by_ms": self._wall.by_ms} if self._wall.floor else None
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Tick until cancelled; started once it can take pokes."""
@@ -122,6 +131,7 @@ class Sweeper:
                 tasks.start_soon(one, key, name=f"sweep {key}")
         duration = int((self.clock.monotonic() - started) * 1000)
         self.last = LastSweep(self.clock.now_ms(), duration, len(keys), errors)
+        self.telemetry.swept(self.clock.monotonic() - started, errors)
         log = structlog.get_logger("sweep")
         log.debug("swept", sessions=len(keys), errors=errors, duration_ms=duration)
 
@@ -194,7 +204,7 @@ class Sweeper:
                 idle = slot is None and not session.sending and self.supervisor.slot(key) is None
                 idle = idle and swept.next_at != 0 and (swept.next_at is None or swept.next_at > now)
                 if idle:
-                    await self.sessions.retire(session, swept.next_at)
+                    await self.sessions.retire(session, swept.next_at, swept.dead)
                 else:
                     await self.sessions.activate(session)
         except ReadRaceError as error:
@@ -233,7 +243,7 @@ class Sweeper:
             log.warning("exit_not_settled", reason="the session is in quarantine; its release settles it")
             return True
         try:
-            claimed, actions = await session.call(
+            claimed, actions, endings = await session.call(
                 partial(finish_incarnation, session.files, incarnation, reason, now, self.settings)
             )
         except (HostileFileError, ReadDeadlineError, UnusableFileError) as error:
@@ -241,6 +251,7 @@ class Sweeper:
             if session.quarantined is None:
                 raise  # it is called again
             return True
+        self.telemetry.ended(session.key.agent, session.key.session, endings)
         for action in actions:
             if isinstance(action, Reset):
                 log.warning("message_retry_scheduled", message=action.message_id, tries=action.tries,
@@ -267,6 +278,8 @@ class Sweeper:
 
     def _report(self, key: SessionKey, swept: Swept) -> None:
         log = structlog.get_logger("sweep").bind(agent=key.agent, session=key.session)
+        self.telemetry.ended(key.agent, key.session, swept.endings)
+        self.telemetry.rearmed(key.agent, key.session, swept.rearmed)
         if swept.recovered:
             log.warning("journal_recovered")
         for action in swept.actions:

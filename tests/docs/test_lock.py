@@ -18,7 +18,8 @@ RUNTIME: Final = "locks/runtime.txt"
 DEV: Final = "locks/dev.txt"
 BUILD: Final = "locks/build.txt"
 RUNNER: Final = "container_runner/requirements.lock"
-LOCKS: Final = (RUNTIME, DEV, BUILD, RUNNER)
+OTEL: Final = "locks/otel.txt"
+LOCKS: Final = (RUNTIME, DEV, BUILD, RUNNER, OTEL)
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
 
 PINNED: Final = re.compile(
@@ -72,8 +73,14 @@ def declared(lock: str) -> list[Requirement]:
     toml = project()
     runtime: list[str] = toml["project"]["dependencies"]
     groups: Mapping[str, list[str]] = toml["dependency-groups"]
-    dev = [*runtime, *groups["dev"], *groups["bench"]]
-    texts = {RUNTIME: runtime, DEV: dev, BUILD: groups["build"], RUNNER: groups["runner"]}[lock]
+    traces: list[str] = toml["project"]["optional-dependencies"]["otel"]
+    texts = {
+        RUNTIME: runtime,
+        DEV: [*runtime, *traces, *groups["dev"], *groups["bench"]],
+        BUILD: groups["build"],
+        RUNNER: groups["runner"],
+        OTEL: [*runtime, *traces],
+    }[lock]
     return [Requirement(text) for text in texts]
 
 
@@ -115,7 +122,7 @@ def test_a_lock_has_what_pyproject_asks_on_every_python(lock: str, python: str) 
         )
 
 
-@pytest.mark.parametrize(("part", "whole"), [(RUNTIME, DEV), (RUNNER, RUNTIME)])
+@pytest.mark.parametrize(("part", "whole"), [(RUNTIME, DEV), (RUNNER, RUNTIME), (RUNTIME, OTEL), (OTEL, DEV)])
 def test_one_lock_is_part_of_another(part: str, whole: str) -> None:
     larger = read(whole)
     assert [pin.name for pin in read(part).values() if not _same(pin, larger.get(pin.name))] == []

@@ -21,6 +21,7 @@ from daemon.watchdog import Pulse
 from schema.errors import FileBusyError, StorageError
 from tests.simulation.host import SimHost, SimRuntime
 from tests.simulation.loop import Process
+from tests.simulation.pruning import draw_retention
 from tests.simulation.world import World
 
 AGENTS = ("alice", "bob")
@@ -57,6 +58,7 @@ def draw_config(world: World) -> Config:
             retry_for_s=rng.choice((300.0, 3600.0)),
             batch=rng.choice((1, 3, 200)),
         ),
+        retention=draw_retention(world.seed),
         agents={name: Agent() for name in AGENTS},
     )
 

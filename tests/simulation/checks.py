@@ -21,6 +21,7 @@ from schema.connect import open_reader
 from schema.errors import ClawbusError
 from schema.layout import SessionFolder
 from tests.simulation.bus import SimDaemon, session_root
+from tests.simulation.pruning import Witness
 from tests.simulation.receivers import TRAITS, Receivers
 from tests.simulation.scenario import Ledger, Scenario
 from tests.support.invariants import data_folder_violations
@@ -94,15 +95,17 @@ def _real_now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def violations(scenario: Scenario, claims: Claims) -> Iterator[str]:
+def violations(scenario: Scenario, claims: Claims, witness: Witness) -> Iterator[str]:
     """Everything that is wrong with a run at rest."""
-    yield from data_folder_violations(scenario.world.root, at_rest=True)
+    pruned = bool(witness.rows) or scenario.daemon.config.retention.incarnations_s > 0
+    yield from data_folder_violations(scenario.world.root, at_rest=True, pruned=pruned)
     for key in scenario.sessions:
-        yield from _messages(scenario.daemon, scenario.ledger, claims, key)
-        yield from _answers(scenario.daemon, key)
+        yield from _messages(scenario.daemon, scenario.ledger, claims, witness, key)
+        yield from _answers(scenario.daemon, witness, key)
         yield from _receipts(scenario.daemon, scenario.receivers, key)
+        yield from _gone(scenario.daemon, witness, key)
     yield from _effects(scenario.receivers)
-    yield from _order(scenario.daemon, scenario.receivers, scenario.sessions)
+    yield from _order(scenario.daemon, scenario.receivers, witness, scenario.sessions)
 
 
 def forgotten(layout: Layout, keys: Sequence[SessionKey], now: int) -> Iterator[str]:
@@ -128,14 +131,28 @@ def forgotten(layout: Layout, keys: Sequence[SessionKey], now: int) -> Iterator[
             yield f"{key}: there is work at {soonest}, and central.db has the session idle until {row['next_due_at']}"
 
 
-def _answers(daemon: SimDaemon, key: SessionKey) -> Iterator[str]:
+def _answers(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator[str]:
     """Nothing is marked done that was not: a completed message was seen by an answer."""
     seen: set[str] = set()
-    for row in _rows(daemon, key, "SELECT content FROM messages_out", outbound=True):
+    outbound = _rows(daemon, key, "SELECT content FROM messages_out", outbound=True)
+    for row in (*outbound, *witness.of(key, "messages_out")):
         seen.update(json.loads(row["content"]).get("seen", ()))
-    for row in _rows(daemon, key, "SELECT id FROM messages_in WHERE status = 'completed'"):
+    completed = _rows(daemon, key, "SELECT id FROM messages_in WHERE status = 'completed'")
+    completed += [row for row in witness.of(key, "messages_in") if row["status"] == "completed"]
+    for row in completed:
         if row["id"] not in seen:
             yield f"{key}: {row['id']} is completed, and no answer has seen it"
+
+
+def _gone(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator[str]:
+    """What is deleted stays deleted, and no seq is used again."""
+    here = _rows(daemon, key, "SELECT id, seq FROM messages_in UNION SELECT id, seq FROM host_messages")
+    here += _rows(daemon, key, "SELECT id, seq FROM messages_out", outbound=True)
+    gone = [*witness.of(key, "messages_in"), *witness.of(key, "messages_out")]
+    used: dict[int, str] = {}
+    for row in (*gone, *here):
+        if used.setdefault(row["seq"], row["id"]) != row["id"]:
+            yield f"{key}: seq {row['seq']} was {used[row['seq']]}'s and is {row['id']}'s"
 
 
 def _rows(daemon: SimDaemon, key: SessionKey, sql: str, *, outbound: bool = False) -> list[dict[str, Any]]:
@@ -147,7 +164,7 @@ def _rows(daemon: SimDaemon, key: SessionKey, sql: str, *, outbound: bool = Fals
         return [dict(row) for row in db.all(sql)] if db.all("SELECT 1 FROM sqlite_schema LIMIT 1") else []
 
 
-def _messages(daemon: SimDaemon, ledger: Ledger, claims: Claims, key: SessionKey) -> Iterator[str]:
+def _messages(daemon: SimDaemon, ledger: Ledger, claims: Claims, witness: Witness, key: SessionKey) -> Iterator[str]:
     rows = {row["id"]: row for row in _rows(daemon, key, "SELECT * FROM messages_in")}
     told: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in _rows(daemon, key, "SELECT * FROM message_history ORDER BY id"):
@@ -155,7 +172,9 @@ def _messages(daemon: SimDaemon, ledger: Ledger, claims: Claims, key: SessionKey
     for (owner, message_id), accepted in ledger.accepted.items():
         if owner != key:
             continue
-        row = rows.get(message_id)
+        # A client that sends an id again after retention took the message makes a new one: both are looked at.
+        gone = [one for one in witness.of(key, "messages_in") if one["id"] == message_id]
+        row = next((one for one in gone if one["seq"] == accepted.seq), rows.get(message_id))
         if row is None:
             yield f"{key}: {message_id} was accepted, and is gone"
             continue
@@ -199,10 +218,11 @@ def _receipts(daemon: SimDaemon, receivers: Receivers, key: SessionKey) -> Itera
             yield f"{key}: {row['message_out_id']} has a receipt, and no receiver ever saw it"
 
 
-def _order(daemon: SimDaemon, receivers: Receivers, sessions: Sequence[SessionKey]) -> Iterator[str]:
+def _order(daemon: SimDaemon, receivers: Receivers, witness: Witness, sessions: Sequence[SessionKey]) -> Iterator[str]:
     """First effects of one session at one destination come in seq order; rows with a time of their own aside."""
     for key in sessions:
         rows = _rows(daemon, key, "SELECT id, seq, deliver_after FROM messages_out", outbound=True)
+        rows += witness.of(key, "messages_out")
         seqs = {row["id"]: row["seq"] for row in rows if row["deliver_after"] is None}
         last: dict[str, int] = {}
         firsts = [effects[0] for effects in receivers.effects.values() if effects]

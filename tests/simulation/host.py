@@ -19,6 +19,7 @@ import structlog
 
 from container_runner.__main__ import _exit_code
 from container_runner.loop import Runner
+from container_runner.retention import Retention
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
 from daemon.containers.protocol import ContainerSpec, Exit, Running
@@ -187,9 +188,16 @@ class SimHost:
             watch=InboundWatch(in_folder, step_ms=5, poll_s=settings.poll_s, log=log),
             now_ms=world.clock.now_ms,
             log=log,
+            retention=self._retention(settings, in_folder, out_folder),
         )
         code = await _exit_code(container.runner, log)
         self._ends(container, code)
+
+    def _retention(self, settings: RunnerSettings, in_folder: Path, out_folder: Path) -> Retention | None:
+        if not settings.keep_s:
+            return None
+        keep_ms, batch = int(settings.keep_s * 1000), settings.prune_batch
+        return Retention(in_folder, out_folder, keep_ms=keep_ms, batch=batch, now_ms=self.world.clock.now_ms)
 
     # --- ending
 

@@ -42,6 +42,7 @@ from daemon.containers.protocol import Exit
 from daemon.store import deliveries, messages
 from daemon.store.registry import Registry
 from schema.rows import MessageIn
+from tests.simulation import mutations_retention
 from tests.simulation.run import SCOPES, run_seed
 
 LIMIT: Final = 600
@@ -300,6 +301,7 @@ MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
         "no ceiling, no claim-stuck": _no_claim_stuck,
         "no journal recovery": _no_recovery,
         "a receipt is written once or never": _lost_receipt_write,
+        **mutations_retention.MUTATIONS,
     }
 )
 

@@ -28,6 +28,7 @@ from tests.simulation.disk import Disk
 from tests.simulation.host import SimHost
 from tests.simulation.loop import PROCESS, ScopeNumbers, SimLoop, StuckError
 from tests.simulation.patches import configure_logs, patched
+from tests.simulation.pruning import Witness, draw_retention, witnessed
 from tests.simulation.receivers import Receivers
 from tests.simulation.scenario import Scenario
 from tests.simulation.world import World
@@ -81,11 +82,14 @@ def _run(world: World, began: float) -> Result:
         max_batch=world.rng.choice((1, 3, 10)),
         poll_s=world.rng.choice((3.0, 10.0, 30.0)),
         grace_s=world.rng.choice((1.0, 8.0)),
+        keep_s=draw_retention(world.seed).messages_s,
+        prune_batch=draw_retention(world.seed).batch,
     )
     host = SimHost(world, lambda: settings)
     disk = Disk(world, lambda path, what: _guard(world, host, path, what))
     disk.living = lambda path: host.living(path.parent.parent) is not None
     claims = Claims()
+    witness = Witness(world, receivers)
     daemon = SimDaemon(world, host, draw_config(world))
     scenario = Scenario(world, daemon, host, receivers)
 
@@ -96,10 +100,10 @@ def _run(world: World, began: float) -> Result:
     daemon.left_behind = left_behind
     configure_logs(world)
     world.loop.set_exception_handler(lambda _, context: _unexpected(world, context))
-    with patched(world, disk, receivers), _watch_claims(world, claims):
+    with patched(world, disk, receivers), _watch_claims(world, claims, witness), witnessed(witness):
         scenario.prepare()
         try:
-            world.loop.run_until_complete(_play(world, scenario, claims))
+            world.loop.run_until_complete(_play(world, scenario, claims, witness))
         except StuckError as error:
             world.broken(f"nothing moves any more: {error}")
     return Result(
@@ -117,7 +121,7 @@ def _run(world: World, began: float) -> Result:
     )
 
 
-async def _play(world: World, scenario: Scenario, claims: Claims) -> None:
+async def _play(world: World, scenario: Scenario, claims: Claims, witness: Witness) -> None:
     scenario.daemon.start()
     await scenario.play()
     scenario.heal()
@@ -140,7 +144,7 @@ async def _play(world: World, scenario: Scenario, claims: Claims) -> None:
         return
     if world.counts["daemon_stopped"] == 0 or (scenario.daemon.process and not scenario.daemon.process.dead):
         world.broken("the daemon did not stop when asked to")
-    for text in violations(scenario, claims):
+    for text in violations(scenario, claims, witness):
         world.broken(text)
 
 
@@ -165,13 +169,16 @@ def _tracked(root: Path, message: Outgoing) -> tuple[str | None, str | None]:
 
 
 @contextlib.contextmanager
-def _watch_claims(world: World, claims: Claims) -> Generator[None]:
+def _watch_claims(world: World, claims: Claims, witness: Witness) -> Generator[None]:
     """Note every claim that a runner was about to commit: a superset of those it committed."""
     real = Store._insert_claims
 
     def insert(store: Store, db: Any, messages: Any) -> None:
         real(store, db, messages)
         session = store._outbound.parent.parent.name
+        for message in messages:
+            if witness.final(session, message.id, message.seq):
+                world.broken(f"{session}: {message.id} is claimed, and was acked as finished before")
         claims.pairs.update((session, message.id, store._incarnation) for message in messages)
 
     with mock.patch.object(Store, "_insert_claims", insert):

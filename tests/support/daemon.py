@@ -155,6 +155,13 @@ class RealDaemon:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._environ(),
         )  # fmt: skip
 
+    def begin_stream(self, *arguments: str) -> "subprocess.Popen[str]":
+        """A command that goes on, in the background; its lines are the caller's to read, and its end to bring about."""
+        return subprocess.Popen(
+            [CLAWBUS, "--config", str(self.config), *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._environ(),
+        )  # fmt: skip
+
     @staticmethod
     def end_cli(process: "subprocess.Popen[str]", timeout_s: float = 60.0) -> Said:
         out, _ = process.communicate(timeout=timeout_s)
@@ -182,7 +189,8 @@ class RealDaemon:
         def ready() -> bool:
             assert process.poll() is None, f"the daemon ended with {process.returncode}:\n{self.log_tail()}"
             with contextlib.suppress(httpx.TransportError):
-                return self.listens() and self._get("/readyz").status_code == 200
+                # Started, not ready: a daemon without Docker is that, too.
+                return self.listens() and self._get("/readyz").json()["result"]["started"]
             return False
 
         eventually("ready", ready, READY_S)

@@ -35,7 +35,6 @@ class FakeOperations:
     entries: list[MailboxEntry] = field(default_factory=list)
     actions: list[tuple[str, ...]] = field(default_factory=list)
     letters: list[dict[str, Any]] = field(default_factory=list)
-    ready: bool = True
     polls: int = 0
     polls_ended: int = 0
     polling: threading.Event = field(default_factory=threading.Event)
@@ -140,6 +139,9 @@ class FakeOperations:
             },
         }
 
+    def live(self) -> dict[str, Any]:
+        return {"pid": 1, "degraded": [], "last_sweep": None, "clock": None}
+
     async def sessions(self) -> list[dict[str, Any]]:
         return [
             {
@@ -191,9 +193,6 @@ class FakeOperations:
     async def drop_dead(self, agent: str, session: str, letter_id: str, by: str, reason: str | None) -> dict[str, Any]:
         self.actions.append(("drop", agent, session, letter_id, by, str(reason)))
         return {"id": letter_id, "kind": "out"}
-
-    def health(self) -> dict[str, Any]:
-        return {"ready": self.ready}
 
 
 @contextmanager

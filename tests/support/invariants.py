@@ -6,6 +6,7 @@ file drops this process's locks on it) and while no daemon or runner is in mid-c
 
 - `at_rest`: nothing runs and all is done, so every ack is settled, no attempt is open and no send is in doubt.
 - `hostile`: the container wrote what it liked; nothing is asked of outbound.db, nor of what only it could explain.
+- `pruned`: retention took what was old. A row's counterpart in another file may be gone; whoever asks has seen it go.
 """
 
 from __future__ import annotations
@@ -23,27 +24,29 @@ from tests.support.invariants_files import file_violations, plain_database
 from tests.support.invariants_session import Row, SessionRows, load_session, row_violations
 
 
-def check_session(root: Path, *, at_rest: bool = False, hostile: bool = False) -> None:
+def check_session(root: Path, *, at_rest: bool = False, hostile: bool = False, pruned: bool = False) -> None:
     """Raise AssertionError unless the session folder `root` (`<data>/sessions/<agent>/<session>`) is sound."""
-    _raise(session_violations(root, at_rest=at_rest, hostile=hostile))
+    _raise(session_violations(root, at_rest=at_rest, hostile=hostile, pruned=pruned))
 
 
-def check_data_folder(data_dir: Path, *, at_rest: bool = False, hostile: bool = False) -> None:
+def check_data_folder(data_dir: Path, *, at_rest: bool = False, hostile: bool = False, pruned: bool = False) -> None:
     """Raise AssertionError unless the registry, the mailbox and every session folder are sound, and agree."""
-    _raise(data_folder_violations(data_dir, at_rest=at_rest, hostile=hostile))
+    _raise(data_folder_violations(data_dir, at_rest=at_rest, hostile=hostile, pruned=pruned))
 
 
-def session_violations(root: Path, *, at_rest: bool = False, hostile: bool = False) -> list[str]:
+def session_violations(root: Path, *, at_rest: bool = False, hostile: bool = False, pruned: bool = False) -> list[str]:
     """Every violation in one session folder, as text."""
     found = list(file_violations(root, at_rest=at_rest, hostile=hostile))
     try:
         rows = load_session(root, hostile=hostile)
     except ClawbusError as error:
         return [*found, f"cannot be read: {error.code}: {error}"]
-    return [*found, *row_violations(rows, at_rest=at_rest)]
+    return [*found, *row_violations(rows, at_rest=at_rest, pruned=pruned)]
 
 
-def data_folder_violations(data_dir: Path, *, at_rest: bool = False, hostile: bool = False) -> list[str]:
+def data_folder_violations(
+    data_dir: Path, *, at_rest: bool = False, hostile: bool = False, pruned: bool = False
+) -> list[str]:
     """Every violation in a whole data folder; a session's begin with its `agent/session`."""
     layout = Layout(data_dir)
     found = list(plain_database(layout.central_db, must_exist=True))
@@ -57,15 +60,15 @@ def data_folder_violations(data_dir: Path, *, at_rest: bool = False, hostile: bo
     on_disk = {(path.parent.name, path.name) for path in layout.sessions_dir.glob("*/*") if path.is_dir()}
     for key in sorted(on_disk):
         root = layout.sessions_dir.joinpath(*key)
-        problems = session_violations(root, at_rest=at_rest, hostile=hostile)
+        problems = session_violations(root, at_rest=at_rest, hostile=hostile, pruned=pruned)
         rows = None if problems else load_session(root, hostile=hostile)
         if key not in sessions:
             # A crash between the files and the registry leaves an empty folder; the first message takes it over.
             if rows is None or rows.messages or rows.outbound:
                 problems.append("has a folder, and central.db does not know it")
         elif rows is not None:
-            problems += _registry_violations(rows, sessions[key], incarnations, key)
-            if mailbox is not None:
+            problems += _registry_violations(rows, sessions[key], incarnations, key, pruned=pruned)
+            if mailbox is not None and not pruned:
                 problems += _mailbox_violations(rows, {row["message_out_id"] for row in mailbox if _key(row) == key})
         found += [f"{'/'.join(key)}: {problem}" for problem in problems]
     if at_rest:
@@ -87,12 +90,12 @@ def _incarnation_violations(sessions: dict[tuple[str, str], Row], incarnations: 
 
 
 def _registry_violations(
-    rows: SessionRows, registered: Row, incarnations: dict[str, Row], key: tuple[str, str]
+    rows: SessionRows, registered: Row, incarnations: dict[str, Row], key: tuple[str, str], *, pruned: bool
 ) -> Iterator[str]:
     """What inbound.db and central.db must agree on."""
     own = {name: row for name, row in incarnations.items() if _key(row) == key}
     for attempt in rows.attempts:
-        if attempt["incarnation"] not in own:
+        if attempt["incarnation"] not in own and not pruned:
             yield f"attempts: {attempt['message_id']} by {attempt['incarnation']}, which central.db never recorded"
     if registered["active"] or registered["quarantined_at"] is not None:
         return

@@ -84,15 +84,15 @@ def _rows(db: Reader, table: str, order: str) -> list[Row]:
     return [dict(row) for row in db.all(f"SELECT * FROM {table} ORDER BY {order}")]
 
 
-def row_violations(rows: SessionRows, *, at_rest: bool) -> Iterator[str]:
+def row_violations(rows: SessionRows, *, at_rest: bool, pruned: bool = False) -> Iterator[str]:
     """Every violation of the rules below."""
     yield from statuses(rows)
     yield from sequences(rows)
     yield from identities(rows)
     yield from times(rows)
-    yield from acks(rows, at_rest=at_rest)
+    yield from acks(rows, at_rest=at_rest, pruned=pruned)
     yield from attempts(rows, at_rest=at_rest)
-    yield from receipts(rows, at_rest=at_rest)
+    yield from receipts(rows, at_rest=at_rest, pruned=pruned)
 
 
 def statuses(rows: SessionRows) -> Iterator[str]:
@@ -188,7 +188,7 @@ def times(rows: SessionRows) -> Iterator[str]:
             yield f"{table}: {who}: {column} is no instant: {row[column]!r}"
 
 
-def acks(rows: SessionRows, *, at_rest: bool) -> Iterator[str]:
+def acks(rows: SessionRows, *, at_rest: bool, pruned: bool) -> Iterator[str]:
     """Nothing is marked done that was not: a completed message has a completed ack, and in the end the other way round."""
     if rows.hostile:
         return
@@ -196,7 +196,7 @@ def acks(rows: SessionRows, *, at_rest: bool) -> Iterator[str]:
     for identity, message in by_id.items():
         ack = rows.acks.get(identity)
         done = message["status"] == MessageStatus.COMPLETED and identity not in rows.migrated
-        if done and (ack is None or ack["status"] != AckStatus.COMPLETED):
+        if done and ((ack is None and not pruned) or (ack is not None and ack["status"] != AckStatus.COMPLETED)):
             yield f"messages_in: {identity} is completed, and its ack is {ack and ack['status']}"
     for identity, ack in rows.acks.items():
         message = by_id.get(identity)
@@ -225,7 +225,7 @@ def attempts(rows: SessionRows, *, at_rest: bool) -> Iterator[str]:
             yield f"messages_in: {message['id']} has {message['tries']} tries and {ended[message['id']]} orphaned attempts"
 
 
-def receipts(rows: SessionRows, *, at_rest: bool) -> Iterator[str]:
+def receipts(rows: SessionRows, *, at_rest: bool, pruned: bool) -> Iterator[str]:
     """Every outbound row the host took note of has a receipt or is tracked, and nothing else has."""
     receipt = {row["message_out_id"]: row["status"] for row in rows.delivered}
     tracked = {row["message_out_id"]: row for row in rows.delivery_attempts}
@@ -235,7 +235,7 @@ def receipts(rows: SessionRows, *, at_rest: bool) -> Iterator[str]:
             yield f"delivered: {identity} has the unknown status {status}"
         if identity in tracked and (status, tracked[identity]["state"]) != ("failed", DeliveryState.DEAD):
             yield f"delivered: {identity} is {status}, and still tracked as {tracked[identity]['state']}"
-        gone = identity in tracked and tracked[identity]["last_error_code"] == "ROW_GONE"
+        gone = pruned or (identity in tracked and tracked[identity]["last_error_code"] == "ROW_GONE")
         if not rows.hostile and not gone and not rows.migrated and identity not in written:
             yield f"delivered: {identity} is a receipt for a row that is not there"
     for row in rows.outbound:

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,12 +33,16 @@ def signature(secret: str, stamp: str, body: bytes) -> str:
     return f"sha256={digest.hexdigest()}"
 
 
-def post(url: str, secret: str, content: object, *, message_id: str, stamp: int | None = None) -> httpx.Response:
-    """A signed request to one of our hooks."""
-    body = json.dumps(content).encode()
+def post(
+    url: str, secret: str, content: object, *, message_id: str, stamp: int | None = None,
+    text: bool = False, more: Mapping[str, str] | None = None,
+) -> httpx.Response:  # fmt: skip
+    """A signed request to one of our hooks: JSON, or with `text` plain text. `more` headers."""
+    body = str(content).encode() if text else json.dumps(content).encode()
     at = str(int(time.time()) if stamp is None else stamp)
     headers = {
-        "content-type": "application/json",
+        "content-type": "text/plain" if text else "application/json",
+        **(more or {}),
         "x-clawbus-timestamp": at,
         "x-clawbus-signature": request_signature(secret, at, httpx.URL(url).path, message_id, body),
         "x-clawbus-id": message_id,

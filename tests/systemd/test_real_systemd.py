@@ -110,3 +110,12 @@ def test_its_lines_in_the_journal_are_events(service: SystemdHost) -> None:
     accepted = next(event for event in events if event.get("event") == "message_accepted")
     assert accepted["session"]
     assert {entry["PRIORITY"] for entry in lines if "daemon_ready" in entry["MESSAGE"]} == {"6"}
+
+
+def test_the_command_line_reads_the_journal(service: SystemdHost) -> None:
+    ask(service, "hello", "told")
+    service.run("usermod", "--append", "--groups", "systemd-journal", "clawbus")  # as the refusal without it says
+    found = service.clawbus("logs", "--journal", "--session", "echo/told", "--lines", "3")
+    assert (found["source"], len(found["events"])) == ("journal", 3)
+    assert {(event["agent"], event["session"]) for event in found["events"]} == {("echo", "told")}
+    assert service.clawbus("logs", "--journal", "--unit", "nobody")["events"] == []

@@ -181,7 +181,6 @@ async def test_a_channel_that_cannot_start_stops_the_start(kit: HouseKit, monkey
 async def test_status_tells_what_runs_waits_and_is_degraded(tmp_path: Path) -> None:
     kit = HouseKit(tmp_path / "data", runtime={"max_containers": 1})
     async with kit.running():
-        kit.operations.ready = True
         await kit.send("one")
         await kit.started("one")
         await kit.send("two")
@@ -190,7 +189,7 @@ async def test_status_tells_what_runs_waits_and_is_degraded(tmp_path: Path) -> N
         report = await kit.operations.status()
         live = report["live"]
         assert set(live) == {"pid", "version", "started_at", "agents", "runtime", "degraded", "running",
-                             "waiting_spawns", "last_sweep"}  # fmt: skip
+                             "waiting_spawns", "last_sweep", "retention"}  # fmt: skip
         assert live["agents"] == ["helper", "other", "third"]
         assert live["runtime"] == {"name": "fake", "state": "available"}
         [one] = live["running"]
@@ -200,7 +199,7 @@ async def test_status_tells_what_runs_waits_and_is_degraded(tmp_path: Path) -> N
         assert live["waiting_spawns"] == [f"{AGENT}/two"]
         assert (live["last_sweep"]["sessions"], live["last_sweep"]["errors"]) == (2, 0)
         assert report["sessions"]["total"] == 2
-        assert kit.operations.health() == {"ready": True, "degraded": []}
+        assert kit.house.degraded() == []
         assert kit.house.status_line() == "1 containers, 1 waiting, 2 active sessions"
         shown = await kit.operations.session(AGENT, "one")
         assert shown

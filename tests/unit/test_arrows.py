@@ -25,6 +25,13 @@ PURE_FILES: Final = frozenset(
         "daemon/sweep/decide.py",
         "daemon/bus/delivery_plan.py",
         "daemon/containers/spec.py",
+        "daemon/forensics/truth.py",
+        "daemon/forensics/facts.py",
+        "daemon/forensics/diagnosis.py",
+        "daemon/forensics/diagnoses.py",
+        "daemon/forensics/host_rules.py",
+        "daemon/forensics/session_rules.py",
+        "daemon/forensics/run_rules.py",
         "schema/states.py",
     }
 )
@@ -40,12 +47,22 @@ PURE_STDLIB: Final = frozenset(
         "json",
         "math",
         "re",
+        "shlex",
         "types",
         "typing",
     }
 )
 PURE_PATHS: Final = frozenset({"pathlib.PurePath", "pathlib.PurePosixPath"})  # names of paths; they touch no disk
-PURE_OURS: Final = ("daemon.errors", "daemon.containers.protocol")  # errors, and the dataclasses that a spec is made of
+# Errors, the dataclasses that a spec is made of, and the pure files of a room that has several.
+PURE_OURS: Final = (
+    "daemon.errors",
+    "daemon.containers.protocol",
+    *(
+        f"daemon.forensics.{name}"
+        for name in ("truth", "facts", "diagnosis", "host_rules", "session_rules", "run_rules")
+    ),
+)
+FORENSICS_NEVER: Final = ("daemon.repair", "daemon.bus", "daemon.sweep", "daemon.store.transitions")
 PURE_NEVER_CALLS: Final = frozenset({"now", "utcnow", "today", "fromtimestamp", "utcfromtimestamp"})
 IMPURE_BUILTINS: Final = frozenset({"open", "print", "input", "exec", "eval", "__import__"})
 
@@ -204,7 +221,7 @@ def daemon_declares_its_dependencies(module: Module) -> Iterator[str]:
     """daemon imports only what pyproject.toml names, not what happens to come along with it."""
     if module.package != "daemon":
         return
-    declared = declared_imports()
+    declared = declared_imports() | {"opentelemetry"}  # an extra; the next rule says where
     for imported in imports_of(module):
         if _third_party(imported) and imported.root not in declared | TOOLS:
             yield f"{module.path}:{imported.line} daemon imports {imported.name}, which pyproject.toml does not declare"
@@ -224,6 +241,22 @@ def docker_has_one_caller(module: Module) -> Iterator[str]:
     for imported in imports_of(module):
         if imported.root == "docker":
             yield f"{module.path}:{imported.line} imports {imported.name}; only daemon/containers/docker.py may"
+
+
+def opentelemetry_has_one_caller(module: Module) -> Iterator[str]:
+    """Only daemon/telemetry/tracing_otel.py imports OpenTelemetry, and nothing imports that but on demand: it is an extra."""
+    if module.path == "daemon/telemetry/tracing_otel.py":
+        return
+    on_import = {id(node) for node in _module_level(module.tree.body)}
+    for imported in imports_of(module):
+        if imported.root == "opentelemetry":
+            yield f"{module.path}:{imported.line} imports {imported.name}; only daemon/telemetry/tracing_otel.py may"
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.ImportFrom(module="daemon.telemetry.tracing_otel") if id(node) in on_import:
+                yield f"{module.path}:{node.lineno} imports tracing_otel when it is imported itself"
+            case _:
+                pass
 
 
 def sqlite_has_one_door(module: Module) -> Iterator[str]:
@@ -271,6 +304,15 @@ def pure_files_are_pure(module: Module) -> Iterator[str]:
                 yield f"{module.path}:{node.lineno} is pure, and calls {name}()"
             case _:
                 pass
+
+
+def forensics_only_looks(module: Module) -> Iterator[str]:
+    """daemon/forensics imports nothing that changes what it looks at."""
+    if not module.path.startswith("daemon/forensics/"):
+        return
+    for imported in imports_of(module):
+        if any(imported.within(room) for room in FORENSICS_NEVER) or imported.name.endswith((".open_owner", ".Writer")):
+            yield f"{module.path}:{imported.line} forensics imports {imported.name}"
 
 
 def nothing_mutable_at_module_level(module: Module) -> Iterator[str]:
@@ -340,8 +382,10 @@ RULES: Final[tuple[Rule, ...]] = (
     runner_stays_small,
     daemon_declares_its_dependencies,
     docker_has_one_caller,
+    opentelemetry_has_one_caller,
     sqlite_has_one_door,
     pure_files_are_pure,
+    forensics_only_looks,
     nothing_mutable_at_module_level,
 )
 
@@ -388,6 +432,9 @@ OFFENDERS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (docker_has_one_caller, "daemon/docker.py", "from docker.errors import NotFound"),
     (docker_has_one_caller, "daemon/containers/dockerish.py", "import docker.types"),
     (docker_has_one_caller, "container_runner/docker.py", "import docker"),
+    (opentelemetry_has_one_caller, "daemon/app.py", "from opentelemetry.sdk.trace import TracerProvider"),
+    (opentelemetry_has_one_caller, "daemon/telemetry/tracing.py", "def f():\n    import opentelemetry.sdk"),
+    (opentelemetry_has_one_caller, "daemon/app.py", "from daemon.telemetry.tracing_otel import OtelTracer"),
     (sqlite_has_one_door, "daemon/store/inbound.py", "import sqlite3\nsqlite3.connect('x')"),
     (sqlite_has_one_door, "daemon/store/inbound.py", "import sqlite3 as s\ndb = s.connect('x')"),
     (sqlite_has_one_door, "daemon/store/inbound.py", "from sqlite3 import connect"),
@@ -408,6 +455,9 @@ OFFENDERS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (pure_files_are_pure, "schema/states.py", "from schema import connect"),
     (pure_files_are_pure, "schema/states.py", "from schema.connect import open_inbound"),
     (pure_files_are_pure, "schema/states.py", "import logging"),
+    (pure_files_are_pure, "daemon/forensics/truth.py", "from daemon.forensics import reading"),
+    (forensics_only_looks, "daemon/forensics/doctor.py", "from daemon.sweep.decide import Policy"),
+    (forensics_only_looks, "daemon/forensics/reading.py", "from schema.connect import open_owner"),
     (nothing_mutable_at_module_level, "daemon/app.py", "cache = {}"),
     (nothing_mutable_at_module_level, "daemon/app.py", "SEEN: set[str] = set()"),
     (nothing_mutable_at_module_level, "daemon/app.py", "LIMITS: Final = {'a': 1}"),
@@ -429,6 +479,8 @@ INNOCENTS: Final[tuple[tuple[str, str], ...]] = (
     ("container_runner/loop.py", "from container_runner.providers import echo\nfrom . import store"),
     ("daemon/containers/docker.py", "import docker\nfrom docker.errors import NotFound"),
     ("daemon/containers/docker_events.py", "import docker"),
+    ("daemon/telemetry/tracing_otel.py", "from opentelemetry.sdk.trace import TracerProvider"),
+    ("daemon/telemetry/tracing.py", "def f():\n    from daemon.telemetry.tracing_otel import OtelTracer"),
     ("daemon/containers/supervisor.py", "from daemon.containers import docker\nfrom . import docker_events"),
     ("daemon/containers/image.py", "import importlib.resources as r\nr.files('container_runner')"),
     ("daemon/config.py", "import pydantic_settings, tomllib\nfrom pydantic import BaseModel"),

@@ -14,7 +14,7 @@ def test_a_tiny_run_measures_every_figure_and_writes_what_was_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures, picture = tmp_path / "figures.json", tmp_path / "bench.svg"
-    names = ["round-trip", "steps", "drain", "history", "peers"]
+    names = ["round-trip", "steps", "drain", "history", "peers", "retention"]
     code = main([*names, "--scale", "0.005", "--dir", str(tmp_path), "--json", str(figures), "--picture", str(picture)])
     out, err = capsys.readouterr()
     assert err == ""

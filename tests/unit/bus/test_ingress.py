@@ -279,3 +279,11 @@ async def test_a_session_whose_folder_was_deleted_is_an_error_and_disturbs_nobod
     await kit.house.sweeper.tick()
     await kit.send("fine")
     await kit.started("fine")
+
+
+async def test_what_wakes_rings_once_it_is_committed_and_context_does_not(kit: HouseKit) -> None:
+    bell = kit.house.sessions.files_of(SessionKey(AGENT, "main")).folder.inbox / ".bell"
+    await kit.send(message_id="c1", trigger=False)
+    assert not bell.exists()
+    await kit.send(message_id="m1")
+    assert bell.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import pytest
 from structlog.testing import capture_logs
 
@@ -56,4 +57,17 @@ async def test_a_disk_that_is_nearly_full_is_told_once(tmp_path: Path, monkeypat
         assert [one["event"] for one in logs].count("disk_low") == 1
         monkeypatch.setattr(storage_watch, "LOW_BYTES", 0)
         await kit.house.sweeper.tick()
+        assert whats(kit) == []
+
+
+async def test_two_that_look_at_once_tell_of_the_recovery_once(tmp_path: Path) -> None:
+    kit = HouseKit(tmp_path / "data")
+    async with kit.running():
+        storage = kit.house.sessions.storage
+        storage.failed(StorageError("inbound.db: database or disk is full."))
+        with capture_logs() as logs:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(storage.look)
+                tasks.start_soon(storage.look)
+        assert [one["event"] for one in logs] == ["storage_recovered"]
         assert whats(kit) == []

@@ -176,3 +176,37 @@ def test_a_commit_that_a_dead_daemon_left_is_told_and_finished_by_the_next(mailb
     assert "Start the daemon" in caught.value.hint
     left.prepare()
     assert [entry.message_out_id for entry in left.read("me")] == ["out-1"]
+
+
+def prune(mailbox: Mailbox, cutoff: int, batch: int = 2) -> int:
+    taken, after = 0, 0
+    while True:
+        number, following = mailbox.prune(cutoff, after, batch)
+        taken += number
+        if following is None:
+            return taken
+        after = following
+
+
+def test_old_entries_go_and_no_cursor_comes_again(mailbox: Mailbox) -> None:
+    cursors = [mailbox.put(numbered(number, delivered_at=1000 + number, answers=("in-9",))) for number in range(7)]
+    assert prune(mailbox, 1005) == 5
+    assert [entry.cursor for entry in mailbox.read("me")] == cursors[5:]
+    found = mailbox.first_reply("a", "s", "in-9")
+    assert found is not None
+    assert found.cursor == cursors[5]
+    assert prune(mailbox, 10_000) == 2
+    assert mailbox.first_reply("a", "s", "in-9") is None
+    assert mailbox.put(numbered(8)) > cursors[-1]
+
+
+def test_a_client_misses_nothing_that_is_younger_than_the_age(mailbox: Mailbox) -> None:
+    first = mailbox.put(numbered(0, delivered_at=1000))
+    kept = [mailbox.put(numbered(number, delivered_at=2000)) for number in range(1, 4)]
+    prune(mailbox, 2000)
+    assert [entry.cursor for entry in mailbox.read("me", after=first)] == kept
+
+
+def test_there_is_nothing_to_prune_where_there_is_no_file(mailbox: Mailbox) -> None:
+    assert mailbox.prune(10**15, 0, 10) == (0, None)
+    assert not mailbox.path.exists()

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from daemon.channels.webhook_settings import WebhookSettings, is_private, read_keys, split_listen
+from daemon.channels.webhook_settings import WebhookSettings, is_private, read_keys
 from daemon.errors import ConfigError
+from daemon.listening import split_listen
 
 SECRET = "a long enough secret"
 

@@ -158,12 +158,6 @@ def test_sessions_are_acted_on(http: httpx.Client, operations: FakeOperations) -
     assert http.get("/v1/sessions/echo/s/kill").status_code == 405
 
 
-def test_readiness_is_apart_from_health(http: httpx.Client, operations: FakeOperations) -> None:
-    assert (http.get("/healthz").status_code, http.get("/readyz").status_code) == (200, 200)
-    operations.ready = False
-    assert (http.get("/healthz").status_code, http.get("/readyz").status_code) == (200, 503)
-
-
 def test_reports_pass_through(http: httpx.Client) -> None:
     assert http.get("/v1/status").json()["result"]["live"]["pid"] == 7
     assert http.get("/v1/sessions").json()["result"]["sessions"][0]["session"] == "demo"

@@ -190,7 +190,7 @@ async def test_an_idle_connection_does_not_hold_the_end(short: Path) -> None:
     async with anyio.create_task_group() as server:
         await server.start(run, build_api(FakeOperations()), path)
         async with client(path) as http:
-            await http.get("/healthz")
+            await http.get("/v1/status")
             server.cancel_scope.cancel()
             stopwatch.restart()
     assert stopwatch.seconds() < 0.9
@@ -216,7 +216,7 @@ async def test_a_socket_that_is_removed_is_bound_anew(short: Path, *, left_behin
     async with anyio.create_task_group() as server:
         await server.start(partial(run, look_s=0.01), build_api(operations), path)
         async with client(path) as before:
-            await before.get("/healthz")
+            await before.get("/v1/status")
             path.unlink()
             if left_behind:  # somebody else's, and nobody listens
                 with socket.socket(socket.AF_UNIX) as other:
@@ -225,9 +225,9 @@ async def test_a_socket_that_is_removed_is_bound_anew(short: Path, *, left_behin
                 while not await anyio.to_thread.run_sync(answers, path):
                     await anyio.lowlevel.checkpoint()
             assert stat.S_IMODE(path.lstat().st_mode) == 0o600
-            assert (await before.get("/healthz")).status_code == 200
+            assert (await before.get("/v1/status")).status_code == 200
         async with client(path) as after:
-            assert (await after.get("/healthz")).json()["ok"] is True
+            assert (await after.get("/v1/status")).json()["ok"] is True
         server.cancel_scope.cancel()
     assert not path.exists()
 

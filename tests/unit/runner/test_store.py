@@ -398,3 +398,12 @@ def test_a_newer_file_is_left_alone(kit: SessionKit, store: Store) -> None:
     with pytest.raises(SchemaTooNewError):
         store.start()
     assert kit.folder.outbound_db.read_bytes() == before
+
+
+def test_the_bell_is_rung_for_an_answer_and_not_for_a_claim(kit: SessionKit, store: Store) -> None:
+    bell = kit.folder.outbox / ".bell"
+    kit.add("m1")
+    assert claim(store) == ["m1"]
+    assert not bell.exists()
+    store.finish(store.outbound_rows([reply()]), ["m1"], AckStatus.COMPLETED)
+    assert bell.exists()

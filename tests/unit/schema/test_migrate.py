@@ -236,3 +236,44 @@ def test_a_second_opener_that_waited_finds_the_work_done(tmp_path: Path) -> None
     connection.close()
     with open_reader(path) as db:
         assert len(db.all("SELECT * FROM message_history")) == 5
+
+
+# What version 3 added, as files of version 2 lack it.
+VERSION_2 = {
+    Role.INBOUND: (
+        ("ALTER TABLE messages_in DROP COLUMN traceparent", "DROP INDEX delivery_attempts_dead"),
+        "INSERT INTO messages_in(id, seq, kind, timestamp, content) VALUES ('m1', 2, 'chat', '2026-11-21T00:00:00.000Z', '{}')",
+        "SELECT id, traceparent FROM messages_in",
+        ("m1", None),
+    ),
+    Role.CENTRAL: (
+        (
+            "DROP INDEX sessions_dead",
+            "DROP INDEX sessions_quarantined",
+            "ALTER TABLE sessions DROP COLUMN dead_letters",
+        ),
+        "INSERT INTO sessions(agent, session, created_at, active, quarantine_reason) VALUES ('a', 's', 1, 0, 'why')",
+        "SELECT session, active, quarantine_reason, dead_letters FROM sessions",
+        ("s", 0, "why", 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("role", VERSION_2)
+def test_a_file_of_version_2_gains_what_it_lacks_and_keeps_its_rows(tmp_path: Path, role: Role) -> None:
+    undo, insert, select, expected = VERSION_2[role]
+    old, fresh = tmp_path / "old.db", tmp_path / "fresh.db"
+    open_owner(old, role).close()
+    open_owner(fresh, role).close()
+    connection = sqlite3.connect(old)
+    for statement in (*undo, insert, "PRAGMA user_version=2"):
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+    assert shape(old) != shape(fresh)
+    with open_owner(old, role) as db:
+        assert [tuple(row) for row in db.all(select)] == [expected]
+    assert shape(old) == shape(fresh)
+    before = dump(old)
+    open_owner(old, role).close()
+    assert dump(old) == before

@@ -177,3 +177,56 @@ def test_a_newer_registry_is_refused(registry: Registry, tmp_path: Path) -> None
     connection.close()
     with pytest.raises(SchemaTooNewError):
         registry.with_work()
+
+
+DAY = 86_400_000
+
+
+def lived(registry: Registry, name: str, key: SessionKey, created_at: int, ended_at: int | None) -> None:
+    registry.begin_incarnation(IncarnationRow(name, key, "process", "print", None, created_at))
+    if ended_at is not None:
+        registry.end_incarnation(name, ended_at, 0, "idle")
+
+
+def prune(registry: Registry, cutoff: int, batch: int = 2) -> int:
+    taken, after = 0, ""
+    while True:
+        number, following = registry.prune_incarnations(cutoff, after, batch, NOW)
+        taken += number
+        if following is None:
+            return taken
+        after = following
+
+
+def incarnations(path: Path) -> list[str]:
+    with sqlite3.connect(path) as db:
+        return [name for (name,) in db.execute("SELECT id FROM incarnations ORDER BY id")]
+
+
+def test_old_incarnations_go_but_the_newest_the_live_and_the_young(registry: Registry, tmp_path: Path) -> None:
+    for number in range(5):
+        lived(registry, f"i{number}", KEY, NOW + number * DAY, NOW + number * DAY + 5)
+    lived(registry, "i5", OTHER, NOW, NOW + 9 * DAY)  # it lived long, and ended of late
+    lived(registry, "i6", SessionKey("a", "u"), NOW, NOW + 1)  # all that is known of that session
+    lived(registry, "i7", OTHER, NOW + 9 * DAY, None)
+    assert prune(registry, NOW + 7 * DAY) == 4
+    assert incarnations(tmp_path / "central.db") == ["i4", "i5", "i6", "i7"]
+    assert prune(registry, NOW + 100 * DAY) == 1  # i5 is followed by a live one
+    assert [row.id for row in registry.live_incarnations()] == ["i7"]
+
+
+def test_what_was_pruned_is_added_up(registry: Registry, tmp_path: Path) -> None:
+    registry.note_pruned({"messages": 3, "receipts": 2}, NOW, NOW - 10)
+    registry.note_pruned({"messages": 4}, NOW + 1, NOW - 20)
+    with sqlite3.connect(tmp_path / "central.db") as db:
+        rows = db.execute("SELECT what, rows, at, through FROM pruned ORDER BY what").fetchall()
+    assert rows == [("messages", 7, NOW + 1, NOW - 10), ("receipts", 2, NOW, NOW - 10)]
+
+
+def test_a_live_incarnation_stays_even_when_the_clock_has_made_it_look_followed(
+    registry: Registry, tmp_path: Path
+) -> None:
+    lived(registry, "i1", KEY, NOW + DAY, NOW + DAY)  # made by a clock that was ahead
+    lived(registry, "i2", KEY, NOW, None)
+    assert prune(registry, NOW + 100 * DAY) == 0
+    assert incarnations(tmp_path / "central.db") == ["i1", "i2"]

@@ -10,6 +10,7 @@ import pytest
 
 from daemon.bus.delivery_steps import Means, collect
 from daemon.config import Delivery
+from daemon.containers import output_log
 from daemon.store import messages
 from daemon.store.session_files import SessionFiles
 from daemon.sweep import steps
@@ -38,7 +39,7 @@ def sweep(world: SessionWorld, container: Container | None = None, *, occupied: 
 
 
 def finish(world: SessionWorld, incarnation: str, reason: str = "exited") -> tuple[bool, list[str]]:
-    claimed, actions = finish_incarnation(world.files, incarnation, reason, world.now, SETTINGS)
+    claimed, actions, _ = finish_incarnation(world.files, incarnation, reason, world.now, SETTINGS)
     return claimed, [type(action).__name__ for action in actions]
 
 
@@ -86,7 +87,7 @@ def test_a_session_with_work_and_no_container_is_woken_and_left_alone_otherwise(
 def test_a_crash_costs_one_try_and_the_next_is_backed_off(world: SessionWorld) -> None:
     world.accept("m")
     world.claim("m", by="i1")
-    claimed, actions = finish_incarnation(world.files, "i1", "exited", world.now, SETTINGS)
+    claimed, actions, _ = finish_incarnation(world.files, "i1", "exited", world.now, SETTINGS)
     assert (claimed, actions) == (True, [Reset("m", "i1", 1, NOW + 5 * SECOND)])
     row = world.message("m")
     assert (row["status"], row["tries"], row["process_after"]) == ("pending", 1, to_text(NOW + 5 * SECOND))
@@ -433,3 +434,34 @@ def test_a_missing_inbound_file_is_an_error_not_an_empty_session(tmp_path: Path)
     with pytest.raises(Exception, match=r"inbound\.db"):
         sweep_files(files, None, NOW, SETTINGS, occupied=False, floor=0)
     assert not files.folder.root.exists()
+
+
+def test_a_message_that_comes_due_by_the_clock_rings_for_the_container_that_runs(world: SessionWorld) -> None:
+    bell = world.files.folder.inbox / ".bell"
+    world.accept("later", process_after=NOW + 10_000)
+    sweep(world, Container("i1", NOW))
+    assert not bell.exists(), "nothing is due yet"
+    world.now = NOW + 10_000
+    sweep(world)
+    assert not bell.exists(), "nobody is there to hear it"
+    sweep(world, Container("i1", NOW))
+    assert bell.exists()
+
+
+def test_the_log_of_a_container_that_lives_long_stays_bounded(
+    world: SessionWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = world.files.folder.logs / "container.log"
+    log.write_bytes(b"x" * (output_log.MAX_BYTES + 1))
+    sweep(world)
+    assert log.stat().st_size > output_log.MAX_BYTES, "the next container's start rotates it"
+    sweep(world, Container("i", NOW))
+    assert log.stat().st_size == 0
+    assert log.with_name("container.log.1").stat().st_size == output_log.MAX_BYTES + 1
+
+    def refuse(_: object) -> bool:
+        raise OSError("the disk says no")
+
+    monkeypatch.setattr(output_log, "cut", refuse)
+    world.accept("m")
+    assert sweep(world, Container("i", NOW)).due == 1

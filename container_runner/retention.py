@@ -1,0 +1,167 @@
+"""Pruning of outbound.db by its owner: delivered answers and finished acks, once the host has provably taken note of them.
+
+Never takes a row that the host has no receipt for, an ack whose message the host may still hold to be unfinished, or the
+row with the highest seq. inbound.db is only ever attached read-only. A step is one short transaction; every method blocks.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from container_runner.errors import InboundUnreadableError
+from schema.connect import Writer, open_owner
+from schema.errors import ClawbusError
+from schema.ids import is_message_id
+from schema.instants import from_text
+from schema.layout import INBOUND_DB, OUTBOUND_DB, OUTBOX_FILES
+from schema.migrate import Role
+from schema.rows import AckStatus, DeliveryState, MessageStatus
+
+_INBOUND: Final = "inbound"
+_NEEDED: Final = ("delivered", "delivery_attempts", "dead_letters_closed", "delivery_cursor")
+_EVERY_MS: Final = 3_600_000
+_MIN_FREE_BYTES: Final = 4 * 1024**2
+_MAX_LIVE_BYTES: Final = 16 * 1024**2
+
+# The cursor first: a row above it is one that the host has not seen. The highest row stays, for the next seq.
+_ANSWERS: Final = """
+SELECT o.seq AS position, o.id, o.timestamp AS at, d.status AS receipt, d.delivered_at, t.state AS tracked, c.at AS closed_at
+  FROM main.messages_out AS o
+  LEFT JOIN inbound.delivered AS d ON d.message_out_id = o.id
+  LEFT JOIN inbound.delivery_attempts AS t ON t.message_out_id = o.id
+  LEFT JOIN inbound.dead_letters_closed AS c ON c.id = o.id
+ WHERE o.seq > ? AND o.seq <= (SELECT seq FROM inbound.delivery_cursor WHERE id = 1)
+   AND o.seq < (SELECT max(seq) FROM main.messages_out)
+ ORDER BY o.seq LIMIT ?
+"""
+_ACKS: Final = """
+SELECT a.rowid AS position, a.message_id AS id, a.status_changed AS at, a.status, m.status AS message
+  FROM main.processing_ack AS a
+  LEFT JOIN inbound.messages_in AS m ON m.id = a.message_id
+ WHERE a.rowid > ? ORDER BY a.rowid LIMIT ?
+"""
+_FINISHED_ACK: Final = frozenset({AckStatus.COMPLETED, AckStatus.FAILED})
+_FINISHED_MESSAGE: Final = frozenset({MessageStatus.COMPLETED, MessageStatus.FAILED, MessageStatus.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """`more`: another step is due. At a pass's end, what all of it took: rows, and bytes of the file that were given back."""
+
+    answers: int = 0
+    acks: int = 0
+    given_back: int = 0
+    more: bool = False
+
+
+class Retention:
+    """Steps through the file, answers first, then acks; then rests for an hour. `keep_ms` is the age, above 0."""
+
+    def __init__(
+        self, in_folder: Path, out_folder: Path, *, keep_ms: int, batch: int, now_ms: Callable[[], int]
+    ) -> None:
+        self._inbound = in_folder / INBOUND_DB
+        self._out_folder = out_folder
+        self._keep_ms = keep_ms
+        self._batch = batch
+        self._now_ms = now_ms
+        self._rest_until = 0
+        self._answers_done = False
+        self._position = 0
+        self._answers_taken = 0
+        self._acks_taken = 0
+
+    @property
+    def due(self) -> bool:
+        """Whether a step is to be taken now."""
+        return self._now_ms() >= self._rest_until
+
+    def rest(self) -> None:
+        """Begin anew in an hour: a pass has ended."""
+        self._rest_until = self._now_ms() + _EVERY_MS
+        self._answers_done, self._position = False, 0
+        self._answers_taken, self._acks_taken = 0, 0
+
+    def postpone(self, seconds: float) -> None:
+        """Go on later from here: the files cannot be used now."""
+        self._rest_until = self._now_ms() + int(seconds * 1000)
+
+    def step(self) -> Pruned:
+        """Look at the next `batch` rows and take what may go, in one transaction. Raises InboundUnreadableError, and what
+        opening one's own file raises."""
+        with open_owner(self._out_folder / OUTBOUND_DB, Role.OUTBOUND) as db:
+            try:
+                db.attach_reader(self._inbound, _INBOUND)
+            except ClawbusError as error:
+                raise InboundUnreadableError(str(error)) from error
+            if any(not db.columns(table, _INBOUND) for table in _NEEDED):
+                self.rest()  # a host that keeps no receipts of this kind proves nothing
+                return Pruned()
+            return self._acks(db) if self._answers_done else self._answers(db)
+
+    def _answers(self, db: Writer) -> Pruned:
+        rows, cutoff = db.all(_ANSWERS, (self._position, self._batch)), self._now_ms() - self._keep_ms
+        taken = [row["id"] for row in rows if may_go(row, cutoff)]
+        if taken:
+            # The files before the row that names them: a death between the two leaves nothing that nobody knows of.
+            self._remove_files(taken)
+            with db.transaction():
+                db.executemany("DELETE FROM messages_out WHERE id = ?", [(identity,) for identity in taken])
+        self._answers_done = not self._moved_on(rows, cutoff)
+        if self._answers_done:
+            self._position = 0
+        self._answers_taken += len(taken)
+        return Pruned(more=True)
+
+    def _acks(self, db: Writer) -> Pruned:
+        rows, cutoff = db.all(_ACKS, (self._position, self._batch)), self._now_ms() - self._keep_ms
+        taken = [row["id"] for row in rows if is_final(row, cutoff)]
+        if taken:
+            with db.transaction():
+                db.executemany("DELETE FROM processing_ack WHERE message_id = ?", [(identity,) for identity in taken])
+        self._acks_taken += len(taken)
+        if self._moved_on(rows, cutoff):
+            return Pruned(more=True)
+        pruned = Pruned(self._answers_taken, self._acks_taken)
+        if pruned.answers or pruned.acks:
+            given_back = db.compact(min_free_bytes=_MIN_FREE_BYTES, max_live_bytes=_MAX_LIVE_BYTES)
+            pruned = replace(pruned, given_back=given_back)
+        self.rest()
+        return pruned
+
+    def _moved_on(self, rows: Sequence[sqlite3.Row], cutoff: int) -> bool:
+        """Go on behind these rows. False when none follows, or when none of these is old: the younger ones come behind."""
+        if len(rows) < self._batch or all((from_text(row["at"]) or 0) >= cutoff for row in rows):
+            return False
+        self._position = rows[-1]["position"]
+        return True
+
+    def _remove_files(self, ids: Sequence[str]) -> None:
+        for identity in ids:
+            if is_message_id(identity):
+                with suppress(OSError):  # the agent may have done anything here; a folder that stays harms nobody
+                    shutil.rmtree(self._out_folder / OUTBOX_FILES / identity)
+
+
+def may_go(row: sqlite3.Row, cutoff: int) -> bool:
+    """Whether an answer is old and the host is done with it: delivered, or a dead letter that an operator has closed."""
+    if row["receipt"] == "delivered":
+        at = from_text(row["delivered_at"])
+        return row["tracked"] is None and at is not None and at < cutoff
+    return row["tracked"] == DeliveryState.DEAD and row["closed_at"] is not None and row["closed_at"] < cutoff
+
+
+def is_final(row: sqlite3.Row, cutoff: int) -> bool:
+    """Whether an ack is old and its message is over in the host's file: then nobody can claim that id again.
+
+    An ack whose message is not there stays: without the host's word, it is all that keeps the id from being worked on twice.
+    """
+    at = from_text(row["at"])
+    old = at is not None and at < cutoff
+    return old and row["status"] in _FINISHED_ACK and row["message"] in _FINISHED_MESSAGE

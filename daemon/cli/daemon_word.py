@@ -1,0 +1,32 @@
+"""Asks the daemon how it is, for commands that must also work when it is down, hangs, or cannot read its own files."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from daemon.cli.command import Invocation
+from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError
+from daemon.forensics.doctor import DaemonWord
+from daemon.forensics.facts import DaemonState
+
+PATIENCE_S: Final = 5.0
+
+
+def daemon_word(invocation: Invocation) -> DaemonWord:
+    """Whether it is up, and what only it knows. Raises ConfigError alone."""
+    try:
+        with invocation.client(answer_s=PATIENCE_S) as client:
+            try:
+                return DaemonWord(DaemonState.UP, client.live())
+            except RemoteError as error:  # one of another version: it lives
+                return DaemonWord(DaemonState.UP, None, f"{error.remote_code}: {error}")
+    except DaemonSilentError as error:
+        return DaemonWord(DaemonState.SILENT, None, invocation.silent_daemon() or str(error))
+    except DaemonDownError as error:
+        silent = invocation.silent_daemon()
+        return DaemonWord(DaemonState.SILENT if silent else DaemonState.DOWN, None, silent or str(error))
+
+
+def is_up(invocation: Invocation) -> bool:
+    """Whether a daemon answers."""
+    return daemon_word(invocation).state is DaemonState.UP

@@ -1,0 +1,104 @@
+"""`clawbus doctor`: names what is wrong, shows why, and the command that repairs it. Changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.cli.names import pair
+from daemon.clock import SystemClock
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from daemon.forensics.doctor import Examination
+
+_NEXT: Final = 5
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "doctor", doctor)
+
+
+def doctor(
+    invocation: Invocation,
+    session: Annotated[
+        str | None, typer.Option("--session", "-s", metavar="A/S", help="Only the host and this session.")
+    ] = None,
+) -> Outcome:
+    """Find everything that is wrong: the host, stuck sessions, runs whose sources disagree. Changes nothing.
+
+    Use it first when woken at night. Each finding has its evidence and the command that repairs it; a finding with a
+    cause goes away with that. It works from the files when the daemon is down. Exit code 1 when anything is wrong.
+
+    \b
+    Example:
+      clawbus doctor
+    """
+    from daemon.cli.daemon_word import daemon_word  # noqa: PLC0415
+    from daemon.forensics.doctor import Doctor  # noqa: PLC0415 - the runtimes
+
+    named = pair(session, None) if session is not None else None
+    found = Doctor(invocation.config, SystemClock(), lambda: daemon_word(invocation)).examine(named)
+    result: dict[str, Any] = {
+        "source": "daemon" if found.daemon.value == "up" else "files",
+        "daemon": found.daemon.value,
+        "healthy": found.healthy,
+        "at": found.at,
+        "diagnoses": [asdict(one) for one in found.diagnoses],
+        "examined": {"sessions": found.sessions, "runs": found.runs, "not_examined": found.not_examined},
+    }
+    if found.healthy:
+        return Outcome(result, lambda console: _show(console, found))
+    return Outcome(result, lambda console: _show(console, found), _steps(found), _problem(found))
+
+
+def _problem(found: Examination) -> Problem:
+    roots = [one for one in found.diagnoses if one.cause is None]
+    first = (roots or found.diagnoses)[0]
+    more = len(found.diagnoses) - 1
+    others = f" (and {more} more)" if more else ""
+    return Problem("UNHEALTHY", f"{first.code}: {first.summary}{others}", f"Run: {first.command}")
+
+
+def _steps(found: Examination) -> tuple[NextAction, ...]:
+    """The commands, causes first, each once."""
+    told: dict[str, NextAction] = {}
+    for one in sorted(found.diagnoses, key=lambda item: item.cause is not None):
+        if not one.command.startswith("clawbus "):
+            continue  # `fix` and the diagnosis itself have the others
+        told.setdefault(one.command, NextAction(one.command, f"{one.code} {_subject(one)}".strip()))
+    return tuple(told.values())[:_NEXT]
+
+
+def _subject(one: Any) -> str:
+    return f"{one.agent}/{one.session}" if one.agent is not None else ""
+
+
+def _show(console: Console, found: Examination) -> None:
+    from daemon.cli.present import say  # noqa: PLC0415
+
+    where = {
+        "up": "the daemon is up",
+        "down": "the daemon is down, read from the files",
+        "silent": "the daemon is silent",
+    }
+    said = f"{found.sessions} sessions and {found.runs} unfinished or doubtful runs looked at; {where[found.daemon.value]}."
+    if found.not_examined:
+        said += f" {found.not_examined} sessions were left out for lack of time."
+    say(console, said)
+    if found.healthy:
+        say(console, "Nothing is wrong.")
+    for number, one in enumerate(found.diagnoses, 1):
+        subject = " ".join(
+            part for part in (_subject(one), f"message {one.message_id}" if one.message_id else "") if part
+        )
+        say(console, "", f"{number}. {one.code}{f'  {subject}' if subject else ''}", f"   {one.summary}")
+        say(console, *(f"   - {line}" for line in one.evidence))
+        because = f"   (because of {one.cause}; goes away with it)" if one.cause is not None else ""
+        say(console, f"   repair: {one.command}{because}")

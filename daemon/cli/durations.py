@@ -1,0 +1,27 @@
+"""Times and durations as options take them: `90s`, `15m`, `2h`, `3d`, or an instant."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import typer
+
+from schema.instants import from_text
+
+_SPAN: Final = re.compile(r"(\d{1,9})\s*(ms|s|m|min|h|d)\Z")
+_UNITS: Final = (("ms", 1), ("s", 1000), ("min", 60_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000))
+
+
+def span_ms(text: str) -> int:
+    """`15m` in milliseconds. Raises a usage error."""
+    found = _SPAN.match(text.strip())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no duration; write it like 90s, 15m, 2h or 3d.")
+    return int(found.group(1)) * dict(_UNITS)[found.group(2)]
+
+
+def since_ms(text: str, now_ms: int) -> int:
+    """An instant (`2026-11-21T02:00Z`), or so long before now (`2h`), in epoch milliseconds. Raises a usage error."""
+    instant = from_text(text)
+    return instant if instant is not None else now_ms - span_ms(text)

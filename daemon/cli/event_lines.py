@@ -1,0 +1,41 @@
+"""Log events as lines for people: `logs`, `watch` and `top` show them alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from rich.console import Console
+from rich.text import Text
+
+from daemon.cli.present import brief, clean, moment
+from schema.instants import from_text
+
+_STYLES: Final[Mapping[str, str]] = MappingProxyType(
+    {"debug": "dim", "warning": "yellow", "error": "red", "critical": "bold red"}
+)
+
+
+def event_line(event: Mapping[str, Any]) -> Text:
+    """One event as one line; a traceback follows it."""
+    level = str(event.get("level", ""))
+    rest = {key: value for key, value in event.items() if key not in ("timestamp", "level", "event", "traceback")}
+    line = Text(_time(event.get("timestamp")))
+    line.append(f" {clean(level):<8}", _STYLES.get(level, ""))
+    line.append(clean(event.get("event", "")), "bold")
+    line.append(f"  {clean(brief(rest))}" if rest else "")
+    if event.get("traceback"):
+        line.append(f"\n{clean(event['traceback'])}", "dim")
+    return line
+
+
+def print_events(console: Console, events: Iterable[Mapping[str, Any]]) -> None:
+    """Each on its own line, not wrapped."""
+    for event in events:
+        console.print(event_line(event), soft_wrap=True)
+
+
+def _time(stamp: object) -> str:
+    epoch = from_text(stamp)
+    return moment(epoch, None) if epoch is not None else clean(stamp or "-")

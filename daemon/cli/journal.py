@@ -1,0 +1,60 @@
+"""Reads the daemon's events from the systemd journal with journalctl(1). Read-only; raises ClawbusError where there is none."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from daemon.errors import JournalError
+
+PROGRAM: Final = "journalctl"
+
+
+def last_entries(unit: str, count: int, wanted: Callable[[bytes], bool]) -> list[bytes]:
+    """The last `count` wanted messages of a unit, oldest first."""
+    found: list[bytes] = []
+    if count <= 0:
+        return found
+    with _lines(unit, "--reverse") as lines:
+        for line in lines:
+            if wanted(line):
+                found.append(line)
+                if len(found) >= count:
+                    break
+    return found[::-1]
+
+
+def follow_entries(unit: str) -> Iterator[bytes]:
+    """Messages from now on; never ends by itself."""
+    with _lines(unit, "--follow", "--lines=0") as lines:
+        yield from lines
+
+
+@contextmanager
+def _lines(unit: str, *options: str) -> Generator[Iterator[bytes]]:
+    command = [PROGRAM, f"--unit={unit}", "--output=cat", "--no-pager", "--quiet", *options]
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path("/")
+        )
+    except OSError as error:
+        raise JournalError(f"{PROGRAM} cannot be started: {error.strerror}.") from error
+    assert process.stdout is not None
+    assert process.stderr is not None
+    ended = False
+    try:
+        yield (line.rstrip(b"\n") for line in process.stdout)
+        ended = True
+    finally:
+        whole = ended and not process.stdout.read(1)
+        process.stdout.close()
+        if not whole:
+            process.terminate()
+        complaint = process.stderr.read(4096).decode("utf-8", "replace").strip().rstrip(".")
+        process.stderr.close()
+        code = process.wait()
+    if whole and code != 0:
+        raise JournalError(f"{PROGRAM} failed: {complaint or f'exit code {code}'}.")

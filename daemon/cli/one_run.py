@@ -1,0 +1,123 @@
+"""`clawbus run ID`: one run from acceptance to receipt, the truth about it, and what explains it. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from daemon.cli.command import Invocation
+from daemon.cli.daemon_word import daemon_word
+from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.names import pair
+from daemon.clock import SystemClock
+from daemon.forensics.doctor import Doctor
+from daemon.forensics.facts import DaemonState
+from daemon.forensics.life import life_of
+from daemon.forensics.runs import Found, Runs
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from daemon.forensics.diagnosis import Diagnosis
+
+
+def one_run(invocation: Invocation, identity: str, session: str | None) -> Outcome:
+    """The run of this id, or this message's latest run; the message's other runs are named."""
+    clock = SystemClock()
+    word = daemon_word(invocation)
+    runs = Runs(invocation.config, clock, synced=word.state is DaemonState.UP)
+    found = runs.find(identity, pair(session, None) if session is not None else None)
+    life = life_of(invocation.config, found, runs.install_id)
+    explained = [] if _is_fine(found, life) else _explain(invocation, found)
+    result: dict[str, Any] = {
+        "source": "files",
+        "daemon": word.state.value,
+        **life,
+        "diagnoses": [asdict(one) for one in explained],
+    }
+    ours = [one for one in explained if one.cause is None and one.command.startswith("clawbus ")]
+    steps = tuple(NextAction(one.command, f"{one.code}: repair") for one in ours)
+    if not steps and life["other_runs"]:
+        steps = (NextAction(f"clawbus run {life['other_runs'][-1]['run_id']}", "another run of this message"),)
+    return Outcome(result, lambda console: _show(console, result), steps[:3])
+
+
+def _is_fine(found: Found, life: Mapping[str, Any]) -> bool:
+    """Whether nothing is left to explain: it is over as it should be, and its answers are delivered."""
+    verdict = found.wanted.verdict
+    if verdict.stale or verdict.status.value not in ("completed", "cancelled", "released", "orphaned"):
+        return False
+    undelivered = ("delivery_", "dead_")
+    return not any(str(event["event"]).startswith(undelivered) for event in life["deliveries"])
+
+
+def _explain(invocation: Invocation, found: Found) -> list[Diagnosis]:
+    """What is wrong with the run, its session and the host."""
+    doctor = Doctor(invocation.config, SystemClock(), lambda: daemon_word(invocation))
+    message_id = found.wanted.evidence.message_id
+    every = doctor.examine(found.key).diagnoses
+    told = [one for one in every if one.agent is None or one.message_id in (None, message_id)]
+    return sorted(told, key=lambda one: (one.message_id is None, one.agent is None))
+
+
+def _show(console: Console, result: Mapping[str, Any]) -> None:
+    from daemon.cli.present import age, brief, moment, pairs, say, table, when  # noqa: PLC0415
+
+    now = SystemClock().now_ms()
+    durations: Mapping[str, Any] = result["durations"]
+    facts: dict[str, object] = {
+        "run": result["run_id"],
+        "session": f"{result['agent']}/{result['session']}",
+        "text": result["text"],
+        "status": _status(result),
+        "waited": age(durations["waited_ms"]),
+        "worked": age(durations["worked_ms"]),
+        "delivered in": age(durations["delivered_ms"]),
+        "container": _container(result),
+    }
+    if result["daemon"] != "up":
+        facts["daemon"] = f"{result['daemon']} (read from the files)"
+    pairs(console, facts)
+    rows = [
+        (
+            moment(event["at"], None),
+            _after(event["after_ms"]),
+            _after(event["took_ms"]),
+            event["event"],
+            brief(event["detail"]),
+        )
+        for event in result["events"]
+    ]
+    console.print(table("Its life", ("when", "after", "step", "what", "detail"), rows))
+    for one in result["diagnoses"]:
+        say(console, f"{one['code']}: {one['summary']}", *(f"   - {line}" for line in one["evidence"]))
+        say(console, f"   repair: {one['command']}")
+    if result["container_log"]:
+        say(console, "", "The end of what its container wrote:", *(f"  {line}" for line in result["container_log"]))
+    if result["other_runs"]:
+        others = [(other["run_id"], _status(other), when(other["claimed_at"], now)) for other in result["other_runs"]]
+        console.print(table("Other runs of this message", ("run", "status", "claimed"), others))
+    say(console, *(f"could not be read: {error}" for error in result["errors"]))
+
+
+def _status(run: Mapping[str, Any]) -> str:
+    if not run["stale"]:
+        return str(run["status"])
+    why = " ".join(reason["text"] for reason in run["reasons"])
+    return f"{run['status']}; STALE, listed as {run['listed']}, confidence {run['confidence']}: {why}"
+
+
+def _container(result: Mapping[str, Any]) -> str:
+    row: Mapping[str, Any] | None = result["container"]
+    if row is None:
+        return (
+            "none yet" if result["incarnation"] is None else f"{result['container_lives']}; central.db does not know it"
+        )
+    if row["ended_at"] is not None:
+        return f"ended: {row['end_reason']}, exit code {row['exit_code']}"
+    return f"{result['container_lives']}, no end is recorded"
+
+
+def _after(milliseconds: int | None) -> str:
+    return "-" if milliseconds is None else f"{milliseconds / 1000:.3f} s"

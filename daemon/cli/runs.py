@@ -1,0 +1,105 @@
+"""`clawbus runs`: what agents worked on, newest first, each with the truth about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.names import pair
+from daemon.clock import SystemClock
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Status = Literal["waiting", "running", "completed", "failed", "cancelled", "orphaned", "released"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "runs", runs)
+
+
+def runs(
+    invocation: Invocation,
+    status: Annotated[Status | None, typer.Option("--status", help="Only those that are so, or are listed so.")] = None,
+    session: Annotated[str | None, typer.Option("--session", "-s", metavar="A/S", help="Only of this session.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Only what happened since: 90s, 15m, 2h, 3d or an instant."),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 50,
+    stale: Annotated[bool, typer.Option("--stale", help="Only those whose sources disagree.")] = False,
+) -> Outcome:
+    """List runs, newest first: a run is one message in one incarnation of its agent's container.
+
+    The status is the truth: the answer and the container first, then the history, the acks, and last what is listed. A
+    run that is listed otherwise is stale, with reasons and a confidence. Use it to see what agents work on, and what came of
+    it. It works from the files, the daemon up or down.
+
+    \b
+    Example:
+      clawbus runs --status running
+      clawbus runs --session echo/demo --since 2h
+    """
+    from daemon.cli.daemon_word import is_up  # noqa: PLC0415
+    from daemon.cli.durations import since_ms  # noqa: PLC0415
+    from daemon.forensics.runs import RunQuery, Runs  # noqa: PLC0415 - the runtimes
+
+    clock = SystemClock()
+    query = RunQuery(
+        session=pair(session, None) if session is not None else None,
+        status=status,
+        stale=stale,
+        since=since_ms(since, clock.now_ms()) if since is not None else None,
+        limit=limit,
+    )
+    up = is_up(invocation)
+    found = Runs(invocation.config, clock, synced=up).newest(query)
+    result: dict[str, Any] = {"source": "files", "daemon": "up" if up else "down", **found}
+    steps: tuple[NextAction, ...] = ()
+    doubtful = next((run for run in found["runs"] if run["stale"]), None)
+    if doubtful is not None:
+        steps = (NextAction("clawbus doctor", "what is wrong, and what repairs it"),)
+    elif found["runs"]:
+        steps = (NextAction(f"clawbus run {found['runs'][0]['run_id']}", "the whole life of the newest one"),)
+    return Outcome(result, lambda console: _show(console, result), steps)
+
+
+def _show(console: Console, result: dict[str, Any]) -> None:
+    from daemon.cli.present import age, say, table, when  # noqa: PLC0415
+
+    now = SystemClock().now_ms()
+    rows = [
+        (
+            run["run_id"],
+            f"{run['agent']}/{run['session']}",
+            _status(run),
+            when(run["at"] or None, now),
+            age(run["duration_ms"]),
+            run["text"],
+        )
+        for run in result["runs"]
+    ]
+    if rows:
+        columns = ("run", "session", "status", "last change", "worked", "text")
+        console.print(table("Runs, newest first", columns, rows))
+    else:
+        say(console, "no such run")
+    if result["total"] > len(rows):
+        say(console, f"and {result['total'] - len(rows)} more: --limit")
+    if result["runtime_error"]:
+        say(console, f"whether containers live is not known: {result['runtime_error']}")
+    if result["daemon"] == "down":
+        say(console, "the daemon is down (read from the files)")
+    if result["not_examined"]:
+        say(console, f"{result['not_examined']} sessions were left out for lack of time: --session")
+    say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in result["errors"]))
+
+
+def _status(run: dict[str, Any]) -> str:
+    if not run["stale"]:
+        return run["status"]
+    return f"{run['status']} (stale: listed as {run['listed']}; confidence {run['confidence']})"

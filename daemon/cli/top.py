@@ -1,0 +1,116 @@
+"""`clawbus top`: the bus as it moves, drawn anew every second. Only looks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import Outcome
+from daemon.cli.status import facts_of, read_status
+from daemon.clock import SystemClock
+from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError
+from schema.errors import ClawbusError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+# What moves or needs somebody comes first.
+_RANK: Final = ("quarantined", "backing_off", "waiting", "starting", "running", "scheduled", "idle")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "top", top)
+
+
+def top(
+    invocation: Invocation,
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.2, max=60.0, metavar="SECONDS", help="How often to look.")
+    ] = 1.0,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many sessions.")] = 20,
+    once: Annotated[bool, typer.Option("--once", help="One look, and the end: for pipes. So with --json.")] = False,
+) -> Outcome:
+    """Show the daemon, the queues and the busiest sessions, and draw them anew every second until Ctrl-C.
+
+    Use it while something happens: a deployment, a backlog that is worked off. It goes on from the files when the daemon
+    goes down, and says so.
+
+    \b
+    Example:
+      clawbus top
+    """
+    if once or invocation.json or not sys.stdout.isatty():
+        frame = _look(invocation, limit)
+        return Outcome(frame, lambda console: console.print(_draw(frame)))
+    from rich.live import Live  # noqa: PLC0415
+
+    try:
+        with Live(
+            _draw(_look(invocation, limit)), console=invocation.console(), screen=True, auto_refresh=False
+        ) as live:
+            while True:
+                time.sleep(interval)
+                live.update(_draw(_look(invocation, limit)), refresh=True)
+    except KeyboardInterrupt:
+        return Outcome(silent=True)
+
+
+def _look(invocation: Invocation, limit: int) -> dict[str, Any]:
+    """{source, status, sessions}: one look. What cannot be read is `error`."""
+    report, source = read_status(invocation)
+    try:
+        with invocation.client(answer_s=5.0) as client:
+            sessions = client.sessions()
+    except (DaemonDownError, DaemonSilentError, RemoteError):
+        sessions = _from_files(invocation)
+    shown = sorted(sessions, key=_rank)[:limit]
+    return {"source": source, "at": SystemClock().now_ms(), "status": report, "sessions": shown, "total": len(sessions)}
+
+
+def _from_files(invocation: Invocation) -> list[dict[str, Any]]:
+    from daemon.ops.reports import sessions_report  # noqa: PLC0415
+
+    try:
+        return sessions_report(invocation.config.data_dir, SystemClock())
+    except ClawbusError:
+        return []  # without a registry there is the status alone, which says so
+
+
+def _rank(session: Mapping[str, Any]) -> tuple[int, int, str, str]:
+    state = session["state"]
+    place = _RANK.index(state) if state in _RANK else len(_RANK)
+    return place, -(session["pending"] or 0), session["agent"], session["session"]
+
+
+def _draw(frame: Mapping[str, Any]) -> Group:
+    from rich.console import Group  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    from daemon.cli.present import age, clean, table, when  # noqa: PLC0415
+
+    now = frame["at"]
+    facts = facts_of(frame["status"], frame["source"])
+    width = max(len(name) for name in facts)
+    lines = "\n".join(f"{name:<{width}}  {clean(value)}" for name, value in facts.items())
+    rows = [
+        (
+            f"{one['agent']}/{one['session']}",
+            one["state"],
+            one["pending"],
+            age(now - one["oldest_pending_at"]) if one["oldest_pending_at"] is not None else "-",
+            one["undelivered"],
+            (one["failed"] or 0) + (one["dead"] or 0),
+            one["explanation"] or "",
+        )
+        for one in frame["sessions"]
+    ]
+    columns = ("session", "state", "unfinished", "oldest", "undelivered", "dead letters", "why")
+    more = f", {frame['total'] - len(rows)} more" if frame["total"] > len(rows) else ""
+    heading = Text(f"clawbus top  {when(now, now).partition(' (')[0]}", "bold")
+    return Group(heading, Text(lines), table(f"{len(rows)} sessions{more}", columns, rows))

@@ -1,0 +1,131 @@
+"""Which containers of this install run now, by the runtime's own listing, without a daemon. Starts and stops none.
+
+The runtimes' classes log; a command's output must not. So their events are dropped while they are asked.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+
+from daemon.clock import SystemClock
+from daemon.config import Config, Logs
+from daemon.containers.process import ProcessRuntime
+from daemon.containers.protocol import ContainerRuntime
+from daemon.data_folder import Layout
+from daemon.errors import ContainerGoneError, ImageError, RuntimeUnavailableError
+from daemon.forensics.facts import Container
+from daemon.logs import configure
+from schema.errors import ClawbusError
+
+PATIENCE_S: Final = 5.0  # somebody waits for the answer at a terminal
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSeen:
+    """The listing. `containers` is None when the runtime did not answer; then `error` says why.
+
+    `image_error`: why the daemon would start no container from one of the configured images.
+    """
+
+    containers: tuple[Container, ...] | None
+    error: str | None = None
+    image_error: str | None = None
+
+    @property
+    def alive(self) -> frozenset[str] | None:
+        """The incarnations that live; None when nobody could say."""
+        return frozenset(one.incarnation for one in self.containers) if self.containers is not None else None
+
+
+def look_at_runtime(config: Config, install_id: str | None) -> RuntimeSeen:
+    """Ask the configured runtime for this install's containers, and Docker for the images. Never raises for their absence.
+
+    Without an install's id there is no label to ask for, and nothing of ours can run.
+    """
+    if install_id is None:
+        return RuntimeSeen(None, "this data folder has no install id, so no container can be known as its own.")
+    pipeline = configure(Logs(), None, None)
+    try:
+        return anyio.run(_look, config, install_id)
+    finally:
+        pipeline.close()
+
+
+def container_output(config: Config, install_id: str, container_id: str, *, max_bytes: int = 65_536) -> str | None:
+    """The end of what a container wrote, as its runtime has it; None when there is no such container (any more)."""
+    pipeline = configure(Logs(), None, None)
+    try:
+        return anyio.run(_output, config, install_id, container_id, max_bytes)
+    finally:
+        pipeline.close()
+
+
+async def _look(config: Config, install_id: str) -> RuntimeSeen:
+    runtime = _runtime(config, install_id)
+    try:
+        listed = await runtime.list_running()
+        found = tuple(
+            Container(one.container_id, one.agent, one.session, one.incarnation, one.started_at) for one in listed
+        )
+        return RuntimeSeen(found, image_error=_image_error(config))
+    except RuntimeUnavailableError as error:
+        return RuntimeSeen(None, str(error))
+    finally:
+        await runtime.aclose()
+
+
+async def _output(config: Config, install_id: str, container_id: str, max_bytes: int) -> str | None:
+    runtime = _runtime(config, install_id)
+    try:
+        return await runtime.logs(container_id, max_bytes=max_bytes)
+    except (RuntimeUnavailableError, ContainerGoneError):
+        return None
+    finally:
+        await runtime.aclose()
+
+
+def _runtime(config: Config, install_id: str) -> ContainerRuntime:
+    if config.runtime.kind == "process":
+        return ProcessRuntime(install_id, Layout(config.data_dir).run_dir / "process", clock=SystemClock())
+    from daemon.containers.docker import DockerRuntime  # noqa: PLC0415 - a process-only install need not load docker-py
+    from daemon.ops.source import source_digest  # noqa: PLC0415
+
+    timeout_s = min(config.docker.timeout_s, PATIENCE_S)
+    return DockerRuntime(install_id, image=config.docker.image, source_digest=source_digest(), timeout_s=timeout_s)
+
+
+def _image_error(config: Config) -> str | None:
+    """Why one of the configured images cannot be used; None when all can, or when agents run in none."""
+    if config.runtime.kind != "docker":
+        return None
+    from daemon.containers.docker_client import DockerClient  # noqa: PLC0415
+    from daemon.containers.docker_image import usable_image  # noqa: PLC0415
+    from daemon.ops.source import source_digest  # noqa: PLC0415
+
+    images = sorted({config.docker.image, *(one.image for one in config.agents.values() if one.image is not None)})
+    client: Any
+    with closing(DockerClient(timeout_s=min(config.docker.timeout_s, PATIENCE_S))) as client:
+        for image in images:
+            try:
+                usable_image(client, image, source_digest())
+            except ImageError as error:
+                return str(error)
+            except ClawbusError:
+                return None  # it does not answer any more: the listing says so at the next look
+    return None
+
+
+def install_id_of(data_dir: Path, recorded: str | None) -> str | None:
+    """This install's id: as central.db has it, else as the file beside it has."""
+    if recorded is not None:
+        return recorded
+    try:
+        text = Layout(data_dir).install_file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text or None

@@ -1,0 +1,31 @@
+"""What a diagnosis is, and how durations are said in one: pure. Shared by the rules of the host, a session and a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """One thing that is wrong. `code` is stable; `evidence` are sentences; `command` repairs it or its cause.
+
+    `agent`, `session`, `message_id` and `incarnation` say whom it is about, as far as that goes.
+    """
+
+    code: str
+    summary: str
+    evidence: tuple[str, ...]
+    command: str
+    agent: str | None = None
+    session: str | None = None
+    message_id: str | None = None
+    incarnation: str | None = None
+    cause: str | None = None
+
+
+def span(milliseconds: int) -> str:
+    """A duration for people: `85 s`, `12 min`, `3 h`, `2 d`."""
+    for size, unit, above in ((86_400_000, "d", 2), (3_600_000, "h", 2), (60_000, "min", 2)):
+        if milliseconds >= size * above:
+            return f"{milliseconds // size} {unit}"
+    return f"{max(0, milliseconds) / 1000:.3g} s" if milliseconds < 10_000 else f"{milliseconds // 1000} s"

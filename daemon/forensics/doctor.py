@@ -1,0 +1,214 @@
+"""Looks at everything once and names what is wrong: the host, every session, every run that may disagree.
+
+Changes nothing. With a daemon that works meanwhile, what was just under way is looked at a second time before it is told.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from daemon.clock import Clock
+from daemon.config import Config
+from daemon.data_folder import LOW_BYTES, VERSION_NAME
+from daemon.forensics.central_reading import CentralSeen, Key, folder_of, incarnations_of, read_central
+from daemon.forensics.containers import RuntimeSeen, install_id_of, look_at_runtime
+from daemon.forensics.diagnoses import diagnose_host, diagnose_run, diagnose_session
+from daemon.forensics.diagnosis import Diagnosis
+from daemon.forensics.facts import ClockFacts, DaemonState, Degradation, HostFacts, SessionFacts
+from daemon.forensics.reading import Scene, read_suspect_runs
+from daemon.forensics.session_facts import run_facts, session_facts
+from daemon.policies import read_limits
+
+BUDGET_S: Final = 20.0
+SECOND_LOOK_S: Final = 1.5
+# What a daemon that works puts right by itself within moments.
+_PASSING: Final = frozenset(
+    {
+        *("GHOST_RUN", "LOST_ACK", "STALE_RUN", "CONTRADICTION", "GHOST_CONTAINER", "ORPHANED_CONTAINER"),
+        *("HOT_JOURNAL", "UNREGISTERED", "FILES_UNREADABLE", "STUCK_CLAIM"),
+    }
+)
+
+LookAtRuntime = Callable[[Config, str | None], RuntimeSeen]
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonWord:
+    """What asking the daemon brought. `live` is the live part of its status, None when nobody answered."""
+
+    state: DaemonState
+    live: Mapping[str, Any] | None = None
+    detail: str | None = None
+
+
+@dataclass(slots=True)
+class Examination:
+    """What was found. `not_examined` sessions were left out for lack of time."""
+
+    at: int
+    daemon: DaemonState
+    diagnoses: list[Diagnosis] = field(default_factory=list[Diagnosis])
+    sessions: int = 0
+    runs: int = 0
+    not_examined: int = 0
+    host: HostFacts | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong, as far as was looked."""
+        return not self.diagnoses
+
+
+class Doctor:
+    """One examination of one data folder. `ask` asks the daemon; `runtime` lists the containers."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        ask: Callable[[], DaemonWord],
+        *,
+        runtime: LookAtRuntime = look_at_runtime,
+        budget_s: float = BUDGET_S,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._ask = ask
+        self._runtime = runtime
+        self._budget_s = budget_s
+
+    def examine(self, session: Key | None = None, *, pause: Callable[[float], None] = time.sleep) -> Examination:
+        """Look, and look again where it may only have been in passing. Raises DataFolderError.
+
+        With `session` only at that one, and at the host.
+        """
+        first = self._look(session)
+        if first.daemon is not DaemonState.UP or not any(one.code in _PASSING for one in first.diagnoses):
+            return first
+        pause(SECOND_LOOK_S)
+        second = self._look(session)
+        seen = {_subject(one) for one in first.diagnoses}
+        second.diagnoses = [one for one in second.diagnoses if one.code not in _PASSING or _subject(one) in seen]
+        return second
+
+    def _look(self, only: Key | None) -> Examination:
+        now = self._clock.now_ms()
+        deadline = self._clock.monotonic() + self._budget_s
+        word = self._ask()
+        central = read_central(self._config.data_dir)
+        listing = self._runtime(self._config, install_id_of(self._config.data_dir, central.install_id))
+        host = host_facts(self._config, now, word, central, listing)
+        found = Examination(now, word.state)
+        of_sessions: list[Diagnosis] = []
+        keys = central.known() if only is None else [key for key in central.known() if key == only]
+        keys += [key for key in _strays_only(listing, central) if only in (None, key)]
+        for key in keys:
+            if self._clock.monotonic() > deadline:
+                break
+            found.sessions += 1
+            told, clock, runs = self._session(key, host, central, listing)
+            found.runs += runs
+            of_sessions += told
+            host = replace(host, clock=_further(host.clock, clock))
+        found.not_examined = len(keys) - found.sessions
+        found.diagnoses = [*diagnose_host(host), *of_sessions]
+        found.host = host
+        return found
+
+    def _session(
+        self, key: Key, host: HostFacts, central: CentralSeen, listing: RuntimeSeen
+    ) -> tuple[list[Diagnosis], ClockFacts, int]:
+        folder = folder_of(self._config.data_dir, key)
+        scene = Scene(
+            host.now,
+            host.daemon is DaemonState.UP,
+            listing.alive,
+            incarnations_of(self._config.data_dir, key),
+        )
+        live = central.live.get(key)
+        strays = tuple(
+            one for one in listing.containers or ()
+            if (one.agent, one.session) == key and (live is None or live["id"] != one.incarnation)
+        )  # fmt: skip
+        if central.missing or central.error is not None:
+            strays = ()  # which containers are supervised is not known
+        row = central.sessions.get(key)
+        if row is None and not folder.root.is_dir():
+            facts = SessionFacts(*key, registered=False, containers=strays)
+            return diagnose_session(host, facts), ClockFacts(), 0
+        runs = read_suspect_runs(folder, scene, read_limits(self._config))
+        seen = session_facts(key, folder, row, live, strays, scene, runs)
+        told = diagnose_session(host, seen.facts)
+        if seen.facts.quarantined_at is None:  # its files are not to be believed until it is released
+            of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, scene))
+            told += [one for one in of_runs if one is not None]
+        return told, seen.clock, len(runs.runs)
+
+
+def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen, listing: RuntimeSeen) -> HostFacts:
+    """The host as it is now. Writes nothing to find out whether it could."""
+    live = word.live or {}
+    sweep: Mapping[str, Any] = live.get("last_sweep") or {}
+    jump: Mapping[str, Any] = live.get("clock") or {}
+    free, write_error = _disk(config)
+    ahead = max(0, (central.newest_at or 0) - now)
+    return HostFacts(
+        now=now,
+        data_dir=str(config.data_dir),
+        daemon=word.state,
+        daemon_detail=word.detail,
+        # Before the first start there is none to miss.
+        registry_missing=central.missing and (config.data_dir / VERSION_NAME).exists(),
+        registry_error=central.error,
+        runtime=config.runtime.kind,
+        runtime_error=listing.error if not central.missing else None,
+        image_error=listing.image_error,
+        free_bytes=free,
+        low_bytes=LOW_BYTES,
+        write_error=write_error,
+        clock=ClockFacts(ahead, "The newest incarnation" if ahead else None, jump.get("jumped_at"), jump.get("by_ms")),
+        degraded=tuple(
+            Degradation(str(one.get("what")), str(one.get("why")), one.get("since"))
+            for one in live.get("degraded") or ()
+        ),
+        last_sweep_at=sweep.get("at"),
+        sweep_interval_ms=_ms(config.sweep.interval_s),
+        claim_stuck_ms=_ms(config.sweep.claim_stuck_s),
+        ceiling_ms=_ms(config.sweep.ceiling_s),
+        max_declared_ms=_ms(config.sweep.max_declared_s),
+    )
+
+
+def _disk(config: Config) -> tuple[int | None, str | None]:
+    """Free bytes, and why nothing can be written although there is room."""
+    try:
+        status = os.statvfs(config.data_dir)
+    except OSError as error:
+        return None, f"{config.data_dir}: {error.strerror}."
+    read_only = bool(status.f_flag & os.ST_RDONLY)
+    return status.f_bavail * status.f_frsize, f"{config.data_dir} is mounted read-only." if read_only else None
+
+
+def _strays_only(listing: RuntimeSeen, central: CentralSeen) -> list[Key]:
+    """Sessions that are known from a running container alone."""
+    known = set(central.known())
+    return sorted({(one.agent, one.session) for one in listing.containers or ()} - known)
+
+
+def _further(one: ClockFacts, other: ClockFacts) -> ClockFacts:
+    """The stronger evidence of two; a message that waits is stronger than a date."""
+    if (other.message_id is not None, other.ahead_ms) <= (one.message_id is not None, one.ahead_ms):
+        return one
+    return replace(other, jumped_at=one.jumped_at, by_ms=one.by_ms)
+
+
+def _subject(one: Diagnosis) -> tuple[str | None, ...]:
+    return one.code, one.agent, one.session, one.message_id, one.incarnation
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

@@ -1,0 +1,148 @@
+"""What the diagnoses are made from: facts about the host, one session, one run. Data only, no I/O and no judgement.
+
+Times are epoch milliseconds, durations milliseconds. What could not be found out is None, never a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from daemon.forensics.truth import Life, RunEvidence, Verdict
+
+
+class DaemonState(StrEnum):
+    """Whether a daemon works on this data folder."""
+
+    UP = "up"
+    DOWN = "down"
+    SILENT = "silent"  # a process holds the folder, and nobody answers on the socket
+
+
+@dataclass(frozen=True, slots=True)
+class Degradation:
+    """What the running daemon says does not work. `what` is its own name for it: runtime, image, storage, disk, registry."""
+
+    what: str
+    why: str
+    since: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container of this install as the runtime lists it."""
+
+    container_id: str
+    agent: str
+    session: str
+    incarnation: str
+    started_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClockFacts:
+    """What speaks for a jump of the wall clock.
+
+    `ahead_ms`: how far the newest evidence lies in the future. `jumped_at`: the daemon saw one, `by_ms` forward (or back,
+    when negative). `waits_until`: the latest time that something due was put off to by the clock as it was then.
+    """
+
+    ahead_ms: int = 0
+    where: str | None = None
+    jumped_at: int | None = None
+    by_ms: int | None = None
+    agent: str | None = None
+    session: str | None = None
+    message_id: str | None = None
+    waits_until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """The host: the daemon, the registry, the runtime, the disk, the clock."""
+
+    now: int
+    data_dir: str
+    daemon: DaemonState = DaemonState.UP
+    daemon_detail: str | None = None
+    registry_missing: bool = False
+    registry_error: str | None = None
+    runtime: str = "docker"
+    runtime_error: str | None = None
+    image_error: str | None = None
+    free_bytes: int | None = None
+    low_bytes: int = 0
+    write_error: str | None = None
+    clock: ClockFacts = ClockFacts()
+    degraded: tuple[Degradation, ...] = ()
+    last_sweep_at: int | None = None
+    sweep_interval_ms: int = 60_000
+    claim_stuck_ms: int = 60_000
+    ceiling_ms: int = 30 * 60_000
+    max_declared_ms: int = 6 * 3_600_000
+
+    def trouble(self, what: str) -> Degradation | None:
+        """The daemon's own word that this does not work."""
+        return next((item for item in self.degraded if item.what == what), None)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRecord:
+    """The incarnation that central.db takes for living, and what the runtime says of it."""
+
+    incarnation: str
+    container_id: str | None
+    created_at: int
+    started_at: int | None
+    life: Life
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """One session: its row in central.db, its files, its containers.
+
+    `containers` are those that the runtime lists for it and that no living incarnation is recorded for. `registered` is
+    False for a folder that central.db does not know.
+    """
+
+    agent: str
+    session: str
+    registered: bool = True
+    quarantined_at: int | None = None
+    quarantine_reason: str | None = None
+    spawn_failures: int = 0
+    next_spawn_at: int | None = None
+    last_spawn_error: str | None = None
+    live: LiveRecord | None = None
+    containers: tuple[Container, ...] = ()
+    journal: bool = False
+    due: int = 0
+    oldest_due_at: int | None = None
+    claimed: bool = False
+    failed: int = 0
+    dead: int = 0
+    dead_example: str | None = None
+    dead_reason: str | None = None
+    overdue_answers: int = 0
+    oldest_overdue_at: int | None = None
+    errors: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """AGENT/SESSION."""
+        return f"{self.agent}/{self.session}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """One run: its evidence, the verdict on it, and the progress of its container.
+
+    `heartbeat_at` is the session's, and counts for the run only when it is not older than its container.
+    """
+
+    evidence: RunEvidence
+    verdict: Verdict
+    born_at: int | None = None
+    heartbeat_at: int | None = None
+    tool: str | None = None
+    declared_ms: int | None = None

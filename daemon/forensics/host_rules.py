@@ -1,0 +1,159 @@
+"""What can be wrong with the host: the daemon, the registry, the disk, the runtime, the clock. Pure; it repairs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from daemon.forensics.diagnosis import Diagnosis, span
+from daemon.forensics.facts import DaemonState, HostFacts
+from schema.instants import to_text
+
+CLOCK_SLACK_MS: Final = 60_000
+_MIB: Final = 1024**2
+
+HostRule = Callable[[HostFacts], Diagnosis | None]
+
+
+def _daemon_down(host: HostFacts) -> Diagnosis | None:
+    if host.daemon is not DaemonState.DOWN:
+        return None
+    evidence = (host.daemon_detail or "Nobody holds the data folder's lock, and nobody answers on the socket.",)
+    return Diagnosis("DAEMON_DOWN", "No daemon runs on this data folder.", evidence, "clawbus run")
+
+
+def _daemon_silent(host: HostFacts) -> Diagnosis | None:
+    if host.daemon is not DaemonState.SILENT:
+        return None
+    evidence = (host.daemon_detail or "A process holds the data folder's lock, and nobody answers on the socket.",)
+    return Diagnosis("DAEMON_SILENT", "The daemon runs and does not answer.", evidence, "systemctl restart clawbus")
+
+
+def _sweep_stalled(host: HostFacts) -> Diagnosis | None:
+    if host.daemon is not DaemonState.UP or host.last_sweep_at is None:
+        return None
+    silent = host.now - host.last_sweep_at
+    allowed = 3 * host.sweep_interval_ms + 60_000
+    if silent <= allowed:
+        return None
+    evidence = (f"The last sweep was {span(silent)} ago; one is due every {span(host.sweep_interval_ms)}.",)
+    return Diagnosis(
+        "SWEEP_STALLED", "The daemon answers, and its sweep stands still.", evidence, "systemctl restart clawbus"
+    )
+
+
+def _registry_missing(host: HostFacts) -> Diagnosis | None:
+    degraded = host.trouble("registry")
+    if not host.registry_missing and degraded is None:
+        return None
+    evidence = [f"{host.data_dir}/central.db is missing."] if host.registry_missing else []
+    if degraded is not None:
+        evidence.append(degraded.why)
+    command = "clawbus run" if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"
+    return Diagnosis(
+        "REGISTRY_GONE", "central.db is gone; the daemon remakes it from the session folders.", tuple(evidence), command
+    )
+
+
+def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
+    if host.registry_error is None:
+        return None
+    path = f"{host.data_dir}/central.db"
+    # The sessions' own files are the truth; the registry is remade from them.
+    command = f"mv {path} {path}.broken" + (" && clawbus run" if host.daemon is DaemonState.DOWN else "")
+    return Diagnosis("REGISTRY_UNREADABLE", "central.db cannot be read.", (host.registry_error,), command)
+
+
+def runtime_away(host: HostFacts) -> Diagnosis | None:
+    """The container runtime does not answer."""
+    degraded = host.trouble("runtime")
+    why = host.runtime_error or (degraded.why if degraded is not None else None)
+    if why is None:
+        return None
+    evidence = [why]
+    if degraded is not None and degraded.since is not None:
+        evidence.append(f"The daemon is without it since {to_text(degraded.since)}.")
+    command = "systemctl start docker" if host.runtime == "docker" else "clawbus config check"
+    return Diagnosis("RUNTIME_UNAVAILABLE", f"The runtime {host.runtime} does not answer.", tuple(evidence), command)
+
+
+def image_unusable(host: HostFacts) -> Diagnosis | None:
+    """The agents' image cannot be used."""
+    degraded = host.trouble("image")
+    why = host.image_error or (degraded.why if degraded is not None else None)
+    if why is None:
+        return None
+    return Diagnosis("IMAGE_UNUSABLE", "The agents' image cannot be used.", (why,), "clawbus image build")
+
+
+def disk_full(host: HostFacts) -> Diagnosis | None:
+    """The disk has no room, or writing fails for another reason."""
+    storage, disk = host.trouble("storage"), host.trouble("disk")
+    low = host.free_bytes is not None and host.free_bytes < host.low_bytes
+    if host.write_error is None and storage is None and disk is None and not low:
+        return None
+    evidence = [why for why in (host.write_error, storage.why if storage else None, disk.why if disk else None) if why]
+    if host.free_bytes is not None:
+        evidence.append(
+            f"{host.free_bytes // _MIB} MiB are free; below {host.low_bytes // _MIB} MiB writing soon fails."
+        )
+    failing = host.write_error is not None or storage is not None
+    full = low or disk is not None
+    code = "DISK_FULL" if full else "STORAGE_FAILING"
+    what = "is full" if full and failing else "is nearly full" if full else "cannot be written"
+    return Diagnosis(code, f"The data folder's disk {what}.", tuple(evidence), f"df -h {host.data_dir}")
+
+
+def _clock_ahead(host: HostFacts) -> Diagnosis | None:
+    clock = host.clock
+    if clock.ahead_ms <= CLOCK_SLACK_MS:
+        return None
+    evidence = [
+        f"{clock.where or 'A row'} is dated {span(clock.ahead_ms)} in the future: the clock was set back since."
+    ]
+    if clock.waits_until is not None and clock.message_id is not None:
+        evidence.append(f"Message {clock.message_id} was put off to {to_text(clock.waits_until)} by the clock of then.")
+    return Diagnosis(
+        "CLOCK_JUMP",
+        "The host's clock jumped: what was dated by the other time may wait for it.",
+        tuple(evidence),
+        _retry(clock.agent, clock.session, clock.message_id) or "timedatectl status",
+        clock.agent,
+        clock.session,
+        clock.message_id,
+    )
+
+
+def _clock_jumped(host: HostFacts) -> Diagnosis | None:
+    clock = host.clock
+    if clock.jumped_at is None or clock.by_ms is None or host.now - clock.jumped_at > 3_600_000:
+        return None
+    way = "forward" if clock.by_ms > 0 else "back"
+    evidence = (f"At {to_text(clock.jumped_at)} the daemon saw it go {way} by {span(abs(clock.by_ms))}.",)
+    return Diagnosis("CLOCK_JUMP", "The host's clock jumped within the last hour.", evidence, "timedatectl status")
+
+
+def _retry(agent: str | None, session: str | None, message_id: str | None) -> str | None:
+    if message_id is None:
+        return None
+    return f"clawbus message retry {message_id} --session {agent}/{session}"
+
+
+def _channel_failing(host: HostFacts) -> Diagnosis | None:
+    failing = [item for item in host.degraded if item.what.startswith("channel ")]
+    if not failing:
+        return None
+    evidence = tuple(f"{item.what}: {item.why}" for item in failing)
+    return Diagnosis(
+        "CHANNEL_FAILING", "A channel has failed; it is begun again by itself.", evidence, "clawbus config check"
+    )
+
+
+HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
+    (_daemon_silent, _daemon_down, _sweep_stalled),
+    (_registry_missing, _registry_unreadable),
+    (disk_full,),
+    (runtime_away, image_unusable),
+    (_clock_ahead, _clock_jumped),
+    (_channel_failing,),
+)

@@ -1,0 +1,193 @@
+"""What can be wrong with a session apart from its single runs. Pure; it repairs nothing."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from daemon.forensics.diagnosis import Diagnosis, span
+from daemon.forensics.facts import DaemonState, HostFacts, SessionFacts
+from daemon.forensics.host_rules import disk_full, image_unusable, runtime_away
+from daemon.forensics.truth import Life
+from schema.instants import to_text
+
+# A container may be young, and a wake on its way: what lasts no longer than this is no finding.
+GRACE_MS: Final = 15_000
+UNCLAIMED_MS: Final = 60_000
+
+SessionRule = Callable[[HostFacts, SessionFacts], Diagnosis | None]
+
+
+def _quarantined(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    if one.quarantined_at is None:
+        return None
+    reason = one.quarantine_reason or "No reason was recorded."
+    evidence = (f"Since {to_text(one.quarantined_at)}: {reason}", *one.errors)
+    return _of(one, "QUARANTINED", "The session is in quarantine.", evidence, f"clawbus session release {_two(one)}")
+
+
+def _files_unreadable(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    # A journal explains why outbound.db cannot be read now; it has a rule of its own.
+    errors = [text for text in one.errors if not (one.journal and text.startswith("READ_RACE"))]
+    if not errors:
+        return None
+    theirs = any(text.startswith(("HOSTILE_FILE", "READ_DEADLINE")) for text in errors)
+    # The container's side can be begun anew; the host's own file only a backup gives back.
+    command = f"clawbus session {'reset' if theirs else 'show'} {_two(one)}"
+    return _of(one, "FILES_UNREADABLE", "The session's files cannot be read.", errors, command)
+
+
+def _unregistered(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    if one.registered or host.registry_missing or host.registry_error is not None:
+        return None
+    evidence = ("Its folder is there and central.db has no row of it.",)
+    summary = "The registry does not know the session; a start, and every full pass, takes it in."
+    return _of(one, "UNREGISTERED", summary, evidence, "clawbus run")
+
+
+def _orphaned_container(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    if not one.containers:
+        return None
+    stray = one.containers[0]
+    evidence = [
+        f"Container {stray.container_id[:12]} of incarnation {stray.incarnation} runs since {to_text(stray.started_at)}.",
+        f"central.db says that {one.live.incarnation} lives."
+        if one.live
+        else "central.db has no living incarnation of it.",
+    ]
+    if len(one.containers) > 1:
+        evidence.append(f"{len(one.containers) - 1} more run beside it.")
+    down = host.daemon is DaemonState.DOWN
+    command = "clawbus run" if down else f"clawbus session kill {_two(one)}"
+    return _of(
+        one, "ORPHANED_CONTAINER", "A container of it runs that nobody supervises.", evidence, command,
+        incarnation=stray.incarnation,
+    )  # fmt: skip
+
+
+def _container_gone(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    live = one.live
+    if live is None or live.life is not Life.GONE:
+        return None
+    # It is recorded before it exists: a daemon that works may be about to start it.
+    if host.daemon is DaemonState.UP and host.now - (live.started_at or live.created_at) < GRACE_MS:
+        return None
+    evidence = (
+        f"central.db has incarnation {live.incarnation} living since {to_text(live.started_at or live.created_at)}.",
+        f"The runtime {host.runtime} lists no such container.",
+    )
+    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session kill {_two(one)}"
+    return _of(
+        one, "GHOST_CONTAINER", "The registry takes a container for living that is gone.", evidence, command,
+        incarnation=live.incarnation,
+    )  # fmt: skip
+
+
+def _hot_journal(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    lives = one.containers or (one.live is not None and one.live.life is not Life.GONE)
+    if not one.journal or lives:
+        return None
+    # A release has the session swept at once, and a sweep with nothing running recovers the journal first.
+    evidence = ("out/outbound.db-journal is there and no container runs: its writer died in mid-commit.",)
+    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session release {_two(one)}"
+    return _of(one, "HOT_JOURNAL", "A dead container's journal keeps its answers from being read.", evidence, command)
+
+
+def _spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    if not one.spawn_failures or one.live is not None or not one.due:
+        return None
+    evidence = [
+        f"{one.spawn_failures} failed starts in a row, the last: {one.last_spawn_error or 'no reason recorded'}"
+    ]
+    if one.next_spawn_at is not None and one.next_spawn_at > host.now:
+        evidence.append(f"The next attempt is in {span(one.next_spawn_at - host.now)}.")
+    cause = "IMAGE_UNUSABLE" if image_unusable(host) else "RUNTIME_UNAVAILABLE" if runtime_away(host) else None
+    command = "clawbus image show" if host.runtime == "docker" else f"clawbus session show {_two(one)}"
+    return _of(one, "SPAWN_FAILING", "Its container cannot be started.", evidence, command, cause=cause)
+
+
+def _work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    if not one.due or one.live is not None or one.containers or one.oldest_due_at is None:
+        return None
+    waited = host.now - one.oldest_due_at
+    down = host.daemon is not DaemonState.UP
+    if waited < (GRACE_MS if down else max(GRACE_MS, host.sweep_interval_ms + GRACE_MS)):
+        return None
+    cause = (
+        f"DAEMON_{host.daemon.value.upper()}" if down
+        else "RUNTIME_UNAVAILABLE" if runtime_away(host)
+        else "IMAGE_UNUSABLE" if image_unusable(host)
+        else "DISK_FULL" if disk_full(host)
+        else None
+    )  # fmt: skip
+    evidence = (f"{one.due} due, the oldest since {span(waited)}, and no container runs.",)
+    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session release {_two(one)}"
+    return _of(one, "WORK_WAITING", "Work is due and nothing runs.", evidence, command, cause=cause)
+
+
+def _unclaimed(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    if one.live is None or one.live.life is not Life.ALIVE or one.oldest_due_at is None or one.claimed:
+        return None
+    waited = host.now - max(one.oldest_due_at, one.live.started_at or one.live.created_at)
+    if waited < UNCLAIMED_MS:
+        return None
+    evidence = (f"{one.due} due for {span(waited)}; the container {one.live.container_id} lives and claims nothing.",)
+    return _of(
+        one, "UNCLAIMED", "Its container runs and takes nothing: the runner hangs, or cannot see its folder.", evidence,
+        f"clawbus session kill {_two(one)}", incarnation=one.live.incarnation,
+    )  # fmt: skip
+
+
+def _delivery_stuck(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    if not one.overdue_answers or one.oldest_overdue_at is None:
+        return None
+    waited = host.now - one.oldest_overdue_at
+    if waited < max(GRACE_MS, host.sweep_interval_ms + GRACE_MS):
+        return None
+    evidence = (f"{one.overdue_answers} answers are due to be sent, the oldest for {span(waited)}.",)
+    down = host.daemon is not DaemonState.UP
+    cause = f"DAEMON_{host.daemon.value.upper()}" if down else "DISK_FULL" if disk_full(host) else None
+    command = "clawbus run" if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"
+    return _of(one, "DELIVERY_STUCK", "Answers are due and nobody sends them.", evidence, command, cause=cause)
+
+
+def _dead_letters(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    total = one.failed + one.dead
+    if not total:
+        return None
+    evidence = [f"{one.failed} messages were given up, {one.dead} answers could not be delivered."]
+    if one.dead_example is not None:
+        evidence.append(f"The newest: {one.dead_example}: {one.dead_reason or 'no reason was recorded'}")
+    # An answer's id is the container's own text.
+    shown = f"show {shlex.quote(one.dead_example)}" if one.dead_example is not None else "list"
+    command = f"clawbus dead {shown} --session {one.name}"
+    return _of(one, "DEAD_LETTERS", f"{total} open dead letters wait for an operator.", evidence, command)
+
+
+def _two(one: SessionFacts) -> str:
+    return f"{one.agent} {one.session}"
+
+
+def _of(
+    one: SessionFacts,
+    code: str,
+    summary: str,
+    evidence: Iterable[str],
+    command: str,
+    *,
+    incarnation: str | None = None,
+    cause: str | None = None,
+) -> Diagnosis:
+    return Diagnosis(
+        code, summary, tuple(evidence), command, one.agent, one.session, incarnation=incarnation, cause=cause
+    )
+
+
+SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
+    (_quarantined, _files_unreadable, _unregistered),
+    (_orphaned_container, _container_gone, _hot_journal),
+    (_spawn_failing, _work_waiting, _unclaimed),
+    (_delivery_stuck,),
+    (_dead_letters,),
+)

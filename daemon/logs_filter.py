@@ -1,0 +1,53 @@
+"""Log events read back: a line as an event, and which events somebody wants. Pure; one rule for files, journal and stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, cast
+
+LEVELS: Final[Mapping[str, int]] = MappingProxyType(
+    {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """`session` is AGENT/SESSION. An event without a level passes only where no level is asked for."""
+
+    session: str | None = None
+    message: str | None = None
+    level: str = "debug"
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is asked for: then even a line that is no event is wanted."""
+        return self.session is None and self.message is None and LEVELS[self.level] <= LEVELS["debug"]
+
+    def wants(self, event: Mapping[str, Any]) -> bool:
+        """Whether this event is wanted."""
+        if self.everything:
+            return True
+        if LEVELS.get(str(event.get("level")), 0) < LEVELS[self.level]:
+            return False
+        if self.session is not None and f"{event.get('agent')}/{event.get('session')}" != self.session:
+            return False
+        return self.message is None or self._is_about(event, self.message)
+
+    @staticmethod
+    def _is_about(event: Mapping[str, Any], message: str) -> bool:
+        several = event.get("messages")
+        named = cast("list[object]", several) if isinstance(several, list) else []
+        return message in (event.get("message"), event.get("in_reply_to"), *named)
+
+
+def parse_event(line: bytes) -> dict[str, Any]:
+    """A line of the log as an event; one that is none keeps its text as the event's name."""
+    text = line.decode("utf-8", "replace")
+    try:
+        event = cast("object", json.loads(text))
+    except (ValueError, RecursionError):
+        return {"event": text}
+    return cast("dict[str, Any]", event) if isinstance(event, dict) else {"event": text}

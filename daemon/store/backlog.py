@@ -1,0 +1,71 @@
+"""SQL over one session's inbound.db: what waits in it, in numbers. Reads only; costs what is open, not what was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from schema.connect import Reader
+from schema.instants import to_text
+
+_DESTINATIONS: Final = 1000
+_SEPARATOR: Final = "char(31)"  # between the parts of a destination (schema.rows.Address.key)
+_DUE_AT: Final = "coalesce(julianday(process_after), julianday(timestamp))"
+_CLAIMED: Final = "EXISTS (SELECT 1 FROM attempts a WHERE a.message_id = m.id AND a.outcome IS NULL)"
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Answers of one channel that have no receipt yet. `oldest_at` is epoch milliseconds."""
+
+    channel: str
+    count: int
+    oldest_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What one session has open. `waiting` messages are due and claimed by nobody; `oldest_at` is when the first was due."""
+
+    waiting: int = 0
+    oldest_at: int | None = None
+    claimed: int = 0
+    answers: tuple[Queued, ...] = ()
+    dead: int = 0
+
+
+def read_backlog(db: Reader, now: int) -> Backlog:
+    """The figures at `now` (epoch milliseconds)."""
+    waiting = db.one(
+        f"SELECT count(*) AS n, min({_DUE_AT}) AS oldest FROM messages_in m WHERE status = 'pending' AND trigger = 1"
+        f" AND coalesce(julianday(process_after), 0) <= julianday(?) AND NOT {_CLAIMED}",
+        (to_text(now),),
+    )
+    claimed = db.one("SELECT count(*) AS n FROM attempts WHERE outcome IS NULL")
+    answers = db.all(
+        f"SELECT substr(destination, 1, instr(destination, {_SEPARATOR}) - 1) AS channel, count(*) AS n,"
+        " min(first_at) AS oldest FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying')"
+        " GROUP BY channel LIMIT ?",
+        (_DESTINATIONS,),
+    )
+    return Backlog(
+        waiting=int(waiting["n"]) if waiting is not None else 0,
+        oldest_at=_from_julian(waiting["oldest"]) if waiting is not None else None,
+        claimed=int(claimed["n"]) if claimed is not None else 0,
+        answers=tuple(Queued(str(row["channel"]), int(row["n"]), int(row["oldest"])) for row in answers),
+        dead=count_dead(db),
+    )
+
+
+def count_dead(db: Reader) -> int:
+    """Dead letters, in and out, that no operator has dealt with."""
+    closed = "EXISTS (SELECT 1 FROM dead_letters_closed c WHERE c.id = {})"
+    row = db.one(
+        f"SELECT (SELECT count(*) FROM delivery_attempts WHERE state = 'dead' AND NOT {closed.format('message_out_id')})"
+        f" + (SELECT count(*) FROM messages_in WHERE status = 'failed' AND NOT {closed.format('messages_in.id')}) AS n"
+    )
+    return int(row["n"]) if row is not None else 0
+
+
+def _from_julian(day: object) -> int | None:
+    return round((day - 2_440_587.5) * 86_400_000) if isinstance(day, float) else None

@@ -1,0 +1,21 @@
+"""The table `pruned` of inbound.db and central.db: how much retention has taken away, so that a report can tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schema.connect import Reader, Writer
+
+
+def note(db: Writer, what: str, rows: int, at: int, through: int) -> None:
+    """Add to it, in the transaction that takes them. `at` and `through` (nothing that ended later went) are epoch ms."""
+    db.execute(
+        "INSERT INTO pruned(what, rows, at, through) VALUES (?, ?, ?, ?) ON CONFLICT(what) DO UPDATE SET"
+        " rows = rows + excluded.rows, at = excluded.at, through = max(through, excluded.through)",
+        (what, rows, at, through),
+    )
+
+
+def read(db: Reader) -> list[dict[str, Any]]:
+    """[{what, rows, at, through}]; nothing where an older file has no such table."""
+    return [dict(row) for row in db.all("SELECT * FROM pruned ORDER BY what")] if db.columns("pruned") else []

@@ -1,0 +1,225 @@
+"""SQL of retention over one session's inbound.db: which rows are done and old, and taking them away.
+
+Never takes what is not done, an open dead letter, what an answer on its way still needs, a row that the container's file
+still speaks of (its ack, its answer: they keep a repeated id or a replaced file from doing a thing twice), or the row with
+the highest seq. Synchronous; the caller holds the session's lock. One step is one look and one short transaction.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from daemon.store import deliveries, outbound
+from daemon.store.messages import chunks, marks
+from daemon.store.pruned import note
+from daemon.store.session_files import SessionFiles
+from schema.connect import Reader, Writer
+from schema.ids import is_message_id
+from schema.instants import from_text
+from schema.layout import INBOX_FILES
+from schema.rows import DeliveryState, MessageStatus
+
+_OVER: Final = frozenset({MessageStatus.COMPLETED, MessageStatus.FAILED, MessageStatus.CANCELLED})
+# With more answers than this on their way or dead, what they reply to is not worked out; nothing is pruned meanwhile.
+_MAX_ON_THEIR_WAY: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`taken` rows went; the next step begins behind `position`. `done`: nothing old comes behind it."""
+
+    taken: int
+    position: int
+    done: bool
+
+
+def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now: int) -> Step:
+    """Take those of the next `limit` messages behind seq `after` that ended before `cutoff` (epoch ms), with their history,
+    attempts and closed dead letters. Raises what opening the files raises; nothing is taken then."""
+    with files.inbound() as db:
+        rows = db.all(
+            "SELECT seq, id, status, recurrence, series_id, timestamp FROM messages_in"
+            " WHERE seq > ? AND seq < (SELECT max(seq) FROM messages_in) ORDER BY seq LIMIT ?",
+            (after, limit),
+        )
+        old = [row for row in rows if (from_text(row["timestamp"]) or 0) < cutoff]
+        if not old:
+            return Step(0, after, done=True)
+        with files.outbound() as out:
+            if out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id)):
+                return Step(0, after, done=True)  # a new answer may reply to any of them; it is taken note of first
+            taken = _finished(db, out, old, cutoff)
+        if taken:
+            _remove_files(files, taken)
+            with db.transaction():
+                for table, key in (
+                    ("message_history", "message_id"), ("attempts", "message_id"), ("dead_letters_closed", "id"),
+                    ("messages_in", "id"),
+                ):  # fmt: skip
+                    _delete(db, table, key, taken)
+                note(db, "messages", len(taken), now, cutoff)
+    return Step(len(taken), rows[-1]["seq"], done=len(rows) < limit)
+
+
+def prune_receipts(files: SessionFiles, cutoff: int, after: int, limit: int, now: int) -> Step:
+    """Take those of the next `limit` receipts behind rowid `after` that are older than `cutoff` and whose answer is gone
+    from the container's file, or is the host's own; with what else is known of that answer. Raises as above."""
+    with files.inbound() as db:
+        rows = db.all(
+            "SELECT rowid AS position, message_out_id AS id, delivered_at FROM delivered WHERE rowid > ?"
+            " ORDER BY rowid LIMIT ?",
+            (after, limit),
+        )
+        old = [row["id"] for row in rows if (from_text(row["delivered_at"]) or 0) < cutoff]
+        if not old:
+            return Step(0, after, done=True)
+        own = _in_table(db, "host_messages", "id", old)
+        with files.outbound() as out:
+            # No file is no proof: one that was moved away may come back.
+            kept = outbound.present(out, old) if out is not None else set(old) - own
+        kept |= _unfinished_answers(db, old, cutoff) | _highest_notice(db) | _in_table(db, "messages_in", "id", old)
+        taken = [identity for identity in old if identity not in kept]
+        if taken:
+            with db.transaction():
+                for table, key in (
+                    ("message_history", "message_id"), ("delivery_attempts", "message_out_id"),
+                    ("dead_letters_closed", "id"), ("host_messages", "id"), ("delivered", "message_out_id"),
+                ):  # fmt: skip
+                    _delete(db, table, key, taken)
+                note(db, "receipts", len(taken), now, cutoff)
+    return Step(len(taken), rows[-1]["position"], done=len(rows) < limit)
+
+
+def _finished(db: Reader, out: Reader | None, rows: Sequence[sqlite3.Row], cutoff: int) -> list[str]:
+    """The messages of `rows` that are done, ended before `cutoff`, and that nothing needs any more."""
+    over = [row for row in rows if row["status"] in _OVER and not _to_rearm(row)]
+    ids = [row["id"] for row in over]
+    ended = _last_events(db, ids)
+    kept = _open_or_requeued(db, over) | _first_of_live_series(db, over) | _open_attempts(db, ids)
+    # A container may give an answer a message's id; what is told of that id then speaks of both.
+    kept |= _in_table(db, "delivery_attempts", "message_out_id", ids)
+    if out is not None:
+        kept |= outbound.acked(out, ids)
+    answered = _answered_by_unfinished(db, out)
+    if answered is None:
+        return []
+    return [one for one in ids if one not in kept and one not in answered and ended.get(one, cutoff) < cutoff]
+
+
+def _to_rearm(row: sqlite3.Row) -> bool:
+    """A finished occurrence that still carries its recurrence has not armed its series again."""
+    return row["recurrence"] is not None and row["status"] != MessageStatus.CANCELLED
+
+
+def _last_events(db: Reader, ids: Sequence[str]) -> dict[str, int]:
+    """When each was last heard of. A message without any history is not dated, and stays."""
+    found: dict[str, int] = {}
+    for chunk in chunks(ids):
+        rows = db.all(
+            f"SELECT message_id, max(at) AS at FROM message_history WHERE message_id IN ({marks(chunk)})"
+            " GROUP BY message_id",
+            chunk,
+        )
+        found.update((row["message_id"], row["at"]) for row in rows)
+    return found
+
+
+def _open_or_requeued(db: Reader, rows: Sequence[sqlite3.Row]) -> set[str]:
+    """Failed messages that are open dead letters, or whose requeued copy is still there: it is told by way of them."""
+    failed = [row["id"] for row in rows if row["status"] == MessageStatus.FAILED]
+    kept = set(failed)
+    for chunk in chunks(failed):
+        closed = db.all(
+            f"SELECT id FROM dead_letters_closed WHERE id IN ({marks(chunk)})"
+            " AND (requeued_as IS NULL OR requeued_as NOT IN (SELECT id FROM messages_in))",
+            chunk,
+        )
+        kept.difference_update(row["id"] for row in closed)
+    return kept
+
+
+def _first_of_live_series(db: Reader, rows: Sequence[sqlite3.Row]) -> set[str]:
+    """First occurrences whose series goes on: were that id sent again, it would begin the series a second time."""
+    kept: set[str] = set()
+    for chunk in chunks([row["id"] for row in rows if row["series_id"] == row["id"]]):
+        found = db.all(
+            f"SELECT DISTINCT series_id FROM messages_in WHERE series_id IN ({marks(chunk)}) AND id <> series_id"
+            " AND (status IN ('pending', 'paused') OR (recurrence IS NOT NULL AND status IN ('completed', 'failed')))",
+            chunk,
+        )
+        kept.update(row["series_id"] for row in found)
+    return kept
+
+
+def _open_attempts(db: Reader, ids: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    for chunk in chunks(ids):
+        sql = f"SELECT message_id FROM attempts WHERE outcome IS NULL AND message_id IN ({marks(chunk)})"
+        found.update(row["message_id"] for row in db.all(sql, chunk))
+    return found
+
+
+def _answered_by_unfinished(db: Reader, out: Reader | None) -> frozenset[str] | None:
+    """What the answers reply to that are on their way or dead letters: their permission to go there comes from it.
+
+    None when they are too many to look at.
+    """
+    rows = db.all(
+        "SELECT message_out_id FROM delivery_attempts WHERE message_out_id NOT IN (SELECT id FROM dead_letters_closed)"
+        " LIMIT ?",
+        (_MAX_ON_THEIR_WAY + 1,),
+    )
+    if len(rows) > _MAX_ON_THEIR_WAY:
+        return None
+    ids = [row["message_out_id"] for row in rows]
+    found = set(outbound.replied_to(out, ids)) if out is not None else set[str]()
+    for chunk in chunks(ids):
+        notices = db.all(f"SELECT in_reply_to FROM host_messages WHERE id IN ({marks(chunk)})", chunk)
+        found.update(row["in_reply_to"] for row in notices if row["in_reply_to"] is not None)
+    return frozenset(found)
+
+
+def _unfinished_answers(db: Reader, ids: Sequence[str], cutoff: int) -> set[str]:
+    """Those that are still tracked, but for dead letters that an operator closed before `cutoff`."""
+    found: set[str] = set()
+    for chunk in chunks(ids):
+        rows = db.all(
+            "SELECT message_out_id FROM delivery_attempts AS t LEFT JOIN dead_letters_closed AS c"
+            f" ON c.id = t.message_out_id WHERE message_out_id IN ({marks(chunk)})"
+            " AND NOT (t.state = ? AND coalesce(c.at, ?) < ?)",
+            (*chunk, DeliveryState.DEAD.value, cutoff, cutoff),
+        )
+        found.update(row["message_out_id"] for row in rows)
+    return found
+
+
+def _highest_notice(db: Reader) -> set[str]:
+    """The host's next seq is above the highest one that is there."""
+    return {row["id"] for row in db.all("SELECT id FROM host_messages ORDER BY seq DESC LIMIT 1")}
+
+
+def _in_table(db: Reader, table: str, key: str, ids: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    for chunk in chunks(ids):
+        found.update(
+            row["id"] for row in db.all(f"SELECT {key} AS id FROM {table} WHERE {key} IN ({marks(chunk)})", chunk)
+        )
+    return found
+
+
+def _delete(db: Writer, table: str, key: str, ids: Sequence[str]) -> None:
+    for chunk in chunks(ids):
+        db.execute(f"DELETE FROM {table} WHERE {key} IN ({marks(chunk)})", chunk)
+
+
+def _remove_files(files: SessionFiles, ids: Sequence[str]) -> None:
+    """What came with a message, before its row: a death between the two leaves nothing that nobody knows of."""
+    for identity in ids:
+        if is_message_id(identity):
+            with suppress(FileNotFoundError):
+                shutil.rmtree(files.folder.inbox / INBOX_FILES / identity)

@@ -1,0 +1,92 @@
+"""The instruments: every counter and histogram the daemon moves, in a registry of its own.
+
+Gauges that are read at a scrape are in `collector.py`. A label never holds what a container or a sender may choose: agents
+and channels come from the configuration, codes and reasons from our own classes. Never a session's or a message's id.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Collection
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+
+OTHER: Final = "other"  # a channel that is not configured
+NONE: Final = "none"  # no address at all
+
+_MOMENTS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_LONG: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0)
+
+
+class Metrics:
+    """Built once, with the names of the configured channels. Every method is cheap and safe from any thread."""
+
+    def __init__(self, registry: CollectorRegistry, channels: Collection[str] = (), runtime: str = "") -> None:
+        self.registry = registry
+        self._channels = frozenset(channels)
+        self._instruments()
+        Info("clawbus_build", "The running program.", registry=registry).info(
+            {"version": program_version(), "python": platform.python_version(), "runtime": runtime}
+        )
+        ProcessCollector(registry=registry)
+
+    def channel(self, name: str | None) -> str:
+        """A label's value for a channel that a message or a container named."""
+        if name is None:
+            return NONE
+        return name if name in self._channels else OTHER
+
+    def count_spans(self, outcome: str, count: int) -> None:
+        """Spans that were exported, failed or dropped."""
+        self.spans.labels(outcome).inc(count)
+
+    def _instruments(self) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"clawbus_{name}", text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"clawbus_{name}", text, labels, registry=self.registry, buckets=buckets)
+
+        self.accepted = counter("messages_accepted", "Messages stored.", "agent", "channel")
+        self.duplicates = counter("messages_duplicate", "Messages that had been stored before.", "agent", "channel")
+        self.refused = counter("messages_refused", "Messages refused; nothing was stored.", "code")
+        self.finished = counter(
+            "messages_finished", "Messages with an end: completed, failed (by the agent), dead_lettered.", "agent", "outcome"
+        )  # fmt: skip
+        self.retries = counter("message_retries", "Tries that ended with their container.", "agent")
+        self.wait = histogram("message_wait_seconds", "From accepted, or due, to claimed.", "agent", buckets=_LONG)
+        self.turn = histogram("turn_duration_seconds", "From claimed to acked.", "agent", buckets=_LONG)
+        self.delivered = counter("answers_delivered", "Answers with a receipt.", "agent", "channel")
+        self.delivery_failures = counter(
+            "delivery_failures", "Sends that failed and are tried again.", "channel", "code"
+        )
+        self.answers_buried = counter("answers_dead_lettered", "Answers given up.", "agent", "code")
+        self.delivery = histogram(
+            "delivery_duration_seconds", "One send, whatever came of it.", "channel", buckets=_MOMENTS
+        )
+        self.round_trip = histogram(
+            "round_trip_seconds", "From accepted, or due, to an answer's receipt.", "agent", "channel", buckets=_LONG
+        )
+        self.spawns = counter("container_spawns", "Containers asked for: started, or the error's code.", "agent", "outcome")  # fmt: skip
+        self.spawn = histogram(
+            "container_spawn_duration_seconds", "From asked for to started.", "agent", buckets=_MOMENTS
+        )
+        self.exits = counter("container_exits", "Confirmed exits.", "agent", "reason")
+        self.sweep = histogram("sweep_duration_seconds", "One pass over the active sessions.", buckets=_MOMENTS)
+        self.sweep_errors = counter("sweep_errors", "Sessions that a pass could not sweep.")
+        self.swept_at = Gauge(
+            "clawbus_sweep_last_completed_timestamp_seconds", "When the last pass ended (Unix time).", registry=self.registry
+        )  # fmt: skip
+        self.lag = histogram("event_loop_lag_seconds", "How late the event loop came to a timer.", buckets=_MOMENTS)
+        self.quarantines = counter("sessions_quarantined", "Sessions taken out of service.", "agent")
+        self.spans = counter("trace_spans", "Spans handed to the collector: exported, failed, dropped.", "outcome")
+
+
+def program_version() -> str:
+    """The installed version; `unknown` in a tree that was never installed."""
+    try:
+        return version("clawbus")
+    except PackageNotFoundError:
+        return "unknown"

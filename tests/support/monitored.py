@@ -1,0 +1,59 @@
+"""A house that is looked at: its monitoring, scraped and asked as others would."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+from prometheus_client.parser import text_string_to_metric_families
+
+from daemon.telemetry.monitoring import Monitoring
+from tests.support.house_kit import HouseKit
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+class Scraped:
+    """One scrape, parsed by Prometheus's own client."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        families = list(text_string_to_metric_families(text))
+        self.samples: Samples = {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in families
+            for sample in family.samples
+        }
+        self.labels = {sample.name: set(sample.labels) for family in families for sample in family.samples}
+
+    @property
+    def names(self) -> set[str]:
+        """Every metric by the name under which Prometheus stores it, or for histograms begins it."""
+        return {line.split()[2] for line in self.text.splitlines() if line.startswith("# TYPE ")}
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """A sample's value; None where there is none."""
+        return self.samples.get((f"clawbus_{name}", tuple(sorted(labels.items()))))
+
+
+class Monitored:
+    """The monitoring of a kit's house. `scrape` reads the files anew each time."""
+
+    def __init__(self, kit: HouseKit) -> None:
+        self.kit = kit
+        self.monitoring = Monitoring(kit.house.watched(), kit.house.telemetry)
+        self.monitoring.health.started = True
+
+    async def scrape(self, accept: str = "") -> Scraped:
+        self.kit.clock.advance(1.0)
+        body, _ = await self.monitoring.exporter.render(accept)
+        return Scraped(body.decode())
+
+
+@asynccontextmanager
+async def monitored(kit: HouseKit) -> AsyncGenerator[Monitored]:
+    """While the house runs."""
+    found = Monitored(kit)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(found.monitoring.exporter.run)
+        yield found
+        tasks.cancel_scope.cancel()

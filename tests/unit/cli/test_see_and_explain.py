@@ -1,0 +1,156 @@
+"""doctor, runs, run ID, top, watch and logs as commands: envelopes, exit codes, what people read, wrong usage."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+
+from daemon.cli import journal
+from daemon.cli.durations import since_ms, span_ms
+from daemon.store.registry import Registry, SessionKey
+from tests.support.command_line import CommandLine
+from tests.support.fake_operations import FakeOperations
+from tests.support.session_world import SessionWorld
+
+
+@pytest.fixture
+def folder(home: Path) -> SessionWorld:
+    """A data folder with one session and one message, and no daemon."""
+    (home / "data" / "clawbus.version").write_text("1\n")
+    registry = Registry(home / "data" / "central.db")
+    registry.install_id(1)
+    registry.activate(SessionKey("echo", "s"), 1)
+    session = SessionWorld(home / "data" / "sessions" / "echo" / "s")
+    session.accept("m1", content='{"text": "hello \\u001b[31m there"}')
+    return session
+
+
+def test_the_doctor_s_exit_code_fix_and_commands(cli: CommandLine, folder: SessionWorld) -> None:
+    answer = cli("doctor")
+    assert answer.code == 1
+    envelope = answer.envelope
+    assert envelope["error"]["code"] == "UNHEALTHY"
+    assert envelope["fix"] == "Run: clawbus run"
+    assert (envelope["result"]["daemon"], envelope["result"]["healthy"]) == ("down", False)
+    assert [one["code"] for one in envelope["result"]["diagnoses"]] == ["DAEMON_DOWN", "WORK_WAITING"]
+    assert envelope["next_actions"] == [{"command": "clawbus run", "description": "DAEMON_DOWN"}]
+
+
+def test_the_doctor_for_people(cli: CommandLine, folder: SessionWorld) -> None:
+    said = cli("doctor", "--pretty")
+    assert said.code == 1
+    assert "1. DAEMON_DOWN" in said.out
+    assert "2. WORK_WAITING  echo/s" in said.out
+    assert "repair: clawbus run   (because of DAEMON_DOWN; goes away with it)" in said.out
+    assert "the daemon is down, read from the files" in said.out
+
+
+def test_a_command_of_somebody_else_is_a_fix_and_no_next_action(
+    cli: CommandLine, folder: SessionWorld, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    degraded = [{"what": "storage", "why": "database or disk is full", "since": 1}]
+    monkeypatch.setattr(operations, "live", lambda: {"degraded": degraded, "last_sweep": None, "clock": None})
+    envelope = cli("doctor", "--session", "echo/s").envelope
+    assert envelope["result"]["daemon"] == "up"
+    assert envelope["fix"].startswith("Run: df -h ")
+    assert all(step["command"].startswith("clawbus ") for step in envelope["next_actions"])
+
+
+def test_a_folder_that_is_not_there_is_refused(cli: CommandLine, home: Path) -> None:
+    (home / "data").rmdir()
+    for command in (("doctor",), ("runs",), ("run", "m1")):
+        assert cli(*command).envelope["error"]["code"] == "DATA_FOLDER"
+
+
+def test_runs_in_both_forms(cli: CommandLine, folder: SessionWorld) -> None:
+    result = cli("runs").result
+    assert (result["source"], result["daemon"]) == ("files", "down")
+    assert [(run["run_id"], run["status"], run["stale"]) for run in result["runs"]] == [("m1", "waiting", False)]
+    assert cli("runs", "--status", "failed").result["runs"] == []
+    text = cli("runs", "--pretty").out
+    assert "waiting" in text
+    assert "hello  there" in text
+    assert "\x1b" not in text
+    assert cli("runs", "--status", "lost").code == 2
+    assert cli("runs", "--since", "yesterday").code == 2
+    assert cli("runs", "--session", "echo/t").envelope["error"]["code"] == "UNKNOWN_SESSION"
+
+
+def test_one_run_in_both_forms(cli: CommandLine, folder: SessionWorld) -> None:
+    result = cli("run", "m1").result
+    assert (result["status"], result["verdict"]["decided_by"]) == ("waiting", "list")
+    assert [event["event"] for event in result["events"]] == ["accepted"]
+    assert {one["code"] for one in result["diagnoses"]} == {"DAEMON_DOWN", "WORK_WAITING"}
+    text = cli("run", "m1", "--pretty").out
+    assert "DAEMON_DOWN: No daemon runs on this data folder." in text
+    assert "accepted" in text
+    assert cli("run", "m9").envelope["error"]["code"] == "UNKNOWN_MESSAGE"
+
+
+def test_a_session_without_an_id_starts_nothing(cli: CommandLine) -> None:
+    assert cli("run", "--session", "echo/s").envelope["error"]["code"] == "USAGE"
+
+
+def test_top_is_one_look_in_a_pipe(cli: CommandLine, folder: SessionWorld) -> None:
+    frame = cli("top", "--limit", "1").result
+    assert (frame["source"], frame["total"]) == ("files", 1)
+    assert frame["sessions"][0]["state"] == "waiting"
+    assert frame["status"]["versions"]["schema"] >= 1
+    text = cli("top", "--once", "--pretty").out
+    assert "down (read from the files)" in text
+    assert "echo/s" in text
+
+
+def test_status_tells_what_the_folders_tell(cli: CommandLine, folder: SessionWorld, home: Path) -> None:
+    (home / "data" / "central.db").write_bytes(b"no database" * 500)
+    result = cli("status").result
+    assert result["sessions"] == {"total": 1}
+    assert result["queues"]["pending"] == 1
+    assert result["registry_error"]
+    assert "registry" in cli("status", "--pretty").out
+
+
+def test_logs_by_message(cli: CommandLine, home: Path) -> None:
+    path = home / "data" / "logs" / "clawbus.log"
+    path.parent.mkdir()
+    events = [{"event": "a", "message": "m1"}, {"event": "b", "in_reply_to": "m1"}, {"event": "c", "messages": ["m1"]}]
+    other = [{"event": "d", "message": "m2"}, {"event": "e"}, {"event": "f", "text": "m1"}]
+    path.write_text("".join(json.dumps({"level": "info", **event}) + "\n" for event in [*events, *other]))
+    found = cli("logs", "--message", "m1").result["events"]
+    assert [event["event"] for event in found] == ["a", "b", "c"]
+
+
+def test_a_journal_that_is_not_there_is_a_refusal(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "PROGRAM", "/no/such/journalctl")
+    said = cli("logs", "--journal")
+    assert said.envelope["error"]["code"] == "JOURNAL"
+    assert "Leave --journal out" in said.envelope["fix"]
+
+
+def test_a_journal_that_refuses_says_why(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "journalctl"
+    program.write_text("#!/bin/sh\necho 'No journal files were opened due to insufficient permissions.' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(journal, "PROGRAM", str(program))
+    said = cli("logs", "--journal").envelope
+    assert said["error"]["code"] == "JOURNAL"
+    assert "insufficient permissions" in said["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"), [("90s", 90_000), ("15m", 900_000), ("2h", 7_200_000), ("3d", 259_200_000), ("5ms", 5)]
+)
+def test_durations(text: str, milliseconds: int) -> None:
+    assert span_ms(text) == milliseconds
+    assert since_ms(text, 10**12) == 10**12 - milliseconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "-5s", "5 weeks", "1e3s", "99999999999s"])
+def test_what_is_no_duration_is_wrong_usage(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        span_ms(text)
+
+
+def test_an_instant_is_a_time_too() -> None:
+    assert since_ms("2026-11-21T00:00:00Z", 0) == 1_795_219_200_000
