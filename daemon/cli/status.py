@@ -103,20 +103,6 @@ def show(console: Console, report: Mapping[str, Any], source: str) -> None:
             say(console, f"and {report['attention_total'] - len(rows)} more: clawbus sessions")
 
 
-def _pruned(report: Mapping[str, Any]) -> dict[str, object]:
-    """How long what is done is kept, and what has gone by now."""
-    from daemon.cli.present import duration, pruned  # noqa: PLC0415
-
-    facts: dict[str, object] = {}
-    live: dict[str, Any] = report.get("live") or {}
-    if "retention" in live:
-        keep: dict[str, float | None] = live["retention"]["keep_s"]
-        facts["kept"] = ", ".join(f"{what} {duration(seconds)}" for what, seconds in keep.items())
-    if report.get("pruned"):
-        facts["pruned"] = pruned(report["pruned"], report["at"])
-    return facts
-
-
 def facts_of(report: Mapping[str, Any], source: str) -> dict[str, object]:
     """The screen's lines: what, and how it is."""
     from daemon.cli.present import age  # noqa: PLC0415
@@ -143,6 +129,20 @@ def facts_of(report: Mapping[str, Any], source: str) -> dict[str, object]:
     facts |= _pruned(report)
     if report.get("not_examined"):
         facts["not examined"] = f"{report['not_examined']} sessions (no time)"
+    return facts
+
+
+def _pruned(report: Mapping[str, Any]) -> dict[str, object]:
+    """How long what is done is kept, and what has gone by now."""
+    from daemon.cli.present import duration, pruned  # noqa: PLC0415
+
+    facts: dict[str, object] = {}
+    live: dict[str, Any] = report.get("live") or {}
+    if "retention" in live:
+        keep: dict[str, float | None] = live["retention"]["keep_s"]
+        facts["kept"] = ", ".join(f"{what} {duration(seconds)}" for what, seconds in keep.items())
+    if report.get("pruned"):
+        facts["pruned"] = pruned(report["pruned"], report["at"])
     return facts
 
 
