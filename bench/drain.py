@@ -71,7 +71,9 @@ async def drain_piles(data: Path, piles: Sequence[int]) -> Curve:
     """Rows a second against the pile's size, each in a session of its own."""
     async with open_house(data) as house:
         await drain_once(house, "warm", piles[0], 1)
-        points = [(float(rows), (await drain_once(house, f"pile-{rows}", rows, 1)).rate) for rows in piles]
+        points = [
+            (float(rows), (await drain_once(house, f"pile-{rows}", rows, 1)).rate) for rows in dict.fromkeys(piles)
+        ]
     return Curve("one destination", tuple(points))
 
 

@@ -36,6 +36,7 @@ from daemon.containers.supervisor import Supervisor
 from daemon.control import server as control_server
 from daemon.control.api import build_api
 from daemon.control.events import EventHub, events_route
+from daemon.control.repair_api import repair_routes
 from daemon.data_folder import DataFolder
 from daemon.errors import ImageError, RuntimeUnavailableError
 from daemon.logs import LogPipeline, configure
@@ -324,7 +325,7 @@ async def _main(
             operations = await _start(house, tasks)
             events = EventHub()
             pipeline.listen(events.publish)
-            api = build_api(operations, [*monitoring.routes, events_route(events)])
+            api = build_api(operations, [*monitoring.routes, events_route(events), *repair_routes(operations.repairs)])
             await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
             tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
             monitoring.health.started = True

@@ -26,6 +26,7 @@ from daemon.clock import Clock
 from daemon.containers.supervisor import Supervisor
 from daemon.errors import NoAnswerError
 from daemon.ops import reports
+from daemon.repair.repairs import Repairs
 from daemon.retention import Retention
 from daemon.store.dead_letters import Operator
 from daemon.store.mailbox import MailboxEntry
@@ -36,6 +37,7 @@ from schema.errors import ClawbusError, ReadDeadlineError
 from schema.ids import check_name
 
 _LOOK_S: Final = 1.0
+_NOTE_S: Final = 2.0
 
 
 class DaemonOperations:
@@ -68,6 +70,7 @@ class DaemonOperations:
         self._degraded = degraded
         self._retention = retention
         self._dead_letters = DeadLetters(sessions, clock, sweeper.poke)
+        self.repairs = Repairs(sessions, supervisor, clock, sweeper.poke)
         self._started_at = clock.now_ms()
         self._log = structlog.get_logger("operator")
 
@@ -136,10 +139,14 @@ class DaemonOperations:
         self._log.info("operator_stop", agent=agent, session=session, incarnation=slot and slot.incarnation)
         return {"stopping": slot is not None, "incarnation": slot.incarnation if slot is not None else None}
 
-    async def kill_session(self, agent: str, session: str, reason: str) -> dict[str, Any]:
+    async def kill_session(self, agent: str, session: str, reason: str | None, by: str = "operator") -> dict[str, Any]:
         """Kill its container and return after the confirmed exit. Raises UnknownSessionError, NotConfirmedError."""
         found = await self._sessions.get(_key(agent, session))
-        self._log.warning("operator_kill", agent=agent, session=session, reason=reason)
+        self._log.warning("operator_kill", agent=agent, session=session, by=by, reason=reason)
+        if self._supervisor.slot(found.key) is not None:
+            # Before the kill, while the attempts that it ends are open; a file that cannot be written stops no kill.
+            with anyio.move_on_after(_NOTE_S):
+                await self.repairs.try_note(found.key, "session_killed", Operator(by, reason))
         slot = await self._supervisor.end(found.key, "operator_kill", graceful=False)
         return {
             "killed": slot is not None,
@@ -147,7 +154,9 @@ class DaemonOperations:
             "exit_code": slot.exit_code if slot is not None else None,
         }
 
-    async def release_session(self, agent: str, session: str) -> dict[str, Any]:
+    async def release_session(
+        self, agent: str, session: str, reason: str | None = None, by: str = "operator"
+    ) -> dict[str, Any]:
         """Out of quarantine, and swept at once; one whose folder is gone starts anew. Raises UnknownSessionError."""
         key = _key(agent, session)
         found = await self._sessions.get(key)
@@ -158,7 +167,9 @@ class DaemonOperations:
         await self._sessions.central(lambda registry: registry.release(key))
         found.quarantined, found.active = None, True
         found.strikes.clear()
-        self._log.info("operator_release", agent=agent, session=session, was=was)
+        self._log.info("operator_release", agent=agent, session=session, was=was, by=by, reason=reason)
+        if was is not None:
+            await self.repairs.try_note(key, "session_released", Operator(by, reason), was=was)
         self._sweeper.poke(key)
         return {"released": was is not None, "was": was}
 

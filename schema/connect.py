@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 from schema import migrate
-from schema.errors import HostileFileError
+from schema.errors import FileBusyError, HostileFileError
 from schema.handles import Reader, Writer, is_readonly_race, not_writable, translate
 from schema.layout import OUTBOUND_DB
 from schema.plain_file import (
@@ -32,11 +33,15 @@ from schema.plain_file import (
 )
 
 __all__ = [
-    "BUSY_TIMEOUT_MS", "ReadLimits", "Reader", "Writer", "is_readonly_race", "open_outbound_reader", "open_owner",
-    "open_reader", "recover_outbound_journal", "translate",
+    "BUSY_TIMEOUT_MS", "PageProgress", "ReadLimits", "Reader", "Writer", "copy_database", "is_readonly_race",
+    "open_foreign_reader", "open_foreign_writer", "open_outbound_reader", "open_owner", "open_reader", "open_still_reader", "overwrite_database",
+    "recover_outbound_journal", "translate",
 ]  # fmt: skip
 
 BUSY_TIMEOUT_MS: Final = 5000
+# Told the pages that are copied, and how many there are. It may raise; then the copy ends there.
+PageProgress = Callable[[int, int], None]
+_PAGES_A_STEP: Final = 4096
 _REPLACED: Final = f"{OUTBOUND_DB} was replaced while it was being opened."
 # SQLite runs that many steps between two looks at the clock; a step of parsing a schema is a whole statement.
 _STEPS_BETWEEN_LOOKS: Final = 1000
@@ -53,6 +58,8 @@ _SCHEMA_LIMITS: Final = (
     (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 1),
     (sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0),
 )
+# Another program's file: its views, triggers and defaults must not call functions with side effects, nor its cells lie.
+_FOREIGN_PRAGMAS: Final = ("trusted_schema=OFF", "cell_size_check=ON")
 
 
 def open_owner(path: Path, role: migrate.Role, *, create: bool = True) -> Writer:
@@ -85,6 +92,88 @@ def open_reader(path: Path) -> Reader:
     except sqlite3.Error as error:
         raise translate(error, path, hostile=False) from error
     return Reader(connection, path)
+
+
+def open_still_reader(path: Path) -> Reader:
+    """Open a file that nobody changes, read-only, without locks and without believing its schema: a backup.
+
+    It may be anybody's and in any journal mode; nothing is made beside it. Raises StorageError or UnusableFileError.
+    """
+    try:
+        connection = _connect(path, "ro", "&immutable=1")
+        for pragma in ("mmap_size=0", "query_only=ON", "trusted_schema=OFF", "cell_size_check=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error as error:
+        raise translate(error, path, hostile=False) from error
+    return Reader(connection, path)
+
+
+def open_foreign_reader(path: Path) -> Reader:
+    """Open another program's database read-only, whatever its journal mode, without believing its schema.
+
+    A WAL file needs a folder in which its `-shm` can be made. Errors as of `open_reader`.
+    """
+    try:
+        connection = _connect(path, "ro")
+        for pragma in ("mmap_size=0", "query_only=ON", *_FOREIGN_PRAGMAS):
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error as error:
+        raise translate(error, path, hostile=False) from error
+    return Reader(connection, path)
+
+
+def open_foreign_writer(path: Path) -> Writer:
+    """Open another program's existing database read-write. Its journal mode, its schema and its version stay as they are.
+
+    A journal that its owner left in a crash is rolled back by that, as its own next start would. Errors as of `open_owner`.
+    """
+    try:
+        connection = _connect(path, "rw")
+        for pragma in ("synchronous=EXTRA", *_FOREIGN_PRAGMAS):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.Error as error:
+        raise (not_writable(error, path) or translate(error, path, hostile=False)) from error
+    return Writer(connection, path)
+
+
+def copy_database(source: Reader, target: Path, progress: PageProgress | None = None) -> None:
+    """Copy a whole database into `target`, an empty file of ours, with SQLite's backup API. Not synced to disk.
+
+    Raises FileBusyError when the source stays locked for the busy time-out, StorageError for the target.
+    """
+    try:
+        copy = _connect(target, "rw")
+    except sqlite3.Error as error:
+        raise translate(error, target, hostile=False) from error
+    try:
+        # A copy that is not finished is thrown away, so it needs no journal; whoever made it syncs it.
+        copy.execute("PRAGMA journal_mode=MEMORY")
+        copy.execute("PRAGMA synchronous=OFF")
+        source.copy_pages(copy, _PAGES_A_STEP, _stepped(progress))
+    except sqlite3.Error as error:
+        raise translate(error, target, hostile=False) from error
+    finally:
+        copy.close()
+
+
+def overwrite_database(target: Path, source: Reader, progress: PageProgress | None = None) -> None:
+    """Replace `target`'s whole content by the source's, in one transaction: all of it or, after any error, nothing.
+
+    The target stays the same file, so that whoever has it open sees the change as any other commit. The caller must
+    own it. Raises FileBusyError when it stays locked for the busy time-out, StorageError, UnusableFileError.
+    """
+    try:
+        connection = _connect(target, "rw")
+    except sqlite3.Error as error:
+        raise (not_writable(error, target) or translate(error, target, hostile=False)) from error
+    try:
+        connection.execute("PRAGMA synchronous=EXTRA")
+        source.copy_pages(connection, _PAGES_A_STEP, _stepped(progress))
+    except sqlite3.Error as error:
+        raise (not_writable(error, target) or translate(error, target, hostile=False)) from error
+    finally:
+        connection.close()
 
 
 def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:
@@ -154,10 +243,28 @@ def recover_outbound_journal(folder: Path, limits: ReadLimits | None = None) -> 
     return True
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
+def _stepped(progress: PageProgress | None) -> Callable[[int, int, int], None]:
+    """The backup API waits for a lock for ever by itself; here for the busy time-out and no longer."""
+    waiting_since: float | None = None
+
+    def stepped(status: int, remaining: int, total: int) -> None:
+        nonlocal waiting_since
+        if status & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            waiting_since = waiting_since or time.monotonic()
+            if time.monotonic() - waiting_since > BUSY_TIMEOUT_MS / 1000:
+                raise FileBusyError("the file stayed locked by another process while it was to be copied.")
+            return
+        waiting_since = None
+        if progress is not None:
+            progress(total - remaining, total)
+
+    return stepped
+
+
+def _connect(path: Path, mode: str, more: str = "") -> sqlite3.Connection:
     # isolation_level=None: transactions are begun by us, never by the module behind our back.
     return sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?mode={mode}",
+        f"file:{quote(str(path.absolute()))}?mode={mode}{more}",
         uri=True,
         timeout=BUSY_TIMEOUT_MS / 1000,  # SQLite's busy time-out
         isolation_level=None,

@@ -6,7 +6,7 @@ Opens nothing itself. A reader is a different type from a writer and cannot writ
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -138,6 +138,21 @@ class Reader:
         if alias == "main" and table in self.known_columns:
             return self.known_columns[table]
         return frozenset(row["name"] for row in self.all(f"PRAGMA {alias}.table_info({table})"))
+
+    @contextmanager
+    def snapshot(self) -> Generator[Self]:
+        """Every read inside sees the file at one instant. In DELETE mode no writer can commit meanwhile: keep it short."""
+        self.one("BEGIN")
+        try:
+            self.one("SELECT count(*) FROM sqlite_schema")  # a transaction takes its view with its first read
+            yield self
+        finally:
+            self._connection.rollback()
+
+    def copy_pages(self, target: sqlite3.Connection, pages: int, stepped: Callable[[int, int, int], None]) -> None:
+        """SQLite's backup API from this file into an open one, `pages` at a time. Raises sqlite3.Error, and what `stepped`
+        (status, pages remaining, pages in all) raises."""
+        self._connection.backup(target, pages=pages, progress=stepped, sleep=0.02)
 
     def _bounded(self, rows: sqlite3.Cursor, budget: int) -> list[sqlite3.Row]:
         """A file without the contract's keys may answer a question about one row with millions."""

@@ -6,6 +6,7 @@ A reader never comes here: it degrades when the other side's file lacks a column
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Mapping
 from enum import StrEnum
@@ -14,9 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from schema.errors import SchemaTooNewError
+from schema.errors import SchemaTooNewError, UnusableFileError
 
 VERSION: Final = 3
+_TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
 
 OUTBOUND_TABLES: Final = ("messages_out", "processing_ack", "session_state", "container_state")
 
@@ -55,10 +57,12 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
 
 
 def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
-    """Make or migrate the file behind an owner's connection. Raises SchemaTooNewError before changing anything."""
+    """Make or migrate the file behind an owner's connection. Raises SchemaTooNewError or UnusableFileError before changing anything."""
     found = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if found > VERSION:
         raise SchemaTooNewError(f"{path} has schema version {found}; this clawbus knows {VERSION}.")
+    if found < VERSION:
+        _refuse_foreign(connection, role, path)
     # Outside a transaction, and before the first write: a file left in WAL by somebody else comes back to DELETE.
     if str(connection.execute("PRAGMA journal_mode").fetchone()[0]).lower() != "delete":
         connection.execute("PRAGMA journal_mode=DELETE")
@@ -78,6 +82,14 @@ def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _refuse_foreign(connection: sqlite3.Connection, role: Role, path: Path) -> None:
+    """Another program's database in our file's place must not get our tables. Raises UnusableFileError."""
+    there = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    ours = {name for one in _statements(role) for name in _TABLE.findall(one)}
+    if there and there.isdisjoint(ours):
+        raise UnusableFileError(f"{path} is another program's database: it has none of the tables of {role.value}.db.")
 
 
 def _add_columns(connection: sqlite3.Connection, role: Role) -> None:

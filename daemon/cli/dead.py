@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
 from daemon.cli.names import pair
+from daemon.cli.operator import ReasonOption, SessionScope, user
 from daemon.clock import SystemClock
 from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError, UnknownMessageError
 
@@ -24,11 +23,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SessionScope = Annotated[
-    str | None, typer.Option("--session", "-s", metavar="A/S", help="Only of this session, AGENT/SESSION.")
+_ALL: Final = 1000
+
+Letters = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids that `dead list` shows.")]
+All = Annotated[
+    bool, typer.Option("--all", help="Every open one of --session, or with --code; at most 1,000 at a time.")
 ]
-Letters = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids that `dead list` shows.")]
-Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; goes into the history.")]
+Code = Annotated[str | None, typer.Option("--code", metavar="CODE", help="With --all: only those that died of this.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -100,7 +101,14 @@ def show(
     return Outcome({"source": source, **report}, lambda console: _show_one(console, report), steps)
 
 
-def requeue(invocation: Invocation, letters: Letters, session: SessionScope = None, reason: Reason = None) -> Outcome:
+def requeue(
+    invocation: Invocation,
+    letters: Letters = None,
+    session: SessionScope = None,
+    reason: ReasonOption = None,
+    every: All = False,
+    code: Code = None,
+) -> Outcome:
     """Send dead letters on their way again.
 
     An answer is delivered again under its own id, so a receiver that knows the id takes it once. A message goes to the
@@ -109,11 +117,19 @@ def requeue(invocation: Invocation, letters: Letters, session: SessionScope = No
     \b
     Example:
       clawbus dead requeue 01JD0000000000000000000000 --reason 'receiver is up again'
+      clawbus dead requeue --all --code DELIVERY_PERMANENT --reason 'the hook is there again'
     """
-    return _repair(invocation, "requeue", letters, session, reason)
+    return _repair(invocation, "requeue", _wanted(invocation, letters or [], session, code, every=every), reason)
 
 
-def drop(invocation: Invocation, letters: Letters, session: SessionScope = None, reason: Reason = None) -> Outcome:
+def drop(
+    invocation: Invocation,
+    letters: Letters = None,
+    session: SessionScope = None,
+    reason: ReasonOption = None,
+    every: All = False,
+    code: Code = None,
+) -> Outcome:
     """Take dead letters off the list. Their rows and their history stay, with your name and the reason.
 
     Use it when nothing is to be done any more. A dropped letter cannot be requeued.
@@ -122,23 +138,38 @@ def drop(invocation: Invocation, letters: Letters, session: SessionScope = None,
     Example:
       clawbus dead drop 01JD0000000000000000000000 --reason 'told them by phone'
     """
-    return _repair(invocation, "drop", letters, session, reason)
+    return _repair(invocation, "drop", _wanted(invocation, letters or [], session, code, every=every), reason)
+
+
+def _wanted(
+    invocation: Invocation, letters: Sequence[str], session: str | None, code: str | None, *, every: bool
+) -> list[tuple[tuple[str, str] | None, str]]:
+    """(session if it is known, id) of each letter. Raises a usage error for a request that says too little or too much."""
+    scope = pair(session, None) if session is not None else None
+    if not every:
+        if not letters or code is not None:
+            raise typer.BadParameter("name the letters; --code goes with --all.")
+        return [(scope, letter) for letter in dict.fromkeys(letters)]
+    if letters or (scope is None and code is None):
+        raise typer.BadParameter("--all takes no ids, and needs --session or --code.")
+    with invocation.client() as client:
+        found = client.dead_letters(scope, limit=_ALL)["letters"]
+    return [((one["agent"], one["session"]), one["id"]) for one in found if code in (None, one["code"])]
 
 
 def _repair(
-    invocation: Invocation, action: str, letters: Sequence[str], session: str | None, reason: str | None
+    invocation: Invocation, action: str, letters: Sequence[tuple[tuple[str, str] | None, str]], reason: str | None
 ) -> Outcome:
     """Each id on its own: what is refused is told, and the others are done."""
-    scope = pair(session, None) if session is not None else None
     done: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     problem: Problem | None = None
     with invocation.client() as client:
-        for letter in dict.fromkeys(letters):
+        for scope, letter in letters:
             try:
                 named = scope or _only(client.dead_letters(letter_id=letter), letter)
                 done.append(
-                    {"agent": named[0], "session": named[1], **client.repair(action, *named, letter, _user(), reason)}
+                    {"agent": named[0], "session": named[1], **client.repair(action, *named, letter, user(), reason)}
                 )
             except (DaemonDownError, DaemonSilentError):
                 raise
@@ -190,16 +221,6 @@ def _reports() -> Any:
     from daemon.ops import reports  # noqa: PLC0415 - only without a daemon
 
     return reports
-
-
-def _user() -> str:
-    """The unix user, and who became it through sudo."""
-    try:
-        name = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        name = f"uid {os.getuid()}"
-    before = os.environ.get("SUDO_USER")
-    return f"{name} (sudo by {before[:64]})" if before else name
 
 
 def _typed(letter: Mapping[str, Any]) -> str:

@@ -14,20 +14,24 @@ from pathlib import Path
 import typer
 
 from daemon.cli import (
+    backup,
     chat,
     config_check,
     dead,
     doctor,
     image,
     init,
+    inngest,
     logs,
     mailbox,
+    message,
     run,
     runs,
     send,
     session,
     sessions,
     status,
+    sweep,
     top,
     version,
     watch,
@@ -80,6 +84,7 @@ def build_app() -> typer.Typer:
     for module in (
         init,
         run,
+        backup,
         runs,
         send,
         chat,
@@ -88,12 +93,15 @@ def build_app() -> typer.Typer:
         top,
         sessions,
         session,
+        message,
+        sweep,
         dead,
         doctor,
         image,
         logs,
         watch,
         config_check,
+        inngest,
         version,
     ):
         module.register(app)

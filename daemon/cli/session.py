@@ -1,4 +1,4 @@
-"""`clawbus session show|stop|kill|release`: one session."""
+"""`clawbus session show|stop|kill|release|quarantine|reset`: one session."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import AgentArgument, SessionArgument, pair
+from daemon.cli.operator import ReasonOption, user
 from daemon.clock import SystemClock
 from daemon.errors import DaemonDownError
 
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        help="Look at one session, stop or kill its container, release it from quarantine.\n\n\b\nExample:\n"
+        help="Look at one session, stop or kill its container, put it in quarantine, release or reset it.\n\n\b\nExample:\n"
         "  clawbus session show echo demo",
         rich_markup_mode=None,
     )
     for name, function in (("show", show), ("stop", stop), ("kill", kill), ("release", release)):
         add(group, name, function, path="session")
+    add(group, "quarantine", quarantine, path="session")
+    add(group, "reset", reset, path="session")
     add_group(app, group, "session")
 
 
@@ -82,7 +85,7 @@ def kill(
     invocation: Invocation,
     agent: AgentArgument,
     session: SessionArgument = None,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Goes into the log.")] = "operator",
+    reason: ReasonOption = None,
 ) -> Outcome:
     """Kill a session's container, and return when its exit is confirmed.
 
@@ -92,10 +95,12 @@ def kill(
     Example:
       clawbus session kill echo demo --reason 'runs in circles'
     """
-    return _act(invocation, pair(agent, session), "kill", "killed", "nothing was running", reason=reason)
+    return _act(invocation, pair(agent, session), "kill", "killed", "nothing was running", by=user(), reason=reason)
 
 
-def release(invocation: Invocation, agent: AgentArgument, session: SessionArgument = None) -> Outcome:
+def release(
+    invocation: Invocation, agent: AgentArgument, session: SessionArgument = None, reason: ReasonOption = None
+) -> Outcome:
     """Take a session out of quarantine, so that it is worked on again.
 
     Use it after mending what `session show` names as the reason; otherwise it will be back soon.
@@ -104,14 +109,69 @@ def release(invocation: Invocation, agent: AgentArgument, session: SessionArgume
     Example:
       clawbus session release echo demo
     """
-    return _act(invocation, pair(agent, session), "release", "released", "it was not in quarantine")
+    named = pair(agent, session)
+    return _act(invocation, named, "release", "released", "it was not in quarantine", by=user(), reason=reason)
+
+
+def quarantine(
+    invocation: Invocation, agent: AgentArgument, session: SessionArgument = None, reason: ReasonOption = None
+) -> Outcome:
+    """Take a session out of service until it is released: its container is killed, its messages are kept.
+
+    Use it when an agent does harm and you need time to look. Messages to it are still accepted.
+
+    \b
+    Example:
+      clawbus session quarantine echo demo --reason 'writes to everybody'
+    """
+    named = pair(agent, session)
+    body = {"agent": named[0], "session": named[1], "by": user(), "reason": reason}
+    with invocation.client() as client:
+        answer = client.post("/v1/repairs/quarantine", body, wait_s=60)
+    return _acted(named, answer, "quarantined", "it was in quarantine already")
+
+
+def reset(
+    invocation: Invocation,
+    agent: AgentArgument,
+    session: SessionArgument = None,
+    reason: ReasonOption = None,
+    discard: Annotated[
+        bool, typer.Option("--discard", help="Also when out/ holds answers or finished turns nobody has taken note of.")
+    ] = False,
+) -> Outcome:
+    """Begin the container's side of a session anew: its container killed, its out/ put aside, its messages kept.
+
+    Use it when out/ is broken and cannot be mended. What the agent kept there (its conversation) is in the folder that
+    is put aside; what waits is worked on again, and that costs no try.
+
+    \b
+    Example:
+      clawbus session reset echo demo --reason 'outbound.db is corrupt' --discard
+    """
+    named = pair(agent, session)
+    body = {"agent": named[0], "session": named[1], "by": user(), "reason": reason, "discard": discard}
+    with invocation.client() as client:
+        answer = {"reset": True, **client.post("/v1/repairs/reset", body, wait_s=600)}
+    return _acted(named, answer, "reset", "")
 
 
 def _act(
-    invocation: Invocation, named: tuple[str, str], action: str, done: str, nothing: str, reason: str | None = None
+    invocation: Invocation,
+    named: tuple[str, str],
+    action: str,
+    done: str,
+    nothing: str,
+    *,
+    by: str | None = None,
+    reason: str | None = None,
 ) -> Outcome:
     with invocation.client() as client:
-        answer = client.act(*named, action, reason=reason)
+        answer = client.act(*named, action, by=by, reason=reason)
+    return _acted(named, answer, done, nothing)
+
+
+def _acted(named: tuple[str, str], answer: dict[str, Any], done: str, nothing: str) -> Outcome:
     result = {"agent": named[0], "session": named[1], **answer}
 
     def people(console: Console) -> None:

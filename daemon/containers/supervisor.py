@@ -77,6 +77,11 @@ class Supervisor:
         await self._adoption.adopt()
         tasks.start_soon(self._dispatch, name="dispatch spawns")
 
+    @property
+    def knows(self) -> bool:
+        """Whether a session without a slot is known to have no container: adoption is done and the runtime answers."""
+        return self._fleet.accepting and self._fleet.unavailable is None
+
     def slot(self, key: SessionKey) -> Slot | None:
         """The session's slot, if a container of it is starting, running or stopping."""
         return self._fleet.slots.get(key)

@@ -45,6 +45,16 @@ _STATUS: Final[Mapping[str, int]] = MappingProxyType(
         "ID_CONFLICT": 409,
         "NO_ANSWER": 409,
         "NOT_A_DEAD_LETTER": 409,
+        "MESSAGE_FINISHED": 409,
+        "MESSAGE_RUNNING": 409,
+        "RESET_WOULD_LOSE": 409,
+        "RESTORE_REFUSED": 409,
+        "STALE_ALIVE": 409,
+        "STALE_CHANGED": 409,
+        "STALE_INCONSISTENT": 409,
+        "STALE_SCOPE_INVALID": 400,
+        "STALE_SCOPE_TOO_BROAD": 409,
+        "STALE_TOO_YOUNG": 400,
         "ROW_GONE": 410,
         "BODY_TOO_LARGE": 413,
         "RUNTIME_UNAVAILABLE": 503,
@@ -54,7 +64,7 @@ _STATUS: Final[Mapping[str, int]] = MappingProxyType(
 )
 
 _T = TypeVar("_T")
-_Handler = Callable[[Request], Awaitable[object]]
+Handler = Callable[[Request], Awaitable[object]]
 
 
 class _AddressBody(BaseModel):
@@ -104,8 +114,8 @@ def build_api(
     """
     api = _Api(operations, max_body_bytes)
 
-    def route(path: str, handler: _Handler, method: str = "GET") -> Route:
-        return Route(path, _enveloped(handler), methods=[method])
+    def route(path: str, handler: Handler, method: str = "GET") -> Route:
+        return Route(path, enveloped(handler), methods=[method])
 
     session = "/v1/sessions/{agent}/{session}"
     return Starlette(
@@ -136,7 +146,7 @@ class _Api:
         self._max_body_bytes = max_body_bytes
 
     async def accept(self, request: Request) -> object:
-        body = _parse(_MessageBody, await _read_body(request, self._max_body_bytes))
+        body = parse_body(_MessageBody, await read_body(request, self._max_body_bytes))
         address = body.address
         accepted = await self._operations.accept(
             Incoming(
@@ -194,11 +204,10 @@ class _Api:
         return await self._operations.stop_session(*_named(request.path_params))
 
     async def kill(self, request: Request) -> object:
-        reason = request.query_params.get("reason", "operator")
-        return await self._operations.kill_session(*_named(request.path_params), reason[:200])
+        return await self._operations.kill_session(*_named(request.path_params), *_who(request))
 
     async def release(self, request: Request) -> object:
-        return await self._operations.release_session(*_named(request.path_params))
+        return await self._operations.release_session(*_named(request.path_params), *_who(request))
 
     async def dead(self, request: Request) -> object:
         query = request.query_params
@@ -219,12 +228,14 @@ class _Api:
         return await self._operations.drop_dead(*await self._repair(request))
 
     async def _repair(self, request: Request) -> tuple[str, str, str, str, str | None]:
-        body = _parse(_RepairBody, await _read_body(request, self._max_body_bytes))
+        body = parse_body(_RepairBody, await read_body(request, self._max_body_bytes))
         agent, session = check_name("agent", body.agent), check_name("session", body.session)
         return agent, session, body.id, body.by, body.reason
 
 
-def _enveloped(handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
+def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    """A handler's result or refusal as an envelope."""
+
     async def endpoint(request: Request) -> Response:
         try:
             return _json(200, {"ok": True, "result": await handler(request)})
@@ -283,7 +294,7 @@ async def _until_gone(request: Request, work: Callable[[], Awaitable[_T]]) -> _T
     return result
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -295,7 +306,7 @@ async def _read_body(request: Request, limit: int) -> bytes:
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def _parse(model: type[_Model], body: bytes) -> _Model:
+def parse_body(model: type[_Model], body: bytes) -> _Model:
     try:
         return model.model_validate(json.loads(body))
     except ValidationError as error:
@@ -308,6 +319,12 @@ def _parse(model: type[_Model], body: bytes) -> _Model:
 def _named(values: Mapping[str, str]) -> tuple[str, str]:
     agent, session = values.get("agent", ""), values.get("session", "")
     return check_name("agent", agent), check_name("session", session)
+
+
+def _who(request: Request) -> tuple[str | None, str]:
+    """Why, and who asks, from the query: an older command line does not say."""
+    reason = request.query_params.get("reason")
+    return reason[:1000] if reason else None, request.query_params.get("by", "")[:200] or "operator"
 
 
 def _integer(request: Request, name: str, default: int, lowest: int, highest: int) -> int:

@@ -155,9 +155,11 @@ class ControlClient:
         """One session's report."""
         return self._call("GET", f"/v1/sessions/{_part(agent)}/{_part(session)}")
 
-    def act(self, agent: str, session: str, action: str, *, reason: str | None = None) -> dict[str, Any]:
+    def act(
+        self, agent: str, session: str, action: str, *, by: str | None = None, reason: str | None = None
+    ) -> dict[str, Any]:
         """stop, kill or release a session. A kill answers after the confirmed exit."""
-        query = {"reason": reason} if reason is not None else {}
+        query = {name: value for name, value in (("by", by), ("reason", reason)) if value is not None}
         return self._call(
             "POST",
             f"/v1/sessions/{_part(agent)}/{_part(session)}/{action}",
@@ -184,6 +186,10 @@ class ControlClient:
         """`action` is requeue or drop."""
         body = {"agent": agent, "session": session, "id": letter_id, "by": by, "reason": reason}
         return self._call("POST", f"/v1/dead/{action}", body=body)
+
+    def post(self, path: str, body: Mapping[str, Any], *, wait_s: float = 0.0) -> dict[str, Any]:
+        """One of the repairs (control/repair_api.py). `wait_s`: how long it may take beyond a moment."""
+        return self._call("POST", path, body=body, wait_s=wait_s)
 
     def _call(
         self,

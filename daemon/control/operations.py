@@ -55,14 +55,16 @@ class Operations(Protocol):
         """Ask the session's container for a graceful end; returns {stopping: bool, incarnation} without waiting."""
         ...
 
-    async def kill_session(self, agent: str, session: str, reason: str) -> dict[str, Any]:
+    async def kill_session(self, agent: str, session: str, reason: str | None, by: str = "operator") -> dict[str, Any]:
         """Kill the session's container; returns {killed: bool, incarnation, exit_code} after the CONFIRMED exit.
 
         Raises NotConfirmedError when the exit could not be confirmed in time.
         """
         ...
 
-    async def release_session(self, agent: str, session: str) -> dict[str, Any]:
+    async def release_session(
+        self, agent: str, session: str, reason: str | None = None, by: str = "operator"
+    ) -> dict[str, Any]:
         """Take the session out of quarantine; returns {released: bool, was: reason or None}."""
         ...
 

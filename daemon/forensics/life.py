@@ -23,7 +23,7 @@ LOG_LINES: Final = 20
 _ORDER: Final = (
     *("accepted", "woken", "container_found", "spawned", "claimed", "turn_started", "tool_started", "tool_ended"),
     *("turn_failed", "turn_ended", "answered", "acked_completed", "acked_failed", "completed", "failed"),
-    *("released", "retry_scheduled", "attempt_orphaned", "attempt_released", "exited"),
+    *("exited", "released", "retry_scheduled", "attempt_orphaned", "attempt_released"),
 )
 
 

@@ -275,6 +275,16 @@ class Registry:
             for row in rows
         ]
 
+    def ended_incarnations(self, key: SessionKey) -> dict[str, int]:
+        """A session's incarnations whose exit is confirmed, and when (epoch ms); the newest 10,000."""
+        with self._open() as db:
+            rows = db.all(
+                "SELECT id, ended_at FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NOT NULL"
+                " ORDER BY created_at DESC LIMIT 10000",
+                key,
+            )
+        return {row["id"]: row["ended_at"] for row in rows}
+
     def add_sessions(self, keys: Iterable[SessionKey], now_ms: int) -> list[SessionKey]:
         """Record sessions whose folders were found, as having work; those that were not known before."""
         with self._open() as db:

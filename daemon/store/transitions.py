@@ -6,7 +6,7 @@ Every function here must be called inside `Writer.transaction()`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from schema.connect import Writer
 from schema.instants import to_text
@@ -52,6 +52,36 @@ def change_status(
         return False
     check_transition(message_id, current, target)
     record(db, message_id, event, at, incarnation=incarnation, detail=detail)
+    db.execute("UPDATE messages_in SET status = ? WHERE id = ?", (target.value, message_id))
+    return True
+
+
+def repair_status(
+    db: Writer,
+    message_id: str,
+    target: MessageStatus,
+    at: int,
+    *,
+    detail: Mapping[str, object],
+    by: Mapping[str, object],
+    told: bool,
+    incarnation: str | None = None,
+    finish: Callable[[], object] = lambda: None,
+) -> bool:
+    """Give an unfinished message the status that the evidence says, in the order of truth: history, finish, status.
+
+    `by` (who and why) is recorded as `swept`; then `target`'s own row, unless the history has `told` it already; then
+    `finish` ends the attempt; last the status. False if the message is gone. Raises IllegalTransitionError; nothing has
+    changed then.
+    """
+    row = db.one("SELECT status FROM messages_in WHERE id = ?", (message_id,))
+    if row is None:
+        return False
+    check_transition(message_id, MessageStatus(row["status"] or MessageStatus.PENDING), target)
+    record(db, message_id, "swept", at, incarnation=incarnation, detail={"status": target.value, **by})
+    if not told:
+        record(db, message_id, target.value, at, incarnation=incarnation, detail=detail)
+    finish()
     db.execute("UPDATE messages_in SET status = ? WHERE id = ?", (target.value, message_id))
     return True
 

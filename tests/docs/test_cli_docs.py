@@ -7,7 +7,7 @@ from typing import Any, Final
 import typer
 
 from daemon.cli.main import build_app
-from daemon.errors import ClawbusError
+from tests.docs.error_codes import error_classes
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -76,11 +76,6 @@ def test_the_codes_it_names_exist() -> None:
         for code in re.findall(r"`([A-Z_]{5,})`", line)
     }
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "daemon" / "cli").glob("*.py"))
-    known = {one.code for one in _subclasses(ClawbusError)} | set(re.findall(r'Problem\(\s*"([A-Z_]+)"', sources))
+    known = {one.code for one in error_classes()} | set(re.findall(r'Problem\(\s*"([A-Z_]+)"', sources))
     assert named
     assert named <= known
-
-
-def _subclasses(root: type[ClawbusError]) -> set[type[ClawbusError]]:
-    direct = set(root.__subclasses__())
-    return direct.union(*(_subclasses(one) for one in direct)) if direct else set()

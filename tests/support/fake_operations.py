@@ -164,14 +164,16 @@ class FakeOperations:
         self.actions.append(("stop", agent, session))
         return {"stopping": True, "incarnation": "inc-1"}
 
-    async def kill_session(self, agent: str, session: str, reason: str) -> dict[str, Any]:
-        self.actions.append(("kill", agent, session, reason))
+    async def kill_session(self, agent: str, session: str, reason: str | None, by: str = "operator") -> dict[str, Any]:
+        self.actions.append(("kill", agent, session, reason or "", by))
         if session == "stuck":
             raise NotConfirmedError("the exit of inc-1 is not confirmed.")
         return {"killed": True, "incarnation": "inc-1", "exit_code": 137}
 
-    async def release_session(self, agent: str, session: str) -> dict[str, Any]:
-        self.actions.append(("release", agent, session))
+    async def release_session(
+        self, agent: str, session: str, reason: str | None = None, by: str = "operator"
+    ) -> dict[str, Any]:
+        self.actions.append(("release", agent, session, reason or "", by))
         return {"released": False, "was": None}
 
     async def dead_letters(self, session: tuple[str, str] | None, letter_id: str | None, limit: int) -> dict[str, Any]:

@@ -20,12 +20,16 @@ Row = dict[str, Any]
 BIRTHS: Final = frozenset({"accepted", "rearmed", "notice_written"})
 # Events that do not speak of the status.
 SILENT: Final = frozenset(
-    {"claimed", "released", "delivery_failed", "dead_lettered", "series_ended", "requeued", "dropped"}
+    {
+        *("claimed", "released", "delivery_failed", "dead_lettered", "series_ended", "requeued", "dropped"),
+        *("swept", "sweep_undone", "session_killed", "session_reset", "session_quarantined", "session_released"),
+    }
 )
 # Events whose name is not the status they lead to.
 LEADS_TO: Final = {
     "retry_scheduled": MessageStatus.PENDING,
     "resumed": MessageStatus.PENDING,
+    "retry_requested": MessageStatus.PENDING,
 }
 
 

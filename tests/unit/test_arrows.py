@@ -25,6 +25,10 @@ PURE_FILES: Final = frozenset(
         "daemon/sweep/decide.py",
         "daemon/bus/delivery_plan.py",
         "daemon/containers/spec.py",
+        "daemon/inngest/plan.py",
+        "daemon/inngest/rows.py",
+        "daemon/inngest/truth.py",
+        "daemon/inngest/values.py",
         "daemon/forensics/truth.py",
         "daemon/forensics/facts.py",
         "daemon/forensics/diagnosis.py",
@@ -32,6 +36,7 @@ PURE_FILES: Final = frozenset(
         "daemon/forensics/host_rules.py",
         "daemon/forensics/session_rules.py",
         "daemon/forensics/run_rules.py",
+        "daemon/repair/stale_plan.py",
         "schema/states.py",
     }
 )
@@ -42,6 +47,7 @@ PURE_STDLIB: Final = frozenset(
         "dataclasses",
         "datetime",
         "enum",
+        "fnmatch",
         "hashlib",
         "itertools",
         "json",
@@ -57,10 +63,12 @@ PURE_PATHS: Final = frozenset({"pathlib.PurePath", "pathlib.PurePosixPath"})  # 
 PURE_OURS: Final = (
     "daemon.errors",
     "daemon.containers.protocol",
+    "daemon.repair.errors",
     *(
         f"daemon.forensics.{name}"
         for name in ("truth", "facts", "diagnosis", "host_rules", "session_rules", "run_rules")
     ),
+    *(f"daemon.inngest.{name}" for name in ("errors", "rows", "truth", "values")),
 )
 FORENSICS_NEVER: Final = ("daemon.repair", "daemon.bus", "daemon.sweep", "daemon.store.transitions")
 PURE_NEVER_CALLS: Final = frozenset({"now", "utcnow", "today", "fromtimestamp", "utcfromtimestamp"})
@@ -306,6 +314,16 @@ def pure_files_are_pure(module: Module) -> Iterator[str]:
                 pass
 
 
+def inngest_travels_light(module: Module) -> Iterator[str]:
+    """daemon/inngest runs beside a database in a pod: the standard library, schema and repair's backup are all it has."""
+    if not module.path.startswith("daemon/inngest/"):
+        return
+    ours = ("daemon.inngest", "daemon.repair.backup", "daemon.repair.errors", "schema")
+    for imported in imports_of(module):
+        if imported.root not in sys.stdlib_module_names and not any(imported.within(one) for one in ours):
+            yield f"{module.path}:{imported.line} imports {imported.name}"
+
+
 def forensics_only_looks(module: Module) -> Iterator[str]:
     """daemon/forensics imports nothing that changes what it looks at."""
     if not module.path.startswith("daemon/forensics/"):
@@ -385,6 +403,7 @@ RULES: Final[tuple[Rule, ...]] = (
     opentelemetry_has_one_caller,
     sqlite_has_one_door,
     pure_files_are_pure,
+    inngest_travels_light,
     forensics_only_looks,
     nothing_mutable_at_module_level,
 )
@@ -455,6 +474,8 @@ OFFENDERS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (pure_files_are_pure, "schema/states.py", "from schema import connect"),
     (pure_files_are_pure, "schema/states.py", "from schema.connect import open_inbound"),
     (pure_files_are_pure, "schema/states.py", "import logging"),
+    (inngest_travels_light, "daemon/inngest/sweep.py", "from daemon.clock import SystemClock"),
+    (inngest_travels_light, "daemon/inngest/canary.py", "import httpx"),
     (pure_files_are_pure, "daemon/forensics/truth.py", "from daemon.forensics import reading"),
     (forensics_only_looks, "daemon/forensics/doctor.py", "from daemon.sweep.decide import Policy"),
     (forensics_only_looks, "daemon/forensics/reading.py", "from schema.connect import open_owner"),
@@ -483,6 +504,7 @@ INNOCENTS: Final[tuple[tuple[str, str], ...]] = (
     ("daemon/telemetry/tracing.py", "def f():\n    from daemon.telemetry.tracing_otel import OtelTracer"),
     ("daemon/containers/supervisor.py", "from daemon.containers import docker\nfrom . import docker_events"),
     ("daemon/containers/image.py", "import importlib.resources as r\nr.files('container_runner')"),
+    ("daemon/inngest/sweep.py", "from daemon.repair.backup import back_up\nfrom schema.ids import new_id\nimport json"),
     ("daemon/config.py", "import pydantic_settings, tomllib\nfrom pydantic import BaseModel"),
     ("daemon/control/client.py", "await socket.connect('x')"),
     ("daemon/sweep/decide.py", "from schema.rows import Message\nfrom daemon.errors import ClawbusError\nimport enum"),

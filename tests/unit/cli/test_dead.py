@@ -146,6 +146,23 @@ class TestRepairs:
         assert "o1 of echo/one: requeued" in shown.out
         assert "gone: not requeued" in shown.out
 
+    def test_all_of_a_session_or_of_a_code(self, cli: CommandLine, operations: FakeOperations) -> None:
+        operations.letters = [letter("o1"), letter("o2", "two"), {**letter("o3"), "code": "DELIVERY_PERMANENT"}]
+        assert cli("dead", "requeue", "--all", "--code", "DELIVERY_PERMANENT").code == 0
+        assert cli("dead", "drop", "--all", "--session", "echo/two", "--code", "IN_DOUBT").code == 0
+        assert [action[:4] for action in operations.actions] == [
+            ("requeue", "echo", "one", "o3"), ("drop", "echo", "two", "o2"),
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "arguments", [(), ("--all",), ("--all", "o1", "-s", "echo/one"), ("o1", "--code", "IN_DOUBT")]
+    )
+    def test_too_little_or_too_much_is_wrong_usage(
+        self, cli: CommandLine, operations: FakeOperations, arguments: tuple[str, ...]
+    ) -> None:
+        assert cli("dead", "drop", *arguments).code == 2
+        assert operations.actions == []
+
     def test_with_a_session_nothing_is_looked_for(self, cli: CommandLine, operations: FakeOperations) -> None:
         assert cli("dead", "drop", "o1", "o2", "--session", "echo/two").code == 0
         assert [action[:4] for action in operations.actions] == [

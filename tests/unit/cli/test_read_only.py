@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.cli.operator import user
 from daemon.store.mailbox import Mailbox, NewEntry
 from schema.connect import open_owner
 from schema.layout import SessionFolder
@@ -128,7 +129,11 @@ class TestFromTheDaemon:
         assert cli("session", "stop", "echo/s").result["stopping"] is True
         assert cli("session", "kill", "echo", "s", "--reason", "why").result["exit_code"] == 137
         assert cli("session", "release", "echo", "s").result["released"] is False
-        assert operations.actions == [("stop", "echo", "s"), ("kill", "echo", "s", "why"), ("release", "echo", "s")]
+        assert operations.actions == [
+            ("stop", "echo", "s"),
+            ("kill", "echo", "s", "why", user()),
+            ("release", "echo", "s", "", user()),
+        ]
         assert "not in quarantine" in cli("session", "release", "echo", "s", "--pretty").out
         assert cli("session", "kill", "echo", "stuck").envelope["error"]["code"] == "EXIT_NOT_CONFIRMED"
 

@@ -150,9 +150,13 @@ def test_an_odd_wait_is_no_wait(http: httpx.Client, wait: str) -> None:
 
 def test_sessions_are_acted_on(http: httpx.Client, operations: FakeOperations) -> None:
     assert http.post("/v1/sessions/echo/s/stop").json()["result"]["stopping"] is True
-    assert http.post("/v1/sessions/echo/s/kill?reason=why").json()["result"]["exit_code"] == 137
+    assert http.post("/v1/sessions/echo/s/kill?reason=why&by=me").json()["result"]["exit_code"] == 137
     assert http.post("/v1/sessions/echo/s/release").json()["result"] == {"released": False, "was": None}
-    assert operations.actions == [("stop", "echo", "s"), ("kill", "echo", "s", "why"), ("release", "echo", "s")]
+    assert operations.actions == [
+        ("stop", "echo", "s"),
+        ("kill", "echo", "s", "why", "me"),
+        ("release", "echo", "s", "", "operator"),
+    ]
     unconfirmed = http.post("/v1/sessions/echo/stuck/kill")
     assert (unconfirmed.status_code, unconfirmed.json()["error"]["code"]) == (504, "EXIT_NOT_CONFIRMED")
     assert http.get("/v1/sessions/echo/s/kill").status_code == 405

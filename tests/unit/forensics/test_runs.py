@@ -192,8 +192,8 @@ def test_the_whole_life_of_a_run_with_times_and_durations(world: ForensicWorld) 
 def test_the_life_of_a_run_that_was_cut_short(world: ForensicWorld) -> None:
     two_runs(world)
     found = life(world, f"m1@{FIRST}")
-    assert names(found) == ["accepted", "woken", "spawned", "claimed", "retry_scheduled", "attempt_orphaned", "exited"]
-    exited = found["events"][-1]["detail"]
+    assert names(found) == ["accepted", "woken", "spawned", "claimed", "exited", "retry_scheduled", "attempt_orphaned"]
+    exited = found["events"][4]["detail"]
     assert (exited["exit_code"], exited["reason"]) == (137, "crashed")
     assert (found["status"], found["container"]["exit_code"]) == ("orphaned", 137)
 
@@ -224,7 +224,7 @@ def test_the_container_s_last_words_are_those_of_this_incarnation(world: Forensi
     assert first["container_log"][-1].startswith("Traceback")
     told = [event["event"] for event in first["events"]]
     assert told[told.index("claimed") :] == [
-        *("claimed", "turn_started", "tool_started", "retry_scheduled", "attempt_orphaned", "exited"),
+        *("claimed", "turn_started", "tool_started", "exited", "retry_scheduled", "attempt_orphaned"),
     ]
     tool = next(event for event in first["events"] if event["event"] == "tool_started")
     assert tool["detail"] == {"tool": "Bash"}

@@ -9,10 +9,11 @@ from typing import Any
 import anyio
 import pytest
 
+from daemon.bus.sessions import Session
 from daemon.clock import Clock
 from daemon.errors import ImageError, PermanentDeliveryError, TransientDeliveryError
 from daemon.store.registry import Registry
-from daemon.store.session_files import SessionFiles
+from daemon.telemetry import backlog
 from daemon.telemetry.health import State
 from schema.errors import ReadDeadlineError, StorageError
 from schema.rows import AckStatus, Address
@@ -154,14 +155,14 @@ async def test_dead_letters_of_idle_sessions_are_told_without_opening_them(
         await kit.settle()
         await answered(kit, "busy")
         opened: list[str] = []
-        real = SessionFiles.inbound
+        real = backlog._read
 
-        def noting(files: SessionFiles) -> Any:
-            opened.append(files.folder.root.name)
-            return real(files)
+        def noting(session: Session, now: int) -> Any:
+            opened.append(session.key.session)
+            return real(session, now)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(SessionFiles, "inbound", noting)
+        with monkeypatch.context() as patch:  # the house itself may look into a session meanwhile
+            patch.setattr(backlog, "_read", noting)
             seen = await watched.scrape()
         assert opened == ["busy"]
         assert seen.value("dead_letters", agent=AGENT) == 1
@@ -315,15 +316,15 @@ async def test_scrapes_close_together_share_a_look(kit: HouseKit, monkeypatch: p
     async with kit.running(), monitored(kit) as watched:
         await kit.send()
         looks = 0
-        backlog = watched.monitoring.exporter._sources.backlog
-        real = backlog.look
+        watch = watched.monitoring.exporter._sources.backlog
+        real = watch.look
 
         async def counted(now: int) -> None:
             nonlocal looks
             looks += 1
             await real(now)
 
-        monkeypatch.setattr(type(backlog), "look", lambda _, now: counted(now))
+        monkeypatch.setattr(type(watch), "look", lambda _, now: counted(now))
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
                 tasks.start_soon(watched.monitoring.exporter.render)

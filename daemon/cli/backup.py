@@ -1,0 +1,145 @@
+"""`clawbus backup` and `clawbus restore`: a whole data folder."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome
+from daemon.clock import SystemClock
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from daemon.repair.folder_backup import FolderLimits, Tell
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    add(app, "backup", backup)
+    add(app, "restore", restore)
+
+
+def backup(
+    invocation: Invocation,
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that is not there yet.")],
+) -> Outcome:
+    """Back a data folder up, while the daemon runs or while it is down. Every file is verified before it counts.
+
+    Use it every night, and before an upgrade. Each file is copied at one instant, a session's two files one after the
+    other. Logs are not copied.
+
+    \b
+    Example:
+      clawbus backup /backup/clawbus-2026-11-21
+    """
+    from daemon.data_folder import DataFolder, live_holder  # noqa: PLC0415
+    from daemon.forensics.central_reading import check_data_folder  # noqa: PLC0415
+    from daemon.repair.folder_backup import back_up_folder  # noqa: PLC0415
+
+    config, clock = invocation.config, SystemClock()
+    check_data_folder(config.data_dir)
+    limits, tell = _limits(invocation), _teller(invocation)
+    if live_holder(config.data_dir) is not None:
+        done = back_up_folder(config.data_dir, target, limits, clock.now_ms(), tell)
+    else:
+        with DataFolder.open(config.data_dir, clock):  # no daemon starts meanwhile
+            done = back_up_folder(config.data_dir, target, limits, clock.now_ms(), tell, owner=True)
+    result = done.report()
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import say  # noqa: PLC0415
+
+        say(
+            console,
+            f"{result['path']}: {result['sessions']} sessions, {result['files']} files, {result['bytes']} bytes",
+        )
+        say(console, *(f"copied as it is, not verified: {one}" for one in done.unverified))
+        say(console, *(f"left out: {one}" for one in done.left_out[:20]))
+
+    step = NextAction(f"clawbus restore {shlex.quote(str(target))} --data FOLDER", "make a data folder from it")
+    return Outcome(result, people, (step,))
+
+
+def restore(
+    invocation: Invocation,
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="A folder that `clawbus backup` made.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Move the data folder that is there aside; nothing of it is deleted.")
+    ] = False,
+) -> Outcome:
+    """Make the data folder from a backup, with the daemon down. The backup is verified before anything is touched.
+
+    Use it when the data folder is lost or spoilt. What was accepted after the backup is not in it, and what was answered after it is sent again, under the same ids.
+
+    \b
+    Example:
+      clawbus restore /backup/clawbus-2026-11-21 --replace
+    """
+    from contextlib import ExitStack  # noqa: PLC0415
+
+    from daemon.data_folder import DataFolder  # noqa: PLC0415
+    from daemon.repair.folder_restore import restore_folder  # noqa: PLC0415
+
+    config, clock = invocation.config, SystemClock()
+    with ExitStack() as held:
+        if config.data_dir.is_dir() and any(config.data_dir.iterdir()) and replace:
+            held.enter_context(DataFolder.open(config.data_dir, clock))
+        _refuse_running(invocation, source)
+        result = restore_folder(source, config.data_dir, clock.now_ms(), _teller(invocation), replace=replace)
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import say  # noqa: PLC0415
+
+        say(console, f"{result['data_dir']}: {result['sessions']} sessions, {result['files']} files restored")
+        if result["before"] is not None:
+            say(console, f"What was there before is in {result['before']}.")
+
+    return Outcome(result, people, (NextAction("clawbus run", "start the daemon on it"),))
+
+
+def _refuse_running(invocation: Invocation, backup: Path) -> None:
+    """A container that still runs would go on writing into the folder that is moved aside."""
+    from daemon.forensics.containers import look_at_runtime  # noqa: PLC0415
+    from daemon.repair.errors import RestoreRefusedError  # noqa: PLC0415
+
+    try:
+        install_id = (backup / "install-id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return  # without one no container can be known as the install's
+    found = look_at_runtime(invocation.config, install_id)
+    if found.containers is None:
+        raise RestoreRefusedError(
+            f"whether containers of this installation run cannot be told: {found.error}",
+            hint="Start the container runtime, then repeat.",
+        )
+    if found.containers:
+        names = ", ".join(f"{one.agent}/{one.session} ({one.container_id[:12]})" for one in found.containers[:3])
+        raise RestoreRefusedError(
+            f"{len(found.containers)} containers of this installation still run: {names}.",
+            hint="End them (`docker rm -f ID`), then repeat.",
+        )
+
+
+def _limits(invocation: Invocation) -> FolderLimits:
+    from daemon.policies import read_limits  # noqa: PLC0415
+    from daemon.repair.folder_backup import FolderLimits  # noqa: PLC0415
+
+    limits = invocation.config.limits
+    return FolderLimits(read_limits(invocation.config), limits.max_out_folder_bytes, limits.max_out_folder_files)
+
+
+def _teller(invocation: Invocation) -> Tell:
+    """Progress on standard error, for people."""
+    if invocation.json:
+        return lambda _what, _done, _total: None
+    import sys  # noqa: PLC0415
+
+    from daemon.cli.present import make_console, say  # noqa: PLC0415
+
+    console = make_console(sys.stderr)
+    return lambda what, done, total: say(console, f"{done}/{total} {what}")

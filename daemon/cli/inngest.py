@@ -1,0 +1,313 @@
+"""`clawbus inngest runs|run|sweep-stale|restore|canary`: forensics and the stale sweep of an Inngest server's `main.db`.
+
+Needs no configuration and no daemon: it works on the file that --db names, or beside it inside a pod through --exec.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.cli.operator import user
+
+Database = Annotated[
+    Path, typer.Option("--db", metavar="FILE", help="The server's main.db; inside the pod when --exec is given.")
+]
+Functions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--functions", "-f", metavar="NAMES", help="Names, slugs, ids or patterns; commas between, or repeated."
+    ),
+]
+OlderThan = Annotated[
+    str, typer.Option("--older-than", metavar="AGE", help="Started and silent for longer than this: 90s, 30m, 2h, 1d.")
+]
+Command = Annotated[
+    str | None,
+    typer.Option(
+        "--exec",
+        metavar="COMMAND",
+        help="Work where the file is: 'kubectl -n NS exec POD --'. Needs Python 3.11 there.",
+    ),
+]
+_AGE: Final = re.compile(r"(\d{1,9})([smhd])\Z")
+_MILLISECONDS: Final[Mapping[str, int]] = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        help="An Inngest server's main.db: what its runs really are, and the sweep of the stale ones.\n\n\b\nExample:\n"
+        "  clawbus inngest sweep-stale --db main.db --functions 'check/*'",
+        rich_markup_mode=None,
+    )
+    add(group, "runs", runs, path="inngest")
+    add(group, "run", run, path="inngest")
+    add(group, "sweep-stale", sweep_stale, path="inngest")
+    add(group, "restore", restore, path="inngest")
+    add(group, "canary", canary, path="inngest")
+    add_group(app, group, "inngest")
+
+
+def runs(
+    _: Invocation,
+    db: Database,
+    functions: Functions = None,
+    status: Annotated[
+        str | None,
+        typer.Option(
+            "--status", metavar="STATUS", help="Only these: stale, running, completed, failed, cancelled, ..."
+        ),
+    ] = None,
+    older_than: OlderThan = "30m",
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many.")] = 100,
+    exec_: Command = None,
+) -> Outcome:
+    """List runs with what is true about them: trace, then terminal history, then the finish row, and the list last.
+
+    Use it when Inngest's list and its details disagree. It changes nothing, and may look at a server that is up.
+
+    \b
+    Example:
+      clawbus inngest runs --db main.db --status stale
+    """
+    from daemon.inngest.values import Status  # noqa: PLC0415
+
+    names = ("stale", *(str(one) for one in Status))
+    if status is not None and status not in names:
+        raise typer.BadParameter(f"one of {', '.join(names)}", param_hint="--status")
+    options = {"path": str(db), "scope": _scope(functions, older_than), "status": status, "limit": limit}
+    report, problem = _operate(exec_, "runs", options)
+    if report is None:
+        return Outcome(problem=problem)
+    steps = tuple(
+        NextAction(f"clawbus inngest run {one['run_id']} {_place(db, exec_)}", "source by source")
+        for one in [one for one in report["runs"] if one["stale"]][:1]
+    )
+    return Outcome(report, lambda console: _views().show_runs(console, report), steps)
+
+
+def run(
+    _: Invocation,
+    run_id: Annotated[str, typer.Argument(metavar="ID", help="A run's id.")],
+    db: Database,
+    exec_: Command = None,
+) -> Outcome:
+    """Show one run source by source in the truth order, and whether its list entry is to be believed.
+
+    Use it before a sweep, for a candidate that surprises you. It changes nothing.
+
+    \b
+    Example:
+      clawbus inngest run 01KJWYBYTR08VKJ33G01TBMGDR --db main.db
+    """
+    report, problem = _operate(exec_, "run", {"path": str(db), "run_id": run_id})
+    if report is None:
+        return Outcome(problem=problem)
+    return Outcome(report, lambda console: _views().show_run(console, report))
+
+
+def sweep_stale(
+    _: Invocation,
+    db: Database,
+    functions: Functions = None,
+    older_than: OlderThan = "30m",
+    sample: Annotated[
+        int, typer.Option("--sample", min=1, max=10_000, help="Verify so many swept runs one by one.")
+    ] = 25,
+    max_runs: Annotated[int, typer.Option("--max", min=1, max=10_000, help="Refuse to sweep more than this.")] = 200,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", metavar="ID", help="Leave this run alone; may be repeated.")
+    ] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Do it. Without it nothing is changed.")] = False,
+    while_running: Annotated[
+        bool, typer.Option("--while-running", help="Also while a process has the database open.")
+    ] = False,
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Why; goes into the rows that are written.")
+    ] = "stale: the list said running, nothing else did",
+    exec_: Command = None,
+) -> Outcome:
+    """End the runs that only the list still calls running: a preview, and with --apply the sweep itself.
+
+    Use it when `inngest runs --status stale` names runs that will never end by themselves. Stop the server before --apply.
+
+    A verified backup comes first, beside the database. Then, in one transaction: the gates again, the missing terminal
+    history, the finish rows, the spans, and the status last. A run that the history calls completed or failed gets that
+    status. It can be interrupted anywhere and run again.
+
+    \b
+    Example:
+      clawbus inngest sweep-stale --db main.db --functions check/o11y-triage,check/system-health
+    """
+    options = {
+        "path": str(db),
+        "scope": _scope(functions, older_than, max_runs, sample, exclude),
+        "by": user(),
+        "reason": reason[:500],
+        "apply": apply,
+        "while_running": while_running,
+    }
+    report, problem = _operate(exec_, "sweep", options)
+    if report is None:
+        return Outcome(problem=problem)
+    return Outcome(report, lambda console: _views().show_sweep(console, report), _after(report, db, exec_), problem)
+
+
+def restore(
+    _: Invocation,
+    backup: Annotated[Path, typer.Argument(metavar="BACKUP", help="The backup that a sweep named.")],
+    db: Database,
+    exec_: Command = None,
+) -> Outcome:
+    """Put a sweep's backup back: the database is again what it was right before that sweep.
+
+    What the server wrote since then is lost, so stop it first; it is refused while a process has the file open. What is
+    there now is backed up before. Use it when a sweep turns out to have been wrong.
+
+    \b
+    Example:
+      clawbus inngest restore main.db.pre-sweep-20260304T192943Z.sqlite --db main.db
+    """
+    result, problem = _operate(exec_, "restore", {"path": str(db), "backup": str(backup)})
+    if result is None:
+        return Outcome(problem=problem)
+    undo = NextAction(
+        f"clawbus inngest restore {shlex.quote(result['before']['path'])} {_place(db, exec_)}", "undo this"
+    )
+    return Outcome(result, lambda console: _views().show_restore(console, result), (undo,))
+
+
+def canary(
+    _: Invocation,
+    db: Database,
+    url: Annotated[str, typer.Option("--url", metavar="URL", help="The event endpoint: http://HOST:8288/e/EVENT_KEY.")],
+    event: Annotated[str, typer.Option("--event", metavar="NAME", help="An event whose functions are safe to run.")],
+    wait: Annotated[
+        float, typer.Option("--wait", "-w", min=1, max=3600, help="Seconds until its runs must have completed.")
+    ] = 60,
+    exec_: Command = None,
+) -> Outcome:
+    """Send one event through the running server and wait until every run that it starts has completed.
+
+    Use it after a sweep, once the server is up again. It really runs the event's functions.
+
+    \b
+    Example:
+      clawbus inngest canary --db main.db --url http://localhost:8288/e/KEY --event system/health.requested
+    """
+    from daemon.inngest.canary import Waiting, await_completion, send_event  # noqa: PLC0415
+
+    event_id = send_event(url, event)
+
+    def look() -> Mapping[str, Any]:
+        report, problem = _operate(exec_, "event", {"path": str(db), "event_id": event_id})
+        if report is None:
+            raise _LookError(problem)
+        return report
+
+    try:
+        result = {"event": event, **await_completion(look, wait, Waiting(time.monotonic, time.sleep))}
+    except _LookError as error:
+        return Outcome({"event": event, "event_id": event_id}, problem=error.problem)
+    return Outcome(result, lambda console: _views().show_canary(console, result))
+
+
+class _LookError(Exception):
+    """The database could not be looked at. Never leaves `canary`."""
+
+    def __init__(self, problem: Problem | None) -> None:
+        super().__init__()
+        self.problem = problem
+
+
+def _operate(
+    command: str | None, name: str, options: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, Problem | None]:
+    """Here or there. Raises InngestExecError."""
+    if command is not None:
+        from daemon.inngest.remote import operate_there  # noqa: PLC0415
+
+        answer = operate_there(command, name, options)
+    else:
+        from daemon.inngest.operations import operate  # noqa: PLC0415
+
+        answer = operate(name, options, _tell if options.get("apply") else _silent)
+    error = answer["error"]
+    return answer["result"], None if error is None else Problem(error["code"], error["message"], error["fix"])
+
+
+def _scope(
+    functions: Sequence[str] | None,
+    older_than: str,
+    max_runs: int = 200,
+    sample: int = 25,
+    exclude: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    named = [name.strip() for given in functions or () for name in given.split(",")]
+    found = _AGE.match(older_than)
+    if found is None:
+        raise typer.BadParameter("a number with s, m, h or d", param_hint="--older-than")
+    return {
+        "functions": [name for name in named if name],
+        "older_than_ms": int(found[1]) * _MILLISECONDS[found[2]],
+        "max_runs": max_runs,
+        "sample": sample,
+        "exclude": [run_id.strip() for run_id in exclude or ()],
+    }
+
+
+def _after(report: Mapping[str, Any], db: Path, command: str | None) -> tuple[NextAction, ...]:
+    place = _place(db, command)
+    if report["applied"]:
+        return (
+            NextAction(f"clawbus inngest runs {place} --status stale", "what is left"),
+            NextAction(f"clawbus inngest canary {place} --url URL --event NAME", "does a fresh run complete?"),
+            NextAction(f"clawbus inngest restore {shlex.quote(report['backup']['path'])} {place}", "undo it"),
+        )
+    if report["refusal"] is not None or not report["candidates"]:
+        first = next((one for one in report["candidates"] if not one["registered"]), None)
+        return (
+            ()
+            if first is None
+            else (NextAction(f"clawbus inngest run {first['run_id']} {place}", "why it is refused"),)
+        )
+    scope = report["scope"]
+    if not scope["functions"]:
+        return ()
+    words = ["--functions", ",".join(scope["functions"]), "--older-than", f"{scope['older_than_ms'] // 1000}s"]
+    words += [word for run_id in scope["exclude"] for word in ("--exclude", run_id)]
+    words += ["--max", str(scope["max_runs"]), "--apply"]
+    return (
+        NextAction(f"clawbus inngest sweep-stale {place} {shlex.join(words)}", "sweep them, with the server stopped"),
+    )
+
+
+def _place(db: Path, command: str | None) -> str:
+    words = ["--db", str(db), *(("--exec", command) if command is not None else ())]
+    return shlex.join(words)
+
+
+def _views() -> Any:
+    from daemon.cli import inngest_views  # noqa: PLC0415 - tables, when people read
+
+    return inngest_views
+
+
+def _tell(step: str) -> None:
+    """Progress, where it cannot get between the envelope and its reader."""
+    sys.stderr.write(f"sweep: {step}\n")
+    sys.stderr.flush()
+
+
+def _silent(_: str) -> None:
+    return

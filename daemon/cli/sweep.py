@@ -1,0 +1,209 @@
+"""`clawbus sweep stale`: ends runs that are listed as under way and are not."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import typer
+
+from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.envelope import NextAction, Outcome, problem_of
+from daemon.cli.names import pair
+from daemon.cli.operator import ReasonOption, user
+from daemon.clock import SystemClock
+from daemon.errors import NotListeningError
+from schema.errors import ClawbusError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from daemon.repair.stale_drive import Report, StaleAccess
+    from daemon.repair.stale_plan import Scope
+
+T = TypeVar("T")
+
+_UNITS: Final[Mapping[str, int]] = MappingProxyType({"s": 1, "m": 60, "h": 3600, "d": 86_400})
+_DURATION: Final = re.compile(r"([0-9]{1,9})([smhd])\Z")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        help="End what is listed as under way and is not.\n\n\b\nExample:\n  clawbus sweep stale",
+        rich_markup_mode=None,
+    )
+    add(group, "stale", stale, path="sweep")
+    add_group(app, group, "sweep")
+
+
+def stale(
+    invocation: Invocation,
+    agent: Annotated[
+        str | None, typer.Option("--agent", "-a", metavar="NAME", help="Only this agent's sessions.")
+    ] = None,
+    session: Annotated[str | None, typer.Option("--session", "-s", metavar="A/S", help="Only this session.")] = None,
+    match: Annotated[
+        str | None, typer.Option("--match", metavar="GLOB", help="Only sessions whose AGENT/SESSION matches.")
+    ] = None,
+    older_than: Annotated[
+        str, typer.Option("--older-than", metavar="AGE", help="Unfinished runs only when claimed so long ago: 45m, 2h.")
+    ] = "30m",
+    max_runs: Annotated[
+        int, typer.Option("--max", min=1, help="Refuse when more runs than this would be ended.")
+    ] = 200,
+    apply: Annotated[bool, typer.Option("--apply", help="Do it. Without this nothing is changed.")] = False,
+    reason: ReasonOption = None,
+    canary_wait: Annotated[
+        float,
+        typer.Option("--canary-wait", metavar="SECONDS", min=0, help="How long the canary may take; 0: no canary."),
+    ] = 60.0,
+    restore: Annotated[
+        Path | None, typer.Option("--restore", metavar="BACKUP", help="Undo a sweep: put its backup back.")
+    ] = None,
+) -> Outcome:
+    """Show the runs that are listed as under way and are not; with --apply, end them.
+
+    Use it when `doctor` names a stale run. What the evidence says is completed or failed becomes that; what nobody finished is cancelled, and its sender told.
+    Applied, it checks its gates, backs each file up beside it and verifies the copy, writes history, finish and status in
+    one transaction, and verifies: the runs, the running list, a canary message. It can be ended anywhere and run again.
+    It works through the daemon, or, when that is down, on the files.
+
+    \b
+    Example:
+      clawbus sweep stale --agent echo
+      clawbus sweep stale --session echo/demo --apply --reason 'the host was rebooted'
+    """
+    from daemon.repair.stale_plan import Scope  # noqa: PLC0415
+
+    if restore is not None:
+        return _restore(invocation, restore, reason)
+    scope = Scope(
+        agent=agent,
+        session=pair(session, None) if session is not None else None,
+        match=match,
+        older_than_ms=_seconds(older_than) * 1000,
+        max_runs=max_runs,
+    )
+    return _sweep(invocation, scope, reason, apply=apply, canary_s=canary_wait or None)
+
+
+def _sweep(invocation: Invocation, scope: Scope, reason: str | None, *, apply: bool, canary_s: float | None) -> Outcome:
+    from daemon.repair.stale_drive import Drive  # noqa: PLC0415
+    from daemon.store.dead_letters import Operator  # noqa: PLC0415
+
+    def tell(step: Mapping[str, Any]) -> None:
+        _tell(invocation, step)
+
+    def work(access: StaleAccess) -> tuple[Report, ClawbusError | None]:
+        drive = Drive(access, scope, tell, apply=apply)
+        try:
+            return drive.run(Operator(user(), reason), canary_s=canary_s), None
+        except ClawbusError as error:
+            return drive.report, error
+
+    report, error = _with_access(invocation, work, changes=apply)
+    result = report.as_dict()
+    steps = _next(scope, report) if error is None else ()
+    problem = problem_of(error) if error is not None else None
+    return Outcome(result, lambda console: _show(console, result), steps, problem)
+
+
+def _restore(invocation: Invocation, backup: Path, reason: str | None) -> Outcome:
+    from daemon.data_folder import Layout  # noqa: PLC0415
+    from daemon.repair.stale_access import backup_key  # noqa: PLC0415
+    from daemon.store.dead_letters import Operator  # noqa: PLC0415
+
+    key, name = backup_key(backup, Layout(invocation.config.data_dir).sessions_dir)
+    done = _with_access(invocation, lambda access: access.undo(key, name, Operator(user(), reason)), changes=True)
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import say  # noqa: PLC0415
+
+        say(console, f"{'/'.join(key)}: {name} is back, {done['restored']} messages are as they were.",
+            f"What it replaced is in {done['before']}.")  # fmt: skip
+
+    return Outcome(done, people, (NextAction(f"clawbus session show {' '.join(key)}", "its state now"),))
+
+
+def _with_access(invocation: Invocation, work: Callable[[StaleAccess], T], *, changes: bool) -> T:
+    """Through the daemon; through the files when nobody listens and nobody holds the folder."""
+    from daemon.repair.stale_access import DaemonAccess, files_access  # noqa: PLC0415
+
+    try:
+        with invocation.client() as client:
+            client.live()
+            return work(DaemonAccess(client))
+    except NotListeningError:
+        if invocation.silent_daemon() is not None:
+            raise
+    with files_access(invocation.config, SystemClock(), recover=changes) as access:
+        return work(access)
+
+
+def _seconds(text: str) -> int:
+    found = _DURATION.match(text)
+    if found is None:
+        raise typer.BadParameter(f"--older-than {text!r} is no age; write 45m, 2h or 1d.")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def _next(scope: Scope, report: Report) -> tuple[NextAction, ...]:
+    if report.applied:
+        steps = [NextAction("clawbus doctor", "whether anything is still wrong")]
+        ended = [one for swept in report.swept for one in swept["swept"] if one["becomes"] == "cancelled"]
+        if ended:
+            message = shlex.quote(ended[0]["run"].partition("@")[0])
+            where = f"{ended[0]['agent']}/{ended[0]['session']}"
+            retry = f"clawbus message retry {message} --session {where}"
+            steps.append(NextAction(retry, "send a cancelled message on its way again"))
+        if report.swept:
+            backup = shlex.quote(report.swept[0]["backup"]["path"])
+            steps.append(NextAction(f"clawbus sweep stale --restore {backup}", "undo it for that session"))
+        return tuple(steps)
+    if not report.runs:
+        return ()
+    named = sorted({(one["agent"], one["session"]) for one in report.runs})
+    where = f"--session {'/'.join(named[0])}" if len(named) == 1 else f"--agent {named[0][0]}"
+    if scope.match is not None and len(named) > 1:
+        where = f"--match {shlex.quote(scope.match)}"
+    return (NextAction(f"clawbus sweep stale {where} --apply", "end them"),)
+
+
+def _tell(invocation: Invocation, step: Mapping[str, Any]) -> None:
+    """Progress, for people: on standard error, as it happens."""
+    if invocation.json:
+        return
+    import sys  # noqa: PLC0415
+
+    from daemon.cli.present import brief, make_console, say  # noqa: PLC0415
+
+    rest = {name: value for name, value in step.items() if name != "step"}
+    say(make_console(sys.stderr), f"{step['step']:<8} {brief(rest)}")
+
+
+def _show(console: Console, result: Mapping[str, Any]) -> None:
+    from daemon.cli.present import say, table  # noqa: PLC0415
+
+    rows = [
+        (one["run"], f"{one['agent']}/{one['session']}", one["truth"], one["becomes"] or "(only its attempt ends)",
+         " ".join(one["reasons"]))
+        for one in result["runs"]
+    ]  # fmt: skip
+    verb = "Swept" if result["applied"] and result["swept"] else "Stale"
+    console.print(table(f"{verb} runs", ("run", "session", "truth", "becomes", "why"), rows))
+    left = [(one["run"], f"{one['agent']}/{one['session']}", one["gate"], one["why"]) for one in result["left"]]
+    if left:
+        console.print(table("Left alone", ("run", "session", "gate", "why"), left))
+    for one in result["unreadable"]:
+        say(console, f"{one['agent']}/{one['session']} could not be read: {one['code']}: {one['error']}")
+    if not result["applied"] and rows:
+        say(console, "Nothing was changed: this is a preview. --apply ends them.")
+    if result["source"] == "files":
+        say(console, "(the daemon is down: the files were used)")

@@ -1,0 +1,150 @@
+"""Reads what a run did last: the newest row, the sleeps and waits that still hold, the errors. Changes nothing.
+
+A sleep is `history.sleep.until`, a wait `history.wait_for_event.timeout`; newer servers have them as span attributes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from sqlite3 import Row
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from daemon.inngest.rows import Activity
+from daemon.inngest.values import instant
+
+if TYPE_CHECKING:
+    from daemon.inngest.database import Shape
+    from daemon.inngest.reading import Asked
+
+_TEXT: Final = 4000  # characters of a result in which an error is looked for
+_STEPS: Final = frozenset({"StepStarted", "StepCompleted", "StepErrored", "StepFailed"})
+_RESUMED: Final = frozenset({"StepCompleted", "StepFailed", "StepErrored"})
+_ERRORS: Final = frozenset({"FunctionFailed", "FunctionCancelled", "StepErrored", "StepFailed"})
+_EXECUTION_SPANS: Final = frozenset({"executor.execution", "executor.step"})
+
+
+def read_activity(asked: Asked, shape: Shape) -> dict[str, Activity]:
+    """By run; a run without any row has none."""
+    history = asked.grouped(
+        f"SELECT run_id, type, created_at, {_column(shape, 'history', 'step_id')}, {_column(shape, 'history', 'sleep')},"
+        f" {_column(shape, 'history', 'wait_for_event')}, {_column(shape, 'history', 'invoke_function')},"
+        f" substr(result, 1, {_TEXT}) AS result FROM history WHERE run_id IN ({{ids}}) ORDER BY rowid"
+    )
+    spans = _read_spans(asked, shape)
+    traces = _read_traces(asked, shape)
+    outputs = _read_outputs(asked, shape)
+    keys = history.keys() | spans.keys() | traces.keys() | outputs.keys()
+    return {
+        key: _activity(history.get(key, ()), spans.get(key, ()), traces.get(key, ()), outputs.get(key, ()))
+        for key in keys
+    }
+
+
+def _activity(history: Sequence[Row], spans: Sequence[Row], traces: Sequence[int], outputs: Sequence[str]) -> Activity:
+    written = [(instant(row["created_at"]), row) for row in history]
+    dated = [(at, row) for at, row in written if at is not None]
+    span_times = [
+        at for row in spans for at in (instant(row["start_time"]), instant(row["end_time"])) if at is not None
+    ]
+    newest = max(dated, key=lambda one: one[0])[1] if dated else None
+    errors = [str(row["result"]) for row in history if row["type"] in _ERRORS and row["result"]]
+    steps = sum(row["type"] in _STEPS for row in history) + sum(row["name"] in _EXECUTION_SPANS for row in spans)
+    return Activity(
+        last_at=max((*(at for at, _ in dated), *span_times, *traces), default=None),
+        waits_until=max((*_history_waits(history), *_span_waits(spans)), default=None),
+        steps=steps,
+        created_text=str(newest["created_at"]) if newest is not None else None,
+        errors=(*errors, *outputs),
+    )
+
+
+def _history_waits(history: Sequence[Row]) -> Iterable[int]:
+    """Until when sleeps and waits hold that no later row of the same step has ended."""
+    resumed = {row["step_id"] for row in history if row["type"] in _RESUMED and row["step_id"]}
+    for row in history:
+        if row["step_id"] in resumed:
+            continue
+        for column, name in (("sleep", "until"), ("wait_for_event", "timeout"), ("invoke_function", "timeout")):
+            until = instant(_json(row[column]).get(name))
+            if until is not None:
+                yield until
+
+
+def _span_waits(spans: Sequence[Row]) -> Iterable[int]:
+    """As `_history_waits`, of a server that keeps them as attributes. A group that has ended waits no more."""
+    groups: dict[object, list[Mapping[str, Any]]] = defaultdict(list)
+    ended: set[object] = set()
+    for row in spans:
+        attributes = _json(row["attributes"])
+        groups[row["dynamic_span_id"]].append({**attributes, "start": row["start_time"]})
+        if str(row["status"]) in ("Completed", "Failed", "Errored", "Cancelled", "TimedOut"):
+            ended.add(row["dynamic_span_id"])
+    for group, found in groups.items():
+        if group in ended:
+            continue
+        for one in found:
+            expiry = instant(one.get("_inngest.step.wait.expiry"))
+            slept = _number(one.get("_inngest.step.sleep.duration"))
+            began = instant(one.get("_inngest.queued_at")) or instant(one["start"])
+            if expiry is not None:
+                yield expiry
+            if slept is not None and began is not None:
+                yield began + slept
+
+
+def _read_spans(asked: Asked, shape: Shape) -> dict[str, list[Row]]:
+    if not shape.spans:
+        return {}
+    return asked.grouped(
+        "SELECT run_id, name, status, dynamic_span_id, start_time, end_time, CASE WHEN attributes LIKE '%step.wait%'"
+        f" OR attributes LIKE '%step.sleep%' THEN substr(attributes, 1, {_TEXT * 16}) END AS attributes"
+        " FROM spans WHERE run_id IN ({ids})"
+    )
+
+
+def _read_traces(asked: Asked, shape: Shape) -> dict[str, list[int]]:
+    """When the older trace table last heard of the run."""
+    found: dict[str, list[int]] = {}
+    if shape.has("traces", "run_id", "timestamp_unix_ms"):
+        sql = "SELECT run_id, max(timestamp_unix_ms) AS at FROM traces WHERE run_id IN ({ids}) GROUP BY run_id"
+        for key, row in asked.rows(sql):
+            at = instant(row["at"])
+            if at is not None:
+                found.setdefault(key, []).append(at)
+    return found
+
+
+def _read_outputs(asked: Asked, shape: Shape) -> dict[str, list[str]]:
+    """What the run itself put out: an error, often, when it could not be dispatched."""
+    found: dict[str, list[str]] = {}
+    if shape.has("trace_runs", "output"):
+        sql = f"SELECT run_id, substr(output, 1, {_TEXT}) AS output FROM trace_runs WHERE output IS NOT NULL AND run_id IN ({{ids}})"
+        for key, row in asked.rows(sql):
+            text = row["output"]
+            found.setdefault(key, []).append(text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text))
+    return found
+
+
+def _column(shape: Shape, table: str, column: str) -> str:
+    return column if shape.has(table, column) else f"NULL AS {column}"
+
+
+def _json(text: object) -> dict[str, Any]:
+    """An object, or an empty one: what cannot be read says nothing. Some servers store JSON as a string in JSON."""
+    for _ in range(2):
+        if not isinstance(text, str | bytes):
+            break
+        try:
+            text = json.loads(text)
+        except (ValueError, RecursionError):
+            return {}
+    return cast("dict[str, Any]", text) if isinstance(text, dict) else {}
+
+
+def _number(value: object) -> int | None:
+    try:
+        return int(float(value)) if isinstance(value, str | int | float) else None
+    except (ValueError, OverflowError):
+        return None

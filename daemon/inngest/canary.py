@@ -1,0 +1,101 @@
+"""A canary: one event through the real server, and the runs that it started, until they have completed or time is up.
+
+A file alone cannot tell that a fresh run completes, so this needs the server's event endpoint. The runs are looked for in
+its database, which needs no signing key. Changes nothing but what the event's functions do.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from daemon.inngest.database import open_database
+from daemon.inngest.errors import InngestCanaryError
+from daemon.inngest.plan import DEFAULT_AGE_MS
+from daemon.inngest.reading import read_runs
+from daemon.inngest.reports import run_summary
+from daemon.inngest.truth import judge
+from daemon.inngest.values import Status, run_forms, run_key
+
+_REQUEST_S: Final = 15.0
+_ANSWER_BYTES: Final = 64 * 1024
+POLL_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How to wait: seconds that never go back, and a sleep."""
+
+    monotonic: Callable[[], float]
+    sleep: Callable[[float], None]
+
+
+def send_event(url: str, name: str) -> str:
+    """Post one event to an endpoint (`http://HOST:8288/e/KEY`); returns its id, a ULID. Raises InngestCanaryError."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InngestCanaryError(f"{url!r} is no event endpoint.", hint="Give --url http://HOST:8288/e/EVENT_KEY.")
+    body = json.dumps({"name": name, "data": {"clawbus_canary": True}})
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname, parts.port, timeout=_REQUEST_S)
+    try:
+        connection.request("POST", parts.path or "/", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        answer = response.read(_ANSWER_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise InngestCanaryError(f"the event endpoint of {parts.hostname} does not answer: {error}") from error
+    finally:
+        connection.close()
+    if response.status >= 300:
+        raise InngestCanaryError(f"the server refused the event with status {response.status}.")
+    return _event_id(answer)
+
+
+def event_report(path: Path, event_id: str, now_ms: int) -> dict[str, Any]:
+    """The runs that an event started, each with its true status. Errors as of opening the database."""
+    with open_database(path) as (reader, shape):
+        found = {
+            run_key(row[0])
+            for row in reader.all("SELECT run_id FROM function_runs WHERE event_id IN (?, ?, ?)", run_forms(event_id))
+        }
+        if shape.has("trace_runs", "trigger_ids"):
+            sql = "SELECT run_id FROM trace_runs WHERE instr(CAST(trigger_ids AS TEXT), ?) > 0"
+            found |= {run_key(row[0]) for row in reader.all(sql, (event_id,))}
+        runs = read_runs(reader, shape, sorted(key for key in found if key is not None))
+    return {"event_id": event_id, "runs": [run_summary(run, judge(run, now_ms, DEFAULT_AGE_MS)) for run in runs]}
+
+
+def await_completion(look: Callable[[], Mapping[str, Any]], seconds: float, waiting: Waiting) -> dict[str, Any]:
+    """Look until every run of the event has ended and there is one. Raises InngestCanaryError when one did not complete."""
+    deadline = waiting.monotonic() + seconds
+    while True:
+        report = dict(look())
+        ended = [one for one in report["runs"] if Status(one["status"]).terminal]
+        if report["runs"] and len(ended) == len(report["runs"]):
+            break
+        if waiting.monotonic() >= deadline:
+            raise InngestCanaryError(
+                f"{len(ended)} of {len(report['runs'])} runs of the event ended within {seconds:g} s."
+            )
+        waiting.sleep(POLL_S)
+    bad = [f"{one['run_id']} {one['status']}" for one in ended if one["status"] != Status.COMPLETED]
+    if bad:
+        raise InngestCanaryError(f"the event's runs did not complete: {', '.join(bad)}.")
+    return report
+
+
+def _event_id(answer: bytes) -> str:
+    """The first of the answer's `ids`, which are the server's own ULIDs."""
+    try:
+        first: object = json.loads(answer)["ids"][0]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InngestCanaryError("the server's answer to the event names no ids.") from error
+    key = run_key(first)
+    if key is None:
+        raise InngestCanaryError("the server's answer to the event holds no ULID.")
+    return key

@@ -1,0 +1,156 @@
+"""Opening an Inngest server's `main.db` and knowing what it is. Says which tables and columns this file has.
+
+Must never: write (the one writer is `open_writer`'s caller), open the file but through `schema/connect.py`, or take a
+file for Inngest's by its name. The server's file is WAL since late 2026 and DELETE before; both are read as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from daemon.inngest.errors import (
+    InngestDbCorruptError,
+    InngestDbForeignError,
+    InngestDbLockedError,
+    InngestDbMissingError,
+    InngestDbVersionError,
+    SweepQueryFailedError,
+)
+from schema.connect import Reader, Writer, open_foreign_reader, open_foreign_writer
+from schema.errors import ClawbusError, FileBusyError, ReadRaceError, UnusableFileError
+
+# What must be there, as every released schema since v1.0 has it (pkg/db/sqlite/migrations and its predecessors).
+REQUIRED: Final[Mapping[str, frozenset[str]]] = {
+    "trace_runs": frozenset({"run_id", "function_id", "queued_at", "started_at", "ended_at", "status"}),
+    "function_runs": frozenset({"run_id", "run_started_at", "function_id", "function_version", "event_id", "batch_id"}),
+    "function_finishes": frozenset({"run_id", "status", "output", "completed_step_count", "created_at"}),
+    "history": frozenset(
+        {"id", "created_at", "run_started_at", "function_id", "function_version", "run_id", "event_id", "batch_id",
+         "idempotency_key", "type", "attempt", "cancel_request", "result"}
+    ),
+    "functions": frozenset({"id", "name", "slug"}),
+}  # fmt: skip
+_SPANS: Final = frozenset(
+    {"span_id", "trace_id", "name", "start_time", "end_time", "run_id", "dynamic_span_id", "attributes", "status"}
+)
+WRITTEN: Final = ("history", "function_finishes", "trace_runs", "spans")
+_JOURNAL: Final = "The server died in a commit and left a journal: start it once, or sweep with --apply."
+_FOLDER: Final = (
+    "A WAL file needs a folder that may be written: work as a user who may, or copy main.db with its -wal elsewhere."
+)
+_KNOWN: Final = (*REQUIRED, "spans", "traces", "apps", "queue_snapshot_chunks")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Which tables and columns this file has."""
+
+    tables: Mapping[str, frozenset[str]]
+
+    @property
+    def spans(self) -> bool:
+        """Whether runs may also be listed from spans here."""
+        return self.has("spans", *_SPANS)
+
+    def has(self, table: str, *columns: str) -> bool:
+        """Whether a table and all these columns are there."""
+        return table in self.tables and self.tables[table].issuperset(columns)
+
+
+@contextmanager
+def open_database(path: Path) -> Generator[tuple[Reader, Shape]]:
+    """The file, read-only, at one instant. Raises the errors of `daemon.inngest.errors`, and no others of a database."""
+    _check_there(path)
+    with translated(path), open_foreign_reader(path) as reader:
+        shape = read_shape(reader, path)
+        with reader.snapshot():
+            yield reader, shape
+
+
+@contextmanager
+def open_writer(path: Path) -> Generator[tuple[Writer, Shape]]:
+    """The file, read-write. Nothing is changed by opening it. Errors as of `open_database`."""
+    _check_there(path)
+    with translated(path), open_foreign_writer(path) as writer:
+        shape = read_shape(writer, path)
+        _refuse_triggers(writer, path)
+        yield writer, shape
+
+
+def read_shape(reader: Reader, path: Path) -> Shape:
+    """What there is. Raises InngestDbForeignError or InngestDbVersionError."""
+    kinds = {row["name"]: row["type"] for row in reader.all("SELECT name, type FROM sqlite_schema")}
+    there = [table for table in REQUIRED if table in kinds]
+    if len(there) < 3 or any(kinds.get(table, "table") != "table" for table in _KNOWN):
+        raise InngestDbForeignError(f"{path} is no Inngest database: it has {_listed(kinds)}.")
+    tables = {table: reader.columns(table) for table in _KNOWN if table in kinds}
+    for table, wanted in REQUIRED.items():
+        missing = sorted(wanted - tables.get(table, frozenset()))
+        if table not in tables:
+            raise InngestDbVersionError(f"{path} has no table {table}.")
+        if missing:
+            raise InngestDbVersionError(f"{path}: table {table} has no column {', '.join(missing)}.")
+    return Shape(tables)
+
+
+@contextmanager
+def translated(path: Path) -> Generator[None]:
+    """Errors of opening and reading as this room's own."""
+    try:
+        yield
+    except ReadRaceError as error:
+        hint = _JOURNAL if _sqlite_code(error) == sqlite3.SQLITE_READONLY_ROLLBACK else _FOLDER
+        raise InngestDbLockedError(f"{path}: {error}", hint=hint) from error
+    except FileBusyError as error:
+        raise InngestDbLockedError(f"{path}: {error}") from error
+    except UnusableFileError as error:
+        raise _kind_of_damage(error)(f"{path}: {error}") from error
+    except ClawbusError as error:
+        if type(error).__module__.startswith("daemon."):
+            raise
+        if (_sqlite_code(error) or 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
+            raise InngestDbMissingError(f"{path}: {error}", hint=_FOLDER) from error
+        raise SweepQueryFailedError(f"{path}: {error}") from error
+
+
+def _kind_of_damage(error: ClawbusError) -> Callable[[str], ClawbusError]:
+    return InngestDbForeignError if _sqlite_code(error) == sqlite3.SQLITE_NOTADB else InngestDbCorruptError
+
+
+def _sqlite_code(error: ClawbusError) -> int | None:
+    return getattr(error.__cause__, "sqlite_errorcode", None)
+
+
+def _check_there(path: Path) -> None:
+    # Not by opening it: closing that descriptor would drop the locks of this process's own connections.
+    if not path.is_file():
+        raise InngestDbMissingError(f"there is no file {path}.")
+    if not os.access(path, os.R_OK):
+        raise InngestDbMissingError(f"{path} may not be read by this user.")
+    real = Path(os.path.realpath(path))
+    if not real.exists() or not real.samefile(path):
+        raise InngestDbMissingError(
+            f"SQLite would look for {path} at {real}.",
+            hint="Work where the file is: --exec 'kubectl -n NS exec POD --' or --exec 'docker exec CONTAINER'.",
+        )
+
+
+def _refuse_triggers(writer: Writer, path: Path) -> None:
+    """Inngest makes none; one on a table that is written would do more than the sweep says."""
+    found = writer.one(
+        f"SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name IN ({', '.join('?' * len(WRITTEN))})",
+        WRITTEN,
+    )
+    if found is not None:
+        raise InngestDbVersionError(f"{path}: there is a trigger {found['name']} on {found['tbl_name']}.")
+
+
+def _listed(kinds: Mapping[str, str]) -> str:
+    names = sorted(kinds)[:8]
+    return ", ".join(names) if names else "no tables"

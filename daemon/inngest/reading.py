@@ -1,0 +1,214 @@
+"""Reads runs with all their evidence out of an Inngest database. Changes nothing, judges nothing.
+
+Most tables have no index on the run's id, so a question is asked once for many runs, not once for each.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from sqlite3 import Row
+from typing import Any, Final
+
+from daemon.inngest.activity import read_activity
+from daemon.inngest.database import Shape
+from daemon.inngest.rows import Activity, Ending, Function, Listed, Registered, Run, RunSpan
+from daemon.inngest.values import (
+    CODES,
+    RAW,
+    TERMINAL_HISTORY,
+    Status,
+    instant,
+    run_forms,
+    run_key,
+    status_of_finish,
+    status_of_span,
+)
+from schema.connect import Reader
+
+CHUNK: Final = 300  # runs a question; three forms of each id
+_RUNNING: Final = tuple(code for table in (CODES, RAW) for code, status in table.items() if status is Status.RUNNING)
+# A group's last row decides, as in the server's own query: by the text of end_time, then by span_id.
+_GROUPS: Final = """
+SELECT run_id, dynamic_span_id, status, end_time FROM (
+    SELECT run_id, dynamic_span_id, status, end_time, row_number() OVER (
+        PARTITION BY run_id, dynamic_span_id ORDER BY end_time DESC NULLS LAST, span_id DESC) AS place
+    FROM spans WHERE dynamic_span_id IS NOT NULL AND {which})
+WHERE place = 1"""
+
+
+def read_functions(reader: Reader, shape: Shape) -> dict[str, Function]:
+    """Every registered function by its id; of several rows with one id (old files have no key) the last."""
+    archived = "archived_at" if shape.has("functions", "archived_at") else "NULL"
+    app_id = "app_id" if shape.has("functions", "app_id") else "NULL"
+    apps = {}
+    if shape.has("apps", "id", "name"):
+        apps = {uuid_key(row["id"]): str(row["name"]) for row in reader.all("SELECT id, name FROM apps")}
+    rows = reader.all(f"SELECT id, name, slug, {app_id} AS app_id FROM functions ORDER BY {archived} IS NULL, rowid")
+    return {
+        uuid_key(row["id"]): Function(uuid_key(row["id"]), row["name"], row["slug"], apps.get(uuid_key(row["app_id"])))
+        for row in rows
+    }
+
+
+def running_keys(reader: Reader, shape: Shape) -> list[str]:
+    """The runs that any list shows as running, oldest first."""
+    marks = ", ".join("?" * len(_RUNNING))
+    found = {
+        run_key(row[0]) for row in reader.all(f"SELECT run_id FROM trace_runs WHERE status IN ({marks})", _RUNNING)
+    }
+    if shape.spans:
+        roots = f"dynamic_span_id IN (SELECT dynamic_span_id FROM spans WHERE {_root(shape)})"
+        groups = reader.all(_GROUPS.format(which=roots))
+        found |= {run_key(row["run_id"]) for row in groups if status_of_span(row["status"]) is Status.RUNNING}
+    return sorted(key for key in found if key is not None)
+
+
+def newest_keys(reader: Reader, shape: Shape, limit: int) -> list[str]:
+    """The newest runs of any status, newest first, at most `limit`."""
+    found = {
+        run_key(row[0]) for row in reader.all("SELECT run_id FROM trace_runs ORDER BY queued_at DESC LIMIT ?", (limit,))
+    }
+    if shape.spans:
+        sql = f"SELECT run_id FROM spans WHERE {_root(shape)} ORDER BY start_time DESC LIMIT ?"
+        found |= {run_key(row[0]) for row in reader.all(sql, (limit,))}
+    # A ULID begins with its time, so its order is the time's.
+    return sorted((key for key in found if key is not None), reverse=True)[:limit]
+
+
+def read_runs(reader: Reader, shape: Shape, keys: Sequence[str]) -> list[Run]:
+    """These runs with all their evidence, in the order asked for. A key that no table knows is left out."""
+    functions = read_functions(reader, shape)
+    found: list[Run] = []
+    for start in range(0, len(keys), CHUNK):
+        found += _read_chunk(reader, shape, keys[start : start + CHUNK], functions)
+    return found
+
+
+def uuid_key(value: object) -> str:
+    """A UUID's text, from text or 16 bytes."""
+    if isinstance(value, bytes) and len(value) == 16:
+        return str(uuid.UUID(bytes=value))
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question's runs: the ids in every form, and how a row's id is brought back to its run."""
+
+    reader: Reader
+    forms: tuple[object, ...]
+    marks: str
+
+    def rows(self, sql: str) -> Iterator[tuple[str, Row]]:
+        """The rows of a query with `{ids}` in it, each with its run's key."""
+        for row in self.reader.all(sql.format(ids=self.marks), self.forms):
+            key = run_key(row["run_id"])
+            if key is not None:
+                yield key, row
+
+    def grouped(self, sql: str) -> dict[str, list[Row]]:
+        """As `rows`, by run."""
+        found: dict[str, list[Row]] = defaultdict(list)
+        for key, row in self.rows(sql):
+            found[key].append(row)
+        return found
+
+
+def _read_chunk(reader: Reader, shape: Shape, keys: Sequence[str], functions: Mapping[str, Function]) -> list[Run]:
+    forms = tuple(form for key in keys for form in run_forms(key))
+    asked = Asked(reader, forms, ", ".join("?" * len(forms)))
+    listed = dict(asked.rows("SELECT * FROM trace_runs WHERE run_id IN ({ids})"))
+    registered = asked.grouped("SELECT * FROM function_runs WHERE run_id IN ({ids}) ORDER BY rowid")
+    finishes = asked.grouped(
+        "SELECT run_id, status, created_at FROM function_finishes WHERE run_id IN ({ids}) ORDER BY rowid"
+    )
+    endings = _endings(asked)
+    spans = _spans(asked, shape) if shape.spans else {}
+    activity = read_activity(asked, shape)
+    known = listed.keys() | registered.keys() | finishes.keys() | endings.keys() | spans.keys() | activity.keys()
+
+    def build(key: str) -> Run:
+        function_id = _function_id(listed.get(key), registered.get(key, ()), spans.get(key, ()))
+        finish = finishes.get(key)
+        return Run(
+            key=key,
+            function=functions.get(function_id, Function(function_id)),
+            listed=_listed(listed[key]) if key in listed else None,
+            registered=_registered(registered[key][0]) if key in registered else None,
+            endings=tuple(endings.get(key, ())),
+            finish=status_of_finish(finish[0]["status"]) if finish else None,
+            finished_at=instant(finish[0]["created_at"]) if finish else None,
+            spans=tuple(spans.get(key, ())),
+            activity=activity.get(key, Activity()),
+        )
+
+    return [build(key) for key in keys if key in known]
+
+
+def _listed(row: Row) -> Listed:
+    code = row["status"]
+    return Listed(
+        code if isinstance(code, int) else -1,
+        instant(row["queued_at"]),
+        instant(row["started_at"]),
+        instant(row["ended_at"]),
+    )
+
+
+def _registered(row: Row) -> Registered:
+    return Registered(
+        row["run_id"], row["run_started_at"], row["function_id"], int(row["function_version"] or 0), row["event_id"],
+        row["batch_id"],
+    )  # fmt: skip
+
+
+def _function_id(listed: Row | None, registered: Sequence[Row], spans: Sequence[RunSpan]) -> str:
+    sources: Iterable[Callable[[], object]] = (
+        lambda: listed["function_id"] if listed is not None else None,
+        lambda: registered[0]["function_id"] if registered else None,
+        lambda: spans[0].row.get("function_id") if spans else None,
+    )
+    return next((uuid_key(value) for value in (one() for one in sources) if value), "unknown")
+
+
+def _endings(asked: Asked) -> dict[str, list[Ending]]:
+    types = ", ".join(f"'{one}'" for one in TERMINAL_HISTORY)
+    found: dict[str, list[Ending]] = defaultdict(list)
+    for key, row in asked.rows(
+        f"SELECT run_id, type, created_at FROM history WHERE type IN ({types}) AND run_id IN ({{ids}}) ORDER BY rowid"
+    ):
+        found[key].append(Ending(row["type"], TERMINAL_HISTORY[row["type"]], instant(row["created_at"])))
+    return found
+
+
+def _spans(asked: Asked, shape: Shape) -> dict[str, list[RunSpan]]:
+    """Each run's root groups. A root without a dynamic id can have no extension, so no list shows its end."""
+    roots = asked.grouped(f"SELECT * FROM spans WHERE {_root(shape)} AND run_id IN ({{ids}}) ORDER BY start_time")
+    last = {(key, row["dynamic_span_id"]): row for key, row in asked.rows(_GROUPS.format(which="run_id IN ({ids})"))}
+    found: dict[str, list[RunSpan]] = defaultdict(list)
+    for key, rows in roots.items():
+        for root in {row["dynamic_span_id"]: row for row in reversed(rows) if row["dynamic_span_id"]}.values():
+            newest = last[key, root["dynamic_span_id"]]
+            found[key].append(
+                RunSpan(
+                    dynamic_id=root["dynamic_span_id"],
+                    status=status_of_span(newest["status"]),
+                    start_at=instant(root["start_time"]),
+                    end_text=str(newest["end_time"]) if newest["end_time"] is not None else None,
+                    row=_plain(root),
+                )
+            )
+    return found
+
+
+def _root(shape: Shape) -> str:
+    return "name = 'executor.run'" + (" AND debug_run_id IS NULL" if shape.has("spans", "debug_run_id") else "")
+
+
+def _plain(row: Row) -> Mapping[str, Any]:
+    """The columns that an extension repeats; the big ones are left behind."""
+    big = ("attributes", "links", "output", "input", "event_ids")
+    return {name: value for name, value in zip(row.keys(), row, strict=True) if name not in big}

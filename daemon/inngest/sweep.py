@@ -1,0 +1,203 @@
+"""The stale sweep of an Inngest database: look, refuse or back up, end the stale runs in one transaction, verify.
+
+Preview is the default and changes nothing. With `apply` every gate is asked again inside the transaction, and a file that
+somebody wrote to since the backup is left as it is. Interrupted at any point it can be run again: before the commit nothing
+has happened, after it there is nothing left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from daemon.inngest.database import Shape, open_database, open_writer
+from daemon.inngest.errors import (
+    InngestDbLockedError,
+    SweepApplyFailedError,
+    SweepBackupFailedError,
+    SweepBackupNotVerifiedError,
+    SweepDatabaseChangedError,
+    SweepNotVerifiedError,
+    SweepServerRunningError,
+)
+from daemon.inngest.holders import Holder, find_holders
+from daemon.inngest.plan import Candidate, Plan, Scope, check_scope, make_plan, refusal
+from daemon.inngest.queue import queued_keys
+from daemon.inngest.reading import read_functions, read_runs, running_keys
+from daemon.inngest.reports import sweep_report
+from daemon.inngest.verification import Verification, verify
+from daemon.inngest.writing import Mark, write_finish, write_history, write_spans, write_status
+from daemon.repair.backup import Backup, back_up
+from daemon.repair.errors import BackupFailedError, BackupNotVerifiedError
+from schema.connect import Reader, Writer
+from schema.errors import ClawbusError, FileBusyError
+
+PURPOSE: Final = "pre-sweep"
+# Told each step as it is reached; may raise, and then the sweep ends there.
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A sweep that was asked for. `while_running`: although a process has the database open."""
+
+    path: Path
+    scope: Scope
+    by: str
+    reason: str = "stale: the list said running, nothing else did"
+    apply: bool = False
+    while_running: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How many rows a sweep wrote."""
+
+    history: int = 0
+    finishes: int = 0
+    spans: int = 0
+    statuses: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a sweep found and did. `error` is why it did nothing, or what its verification found wrong."""
+
+    request: Request
+    plan: Plan
+    queued: frozenset[str]
+    holders: tuple[Holder, ...]
+    error: ClawbusError | None = None
+    backup: Backup | None = None
+    written: Written | None = None
+    verification: Verification | None = None
+
+    def report(self) -> dict[str, Any]:
+        """For people and the envelope."""
+        return sweep_report(self)
+
+
+def sweep(request: Request, now_ms: int, progress: Progress | None = None) -> Outcome:
+    """Preview or apply. What a person may want to read beside an error comes back with it; other errors are raised.
+
+    Raises the errors of opening, INVALID_SWEEP_SCOPE and SWEEP_AGE_TOO_YOUNG; nothing is changed then.
+    """
+    tell = progress or _silent
+    holders = find_holders(request.path)  # before the first connection: see holders.py
+    if request.apply and request.path.with_name(f"{request.path.name}-journal").exists():
+        with open_writer(request.path):  # lets SQLite undo a commit that a killed server had begun
+            tell("journal_looked_at")
+    with open_database(request.path) as (reader, shape):
+        known = list(read_functions(reader, shape).values())
+        check_scope(request.scope, known, apply=request.apply)
+        plan = _plan(reader, shape, request.scope, now_ms)
+        queued = queued_keys(reader, shape, plan.keys)
+    tell("planned")
+    found = Outcome(request, plan, queued, holders, error=refusal(plan, request.scope))
+    if found.error is not None or not request.apply or not plan.candidates:
+        return found
+    if holders and not request.while_running:
+        names = ", ".join(f"{one.command or '?'} (pid {one.pid})" for one in holders[:3])
+        return replace(found, error=SweepServerRunningError(f"{request.path} is open: {names}."))
+    try:
+        return _apply(found, now_ms, tell)
+    except ClawbusError as error:
+        return replace(found, error=error)
+
+
+def _plan(reader: Reader, shape: Shape, scope: Scope, now_ms: int) -> Plan:
+    return make_plan(read_runs(reader, shape, running_keys(reader, shape)), scope, now_ms)
+
+
+def _apply(found: Outcome, now_ms: int, tell: Progress) -> Outcome:
+    request = found.request
+    with open_writer(request.path) as (writer, shape):
+        before = _data_version(writer)
+        backup = _back_up(request.path, now_ms, tell)
+        tell("backed_up")
+        mark = Mark(request.by, request.reason, now_ms)
+        try:
+            with writer.transaction():
+                tell("transaction_begun")
+                _recheck(writer, shape, found, now_ms, before)
+                written = _write(writer, shape, found.plan.candidates, mark, tell)
+        except ClawbusError as error:  # rolled back; the backup stays, and is told
+            return replace(found, backup=backup, error=_of_apply(error, request.path))
+    tell("committed")
+    return _verified(replace(found, backup=backup, written=written), backup, written, now_ms, tell)
+
+
+def _verified(done: Outcome, backup: Backup, written: Written, now_ms: int, tell: Progress) -> Outcome:
+    """From here on the sweep is done; whatever goes wrong is told beside that."""
+    request, counted = done.request, backup if not done.holders else None
+    try:
+        verification = verify(request.path, done.plan, request.scope, now_ms, counted, written)
+    except ClawbusError as error:
+        return replace(
+            done, error=SweepNotVerifiedError(f"it could not be looked at: {error} The backup is {backup.path}.")
+        )
+    tell("verified")
+    wrong = "; ".join(verification.wrong[:5])
+    error = SweepNotVerifiedError(f"{wrong}. The backup is {backup.path}.") if wrong else None
+    return replace(done, verification=verification, error=error)
+
+
+def _of_apply(error: ClawbusError, path: Path) -> ClawbusError:
+    if type(error).__module__.startswith("daemon."):
+        return error
+    if isinstance(error, FileBusyError):
+        return InngestDbLockedError(f"{path}: {error}")
+    return SweepApplyFailedError(f"{path}: {error}")
+
+
+def _back_up(path: Path, now_ms: int, tell: Progress) -> Backup:
+    def told(step: str, done: int, total: int) -> None:
+        if done == total:
+            tell(f"backup_{step}")
+
+    try:
+        return back_up(path, now_ms, purpose=PURPOSE, progress=told)
+    except BackupNotVerifiedError as error:
+        raise SweepBackupNotVerifiedError(str(error)) from error
+    except BackupFailedError as error:
+        raise SweepBackupFailedError(str(error)) from error
+
+
+def _recheck(writer: Writer, shape: Shape, found: Outcome, now_ms: int, before: int) -> None:
+    """Every gate again, now that nobody else can write. Raises SweepDatabaseChangedError; the transaction then rolls back."""
+    if not found.holders and _data_version(writer) != before:
+        raise SweepDatabaseChangedError(f"{found.request.path} was written to after its backup.")
+    again = _plan(writer, shape, found.request.scope, now_ms)
+    error = refusal(again, found.request.scope)
+    if error is not None:
+        raise error
+    if again.candidates != found.plan.candidates:
+        changed = sorted(set(again.keys) ^ set(found.plan.keys)) or [
+            new.run.key for new, old in zip(again.candidates, found.plan.candidates, strict=True) if new != old
+        ]
+        raise SweepDatabaseChangedError(f"{len(changed)} runs are not what the preview saw: {', '.join(changed[:5])}.")
+
+
+def _write(writer: Writer, shape: Shape, candidates: Sequence[Candidate], mark: Mark, tell: Progress) -> Written:
+    """Table by table, the status last."""
+    history = sum(write_history(writer, shape, one, mark) for one in candidates)
+    tell("history_written")
+    finishes = sum(write_finish(writer, shape, one, mark) for one in candidates)
+    tell("finishes_written")
+    spans = sum(write_spans(writer, shape, one, mark) for one in candidates) if shape.spans else 0
+    tell("spans_written")
+    statuses = sum(write_status(writer, one, mark) for one in candidates)
+    tell("statuses_written")
+    return Written(history, finishes, spans, statuses)
+
+
+def _data_version(writer: Writer) -> int:
+    """Changes when another connection has committed, and not by what this one does (sqlite.org/pragma.html)."""
+    row = writer.one("PRAGMA data_version")
+    return int(row[0]) if row is not None else 0
+
+
+def _silent(_step: str) -> None:
+    return

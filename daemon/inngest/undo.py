@@ -1,0 +1,50 @@
+"""Puts a sweep's backup back into an Inngest database: its whole content, in one transaction.
+
+What the server wrote since the backup is lost by that, so it is refused while a process has the file open; what is there now
+is backed up first, and restoring that one undoes this. Must never replace the file itself: it keeps its owner and its mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from daemon.inngest.database import open_database, read_shape, translated
+from daemon.inngest.errors import SweepServerRunningError
+from daemon.inngest.holders import find_holders
+from daemon.repair.backup import restore
+from daemon.repair.errors import RestoreRefusedError
+from schema.connect import open_still_reader
+
+
+def put_back(path: Path, backup: Path, now_ms: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Restore, and tell what was done.
+
+    Raises the errors of opening, SweepServerRunningError, RestoreRefusedError, RestoreFailedError, BackupFailedError or
+    BackupNotVerifiedError; then the database is as it was.
+    """
+    holders = find_holders(path)  # before the first connection: see holders.py
+    with open_database(path):  # Inngest's, and readable
+        pass
+    if holders:
+        raise SweepServerRunningError(
+            f"{path} is open: {holders[0].command or '?'} (pid {holders[0].pid}).",
+            hint="Stop the Inngest server and repeat: what it writes meanwhile would be lost.",
+        )
+    if not backup.is_file():
+        raise RestoreRefusedError(f"there is no backup {backup}.")
+    with translated(backup), open_still_reader(backup) as copy:
+        read_shape(copy, backup)
+
+    def told(step: str, done: int, total: int) -> None:
+        if done == total:
+            tell(f"restore_{step}" if step != "restore" else "restored")
+
+    done = restore(backup, path, now_ms, progress=told)
+    return {
+        "path": str(path),
+        "backup": str(backup),
+        "rows": done.contents.rows,
+        "before": done.before.report(),
+    }

@@ -1,0 +1,162 @@
+"""Writes the end of one run: terminal history first, then the finish row, then the spans, and the list's status last.
+
+Only inside the sweep's transaction, for candidates that were read in it: the tables have no keys, so that a row is missing
+must be known and nobody else able to write. Must never delete or overwrite what the server wrote, but for the list's status.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from daemon.inngest.database import Shape
+from daemon.inngest.errors import SweepDatabaseChangedError
+from daemon.inngest.plan import Candidate
+from daemon.inngest.rows import RunSpan
+from daemon.inngest.values import (
+    TERMINAL_HISTORY,
+    ZERO_ULID,
+    Status,
+    code_like,
+    instant,
+    instant_text,
+    run_forms,
+    ulid_bytes,
+)
+from schema.connect import Writer
+from schema.ids import new_id
+
+_TYPES: Final[Mapping[Status, str]] = {status: kind for kind, status in TERMINAL_HISTORY.items()}
+# Of a span's root, an extension repeats what says whose it is.
+_REPEATED: Final = ("trace_id", "parent_span_id", "account_id", "app_id", "function_id", "run_id", "env_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Who sweeps, why, and when (epoch milliseconds). Goes into every row that can carry it."""
+
+    by: str
+    reason: str
+    at: int
+
+    @property
+    def words(self) -> dict[str, str]:
+        """As keys that a server passes over."""
+        return {"clawbus_swept_by": self.by, "clawbus_reason": self.reason}
+
+
+def write_history(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark) -> int:
+    """The terminal history row, if there is none. Returns the rows written: 0 or 1."""
+    run, registered = candidate.run, candidate.run.registered
+    if not candidate.add_history or registered is None:
+        return 0
+    cancelled = candidate.status is Status.CANCELLED
+    request = {"event_id": None, "expression": None, "user_id": None, **mark.words}
+    values: dict[str, object] = {
+        "id": ulid_bytes(new_id(mark.at)),
+        "created_at": instant_text(mark.at, run.activity.created_text or str(registered.started_text)),
+        "run_started_at": registered.started_text,
+        "function_id": registered.function_id,
+        "function_version": registered.function_version,
+        "run_id": registered.run_id,
+        "event_id": registered.event_id,
+        # The server cannot read NULL here: an absent batch is sixteen zero bytes.
+        "batch_id": registered.batch_id if registered.batch_id is not None else ZERO_ULID,
+        "idempotency_key": f"clawbus-sweep-{run.key}",
+        "type": _TYPES[candidate.status],
+        "attempt": 0,
+        "cancel_request": json.dumps(request) if cancelled else None,
+        "result": None if cancelled else json.dumps({"output": "", **mark.words}),
+    }
+    return _insert(writer, shape, "history", values)
+
+
+def write_finish(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark) -> int:
+    """The finish row, if there is none. Returns the rows written."""
+    run, registered = candidate.run, candidate.run.registered
+    if not candidate.add_finish or registered is None:
+        return 0
+    values: dict[str, object] = {
+        "run_id": registered.run_id,
+        "status": candidate.status.value.capitalize(),
+        "output": "{}",
+        "completed_step_count": 0,
+        "created_at": instant_text(mark.at, run.activity.created_text or str(registered.started_text)),
+    }
+    return _insert(writer, shape, "function_finishes", values)
+
+
+def write_spans(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark) -> int:
+    """An EXTEND row for each root group that is not ended: how the server itself ends one. Returns the rows written."""
+    return sum(_extend(writer, shape, candidate, span, mark) for span in candidate.extend)
+
+
+def write_status(writer: Writer, candidate: Candidate, mark: Mark) -> int:
+    """The list's status, last of all. Returns the rows changed. Raises SweepDatabaseChangedError if it is not what it was."""
+    listed = candidate.run.listed
+    if not candidate.set_listed or listed is None:
+        return 0
+    ended = listed.ended_at or ended_at(candidate) or mark.at
+    changed = writer.execute(
+        "UPDATE trace_runs SET status = ?, ended_at = ? WHERE status = ? AND run_id IN (?, ?, ?)",
+        (code_like(candidate.status, listed.code), ended, listed.code, *run_forms(candidate.run.key)),
+    )
+    if changed != 1:
+        raise SweepDatabaseChangedError(
+            f"run {candidate.run.key} has {changed} rows in trace_runs with its old status."
+        )
+    return changed
+
+
+def ended_at(candidate: Candidate) -> int | None:
+    """When the run ended, where its history or its finish says so."""
+    newest = max((one.at or 0 for one in candidate.run.endings), default=0)
+    return newest or candidate.run.finished_at
+
+
+def _extend(writer: Writer, shape: Shape, candidate: Candidate, span: RunSpan, mark: Mark) -> int:
+    at, text = _after(span, ended_at(candidate) or mark.at, mark.at)
+    status = candidate.status.value.capitalize()
+    attributes = {
+        "_inngest.run.id": candidate.run.key,
+        "_inngest.dynamic.span.id": span.dynamic_id,
+        "_inngest.dynamic.status": status,
+        "_inngest.ended_at": str(at),
+        **mark.words,
+    }
+    identity = hashlib.sha256(f"{candidate.run.key} {span.dynamic_id} {span.end_text}".encode()).hexdigest()[:16]
+    values: dict[str, object] = {
+        **{name: span.row.get(name) for name in _REPEATED},
+        "span_id": identity,
+        "name": "EXTEND",
+        "start_time": text,
+        "end_time": text,
+        "attributes": json.dumps(attributes),
+        "links": "[]",
+        "dynamic_span_id": span.dynamic_id,
+        "status": status,
+    }
+    return _insert(writer, shape, "spans", values)
+
+
+def _after(span: RunSpan, wanted: int, now_ms: int) -> tuple[int, str]:
+    """An instant whose text sorts after the group's last one: the server takes the status of the greatest text."""
+    last = instant(span.end_text) or 0
+    for at in (max(wanted, last + 1), now_ms, last + 1000):
+        text = instant_text(at, span.end_text)
+        if span.end_text is None or text > span.end_text:
+            return at, text
+    raise SweepDatabaseChangedError(
+        f"span {span.dynamic_id} ends at {span.end_text!r}, and no later time can be written in that form.",
+        hint="Leave its run out with --exclude, and report the form of its times.",
+    )
+
+
+def _insert(writer: Writer, shape: Shape, table: str, values: Mapping[str, object]) -> int:
+    """Insert the columns that this file has."""
+    there = {name: value for name, value in values.items() if shape.has(table, name)}
+    marks = ", ".join("?" * len(there))
+    return writer.execute(f"INSERT INTO {table} ({', '.join(there)}) VALUES ({marks})", tuple(there.values()))

@@ -1,0 +1,71 @@
+"""What of an Inngest server the commands can notice: an event endpoint over one main.db, and a process that has it open.
+
+The endpoint answers as `POST /e/KEY` does ({"ids": [ULID], "status": 200}), and writes the run that the event starts into
+the database, as its function would be seen there.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+from tests.support.inngest_db import HEALTH, InngestDb, event_key
+
+_HOLD = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+db.execute("SELECT count(*) FROM trace_runs").fetchone()
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def event_endpoint(db: InngestDb, **run: Any) -> Generator[tuple[str, list[dict[str, Any]]]]:
+    """Its URL, and the events that came. `run` is what becomes of the run (`InngestDb.run`); `answer` replaces the answer."""
+    came: list[dict[str, Any]] = []
+    answer: bytes | None = run.pop("answer", None)
+    status: int = run.pop("code", 200)
+
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            made = db.run(HEALTH, age=0, **run)
+            body = answer if answer is not None else json.dumps({"ids": [event_key(made.key)], "status": 200}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+            return
+
+    with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/e/key", came
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def open_elsewhere(path: Path) -> Generator[int]:
+    """Another process that has the database open and does nothing; its pid."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        try:
+            yield process.pid
+        finally:
+            process.communicate(b"")
