@@ -18,8 +18,8 @@ from bench.figures import Figure, Result, missed
 def machine(folder: Path) -> str:
     """What the figures belong to: processors, versions, the file system, and the load before the run."""
     return (
-        f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Linux {platform.release()},"
-        f" Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {file_system(folder)} at {folder},"
+        f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Linux {'.'.join(platform.release().split('.')[:2])},"
+        f" Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {file_system(folder)},"
         f" load before {os.getloadavg()[0]:.2f}"
     )
 
@@ -85,7 +85,7 @@ def print_summary(results: Mapping[str, Result]) -> None:
 
 def write_markdown(path: Path, told: str, results: Mapping[str, Result]) -> None:
     """The same tables as Markdown, for a page that keeps a run. `told` names the machine."""
-    lines = [told + ".", ""]
+    lines = ["# A run of `make bench`", "", told + ".", ""]
     for name, result in results.items():
         lines += [f"**{name}**" + (f" (noisy: {result.noisy})" if result.noisy is not None else ""), ""]
         lines += [

@@ -65,7 +65,7 @@ def test_the_table_for_a_page(tmp_path: Path) -> None:
     )
     write_markdown(path, "a machine", {"warm": Result(figures, noisy="the floor moved")})
     text = path.read_text(encoding="utf-8")
-    assert text.startswith("a machine.\n\n**warm** (noisy: the floor moved)\n")
+    assert text.startswith("# A run of `make bench`\n\na machine.\n\n**warm** (noisy: the floor moved)\n")
     assert "| round trip | 9 ms | 3 | 3.00x | <= 3x floor | yes | half 8 / 10 |\n" in text
     assert "| cold | no Docker |" in text
 

@@ -7,7 +7,6 @@ import pytest
 
 from bench.busy_sessions import quarters
 from bench.figures import Curve, Figure, Result
-from bench.idle_sessions import Cost
 from bench.picture import PANELS, collected, draw
 from bench.steps import BEGIN, STEPS, means
 
@@ -31,11 +30,6 @@ def test_memory_is_compared_when_it_is_warm() -> None:
     points = [(float(second), mb) for second, mb in enumerate([1.0, 2.0, 50.0, 51.0, 60.0, 61.0, 70.0, 72.0])]
     assert quarters(points) == (50.5, 71.0)
     assert quarters([(0.0, 7.0)]) == (7.0, 7.0)
-
-
-def test_the_full_pass_counts_by_its_share_of_an_hour() -> None:
-    cost = Cost(10, ready_s=1.0, quiet_share=0.001, pass_s=36.0, rss_bytes=1, ticks_ms=(1.0,))
-    assert cost.share == pytest.approx(0.011)
 
 
 def result(**curves: list[Curve]) -> Result:
