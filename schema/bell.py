@@ -30,7 +30,7 @@ def ring(folder: Path) -> None:
 
 def is_ring(event: FileEvent) -> bool:
     """Whether the other side rang."""
-    return event.name == BELL
+    return event.name == BELL and bool(event.mask & IN_ATTRIB)
 
 
 def is_commit(event: FileEvent, database: str) -> bool:

@@ -196,7 +196,7 @@ def test_a_hundred_thousand_made_up_claims_hide_none_of_ours(session: HostileSes
     )
     session.claim("m1", by=LIVE)
     session.sweep()
-    _, actions = session.finish()
+    actions = session.finish().actions
     assert [type(action) for action in actions] == [Reset]
     assert session.message("m1")["tries"] == 1
     assert session.read("SELECT DISTINCT message_id FROM attempts") == [{"message_id": "m1"}]
@@ -258,7 +258,7 @@ def test_a_notice_finds_room_though_its_id_is_taken(session: HostileSession) -> 
         session.finish(f"earlier{number}")
         session.now += 86_400_000
     session.claim("m1", by=LIVE)
-    _, actions = session.finish()
+    actions = session.finish().actions
     assert [type(action) for action in actions] == [Fail]
     (notice,) = session.read("SELECT * FROM host_messages")
     assert notice["in_reply_to"] == "m1"
@@ -371,6 +371,6 @@ def test_released_claims_are_no_try(session: HostileSession) -> None:
     session.claim("m1", by=LIVE)
     session.collect()
     session.unclaim("m1")
-    _, actions = session.finish(reason="exited")
+    actions = session.finish(reason="exited").actions
     assert not [item for item in actions if isinstance(item, Reset | Fail | Release)]
     assert session.message("m1")["tries"] == 0

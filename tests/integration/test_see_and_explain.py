@@ -48,7 +48,7 @@ def pause_between_commits(daemon: RealDaemon, agent: str, session: str) -> None:
         daemon.pause()
         connection = sqlite3.connect(path, timeout=0.2, isolation_level=None)
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN EXCLUSIVE")
             connection.execute("ROLLBACK")
         except sqlite3.OperationalError:
             daemon.resume()

@@ -59,6 +59,8 @@ def test_a_life_is_one_trace_from_the_caller_to_the_receipt_over_a_restart(make_
         post(url, IN, f"hang {mark}", message_id="order-1", text=True, more=caller)
         eventually("in its turn", mark.exists)
         eventually("claimed", lambda: "claimed" in daemon.life("prog", "s", "order-1"))
+        # What is still in the exporter's memory dies with it: its acceptance is told within a second or so.
+        eventually("the acceptance is told", lambda: "accept" in collector.of(TRACE))
         daemon.kill()
         daemon.start()
         mark.with_name("mark.go").touch()
