@@ -100,7 +100,7 @@ def _play(daemon: RealDaemon, driver: Driver) -> None:
     # A runner that died of it is followed by one that prunes; one that did not die rests, and this is one message more.
     driver.insist("pruned or dead", lambda: _gone(daemon, ACKS) or daemon.running("echo", "s") is None)
     _ask(daemon, driver, "m5")
-    driver.insist("pruned", lambda: _gone(daemon, ACKS, *OTHERS) and _all_told(daemon))
+    driver.insist("pruned", lambda: _gone(daemon, ACKS, *OTHERS) and _all_told(daemon) and _ended_are_gone(daemon))
     driver.insist("stopped", lambda: _stopped(daemon))
     driver.stop()
 
@@ -140,6 +140,15 @@ def _gone(daemon: RealDaemon, *tables: tuple[str, str, str]) -> bool:
         except ClawbusError:
             return False
     return True
+
+
+def _ended_are_gone(daemon: RealDaemon) -> bool:
+    """Whether central.db says that the first container's incarnation was pruned."""
+    try:
+        with open_reader(daemon.data / "central.db") as db:
+            return db.one("SELECT 1 FROM pruned WHERE what = 'incarnations'") is not None
+    except ClawbusError:
+        return False
 
 
 def _look(daemon: RealDaemon) -> Iterator[str]:
