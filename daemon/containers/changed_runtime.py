@@ -1,7 +1,8 @@
 """Before a daemon starts: do containers of its data folder live under another runtime than the configured one?
 
 This runtime's listing says nothing about them: taking them for gone would start a second container beside each. Ends and
-records nothing; incarnations that are truly gone are settled by the adoption that follows.
+records nothing, and withdraws what was asked for and has not begun; incarnations that are truly gone are settled by the
+adoption that follows.
 """
 
 from __future__ import annotations
@@ -48,12 +49,11 @@ async def refuse_changed_runtime(
 async def _alive(runtime: ContainerRuntime, rows: Iterable[IncarnationRow]) -> set[str]:
     """The sessions whose containers live there, recorded or not."""
     async with aclosing(runtime):
-        alive = {f"{one.agent}/{one.session}" for one in await runtime.list_running()}
         for row in rows:
-            # Its daemon died in the spawn: what it had asked for may begin behind our back.
-            if row.container_id is None and await runtime.find_started(row.id) is not None:
-                alive.add(str(row.key))
-    return alive
+            if row.container_id is None:
+                # Its daemon died in the spawn: what has not begun is withdrawn, what has begun is in the listing after it.
+                await runtime.find_started(row.id)
+        return {f"{one.agent}/{one.session}" for one in await runtime.list_running()}
 
 
 def _refusal(name: str, kind: str, sessions: Collection[str], why: str) -> RuntimeChangedError:

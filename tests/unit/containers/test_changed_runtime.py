@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from daemon.containers.changed_runtime import refuse_changed_runtime
-from daemon.containers.protocol import ContainerRuntime
+from daemon.containers.protocol import ContainerRuntime, Running
 from daemon.errors import RuntimeChangedError
 from daemon.store.registry import IncarnationRow, SessionKey
 from tests.support.fake_runtime import FakeRuntime
@@ -58,17 +58,28 @@ async def test_containers_that_are_gone_there_refuse_nothing(other: Other) -> No
     assert other.asked == ["docker"]
 
 
-async def test_one_that_may_still_begin_there_refuses_the_start(other: Other, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its daemon died in the spawn: the listing has no running one yet, and the record no container."""
-    await other.start()
+async def test_what_was_only_asked_for_is_withdrawn_before_the_listing_counts(
+    other: Other, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its daemon died in the spawn, so the record has no container: it may begin until the runtime has settled it."""
     asked = IncarnationRow(other.row.id, other.row.key, "docker", "f", None, 1)
+    real = FakeRuntime.find_started
 
-    async def none_runs(_: FakeRuntime) -> list[object]:
-        return []
+    async def begins_meanwhile(runtime: FakeRuntime, incarnation: str) -> Running | None:
+        await other.start()
+        return await real(runtime, incarnation)
 
-    monkeypatch.setattr(FakeRuntime, "list_running", none_runs)
-    with pytest.raises(RuntimeChangedError, match="helper/main"):
+    monkeypatch.setattr(FakeRuntime, "find_started", begins_meanwhile)
+    with pytest.raises(RuntimeChangedError, match="helper/main; they still run"):
         await refuse_changed_runtime("process", [asked], other.build)
+
+
+async def test_what_began_without_a_record_and_has_ended_refuses_nothing(other: Other) -> None:
+    await other.start()
+    host = other.harness.host
+    host.exit_now(next(iter(host.containers)), 0)
+    asked = IncarnationRow(other.row.id, other.row.key, "docker", "f", None, 1)
+    await refuse_changed_runtime("process", [asked], other.build)
 
 
 async def test_a_runtime_that_nobody_knows_cannot_be_asked(other: Other) -> None:
