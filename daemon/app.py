@@ -29,6 +29,7 @@ from daemon.channels.registry import Channels, build_channels
 from daemon.channels.running import run_channel
 from daemon.clock import Clock, SystemClock
 from daemon.config import Agent, Config
+from daemon.containers.changed_runtime import refuse_changed_runtime
 from daemon.containers.factory import build_runtime, spec_maker
 from daemon.containers.protocol import ContainerRuntime, Exit
 from daemon.containers.slots import Hooks, Timings
@@ -312,6 +313,11 @@ async def _main(
     notifier = Notifier(os.environ)
     registry = Registry(folder.central_db)
     install_id = await anyio.to_thread.run_sync(agree_on_install_id, registry, folder.install_file, clock.now_ms())
+    await refuse_changed_runtime(
+        config.runtime.kind,
+        await anyio.to_thread.run_sync(registry.live_incarnations),
+        lambda kind: build_runtime(config, folder, install_id, clock, kind),
+    )
     runtime = build_runtime(config, folder, install_id, clock)
     pulse = Pulse(clock)
     # A tick waits for its slowest session, which may take its whole time-out.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from daemon.repair.folder_backup import FolderLimits, Tell
+
+_NAMED: Final = 20  # an error is read by a person; `clawbus doctor` has them all
 
 
 def register(app: typer.Typer) -> None:
@@ -103,26 +105,37 @@ def restore(
 
 
 def _refuse_running(invocation: Invocation, backup: Path) -> None:
-    """A container that still runs would go on writing into the folder that is moved aside."""
-    from daemon.forensics.containers import look_at_runtime  # noqa: PLC0415
+    """A container that still runs would go on writing into the folder that is moved aside.
+
+    Asked for the backup's installation and for that of the folder that is replaced, which may be another one.
+    """
+    from daemon.forensics.containers import look_at_runtime, recorded_install_id  # noqa: PLC0415
     from daemon.repair.errors import RestoreRefusedError  # noqa: PLC0415
 
-    try:
-        install_id = (backup / "install-id").read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return  # without one no container can be known as the install's
-    found = look_at_runtime(invocation.config, install_id)
-    if found.containers is None:
-        raise RestoreRefusedError(
-            f"whether containers of this installation run cannot be told: {found.error}",
-            hint="Start the container runtime, then repeat.",
-        )
-    if found.containers:
-        names = ", ".join(f"{one.agent}/{one.session} ({one.container_id[:12]})" for one in found.containers[:3])
-        raise RestoreRefusedError(
-            f"{len(found.containers)} containers of this installation still run: {names}.",
-            hint="End them (`docker rm -f ID`), then repeat.",
-        )
+    config = invocation.config
+    # Without an id no container can be known as the installation's.
+    for install_id in sorted({recorded_install_id(backup), recorded_install_id(config.data_dir)} - {None}, key=str):
+        found = look_at_runtime(config, install_id)
+        if found.containers is None:
+            other = f'Use the configuration with kind = "{found.other_kind}" (--config)'
+            raise RestoreRefusedError(
+                f"whether containers of this installation run cannot be told: {found.error}",
+                hint=f"{other if found.other_kind else 'Start the container runtime'}, then repeat.",
+            )
+        if found.containers:
+            names = ", ".join(
+                f"{one.agent}/{one.session} ({one.container_id[:12]})" for one in found.containers[:_NAMED]
+            )
+            more = f" and {len(found.containers) - _NAMED} more" if len(found.containers) > _NAMED else ""
+            raise RestoreRefusedError(
+                f"{len(found.containers)} containers of this installation still run: {names}{more}.",
+                hint=_how_to_end(config.runtime.kind),
+            )
+
+
+def _how_to_end(kind: str) -> str:
+    stop = "Start the daemon, end them with `clawbus session stop AGENT SESSION`, stop it"
+    return f"{stop} (or `docker rm -f ID`), then repeat." if kind == "docker" else f"{stop}, then repeat."
 
 
 def _limits(invocation: Invocation) -> FolderLimits:

@@ -30,9 +30,11 @@ class SpecMaker:
     owner: tuple[int, int] | None
 
 
-def build_runtime(config: Config, folder: DataFolder, install_id: str, clock: Clock) -> ContainerRuntime:
-    """The runtime that [runtime] kind names."""
-    if config.runtime.kind == "process":
+def build_runtime(
+    config: Config, folder: DataFolder, install_id: str, clock: Clock, kind: str | None = None
+) -> ContainerRuntime:
+    """The runtime that [runtime] kind names, or the one of another `kind`, to ask it what still runs there."""
+    if (kind or config.runtime.kind) == "process":
         return ProcessRuntime(install_id, folder.run_dir / "process", clock=clock)
     from daemon.containers.docker import DockerRuntime  # noqa: PLC0415 - a process-only install need not load docker-py
 

@@ -80,10 +80,11 @@ class ProcessRuntime:
         self._reaping = threading.Lock()
         self._limiter = anyio.CapacityLimiter(8)
         self._log = structlog.get_logger(runtime=self.name)
-        self._log.warning("process_runtime_no_isolation", hint="agents run as the daemon's own user")
 
     async def check(self) -> None:
         """RuntimeUnavailableError where agents cannot run: not Linux, no pidfds, no shell, no folder."""
+        # Said here: a runtime may also be built only to be asked what still runs under it.
+        self._log.warning("process_runtime_no_isolation", hint="agents run as the daemon's own user")
         await self._in_thread(self._check)
 
     async def spawn(self, spec: ContainerSpec) -> Running:

@@ -77,6 +77,33 @@ def incarnations_of(data_dir: Path, key: Key) -> dict[str, Mapping[str, Any]]:
     return {row["id"]: dict(row) for row in rows}
 
 
+def read_install_id(data_dir: Path) -> str | None:
+    """The install's id as central.db has it; None when it has none or cannot be read."""
+    path = Layout(data_dir).central_db
+    if not path.is_file():
+        return None
+    try:
+        with _open(path) as reader:
+            row = reader.one("SELECT install_id FROM install WHERE id = 1")
+    except ClawbusError:
+        return None
+    return row["install_id"] if row is not None else None
+
+
+def live_runtimes(data_dir: Path) -> frozenset[str]:
+    """The kinds of runtime that incarnations without a confirmed exit run under; empty when central.db cannot be read."""
+    path = Layout(data_dir).central_db
+    if not path.is_file():
+        return frozenset()
+    try:
+        with _open(path) as reader:
+            return frozenset(
+                row[0] for row in reader.all("SELECT DISTINCT runtime FROM incarnations WHERE ended_at IS NULL")
+            )
+    except ClawbusError:
+        return frozenset()
+
+
 def check_data_folder(data_dir: Path) -> None:
     """Raise DataFolderError unless the folder is there and may be looked into."""
     try:

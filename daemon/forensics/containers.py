@@ -18,6 +18,7 @@ from daemon.containers.process import ProcessRuntime
 from daemon.containers.protocol import ContainerRuntime
 from daemon.data_folder import Layout
 from daemon.errors import ContainerGoneError, ImageError, RuntimeUnavailableError
+from daemon.forensics.central_reading import live_runtimes, read_install_id
 from daemon.forensics.facts import Container
 from daemon.logs import configure
 from schema.errors import ClawbusError
@@ -35,6 +36,7 @@ class RuntimeSeen:
     containers: tuple[Container, ...] | None
     error: str | None = None
     image_error: str | None = None
+    other_kind: str | None = None  # the runtime to ask instead, when the configured one is not that of the containers
 
     @property
     def alive(self) -> frozenset[str] | None:
@@ -45,10 +47,14 @@ class RuntimeSeen:
 def look_at_runtime(config: Config, install_id: str | None) -> RuntimeSeen:
     """Ask the configured runtime for this install's containers, and Docker for the images. Never raises for their absence.
 
-    Without an install's id there is no label to ask for, and nothing of ours can run.
+    Without an install's id there is no label to ask for, and nothing of ours can run. When the data folder has containers
+    under another runtime than the configured one, this one's listing would say nothing about them: then nobody can say.
     """
     if install_id is None:
         return RuntimeSeen(None, "this data folder has no install id, so no container can be known as its own.")
+    others = live_runtimes(config.data_dir) - {config.runtime.kind}
+    if others:
+        return _other_runtime(config, min(others))
     pipeline = configure(Logs(), None, None)
     try:
         return anyio.run(_look, config, install_id)
@@ -65,7 +71,17 @@ def container_output(config: Config, install_id: str, container_id: str, *, max_
         pipeline.close()
 
 
+def _other_runtime(config: Config, kind: str) -> RuntimeSeen:
+    why = (
+        f'this configuration has [runtime] kind = "{config.runtime.kind}", and containers of {config.data_dir} run'
+        f' under "{kind}": name that configuration with --config.'
+    )
+    return RuntimeSeen(None, why, other_kind=kind)
+
+
 async def _look(config: Config, install_id: str) -> RuntimeSeen:
+    if config.runtime.kind != "process" and await _processes_live(config, install_id):
+        return _other_runtime(config, "process")
     runtime = _runtime(config, install_id)
     try:
         listed = await runtime.list_running()
@@ -75,6 +91,17 @@ async def _look(config: Config, install_id: str) -> RuntimeSeen:
         return RuntimeSeen(found, image_error=_image_error(config))
     except RuntimeUnavailableError as error:
         return RuntimeSeen(None, str(error))
+    finally:
+        await runtime.aclose()
+
+
+async def _processes_live(config: Config, install_id: str) -> bool:
+    """Whether agents live as plain processes, also when a lost registry has no record of them."""
+    runtime = _processes(config, install_id)
+    try:
+        return bool(await runtime.list_running())
+    except RuntimeUnavailableError:
+        return False  # nothing is recorded there, or look_at_runtime had said so
     finally:
         await runtime.aclose()
 
@@ -91,12 +118,16 @@ async def _output(config: Config, install_id: str, container_id: str, max_bytes:
 
 def _runtime(config: Config, install_id: str) -> ContainerRuntime:
     if config.runtime.kind == "process":
-        return ProcessRuntime(install_id, Layout(config.data_dir).run_dir / "process", clock=SystemClock())
+        return _processes(config, install_id)
     from daemon.containers.docker import DockerRuntime  # noqa: PLC0415 - a process-only install need not load docker-py
     from daemon.ops.source import source_digest  # noqa: PLC0415
 
     timeout_s = min(config.docker.timeout_s, PATIENCE_S)
     return DockerRuntime(install_id, image=config.docker.image, source_digest=source_digest(), timeout_s=timeout_s)
+
+
+def _processes(config: Config, install_id: str) -> ProcessRuntime:
+    return ProcessRuntime(install_id, Layout(config.data_dir).run_dir / "process", clock=SystemClock())
 
 
 def _image_error(config: Config) -> str | None:
@@ -129,3 +160,8 @@ def install_id_of(data_dir: Path, recorded: str | None) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return text or None
+
+
+def recorded_install_id(data_dir: Path) -> str | None:
+    """The install's id of a data folder or of a backup of one; None when there is none, or it cannot be read."""
+    return install_id_of(data_dir, read_install_id(data_dir))

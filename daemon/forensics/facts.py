@@ -69,6 +69,7 @@ class HostFacts:
     registry_error: str | None = None
     runtime: str = "docker"
     runtime_error: str | None = None
+    other_runtime: str | None = None  # under which the containers run, when it is not the configured one
     image_error: str | None = None
     free_bytes: int | None = None
     low_bytes: int = 0

@@ -67,7 +67,8 @@ def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
 def runtime_away(host: HostFacts) -> Diagnosis | None:
     """The container runtime does not answer."""
     degraded = host.trouble("runtime")
-    why = host.runtime_error or (degraded.why if degraded is not None else None)
+    asked = host.runtime_error if host.other_runtime is None else None  # else nobody asked it: see _runtime_changed
+    why = asked or (degraded.why if degraded is not None else None)
     if why is None:
         return None
     evidence = [why]
@@ -75,6 +76,14 @@ def runtime_away(host: HostFacts) -> Diagnosis | None:
         evidence.append(f"The daemon is without it since {to_text(degraded.since)}.")
     command = "systemctl start docker" if host.runtime == "docker" else "clawbus config check"
     return Diagnosis("RUNTIME_UNAVAILABLE", f"The runtime {host.runtime} does not answer.", tuple(evidence), command)
+
+
+def _runtime_changed(host: HostFacts) -> Diagnosis | None:
+    if host.other_runtime is None:
+        return None
+    evidence = (host.runtime_error or f'The containers run under "{host.other_runtime}".',)
+    summary = f"The configuration names the runtime {host.runtime}, and the containers run under {host.other_runtime}."
+    return Diagnosis("RUNTIME_CHANGED", summary, evidence, "clawbus config check")
 
 
 def image_unusable(host: HostFacts) -> Diagnosis | None:
@@ -153,7 +162,7 @@ HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
     (_daemon_silent, _daemon_down, _sweep_stalled),
     (_registry_missing, _registry_unreadable),
     (disk_full,),
-    (runtime_away, image_unusable),
+    (_runtime_changed, runtime_away, image_unusable),
     (_clock_ahead, _clock_jumped),
     (_channel_failing,),
 )

@@ -147,7 +147,8 @@ class FilesAccess:
                 return Life.ALIVE if incarnation in alive else Life.GONE
             return Life.GONE if incarnation in ended else Life.UNKNOWN
 
-        lives = any((one.agent, one.session) == key for one in self._listing.containers or ())
+        listed = self._listing.containers  # None: nobody could say, and that is never "gone"
+        lives = listed is None or any((one.agent, one.session) == key for one in listed)
         return Surroundings(self._clock.now_ms(), life, alive=lives, synced=False, gone_at=ended)
 
 

@@ -236,7 +236,7 @@ def _gate(seen: Seen, scope: Scope) -> tuple[Gate, str] | None:
     if evidence.life is Life.UNKNOWN and evidence.incarnation is not None:
         return Gate.UNKNOWN, "whether its container lives is not known"
     if seen.session_alive and _takes_message(seen):
-        return Gate.ALIVE, "another container of its session lives, and may take it at any moment"
+        return Gate.ALIVE, "another container of its session lives or may live, and may take it at any moment"
     age = evidence.now - (evidence.claimed_at if evidence.claimed_at is not None else verdict.since or evidence.now)
     if age < scope.older_than_ms:
         return Gate.YOUNG, f"it is {max(age, 0) // 1000} s old"

@@ -30,7 +30,9 @@ def out(spec: ContainerSpec) -> Path:
 
 async def test_it_says_that_it_isolates_nothing(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as logs:
-        ProcessRuntime("install", tmp_path, clock=SystemClock())
+        runtime = ProcessRuntime("install", tmp_path, clock=SystemClock())
+        assert logs == [], "built only to be asked, it isolates nobody"
+        await runtime.check()
     assert [entry["event"] for entry in logs] == ["process_runtime_no_isolation"]
 
 

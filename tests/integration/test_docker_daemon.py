@@ -251,6 +251,21 @@ def test_sessions_of_the_process_runtime_go_on_in_containers(make_daemon: Make, 
     assert daemon.show("echo", "s")["incarnation"]["runtime"] == "docker"
 
 
+def test_a_living_container_refuses_a_start_under_the_process_runtime(daemon: RealDaemon) -> None:
+    """A process beside it would be the session's second container."""
+    daemon.ask("say up", agent="prog", session="s")
+    before = daemon.container("prog", "s")
+    daemon.stop()
+    text = daemon.config.read_text(encoding="utf-8")
+    daemon.config.write_text(text.replace('kind = "docker"', 'kind = "process"'), encoding="utf-8")
+    said = daemon.refused()
+    assert said.error == "RUNTIME_CHANGED"
+    assert "prog/s" in said.envelope["error"]["message"]
+    daemon.config.write_text(text, encoding="utf-8")
+    daemon.start()
+    assert daemon.container("prog", "s")["container_id"] == before["container_id"]
+
+
 def test_a_changed_agent_gets_a_new_container_after_a_restart(daemon: RealDaemon) -> None:
     daemon.ask("say up", agent="prog", session="s")
     before = daemon.container("prog", "s")

@@ -128,3 +128,38 @@ def test_a_backup_that_cannot_be_written_leaves_nothing(daemon: RealDaemon) -> N
     assert not inside.exists()
     (daemon.root / "file").write_text("", encoding="utf-8")
     assert daemon.cli("backup", str(daemon.root / "file" / "x")).error == "BACKUP_FAILED"
+
+
+def test_with_another_runtime_configured_living_agents_are_not_taken_for_gone(daemon: RealDaemon) -> None:
+    daemon.ask("one", agent="echo", session="a")
+    target = daemon.root / "backup"
+    assert daemon.cli("backup", str(target)).ok
+    daemon.stop()
+    leader = daemon.leader("echo", "a")
+    still_runs = daemon.cli("restore", str(target), "--replace")
+    assert "session stop" in still_runs.envelope["fix"]
+    assert "docker" not in still_runs.envelope["fix"]
+    text = daemon.config.read_text(encoding="utf-8")
+    daemon.config.write_text(text.replace('kind = "process"', 'kind = "docker"'), encoding="utf-8")
+    refused = daemon.cli("restore", str(target), "--replace")
+    assert refused.error == "RESTORE_REFUSED"
+    assert 'kind = "process"' in refused.envelope["fix"]
+    started = daemon.refused()
+    assert started.error == "RUNTIME_CHANGED"
+    assert "echo/a" in started.envelope["error"]["message"]
+    daemon.config.write_text(text, encoding="utf-8")
+    daemon.start()
+    assert daemon.leader("echo", "a") == leader, "it goes on under the old configuration"
+    assert daemon.ask("two", agent="echo", session="a") == {"text": "two"}
+
+
+def test_a_folder_of_another_installation_is_not_moved_away_under_its_agents(
+    daemon: RealDaemon, make_daemon: Make
+) -> None:
+    daemon.ask("one", agent="echo", session="a")
+    other = make_daemon("")
+    other.start()
+    target = daemon.root / "backup"
+    assert other.cli("backup", str(target)).ok
+    daemon.stop()
+    assert daemon.cli("restore", str(target), "--replace").error == "RESTORE_REFUSED"
