@@ -185,6 +185,17 @@ def test_an_instant_is_a_time_too() -> None:
     assert since_ms("2026-11-21T00:00:00Z", 0) == 1_795_219_200_000
 
 
+def test_a_preview_without_a_registry_is_refused_and_makes_none(
+    cli: CommandLine, folder: SessionWorld, home: Path
+) -> None:
+    assert cli("sweep", "stale").result["source"] == "files"
+    (home / "data" / "central.db").unlink()
+    envelope = cli("sweep", "stale").envelope
+    assert envelope["error"]["code"] == "REGISTRY_GONE"
+    assert "remakes it" in envelope["fix"]
+    assert not (home / "data" / "central.db").exists()
+
+
 def test_what_a_preview_offers_is_what_it_showed() -> None:
     runs = [{"agent": "echo", "session": "s", "run": "m1@I1"}]
     (usual,) = sweep._next(Scope(session=("echo", "s")), Report(applied=False, source="files", runs=runs))
