@@ -162,7 +162,7 @@ class JournalError(ClawbusError):
 
 
 class RegistryGoneError(StorageError):
-    """central.db was deleted, emptied or replaced under the running daemon. It is rebuilt from the session folders."""
+    """central.db was deleted, emptied or replaced. The daemon rebuilds it from the session folders, running or at its start."""
 
     code = "REGISTRY_GONE"
     default_hint = "Leave central.db alone while the daemon runs; if this stays, make room or restart the daemon."

@@ -1,13 +1,19 @@
-"""Asks the daemon how it is, for commands that must also work when it is down, hangs, or cannot read its own files."""
+"""Asks the daemon, for commands that must also work when it is down, hangs, or cannot read its own files."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from daemon.cli.command import Invocation
 from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError
 from daemon.forensics.doctor import DaemonWord
 from daemon.forensics.facts import DaemonState
+
+if TYPE_CHECKING:
+    from daemon.control.client import ControlClient
+
+T = TypeVar("T")
 
 PATIENCE_S: Final = 5.0
 
@@ -27,6 +33,10 @@ def daemon_word(invocation: Invocation) -> DaemonWord:
         return DaemonWord(DaemonState.SILENT if silent else DaemonState.DOWN, None, silent or str(error))
 
 
-def is_up(invocation: Invocation) -> bool:
-    """Whether a daemon answers."""
-    return daemon_word(invocation).state is DaemonState.UP
+def daemon_or_files(invocation: Invocation, ask: Callable[[ControlClient], T], look: Callable[[], T]) -> tuple[T, str]:
+    """What the daemon says, or, when it is down or does not answer in time, what the files say; and which it was."""
+    try:
+        with invocation.client(answer_s=2 * PATIENCE_S) as client:
+            return ask(client), "daemon"
+    except (DaemonDownError, DaemonSilentError):
+        return look(), "files"

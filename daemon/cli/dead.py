@@ -53,7 +53,8 @@ def list_(
 ) -> Outcome:
     """List the open dead letters, newest first: out (an answer) and in (a message), with code and reason.
 
-    Use it when `status` counts dead letters. It works from the files when the daemon is down.
+    Use it when `status` counts dead letters. It works from the files when the daemon is down or
+    hangs.
 
     \b
     Example:
@@ -80,7 +81,7 @@ def show(
     """Show all about one dead letter: the row, its attempts and errors, its history, and what to do next.
 
     Use it before a repair. With --session it also shows one that was dealt with already. It works from the files when
-    the daemon is down.
+    the daemon is down or hangs.
 
     \b
     Example:
@@ -209,12 +210,10 @@ def _only(report: Mapping[str, Any], letter: str) -> tuple[str, str]:
 
 
 def _read(invocation: Invocation, ask: Callable[[ControlClient], T], look: Callable[[], T]) -> tuple[T, str]:
-    """From the daemon, or from the files when it is down."""
-    try:
-        with invocation.client() as client:
-            return ask(client), "daemon"
-    except DaemonDownError:
-        return look(), "files"
+    """From the daemon, or from the files when it is down or hangs."""
+    from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
+
+    return daemon_or_files(invocation, ask, look)
 
 
 def _reports() -> Any:
@@ -247,7 +246,7 @@ def _show_list(console: Console, report: Mapping[str, Any], source: str) -> None
         say(console, f"{report['not_examined']} sessions were not examined (no time): --session")
     say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in report["errors"]))
     if source == "files":
-        say(console, "(the daemon is down: read from the files)")
+        say(console, "(the daemon does not answer: read from the files)")
 
 
 def _show_one(console: Console, report: Mapping[str, Any]) -> None:

@@ -47,7 +47,7 @@ def build(
     """Build the agents' image from the installed source and the locked wheels.
 
     Use it once after an installation and after every upgrade: the daemon runs no image that was built from another
-    source than its own. The build itself needs no network; give --wheels where there is none at all.
+    source than its own. An image that is not clawbus's loses its name only to --tag. The build itself needs no network; give --wheels where there is none at all.
 
     \b
     Example:
@@ -63,6 +63,7 @@ def build(
             base=base or DEFAULT_BASE,
             tag=tag or invocation.config.docker.image,
             wheels=wheels.absolute() if wheels is not None else None,
+            replace_foreign=tag is not None,
             progress=_tell,
         )
     result = asdict(built)

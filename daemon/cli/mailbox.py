@@ -11,7 +11,6 @@ from daemon.cli.answers import as_result
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.clock import SystemClock
-from daemon.errors import DaemonDownError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +59,7 @@ def mailbox(
         if not entries:
             say(console, f"mailbox {name} holds nothing after cursor {after}.")
         if source == "files":
-            say(console, "(the daemon is down: read from the files)")
+            say(console, "(the daemon does not answer: read from the files)")
 
     more = (NextAction(f"clawbus mailbox {name} --after {cursor}", "what came after these"),) if entries else ()
     return Outcome(result, people, more)
@@ -82,13 +81,14 @@ def _follow(invocation: Invocation, name: str, after: int, limit: int) -> None:
 
 
 def _read(invocation: Invocation, name: str, after: int, limit: int, wait_s: float) -> tuple[list[MailboxEntry], str]:
-    try:
-        with invocation.client() as client:
-            return client.read_mailbox(name, after, limit, wait_s), "daemon"
-    except DaemonDownError:
+    from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
+
+    def look() -> list[MailboxEntry]:
         from daemon.ops.reports import mailbox_entries  # noqa: PLC0415
 
-        return mailbox_entries(invocation.config.data_dir, name, after, limit), "files"
+        return mailbox_entries(invocation.config.data_dir, name, after, limit)
+
+    return daemon_or_files(invocation, lambda client: client.read_mailbox(name, after, limit, wait_s), look)
 
 
 def _print(console: Console, entry: MailboxEntry) -> None:

@@ -76,6 +76,8 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         "delivered in": age(durations["delivered_ms"]),
         "container": _container(result),
     }
+    if result["next_try_at"] is not None:
+        facts["next try"] = f"{when(result['next_try_at'], now)}, after {result['tries']} that failed"
     if result["daemon"] != "up":
         facts["daemon"] = f"{result['daemon']} (read from the files)"
     pairs(console, facts)

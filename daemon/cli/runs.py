@@ -44,8 +44,9 @@ def runs(
       clawbus runs --status running
       clawbus runs --session echo/demo --since 2h
     """
-    from daemon.cli.daemon_word import is_up  # noqa: PLC0415
+    from daemon.cli.daemon_word import daemon_word  # noqa: PLC0415
     from daemon.cli.durations import since_ms  # noqa: PLC0415
+    from daemon.forensics.facts import DaemonState  # noqa: PLC0415
     from daemon.forensics.runs import RunQuery, Runs  # noqa: PLC0415 - the runtimes
 
     clock = SystemClock()
@@ -56,9 +57,9 @@ def runs(
         since=since_ms(since, clock.now_ms()) if since is not None else None,
         limit=limit,
     )
-    up = is_up(invocation)
-    found = Runs(invocation.config, clock, synced=up).newest(query)
-    result: dict[str, Any] = {"source": "files", "daemon": "up" if up else "down", **found}
+    state = daemon_word(invocation).state
+    found = Runs(invocation.config, clock, synced=state is DaemonState.UP).newest(query)
+    result: dict[str, Any] = {"source": "files", "daemon": state.value, **found}
     steps: tuple[NextAction, ...] = ()
     doubtful = next((run for run in found["runs"] if run["stale"]), None)
     if doubtful is not None:
@@ -92,8 +93,8 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         say(console, f"and {result['total'] - len(rows)} more: --limit")
     if result["runtime_error"]:
         say(console, f"whether containers live is not known: {result['runtime_error']}")
-    if result["daemon"] == "down":
-        say(console, "the daemon is down (read from the files)")
+    if result["daemon"] != "up":
+        say(console, f"the daemon is {result['daemon']} (read from the files)")
     if result["not_examined"]:
         say(console, f"{result['not_examined']} sessions were left out for lack of time: --session")
     say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in result["errors"]))

@@ -122,15 +122,15 @@ def _mailbox_of(answer: dict[str, Any], mailbox: str) -> str | None:
 
 
 def _held_up(client: ControlClient, known: dict[str, Any]) -> str:
-    """Why there may be no answer yet, as the session's report tells it; empty when there is nothing to tell."""
+    """What the message may wait for, as the session's report tells it: no other message's dead letter. May be empty."""
     try:
         report = client.session(known["agent"], known["session"])
     except ClawbusError:
         return ""
     if report.get("state") in ("waiting", "backing_off", "quarantined"):
-        reason = report.get("explanation") or "it waits for a container (`clawbus status` says why)"
+        reason = report.get("held_up") or "it waits for a container (`clawbus status` says why)"
         return f" The session is {report['state']}: {str(reason).rstrip('.')}."
-    return f" {report['explanation']}" if report.get("explanation") else ""
+    return f" {report['held_up']}" if report.get("held_up") else ""
 
 
 def _content(text: str, *, as_json: bool) -> object:

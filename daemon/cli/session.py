@@ -11,7 +11,6 @@ from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import AgentArgument, SessionArgument, pair
 from daemon.cli.operator import ReasonOption, user
 from daemon.clock import SystemClock
-from daemon.errors import DaemonDownError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +41,7 @@ def show(
     """Show one session: its state and why, messages, undelivered answers, containers; or one message's life.
 
     Use it when an answer does not come: the explanation says what it waits for. It works from the files when the daemon
-    is down; a message's life is always read from the files.
+    is down or hangs; a message's life is always read from the files.
 
     \b
     Example:
@@ -52,13 +51,14 @@ def show(
     named = pair(agent, session)
     if message is not None:
         return _life(invocation, named, message)
-    try:
-        with invocation.client() as client:
-            report, source = client.session(*named), "daemon"
-    except DaemonDownError:
+    from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
+
+    def look() -> dict[str, Any]:
         from daemon.ops.reports import session_report  # noqa: PLC0415
 
-        report, source = session_report(invocation.config.data_dir, *named, SystemClock()), "files"
+        return session_report(invocation.config.data_dir, *named, SystemClock())
+
+    report, source = daemon_or_files(invocation, lambda client: client.session(*named), look)
     steps: tuple[NextAction, ...] = ()
     if report["state"] == "quarantined":
         steps = (NextAction(f"clawbus session release {' '.join(named)}", "take it out of quarantine, once mended"),)

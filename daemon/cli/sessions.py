@@ -9,7 +9,6 @@ import typer
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.clock import SystemClock
-from daemon.errors import DaemonDownError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,19 +22,20 @@ def register(app: typer.Typer) -> None:
 def sessions(invocation: Invocation) -> Outcome:
     """List the sessions with their state and what is unfinished in each.
 
-    Use it to find the session you mean, then `session show`. It works from the files when the daemon is down.
+    Use it to find the session you mean, then `session show`. It works from the files when the daemon is down or hangs.
 
     \b
     Example:
       clawbus sessions
     """
-    try:
-        with invocation.client() as client:
-            found, source = client.sessions(), "daemon"
-    except DaemonDownError:
+    from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
+
+    def look() -> list[dict[str, Any]]:
         from daemon.ops.reports import sessions_report  # noqa: PLC0415
 
-        found, source = sessions_report(invocation.config.data_dir, SystemClock()), "files"
+        return sessions_report(invocation.config.data_dir, SystemClock())
+
+    found, source = daemon_or_files(invocation, lambda client: client.sessions(), look)
     steps = tuple(
         NextAction(f"clawbus session show {one['agent']} {one['session']}", "why it needs attention")
         for one in [one for one in found if one.get("explanation")][:1]
@@ -62,4 +62,4 @@ def _show(console: Console, found: list[dict[str, Any]], source: str) -> None:
     columns = ("session", "state", "unfinished", "oldest", "undelivered", "dead letters", "why")
     console.print(table(f"{len(found)} sessions", columns, rows))
     if source == "files":
-        say(console, "(the daemon is down: read from the files)")
+        say(console, "(the daemon does not answer: read from the files)")

@@ -173,7 +173,15 @@ def _next(scope: Scope, report: Report) -> tuple[NextAction, ...]:
     where = f"--session {'/'.join(named[0])}" if len(named) == 1 else f"--agent {named[0][0]}"
     if scope.match is not None and len(named) > 1:
         where = f"--match {shlex.quote(scope.match)}"
-    return (NextAction(f"clawbus sweep stale {where} --apply", "end them"),)
+    return (NextAction(f"clawbus sweep stale {where}{_limits(scope)} --apply", "end them"),)
+
+
+def _limits(scope: Scope) -> str:
+    """The limits that are not the usual ones, as they are typed: what is applied is what was shown."""
+    from daemon.repair.stale_plan import MAX_RUNS, OLDER_THAN_MS  # noqa: PLC0415
+
+    age = f" --older-than {scope.older_than_ms // 1000}s" if scope.older_than_ms != OLDER_THAN_MS else ""
+    return age + (f" --max {scope.max_runs}" if scope.max_runs != MAX_RUNS else "")
 
 
 def _tell(invocation: Invocation, step: Mapping[str, Any]) -> None:

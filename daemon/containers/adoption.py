@@ -1,7 +1,7 @@
 """Adoption: what runs already when the daemon starts, or when a runtime that was away answers again.
 
 The runtime's listing is the truth about what runs; central.db's record says what we believe about it. A daemon restart kills
-no agent: only what is of another spec, of nobody's session or in quarantine is ended.
+no agent: only what is of another spec (when one of that could be started), of nobody's session or in quarantine is ended.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Adoption:
             return
         if session.quarantined is not None:
             self._endings.begin_end(row.key, "quarantine", graceful=False)
-        elif not self._is_wanted(row.key, found):
+        elif not await self._is_wanted(row.key, found):
             log.warning("container_outdated", container=found.container_id)
             self._endings.begin_end(row.key, "outdated", graceful=True)
 
@@ -85,12 +85,26 @@ class Adoption:
         self._endings.watch(slot)
         self._endings.begin_end(key, "stray", graceful=True)
 
-    def _is_wanted(self, key: SessionKey, found: Running) -> bool:
-        """Only a spec that is known to be another one, or an agent that is gone, is a reason to end a working agent."""
+    async def _is_wanted(self, key: SessionKey, found: Running) -> bool:
+        """Only a spec that is known to be another one and could be started, or an agent that is gone, ends a working agent."""
         try:
-            return self._fleet.hooks.make_spec(key, found.incarnation).fingerprint == found.fingerprint
+            if self._fleet.hooks.make_spec(key, found.incarnation).fingerprint == found.fingerprint:
+                return True
         except UnknownAgentError:
             return False
         except Exception as error:  # noqa: BLE001 - a full disk or a bug in making specs says nothing about the container
             self._log.warning("fingerprint_unknown", agent=key.agent, session=key.session, error=str(error))
             return True
+        return not await self._could_replace(key, found)
+
+    async def _could_replace(self, key: SessionKey, found: Running) -> bool:
+        """Whether the runtime would start another one now: an agent that works is better than none."""
+        try:
+            await self._fleet.runtime.check()
+        except ClawbusError as error:
+            why = str(error)
+            self._log.warning(
+                "container_outdated_kept", agent=key.agent, session=key.session, container=found.container_id, error=why
+            )
+            return False
+        return True

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+import docker
 from docker.errors import APIError, ImageNotFound
 
 from daemon.containers.docker_client import DockerClient
@@ -18,6 +19,10 @@ from daemon.containers.spec import LABEL_SOURCE_DIGEST
 from daemon.errors import ImageError, RuntimeUnavailableError
 
 _BUILD_HINT: Final = "Run `clawbus image build` (with --base IMAGE for another base)."
+_FOREIGN_HINT: Final = "Is docker.image (or the agent's image) the right name? Correct it, then `clawbus image build`."
+_NAME_HINT: Final = (
+    "An image's name is REPOSITORY:TAG in small letters, digits and . _ - / : correct --tag or docker.image."
+)
 _OUTPUT_LINES: Final = 30
 _PROBE_WAIT_S: Final = 60
 
@@ -41,7 +46,7 @@ def usable_image(client: DockerClient, image: str, source_digest: str) -> Usable
     config: dict[str, Any] = details.get("Config") or {}
     found = cast("dict[str, str]", config.get("Labels") or {}).get(LABEL_SOURCE_DIGEST)
     if found is None:
-        raise ImageError(f"the image {image} is foreign: it has no label {LABEL_SOURCE_DIGEST}.", hint=_BUILD_HINT)
+        raise ImageError(f"the image {image} is foreign: it has no label {LABEL_SOURCE_DIGEST}.", hint=_FOREIGN_HINT)
     if found != source_digest:
         raise ImageError(
             f"the image {image} was built from source {found}; this daemon's source is {source_digest}.",
@@ -60,6 +65,20 @@ class ImageBuilder:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+    def is_foreign(self, tag: str) -> bool:
+        """Whether an image of this name is here without our label. ImageError when no image can be called so."""
+        # docker-py refuses such a name itself, with the class of error that a silent Docker has.
+        if not cast("Any", docker).utils.match_tag(tag):
+            raise ImageError(f"{tag!r} is no name for an image.", hint=_NAME_HINT)
+        try:
+            details: dict[str, Any] = self._client.call(lambda api: api.inspect_image(tag))
+        except ImageNotFound:
+            return False
+        except APIError as error:
+            raise ImageError(f"{tag!r} is no name for an image: {error.explanation}.", hint=_NAME_HINT) from error
+        config: dict[str, Any] = details.get("Config") or {}
+        return LABEL_SOURCE_DIGEST not in (config.get("Labels") or {})
 
     def ensure_base(self, image: str) -> bool:
         """Whether it had to be pulled. RuntimeUnavailableError without Docker; ImageError when it is not to be had."""

@@ -92,6 +92,11 @@ def image_unusable(host: HostFacts) -> Diagnosis | None:
     why = host.image_error or (degraded.why if degraded is not None else None)
     if why is None:
         return None
+    if "is foreign" in why:  # as `usable_image` says it: a build would not help, and is refused
+        summary = (
+            "The agents' image is not one of clawbus's: correct docker.image (or the agent's) first, then build it."
+        )
+        return Diagnosis("IMAGE_UNUSABLE", summary, (why,), "clawbus image show")
     return Diagnosis("IMAGE_UNUSABLE", "The agents' image cannot be used.", (why,), "clawbus image build")
 
 

@@ -13,7 +13,7 @@ from daemon.forensics.containers import container_output
 from daemon.forensics.log_reading import container_lines, daemon_lines, turn_events
 from daemon.forensics.reading import RunRead
 from daemon.forensics.runs import Found, summary, verdict_of
-from daemon.forensics.truth import Life
+from daemon.forensics.truth import Life, RunStatus
 from daemon.ops.session_reading import read_life
 from daemon.policies import read_limits
 from schema.instants import to_text
@@ -25,6 +25,7 @@ _ORDER: Final = (
     *("turn_failed", "turn_ended", "answered", "acked_completed", "acked_failed", "completed", "failed"),
     *("exited", "released", "retry_scheduled", "attempt_orphaned", "attempt_released"),
 )
+_WAITS_AFTER: Final = ("retry_scheduled", "released")
 
 
 def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, A
     told = _timed(own)
     return {
         **summary(found.key, run),
+        "next_try_at": _next_try(run),
         "verdict": verdict_of(run),
         "events": told,
         "durations": _durations(told),
@@ -65,6 +67,15 @@ def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, A
     }
 
 
+def _next_try(run: RunRead) -> int | None:
+    """Until when a message that nobody works on is put off, epoch ms."""
+    return (
+        run.message.process_after
+        if run.evidence.incarnation is None and run.verdict.status is RunStatus.WAITING
+        else None
+    )
+
+
 def _incarnation(found: Found) -> Mapping[str, Any]:
     incarnation = found.wanted.evidence.incarnation
     return found.scene.incarnations.get(incarnation, {}) if incarnation is not None else {}
@@ -73,6 +84,8 @@ def _incarnation(found: Found) -> Mapping[str, Any]:
 def _is_of(event: Mapping[str, Any], run: RunRead) -> bool:
     """Whether an event of the message belongs to this run: what another incarnation did does not."""
     incarnation = event["detail"].get("incarnation")
+    if run.evidence.incarnation is None and event["event"] in _WAITS_AFTER:
+        return True  # nobody has claimed it again: how the last run ended is why this one waits, and until when
     if incarnation is not None:
         return incarnation == run.evidence.incarnation
     if event["event"] == "answered":

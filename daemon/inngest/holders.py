@@ -45,8 +45,10 @@ def find_holders(path: Path) -> tuple[Holder, ...]:
 
 def _lock_holder(path: Path) -> int | None:
     """The pid of a process that holds one of SQLite's locks on the file; 0 when it cannot be seen from here."""
+    if not path.is_file():  # a FIFO would wait for a writer, and a device may act on being opened
+        return None
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:

@@ -47,6 +47,18 @@ def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues:
     `live` is its incarnation, if it has one: once its container runs, the failures that are counted until it has proved
     itself are past. One that is only being tried is no news.
     """
+    blocked = held_up(registry, live, queues, now_ms)
+    if blocked is not None:
+        return blocked
+    if queues.failed_example is not None:
+        return _failed(queues, queues.failed_example)
+    if queues.dead_example is not None:
+        return _dead(queues, queues.dead_example)
+    return None
+
+
+def held_up(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues, now_ms: int) -> str | None:
+    """As `explain`, but only what keeps the session's next message waiting: a dead letter holds nobody up."""
     name = f"{registry['agent']} {registry['session']}"
     if registry.get("quarantined_at") is not None:
         reason = str(registry.get("quarantine_reason") or "no reason was recorded").rstrip(".")
@@ -57,14 +69,7 @@ def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues:
     if registry.get("spawn_failures") and (live is None or live.get("container_id") is None):
         count, error = registry["spawn_failures"], str(registry.get("last_spawn_error") or "unknown").rstrip(".")
         return f"Its container could not be started ({count} times in a row): {error}."
-    unclaimed = _unclaimed(live, queues, name, now_ms) if live is not None else None
-    if unclaimed is not None:
-        return unclaimed
-    if queues.failed_example is not None:
-        return _failed(queues, queues.failed_example)
-    if queues.dead_example is not None:
-        return _dead(queues, queues.dead_example)
-    return None
+    return _unclaimed(live, queues, name, now_ms) if live is not None else None
 
 
 def next_step(kind: str, code: str | None) -> str:

@@ -51,6 +51,10 @@ print(json.dumps({
 class Builder(Protocol):
     """What is needed of Docker; `containers.docker_image.ImageBuilder` is it."""
 
+    def is_foreign(self, tag: str) -> bool:
+        """Whether an image of this name is here that is not clawbus's. ImageError when no image can be called so."""
+        ...
+
     def ensure_base(self, image: str) -> bool:
         """Whether it had to be pulled."""
         ...
@@ -90,13 +94,19 @@ def build_image(
     base: str = DEFAULT_BASE,
     tag: str = DEFAULT_IMAGE,
     wheels: Path | None = None,
+    replace_foreign: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> BuiltImage:
     """Build and tag the agent image. `wheels` is a prepared folder to use instead of the package index.
 
-    `progress` gets one line a step. Blocks, for minutes when a base has to be pulled. Raises RuntimeUnavailableError
+    `replace_foreign`: take the name also from an image that is not clawbus's. `progress` gets one line a step. Blocks, for minutes when a base has to be pulled. Raises RuntimeUnavailableError
     without Docker, and ImageError with the reason for everything else.
     """
+    if builder.is_foreign(tag) and not replace_foreign:
+        raise ImageError(
+            f"the image {tag} is not clawbus's: a build would take its name.",
+            hint="Correct docker.image to a name of clawbus's own; or name it with --tag, if it is to be replaced.",
+        )
     progress(f"base image {base}")
     if builder.ensure_base(base):
         progress(f"pulled {base}")

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from daemon.clock import Clock
-from daemon.errors import DataFolderError, UnknownMessageError, UnknownSessionError
+from daemon.errors import DataFolderError, RegistryGoneError, UnknownMessageError, UnknownSessionError
 from daemon.ops.dead_reading import read_dead_letter, read_dead_letters
-from daemon.ops.explain import explain, state_of
+from daemon.ops.explain import explain, held_up, state_of
 from daemon.ops.session_reading import Queues, read_detail, read_life, read_queues
 from daemon.store.mailbox import MailboxEntry, read_mailbox
 from daemon.store.pruned import read as read_pruned
+from daemon.store.rebuild import REMAKE_HINT, found_sessions
 from schema.connect import Reader, ReadLimits, open_reader
-from schema.errors import ClawbusError, SchemaTooNewError
+from schema.errors import ClawbusError, SchemaTooNewError, StorageError
 from schema.ids import check_name
 from schema.layout import SessionFolder
 from schema.migrate import VERSION
@@ -50,7 +51,7 @@ def session_folder(data_dir: Path, agent: str, session: str) -> SessionFolder:
 
 
 def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) -> dict[str, Any]:
-    """Sessions by state, queues, dead letters, live incarnations, what needs attention. Raises DataFolderError."""
+    """Sessions by state, queues, dead letters, live incarnations, what needs attention. Raises DataFolderError, RegistryGoneError."""
     now = clock.now_ms()
     with _open_central(data_dir) as central:
         install = central.one("SELECT install_id FROM install WHERE id = 1")
@@ -80,7 +81,7 @@ def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) 
 def sessions_report(
     data_dir: Path, clock: Clock, *, limit: int = 1000, budget_s: float = _BUDGET_S
 ) -> list[dict[str, Any]]:
-    """One entry a session, those with work first. Raises DataFolderError."""
+    """One entry a session, those with work first. Raises DataFolderError, RegistryGoneError."""
     with _open_central(data_dir) as central:
         return [_summary(one) for one in _look(data_dir, central, clock, limit, budget_s)]
 
@@ -95,7 +96,7 @@ def session_report(
     limits: ReadLimits | None = None,
     held: str | None = None,
 ) -> dict[str, Any]:
-    """Everything about one session, `limit` rows of each kind. Raises UnknownSessionError, DataFolderError.
+    """Everything about one session, `limit` rows of each kind. Raises UnknownSessionError, DataFolderError, RegistryGoneError.
 
     `held` tells why the container's file must not be opened now; the report is then of the host's own files alone.
     """
@@ -118,6 +119,7 @@ def session_report(
     detail = read_detail(folder, limit, limits or ReadLimits(), held)
     return {
         **_summary(looked),
+        "held_up": held_up(registry, live, looked.queues or Queues(), now),
         "folder": str(folder.root),
         "registry": registry,
         "incarnation": live,
@@ -162,7 +164,7 @@ def dead_letters_report(
 ) -> dict[str, Any]:
     """{letters, total, not_examined, errors}: the newest open dead letters of all sessions or of one (agent, session).
 
-    With `letter_id` only those of that id. Raises UnknownSessionError, DataFolderError.
+    With `letter_id` only those of that id. Raises UnknownSessionError, DataFolderError, RegistryGoneError.
     """
     deadline = clock.monotonic() + budget_s
     with _open_central(data_dir) as central:
@@ -239,6 +241,8 @@ def _open_central(data_dir: Path) -> Reader:
             f"the data folder {data_dir} may not be read.", hint="Run this as the daemon's user."
         ) from error
     if not present:
+        if _has_sessions(data_dir / "sessions"):
+            raise RegistryGoneError(f"{path} is lost; the sessions are there.", hint=REMAKE_HINT)
         raise DataFolderError(f"{data_dir} has no {CENTRAL_DB} yet.", hint="Start the daemon once: `clawbus run`.")
     reader = open_reader(path)
     found = _number(reader.one("PRAGMA user_version"))
@@ -246,6 +250,13 @@ def _open_central(data_dir: Path) -> Reader:
         reader.close()
         raise SchemaTooNewError(f"{path} has schema version {found}; this clawbus knows {VERSION}.")
     return reader
+
+
+def _has_sessions(sessions_dir: Path) -> bool:
+    try:
+        return any(True for _ in found_sessions(sessions_dir))
+    except StorageError:  # no such folder
+        return False
 
 
 def _look(data_dir: Path, central: Reader, clock: Clock, limit: int, budget_s: float) -> list[_Looked]:

@@ -17,7 +17,7 @@ from daemon.clock import Clock
 from daemon.config import Config
 from daemon.control.client import ControlClient
 from daemon.data_folder import DataFolder
-from daemon.errors import DataFolderError, RemoteError
+from daemon.errors import DataFolderError, RegistryGoneError, RemoteError
 from daemon.forensics.central_reading import incarnations_of
 from daemon.forensics.containers import RuntimeSeen, look_at_runtime
 from daemon.forensics.truth import Life
@@ -29,7 +29,7 @@ from daemon.repair.stale_drive import CANARY_SESSION, Key
 from daemon.repair.stale_plan import Scope
 from daemon.repair.stale_reading import Surroundings
 from daemon.store.dead_letters import Operator
-from daemon.store.rebuild import agree_on_install_id, found_sessions
+from daemon.store.rebuild import REMAKE_HINT, agree_on_install_id, found_sessions
 from daemon.store.registry import Registry, SessionKey
 from daemon.store.session_files import SessionFiles
 
@@ -160,12 +160,14 @@ def files_access(
     recover: bool,
     look: Callable[[Config, str | None], RuntimeSeen] = look_at_runtime,
 ) -> Generator[FilesAccess]:
-    """Hold the data folder as a daemon would. `recover`: dead containers' journals are rolled back first. Raises DataFolderError, DataFolderLockedError, SchemaTooNewError, StorageError."""
+    """Hold the data folder as a daemon would. `recover`: dead containers' journals are rolled back first. Raises DataFolderError, DataFolderLockedError, RegistryGoneError, SchemaTooNewError, StorageError."""
     if not (config.data_dir / "clawbus.version").is_file():
         raise DataFolderError(
             f"{config.data_dir} is no data folder of clawbus.", hint="Name it with --data or --config."
         )
     with DataFolder.open(config.data_dir, clock) as folder:
+        if not folder.central_db.is_file():  # an empty one in its place would hide the loss
+            raise RegistryGoneError(f"{folder.central_db} is missing.", hint=REMAKE_HINT)
         registry = Registry(folder.central_db)
         install_id = agree_on_install_id(registry, folder.install_file, clock.now_ms())
         yield FilesAccess(config, folder, registry, look(config, install_id), clock, recover=recover)

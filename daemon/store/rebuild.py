@@ -16,6 +16,7 @@ from schema.errors import InvalidNameError, StorageError
 from schema.ids import check_name
 from schema.layout import SessionFolder
 
+REMAKE_HINT: Final = "Start the daemon once (`clawbus run`): it remakes it from the session folders."
 _INSTALL_ID: Final = re.compile(r"[0-9a-z]{1,64}\Z")
 
 

@@ -6,6 +6,7 @@ import io
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -89,6 +90,13 @@ def test_a_base_without_python_is_refused(built: BuiltImage) -> None:
         builder.close()
         with docker_client() as client:
             client.remove_image(tag, force=True)
+
+
+def test_a_foreign_image_is_known_from_ours_and_from_none(built: BuiltImage, base_image: str) -> None:
+    with closing(ImageBuilder()) as builder:
+        assert builder.is_foreign(base_image)
+        assert not builder.is_foreign(built.tag)
+        assert not builder.is_foreign("clawbus-none:none")
 
 
 def test_a_base_that_is_nowhere_is_refused() -> None:

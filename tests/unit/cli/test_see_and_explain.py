@@ -1,13 +1,17 @@
 """doctor, runs, run ID, top, watch and logs as commands: envelopes, exit codes, what people read, wrong usage."""
 
 import json
+import socket
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import typer
 
-from daemon.cli import journal
+from daemon.cli import journal, sweep
 from daemon.cli.durations import since_ms, span_ms
+from daemon.repair.stale_drive import Report
+from daemon.repair.stale_plan import Scope
 from daemon.store.registry import Registry, SessionKey
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations
@@ -24,6 +28,31 @@ def folder(home: Path) -> SessionWorld:
     session = SessionWorld(home / "data" / "sessions" / "echo" / "s")
     session.accept("m1", content='{"text": "hello \\u001b[31m there"}')
     return session
+
+
+@pytest.fixture
+def hung(home: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """A daemon that takes calls and answers none, as one that was stopped does."""
+    monkeypatch.setattr("daemon.cli.daemon_word.PATIENCE_S", 0.05)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(home / "data" / "control.sock"))
+        listening.listen(16)
+        yield
+
+
+@pytest.mark.usefixtures("hung")
+def test_a_daemon_that_hangs_hides_nothing(cli: CommandLine, folder: SessionWorld) -> None:
+    result = cli("sessions").result
+    assert (result["source"], [one["session"] for one in result["sessions"]]) == ("files", ["s"])
+    assert "does not answer" in cli("sessions", "--pretty").out
+    for command in (("session", "show", "echo", "s"), ("dead", "list"), ("mailbox",)):
+        assert cli(*command).result["source"] == "files", command
+
+
+@pytest.mark.usefixtures("hung")
+def test_runs_tells_a_daemon_that_hangs_from_one_that_is_down(cli: CommandLine, folder: SessionWorld) -> None:
+    assert cli("runs").result["daemon"] == "silent"
+    assert "the daemon is silent" in cli("runs", "--pretty").out
 
 
 def test_the_doctor_s_exit_code_fix_and_commands(cli: CommandLine, folder: SessionWorld) -> None:
@@ -154,3 +183,22 @@ def test_what_is_no_duration_is_wrong_usage(text: str) -> None:
 
 def test_an_instant_is_a_time_too() -> None:
     assert since_ms("2026-11-21T00:00:00Z", 0) == 1_795_219_200_000
+
+
+def test_a_preview_without_a_registry_is_refused_and_makes_none(
+    cli: CommandLine, folder: SessionWorld, home: Path
+) -> None:
+    assert cli("sweep", "stale").result["source"] == "files"
+    (home / "data" / "central.db").unlink()
+    envelope = cli("sweep", "stale").envelope
+    assert envelope["error"]["code"] == "REGISTRY_GONE"
+    assert "remakes it" in envelope["fix"]
+    assert not (home / "data" / "central.db").exists()
+
+
+def test_what_a_preview_offers_is_what_it_showed() -> None:
+    runs = [{"agent": "echo", "session": "s", "run": "m1@I1"}]
+    (usual,) = sweep._next(Scope(session=("echo", "s")), Report(applied=False, source="files", runs=runs))
+    assert usual.command == "clawbus sweep stale --session echo/s --apply"
+    (other,) = sweep._next(Scope(older_than_ms=600_000, max_runs=3), Report(applied=False, source="files", runs=runs))
+    assert other.command == "clawbus sweep stale --session echo/s --older-than 600s --max 3 --apply"

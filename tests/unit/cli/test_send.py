@@ -199,12 +199,22 @@ class TestAfterTheAcceptance:
         self, cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def waiting(*_: object) -> dict[str, object]:
-            return {"state": "quarantined", "explanation": "In quarantine: outbound.db is a fifo."}
+            return {"state": "quarantined", "held_up": "In quarantine: outbound.db is a fifo."}
 
         monkeypatch.setattr(operations, "session", waiting)
         error = cli("send", "x", "-a", "mute", "-s", "s", "--wait", "0.05").envelope["error"]
         assert error["code"] == "NO_ANSWER_YET"
         assert "The session is quarantined: In quarantine: outbound.db is a fifo." in error["message"]
+
+    def test_no_answer_yet_blames_no_dead_letter_of_another_message(
+        self, cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def running(*_: object) -> dict[str, object]:
+            return {"state": "running", "explanation": "Message m0 was given up after 3 tries: x.", "held_up": None}
+
+        monkeypatch.setattr(operations, "session", running)
+        error = cli("send", "x", "-a", "mute", "-s", "s", "--wait", "0.05").envelope["error"]
+        assert error["message"].endswith("is accepted and stays so.")
 
     @pytest.mark.parametrize("closed", [False, True])
     def test_output_that_cannot_be_written(self, home: Path, operations: FakeOperations, closed: bool) -> None:

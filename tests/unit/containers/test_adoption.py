@@ -11,7 +11,7 @@ import pytest
 from daemon.config import Agent as AgentConfig
 from daemon.containers import factory
 from daemon.containers.slots import Phase
-from daemon.errors import DataFolderError
+from daemon.errors import DataFolderError, ImageError
 from daemon.store.registry import Registry, SessionKey
 from schema.errors import StorageError
 from tests.support.house_kit import AGENT, HouseKit, until
@@ -68,6 +68,18 @@ async def test_an_outdated_container_ends_gracefully_and_the_message_goes_to_a_n
         assert container.signals == ["TERM"]
         await kit.started()
         assert kit.host.of_session("main").spec.incarnation != container.spec.incarnation
+
+
+async def test_an_outdated_container_is_kept_while_none_could_replace_it(kit: HouseKit) -> None:
+    container = await one_run(kit)
+    kit.config = kit.configure(agents={AGENT: AgentConfig(env={"NEW": "1"})})
+    kit.host.check_error = ImageError("the image x is foreign.")
+    async with kit.running():
+        await kit.house.sweeper.tick()
+        slot = kit.slot()
+        assert slot is not None
+        assert (slot.container_id, slot.reason) == (container.id, None)
+        assert container.signals == []
 
 
 async def test_the_container_of_an_agent_that_is_gone_ends(kit: HouseKit) -> None:

@@ -180,6 +180,10 @@ def test_a_broken_image(world: ForensicWorld) -> None:
     failing = one(world, "SPAWN_FAILING")
     assert failing.cause == "IMAGE_UNUSABLE"
     assert "3 failed starts" in failing.evidence[0]
+    world.image_error = "the image postgres:16 is foreign: it has no label."
+    found = one(world, "IMAGE_UNUSABLE")
+    assert "correct docker.image" in found.summary
+    assert found.command == "clawbus image show", "a build would take the other's name"
 
 
 def test_a_full_disk(world: ForensicWorld) -> None:

@@ -198,6 +198,20 @@ def test_the_life_of_a_run_that_was_cut_short(world: ForensicWorld) -> None:
     assert (found["status"], found["container"]["exit_code"]) == ("orphaned", 137)
 
 
+def test_the_life_of_a_message_that_waits_for_its_next_try(world: ForensicWorld) -> None:
+    session = world.session()
+    session.accept("m1")
+    world.incarnation("s", FIRST)
+    world.claimed(session, "m1", FIRST)
+    world.retried(session, "m1", FIRST, NOW + HOUR)
+    world.running.clear()
+    found = life(world, "m1")
+    assert (found["run_id"], found["tries"], found["next_try_at"]) == ("m1", 1, NOW + HOUR)
+    assert names(found) == ["accepted", "retry_scheduled"]
+    assert found["events"][-1]["detail"]["process_after"] == to_text(NOW + HOUR)
+    assert life(world, f"m1@{FIRST}")["next_try_at"] is None
+
+
 def line(at: int, event: str, **fields: object) -> str:
     return json.dumps({"event": event, "timestamp": to_text(at), **fields}) + "\n"
 

@@ -1,7 +1,9 @@
 """What the sweep must not do: each with its code, a fix, and the database as it was."""
 
+import os
 import resource
 import sqlite3
+import threading
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -273,3 +275,15 @@ def test_a_status_that_moved_under_the_writing_ends_the_transaction(db: InngestD
     db.do("UPDATE trace_runs SET status = 300")
     with unchanged(db), open_writer(db.path) as (writer, _), pytest.raises(SweepDatabaseChangedError):
         write_status(writer, found, Mark("ada", "r", NOW))
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "main.db"
+    os.mkfifo(path)
+    found: list[str | None] = []
+    asking = threading.Thread(target=lambda: found.append(code_of(path)), daemon=True)
+    asking.start()
+    asking.join(20)
+    if asking.is_alive():
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))  # let the waiting one go
+    assert found == ["INNGEST_DB_MISSING"]

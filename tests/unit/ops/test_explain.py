@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from daemon.ops.explain import UNCLAIMED_MS, explain
+from daemon.ops.explain import UNCLAIMED_MS, explain, held_up
 from daemon.ops.session_reading import Queues
 
 REGISTRY = {"agent": "a", "session": "s", "quarantined_at": None, "spawn_failures": 0}
@@ -36,6 +36,7 @@ def dead(destination: str, attempts: int) -> Queues:
 )
 def test_the_sentence(queues: Queues, sentence: str) -> None:
     assert explain(REGISTRY, None, queues, 0) == sentence
+    assert held_up(REGISTRY, None, queues, 0) is None, "it keeps no other message waiting"
 
 
 def test_a_container_that_takes_nothing_explains_itself() -> None:

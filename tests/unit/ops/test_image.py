@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon.errors import ImageError
+from daemon.containers.docker_image import ImageBuilder
+from daemon.errors import ImageError, RuntimeUnavailableError
 from daemon.ops import image, image_wheels, source
 from daemon.ops.image_wheels import TargetPython
 
@@ -31,6 +33,10 @@ class ScriptedBuilder:
         self.output = output
         self.context: dict[str, bytes] = {}
         self.arguments: Mapping[str, str] = {}
+        self.foreign: set[str] = set()
+
+    def is_foreign(self, tag: str) -> bool:
+        return tag in self.foreign
 
     def ensure_base(self, image: str) -> bool:
         return False
@@ -122,6 +128,29 @@ def test_the_context_is_the_source_and_nothing_else(tree: Path, tmp_path: Path) 
     assert builder.arguments == {"BASE_IMAGE": "b", "SOURCE_DIGEST": source.source_digest()}
     assert (built.tag, built.base, built.python, built.source_digest) == ("t", "b", "3.13", source.source_digest())
     assert steps[-1] == "built"
+
+
+def test_another_s_image_loses_its_name_only_when_that_is_asked_for(tree: Path, tmp_path: Path) -> None:
+    builder = ScriptedBuilder(json.dumps(PROBE))
+    builder.foreign = {"postgres:16"}
+    with pytest.raises(ImageError, match=r"postgres:16 is not clawbus's") as caught:
+        image.build_image(builder, cache=tmp_path, tag="postgres:16", wheels=tmp_path)
+    assert "docker.image" in caught.value.hint
+    assert builder.context == {}
+    assert (
+        image.build_image(builder, cache=tmp_path, tag="postgres:16", wheels=tmp_path, replace_foreign=True).tag
+        == "postgres:16"
+    )
+
+
+@pytest.mark.parametrize("name", ["BAD TAG", "", "x:y:z"])
+def test_a_name_that_no_image_can_have_is_the_name_s_fault_and_not_docker_s(tmp_path: Path, name: str) -> None:
+    with closing(ImageBuilder(base_url=f"unix://{tmp_path}/no.sock")) as builder:
+        with pytest.raises(ImageError, match="no name for an image") as caught:
+            builder.is_foreign(name)
+        assert "--tag" in caught.value.hint
+        with pytest.raises(RuntimeUnavailableError):
+            builder.is_foreign("good:1")
 
 
 @pytest.mark.parametrize(

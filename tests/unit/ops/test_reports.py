@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from daemon.errors import DataFolderError, UnknownMessageError, UnknownSessionError
+from daemon.errors import DataFolderError, RegistryGoneError, UnknownMessageError, UnknownSessionError
 from daemon.ops import reports
 from daemon.ops.content import error_of, preview, text_of
 from schema.connect import Writer, open_owner
@@ -196,6 +196,14 @@ class TestStatus:
             reports.status_report(tmp_path / "none", FixedClock())
         with pytest.raises(DataFolderError, match=r"central\.db"):
             reports.status_report(tmp_path, FixedClock())
+
+    def test_a_registry_that_is_lost_is_not_called_one_that_never_was(self, data: Data) -> None:
+        data.session("s")
+        (data.path / "central.db").unlink()
+        for report in (reports.sessions_report, reports.dead_letters_report):
+            with pytest.raises(RegistryGoneError, match="is lost") as caught:
+                report(data.path, FixedClock())
+            assert "remakes it" in caught.value.hint
 
 
 class TestExplanations:
