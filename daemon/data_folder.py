@@ -21,6 +21,7 @@ from daemon.clock import Clock, SystemClock
 from daemon.errors import DataFolderError, DataFolderLockedError
 from schema.errors import SchemaTooNewError
 from schema.instants import to_text
+from schema.layout import CENTRAL_DB
 from schema.migrate import VERSION
 
 LOCK_NAME: Final = "clawbus.lock"
@@ -44,7 +45,7 @@ class Layout:
     @property
     def central_db(self) -> Path:
         """The registry: sessions and incarnations."""
-        return self.root / "central.db"
+        return self.root / CENTRAL_DB
 
     @property
     def install_file(self) -> Path:
@@ -113,7 +114,7 @@ class DataFolder(Layout):
         lock: int | None = None
         try:
             _make_or_check(root)
-            _check_ours(root)
+            check_ours(root, "Name an empty or a new folder with data_dir or --data.")
             lock = _take_lock(root)
             _check_version(root)
             _write_holder(lock, clock or SystemClock())
@@ -210,15 +211,18 @@ def _make_or_check(root: Path) -> None:
         raise DataFolderError(f"{root} cannot be read and written by this user (id {os.geteuid()}).")
 
 
-def _check_ours(root: Path) -> None:
-    """Somebody's home or project must not become a data folder by a slip of the hand (`--data .`)."""
+def check_ours(root: Path, hint: str) -> None:
+    """Somebody's home or project must not be taken for a data folder by a slip of the hand (`--data .`).
+
+    Raises DataFolderError with this hint, or PermissionError.
+    """
     if (root / VERSION_NAME).exists():
         return
     foreign = sorted(item.name for item in root.iterdir() if not item.name.startswith(_OURS))
     if foreign:
         raise DataFolderError(
             f"{root} is no clawbus data folder and is not empty: it holds {', '.join(foreign[:3])}.",
-            hint="Name an empty or a new folder with data_dir or --data.",
+            hint=hint,
         )
 
 

@@ -90,17 +90,18 @@ class DaemonOperations:
             entry = await self._local.wait_reply(agent, session, message_id, max(0.0, min(left, _LOOK_S)))
             if entry is not None or left <= _LOOK_S:
                 return entry
-            why = await self._no_answer(_key(agent, session), message_id)
-            if why is not None and await self._local.wait_reply(agent, session, message_id, 0.0) is None:
-                raise NoAnswerError(f"no answer to {message_id} will come: {why}.")
+            error = await self._no_answer(_key(agent, session), message_id)
+            if error is not None and await self._local.wait_reply(agent, session, message_id, 0.0) is None:
+                raise error
 
-    async def _no_answer(self, key: SessionKey, message_id: str) -> str | None:
+    async def _no_answer(self, key: SessionKey, message_id: str) -> NoAnswerError | None:
         """Why no answer is to be expected, or None while one may come or nothing can be told now."""
         try:
             found = await self._sessions.get(key)
             if found.quarantined is not None:
-                return f"session {key} is in quarantine ({found.quarantined})"
-            return await found.call(partial(unanswered, found.files, message_id))
+                return _held(key, message_id, found.quarantined)
+            why = await found.call(partial(unanswered, found.files, message_id))
+            return NoAnswerError(f"no answer to {message_id} will come: {why}.") if why is not None else None
         except ClawbusError:
             return None
 
@@ -232,6 +233,15 @@ class DaemonOperations:
         took = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors,
                 "given_back_bytes": last.given_back, "taken": dict(last.taken)}  # fmt: skip
         return {"keep_s": dict(self._retention.ages), "last_pass": took if last.at is not None else None}
+
+
+def _held(key: SessionKey, message_id: str, reason: str) -> NoAnswerError:
+    """Its message is kept, and worked on as soon as the session is released."""
+    name = f"{key.agent} {key.session}"
+    return NoAnswerError(
+        f"no answer to {message_id} comes while session {key} is in quarantine: {reason.rstrip('.')}. The message is kept.",
+        hint=f"`clawbus session show {name}` tells why; mend that, then `clawbus session release {name}`.",
+    )
 
 
 def _key(agent: str, session: str) -> SessionKey:

@@ -5,7 +5,14 @@ Every error carries a stable `code` and a `hint`: the operator's next step. `dae
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+from schema.layout import CENTRAL_DB
+
+_REGISTRY_HINT: Final = (
+    "In the data folder: `mv central.db central.db.broken`, and `clawbus run` if no daemon runs. It is remade from the"
+    " session folders, which stay where they are."
+)
 
 
 class ClawbusError(Exception):
@@ -69,6 +76,11 @@ class UnusableFileError(StorageError):
         "Restore the session's folder from a backup, or move all of it away to start anew without its messages; then"
         " `clawbus session release`."
     )
+
+    @classmethod
+    def of(cls, name: str, message: str) -> UnusableFileError:
+        """The error about the file of this name: of all the host's files, the registry alone is remade from others."""
+        return cls(message, hint=_REGISTRY_HINT if name == CENTRAL_DB else None)
 
 
 class ReadDeadlineError(ClawbusError):

@@ -65,7 +65,7 @@ def translate(error: sqlite3.Error, path: Path, *, hostile: bool) -> ClawbusErro
     if hostile and (code is None or code & 0xFF in _HOSTILE_CODES):
         return HostileFileError(text)
     if isinstance(code, int) and code & 0xFF in _BROKEN_CODES:
-        return UnusableFileError(f"{text.rstrip('.')}.")
+        return UnusableFileError.of(path.name, f"{text.rstrip('.')}.")
     return StorageError(text)
 
 

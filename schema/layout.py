@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+CENTRAL_DB: Final = "central.db"  # beside the session folders: the registry
 INBOUND_DB: Final = "inbound.db"
 OUTBOUND_DB: Final = "outbound.db"
 HEARTBEAT: Final = ".heartbeat"

@@ -89,7 +89,8 @@ def _refuse_foreign(connection: sqlite3.Connection, role: Role, path: Path) -> N
     there = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     ours = {name for one in _statements(role) for name in _TABLE.findall(one)}
     if there and there.isdisjoint(ours):
-        raise UnusableFileError(f"{path} is another program's database: it has none of the tables of {role.value}.db.")
+        why = f"{path} is another program's database: it has none of the tables of {role.value}.db."
+        raise UnusableFileError.of(path.name, why)
 
 
 def _add_columns(connection: sqlite3.Connection, role: Role) -> None:

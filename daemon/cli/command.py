@@ -7,6 +7,7 @@ what it cannot explain. Configuration and the HTTP client are imported when a co
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ DataFlag = Annotated[
 DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected failure.")]
 
 
+_OURS: Final = re.compile(r"(?:^|(?<=&& ))clawbus(?= )")  # the command itself, not a path of that name
 LOOK: Final = (NextAction("clawbus logs -n 50", "what it does instead"),)
 SILENT_FIX: Final = (
     "Do not start a second one. A daemon that starts, or whose control socket was deleted, answers within seconds; is"
@@ -96,6 +98,10 @@ class Invocation:
         from daemon.config import load_config  # noqa: PLC0415
 
         return load_config(self.config_file, data_dir=self.options.data)
+
+    def here(self, command: str) -> str:
+        """The command with the places that this one was given, so that it can be copied as it stands."""
+        return _in_place(command, self.options)
 
     def client(self, *, answer_s: float = 30.0) -> ControlClient:
         """A client of the configured daemon, to be closed by the caller; it waits `answer_s` seconds for an answer."""
@@ -228,13 +234,16 @@ class OutputLostError(Exception):
 
 
 def _same_place(action: NextAction, options: Globals) -> NextAction:
-    """The action with the places that this command was given, so that it can be copied as it stands."""
+    return NextAction(_in_place(action.command, options), action.description)
+
+
+def _in_place(command: str, options: Globals) -> str:
     place = ""
-    if options.config is not None and "--config" not in action.command:
+    if options.config is not None and "--config" not in command:
         place += f" --config {shlex.quote(str(options.config))}"
-    if options.data is not None and "--data" not in action.command and "--config" not in action.command:
+    if options.data is not None and "--data" not in command and "--config" not in command:
         place += f" --data {shlex.quote(str(options.data))}"
-    return NextAction(action.command.replace("clawbus", f"clawbus{place}", 1), action.description)
+    return _OURS.sub(lambda found: found.group() + place, command, count=1)
 
 
 def _show(invocation: Invocation, outcome: Outcome) -> None:

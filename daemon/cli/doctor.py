@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -45,6 +45,7 @@ def doctor(
 
     named = pair(session, None) if session is not None else None
     found = Doctor(invocation.config, SystemClock(), lambda: daemon_word(invocation)).examine(named)
+    found.diagnoses = [replace(one, command=invocation.here(one.command)) for one in found.diagnoses]
     result: dict[str, Any] = {
         "source": "daemon" if found.daemon.value == "up" else "files",
         "daemon": found.daemon.value,

@@ -24,4 +24,10 @@ def span_ms(text: str) -> int:
 def since_ms(text: str, now_ms: int) -> int:
     """An instant (`2026-11-21T02:00Z`), or so long before now (`2h`), in epoch milliseconds. Raises a usage error."""
     instant = from_text(text)
-    return instant if instant is not None else now_ms - span_ms(text)
+    if instant is not None:
+        return instant
+    try:
+        return now_ms - span_ms(text)
+    except typer.BadParameter:
+        told = f"{text!r} is no time; write how long ago (90s, 15m, 2h, 3d) or an instant (2026-11-21T02:00Z)."
+        raise typer.BadParameter(told) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from daemon.cli.command import Invocation
@@ -57,7 +57,8 @@ def _explain(invocation: Invocation, found: Found) -> list[Diagnosis]:
     doctor = Doctor(invocation.config, SystemClock(), lambda: daemon_word(invocation))
     message_id = found.wanted.evidence.message_id
     every = doctor.examine(found.key).diagnoses
-    told = [one for one in every if one.agent is None or one.message_id in (None, message_id)]
+    ours = [one for one in every if one.agent is None or one.message_id in (None, message_id)]
+    told = [replace(one, command=invocation.here(one.command)) for one in ours]
     return sorted(told, key=lambda one: (one.message_id is None, one.agent is None))
 
 

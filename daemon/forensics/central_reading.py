@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from daemon.data_folder import Layout
+from daemon.data_folder import Layout, check_ours
 from daemon.errors import DataFolderError
 from schema.connect import Reader, open_reader
 from schema.errors import ClawbusError, SchemaTooNewError
@@ -105,11 +105,11 @@ def live_runtimes(data_dir: Path) -> frozenset[str]:
 
 
 def check_data_folder(data_dir: Path) -> None:
-    """Raise DataFolderError unless the folder is there and may be looked into."""
+    """Raise DataFolderError unless the folder is there, may be looked into, and is a data folder or may become one."""
     try:
         if not data_dir.is_dir():
             raise DataFolderError(f"the data folder {data_dir} does not exist.")
-        next(data_dir.iterdir(), None)
+        check_ours(data_dir, "Name the daemon's data folder with --data or data_dir.")
     except PermissionError as error:
         raise DataFolderError(
             f"the data folder {data_dir} may not be read.", hint="Run this as the daemon's user."

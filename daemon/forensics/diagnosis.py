@@ -1,4 +1,4 @@
-"""What a diagnosis is, and how durations are said in one: pure. Shared by the rules of the host, a session and a run."""
+"""What a diagnosis is, and how durations and numbers are said in one: pure. Shared by the rules of the host, a session and a run."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def span(milliseconds: int) -> str:
         if milliseconds >= size * above:
             return f"{milliseconds // size} {unit}"
     return f"{max(0, milliseconds) / 1000:.3g} s" if milliseconds < 10_000 else f"{milliseconds // 1000} s"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """`1 answer`, `2 answers`, with the words as given."""
+    return f"{number} {one if number == 1 else many}"

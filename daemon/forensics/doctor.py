@@ -14,6 +14,7 @@ from typing import Any, Final
 from daemon.clock import Clock
 from daemon.config import Config
 from daemon.data_folder import LOW_BYTES, VERSION_NAME
+from daemon.errors import UnknownSessionError
 from daemon.forensics.central_reading import CentralSeen, Key, folder_of, incarnations_of, read_central
 from daemon.forensics.containers import RuntimeSeen, install_id_of, look_at_runtime
 from daemon.forensics.diagnoses import diagnose_host, diagnose_run, diagnose_session
@@ -82,7 +83,7 @@ class Doctor:
         self._budget_s = budget_s
 
     def examine(self, session: Key | None = None, *, pause: Callable[[float], None] = time.sleep) -> Examination:
-        """Look, and look again where it may only have been in passing. Raises DataFolderError.
+        """Look, and look again where it may only have been in passing. Raises DataFolderError, UnknownSessionError.
 
         With `session` only at that one, and at the host.
         """
@@ -106,6 +107,8 @@ class Doctor:
         of_sessions: list[Diagnosis] = []
         keys = central.known() if only is None else [key for key in central.known() if key == only]
         keys += [key for key in _strays_only(listing, central) if only in (None, key)]
+        if only is not None and not keys:
+            raise UnknownSessionError(f"there is no session {'/'.join(only)}.")
         for key in keys:
             if self._clock.monotonic() > deadline:
                 break

@@ -19,7 +19,9 @@ def _daemon_down(host: HostFacts) -> Diagnosis | None:
     if host.daemon is not DaemonState.DOWN:
         return None
     evidence = (host.daemon_detail or "Nobody holds the data folder's lock, and nobody answers on the socket.",)
-    return Diagnosis("DAEMON_DOWN", "No daemon runs on this data folder.", evidence, "clawbus run")
+    # It does not start over a registry that it cannot read; the command of that one starts it as well.
+    cause = "REGISTRY_UNREADABLE" if host.registry_error is not None else None
+    return Diagnosis("DAEMON_DOWN", "No daemon runs on this data folder.", evidence, "clawbus run", cause=cause)
 
 
 def _daemon_silent(host: HostFacts) -> Diagnosis | None:

@@ -137,6 +137,7 @@ class _Box:
     acks: dict[str, Ack] = field(default_factory=dict[str, Ack])
     answers: dict[str, list[Answer]] = field(default_factory=dict[str, list[Answer]])
     unreadable: frozenset[Source] = frozenset()
+    newest: list[str] | None = None  # ids of answers, when the cursor says nothing of this very file
 
 
 def read_runs_of(folder: SessionFolder, ids: Sequence[str], scene: Scene, limits: ReadLimits) -> RunsRead:
@@ -169,6 +170,9 @@ def _read(
         return found
     try:
         _read_box(folder, limits, [message.message_id for message in host.messages], box, found, cursor)
+        if box.newest is not None:
+            with open_inbound(folder) as reader:
+                found.news = _any_unknown(reader, box.newest)
     except ClawbusError as error:
         found.errors.append(f"{error.code}: {error}")
         box = _Box(unreadable=frozenset({Source.TRACE, Source.FINISH}))
@@ -214,6 +218,16 @@ def _open_attempts(reader: Reader) -> list[str]:
 def _cursor(reader: Reader) -> tuple[int, str] | None:
     rows = table_rows(reader, "delivery_cursor", "SELECT * FROM delivery_cursor WHERE id = 1")
     return (int(rows[0]["seq"]), str(rows[0]["file_id"] or "")) if rows else None
+
+
+def _any_unknown(reader: Reader, ids: Sequence[str]) -> bool:
+    """Whether the host has neither a receipt of one of these answers nor tracks it: a restored file is another file."""
+    known: set[str] = set()
+    for chunk in chunks(ids):
+        for name in ("delivered", "delivery_attempts"):
+            sql = f"SELECT message_out_id FROM {name} WHERE message_out_id IN ({marks(chunk)})"
+            known.update(str(row["message_out_id"]) for row in table_rows(reader, name, sql, *chunk))
+    return not known.issuperset(ids)
 
 
 def _read_host(reader: Reader, rows: Iterable[sqlite3.Row], host: _Host) -> None:
@@ -293,6 +307,9 @@ def _read_box(
         found.tool = outbound.tool_in_flight(reader)
         seen = cursor[0] if cursor is not None and cursor[1] in ("", reader.file_id) else 0
         found.news = outbound.has_after(reader, seen)
+        if found.news and seen == 0 and reader.columns("messages_out"):
+            newest = reader.all("SELECT id FROM messages_out ORDER BY seq DESC LIMIT ?", (_NEWEST_ANSWERS,))
+            box.newest = [str(row["id"]) for row in newest]
         if reader.columns("messages_out") and ids:
             _read_answers(reader, frozenset(ids), box)
 

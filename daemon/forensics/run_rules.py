@@ -36,10 +36,9 @@ def _stuck_claim(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnosis
     evidence = [f"Claimed at {to_text(seen.claimed_at)}; no progress for {span(silent)}, {span(allowed)} are allowed."]
     if run.tool is not None:
         evidence.append(f"The tool {run.tool} is in flight.")
-    cause = None if host.daemon is DaemonState.UP else f"DAEMON_{host.daemon.value.upper()}"
     command = f"clawbus session kill {_two(one)}"
     return _about(
-        one, run, "STUCK_CLAIM", "Its container lives, holds it and makes no progress.", command, evidence, cause
+        one, run, "STUCK_CLAIM", "Its container lives, holds it and makes no progress.", command, evidence, _away(host)
     )
 
 
@@ -48,14 +47,15 @@ def _lost_ack(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnosis | 
     if not verdict.stale or verdict.status not in FINISHED or verdict.listed is verdict.status or run.evidence.endings:
         return None
     summary = f"Its agent {'finished' if verdict.status is RunStatus.COMPLETED else 'failed'} it, and nobody took note."
-    return _about(one, run, "LOST_ACK", summary, _sweep_stale(one))
+    return _about(one, run, "LOST_ACK", summary, _settling(host, one), cause=_away(host))
 
 
 def _ghost_run(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnosis | None:
     verdict = run.verdict
     if not verdict.stale or verdict.listed is not RunStatus.RUNNING or run.evidence.life is not Life.GONE:
         return None
-    return _about(one, run, "GHOST_RUN", "It is listed as running, and its container is gone.", _sweep_stale(one))
+    summary = "It is listed as running, and its container is gone."
+    return _about(one, run, "GHOST_RUN", summary, _settling(host, one), cause=_away(host))
 
 
 def _stale(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnosis | None:
@@ -64,11 +64,16 @@ def _stale(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnosis | Non
     summary = (
         f"It is listed as {run.verdict.listed.value} and is {run.verdict.status.value}, or its record is incomplete."
     )
-    return _about(one, run, "STALE_RUN", summary, _sweep_stale(one))
+    return _about(one, run, "STALE_RUN", summary, _settling(host, one), cause=_away(host))
 
 
-def _sweep_stale(one: SessionFacts) -> str:
-    return f"clawbus sweep stale --session {one.name} --apply"
+def _settling(host: HostFacts, one: SessionFacts) -> str:
+    """A daemon that starts settles it, and tries again what nobody finished; the stale sweep would cancel that."""
+    return "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus sweep stale --session {one.name} --apply"
+
+
+def _away(host: HostFacts) -> str | None:
+    return None if host.daemon is DaemonState.UP else f"DAEMON_{host.daemon.value.upper()}"
 
 
 def _run_id(run: RunFacts) -> str:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from daemon.forensics.diagnosis import Diagnosis, span
+from daemon.forensics.diagnosis import Diagnosis, counted, span
 from daemon.forensics.facts import DaemonState, HostFacts, SessionFacts
 from daemon.forensics.host_rules import disk_full, image_unusable, runtime_away
 from daemon.forensics.truth import Life
@@ -24,7 +24,8 @@ def _quarantined(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         return None
     reason = one.quarantine_reason or "No reason was recorded."
     evidence = (f"Since {to_text(one.quarantined_at)}: {reason}", *one.errors)
-    return _of(one, "QUARANTINED", "The session is in quarantine.", evidence, f"clawbus session release {_two(one)}")
+    command = _anew(one) if _is_hostile(one.errors) else f"clawbus session release {_two(one)}"
+    return _of(one, "QUARANTINED", "The session is in quarantine.", evidence, command)
 
 
 def _files_unreadable(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -32,10 +33,19 @@ def _files_unreadable(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     errors = [text for text in one.errors if not (one.journal and text.startswith("READ_RACE"))]
     if not errors:
         return None
-    theirs = any(text.startswith(("HOSTILE_FILE", "READ_DEADLINE")) for text in errors)
     # The container's side can be begun anew; the host's own file only a backup gives back.
-    command = f"clawbus session {'reset' if theirs else 'show'} {_two(one)}"
+    slow = any(text.startswith("READ_DEADLINE") for text in errors)
+    command = _anew(one) if _is_hostile(errors) else f"clawbus session {'reset' if slow else 'show'} {_two(one)}"
     return _of(one, "FILES_UNREADABLE", "The session's files cannot be read.", errors, command)
+
+
+def _is_hostile(errors: Iterable[str]) -> bool:
+    return any(text.startswith("HOSTILE_FILE") for text in errors)
+
+
+def _anew(one: SessionFacts) -> str:
+    """Nobody can tell what such an out/ holds, so a reset without --discard is refused, and a release does not last."""
+    return f"clawbus session reset {_two(one)} --discard"
 
 
 def _unregistered(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -133,9 +143,10 @@ def _unclaimed(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     if waited < UNCLAIMED_MS:
         return None
     evidence = (f"{one.due} due for {span(waited)}; the container {one.live.container_id} lives and claims nothing.",)
+    # It claims nothing, so a stop costs no message a try; a runner that hangs is killed after the grace.
     return _of(
         one, "UNCLAIMED", "Its container runs and takes nothing: the runner hangs, or cannot see its folder.", evidence,
-        f"clawbus session kill {_two(one)}", incarnation=one.live.incarnation,
+        f"clawbus session stop {_two(one)}", incarnation=one.live.incarnation,
     )  # fmt: skip
 
 
@@ -145,7 +156,8 @@ def _delivery_stuck(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     waited = host.now - one.oldest_overdue_at
     if waited < max(GRACE_MS, host.sweep_interval_ms + GRACE_MS):
         return None
-    evidence = (f"{one.overdue_answers} answers are due to be sent, the oldest for {span(waited)}.",)
+    due = counted(one.overdue_answers, "answer is", "answers are")
+    evidence = (f"{due} due to be sent, the oldest for {span(waited)}.",)
     down = host.daemon is not DaemonState.UP
     cause = f"DAEMON_{host.daemon.value.upper()}" if down else "DISK_FULL" if disk_full(host) else None
     command = "clawbus run" if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"
@@ -156,13 +168,15 @@ def _dead_letters(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     total = one.failed + one.dead
     if not total:
         return None
-    evidence = [f"{one.failed} messages were given up, {one.dead} answers could not be delivered."]
+    given_up = counted(one.failed, "message was", "messages were")
+    evidence = [f"{given_up} given up, {counted(one.dead, 'answer', 'answers')} could not be delivered."]
     if one.dead_example is not None:
         evidence.append(f"The newest: {one.dead_example}: {one.dead_reason or 'no reason was recorded'}")
     # An answer's id is the container's own text.
     shown = f"show {shlex.quote(one.dead_example)}" if one.dead_example is not None else "list"
     command = f"clawbus dead {shown} --session {one.name}"
-    return _of(one, "DEAD_LETTERS", f"{total} open dead letters wait for an operator.", evidence, command)
+    waiting = counted(total, "open dead letter waits", "open dead letters wait")
+    return _of(one, "DEAD_LETTERS", f"{waiting} for an operator.", evidence, command)
 
 
 def _two(one: SessionFacts) -> str:

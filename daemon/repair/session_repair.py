@@ -72,7 +72,8 @@ def _refuse_losses(files: SessionFiles, db: Reader) -> None:
             pending = [message.id for message in messages.pending(db, 0)]
             acks = outbound.acks_for(out, pending) if out is not None else {}
     except (HostileFileError, ReadRaceError, ReadDeadlineError, FileBusyError) as error:
-        raise ResetWouldLoseError(f"what out/ holds cannot be told: {error}") from error
+        hint = "Repeat with --discard: out/ is kept as it is in the folder that is put aside."
+        raise ResetWouldLoseError(f"what out/ holds cannot be told: {error}", hint=hint) from error
     finished = [ack.message_id for ack in acks.values() if ack.status != "processing"]
     if finished:
         raise ResetWouldLoseError(f"the agent has finished {', '.join(finished[:3])}, and nobody has taken note of it.")

@@ -67,7 +67,7 @@ def repair(daemon: RealDaemon, command: str, by_hand: Mapping[str, Callable[[], 
             return None
     words = shlex.split(command)
     assert words[0] == "clawbus", f"nobody here can run: {command}"
-    if words[1:] == ["run"]:
+    if words == ["clawbus", "--config", str(daemon.config), "run"]:
         daemon.start()
         return None
     said = daemon.cli(*words[1:], timeout_s=120)

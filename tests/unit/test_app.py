@@ -11,10 +11,12 @@ import anyio.lowlevel
 import pytest
 from structlog.testing import capture_logs
 
-from daemon import app
+from daemon import app, operations
 from daemon.config import Agent as AgentConfig
 from daemon.config import Config
-from daemon.errors import ChannelError, ConfigError, ImageError, UnknownSessionError
+from daemon.errors import ChannelError, ConfigError, ImageError, NoAnswerError, UnknownSessionError
+from daemon.store.dead_letters import Operator
+from daemon.store.registry import SessionKey
 from schema.rows import Address
 from tests.support.fake_agent import claims_and_dies, echo
 from tests.support.fake_channel import FakeChannel
@@ -145,6 +147,21 @@ async def test_after_the_last_try_the_sender_is_told(kit: HouseKit) -> None:
             assert (await kit.message("m1"))["tries"] == 5
             assert kit.host.spawns == 5
         machine.cancel_scope.cancel()
+
+
+async def test_who_waits_on_a_quarantined_session_is_told_that_its_message_is_kept(
+    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "_LOOK_S", 0.001)
+    async with kit.running():
+        await kit.send(text="hi", message_id="m1", address=ME)
+        await kit.operations.repairs.quarantine(SessionKey(AGENT, "main"), Operator("ops", "odd."))
+        with anyio.fail_after(SECONDS), pytest.raises(NoAnswerError) as told:
+            await kit.operations.wait_reply(AGENT, "main", "m1", SECONDS)
+    assert str(told.value) == (
+        f"no answer to m1 comes while session {AGENT}/main is in quarantine: by ops: odd. The message is kept."
+    )
+    assert f"`clawbus session release {AGENT} main`" in told.value.hint
 
 
 # --- channels

@@ -75,11 +75,13 @@ def test_ghost_running(daemon: RealDaemon) -> None:
     assert one["message_id"] == message_id
     told = explained(daemon, message_id)
     assert (told["stale"], told["listed"], told["status"]) == (True, "running", "orphaned")
-    repair(daemon, one["command"])
-    assert history(daemon, message_id)[-2:] == ["swept", "cancelled"]
-    gone(daemon, "GHOST_RUN", "STALE_RUN")
-    repair(daemon, found(daemon, "DAEMON_DOWN")["command"])
-    assert daemon.answer(message_id, agent="prog", session="s")["error"]["code"] == "CANCELLED"
+    assert one["cause"] == "DAEMON_DOWN"
+    let_go(mark)
+    repair(daemon, one["command"])  # a start tries it again: nothing is cancelled
+    assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
+    told_of = history(daemon, message_id)
+    assert "retry_scheduled" in told_of
+    assert "cancelled" not in told_of
     healthy(daemon)
 
 
@@ -95,12 +97,12 @@ def test_lost_ack(daemon: RealDaemon) -> None:
     one = found(daemon, "LOST_ACK")
     told = explained(daemon, message_id)
     assert (told["stale"], told["status"]) == (True, "completed")
+    assert one["cause"] == "DAEMON_DOWN"
     repair(daemon, one["command"])
-    assert daemon.rows("prog", "s", "SELECT status FROM messages_in") == [{"status": "completed"}]
-    assert history(daemon, message_id)[-2:] == ["swept", "completed"]
-    gone(daemon, "LOST_ACK", "STALE_RUN")
-    repair(daemon, found(daemon, "DAEMON_DOWN")["command"])
     assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
+    gone(daemon, "LOST_ACK", "STALE_RUN")
+    assert daemon.rows("prog", "s", "SELECT status FROM messages_in") == [{"status": "completed"}]
+    assert history(daemon, message_id)[-1] == "completed"
     healthy(daemon)
 
 
@@ -247,11 +249,13 @@ def test_quarantined_session(daemon: RealDaemon) -> None:
     kept = box.read_bytes()
     box.write_bytes(b"\xa5" * 9000)
     message_id = daemon.post("say anew", agent="prog", session="s")
-    one = found(daemon, "QUARANTINED")
+    assert "--discard" in found(daemon, "QUARANTINED")["command"], "released as it is, it would be back at once"
     told = explained(daemon, message_id)
     assert told["status"] == "waiting"
     assert "QUARANTINED" in [item["code"] for item in told["diagnoses"]]
     box.write_bytes(kept)  # mended, as the finding's reason asks for
+    one = found(daemon, "QUARANTINED")
+    assert one["command"].endswith(" session release prog s")
     repair(daemon, one["command"])
     assert daemon.answer(message_id, agent="prog", session="s") == {"text": "anew"}
     healthy(daemon)
@@ -264,8 +268,7 @@ def test_a_quarantined_session_whose_file_cannot_be_mended_is_reset(daemon: Real
     eventually("stopped", lambda: daemon.running("prog", "s") is None)
     (daemon.folder("prog", "s") / "out" / "outbound.db").write_bytes(b"\xa5" * 9000)
     message_id = daemon.post("say anew", agent="prog", session="s")
-    found(daemon, "QUARANTINED")
-    daemon.cli("session", "reset", "prog", "s", "--discard", "--reason", "beyond repair")
+    repair(daemon, found(daemon, "QUARANTINED")["command"])
     assert daemon.answer(message_id, agent="prog", session="s") == {"text": "anew"}
     healthy(daemon)
 

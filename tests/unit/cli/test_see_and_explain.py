@@ -92,6 +92,35 @@ def test_a_folder_that_is_not_there_is_refused(cli: CommandLine, home: Path) -> 
         assert cli(*command).envelope["error"]["code"] == "DATA_FOLDER"
 
 
+def test_a_folder_that_is_somebody_s_is_no_healthy_data_folder(cli: CommandLine, home: Path) -> None:
+    (home / "data" / "thesis.txt").touch()
+    for command in (("doctor",), ("runs",), ("run", "m1")):
+        envelope = cli(*command).envelope
+        assert envelope["error"]["code"] == "DATA_FOLDER"
+        assert "--data" in envelope["fix"]
+
+
+def test_the_doctor_of_a_session_that_is_not_there(cli: CommandLine, folder: SessionWorld) -> None:
+    assert cli("doctor", "-s", "echo/typo").envelope["error"]["code"] == "UNKNOWN_SESSION"
+
+
+def test_every_command_that_is_named_is_for_the_place_that_was_asked(
+    cli: CommandLine, folder: SessionWorld, home: Path
+) -> None:
+    place = f"--data {home / 'data'}"
+    envelope = cli("doctor", "--data", str(home / "data")).envelope
+    assert envelope["fix"] == f"Run: clawbus {place} run"
+    assert [one["command"] for one in envelope["result"]["diagnoses"]] == [f"clawbus {place} run"] * 2
+    assert [step["command"] for step in envelope["next_actions"]] == [f"clawbus {place} run"]
+    assert f"repair: clawbus {place} run" in cli("doctor", "--data", str(home / "data"), "--pretty").out
+    explained = cli("run", "m1", "--data", str(home / "data")).result["diagnoses"]
+    assert [one["command"] for one in explained] == [f"clawbus {place} run"] * 2
+    (home / "data" / "central.db").write_bytes(b"no database" * 100)
+    broken = cli("doctor", "--data", str(home / "data")).envelope["fix"]
+    assert broken.startswith("Run: mv /")
+    assert broken.endswith(f"central.db.broken && clawbus {place} run")
+
+
 def test_runs_in_both_forms(cli: CommandLine, folder: SessionWorld) -> None:
     result = cli("runs").result
     assert (result["source"], result["daemon"]) == ("files", "down")
@@ -102,7 +131,9 @@ def test_runs_in_both_forms(cli: CommandLine, folder: SessionWorld) -> None:
     assert "hello  there" in text
     assert "\x1b" not in text
     assert cli("runs", "--status", "lost").code == 2
-    assert cli("runs", "--since", "yesterday").code == 2
+    wrong = cli("runs", "--since", "yesterday")
+    assert wrong.code == 2
+    assert "an instant" in wrong.out + wrong.err
     assert cli("runs", "--session", "echo/t").envelope["error"]["code"] == "UNKNOWN_SESSION"
 
 

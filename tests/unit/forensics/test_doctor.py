@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from daemon.errors import UnknownSessionError
 from daemon.forensics.diagnosis import Diagnosis
 from daemon.forensics.facts import Container, DaemonState
 from daemon.store.registry import SessionKey
@@ -98,6 +99,11 @@ def test_a_ghost_run(world: ForensicWorld) -> None:
     ghost = one(world, "GHOST_CONTAINER")
     assert ghost.incarnation == "I1"
     assert ghost.command == "clawbus session kill a s"
+    world.state, world.live = DaemonState.DOWN, None
+    found = one(world, "GHOST_RUN")
+    assert (found.command, found.cause) == ("clawbus run", "DAEMON_DOWN"), (
+        "a sweep would cancel what a start tries again"
+    )
 
 
 def test_a_lost_ack(world: ForensicWorld) -> None:
@@ -109,7 +115,10 @@ def test_a_lost_ack(world: ForensicWorld) -> None:
     found = one(world, "LOST_ACK")
     assert found.command == "clawbus sweep stale --session a/s --apply"
     world.state = DaemonState.DOWN
-    assert "LOST_ACK" in world.codes()
+    found = one(world, "LOST_ACK")
+    assert (found.command, found.cause) == ("clawbus run", "DAEMON_DOWN")
+    world.state = DaemonState.SILENT
+    assert one(world, "LOST_ACK").cause == "DAEMON_SILENT"
 
 
 def test_an_orphaned_container(world: ForensicWorld) -> None:
@@ -143,6 +152,8 @@ def test_dead_letters(world: ForensicWorld) -> None:
     world.settled(session, "m1", "I1", "failed")
     found = one(world, "DEAD_LETTERS")
     assert found.command == "clawbus dead show m1 --session a/s"
+    assert found.summary == "1 open dead letter waits for an operator."
+    assert found.evidence[0] == "1 message was given up, 0 answers could not be delivered."
 
 
 def test_a_dead_answer_s_id_is_quoted_for_the_shell(world: ForensicWorld) -> None:
@@ -229,6 +240,18 @@ def test_a_quarantined_session_covers_its_runs(world: ForensicWorld) -> None:
     assert "GHOST_RUN" not in world.codes()
 
 
+def test_a_quarantine_lasts_as_long_as_its_file_cannot_be_read(world: ForensicWorld) -> None:
+    outbound = world.session().files.folder.outbound_db
+    world.registry.quarantine(KEY, "outbound.db: file is not a database (SQLITE_NOTADB)", NOW)
+    kept = outbound.read_bytes() if outbound.exists() else None
+    outbound.write_bytes(b"\xa5" * 9000)
+    assert one(world, "QUARANTINED").command == "clawbus session reset a s --discard", "a release would not last"
+    outbound.unlink()
+    if kept is not None:
+        outbound.write_bytes(kept)
+    assert one(world, "QUARANTINED").command == "clawbus session release a s", "it was mended"
+
+
 def test_due_work_and_nothing_running(world: ForensicWorld) -> None:
     session = world.session()
     session.accept("m1")
@@ -248,7 +271,7 @@ def test_a_container_that_takes_nothing(world: ForensicWorld) -> None:
     world.incarnation("s", "I1")
     session.accept("m1")
     later(world)
-    assert one(world, "UNCLAIMED").command == "clawbus session kill a s"
+    assert one(world, "UNCLAIMED").command == "clawbus session stop a s"
 
 
 def test_answers_that_nobody_sends(world: ForensicWorld) -> None:
@@ -261,7 +284,23 @@ def test_answers_that_nobody_sends(world: ForensicWorld) -> None:
         )
     assert world.look().healthy
     later(world)
-    assert one(world, "DELIVERY_STUCK").evidence == ("1 answers are due to be sent, the oldest for 60 min.",)
+    assert one(world, "DELIVERY_STUCK").evidence == ("1 answer is due to be sent, the oldest for 60 min.",)
+
+
+def test_answers_of_a_restored_file_are_known_by_their_receipts(world: ForensicWorld) -> None:
+    session = world.session()
+    session.say("a1", in_reply_to="m1")
+    session.say("a2", in_reply_to="m2")
+    session.change("INSERT INTO delivery_cursor(id, seq, file_id) VALUES (1, 99, 'the file that was backed up')")
+    session.change("INSERT INTO delivered(message_out_id, delivered_at) VALUES ('a1', 'then')")
+    session.change(
+        "INSERT INTO delivery_attempts(message_out_id, seq, destination, state, first_at) VALUES ('a2', 3, 'x', 'dead', 1)"
+    )
+    world.state = DaemonState.DOWN
+    world.clock.now += 1000 * 24 * HOUR
+    assert "DELIVERY_STUCK" not in world.codes()
+    session.say("a3", in_reply_to="m3")
+    assert "DELIVERY_STUCK" in world.codes()
 
 
 def test_the_daemon_down_or_silent(world: ForensicWorld) -> None:
@@ -292,6 +331,8 @@ def test_a_registry_that_is_no_database(world: ForensicWorld) -> None:
     (world.root / "central.db").write_bytes(b"no database" * 100)
     found = one(world, "REGISTRY_UNREADABLE")
     assert found.command == f"mv {world.root}/central.db {world.root}/central.db.broken"
+    world.state, world.live = DaemonState.DOWN, None
+    assert one(world, "DAEMON_DOWN").cause == "REGISTRY_UNREADABLE", "a start over it is refused"
 
 
 def test_a_session_that_the_registry_does_not_know(world: ForensicWorld) -> None:
@@ -304,7 +345,7 @@ def test_files_that_cannot_be_read(world: ForensicWorld) -> None:
     outbound = session.files.folder.outbound_db
     outbound.unlink()
     outbound.symlink_to("/etc/passwd")
-    assert one(world, "FILES_UNREADABLE").command == "clawbus session reset a s"
+    assert one(world, "FILES_UNREADABLE").command == "clawbus session reset a s --discard"
     session.files.folder.inbound_db.unlink()
     assert one(world, "FILES_UNREADABLE").command == "clawbus session show a s"
 
@@ -337,6 +378,8 @@ def test_a_history_without_its_status(world: ForensicWorld) -> None:
     found = one(world, "STALE_RUN")
     assert found.summary.startswith("It is listed as waiting and is completed")
     assert found.evidence == ("The history says completed, the list waiting.",)
+    world.state = DaemonState.DOWN
+    assert one(world, "STALE_RUN").command == "clawbus run"
 
 
 def test_a_message_that_is_tried_again_is_fine(world: ForensicWorld) -> None:
@@ -386,6 +429,10 @@ def test_one_session_can_be_asked_for(world: ForensicWorld) -> None:
     found = world.look((AGENT, "t"))
     assert found.sessions == 1
     assert {item.session for item in found.diagnoses} == {"t"}
+    with pytest.raises(UnknownSessionError, match="a/typo"):
+        world.look((AGENT, "typo"))
+    world.running.append(Container("c8", AGENT, "nobody", "I8", NOW))
+    assert world.look((AGENT, "nobody")).sessions == 1, "known from its container alone"
 
 
 def test_a_channel_that_failed(world: ForensicWorld) -> None:

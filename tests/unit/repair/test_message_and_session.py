@@ -13,6 +13,7 @@ from daemon.repair import message_repair, session_repair
 from daemon.repair.errors import MessageFinishedError, MessageRunningError, ResetWouldLoseError
 from daemon.store.dead_letters import Operator
 from daemon.store.messages import note_claim
+from schema.errors import ClawbusError
 from schema.rows import MessageStatus
 from tests.support.hot_journal import strand_journal
 from tests.support.invariants import check_session
@@ -38,12 +39,13 @@ def cancel(world: SessionWorld, live: str | None = None, *, kill: bool = False) 
     return message_repair.cancel(world.files, "m", WHO, NOW, live=live, although_running=kill)
 
 
-def refused(world: SessionWorld, work: object, error: type[Exception]) -> None:
+def refused(world: SessionWorld, work: object, error: type[ClawbusError]) -> ClawbusError:
     before = world.files.folder.inbound_db.read_bytes()
     assert callable(work)
-    with pytest.raises(error):
+    with pytest.raises(error) as found:
         work()
     assert world.files.folder.inbound_db.read_bytes() == before
+    return found.value
 
 
 def put(world: SessionWorld, status: MessageStatus) -> None:
@@ -164,7 +166,10 @@ def test_a_reset_that_would_lose_something_is_refused_and_moves_nothing(world: S
     else:
         world.files.folder.outbound_db.write_bytes(b"\xa5" * 9000)
     box = world.files.folder.outbound_db.read_bytes()
-    refused(world, lambda: reset(world), ResetWouldLoseError)
+    error = refused(world, lambda: reset(world), ResetWouldLoseError)
+    # What cannot be read cannot be delivered first either: a release would only lead back here.
+    assert ("release" in error.hint.lower()) == (what != "hostile")
+    assert "--discard" in error.hint
     assert world.files.folder.outbound_db.read_bytes() == box
     assert reset(world, discard=True)["moved_to"]
 

@@ -1,10 +1,12 @@
 """The owner's errors on its own files: what waiting mends and what it does not, told apart."""
 
+import contextlib
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits, Writer, open_owner, translate
 from schema.errors import ReadRaceError, StorageError, UnusableFileError
@@ -48,6 +50,19 @@ def test_an_inbound_db_that_is_corrupt_is_unusable(files: SessionFiles, start: i
         file.write(b"\xa5" * (size - start))
     with pytest.raises(UnusableFileError):
         opened(files)
+
+
+def test_a_registry_that_is_no_database_is_moved_away_and_no_session_is(tmp_path: Path) -> None:
+    (tmp_path / "central.db").write_bytes(b"\xa5" * 9000)
+    with pytest.raises(UnusableFileError) as found:
+        Registry(tmp_path / "central.db").install_id(1)
+    assert "mv central.db central.db.broken" in found.value.hint
+    (tmp_path / "central.db").unlink()
+    with contextlib.closing(sqlite3.connect(tmp_path / "central.db")) as db:
+        db.execute("CREATE TABLE photos(id)")
+    with pytest.raises(UnusableFileError, match="another program's") as found:
+        Registry(tmp_path / "central.db").install_id(1)
+    assert "mv central.db central.db.broken" in found.value.hint
 
 
 def test_a_sessions_folder_that_is_empty_is_a_disk_that_is_not_mounted_and_no_loss(tmp_path: Path) -> None:
