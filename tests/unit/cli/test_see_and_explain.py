@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from daemon.cli import journal, sweep
+from daemon.cli.command import Globals, Invocation
 from daemon.cli.durations import since_ms, span_ms
 from daemon.repair.stale_drive import Report
 from daemon.repair.stale_plan import Scope
@@ -119,6 +120,9 @@ def test_every_command_that_is_named_is_for_the_place_that_was_asked(
     broken = cli("doctor", "--data", str(home / "data")).envelope["fix"]
     assert broken.startswith("Run: mv /")
     assert broken.endswith(f"central.db.broken && clawbus {place} run")
+    invocation = Invocation("doctor", Globals(data=Path("/d")))
+    assert invocation.here("mv /lib/clawbus/x y && clawbus run") == "mv /lib/clawbus/x y && clawbus --data /d run"
+    assert invocation.here("df -h /lib/clawbus") == "df -h /lib/clawbus"
 
 
 def test_runs_in_both_forms(cli: CommandLine, folder: SessionWorld) -> None:
