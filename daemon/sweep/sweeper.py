@@ -195,13 +195,15 @@ class Sweeper:
                 slot = self.supervisor.slot(key)
                 now, floor = self.clock.now_ms(), self._wall.look(self.clock)
                 container = _container(slot, session, now, floor)
-                occupied = slot is not None and container is None
+                # Until adoption has been done, a session without a slot may have a container that lives.
+                unknown = slot is None and not self.supervisor.adopted
+                occupied = unknown or (slot is not None and container is None)
                 swept = await session.call_locked(
                     partial(sweep_files, session.files, container, now, self.settings, occupied=occupied, floor=floor)
                 )
                 session.strikes.pop("sweep", None)
                 session.unreadable_since = None
-                idle = slot is None and not session.sending and self.supervisor.slot(key) is None
+                idle = slot is None and not unknown and not session.sending and self.supervisor.slot(key) is None
                 idle = idle and swept.next_at != 0 and (swept.next_at is None or swept.next_at > now)
                 if idle:
                     await self.sessions.retire(session, swept.next_at, swept.dead)
@@ -212,12 +214,15 @@ class Sweeper:
                 "sweep_read_race", agent=key.agent, session=key.session, error=str(error)
             )
             self.delivery.unreadable(session, error)
-            self.schedule.at(key, self.clock.now_ms() + 50)
+            # A journal that nobody may touch before Docker answers stays for long.
+            self.schedule.at(key, self.clock.now_ms() + (50 if self.supervisor.adopted else _FAILED_RETRY_MS))
             return
         except (HostileFileError, ReadDeadlineError, FileBusyError, UnusableFileError) as error:
             self.delivery.trouble(session, error, "sweep")
             return
         self._report(key, swept)
+        if unknown and swept.due:
+            await self.supervisor.wake(session)  # it waits for the adoption, and is forgotten if that finds a container
         await self._act(session, swept, now, container.incarnation if container is not None else None)
         if not idle:  # a retired session has nothing for delivery either; to look again would be half of what this cost
             self.delivery.poke(session)
