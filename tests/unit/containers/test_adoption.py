@@ -171,6 +171,8 @@ async def test_what_is_recorded_but_gone_is_settled(kit: HouseKit) -> None:
 async def test_a_runtime_that_is_away_at_start_is_a_state_and_not_an_end(kit: HouseKit) -> None:
     container = await one_run(kit)
     assert kit.agent().claim() is not None
+    journal = kit.agent().outbox / "outbound.db-journal"
+    journal.touch()
     kit.host.available = False
     async with kit.running():
         assert [item["what"] for item in kit.house.degraded()] == ["runtime"]
@@ -178,6 +180,8 @@ async def test_a_runtime_that_is_away_at_start_is_a_state_and_not_an_end(kit: Ho
         assert accepted.message_id == "m2"
         await kit.house.sweeper.tick()
         assert (await kit.message("m1"))["tries"] == 0, "away is no exit"
+        assert journal.exists(), "it may be a living writer's"
+        journal.unlink()
         kit.host.available = True
         await until(lambda: (slot := kit.slot()) is not None and slot.phase is Phase.RUNNING)
         slot = kit.slot()
