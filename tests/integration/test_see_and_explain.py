@@ -251,7 +251,7 @@ def test_a_container_that_docker_runs_and_nobody_supervises(make_daemon: Make, b
     labels = {"install": install, "agent": "echo", "session": "x", "incarnation": "I9", "fingerprint": "f"}
     options = [part for name, value in labels.items() for part in ("--label", f"clawbus.{name}={value}")]
     started = subprocess.run(
-        ["docker", "run", "-d", *options, base_image, "sleep", "600"],
+        ["docker", "run", "-d", "--network", "none", *options, base_image, "sleep", "600"],
         capture_output=True, text=True, check=True, timeout=60,
     ).stdout.strip()  # fmt: skip
     try:
