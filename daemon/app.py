@@ -282,9 +282,7 @@ def build_house(
         watch,
         ingress,
         pulse,
-        Retention(
-            sessions, Mailbox(folder.mailbox_db), config.retention, clock, lambda key: supervisor.slot(key) is not None
-        ),
+        Retention(sessions, Mailbox(folder.mailbox_db), config.retention, clock, supervisor.may_run),
         {},
         telemetry,
     )

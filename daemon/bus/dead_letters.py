@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
-import anyio
 import structlog
 
-from daemon.bus.sessions import Session, Sessions
+from daemon.bus.sessions import Sessions
 from daemon.clock import Clock
 from daemon.errors import RowGoneError
 from daemon.store import deliveries, outbound
@@ -27,10 +26,6 @@ from daemon.store.dead_letters import (
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.connect import Reader
-from schema.errors import ReadRaceError
-
-_RACES: Final = 40
-_RACE_S: Final = 0.05
 
 
 class DeadLetters:
@@ -49,7 +44,7 @@ class DeadLetters:
         raises; nothing has changed then.
         """
         session = await self._sessions.get(key)
-        done = await self._after_races(session, partial(requeue, session.files, letter_id, operator))
+        done = await self._sessions.change(session, partial(requeue, session.files, letter_id, operator))
         self._log.warning("dead_letter_requeued", agent=key.agent, session=key.session, message=letter_id,
                           requeued_as=done["requeued_as"], by=operator.name, reason=operator.reason)  # fmt: skip
         self._look(key)
@@ -64,21 +59,6 @@ class DeadLetters:
                           by=operator.name, reason=operator.reason)  # fmt: skip
         self._look(key)  # an idle session's count is kept in central.db
         return {"id": letter_id, "kind": kind}
-
-    async def _after_races(self, session: Session, work: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-        """Do it, past the moments in which the live container is in mid-commit."""
-        for _ in range(_RACES):
-            try:
-                return await self._active(session, work)
-            except ReadRaceError:
-                await anyio.sleep(_RACE_S)
-        return await self._active(session, work)
-
-    async def _active(self, session: Session, work: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-        async with session.lock:
-            # Before the work is written, as everywhere: a crash in between errs on the side of looking.
-            await self._sessions.activate(session)
-            return await session.call_locked(partial(work, self._clock.now_ms()))
 
 
 def requeue(files: SessionFiles, letter_id: str, operator: Operator, now: int) -> dict[str, Any]:

@@ -25,10 +25,12 @@ from daemon.store.rebuild import found_sessions, remake
 from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, SessionRow
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits
-from schema.errors import ReadDeadlineError, StorageError
+from schema.errors import ReadDeadlineError, ReadRaceError, StorageError
 
 T = TypeVar("T")
 
+_RACES: Final = 40
+_RACE_S: Final = 0.05
 OPERATION_S: Final = 24.0  # two busy time-outs, a read's deadline, and a slow disk
 
 
@@ -296,6 +298,24 @@ class Sessions:
             now = self._clock.now_ms()
             await self.central(lambda registry: registry.activate(session.key, now))
             session.active = True
+
+    async def change(self, session: Session, work: Callable[[int], T]) -> T:
+        """Write work into the session's files, recorded as active first; past the moments in which a container commits.
+
+        `work` gets the time in epoch milliseconds. Raises what it raises; ReadRaceError only after two seconds of it.
+        """
+        for _ in range(_RACES):
+            try:
+                return await self._change(session, work)
+            except ReadRaceError:
+                await anyio.sleep(_RACE_S)
+        return await self._change(session, work)
+
+    async def _change(self, session: Session, work: Callable[[int], T]) -> T:
+        async with session.lock:
+            # Before the work is written, as everywhere: a crash in between errs on the side of looking.
+            await self.activate(session)
+            return await session.call_locked(partial(work, self._clock.now_ms()))
 
     async def retire(self, session: Session, next_due_at: int | None, dead_letters: int | None = None) -> None:
         """Record that the session has nothing to do (before `next_due_at`) and forget it. Call with its lock held."""

@@ -82,10 +82,9 @@ class Supervisor:
         """Whether a session without a slot is known to have no container: adoption is done and the runtime answers."""
         return self._fleet.accepting and self._fleet.unavailable is None
 
-    @property
-    def adopted(self) -> bool:
-        """Whether adoption is done: before that, a session without a slot may have a container."""
-        return self._fleet.accepting
+    def may_run(self, key: SessionKey) -> bool:
+        """Whether a container of the session may live. Before adoption is done, that is so of each."""
+        return not self._fleet.accepting or key in self._fleet.slots
 
     def slot(self, key: SessionKey) -> Slot | None:
         """The session's slot, if a container of it is starting, running or stopping."""

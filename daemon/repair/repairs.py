@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
-import anyio
 import structlog
 
 from daemon.bus.sessions import Session, Sessions
@@ -23,10 +22,7 @@ from daemon.repair.stale_plan import Scope
 from daemon.repair.stale_reading import Surroundings
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
-from schema.errors import ClawbusError, ReadRaceError
-
-_RACES: Final = 40
-_RACE_S: Final = 0.05
+from schema.errors import ClawbusError
 
 
 class Repairs:
@@ -98,7 +94,9 @@ class Repairs:
             return Life.GONE if knows else Life.UNKNOWN
 
         synced = session.quarantined is None
-        return Surroundings(self._clock.now_ms(), life, alive=slot is not None, synced=synced, gone_at=ended)
+        return Surroundings(
+            self._clock.now_ms(), life, alive=self._supervisor.may_run(session.key), synced=synced, gone_at=ended
+        )
 
     # --- messages
 
@@ -111,7 +109,7 @@ class Repairs:
             live = slot.incarnation if slot is not None else None
             return message_repair.cancel(session.files, message_id, operator, now, live=live, although_running=kill)
 
-        done = await self._after_races(session, work)
+        done = await self._sessions.change(session, work)
         self._log.warning("message_cancelled", agent=key.agent, session=key.session, message=message_id,
                           by=operator.name, reason=operator.reason)  # fmt: skip
         if done["running"]:
@@ -122,7 +120,7 @@ class Repairs:
     async def retry(self, key: SessionKey, message_id: str, operator: Operator) -> dict[str, Any]:
         """See message_repair.retry."""
         session = await self._sessions.get(key)
-        done = await self._after_races(
+        done = await self._sessions.change(
             session, lambda now: message_repair.retry(session.files, message_id, operator, now)
         )
         self._log.warning("message_retried", agent=key.agent, session=key.session, message=message_id,
@@ -186,17 +184,3 @@ class Repairs:
                               error=str(error), by=operator.name, reason=operator.reason)  # fmt: skip
             return False
         return True
-
-    async def _after_races(self, session: Session, work: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-        """Do it, past the moments in which the live container is in mid-commit."""
-        for _ in range(_RACES):
-            try:
-                return await self._active(session, work)
-            except ReadRaceError:
-                await anyio.sleep(_RACE_S)
-        return await self._active(session, work)
-
-    async def _active(self, session: Session, work: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-        async with session.lock:
-            await self._sessions.activate(session)
-            return await session.call_locked(partial(work, self._clock.now_ms()))

@@ -188,15 +188,16 @@ class Sweeper:
         session = await self.sessions.get(key)
         if session.quarantined is not None:
             return
+        unknown = False
         try:
             async with session.lock:
                 # Under the lock: the supervisor passes through it between taking a slot and starting a container, so
                 # with no slot here none can run before this is done.
                 slot = self.supervisor.slot(key)
+                # Until adoption has been done, a session without a slot may have a container that lives.
+                unknown = slot is None and self.supervisor.may_run(key)
                 now, floor = self.clock.now_ms(), self._wall.look(self.clock)
                 container = _container(slot, session, now, floor)
-                # Until adoption has been done, a session without a slot may have a container that lives.
-                unknown = slot is None and not self.supervisor.adopted
                 occupied = unknown or (slot is not None and container is None)
                 swept = await session.call_locked(
                     partial(sweep_files, session.files, container, now, self.settings, occupied=occupied, floor=floor)
@@ -215,7 +216,7 @@ class Sweeper:
             )
             self.delivery.unreadable(session, error)
             # A journal that nobody may touch before Docker answers stays for long.
-            self.schedule.at(key, self.clock.now_ms() + (50 if self.supervisor.adopted else _FAILED_RETRY_MS))
+            self.schedule.at(key, self.clock.now_ms() + (_FAILED_RETRY_MS if unknown else 50))
             return
         except (HostileFileError, ReadDeadlineError, FileBusyError, UnusableFileError) as error:
             self.delivery.trouble(session, error, "sweep")

@@ -162,7 +162,8 @@ class Chaos:
 
     def _is_still(self) -> bool:
         with contextlib.suppress(Exception):  # a daemon that is busy healing may be silent for a moment
-            return self._daemon.status()["queues"]["pending"] == 0
+            queues = self._daemon.status()["queues"]
+            return queues["pending"] == 0 and queues["undelivered"] == 0
         return False
 
     def _some(self) -> list[str]:

@@ -243,7 +243,8 @@ def _acked(daemon: RealDaemon, agent: str, session: str, message_id: str) -> boo
 
 @pytest.mark.docker
 def test_a_container_that_docker_runs_and_nobody_supervises(make_daemon: Make, base_image: str) -> None:
-    daemon = make_daemon(AGENTS, runtime="docker")
+    # An image that nobody built, whatever this machine has under the usual name.
+    daemon = make_daemon(f'{AGENTS}\n[docker]\nimage = "clawbus-none:never-built"\n', runtime="docker")
     install = "01jd00000000000000000000wz"
     daemon.data.mkdir(mode=0o700)
     (daemon.data / "install-id").write_text(install)

@@ -263,6 +263,8 @@ def _tracked(rows: SessionRows, receipt: dict[str, str], *, at_rest: bool) -> It
             yield f"{where} is tracked and above the cursor"
         if state == DeliveryState.INTENDED and (at_rest or row["attempts"] < 1):
             yield f"{where} is intended after {row['attempts']} attempts"
+        if at_rest and state in (DeliveryState.QUEUED, DeliveryState.RETRYING):
+            yield f"{where} is {state}, and nothing runs that would send it: {row['last_error']}"
         if state == DeliveryState.RETRYING and (row["next_attempt_at"] is None or not row["last_error_code"]):
             yield f"{where} retries without a time or a reason"
         if state == DeliveryState.DEAD and (

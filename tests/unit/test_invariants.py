@@ -124,6 +124,10 @@ ROW_BREAKS = {
     "retrying_without_time": (
         _sql(IN, "DELETE FROM delivered", "INSERT INTO delivery_attempts(message_out_id, seq, destination, state,"
                  " first_at) VALUES ('out1', 5, 'd', 'retrying', 0)"), "out1 retries without a time"),
+    "unsent_at_rest": (
+        _sql(IN, "DELETE FROM delivered", "INSERT INTO delivery_attempts(message_out_id, seq, destination, state,"
+                 " attempts, next_attempt_at, last_error, last_error_code, first_at)"
+                 " VALUES ('out1', 5, 'd', 'retrying', 1, 9, 'answered 503', 'X', 0)"), "nothing runs that would send it"),
     "host_message_forgotten": (
         _sql(IN, "INSERT INTO host_messages(id, seq, timestamp, kind, content)"
                  f" VALUES ('failed:m1', 8, '{AT}', 'chat', '{{}}')"), "failed:m1 is neither delivered nor tracked"),

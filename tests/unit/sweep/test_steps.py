@@ -125,7 +125,7 @@ def test_five_incarnations_fail_it_and_tell_the_sender_once(world: SessionWorld)
     (tracked,) = world.read("SELECT * FROM delivery_attempts")
     assert (tracked["message_out_id"], tracked["state"], tracked["source"]) == ("failed:m", "queued", "host")
     assert sweep(world).next_at == 0, "the notice waits to be sent"
-    check_session(world.root, at_rest=True)
+    check_session(world.root)
 
 
 def test_a_sender_without_an_address_is_not_told_and_the_message_fails_all_the_same(world: SessionWorld) -> None:
