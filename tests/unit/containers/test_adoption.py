@@ -181,6 +181,7 @@ async def test_a_runtime_that_is_away_at_start_is_a_state_and_not_an_end(kit: Ho
         await kit.house.sweeper.tick()
         assert (await kit.message("m1"))["tries"] == 0, "away is no exit"
         assert journal.exists(), "it may be a living writer's"
+        assert kit.house.retention._occupied(SessionKey(AGENT, "nobody")), "nor is a file rebuilt meanwhile"
         journal.unlink()
         kit.host.available = True
         await until(lambda: (slot := kit.slot()) is not None and slot.phase is Phase.RUNNING)
