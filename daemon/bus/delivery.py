@@ -100,7 +100,8 @@ class Delivery:
 
     def later(self, work: Callable[[], Awaitable[object]]) -> None:
         """Run something small in this engine's task group: what a synchronous callback cannot await."""
-        if self._tasks is not None:
+        # In a group whose cancellation has been delivered a new task would never be told: it would spin until the end.
+        if self._tasks is not None and not self._tasks.cancel_scope.cancel_called:
             self._tasks.start_soon(self._run_later, work)
 
     async def _run_later(self, work: Callable[[], Awaitable[object]]) -> None:

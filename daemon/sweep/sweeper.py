@@ -145,7 +145,7 @@ class Sweeper:
 
     def poke(self, key: SessionKey) -> None:
         """Sweep this session soon. Calls during its sweep make it be swept once more."""
-        if self._tasks is None:
+        if self._tasks is None or self._tasks.cancel_scope.cancel_called:  # see Delivery.later
             return
         if key in self._busy:
             self._busy[key] = True
