@@ -35,7 +35,7 @@ def draw_config(world: World) -> Config:
         runtime=Runtime(
             kind="process",
             max_containers=rng.choice((1, 2, 8)),
-            idle_stop_s=rng.choice((5.0, 20.0, 90.0)),
+            idle_stop_s=rng.choice((5.0, 20.0, 40.0)),
             stop_grace_s=rng.choice((2.0, 10.0)),
             kill_confirm_s=rng.choice((5.0, 30.0)),
             spawn_backoff_s=rng.choice((1.0, 5.0)),

@@ -35,7 +35,7 @@ def draw_retention(seed: int) -> Retention:
         messages_s=rng.choice((0.5, 5.0, 20.0, 60.0)),
         incarnations_s=rng.choice((0.0, 5.0, 60.0)),
         mailbox_s=0,
-        interval_s=rng.choice((2.0, 10.0, 30.0)),
+        interval_s=rng.choice((3.0, 20.0, 60.0)),
         batch=rng.choice((1, 2, 5, 500)),
     )
 
@@ -106,7 +106,7 @@ def witnessed(witness: Witness) -> Generator[None]:
     with (
         mock.patch.object(Writer, "execute", one),
         mock.patch.object(Writer, "executemany", many),
-        mock.patch.object(container_runner.retention, "_EVERY_MS", 3_000),
+        mock.patch.object(container_runner.retention, "_EVERY_MS", 6_000),
         # The real files' times are the real clock's, which no seed repeats.
         mock.patch.object(daemon.retention.Retention, "_may_have_old", lambda *_: True),
     ):

@@ -80,7 +80,7 @@ def _run(world: World, began: float) -> Result:
     settings = RunnerSettings(
         provider="echo",
         max_batch=world.rng.choice((1, 3, 10)),
-        poll_s=world.rng.choice((3.0, 10.0, 30.0)),
+        poll_s=world.rng.choice((4.0, 12.0, 30.0)),
         grace_s=world.rng.choice((1.0, 8.0)),
         keep_s=draw_retention(world.seed).messages_s,
         prune_batch=draw_retention(world.seed).batch,
