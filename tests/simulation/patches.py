@@ -104,6 +104,7 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
         mock.patch.object(daemon.store.session_files, "recover_outbound_journal", recover),
         mock.patch.object(anyio.to_thread, "run_sync", threads.run_sync),
         mock.patch.object(container_runner.loop, "run_sync", threads.run_sync),
+        mock.patch.object(container_runner.loop, "run_here", threads.run_sync),
         mock.patch.object(container_runner.watch, "awatch", awatch),
         mock.patch.object(daemon.bus.watch_portable, "awatch", awatch),
         mock.patch.dict(
