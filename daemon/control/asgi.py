@@ -43,6 +43,7 @@ async def serve(
         log_config=None,
         log_level="critical",  # uvicorn logs nothing at this level; the app reports its own failures
         access_log=False,
+        proxy_headers=False,  # nobody's word on whom a request comes from
         date_header=False,
         server_header=False,
         timeout_keep_alive=60,

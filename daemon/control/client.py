@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ from daemon.store.mailbox import MailboxEntry
 
 _ANSWER_S: Final = 30.0
 _CONNECT_S: Final = 5.0
+_KEEP_S: Final = 10.0  # well within what the daemon keeps an idle connection for
 _POLL_S: Final = 50.0  # one long-poll of ours; the daemon's own cap is a little higher
 _MAX_PATH_BYTES: Final = 107
 
@@ -53,6 +55,20 @@ class _UnixConnection(http.client.HTTPConnection):
             raise _not_taken(error, self._path) from error
         self.sock = sock
 
+    def reuse(self, timeout_s: float) -> bool:
+        """Whether another request can go over it, which may then take `timeout_s`."""
+        sock = self.sock
+        if not isinstance(sock, socket.socket):
+            return False
+        with contextlib.suppress(OSError):
+            sock.setblocking(False)
+            try:
+                sock.recv(1, socket.MSG_PEEK)  # an end, or words that nobody asked for
+            except BlockingIOError:
+                sock.settimeout(timeout_s)
+                return True
+        return False
+
 
 def _not_taken(error: OSError, path: Path) -> DaemonDownError | DaemonSilentError:
     if isinstance(error, PermissionError):
@@ -64,7 +80,7 @@ def _not_taken(error: OSError, path: Path) -> DaemonDownError | DaemonSilentErro
 
 
 class ControlClient:
-    """Calls to one daemon, each on a connection of its own. Use as a context manager.
+    """Calls to one daemon, one at a time, on a connection that is kept for a moment. Use as a context manager.
 
     Every method raises DaemonDownError, DaemonSilentError or RemoteError. `answer_s`: how many seconds an answer may take
     beyond what the request itself waits for.
@@ -76,6 +92,7 @@ class ControlClient:
         self._path = path
         self._answer_s = answer_s
         self._current: _UnixConnection | None = None
+        self._kept: tuple[_UnixConnection, float] | None = None  # and since when, monotonic
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -86,9 +103,13 @@ class ControlClient:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        self._drop_kept()
+
     def close(self) -> None:
         """End a call that another thread may be waiting in; it raises DaemonDownError there, as do later ones."""
         self._closed = True
+        self._drop_kept()
         current = self._current
         sock = current.sock if current is not None else None
         if isinstance(sock, socket.socket):
@@ -202,24 +223,45 @@ class ControlClient:
     ) -> dict[str, Any]:
         content = json.dumps(body).encode() if body is not None else None
         target = f"{path}?{urlencode(query)}" if query else path
-        connection = _UnixConnection(self._path, self._answer_s + wait_s)
-        self._current = connection
+        connection = self._current = self._connection(self._answer_s + wait_s)
+        keep = False
         try:
-            connection.connect()
+            if connection.sock is None:
+                connection.connect()
             if self._closed:  # looked at after the socket is there: `close` either finds the socket or is seen here
                 raise DaemonDownError("the call was ended.")
             # A refusal may come before the whole body is sent, and the connection be closed: it is still to be read.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, target, content, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            return _unwrap(response.status, response.read())
+            status, answer = response.status, response.read()
+            keep = not response.will_close
         except TimeoutError as error:
             raise DaemonSilentError(f"the daemon on {self._path} did not answer in time.") from error
         except (OSError, http.client.HTTPException) as error:
             raise LostAnswerError("the daemon ended before it answered.") from error
         finally:
             self._current = None
+            if keep and not self._closed:
+                self._kept = connection, time.monotonic()
+            else:
+                connection.close()
+        return _unwrap(status, answer)
+
+    def _connection(self, timeout_s: float) -> _UnixConnection:
+        """The kept one while it is fresh and its other end says nothing: an end would be heard. Else one to connect."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            connection, since = kept
+            if connection.reuse(timeout_s) and time.monotonic() - since < _KEEP_S:
+                return connection
             connection.close()
+        return _UnixConnection(self._path, timeout_s)
+
+    def _drop_kept(self) -> None:
+        kept, self._kept = getattr(self, "_kept", None), None
+        if kept is not None:
+            kept[0].close()
 
 
 def _unwrap(status: int, content: bytes) -> dict[str, Any]:
