@@ -1,9 +1,9 @@
 """`make soak MINUTES=10`: everything that strikes, and one table of what came of it.
 
 Three phases: the simulation on every core, for so many minutes; real processes beside real containers (with
-CLAWBUS_FAULTS_DOCKERD=1 of a private dockerd that is struck too), for as many again; then the fuzzer. Ctrl-C or SIGTERM
-ends a timed phase early; it heals, counts and reports all the same. Exit code 1 when anything was lost, doubled or found
-broken.
+CLAWBUS_FAULTS_DOCKERD=1 of a private dockerd that is struck too), for as many again; then the fuzzer. Each tells its figures
+as it ends. Ctrl-C or SIGTERM ends a phase early; it heals, counts and reports all the same. Exit code 1 when anything was
+lost, doubled or found broken.
 """
 
 from __future__ import annotations
@@ -163,6 +163,7 @@ def main() -> int:
         how_long = f"{options.fuzz} files" if seconds > options.minutes * 60 else f"{options.minutes:g} minutes"
         print(f"soak: {time.strftime('%H:%M:%S')} {names}, {how_long}, seed {options.seed}", flush=True)
         run(side_by_side, seconds)
+        print(table(side_by_side), flush=True)  # now: whoever kills a later phase keeps what this one found
         parts += side_by_side
     print(table(parts))
     return 1 if any(part.problems for part in parts) else 0

@@ -1,7 +1,8 @@
 """The fuzzer: `python -m tests.hostile.fuzz --files 100000 --seed 1`. Mutated databases through all that the host does.
 
 Workers have their own process, memory limit and deadline, so that a crash, a hang and growth are seen and named. A case is
-its seed and its number: `--seed 1 --case 4711` repeats one. A failing case's files are kept in --keep.
+its seed and its number: `--seed 1 --case 4711` repeats one. A failing case's files are kept in --keep. Ctrl-C or SIGTERM ends
+it early, with the figures so far.
 """
 
 import argparse
@@ -9,9 +10,11 @@ import json
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -23,6 +26,7 @@ from tests.hostile.fuzz_case import Bench, scratch
 ROOT: Final = Path(__file__).parents[2]
 SILENT_S: Final = 60.0  # a worker that says nothing for so long hangs
 PROGRESS: Final = 5000
+WORKING: Final = 100  # so many files are told of, too: soon after the start, that it works
 GROWTH_BYTES: Final = 96 * 1024**2
 
 
@@ -64,7 +68,10 @@ class Worker:
             shutil.rmtree(item)
         command = [sys.executable, "-m", self._module, str(self._folder)]
         command += [str(number) for number in (self._seed, self._next, self._step, self._end)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._errors, cwd=ROOT)
+        # A session of its own: a terminal's Ctrl-C is for us, and in a worker it would be a case's failure.
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self._errors, cwd=ROOT, start_new_session=True
+        )
         self.heard, self._warm = time.monotonic(), None
         return True
 
@@ -104,7 +111,7 @@ class Worker:
         totals = self._totals
         self._case, self._next = None, said["end"] + self._step
         totals.files += 1
-        if totals.files % PROGRESS == 0:
+        if totals.files == WORKING or totals.files % PROGRESS == 0:
             print(f"{totals.files} files, {len(totals.failures)} failed", file=sys.stderr, flush=True)
         totals.outcomes.update(f"{name}: {outcome}" for name, outcome in said["outcomes"].items())
         totals.slowest = max(totals.slowest, said["seconds"])
@@ -135,10 +142,10 @@ class Worker:
             self._next, self._case = self._case + self._step, None
 
 
-def fuzz(files: int, seed: int, workers: int, keep: Path | None = None) -> Totals:
-    """Run cases 0 to `files` - 1 of a seed."""
+def fuzz(files: int, seed: int, workers: int, keep: Path | None = None, over: threading.Event | None = None) -> Totals:
+    """Run cases 0 to `files` - 1 of a seed, or fewer when it is over before."""
     totals = Totals()
-    attend([Worker(seed, first, workers, files, totals) for first in range(workers)])
+    attend([Worker(seed, first, workers, files, totals) for first in range(workers)], over=over)
     if keep is not None and totals.failures:
         with scratch() as folder:
             bench = Bench(folder)
@@ -147,13 +154,13 @@ def fuzz(files: int, seed: int, workers: int, keep: Path | None = None) -> Total
     return totals
 
 
-def attend(workers: list[Worker], silent_s: float = SILENT_S) -> None:
-    """Run them until each has done its cases."""
+def attend(workers: list[Worker], silent_s: float = SILENT_S, over: threading.Event | None = None) -> None:
+    """Run them until each has done its cases, or until it is over; the cases that are under way then do not count."""
     try:
         with selectors.DefaultSelector() as selector:
             for worker in workers:
                 _register(selector, worker)
-            while selector.get_map():
+            while selector.get_map() and not (over and over.is_set()):
                 for key, _ in selector.select(min(1.0, silent_s)):
                     if not key.data.read():
                         selector.unregister(key.fileobj)
@@ -211,8 +218,11 @@ def main() -> int:
     options = parser.parse_args()
     if options.case is not None:
         return once(options.seed, options.case)
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell left SIGINT ignored
+        signal.signal(number, lambda *_: over.set())
     began = time.monotonic()
-    totals = fuzz(options.files, options.seed, options.workers, options.keep)
+    totals = fuzz(options.files, options.seed, options.workers, options.keep, over)
     print(table(totals, options.seed, time.monotonic() - began))
     return 1 if totals.failures or totals.growth > GROWTH_BYTES else 0
 

@@ -1,5 +1,11 @@
 """The bounded slice of the fuzzer, and proof that it sees what it is there for."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,8 +14,9 @@ import pytest
 
 from schema.errors import HostileFileError
 from tests.hostile import fuzz_case
-from tests.hostile.fuzz import GROWTH_BYTES, Totals, Worker, attend, fuzz, table
+from tests.hostile.fuzz import GROWTH_BYTES, ROOT, Totals, Worker, attend, fuzz, table
 from tests.hostile.fuzz_case import Bench
+from tests.support.daemon import eventually
 
 pytestmark = pytest.mark.faults
 
@@ -37,6 +44,26 @@ def test_a_crash_a_hang_and_a_broken_promise_are_named_and_the_rest_is_run() -> 
     ]
     assert totals.files == 5
     assert "--seed 3 --case 1" in table(totals, SEED, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ended_early_it_tells_what_it_did(number: signal.Signals) -> None:
+    # As a shell's background process, which has SIGINT ignored, and as a terminal does it: the whole group is struck.
+    command = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", "tests.hostile.fuzz"]
+    command += ["--files", "1000000", "--seed", "1", "--workers", "1"]
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(command, stdout=said, stderr=errors, cwd=ROOT, start_new_session=True) as process:
+            try:
+                eventually("its first files are done", lambda: os.fstat(errors.fileno()).st_size, 60)
+                os.killpg(process.pid, number)
+                code = process.wait(30)
+            finally:
+                process.kill()
+        said.seek(0)
+        errors.seek(0)
+        last = said.read().splitlines()[-1:]
+        assert code == 0, errors.read()
+        assert re.fullmatch(r"fuzz: [1-9]\d* files, 0 failed", "".join(last)), errors.read()
 
 
 def _untyped(bench: Bench) -> object:

@@ -58,6 +58,11 @@ def explained(daemon: RealDaemon, message_id: str, session: str = "prog/s") -> d
     return daemon.cli("run", message_id, "--session", session).result
 
 
+def codes(told: dict[str, Any]) -> list[str]:
+    """What explains a run, by code."""
+    return [one["code"] for one in told["diagnoses"]]
+
+
 def repair(daemon: RealDaemon, command: str, by_hand: Mapping[str, Callable[[], None]] | None = None) -> Said | None:
     """Run the command that doctor named, as it stands. `clawbus run` starts the daemon; what is no command of clawbus is
     done by `by_hand`, by how it begins."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.support.hot_journal import strand_journal
 from tests.support.mounts import small_disk
 from tests.support.socket_proxy import SocketProxy
 from tests.support.wreck import (
+    codes,
     explained,
     findings,
     found,
@@ -56,7 +58,7 @@ def test_stuck_claim(make_daemon: Make) -> None:
     assert one["message_id"] == message_id
     told = explained(daemon, message_id)
     assert told["status"] == "running"
-    assert "STUCK_CLAIM" in [item["code"] for item in told["diagnoses"]]
+    assert "STUCK_CLAIM" in codes(told)
     repair(daemon, one["command"])
     let_go(mark)
     assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
@@ -108,14 +110,19 @@ def test_lost_ack(daemon: RealDaemon) -> None:
 
 def test_orphaned_container(daemon: RealDaemon) -> None:
     """A container runs that the registry has ended: nobody supervises it."""
-    daemon.ask("say up", agent="prog", session="s")
+    message_id, mark = mid_turn(daemon)
     stray = daemon.container("prog", "s")["incarnation"]
     daemon.stop()
     change(daemon.data / "central.db", "UPDATE incarnations SET ended_at = 1, end_reason = 'lost'")
     one = found(daemon, "ORPHANED_CONTAINER")
     assert one["incarnation"] == stray
+    told = explained(daemon, message_id)
+    assert told["status"] == "running", "it is worked on, and nobody takes note"
+    assert "ORPHANED_CONTAINER" in codes(told)
     repair(daemon, one["command"])
     eventually("ended", lambda: stray not in [item["incarnation"] for item in daemon.status()["live"]["running"]])
+    let_go(mark)
+    assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
     assert daemon.ask("say again", agent="prog", session="s") == {"text": "again"}
     assert daemon.container("prog", "s")["incarnation"] != stray
     healthy(daemon)
@@ -123,16 +130,21 @@ def test_orphaned_container(daemon: RealDaemon) -> None:
 
 def test_hot_journal(daemon: RealDaemon) -> None:
     """A container died in mid-commit, and so did the daemon: its file cannot be read before the journal is rolled back."""
-    daemon.ask("say up", agent="prog", session="s")
+    message_id, mark = mid_turn(daemon)
     daemon.kill()
-    kill_container(daemon)
+    kill_container(daemon, mark)
     box = daemon.folder("prog", "s") / "out" / "outbound.db"
     strand_journal(box, "INSERT INTO session_state(key, value, updated_at) VALUES ('k' || ?, hex(zeroblob(500)), 'x')")
     # Its exit is recorded: a container that is taken for living and is gone would be the first thing to name.
     change(daemon.data / "central.db", "UPDATE incarnations SET ended_at = created_at, end_reason = 'crashed'")
     one = found(daemon, "HOT_JOURNAL")
+    told = explained(daemon, message_id)
+    assert (told["stale"], told["status"]) == (True, "orphaned")
+    assert "HOT_JOURNAL" in codes(told)
+    let_go(mark)
     repair(daemon, one["command"])
     eventually("recovered", lambda: not box.with_name("outbound.db-journal").exists())
+    assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
     assert daemon.ask("say again", agent="prog", session="s") == {"text": "again"}
     healthy(daemon)
 
@@ -146,7 +158,7 @@ def test_dead_letters(make_daemon: Make) -> None:
     one = found(daemon, "DEAD_LETTERS")
     told = explained(daemon, message_id)
     assert told["status"] == "failed"
-    assert "DEAD_LETTERS" in [item["code"] for item in told["diagnoses"]]
+    assert "DEAD_LETTERS" in codes(told)
     (daemon.data / "agents" / "prog" / "needed").touch()
     shown = repair(daemon, one["command"])  # tells the cause and, next, what sends it on its way again
     assert shown is not None
@@ -184,7 +196,7 @@ def test_docker_down(proxy: SocketProxy, make_daemon: Make, image: str) -> None:
     waiting = daemon.post("and this", agent="echo", session="other")
     one = found(daemon, "RUNTIME_UNAVAILABLE", 60)
     told = explained(daemon, waiting, "echo/other")
-    assert "RUNTIME_UNAVAILABLE" in [item["code"] for item in told["diagnoses"]]
+    assert "RUNTIME_UNAVAILABLE" in codes(told)
     repair(daemon, one["command"], {"systemctl start docker": proxy.open})
     assert daemon.answer(waiting, agent="echo", session="other", wait_s=60) == {"text": "and this"}
     healthy(daemon)
@@ -201,12 +213,18 @@ def test_full_disk() -> None:
         daemon.start()
         assert daemon.ask("hello", agent="echo", session="s") == {"text": "hello"}
         healthy(daemon)
+        message_id, mark = mid_turn(daemon)
         disk.fill()
         one = found(daemon, "DISK_FULL")
+        told = explained(daemon, message_id)
+        assert told["status"] == "running"
+        assert "DISK_FULL" in codes(told)
         assert daemon.cli("send", "x", "--agent", "echo", "--session", "s").error == "STORAGE"
         repair(daemon, one["command"], {"df ": disk.make_room})
         said = eventually("accepted again", lambda: _sent(daemon), 30)
         assert daemon.answer(said, agent="echo", session="s") == {"text": "again"}
+        let_go(mark)
+        assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
         healthy(daemon, 60)
         daemon.end_quietly()
         check(daemon)
@@ -232,6 +250,9 @@ def test_clock_jump(daemon: RealDaemon) -> None:
     daemon.start()
     one = found(daemon, "CLOCK_JUMP")
     assert one["message_id"] == message_id
+    told = explained(daemon, message_id)
+    assert told["status"] == "waiting"
+    assert "CLOCK_JUMP" in codes(told)
     repair(daemon, one["command"])
     assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
     assert "retry_requested" in history(daemon, message_id)
@@ -252,7 +273,7 @@ def test_quarantined_session(daemon: RealDaemon) -> None:
     assert "--discard" in found(daemon, "QUARANTINED")["command"], "released as it is, it would be back at once"
     told = explained(daemon, message_id)
     assert told["status"] == "waiting"
-    assert "QUARANTINED" in [item["code"] for item in told["diagnoses"]]
+    assert "QUARANTINED" in codes(told)
     box.write_bytes(kept)  # mended, as the finding's reason asks for
     one = found(daemon, "QUARANTINED")
     assert one["command"].endswith(" session release prog s")
@@ -279,8 +300,6 @@ def _sent(daemon: RealDaemon) -> str | None:
 
 
 def _acked(box: Path, message_id: str) -> bool:
-    import sqlite3  # noqa: PLC0415
-
     with contextlib.closing(sqlite3.connect(f"file:{box}?mode=ro", uri=True)) as db:
         rows = db.execute("SELECT status FROM processing_ack WHERE message_id = ?", (message_id,)).fetchall()
     return rows == [("completed",)]
