@@ -53,8 +53,7 @@ STEPS: Final = (
     Step("claimed", "the runner wakes, looks, commits its claim", 1),
     Step("answered", "the provider's turn"),
     Step("finished", "answer and ack are committed", 1),
-    Step("intended", "the daemon wakes, looks, commits the intent", 1),
-    Step(END, "the mailbox commits, the client has it", 1),
+    Step(END, "the daemon wakes, commits intent and mailbox, the client has it", 2),
 )
 RECEIPT: Final = Step("delivered", "the receipt is committed, nobody waits for it", 1)
 Life = Mapping[str, float]  # an instant's name -> epoch milliseconds
@@ -100,8 +99,7 @@ def _from_rows(folder: SessionFolder) -> Iterator[tuple[str, str, float | None]]
 
 
 def _from_logs(stage: BenchStage, logs: Path) -> Iterator[tuple[str, str, float | None]]:
-    for event, name, key in (("message_accepted", "accepted", "message"), ("message_completed", "intended", "message"),
-                             ("message_delivered", "delivered", "in_reply_to")):  # fmt: skip
+    for event, name, key in (("message_accepted", "accepted", "message"), ("message_delivered", "delivered", "in_reply_to")):  # fmt: skip
         for line in stage.events(event):
             yield name, line[key], from_text(line["timestamp"])
     names = {"turn_started": "claimed", "turn_ended": "finished"}
@@ -124,10 +122,10 @@ def _result(lives: Sequence[Life], blocks: list[list[float]]) -> Result:
     whole = fmean(life[END] - life[BEGIN] for life in lives)
     commits = sum(step.commits for step in STEPS)
     figures.append(Figure("the whole round trip", whole, "ms", commits * commit, None, f"{len(lives)} of them"))
-    figures.append(_figure(RECEIPT, fmean(life[RECEIPT.until] - life["intended"] for life in lives), commit))
+    figures.append(_figure(RECEIPT, fmean(life[RECEIPT.until] - life[END] for life in lives), commit))
     return Result(tuple(figures), (_NOTE,), noisy=noise(blocks))
 
 
 def _figure(step: Step, value: float, commit: float) -> Figure:
-    text = f"{step.commits} commit" if step.commits else ""
+    text = f"{step.commits} commit{'s' if step.commits > 1 else ''}" if step.commits else ""
     return Figure(f"step: {step.what}", value, "ms", step.commits * commit or None, None, text)

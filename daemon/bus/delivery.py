@@ -15,12 +15,13 @@ import structlog
 from anyio.abc import TaskGroup
 
 from daemon.bus.delivery_plan import Bury, ChannelTraits, Send
-from daemon.bus.delivery_steps import Collected, Means, Outcome, collect, record_outcomes
+from daemon.bus.delivery_steps import Collected, Means, Outcome, record_outcomes
+from daemon.bus.outcomes import by_destination, failure, note_results, outgoing, receipt_of
+from daemon.bus.own_delivery import Handed, OwnDelivery
 from daemon.bus.sessions import Session
-from daemon.channels.protocol import Channel, InDoubt, ManyChannel, Outgoing, Receipt
+from daemon.channels.protocol import Channel, InDoubt, ManyChannel
 from daemon.clock import Clock
 from daemon.config import Delivery as DeliveryConfig
-from daemon.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.logs_render import MAX_ITEMS
 from daemon.store.messages import chunks
 from daemon.telemetry.telemetry import Beginning, Telemetry
@@ -86,6 +87,7 @@ class Delivery:
             name: ChannelTraits(c.capabilities.deduplicates, c.capabilities.in_doubt is InDoubt.HOLD)
             for name, c in channels.items()
         }
+        self._own = OwnDelivery(channels, clock, telemetry)
         self._many = {
             name: c for name, c in channels.items() if isinstance(c, ManyChannel) and c.capabilities.deduplicates
         }
@@ -152,9 +154,9 @@ class Delivery:
         live = self._live(session)
         try:
             async with session.lock:
-                found = await session.call_locked(partial(collect, session.files, means, live, now))
+                found, handed = await session.call_locked(partial(self._own.collect, session, means, live, now))
                 # Under the lock: a destination is marked before anybody else can plan for it.
-                groups = self._claim_destinations(session, found.sends)
+                groups = self._claim_destinations(session, found.sends, handed)
         except ReadRaceError as error:
             self._log.debug(
                 "outbound_read_race", agent=session.key.agent, session=session.key.session, error=str(error)
@@ -172,6 +174,9 @@ class Delivery:
         session.strikes.pop("collect", None)
         session.unreadable_since = None
         self._report(session, found)
+        for one in handed.values():
+            if one.buried is not None:
+                self._report_outcomes(session, one.outcomes, one.buried)
         # Behind a send that has ended meanwhile nothing waits for: look again. Behind another one, its end looks.
         ended = found.queued - session.sending.keys()
         session.behind |= found.queued - ended
@@ -180,14 +185,16 @@ class Delivery:
         for address_key, sends in groups:
             assert self._tasks is not None
             self._senders += 1
-            self._tasks.start_soon(self._send_group, session, address_key, sends, name=f"send {session.key}")
+            begun = handed.get(address_key)
+            self._tasks.start_soon(self._send_group, session, address_key, sends, begun, name=f"send {session.key}")
         if found.sends or found.settled or found.claimed:
             session.last_activity = now
         if found.settled:
             self._on_settled()
-        if found.later:
+        told = [outcome for one in handed.values() for outcome in one.outcomes]
+        if found.later or any(outcome.error for outcome in told):
             self._look_later(session)
-        return found.more or bool(ended)
+        return found.more or bool(ended) or not all(outcome.sent for outcome in told)
 
     def trouble(self, session: Session, error: ClawbusError, look: str) -> None:
         """A look into the session's files failed: quarantine what is hostile, retry what may pass.
@@ -241,18 +248,29 @@ class Delivery:
             jitter=self._rng.random(),
         )
 
-    def _claim_destinations(self, session: Session, sends: Sequence[Send]) -> list[tuple[str, list[Send]]]:
-        groups: dict[str, list[Send]] = {}
-        for send in sends:
-            groups.setdefault(send.address.key, []).append(send)
+    def _claim_destinations(
+        self, session: Session, sends: Sequence[Send], handed: Mapping[str, Handed]
+    ) -> list[tuple[str, list[Send]]]:
+        """Mark the destinations with something left to send or to record."""
+        done = {key for key, one in handed.items() if one.buried is not None}
+        groups = {key: members for key, members in by_destination(sends).items() if key not in done}
         for key, members in groups.items():
             session.sending[key] = frozenset(member.candidate.row.id for member in members)
         return list(groups.items())
 
-    async def _send_group(self, session: Session, address_key: str, sends: list[Send]) -> None:
-        """Send one destination's rows in order, stop at the first failure, record, and look again if more wait behind."""
+    async def _send_group(
+        self, session: Session, address_key: str, sends: list[Send], handed: Handed | None = None
+    ) -> None:
+        """Send one destination's rows in order, stop at the first failure, record, and look again if more wait behind.
+
+        What has been handed over already is only to be recorded.
+        """
         try:
-            outcomes = await self._send_in_order(session, sends)
+            if handed is None:
+                outcomes = await self._send_in_order(session, sends)
+            else:
+                outcomes = handed.outcomes
+                await self._record(session, outcomes)
             if any(outcome.error is not None for outcome in outcomes):
                 self._look_later(session)
         except Exception:  # noqa: BLE001 - nothing is known to be recorded; what was sent is in doubt, as after a crash
@@ -300,42 +318,28 @@ class Delivery:
         channel = self._channels[send.address.channel_type]
         try:
             with anyio.fail_after(self._config.send_timeout_s):
-                platform_id = _checked(await channel.deliver(_outgoing(session, send, traceparent)))
+                platform_id = receipt_of(await channel.deliver(outgoing(session.key, send, traceparent)))
         except Exception as error:  # noqa: BLE001 - a channel's bug must not stop other channels; it is retried and logged
-            return self._failure(send, error)
+            return failure(send, error, self._config.send_timeout_s)
         return Outcome(send, sent=True, platform_message_id=platform_id)
 
     async def _send_many(self, session: Session, sends: list[Send], channel: ManyChannel) -> list[Outcome]:
         """One call for a run of rows. What it does not tell of was not begun, or is sent again: it deduplicates."""
         outcomes: list[Outcome] = []
         begun = [self._begin(session, send) for send in sends]
-        messages = [_outgoing(session, send, one.traceparent) for send, one in zip(sends, begun, strict=True)]
+        messages = [outgoing(session.key, send, one.traceparent) for send, one in zip(sends, begun, strict=True)]
         try:
             with anyio.fail_after(self._config.send_timeout_s):
                 results = await channel.deliver_many(messages)
-            for send, result in zip(sends, results, strict=False):
-                if isinstance(result, PermanentDeliveryError | TransientDeliveryError):
-                    outcomes.append(self._failure(send, result))
-                    break
-                outcomes.append(Outcome(send, sent=True, platform_message_id=_checked(result)))
+            note_results(outcomes, sends, results, self._config.send_timeout_s)
         except Exception as error:  # noqa: BLE001 - as in a single send; the row that it met first bears it
-            outcomes.append(self._failure(sends[len(outcomes)], error))
+            outcomes.append(failure(sends[len(outcomes)], error, self._config.send_timeout_s))
         # One that tells of nothing would be asked again at once, for ever.
-        outcomes = outcomes or [self._failure(sends[0], TypeError("deliver_many returned nothing"))]
+        outcomes = outcomes or [
+            failure(sends[0], TypeError("deliver_many returned nothing"), self._config.send_timeout_s)
+        ]
         ended_at = self._clock.now_ms()
         return [replace(outcome, begun=one, ended_at=ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
-
-    def _failure(self, send: Send, error: Exception) -> Outcome:
-        """What an error says of a send that was begun."""
-        if isinstance(error, TimeoutError):
-            text = f"no answer within {self._config.send_timeout_s:g} s"
-            return Outcome(send, sent=True, error_code=TransientDeliveryError.code, error=text)
-        if isinstance(error, PermanentDeliveryError):
-            return Outcome(send, sent=True, error_code=error.code, error=str(error), permanent=True)
-        if isinstance(error, TransientDeliveryError):
-            return Outcome(send, sent=True, error_code=error.code, error=str(error), retry_after_s=error.retry_after_s)
-        self._log.error("channel_raised", channel=send.address.channel_type, exc_info=error)
-        return Outcome(send, sent=True, error_code="CHANNEL_BUG", error=f"{type(error).__name__}: {error}")
 
     async def _record(self, session: Session, outcomes: list[Outcome]) -> None:
         """Record until it is recorded: a receipt that is lost would be sent again."""
@@ -411,27 +415,3 @@ class Delivery:
         self._telemetry.buried(key.agent, key.session, candidate.row.id, candidate.cause, dead.reason)
         self._log.error("delivery_dead_lettered", agent=session.key.agent, session=session.key.session,
                         message_out=dead.candidate.row.id, code=dead.reason, error=dead.error)  # fmt: skip
-
-
-def _outgoing(session: Session, send: Send, traceparent: str | None) -> Outgoing:
-    row = send.candidate.row
-    return Outgoing(
-        key=f"{session.key.agent}/{session.key.session}/{row.id}",
-        message_out_id=row.id,
-        agent=session.key.agent,
-        session=session.key.session,
-        kind=row.kind,
-        address=send.address,
-        content=row.content,
-        timestamp=row.timestamp,
-        in_reply_to=row.in_reply_to,
-        attempt=send.candidate.attempts + 1,
-        traceparent=traceparent,
-    )
-
-
-def _checked(receipt: object) -> str | None:
-    """The receiver's own id. A channel is other people's code: whatever is no receipt is no delivery."""
-    if not isinstance(receipt, Receipt):
-        raise TypeError(f"deliver returned {type(receipt).__name__}, not a Receipt")
-    return None if receipt.platform_message_id is None else str(receipt.platform_message_id)

@@ -6,8 +6,11 @@ delivery before its row is committed, and never poll the file: whoever waits is 
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Final, TypeVar, cast
@@ -49,6 +52,7 @@ class LocalChannel:
         self._bells = _Bells()
         self._group = _GroupCommit(self._mailbox, self._announce)
         self._log = structlog.get_logger("local")
+        self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
 
     async def run(self, accept: Accept, *, task_status: TaskStatus[None]) -> None:
         """Make the mailbox ready and stay until cancelled. Raises ChannelError when the file cannot be used."""
@@ -58,8 +62,12 @@ class LocalChannel:
         except ClawbusError as error:
             raise ChannelError(f"channel {self.name}: {error}", hint=error.hint) from error
         self._log.debug("local_mailbox_ready", path=str(self._mailbox.path))
+        self._loop = asyncio.get_running_loop()
         task_status.started()
-        await anyio.sleep_forever()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self._loop = None
 
     async def deliver(self, message: Outgoing) -> Receipt:
         """Put one message into the mailbox that its address names; the receipt is its cursor.
@@ -76,26 +84,32 @@ class LocalChannel:
 
     async def deliver_many(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure]:
         """The same for several, in one commit, up to the first that no mailbox can hold or that cannot be written now."""
+        entries, refused = self._entries(messages)
+        return _results(await self._group.put_many(entries), refused)
+
+    def deliver_here(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
+        """The same in the calling thread; None while another thread commits. Whoever waits is woken through the loop."""
+        loop = self._loop
+        if loop is None:
+            return None
+        entries, refused = self._entries(messages)
+        tickets = self._group.put_here(entries)
+        if tickets is None:
+            return None
+        stored = [(ticket.entry, ticket.cursor) for ticket in tickets if ticket.cursor is not None]
+        with suppress(RuntimeError):  # the loop has ended meanwhile, and with it everybody who waited
+            loop.call_soon_threadsafe(self._announce_all, stored)
+        return _results(tickets, refused)
+
+    def _entries(self, messages: Sequence[Outgoing]) -> tuple[list[NewEntry], PermanentDeliveryError | None]:
+        """The rows of all before the first that no mailbox can hold, and why that one cannot be."""
         entries: list[NewEntry] = []
-        results: list[Receipt | DeliveryFailure] = []
-        refused: PermanentDeliveryError | None = None
         for message in messages:
             try:
                 entries.append(_new_entry(message, self._clock.now_ms()))
             except PermanentDeliveryError as error:
-                refused = error
-                break
-        for ticket in await self._group.put_many(entries):
-            if ticket.cursor is None:
-                error = ticket.error
-                if isinstance(error, ClawbusError):
-                    results.append(
-                        TransientDeliveryError(f"the mailbox cannot be written now: {error}", hint=error.hint)
-                    )
-                    return results
-                raise error or RuntimeError("neither a cursor nor an error")
-            results.append(Receipt(platform_message_id=str(ticket.cursor)))
-        return results if refused is None else [*results, refused]
+                return entries, error
+        return entries, None
 
     async def read(self, mailbox: str, after: int, limit: int = 100) -> list[MailboxEntry]:
         """Entries above the cursor `after`, oldest first, at most `limit`. Only an empty list is the end."""
@@ -117,11 +131,29 @@ class LocalChannel:
 
         return await self._bells.wait_until(("reply", agent, session, message_id), look, timeout_s)
 
+    def _announce_all(self, stored: Sequence[tuple[NewEntry, int]]) -> None:
+        for entry, cursor in stored:
+            self._announce(entry, cursor)
+
     def _announce(self, entry: NewEntry, cursor: int) -> None:
         self._bells.ring(("mailbox", entry.mailbox))
         for message_id in entry.replied:
             # It is the first: whoever waits for it has looked, and found none before.
             self._bells.ring(("reply", entry.agent, entry.session, message_id), entry.at(cursor))
+
+
+def _results(tickets: Sequence[_Ticket], refused: PermanentDeliveryError | None) -> list[Receipt | DeliveryFailure]:
+    """A receipt for each that is stored, up to the first that is not; then `refused`, which came after all of them."""
+    results: list[Receipt | DeliveryFailure] = []
+    for ticket in tickets:
+        if ticket.cursor is None:
+            error = ticket.error
+            if isinstance(error, ClawbusError):
+                text = f"the mailbox cannot be written now: {error}"
+                return [*results, TransientDeliveryError(text, hint=error.hint)]
+            raise error or RuntimeError("neither a cursor nor an error")
+        results.append(Receipt(platform_message_id=str(ticket.cursor)))
+    return results if refused is None else [*results, refused]
 
 
 def _new_entry(message: Outgoing, now_ms: int) -> NewEntry:
@@ -221,6 +253,13 @@ class _Ticket:
         return self.cursor is not None or self.error is not None
 
 
+def _tickets(entries: Sequence[NewEntry]) -> list[_Ticket]:
+    tickets: list[_Ticket] = []
+    for entry in entries:
+        tickets.append(_Ticket(entry, before=tickets[-1] if tickets else None))
+    return tickets
+
+
 class _GroupCommit:
     """Puts that come while another commit runs share the next one: a durable commit costs the same for one row as for many."""
 
@@ -229,6 +268,7 @@ class _GroupCommit:
         self._on_committed = on_committed
         self._waiting: list[_Ticket] = []
         self._lock = anyio.Lock()
+        self._gate = threading.Lock()  # one thread in the file: SQLite would make a second one wait by sleeping
 
     async def put(self, entry: NewEntry) -> int:
         """Commit the entry, alone or with others; its cursor. Cancelled: it may or may not have been committed."""
@@ -240,9 +280,7 @@ class _GroupCommit:
 
     async def put_many(self, entries: Sequence[NewEntry]) -> list[_Ticket]:
         """The same for several, in order; each ticket has a cursor or an error."""
-        tickets: list[_Ticket] = []
-        for entry in entries:
-            tickets.append(_Ticket(entry, before=tickets[-1] if tickets else None))
+        tickets = _tickets(entries)
         self._waiting += tickets
         try:
             async with self._lock:
@@ -257,15 +295,33 @@ class _GroupCommit:
         group, self._waiting = self._waiting[:_MAX_GROUP], self._waiting[_MAX_GROUP:]
         # One task commits for others: its own cancellation must not take their rows along.
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._put, group)
+            await anyio.to_thread.run_sync(self._put_alone, group)
         # Not left to the callers: one that was cancelled meanwhile would leave its readers asleep.
         for ticket in group:
             if ticket.cursor is not None:
                 self._on_committed(ticket.entry, ticket.cursor)
 
+    def put_here(self, entries: Sequence[NewEntry]) -> list[_Ticket] | None:
+        """`put_many` in this thread, whose caller tells of what is stored. None while another thread commits."""
+        if not self._gate.acquire(blocking=False):
+            return None
+        try:
+            tickets = _tickets(entries)
+            for start in range(0, len(tickets), _MAX_GROUP):
+                self._put(tickets[start : start + _MAX_GROUP])
+            return tickets
+        finally:
+            self._gate.release()
+
+    def _put_alone(self, group: list[_Ticket]) -> None:
+        with self._gate:
+            self._put(group)
+
     def _put(self, group: list[_Ticket]) -> None:
-        if len(group) == 1 and group[0].before is not None and group[0].before.error is not None:
-            group[0].error = group[0].before.error
+        for ticket in group:
+            ticket.error = ticket.before.error if ticket.before is not None else None
+        group = [ticket for ticket in group if ticket.error is None]
+        if not group:
             return
         try:
             cursors = self._mailbox.put_many([ticket.entry for ticket in group])

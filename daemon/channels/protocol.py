@@ -155,3 +155,18 @@ class ManyChannel(Protocol):
         What is not in the result was not handed over. When this raises, nothing is known of any: all are sent again.
         """
         ...
+
+
+@runtime_checkable
+class OwnChannel(Protocol):
+    """A channel that is its own receiver, in a file of the daemon's. Only one that deduplicates is asked to.
+
+    Its rows need not go back to the event loop between the intent and the receipt: a thread's hop costs half of a commit.
+    """
+
+    def deliver_here(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
+        """`deliver_many` in the calling thread, which is never the event loop's; raises nothing of its own making.
+
+        None, and nothing done, where it would have to wait for another thread: then the messages go the ordinary way.
+        """
+        ...

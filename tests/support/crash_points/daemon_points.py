@@ -21,7 +21,7 @@ def arm(folder: str) -> None:
     points = Points(Path(folder), "daemon")
     points.transactions()
     for owner, names in (
-        (LocalChannel, ("deliver",)),
+        (LocalChannel, ("deliver", "deliver_here")),
         (WebhookChannel, ("deliver",)),
         (ProcessRuntime, ("_launch", "_stop", "_kill", "_remove")),
         (RecordStore, ("write", "mark_killed", "remove")),

@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.bus import delivery as delivery_module
+from daemon.bus import own_delivery
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.store.registry import SessionKey
 from schema.errors import FileBusyError, ReadDeadlineError, ReadRaceError, StorageError
@@ -80,7 +81,7 @@ async def test_a_thousand_pokes_are_one_drain_at_a_time(kit: HouseKit, monkeypat
     agent = await working(kit)
     session = await kit.session()
     now, most, looks = 0, 0, 0
-    real, gate = delivery_module.collect, threading.Lock()
+    real, gate = own_delivery.collect, threading.Lock()
 
     def counted(*arguments: Any) -> Any:
         nonlocal now, most, looks
@@ -94,7 +95,7 @@ async def test_a_thousand_pokes_are_one_drain_at_a_time(kit: HouseKit, monkeypat
             with gate:
                 now -= 1
 
-    monkeypatch.setattr(delivery_module, "collect", counted)
+    monkeypatch.setattr(own_delivery, "collect", counted)
     say(agent, "p1", A)
     for round_ in range(10):
         for _ in range(100):
@@ -396,14 +397,14 @@ async def test_a_quarantine_outlives_a_restart(tmp_path: Path) -> None:
 
 async def test_a_read_race_is_debug_and_tried_again(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = await working(kit)
-    real, failures = delivery_module.collect, [ReadRaceError("hot journal")]
+    real, failures = own_delivery.collect, [ReadRaceError("hot journal")]
 
     def races_first(*arguments: Any) -> Any:
         if failures:
             raise failures.pop()
         return real(*arguments)
 
-    monkeypatch.setattr(delivery_module, "collect", races_first)
+    monkeypatch.setattr(own_delivery, "collect", races_first)
     kit.house.watch.remove(await kit.session())  # nothing but the retry may look again
     with capture_logs() as logs:
         kit.house.delivery.poke(await kit.session())
@@ -418,14 +419,14 @@ async def test_a_read_race_is_debug_and_tried_again(kit: HouseKit, monkeypatch: 
 
 async def test_a_bug_in_a_look_is_logged_and_ends_nothing(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = await working(kit)
-    real, failures = delivery_module.collect, [KeyError("a bug")]
+    real, failures = own_delivery.collect, [KeyError("a bug")]
 
     def fails_first(*arguments: Any) -> Any:
         if failures:
             raise failures.pop()
         return real(*arguments)
 
-    monkeypatch.setattr(delivery_module, "collect", fails_first)
+    monkeypatch.setattr(own_delivery, "collect", fails_first)
     kit.house.watch.remove(await kit.session())
     kit.house.delivery.poke(await kit.session())
     await until(lambda: not failures)
@@ -442,7 +443,7 @@ async def test_a_look_that_hangs_holds_its_session_for_a_bounded_time_and_nobody
     session = await kit.session()
     session.operation_s = 0.02
     entered, leave = threading.Event(), threading.Event()
-    real = delivery_module.collect
+    real = own_delivery.collect
 
     def hangs(files: Any, *arguments: Any) -> Any:
         if files is session.files:
@@ -450,7 +451,7 @@ async def test_a_look_that_hangs_holds_its_session_for_a_bounded_time_and_nobody
             leave.wait(SECONDS)
         return real(files, *arguments)
 
-    monkeypatch.setattr(delivery_module, "collect", hangs)
+    monkeypatch.setattr(own_delivery, "collect", hangs)
     kit.house.delivery.poke(session)
     await until(entered.is_set)
     try:
@@ -470,7 +471,7 @@ async def test_a_row_that_was_never_sent_is_not_in_doubt_after_an_orderly_end(
 ) -> None:
     kit = HouseKit(tmp_path / "data", channels={"fake": {"type": "fake", "in_doubt": "hold"}})
     entered, left = threading.Event(), threading.Event()
-    real = delivery_module.collect
+    real = own_delivery.collect
 
     def outlasts_the_cancel(*arguments: Any) -> Any:
         entered.set()
@@ -484,13 +485,13 @@ async def test_a_row_that_was_never_sent_is_not_in_doubt_after_an_orderly_end(
 
     async with kit.running():
         agent = await working(kit)
-        monkeypatch.setattr(delivery_module, "collect", outlasts_the_cancel)
+        monkeypatch.setattr(own_delivery, "collect", outlasts_the_cancel)
         say(agent, "p1", A)
         await until(entered.is_set)
         await kit.stop(SECONDS)
     assert kit.fake.calls == []
     await until(left.is_set)
-    monkeypatch.setattr(delivery_module, "collect", real)
+    monkeypatch.setattr(own_delivery, "collect", real)
     async with kit.running():
         await until(lambda: kit.fake.texts("p1") == [A])
 
@@ -500,14 +501,14 @@ async def test_three_slow_looks_in_a_row_are_a_quarantine_and_fewer_are_not(
 ) -> None:
     await working(kit)
     session = await kit.session()
-    real, failures = delivery_module.collect, [ReadDeadlineError("slow")] * 2
+    real, failures = own_delivery.collect, [ReadDeadlineError("slow")] * 2
 
     def slow_first(*arguments: Any) -> Any:
         if failures:
             raise failures.pop()
         return real(*arguments)
 
-    monkeypatch.setattr(delivery_module, "collect", slow_first)
+    monkeypatch.setattr(own_delivery, "collect", slow_first)
     for left in (1, 0):
         kit.house.delivery.poke(session)
         await until(lambda wanted=left: len(failures) == wanted)

@@ -12,7 +12,7 @@ import anyio.to_thread
 import pytest
 
 from daemon.channels.local import LocalChannel
-from daemon.channels.protocol import Receipt
+from daemon.channels.protocol import Accepted, Incoming, Outgoing, Receipt
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.store.mailbox import Mailbox, MailboxEntry, NewEntry
 from schema.errors import FileBusyError, StorageError
@@ -239,3 +239,64 @@ async def test_a_new_process_finds_what_the_old_one_delivered(channel: LocalChan
     again: LocalChannel = build(LocalChannel, "local", {}, tmp_path, SetClock())
     assert [entry.message_out_id for entry in await again.wait_new("me", 0, 0)] == ["out-1"]
     assert await again.deliver(outgoing(attempt=2)) == Receipt("1")
+
+
+async def taken_here(channel: LocalChannel, *messages: Outgoing) -> Sequence[object] | None:
+    """What `deliver_here` says in a thread."""
+    return await anyio.to_thread.run_sync(channel.deliver_here, messages)
+
+
+async def nobody(_: Incoming) -> Accepted:
+    raise AssertionError("this channel takes nothing in by itself")
+
+
+async def test_what_is_taken_in_a_thread_wakes_who_waits(channel: LocalChannel) -> None:
+    got: list[MailboxEntry | None] = []
+
+    async def wait() -> None:
+        got.append(await channel.wait_reply("a", "s", "in-1", FAR))
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(channel.run, nobody)
+        tasks.start_soon(wait)
+        await settle()
+        assert await taken_here(channel, outgoing()) == [Receipt("1")]
+        while not got:
+            await settle()
+        assert await taken_here(channel, outgoing()) == [Receipt("1")], "the same key has the same receipt"
+        tasks.cancel_scope.cancel()
+    assert [entry.message_out_id for entry in got if entry is not None] == ["out-1"]
+
+
+async def test_nothing_is_taken_in_a_thread_while_another_commits_or_nobody_runs(
+    channel: LocalChannel, held: HeldMailbox
+) -> None:
+    assert await taken_here(channel, outgoing()) is None, "who waits could not be woken"
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(channel.run, nobody)
+        held.go.set()
+        await channel.deliver(outgoing(message_out_id="warm"))
+        held.go.clear()
+        held.entered.clear()
+        tasks.start_soon(channel.deliver, outgoing(message_out_id="first"))
+        assert await anyio.to_thread.run_sync(held.entered.wait, FAR)
+        assert await taken_here(channel, outgoing()) is None
+        held.go.set()
+        while len(held.groups) < 2:
+            await settle()
+        tasks.cancel_scope.cancel()
+    assert [entry.message_out_id for entry in await channel.read("me", 0)] == ["warm", "first"]
+
+
+async def test_nothing_behind_a_failed_one_is_taken_in_a_thread(channel: LocalChannel, held: HeldMailbox) -> None:
+    """Also not in the next commit of the same pile."""
+    held.go.set()
+    held.bad = "out-3"
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(channel.run, nobody)
+        messages = [outgoing(message_out_id=f"out-{number}") for number in range(300)]
+        results = await taken_here(channel, *messages)
+        assert results is not None
+        assert [type(result) for result in results] == [Receipt] * 3 + [TransientDeliveryError]
+        tasks.cancel_scope.cancel()
+    assert len(await channel.read("me", 0, 1000)) == 3

@@ -1,0 +1,88 @@
+"""The short way out: intend, hand over and record in one thread, for a channel that is its own receiver (`OwnChannel`).
+
+The order is that of every delivery: the intent is committed, then the receiver's row, then the receipt. What cannot be done
+here is left as it is, intended or handed over, and goes on the ordinary way (`delivery.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from daemon.bus.delivery_plan import Bury, Send
+from daemon.bus.delivery_steps import Collected, Means, Outcome, collect, record_outcomes
+from daemon.bus.outcomes import by_destination, note_results, outgoing
+from daemon.bus.sessions import Session
+from daemon.channels.protocol import Channel, OwnChannel
+from daemon.clock import Clock
+from daemon.telemetry.telemetry import Telemetry
+from schema.errors import ClawbusError
+
+_NOTHING: Final[tuple[Bury, ...]] = ()
+
+
+@dataclass(slots=True)
+class Handed:
+    """What came of one destination's sends. `buried` None: it is still to be recorded."""
+
+    outcomes: list[Outcome]
+    buried: Sequence[Bury] | None = None
+
+
+class OwnDelivery:
+    """Built once. `collect` runs in a thread, with the session's lock held by the caller."""
+
+    def __init__(self, channels: Mapping[str, Channel], clock: Clock, telemetry: Telemetry) -> None:
+        self._clock = clock
+        self._telemetry = telemetry
+        self._channels = {
+            name: channel
+            for name, channel in channels.items()
+            if isinstance(channel, OwnChannel) and channel.capabilities.deduplicates
+        }
+
+    def collect(
+        self, session: Session, means: Means, live: str | None, now: int
+    ) -> tuple[Collected, dict[str, Handed]]:
+        """Take note and intend; then hand over and record what can be here, by destination. Raises as `collect` does."""
+        found = collect(session.files, means, live, now)
+        handed: dict[str, Handed] = {}
+        for address_key, sends in by_destination(found.sends).items():
+            channel = self._channels.get(sends[0].address.channel_type)
+            outcomes = self._hand_over(session, sends, channel, means) if channel is not None else []
+            if outcomes:
+                handed[address_key] = Handed(outcomes)
+        if handed:
+            self._record(session, handed, means)
+        return found, handed
+
+    def _hand_over(self, session: Session, sends: list[Send], channel: OwnChannel, means: Means) -> list[Outcome]:
+        """Empty when it cannot be done here."""
+        key = session.key
+        begun = [self._telemetry.sending(key.agent, key.session, send.candidate.cause) for send in sends]
+        outcomes: list[Outcome] = []
+        try:
+            results = channel.deliver_here([outgoing(key, send, None) for send in sends])
+            note_results(outcomes, sends, results or (), means.config.send_timeout_s)
+        except Exception:  # noqa: BLE001 - as in any send; what it had taken it knows, when the rest is sent again
+            structlog.get_logger("delivery").error(
+                "channel_raised", channel=sends[0].address.channel_type, exc_info=True
+            )
+        if not outcomes:
+            return []
+        ended_at = self._clock.now_ms()
+        told = [replace(outcome, begun=one, ended_at=ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
+        return told + [Outcome(send, sent=False) for send in sends[len(told) :]]
+
+    def _record(self, session: Session, handed: Mapping[str, Handed], means: Means) -> None:
+        outcomes = [outcome for one in handed.values() for outcome in one.outcomes]
+        try:
+            buried = record_outcomes(session.files, outcomes, means, self._clock.now_ms())
+        except ClawbusError:
+            return  # the ordinary way goes on until it is recorded, and says why it could not be
+        for one in handed.values():
+            own = {outcome.send.candidate.row.id for outcome in one.outcomes}
+            one.buried = [dead for dead in buried if dead.candidate.row.id in own] or _NOTHING
