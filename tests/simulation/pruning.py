@@ -29,7 +29,7 @@ _OVER: Final = ("completed", "failed", "cancelled")
 def draw_retention(seed: int) -> Retention:
     """Ages in seconds: none for some runs, so that those are what they were. From a source of its own."""
     rng = Random(f"retention {seed}")
-    if rng.random() < 0.4:
+    if rng.random() < 0.5:
         return Retention(messages_s=0, incarnations_s=0, mailbox_s=0)
     return Retention(
         messages_s=rng.choice((0.5, 5.0, 20.0, 60.0)),

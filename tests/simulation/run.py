@@ -128,7 +128,7 @@ async def _play(world: World, scenario: Scenario, claims: Claims, witness: Witne
     limit = world.loop.time() + HEAL_LIMIT_S + scenario.clock_back_ms / 1000
     quiet = False
     while world.loop.time() < limit:
-        await anyio.sleep(10.0)
+        await anyio.sleep(5.0)
         why = unrest(scenario)
         if (why is None and quiet) or world.findings:
             break
