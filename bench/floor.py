@@ -1,7 +1,7 @@
 """The floor: what this machine asks for the same durable commits and wakes, with nothing of ours in between.
 
 Two processes, raw inotify, and SQLite as the product opens it (journal DELETE, synchronous EXTRA) on connections that stay
-open. It imports nothing of the product. `python -m bench.floor FOLDER` is the second process.
+open. It imports nothing of the product. `python -m bench.floor FOLDER COMMITS` is the second process.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from bench.inotify import DeleteWatch
 
 _IN: Final = "in.db"
 _OUT: Final = "out.db"
+_BOX: Final = "box.db"
+LEAST: Final = 3  # a question, an answer, a receipt
+SAME: Final = 5  # as the bus: the message, the claim, the answer with its ack, the intent, the receiver's copy
 _SETTLE_S: Final = 0.003
 _BODY: Final = '{"text": "hello"}'
 _READY_S: Final = 20.0
@@ -69,10 +72,14 @@ def _timed(work: object) -> float:
 
 
 class RoundTripFloor:
-    """Question, wake, answer, wake, receipt: three commits and two wakes between two processes. A context manager."""
+    """Question, wake, answer, wake, receipt: two wakes between two processes, and LEAST or SAME commits. A context manager.
 
-    def __init__(self, folder: Path) -> None:
+    With SAME the other side commits a claim before its answer, and the receiver's copy is a file of its own.
+    """
+
+    def __init__(self, folder: Path, commits: int = LEAST) -> None:
         self._folder = folder
+        self._commits = commits
         self._asked = 0
 
     def __enter__(self) -> Self:
@@ -80,9 +87,10 @@ class RoundTripFloor:
         (self._folder / "out").mkdir(exist_ok=True)
         self._in = open_durable(self._folder / "in" / _IN)
         self._out = open_durable(self._folder / "out" / _OUT)
+        self._box = open_durable(self._folder / _BOX)
         self._watch = DeleteWatch(self._folder / "out", f"{_OUT}-journal")
         self._other = subprocess.Popen(
-            [sys.executable, "-m", "bench.floor", str(self._folder)],
+            [sys.executable, "-m", "bench.floor", str(self._folder), str(self._commits)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1],
         )  # fmt: skip
         assert self._other.stdout is not None
@@ -95,8 +103,8 @@ class RoundTripFloor:
         self._other.kill()
         self._other.communicate()
         self._watch.__exit__(None, None, None)
-        self._in.close()
-        self._out.close()
+        for connection in (self._in, self._out, self._box):
+            connection.close()
 
     def measure(self, count: int, warm_up: int = 10) -> list[float]:
         """Milliseconds of `count` round trips, after `warm_up` that are not told."""
@@ -107,13 +115,22 @@ class RoundTripFloor:
         self._asked += 1
         began = time.perf_counter()
         commit(self._in)
-        while last(self._out) < self._asked:
+        # Not a look after the first of two: it would meet the second one's lock, and be no floor.
+        self._watch.wait(deletions=_answers(self._commits))
+        while last(self._out) < self._asked * _answers(self._commits):
             self._watch.wait()
         commit(self._in)
+        if self._commits == SAME:
+            commit(self._box)
         return (time.perf_counter() - began) * 1000
 
 
-def answer_for_ever(folder: Path) -> None:
+def _answers(commits: int) -> int:
+    """How many of them are the other side's."""
+    return 2 if commits == SAME else 1
+
+
+def answer_for_ever(folder: Path, commits: int) -> None:
     """The second process: every odd row of in.db is a question, every even one a receipt."""
     with (
         DeleteWatch(folder / "in", f"{_IN}-journal") as watch,
@@ -123,9 +140,9 @@ def answer_for_ever(folder: Path) -> None:
         print("ready", flush=True)
         while True:
             watch.wait(timeout_s=3600.0)
-            while last(answers) < (last(questions) + 1) // 2:
+            while last(answers) < (last(questions) + 1) // 2 * _answers(commits):
                 commit(answers)
 
 
 if __name__ == "__main__":
-    answer_for_ever(Path(sys.argv[1]))
+    answer_for_ever(Path(sys.argv[1]), int(sys.argv[2]))

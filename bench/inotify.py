@@ -36,13 +36,12 @@ class DeleteWatch:
     ) -> None:
         os.close(self._fd)
 
-    def wait(self, timeout_s: float = 10.0) -> None:
-        """Return after the next deletion of the file. Raises TimeoutError."""
-        while True:
+    def wait(self, timeout_s: float = 10.0, *, deletions: int = 1) -> None:
+        """Return after so many more deletions of the file. Raises TimeoutError."""
+        while deletions > 0:
             if not select.select([self._fd], [], [], timeout_s)[0]:
                 raise TimeoutError("no file event")
-            if self._name in _names(os.read(self._fd, _BUFFER)):
-                return
+            deletions -= _names(os.read(self._fd, _BUFFER)).count(self._name)
 
 
 def _names(events: bytes) -> list[bytes]:

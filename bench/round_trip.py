@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.figures import Curve, Figure, Of, Result, Target
-from bench.floor import RoundTripFloor
+from bench.floor import LEAST, SAME, RoundTripFloor
 from bench.settings import Settings
 from bench.spread import noise, percentile, spread
 from bench.stage import ECHO, BenchFailed, BenchStage
@@ -35,8 +35,9 @@ _CLIENT_NOTE: Final = (
     " included. Those by the rows run from the message's timestamp to the receipt's."
 )
 _FLOOR_NOTE: Final = (
-    "The floor is 3 durable commits and 2 raw inotify wakes between two processes; both targets are multiples of its median."
-    " The bus makes more commits than 3: docs/performance.md has them."
+    "The floor is the same number of durable commits as the client waits for, 5, and 2 raw inotify wakes between two"
+    " processes; both targets are multiples of its median. The least that could carry a question and an answer is 3 commits:"
+    " that ratio is told beside it, without a target. docs/performance.md says what each commit is for."
 )
 _P50: Final = Target(Of.RATIO, 3.0)
 _P99: Final = Target(Of.RATIO, 6.0)
@@ -96,36 +97,46 @@ def measure(settings: Settings) -> Result:
     """Blocks of the floor and of the product in turn, so that both see the same machine."""
     blocks, warm_up = settings.count(_BLOCKS, 2), settings.count(_WARM_UP, 3)
     floor_blocks: list[list[float]] = []
+    least: list[float] = []
     seen: list[float] = []
-    with BenchStage(settings.folder) as stage, RoundTripFloor(_floor_folder(settings)) as floor:
+    with (
+        BenchStage(settings.folder) as stage,
+        RoundTripFloor(_folder(settings, "floor-same"), SAME) as floor,
+        RoundTripFloor(_folder(settings, "floor-least"), LEAST) as least_floor,
+    ):
         stage.start()
         with stage.client() as client:
             ask_often(client, SESSION, warm_up)
             before = (stage.usage().cpu_s, stage.agents_usage().cpu_s)
             for _ in range(blocks):
                 floor_blocks.append(floor.measure(_PER_BLOCK, 1))
+                least += least_floor.measure(_PER_BLOCK, 1)
                 seen += [asked.took for asked in ask_often(client, SESSION, _PER_BLOCK)]
         used = (stage.usage().cpu_s - before[0], stage.agents_usage().cpu_s - before[1])
         stage.stop()
         rows = by_the_rows(SessionFolder(stage.data / "sessions" / ECHO / SESSION))[warm_up:]
-    return _result(floor_blocks, seen, rows, used)
+    return _result(floor_blocks, least, seen, rows, used)
 
 
-def _floor_folder(settings: Settings) -> Path:
-    folder = settings.folder / "floor-round-trip"
+def _folder(settings: Settings, name: str) -> Path:
+    folder = settings.folder / name
     folder.mkdir()
     return folder
 
 
-def _result(floor_blocks: list[list[float]], seen: list[float], rows: list[float], used: tuple[float, float]) -> Result:
+def _result(
+    floor_blocks: list[list[float]], least: list[float], seen: list[float], rows: list[float], used: tuple[float, float]
+) -> Result:
     floors = [value for block in floor_blocks for value in block]
-    floor, own, told = spread(floors), spread(seen), spread(rows)
+    floor, own, told, bare = spread(floors), spread(seen), spread(rows), spread(least)
     half = f"{own.count} of them, half {own.quarter:.2f} .. {own.three_quarters:.2f}"
     floor_text = f"floor p99 {floor.p99:.2f}, half {floor.quarter:.2f} .. {floor.three_quarters:.2f}"
     return Result(
         figures=(
             Figure("warm round trip p50", own.p50, "ms", floor.p50, _P50, half),
             Figure("warm round trip p99", own.p99, "ms", floor.p50, _P99, floor_text),
+            Figure("warm round trip p50, beside 3 commits and 2 wakes", own.p50, "ms", bare.p50),
+            Figure("warm round trip p99, beside 3 commits and 2 wakes", own.p99, "ms", bare.p50),
             Figure("warm round trip p50, by the rows", told.p50, "ms", floor.p50, None, "whole milliseconds"),
             Figure("warm round trip p99, by the rows", told.p99, "ms", floor.p50),
             Figure(
@@ -137,7 +148,12 @@ def _result(floor_blocks: list[list[float]], seen: list[float], rows: list[float
         ),
         notes=(_CLIENT_NOTE, _FLOOR_NOTE),
         curves={
-            "latency": (_distribution("floor", floors), _distribution("client", seen), _distribution("rows", rows))
+            "latency": (
+                _distribution("floor", floors),
+                _distribution("3 commits", least),
+                _distribution("client", seen),
+                _distribution("rows", rows),
+            )
         },
         noisy=noise(floor_blocks),
     )

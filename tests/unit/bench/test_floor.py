@@ -1,4 +1,4 @@
-"""The floor does the work that it is the floor of: three commits and two wakes between two processes."""
+"""The floor does the work that it is the floor of: its commits, and two wakes between two processes."""
 
 import sqlite3
 import threading
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.floor import RoundTripFloor, commit_times, open_durable, rows_per_second
+from bench.floor import SAME, RoundTripFloor, commit_times, open_durable, rows_per_second
 from bench.inotify import DeleteWatch
 
 
@@ -25,6 +25,14 @@ def test_a_round_trip_is_question_answer_and_receipt(tmp_path: Path) -> None:
     assert rows(tmp_path / "in" / "in.db") == 10
     assert rows(tmp_path / "out" / "out.db") == 5
     assert other.poll() is not None
+
+
+def test_the_same_commits_as_the_bus_are_two_more(tmp_path: Path) -> None:
+    with RoundTripFloor(tmp_path, SAME) as floor:
+        assert len(floor.measure(3, warm_up=2)) == 3
+    assert rows(tmp_path / "in" / "in.db") == 10, "message and intent"
+    assert rows(tmp_path / "out" / "out.db") == 10, "claim and answer"
+    assert rows(tmp_path / "box.db") == 5, "the receiver's copy"
 
 
 def test_commits_are_as_durable_as_the_bus_makes_them(tmp_path: Path) -> None:
