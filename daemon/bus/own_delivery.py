@@ -50,11 +50,15 @@ class OwnDelivery:
         """Take note and intend; then hand over and record what can be here, by destination. Raises as `collect` does."""
         found = collect(session.files, means, live, now)
         handed: dict[str, Handed] = {}
+        failed: set[str] = set()  # what fails may have waited for a lock, and this thread holds the session's
         for address_key, sends in by_destination(found.sends).items():
-            channel = self._channels.get(sends[0].address.channel_type)
+            name = sends[0].address.channel_type
+            channel = self._channels.get(name) if name not in failed else None
             outcomes = self._hand_over(session, sends, channel, means) if channel is not None else []
             if outcomes:
                 handed[address_key] = Handed(outcomes)
+            if any(outcome.error for outcome in outcomes):
+                failed.add(name)
         if handed:
             self._record(session, handed, means)
         return found, handed

@@ -125,6 +125,18 @@ async def test_rows_behind_a_failed_one_wait_for_it(kit: HouseKit, own: OwnFake)
     await until(lambda: own.taken == texts(3))
 
 
+async def test_after_a_failure_the_other_places_get_theirs_the_ordinary_way(kit: HouseKit, own: OwnFake) -> None:
+    """A failure may be a lock that was waited for; a session's lock must not be held for one such wait after another."""
+    agent, session = await ready(kit, own), await kit.session()
+    own.refuse[texts(2)[0]] = TransientDeliveryError("locked")
+    async with session.lock:  # so that one look finds both
+        ids = [*say(agent, "p1", texts(2)[0]), *say(agent, "p2", texts(2)[1])]
+    kit.house.delivery.poke(session)
+    await until(lambda: kit.fake.texts("p2") == [texts(2)[1]])
+    assert own.taken == []
+    assert (await failing(kit, ids[0]))["attempts"] == 1
+
+
 async def test_rows_behind_a_dead_letter_go_on_at_once(kit: HouseKit, own: OwnFake) -> None:
     agent = await ready(kit, own)
     own.refuse[texts(3)[0]] = PermanentDeliveryError("never")
