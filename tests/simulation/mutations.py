@@ -27,6 +27,7 @@ import daemon.bus.delivery
 import daemon.bus.delivery_plan
 import daemon.bus.delivery_steps
 import daemon.bus.ingress
+import daemon.bus.own_delivery
 import daemon.bus.sessions
 import daemon.store.messages
 import daemon.store.session_files
@@ -268,7 +269,20 @@ def _lost_receipt_write() -> contextlib.AbstractContextManager[Any]:
         except Exception:
             return []
 
-    return mock.patch.object(daemon.bus.delivery, "record_outcomes", record)
+    return _all(
+        mock.patch.object(daemon.bus.delivery, "record_outcomes", record),
+        mock.patch.object(daemon.bus.own_delivery, "record_outcomes", record),
+    )
+
+
+def _handed_over_is_taken() -> contextlib.AbstractContextManager[Any]:
+    """What was handed over in the look's thread gets its receipt, whatever the channel said of it."""
+    real = daemon.bus.own_delivery.OwnDelivery._hand_over
+
+    def hand_over(self: Any, *arguments: Any) -> list[Outcome]:
+        return [replace(one, sent=True, error=None, error_code=None) for one in real(self, *arguments)]
+
+    return mock.patch.object(daemon.bus.own_delivery.OwnDelivery, "_hand_over", hand_over)
 
 
 @contextlib.contextmanager
@@ -295,6 +309,7 @@ MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
         "stale claims stay": _stale_claims_stay,
         "status without history": _status_without_history,
         "a failed send gets a receipt": _timeout_is_success,
+        "what is handed over counts as taken": _handed_over_is_taken,
         "no order per destination": _no_destination_order,
         "hold is sent again": _hold_is_resent,
         "a late start is not withdrawn": _no_withdrawal,
