@@ -18,6 +18,7 @@ from typing import Any, Final
 from unittest import mock
 
 import anyio
+import anyio._backends._asyncio as anyio_backend
 
 from container_runner.store import Store
 from daemon.channels.protocol import Outgoing
@@ -211,6 +212,8 @@ def _tear_down(world: World) -> None:
 
 def _close_all(loop: SimLoop) -> None:
     for task in loop.kept:
+        # A task that never ended is held by its own cancel scope, and that one by anyio's table, for ever.
+        anyio_backend._task_states.pop(task, None)
         task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
         for _ in range(20):
             with contextlib.suppress(BaseException):
