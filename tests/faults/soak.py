@@ -108,7 +108,15 @@ def containers(options: argparse.Namespace, over: threading.Event) -> dict[str, 
             dockerd = stack.enter_context(PrivateDockerd())
             dockerd.copy_image(image)
         return as_json(
-            docker_chaos(seed=options.seed, seconds=options.minutes * 60, image=image, dockerd=dockerd, over=over)
+            docker_chaos(
+                seed=options.seed,
+                seconds=options.minutes * 60,
+                image=image,
+                dockerd=dockerd,
+                sessions=6,
+                pause_s=0.6,
+                over=over,
+            )
         )
 
 
