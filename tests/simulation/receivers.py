@@ -117,7 +117,7 @@ class SimChannel:
         results: list[Receipt | TransientDeliveryError] = []
         for message in messages:
             self._check(message)
-            if receivers.down_until.get(self.name, 0.0) > world.loop.time() or world.chance(world.faults.receiver / 2):
+            if receivers.down_until.get(self.name, 0.0) > world.loop.time() or world.chance(world.faults.receiver):
                 return [*results, TransientDeliveryError("the receiver is down.")]
             world.step("daemon", f"hands {message.message_out_id[-6:]} over to {self.name}, attempt {message.attempt}")
             receivers.take(self.name, message)

@@ -58,7 +58,7 @@ class Faults:
         faults.crash_runner = min(faults.crash_runner, 0.1)
         faults.io_error = min(faults.io_error, 0.1) * 0.3
         faults.agent *= 2.5
-        faults.receiver *= 2.0
+        faults.receiver *= 3.0
         return faults
 
 
