@@ -133,10 +133,11 @@ def track(
 
 def intend(db: Writer, message_out_id: str, destination: str) -> None:
     """Write ahead: an attempt begins. `destination` is where it goes now, which a row without an address of its own
-    may not have known when it was taken note of."""
+    may not have known when it was taken note of. Its time is over: in doubt after a crash it is due at once, also when
+    the clock was set back meanwhile."""
     db.execute(
-        "UPDATE delivery_attempts SET state = 'intended', attempts = attempts + 1, destination = ?"
-        " WHERE message_out_id = ?",
+        "UPDATE delivery_attempts SET state = 'intended', attempts = attempts + 1, destination = ?,"
+        " next_attempt_at = NULL WHERE message_out_id = ?",
         (destination, message_out_id),
     )
 

@@ -111,6 +111,18 @@ def test_overlapping_looks_send_once(world: SessionWorld) -> None:
     assert ids(look(world)) == ["o2"]
 
 
+def test_a_retry_that_a_crash_left_in_doubt_comes_first_also_after_the_clock_was_set_back(world: SessionWorld) -> None:
+    """Found by the simulation (seed 8200221): it kept the time of its retry, and the row behind it overtook it."""
+    world.say("o1")
+    first = look(world)
+    world.say("o2")
+    record_outcomes(world.files, [failed(send) for send in first.sends], MEANS, world.now)
+    world.now += 60 * SECOND
+    assert ids(look(world)) == ["o1", "o2"]
+    world.now -= 3600 * SECOND  # and the daemon died: both are in doubt
+    assert ids(look(world)) == ["o1", "o2"]
+
+
 def test_an_unauthorised_row_never_reaches_a_channel_and_the_agent_is_told(world: SessionWorld) -> None:
     world.say("bad", to=Address("local", "somebody-else"), in_reply_to="m1")
     found = look(world)
