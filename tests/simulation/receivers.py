@@ -134,8 +134,13 @@ class SimChannel:
         if world.chance(world.faults.receiver):
             await self._go_wrong(message)
         receivers.take(self.name, message)
-        await world.crash_point("after a send, before its receipt", 4)
-        await anyio.sleep(world.rng.expovariate(50.0))
+        try:
+            await world.crash_point("after a send, before its receipt", 4)
+            await anyio.sleep(world.rng.expovariate(50.0))
+        except anyio.get_cancelled_exc_class():
+            # Timed out between effect and answer (a daemon that was frozen meanwhile): it is told that it failed.
+            receivers.effects[message.key][-1].ambiguous = True
+            raise
         return Receipt(f"p{len(receivers.effects[message.key])}-{message.message_out_id[-6:]}")
 
     async def _go_wrong(self, message: Outgoing) -> None:
