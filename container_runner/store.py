@@ -1,7 +1,7 @@
 """All SQL of the runner: what is due, claims, and the commit of a turn. Knows no provider and no loop.
 
 outbound.db is ours; inbound.db is only ever attached read-only. Every method opens, works and closes, and is one
-transaction. Every method blocks (a lock may be waited for): call it in a worker thread.
+transaction. Every method blocks (a lock may be waited for): while a turn runs, call it in a worker thread.
 """
 
 from __future__ import annotations

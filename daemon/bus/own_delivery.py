@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import structlog
 
@@ -20,8 +19,6 @@ from daemon.channels.protocol import Channel, OwnChannel
 from daemon.clock import Clock
 from daemon.telemetry.telemetry import Telemetry
 from schema.errors import ClawbusError
-
-_NOTHING: Final[tuple[Bury, ...]] = ()
 
 
 @dataclass(slots=True)
@@ -89,4 +86,4 @@ class OwnDelivery:
             return  # the ordinary way goes on until it is recorded, and says why it could not be
         for one in handed.values():
             own = {outcome.send.candidate.row.id for outcome in one.outcomes}
-            one.buried = [dead for dead in buried if dead.candidate.row.id in own] or _NOTHING
+            one.buried = [dead for dead in buried if dead.candidate.row.id in own]

@@ -109,6 +109,23 @@ async def test_a_thousand_pokes_are_one_drain_at_a_time(kit: HouseKit, monkeypat
     assert len(kit.fake.calls) == 1
 
 
+async def test_nothing_is_begun_in_a_group_that_is_ending(kit: HouseKit) -> None:
+    """Its cancellation may have been delivered: then a new task is never told, and spins (simulation, seed 5000033)."""
+    begun: list[str] = []
+
+    async def work() -> None:
+        begun.append("work")
+
+    delivery = kit.house.delivery
+    tasks = delivery._tasks
+    async with anyio.create_task_group() as ending:
+        delivery._tasks = ending
+        ending.cancel_scope.cancel()
+        delivery.later(work)
+    delivery._tasks = tasks
+    assert begun == []
+
+
 async def test_a_stalled_destination_holds_back_itself_alone(kit: HouseKit) -> None:
     agent = await working(kit)
     kit.fake.stalled["p1"] = anyio.Event()
