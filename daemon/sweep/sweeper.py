@@ -43,6 +43,8 @@ _FAILED_RETRY_MS = 5000
 _POSTPONED_S = 60.0
 _PAGE = 20
 _LONGEST_PAUSE_S = 10.0
+_SPREAD = 0.5  # of the interval
+_LONGEST_SPACING_S = 0.2
 
 
 @dataclass(slots=True)
@@ -106,14 +108,20 @@ class Sweeper:
                 self._tasks = tasks
                 tasks.start_soon(self._full_passes, name="full pass")
                 task_status.started()
+                interval_s, spread_s = self.config.interval_s, 0.0  # after a start what waits is not kept waiting
                 while True:
-                    await self.tick()
-                    await self._pause(self.config.interval_s)
+                    began = self.clock.monotonic()
+                    await self.tick(spread_s)
+                    spread_s = interval_s * _SPREAD
+                    await self._pause(interval_s - min(self.clock.monotonic() - began, spread_s))
         finally:
             self._tasks = None  # at the daemon's end others are still at work, and may poke
 
-    async def tick(self) -> None:
-        """One pass over every session with work."""
+    async def tick(self, spread_s: float = 0.0) -> None:
+        """One pass over every session with work, begun over up to `spread_s` seconds.
+
+        Begun all together, the sweeps of fifty busy sessions would hold up every message for most of a second.
+        """
         started = self.clock.monotonic()
         self.pulse.beat("sweep")
         await self._look_at_registry()
@@ -126,9 +134,12 @@ class Sweeper:
                 errors += 1
             self.pulse.beat("sweep")
 
+        spacing = min(spread_s / max(len(keys), 1), _LONGEST_SPACING_S)
         async with anyio.create_task_group() as tasks:
             for key in keys:
                 tasks.start_soon(one, key, name=f"sweep {key}")
+                if spacing:
+                    await anyio.sleep(spacing)
         duration = int((self.clock.monotonic() - started) * 1000)
         self.last = LastSweep(self.clock.now_ms(), duration, len(keys), errors)
         self.telemetry.swept(self.clock.monotonic() - started, errors)

@@ -76,6 +76,29 @@ async def test_a_session_that_raises_keeps_no_other_from_being_swept(
     assert kit.house.sweeper.last.errors == 0
 
 
+async def test_a_pass_is_begun_over_its_time_and_not_all_at_once(
+    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        await running(kit, name)
+    begun: list[float] = []
+    real = anyio.sleep
+
+    async def sleep(seconds: float) -> None:
+        begun.append(seconds)
+        await real(0)
+
+    monkeypatch.setattr(sweeper_module.anyio, "sleep", sleep)
+    await kit.house.sweeper.tick(0.3)
+    assert [round(seconds, 3) for seconds in begun] == [0.1, 0.1, 0.1]
+    begun.clear()
+    await kit.house.sweeper.tick(3600)
+    assert begun == [0.2, 0.2, 0.2], "few sessions need no hour"
+    begun.clear()
+    await kit.house.sweeper.tick()
+    assert begun == [], "and none when there is no time to spread it over"
+
+
 async def test_a_session_that_hangs_keeps_no_other_from_being_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
