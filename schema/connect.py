@@ -269,7 +269,7 @@ def _connect(path: Path, mode: str, more: str = "") -> sqlite3.Connection:
         timeout=BUSY_TIMEOUT_MS / 1000,  # SQLite's busy time-out
         isolation_level=None,
         check_same_thread=False,
-        cached_statements=32,
+        cached_statements=128,
     )
 
 

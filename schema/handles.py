@@ -205,6 +205,10 @@ class Writer(Reader):
         self.execute("VACUUM")
         return (before - self._pragma("page_count")) * size
 
+    def bound_cache(self, size: int) -> None:
+        """Hold no more than about `size` bytes of the file's pages in memory between transactions."""
+        self.one(f"PRAGMA cache_size={-(size // 1024)}")
+
     def _pragma(self, name: str) -> int:
         row = self.one(f"PRAGMA {name}")
         return int(row[0]) if row is not None else 0

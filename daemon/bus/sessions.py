@@ -21,6 +21,7 @@ import structlog
 from daemon.bus.storage_watch import StorageWatch
 from daemon.clock import Clock
 from daemon.errors import RegistryGoneError, UnknownSessionError
+from daemon.store.kept_files import KeptFiles
 from daemon.store.rebuild import found_sessions, remake
 from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, SessionRow
 from daemon.store.session_files import SessionFiles
@@ -31,6 +32,7 @@ T = TypeVar("T")
 
 _RACES: Final = 40
 _RACE_S: Final = 0.05
+_KEPT: Final = 128  # descriptors; well below the 1,024 that a process has unless it is given more
 OPERATION_S: Final = 24.0  # two busy time-outs, a read's deadline, and a slow disk
 
 
@@ -156,6 +158,7 @@ class Sessions:
         self._clock = clock
         self._limits = limits
         self._owner = owner
+        self._kept = KeptFiles(_KEPT)
         # Every Session object that anybody still holds: a second one for the same files would bring a second lock.
         self._known: WeakValueDictionary[SessionKey, Session] = WeakValueDictionary()
         self._table: dict[SessionKey, Session] = {}
@@ -269,7 +272,7 @@ class Sessions:
 
     def files_of(self, key: SessionKey) -> SessionFiles:
         """The files of a session by name; the name has been checked by whoever made the key."""
-        return SessionFiles(self._dir / key.agent / key.session, self._limits, self._owner)
+        return SessionFiles(self._dir / key.agent / key.session, self._limits, self._owner, self._kept)
 
     async def create(self, key: SessionKey) -> Session:
         """The session, made if need be: the folder first, then the registry, so that a session that is known is whole.
@@ -321,4 +324,5 @@ class Sessions:
         """Record that the session has nothing to do (before `next_due_at`) and forget it. Call with its lock held."""
         await self.central(lambda registry: registry.deactivate(session.key, next_due_at, dead_letters))
         session.active = False
+        session.files.let_go()
         self._table.pop(session.key, None)

@@ -1,19 +1,21 @@
 """mailbox.db: answers on the `local` channel, kept so that a client that comes back later misses nothing.
 
-The daemon is its only writer; the command line reads it read-only when the daemon is down. Every operation opens, works
-and closes, and is synchronous: callers on the event loop go through a worker thread. It must never change or reorder an
-entry once it is written, and never use a cursor again: clients keep them. Retention takes the oldest entries away.
+The daemon is its only writer, and keeps it open between two writes; the command line reads it read-only when the daemon is
+down. Every read opens, works and closes. All of it is synchronous: callers on the event loop go through a worker thread. It
+must never change or reorder an entry once it is written, and never use a cursor again: clients keep them. Retention takes
+the oldest entries away.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from daemon.store.kept_files import KeptFiles
 from schema.connect import Reader, Writer, open_owner, open_reader
 from schema.errors import ReadRaceError, StorageError
 from schema.migrate import Role
@@ -82,6 +84,7 @@ class Mailbox:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._kept = KeptFiles(1)
 
     def prepare(self) -> None:
         """Make or migrate the file, and let SQLite finish what a crash left. Raises SchemaTooNewError, StorageError."""
@@ -98,10 +101,13 @@ class Mailbox:
         Raises FileBusyError or StorageError; nothing is stored then.
         """
         try:
-            with open_owner(self.path, Role.MAILBOX) as db, db.transaction():
+            with self._writer() as db, db.transaction():
                 return [_put(db, entry) for entry in entries]
         except (UnicodeError, OverflowError) as error:  # text that is not UTF-8: SQLite's module says so in its own way
             raise StorageError(f"{self.path.name}: {error}") from error
+
+    def _writer(self) -> AbstractContextManager[Writer]:
+        return self._kept.using(self.path, lambda: open_owner(self.path, Role.MAILBOX))
 
     def prune(self, cutoff: int, after: int, limit: int) -> tuple[int, int | None]:
         """Take those of the next `limit` entries above the cursor `after` that were delivered before `cutoff` (epoch ms).
@@ -110,7 +116,7 @@ class Mailbox:
         """
         if not self.path.exists():
             return 0, None
-        with open_owner(self.path, Role.MAILBOX) as db:
+        with self._writer() as db:
             rows = db.all(
                 "SELECT cursor, delivered_at FROM mailbox WHERE cursor > ? ORDER BY cursor LIMIT ?", (after, limit)
             )

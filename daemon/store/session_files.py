@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from daemon.store.kept_files import KeptFiles
 from schema.bell import ring
 from schema.connect import Reader, ReadLimits, Writer, open_outbound_reader, open_owner, recover_outbound_journal
 from schema.errors import StorageError, UnusableFileError
@@ -18,15 +19,20 @@ from schema.migrate import Role
 
 
 class SessionFiles:
-    """Opens for one operation and closes. Synchronous: callers hold the session's lock and hop to a thread.
+    """Opens for one operation and closes; with `kept`, inbound.db stays open for the next one. Synchronous: callers hold
+    the session's lock and hop to a thread.
 
     `owner` is the (uid, gid) that the container runs as, when that is not the daemon's own.
     """
 
-    def __init__(self, root: Path, limits: ReadLimits, owner: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, root: Path, limits: ReadLimits, owner: tuple[int, int] | None = None, kept: KeptFiles | None = None
+    ) -> None:
         self.folder = SessionFolder(root)
         self._limits = limits
         self._owner = owner
+        self._kept = kept
+        self._inbound = self.folder.inbound_db
 
     def create(self) -> None:
         """Make the folders and inbound.db. Repeating it changes nothing."""
@@ -50,19 +56,27 @@ class SessionFiles:
     def inbound(self) -> Generator[Writer]:
         """The host's own file, for one operation. It must exist and hold something: a deleted folder or a truncated file is
         an error, not an empty session. (`create` has put the tables in before anybody comes here.)"""
+        with self._open_inbound() if self._kept is None else self._kept.using(self._inbound, self._open_inbound) as db:
+            yield db
+
+    def _open_inbound(self) -> Writer:
+        path = self._inbound
         try:
-            if self.folder.inbound_db.stat().st_size == 0:
-                raise UnusableFileError(f"{self.folder.inbound_db} is empty: it was truncated.")
+            if path.stat().st_size == 0:
+                raise UnusableFileError(f"{path} is empty: it was truncated.")
         except OSError:
             pass  # what is missing or unreadable is told by the opening
         try:
-            db = open_owner(self.folder.inbound_db, Role.INBOUND, create=False)
+            return open_owner(path, Role.INBOUND, create=False)
         except StorageError as error:
-            if os.path.lexists(self.folder.inbound_db) or not _is_there(self.folder.root.parents[1]):
+            if os.path.lexists(path) or not _is_there(self.folder.root.parents[1]):
                 raise
-            raise UnusableFileError(f"{self.folder.inbound_db} is gone.") from error
-        with db:
-            yield db
+            raise UnusableFileError(f"{path} is gone.") from error
+
+    def let_go(self) -> None:
+        """Nobody will need these files soon: keep none of them open."""
+        if self._kept is not None:
+            self._kept.let_go(self._inbound)
 
     @contextmanager
     def outbound(self) -> Generator[Reader | None]:
