@@ -29,6 +29,7 @@ from schema.ids import is_message_id
 
 MAILBOX_DB: Final = "mailbox.db"
 _MAX_GROUP: Final = 256
+_HERE_S: Final = 2.0  # a thread waits no longer for another one's commit: it holds a session meanwhile
 
 _T = TypeVar("_T")
 
@@ -88,7 +89,7 @@ class LocalChannel:
         return _results(await self._group.put_many(entries), refused)
 
     def deliver_here(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
-        """The same in the calling thread; None while another thread commits. Whoever waits is woken through the loop."""
+        """The same in the calling thread; None when the file is not free for long. Whoever waits is woken through the loop."""
         loop = self._loop
         if loop is None:
             return None
@@ -268,6 +269,8 @@ class _GroupCommit:
         self._on_committed = on_committed
         self._waiting: list[_Ticket] = []
         self._lock = anyio.Lock()
+        self._runs: list[list[_Ticket]] = []  # of threads that wait for the gate
+        self._mutex = threading.Lock()  # of that list, for moments
         self._gate = threading.Lock()  # one thread in the file: SQLite would make a second one wait by sleeping
 
     async def put(self, entry: NewEntry) -> int:
@@ -302,16 +305,32 @@ class _GroupCommit:
                 self._on_committed(ticket.entry, ticket.cursor)
 
     def put_here(self, entries: Sequence[NewEntry]) -> list[_Ticket] | None:
-        """`put_many` in this thread, whose caller tells of what is stored. None while another thread commits."""
-        if not self._gate.acquire(blocking=False):
+        """`put_many` in this thread, whose caller tells of what is stored. None when the file is not free for long.
+
+        Who waits for the thread that commits finds its own rows stored along with those of the first that waited.
+        """
+        tickets = _tickets(entries)
+        with self._mutex:
+            self._runs.append(tickets)
+        if not self._gate.acquire(timeout=_HERE_S):
+            with self._mutex:
+                self._runs = [run for run in self._runs if run is not tickets]
             return None
         try:
-            tickets = _tickets(entries)
-            for start in range(0, len(tickets), _MAX_GROUP):
-                self._put(tickets[start : start + _MAX_GROUP])
+            if not all(ticket.done for ticket in tickets):
+                self._put_runs(tickets)
             return tickets
         finally:
             self._gate.release()
+
+    def _put_runs(self, own: list[_Ticket]) -> None:
+        with self._mutex:
+            runs, self._runs = self._runs, []
+        if not any(run is own for run in runs):  # taken by a thread that failed with it
+            runs.append(own)
+        group = [ticket for run in runs for ticket in run]
+        for start in range(0, len(group), _MAX_GROUP):
+            self._put(group[start : start + _MAX_GROUP])
 
     def _put_alone(self, group: list[_Ticket]) -> None:
         with self._gate:

@@ -167,6 +167,6 @@ class OwnChannel(Protocol):
     def deliver_here(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
         """`deliver_many` in the calling thread, which is never the event loop's; raises nothing of its own making.
 
-        None, and nothing done, where it would have to wait for another thread: then the messages go the ordinary way.
+        None, and nothing done, where it would have to wait for another thread for long: then the messages go the ordinary way.
         """
         ...

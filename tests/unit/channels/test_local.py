@@ -11,12 +11,14 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from daemon.channels import local as local_module
 from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Accepted, Incoming, Outgoing, Receipt
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.store.mailbox import Mailbox, MailboxEntry, NewEntry
 from schema.errors import FileBusyError, StorageError
 from tests.support.channels import SetClock, build, outgoing
+from tests.support.house_kit import until
 
 pytestmark = pytest.mark.anyio
 FAR = 30.0
@@ -268,8 +270,8 @@ async def test_what_is_taken_in_a_thread_wakes_who_waits(channel: LocalChannel) 
     assert [entry.message_out_id for entry in got if entry is not None] == ["out-1"]
 
 
-async def test_nothing_is_taken_in_a_thread_while_another_commits_or_nobody_runs(
-    channel: LocalChannel, held: HeldMailbox
+async def test_nothing_is_taken_in_a_thread_while_another_commits_for_long_or_nobody_runs(
+    channel: LocalChannel, held: HeldMailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await taken_here(channel, outgoing()) is None, "who waits could not be woken"
     async with anyio.create_task_group() as tasks:
@@ -280,12 +282,68 @@ async def test_nothing_is_taken_in_a_thread_while_another_commits_or_nobody_runs
         held.entered.clear()
         tasks.start_soon(channel.deliver, outgoing(message_out_id="first"))
         assert await anyio.to_thread.run_sync(held.entered.wait, FAR)
+        monkeypatch.setattr(local_module, "_HERE_S", 0.05)
         assert await taken_here(channel, outgoing()) is None
         held.go.set()
         while len(held.groups) < 2:
             await settle()
         tasks.cancel_scope.cancel()
     assert [entry.message_out_id for entry in await channel.read("me", 0)] == ["warm", "first"]
+
+
+async def test_threads_that_wait_for_a_commit_share_the_next_one(channel: LocalChannel, held: HeldMailbox) -> None:
+    got: dict[str, Sequence[object] | None] = {}
+
+    async def take(name: str) -> None:
+        got[name] = await taken_here(channel, outgoing(message_out_id=name))
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(channel.run, nobody)
+        tasks.start_soon(take, "first")
+        assert await anyio.to_thread.run_sync(held.entered.wait, FAR)
+        for number in range(5):
+            tasks.start_soon(take, f"out-{number}")
+        await until(lambda: len(channel._group._runs) == 5)
+        held.go.set()
+        await until(lambda: len(got) == 6)
+        tasks.cancel_scope.cancel()
+    assert held.groups == [1, 5]
+    entries = await channel.read("me", 0)
+    assert {name: [Receipt(str(entry.cursor))] for entry in entries for name in [entry.message_out_id]} == got
+
+
+async def test_a_thread_whose_rows_another_one_took_and_failed_with_puts_them_itself(
+    channel: LocalChannel, held: HeldMailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cut(BaseException):
+        pass
+
+    got: dict[str, Sequence[object] | None] = {}
+    real = held.put_many
+
+    def put_many(entries: Sequence[NewEntry]) -> list[int]:
+        if len(entries) == 2:
+            raise Cut
+        return real(entries)
+
+    async def take(name: str) -> None:
+        try:
+            got[name] = await taken_here(channel, outgoing(message_out_id=name))
+        except Cut:
+            got[name] = None
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(channel.run, nobody)
+        tasks.start_soon(take, "first")
+        assert await anyio.to_thread.run_sync(held.entered.wait, FAR)
+        monkeypatch.setattr(held, "put_many", put_many)
+        tasks.start_soon(take, "a")
+        tasks.start_soon(take, "b")
+        await until(lambda: len(channel._group._runs) == 2)
+        held.go.set()
+        await until(lambda: len(got) == 3)
+        tasks.cancel_scope.cancel()
+    assert sorted(str(got[name]) for name in ("a", "b")) == ["None", str([Receipt("2")])]
 
 
 async def test_nothing_behind_a_failed_one_is_taken_in_a_thread(channel: LocalChannel, held: HeldMailbox) -> None:
