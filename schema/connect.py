@@ -58,6 +58,9 @@ _SCHEMA_LIMITS: Final = (
     (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 1),
     (sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0),
 )
+_KNOWN_TABLES: Final = "SELECT lower(name) AS name, type, sql FROM sqlite_schema WHERE lower(name) IN ({})".format(
+    ",".join(f"'{name}'" for name in migrate.OUTBOUND_TABLES)
+)
 # Another program's file: its views, triggers and defaults must not call functions with side effects, nor its cells lie.
 _FOREIGN_PRAGMAS: Final = ("trusted_schema=OFF", "cell_size_check=ON")
 
@@ -187,7 +190,7 @@ def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:
     if guard is None:
         return None
     try:
-        if not check_header(guard, limits, journal=os.path.lexists(folder / (OUTBOUND_DB + "-journal"))):
+        if not check_header(guard, limits, journal=os.path.lexists(f"{path}-journal")):
             return None
         check_journal(folder, limits)
         refuse_wal(folder)
@@ -264,7 +267,7 @@ def _stepped(progress: PageProgress | None) -> Callable[[int, int, int], None]:
 def _connect(path: Path, mode: str, more: str = "") -> sqlite3.Connection:
     # isolation_level=None: transactions are begun by us, never by the module behind our back.
     return sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?mode={mode}{more}",
+        f"file:{quote(str(path if path.is_absolute() else path.absolute()))}?mode={mode}{more}",
         uri=True,
         timeout=BUSY_TIMEOUT_MS / 1000,  # SQLite's busy time-out
         isolation_level=None,
@@ -316,9 +319,10 @@ def _limit(connection: sqlite3.Connection, limits: ReadLimits) -> None:
     # Exclusive locking before the first read: a file that turns to WAL behind our check then asks for a lock that a
     # read-only handle cannot have, instead of a shared-memory map that its author could truncate under us
     # (sqlite.org/wal.html#use_of_wal_without_shared_memory). In DELETE mode a reader takes no more than a shared lock.
-    pragmas = ("locking_mode=EXCLUSIVE", "trusted_schema=OFF", "query_only=ON", "mmap_size=0", "cell_size_check=ON")
-    for pragma in pragmas:
-        connection.execute(f"PRAGMA {pragma}")
+    connection.executescript(
+        "PRAGMA locking_mode=EXCLUSIVE;PRAGMA trusted_schema=OFF;PRAGMA query_only=ON;PRAGMA mmap_size=0;"
+        "PRAGMA cell_size_check=ON"
+    )
 
 
 def _check_tables(reader: Reader) -> None:
@@ -326,11 +330,15 @@ def _check_tables(reader: Reader) -> None:
 
     So would a generated column, and one step of its expression may take minutes, which no deadline interrupts.
     """
-    known = ",".join(f"'{name}'" for name in migrate.OUTBOUND_TABLES)
+    ours = migrate.outbound_columns()
     columns: dict[str, frozenset[str]] = {name: frozenset() for name in migrate.OUTBOUND_TABLES}
-    for row in reader.all(f"SELECT lower(name) AS name, type, sql FROM sqlite_schema WHERE lower(name) IN ({known})"):
+    for row in reader.all(_KNOWN_TABLES):
         if row["type"] != "table" or not str(row["sql"]).upper().startswith("CREATE TABLE"):
             raise HostileFileError(f"{OUTBOUND_DB}: {row['name']} is not an ordinary table.")
+        # SQLite makes a table of this text and of nothing else, so our own text says what is in it.
+        if (row["name"], row["sql"]) in ours:
+            columns[row["name"]] = ours[row["name"], row["sql"]]
+            continue
         found = reader.all(f"PRAGMA table_xinfo({row['name']})")
         if any(column["hidden"] for column in found):
             raise HostileFileError(f"{OUTBOUND_DB}: {row['name']} has a generated column.")

@@ -175,6 +175,8 @@ class Reader:
 class Writer(Reader):
     """A handle of the file's owner. Every change goes through `transaction()`."""
 
+    _looks = False  # inside `looking`, and nothing written yet
+
     def execute(self, sql: str, params: Sequence[object] = ()) -> int:
         """Run one statement; returns the number of rows it changed."""
         try:
@@ -227,9 +229,27 @@ class Writer(Reader):
             raise translate(error, path, hostile=False) from error
 
     @contextmanager
+    def looking(self) -> Generator[Self]:
+        """Reads that may end in a `transaction` on what they found: one lock and one view of the file for all of them.
+
+        Without one it ends with nothing written, and needs no right to write.
+        """
+        self.execute("BEGIN")
+        self._looks = True
+        try:
+            yield self
+        finally:
+            self._looks = False
+            if self._connection.in_transaction:
+                self._connection.rollback()
+
+    @contextmanager
     def transaction(self) -> Generator[Self]:
-        """BEGIN IMMEDIATE .. COMMIT; any exception rolls back and nothing has changed."""
-        self.execute("BEGIN IMMEDIATE")
+        """BEGIN IMMEDIATE .. COMMIT; any exception rolls back and nothing has changed. Inside `looking` it goes on from there."""
+        if self._looks:
+            self._looks = False
+        else:
+            self.execute("BEGIN IMMEDIATE")
         try:
             yield self
             self.execute("COMMIT")

@@ -6,9 +6,11 @@ A reader never comes here: it degrades when the other side's file lacks a column
 
 from __future__ import annotations
 
+import functools
 import re
 import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -82,6 +84,22 @@ def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+@functools.cache
+def outbound_columns() -> Mapping[tuple[str, str], frozenset[str]]:
+    """The columns of each table of a runner's own outbound.db, by the table's name and the text that SQLite keeps of it."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for statement in _statements(Role.OUTBOUND):
+            connection.execute(statement)
+        tables = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table'").fetchall()
+        return MappingProxyType(
+            {
+                (name, sql): frozenset(row[1] for row in connection.execute(f"PRAGMA table_info({name})"))
+                for name, sql in tables
+                if name in OUTBOUND_TABLES
+            }
+        )
 
 
 def _refuse_foreign(connection: sqlite3.Connection, role: Role, path: Path) -> None:

@@ -122,7 +122,7 @@ def refuse_wal(folder: Path) -> None:
     with SIGBUS. `connect` has a second guard against the moment between this look and SQLite's own.
     """
     for suffix in ("-wal", "-shm"):
-        if os.path.lexists(folder / (OUTBOUND_DB + suffix)):
+        if os.path.lexists(f"{folder}/{OUTBOUND_DB}{suffix}"):
             raise HostileFileError(f"there is {OUTBOUND_DB}{suffix}; the contract is journal_mode=DELETE.")
 
 

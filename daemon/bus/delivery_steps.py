@@ -80,7 +80,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
 
     Raises ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; nothing has changed then.
     """
-    with files.inbound() as db:
+    with files.inbound() as db, db.looking():
         with files.outbound() as out:
             pending, acks = unfinished(db, out, now)
             batch = _look(db, out, means, now)
@@ -102,7 +102,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
                 _commit(db, decision, means, now)
             if batch.top_seq is not None:
                 deliveries.advance(db, batch.top_seq, batch.file_id)
-        ended = endings(db, pending, acks, settles, now)
+            ended = endings(db, pending, acks, settles, now)
     return Collected(
         sends=tuple(item for item in decisions if isinstance(item, Send)),
         buried=tuple(item for item in decisions if isinstance(item, Bury)),

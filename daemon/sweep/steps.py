@@ -92,7 +92,7 @@ def sweep_files(
     recovered = False
     if container is None and not occupied and files.has_journal():
         recovered = files.recover()
-    with files.inbound() as db:
+    with files.inbound() as db, db.looking():
         with files.outbound() as out:
             seen = _observe(db, out, now)
             news = out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from schema.errors import (
     StorageError,
     UnusableFileError,
 )
-from schema.migrate import Role
+from schema.migrate import OUTBOUND_TABLES, Role, outbound_columns
 
 
 def pragma(db: Reader, name: str) -> object:
@@ -239,3 +240,44 @@ def test_every_error_of_sqlite_has_a_name_of_ours(name: str) -> None:
     assert type(error) is ours
     assert "x.db" in str(error)
     assert error.hint
+
+
+def test_a_look_that_writes_nothing_needs_no_lock_and_one_that_does_commits_what_it_saw(tmp_path: Path) -> None:
+    path = tmp_path / "inbound.db"
+    with open_owner(path, Role.INBOUND) as db:
+        with db.looking():
+            assert db.all("SELECT * FROM pruned") == []
+            other = sqlite3.connect(path, timeout=0, isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("ROLLBACK")
+        with db.looking():
+            assert db.all("SELECT * FROM pruned") == []
+            with db.transaction():
+                db.execute("INSERT INTO pruned VALUES ('x', 1, 1, 1)")
+        assert other.execute("SELECT what FROM pruned").fetchall() == [("x",)]
+        with pytest.raises(StorageError), db.looking(), db.transaction():
+            assert db.executemany("INSERT INTO pruned VALUES (?, 1, 1, 1)", [("y",), ("x",)])
+        with pytest.raises(StorageError), db.transaction(), db.transaction():
+            pass  # only a look becomes a transaction: one inside another is a mistake
+        other.close()
+        assert [row["what"] for row in db.all("SELECT what FROM pruned")] == ["x"]
+
+
+def test_the_columns_of_our_own_text_are_those_that_sqlite_makes_of_it(tmp_path: Path) -> None:
+    with open_owner(tmp_path / "outbound.db", Role.OUTBOUND) as db:
+        made = {(row["name"], row["sql"]) for row in db.all("SELECT name, sql FROM sqlite_schema WHERE type = 'table'")}
+        ours = outbound_columns()
+        assert {name for name, _ in ours} == set(OUTBOUND_TABLES)
+        assert set(ours) <= made
+        for (name, _), columns in ours.items():
+            found = db.all(f"PRAGMA table_xinfo({name})")
+            assert {row["name"] for row in found} == columns
+            assert not any(row["hidden"] for row in found)
+    reader = open_outbound_reader(tmp_path, ReadLimits())
+    assert reader is not None
+    with reader:
+        assert reader.columns("messages_out") == columns_of(ours, "messages_out")
+
+
+def columns_of(ours: Mapping[tuple[str, str], frozenset[str]], table: str) -> frozenset[str]:
+    return next(columns for (name, _), columns in ours.items() if name == table)

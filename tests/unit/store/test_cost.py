@@ -91,7 +91,9 @@ def test_an_idle_look_writes_nothing(
     with traced(monkeypatch) as seen:
         operation(full)
     assert seen
-    assert [sql for _, sql in seen if not sql.lstrip().upper().startswith(("SELECT", "PRAGMA"))] == []
+    # A transaction that only reads ends in a rollback: no commit, and nothing that takes the lock of a writer.
+    others = [sql for _, sql in seen if not sql.lstrip().upper().startswith(("SELECT", "PRAGMA"))]
+    assert others in ([], ["BEGIN", "ROLLBACK"])
     after = (full.files.folder.inbound_db.stat(), full.files.folder.outbound_db.stat())
     assert [(stat.st_mtime_ns, stat.st_size) for stat in after] == [(stat.st_mtime_ns, stat.st_size) for stat in before]
 
