@@ -55,15 +55,18 @@ def found_sessions(sessions_dir: Path) -> Iterator[SessionKey]:
         raise StorageError(f"{sessions_dir}: {error.strerror}.") from error
 
 
-def _folders(folder: Path, what: str) -> Iterator[Path]:
+def _folders(folder: Path, what: str) -> list[Path]:
+    # All of them before the first is looked into: a listing that somebody stops to read would stay open until then.
     with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                check_name(what, entry.name)
-            except InvalidNameError:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield Path(entry.path)
+        return [Path(entry.path) for entry in entries if _is_named(what, entry)]
+
+
+def _is_named(what: str, entry: os.DirEntry[str]) -> bool:
+    try:
+        check_name(what, entry.name)
+    except InvalidNameError:
+        return False
+    return entry.is_dir(follow_symlinks=False)
 
 
 def _is_session(folder: SessionFolder) -> bool:
