@@ -36,7 +36,7 @@ def signed_request(timestamp: str, path: str, message_id: str, body: bytes) -> b
     # Headers are Latin-1 by ASGI, and a path may hold anything: neither may raise here.
     head = (
         timestamp.encode("latin-1", "replace"),
-        path.encode("utf-8", "surrogateescape"),
+        _bytes(path),
         message_id.encode("latin-1", "replace"),
     )
     return b"\n".join((*head, body))
@@ -50,7 +50,15 @@ def sign_at(secret: bytes, timestamp: int, body: bytes) -> str:
 def matches(secret: bytes, signed: bytes, given: str) -> bool:
     """Whether `given` is the signature of `signed`. Takes the same time wherever they differ."""
     # Bytes, because compare_digest refuses text that is not ASCII, and a header may hold anything.
-    return hmac.compare_digest(sign(secret, signed).encode(), given.encode("utf-8", "surrogateescape"))
+    return hmac.compare_digest(sign(secret, signed).encode(), _bytes(given))
+
+
+def _bytes(text: str) -> bytes:
+    """The bytes that were decoded to this; for text that none can have been, still some, and never an error."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def read_timestamp(text: str, now_ms: int, window_s: int = WINDOW_S) -> int | None:
