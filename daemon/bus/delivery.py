@@ -39,6 +39,7 @@ from schema.rows import AckStatus
 _RACE_RETRY_MS = 50
 _TROUBLE_RETRY_MS = 1000
 _SURPRISE_RETRY_MS = 30_000
+_AHEAD_MS = 50
 _MAX_STRIKES = 3
 _TOLD_ONE_BY_ONE = 20  # deliveries in one go; of more, an event names a hundred
 
@@ -194,7 +195,13 @@ class Delivery:
         told = [outcome for one in handed.values() for outcome in one.outcomes]
         if found.later or any(outcome.error for outcome in told):
             self._look_later(session)
-        return found.more or bool(ended) or not all(outcome.sent for outcome in told)
+        again = bool(ended) or not all(outcome.sent for outcome in told)
+        if found.more and session.sending and not again:
+            # The end of a send looks again. To look ahead meanwhile finds mostly rows that wait behind it, and each would be
+            # read and written twice; but those for others must not wait for a send that hangs.
+            self._wake_at(session, now + _AHEAD_MS)
+            return False
+        return found.more or again
 
     def trouble(self, session: Session, error: ClawbusError, look: str) -> None:
         """A look into the session's files failed: quarantine what is hostile, retry what may pass.

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from daemon.bus import delivery as delivery_module
 from daemon.bus import own_delivery
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.store import deliveries
 from daemon.store.registry import SessionKey
 from schema.errors import FileBusyError, ReadDeadlineError, ReadRaceError, StorageError
 from tests.support.fake_agent import Agent
@@ -138,6 +139,39 @@ async def test_a_stalled_destination_holds_back_itself_alone(kit: HouseKit) -> N
     assert [call.content for call in kit.fake.calls if call.address.platform_id == "p1"] == [A]
     kit.fake.stalled["p1"].set()
     await until(lambda: kit.fake.texts("p1") == [A, B, C])
+
+
+async def test_a_pile_behind_a_send_is_not_looked_at_before_its_end_unless_that_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = HouseKit(tmp_path / "pile", delivery={"batch": 2})
+    written: list[str] = []
+    real = deliveries.track
+
+    def tracked(db: Any, row: Any, **facts: Any) -> None:
+        written.append(str(facts["state"]))
+        real(db, row, **facts)
+
+    monkeypatch.setattr(deliveries, "track", tracked)
+    async with kit.running():
+        agent = await working(kit)
+        await kit.settle()
+        session = await kit.session()
+        kit.house.watch.remove(session)  # nobody looks but whom we ask, and the end of a send
+        written.clear()
+        kit.fake.stalled["p1"] = anyio.Event()
+        say(agent, "p1", A, B, C, A, B, C)
+        say(agent, "p2", A)
+        kit.house.delivery.poke(session)
+        await kit.settle_collects()
+        assert len(written) == 2, "one batch; what is behind it is not read and written before its turn"
+        with anyio.fail_after(SECONDS):
+            while kit.fake.texts("p2") != [A]:
+                kit.advance(1)
+                await anyio.wait_all_tasks_blocked()
+        assert kit.fake.texts("p1") == [], "which still hangs"
+        kit.fake.stalled["p1"].set()
+        await until(lambda: kit.fake.texts("p1") == [A, B, C, A, B, C])
 
 
 async def test_a_failing_head_is_retried_and_holds_back_what_is_behind_it(kit: HouseKit) -> None:
