@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -316,7 +315,7 @@ class Delivery:
     async def _send(self, session: Session, send: Send) -> Outcome:
         begun = self._begin(session, send)
         outcome = await self._try_send(session, send, begun.traceparent)
-        return replace(outcome, begun=begun, ended_at=self._clock.now_ms())
+        return outcome.at(begun, self._clock.now_ms())
 
     def _begin(self, session: Session, send: Send) -> Beginning:
         return self._telemetry.sending(session.key.agent, session.key.session, send.candidate.cause)
@@ -346,7 +345,7 @@ class Delivery:
             failure(sends[0], TypeError("deliver_many returned nothing"), self._config.send_timeout_s)
         ]
         ended_at = self._clock.now_ms()
-        return [replace(outcome, begun=one, ended_at=ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
+        return [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
 
     async def _record(self, session: Session, outcomes: list[Outcome]) -> None:
         """Record until it is recorded: a receipt that is lost would be sent again."""

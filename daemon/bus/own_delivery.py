@@ -7,7 +7,7 @@ here is left as it is, intended or handed over, and goes on the ordinary way (`d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -75,7 +75,7 @@ class OwnDelivery:
         if not outcomes:
             return []
         ended_at = self._clock.now_ms()
-        told = [replace(outcome, begun=one, ended_at=ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
+        told = [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
         return told + [Outcome(send, sent=False) for send in sends[len(told) :]]
 
     def _record(self, session: Session, handed: Mapping[str, Handed], means: Means) -> None:

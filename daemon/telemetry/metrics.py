@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
@@ -20,12 +20,21 @@ _MOMENTS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 _LONG: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0)
 
 
+class Deliveries(NamedTuple):
+    """What a receipt moves, for one agent and channel: found once, because a drain would look it up for every row."""
+
+    delivered: Counter
+    round_trip: Histogram
+
+
 class Metrics:
     """Built once, with the names of the configured channels. Every method is cheap and safe from any thread."""
 
     def __init__(self, registry: CollectorRegistry, channels: Collection[str] = (), runtime: str = "") -> None:
         self.registry = registry
         self._channels = frozenset(channels)
+        self._deliveries: dict[tuple[str, str], Deliveries] = {}
+        self._sends: dict[str, Histogram] = {}
         self._instruments()
         Info("clawbus_build", "The running program.", registry=registry).info(
             {"version": program_version(), "python": platform.python_version(), "runtime": runtime}
@@ -37,6 +46,24 @@ class Metrics:
         if name is None:
             return NONE
         return name if name in self._channels else OTHER
+
+    def deliveries(self, agent: str, channel: str) -> Deliveries:
+        """Of one agent's receipts on one channel."""
+        label = self.channel(channel)
+        found = self._deliveries.get((agent, label))
+        if found is None:
+            found = self._deliveries[agent, label] = Deliveries(
+                self.delivered.labels(agent, label), self.round_trip.labels(agent, label)
+            )
+        return found
+
+    def sends(self, channel: str) -> Histogram:
+        """How long a send on one channel took."""
+        label = self.channel(channel)
+        found = self._sends.get(label)
+        if found is None:
+            found = self._sends[label] = self.delivery.labels(label)
+        return found
 
     def count_spans(self, outcome: str, count: int) -> None:
         """Spans that were exported, failed or dropped."""

@@ -179,14 +179,15 @@ class Telemetry:
         *, ended_at: int, error_code: str | None, attempt: int,
     ) -> None:  # fmt: skip
         """A send is over and recorded: with a receipt, or with an error."""
-        label, now = self.metrics.channel(channel), self._clock.now_ms()
-        self.metrics.delivery.labels(label).observe(max(0, ended_at - begun.at) / 1000)
+        now = self._clock.now_ms()
+        self.metrics.sends(channel).observe(max(0, ended_at - begun.at) / 1000)
         if error_code is None:
-            self.metrics.delivered.labels(agent, label).inc()
+            moved = self.metrics.deliveries(agent, channel)
+            moved.delivered.inc()
             if cause is not None and cause.due_at is not None:
-                self.metrics.round_trip.labels(agent, label).observe(max(0, now - cause.due_at) / 1000)
+                moved.round_trip.observe(max(0, now - cause.due_at) / 1000)
         else:
-            self.metrics.delivery_failures.labels(label, error_code).inc()
+            self.metrics.delivery_failures.labels(self.metrics.channel(channel), error_code).inc()
         if begun.context is None:
             return
         result = Event("sent" if error_code is None else "delivery_failed", ended_at)
