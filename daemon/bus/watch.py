@@ -151,8 +151,9 @@ class Watch:
                 self._look(watched)
         elif event.name.startswith(OUTBOUND_DB) and event.mask & _TOUCHED:
             watched.unheard = 0
-            watched.mark = watched.session.files.outbound_mark()
-            self._look_soon(watched)
+            if watched.session.key not in self._lingering:  # a commit makes three events, and the look notes the file
+                watched.mark = watched.session.files.outbound_mark()
+                self._look_soon(watched)
 
     def _heard_portably(self, key: SessionKey) -> None:
         if key in self._watched:
@@ -195,7 +196,8 @@ class Watch:
 
     def _compare(self, watched: _Watched) -> None:
         mark = watched.session.files.outbound_mark()
-        if mark == watched.mark or watched.session.key not in self._watched:
+        key = watched.session.key
+        if mark == watched.mark or key not in self._watched or key in self._lingering:
             return
         if watched.mark is not None:
             watched.unheard += 1

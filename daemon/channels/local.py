@@ -54,12 +54,14 @@ class LocalChannel:
         self._group = _GroupCommit(self._mailbox, self._announce)
         self._log = structlog.get_logger("local")
         self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
+        self._top: int | None = None  # the highest cursor that was told of; None before the file was looked into
 
     async def run(self, accept: Accept, *, task_status: TaskStatus[None]) -> None:
         """Make the mailbox ready and stay until cancelled. Raises ChannelError when the file cannot be used."""
         del accept  # what comes in over the control socket is accepted there
         try:
             await anyio.to_thread.run_sync(self._mailbox.prepare)
+            self._top = await anyio.to_thread.run_sync(self._mailbox.top)
         except ClawbusError as error:
             raise ChannelError(f"channel {self.name}: {error}", hint=error.hint) from error
         self._log.debug("local_mailbox_ready", path=str(self._mailbox.path))
@@ -118,7 +120,12 @@ class LocalChannel:
 
     async def wait_new(self, mailbox: str, after: int, timeout_s: float, limit: int = 100) -> list[MailboxEntry]:
         """`read`, but wait up to `timeout_s` seconds for the first entry. Empty when none came."""
-        look = partial(self.read, mailbox, after, limit)
+
+        async def look() -> list[MailboxEntry]:
+            # A client that has everything waits again at once: then there is nothing to open the file for.
+            known = self._top is not None and after >= self._top
+            return [] if known else await self.read(mailbox, after, limit)
+
         return await self._bells.wait_until(("mailbox", mailbox), look, timeout_s) or []
 
     async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
@@ -137,6 +144,8 @@ class LocalChannel:
             self._announce(entry, cursor)
 
     def _announce(self, entry: NewEntry, cursor: int) -> None:
+        if self._top is not None:
+            self._top = max(self._top, cursor)
         self._bells.ring(("mailbox", entry.mailbox))
         for message_id in entry.replied:
             # It is the first: whoever waits for it has looked, and found none before.

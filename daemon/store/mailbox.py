@@ -109,6 +109,14 @@ class Mailbox:
     def _writer(self) -> AbstractContextManager[Writer]:
         return self._kept.using(self.path, lambda: open_owner(self.path, Role.MAILBOX))
 
+    def top(self) -> int:
+        """The highest cursor that there is; 0 for none."""
+        if not self.path.exists():
+            return 0
+        with _open(self.path) as reader:
+            row = reader.one("SELECT max(cursor) AS top FROM mailbox")
+        return int(row["top"] or 0) if row is not None else 0
+
     def prune(self, cutoff: int, after: int, limit: int) -> tuple[int, int | None]:
         """Take those of the next `limit` entries above the cursor `after` that were delivered before `cutoff` (epoch ms).
 

@@ -33,6 +33,7 @@ class SessionFiles:
         self._owner = owner
         self._kept = kept
         self._inbound = self.folder.inbound_db
+        self._outbound = str(self.folder.outbound_db)
 
     def create(self) -> None:
         """Make the folders and inbound.db. Repeating it changes nothing."""
@@ -103,7 +104,7 @@ class SessionFiles:
     def outbound_mark(self) -> tuple[int, int] | None:
         """(mtime in ns, size) of outbound.db: cheap evidence that it changed."""
         try:
-            status = os.lstat(self.folder.outbound_db)
+            status = os.lstat(self._outbound)
         except OSError:
             return None
         return status.st_mtime_ns, status.st_size

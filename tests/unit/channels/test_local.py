@@ -156,6 +156,42 @@ async def test_a_waiter_is_woken_by_the_commit(channel: LocalChannel) -> None:
     assert channel._bells._bells == {}
 
 
+async def test_a_client_that_has_everything_opens_no_file_and_misses_nothing(
+    channel: LocalChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    real = channel.read
+
+    async def read(mailbox: str, after: int, limit: int = 100) -> list[MailboxEntry]:
+        reads.append(after)
+        return await real(mailbox, after, limit)
+
+    monkeypatch.setattr(channel, "read", read)
+    await channel.deliver(outgoing(message_out_id="before"))
+    got: list[str] = []
+
+    async def follow() -> None:
+        cursor = 0
+        while len(got) < 3:
+            for entry in await channel.wait_new("me", cursor, FAR):
+                got.append(entry.message_out_id)
+                cursor = entry.cursor
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(channel.run, nobody)
+        tasks.start_soon(follow)
+        await until(lambda: got == ["before"])
+        assert await channel.wait_new("me", 1, 0) == []
+        assert reads == [0], "what was there before the start is looked for, and nothing after it until it is told of"
+        await channel.deliver(outgoing(message_out_id="other"))
+        await until(lambda: len(got) == 2)
+        assert await taken_here(channel, outgoing(message_out_id="here")) == [Receipt("3")]
+        await until(lambda: len(got) == 3)
+        tasks.cancel_scope.cancel()
+    assert got == ["before", "other", "here"]
+    assert reads == [0, 1, 2]
+
+
 async def test_what_is_there_is_returned_at_once(channel: LocalChannel) -> None:
     await channel.deliver(outgoing())
     assert len(await channel.wait_new("me", 0, 0)) == 1
