@@ -72,7 +72,7 @@ class Sweep(_Table):
     max_tries: int = Field(default=5, ge=1, le=100)
     backoff_base_s: float = Field(default=5.0, gt=0)
     session_timeout_s: float = Field(default=30.0, gt=0)
-    full_pass_s: float = Field(default=3600.0, gt=0)
+    full_pass_s: float = Field(default=3 * 3600.0, gt=0)
 
 
 class Delivery(_Table):

@@ -27,7 +27,9 @@ from schema.errors import ClawbusError, ReadRaceError
 
 _PAGE: Final = 200
 _BETWEEN_STEPS_S: Final = 0.02  # for whoever else needs the file
-_BETWEEN_SESSIONS_S: Final = 0.1  # thousands of sessions are looked at for the first time after a start
+_BETWEEN_SESSIONS_S: Final = (
+    2.0  # after a start every session is looked at once; ten thousand must not cost a core's hundredth
+)
 _SLACK: Final = 30  # a session whose files have not changed is looked at again after this part of the age
 _FIRST_S: Final = 60.0  # a start has better things to do; and a daemon that is restarted every day must get to it
 _MIN_FREE_BYTES: Final = 4 * 1024**2

@@ -26,6 +26,12 @@ ENTRY = NewEntry("me", "out-1", "a", "s", "in-1", "chat", None, "{}", MovedClock
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass takes its time for the sake of a busy machine; these are alone."""
+    monkeypatch.setattr(daemon.retention, "_BETWEEN_SESSIONS_S", 0.0)
+
+
 async def answered(kit: HouseKit, *ids: str, session: str = "main") -> None:
     """Messages that an agent answers, each in a turn of its own; all settled and delivered, its container stopped."""
     for message_id in ids:

@@ -82,15 +82,18 @@ async def test_a_pass_is_begun_over_its_time_and_not_all_at_once(
     for name in ("a", "b", "c"):
         await running(kit, name)
     begun: list[float] = []
-    real = anyio.sleep
+    real, me = anyio.sleep, anyio.get_current_task().id
 
     async def sleep(seconds: float) -> None:
-        begun.append(seconds)
+        if anyio.get_current_task().id != me:  # others of the house sleep, too
+            await real(seconds)
+            return
+        begun.append(round(seconds, 3))
         await real(0)
 
     monkeypatch.setattr(sweeper_module.anyio, "sleep", sleep)
     await kit.house.sweeper.tick(0.3)
-    assert [round(seconds, 3) for seconds in begun] == [0.1, 0.1, 0.1]
+    assert begun == [0.1, 0.1, 0.1]
     begun.clear()
     await kit.house.sweeper.tick(3600)
     assert begun == [0.2, 0.2, 0.2], "few sessions need no hour"
@@ -401,7 +404,7 @@ async def test_what_ends_after_the_sweeper_does_not_fail_the_daemons_end(tmp_pat
 @pytest.mark.parametrize(
     ("more", "count", "elapsed_s", "pause_s"),
     [
-        (True, 100, 0.0, 10.0),
+        (True, 100, 0.0, 60.0),
         (True, 10_000, 0.0, 7.2),
         (True, 1_000_000, 0.0, 0.072),
         (False, 10_000, 3500.0, 100.0),
