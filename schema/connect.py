@@ -2,7 +2,7 @@
 
 Rules that must not be broken here:
 - journal_mode=DELETE for all shared files: WAL's shared memory does not cross a VM mount.
-- Open, work, close: a long-lived reader across such a mount freezes at its first view.
+- Open, work, close, for every reader of the other side's file: a long-lived one across such a mount freezes at its first view.
 - A reader is a different type from a writer and cannot write.
 - outbound.db is hostile on the host's side: never followed through a link, checked, limited, given a deadline.
 """
