@@ -9,11 +9,14 @@ Rules that must not be broken here:
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import quote
 
@@ -325,12 +328,28 @@ def _limit(connection: sqlite3.Connection, limits: ReadLimits) -> None:
     )
 
 
+@functools.cache
+def outbound_columns() -> Mapping[tuple[str, str], frozenset[str]]:
+    """The columns of each table of a runner's own outbound.db, by the table's name and the text that SQLite keeps of it."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for statement in migrate.statements(migrate.Role.OUTBOUND):
+            connection.execute(statement)
+        tables = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table'").fetchall()
+        return MappingProxyType(
+            {
+                (name, sql): frozenset(row[1] for row in connection.execute(f"PRAGMA table_info({name})"))
+                for name, sql in tables
+                if name in migrate.OUTBOUND_TABLES
+            }
+        )
+
+
 def _check_tables(reader: Reader) -> None:
     """Every known name must be an ordinary table: a view or virtual table would run what its author likes.
 
     So would a generated column, and one step of its expression may take minutes, which no deadline interrupts.
     """
-    ours = migrate.outbound_columns()
+    ours = outbound_columns()
     columns: dict[str, frozenset[str]] = {name: frozenset() for name in migrate.OUTBOUND_TABLES}
     for row in reader.all(_KNOWN_TABLES):
         if row["type"] != "table" or not str(row["sql"]).upper().startswith("CREATE TABLE"):

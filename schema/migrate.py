@@ -6,11 +6,9 @@ A reader never comes here: it degrades when the other side's file lacks a column
 
 from __future__ import annotations
 
-import functools
 import re
 import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -75,7 +73,7 @@ def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
         # A second opener may have waited on that lock while the first one migrated.
         if int(connection.execute("PRAGMA user_version").fetchone()[0]) < VERSION:
             _add_columns(connection, role)
-            for statement in _statements(role):
+            for statement in statements(role):
                 connection.execute(statement)
             _backfill(connection, role)
             connection.execute(f"PRAGMA user_version={VERSION}")
@@ -86,26 +84,10 @@ def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
         raise
 
 
-@functools.cache
-def outbound_columns() -> Mapping[tuple[str, str], frozenset[str]]:
-    """The columns of each table of a runner's own outbound.db, by the table's name and the text that SQLite keeps of it."""
-    with closing(sqlite3.connect(":memory:")) as connection:
-        for statement in _statements(Role.OUTBOUND):
-            connection.execute(statement)
-        tables = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table'").fetchall()
-        return MappingProxyType(
-            {
-                (name, sql): frozenset(row[1] for row in connection.execute(f"PRAGMA table_info({name})"))
-                for name, sql in tables
-                if name in OUTBOUND_TABLES
-            }
-        )
-
-
 def _refuse_foreign(connection: sqlite3.Connection, role: Role, path: Path) -> None:
     """Another program's database in our file's place must not get our tables. Raises UnusableFileError."""
     there = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    ours = {name for one in _statements(role) for name in _TABLE.findall(one)}
+    ours = {name for one in statements(role) for name in _TABLE.findall(one)}
     if there and there.isdisjoint(ours):
         why = f"{path} is another program's database: it has none of the tables of {role.value}.db."
         raise UnusableFileError.of(path.name, why)
@@ -135,7 +117,8 @@ def _adopt_messages(connection: sqlite3.Connection) -> None:
     )
 
 
-def _statements(role: Role) -> list[str]:
+def statements(role: Role) -> list[str]:
+    """The SQL of a file's tables and indexes, one by one."""
     text = resources.files("schema").joinpath(f"{role.value}.sql").read_text(encoding="utf-8")
     statements: list[str] = []
     pending = ""

@@ -16,6 +16,7 @@ from schema.connect import (
     open_outbound_reader,
     open_owner,
     open_reader,
+    outbound_columns,
     translate,
 )
 from schema.errors import (
@@ -27,7 +28,7 @@ from schema.errors import (
     StorageError,
     UnusableFileError,
 )
-from schema.migrate import OUTBOUND_TABLES, Role, outbound_columns
+from schema.migrate import OUTBOUND_TABLES, Role
 
 
 def pragma(db: Reader, name: str) -> object:
