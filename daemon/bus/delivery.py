@@ -38,7 +38,7 @@ from schema.rows import AckStatus
 _RACE_RETRY_MS = 50
 _TROUBLE_RETRY_MS = 1000
 _SURPRISE_RETRY_MS = 30_000
-_AHEAD_MS = 50
+_AHEAD_S = 0.05
 _MAX_STRIKES = 3
 _TOLD_ONE_BY_ONE = 20  # deliveries in one go; of more, an event names a hundred
 
@@ -77,6 +77,7 @@ class Delivery:
         self._rng = rng
         self._telemetry = telemetry
         self._dirty: dict[Session, bool] = {}
+        self._ahead: set[Session] = set()
         self._senders = 0
         self._drained = anyio.Event()
         self._closing = False
@@ -198,9 +199,18 @@ class Delivery:
         if found.more and session.sending and not again:
             # The end of a send looks again. To look ahead meanwhile finds mostly rows that wait behind it, and each would be
             # read and written twice; but those for others must not wait for a send that hangs.
-            self._wake_at(session, now + _AHEAD_MS)
+            if session not in self._ahead:
+                self._ahead.add(session)
+                self.later(partial(self._look_ahead, session))
             return False
         return found.more or again
+
+    async def _look_ahead(self, session: Session) -> None:
+        try:
+            await anyio.sleep(_AHEAD_S)
+        finally:
+            self._ahead.discard(session)
+        self.poke(session)
 
     def trouble(self, session: Session, error: ClawbusError, look: str) -> None:
         """A look into the session's files failed: quarantine what is hostile, retry what may pass.
