@@ -6,6 +6,7 @@ CLAWBUS_REQUIRE_DOCKER=1 (as `.ci/run` sets it) it fails instead, so that a gree
 
 import gc
 import os
+import signal
 import warnings
 from typing import Final
 
@@ -20,6 +21,12 @@ REQUIRE_VARIABLE: Final = "CLAWBUS_REQUIRE_DOCKER"
 
 # One question to Docker per run and per image: None says "there", a text says what is missing.
 _MISSING: Final[pytest.StashKey[dict[str, str | None]]] = pytest.StashKey()
+
+
+def pytest_sessionstart() -> None:
+    """A shell's background job has Ctrl-C ignored, and so would every child that a test sends one."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def base_image_name() -> str:

@@ -147,8 +147,6 @@ def test_an_interrupt_is_130_and_quiet(cli: CommandLine, monkeypatch: pytest.Mon
 
 def test_following_is_interrupted_by_ctrl_c(home: Path, operations: FakeOperations) -> None:
     """A real process: one JSON line an entry, then Ctrl-C."""
-    # A shell's background job has it ignored, and so would its child: then Ctrl-C is nothing to wait for.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = [*COMMAND, "mailbox", "--follow", "--json"]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
