@@ -120,11 +120,11 @@ def _adopt_messages(connection: sqlite3.Connection) -> None:
 def statements(role: Role) -> list[str]:
     """The SQL of a file's tables and indexes, one by one."""
     text = resources.files("schema").joinpath(f"{role.value}.sql").read_text(encoding="utf-8")
-    statements: list[str] = []
+    found: list[str] = []
     pending = ""
     for line in text.splitlines(keepends=True):
         pending += line
         if sqlite3.complete_statement(pending):
-            statements.append(pending)
+            found.append(pending)
             pending = ""
-    return statements
+    return found

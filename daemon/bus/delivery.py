@@ -195,15 +195,20 @@ class Delivery:
         told = [outcome for one in handed.values() for outcome in one.outcomes]
         if found.later or any(outcome.error for outcome in told):
             self._look_later(session)
-        again = bool(ended) or not all(outcome.sent for outcome in told)
-        if found.more and session.sending and not again:
-            # The end of a send looks again. To look ahead meanwhile finds mostly rows that wait behind it, and each would be
-            # read and written twice; but those for others must not wait for a send that hangs.
-            if session not in self._ahead:
-                self._ahead.add(session)
-                self.later(partial(self._look_ahead, session))
-            return False
-        return found.more or again
+        if bool(ended) or not all(outcome.sent for outcome in told):
+            return True
+        return found.more and not self._wait_for_sends(session)
+
+    def _wait_for_sends(self, session: Session) -> bool:
+        """Whether the rest of a pile waits for the end of a send, which looks again.
+
+        To look ahead meanwhile finds mostly rows that wait behind it, and each would be read and written twice; but those
+        for others must not wait for a send that hangs.
+        """
+        if session.sending and session not in self._ahead:
+            self._ahead.add(session)
+            self.later(partial(self._look_ahead, session))
+        return bool(session.sending)
 
     async def _look_ahead(self, session: Session) -> None:
         try:

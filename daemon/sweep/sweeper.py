@@ -49,7 +49,7 @@ _LONGEST_SPACING_S = 0.2
 
 @dataclass(slots=True)
 class LastSweep:
-    """What the last full tick did: for `status`."""
+    """What the last full tick did: for `status`. `duration_ms` without the pauses between its sessions."""
 
     at: int | None = None
     duration_ms: int = 0
@@ -140,11 +140,12 @@ class Sweeper:
                 tasks.start_soon(one, key, name=f"sweep {key}")
                 if spacing:
                     await anyio.sleep(spacing)
-        duration = int((self.clock.monotonic() - started) * 1000)
-        self.last = LastSweep(self.clock.now_ms(), duration, len(keys), errors)
-        self.telemetry.swept(self.clock.monotonic() - started, errors)
+        # Its pauses are no work: what is told is how far it fell behind them.
+        took_s = max(self.clock.monotonic() - started - spacing * len(keys), 0.0)
+        self.last = LastSweep(self.clock.now_ms(), int(took_s * 1000), len(keys), errors)
+        self.telemetry.swept(took_s, errors)
         log = structlog.get_logger("sweep")
-        log.debug("swept", sessions=len(keys), errors=errors, duration_ms=duration)
+        log.debug("swept", sessions=len(keys), errors=errors, duration_ms=self.last.duration_ms)
 
     async def _look_at_registry(self) -> None:
         """One that vanished is noticed and remade here, even when nothing else asks for it. So is a disk's room."""

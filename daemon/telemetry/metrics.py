@@ -101,7 +101,9 @@ class Metrics:
             "container_spawn_duration_seconds", "From asked for to started.", "agent", buckets=_MOMENTS
         )
         self.exits = counter("container_exits", "Confirmed exits.", "agent", "reason")
-        self.sweep = histogram("sweep_duration_seconds", "One pass over the active sessions.", buckets=_MOMENTS)
+        self.sweep = histogram(
+            "sweep_duration_seconds", "One pass over the active sessions, without its pauses.", buckets=_MOMENTS
+        )
         self.sweep_errors = counter("sweep_errors", "Sessions that a pass could not sweep.")
         self.swept_at = Gauge(
             "clawbus_sweep_last_completed_timestamp_seconds", "When the last pass ended (Unix time).", registry=self.registry
