@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -49,6 +50,7 @@ async def _serve(environment: Environment, log: FilteringBoundLogger) -> int:
     code = EXIT_DEFECT
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         runner = _build(environment, log)
+        gc.freeze()  # what the start made stays for good: no collection need walk it again
         async with anyio.create_task_group() as group:
             group.start_soon(_stop_on_signal, signals, runner, log)
             code = await _exit_code(runner, log)
