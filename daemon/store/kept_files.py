@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from schema.connect import Writer
 
-_CACHE_BYTES: Final = 256 * 1024  # of each open file's pages; a batch of a drain changes less
+_CACHE_BYTES: Final = 128 * 1024  # of each open file's pages; a batch of a drain changes less
 
 
 class _Mark(NamedTuple):
