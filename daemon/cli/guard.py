@@ -6,6 +6,7 @@ file, so the daemon would run on a mixture; better not at all.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Final
@@ -43,5 +44,9 @@ def _top_level(distribution: metadata.Distribution) -> set[str]:
     listed = distribution.read_text("top_level.txt")
     if listed is not None:
         return set(listed.split())
-    parts = [file.parts for file in distribution.files or () if file.suffix == ".py"]
-    return {part[0].removesuffix(".py") for part in parts}
+    record = distribution.read_text("RECORD")
+    if record is not None:  # what `files` would parse into an object for each of thousands of lines
+        paths = [row[0] for row in csv.reader(record.splitlines()) if row]
+    else:
+        paths = [file.as_posix() for file in distribution.files or ()]
+    return {path.partition("/")[0].removesuffix(".py") for path in paths if path.endswith(".py")}

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -108,6 +110,12 @@ def build_app() -> typer.Typer:
     return app
 
 
+@functools.cache
+def command_tree() -> Callable[..., Any]:
+    """What parses a command line, made from the tree once."""
+    return typer.main.get_command(build_app())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -132,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: Sequence[str]) -> object:
     try:
-        return build_app()(args=list(given), prog_name="clawbus", standalone_mode=False)
+        return command_tree()(args=list(given), prog_name="clawbus", standalone_mode=False)
     except typer.TyperException as error:
         return _usage(error, given)
 

@@ -4,9 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-import typer
-
-from daemon.cli.main import build_app
+from daemon.cli.main import command_tree
 from tests.docs.error_codes import error_classes
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -15,7 +13,7 @@ GLOBAL: Final = frozenset({"--json", "--no-json", "--pretty", "--config", "--dat
 
 
 def leaves() -> dict[str, Any]:
-    root: Any = typer.main.get_command(build_app())
+    root: Any = command_tree()
     found: dict[str, Any] = {}
     for name, command in root.commands.items():
         children = getattr(command, "commands", None) or {"": command}

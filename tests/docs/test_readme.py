@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 import typer
 
-from daemon.cli.main import build_app
+from daemon.cli.main import command_tree
 from daemon.config import load_config
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def named_calls() -> Iterator[tuple[str, str]]:
 
 def parse(arguments: Sequence[str]) -> None:
     """Let the live command tree read the arguments, without running anything. Raises what a user would see."""
-    command: Any = typer.main.get_command(build_app())
+    command: Any = command_tree()
     context = command.make_context("clawbus", list(arguments))
     while hasattr(command, "resolve_command"):
         given = [*context._protected_args, *context.args]

@@ -416,15 +416,19 @@ def _rule_name(rule: Rule) -> str:
 # --- the tree --------------------------------------------------------------------------------------------------------
 
 
-def sources() -> Iterator[Module]:
-    for package in OURS:
-        for file in sorted((ROOT / package).rglob("*.py")):
-            yield parse(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def tree() -> tuple[Module, ...]:
+    """Every source file of ours, parsed once for all the rules."""
+    return tuple(
+        parse(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8"))
+        for package in OURS
+        for file in sorted((ROOT / package).rglob("*.py"))
+    )
 
 
 @pytest.mark.parametrize("rule", RULES, ids=_rule_name)
-def test_the_tree_keeps(rule: Rule) -> None:
-    violations = [violation for module in sources() for violation in rule(module)]
+def test_the_tree_keeps(rule: Rule, tree: tuple[Module, ...]) -> None:
+    violations = [violation for module in tree for violation in rule(module)]
     assert not violations, "\n".join([rule.__doc__ or "", *violations])
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from daemon.cli.envelope import Outcome, to_json
-from daemon.cli.main import build_app, main
+from daemon.cli.main import command_tree, main
 from daemon.cli.present import age, clean, when
 from schema.migrate import VERSION
 from tests.support.command_line import CommandLine
@@ -24,7 +23,7 @@ COMMAND = [sys.executable, "-m", "daemon.cli"]
 
 def commands() -> Iterator[tuple[str, Any]]:
     """(path, command) of every leaf."""
-    root: Any = typer.main.get_command(build_app())
+    root: Any = command_tree()
     for name, command in root.commands.items():
         children = getattr(command, "commands", None)
         if children is None:
