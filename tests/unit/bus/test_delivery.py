@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -417,7 +418,8 @@ async def test_a_hostile_file_puts_one_session_into_quarantine_and_nothing_is_lo
     assert container.signals == ["KILL"]
     row = await kit.row("bad")
     assert row.quarantine_reason is not None
-    assert "not a SQLite database" in row.quarantine_reason
+    # Said by our own look at the first bytes, or by SQLite when the file turns bad between that and a statement.
+    assert re.search("not a SQLite database|not a database", row.quarantine_reason)
     await kit.send("bad", message_id="m2")  # is kept
     await kit.house.sweeper.tick()
     await kit.fence()
