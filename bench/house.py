@@ -18,7 +18,6 @@ import anyio
 from bench.noop_channel import ENTRY_POINT, NAME, NoopChannel
 from bench.stage import ECHO
 from container_runner.store import Store
-from daemon.app import House, build_house
 from daemon.bus.delivery_plan import ChannelTraits
 from daemon.bus.delivery_steps import Collected, Means, collect
 from daemon.bus.sessions import Session
@@ -28,6 +27,7 @@ from daemon.clock import SystemClock
 from daemon.config import Agent, Config, Delivery, Runtime
 from daemon.containers.factory import build_runtime
 from daemon.data_folder import DataFolder
+from daemon.house import House, build_house
 from daemon.logs import configure
 from daemon.store.messages import insert, next_even_seq, set_routing
 from daemon.store.registry import SessionKey

@@ -1,63 +1,43 @@
-"""The composition root: everything that lives is built here and passed in; one task group owns one named task per loop.
+"""The daemon's life: start-up, signals and an orderly end; one task group owns one named task per loop.
 
-Decides nothing and does no work of its own but start-up, signals and an orderly end. No agent is killed by that end.
+What it starts is built and wired in `house.py`. Decides nothing and does no other work. No agent is killed by its end.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import random
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from importlib.metadata import EntryPoint
-from typing import Any
 
 import anyio
 import structlog
-from prometheus_client import CollectorRegistry
 
-from daemon.bus.delivery import Delivery
-from daemon.bus.ingress import Ingress
-from daemon.bus.sessions import Session, Sessions
-from daemon.bus.watch import Watch
-from daemon.channels.registry import Channels, build_channels
 from daemon.channels.running import run_channel
 from daemon.clock import Clock, SystemClock
-from daemon.config import Agent, Config
+from daemon.config import Config
 from daemon.containers.changed_runtime import refuse_changed_runtime
-from daemon.containers.factory import build_runtime, spec_maker
-from daemon.containers.protocol import ContainerRuntime, Exit
-from daemon.containers.slots import Hooks, Timings
-from daemon.containers.supervisor import Supervisor
+from daemon.containers.factory import build_runtime
 from daemon.control import server as control_server
 from daemon.control.api import build_api
 from daemon.control.events import EventHub, events_route
 from daemon.control.repair_api import repair_routes
 from daemon.data_folder import DataFolder
 from daemon.errors import ImageError, RuntimeUnavailableError
+from daemon.house import House, build_house
 from daemon.logs import LogPipeline, configure
 from daemon.notify import Notifier
 from daemon.operations import DaemonOperations
-from daemon.policies import read_limits, sweep_settings
-from daemon.retention import Retention
-from daemon.store.mailbox import Mailbox
+from daemon.policies import read_limits
 from daemon.store.rebuild import agree_on_install_id
 from daemon.store.registry import Registry
-from daemon.sweep.schedule import Schedule
-from daemon.sweep.sweeper import Sweeper
-from daemon.telemetry.metrics import Metrics
-from daemon.telemetry.monitoring import Monitoring, Watched
-from daemon.telemetry.telemetry import Telemetry
-from daemon.telemetry.tracing import build_tracer
+from daemon.telemetry.monitoring import Monitoring
 from daemon.watchdog import Pulse, Watchdog
 from schema.errors import ClawbusError
-from schema.rows import MessageIn
 
 _SHUTDOWN_GRACE_S = 5.0
 _SWEEP_ALLOWED_S = 30.0
@@ -114,195 +94,6 @@ def _refusal(group: BaseExceptionGroup[BaseException]) -> ClawbusError | None:
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     return first
-
-
-@dataclass(slots=True)
-class House:
-    """Everything that lives for as long as the daemon does."""
-
-    config: Config
-    clock: Clock
-    agents: dict[str, Agent]
-    runtime: ContainerRuntime
-    sessions: Sessions
-    channels: Channels
-    supervisor: Supervisor
-    delivery: Delivery
-    sweeper: Sweeper
-    schedule: Schedule
-    watch: Watch
-    ingress: Ingress
-    pulse: Pulse
-    retention: Retention
-    channel_problems: dict[str, tuple[int, str]]
-    telemetry: Telemetry
-
-    def degraded(self) -> list[dict[str, Any]]:
-        """What does not work now, since when and why."""
-        found: list[dict[str, Any]] = []
-        if self.sessions.registry_problem is not None:
-            since, why = self.sessions.registry_problem
-            found.append({"what": "registry", "since": since, "why": why})
-        for what, trouble in (("storage", self.sessions.storage.problem), ("disk", self.sessions.storage.low)):
-            if trouble is not None:
-                found.append({"what": what, "since": trouble[0], "why": trouble[1]})
-        if self.supervisor.unavailable is not None:
-            since, why = self.supervisor.unavailable
-            found.append({"what": "runtime", "since": since, "why": why})
-        if self.supervisor.image_problem is not None:
-            since, why = self.supervisor.image_problem
-            found.append({"what": "image", "since": since, "why": why})
-        for name, (since, why) in self.channel_problems.items():
-            found.append({"what": f"channel {name}", "since": since, "why": why})
-        return found
-
-    def watched(self) -> Watched:
-        """What metrics and readiness look at."""
-        return Watched(
-            data_dir=self.config.data_dir,
-            clock=self.clock,
-            sessions=self.sessions,
-            supervisor=self.supervisor,
-            delivery=self.delivery,
-            pulse=self.pulse,
-            channels=tuple(self.channels),
-            agents=lambda: tuple(self.agents),
-            problems=lambda: [(str(item["what"]), int(item["since"]), str(item["why"])) for item in self.degraded()],
-            max_containers=self.config.runtime.max_containers,
-        )
-
-    def status_line(self) -> str:
-        """One line for systemd's STATUS=."""
-        running, waiting = len(self.supervisor.slots()), len(self.supervisor.waiting())
-        trouble = "; ".join(str(item["why"]) for item in self.degraded())
-        return f"{running} containers, {waiting} waiting, {len(self.sessions)} active sessions" + (
-            f"; degraded: {trouble}" if trouble else ""
-        )
-
-
-def build_house(
-    config: Config,
-    folder: DataFolder,
-    runtime: ContainerRuntime,
-    install_id: str,
-    clock: Clock,
-    pulse: Pulse,
-    timings: Timings | None = None,
-    types: Mapping[str, EntryPoint] | None = None,
-    registry: Registry | None = None,
-) -> House:
-    """Wire everything; nothing runs yet. The parts know each other through the callbacks given here.
-
-    `timings` and `types` (of channels) default to the supervisor's and to what is installed, `registry` to the folder's.
-    """
-    limits = read_limits(config)
-    agents = dict(config.agents)
-    specs = spec_maker(config, folder, agents, install_id)
-    sessions = Sessions(
-        folder.sessions_dir,
-        registry or Registry(folder.central_db),
-        clock,
-        limits,
-        specs.owner,
-        # A container can make one thread wait as long as it likes (with locks); all of them together leave enough.
-        threads=_THREADS + config.runtime.max_containers,
-        operation_s=config.sweep.session_timeout_s * 0.8,  # so that the operation's end comes before the sweep's
-    )
-    channels = build_channels(config, clock, types)
-    metrics = Metrics(CollectorRegistry(), channels, runtime.name)
-    traces = config.telemetry
-    tracer = build_tracer(traces.otlp_endpoint, traces.trace_sample_ratio, install_id, metrics.count_spans)
-    telemetry = Telemetry(metrics, tracer, clock)
-    # The lambdas look a name up that is bound further down: the parts know each other both ways.
-    watch = Watch(lambda session: delivery.poke(session))  # noqa: PLW0108
-    schedule = Schedule(clock, lambda key: sweeper.poke(key))  # noqa: PLW0108
-
-    def quarantine(session: Session, reason: str) -> None:
-        session.quarantined = reason
-        delivery.later(partial(_quarantine, house, session, reason))
-
-    def end_container(session: Session, reason: str) -> None:
-        supervisor.begin_end(session.key, reason, graceful=False)
-
-    async def on_exit(session: Session, incarnation: str, reason: str, exit_: Exit) -> bool:
-        watch.remove(session)
-        return await sweeper.after_exit(session, incarnation, reason, exit_)
-
-    def look_later(session: Session) -> None:
-        sweeper.poke(session.key)
-
-    hooks = Hooks(
-        make_spec=specs.make,
-        on_started=watch.add,
-        on_exit=on_exit,
-        after_exit=look_later,
-        wake_at=lambda session, when: schedule.at(session.key, when),
-        is_idle=lambda session: sweeper.is_idle(session),  # noqa: PLW0108
-    )
-    supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, telemetry, timings)
-    sessions.remember_with(supervisor.incarnations, install_id)
-    delivery = Delivery(
-        channels,
-        config.delivery,
-        clock,
-        live_incarnation=supervisor.live_incarnation,
-        wake_at=lambda session, when: schedule.at(session.key, when),
-        look_later=look_later,
-        on_settled=supervisor.look_for_room,
-        quarantine=quarantine,
-        end_container=end_container,
-        unreadable_s=config.sweep.claim_stuck_s,
-        max_content_bytes=config.limits.max_content_bytes,
-        rng=random.Random(),  # noqa: S311 - spreads retries; nothing secret
-        telemetry=telemetry,
-    )
-    sweeper = Sweeper(
-        sessions, supervisor, delivery, schedule, clock, config.sweep, sweep_settings(config), pulse, telemetry
-    )
-
-    def on_accepted(session: Session, message: MessageIn) -> None:
-        if message.process_after is not None and message.process_after > clock.now_ms():
-            schedule.at(session.key, message.process_after)
-        elif message.trigger and supervisor.slot(session.key) is None:
-            delivery.later(partial(supervisor.wake, session))
-
-    ingress = Ingress(
-        sessions, agents, clock, on_accepted, max_content_bytes=config.limits.max_content_bytes, telemetry=telemetry
-    )
-    house = House(
-        config,
-        clock,
-        agents,
-        runtime,
-        sessions,
-        channels,
-        supervisor,
-        delivery,
-        sweeper,
-        schedule,
-        watch,
-        ingress,
-        pulse,
-        Retention(sessions, Mailbox(folder.mailbox_db), config.retention, clock, supervisor.may_run),
-        {},
-        telemetry,
-    )
-    return house
-
-
-async def _quarantine(house: House, session: Session, reason: str) -> None:
-    """Out of service until an operator releases it; its container is ended, its messages are kept."""
-    key, now = session.key, house.clock.now_ms()
-    house.telemetry.quarantined(key.agent)
-    structlog.get_logger("quarantine").error(
-        "session_quarantined", agent=key.agent, session=key.session, reason=reason,
-        hint=f"look at the session's out/ folder, then `clawbus session release {key}`",
-    )  # fmt: skip
-    try:
-        await house.sessions.central(lambda registry: registry.quarantine(key, reason, now))
-    except ClawbusError as error:
-        structlog.get_logger("quarantine").error("quarantine_not_recorded", error=str(error), hint=error.hint)
-    house.supervisor.begin_end(key, "quarantine", graceful=False)
 
 
 async def _main(

@@ -16,6 +16,7 @@ from daemon import app
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.config import Agent, Config, Delivery, Runtime, Sweep
 from daemon.data_folder import Layout
+from daemon.house import House, build_house
 from daemon.store.registry import Registry, SessionKey
 from daemon.watchdog import Pulse
 from schema.errors import FileBusyError, StorageError
@@ -70,7 +71,7 @@ class SimDaemon:
         self.world = world
         self.host = host
         self.config = config
-        self.house: app.House | None = None
+        self.house: House | None = None
         self.process: Process | None = None
         self.layout = Layout(world.root)
         self.starts = 0
@@ -160,7 +161,7 @@ class SimDaemon:
         pulse = Pulse(world.clock)
         pulse.register("sweep", 1e9)
         folder: Any = self.layout
-        house = app.build_house(self.config, folder, SimRuntime(self.host, install_id), install_id, world.clock, pulse)
+        house = build_house(self.config, folder, SimRuntime(self.host, install_id), install_id, world.clock, pulse)
         async with anyio.create_task_group() as tasks:
             await app._start(house, tasks)
             self.house = house

@@ -21,11 +21,11 @@ import structlog
 import container_runner.loop
 import container_runner.store
 import container_runner.watch
-import daemon.app
 import daemon.bus.sessions
 import daemon.bus.watch
 import daemon.bus.watch_portable
 import daemon.containers.factory
+import daemon.house
 import daemon.store.session_files
 import schema.connect
 import schema.ids
@@ -119,8 +119,8 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
             "_look_at_file",
             lambda watch: world.version(watch._folder / "inbound.db"),
         ),
-        mock.patch.object(daemon.app, "build_channels", build_channels),
-        mock.patch.object(daemon.app, "random", types.SimpleNamespace(Random=lambda: seeded)),
+        mock.patch.object(daemon.house, "build_channels", build_channels),
+        mock.patch.object(daemon.house, "random", types.SimpleNamespace(Random=lambda: seeded)),
         mock.patch.object(daemon.containers.factory, "source_digest", lambda: "simulated"),
     ):
         yield

@@ -23,6 +23,7 @@ from daemon.config import Agent as AgentConfig
 from daemon.config import Config
 from daemon.containers.slots import Slot, Timings
 from daemon.data_folder import DataFolder
+from daemon.house import House, build_house
 from daemon.operations import DaemonOperations
 from daemon.store.registry import SessionKey, SessionRow
 from daemon.watchdog import Pulse
@@ -47,7 +48,7 @@ class HouseKit:
         self.clock = MovedClock()
         self.host = FakeHost(self.clock)
         self.config = self.configure(**tables)
-        self.house: app.House
+        self.house: House
         self.operations: DaemonOperations
         self.runtime: FakeRuntime
         self.tasks: TaskGroup
@@ -68,14 +69,14 @@ class HouseKit:
         return Config(data_dir=self.root, agents=agents, **base)  # pyright: ignore[reportArgumentType]
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator[app.House]:
+    async def running(self) -> AsyncGenerator[House]:
         """A daemon, from start-up to an orderly end."""
         types = {**find_types(), "fake": EntryPoint("fake", "tests.support.fake_channel:FakeChannel", GROUP)}
         pulse = Pulse(self.clock)
         pulse.register("sweep", 30.0)
         with DataFolder.open(self.root, self.clock) as folder:
             self.runtime = FakeRuntime(INSTALL, self.host)
-            self.house = app.build_house(
+            self.house = build_house(
                 self.config, folder, self.runtime, INSTALL, self.clock, pulse, timings=self.timings, types=types
             )
             async with anyio.create_task_group() as tasks:
