@@ -13,17 +13,17 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from daemon.bus.delivery_plan import Bury, ChannelTraits, Send
-from daemon.bus.delivery_steps import Collected, Means, Outcome, record_outcomes
-from daemon.bus.outcomes import by_destination, failure, note_results, outgoing, receipt_of
+from daemon.bus.delivery_plan import ChannelTraits, Send
+from daemon.bus.delivery_report import DeliveryReport
+from daemon.bus.delivery_steps import Means, Outcome, record_outcomes
+from daemon.bus.outcomes import by_destination
 from daemon.bus.own_delivery import Handed, OwnDelivery
+from daemon.bus.sender import Sender
 from daemon.bus.sessions import Session
-from daemon.channels.protocol import Channel, InDoubt, ManyChannel
+from daemon.channels.protocol import Channel, InDoubt
 from daemon.clock import Clock
 from daemon.config import Delivery as DeliveryConfig
-from daemon.logs_render import MAX_ITEMS
-from daemon.store.messages import chunks
-from daemon.telemetry.telemetry import Beginning, Telemetry
+from daemon.telemetry.telemetry import Telemetry
 from schema.errors import (
     ClawbusError,
     FileBusyError,
@@ -33,14 +33,12 @@ from schema.errors import (
     StorageError,
     UnusableFileError,
 )
-from schema.rows import AckStatus
 
 _RACE_RETRY_MS = 50
 _TROUBLE_RETRY_MS = 1000
 _SURPRISE_RETRY_MS = 30_000
 _AHEAD_S = 0.05
 _MAX_STRIKES = 3
-_TOLD_ONE_BY_ONE = 20  # deliveries in one go; of more, an event names a hundred
 
 
 class Delivery:
@@ -63,7 +61,6 @@ class Delivery:
         rng: random.Random,
         telemetry: Telemetry,
     ) -> None:
-        self._channels = channels
         self._config = config
         self._clock = clock
         self._live = live_incarnation
@@ -75,7 +72,6 @@ class Delivery:
         self._unreadable_s = unreadable_s
         self._max_content_bytes = max_content_bytes
         self._rng = rng
-        self._telemetry = telemetry
         self._dirty: dict[Session, bool] = {}
         self._ahead: set[Session] = set()
         self._senders = 0
@@ -89,9 +85,8 @@ class Delivery:
             for name, c in channels.items()
         }
         self._own = OwnDelivery(channels, clock, telemetry)
-        self._many = {
-            name: c for name, c in channels.items() if isinstance(c, ManyChannel) and c.capabilities.deduplicates
-        }
+        self._sender = Sender(channels, config.send_timeout_s, clock, telemetry)
+        self._report = DeliveryReport(telemetry)
 
     def start(self, tasks: TaskGroup, channels_run: anyio.Event | None = None) -> None:
         """Work in this task group from now on; look into sessions once `channels_run` is set.
@@ -174,10 +169,10 @@ class Delivery:
             return False
         session.strikes.pop("collect", None)
         session.unreadable_since = None
-        self._report(session, found)
+        self._report.looked(session, found)
         for one in handed.values():
             if one.buried is not None:
-                self._report_outcomes(session, one.outcomes, one.buried)
+                self._report.sent(session, one.outcomes, one.buried)
         # Behind a send that has ended meanwhile nothing waits for: look again. Behind another one, its end looks.
         ended = found.queued - session.sending.keys()
         session.behind |= found.queued - ended
@@ -311,56 +306,21 @@ class Delivery:
         outcomes: list[Outcome] = []
         begun = 0
         try:
-            many = self._many.get(sends[0].address.channel_type) if len(sends) > 1 else None
-            if many is not None and not self._closing:
+            together = self._sender.takes_many(sends)
+            if together and not self._closing:
                 begun = len(sends)
-                outcomes += await self._send_many(session, sends, many)
+                outcomes += await self._sender.many(session, sends)
                 begun = len(outcomes)
-            for send in sends[begun:] if many is None else ():
+            for send in sends[begun:] if not together else ():
                 if self._closing or (outcomes and outcomes[-1].error is not None):
                     break
                 begun += 1
-                outcomes.append(await self._send(session, send))
+                outcomes.append(await self._sender.one(session, send))
         finally:
             outcomes += [Outcome(send, sent=False) for send in sends[begun:]]
             if outcomes:
                 await self._record(session, outcomes)
         return outcomes
-
-    async def _send(self, session: Session, send: Send) -> Outcome:
-        begun = self._begin(session, send)
-        outcome = await self._try_send(session, send, begun.traceparent)
-        return outcome.at(begun, self._clock.now_ms())
-
-    def _begin(self, session: Session, send: Send) -> Beginning:
-        return self._telemetry.sending(session.key.agent, session.key.session, send.candidate.cause)
-
-    async def _try_send(self, session: Session, send: Send, traceparent: str | None) -> Outcome:
-        channel = self._channels[send.address.channel_type]
-        try:
-            with anyio.fail_after(self._config.send_timeout_s):
-                platform_id = receipt_of(await channel.deliver(outgoing(session.key, send, traceparent)))
-        except Exception as error:  # noqa: BLE001 - a channel's bug must not stop other channels; it is retried and logged
-            return failure(send, error, self._config.send_timeout_s)
-        return Outcome(send, sent=True, platform_message_id=platform_id)
-
-    async def _send_many(self, session: Session, sends: list[Send], channel: ManyChannel) -> list[Outcome]:
-        """One call for a run of rows. What it does not tell of was not begun, or is sent again: it deduplicates."""
-        outcomes: list[Outcome] = []
-        begun = [self._begin(session, send) for send in sends]
-        messages = [outgoing(session.key, send, one.traceparent) for send, one in zip(sends, begun, strict=True)]
-        try:
-            with anyio.fail_after(self._config.send_timeout_s):
-                results = await channel.deliver_many(messages)
-            note_results(outcomes, sends, results, self._config.send_timeout_s)
-        except Exception as error:  # noqa: BLE001 - as in a single send; the row that it met first bears it
-            outcomes.append(failure(sends[len(outcomes)], error, self._config.send_timeout_s))
-        # One that tells of nothing would be asked again at once, for ever.
-        outcomes = outcomes or [
-            failure(sends[0], TypeError("deliver_many returned nothing"), self._config.send_timeout_s)
-        ]
-        ended_at = self._clock.now_ms()
-        return [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
 
     async def _record(self, session: Session, outcomes: list[Outcome]) -> None:
         """Record until it is recorded: a receipt that is lost would be sent again."""
@@ -383,56 +343,4 @@ class Delivery:
                 scope.shield = False
                 await anyio.sleep(wait)
                 wait = min(wait * 2, 5.0)
-            self._report_outcomes(session, outcomes, buried)
-
-    def _report(self, session: Session, found: Collected) -> None:
-        log = self._log.bind(agent=session.key.agent, session=session.key.session)
-        self._telemetry.ended(session.key.agent, session.key.session, found.endings)
-        for claim in found.claimed:
-            log.info("message_claimed", message=claim.message_id, incarnation=claim.incarnation)
-        for action in found.settled:
-            event = "message_completed" if action.status is AckStatus.COMPLETED else "message_failed"
-            log.info(event, message=action.message_id, incarnation=action.incarnation)
-        for dead in found.buried:
-            self._dead(session, dead)
-        for item in found.deferred:
-            log.warning("delivery_deferred", message_out=item.candidate.row.id, code=item.reason, error=item.error)
-            self._telemetry.deferred(item.address.channel_type, item.reason)
-
-    def _report_outcomes(self, session: Session, outcomes: Sequence[Outcome], buried: Sequence[Bury]) -> None:
-        log = self._log.bind(agent=session.key.agent, session=session.key.session)
-        dead_ids = {dead.candidate.row.id for dead in buried}
-        done = [outcome for outcome in outcomes if outcome.sent and outcome.error is None]
-        if len(done) > _TOLD_ONE_BY_ONE:
-            ids = [outcome.send.candidate.row.id for outcome in done]
-            for part in chunks(ids, MAX_ITEMS):  # an event shows no more of a list
-                log.info("messages_delivered", count=len(part), channel=done[0].send.address.channel_type,
-                         messages_out=part)  # fmt: skip
-        for outcome in outcomes:
-            row = outcome.send.candidate.row
-            self._tell(session, outcome)
-            if outcome.sent and outcome.error is None:
-                if len(done) > _TOLD_ONE_BY_ONE:
-                    continue
-                log.info("message_delivered", message_out=row.id, in_reply_to=row.in_reply_to,
-                         channel=outcome.send.address.channel_type, attempt=outcome.send.candidate.attempts + 1)  # fmt: skip
-            elif outcome.sent and row.id not in dead_ids:
-                log.warning("delivery_failed", message_out=row.id, code=outcome.error_code, error=outcome.error,
-                            channel=outcome.send.address.channel_type, attempt=outcome.send.candidate.attempts + 1)  # fmt: skip
-        for dead in buried:
-            self._dead(session, dead)
-
-    def _tell(self, session: Session, outcome: Outcome) -> None:
-        if not outcome.sent or outcome.begun is None:
-            return
-        candidate = outcome.send.candidate
-        self._telemetry.sent(
-            outcome.begun, session.key.agent, session.key.session, outcome.send.address.channel_type, candidate.row.id,
-            candidate.cause, ended_at=outcome.ended_at, error_code=outcome.error_code, attempt=candidate.attempts + 1,
-        )  # fmt: skip
-
-    def _dead(self, session: Session, dead: Bury) -> None:
-        key, candidate = session.key, dead.candidate
-        self._telemetry.buried(key.agent, key.session, candidate.row.id, candidate.cause, dead.reason)
-        self._log.error("delivery_dead_lettered", agent=session.key.agent, session=session.key.session,
-                        message_out=dead.candidate.row.id, code=dead.reason, error=dead.error)  # fmt: skip
+            self._report.sent(session, outcomes, buried)
