@@ -20,7 +20,8 @@ from daemon.forensics.containers import RuntimeSeen, install_id_of, look_at_runt
 from daemon.forensics.diagnoses import diagnose_host, diagnose_run, diagnose_session
 from daemon.forensics.diagnosis import Diagnosis
 from daemon.forensics.facts import ClockFacts, DaemonState, Degradation, HostFacts, SessionFacts
-from daemon.forensics.reading import Scene, read_suspect_runs
+from daemon.forensics.reading import read_suspect_runs
+from daemon.forensics.run_evidence import Scene
 from daemon.forensics.session_facts import run_facts, session_facts
 from daemon.policies import read_limits
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from daemon.config import Config
 from daemon.forensics.containers import container_output
 from daemon.forensics.log_reading import container_lines, daemon_lines, turn_events
-from daemon.forensics.reading import RunRead
+from daemon.forensics.run_evidence import RunRead
 from daemon.forensics.runs import Found, summary, verdict_of
 from daemon.forensics.truth import Life, RunStatus
 from daemon.ops.session_reading import read_life

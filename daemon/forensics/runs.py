@@ -15,7 +15,8 @@ from daemon.errors import AmbiguousIdError, UnknownMessageError, UnknownSessionE
 from daemon.forensics.central_reading import CentralSeen, Key, folder_of, incarnations_of, read_central
 from daemon.forensics.containers import RuntimeSeen, install_id_of, look_at_runtime
 from daemon.forensics.doctor import LookAtRuntime
-from daemon.forensics.reading import RunRead, RunsRead, Scene, read_newest_runs, read_runs_of
+from daemon.forensics.reading import RunsRead, read_newest_runs, read_runs_of
+from daemon.forensics.run_evidence import RunRead, Scene
 from daemon.ops.session_reading import open_inbound, table_rows
 from daemon.policies import read_limits
 from schema.errors import ClawbusError

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from daemon.forensics.facts import ClockFacts, Container, LiveRecord, RunFacts, SessionFacts
 from daemon.forensics.host_rules import CLOCK_SLACK_MS
-from daemon.forensics.reading import RunsRead, Scene
+from daemon.forensics.reading import RunsRead
+from daemon.forensics.run_evidence import Scene
 from daemon.ops.session_reading import Queues, open_inbound, read_queues, table_rows
 from schema.connect import Reader
 from schema.errors import ClawbusError

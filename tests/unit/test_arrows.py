@@ -29,6 +29,7 @@ PURE_FILES: Final = frozenset(
         "daemon/inngest/rows.py",
         "daemon/inngest/truth.py",
         "daemon/inngest/values.py",
+        "daemon/forensics/run_evidence.py",
         "daemon/forensics/truth.py",
         "daemon/forensics/facts.py",
         "daemon/forensics/diagnosis.py",
@@ -334,7 +335,7 @@ def forensics_only_looks(module: Module) -> Iterator[str]:
 
 
 def nothing_mutable_at_module_level(module: Module) -> Iterator[str]:
-    """State lives in objects that app.py builds; a module holds constants.
+    """State lives in objects that house.py builds; a module holds constants.
 
     A display or a container made at module level is one only when it is annotated as something immutable
     (`LIMITS: Final[Mapping[str, int]] = {...}`), and no function rebinds a module's name.
