@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,14 +20,14 @@ import structlog
 from anyio.abc import TaskStatus
 from pydantic import BaseModel, ConfigDict
 
+from daemon.channels.group_commit import GroupCommit, Ticket
 from daemon.channels.protocol import Accept, Capabilities, ChannelContext, DeliveryFailure, Outgoing, Receipt
 from daemon.errors import ChannelError, PermanentDeliveryError, TransientDeliveryError
 from daemon.store.mailbox import MAX_ANSWERS, MAX_NAME, Mailbox, MailboxEntry, NewEntry, is_mailbox_name
-from schema.errors import ClawbusError, FileBusyError
+from schema.errors import ClawbusError
 from schema.ids import is_message_id
 
 MAILBOX_DB: Final = "mailbox.db"
-_MAX_GROUP: Final = 256
 _HERE_S: Final = 2.0  # a thread waits no longer for another one's commit: it holds a session meanwhile
 
 _T = TypeVar("_T")
@@ -51,7 +50,7 @@ class LocalChannel:
         self._clock = context.clock
         self._mailbox = Mailbox(context.data_dir / MAILBOX_DB)
         self._bells = _Bells()
-        self._group = _GroupCommit(self._mailbox, self._announce)
+        self._group = GroupCommit(self._mailbox, self._announce)
         self._log = structlog.get_logger("local")
         self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
         self._top: int | None = None  # the highest cursor that was told of; None before the file was looked into
@@ -96,13 +95,14 @@ class LocalChannel:
         if loop is None:
             return None
         entries, refused = self._entries(messages)
-        tickets = self._group.put_here(entries)
-        if tickets is None:
+        found = self._group.put_here(entries, _HERE_S)
+        if found is None:
             return None
-        stored = [(ticket.entry, ticket.cursor) for ticket in tickets if ticket.cursor is not None]
-        with suppress(RuntimeError):  # the loop has ended meanwhile, and with it everybody who waited
-            loop.call_soon_threadsafe(self._announce_all, stored)
-        return _results(tickets, refused)
+        own, stored = found
+        if stored:
+            with suppress(RuntimeError):  # the loop has ended meanwhile, and with it everybody who waited
+                loop.call_soon_threadsafe(self._announce, stored)
+        return _results(own, refused)
 
     def _entries(self, messages: Sequence[Outgoing]) -> tuple[list[NewEntry], PermanentDeliveryError | None]:
         """The rows of all before the first that no mailbox can hold, and why that one cannot be."""
@@ -139,20 +139,21 @@ class LocalChannel:
 
         return await self._bells.wait_until(("reply", agent, session, message_id), look, timeout_s)
 
-    def _announce_all(self, stored: Sequence[tuple[NewEntry, int]]) -> None:
-        for entry, cursor in stored:
-            self._announce(entry, cursor)
+    def _announce(self, stored: Sequence[Ticket]) -> None:
+        """Wake whoever waits for one of them."""
+        for ticket in stored:
+            assert ticket.cursor is not None
+            if self._top is not None:
+                self._top = max(self._top, ticket.cursor)
+            self._bells.ring(("mailbox", ticket.entry.mailbox))
+            for message_id in ticket.entry.replied:
+                # It is the first: whoever waits for it has looked, and found none before.
+                self._bells.ring(
+                    ("reply", ticket.entry.agent, ticket.entry.session, message_id), ticket.entry.at(ticket.cursor)
+                )
 
-    def _announce(self, entry: NewEntry, cursor: int) -> None:
-        if self._top is not None:
-            self._top = max(self._top, cursor)
-        self._bells.ring(("mailbox", entry.mailbox))
-        for message_id in entry.replied:
-            # It is the first: whoever waits for it has looked, and found none before.
-            self._bells.ring(("reply", entry.agent, entry.session, message_id), entry.at(cursor))
 
-
-def _results(tickets: Sequence[_Ticket], refused: PermanentDeliveryError | None) -> list[Receipt | DeliveryFailure]:
+def _results(tickets: Sequence[Ticket], refused: PermanentDeliveryError | None) -> list[Receipt | DeliveryFailure]:
     """A receipt for each that is stored, up to the first that is not; then `refused`, which came after all of them."""
     results: list[Receipt | DeliveryFailure] = []
     for ticket in tickets:
@@ -249,118 +250,3 @@ class _Bell:
     rung: anyio.Event
     waiters: int = 0
     found: object = None
-
-
-@dataclass(slots=True, eq=False)
-class _Ticket:
-    entry: NewEntry
-    before: _Ticket | None = None  # of the same run: this one must not be stored when that one was not
-    cursor: int | None = None
-    error: Exception | None = None
-
-    @property
-    def done(self) -> bool:
-        return self.cursor is not None or self.error is not None
-
-
-def _tickets(entries: Sequence[NewEntry]) -> list[_Ticket]:
-    tickets: list[_Ticket] = []
-    for entry in entries:
-        tickets.append(_Ticket(entry, before=tickets[-1] if tickets else None))
-    return tickets
-
-
-class _GroupCommit:
-    """Puts that come while another commit runs share the next one: a durable commit costs the same for one row as for many."""
-
-    def __init__(self, mailbox: Mailbox, on_committed: Callable[[NewEntry, int], None]) -> None:
-        self._mailbox = mailbox
-        self._on_committed = on_committed
-        self._waiting: list[_Ticket] = []
-        self._lock = anyio.Lock()
-        self._runs: list[list[_Ticket]] = []  # of threads that wait for the gate
-        self._mutex = threading.Lock()  # of that list, for moments
-        self._gate = threading.Lock()  # one thread in the file: SQLite would make a second one wait by sleeping
-
-    async def put(self, entry: NewEntry) -> int:
-        """Commit the entry, alone or with others; its cursor. Cancelled: it may or may not have been committed."""
-        (ticket,) = await self.put_many([entry])
-        if ticket.error is not None:
-            raise ticket.error
-        assert ticket.cursor is not None
-        return ticket.cursor
-
-    async def put_many(self, entries: Sequence[NewEntry]) -> list[_Ticket]:
-        """The same for several, in order; each ticket has a cursor or an error."""
-        tickets = _tickets(entries)
-        self._waiting += tickets
-        try:
-            async with self._lock:
-                while any(not ticket.done for ticket in tickets):
-                    await self._commit()
-        finally:
-            if not all(ticket.done for ticket in tickets):
-                self._waiting = [ticket for ticket in self._waiting if ticket not in tickets]
-        return tickets
-
-    async def _commit(self) -> None:
-        group, self._waiting = self._waiting[:_MAX_GROUP], self._waiting[_MAX_GROUP:]
-        # One task commits for others: its own cancellation must not take their rows along.
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._put_alone, group)
-        # Not left to the callers: one that was cancelled meanwhile would leave its readers asleep.
-        for ticket in group:
-            if ticket.cursor is not None:
-                self._on_committed(ticket.entry, ticket.cursor)
-
-    def put_here(self, entries: Sequence[NewEntry]) -> list[_Ticket] | None:
-        """`put_many` in this thread, whose caller tells of what is stored. None when the file is not free for long.
-
-        Who waits for the thread that commits finds its own rows stored along with those of the first that waited.
-        """
-        tickets = _tickets(entries)
-        with self._mutex:
-            self._runs.append(tickets)
-        if not self._gate.acquire(timeout=_HERE_S):
-            with self._mutex:
-                self._runs = [run for run in self._runs if run is not tickets]
-            return None
-        try:
-            if not all(ticket.done for ticket in tickets):
-                self._put_runs(tickets)
-            return tickets
-        finally:
-            self._gate.release()
-
-    def _put_runs(self, own: list[_Ticket]) -> None:
-        with self._mutex:
-            runs, self._runs = self._runs, []
-        if not any(run is own for run in runs):  # taken by a thread that failed with it
-            runs.append(own)
-        group = [ticket for run in runs for ticket in run]
-        for start in range(0, len(group), _MAX_GROUP):
-            self._put(group[start : start + _MAX_GROUP])
-
-    def _put_alone(self, group: list[_Ticket]) -> None:
-        with self._gate:
-            self._put(group)
-
-    def _put(self, group: list[_Ticket]) -> None:
-        for ticket in group:
-            ticket.error = ticket.before.error if ticket.before is not None else None
-        group = [ticket for ticket in group if ticket.error is None]
-        if not group:
-            return
-        try:
-            cursors = self._mailbox.put_many([ticket.entry for ticket in group])
-        except Exception as error:  # noqa: BLE001 - every waiter gets it; nothing is swallowed
-            if len(group) > 1 and not isinstance(error, FileBusyError):
-                # One entry that cannot be stored must not hold back its neighbours. (A lock holds back all alike.)
-                for ticket in group:
-                    self._put([ticket])
-                return
-            for ticket in group:
-                ticket.error = error
-            return
-        for ticket, cursor in zip(group, cursors, strict=True):
-            ticket.cursor = cursor
