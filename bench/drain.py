@@ -51,7 +51,8 @@ async def drain_once(house: House, name: str, rows: int, places: int) -> Drained
     began, cpu_began = time.perf_counter(), time.process_time()
     house.delivery.poke(session)
     with anyio.move_on_after(_LONGEST_S):
-        while noop(house).count - before < rows or house.delivery.senders:  # noqa: ASYNC110 - the channel has no bell
+        await noop(house).until(before + rows)
+        while house.delivery.senders:  # noqa: ASYNC110 - the last receipts; nobody tells of them
             await anyio.sleep(_LOOK_S)
     seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
     found = await session.call(lambda: receipts(session.files))

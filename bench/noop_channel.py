@@ -34,6 +34,19 @@ class NoopChannel:
         self.name = context.name
         self.capabilities = Capabilities(deduplicates=True)
         self.count = 0
+        self._wanted = 0
+        self._reached = anyio.Event()
+
+    async def until(self, count: int) -> None:
+        """Wait until it was given so many. One waits at a time."""
+        self._wanted, self._reached = count, anyio.Event()
+        self._note(0)
+        await self._reached.wait()
+
+    def _note(self, more: int) -> None:
+        self.count += more
+        if self.count >= self._wanted:
+            self._reached.set()
 
     async def run(self, accept: Accept, *, task_status: TaskStatus[None]) -> None:
         """Nothing comes in."""
@@ -44,10 +57,10 @@ class NoopChannel:
     async def deliver(self, message: Outgoing) -> Receipt:
         """A receipt at once."""
         del message
-        self.count += 1
+        self._note(1)
         return Receipt()
 
     async def deliver_many(self, messages: Sequence[Outgoing]) -> Sequence[Receipt]:
         """The same for several."""
-        self.count += len(messages)
+        self._note(len(messages))
         return [Receipt()] * len(messages)

@@ -195,9 +195,9 @@ class Delivery:
         return found.more and not self._wait_for_sends(session)
 
     def _wait_for_sends(self, session: Session) -> bool:
-        """Whether the rest of a pile waits for the end of a send, which looks again.
+        """Whether the rest of a pile waits for the end of the sends under way; the last one's end looks.
 
-        To look ahead meanwhile finds mostly rows that wait behind it, and each would be read and written twice; but those
+        To look ahead meanwhile finds mostly rows that wait behind them, and each would be read and written twice; but those
         for others must not wait for a send that hangs.
         """
         if session.sending and session not in self._ahead:
@@ -206,11 +206,16 @@ class Delivery:
         return bool(session.sending)
 
     async def _look_ahead(self, session: Session) -> None:
+        hung = False
         try:
-            await anyio.sleep(_AHEAD_S)
+            while session.sending and not hung:
+                before = list(session.sending.values())
+                await anyio.sleep(_AHEAD_S)
+                hung = any(one is other for one in before for other in session.sending.values())
         finally:
             self._ahead.discard(session)
-        self.poke(session)
+        if hung or session not in self._dirty:  # a look that is under way waits for its own sends
+            self.poke(session)
 
     def trouble(self, session: Session, error: ClawbusError, look: str) -> None:
         """A look into the session's files failed: quarantine what is hostile, retry what may pass.
@@ -299,7 +304,9 @@ class Delivery:
             self._drained.set()
         if address_key in session.behind or any(outcome.error or not outcome.sent for outcome in outcomes):
             session.behind.discard(address_key)
-            self.poke(session)
+            # Of a pile, the last send's end looks, or whoever finds that one hangs (`_look_ahead`).
+            if not (session.sending and session in self._ahead):
+                self.poke(session)
 
     async def _send_in_order(self, session: Session, sends: list[Send]) -> list[Outcome]:
         """Each row's outcome, recorded; also of those before the one that a shutdown cuts, which stays in doubt."""

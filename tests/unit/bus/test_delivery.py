@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -174,6 +175,56 @@ async def test_a_pile_behind_a_send_is_not_looked_at_before_its_end_unless_that_
         assert kit.fake.texts("p1") == [], "which still hangs"
         kit.fake.stalled["p1"].set()
         await until(lambda: kit.fake.texts("p1") == [A, B, C, A, B, C])
+
+
+async def test_sends_that_take_turns_are_none_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a pile, each row is read and written once, however long the whole of it takes."""
+    kit = HouseKit(tmp_path / "pile", delivery={"batch": 1})
+    pauses: list[anyio.Event] = []
+
+    async def sleep(seconds: float) -> None:
+        if seconds != delivery_module._AHEAD_S:
+            return await anyio.sleep(seconds)
+        pauses.append(anyio.Event())
+        return await pauses[-1].wait()
+
+    monkeypatch.setattr(delivery_module, "anyio", SimpleNamespace(**{**vars(anyio), "sleep": sleep}))
+    written: list[str] = []
+    real = deliveries.track
+
+    def tracked(db: Any, row: Any, **facts: Any) -> None:
+        written.append(str(facts["state"]))
+        real(db, row, **facts)
+
+    monkeypatch.setattr(deliveries, "track", tracked)
+
+    def begun() -> list[str]:
+        return [call.content for call in kit.fake.calls if call.address.platform_id == "p1"]
+
+    async with kit.running():
+        agent = await working(kit)
+        await kit.settle()
+        session = await kit.session()
+        kit.house.watch.remove(session)
+        written.clear()
+        first, second = anyio.Event(), anyio.Event()
+        kit.fake.stalled["p1"] = first
+        say(agent, "p1", A, B, C, A)
+        kit.house.delivery.poke(session)
+        await until(lambda: len(pauses) == 1 and begun() == [A])
+        kit.fake.stalled["p1"] = second
+        first.set()
+        await until(lambda: begun() == [A, B])
+        pauses[0].set()
+        await until(lambda: len(pauses) == 2)
+        await kit.settle_collects()
+        assert written == ["intended", "intended"], "the first is through, and nothing was read behind the second"
+        pauses[1].set()
+        await until(lambda: len(pauses) == 3)
+        assert written == ["intended", "intended", "queued"], "but behind one that hangs"
+        second.set()
+        pauses[2].set()
+        await until(lambda: kit.fake.texts("p1") == [A, B, C, A])
 
 
 async def test_a_failing_head_is_retried_and_holds_back_what_is_behind_it(kit: HouseKit) -> None:
