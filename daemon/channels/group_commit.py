@@ -60,12 +60,13 @@ class GroupCommit:
         run = self._join(entries)
         try:
             async with self._turn:
+                stored: Sequence[Ticket] | None = None
                 if not _done(run):
                     # One task commits for others: its own cancellation must not take their rows along.
                     with anyio.CancelScope(shield=True):
                         stored = await anyio.to_thread.run_sync(self._commit, run)
-                    # Not left to the callers: one that was cancelled meanwhile would leave its readers asleep.
-                    self._on_stored(stored or ())
+                # Not left to the callers: one that was cancelled meanwhile would leave its readers asleep.
+                self._on_stored(stored or ())
         finally:
             self._leave(run)
         return run

@@ -28,6 +28,7 @@ import daemon.bus.delivery_plan
 import daemon.bus.delivery_steps
 import daemon.bus.ingress
 import daemon.bus.own_delivery
+import daemon.bus.sender
 import daemon.bus.sessions
 import daemon.store.messages
 import daemon.store.session_files
@@ -220,12 +221,12 @@ def _status_without_history() -> contextlib.AbstractContextManager[Any]:
 
 def _timeout_is_success() -> contextlib.AbstractContextManager[Any]:
     """A send that failed gets a receipt all the same."""
-    real = daemon.bus.delivery.Delivery._send
+    real = daemon.bus.sender.Sender.one
 
     async def send(self: Any, *arguments: Any) -> Outcome:
         return replace(await real(self, *arguments), error=None, error_code=None, permanent=False)
 
-    return mock.patch.object(daemon.bus.delivery.Delivery, "_send", send)
+    return mock.patch.object(daemon.bus.sender.Sender, "one", send)
 
 
 def _no_destination_order() -> contextlib.AbstractContextManager[Any]:

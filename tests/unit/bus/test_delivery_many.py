@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from daemon.channels.protocol import Outgoing, Receipt
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
+from tests.support import fake_channel
 from tests.support.fake_channel import FakeChannel
 from tests.support.house_kit import HouseKit, until
 from tests.unit.bus.test_delivery import failing, open_rows, say, working
@@ -44,10 +45,11 @@ class ManyFake:
 def many(monkeypatch: pytest.MonkeyPatch) -> ManyFake:
     made = ManyFake()
 
-    async def deliver_many(self: FakeChannel, messages: Sequence[Outgoing]) -> Sequence[Any]:
-        return await made.deliver_many(self, messages)
+    class ManyFakeChannel(FakeChannel):  # a class of its own: what a class can do is asked once, and remembered
+        async def deliver_many(self, messages: Sequence[Outgoing]) -> Sequence[Any]:
+            return await made.deliver_many(self, messages)
 
-    monkeypatch.setattr(FakeChannel, "deliver_many", deliver_many, raising=False)
+    monkeypatch.setattr(fake_channel, "FakeChannel", ManyFakeChannel)
     return made
 
 

@@ -14,6 +14,7 @@ from daemon.bus import own_delivery
 from daemon.channels.protocol import Outgoing, Receipt
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
 from schema.errors import FileBusyError
+from tests.support import fake_channel
 from tests.support.fake_agent import Agent
 from tests.support.fake_channel import FakeChannel
 from tests.support.house_kit import HouseKit, until
@@ -53,7 +54,12 @@ class OwnFake:
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch) -> OwnFake:
     made = OwnFake()
-    monkeypatch.setattr(FakeChannel, "deliver_here", lambda _, messages: made.deliver_here(messages), raising=False)
+
+    class OwnFakeChannel(FakeChannel):  # a class of its own: what a class can do is asked once, and remembered
+        def deliver_here(self, messages: Sequence[Outgoing]) -> Sequence[Any] | None:
+            return made.deliver_here(messages)
+
+    monkeypatch.setattr(fake_channel, "FakeChannel", OwnFakeChannel)
     return made
 
 
