@@ -41,7 +41,6 @@ from schema.errors import ClawbusError
 
 _SHUTDOWN_GRACE_S = 5.0
 _SWEEP_ALLOWED_S = 30.0
-_THREADS = 16
 _THREADS_END_S = 1.0
 
 

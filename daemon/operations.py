@@ -217,7 +217,8 @@ class DaemonOperations:
                     "session": slot.session.key.session,
                     "incarnation": slot.incarnation,
                     "container_id": slot.container_id,
-                    "phase": slot.phase.value,
+                    # It uses no room any more, while what its exit entails is being done.
+                    "phase": "exited" if slot.exited.is_set() else slot.phase.value,
                 }
                 for slot in self._supervisor.slots()
             ],

@@ -154,10 +154,11 @@ def _live(live: Mapping[str, Any]) -> dict[str, object]:
         return {}
     now = SystemClock().now_ms()
     runtime: dict[str, Any] = live.get("runtime") or {}
+    running = sum(one.get("phase") != "exited" for one in live.get("running") or ())
     facts: dict[str, object] = {
         "process": f"{live.get('pid')}, version {live.get('version')}, since {when(live.get('started_at'), now)}",
         "runtime": f"{runtime.get('name')}: {runtime.get('state')}",
-        "containers": f"{len(live.get('running') or ())} running, {len(live.get('waiting_spawns') or ())} waiting",
+        "containers": f"{running} running, {len(live.get('waiting_spawns') or ())} waiting",
     }
     for fault in live.get("degraded") or ():
         facts[f"degraded: {fault.get('what')}"] = f"{fault.get('why')} (since {when(fault.get('since'), now)})"
