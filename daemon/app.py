@@ -133,7 +133,7 @@ async def _main(
                      channels=sorted(house.channels), active_sessions=len(house.sessions))  # fmt: skip
             await _serve_signals(house, pipeline, notifier, reload)
             notifier.stopping()
-            log.info("daemon_stopping", containers_left_running=len(house.supervisor.slots()))
+            log.info("daemon_stopping", containers_left_running=len(house.supervisor.alive()))
             monitoring.health.started = False
             await stop_house(house, tasks, _SHUTDOWN_GRACE_S)
     finally:

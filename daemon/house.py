@@ -101,7 +101,7 @@ class House:
 
     def status_line(self) -> str:
         """One line for systemd's STATUS=."""
-        running, waiting = len(self.supervisor.slots()), len(self.supervisor.waiting())
+        running, waiting = len(self.supervisor.alive()), len(self.supervisor.waiting())
         trouble = "; ".join(str(item["why"]) for item in self.degraded())
         return f"{running} containers, {waiting} waiting, {len(self.sessions)} active sessions" + (
             f"; degraded: {trouble}" if trouble else ""

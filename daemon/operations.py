@@ -217,8 +217,7 @@ class DaemonOperations:
                     "session": slot.session.key.session,
                     "incarnation": slot.incarnation,
                     "container_id": slot.container_id,
-                    # It uses no room any more, while what its exit entails is being done.
-                    "phase": "exited" if slot.exited.is_set() else slot.phase.value,
+                    "phase": slot.phase.value,
                 }
                 for slot in self._supervisor.slots()
             ],

@@ -29,7 +29,7 @@ class Endings:
         slot = self._fleet.slots.get(key)
         if slot is None or self._fleet.tasks is None or incarnation not in (None, slot.incarnation):
             return slot
-        if slot.phase is Phase.STOPPING and (graceful or slot.forced):
+        if slot.phase is Phase.EXITED or (slot.phase is Phase.STOPPING and (graceful or slot.forced)):
             return slot
         slot.phase = Phase.STOPPING
         slot.reason = slot.reason or reason
@@ -63,7 +63,7 @@ class Endings:
         ended_at = self._fleet.clock.now_ms()  # recorded only once all that the exit entails is done
         reason = slot.reason or ("exited" if exit_.code == 0 else "crashed")
         by_itself = slot.reason is None
-        slot.phase = Phase.STOPPING
+        slot.phase = Phase.EXITED
         log = self._log.bind(agent=key.agent, session=key.session, incarnation=slot.incarnation)
         log.info("container_exited", reason=reason, exit_code=exit_.code, out_of_memory=exit_.out_of_memory)
         wait_s = self._fleet.timings.retry_s

@@ -19,6 +19,7 @@ class Phase(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     STOPPING = "stopping"
+    EXITED = "exited"  # confirmed; what that entails is being done
 
 
 @dataclass(eq=False, slots=True)

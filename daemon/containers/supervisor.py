@@ -94,6 +94,10 @@ class Supervisor:
         """Every slot."""
         return tuple(self._fleet.slots.values())
 
+    def alive(self) -> tuple[Slot, ...]:
+        """Those whose exit is not confirmed: a container that has exited uses nothing, even while its files wait to be settled."""
+        return tuple(slot for slot in self._fleet.slots.values() if not slot.exited.is_set())
+
     def incarnations(self) -> tuple[IncarnationRow, ...]:
         """Every slot as the registry would have it; the fingerprint stays the runtime's to tell."""
         return tuple(
@@ -189,8 +193,7 @@ class Supervisor:
             await self._make_room()
 
     def _has_room(self) -> bool:
-        """A container whose exit is confirmed uses nothing, even while its files wait to be settled."""
-        return sum(not slot.exited.is_set() for slot in self._fleet.slots.values()) < self._config.max_containers
+        return len(self.alive()) < self._config.max_containers
 
     async def _probe(self) -> None:
         if not self._fleet.accepting:
@@ -302,7 +305,7 @@ class Supervisor:
 
     async def _make_room(self) -> None:
         """Somebody waits and the cap is reached: stop the container that has been idle longest, if any is."""
-        alive = [slot for slot in self._fleet.slots.values() if not slot.exited.is_set()]
+        alive = self.alive()
         # One that does not end although it was killed is no reason to let everybody else wait for it.
         if any(slot.phase is Phase.STOPPING and not slot.overdue for slot in alive):
             return

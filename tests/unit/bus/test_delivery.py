@@ -65,6 +65,19 @@ def say(agent: Agent, place: str, *contents: str) -> list[str]:
     return [agent.say(content, ("fake", place, None)) for content in contents]
 
 
+def states_written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The states of delivery rows, as they are written from now on."""
+    written: list[str] = []
+    real = deliveries.track
+
+    def tracked(db: Any, row: Any, **facts: Any) -> None:
+        written.append(str(facts["state"]))
+        real(db, row, **facts)
+
+    monkeypatch.setattr(deliveries, "track", tracked)
+    return written
+
+
 async def open_rows(kit: HouseKit) -> dict[str, dict[str, Any]]:
     rows = await kit.inbound("SELECT * FROM delivery_attempts ORDER BY seq")
     return {row["message_out_id"]: row for row in rows}
@@ -149,14 +162,7 @@ async def test_a_pile_behind_a_send_is_not_looked_at_before_its_end_unless_that_
 ) -> None:
     kit = HouseKit(tmp_path / "pile", delivery={"batch": 2})
     monkeypatch.setattr(delivery_module, "_AHEAD_S", 0.001 if long else 3600)
-    written: list[str] = []
-    real = deliveries.track
-
-    def tracked(db: Any, row: Any, **facts: Any) -> None:
-        written.append(str(facts["state"]))
-        real(db, row, **facts)
-
-    monkeypatch.setattr(deliveries, "track", tracked)
+    written = states_written(monkeypatch)
     async with kit.running():
         agent = await working(kit)
         await kit.settle()
@@ -189,14 +195,7 @@ async def test_sends_that_take_turns_are_none_that_hangs(tmp_path: Path, monkeyp
         return await pauses[-1].wait()
 
     monkeypatch.setattr(delivery_module, "anyio", SimpleNamespace(**{**vars(anyio), "sleep": sleep}))
-    written: list[str] = []
-    real = deliveries.track
-
-    def tracked(db: Any, row: Any, **facts: Any) -> None:
-        written.append(str(facts["state"]))
-        real(db, row, **facts)
-
-    monkeypatch.setattr(deliveries, "track", tracked)
+    written = states_written(monkeypatch)
 
     def begun() -> list[str]:
         return [call.content for call in kit.fake.calls if call.address.platform_id == "p1"]
