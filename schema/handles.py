@@ -208,8 +208,12 @@ class Writer(Reader):
         return (before - self._pragma("page_count")) * size
 
     def bound_cache(self, size: int) -> None:
-        """Hold no more than about `size` bytes of the file's pages in memory between transactions."""
+        """Hold no more than about `size` bytes of the file's pages in memory."""
         self.one(f"PRAGMA cache_size={-(size // 1024)}")
+
+    def forget_pages(self) -> None:
+        """Read every page from the file again when it is next wanted; what the schema is stays known."""
+        self.one("PRAGMA shrink_memory")
 
     def _pragma(self, name: str) -> int:
         row = self.one(f"PRAGMA {name}")

@@ -3,6 +3,7 @@
 To open a session's inbound.db and parse its schema costs as much as everything that an operation does in it. Only for files
 that this daemon alone writes: a reader of the other side's file is opened for each look (`schema/connect.py` says why).
 A file that is not what we left (replaced, truncated, restored, touched) is opened anew, with every check of an opening.
+Its pages are read again by each operation, as by an opening: one that was torn behind an operation's back is seen by the next.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class KeptFiles:
             db.bound_cache(_CACHE_BYTES)
         try:
             yield db
+            db.forget_pages()
         except BaseException:
             db.close()  # whatever it was in the middle of is undone with that
             raise

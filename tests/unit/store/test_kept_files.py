@@ -128,6 +128,16 @@ def test_a_truncated_file_and_a_deleted_one_are_told(files: SessionFiles) -> Non
         pass
 
 
+def test_a_file_torn_behind_an_operation_is_told_to_the_next_one(files: SessionFiles) -> None:
+    with files.inbound() as db:
+        put(db, "x")
+        with files.folder.inbound_db.open("r+b") as file:
+            file.seek(4096)  # the first page, by which SQLite knows whether anything was committed, is as it was
+            file.write(os.urandom(files.folder.inbound_db.stat().st_size - 4096))
+    with pytest.raises(UnusableFileError), files.inbound() as db:
+        count(db)
+
+
 def test_a_handle_in_use_is_nobody_elses(files: SessionFiles) -> None:
     with files.inbound() as first, files.inbound() as second:
         assert second is not first
