@@ -48,6 +48,8 @@ from tests.simulation import mutations_retention
 from tests.simulation.run import SCOPES, run_seed
 
 LIMIT: Final = 600
+# What Python says of a patch whose place in the product has changed: that it broke a run proves nothing.
+_NO_PROOF: Final = ("TypeError: ", "AttributeError: ", "NameError: ")
 Patch = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
@@ -135,12 +137,12 @@ def _retire_without_lock() -> contextlib.AbstractContextManager[Any]:
     """A session is forgotten some time after the look that found it idle."""
     real = Sessions.retire
 
-    async def late(self: Sessions, session: Any, next_due_at: int | None) -> None:
+    async def late(self: Sessions, *arguments: Any) -> None:
         await anyio.sleep(0.05)
-        await real(self, session, next_due_at)
+        await real(self, *arguments)
 
-    async def retire(self: Sessions, session: Any, next_due_at: int | None) -> None:
-        asyncio.get_running_loop().create_task(late(self, session, next_due_at))
+    async def retire(self: Sessions, *arguments: Any) -> None:
+        asyncio.get_running_loop().create_task(late(self, *arguments))
 
     return mock.patch.object(Sessions, "retire", retire)
 
@@ -323,11 +325,13 @@ MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
 
 
 def seeds_until_noticed(patch: Patch, first: int, limit: int) -> tuple[int, str] | None:
-    """(how many seeds it took, what was found), or None."""
+    """(how many seeds it took, what was found), or None. Raises RuntimeError when the patch no longer fits the product."""
     with patch():
         for number in range(limit):
             result = run_seed(first + number)
             if result.findings:
+                if any(sign in result.findings[0] for sign in _NO_PROOF):
+                    raise RuntimeError(f"the patch fits nothing any more: {result.findings[0]}")
                 return number + 1, f"seed {result.seed}: {result.findings[0]}"
     return None
 
