@@ -145,7 +145,8 @@ class Retention:
     def _remove_files(self, ids: Sequence[str]) -> None:
         for identity in ids:
             if is_message_id(identity):
-                with suppress(OSError):  # the agent may have done anything here; a folder that stays harms nobody
+                # The agent may have done anything here, a nest too deep to walk as well; a folder that stays harms nobody.
+                with suppress(OSError, RecursionError):
                     shutil.rmtree(self._out_folder / OUTBOX_FILES / identity)
 
 

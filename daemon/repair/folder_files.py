@@ -6,17 +6,23 @@ following links, and only plain files are copied, at most as many and as large a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from schema.errors import StorageError
 
 _CHUNK: Final = 1024**2
+# A process makes deeper nests and longer paths than a path can name (PATH_MAX is 4,096 bytes), step by step. These leave
+# room for the folder before them, and for one descriptor and one call a level.
+_MAX_DEPTH: Final = 100
+_MAX_PATH: Final = 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +88,74 @@ def copy_plain(
 
 
 def copy_tree(source: Path, target: Path, relative: str, *, max_bytes: int, max_files: int) -> Iterator[Copied | str]:
-    """Copy every plain file below a folder, as long as the limits allow. What is left out comes as its path: a link, a
-    special file, what is beyond the limits."""
-    left_bytes, left_files = max_bytes, max_files
-    if not source.is_dir() or source.is_symlink():
+    """Copy every plain file below a folder, as long as the limits allow: `max_files` counts folders, too. What is left out
+    comes as its path: a link, a special file, what is beyond the limits, nested too deep, or has too long a path.
+
+    Raises StorageError or OSError for the target; nothing that a container can make in the source does.
+    """
+    if not os.path.lexists(source):
         return
-    for where, folders, files, descriptor in os.fwalk(source, follow_symlinks=False):
-        below = Path(where).relative_to(source)
-        (target / below).mkdir(mode=0o700, parents=True, exist_ok=True)
-        folders.sort()
-        for name in sorted(files):
-            path = f"{relative}/{below.as_posix()}/{name}".replace("/./", "/")
-            found = None
-            if left_files > 0:
-                found = _copy_entry(descriptor, name, target / below / name, path, left_bytes)
-            if found is None:
+    descriptor = _open_folder(source, None)
+    if descriptor is None:
+        yield relative
+        return
+    try:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield from _Tree(max_bytes, max_files).copy(descriptor, target, relative, 0)
+    finally:
+        os.close(descriptor)
+
+
+class _Tree:
+    """One walk over a tree that others may change meanwhile, and what it may still copy."""
+
+    def __init__(self, max_bytes: int, max_files: int) -> None:
+        self._bytes = max_bytes
+        self._files = max_files
+
+    def copy(self, folder: int, target: Path, relative: str, depth: int) -> Iterator[Copied | str]:
+        # No more than may be copied, and one to know that there are more: a folder may hold millions of names.
+        for name, is_folder in sorted(_names(folder, self._files + 1)):
+            path = f"{relative}/{name}"
+            if not self._files:
+                yield f"{relative}/: whatever else is in it"
+                return
+            self._files -= 1
+            if len(os.fsencode(path)) > _MAX_PATH or (is_folder and depth >= _MAX_DEPTH):
                 yield path
-                continue
-            left_files, left_bytes = left_files - 1, left_bytes - found.size
-            yield found
+            elif is_folder:
+                yield from self._folder(folder, name, target / name, path, depth)
+            else:
+                copied = _copy_entry(folder, name, target / name, path, self._bytes)
+                self._bytes -= copied.size if copied is not None else 0
+                yield copied or path
+
+    def _folder(self, parent: int, name: str, target: Path, relative: str, depth: int) -> Iterator[Copied | str]:
+        descriptor = _open_folder(name, parent)
+        if descriptor is None:
+            yield relative
+            return
+        try:
+            target.mkdir(mode=0o700)
+            yield from self.copy(descriptor, target, relative, depth + 1)
+        finally:
+            os.close(descriptor)
+
+
+def _names(folder: int, limit: int) -> list[tuple[str, bool]]:
+    """Of at most `limit` entries the name, and whether it is a folder. What is deleted meanwhile is not there."""
+    names: list[tuple[str, bool]] = []
+    with contextlib.suppress(OSError), os.scandir(folder) as found:
+        names.extend((entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(found, limit))
+    return names
+
+
+def _open_folder(path: Path | str, parent: int | None) -> int | None:
+    """None when it is no folder any more, or nobody may look into it."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    except OSError:
+        return None
 
 
 def _copy_entry(

@@ -11,6 +11,7 @@ from daemon.sweep.decide import Container, Policy
 from daemon.sweep.steps import Settings, sweep_files
 from schema.errors import HostileFileError
 from tests.support.hostile_session import LIVE, HostileSession
+from tests.support.nest import nest
 
 pytestmark = pytest.mark.faults
 
@@ -76,17 +77,11 @@ def test_links_are_counted_and_never_followed(tmp_path: Path) -> None:
 
 
 def test_a_nest_without_end_is_left_in_time(tmp_path: Path) -> None:
-    here = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(3000):
-        os.mkdir("d", dir_fd=here)
-        inner = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = inner
-    os.close(here)
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    with pytest.raises(HostileFileError, match="nested"):
-        check_out_folder(tmp_path, OutLimits())
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with nest(tmp_path, "d", 3000):
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        with pytest.raises(HostileFileError, match="nested"):
+            check_out_folder(tmp_path, OutLimits())
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_the_sweep_asks(tmp_path: Path) -> None:

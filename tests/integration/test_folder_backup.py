@@ -10,6 +10,7 @@ import pytest
 from tests.integration.conftest import Make
 from tests.support.agents import ECHO, obedient
 from tests.support.daemon import RealDaemon, eventually
+from tests.support.nest import nest
 
 pytestmark = pytest.mark.faults
 
@@ -77,10 +78,17 @@ def test_a_container_s_broken_file_is_kept_as_it_is_and_named(daemon: RealDaemon
     os.mkfifo(out / "outbox" / "m" / "fifo")
     (out / "outbox" / "m" / "link").symlink_to(daemon.data / "central.db")
     (out / "outbox" / "m" / "file").write_text("attached", encoding="utf-8")
+    (out / "outbox" / os.fsdecode(b"n\xff\x1b[31m\n")).symlink_to("nothing")  # a name is any bytes
     target = daemon.root / "backup"
-    made = daemon.cli("backup", str(target)).result
+    with nest(out / "outbox" / "m", "d", 1500):
+        made = daemon.cli("backup", str(target)).result
+        told = daemon.people("backup", str(daemon.root / "another"))
     assert made["unverified"] == ["sessions/prog/s/out/outbound.db"]
-    assert sorted(made["left_out"]) == ["sessions/prog/s/out/outbox/m/fifo", "sessions/prog/s/out/outbox/m/link"]
+    deep, *others = sorted(made["left_out"])
+    assert deep.startswith("sessions/prog/s/out/outbox/m/d/d/d/")
+    assert [one.rpartition("/")[2].encode(errors="replace") for one in others] == [b"fifo", b"link", b"n?\x1b[31m\n"]
+    assert "left out: sessions/prog/s/out/outbox/n" in told
+    assert "\x1b[31m" not in told
     copy = target / "sessions" / "prog" / "s" / "out"
     assert (copy / "outbound.db").read_bytes() == b"\xa5" * 9000
     assert (copy / "outbox" / "m" / "file").read_text(encoding="utf-8") == "attached"

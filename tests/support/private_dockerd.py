@@ -108,6 +108,7 @@ class PrivateDockerd:
                 self.kill()
         self._end_containerd()
         self._end_shims()
+        self._end_containers()
         for mount in reversed(_mounts_under(self.root)):
             subprocess.run(["umount", "-l", mount], capture_output=True, check=False, timeout=30)
         shutil.rmtree(self.root, ignore_errors=True)
@@ -124,16 +125,28 @@ class PrivateDockerd:
     def _end_shims(self) -> None:
         self._end(b"containerd-shim-runc-v2")
 
+    def _end_containers(self) -> None:
+        """Whose root lies in our folder: a container whose shim died in its start waits for ever, and for nobody."""
+        mark = f"{self.root}/"
+        for entry in _processes():
+            with contextlib.suppress(OSError):
+                mounts = (entry / "mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+                # The fifth field is the mount's place as the process sees it (proc_pid_mountinfo(5)).
+                if any(line.split()[4] == "/" and mark in line for line in mounts):
+                    os.kill(int(entry.name), signal.SIGKILL)
+
     def _end(self, program: bytes) -> None:
         mark = str(self.root).encode()
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
+        for entry in _processes():
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
                 if words[0].rpartition(b"/")[2] == program and any(mark in word for word in words):
                     os.kill(int(entry.name), signal.SIGKILL)
         time.sleep(0.2)  # mounts go with the last process that holds them
+
+
+def _processes() -> list[Path]:
+    return [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def _mounts_under(root: Path) -> list[str]:

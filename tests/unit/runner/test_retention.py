@@ -15,6 +15,7 @@ from container_runner.store import Store
 from schema.instants import to_text
 from schema.rows import AckStatus
 from tests.support.hot_journal import strand_journal
+from tests.support.nest import nest
 from tests.support.session_kit import SessionKit
 
 NOW: Final = 1_795_226_400_000
@@ -281,6 +282,18 @@ def test_what_went_with_an_answer_goes_with_it(bench: Bench, tmp_path: Path) -> 
     bench.prune()
     assert [path.name for path in outbox.iterdir()] == [second]
     assert elsewhere.is_dir()
+
+
+def test_a_nest_that_nobody_can_walk_stays_and_the_rest_goes(bench: Bench) -> None:
+    answers = [bench.work(f"m{number}") for number in range(3)]
+    outbox = bench.kit.folder.outbox / "outbox"
+    for answer in answers:
+        bench.receipt(answer)
+        (outbox / answer).mkdir(parents=True)
+    bench.later(31)
+    with nest(outbox / answers[0], "d", 3000):
+        assert bench.prune().answers == 2
+        assert not (outbox / answers[1]).exists()
 
 
 def test_room_goes_back_to_the_disk_when_most_of_the_file_is_free(
