@@ -14,6 +14,8 @@ from tests.support.nest import nest
 
 pytestmark = pytest.mark.faults
 
+NO_TEXT = os.fsdecode(b"n\xff\n")  # a file's name is any bytes
+
 
 @pytest.fixture
 def daemon(make_daemon: Make) -> RealDaemon:
@@ -29,6 +31,7 @@ def test_what_was_accepted_is_in_the_backup_and_is_answered_after_the_restore(da
     eventually("in mid-turn", mark.exists)
     (daemon.data / "agents" / "prog" / "note.txt").write_text("kept", encoding="utf-8")
     (daemon.data / "agents" / "prog" / "link").symlink_to("/etc/passwd")
+    (daemon.data / "agents" / "prog" / NO_TEXT).write_text("kept, too", encoding="utf-8")
     target = daemon.root / "backup"
     made = daemon.cli("backup", str(target)).result
     assert (made["sessions"], made["unverified"]) == (2, [])
@@ -53,6 +56,7 @@ def test_what_was_accepted_is_in_the_backup_and_is_answered_after_the_restore(da
     assert done["sessions"] == 2
     assert (Path(done["before"]) / "central.db").exists()
     assert (daemon.data / "agents" / "prog" / "note.txt").read_text(encoding="utf-8") == "kept"
+    assert (daemon.data / "agents" / "prog" / NO_TEXT).read_text(encoding="utf-8") == "kept, too"
     daemon.start()
     assert daemon.answer(working, agent="prog", session="b") == {"text": "done"}
     assert [one["id"] for one in daemon.show("echo", "a")["messages"] if one["id"] == later] == []
