@@ -19,6 +19,7 @@ from typing import Any, Final
 from schema.errors import StorageError
 
 _CHUNK: Final = 1024**2
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # A process makes deeper nests and longer paths than a path can name (PATH_MAX is 4,096 bytes), step by step. These leave
 # room for the folder before them, and for one descriptor and one call a level.
 _MAX_DEPTH: Final = 100
@@ -43,18 +44,17 @@ class Copied:
         return asdict(self)
 
 
-def copy_file(source: int, target: Path) -> tuple[int, str]:
-    """Copy an open file into a new one (0600), synced. Returns its size and SHA-256."""
+def copy_file(source: int, target: Path, most: int) -> tuple[int, str]:
+    """Copy at most the first `most` bytes of an open file into a new one (0600), synced. Returns its size and SHA-256."""
     digest, size = hashlib.sha256(), 0
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        while chunk := os.pread(source, _CHUNK, size):
+    with os.fdopen(descriptor, "wb") as file:
+        while chunk := os.pread(source, min(_CHUNK, most - size), size):
             digest.update(chunk)
-            os.write(descriptor, chunk)
+            file.write(chunk)
             size += len(chunk)
+        file.flush()
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     return size, digest.hexdigest()
 
 
@@ -76,7 +76,7 @@ def copy_plain(
 ) -> Copied | None:
     """Copy one plain file of a folder; None if there is none, or it is a link, a fifo or too large. Raises StorageError."""
     try:
-        parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        parent = os.open(folder, _FOLDER)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -89,7 +89,8 @@ def copy_plain(
 
 def copy_tree(source: Path, target: Path, relative: str, *, max_bytes: int, max_files: int) -> Iterator[Copied | str]:
     """Copy every plain file below a folder, as long as the limits allow: `max_files` counts folders, too. What is left out
-    comes as its path: a link, a special file, what is beyond the limits, nested too deep, or has too long a path.
+    comes as its path: a link, a special file, what is beyond the limits, nested too deep, or has too long a path. The rest
+    of a folder in which the limit was reached comes as `folder/*`.
 
     Raises StorageError or OSError for the target; nothing that a container can make in the source does.
     """
@@ -115,10 +116,10 @@ class _Tree:
 
     def copy(self, folder: int, target: Path, relative: str, depth: int) -> Iterator[Copied | str]:
         # No more than may be copied, and one to know that there are more: a folder may hold millions of names.
-        for name, is_folder in sorted(_names(folder, self._files + 1)):
+        for name, is_folder in sorted(_names(folder, self._files + 1).items()):
             path = f"{relative}/{name}"
             if not self._files:
-                yield f"{relative}/: whatever else is in it"
+                yield f"{relative}/*"
                 return
             self._files -= 1
             if len(os.fsencode(path)) > _MAX_PATH or (is_folder and depth >= _MAX_DEPTH):
@@ -142,18 +143,21 @@ class _Tree:
             os.close(descriptor)
 
 
-def _names(folder: int, limit: int) -> list[tuple[str, bool]]:
-    """Of at most `limit` entries the name, and whether it is a folder. What is deleted meanwhile is not there."""
-    names: list[tuple[str, bool]] = []
+def _names(folder: int, limit: int) -> dict[str, bool]:
+    """Of at most `limit` entries the name, and whether it is a folder. What is deleted meanwhile is not there.
+
+    A folder that changes meanwhile may tell one name twice (readdir(3) promises nothing); here it is one.
+    """
+    names: dict[str, bool] = {}
     with contextlib.suppress(OSError), os.scandir(folder) as found:
-        names.extend((entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(found, limit))
+        names.update((entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(found, limit))
     return names
 
 
 def _open_folder(path: Path | str, parent: int | None) -> int | None:
     """None when it is no folder any more, or nobody may look into it."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        return os.open(path, _FOLDER, dir_fd=parent)
     except OSError:
         return None
 
@@ -170,7 +174,8 @@ def _copy_entry(
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
             return None
-        size, digest = copy_file(descriptor, target)
+        # No more than it had when it was judged: whoever appends as fast as we copy would have us copy for ever.
+        size, digest = copy_file(descriptor, target, status.st_size)
     except OSError as error:
         raise StorageError(f"{target}: {error.strerror}.") from error
     finally:

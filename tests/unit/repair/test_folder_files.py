@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from daemon.repair.folder_files import Copied, copy_tree
+from daemon.repair.folder_files import Copied, copy_file, copy_tree
 from tests.support.nest import nest
 
 FEW = 20
@@ -50,7 +51,7 @@ def test_folders_count_and_what_is_beyond_the_limit_is_told_once(source: Path, t
         (source / f"{number:02}" / "file").touch()
     done, left_out = copied(source, tmp_path, max_files=6)
     assert len(done) == 3
-    assert left_out == ["out/: whatever else is in it"]
+    assert left_out == ["out/*"]
 
 
 def test_a_file_that_is_too_large_is_left_out_and_the_next_one_copied(source: Path, tmp_path: Path) -> None:
@@ -58,6 +59,16 @@ def test_a_file_that_is_too_large_is_left_out_and_the_next_one_copied(source: Pa
     (source / "b").write_bytes(b"x" * 60)
     (source / "c").write_bytes(b"x" * 40)
     assert copied(source, tmp_path, max_bytes=100) == (["out/a", "out/c"], ["out/b"])
+
+
+@pytest.mark.parametrize("most", [0, 7, 10, 99])
+def test_no_more_is_copied_than_the_file_had_when_it_was_judged(tmp_path: Path, most: int) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    with (tmp_path / "file").open("rb") as file:
+        size, digest = copy_file(file.fileno(), tmp_path / "copy", most)
+    assert (tmp_path / "copy").read_bytes() == b"0123456789"[:most]
+    assert size == min(most, 10)
+    assert digest == hashlib.sha256(b"0123456789"[:most]).hexdigest()
 
 
 def test_links_and_special_files_are_left_out(source: Path, tmp_path: Path) -> None:
