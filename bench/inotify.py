@@ -13,18 +13,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+_IN_CREATE: Final = 0x100
 _IN_DELETE: Final = 0x200
 _EVENT: Final = struct.Struct("iIII")
 _BUFFER: Final = 4096
 
 
 class DeleteWatch:
-    """Wakes when a file of one name is deleted in a folder: a DELETE-mode commit ends with its journal's deletion."""
+    """Wakes when a file of one name is deleted in a folder: a DELETE-mode commit ends with its journal's deletion.
+
+    It asks for creations too and ignores them. The kernel merges two identical events that nobody has read in between
+    (inotify(7)), so two quick commits would count as one; a creation between their deletions keeps them apart.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         self._fd = int(libc.inotify_init1(os.O_CLOEXEC))
-        if self._fd < 0 or int(libc.inotify_add_watch(self._fd, os.fsencode(folder), _IN_DELETE)) < 0:
+        if self._fd < 0 or int(libc.inotify_add_watch(self._fd, os.fsencode(folder), _IN_CREATE | _IN_DELETE)) < 0:
             raise OSError(ctypes.get_errno(), "inotify")
         self._name = os.fsencode(name)
 
@@ -41,15 +46,17 @@ class DeleteWatch:
         while deletions > 0:
             if not select.select([self._fd], [], [], timeout_s)[0]:
                 raise TimeoutError("no file event")
-            deletions -= _names(os.read(self._fd, _BUFFER)).count(self._name)
+            deletions -= _deleted(os.read(self._fd, _BUFFER)).count(self._name)
 
 
-def _names(events: bytes) -> list[bytes]:
+def _deleted(events: bytes) -> list[bytes]:
+    """Return the names of the deleted files, in order."""
     found: list[bytes] = []
     place = 0
     while place < len(events):
-        _, _, _, length = _EVENT.unpack_from(events, place)
+        _, mask, _, length = _EVENT.unpack_from(events, place)
         place += _EVENT.size
-        found.append(events[place : place + length].rstrip(b"\0"))
+        if mask & _IN_DELETE:
+            found.append(events[place : place + length].rstrip(b"\0"))
         place += length
     return found

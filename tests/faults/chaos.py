@@ -67,8 +67,21 @@ provider = "command"
 command = ["/bin/sh", "-c", "read -r turn; sleep 0.2; echo done"]
 timeout_s = 2.0
 """
+_PATIENCE_S: Final = 300.0  # how much longer a slow machine may take to meet a goal
 # What is struck, and how often in relation to the others.
 BLOWS: Final = (("runners", 36), ("containers", 20), ("programs", 24), ("daemon", 8), ("everything", 5), ("freeze", 4), ("daemon_freeze", 3))  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a run must have seen before it counts: messages accepted, signals that struck, and whom."""
+
+    accepted: int = 0
+    killed: int = 0
+    victims: frozenset[str] = frozenset()
+
+
+ANY: Final = Goal()
 
 
 @dataclass(slots=True)
@@ -123,14 +136,23 @@ class Chaos:
         self._dockerd = dockerd
         self._doubts: list[tuple[float, float]] = []
 
-    def run(self, seconds: float, over: threading.Event | None = None) -> None:
-        """Strike until the time is over, or until `over` says so."""
+    def run(self, seconds: float, over: threading.Event | None = None, goal: Goal = ANY) -> None:
+        """Strike for `seconds` and until the goal is met, or until `over` says so.
+
+        A slow machine takes longer to reach the goal. A goal that is not met within _PATIENCE_S is a problem.
+        """
         over = over or threading.Event()
         began = time.monotonic()
         self.ensure()
         self._load.start()
         try:
-            while time.monotonic() - began < seconds and not over.wait(self._rng.uniform(0.2, 1.8) * self._pause_s):
+            while not over.wait(self._rng.uniform(0.2, 1.8) * self._pause_s):
+                elapsed = time.monotonic() - began
+                if elapsed >= seconds and self._is_met(goal):
+                    break
+                if elapsed >= seconds + _PATIENCE_S:
+                    self.report.problems.append(f"the goal {goal} is not met after {elapsed:.0f} s")
+                    break
                 kind = self._rng.choices([*self._blows], [*self._blows.values()])[0]
                 getattr(self, f"_strike_{kind}")()
                 self.ensure()
@@ -153,6 +175,13 @@ class Chaos:
         self.report.problems += data_folder_violations(self._daemon.data, at_rest=True)
         self.report.problems += self._load.trouble
         self.report.account = account(self._daemon.data, self._load, self._posted, self._doubts)
+
+    def _is_met(self, goal: Goal) -> bool:
+        return (
+            len(self._load.accepted) >= goal.accepted
+            and self.report.killed >= goal.killed
+            and goal.victims <= set(self.report.kills)
+        )
 
     def ensure(self) -> None:
         """A daemon that is ready; one that ended by anything but our SIGKILL is a problem."""

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any, Final
 
-from tests.faults.chaos import CONFIG, Chaos, Report
+from tests.faults.chaos import ANY, CONFIG, Chaos, Goal, Report
 from tests.faults.load import Load, receiver
 from tests.faults.victims import DockerVictims, ProcessVictims
 from tests.support.agent_image import agent_image
@@ -35,8 +35,9 @@ def process_chaos(
     sessions: int = 14,
     per_second: float = 30.0,
     over: threading.Event | None = None,
+    goal: Goal = ANY,
 ) -> Report:
-    """The process runtime under blows for `seconds`."""
+    """Strike the process runtime for `seconds`, and until the goal is met."""
     with receiver(seed) as posted, contextlib.ExitStack() as stack:
         daemon = RealDaemon()
         stack.callback(daemon.close)
@@ -45,7 +46,7 @@ def process_chaos(
         load = Load(daemon.socket, names, per_second=per_second)
         chaos = Chaos(daemon, ProcessVictims(daemon), load, posted, seed)
         try:
-            chaos.run(seconds, over)
+            chaos.run(seconds, over, goal)
             chaos.settle()
         except AssertionError as error:
             chaos.report.problems.append(str(error))
@@ -56,6 +57,7 @@ def docker_chaos(
     *, seed: int, seconds: float, image: str, dockerd: PrivateDockerd | None, sessions: int = 4,
     per_second: float = 8.0, pause_s: float = 1.0,
     over: threading.Event | None = None,
+    goal: Goal = ANY,
 ) -> Report:  # fmt: skip
     """The same with containers: of the machine's dockerd, or of a private one that is struck, too."""
     with receiver(seed) as posted, contextlib.ExitStack() as stack:
@@ -70,7 +72,7 @@ def docker_chaos(
             daemon, DockerVictims(daemon, environ), load, posted, seed, pause_s=pause_s, dockerd=dockerd
         )  # fmt: skip
         try:
-            chaos.run(seconds, over)
+            chaos.run(seconds, over, goal)
             chaos.settle(patience_s=120.0)
         except AssertionError as error:
             chaos.report.problems.append(str(error))

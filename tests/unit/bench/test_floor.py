@@ -60,3 +60,11 @@ def test_a_watch_wakes_for_its_own_file_alone(tmp_path: Path) -> None:
         watch.wait()
         remover.join()
     assert not (tmp_path / "b").exists()
+
+
+def test_two_commits_before_the_first_wait_are_two_deletions(tmp_path: Path) -> None:
+    with DeleteWatch(tmp_path, "b") as watch:
+        for _ in range(2):
+            (tmp_path / "b").touch()
+            (tmp_path / "b").unlink()
+        watch.wait(timeout_s=0, deletions=2)
