@@ -24,12 +24,14 @@ from schema import migrate
 from schema.errors import FileBusyError, HostileFileError
 from schema.handles import Reader, Writer, is_readonly_race, not_writable, translate
 from schema.layout import OUTBOUND_DB
+from schema.os_faults import in_own_folder
 from schema.plain_file import (
     ReadLimits,
     check_header,
     check_journal,
     check_recoverable,
     drop_journal,
+    lies_there,
     open_plain,
     refuse_wal,
     same_file,
@@ -73,14 +75,14 @@ def open_owner(path: Path, role: migrate.Role, *, create: bool = True) -> Writer
     mode = "rwc" if create else "rw"
     try:
         connection = _connect(path, mode)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         raise (not_writable(error, path) or translate(error, path, hostile=False)) from error
     try:
         # EXTRA also syncs the folder after the journal is unlinked: without it a power cut may undo a commit
         # that was already acknowledged (sqlite.org/pragma.html#pragma_synchronous).
         connection.execute("PRAGMA synchronous=EXTRA")
         migrate.ensure(connection, role, path)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         connection.close()
         raise (not_writable(error, path) or translate(error, path, hostile=False)) from error
     except BaseException:
@@ -95,7 +97,7 @@ def open_reader(path: Path) -> Reader:
         connection = _connect(path, "ro")
         connection.execute("PRAGMA mmap_size=0")
         connection.execute("PRAGMA query_only=ON")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         raise translate(error, path, hostile=False) from error
     return Reader(connection, path)
 
@@ -109,7 +111,7 @@ def open_still_reader(path: Path) -> Reader:
         connection = _connect(path, "ro", "&immutable=1")
         for pragma in ("mmap_size=0", "query_only=ON", "trusted_schema=OFF", "cell_size_check=ON"):
             connection.execute(f"PRAGMA {pragma}")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         raise translate(error, path, hostile=False) from error
     return Reader(connection, path)
 
@@ -123,7 +125,7 @@ def open_foreign_reader(path: Path) -> Reader:
         connection = _connect(path, "ro")
         for pragma in ("mmap_size=0", "query_only=ON", *_FOREIGN_PRAGMAS):
             connection.execute(f"PRAGMA {pragma}")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         raise translate(error, path, hostile=False) from error
     return Reader(connection, path)
 
@@ -138,7 +140,7 @@ def open_foreign_writer(path: Path) -> Writer:
         for pragma in ("synchronous=EXTRA", *_FOREIGN_PRAGMAS):
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("PRAGMA schema_version").fetchone()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         raise (not_writable(error, path) or translate(error, path, hostile=False)) from error
     return Writer(connection, path)
 
@@ -150,14 +152,14 @@ def copy_database(source: Reader, target: Path, progress: PageProgress | None = 
     """
     try:
         copy = _connect(target, "rw")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         raise translate(error, target, hostile=False) from error
     try:
         # A copy that is not finished is thrown away, so it needs no journal; whoever made it syncs it.
         copy.execute("PRAGMA journal_mode=MEMORY")
         copy.execute("PRAGMA synchronous=OFF")
         source.copy_pages(copy, _PAGES_A_STEP, _stepped(progress))
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         raise translate(error, target, hostile=False) from error
     finally:
         copy.close()
@@ -171,12 +173,12 @@ def overwrite_database(target: Path, source: Reader, progress: PageProgress | No
     """
     try:
         connection = _connect(target, "rw")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         raise (not_writable(error, target) or translate(error, target, hostile=False)) from error
     try:
         connection.execute("PRAGMA synchronous=EXTRA")
         source.copy_pages(connection, _PAGES_A_STEP, _stepped(progress))
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         raise (not_writable(error, target) or translate(error, target, hostile=False)) from error
     finally:
         connection.close()
@@ -193,11 +195,12 @@ def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:
     if guard is None:
         return None
     try:
-        if not check_header(guard, limits, journal=os.path.lexists(f"{path}-journal")):
+        if not check_header(guard, limits, journal=lies_there(folder, f"{OUTBOUND_DB}-journal")):
             return None
         check_journal(folder, limits)
         refuse_wal(folder)
-        identity = os.fstat(guard)
+        with in_own_folder(f"{OUTBOUND_DB} cannot be looked at"):
+            identity = os.fstat(guard)
         connection, descriptor = _connect_to(guard, path)
     finally:
         # Before the first statement: closing any descriptor of a file drops this process's locks on it.
@@ -209,7 +212,7 @@ def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:
         _check_tables(reader)
         # Again, now that it has been read: another thread's descriptor, which may have vouched by chance, is gone.
         _check_same(descriptor, identity)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         connection.close()
         raise translate(error, path, hostile=True) from error
     except BaseException:
@@ -243,7 +246,7 @@ def recover_outbound_journal(folder: Path, limits: ReadLimits | None = None) -> 
             connection.execute("PRAGMA user_version").fetchone()
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         raise translate(error, path, hostile=True) from error
     drop_journal(folder)
     return True
@@ -284,16 +287,21 @@ def _connect_to(guard: int, path: Path) -> tuple[sqlite3.Connection, int]:
 
     Returns the connection and the number of its descriptor.
     """
-    wanted = os.fstat(guard)
-    probe = os.dup(guard)
+    with in_own_folder(f"{OUTBOUND_DB} cannot be opened"):
+        wanted = os.fstat(guard)
+        probe = os.dup(guard)
     os.close(probe)  # the number that the next open of this process most likely gets
     try:
         connection = _connect(path, "ro")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, MemoryError) as error:
         raise translate(error, path, hostile=True) from error
     if same_file(probe, wanted) and probe != guard:
         return connection, probe
-    found = _open_here(wanted, guard)
+    try:
+        found = _open_here(wanted, guard)
+    except BaseException:
+        connection.close()
+        raise
     if found is None:
         connection.close()
         raise HostileFileError(_REPLACED)
@@ -302,7 +310,8 @@ def _connect_to(guard: int, path: Path) -> tuple[sqlite3.Connection, int]:
 
 def _open_here(wanted: os.stat_result, guard: int) -> int | None:
     """A descriptor of this process, other than `guard`, that holds the file; None if there is none."""
-    numbers = (int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+    with in_own_folder("this process's descriptors cannot be listed"):
+        numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
     return next((number for number in numbers if number != guard and same_file(number, wanted)), None)
 
 

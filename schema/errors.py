@@ -68,6 +68,13 @@ class StorageError(ClawbusError):
     default_hint = "Check free space and permissions of the data folder; the daemon retries by itself."
 
 
+class HostTroubleError(StorageError):
+    """This host has run out of something: open files, memory, processes. Nobody else is to blame, and nothing is lost."""
+
+    code = "HOST_TROUBLE"
+    default_hint = "Free what has run out, or raise its limit; the daemon retries by itself."
+
+
 class UnusableFileError(StorageError):
     """One of the host's own files is gone or corrupt: waiting does not mend it. Its session is held until a person has."""
 

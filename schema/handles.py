@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -21,6 +21,7 @@ from schema.errors import (
     StorageError,
     UnusableFileError,
 )
+from schema.os_faults import Fault, as_host_error, sqlite_fault, sqlite_host_error
 
 _ROW_BYTES: Final = 200  # of a row's own, whatever is in it
 _HOSTILE_CODES: Final = frozenset(
@@ -31,7 +32,6 @@ _HOSTILE_CODES: Final = frozenset(
         sqlite3.SQLITE_TOOBIG,
         sqlite3.SQLITE_ERROR,
         sqlite3.SQLITE_MISMATCH,
-        sqlite3.SQLITE_NOMEM,
         sqlite3.SQLITE_PROTOCOL,
         sqlite3.SQLITE_AUTH,
     }
@@ -51,8 +51,13 @@ def is_readonly_race(error: object) -> bool:
     return isinstance(error, sqlite3.Error) and isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_READONLY
 
 
-def translate(error: sqlite3.Error, path: Path, *, hostile: bool) -> ClawbusError:
-    """Our error for SQLite's. `hostile`: whether the file belongs to a container."""
+def translate(error: sqlite3.Error | MemoryError, path: Path, *, hostile: bool) -> ClawbusError:
+    """Our error for SQLite's. `hostile`: whether the file belongs to a container.
+
+    What this host cannot do now (`schema/os_faults.py`) is a StorageError, whoever owns the file.
+    """
+    if isinstance(error, MemoryError):  # what the module raises for SQLITE_NOMEM
+        return as_host_error(error, path.name) or StorageError(path.name)
     code = getattr(error, "sqlite_errorcode", None)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     text = f"{path.name}: {error} ({name})"
@@ -62,6 +67,11 @@ def translate(error: sqlite3.Error, path: Path, *, hostile: bool) -> ClawbusErro
         return FileBusyError(text)
     if hostile and isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_INTERRUPT:
         return ReadDeadlineError(text)
+    if hostile and sqlite_fault(code) is Fault.THEIRS:
+        return HostileFileError(text)
+    host = sqlite_host_error(error, path.name, path)
+    if host is not None:
+        return host
     if hostile and (code is None or code & 0xFF in _HOSTILE_CODES):
         return HostileFileError(text)
     if isinstance(code, int) and code & 0xFF in _BROKEN_CODES:
@@ -147,12 +157,18 @@ class Reader:
             self.one("SELECT count(*) FROM sqlite_schema")  # a transaction takes its view with its first read
             yield self
         finally:
-            self._connection.rollback()
+            self._roll_back()
 
     def copy_pages(self, target: sqlite3.Connection, pages: int, stepped: Callable[[int, int, int], None]) -> None:
         """SQLite's backup API from this file into an open one, `pages` at a time. Raises sqlite3.Error, and what `stepped`
         (status, pages remaining, pages in all) raises."""
         self._connection.backup(target, pages=pages, progress=stepped, sleep=0.02)
+
+    def _roll_back(self) -> None:
+        try:
+            self._connection.rollback()
+        except (sqlite3.Error, MemoryError) as error:
+            raise self._translated(error) from error
 
     def _bounded(self, rows: sqlite3.Cursor, budget: int) -> list[sqlite3.Row]:
         """A file without the contract's keys may answer a question about one row with millions."""
@@ -167,7 +183,7 @@ class Reader:
         return found
 
     def _translated(self, error: Exception) -> ClawbusError:
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, sqlite3.Error | MemoryError):
             return translate(error, self._path, hostile=self._hostile)
         return (HostileFileError if self._hostile else StorageError)(f"{self._path.name}: {error}")
 
@@ -181,14 +197,14 @@ class Writer(Reader):
         """Run one statement; returns the number of rows it changed."""
         try:
             return self._connection.execute(sql, params).rowcount
-        except sqlite3.Error as error:
+        except (sqlite3.Error, MemoryError) as error:
             raise self._translated(error) from error
 
     def executemany(self, sql: str, rows: Sequence[Sequence[object]]) -> int:
         """Run one statement for each row; returns the number of rows changed."""
         try:
             return self._connection.executemany(sql, rows).rowcount
-        except sqlite3.Error as error:
+        except (sqlite3.Error, MemoryError) as error:
             raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> ClawbusError:
@@ -229,7 +245,7 @@ class Writer(Reader):
             self._connection.execute(f"ATTACH DATABASE ? AS {alias}", (f"{path.absolute().as_uri()}?mode=ro",))
             self._connection.execute(f"PRAGMA {alias}.mmap_size=0")
             self._connection.execute(f"PRAGMA {alias}.schema_version").fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, MemoryError) as error:
             raise translate(error, path, hostile=False) from error
 
     @contextmanager
@@ -245,7 +261,7 @@ class Writer(Reader):
         finally:
             self._looks = False
             if self._connection.in_transaction:
-                self._connection.rollback()
+                self._roll_back()
 
     @contextmanager
     def transaction(self) -> Generator[Self]:
@@ -258,8 +274,9 @@ class Writer(Reader):
             yield self
             self.execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:
-                self._connection.rollback()
+            # What made it fail counts. A rollback that fails too leaves a journal, and the next opening rolls it back.
+            with suppress(ClawbusError):
+                self._roll_back()
             raise
 
 

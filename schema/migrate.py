@@ -6,9 +6,11 @@ A reader never comes here: it degrades when the other side's file lacks a column
 
 from __future__ import annotations
 
+import functools
 import re
 import sqlite3
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -16,6 +18,7 @@ from types import MappingProxyType
 from typing import Final
 
 from schema.errors import SchemaTooNewError, UnusableFileError
+from schema.os_faults import in_own_folder
 
 VERSION: Final = 3
 _TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
@@ -79,8 +82,9 @@ def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
             connection.execute(f"PRAGMA user_version={VERSION}")
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+        with suppress(sqlite3.Error, MemoryError):  # what made it fail counts
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
         raise
 
 
@@ -117,9 +121,11 @@ def _adopt_messages(connection: sqlite3.Connection) -> None:
     )
 
 
-def statements(role: Role) -> list[str]:
-    """The SQL of a file's tables and indexes, one by one."""
-    text = resources.files("schema").joinpath(f"{role.value}.sql").read_text(encoding="utf-8")
+@functools.cache
+def statements(role: Role) -> tuple[str, ...]:
+    """The SQL of a file's tables and indexes, one by one. Raises StorageError when it cannot be read now."""
+    with in_own_folder(f"the tables of {role.value}.db cannot be read"):
+        text = resources.files("schema").joinpath(f"{role.value}.sql").read_text(encoding="utf-8")
     found: list[str] = []
     pending = ""
     for line in text.splitlines(keepends=True):
@@ -127,4 +133,4 @@ def statements(role: Role) -> list[str]:
         if sqlite3.complete_statement(pending):
             found.append(pending)
             pending = ""
-    return found
+    return tuple(found)

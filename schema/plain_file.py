@@ -1,18 +1,21 @@
 """What may be believed of a file in a container's folder before SQLite is let near it: a plain file, and what it says.
 
-Nothing here follows a link, waits for a fifo, or writes. Every refusal is a HostileFileError whose text has no path.
+Nothing here follows a link, waits for a fifo, or writes. What only a container can have done is a HostileFileError,
+what this host cannot do now a StorageError (`schema/os_faults.py` sorts them). Neither text has a path.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from schema.errors import HostileFileError, ReadRaceError, StorageError
+from schema.errors import HostileFileError, ReadRaceError
 from schema.layout import OUTBOUND_DB
+from schema.os_faults import file_error, host_error, in_container_folder
 
 _MAGIC: Final = b"SQLite format 3\x00"
 _JOURNAL_MAGIC: Final = bytes.fromhex("d9d505f920a163d7")
@@ -42,22 +45,47 @@ def open_plain(folder: Path, name: str) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise HostileFileError(f"{folder.name}/ cannot be opened: {error.strerror}.") from error
+        raise file_error(error, f"{folder.name}/ cannot be opened") from error
     try:
         descriptor = os.open(name, flags, dir_fd=parent)
     except FileNotFoundError:
         return None
-    except PermissionError as error:
-        raise StorageError(f"{name} cannot be read: {error.strerror}.") from error
     except OSError as error:
-        raise HostileFileError(f"{name} is not a plain file: {error.strerror}.") from error
+        raise file_error(error, f"{name} cannot be opened", theirs=f"{name} is not a plain file") from error
     finally:
         os.close(parent)
-    status = os.fstat(descriptor)
+    try:
+        status = os.fstat(descriptor)
+    except OSError as error:
+        os.close(descriptor)
+        raise file_error(error, f"{name} cannot be looked at") from error
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
         raise HostileFileError(f"{name} is not a plain file with a single link.")
     return descriptor
+
+
+def lies_there(folder: Path, name: str) -> bool:
+    """Whether anything of this name lies in a container's folder. Raises HostileFileError or StorageError if that is unknown.
+
+    `os.path.lexists` takes every failure for "no": a guard may not be passed because the disk did not answer.
+    """
+    try:
+        with in_container_folder(f"{name} cannot be looked at"):
+            os.lstat(f"{folder}/{name}")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _read(descriptor: int, count: int, offset: int, name: str) -> bytes:
+    with in_container_folder(f"{name} cannot be read"):
+        return os.pread(descriptor, count, offset)
+
+
+def _size(descriptor: int, name: str) -> int:
+    with in_container_folder(f"{name} cannot be read"):
+        return os.fstat(descriptor).st_size
 
 
 def check_header(guard: int, limits: ReadLimits, *, journal: bool) -> bool:
@@ -65,12 +93,12 @@ def check_header(guard: int, limits: ReadLimits, *, journal: bool) -> bool:
 
     `journal`: whether one lies beside it; a file of zeros is then in its first transaction (ReadRaceError).
     """
-    size = os.fstat(guard).st_size
+    size = _size(guard, OUTBOUND_DB)
     if size == 0:
         return False
     if size > limits.max_file_bytes:
         raise HostileFileError(f"{OUTBOUND_DB} has {size} bytes; the limit is {limits.max_file_bytes}.")
-    header = os.pread(guard, 100, 0)
+    header = _read(guard, 100, 0, OUTBOUND_DB)
     if not any(header) and journal:
         raise ReadRaceError(f"{OUTBOUND_DB} is in its first transaction.")
     if not header.startswith(_MAGIC):
@@ -82,10 +110,10 @@ def check_header(guard: int, limits: ReadLimits, *, journal: bool) -> bool:
 
 def check_recoverable(guard: int, limits: ReadLimits) -> None:
     """Raise HostileFileError unless a journal may be rolled back into this outbound.db."""
-    size = os.fstat(guard).st_size
+    size = _size(guard, OUTBOUND_DB)
     if size > limits.max_file_bytes:
         raise HostileFileError(f"{OUTBOUND_DB} has {size} bytes; the limit is {limits.max_file_bytes}.")
-    header = os.pread(guard, 100, 0)
+    header = _read(guard, 100, 0, OUTBOUND_DB)
     # Zeros: the very first transaction was torn, and its journal says that there was nothing before it.
     if any(header) and (not header.startswith(_MAGIC) or header[18:20] != _DELETE_MODE):
         raise HostileFileError(f"{OUTBOUND_DB} is not a SQLite file in DELETE journal mode.")
@@ -102,8 +130,8 @@ def check_journal(folder: Path, limits: ReadLimits) -> bool:
     if descriptor is None:
         return False
     try:
-        size = os.fstat(descriptor).st_size
-        tail = os.pread(descriptor, 8, size - 8) if size >= 16 else b""
+        size = _size(descriptor, name)
+        tail = _read(descriptor, 8, size - 8, name) if size >= 16 else b""
     finally:
         os.close(descriptor)
     # A journal whose whole content is its header also ends in no magic: the magic opens the header, at offset 0.
@@ -122,16 +150,18 @@ def refuse_wal(folder: Path) -> None:
     with SIGBUS. `connect` has a second guard against the moment between this look and SQLite's own.
     """
     for suffix in ("-wal", "-shm"):
-        if os.path.lexists(f"{folder}/{OUTBOUND_DB}{suffix}"):
+        if lies_there(folder, f"{OUTBOUND_DB}{suffix}"):
             raise HostileFileError(f"there is {OUTBOUND_DB}{suffix}; the contract is journal_mode=DELETE.")
 
 
 def same_file(descriptor: int, wanted: os.stat_result) -> bool:
-    """Whether a descriptor of this process is open and is that very file."""
+    """Whether a descriptor of this process is open and is that very file. Raises StorageError if that is unknown."""
     try:
         found = os.fstat(descriptor)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            return False
+        raise host_error(error, "a descriptor cannot be looked at") from error
     return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
 
 
@@ -142,4 +172,4 @@ def drop_journal(folder: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise StorageError(f"{OUTBOUND_DB}-journal cannot be removed: {error.strerror}.") from error
+        raise file_error(error, f"{OUTBOUND_DB}-journal cannot be removed") from error

@@ -1,0 +1,221 @@
+"""Whose failure an error of the operating system is: the container's, a peer's, or this host's.
+
+A container can put a link, a fifo, a device or an endless nest where a file should be. It cannot use up this process's
+descriptors, break the disk or fill the kernel's tables. So only a short list of errnos is evidence against it;
+everything else, an errno that nobody thought of too, says that this host cannot do it now and should try again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Final, cast
+
+from schema.errors import ClawbusError, HostileFileError, HostTroubleError, StorageError
+
+
+class Fault(Enum):
+    """Whose failure it is. ABSENT: the thing is not there, which its caller judges."""
+
+    ABSENT = "absent"
+    THEIRS = "theirs"
+    PEER = "peer"
+    HOST = "host"
+
+
+# What open, stat and list answer for what only the owner of the folder can have put there.
+_THEIRS: Final = frozenset(
+    {
+        errno.ELOOP,  # a link, where none is followed
+        errno.EMLINK,  # the same, on some systems
+        errno.ENOTDIR,  # a link or a file, where a folder should be
+        errno.EISDIR,
+        errno.ENXIO,  # a socket, a fifo or a device without a driver
+        errno.ENODEV,
+        errno.ENAMETOOLONG,  # a nest deeper than a path can name
+        errno.EOVERFLOW,  # larger than a size can say
+    }
+)
+# What a connection's other end does. Nothing here is about this host's files.
+_PEERS: Final = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.EPIPE,
+        errno.ESHUTDOWN,
+        errno.ENOTCONN,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENETRESET,
+    }
+)
+# Not the disk: a resource of the process or the machine that has run out.
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
+_RETRIES: Final = "the daemon retries by itself."
+_HINTS: Final[Mapping[int, str]] = {
+    errno.EMFILE: "Raise the limit of open files (systemd: LimitNOFILE=, shell: ulimit -n); `ls /proc/PID/fd` shows"
+    " what is open; " + _RETRIES,
+    errno.ENFILE: "The whole machine is out of open files: raise `sysctl fs.file-max`, or end what holds them;"
+    " " + _RETRIES,
+    errno.ENOMEM: "Free memory on this machine, or raise the unit's MemoryMax=; " + _RETRIES,
+    errno.EAGAIN: "Raise the limit of processes and threads (systemd: TasksMax=, shell: ulimit -u); " + _RETRIES,
+    errno.ENOSPC: "Make room: `df -h` shows bytes and `df -i` inodes, either may be used up; " + _RETRIES,
+    errno.EDQUOT: "The daemon's user has used up its disk quota (`quota`): raise it or make room; " + _RETRIES,
+    errno.EIO: "The disk fails: look at `dmesg`, and replace or remount it; " + _RETRIES,
+    errno.ESTALE: "The network file system lost its server's handle: mount it again; " + _RETRIES,
+    errno.ETIMEDOUT: "The file system does not answer in time: look at its server and at `dmesg`; " + _RETRIES,
+    errno.EROFS: "Make the file system writable again (`mount` and `dmesg` say why it is not); " + _RETRIES,
+    errno.EACCES: "Give the daemon's user access to the data folder again; " + _RETRIES,
+    errno.EPERM: "Give the daemon's user access to the data folder again; " + _RETRIES,
+}
+_THREADS: Final = "can't start new thread"
+
+
+def fault_of(error: OSError) -> Fault:
+    """Whose failure this error is, for a file in a container's folder."""
+    number = error.errno
+    if number == errno.ENOENT:
+        return Fault.ABSENT
+    if number in _THEIRS:
+        return Fault.THEIRS
+    return Fault.PEER if number in _PEERS else Fault.HOST
+
+
+def host_error(error: OSError, what: str) -> StorageError:
+    """The typed error for what this host cannot do now. `what` says what failed, without the reason."""
+    number = error.errno or 0
+    reason = error.strerror or str(error) or type(error).__name__
+    kind = HostTroubleError if number in _EXHAUSTED else StorageError
+    return kind(f"{what}: {reason}.", hint=hint_of(number))
+
+
+def hint_of(number: int) -> str | None:
+    """What an operator does about this errno; None: only what holds for every storage error."""
+    if number == errno.ENOBUFS:
+        return _HINTS[errno.ENOMEM]
+    return _HINTS.get(number)
+
+
+def file_error(error: OSError, what: str, *, theirs: str | None = None) -> ClawbusError:
+    """HostileFileError for what only a container can have put there (in the words `theirs`), else `host_error`'s."""
+    if fault_of(error) is Fault.THEIRS:
+        return HostileFileError(f"{theirs or what}: {error.strerror}.")
+    return host_error(error, what)
+
+
+def as_host_error(error: BaseException, what: str) -> StorageError | None:
+    """The typed error for any exception that says "this host cannot now"; None for a bug, a peer or another error.
+
+    For the places that would otherwise call an unexpected exception a bug: out of descriptors, of memory, of threads.
+    """
+    if isinstance(error, StorageError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        inner = [as_host_error(one, what) for one in group.exceptions]
+        return inner[0] if all(one is not None for one in inner) else None
+    if isinstance(error, MemoryError):
+        return HostTroubleError(f"{what}: out of memory.", hint=_HINTS[errno.ENOMEM])
+    if isinstance(error, RuntimeError) and _THREADS in str(error):
+        return HostTroubleError(f"{what}: no thread can be started.", hint=_HINTS[errno.EAGAIN])
+    if isinstance(error, sqlite3.Error):
+        return sqlite_host_error(error, what)
+    # A library's own errors are often OSErrors without an errno (requests): they say nothing about this host.
+    if isinstance(error, OSError) and error.errno is not None and fault_of(error) is not Fault.PEER:
+        return host_error(error, what)
+    return None
+
+
+_SQLITE_HOST: Final = frozenset(
+    {
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_NOLFS,
+    }
+)
+# Of these only a container's folder can be the cause.
+_SQLITE_THEIRS: Final = frozenset({sqlite3.SQLITE_CANTOPEN_ISDIR, sqlite3.SQLITE_CANTOPEN_SYMLINK})
+
+
+def sqlite_fault(code: int | None) -> Fault | None:
+    """Whose failure an extended code of SQLite's is, where the code alone says it; None: its content or its locks."""
+    if code is None:
+        return None
+    if code in _SQLITE_THEIRS:
+        return Fault.THEIRS
+    return Fault.HOST if code & 0xFF in _SQLITE_HOST else None
+
+
+def sqlite_host_error(error: sqlite3.Error, what: str, path: Path | None = None) -> StorageError | None:
+    """The typed error for SQLite's own words for "this host cannot now"; None when it is about content or locks.
+
+    SQLite hides the errno. With `path`, the file's folder is opened once to find out what the kernel says.
+    """
+    code = getattr(error, "sqlite_errorcode", None)
+    if not isinstance(code, int) or code & 0xFF not in _SQLITE_HOST:
+        return None
+    text = f"{what}: {error} ({getattr(error, 'sqlite_errorname', code)})"
+    if code & 0xFF == sqlite3.SQLITE_NOMEM:
+        return HostTroubleError(text, hint=_HINTS[errno.ENOMEM])
+    if code & 0xFF == sqlite3.SQLITE_FULL:
+        return StorageError(text, hint=_HINTS[errno.ENOSPC])
+    found = probe(path.parent) if path is not None else None
+    if found is None:
+        return StorageError(text)
+    kind = HostTroubleError if found.errno in _EXHAUSTED else StorageError
+    return kind(f"{text}: {found.strerror}.", hint=hint_of(found.errno or 0))
+
+
+def probe(folder: Path) -> OSError | None:
+    """What the kernel says now to the opening of a folder, and whether it has room for one more file.
+
+    Never opens a file of SQLite's: closing any descriptor of one drops this process's locks on it.
+    """
+    try:
+        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        room = os.statvfs(folder)
+    except OSError as error:
+        return error
+    if room.f_files and not room.f_favail:
+        return OSError(errno.ENOSPC, "no inodes are left on this file system (`df -i`)")
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if not room.f_bavail else None
+
+
+class _Sorted:
+    """A context in which an OSError becomes a typed error. ENOENT passes, for the caller to judge."""
+
+    def __init__(self, what: str, *, theirs: bool) -> None:
+        self._what = what
+        self._theirs = theirs
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
+            return
+        make = file_error if self._theirs else host_error
+        raise make(error, self._what) from error
+
+
+def in_container_folder(what: str) -> _Sorted:
+    """Raise HostileFileError or StorageError for an OSError inside, by whose failure it is; FileNotFoundError passes."""
+    return _Sorted(what, theirs=True)
+
+
+def in_own_folder(what: str) -> _Sorted:
+    """Raise StorageError for an OSError inside; FileNotFoundError passes."""
+    return _Sorted(what, theirs=False)
