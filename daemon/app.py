@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from functools import partial
 import anyio
 import structlog
 
-from daemon.channels.running import run_channel
+from daemon.channels.running import run_channel, start_channels
 from daemon.clock import Clock, SystemClock
 from daemon.config import Config
 from daemon.containers.changed_runtime import refuse_changed_runtime
@@ -33,6 +32,7 @@ from daemon.logs import LogPipeline, configure
 from daemon.notify import Notifier
 from daemon.operations import DaemonOperations
 from daemon.policies import read_limits
+from daemon.signals import RELOAD, SignalInbox
 from daemon.store.rebuild import agree_on_install_id
 from daemon.store.registry import Registry
 from daemon.telemetry.monitoring import Monitoring
@@ -42,10 +42,14 @@ from schema.errors import ClawbusError
 _SHUTDOWN_GRACE_S = 5.0
 _SWEEP_ALLOWED_S = 30.0
 _THREADS_END_S = 1.0
+_TERMINAL_CHECKS = 10
+_TERMINAL_CHECK_S = 0.5
 
 
-def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
+def run(config: Config, reload: Callable[[], Config] | None, signals: SignalInbox) -> int:
     """Run the daemon until SIGTERM or SIGINT; the exit code. `reload` reads the configuration anew on SIGHUP.
+
+    `signals` is installed already, so that what came before is in it. After this no signal ends the process.
 
     Raises ClawbusError for what prevents a start (folder locked or not ours, socket path, configuration of a channel).
     """
@@ -55,7 +59,7 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
         folder.make_agents(config.agents)
         pipeline = configure(config.logs, config.data_dir, sys.stderr, clock)
         try:
-            anyio.run(partial(_main, config, folder, pipeline, clock, reload))
+            anyio.run(partial(_main, config, folder, pipeline, clock, reload, signals))
         except BaseExceptionGroup as group:
             refusal = _refusal(group)
             if refusal is None:
@@ -65,6 +69,7 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
             )
             raise refusal from group
         finally:
+            signals.close()
             pipeline.close()
         _leave_hung_threads()
     return 0
@@ -96,42 +101,39 @@ def _refusal(group: BaseExceptionGroup[BaseException]) -> ClawbusError | None:
 
 
 async def _main(
-    config: Config, folder: DataFolder, pipeline: LogPipeline, clock: Clock, reload: Callable[[], Config] | None
+    config: Config,
+    folder: DataFolder,
+    pipeline: LogPipeline,
+    clock: Clock,
+    reload: Callable[[], Config] | None,
+    signals: SignalInbox,
 ) -> None:
     log = structlog.get_logger("daemon")
     notifier = Notifier(os.environ)
     registry = Registry(folder.central_db)
-    install_id = await anyio.to_thread.run_sync(agree_on_install_id, registry, folder.install_file, clock.now_ms())
-    await refuse_changed_runtime(
-        config.runtime.kind,
-        await anyio.to_thread.run_sync(registry.live_incarnations),
-        lambda kind: build_runtime(config, folder, install_id, clock, kind),
-    )
+    with signals.interruptible_start() as beginning:
+        install_id = await anyio.to_thread.run_sync(agree_on_install_id, registry, folder.install_file, clock.now_ms())
+        await refuse_changed_runtime(
+            config.runtime.kind,
+            await anyio.to_thread.run_sync(registry.live_incarnations),
+            lambda kind: build_runtime(config, folder, install_id, clock, kind),
+        )
+    if beginning.cancelled_caught:
+        log.info("daemon_stopped")
+        return
     runtime = build_runtime(config, folder, install_id, clock)
     pulse = Pulse(clock)
     # A tick waits for its slowest session, which may take its whole time-out.
     pulse.register("sweep", _SWEEP_ALLOWED_S + config.sweep.session_timeout_s)
     house = build_house(config, folder, runtime, install_id, clock, pulse, registry=registry)
+    monitoring = Monitoring(house.watched(), house.telemetry)
     log.info("daemon_starting", data=str(config.data_dir), runtime=runtime.name, pid=os.getpid())
     try:
         async with anyio.create_task_group() as tasks:
-            monitoring = Monitoring(house.watched(), house.telemetry)
-            await monitoring.start(tasks, config.telemetry.listen)
-            operations = await _start(house, tasks)
-            events = EventHub()
-            pipeline.listen(events.publish)
-            routes = [*monitoring.routes, events_route(events), *repair_routes(operations.repairs)]
-            api = build_api(operations, routes)
-            await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
-            tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
-            # What start-up made stays for good. Unfrozen, each full collection walks it: a stop of 50 ms for every message.
-            gc.collect()
-            gc.freeze()
-            monitoring.health.started = True
-            notifier.ready(house.status_line())
-            log.info("daemon_ready", socket=str(config.control_socket), agents=sorted(house.agents),
-                     channels=sorted(house.channels), active_sessions=len(house.sessions))  # fmt: skip
-            await _serve_signals(house, pipeline, notifier, reload)
+            with signals.interruptible_start() as starting:
+                await _bring_up(house, tasks, monitoring, pipeline, pulse, notifier)
+            if not starting.cancelled_caught:
+                await _serve_signals(house, pipeline, notifier, reload, signals, tasks)
             notifier.stopping()
             log.info("daemon_stopping", containers_left_running=len(house.supervisor.alive()))
             monitoring.health.started = False
@@ -142,6 +144,35 @@ async def _main(
                 await runtime.aclose()
             await house.telemetry.tracer.aclose()
     log.info("daemon_stopped")
+
+
+async def _bring_up(
+    house: House,
+    tasks: anyio.abc.TaskGroup,
+    monitoring: Monitoring,
+    pipeline: LogPipeline,
+    pulse: Pulse,
+    notifier: Notifier,
+) -> None:
+    """Start everything, and report it: to the log, to /readyz and to systemd."""
+    config = house.config
+    await monitoring.start(tasks, config.telemetry.listen)
+    operations = await _start(house, tasks)
+    events = EventHub()
+    pipeline.listen(events.publish)
+    routes = [*monitoring.routes, events_route(events), *repair_routes(operations.repairs)]
+    api = build_api(operations, routes)
+    await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
+    tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
+    # What start-up made stays for good. Unfrozen, each full collection walks it: a stop of 50 ms for every message.
+    gc.collect()
+    gc.freeze()
+    monitoring.health.started = True
+    notifier.ready(house.status_line())
+    structlog.get_logger("daemon").info(
+        "daemon_ready", socket=str(config.control_socket), agents=sorted(house.agents),
+        channels=sorted(house.channels), active_sessions=len(house.sessions),
+    )  # fmt: skip
 
 
 async def stop_house(house: House, tasks: anyio.abc.TaskGroup, grace_s: float) -> None:
@@ -166,9 +197,15 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     await house.supervisor.start(tasks)
     await tasks.start(house.sweeper.run, name="sweep")
     tasks.start_soon(house.schedule.run, name="schedule")
-    for name, channel in house.channels.items():
-        running = partial(run_channel, name, channel, house.ingress.accept, house.channel_problems, house.clock)
-        await tasks.start(running, name=f"channel {name}")
+    await start_channels(
+        tasks,
+        {
+            name: partial(run_channel, name, channel, house.ingress.accept, house.channel_problems, house.clock)
+            for name, channel in house.channels.items()
+        },
+        house.channel_problems,
+        house.clock,
+    )
     channels_run.set()
     tasks.start_soon(house.retention.run, name="retention")
     return DaemonOperations(
@@ -198,16 +235,36 @@ async def _check_runtime(house: House) -> None:
 
 
 async def _serve_signals(
-    house: House, pipeline: LogPipeline, notifier: Notifier, reload: Callable[[], Config] | None
+    house: House,
+    pipeline: LogPipeline,
+    notifier: Notifier,
+    reload: Callable[[], Config] | None,
+    signals: SignalInbox,
+    tasks: anyio.abc.TaskGroup,
 ) -> None:
-    """Return at SIGTERM or SIGINT; reload at SIGHUP."""
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            if number != signal.SIGHUP:
-                return
-            notifier.reloading()
-            _reload(house, pipeline, reload)
-            notifier.ready(house.status_line())
+    """Return at SIGTERM, at SIGINT, and when the terminal that the daemon was started in is closed; reload at SIGHUP."""
+    log = structlog.get_logger("daemon")
+    while True:
+        number = await signals.next()
+        if signals.terminal_closed():
+            log.warning("terminal_closed", signal=number.name)
+            return
+        if number != RELOAD:
+            return
+        notifier.reloading()
+        _reload(house, pipeline, reload)
+        notifier.ready(house.status_line())
+        if signals.has_terminal:
+            tasks.start_soon(_await_terminal_end, signals, name="terminal")
+
+
+async def _await_terminal_end(signals: SignalInbox) -> None:
+    """Some shells send SIGHUP to their jobs just before the terminal goes: ask again for a while."""
+    for _ in range(_TERMINAL_CHECKS):
+        await anyio.sleep(_TERMINAL_CHECK_S)
+        if signals.terminal_closed():
+            signals.hang_up()
+            return
 
 
 def _reload(house: House, pipeline: LogPipeline, reload: Callable[[], Config] | None) -> None:
@@ -229,4 +286,6 @@ def _reload(house: House, pipeline: LogPipeline, reload: Callable[[], Config] | 
     taken_over = {"agents": True, "logs": {"level"}}
     old = house.config.model_dump(exclude=taken_over)
     restart = sorted(key for key, value in config.model_dump(exclude=taken_over).items() if value != old[key])
-    log.info("config_reloaded", agents=sorted(house.agents), level=config.logs.level, restart_needed_for=restart)
+    # What was asked for and not done is a warning: the operator believes that it holds now.
+    say = log.warning if restart else log.info
+    say("config_reloaded", agents=sorted(house.agents), level=config.logs.level, restart_needed_for=restart)

@@ -42,6 +42,11 @@ def run(
         return one_run(invocation, identity, session)
     if session is not None:
         raise typer.BadParameter("--session goes with the ID of a run; without one this starts the daemon.")
+    # Before anything else is imported or opened: a signal from now on neither ends the start nor is lost.
+    from daemon.signals import SignalInbox  # noqa: PLC0415
+
+    signals = SignalInbox()
+    signals.install()
     from daemon.cli.guard import check_foreign_packages  # noqa: PLC0415 - reads every installed distribution's metadata
 
     check_foreign_packages()
@@ -49,7 +54,7 @@ def run(
     from daemon import app  # noqa: PLC0415 - the whole daemon
     from daemon.config import load_config  # noqa: PLC0415
 
-    code = app.run(config, lambda: load_config(invocation.config_file, data_dir=invocation.options.data))
+    code = app.run(config, lambda: load_config(invocation.config_file, data_dir=invocation.options.data), signals)
     if code:
         problem = Problem("DAEMON_FAILED", f"the daemon ended with exit code {code}.", "`clawbus logs -n 50` says why.")
         return Outcome({"exit_code": code}, problem=problem, exit_code=code)
