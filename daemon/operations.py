@@ -174,11 +174,20 @@ class DaemonOperations:
         self._sweeper.poke(key)
         return {"released": was is not None, "was": was}
 
-    async def dead_letters(self, session: tuple[str, str] | None, letter_id: str | None, limit: int) -> dict[str, Any]:
+    async def dead_letters(
+        self,
+        session: tuple[str, str] | None,
+        letter_id: str | None,
+        limit: int,
+        *,
+        code: str | None = None,
+        oldest_first: bool = False,
+    ) -> dict[str, Any]:
         """See reports.dead_letters_report."""
         report = partial(
-            reports.dead_letters_report, self._data_dir, self._clock, session=session, letter_id=letter_id, limit=limit
-        )
+            reports.dead_letters_report, self._data_dir, self._clock, session=session, letter_id=letter_id, limit=limit,
+            code=code, oldest_first=oldest_first,
+        )  # fmt: skip
         return await anyio.to_thread.run_sync(report)
 
     async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:

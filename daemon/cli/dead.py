@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
@@ -26,9 +28,7 @@ T = TypeVar("T")
 _ALL: Final = 1000
 
 Letters = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids that `dead list` shows.")]
-All = Annotated[
-    bool, typer.Option("--all", help="Every open one of --session, or with --code; at most 1,000 at a time.")
-]
+All = Annotated[bool, typer.Option("--all", help="Every open one of --session, or with --code: the oldest 1,000.")]
 Code = Annotated[str | None, typer.Option("--code", metavar="CODE", help="With --all: only those that died of this.")]
 
 
@@ -120,7 +120,7 @@ def requeue(
       clawbus dead requeue 01JD0000000000000000000000 --reason 'receiver is up again'
       clawbus dead requeue --all --code DELIVERY_PERMANENT --reason 'the hook is there again'
     """
-    return _repair(invocation, "requeue", _wanted(invocation, letters or [], session, code, every=every), reason)
+    return _repair(invocation, "requeue", _chosen(invocation, letters or [], session, code, every=every), reason)
 
 
 def drop(
@@ -139,34 +139,74 @@ def drop(
     Example:
       clawbus dead drop 01JD0000000000000000000000 --reason 'told them by phone'
     """
-    return _repair(invocation, "drop", _wanted(invocation, letters or [], session, code, every=every), reason)
+    return _repair(invocation, "drop", _chosen(invocation, letters or [], session, code, every=every), reason)
 
 
-def _wanted(
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The letters to work on, in that order: (session if it is known, id) of each.
+
+    With --all: how many more match (`left`), and which sessions could not be looked at.
+    """
+
+    letters: Sequence[tuple[tuple[str, str] | None, str]]
+    left: int = 0
+    not_examined: int = 0
+    errors: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why this may not be every letter that was meant; None when it is."""
+        if not (self.not_examined or self.errors):
+            return None
+        said = [f"{self.not_examined} sessions were not examined (no time)"] if self.not_examined else []
+        said += [f"{one['agent']}/{one['session']} could not be read ({one['error']})" for one in self.errors]
+        return Problem(
+            "DEAD_LETTERS_NOT_EXAMINED",
+            "; ".join(said) + ". Dead letters there were left alone.",
+            "Repeat it with --session AGENT/SESSION for those sessions.",
+        )
+
+
+def _chosen(
     invocation: Invocation, letters: Sequence[str], session: str | None, code: str | None, *, every: bool
-) -> list[tuple[tuple[str, str] | None, str]]:
-    """(session if it is known, id) of each letter. Raises a usage error for a request that says too little or too much."""
+) -> _Chosen:
+    """Return what to work on, oldest first. Raises a usage error for a request that says too little or too much."""
     scope = pair(session, None) if session is not None else None
     if not every:
         if not letters or code is not None:
             raise typer.BadParameter("name the letters; --code goes with --all.")
-        return [(scope, letter) for letter in dict.fromkeys(letters)]
+        named = list(dict.fromkeys(letters))
+        if len(named) > 1:
+            named = _by_arrival(invocation, named, scope)
+        return _Chosen([(scope, letter) for letter in named])
     if letters or (scope is None and code is None):
         raise typer.BadParameter("--all takes no ids, and needs --session or --code.")
     with invocation.client() as client:
-        found = client.dead_letters(scope, limit=_ALL)["letters"]
-    return [((one["agent"], one["session"]), one["id"]) for one in found if code in (None, one["code"])]
+        found = client.dead_letters(scope, limit=_ALL, code=code, oldest_first=True)
+    return _Chosen(
+        [((one["agent"], one["session"]), one["id"]) for one in found["letters"]],
+        max(0, found["total"] - len(found["letters"])),
+        found["not_examined"],
+        found["errors"],
+    )
 
 
-def _repair(
-    invocation: Invocation, action: str, letters: Sequence[tuple[tuple[str, str] | None, str]], reason: str | None
-) -> Outcome:
-    """Each id on its own: what is refused is told, and the others are done."""
+def _by_arrival(invocation: Invocation, letters: list[str], scope: tuple[str, str] | None) -> list[str]:
+    """Put ids, which may be copied from a list that shows the newest first, into the order they arrived in."""
+    with invocation.client() as client:
+        found = client.dead_letters(scope, limit=_ALL, oldest_first=True)["letters"]
+    place = {one["id"]: number for number, one in enumerate(found)}
+    return sorted(letters, key=lambda letter: place.get(letter, len(place)))
+
+
+def _repair(invocation: Invocation, action: str, chosen: _Chosen, reason: str | None) -> Outcome:
+    """Work on each letter by itself: what is refused is reported, and the others are done."""
     done: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     problem: Problem | None = None
     with invocation.client() as client:
-        for scope, letter in letters:
+        for scope, letter in chosen.letters:
             try:
                 named = scope or _only(client.dead_letters(letter_id=letter), letter)
                 done.append(
@@ -178,9 +218,13 @@ def _repair(
                 problem = problem or problem_of(error)
                 code = problem_of(error).code
                 refused.append({"id": letter, "error": {"code": code, "message": str(error)}, "fix": error.hint})
-    result = {"done": done, "refused": refused}
+    result = {
+        "done": done, "refused": refused, "left": chosen.left, "not_examined": chosen.not_examined,
+        "errors": list(chosen.errors),
+    }  # fmt: skip
     steps = (NextAction("clawbus dead list", "what is still open"),)
-    return Outcome(result, lambda console: _show_repairs(console, action, done, refused), steps, problem)
+    show_them = partial(_show_repairs, action=action, result=result)
+    return Outcome(result, show_them, steps, problem or chosen.problem)
 
 
 def _find(invocation: Invocation, letter: str) -> tuple[str, str]:
@@ -277,14 +321,14 @@ def _show_one(console: Console, report: Mapping[str, Any]) -> None:
     say(console, *(f"could not be read: {error}" for error in report["errors"]))
 
 
-def _show_repairs(
-    console: Console, action: str, done: Sequence[Mapping[str, Any]], refused: Sequence[Mapping[str, Any]]
-) -> None:
+def _show_repairs(console: Console, *, action: str, result: Mapping[str, Any]) -> None:
     from daemon.cli.present import say  # noqa: PLC0415
 
     past = "requeued" if action == "requeue" else "dropped"
-    for one in done:
+    for one in result["done"]:
         as_ = f" as {one['requeued_as']}" if one.get("requeued_as") not in (None, one["id"]) else ""
         say(console, f"{one['id']} of {one['agent']}/{one['session']}: {past}{as_}")
-    for one in refused:
+    for one in result["refused"]:
         say(console, f"{one['id']}: not {past}: {one['error']['message']}")
+    if result["left"]:
+        say(console, f"{result['left']} more are open: repeat the command to go on")

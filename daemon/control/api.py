@@ -213,7 +213,12 @@ class _Api:
         query = request.query_params
         session = _named(query) if "agent" in query or "session" in query else None
         limit = _integer(request, "limit", 100, 1, MAX_LIMIT)
-        return await self._operations.dead_letters(session, query.get("id"), limit)
+        order = query.get("order", "newest")
+        if order not in ("newest", "oldest"):
+            raise RequestRefusedError(f"order must be newest or oldest, not {order[:40]!r}.")
+        return await self._operations.dead_letters(
+            session, query.get("id"), limit, code=query.get("code"), oldest_first=order == "oldest"
+        )
 
     async def dead_show(self, request: Request) -> object:
         letter_id = request.query_params.get("id")

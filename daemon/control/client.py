@@ -189,10 +189,18 @@ class ControlClient:
         )
 
     def dead_letters(
-        self, session: tuple[str, str] | None = None, letter_id: str | None = None, limit: int = 100
+        self,
+        session: tuple[str, str] | None = None,
+        letter_id: str | None = None,
+        limit: int = 100,
+        *,
+        code: str | None = None,
+        oldest_first: bool = False,
     ) -> dict[str, Any]:
-        """The newest open dead letters, of one session or of all."""
+        """Return the newest open dead letters, or the oldest, of one session or of all."""
         query = {"limit": str(limit), **({"id": letter_id} if letter_id is not None else {})}
+        query |= {"order": "oldest"} if oldest_first else {}
+        query |= {"code": code} if code is not None else {}
         if session is not None:
             query |= {"agent": session[0], "session": session[1]}
         return self._call("GET", "/v1/dead", query=query)

@@ -68,7 +68,15 @@ class Operations(Protocol):
         """Take the session out of quarantine; returns {released: bool, was: reason or None}."""
         ...
 
-    async def dead_letters(self, session: tuple[str, str] | None, letter_id: str | None, limit: int) -> dict[str, Any]:
+    async def dead_letters(
+        self,
+        session: tuple[str, str] | None,
+        letter_id: str | None,
+        limit: int,
+        *,
+        code: str | None = None,
+        oldest_first: bool = False,
+    ) -> dict[str, Any]:
         """daemon.ops.reports.dead_letters_report's dictionary. Raises UnknownSessionError."""
         ...
 

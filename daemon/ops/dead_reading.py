@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from daemon.ops.content import decode, preview
@@ -27,20 +28,50 @@ _RECEIPT: Final = "SELECT * FROM delivered WHERE message_out_id"
 _ONE_LINE: Final = 200
 
 
-def read_dead_letters(
-    folder: SessionFolder, limit: int, letter_id: str | None = None
-) -> tuple[list[dict[str, Any]], int]:
-    """The newest `limit` open dead letters of one session, or the one of this id; and how many are open in all.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which open dead letters to read. `oldest_first` is the order to work in; the default is the order to show."""
 
-    Each is {kind: in|out, id, at, where, code, reason, attempts}. Raises ClawbusError when the file cannot be read.
+    limit: int
+    letter_id: str | None = None
+    code: str | None = None
+    oldest_first: bool = False
+
+
+def read_dead_letters(folder: SessionFolder, wanted: Wanted) -> tuple[list[dict[str, Any]], int]:
+    """Return up to `wanted.limit` open dead letters of one session, and how many match in all.
+
+    Each is {kind: in|out, id, seq, arrived_at, at, where, code, reason, attempts}. Oldest first is by `seq`, the order
+    of arrival; newest first is by `at`, when it was given up. Raises ClawbusError when the file cannot be read.
     """
     with open_inbound(folder) as reader:
         closed = bool(reader.columns(CLOSED_TABLE))
-        failed = _open_rows(reader, "messages_in", "id", "status = 'failed'", closed, limit, letter_id)
-        dead = _open_rows(reader, "delivery_attempts", "message_out_id", "state = 'dead'", closed, limit, letter_id)
+        failed = _open_rows(reader, "messages_in", "id", "status = 'failed'", closed, wanted)
+        dead = _open_rows(reader, "delivery_attempts", "message_out_id", "state = 'dead'", closed, wanted)
         letters = [_failed(reader, row) for row in failed[0]] + [_dead(reader, row) for row in dead[0]]
-    letters.sort(key=lambda letter: letter["at"] or 0, reverse=True)
-    return letters[:limit], failed[1] + dead[1]
+    total = failed[1] + dead[1]
+    if wanted.code is not None:
+        letters = [letter for letter in letters if letter["code"] == wanted.code]
+        total = len(letters)
+    if wanted.oldest_first:
+        letters.sort(key=lambda letter: letter["seq"])
+    else:
+        letters.sort(key=lambda letter: letter["at"] or 0, reverse=True)
+    return letters[: wanted.limit], total
+
+
+def in_order_of_arrival(letters: Iterable[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """Return the `limit` letters that arrived first, oldest first; within one session always in the order of `seq`.
+
+    A clock that was set back between two arrivals must not swap them: a later one counts as no older than those before it.
+    """
+    latest: dict[tuple[str, str], int] = {}
+    keyed: list[tuple[int, str, str, int, dict[str, Any]]] = []
+    for letter in sorted(letters, key=lambda one: (one["agent"], one["session"], one["seq"])):
+        session = (letter["agent"], letter["session"])
+        latest[session] = max(latest.get(session, 0), letter["arrived_at"] or 0)
+        keyed.append((latest[session], *session, letter["seq"], letter))
+    return [one[-1] for one in sorted(keyed, key=lambda one: one[:-1])[:limit]]
 
 
 def read_dead_letter(folder: SessionFolder, letter_id: str, limits: ReadLimits) -> dict[str, Any] | None:
@@ -74,16 +105,19 @@ def read_dead_letter(folder: SessionFolder, letter_id: str, limits: ReadLimits) 
 
 
 def _open_rows(
-    reader: Reader, table: str, key: str, condition: str, closed: bool, limit: int, letter_id: str | None
+    reader: Reader, table: str, key: str, condition: str, closed: bool, wanted: Wanted
 ) -> tuple[list[sqlite3.Row], int]:
     if not reader.columns(table):
         return [], 0
     where = f"FROM {table} AS t WHERE {condition}" + (NOT_CLOSED.format(key=f"t.{key}") if closed else "")
     values: tuple[object, ...] = ()
-    if letter_id is not None:
-        where, values = f"{where} AND t.{key} = ?", (letter_id,)
+    if wanted.letter_id is not None:
+        where, values = f"{where} AND t.{key} = ?", (wanted.letter_id,)
     total = reader.one(f"SELECT count(*) {where}", values)
-    rows = reader.all(f"SELECT * {where} ORDER BY t.seq DESC LIMIT ?", (*values, limit))
+    # A message's code is in its history alone: only the caller can tell which rows have it.
+    limit = wanted.limit if wanted.code is None else -1
+    order = "ASC" if wanted.oldest_first else "DESC"
+    rows = reader.all(f"SELECT * {where} ORDER BY t.seq {order} LIMIT ?", (*values, limit))
     return rows, int(total[0]) if total is not None else 0
 
 
@@ -95,6 +129,8 @@ def _failed(reader: Reader, row: sqlite3.Row) -> dict[str, Any]:
     return {
         "kind": "in",
         "id": row["id"],
+        "seq": row["seq"] or 0,
+        "arrived_at": from_text(row["timestamp"]),
         "at": event.get("at") or from_text(row["timestamp"]),
         "where": "/".join(str(part) for part in address if part) or None,
         "code": detail.get("code") or ("FAILED" if row["status"] == "failed" else None),
@@ -108,6 +144,8 @@ def _dead(reader: Reader, row: sqlite3.Row) -> dict[str, Any]:
     return {
         "kind": "out",
         "id": row["message_out_id"],
+        "seq": row["seq"],
+        "arrived_at": row["first_at"],
         "at": event.get("at") or row["first_at"],
         "where": place(row["destination"]) or None,
         "code": row["last_error_code"],

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from daemon.clock import Clock
 from daemon.errors import DataFolderError, RegistryGoneError, UnknownMessageError, UnknownSessionError
-from daemon.ops.dead_reading import read_dead_letter, read_dead_letters
+from daemon.ops.dead_reading import Wanted, in_order_of_arrival, read_dead_letter, read_dead_letters
 from daemon.ops.explain import explain, held_up, state_of
 from daemon.ops.session_reading import Queues, read_detail, read_life, read_queues
 from daemon.store.mailbox import MailboxEntry, read_mailbox
@@ -160,11 +160,13 @@ def dead_letters_report(
     session: tuple[str, str] | None = None,
     letter_id: str | None = None,
     limit: int = 100,
+    code: str | None = None,
+    oldest_first: bool = False,
     budget_s: float = _BUDGET_S,
 ) -> dict[str, Any]:
-    """{letters, total, not_examined, errors}: the newest open dead letters of all sessions or of one (agent, session).
+    """Return {letters, total, not_examined, errors}: open dead letters of all sessions or of one (agent, session).
 
-    With `letter_id` only those of that id. Raises UnknownSessionError, DataFolderError, RegistryGoneError.
+    The newest come first, or, to be worked on, the oldest (`oldest_first`). With `letter_id` or `code` only those. Raises UnknownSessionError, DataFolderError, RegistryGoneError.
     """
     deadline = clock.monotonic() + budget_s
     with _open_central(data_dir) as central:
@@ -172,6 +174,7 @@ def dead_letters_report(
         if session is not None:
             _known(central, *session)
             keys = [session]
+    wanted = Wanted(limit, letter_id, code, oldest_first)
     letters: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     total, examined = 0, 0
@@ -180,13 +183,16 @@ def dead_letters_report(
             break
         examined += 1
         try:
-            found, count = read_dead_letters(session_folder(data_dir, *key), limit, letter_id)
+            found, count = read_dead_letters(session_folder(data_dir, *key), wanted)
         except ClawbusError as error:
             errors.append({"agent": key[0], "session": key[1], "error": f"{error.code}: {error}"})
             continue
         total += count
         letters += [{"agent": key[0], "session": key[1], **letter} for letter in found]
-    letters.sort(key=lambda letter: letter["at"] or 0, reverse=True)
+    if oldest_first:
+        letters = in_order_of_arrival(letters, limit)
+    else:
+        letters.sort(key=lambda letter: letter["at"] or 0, reverse=True)
     return {
         "letters": letters[:limit],
         "total": total,

@@ -22,6 +22,7 @@ from daemon.errors import (
     UnknownMessageError,
     UnknownSessionError,
 )
+from daemon.ops.dead_reading import in_order_of_arrival
 from daemon.store.mailbox import MailboxEntry
 
 NOW = 1_763_000_000_000
@@ -35,6 +36,8 @@ class FakeOperations:
     entries: list[MailboxEntry] = field(default_factory=list)
     actions: list[tuple[str, ...]] = field(default_factory=list)
     letters: list[dict[str, Any]] = field(default_factory=list)
+    not_examined: int = 0
+    unreadable: list[dict[str, Any]] = field(default_factory=list)
     polls: int = 0
     polls_ended: int = 0
     polling: threading.Event = field(default_factory=threading.Event)
@@ -176,10 +179,22 @@ class FakeOperations:
         self.actions.append(("release", agent, session, reason or "", by))
         return {"released": False, "was": None}
 
-    async def dead_letters(self, session: tuple[str, str] | None, letter_id: str | None, limit: int) -> dict[str, Any]:
-        found = [one for one in self.letters if letter_id in (None, one["id"])]
+    async def dead_letters(
+        self,
+        session: tuple[str, str] | None,
+        letter_id: str | None,
+        limit: int,
+        *,
+        code: str | None = None,
+        oldest_first: bool = False,
+    ) -> dict[str, Any]:
+        found = [one for one in self.letters if letter_id in (None, one["id"]) and code in (None, one["code"])]
         found = [one for one in found if session in (None, (one["agent"], one["session"]))]
-        return {"letters": found[:limit], "total": len(found), "not_examined": 0, "errors": []}
+        if oldest_first:
+            found = in_order_of_arrival(found, limit)
+        return {
+            "letters": found[:limit], "total": len(found), "not_examined": self.not_examined, "errors": self.unreadable,
+        }  # fmt: skip
 
     async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
         raise UnknownMessageError(f"there is no message {letter_id!r} in {agent}/{session}.")

@@ -13,7 +13,7 @@ from daemon.bus.delivery_plan import Bury, ChannelTraits, Send
 from daemon.bus.delivery_steps import Means, Outcome, collect, record_outcomes
 from daemon.config import Delivery
 from daemon.errors import NotDeadLetterError, RowGoneError, UnknownMessageError
-from daemon.ops.dead_reading import read_dead_letter, read_dead_letters
+from daemon.ops.dead_reading import Wanted, in_order_of_arrival, read_dead_letter, read_dead_letters
 from daemon.ops.session_reading import read_queues
 from daemon.store import deliveries, messages
 from daemon.store.dead_letters import Operator
@@ -105,7 +105,7 @@ class World:
         assert self.outcome(row_id, "answered 404", permanent=True)
 
     def open_ids(self) -> list[str]:
-        return [letter["id"] for letter in read_dead_letters(self.files.folder, 100)[0]]
+        return [letter["id"] for letter in read_dead_letters(self.files.folder, Wanted(100))[0]]
 
     def letter(self, letter_id: str) -> dict[str, Any]:
         found = read_dead_letter(self.files.folder, letter_id, ReadLimits())
@@ -290,17 +290,47 @@ def test_the_list_is_newest_first_bounded_and_says_why(world: World) -> None:
     for number in range(3):
         world.at += 1000
         world.dead_answer(f"o{number}", 2 * number + 1)
-    letters, total = read_dead_letters(world.files.folder, 2)
+    letters, total = read_dead_letters(world.files.folder, Wanted(2))
     assert ([letter["id"] for letter in letters], total) == (["o2", "o1"], 4)
     assert letters[0] == {
         "kind": "out", "id": "o2", "at": NOW + 3000, "where": "webhook/hook", "code": "DELIVERY_PERMANENT",
-        "reason": "answered 404", "attempts": 1,
+        "reason": "answered 404", "attempts": 1, "seq": 5, "arrived_at": NOW + 3000,
     }  # fmt: skip
-    (first,), count = read_dead_letters(world.files.folder, 2, "m1")
+    (first,), count = read_dead_letters(world.files.folder, Wanted(2, "m1"))
     assert count == 1
     assert (first["kind"], first["code"], first["reason"], first["where"]) == (
         "in", "TRIES_EXHAUSTED", "gave up after 5 tries", "webhook/hook/t",
     )  # fmt: skip
+
+
+class TestTheOrderOfWork:
+    def test_it_is_by_seq_whatever_was_given_up_first(self, world: World) -> None:
+        world.accept("m1")
+        world.accept("m2")
+        world.accept("m3")
+        for name in ("m3", "m1", "m2"):
+            world.at += 1000
+            world.fail(name)
+        letters, total = read_dead_letters(world.files.folder, Wanted(2, oldest_first=True))
+        assert ([letter["id"] for letter in letters], total) == (["m1", "m2"], 3), "the page takes the oldest"
+        assert [one["id"] for one in read_dead_letters(world.files.folder, Wanted(3))[0]] == ["m2", "m1", "m3"]
+
+    def test_a_code_is_matched_before_the_page_is_cut(self, world: World) -> None:
+        for number in range(3):
+            world.dead_answer(f"o{number}", 2 * number + 1)
+        world.accept("m1")
+        world.fail("m1")
+        wanted = Wanted(1, code="TRIES_EXHAUSTED", oldest_first=True)
+        letters, total = read_dead_letters(world.files.folder, wanted)
+        assert ([letter["id"] for letter in letters], total) == (["m1"], 1)
+
+    def test_a_clock_that_was_set_back_swaps_no_two_of_a_session(self) -> None:
+        def letter(session: str, seq: int, arrived_at: int) -> dict[str, Any]:
+            return {"agent": "a", "session": session, "seq": seq, "arrived_at": arrived_at, "id": f"{session}{seq}"}
+
+        given = [letter("x", 6, 50), letter("y", 2, 60), letter("x", 4, 100), letter("x", 2, 10)]
+        assert [one["id"] for one in in_order_of_arrival(given, 4)] == ["x2", "y2", "x4", "x6"]
+        assert [one["id"] for one in in_order_of_arrival(given, 3)] == ["x2", "y2", "x4"]
 
 
 def test_a_letter_shows_its_row_its_history_and_the_next_step(world: World) -> None:

@@ -53,8 +53,9 @@ def files(home: Path) -> Path:
     return data
 
 
-def letter(letter_id: str, session: str = "one") -> dict[str, Any]:
+def letter(letter_id: str, session: str = "one", seq: int = 2) -> dict[str, Any]:
     return {
+        "seq": seq, "arrived_at": NOW + seq,
         "agent": "echo", "session": session, "kind": "out", "id": letter_id, "at": NOW, "where": "webhook/hook",
         "code": "IN_DOUBT", "reason": "held", "attempts": 1,
     }  # fmt: skip
@@ -153,6 +154,30 @@ class TestRepairs:
         assert [action[:4] for action in operations.actions] == [
             ("requeue", "echo", "one", "o3"), ("drop", "echo", "two", "o2"),
         ]  # fmt: skip
+
+    @pytest.mark.parametrize("action", ["requeue", "drop"])
+    def test_many_are_worked_on_in_the_order_of_their_arrival(
+        self, cli: CommandLine, operations: FakeOperations, action: str
+    ) -> None:
+        operations.letters = [letter("c", seq=6), letter("a", seq=2), letter("b", seq=4)]
+        assert cli("dead", action, "--all", "--session", "echo/one").code == 0
+        assert cli("dead", action, "c", "b", "a", "--session", "echo/one").code == 0
+        assert cli("dead", action, "c", "a").code == 0
+        assert [one[3] for one in operations.actions] == ["a", "b", "c", "a", "b", "c", "a", "c"]
+
+    @pytest.mark.parametrize("action", ["requeue", "drop"])
+    def test_what_could_not_be_looked_at_makes_all_of_them_not_done(
+        self, cli: CommandLine, operations: FakeOperations, action: str
+    ) -> None:
+        operations.letters, operations.not_examined = [letter("o1")], 4180
+        operations.unreadable = [{"agent": "echo", "session": "two", "error": "FILE_UNUSABLE: no database"}]
+        answer = cli("dead", action, "--all", "--code", "IN_DOUBT")
+        assert (answer.code, answer.envelope["error"]["code"]) == (1, "DEAD_LETTERS_NOT_EXAMINED")
+        assert "4180 sessions were not examined" in answer.envelope["error"]["message"]
+        assert "echo/two could not be read (FILE_UNUSABLE" in answer.envelope["error"]["message"]
+        assert "--session" in answer.envelope["fix"]
+        assert [one["id"] for one in answer.envelope["result"]["done"]] == ["o1"]
+        assert (answer.envelope["result"]["not_examined"], len(answer.envelope["result"]["errors"])) == (4180, 1)
 
     @pytest.mark.parametrize(
         "arguments", [(), ("--all",), ("--all", "o1", "-s", "echo/one"), ("o1", "--code", "IN_DOUBT")]
