@@ -67,7 +67,9 @@ class CommandProvider:
     async def _start(self) -> Process:
         program = self._command[0]
         try:
-            return await anyio.open_process(self._command, cwd=self._cwd, env=self._environ, start_new_session=True)
+            # Cancelled halfway, the start would kill the program at once: it must get its SIGTERM first, as always.
+            with anyio.CancelScope(shield=True):
+                return await anyio.open_process(self._command, cwd=self._cwd, env=self._environ, start_new_session=True)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CommandNotFoundError(f"The program {program!r} does not exist.") from error
         except PermissionError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from container_runner import errors
@@ -159,6 +160,28 @@ async def test_cancelling_ends_the_program_and_leaves_no_zombie(tmp_path: Path) 
             )
             await eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip() != "")
             scope.cancel()
+    assert (tmp_path / "bye").exists(), "SIGTERM comes first"
+    assert not lives(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.anyio
+async def test_a_cancellation_while_the_program_starts_ends_it_in_the_same_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open = anyio.open_process
+    scope = anyio.CancelScope()
+
+    async def cancelled_halfway(*arguments: Any, **options: Any) -> Any:
+        process = await real_open(*arguments, **options)
+        await eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip() != "")
+        scope.cancel()
+        await anyio.lowlevel.checkpoint()  # without a shield, the start ends here and nobody knows the program
+        return process
+
+    monkeypatch.setattr(anyio, "open_process", cancelled_halfway)
+    with scope:
+        await run(tmp_path, "trap 'echo bye > bye; exit' TERM; echo $$ > pid; while :; do sleep 0.01; done")
+    assert scope.cancelled_caught
     assert (tmp_path / "bye").exists(), "SIGTERM comes first"
     assert not lives(int((tmp_path / "pid").read_text()))
 
