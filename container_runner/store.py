@@ -92,6 +92,8 @@ class Store:
             if due.first_trigger() is None:
                 return None
             with db.transaction():
+                if self._is_draining(db):
+                    return None
                 messages = due.batch(limit)
                 if messages:
                     self._insert_claims(db, messages)
@@ -154,6 +156,13 @@ class Store:
             except ClawbusError as error:
                 raise InboundUnreadableError(str(error)) from error
             yield db
+
+    def _is_draining(self, db: Writer) -> bool:
+        """Whether the host replaces this incarnation. Read inside the claim's transaction, which holds inbound.db's read
+        lock: once the host has committed that row, no claim follows."""
+        if not db.columns("draining", _INBOUND):
+            return False
+        return db.one("SELECT 1 FROM inbound.draining WHERE incarnation = ?", (self._incarnation,)) is not None
 
     def _insert_claims(self, db: Writer, messages: Sequence[TurnMessage]) -> None:
         now = to_text(self._now_ms())

@@ -141,6 +141,10 @@ class Links:
         """Whether its container has nothing to do."""
         return await self.house.sweeper.is_idle(session)
 
+    async def drain(self, session: Session, incarnation: str) -> bool:
+        """Let it claim nothing more; whether it works on nothing."""
+        return await self.house.sweeper.drain(session, incarnation)
+
     def started(self, session: Session) -> None:
         """Its container runs."""
         self.house.watch.add(session)
@@ -195,6 +199,7 @@ def build_house(
         after_exit=links.look_later,
         wake_at=links.wake_at,
         is_idle=links.is_idle,
+        drain=links.drain,
     )
     supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, telemetry, timings)
     sessions.remember_with(supervisor.incarnations, install_id)

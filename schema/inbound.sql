@@ -133,3 +133,9 @@ CREATE TABLE IF NOT EXISTS host_messages (
   thread_id    TEXT,
   content      TEXT NOT NULL
 );
+
+-- ours: the incarnation that is replaced when its turn is over. A runner that finds its own here claims nothing more.
+CREATE TABLE IF NOT EXISTS draining (
+  incarnation TEXT PRIMARY KEY,
+  since       INTEGER NOT NULL                   -- epoch ms
+);

@@ -20,10 +20,10 @@ from typing import Final
 from schema.errors import SchemaTooNewError, UnusableFileError
 from schema.os_faults import in_own_folder
 
-VERSION: Final = 3
+VERSION: Final = 4
 _TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
 
-OUTBOUND_TABLES: Final = ("messages_out", "processing_ack", "session_state", "container_state")
+OUTBOUND_TABLES: Final = ("messages_out", "processing_ack", "session_state", "container_state", "turn_notes")
 
 
 class Role(StrEnum):

@@ -37,3 +37,12 @@ CREATE TABLE IF NOT EXISTS container_state (
   tool_started_at          TEXT,
   updated_at               TEXT NOT NULL
 );
+
+-- ours: what the operator is told of a message's last turn, and its sender is not: why it failed, or sent nothing.
+CREATE TABLE IF NOT EXISTS turn_notes (
+  message_id  TEXT PRIMARY KEY,
+  incarnation TEXT,
+  at          TEXT NOT NULL,
+  code        TEXT NOT NULL,
+  message     TEXT NOT NULL                      -- at most 2,000 characters
+);

@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, TypeVar
 
 import anyio
@@ -67,9 +68,7 @@ class CommandProvider:
     async def _start(self) -> Process:
         program = self._command[0]
         try:
-            # Cancelled halfway, the start would kill the program at once: it must get its SIGTERM first, as always.
-            with anyio.CancelScope(shield=True):
-                return await anyio.open_process(self._command, cwd=self._cwd, env=self._environ, start_new_session=True)
+            return await _open(self._command, self._cwd, self._environ)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CommandNotFoundError(f"The program {program!r} does not exist.") from error
         except PermissionError as error:
@@ -189,6 +188,14 @@ async def _send(stream: ByteSendStream, turn: bytes) -> None:
         await stream.send(turn)
     with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
         await stream.aclose()
+
+
+async def _open(command: Sequence[str], cwd: Path | None, environ: Mapping[str, str]) -> Process:
+    """Start the program. A cancellation takes effect after the start, so that the program gets SIGTERM before SIGKILL."""
+    started: list[Process] = []
+    with anyio.CancelScope(shield=True):
+        started.append(await anyio.open_process(command, cwd=cwd, env=environ, start_new_session=True))
+    return started[0]
 
 
 async def _end(process: Process) -> None:

@@ -6,6 +6,7 @@ no agent: only what is of another spec (when one of that could be started), of n
 
 from __future__ import annotations
 
+from daemon.containers.draining import Draining
 from daemon.containers.endings import Endings
 from daemon.containers.fleet import Fleet
 from daemon.containers.protocol import Running
@@ -22,11 +23,12 @@ class Adoption:
         self._fleet = fleet
         self._log = fleet.log
         self._endings = endings
+        self._draining = Draining(fleet, endings)
 
     async def adopt(self) -> bool:
         """Make our record and the runtime's listing agree. False when one of them does not answer; it is tried again.
 
-        Containers of a live incarnation whose fingerprint is still the wanted one are kept, others end gracefully;
+        Containers of a live incarnation whose fingerprint is still the wanted one are kept, others end after their turn;
         incarnations whose container is gone go through the exit path.
         """
         try:
@@ -69,7 +71,7 @@ class Adoption:
             self._endings.begin_end(row.key, "quarantine", graceful=False)
         elif not await self._is_wanted(row.key, found):
             log.warning("container_outdated", container=found.container_id)
-            self._endings.begin_end(row.key, "outdated", graceful=True)
+            self._draining.begin(slot, "outdated")
 
     async def _adopt_stray(self, found: Running) -> None:
         """A container of ours that nothing is recorded of: end it, and let no other one start beside it meanwhile."""

@@ -47,7 +47,8 @@ class Hooks:
     """What the supervisor tells the rest of the house.
 
     `on_exit` does all that a confirmed exit entails and says whether the incarnation had claimed anything; when it raises
-    it is called again. `is_idle` looks whether a running session has nothing to do.
+    it is called again. `is_idle` looks whether a running session has nothing to do. `drain` tells an incarnation to claim
+    nothing more and returns whether it works on nothing.
     """
 
     make_spec: Callable[[SessionKey, str], ContainerSpec]
@@ -56,6 +57,7 @@ class Hooks:
     after_exit: Callable[[Session], None]
     wake_at: Callable[[Session, int], None]
     is_idle: Callable[[Session], Awaitable[bool]]
+    drain: Callable[[Session, str], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Timings:
 
     `soft_backoff_max_s` bounds the back-off where a person is about to mend the cause (an image, the runtime), `healthy_s`
     is how long a container must have lived for its end to be no failed start, `look_s` how long a look whether a
-    container is idle may take.
+    container is idle may take, `drain_s` how often one that is to be replaced is looked at.
     """
 
     probe_s: float = 5.0
@@ -73,3 +75,4 @@ class Timings:
     soft_backoff_max_s: float = 30.0
     healthy_s: float = 60.0
     look_s: float = 1.0
+    drain_s: float = 1.0

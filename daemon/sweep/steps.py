@@ -154,6 +154,23 @@ def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: 
     return Finished(had_any or bool(settles), actions, ended)
 
 
+def drain(files: SessionFiles, incarnation: str, now: int) -> bool:
+    """Note that this incarnation is to claim nothing more; return whether it works on nothing.
+
+    After the note's commit our runner claims no more, so that "nothing" stays true. Another one may claim in between, and
+    then has the grace of every stop.
+    """
+    with files.inbound() as db:
+        if db.one("SELECT 1 FROM draining WHERE incarnation = ?", (incarnation,)) is None:
+            with db.transaction():
+                db.execute("DELETE FROM draining")  # at most one lives, and a predecessor's is over
+                db.execute("INSERT INTO draining(incarnation, since) VALUES (?, ?)", (incarnation, now))
+        with files.outbound() as out:
+            seen = _observe(db, out, now)
+        # With its ack open a message may also be finished in the runner and only its commit be missing: that is work.
+        return not any(claim.incarnation in (incarnation, None) for claim in seen.claims)
+
+
 def apply(db: Writer, action: Action, now: int) -> None:
     """Do what an action means in inbound.db. Inside a transaction."""
     if isinstance(action, Settle):

@@ -24,7 +24,7 @@ from daemon.errors import UnknownSessionError
 from daemon.store.registry import SessionKey
 from daemon.sweep.decide import Container, Fail, Kill, Policy, Reset, Settle, Stop, Wake
 from daemon.sweep.schedule import Schedule
-from daemon.sweep.steps import Settings, Swept, finish_incarnation, sweep_files
+from daemon.sweep.steps import Settings, Swept, drain, finish_incarnation, sweep_files
 from daemon.telemetry.telemetry import Telemetry
 from daemon.watchdog import Pulse
 from schema.errors import (
@@ -293,6 +293,10 @@ class Sweeper:
         except ClawbusError:
             return False
         return any(isinstance(action, Stop) for action in swept.actions)
+
+    async def drain(self, session: Session, incarnation: str) -> bool:
+        """Tell the incarnation to claim nothing more. True once none of its claims is open. Raises as opening files does."""
+        return await session.call(partial(drain, session.files, incarnation, self.clock.now_ms()))
 
     def _report(self, key: SessionKey, swept: Swept) -> None:
         log = structlog.get_logger("sweep").bind(agent=key.agent, session=key.session)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from daemon.config import Agent as AgentConfig
@@ -68,6 +69,37 @@ async def test_an_outdated_container_ends_gracefully_and_the_message_goes_to_a_n
         assert container.signals == ["TERM"]
         await kit.started()
         assert kit.host.of_session("main").spec.incarnation != container.spec.incarnation
+
+
+async def test_an_outdated_container_finishes_its_turn_and_claims_no_other_before_it_is_replaced(kit: HouseKit) -> None:
+    container = await one_run(kit)
+    agent = kit.agent()
+    batch = agent.claim()
+    assert batch is not None
+    kit.config = kit.configure(agents={AGENT: AgentConfig(env={"NEW": "1"})})
+    async with kit.running():
+        await kit.send(message_id="m2")
+        await until_draining(kit)
+        await kit.house.sweeper.tick()
+        assert container.signals == [], "a turn in hand is not cut"
+        agent.answer(batch)
+        assert agent.claim() is None, "m2 waits for the new container"
+        await until(lambda: container.exit is not None)
+        assert container.signals == ["TERM"]
+        await kit.started()
+        successor = kit.agent().claim()
+        assert successor is not None
+        assert [message.id for message in successor.messages] == ["m2"]
+        assert (await kit.message("m1"))["tries"] == 0
+
+
+async def until_draining(kit: HouseKit) -> None:
+    async def noted() -> bool:
+        return await kit.inbound("SELECT * FROM draining") != []
+
+    with anyio.fail_after(10):
+        while not await noted():
+            await anyio.lowlevel.checkpoint()
 
 
 async def test_an_outdated_container_is_kept_while_none_could_replace_it(kit: HouseKit) -> None:

@@ -238,13 +238,23 @@ def test_a_second_opener_that_waited_finds_the_work_done(tmp_path: Path) -> None
         assert len(db.all("SELECT * FROM message_history")) == 5
 
 
-# What version 3 added, as files of version 2 lack it.
+# What versions 3 and 4 added, as files of version 2 lack it.
 VERSION_2 = {
     Role.INBOUND: (
-        ("ALTER TABLE messages_in DROP COLUMN traceparent", "DROP INDEX delivery_attempts_dead"),
+        (
+            "ALTER TABLE messages_in DROP COLUMN traceparent",
+            "DROP INDEX delivery_attempts_dead",
+            "DROP TABLE draining",
+        ),
         "INSERT INTO messages_in(id, seq, kind, timestamp, content) VALUES ('m1', 2, 'chat', '2026-11-21T00:00:00.000Z', '{}')",
         "SELECT id, traceparent FROM messages_in",
         ("m1", None),
+    ),
+    Role.OUTBOUND: (
+        ("DROP TABLE turn_notes",),
+        "INSERT INTO processing_ack(message_id, status, status_changed) VALUES ('m1', 'failed', '2026-11-21T00:00:00.000Z')",
+        "SELECT message_id, status, incarnation FROM processing_ack",
+        ("m1", "failed", None),
     ),
     Role.CENTRAL: (
         (
