@@ -39,7 +39,8 @@ from schema.plain_file import (
 
 __all__ = [
     "BUSY_TIMEOUT_MS", "PageProgress", "ReadLimits", "Reader", "Writer", "copy_database", "is_readonly_race",
-    "open_foreign_reader", "open_foreign_writer", "open_outbound_reader", "open_owner", "open_reader", "open_still_reader", "overwrite_database",
+    "open_foreign_reader", "open_foreign_writer", "open_memory_reader", "open_outbound_reader", "open_owner", "open_reader",
+    "open_still_reader", "overwrite_database",
     "recover_outbound_journal", "translate",
 ]  # fmt: skip
 
@@ -112,6 +113,20 @@ def open_still_reader(path: Path) -> Reader:
         for pragma in ("mmap_size=0", "query_only=ON", "trusted_schema=OFF", "cell_size_check=ON"):
             connection.execute(f"PRAGMA {pragma}")
     except (sqlite3.Error, MemoryError) as error:
+        raise translate(error, path, hostile=False) from error
+    return Reader(connection, path)
+
+
+def open_memory_reader(data: bytes, path: Path) -> Reader:
+    """Open the whole content of a DELETE-mode file that was read into memory. `path` is its name in errors."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    try:
+        if data:
+            connection.deserialize(data)
+        for pragma in ("query_only=ON", *_FOREIGN_PRAGMAS):
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error as error:
+        connection.close()
         raise translate(error, path, hostile=False) from error
     return Reader(connection, path)
 

@@ -74,7 +74,8 @@ def runs(
 ) -> Outcome:
     """List runs with what is true about them: trace, then terminal history, then the finish row, and the list last.
 
-    Use it when Inngest's list and its details disagree. It changes nothing, and may look at a server that is up.
+    Use it when Inngest's list and its details disagree. It changes nothing. Beside a server that is up, a file in DELETE mode is read
+    without any lock.
 
     \b
     Example:
@@ -130,7 +131,7 @@ def sweep_stale(
     ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Do it. Without it nothing is changed.")] = False,
     while_running: Annotated[
-        bool, typer.Option("--while-running", help="Also while a process has the database open.")
+        bool, typer.Option("--while-running", help="Also while a process has the database open, in WAL mode.")
     ] = False,
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Why; goes into the rows that are written.")

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from daemon.inngest.database import open_database
+from daemon.inngest.database import Shape, read_database
 from daemon.inngest.errors import InngestCanaryError
 from daemon.inngest.plan import DEFAULT_AGE_MS
 from daemon.inngest.reading import read_runs
 from daemon.inngest.reports import run_summary
+from daemon.inngest.rows import Run
 from daemon.inngest.truth import judge
 from daemon.inngest.values import Status, run_forms, run_key
+from schema.connect import Reader
 
 _REQUEST_S: Final = 15.0
 _ANSWER_BYTES: Final = 64 * 1024
@@ -58,7 +60,8 @@ def send_event(url: str, name: str) -> str:
 
 def event_report(path: Path, event_id: str, now_ms: int) -> dict[str, Any]:
     """The runs that an event started, each with its true status. Errors as of opening the database."""
-    with open_database(path) as (reader, shape):
+
+    def work(reader: Reader, shape: Shape) -> list[Run]:
         found = {
             run_key(row[0])
             for row in reader.all("SELECT run_id FROM function_runs WHERE event_id IN (?, ?, ?)", run_forms(event_id))
@@ -66,7 +69,9 @@ def event_report(path: Path, event_id: str, now_ms: int) -> dict[str, Any]:
         if shape.has("trace_runs", "trigger_ids"):
             sql = "SELECT run_id FROM trace_runs WHERE instr(CAST(trigger_ids AS TEXT), ?) > 0"
             found |= {run_key(row[0]) for row in reader.all(sql, (event_id,))}
-        runs = read_runs(reader, shape, sorted(key for key in found if key is not None))
+        return read_runs(reader, shape, sorted(key for key in found if key is not None))
+
+    runs = read_database(path, work)
     return {"event_id": event_id, "runs": [run_summary(run, judge(run, now_ms, DEFAULT_AGE_MS)) for run in runs]}
 
 

@@ -1,7 +1,7 @@
 """Opening an Inngest server's `main.db` and knowing what it is. Says which tables and columns this file has.
 
-Must never: write (the one writer is `open_writer`'s caller), open the file but through `schema/connect.py`, or take a
-file for Inngest's by its name. The server's file is WAL since late 2026 and DELETE before; both are read as they are.
+Must never: write (the one writer is `open_writer`'s caller), lock a file in DELETE mode in order to read it, open the file
+but through `schema/`, or take a file for Inngest's by its name. Both journal modes are read as they are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from daemon.inngest.errors import (
     InngestDbCorruptError,
@@ -24,6 +24,12 @@ from daemon.inngest.errors import (
 )
 from schema.connect import Reader, Writer, open_foreign_reader, open_foreign_writer
 from schema.errors import ClawbusError, FileBusyError, ReadRaceError, UnusableFileError
+from schema.lockfree import Patience, read_unlocked, uses_wal
+from schema.stamp import StrandedJournalError
+
+T = TypeVar("T")
+
+PATIENCE: Final = Patience()
 
 # What must be there, as every released schema since v1.0 has it (pkg/db/sqlite/migrations and its predecessors).
 REQUIRED: Final[Mapping[str, frozenset[str]]] = {
@@ -63,19 +69,25 @@ class Shape:
         return table in self.tables and self.tables[table].issuperset(columns)
 
 
-@contextmanager
-def open_database(path: Path) -> Generator[tuple[Reader, Shape]]:
-    """The file, read-only, at one instant. Raises the errors of `daemon.inngest.errors`, and no others of a database."""
+def read_database(path: Path, work: Callable[[Reader, Shape], T], patience: Patience | None = None) -> T:
+    """What `work` reads from the file at one instant. It may be called more than once, so it must only read.
+
+    A file in DELETE mode is read without any lock: the server has no busy time-out, and each of its commits that met a
+    lock of ours would be lost. Raises the errors of `daemon.inngest.errors`, and no others of a database.
+    """
     _check_there(path)
-    with translated(path), open_foreign_reader(path) as reader:
-        shape = read_shape(reader, path)
-        with reader.snapshot():
-            yield reader, shape
+    with translated(path):
+        if not uses_wal(path):
+            return read_unlocked(path, lambda reader: work(reader, read_shape(reader, path)), patience or PATIENCE)
+        with open_foreign_reader(path) as reader:
+            shape = read_shape(reader, path)
+            with reader.snapshot():
+                return work(reader, shape)
 
 
 @contextmanager
 def open_writer(path: Path) -> Generator[tuple[Writer, Shape]]:
-    """The file, read-write. Nothing is changed by opening it. Errors as of `open_database`."""
+    """The file, read-write. Nothing is changed by opening it. Errors as of `read_database`."""
     _check_there(path)
     with translated(path), open_foreign_writer(path) as writer:
         shape = read_shape(writer, path)
@@ -104,11 +116,13 @@ def translated(path: Path) -> Generator[None]:
     """Errors of opening and reading as this room's own."""
     try:
         yield
+    except StrandedJournalError as error:
+        raise InngestDbLockedError(f"{path}: {error}", hint=_JOURNAL) from error
     except ReadRaceError as error:
         hint = _JOURNAL if _sqlite_code(error) == sqlite3.SQLITE_READONLY_ROLLBACK else _FOLDER
         raise InngestDbLockedError(f"{path}: {error}", hint=hint) from error
     except FileBusyError as error:
-        raise InngestDbLockedError(f"{path}: {error}") from error
+        raise InngestDbLockedError(f"{path}: {error}", hint=_hint_of(error)) from error
     except UnusableFileError as error:
         raise _kind_of_damage(error)(f"{path}: {error}") from error
     except ClawbusError as error:
@@ -121,6 +135,11 @@ def translated(path: Path) -> Generator[None]:
 
 def _kind_of_damage(error: ClawbusError) -> Callable[[str], ClawbusError]:
     return InngestDbForeignError if _sqlite_code(error) == sqlite3.SQLITE_NOTADB else InngestDbCorruptError
+
+
+def _hint_of(error: ClawbusError) -> str | None:
+    """The error's own hint, if somebody gave it one that says more than its class."""
+    return error.hint if error.hint != error.default_hint else None
 
 
 def _sqlite_code(error: ClawbusError) -> int | None:

@@ -90,7 +90,17 @@ class SweepServerRunningError(ClawbusError):
     """A process has the database open: a live server may revive what is swept. Nothing was changed."""
 
     code = "SWEEP_SERVER_RUNNING"
-    default_hint = "Stop the Inngest server and repeat; with --while-running it is swept all the same."
+    default_hint = "Stop the Inngest server and repeat. With --while-running a file in WAL mode is swept all the same."
+
+
+class SweepServerWouldLoseWritesError(ClawbusError):
+    """A process has the database open in DELETE mode: each of its commits that met the sweep's lock would be lost. Nothing was changed."""
+
+    code = "SWEEP_SERVER_WOULD_LOSE_WRITES"
+    default_hint = (
+        "Stop the Inngest server and repeat. To look and sweep beside it later: stop it, run `sqlite3 FILE 'PRAGMA"
+        " journal_mode=WAL'`, start it; it keeps that mode."
+    )
 
 
 class SweepBackupFailedError(ClawbusError):

@@ -8,17 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-# SQLite's lock bytes (sqlite.org/src, os.h: PENDING_BYTE, then one reserved byte, then the shared range). Every open
-# connection to a WAL file holds a shared lock there for as long as it lives.
-_LOCKS_FROM: Final = 0x40000000
-_LOCKS_SIZE: Final = 512
-_FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, pid
+from schema.stamp import lock_owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +46,10 @@ def _lock_holder(path: Path) -> int | None:
     except OSError:
         return None
     try:
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, _LOCKS_FROM, _LOCKS_SIZE, 0)
-        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
-    except OSError:  # a file system without locks
-        return None
+        # Every open connection to a WAL file holds a shared lock there for as long as it lives.
+        return lock_owner(descriptor, fcntl.F_WRLCK)
     finally:
         os.close(descriptor)
-    return None if kind == fcntl.F_UNLCK else int(pid)
 
 
 def _open_files(path: Path) -> Iterator[Holder]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon.inngest.database import open_database
+from daemon.inngest.database import Shape, read_database
 from daemon.inngest.errors import InngestRunUnknownError
 from daemon.inngest.holders import find_holders
 from daemon.inngest.plan import DEFAULT_AGE_MS, Candidate, Held, Scope, check_scope, in_scope
@@ -16,6 +16,7 @@ from daemon.inngest.reading import newest_keys, read_functions, read_runs, runni
 from daemon.inngest.rows import Run
 from daemon.inngest.truth import Verdict, judge, listed_running
 from daemon.inngest.values import Status, run_key
+from schema.connect import Reader
 
 if TYPE_CHECKING:
     from daemon.inngest.sweep import Outcome
@@ -31,12 +32,15 @@ def runs_report(
     `status` is a true status or `stale`. Raises the errors of opening, and InvalidSweepScopeError.
     """
     holders = find_holders(path)
-    with open_database(path) as (reader, shape):
+
+    def work(reader: Reader, shape: Shape) -> list[Run]:
         known = list(read_functions(reader, shape).values())
         check_scope(scope, known, apply=False)
         running = running_keys(reader, shape)
         keys = list(dict.fromkeys((*reversed(running), *newest_keys(reader, shape, limit))))
-        runs = [run for run in read_runs(reader, shape, keys) if in_scope(scope, run.function)]
+        return [run for run in read_runs(reader, shape, keys) if in_scope(scope, run.function)]
+
+    runs = read_database(path, work)
     judged = [(run, judge(run, now_ms, scope.older_than_ms)) for run in runs]
     shown = [one for one in judged if status is None or _is(status, one[1])]
     return {
@@ -54,8 +58,7 @@ def run_report(path: Path, now_ms: int, run_id: str) -> dict[str, Any]:
     key = run_key(run_id)
     if key is None:
         raise InngestRunUnknownError(f"{run_id!r} is no run id.")
-    with open_database(path) as (reader, shape):
-        found = read_runs(reader, shape, [key])
+    found = read_database(path, lambda reader, shape: read_runs(reader, shape, [key]))
     if not found:
         raise InngestRunUnknownError(f"{path} has no run {key}.")
     run = found[0]

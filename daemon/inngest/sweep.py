@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from daemon.inngest.database import Shape, open_database, open_writer
+from daemon.inngest.database import Shape, open_writer, read_database
 from daemon.inngest.errors import (
     InngestDbLockedError,
     SweepApplyFailedError,
@@ -21,6 +21,7 @@ from daemon.inngest.errors import (
     SweepDatabaseChangedError,
     SweepNotVerifiedError,
     SweepServerRunningError,
+    SweepServerWouldLoseWritesError,
 )
 from daemon.inngest.holders import Holder, find_holders
 from daemon.inngest.plan import Candidate, Plan, Scope, check_scope, make_plan, refusal
@@ -33,6 +34,8 @@ from daemon.repair.backup import Backup, back_up
 from daemon.repair.errors import BackupFailedError, BackupNotVerifiedError
 from schema.connect import Reader, Writer
 from schema.errors import ClawbusError, FileBusyError
+from schema.lockfree import uses_wal
+from schema.stamp import StrandedJournalError
 
 PURPOSE: Final = "pre-sweep"
 # Told each step as it is reached; may raise, and then the sweep ends there.
@@ -41,7 +44,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A sweep that was asked for. `while_running`: although a process has the database open."""
+    """A sweep that was asked for. `while_running`: although a process has the database open, in WAL mode."""
 
     path: Path
     scope: Scope
@@ -86,25 +89,51 @@ def sweep(request: Request, now_ms: int, progress: Progress | None = None) -> Ou
     """
     tell = progress or _silent
     holders = find_holders(request.path)  # before the first connection: see holders.py
-    if request.apply and request.path.with_name(f"{request.path.name}-journal").exists():
-        with open_writer(request.path):  # lets SQLite undo a commit that a killed server had begun
-            tell("journal_looked_at")
-    with open_database(request.path) as (reader, shape):
-        known = list(read_functions(reader, shape).values())
-        check_scope(request.scope, known, apply=request.apply)
+
+    def work(reader: Reader, shape: Shape) -> tuple[Plan, frozenset[str]]:
+        check_scope(request.scope, list(read_functions(reader, shape).values()), apply=request.apply)
         plan = _plan(reader, shape, request.scope, now_ms)
-        queued = queued_keys(reader, shape, plan.keys)
+        return plan, queued_keys(reader, shape, plan.keys)
+
+    plan, queued = _looked(request, bool(holders), work, tell)
     tell("planned")
     found = Outcome(request, plan, queued, holders, error=refusal(plan, request.scope))
     if found.error is not None or not request.apply or not plan.candidates:
         return found
-    if holders and not request.while_running:
-        names = ", ".join(f"{one.command or '?'} (pid {one.pid})" for one in holders[:3])
-        return replace(found, error=SweepServerRunningError(f"{request.path} is open: {names}."))
+    beside = _beside_a_server(request, holders)
+    if beside is not None:
+        return replace(found, error=beside)
     try:
         return _apply(found, now_ms, tell)
     except ClawbusError as error:
         return replace(found, error=error)
+
+
+def _looked(
+    request: Request, held: bool, work: Callable[[Reader, Shape], tuple[Plan, frozenset[str]]], tell: Progress
+) -> tuple[Plan, frozenset[str]]:
+    """What the database says. Of a server that died in a commit an apply first lets SQLite roll that commit back."""
+    try:
+        return read_database(request.path, work)
+    except InngestDbLockedError as error:
+        # A journal of a server that lives must not be touched: rolling it back takes a lock.
+        if held or not request.apply or not isinstance(error.__cause__, StrandedJournalError):
+            raise
+    with open_writer(request.path):
+        tell("journal_looked_at")
+    return read_database(request.path, work)
+
+
+def _beside_a_server(request: Request, holders: Sequence[Holder]) -> ClawbusError | None:
+    """Why nothing may be written while these processes have the file open; None when it may."""
+    if not holders:
+        return None
+    names = ", ".join(f"{one.command or '?'} (pid {one.pid})" for one in holders[:3])
+    if not request.while_running:
+        return SweepServerRunningError(f"{request.path} is open: {names}.")
+    if not uses_wal(request.path):
+        return SweepServerWouldLoseWritesError(f"{request.path} is in DELETE mode and open: {names}.")
+    return None
 
 
 def _plan(reader: Reader, shape: Shape, scope: Scope, now_ms: int) -> Plan:
@@ -113,9 +142,10 @@ def _plan(reader: Reader, shape: Shape, scope: Scope, now_ms: int) -> Plan:
 
 def _apply(found: Outcome, now_ms: int, tell: Progress) -> Outcome:
     request = found.request
+    unlocked = not uses_wal(request.path)  # before this process has the file open: see `uses_wal`
     with open_writer(request.path) as (writer, shape):
         before = _data_version(writer)
-        backup = _back_up(request.path, now_ms, tell)
+        backup = _back_up(request.path, now_ms, unlocked, tell)
         tell("backed_up")
         mark = Mark(request.by, request.reason, now_ms)
         try:
@@ -152,13 +182,13 @@ def _of_apply(error: ClawbusError, path: Path) -> ClawbusError:
     return SweepApplyFailedError(f"{path}: {error}")
 
 
-def _back_up(path: Path, now_ms: int, tell: Progress) -> Backup:
+def _back_up(path: Path, now_ms: int, unlocked: bool, tell: Progress) -> Backup:
     def told(step: str, done: int, total: int) -> None:
         if done == total:
             tell(f"backup_{step}")
 
     try:
-        return back_up(path, now_ms, purpose=PURPOSE, progress=told)
+        return back_up(path, now_ms, purpose=PURPOSE, progress=told, unlocked=unlocked)
     except BackupNotVerifiedError as error:
         raise SweepBackupNotVerifiedError(str(error)) from error
     except BackupFailedError as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from daemon.inngest.database import open_database, read_shape, translated
+from daemon.inngest.database import read_database, read_shape, translated
 from daemon.inngest.errors import SweepServerRunningError
 from daemon.inngest.holders import find_holders
 from daemon.repair.backup import restore
@@ -25,8 +25,7 @@ def put_back(path: Path, backup: Path, now_ms: int, tell: Callable[[str], None])
     BackupNotVerifiedError; then the database is as it was.
     """
     holders = find_holders(path)  # before the first connection: see holders.py
-    with open_database(path):  # Inngest's, and readable
-        pass
+    read_database(path, lambda _reader, _shape: None)  # Inngest's, and readable
     if holders:
         raise SweepServerRunningError(
             f"{path} is open: {holders[0].command or '?'} (pid {holders[0].pid}).",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daemon.inngest.database import open_database
+from daemon.inngest.database import Shape, read_database
 from daemon.inngest.plan import Candidate, Plan, Scope, make_plan
 from daemon.inngest.reading import read_runs, running_keys
 from daemon.inngest.rows import Run
@@ -44,9 +44,9 @@ class Verification:
 
 def verify(path: Path, plan: Plan, scope: Scope, now_ms: int, backup: Backup | None, written: Written) -> Verification:
     """`backup`: compare the row counts with it too; None where others may write meanwhile. Errors as of opening."""
-    wrong: list[str] = []
-    with open_database(path) as (reader, shape):
-        wrong += [f"quick_check: {row[0]}" for row in reader.all("PRAGMA quick_check(3)") if row[0] != "ok"]
+
+    def work(reader: Reader, shape: Shape) -> Verification:
+        wrong = [f"quick_check: {row[0]}" for row in reader.all("PRAGMA quick_check(3)") if row[0] != "ok"]
         running = set(running_keys(reader, shape))
         wrong += [f"run {key} is still listed as running" for key in plan.keys if key in running]
         sample = _spread(plan.candidates, scope.sample)
@@ -56,8 +56,10 @@ def verify(path: Path, plan: Plan, scope: Scope, now_ms: int, backup: Backup | N
         wrong += [f"run {one.run.key} is a candidate again" for one in after.candidates]
         if backup is not None:
             wrong += _miscounted(reader, backup, written)
-    sampled = tuple((key, judge(run, now_ms, scope.older_than_ms).status) for key, run in found.items())
-    return Verification(sampled, dict(Counter(str(why) for _, why in after.held)), tuple(wrong))
+        sampled = tuple((key, judge(run, now_ms, scope.older_than_ms).status) for key, run in found.items())
+        return Verification(sampled, dict(Counter(str(why) for _, why in after.held)), tuple(wrong))
+
+    return read_database(path, work)
 
 
 def _spread(candidates: Sequence[Candidate], size: int) -> list[Candidate]:

@@ -23,6 +23,7 @@ from daemon.repair.errors import (
 )
 from schema.connect import Reader, copy_database, open_reader, open_still_reader, overwrite_database
 from schema.errors import ClawbusError
+from schema.lockfree import copy_unlocked
 
 SUFFIX: Final = ".sqlite"
 _PARTIAL: Final = ".partial"
@@ -81,15 +82,16 @@ class Restored:
 
 
 def back_up(
-    source: Path, now_ms: int, *, purpose: str = "backup", folder: Path | None = None, progress: Progress | None = None
-) -> Backup:
+    source: Path, now_ms: int, *, purpose: str = "backup", folder: Path | None = None, progress: Progress | None = None,
+    unlocked: bool = False,
+) -> Backup:  # fmt: skip
     """Copy, verify and sync a database into `<source>.<purpose>-<UTC time>.sqlite` (0600), beside it or in `folder`.
 
     The copy and the source's row counts are taken under one read transaction, so a file in use is copied at one instant.
-    Raises BackupFailedError or BackupNotVerifiedError; then there is no new file, and the source is as it was.
+    `unlocked`: of another program's DELETE-mode file, whose commits a lock of ours would fail. Raises BackupFailedError or BackupNotVerifiedError; then there is no new file, and the source is as it was.
     """
     partial, final = _reserve(folder or source.parent, f"{source.name}.{purpose}-{_stamp(now_ms)}")
-    return Backup(final, source, now_ms, *_made(source, partial, final, progress or _silent))
+    return Backup(final, source, now_ms, *_made(source, partial, final, progress or _silent, unlocked=unlocked))
 
 
 def copy_verified(source: Path, final: Path, *, progress: Progress | None = None) -> Contents:
@@ -200,6 +202,19 @@ def _copied(source: Path, partial: Path, tell: Progress) -> Contents:
         raise BackupFailedError(f"{source.name} could not be backed up: {error}") from error
 
 
+def _copied_unlocked(source: Path, partial: Path, tell: Progress) -> Contents:
+    """Byte by byte while nobody writes; what the copy holds is what the source held."""
+    tell("copy", 0, 1)
+    try:
+        copy_unlocked(source, partial)
+        with open_still_reader(partial) as reader:
+            contents = read_contents(reader)
+    except ClawbusError as error:
+        raise BackupFailedError(f"{source.name} could not be backed up: {error}") from error
+    tell("copy", 1, 1)
+    return contents
+
+
 def _finish(partial: Path, final: Path, tell: Progress) -> None:
     """On the disk first, named last: a power cut leaves a whole backup or none."""
     tell("sync", 0, 1)
@@ -222,10 +237,10 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-def _made(source: Path, partial: Path, final: Path, tell: Progress) -> tuple[int, Contents]:
+def _made(source: Path, partial: Path, final: Path, tell: Progress, *, unlocked: bool = False) -> tuple[int, Contents]:
     """Bytes and contents of `final`, once it is there; without a trace where it cannot be."""
     try:
-        wanted = _copied(source, partial, tell)
+        wanted = (_copied_unlocked if unlocked else _copied)(source, partial, tell)
         contents = verify(partial, wanted, progress=tell)
         _finish(partial, final, tell)
     except BaseException:

@@ -20,8 +20,8 @@ from tests.support.inngest_db import HEALTH, InngestDb, event_key
 
 _HOLD = """
 import sqlite3, sys
-db = sqlite3.connect(sys.argv[1])
-db.execute("SELECT count(*) FROM trace_runs").fetchone()
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute(sys.argv[2]).fetchone()
 print("open", flush=True)
 sys.stdin.read()
 """
@@ -58,10 +58,10 @@ def event_endpoint(db: InngestDb, **run: Any) -> Generator[tuple[str, list[dict[
 
 
 @contextmanager
-def open_elsewhere(path: Path) -> Generator[int]:
-    """Another process that has the database open and does nothing; its pid."""
+def open_elsewhere(path: Path, *, statement: str = "SELECT count(*) FROM trace_runs") -> Generator[int]:
+    """Another process that has the database open, after one statement such as BEGIN EXCLUSIVE; its pid."""
     with subprocess.Popen(
-        [sys.executable, "-c", _HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", _HOLD, str(path), statement], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"open\n"

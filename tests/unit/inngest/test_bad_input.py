@@ -5,7 +5,7 @@ import resource
 import sqlite3
 import threading
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,10 @@ from daemon.inngest.plan import Scope
 from daemon.inngest.sweep import Outcome, Request, sweep
 from daemon.inngest.writing import Mark, write_status
 from schema.errors import ClawbusError
+from schema.lockfree import Patience
 from tests.support.hot_journal import strand_journal
 from tests.support.inngest_db import HEALTH, MINUTE, NOW, TRIAGE, InngestDb
+from tests.support.inngest_server import open_elsewhere
 
 SCOPE = Scope(functions=(TRIAGE, HEALTH))
 
@@ -155,8 +157,7 @@ def vars_of(scope: Scope) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("wal", "step"),
-    # In DELETE mode nobody can commit while the backup reads.
-    [(True, "planned"), (True, "backup_copy"), (True, "backed_up"), (False, "planned"), (False, "backed_up")],
+    [(wal, step) for wal in (True, False) for step in ("planned", "backup_copy", "backed_up")],
 )
 def test_a_file_that_somebody_writes_to_meanwhile_is_left_alone(tmp_path: Path, wal: bool, step: str) -> None:
     db = InngestDb(tmp_path / "main.db", wal=wal)
@@ -245,9 +246,10 @@ def test_a_row_more_than_the_sweep_wrote_is_found(db: InngestDb) -> None:
 
 
 def test_a_sweep_that_cannot_be_looked_at_is_still_told_as_done(db: InngestDb, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("schema.connect.BUSY_TIMEOUT_MS", 20)
-    with closing(sqlite3.connect(db.path, isolation_level=None)) as other:
-        outcome = apply(db.path, at("committed", lambda: other.execute("BEGIN EXCLUSIVE")))
+    monkeypatch.setattr("daemon.inngest.database.PATIENCE", Patience(seconds=0.1))
+    with ExitStack() as other:
+        lock = open_elsewhere(db.path, statement="BEGIN EXCLUSIVE")
+        outcome = apply(db.path, at("committed", lambda: other.enter_context(lock)))
     assert outcome.error is not None
     assert outcome.error.code == "SWEEP_NOT_VERIFIED"
     assert outcome.report()["applied"] is True

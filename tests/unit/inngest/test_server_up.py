@@ -26,6 +26,14 @@ def db(request: pytest.FixtureRequest, tmp_path: Path) -> InngestDb:
     return made
 
 
+@pytest.fixture
+def wal(tmp_path: Path) -> InngestDb:
+    made = InngestDb(tmp_path / "main.db", wal=True)
+    made.run(TRIAGE)
+    made.run(HEALTH, age=MINUTE)
+    return made
+
+
 def apply(db: InngestDb, *, while_running: bool, progress: Callable[[str], None] | None = None) -> Outcome:
     scope = Scope(functions=(TRIAGE, HEALTH))
     return sweep(Request(db.path, scope, "ada", apply=True, while_running=while_running), NOW, progress)
@@ -69,41 +77,57 @@ def test_an_apply_is_refused_while_a_server_is_up_and_a_preview_warns(db: Innges
     assert any("queue" in text for text in preview["warnings"])
 
 
-def test_a_sweep_beside_a_server_lets_it_write_other_things_and_minds_its_own_runs(db: InngestDb) -> None:
+def test_beside_a_server_in_delete_mode_nothing_is_swept_at_all(tmp_path: Path) -> None:
+    """The server has no busy time-out: the sweep's own locks would lose its commits."""
+    db = InngestDb(tmp_path / "main.db")
+    db.run(TRIAGE)
+    db.run(HEALTH, age=MINUTE)
+    with open_elsewhere(db.path):
+        before = db.dump()
+        outcome = apply(db, while_running=True)
+        assert outcome.error is not None
+        assert outcome.error.code == "SWEEP_SERVER_WOULD_LOSE_WRITES"
+        assert "journal_mode=WAL" in outcome.error.hint
+        assert db.dump() == before
+    assert list(tmp_path.glob("*.sqlite*")) == []
+    assert apply(db, while_running=True).error is None
+
+
+def test_a_sweep_beside_a_server_lets_it_write_other_things_and_minds_its_own_runs(wal: InngestDb) -> None:
     def other(step: str) -> None:
         if step == "backed_up":
-            db.do("INSERT INTO events VALUES ('e', 'e', 'x', '{}')")
+            wal.do("INSERT INTO events VALUES ('e', 'e', 'x', '{}')")
 
-    with open_elsewhere(db.path):
-        outcome = apply(db, while_running=True, progress=other)
+    with open_elsewhere(wal.path):
+        outcome = apply(wal, while_running=True, progress=other)
         assert outcome.error is None
         assert outcome.written is not None
         assert outcome.verification is not None
         assert outcome.verification.wrong == ()
-    assert len(db.span_list("Cancelled")) == 1
+    assert len(wal.span_list("Cancelled")) == 1
 
 
-def test_a_run_that_moves_meanwhile_stops_a_sweep_beside_a_server(db: InngestDb) -> None:
+def test_a_run_that_moves_meanwhile_stops_a_sweep_beside_a_server(wal: InngestDb) -> None:
     def moves(step: str) -> None:
         if step == "backed_up":
-            db.do("UPDATE trace_runs SET status = 300, ended_at = 7 WHERE started_at < ?", (NOW - 30 * MINUTE,))
-            db.do("UPDATE spans SET status = 'Completed' WHERE status = 'Running'")
+            wal.do("UPDATE trace_runs SET status = 300, ended_at = 7 WHERE started_at < ?", (NOW - 30 * MINUTE,))
+            wal.do("UPDATE spans SET status = 'Completed' WHERE status = 'Running'")
 
-    with open_elsewhere(db.path):
-        outcome = apply(db, while_running=True, progress=moves)
+    with open_elsewhere(wal.path):
+        outcome = apply(wal, while_running=True, progress=moves)
     assert outcome.error is not None
     assert outcome.error.code == "SWEEP_DATABASE_CHANGED"
     assert outcome.written is None
-    assert db.all("SELECT count(*) FROM function_finishes") == [(0,)]
+    assert wal.all("SELECT count(*) FROM function_finishes") == [(0,)]
 
 
-def test_a_run_that_loses_its_registration_meanwhile_is_refused_for_that(db: InngestDb) -> None:
+def test_a_run_that_loses_its_registration_meanwhile_is_refused_for_that(wal: InngestDb) -> None:
     def loses(step: str) -> None:
         if step == "backed_up":
-            db.do("DELETE FROM function_runs")
+            wal.do("DELETE FROM function_runs")
 
-    with open_elsewhere(db.path):
-        outcome = apply(db, while_running=True, progress=loses)
+    with open_elsewhere(wal.path):
+        outcome = apply(wal, while_running=True, progress=loses)
     assert outcome.error is not None
     assert outcome.error.code == "SWEEP_INVARIANT_MISSING_FUNCTION_RUNS"
     assert outcome.written is None

@@ -1,0 +1,134 @@
+"""A proof that nobody wrote to a SQLite file between two moments, without taking any lock on it.
+
+A reader's SHARED lock fails the commit of a writer that has no busy time-out, and such a writer loses its row. What is read
+here takes no lock; it counts only when the stamp taken before is still true afterwards.
+
+A writer of a DELETE-mode file changes pages only while it holds an EXCLUSIVE lock and, unless its journal is in memory, while
+a journal lies beside the file; with the commit it raises the change counter at offset 24 (sqlite.org/fileformat2.html). So a
+read is sound if no writer was at work at its beginning or its end, and the counter and the file's times are the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from schema.errors import ReadRaceError
+
+_HEADER_BYTES: Final = 100
+_COUNTER: Final = slice(24, 28)
+_VERSIONS: Final = slice(18, 20)
+_WAL: Final = b"\x02\x02"
+_CHUNK: Final = 1024 * 1024
+# SQLite's lock bytes (os.h): PENDING_BYTE, then one reserved byte, then the shared range.
+LOCKS_FROM: Final = 0x40000000
+LOCKS_SIZE: Final = 512
+_FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, pid
+
+
+class FileMovedError(ReadRaceError):
+    """Somebody wrote to the file while it was read without a lock. What was read is worth nothing: read again."""
+
+
+class StrandedJournalError(ReadRaceError):
+    """A journal with content lies beside the file and no writer is at work: its writer died in a commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What changes whenever somebody writes. `header` is the file's first 100 bytes."""
+
+    header: bytes
+    size: int
+    modified_ns: int
+    identity: tuple[int, int]
+
+    @property
+    def counter(self) -> bytes:
+        """The file change counter, as it stands."""
+        return self.header[_COUNTER]
+
+    @property
+    def wal(self) -> bool:
+        """Whether the file is in WAL mode, where neither the counter nor a journal says anything."""
+        return self.header[_VERSIONS] == _WAL
+
+
+def take_stamp(descriptor: int, path: Path) -> Stamp:
+    """The stamp of a file that nobody writes to right now. Raises FileMovedError or StrandedJournalError otherwise."""
+    # The order matters: a writer that begins after this look at the header has changed it by the time of `check_stamp`.
+    stamp = _stamp(descriptor)
+    _refuse_writer(descriptor, path)
+    return stamp
+
+
+def check_stamp(descriptor: int, path: Path, stamp: Stamp) -> None:
+    """Raise FileMovedError unless nobody has written since the stamp was taken."""
+    _refuse_writer(descriptor, path)
+    if _stamp(descriptor) != stamp or _identity(path) != stamp.identity:
+        raise FileMovedError(f"{path.name} was written to while it was read.")
+
+
+def copy_stamped(source: int, path: Path, target: int, stamp: Stamp) -> None:
+    """Copy the file that was stamped into the empty file `target`. Raises FileMovedError as soon as somebody writes."""
+    offset = 0
+    while offset < stamp.size:
+        chunk = os.pread(source, min(_CHUNK, stamp.size - offset), offset)
+        if not chunk or _stamp(source) != stamp:
+            raise FileMovedError(f"{path.name} was written to while it was copied.")
+        offset += len(chunk)
+        left = memoryview(chunk)
+        while left:
+            left = left[os.write(target, left) :]
+    check_stamp(source, path, stamp)
+
+
+def lock_owner(descriptor: int, kind: int) -> int | None:
+    """The pid of another process whose lock would refuse one of this kind (fcntl.F_RDLCK, F_WRLCK) on SQLite's lock bytes.
+
+    Asks only. 0 for a process of another pid namespace; None for nobody, and on a file system without locks.
+    """
+    asked = struct.pack(_FLOCK, kind, os.SEEK_SET, LOCKS_FROM, LOCKS_SIZE, 0)
+    try:
+        found, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    except OSError:
+        return None
+    return None if found == fcntl.F_UNLCK else max(int(pid), 0)
+
+
+def _refuse_writer(descriptor: int, path: Path) -> None:
+    if lock_owner(descriptor, fcntl.F_RDLCK) is not None:
+        raise FileMovedError(f"{path.name} is being written to.")
+    if _is_hot(path.with_name(f"{path.name}-journal")):
+        raise StrandedJournalError(f"{path.name}-journal holds a commit that was not finished.")
+
+
+def _is_hot(journal: Path) -> bool:
+    """SQLite's own rule: a journal whose first byte is zero, or that is empty, has nothing to roll back."""
+    try:
+        descriptor = os.open(journal, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.pread(descriptor, 1, 0) not in (b"", b"\x00")
+    finally:
+        os.close(descriptor)
+
+
+def _stamp(descriptor: int) -> Stamp:
+    # The header before the times: whoever writes in between has changed the times.
+    header = os.pread(descriptor, _HEADER_BYTES, 0)
+    status = os.fstat(descriptor)
+    return Stamp(header, status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
