@@ -69,6 +69,7 @@ class Sweep(_Table):
     ceiling_s: float = Field(default=1800.0, gt=0)
     claim_stuck_s: float = Field(default=60.0, gt=0)
     max_declared_s: float = Field(default=6 * 3600.0, gt=0)
+    claim_max_s: float = Field(default=0.0, ge=0)
     max_tries: int = Field(default=5, ge=1, le=100)
     backoff_base_s: float = Field(default=5.0, gt=0)
     session_timeout_s: float = Field(default=30.0, gt=0)
@@ -170,6 +171,7 @@ class Agent(_Table):
     provider: str = "echo"
     command: tuple[str, ...] = ()
     timeout_s: float = Field(default=600.0, gt=0)
+    claim_max_s: float | None = Field(default=None, gt=0)
     env: dict[str, str] = Field(default_factory=dict[str, str])
     image: str | None = None
     network: str | None = None
@@ -333,6 +335,11 @@ def _faults(config: Config) -> Iterator[str]:
             yield f"agents.{name}: {str(error).rstrip('.')}; {error.hint.rstrip('.')}"
         if agent.provider == "command" and not agent.command:
             yield f'agents.{name}.command: provider \'command\' needs a program: command = ["program", "argument"]'
+        longest = agent.claim_max_s or config.sweep.claim_max_s
+        if agent.provider == "command" and 0 < longest <= agent.timeout_s:
+            # The sweep would end turns that are within their time.
+            key = f"agents.{name}.claim_max_s" if agent.claim_max_s else "sweep.claim_max_s"
+            yield f"{key}: must be longer than agents.{name}.timeout_s, {agent.timeout_s:g}"
 
     for key in ("messages_s", "mailbox_s"):
         age = float(getattr(config.retention, key))

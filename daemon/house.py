@@ -27,7 +27,7 @@ from daemon.containers.protocol import ContainerRuntime, Exit
 from daemon.containers.slots import Hooks, Timings
 from daemon.containers.supervisor import Supervisor
 from daemon.data_folder import DataFolder
-from daemon.policies import read_limits, sweep_settings
+from daemon.policies import agent_policy, read_limits, sweep_settings
 from daemon.retention import Retention
 from daemon.store.mailbox import Mailbox
 from daemon.store.registry import Registry, SessionKey
@@ -137,9 +137,9 @@ class Links:
         """The one that runs now."""
         return self.house.supervisor.live_incarnation(session)
 
-    async def is_idle(self, session: Session) -> bool:
-        """Whether its container has nothing to do."""
-        return await self.house.sweeper.is_idle(session)
+    async def why_it_may_go(self, session: Session) -> str | None:
+        """Why its container may lose its slot to a session that waits."""
+        return await self.house.sweeper.why_it_may_go(session)
 
     async def drain(self, session: Session, incarnation: str) -> bool:
         """Let it claim nothing more; whether it works on nothing."""
@@ -198,7 +198,7 @@ def build_house(
         on_exit=links.exited,
         after_exit=links.look_later,
         wake_at=links.wake_at,
-        is_idle=links.is_idle,
+        why_it_may_go=links.why_it_may_go,
         drain=links.drain,
     )
     supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, telemetry, timings)
@@ -215,7 +215,16 @@ def build_house(
         supervisor=supervisor,
         delivery=delivery,
         sweeper=Sweeper(
-            sessions, supervisor, delivery, schedule, clock, config.sweep, sweep_settings(config), pulse, telemetry
+            sessions,
+            supervisor,
+            delivery,
+            schedule,
+            clock,
+            config.sweep,
+            sweep_settings(config),
+            pulse,
+            telemetry,
+            policy_of=lambda agent: agent_policy(config, agents.get(agent)),
         ),
         schedule=schedule,
         watch=Watch(links.changed),

@@ -184,7 +184,7 @@ class Delivery:
             begun = handed.get(address_key)
             self._tasks.start_soon(self._send_group, session, address_key, sends, begun, name=f"send {session.key}")
         if found.sends or found.settled or found.claimed:
-            session.last_activity = now
+            session.moved(now)
         if found.settled:
             self._on_settled()
         told = [outcome for one in handed.values() for outcome in one.outcomes]

@@ -27,6 +27,7 @@ from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, 
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits
 from schema.errors import ReadDeadlineError, ReadRaceError, StorageError
+from schema.rows import ToolInFlight
 
 T = TypeVar("T")
 
@@ -65,7 +66,11 @@ class _Job(Generic[T]):
 
 
 class Session:
-    """One active session. `last_activity` is epoch milliseconds, `operation_s` the seconds that one operation may take."""
+    """One active session. `operation_s` is the seconds that one operation may take.
+
+    `last_activity` (epoch ms) is when a message was last accepted, claimed, answered or settled; `moved_at` the same
+    without acceptances, which are no work of the container's.
+    """
 
     def __init__(
         self,
@@ -82,6 +87,8 @@ class Session:
         self.quarantined: str | None = None
         self.active = False
         self.last_activity = 0
+        self.moved_at = 0
+        self.tool: ToolInFlight | None = None  # the container's declared tool as the host last saw it
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
         self.behind: set[str] = set()  # destinations with rows that wait for a send under way
         self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
@@ -90,6 +97,16 @@ class Session:
         self._unbounded = anyio.CapacityLimiter(math.inf)  # the bound is `limiter`, whose wait does not count as work
         self.operation_s = operation_s
         self._in_thread = False
+
+    def moved(self, now_ms: int) -> None:
+        """Its container claimed, answered or settled something."""
+        self.last_activity = self.moved_at = now_ms
+
+    def shows_tool(self, tool: ToolInFlight | None, now_ms: int) -> None:
+        """Its container declares this tool; another one than before is progress."""
+        if tool is not None and tool != self.tool:
+            self.moved_at = now_ms
+        self.tool = tool
 
     async def call(self, operation: Callable[[], T]) -> T:
         """Run a synchronous operation on the session's files in a thread, alone. Not re-entrant."""
@@ -266,7 +283,7 @@ class Sessions:
             session = Session(row.key, self.files_of(row.key), self._limiter, self.operation_s, self.storage.failed)
             session.quarantined = row.quarantine_reason
             session.active = row.active
-            session.last_activity = self._clock.now_ms()
+            session.moved(self._clock.now_ms())
             self._known[row.key] = session
         return session
 

@@ -47,8 +47,9 @@ class Hooks:
     """What the supervisor tells the rest of the house.
 
     `on_exit` does all that a confirmed exit entails and says whether the incarnation had claimed anything; when it raises
-    it is called again. `is_idle` looks whether a running session has nothing to do. `drain` tells an incarnation to claim
-    nothing more and returns whether it works on nothing.
+    it is called again. `why_it_may_go` says why a running session may lose its slot to one that waits: "idle", another
+    reason to end it by force, or None. `drain` tells an incarnation to claim nothing more and returns whether it works on
+    nothing.
     """
 
     make_spec: Callable[[SessionKey, str], ContainerSpec]
@@ -56,7 +57,7 @@ class Hooks:
     on_exit: Callable[[Session, str, str, Exit], Awaitable[bool]]
     after_exit: Callable[[Session], None]
     wake_at: Callable[[Session, int], None]
-    is_idle: Callable[[Session], Awaitable[bool]]
+    why_it_may_go: Callable[[Session], Awaitable[str | None]]
     drain: Callable[[Session, str], Awaitable[bool]]
 
 

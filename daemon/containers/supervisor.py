@@ -304,20 +304,28 @@ class Supervisor:
         self._hooks.after_exit(slot.session)
 
     async def _make_room(self) -> None:
-        """Somebody waits and the cap is reached: stop the container that has been idle longest, if any is."""
+        """Somebody waits and the cap is reached: stop the container that has been idle longest, else one that is overdue."""
         alive = self.alive()
         # One that does not end although it was killed is no reason to let everybody else wait for it.
         if any(slot.phase is Phase.STOPPING and not slot.overdue for slot in alive):
             return
         running = [slot for slot in alive if slot.phase is Phase.RUNNING]
+        overdue: tuple[Slot, str] | None = None
         for slot in sorted(running, key=lambda item: item.session.last_activity):
-            idle = False
+            reason: str | None = None
             with anyio.move_on_after(self._timings.look_s):  # its files may be held; others wait for this loop
-                idle = await self._hooks.is_idle(slot.session)
-            if idle:
-                self._log.info("container_evicted", agent=slot.session.key.agent, session=slot.session.key.session)
-                self._endings.begin_end(slot.session.key, "evicted", graceful=True, incarnation=slot.incarnation)
+                reason = await self._hooks.why_it_may_go(slot.session)
+            if reason == "idle":
+                self._evict(slot, "evicted")
                 return
+            overdue = overdue or ((slot, reason) if reason is not None else None)
+        if overdue is not None:
+            self._evict(*overdue)
+
+    def _evict(self, slot: Slot, reason: str) -> None:
+        key = slot.session.key
+        self._log.info("container_evicted", agent=key.agent, session=key.session, reason=reason)
+        self._endings.begin_end(key, reason, graceful=True, incarnation=slot.incarnation)
 
 
 def _nothing() -> None:

@@ -19,11 +19,11 @@ from daemon.forensics.central_reading import CentralSeen, Key, folder_of, incarn
 from daemon.forensics.containers import RuntimeSeen, install_id_of, look_at_runtime
 from daemon.forensics.diagnoses import diagnose_host, diagnose_run, diagnose_session
 from daemon.forensics.diagnosis import Diagnosis
-from daemon.forensics.facts import ClockFacts, DaemonState, Degradation, HostFacts, SessionFacts
+from daemon.forensics.facts import ClockFacts, DaemonState, Degradation, Holder, HostFacts, SessionFacts
 from daemon.forensics.reading import read_suspect_runs
 from daemon.forensics.run_evidence import Scene
-from daemon.forensics.session_facts import run_facts, session_facts
-from daemon.policies import read_limits
+from daemon.forensics.session_facts import oldest_claim, run_facts, session_facts
+from daemon.policies import claim_max_s, read_limits
 
 BUDGET_S: Final = 20.0
 SECOND_LOOK_S: Final = 1.5
@@ -104,6 +104,7 @@ class Doctor:
         central = read_central(self._config.data_dir)
         listing = self._runtime(self._config, install_id_of(self._config.data_dir, central.install_id))
         host = host_facts(self._config, now, word, central, listing)
+        host = replace(host, holders=slot_holders(self._config, central))
         found = Examination(now, word.state)
         of_sessions: list[Diagnosis] = []
         keys = central.known() if only is None else [key for key in central.known() if key == only]
@@ -185,7 +186,24 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
         claim_stuck_ms=_ms(config.sweep.claim_stuck_s),
         ceiling_ms=_ms(config.sweep.ceiling_s),
         max_declared_ms=_ms(config.sweep.max_declared_s),
+        claim_max_ms={
+            "": _ms(claim_max_s(config, None)),
+            **{name: _ms(claim_max_s(config, agent)) for name, agent in config.agents.items()},
+        },
+        max_containers=config.runtime.max_containers,
     )
+
+
+def slot_holders(config: Config, central: CentralSeen) -> tuple[Holder, ...]:
+    """Who takes the container slots, longest first; empty while there is room."""
+    if len(central.live) < config.runtime.max_containers:
+        return ()
+    found: list[Holder] = []
+    for key, row in central.live.items():
+        claimed = oldest_claim(folder_of(config.data_dir, key))
+        message_id, since = claimed if claimed is not None else (None, int(row["started_at"] or row["created_at"]))
+        found.append(Holder(*key, since, message_id))
+    return tuple(sorted(found, key=lambda one: one.since))
 
 
 def _disk(config: Config) -> tuple[int | None, str | None]:

@@ -5,7 +5,8 @@ Times are epoch milliseconds, durations milliseconds. What could not be found ou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from daemon.forensics.truth import Life, RunEvidence, Verdict
@@ -58,6 +59,19 @@ class ClockFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Holder:
+    """A session whose container takes one of the slots. `message_id` is what it works on, None for nothing.
+
+    `since`: when it claimed that, or when the container was started.
+    """
+
+    agent: str
+    session: str
+    since: int
+    message_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """The host: the daemon, the registry, the runtime, the disk, the clock."""
 
@@ -81,6 +95,9 @@ class HostFacts:
     claim_stuck_ms: int = 60_000
     ceiling_ms: int = 30 * 60_000
     max_declared_ms: int = 6 * 3_600_000
+    claim_max_ms: Mapping[str, int] = field(default_factory=dict[str, int])  # by agent; "" for any other
+    max_containers: int = 8
+    holders: tuple[Holder, ...] = ()
 
     def trouble(self, what: str) -> Degradation | None:
         """The daemon's own word that this does not work."""

@@ -7,9 +7,11 @@ from typing import Final
 
 from daemon.forensics.diagnosis import Diagnosis, span
 from daemon.forensics.facts import DaemonState, HostFacts, RunFacts, SessionFacts
-from daemon.forensics.host_rules import CLOCK_SLACK_MS
 from daemon.forensics.truth import FINISHED, Confidence, Life, RunStatus
 from schema.instants import to_text
+
+FUTURE_ALLOWED_MS: Final = 2_000  # a heartbeat further ahead than this is no evidence, as for the sweep
+_FOREVER: Final = 2**60
 
 RunRule = Callable[[HostFacts, SessionFacts, RunFacts], Diagnosis | None]
 
@@ -28,12 +30,17 @@ def _stuck_claim(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnosis
     declared = min(run.declared_ms or 0, host.max_declared_ms)
     born = max(seen.claimed_at, run.born_at or 0)
     beat = run.heartbeat_at
-    moved = beat is not None and born < beat <= host.now + CLOCK_SLACK_MS
+    moved = beat is not None and born < beat <= host.now + FUTURE_ALLOWED_MS
     since, allowed = (beat, host.ceiling_ms) if moved and beat is not None else (born, host.claim_stuck_ms)
     allowed, silent = max(allowed, declared), host.now - since
-    if silent <= allowed:
+    longest, age = host.claim_max_ms.get(one.agent, host.claim_max_ms.get("", _FOREVER)), host.now - born
+    if silent > allowed:
+        shown = f"no progress for {span(silent)}, {span(allowed)} are allowed."
+    elif age > longest:
+        shown = f"held for {span(age)}, {span(longest)} are allowed (claim_max_s), whatever it shows."
+    else:
         return None
-    evidence = [f"Claimed at {to_text(seen.claimed_at)}; no progress for {span(silent)}, {span(allowed)} are allowed."]
+    evidence = [f"Claimed at {to_text(seen.claimed_at)}; {shown}"]
     if run.tool is not None:
         evidence.append(f"The tool {run.tool} is in flight.")
     command = f"clawbus session kill {_two(one)}"

@@ -76,6 +76,17 @@ def session_facts(
     return SessionSeen(facts, clock)
 
 
+def oldest_claim(folder: SessionFolder) -> tuple[str, int] | None:
+    """(message id, since) of the turn that is under way for longest, as the host noted it; None when nothing is."""
+    try:
+        with open_inbound(folder) as reader:
+            sql = "SELECT message_id, claimed_at FROM attempts WHERE outcome IS NULL ORDER BY claimed_at LIMIT ?"
+            rows = table_rows(reader, "attempts", sql, 1)
+    except ClawbusError:
+        return None
+    return (str(rows[0]["message_id"]), int(rows[0]["claimed_at"])) if rows else None
+
+
 def run_facts(runs: RunsRead, scene: Scene) -> list[RunFacts]:
     """Each run with the progress of its container."""
     found: list[RunFacts] = []

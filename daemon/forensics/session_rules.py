@@ -15,6 +15,7 @@ from schema.instants import to_text
 # A container may be young, and a wake on its way: what lasts no longer than this is no finding.
 GRACE_MS: Final = 15_000
 UNCLAIMED_MS: Final = 60_000
+_HOLDERS_SHOWN: Final = 10
 
 SessionRule = Callable[[HostFacts, SessionFacts], Diagnosis | None]
 
@@ -131,9 +132,31 @@ def _work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         else "DISK_FULL" if disk_full(host)
         else None
     )  # fmt: skip
-    evidence = (f"{one.due} due, the oldest since {span(waited)}, and no container runs.",)
+    evidence = [f"{one.due} due, the oldest since {span(waited)}, and no container runs."]
+    if not down and cause is None and host.holders:
+        evidence += _slots(host)
+        longest = host.holders[0]
+        return _of(
+            one, "WORK_WAITING", "Work is due and every container slot is taken.", evidence,
+            f"clawbus session stop {longest.agent} {longest.session}",
+        )  # fmt: skip
     command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session release {_two(one)}"
     return _of(one, "WORK_WAITING", "Work is due and nothing runs.", evidence, command, cause=cause)
+
+
+def _slots(host: HostFacts) -> list[str]:
+    """Who holds the slots, and for how long: the ones that hold them longest."""
+    lines = [f"All {host.max_containers} slots (runtime.max_containers) are taken."]
+    for one in host.holders[:_HOLDERS_SHOWN]:
+        work = (
+            f"works on message {one.message_id}"
+            if one.message_id is not None
+            else "has held one, with nothing claimed,"
+        )
+        lines.append(f"{one.agent}/{one.session} {work} for {span(host.now - one.since)}.")
+    if len(host.holders) > _HOLDERS_SHOWN:
+        lines.append(f"{len(host.holders) - _HOLDERS_SHOWN} more hold one for less long.")
+    return lines
 
 
 def _unclaimed(host: HostFacts, one: SessionFacts) -> Diagnosis | None:

@@ -143,7 +143,11 @@ def ever_claimed(db: Reader, incarnation: str) -> bool:
 
 
 def note_claim(db: Writer, message_id: str, incarnation: str, claimed_at: int, at: int) -> bool:
-    """Record that an incarnation was seen working on a message. False if that is known already."""
+    """Record that an incarnation was seen working on a message. False if that is known already.
+
+    `claimed_at` is the container's word: it may not lie in the future.
+    """
+    claimed_at = min(claimed_at, at)
     known = db.one("SELECT 1 FROM attempts WHERE message_id = ? AND incarnation = ?", (message_id, incarnation))
     if known is not None:
         return False
@@ -162,6 +166,15 @@ def noted(db: Reader, message_ids: Sequence[str], incarnation: str) -> frozenset
         sql = f"SELECT message_id FROM attempts WHERE incarnation = ? AND message_id IN ({marks(chunk)})"
         found.update(row["message_id"] for row in db.all(sql, (incarnation, *chunk)))
     return frozenset(found)
+
+
+def noted_at(db: Reader, message_ids: Sequence[str], incarnation: str) -> dict[str, int]:
+    """When the host noted that an incarnation claimed each of these messages (epoch ms)."""
+    found: dict[str, int] = {}
+    for chunk in chunks(message_ids):
+        sql = f"SELECT message_id, claimed_at FROM attempts WHERE incarnation = ? AND message_id IN ({marks(chunk)})"
+        found.update((row["message_id"], row["claimed_at"]) for row in db.all(sql, (incarnation, *chunk)))
+    return found
 
 
 def claimed_at(db: Reader, message_id: str, incarnation: str | None) -> int | None:

@@ -6,18 +6,21 @@ because a reset pushes process_after into the future and would starve the wake (
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from schema.instants import from_text
 from schema.rows import Ack, AckStatus, MessageIn, ToolInFlight
 
 CEILING: Final = "ceiling"
 CLAIM_STUCK: Final = "claim_stuck"
+CLAIM_OVERDUE: Final = "claim_overdue"
+UNCLAIMED: Final = "unclaimed"
 IDLE: Final = "idle"
 
-# Clocks of a container's file system and ours may differ by a little.
-FUTURE_ALLOWED: Final = 60_000
+# Host and container share one kernel's clock; only the granularity of a file's time differs.
+FUTURE_ALLOWED: Final = 2_000
 
 # Configured for many tries, doubling would leave the calendar after 35 of them.
 LONGEST_BACKOFF: Final = 24 * 3_600_000
@@ -25,10 +28,19 @@ LONGEST_BACKOFF: Final = 24 * 3_600_000
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The sweep's figures in milliseconds, and the number of tries."""
+    """The sweep's figures in milliseconds, and the number of tries. `claim_max` and `turn` are the agent's.
+
+    `claim_max` is the longest a claim may last, whatever its container shows. `turn` is how long one may last without
+    provable progress (an answer, an ack, another declared tool) when another session waits for the slot; `contended`
+    says that one does. `unclaimed` is how long a container may leave due messages untouched.
+    """
 
     ceiling: int = 30 * 60_000
     claim_stuck: int = 60_000
+    claim_max: int = 6 * 3_600_000 + 30 * 60_000
+    turn: int = 31 * 60_000
+    unclaimed: int = 60_000
+    contended: bool = False
     max_declared: int = 6 * 3_600_000
     max_tries: int = 5
     backoff_base: int = 5_000
@@ -37,13 +49,18 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """The incarnation that runs. `heartbeat_at` and `last_activity` are as read: they may be older than the spawn."""
+    """The incarnation that runs. Its times are as read: they may be older than the spawn.
+
+    `heartbeat_at` and `tool` are the container's own word. `last_activity` (a message accepted, claimed, answered) and
+    `moved_at` (the last provable progress) are the host's.
+    """
 
     incarnation: str
     spawned_at: int
     heartbeat_at: int | None = None
     tool: ToolInFlight | None = None
     last_activity: int = 0
+    moved_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +68,8 @@ class Observation:
     """What was seen of one session, at one instant. Times are epoch milliseconds.
 
     `occupied`: a spawn, stop or kill is under way, so neither wake nor reset may happen. `charged`: attempts that have
-    ended. `evidence_floor`: evidence older than this was dated by a wall clock that has jumped since.
+    ended. `noted`: when the host first saw each message claimed by the container that runs. `evidence_floor`: evidence
+    older than this was dated by a wall clock that has jumped since.
     """
 
     now: int
@@ -59,6 +77,7 @@ class Observation:
     acks: Mapping[str, Ack] = field(default_factory=dict[str, Ack])
     claims: tuple[Ack, ...] = ()
     charged: frozenset[tuple[str, str]] = frozenset()
+    noted: Mapping[str, int] = field(default_factory=dict[str, int])
     container: Container | None = None
     occupied: bool = False
     evidence_floor: int = 0
@@ -82,7 +101,7 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """End the container by force; `reason` is CEILING or CLAIM_STUCK, the rest explains it."""
+    """End the container by force; `reason` is one of the four above IDLE, the rest explains it."""
 
     reason: str
     silent_ms: int
@@ -143,8 +162,12 @@ def decide(seen: Observation, policy: Policy) -> list[Action]:
         ]  # a fresh container clears orphaned claims itself; judging them now would starve it
     if seen.container is not None and not seen.occupied:
         # A row for a first poll is not for this container, once that is over: it must not keep it from being stopped.
-        its_own = sum(1 for message in due_messages if not message.on_wake)
-        verdict = judge(seen.container, seen, policy) or _idle(seen.container, seen, policy, its_own)
+        its_own = [message for message in due_messages if not message.on_wake]
+        verdict = (
+            judge(seen.container, seen, policy)
+            or _unclaimed(seen.container, seen, policy, its_own)
+            or _idle(seen.container, seen, policy, len(its_own))
+        )
         if verdict is not None:
             actions.append(verdict)
     if seen.container is None and not seen.occupied:
@@ -168,7 +191,13 @@ def is_due(message: MessageIn, now: int) -> bool:
 
 
 def judge(container: Container, seen: Observation, policy: Policy) -> Kill | None:
-    """The ceiling and claim-stuck rules for a container that runs. Evidence older than it is not about it."""
+    """The rules for a container that holds a claim. Evidence older than the container is not about it.
+
+    Without a claim there is nothing that its silence could hold up.
+    """
+    own = [claim for claim in seen.claims if _is_of(claim, container)]
+    if not own:
+        return None
     born = max(container.spawned_at, seen.evidence_floor)
     heartbeat = _heartbeat(container, born, seen.now)
     declared = _declared(container, policy)
@@ -177,14 +206,41 @@ def judge(container: Container, seen: Observation, policy: Policy) -> Kill | Non
     if silent > ceiling:
         return Kill(CEILING, silent, ceiling)
     tolerance = max(policy.claim_stuck, declared)
-    for claim in seen.claims:
-        if claim.changed_at is None or not _is_of(claim, container):
+    for claim in own:
+        if claim.changed_at is None:
             continue
         claimed_at = max(claim.changed_at, seen.evidence_floor)
         age = seen.now - claimed_at
         if age > tolerance and (heartbeat is None or heartbeat <= claimed_at):
             return Kill(CLAIM_STUCK, age, tolerance, claim.message_id)
+    return _overdue(container, own, seen, policy, declared)
+
+
+def _overdue(container: Container, own: Sequence[Ack], seen: Observation, policy: Policy, declared: int) -> Kill | None:
+    """A beat is no work: a claim has a longest time, and a shorter one without progress while others wait."""
+    due_since = {message.id: message.process_after or 0 for message in seen.pending}
+    for claim in own:
+        # By the host's clock: the container may date its claim again as often as it likes. One that gave a message
+        # back and claimed it again when it was due again has held it only since then.
+        dated = seen.noted.get(claim.message_id, min(claim.changed_at or seen.now, seen.now))
+        since = max(dated, due_since.get(claim.message_id, 0), container.spawned_at, seen.evidence_floor)
+        age = seen.now - since
+        if age > policy.claim_max:
+            return Kill(CLAIM_OVERDUE, age, policy.claim_max, claim.message_id)
+        still, allowed = seen.now - max(since, container.moved_at), max(policy.turn, declared)
+        if policy.contended and still > allowed:
+            return Kill(CLAIM_OVERDUE, still, allowed, claim.message_id)
     return None
+
+
+def _unclaimed(container: Container, seen: Observation, policy: Policy, due: Sequence[MessageIn]) -> Kill | None:
+    """A container that runs and leaves due messages untouched holds its slot for nothing."""
+    if not due or any(_is_of(claim, container) for claim in seen.claims):
+        return None
+    waits_since = min(max(message.process_after or 0, from_text(message.timestamp) or 0) for message in due)
+    since = max(waits_since, container.spawned_at, container.moved_at, seen.evidence_floor)
+    age = seen.now - since
+    return Kill(UNCLAIMED, age, policy.unclaimed) if age > policy.unclaimed else None
 
 
 def reset_orphans(seen: Observation, policy: Policy) -> list[Orphaned]:
@@ -213,7 +269,9 @@ def _heartbeat(container: Container, born: int, now: int) -> int | None:
     A container may date its heartbeat as it likes; neither it nor its successor must live on that for ever.
     """
     heartbeat = container.heartbeat_at
-    return heartbeat if heartbeat is not None and born <= heartbeat <= now + FUTURE_ALLOWED else None
+    if heartbeat is None or not born <= heartbeat <= now + FUTURE_ALLOWED:
+        return None
+    return min(heartbeat, now)
 
 
 def _declared(container: Container, policy: Policy) -> int:
@@ -231,9 +289,9 @@ def _is_of(claim: Ack, container: Container) -> bool:
 
 
 def _idle(container: Container, seen: Observation, policy: Policy, due: int) -> Stop | None:
+    """A container without an open message is idle, whatever it beats: only messages and answers count."""
     if due or any(_is_of(claim, container) for claim in seen.claims):
         return None
-    heartbeat = _heartbeat(container, 0, seen.now) or 0
-    marks = (container.spawned_at, heartbeat, container.last_activity, seen.evidence_floor)
+    marks = (container.spawned_at, container.last_activity, seen.evidence_floor)
     quiet = seen.now - max(marks)
     return Stop(quiet) if quiet >= policy.idle_stop else None

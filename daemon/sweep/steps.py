@@ -22,6 +22,7 @@ from daemon.store.transitions import change_status, record, schedule_retry
 from daemon.sweep import recurrence
 from daemon.sweep.decide import (
     CEILING,
+    CLAIM_OVERDUE,
     CLAIM_STUCK,
     Action,
     Container,
@@ -39,9 +40,9 @@ from daemon.sweep.decide import (
     settled,
 )
 from schema.connect import Reader, Writer
-from schema.rows import Ack, AckStatus, MessageIn, MessageStatus
+from schema.rows import Ack, AckStatus, MessageIn, MessageStatus, ToolInFlight
 
-FORCED: Final = frozenset({CEILING, CLAIM_STUCK, "unreadable"})
+FORCED: Final = frozenset({CEILING, CLAIM_STUCK, CLAIM_OVERDUE, "unreadable"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Swept:
     """What one pass over a session did and what is left.
 
     `next_at`: epoch ms of the earliest known work, 0 for now, None for none. `due`: messages that wait for an agent.
-    `dead`: open dead letters.
+    `dead`: open dead letters. `tool`: what the container said it is at.
     """
 
     actions: tuple[Action, ...]
@@ -59,6 +60,7 @@ class Swept:
     recovered: bool = False
     dead: int = 0
     endings: tuple[Ending, ...] = ()
+    tool: ToolInFlight | None = None
 
 
 class Finished(NamedTuple):
@@ -79,11 +81,18 @@ class Settings:
 
 
 def sweep_files(
-    files: SessionFiles, container: Container | None, now: int, settings: Settings, *, occupied: bool, floor: int
+    files: SessionFiles,
+    container: Container | None,
+    now: int,
+    settings: Settings,
+    *,
+    occupied: bool,
+    floor: int,
+    last_tool: ToolInFlight | None = None,
 ) -> Swept:
     """Observe, decide, apply. Raises what opening the files raises; then nothing has changed.
 
-    With nothing running, a stranded journal is recovered first: there was a confirmed exit, or never a container.
+    `last_tool` is what the last pass saw: another one is progress. With nothing running, a stranded journal is recovered first: there was a confirmed exit, or never a container.
     """
     check_out_folder(files.folder.outbox, settings.out)
     if container is not None:
@@ -98,7 +107,12 @@ def sweep_files(
             news = out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id))
             if container is not None:
                 tool = outbound.tool_in_flight(out) if out is not None else None
-                container = replace(container, tool=tool, heartbeat_at=outbound.heartbeat_at(files.folder))
+                moved_at = container.moved_at if tool is None or tool == last_tool else now
+                container = replace(
+                    container, tool=tool, heartbeat_at=outbound.heartbeat_at(files.folder), moved_at=moved_at
+                )
+                claimed = [claim.message_id for claim in seen.claims]
+                seen = replace(seen, noted=messages.noted_at(db, claimed, container.incarnation))
         seen = replace(seen, container=container, occupied=occupied, evidence_floor=floor)
         actions = decide(seen, settings.policy)
         rearmed: list[MessageIn] = []
@@ -117,7 +131,9 @@ def sweep_files(
         ended = endings(db, seen.pending, seen.acks, actions, now)
     if due and container is not None:
         files.ring()  # what has come due by the clock alone: no commit tells the runner
-    return Swept(tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended)
+    return Swept(
+        tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended, container.tool if container else None
+    )
 
 
 def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: int, settings: Settings) -> Finished:

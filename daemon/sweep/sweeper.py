@@ -6,6 +6,7 @@ nothing itself (`decide.py`) and writes nothing itself (`steps.py`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,7 +23,7 @@ from daemon.containers.slots import Phase, Slot
 from daemon.containers.supervisor import Supervisor
 from daemon.errors import UnknownSessionError
 from daemon.store.registry import SessionKey
-from daemon.sweep.decide import Container, Fail, Kill, Policy, Reset, Settle, Stop, Wake
+from daemon.sweep.decide import IDLE, Container, Fail, Kill, Policy, Reset, Settle, Stop, Wake
 from daemon.sweep.schedule import Schedule
 from daemon.sweep.steps import Settings, Swept, drain, finish_incarnation, sweep_files
 from daemon.telemetry.telemetry import Telemetry
@@ -89,6 +90,7 @@ class Sweeper:
     settings: Settings
     pulse: Pulse
     telemetry: Telemetry
+    policy_of: Callable[[str], Policy] | None = None  # an agent's own; without it the settings' counts for all
     last: LastSweep = field(default_factory=LastSweep)
     _wall: _ClockWatch = field(default_factory=_ClockWatch)
     _busy: dict[SessionKey, bool] = field(default_factory=dict[SessionKey, bool])
@@ -212,8 +214,13 @@ class Sweeper:
                 container = _container(slot, session, now, floor)
                 occupied = unknown or (slot is not None and container is None)
                 swept = await session.call_locked(
-                    partial(sweep_files, session.files, container, now, self.settings, occupied=occupied, floor=floor)
-                )
+                    partial(
+                        sweep_files, session.files, container, now, self._settings_of(key),
+                        occupied=occupied, floor=floor, last_tool=session.tool,
+                    )
+                )  # fmt: skip
+                if container is not None:
+                    session.shows_tool(swept.tool, now)
                 session.strikes.pop("sweep", None)
                 session.unreadable_since = None
                 idle = slot is None and not unknown and not session.sending and self.supervisor.slot(key) is None
@@ -278,21 +285,46 @@ class Sweeper:
                 log.error("message_dead_lettered", message=action.message_id, tries=action.tries, exit_code=exit_.code)
         return claimed
 
-    async def is_idle(self, session: Session) -> bool:
-        """Whether a running session has nothing to do: nothing due, nothing claimed."""
+    async def why_it_may_go(self, session: Session) -> str | None:
+        """Why a running session may lose its slot to one that waits: IDLE, CLAIM_OVERDUE; None while it is at work."""
         now = self.clock.now_ms()
         slot = self.supervisor.slot(session.key)
         if slot is None:
-            return False
-        eager = Settings(policy=_eager(self.settings), timezone=self.settings.timezone)
-        container = Container(slot.incarnation, slot.spawned_at)
+            return None
+        asked = self._settings_of(session.key)
+        floor = self._wall.look(self.clock)
+        container = _container(slot, session, now, floor)
+        if container is None:
+            return None
         try:
             swept = await session.call(
-                partial(sweep_files, session.files, container, now, eager, occupied=False, floor=now)
-            )
+                partial(
+                    sweep_files, session.files, replace(container, last_activity=0), now,
+                    replace(asked, policy=_contended(asked.policy)),
+                    occupied=False, floor=floor, last_tool=session.tool,
+                )
+            )  # fmt: skip
         except ClawbusError:
-            return False
-        return any(isinstance(action, Stop) for action in swept.actions)
+            return None
+        session.shows_tool(swept.tool, now)
+        for action in swept.actions:
+            if isinstance(action, Stop):
+                return IDLE
+            if isinstance(action, Kill):
+                self._report_stuck(session.key, action)
+                return action.reason
+        return None
+
+    def _settings_of(self, key: SessionKey) -> Settings:
+        if self.policy_of is None:
+            return self.settings
+        return replace(self.settings, policy=self.policy_of(key.agent))
+
+    def _report_stuck(self, key: SessionKey, action: Kill) -> None:
+        structlog.get_logger("sweep").error(
+            "container_stuck", agent=key.agent, session=key.session, reason=action.reason, silent_ms=action.silent_ms,
+            allowed_ms=action.allowed_ms, message=action.message_id,
+        )  # fmt: skip
 
     async def drain(self, session: Session, incarnation: str) -> bool:
         """Tell the incarnation to claim nothing more. True once none of its claims is open. Raises as opening files does."""
@@ -306,8 +338,7 @@ class Sweeper:
             log.warning("journal_recovered")
         for action in swept.actions:
             if isinstance(action, Kill):
-                log.error("container_stuck", reason=action.reason, silent_ms=action.silent_ms,
-                          allowed_ms=action.allowed_ms, message=action.message_id)  # fmt: skip
+                self._report_stuck(key, action)
             elif isinstance(action, Stop):
                 log.info("container_idle", quiet_ms=action.quiet_ms)
             elif isinstance(action, Settle):
@@ -363,9 +394,13 @@ def _container(slot: Slot | None, session: Session, now: int, floor: int) -> Con
         return None
     spawned = slot.spawned_at if slot.spawned_at <= now else floor
     return Container(
-        slot.incarnation, spawned, last_activity=session.last_activity if session.last_activity <= now else floor
+        slot.incarnation,
+        spawned,
+        last_activity=session.last_activity if session.last_activity <= now else floor,
+        moved_at=session.moved_at if session.moved_at <= now else floor,
     )
 
 
-def _eager(settings: Settings) -> Policy:
-    return replace(settings.policy, idle_stop=0, ceiling=2**60, claim_stuck=2**60)
+def _contended(policy: Policy) -> Policy:
+    """For a slot that somebody waits for: who has nothing to do goes at once, who makes no progress after its turn."""
+    return replace(policy, contended=True, idle_stop=0)

@@ -236,6 +236,7 @@ def test_an_ack_table_without_its_key_is_answered_within_the_budget(tmp_path: Pa
 
 def test_a_declared_silence_of_ten_years_is_capped(session: HostileSession) -> None:
     session.write(f"INSERT INTO container_state VALUES (1, 'sleep', {10 * 365 * 86_400_000}, '{STAMP}', '{STAMP}')")
+    session.claim("m1", by=LIVE)
     session.now += 7 * 3_600_000
     born = Container(LIVE, session.now - 7 * 3_600_000)
     swept = sweep_files(session.files, born, session.now, SETTINGS, occupied=False, floor=0)
@@ -279,6 +280,8 @@ def test_a_heartbeat_from_the_future_keeps_nobody_alive(session: HostileSession)
     beat = session.out / ".heartbeat"
     beat.touch()
     os.utime(beat, (4e9, 4e9))
+    session.claim("m1", by=LIVE)
+    session.now += 3_600_000
     born = Container(LIVE, session.now - 3_600_000)
     swept = sweep_files(session.files, born, session.now, SETTINGS, occupied=False, floor=0)
     assert [type(action) for action in swept.actions] == [Kill]

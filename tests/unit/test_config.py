@@ -155,6 +155,8 @@ class TestFinding:
         ("data_dir = ''", "data_dir"),
         ("data_dir = '/'", "data_dir"),
         ("[agents.a]\nprovider = 'command'\ncommand = ['', 'x']", "agents.a.command"),
+        ("[agents.a]\nprovider = 'command'\ncommand = ['x']\nclaim_max_s = 600", "agents.a.claim_max_s"),
+        ("[sweep]\nclaim_max_s = 60\n[agents.a]\nprovider = 'command'\ncommand = ['x']", "sweep.claim_max_s"),
     ],
 )
 def test_what_would_only_show_later_is_refused_at_once(tmp_path: Path, text: str, key: str) -> None:

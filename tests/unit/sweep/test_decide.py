@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from daemon.sweep.decide import (
     CEILING,
+    CLAIM_OVERDUE,
     CLAIM_STUCK,
+    UNCLAIMED,
     Action,
     Container,
     Fail,
@@ -71,8 +73,11 @@ class Case:
 STUCK = {
     # the semantics of NanoClaw
     "fresh heartbeat and no claim": Case(container(beat=5 * SECOND)),
-    "heartbeat over 30 min": Case(container(beat=30 * MINUTE + 1), kill=CEILING),
-    "heartbeat of exactly 30 min": Case(container(beat=30 * MINUTE)),
+    "heartbeat over 30 min": Case(container(beat=30 * MINUTE + 1), (claim(31 * MINUTE),), CEILING),
+    "heartbeat of exactly 30 min": Case(container(beat=30 * MINUTE), (claim(31 * MINUTE),)),
+    "silent for a day with nothing to do": Case(container(up=30 * HOUR, beat=24 * HOUR)),
+    "silent for a day beside a predecessor's claim": Case(
+        container(up=30 * HOUR, beat=24 * HOUR), (claim(24 * HOUR, by="before"),)),
     "Bash declared 2 h and silent 45 min": Case(container(beat=45 * MINUTE, declared=2 * HOUR), (claim(50 * MINUTE),)),
     "claim over 60 s and heartbeat not moved since": Case(container(beat=90 * SECOND), (claim(61 * SECOND),), CLAIM_STUCK),
     "claim of exactly 60 s": Case(container(beat=90 * SECOND), (claim(60 * SECOND),)),
@@ -85,14 +90,15 @@ STUCK = {
         container(beat=12 * MINUTE, declared=10 * MINUTE), (claim(11 * MINUTE),), CLAIM_STUCK),
     "undatable claim": Case(container(beat=20 * MINUTE), (claim(None),)),
     # no heartbeat yet
-    "no heartbeat counts from spawn": Case(container(up=31 * MINUTE), kill=CEILING),
-    "no heartbeat, and young": Case(container(up=29 * MINUTE)),
+    "no heartbeat counts from spawn": Case(container(up=31 * MINUTE), (claim(5 * SECOND),), CEILING),
+    "no heartbeat, and young": Case(container(up=29 * MINUTE), (claim(5 * SECOND),)),
     "no heartbeat and a claim": Case(container(up=10 * MINUTE), (claim(61 * SECOND),), CLAIM_STUCK),
     "no heartbeat and a fresh claim": Case(container(up=10 * MINUTE), (claim(59 * SECOND),)),
     "neither heartbeat nor claim, just spawned": Case(container(up=0)),
     # evidence older than the incarnation is not about it
     "heartbeat of a predecessor, and young": Case(container(up=5 * SECOND, beat=HOUR)),
-    "heartbeat of a predecessor counts from spawn": Case(container(up=31 * MINUTE, beat=HOUR), kill=CEILING),
+    "heartbeat of a predecessor counts from spawn": Case(
+        container(up=31 * MINUTE, beat=HOUR), (claim(5 * SECOND),), CEILING),
     "heartbeat of a predecessor hides no stuck claim": Case(
         container(up=2 * MINUTE, beat=3 * MINUTE), (claim(100 * SECOND),), CLAIM_STUCK),
     "claim of another incarnation": Case(container(up=2 * HOUR, beat=20 * MINUTE), (claim(HOUR, by="before"),)),
@@ -103,8 +109,9 @@ STUCK = {
     "unstamped and undatable claim": Case(container(beat=20 * MINUTE), (claim(None, by=None),)),
     # declared silence
     "declared silence over the most that is believed": Case(
-        container(up=8 * HOUR, beat=6 * HOUR + 1, declared=1000 * HOUR), kill=CEILING),
-    "declared silence within the most that is believed": Case(container(up=8 * HOUR, beat=6 * HOUR, declared=1000 * HOUR)),
+        container(up=8 * HOUR, beat=6 * HOUR + 1, declared=1000 * HOUR), (claim(6 * HOUR + 2),), CEILING),
+    "declared silence within the most that is believed": Case(
+        container(up=8 * HOUR, beat=6 * HOUR, declared=1000 * HOUR), (claim(6 * HOUR),)),
     "a short declared silence narrows nothing": Case(container(beat=29 * MINUTE, declared=5 * SECOND), (claim(59 * SECOND),)),
     "a tool without a declared silence widens nothing": Case(
         replace(container(beat=2 * MINUTE), tool=ToolInFlight("Bash", None)), (claim(61 * SECOND),), CLAIM_STUCK),
@@ -113,11 +120,12 @@ STUCK = {
     "a claim from before a jump counts from it": Case(
         container(up=9 * HOUR, beat=8 * HOUR), (claim(8 * HOUR),), CLAIM_STUCK, floor=NOW - 61 * SECOND),
     "silence since a jump counts from it": Case(
-        container(up=9 * HOUR, beat=8 * HOUR), kill=CEILING, floor=NOW - 31 * MINUTE),
+        container(up=9 * HOUR, beat=8 * HOUR), (claim(8 * HOUR),), CEILING, floor=NOW - 31 * MINUTE),
     "a claim from the future": Case(container(beat=2 * MINUTE), (claim(-HOUR),)),
     # A container dates its heartbeat as it likes; its silence is judged without it.
     "a heartbeat from the future": Case(container(beat=-HOUR), (claim(HOUR),), kill=CEILING),
-    "a heartbeat a little ahead of our clock": Case(container(beat=-MINUTE), (claim(HOUR),)),
+    "a heartbeat 50 s ahead": Case(container(beat=-50 * SECOND), (claim(HOUR),), kill=CEILING),
+    "a heartbeat ahead by the grain of a file's time": Case(container(beat=-2 * SECOND), (claim(HOUR),)),
 }  # fmt: skip
 
 
@@ -133,6 +141,76 @@ def test_stuck(name: str) -> None:
     if verdict is not None:
         assert verdict.silent_ms > verdict.allowed_ms
         assert verdict.message_id == (case.claims[-1].message_id if case.kill == CLAIM_STUCK else None)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A container that beats all the time, and whether its claim has lasted too long. `noted`: how long ago the host saw it."""
+
+    noted: int | None
+    dated: int = 0
+    kill: bool = False
+    moved: int = 10 * HOUR
+    declared: int | None = None
+    contended: bool = False
+    after: int | None = None
+    floor: int = 0
+
+
+HELD = {
+    "as long as a claim may last": Held(5 * HOUR),
+    "longer": Held(5 * HOUR + 1, kill=True),
+    "longer, and it answers all the time": Held(5 * HOUR + 1, kill=True, moved=SECOND),
+    "longer, with a tool that declared more": Held(5 * HOUR + 1, kill=True, declared=6 * HOUR),
+    "longer by the container's date alone": Held(None, dated=5 * HOUR + 1, kill=True),
+    "dated again and again": Held(5 * HOUR + 1, dated=SECOND, kill=True),
+    "given back, due again a minute ago, claimed again": Held(5 * HOUR + 1, after=MINUTE),
+    "the clock jumped just now": Held(5 * HOUR + 1, floor=NOW),
+    "somebody waits, within its turn": Held(20 * MINUTE, contended=True),
+    "somebody waits, and its turn is over": Held(20 * MINUTE + 1, contended=True, kill=True),
+    "somebody waits, and it moved lately": Held(HOUR, moved=20 * MINUTE, contended=True),
+    "somebody waits, and it moved long ago": Held(HOUR, moved=20 * MINUTE + 1, contended=True, kill=True),
+    "somebody waits, and a tool declared an hour": Held(HOUR, declared=HOUR, contended=True),
+    "nobody waits": Held(HOUR),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_beat_is_no_work(name: str) -> None:
+    case = HELD[name]
+    policy = replace(POLICY, claim_max=5 * HOUR, turn=20 * MINUTE, contended=case.contended)
+    runs = replace(container(up=9 * HOUR, beat=0, declared=case.declared), moved_at=NOW - case.moved)
+    held = message(process_after=None if case.after is None else NOW - case.after)
+    seen = Observation(
+        now=NOW, pending=(held,), claims=(claim(case.dated),), container=runs, evidence_floor=case.floor,
+        noted={} if case.noted is None else {"m": NOW - case.noted},
+    )  # fmt: skip
+    assert [action.reason for action in decide(seen, policy) if isinstance(action, Kill)] == (
+        [CLAIM_OVERDUE] if case.kill else []
+    )
+
+
+UNTOUCHED = {
+    "for as long as it may": (HOUR, HOUR, HOUR, 60 * SECOND, False),
+    "for longer": (HOUR, HOUR, HOUR, 61 * SECOND, True),
+    "that came due a while ago": (61 * SECOND, HOUR, HOUR, HOUR, True),
+    "by a young container": (HOUR, 59 * SECOND, HOUR, HOUR, False),
+    "between two turns": (HOUR, HOUR, SECOND, HOUR, False),
+    "due again only now": (SECOND, HOUR, HOUR, HOUR, False),
+}
+
+
+@pytest.mark.parametrize("name", UNTOUCHED)
+def test_due_messages_that_a_container_leaves_untouched_end_it(name: str) -> None:
+    due, up, moved, accepted, ended = UNTOUCHED[name]
+    waits = message(process_after=NOW - due, timestamp=to_text(NOW - accepted))
+    runs = replace(container(up=up, beat=0), moved_at=NOW - moved)
+    seen = Observation(now=NOW, pending=(waits,), container=runs)
+    kills = [action.reason for action in decide(seen, POLICY) if isinstance(action, Kill)]
+    assert kills == ([UNCLAIMED] if ended else [])
+    first_poll = replace(seen, pending=(replace(waits, on_wake=True),))
+    assert [type(action) for action in decide(first_poll, POLICY)] in ([], [Stop]), "it is not for this container"
+    assert decide(replace(seen, claims=(claim(SECOND),)), POLICY) == []
 
 
 def test_the_ceiling_is_told_before_a_stuck_claim() -> None:
@@ -206,7 +284,10 @@ def test_occupied_means_neither_wake_nor_reset_nor_judgement() -> None:
 
 def test_while_a_container_runs_nothing_is_woken_or_reset() -> None:
     seen = Observation(
-        now=NOW, pending=(message(),), claims=(claim(HOUR, by="before"),), container=container(beat=SECOND)
+        now=NOW,
+        pending=(message(timestamp=to_text(NOW)),),
+        claims=(claim(HOUR, by="before"),),
+        container=container(beat=SECOND),
     )
     assert decide(seen, POLICY) == []
 
@@ -244,7 +325,7 @@ def test_the_order_of_actions() -> None:
     pending = (message("done"), message("m", process_after=NOW + 1))
     seen = Observation(now=NOW, pending=pending, acks=acks, claims=(claim(HOUR, by="i"),))
     assert decide(seen, POLICY) == [Settle("done", AckStatus.FAILED, "i"), Release("m", "i")]
-    stuck = replace(seen, container=container(beat=HOUR))
+    stuck = replace(seen, claims=(claim(HOUR),), container=container(beat=HOUR))
     assert [type(action) for action in decide(stuck, POLICY)] == [Settle, Kill]
 
 
@@ -266,11 +347,13 @@ class Quiet:
 
 
 IDLE = {
-    "quiet for 15 min": Quiet(container(beat=15 * MINUTE), stop=True),
-    "a moment less": Quiet(container(beat=15 * MINUTE - 1), stop=False),
+    "quiet for 15 min": Quiet(container(active=15 * MINUTE), stop=True),
+    "a moment less": Quiet(container(active=15 * MINUTE - 1), stop=False),
+    "it beats, and did nothing for 15 min": Quiet(container(beat=0, active=15 * MINUTE), stop=True),
+    "it beats ahead of the clock": Quiet(container(beat=-50 * SECOND, active=15 * MINUTE), stop=True),
     "never did anything": Quiet(container(up=15 * MINUTE), stop=True),
     "answered lately": Quiet(container(beat=20 * MINUTE, active=MINUTE), stop=False),
-    "something is due": Quiet(container(beat=20 * MINUTE), stop=False, pending=(message(),)),
+    "something is due": Quiet(container(beat=20 * MINUTE), stop=False, pending=(message(timestamp=to_text(NOW)),)),
     "something is due later": Quiet(container(beat=20 * MINUTE), stop=True, pending=(message(process_after=NOW + 1),)),
     "a first poll's row waits": Quiet(container(beat=20 * MINUTE), stop=True, pending=(message(on_wake=True),)),
     "context waits": Quiet(container(beat=20 * MINUTE), stop=True, pending=(message(trigger=False),)),
