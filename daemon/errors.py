@@ -5,7 +5,10 @@ The root and the errors of opening files live in `schema.errors`, because the ru
 
 from __future__ import annotations
 
+import os
+
 from schema.errors import ClawbusError, StorageError
+from schema.os_faults import hint_of
 
 
 class ConfigError(ClawbusError):
@@ -34,6 +37,27 @@ class DataFolderLockedError(ClawbusError):
 
     code = "DATA_FOLDER_LOCKED"
     default_hint = "Stop the other daemon (`systemctl stop clawbus`), or use another --data folder."
+
+
+class FileAccessError(ClawbusError):
+    """A file or folder that a command needs cannot be opened, read or written."""
+
+    code = "FILE_ACCESS"
+    default_hint = "Look at the named file (`ls -ld`), correct what is said of it, and run the command again."
+
+    @classmethod
+    def of(cls, error: OSError) -> FileAccessError:
+        """What the operating system refused a command, with the file's name and what to do about it."""
+        name = error.filename if error.filename is not None else "a file or a socket"
+        reason = error.strerror or str(error) or type(error).__name__
+        hint = None
+        if isinstance(error, PermissionError):
+            hint = (
+                "Run the command as the user who may use that file (often the daemon's: `sudo -u clawbus clawbus ...`)."
+            )
+        elif error.errno is not None:
+            hint = hint_of(error.errno)
+        return cls(f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {reason}.", hint=hint)
 
 
 class ForeignPackageError(ClawbusError):

@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 
 import structlog
 
+from daemon.printable import block, escape_json, one_line
 from schema.errors import ClawbusError
 
 MAX_TEXT: Final = 16_384  # characters of one value; a hostile stderr must not fill the disk by one event
@@ -30,8 +31,6 @@ _SECRET: Final = re.compile(
     r"passw|secret|token|authorization|credential|api_?key|cookie|private_?key|signature", re.IGNORECASE
 )
 _ENVIRONMENT: Final = frozenset({"env", "environ", "environment"})
-# C0 but tab and newline, DEL, C1, the two separators that some readers take for a line's end, and what turns text round.
-_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _FIRST: Final = ("timestamp", "level", "event")
 
 EventDict = MutableMapping[str, Any]
@@ -119,7 +118,7 @@ def ordered(event: EventDict) -> dict[str, object]:
 def json_line(event: Mapping[str, object]) -> bytes:
     """One line of JSON, newline included. `event` is already plain."""
     text = json.dumps(event, ensure_ascii=False, separators=(", ", ": "))
-    text = _CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    text = escape_json(text)
     # A lone surrogate becomes \udcXX, which inside a JSON string is that surrogate's own spelling.
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
@@ -129,12 +128,12 @@ def pretty_renderer(*, colors: bool) -> Callable[[Mapping[str, object]], bytes]:
     console = structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False, pad_event_to=28)
 
     def render(event: Mapping[str, object]) -> bytes:
-        shown: EventDict = {key: _visible(value) for key, value in event.items()}
+        shown: EventDict = {key: _visible(value) for key, value in event.items() if key != "traceback"}
         shown["timestamp"] = str(shown.get("timestamp", ""))[11:]
-        trace = shown.pop("traceback", None)
+        trace = event.get("traceback")
         line = console(None, "", shown)
         if trace is not None:
-            line = f"{line}\n{trace}"
+            line = "\n".join([line, *block(trace, "    ")])
         return f"{line.rstrip()}\n".encode("utf-8", "backslashreplace")
 
     return render
@@ -143,7 +142,7 @@ def pretty_renderer(*, colors: bool) -> Callable[[Mapping[str, object]], bytes]:
 def _visible(value: object) -> object:
     """Text without control characters: what a container wrote must not drive the operator's terminal."""
     if isinstance(value, str):
-        return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", value)
+        return one_line(value)
     if isinstance(value, dict | list):
         return json_line(cast(Mapping[str, object], value)).decode().rstrip()
     return value

@@ -10,6 +10,7 @@ import typer
 
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.output import progress
 from daemon.clock import SystemClock
 
 if TYPE_CHECKING:
@@ -150,9 +151,4 @@ def _teller(invocation: Invocation) -> Tell:
     """Progress on standard error, for people."""
     if invocation.json:
         return lambda _what, _done, _total: None
-    import sys  # noqa: PLC0415
-
-    from daemon.cli.present import make_console, say  # noqa: PLC0415
-
-    console = make_console(sys.stderr)
-    return lambda what, done, total: say(console, f"{done}/{total} {what}")
+    return lambda what, done, total: progress(f"{done}/{total} {what}")

@@ -19,6 +19,7 @@ from daemon.cli.answers import as_result
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
 from daemon.cli.names import AgentOption, SessionOption
+from daemon.cli.output import OutputLostError
 from daemon.cli.standard_input import read_lines
 from daemon.clock import SystemClock
 from daemon.errors import ContentError
@@ -63,6 +64,8 @@ def chat(
     name = mailbox or f"chat-{new_id(SystemClock().now_ms())}"
     talk = _Talk(invocation, agent, session, name)
     talk.run(wait)
+    if talk.lost is not None:
+        raise talk.lost
     open_ids = talk.unanswered()
     result = {"agent": agent, "session": session, "mailbox": name, "exchanges": talk.exchanges()}
     later = (NextAction(f"clawbus mailbox {shlex.quote(name)}", "answers that come later"),)
@@ -96,6 +99,7 @@ class _Talk:
         self.accepted: set[str] = set()
         self.interrupted = False
         self.failure: ClawbusError | None = None
+        self.lost: OutputLostError | None = None
 
     def run(self, wait_s: float) -> None:
         """Until the input ends and everything is answered, `wait_s` seconds have passed since, or a call failed."""
@@ -184,10 +188,17 @@ class _Talk:
 
     def _heard(self, answer: dict[str, Any]) -> None:
         if self._console is not None:
-            from daemon.cli.present import say  # noqa: PLC0415
-
-            mark = "! " if answer["error"] is not None else "< "
-            say(self._console, f"{mark}{answer['text']}")
+            self._print(answer)
         with self._changed:
             self._answers.append(answer)
             self._changed.notify_all()
+
+    def _print(self, answer: dict[str, Any]) -> None:
+        from daemon.cli.present import say_block  # noqa: PLC0415
+
+        assert self._console is not None
+        try:
+            say_block(self._console, answer["text"], "! " if answer["error"] is not None else "< ", "  ")
+        except OutputLostError as error:  # in the listener's thread, which goes on: the messages are still counted
+            self._console = None
+            self.lost = error

@@ -7,19 +7,22 @@ what it cannot explain. Configuration and the HTTP client are imported when a co
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec, cast
 
 import typer
 
 from daemon.cli.envelope import NextAction, Outcome, Problem, envelope, problem_of, to_json
-from daemon.errors import NotListeningError
+from daemon.cli.output import Output, OutputLostError, lost, progress
+from daemon.errors import FileAccessError, NotListeningError
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -123,8 +126,9 @@ class Invocation:
 
     def emit(self, value: object) -> None:
         """One line of JSON of a stream (`--follow`)."""
-        sys.stdout.write(to_json(value) + "\n")
-        sys.stdout.flush()
+        output = Output()
+        output.write(to_json(value) + "\n")
+        output.flush()
 
     def console(self) -> Console:
         """Where people read."""
@@ -140,10 +144,11 @@ def add(
     full = f"{path} {name}".strip()
 
     def run(ctx: typer.Context, **values: Any) -> None:
-        given = Globals(values.pop("json"), values.pop("config"), values.pop("data"), values.pop("debug"))
+        options = Globals(values.pop("json"), values.pop("config"), values.pop("data"), values.pop("debug"))
         outer = ctx.find_object(Globals) or Globals()
-        invocation = Invocation(full, given.over(outer))
-        code = finish(invocation, _outcome(invocation, lambda: function(invocation, **values)))  # pyright: ignore[reportCallIssue]
+        invocation = Invocation(full, options.over(outer))
+        given = {name: _as_text(name, value) for name, value in values.items()}
+        code = finish(invocation, _outcome(invocation, lambda: function(invocation, **given)))  # pyright: ignore[reportCallIssue]
         if code:
             raise typer.Exit(code)
 
@@ -187,11 +192,13 @@ def _outcome(invocation: Invocation, work: Callable[[], Outcome]) -> Outcome:
         if isinstance(error, NotListeningError) and (silent := invocation.silent_daemon()) is not None:
             return Outcome(problem=replace(problem, message=silent, fix=SILENT_FIX), next_actions=LOOK)
         return Outcome(problem=problem, next_actions=_after(problem.code))
-    except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+    except (typer.Exit, typer.Abort, typer.TyperException, OutputLostError):
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last place that can tell what went wrong
         if invocation.options.debug:
-            raise
+            progress(*traceback.format_exc().rstrip().split("\n"))
+        if isinstance(error, OSError):
+            return Outcome(problem=problem_of(FileAccessError.of(error)))
         return Outcome(
             problem=Problem(
                 "INTERNAL", f"{type(error).__name__}: {error}", "Run it again with --debug and report that."
@@ -212,25 +219,21 @@ def finish(invocation: Invocation, outcome: Outcome) -> int:
     if outcome.silent:
         return outcome.code
     outcome = replace(outcome, next_actions=tuple(_same_place(one, invocation.options) for one in outcome.next_actions))
+    unseen: OutputLostError | None = None
     try:
         if invocation.json:
             invocation.emit(envelope(invocation.command, outcome))
-        else:
-            _show(invocation, outcome)
-            sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        # The answer may name what was accepted: it is said where there still is a place to say it.
-        raise OutputLostError(error, to_json(envelope(invocation.command, outcome))) from error
-    return outcome.code
-
-
-class OutputLostError(Exception):
-    """Standard output cannot be written (a full disk, a closed descriptor). Never leaves `main`."""
-
-    def __init__(self, error: OSError, answer: str) -> None:
-        super().__init__(f"standard output cannot be written ({error.strerror or error}); the answer was: {answer}")
+        elif outcome.people is not None:
+            outcome.people(invocation.console())
+            Output().flush()
+    except OutputLostError as error:
+        unseen = error
+    if not invocation.json:
+        _show_end(outcome)
+    if unseen is None:
+        return outcome.code
+    # The answer may name what was accepted: it is said where there still is a place to say it.
+    return lost(unseen, envelope(invocation.command, outcome), outcome.code)
 
 
 def _same_place(action: NextAction, options: Globals) -> NextAction:
@@ -246,16 +249,32 @@ def _in_place(command: str, options: Globals) -> str:
     return _OURS.sub(lambda found: found.group() + place, command, count=1)
 
 
-def _show(invocation: Invocation, outcome: Outcome) -> None:
-    from daemon.cli.present import make_console, say  # noqa: PLC0415
-
-    if outcome.people is not None:
-        outcome.people(invocation.console())
-    errors = make_console(sys.stderr)
+def _show_end(outcome: Outcome) -> None:
     if outcome.problem is not None:
-        say(errors, f"error: {outcome.problem.message}", f"fix: {outcome.problem.fix}")
-    for action in outcome.next_actions:
-        say(errors, f"next: {action.command}  ({action.description})")
+        progress(f"error: {outcome.problem.message}", f"fix: {outcome.problem.fix}")
+    progress(*(f"next: {action.command}  ({action.description})" for action in outcome.next_actions))
+
+
+def _as_text(name: str, value: object) -> object:
+    """An argument as Unicode. Paths are left as they are: a file's name is bytes. Raises a usage error.
+
+    In a locale without UTF-8 Python keeps what it cannot decode as surrogates; the bytes behind them may be UTF-8.
+    """
+    if isinstance(value, list):
+        return [_as_text(name, one) for one in cast("list[object]", value)]
+    if not isinstance(value, str):
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(value).decode()
+        except UnicodeError:
+            where = name.replace("_", "-")
+            raise typer.BadParameter(
+                f"the bytes of {value!r} are not UTF-8 text ({where}). Convert it first, for example with `iconv -t UTF-8`."
+            ) from None
+    return value
 
 
 def wants_json(arguments: Sequence[str]) -> bool:

@@ -6,11 +6,12 @@ The envelope is {ok, command, result, error?, fix?, next_actions}. Its shape is 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from daemon.cli.output import shows
+from daemon.printable import escape_json
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 USAGE: Final = 2
 INTERRUPTED: Final = 130
-_UNSAFE: Final = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,11 @@ def envelope(command: str, outcome: Outcome) -> dict[str, Any]:
 
 
 def to_json(value: object) -> str:
-    """One line of JSON that is safe on a terminal: no control byte and no text-direction trick leaves unescaped."""
+    """One line of JSON that is safe on a terminal: no control byte and no text-direction trick leaves unescaped.
+
+    All of it is ASCII where standard output's encoding lacks a character of it.
+    """
     text = json.dumps(value, ensure_ascii=False, default=str, separators=(", ", ": "))
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate
+    if not shows(text):  # a lone surrogate, or ASCII and Latin-1
         text = json.dumps(value, default=str, separators=(", ", ": "))
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    return escape_json(text)

@@ -9,7 +9,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.text import Text
 
-from daemon.cli.present import brief, clean, moment
+from daemon.cli.present import brief, moment
+from daemon.printable import block, one_line
 from schema.instants import from_text
 
 _STYLES: Final[Mapping[str, str]] = MappingProxyType(
@@ -22,11 +23,12 @@ def event_line(event: Mapping[str, Any]) -> Text:
     level = str(event.get("level", ""))
     rest = {key: value for key, value in event.items() if key not in ("timestamp", "level", "event", "traceback")}
     line = Text(_time(event.get("timestamp")))
-    line.append(f" {clean(level):<8}", _STYLES.get(level, ""))
-    line.append(clean(event.get("event", "")), "bold")
-    line.append(f"  {clean(brief(rest))}" if rest else "")
+    line.append(f" {one_line(level):<8}", _STYLES.get(level, ""))
+    line.append(one_line(event.get("event", "")), "bold")
+    line.append(f"  {one_line(brief(rest))}" if rest else "")
     if event.get("traceback"):
-        line.append(f"\n{clean(event['traceback'])}", "dim")
+        for part in block(event["traceback"], "    "):
+            line.append(f"\n{part}", "dim")
     return line
 
 
@@ -38,4 +40,4 @@ def print_events(console: Console, events: Iterable[Mapping[str, Any]]) -> None:
 
 def _time(stamp: object) -> str:
     epoch = from_text(stamp)
-    return moment(epoch, None) if epoch is not None else clean(stamp or "-")
+    return moment(epoch, None) if epoch is not None else one_line(stamp or "-")

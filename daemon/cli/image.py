@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.cli.output import progress
 from daemon.errors import ImageError
 
 if TYPE_CHECKING:
@@ -128,6 +128,4 @@ def _wheel_cache() -> Path:
 
 def _tell(step: str) -> None:
     """Progress, where it cannot get between the envelope and its reader."""
-    from daemon.cli.present import make_console, say  # noqa: PLC0415
-
-    say(make_console(sys.stderr), step)
+    progress(step)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import typer
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.operator import user
+from daemon.cli.output import progress
 
 Database = Annotated[
     Path, typer.Option("--db", metavar="FILE", help="The server's main.db; inside the pod when --exec is given.")
@@ -306,8 +306,7 @@ def _views() -> Any:
 
 def _tell(step: str) -> None:
     """Progress, where it cannot get between the envelope and its reader."""
-    sys.stderr.write(f"sweep: {step}\n")
-    sys.stderr.flush()
+    progress(f"sweep: {step}")
 
 
 def _silent(_: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +13,7 @@ from daemon.cli.envelope import Outcome
 from daemon.cli.log_files import follow as follow_file
 from daemon.cli.log_files import last_lines
 from daemon.cli.names import pair
+from daemon.cli.output import Output
 from daemon.errors import DataFolderError, UnknownSessionError
 from daemon.logs_filter import EventFilter, parse_event
 
@@ -110,8 +110,9 @@ def _follow(invocation: Invocation, found: list[bytes], coming: Iterator[bytes],
 
 def _write_raw(line: bytes) -> None:
     """As it is in the file, which holds no control bytes: what writes it escapes them."""
-    sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.flush()
+    output = Output()
+    output.write_bytes(line + b"\n")
+    output.flush()
 
 
 def _print(console: Console, events: list[dict[str, Any]]) -> None:

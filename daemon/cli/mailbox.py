@@ -92,10 +92,10 @@ def _read(invocation: Invocation, name: str, after: int, limit: int, wait_s: flo
 
 
 def _print(console: Console, entry: MailboxEntry) -> None:
-    from daemon.cli.present import say, when  # noqa: PLC0415
+    from daemon.cli.present import say, say_block, when  # noqa: PLC0415
 
     answer = as_result(entry)
     reply = f" in reply to {entry.in_reply_to}" if entry.in_reply_to else ""
     time_text = when(entry.delivered_at, SystemClock().now_ms())
     say(console, f"[{entry.cursor}] {time_text} {entry.agent}/{entry.session}{reply}")
-    say(console, f"    {'error: ' if answer['error'] is not None else ''}{answer['text']}")
+    say_block(console, answer["text"], f"    {'error: ' if answer['error'] is not None else ''}")

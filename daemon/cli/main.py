@@ -1,16 +1,13 @@
 """The `clawbus` command. Builds the tree of commands, runs one, and turns what went wrong into an exit code.
 
-0 ok, 1 not ok, 2 wrong usage, 130 interrupted. No traceback ever reaches a user who did not ask for one (--debug).
+0 ok, 1 not ok, 2 wrong usage, 74 done but the report could not be written, 130 interrupted. No traceback ever reaches a user who did not ask for one (--debug).
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -45,11 +42,11 @@ from daemon.cli.command import (
     Globals,
     Invocation,
     JsonFlag,
-    OutputLostError,
     finish,
     wants_json,
 )
 from daemon.cli.envelope import INTERRUPTED, USAGE, NextAction, Outcome, Problem
+from daemon.cli.output import Output, OutputLostError, lost, prepare
 
 _HELP = """The message bus between this host and the agent containers it runs.
 
@@ -119,22 +116,14 @@ def command_tree() -> Callable[..., Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    _fill_closed()
+    prepare()
     try:
         code = _run(given)
-        sys.stdout.flush()
+        Output().flush()
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except BrokenPipeError:  # the reader went away (`clawbus logs | head`)
-        _give_up_output()
-        return 1
-    except (OSError, OutputLostError) as error:
-        _give_up_output()
-        lost = str(error) if isinstance(error, OutputLostError) else f"standard output cannot be written ({error})."
-        with contextlib.suppress(OSError):
-            sys.stderr.write(f"error: {lost}\n")
-            sys.stderr.flush()
-        return 1
+    except OutputLostError as error:
+        return lost(error)
     return code if isinstance(code, int) else 0
 
 
@@ -143,24 +132,8 @@ def _run(given: Sequence[str]) -> object:
         return command_tree()(args=list(given), prog_name="clawbus", standalone_mode=False)
     except typer.TyperException as error:
         return _usage(error, given)
-
-
-def _fill_closed() -> None:
-    """Python has no stream for a descriptor that was closed (`>&-`). The next file that is opened must not take its number.
-
-    Standard output is then a place that refuses every write, so that nobody takes a lost answer for a given one.
-    """
-    if sys.stdin is None:
-        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
-    if sys.stdout is None:
-        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
-
-
-def _give_up_output() -> None:
-    """Python would complain once more when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # of typer's own help text: a command's errors never come here
+        raise OutputLostError(error) from error
 
 
 def _usage(error: typer.TyperException, given: Sequence[str]) -> int:

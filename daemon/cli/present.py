@@ -1,48 +1,40 @@
-"""How things look to people: tables, local times with ages, and text from agents that cannot drive the terminal."""
+"""How things look to people: tables, local times with ages, and text from agents that cannot drive the terminal.
+
+Every cell, field and line goes through `one_line`; only `say_block` prints text that has lines of its own.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# Whole escape sequences (CSI, OSC and friends, two-byte ones) go; whatever control character is left is spelled out.
-_SEQUENCE: Final = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]"
-    r"|\x1b[\]PX^_][^\x07\x1b\x9c]{0,4096}(?:\x07|\x1b\\|\x9c)"
-    r"|\x9b[0-?]*[ -/]*[@-~]"
-    r"|\x1b[ -/]*[0-~]"
-)
-_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+from daemon.cli.output import Output
+from daemon.printable import block, one_line
+
 _UNITS: Final = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"))
 
 
-def clean(text: object) -> str:
-    """Text from anywhere, safe on a terminal. Tabs and newlines stay."""
-    return _CONTROL.sub(_spelled, _SEQUENCE.sub("", str(text)))
-
-
-def _spelled(found: re.Match[str]) -> str:
-    number = ord(found.group())
-    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
-
-
-def make_console(stream: TextIO | None = None) -> Console:
-    """A console on standard output (or `stream`). Markup and highlighting are off: text is never a command."""
-    return Console(file=stream or sys.stdout, markup=False, highlight=False, emoji=False, soft_wrap=False)
+def make_console() -> Console:
+    """A console on standard output. Markup and highlighting are off: text is never a command."""
+    return Console(file=cast("TextIO", Output()), markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
 def say(console: Console, *lines: object) -> None:
-    """Lines of text, cleaned, not wrapped."""
+    """Lines of text, one for each argument whatever is in it, not wrapped."""
     for line in lines:
-        console.print(Text(clean(line)), soft_wrap=True)
+        console.print(Text(one_line(line)), soft_wrap=True)
+
+
+def say_block(console: Console, text: object, first: str = "", rest: str = "    ") -> None:
+    """A body of text with its lines, each marked so that none looks like one of ours."""
+    for line in block(text, first, rest):
+        console.print(Text(line), soft_wrap=True)
 
 
 def age(milliseconds: int | None) -> str:
@@ -74,7 +66,7 @@ def when(epoch_ms: int | None, now_ms: int) -> str:
     try:
         moment = datetime.fromtimestamp(epoch_ms / 1000).astimezone()
     except (OverflowError, OSError, ValueError):
-        return clean(epoch_ms)
+        return one_line(epoch_ms)
     distance = now_ms - epoch_ms
     relation = f"{age(distance)} ago" if distance >= 0 else f"in {age(-distance)}"
     return f"{moment:%Y-%m-%d %H:%M:%S} ({relation})"
@@ -87,18 +79,18 @@ def moment(epoch_ms: int | None, since_ms: int | None) -> str:
     try:
         local = datetime.fromtimestamp(epoch_ms / 1000).astimezone()
     except (OverflowError, OSError, ValueError):
-        return clean(epoch_ms)
+        return one_line(epoch_ms)
     later = f" (+{age(epoch_ms - since_ms)})" if since_ms is not None else ""
     return f"{local:%Y-%m-%d %H:%M:%S}.{epoch_ms % 1000:03d}{later}"
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table of cleaned cells."""
-    made = Table(title=Text(clean(title)), title_justify="left")
+    """A table whose cells are one line of text each, whatever is in them."""
+    made = Table(title=Text(one_line(title)), title_justify="left")
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(clean("-" if cell is None else cell)) for cell in row))
+        made.add_row(*(Text(one_line("-" if cell is None else cell)) for cell in row))
     return made
 
 

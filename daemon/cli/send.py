@@ -168,9 +168,9 @@ def _answered(accepted: dict[str, Any], entry: MailboxEntry | None, wait_s: floa
         return Outcome(result, problem=problem, next_actions=_next(accepted))
 
     def people(console: Console) -> None:
-        from daemon.cli.present import say  # noqa: PLC0415
+        from daemon.cli.present import say_block  # noqa: PLC0415
 
-        say(console, answer["text"])
+        say_block(console, answer["text"], rest="  ")
 
     return Outcome(result, people)
 

@@ -15,6 +15,7 @@ from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, problem_of
 from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, user
+from daemon.cli.output import progress
 from daemon.clock import SystemClock
 from daemon.errors import NotListeningError
 from schema.errors import ClawbusError
@@ -188,12 +189,10 @@ def _tell(invocation: Invocation, step: Mapping[str, Any]) -> None:
     """Progress, for people: on standard error, as it happens."""
     if invocation.json:
         return
-    import sys  # noqa: PLC0415
-
-    from daemon.cli.present import brief, make_console, say  # noqa: PLC0415
+    from daemon.cli.present import brief  # noqa: PLC0415
 
     rest = {name: value for name, value in step.items() if name != "step"}
-    say(make_console(sys.stderr), f"{step['step']:<8} {brief(rest)}")
+    progress(f"{step['step']:<8} {brief(rest)}")
 
 
 def _show(console: Console, result: Mapping[str, Any]) -> None:

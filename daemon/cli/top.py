@@ -92,12 +92,13 @@ def _draw(frame: Mapping[str, Any]) -> Group:
     from rich.console import Group  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    from daemon.cli.present import age, clean, table, when  # noqa: PLC0415
+    from daemon.cli.present import age, table, when  # noqa: PLC0415
+    from daemon.printable import one_line  # noqa: PLC0415
 
     now = frame["at"]
     facts = facts_of(frame["status"], frame["source"])
     width = max(len(name) for name in facts)
-    lines = "\n".join(f"{name:<{width}}  {clean(value)}" for name, value in facts.items())
+    lines = "\n".join(f"{one_line(name):<{width}}  {one_line(value)}" for name, value in facts.items())
     rows = [
         (
             f"{one['agent']}/{one['session']}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import Outcome
 from daemon.cli.names import pair
+from daemon.cli.output import progress
 from daemon.errors import LostAnswerError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def watch(
     except LostAnswerError as error:
         if not begun:
             raise
-        sys.stderr.write(f"{error}\n")
+        progress(error)
         return Outcome(silent=True, exit_code=1)
     return Outcome(silent=True)
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from daemon.cli.present import clean
 from daemon.logs_render import json_line, ordered, pretty_renderer
+from daemon.printable import clean
 
 pytestmark = pytest.mark.faults
 

@@ -13,7 +13,8 @@ import pytest
 
 from daemon.cli.envelope import Outcome, to_json
 from daemon.cli.main import command_tree, main
-from daemon.cli.present import age, clean, when
+from daemon.cli.present import age, when
+from daemon.printable import clean, one_line
 from schema.migrate import VERSION
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations
@@ -131,8 +132,10 @@ class TestUnexpected:
         assert "Traceback" not in answer.out + answer.err
 
     def test_debug_shows_it(self, cli: CommandLine) -> None:
-        with pytest.raises(ZeroDivisionError):
-            cli("status", "--debug")
+        answer = cli("status", "--debug")
+        assert (answer.code, answer.envelope["error"]["code"]) == (1, "INTERNAL")
+        assert "Traceback" in answer.err
+        assert "ZeroDivisionError: a bug" in answer.err
 
 
 def test_an_interrupt_is_130_and_quiet(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +177,7 @@ def test_a_reader_that_goes_is_no_traceback(home: Path) -> None:
         [*COMMAND, "logs", "--raw", "-n", "50000"], stdout=pipe_out, stderr=subprocess.PIPE, check=False, timeout=30
     )
     os.close(pipe_out)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +223,7 @@ class TestText:
     )
     def test_nothing_drives_the_terminal(self, raw: str, shown: str) -> None:
         assert clean(raw) == shown
+        assert one_line(raw) == shown.replace("\t", "\\t").replace("\n", "\\n")
 
     def test_json_on_a_terminal_is_as_safe(self) -> None:
         text = to_json({"a": "\x1b\x7f\x9b\u202e\u2028\ud800 \u00e9"})

@@ -226,7 +226,7 @@ class TestAfterTheAcceptance:
             check=False,
             timeout=30,
         )
-        assert done.returncode == 1
+        assert done.returncode == 74
         assert len(done.stderr.splitlines()) == 1
         assert "standard output cannot be written" in done.stderr
         assert '"message_id": "m1"' in done.stderr
