@@ -165,6 +165,14 @@ class Telemetry(_Table):
         return value.rstrip("/")
 
 
+class AgentDestination(_Table):
+    """[agents.NAME.destinations.PLACE]: a place besides its own that the agent may write to."""
+
+    channel: str = Field(min_length=1)
+    place: str = Field(min_length=1)
+    display_name: str = ""
+
+
 class Agent(_Table):
     """[agents.NAME]: one agent group. `provider` is the runner's: echo, or command with its argument list."""
 
@@ -178,8 +186,10 @@ class Agent(_Table):
     memory_bytes: int | None = Field(default=None, ge=16 * 1024**2)
     cpus: float | None = Field(default=None, gt=0)
     pids: int | None = Field(default=None, ge=16)
+    runner: tuple[str, ...] = ()
+    destinations: dict[str, AgentDestination] | None = None
 
-    @field_validator("command")
+    @field_validator("command", "runner")
     @classmethod
     def _arguments(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any("\0" in part for part in value):
@@ -340,6 +350,14 @@ def _faults(config: Config) -> Iterator[str]:
             # The sweep would end turns that are within their time.
             key = f"agents.{name}.claim_max_s" if agent.claim_max_s else "sweep.claim_max_s"
             yield f"{key}: must be longer than agents.{name}.timeout_s, {agent.timeout_s:g}"
+        known = {"local", *config.channels}
+        for place, destination in (agent.destinations or {}).items():
+            if destination.channel not in known:
+                there = ", ".join(sorted(known))
+                yield (
+                    f"agents.{name}.destinations.{place}.channel: no channel {destination.channel!r} is configured"
+                    f" (there is: {there})"
+                )
 
     for key in ("messages_s", "mailbox_s"):
         age = float(getattr(config.retention, key))

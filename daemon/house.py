@@ -194,6 +194,7 @@ def build_house(
     telemetry = _telemetry(config, channels, runtime, install_id, clock)
     hooks = Hooks(
         make_spec=specs.make,
+        prepare=specs.prepare,
         on_started=links.started,
         on_exit=links.exited,
         after_exit=links.look_later,

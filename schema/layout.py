@@ -17,6 +17,7 @@ INBOX_FILES: Final = "inbox"  # in/inbox/<message id>/: what came with a message
 OUTBOX_FILES: Final = "outbox"  # out/outbox/<message id>/: what goes with an answer
 BELL: Final = ".bell"
 
+CONTAINER_WORKSPACE: Final = "/workspace"
 CONTAINER_IN: Final = "/workspace/in"
 CONTAINER_OUT: Final = "/workspace/out"
 CONTAINER_AGENT: Final = "/workspace/agent"

@@ -116,7 +116,7 @@ def _look(client: Any, image: str, digest: str) -> dict[str, Any]:
 
 
 def _images(config: Config) -> list[str]:
-    own = {agent.image for agent in config.agents.values() if agent.image is not None}
+    own = {agent.image for agent in config.agents.values() if agent.image is not None and not agent.runner}
     return sorted({config.docker.image, *own})
 
 

@@ -132,11 +132,11 @@ class DockerRuntime:
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await to_thread.run_sync(call, limiter=self._limiter, abandon_on_cancel=True)
 
-    def _usable(self, image: str) -> UsableImage:
-        return usable_image(self._client, image, self._source_digest)
+    def _usable(self, image: str, *, own_runner: bool = False) -> UsableImage:
+        return usable_image(self._client, image, None if own_runner else self._source_digest)
 
     def _spawn(self, spec: ContainerSpec, cancelled: threading.Event) -> Running:
-        return self._spawner.spawn(spec, self._usable(spec.image), cancelled)
+        return self._spawner.spawn(spec, self._usable(spec.image, own_runner=bool(spec.runner)), cancelled)
 
     def _signal(self, container_id: str, signal: str) -> None:
         try:

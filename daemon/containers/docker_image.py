@@ -35,8 +35,11 @@ class UsableImage:
     sets_home: bool
 
 
-def usable_image(client: DockerClient, image: str, source_digest: str) -> UsableImage:
-    """Inspect `image`. Raises ImageError when it is missing, foreign, or built from another source than ours."""
+def usable_image(client: DockerClient, image: str, source_digest: str | None) -> UsableImage:
+    """Inspect `image`. Raises ImageError when it is missing, foreign, or built from another source than ours.
+
+    Without a `source_digest` any image will do: its runner is the operator's own.
+    """
     try:
         details: dict[str, Any] = client.call(lambda api: api.inspect_image(image))
     except ImageNotFound as error:
@@ -45,9 +48,9 @@ def usable_image(client: DockerClient, image: str, source_digest: str) -> Usable
         raise ImageError(f"the image {image} cannot be used: {error.explanation}.", hint=_BUILD_HINT) from error
     config: dict[str, Any] = details.get("Config") or {}
     found = cast("dict[str, str]", config.get("Labels") or {}).get(LABEL_SOURCE_DIGEST)
-    if found is None:
+    if source_digest is not None and found is None:
         raise ImageError(f"the image {image} is foreign: it has no label {LABEL_SOURCE_DIGEST}.", hint=_FOREIGN_HINT)
-    if found != source_digest:
+    if source_digest is not None and found != source_digest:
         raise ImageError(
             f"the image {image} was built from source {found}; this daemon's source is {source_digest}.",
             hint=_BUILD_HINT,

@@ -75,6 +75,7 @@ class Spawner:
             created: dict[str, Any] = self._client.call(
                 lambda api: api.create_container(
                     image.id,
+                    entrypoint=list(spec.runner) or None,  # None keeps the image's own
                     name=spec.name,
                     labels=labels(spec),
                     environment=_environment(spec, image),

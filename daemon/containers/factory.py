@@ -14,19 +14,26 @@ from daemon.containers.process import ProcessRuntime
 from daemon.containers.protocol import ContainerRuntime, ContainerSpec, Limits
 from daemon.containers.spec import build_spec
 from daemon.containers.users import container_uid_gid
+from daemon.containers.workspace import ensure_workspace
 from daemon.data_folder import DataFolder
 from daemon.errors import DataFolderError, UnknownAgentError
 from daemon.ops.image import source_digest
+from daemon.store import destinations
 from daemon.store.registry import SessionKey
+from daemon.store.session_files import SessionFiles
 from schema.layout import SessionFolder
 from schema.rows import RunnerSettings
 
 
 @dataclass(frozen=True, slots=True)
 class SpecMaker:
-    """`make(key, incarnation)` builds a spec; `owner` is the (uid, gid) that containers write as, None for our own."""
+    """`make(key, incarnation)` builds a spec; `owner` is the (uid, gid) that containers write as, None for our own.
+
+    `prepare(key, files)` makes what a runner expects to find in the session's files; only while no container runs.
+    """
 
     make: Callable[[SessionKey, str], ContainerSpec]
+    prepare: Callable[[SessionKey, SessionFiles], None]
     owner: tuple[int, int] | None
 
 
@@ -47,6 +54,7 @@ def spec_maker(config: Config, folder: DataFolder, agents: Mapping[str, Agent], 
     """Specs for `agents`, a mapping that a reload may change. The source's digest is taken once, at start."""
     in_docker = config.runtime.kind == "docker"
     uid, gid = container_uid_gid(config.docker.user) if in_docker else (os.getuid(), os.getgid())
+    links = folder.run_dir / "workspace"
     owner = (uid, gid) if (uid, gid) != (os.getuid(), os.getgid()) else None
     digest = source_digest()
 
@@ -68,9 +76,31 @@ def spec_maker(config: Config, folder: DataFolder, agents: Mapping[str, Agent], 
             user=f"{uid}:{gid}",
             folder=SessionFolder(folder.sessions_dir / key.agent / key.session),
             agent_folder=_agent_folder(folder.agents_dir / key.agent, owner),
+            own_runner=agent.runner,
+            workspace=ensure_workspace(links) if agent.runner and in_docker else None,
         )
 
-    return SpecMaker(make, owner)
+    def prepare(key: SessionKey, files: SessionFiles) -> None:
+        files.prepare_outbound()
+        agent = agents.get(key.agent)
+        places = _places(agent) if agent is not None else None
+        if agent is not None and agent.runner:
+            with files.inbound() as db:
+                destinations.write_with_own_place(db, places)
+        elif places is not None:
+            with files.inbound() as db:
+                destinations.write(db, places)
+
+    return SpecMaker(make, prepare, owner)
+
+
+def _places(agent: Agent) -> dict[str, destinations.Place] | None:
+    if agent.destinations is None:
+        return None
+    return {
+        name: destinations.Place(one.channel, one.place, one.display_name or name)
+        for name, one in agent.destinations.items()
+    }
 
 
 def _runner(agent: Agent, config: Config) -> RunnerSettings:

@@ -216,7 +216,7 @@ class ProcessRuntime:
         with _duplicate(gate) as gate_copy, _duplicate(output) as output_copy:
             return os.posix_spawn(
                 wrapper[0],
-                (*wrapper, sources[CONTAINER_AGENT], *self._command),
+                (*wrapper, sources[CONTAINER_AGENT], *(spec.runner or self._command)),
                 _environment(spec, sources),
                 file_actions=(
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -50,6 +50,7 @@ class ContainerSpec:
     network: str
     user: str
     stderr_log: Path
+    runner: tuple[str, ...] = ()  # a runner program of the operator's own; empty: clawbus's
 
 
 @dataclass(frozen=True, slots=True)

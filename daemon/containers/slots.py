@@ -11,6 +11,7 @@ import anyio
 from daemon.bus.sessions import Session
 from daemon.containers.protocol import ContainerSpec, Exit
 from daemon.store.registry import SessionKey
+from daemon.store.session_files import SessionFiles
 
 
 class Phase(StrEnum):
@@ -49,10 +50,11 @@ class Hooks:
     `on_exit` does all that a confirmed exit entails and says whether the incarnation had claimed anything; when it raises
     it is called again. `why_it_may_go` says why a running session may lose its slot to one that waits: "idle", another
     reason to end it by force, or None. `drain` tells an incarnation to claim nothing more and returns whether it works on
-    nothing.
+    nothing. `prepare` makes what a runner expects in a session's files, in a thread.
     """
 
     make_spec: Callable[[SessionKey, str], ContainerSpec]
+    prepare: Callable[[SessionKey, SessionFiles], None]
     on_started: Callable[[Session], None]
     on_exit: Callable[[Session, str, str, Exit], Awaitable[bool]]
     after_exit: Callable[[Session], None]

@@ -19,6 +19,7 @@ from schema.layout import (
     CONTAINER_AGENT,
     CONTAINER_IN,
     CONTAINER_OUT,
+    CONTAINER_WORKSPACE,
     ENV_AGENT_NAME,
     ENV_INCARNATION,
     ENV_RUNNER,
@@ -63,8 +64,12 @@ def build_spec(
     user: str,
     folder: SessionFolder,
     agent_folder: Path,
+    own_runner: tuple[str, ...] = (),
+    workspace: Path | None = None,
 ) -> ContainerSpec:
     """The spec of one incarnation. `image_digest` is whatever tells two builds of `image` apart; `user` is "uid:gid".
+
+    `own_runner` is the operator's own runner program; `workspace` is then the folder of links (`workspace.py`) to mount.
 
     Raises ConfigError when the agent's own environment names a variable that is reserved or not one.
     """
@@ -75,6 +80,8 @@ def build_spec(
         Mount(folder.outbox, CONTAINER_OUT, read_only=False),
         Mount(agent_folder, CONTAINER_AGENT, read_only=False),
     )
+    if workspace is not None:
+        mounts = (Mount(workspace, CONTAINER_WORKSPACE, read_only=True), *mounts)
     stderr_log = folder.logs / STDERR_LOG
     fingerprint = _digest(
         {
@@ -90,6 +97,7 @@ def build_spec(
             "network": network,
             "user": user,
             "stderr_log": str(stderr_log),
+            **({"runner": list(own_runner)} if own_runner else {}),
         }
     )
     return ContainerSpec(
@@ -106,6 +114,7 @@ def build_spec(
         network=network,
         user=user,
         stderr_log=stderr_log,
+        runner=own_runner,
     )
 
 

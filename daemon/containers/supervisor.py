@@ -6,6 +6,8 @@ its last container's exit entails is done.
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
 from anyio.abc import TaskGroup
 
@@ -244,9 +246,9 @@ class Supervisor:
     async def _try_spawn(self, slot: Slot) -> Running | None:
         """A container, or None when none is to be: then the slot has been given up. Raises what `spawn` raises."""
         key, now = slot.session.key, slot.spawned_at
-        # A sweep that found nothing running may be recovering a journal. After this it is done, and the next one sees
-        # the slot.
-        await slot.session.call(_nothing)
+        # A sweep that found nothing running may be recovering a journal. It holds the session's lock, so it is done when
+        # this call begins, and the next sweep sees the slot.
+        await slot.session.call(partial(self._hooks.prepare, key, slot.session.files))
         if slot.session.quarantined is not None:
             await self._give_up(slot, "quarantine", None)
             return None
@@ -326,7 +328,3 @@ class Supervisor:
         key = slot.session.key
         self._log.info("container_evicted", agent=key.agent, session=key.session, reason=reason)
         self._endings.begin_end(key, reason, graceful=True, incarnation=slot.incarnation)
-
-
-def _nothing() -> None:
-    """Takes its turn among the operations on a session's files."""

@@ -138,7 +138,9 @@ def _image_error(config: Config) -> str | None:
     from daemon.containers.docker_image import usable_image  # noqa: PLC0415
     from daemon.ops.source import source_digest  # noqa: PLC0415
 
-    images = sorted({config.docker.image, *(one.image for one in config.agents.values() if one.image is not None)})
+    images = sorted(
+        {config.docker.image, *(one.image for one in config.agents.values() if one.image and not one.runner)}
+    )
     client: Any
     with closing(DockerClient(timeout_s=min(config.docker.timeout_s, PATIENCE_S))) as client:
         for image in images:

@@ -1,11 +1,14 @@
 """One session's folder on the host: making it, and opening its two files each in the only way the host may.
 
-Never writes outbound.db; `recover` is the one exception, and its caller must have the container's confirmed exit.
+Never writes to an outbound.db that a container may hold. There are two exceptions, both while no container runs:
+`prepare_outbound` makes the file before the session's first container, and `recover` rolls back a journal after a
+confirmed exit.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +17,7 @@ from daemon.store.kept_files import KeptFiles
 from schema.bell import ring
 from schema.connect import Reader, ReadLimits, Writer, open_outbound_reader, open_owner, recover_outbound_journal
 from schema.errors import StorageError, UnusableFileError
-from schema.layout import SessionFolder
+from schema.layout import OUTBOUND_DB, OUTBOX_FILES, SessionFolder
 from schema.migrate import Role
 
 
@@ -52,6 +55,35 @@ class SessionFiles:
         with open_owner(self.folder.inbound_db, Role.INBOUND):
             if fresh:
                 self.folder.inbound_db.chmod(0o644)
+
+    def prepare_outbound(self) -> None:
+        """Make outbound.db with its tables, and `outbox/`, if they are missing. Call it only while no container runs.
+
+        A runner of another make expects the tables at its start. The file is made outside of `out/` and moved there, so
+        that a crash leaves none or a whole one. Raises StorageError.
+        """
+        target, draft = self.folder.outbound_db, self.folder.root / f"{OUTBOUND_DB}.new"
+        try:
+            self._make_outbox()
+            if _holds_something(target) or self.has_journal():
+                return
+            for leftover in (draft, draft.with_name(f"{draft.name}-journal")):
+                leftover.unlink(missing_ok=True)
+            with open_owner(draft, Role.OUTBOUND):
+                draft.chmod(0o644)
+            if self._owner is not None:
+                os.chown(draft, *self._owner, follow_symlinks=False)
+            draft.rename(target)
+        except OSError as error:
+            raise StorageError(f"{target}: {error.strerror}.") from error
+
+    def _make_outbox(self) -> None:
+        folder = self.folder.outbox / OUTBOX_FILES
+        if os.path.lexists(folder):  # whatever a container made of it is the container's
+            return
+        folder.mkdir(mode=0o755)
+        if self._owner is not None:
+            os.chown(folder, *self._owner, follow_symlinks=False)
 
     @contextmanager
     def inbound(self) -> Generator[Writer]:
@@ -108,6 +140,15 @@ class SessionFiles:
         except OSError:
             return None
         return status.st_mtime_ns, status.st_size
+
+
+def _holds_something(path: Path) -> bool:
+    """Return whether anything but an empty plain file lies there."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISREG(status.st_mode) or status.st_size > 0
 
 
 def _is_there(folder: Path) -> bool:

@@ -1,0 +1,94 @@
+"""What a session's files hold before its first container: outbound.db with its tables, whole or not at all."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from daemon.store import destinations
+from daemon.store.destinations import OWN_PLACE, Place
+from daemon.store.session_files import SessionFiles
+from schema.connect import ReadLimits, open_reader
+from schema.migrate import OUTBOUND_TABLES
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> SessionFiles:
+    made = SessionFiles(tmp_path / "sessions" / "a" / "s", ReadLimits())
+    made.create()
+    return made
+
+
+def tables(path: Path) -> set[str]:
+    with open_reader(path) as db:
+        return {row["name"] for row in db.all("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+
+
+def test_the_tables_are_there_and_nothing_else_is_left(files: SessionFiles) -> None:
+    files.prepare_outbound()
+    assert set(OUTBOUND_TABLES) <= tables(files.folder.outbound_db)
+    assert (files.folder.outbox / "outbox").is_dir()
+    assert {path.name for path in files.folder.root.iterdir()} == {"in", "out", "logs"}
+    assert {path.name for path in files.folder.outbox.iterdir()} == {"outbound.db", "outbox"}
+
+
+def test_a_file_that_holds_something_is_left_alone(files: SessionFiles) -> None:
+    with closing(sqlite3.connect(files.folder.outbound_db)) as db:
+        db.execute("CREATE TABLE mine (x)")
+        db.commit()
+    before = files.folder.outbound_db.read_bytes()
+    files.prepare_outbound()
+    assert files.folder.outbound_db.read_bytes() == before
+
+
+def test_a_draft_that_a_crash_left_and_an_empty_file_are_replaced(files: SessionFiles) -> None:
+    (files.folder.root / "outbound.db.new").write_bytes(b"half a file")
+    (files.folder.root / "outbound.db.new-journal").write_bytes(b"")
+    files.folder.outbound_db.touch()
+    files.prepare_outbound()
+    assert set(OUTBOUND_TABLES) <= tables(files.folder.outbound_db)
+    assert not (files.folder.root / "outbound.db.new").exists()
+
+
+def test_an_empty_file_beside_a_journal_is_left_to_recovery(files: SessionFiles) -> None:
+    files.folder.outbound_db.touch()
+    (files.folder.outbox / "outbound.db-journal").write_bytes(b"\0" * 512)
+    files.prepare_outbound()
+    assert files.folder.outbound_db.stat().st_size == 0
+
+
+def test_a_link_in_the_place_of_the_file_or_of_the_folder_is_not_followed(files: SessionFiles, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    files.folder.outbound_db.symlink_to(tmp_path / "elsewhere" / "x.db")
+    (files.folder.outbox / "outbox").symlink_to(tmp_path / "elsewhere")
+    files.prepare_outbound()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert files.folder.outbound_db.is_symlink()
+
+
+def names(files: SessionFiles) -> dict[str, str]:
+    with files.inbound() as db:
+        return {row["name"]: row["platform_id"] for row in db.all("SELECT name, platform_id FROM destinations")}
+
+
+def test_destinations_are_those_of_the_configuration_and_no_others(files: SessionFiles) -> None:
+    ops, dev = Place("local", "ops-room", "Ops"), Place("local", "dev-room", "Dev")
+    for places in ({"ops": ops, "dev": dev}, {"ops": ops}):
+        with files.inbound() as db:
+            destinations.write(db, places)
+        assert names(files) == {name: one.place for name, one in places.items()}
+
+
+def test_the_own_place_is_added_to_an_empty_table_and_never_displaces_imported_rows(files: SessionFiles) -> None:
+    with files.inbound() as db, db.transaction():
+        db.execute("INSERT INTO session_routing VALUES (1, 'local', 'me', NULL)")
+    with files.inbound() as db:
+        destinations.write_with_own_place(db, None)
+    assert names(files) == {OWN_PLACE: "me"}
+    with files.inbound() as db, db.transaction():
+        db.execute("DELETE FROM destinations")
+        db.execute("INSERT INTO destinations VALUES ('cli', 'CLI', 'channel', 'local', 'cli', NULL)")
+    with files.inbound() as db:
+        destinations.write_with_own_place(db, None)
+    assert names(files) == {"cli": "cli"}
