@@ -14,13 +14,13 @@ from daemon.errors import DataFolderError
 from schema.layout import HEARTBEAT, INBOUND_DB, INBOX_FILES, OUTBOUND_DB, OUTBOX_FILES
 
 _MOUNT_POINTS: Final = ("in", "out", "agent")
-_LINKS: Final = {
-    INBOUND_DB: f"in/{INBOUND_DB}",
-    INBOX_FILES: f"in/{INBOX_FILES}",
-    OUTBOUND_DB: f"out/{OUTBOUND_DB}",
-    OUTBOX_FILES: f"out/{OUTBOX_FILES}",
-    HEARTBEAT: f"out/{HEARTBEAT}",
-}
+_LINKS: Final = (  # (name, target)
+    (INBOUND_DB, f"in/{INBOUND_DB}"),
+    (INBOX_FILES, f"in/{INBOX_FILES}"),
+    (OUTBOUND_DB, f"out/{OUTBOUND_DB}"),
+    (OUTBOX_FILES, f"out/{OUTBOX_FILES}"),
+    (HEARTBEAT, f"out/{HEARTBEAT}"),
+)
 
 
 def ensure_workspace(folder: Path) -> Path:
@@ -33,7 +33,7 @@ def ensure_workspace(folder: Path) -> Path:
         folder.chmod(0o755)
         for name in _MOUNT_POINTS:
             (folder / name).mkdir(mode=0o755, exist_ok=True)
-        for name, target in _LINKS.items():
+        for name, target in _LINKS:
             with contextlib.suppress(FileExistsError):
                 (folder / name).symlink_to(target)
     except OSError as error:
