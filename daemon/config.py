@@ -85,6 +85,9 @@ class Delivery(_Table):
     retry_for_s: float = Field(default=24 * 3600.0, gt=0)
     batch: int = Field(default=200, ge=1, le=1000)
     max_dead_letters: int = Field(default=10_000, ge=1)
+    max_sends_per_channel: int = Field(default=100, ge=1, le=10_000)
+    max_sends_per_place: int = Field(default=16, ge=1, le=10_000)
+    max_sends_per_session: int = Field(default=8, ge=1, le=10_000)
 
 
 class Retention(_Table):

@@ -18,9 +18,10 @@ from daemon.bus.delivery_report import DeliveryReport
 from daemon.bus.delivery_steps import Means, Outcome, record_outcomes
 from daemon.bus.outcomes import by_destination
 from daemon.bus.own_delivery import Handed, OwnDelivery
+from daemon.bus.send_slots import SLOW_S, Lane, SendSlots, SlotLimits
 from daemon.bus.sender import Sender
 from daemon.bus.sessions import Session
-from daemon.channels.protocol import Channel, InDoubt
+from daemon.channels.protocol import Channel, InDoubt, OwnChannel
 from daemon.clock import Clock
 from daemon.config import Delivery as DeliveryConfig
 from daemon.telemetry.telemetry import Telemetry
@@ -84,6 +85,11 @@ class Delivery:
             name: ChannelTraits(c.capabilities.deduplicates, c.capabilities.in_doubt is InDoubt.HOLD)
             for name, c in channels.items()
         }
+        # A channel that writes a file of ours holds nobody up, and takes its rows in the look itself.
+        self._unbounded = frozenset(name for name, one in channels.items() if isinstance(one, OwnChannel))
+        self._slots: SendSlots[Session] = SendSlots(
+            SlotLimits(config.max_sends_per_channel, config.max_sends_per_place, config.max_sends_per_session)
+        )
         self._own = OwnDelivery(channels, clock, telemetry)
         self._sender = Sender(channels, config.send_timeout_s, clock, telemetry)
         self._report = DeliveryReport(telemetry)
@@ -122,14 +128,25 @@ class Delivery:
                 self._drained = anyio.Event()
                 await self._drained.wait()
 
-    def poke(self, session: Session) -> None:
-        """Something of this session may be new: look soon. Calls during a look make it look once more."""
+    def poke(self, session: Session) -> bool:
+        """Something of this session may be new: look soon. Calls during a look make it look once more.
+
+        False when no look will come.
+        """
         if self._tasks is None or self._closing or session.quarantined is not None:
-            return
+            return False
         idle = session not in self._dirty
         self._dirty[session] = True
         if idle:
             self._tasks.start_soon(self._run, session, name=f"collect {session.key}")
+        return True
+
+    def _wake(self, granted: list[Session]) -> None:
+        """Let the sessions look that were granted a slot; one that does not look passes its slot on."""
+        while granted:
+            session = granted.pop()
+            if not self.poke(session):
+                granted += self._slots.forgo(session)
 
     async def _run(self, session: Session) -> None:
         try:
@@ -141,11 +158,23 @@ class Delivery:
                     self._dirty[session] = True
         finally:
             del self._dirty[session]
+            self._wake(self._slots.forgo(session))
             self._drained.set()
 
     async def _collect(self, session: Session) -> bool:
         """One look. True when more is known to wait."""
-        means = self._means(session)
+        taken: list[Lane] = []
+        granted: list[Session] = []
+        try:
+            return await self._look(session, taken, granted)
+        finally:
+            for lane in taken:  # a look that failed has begun no send
+                granted += self._slots.give_back(session, lane)
+            self._wake(granted)
+
+    async def _look(self, session: Session, taken: list[Lane], granted: list[Session]) -> bool:
+        """`taken`: the slots that this look has taken, for as long as no send has them. `granted`: who got one by it."""
+        means = self._means(session, taken, granted)
         now = self._clock.now_ms()
         live = self._live(session)
         try:
@@ -153,6 +182,7 @@ class Delivery:
                 found, handed = await session.call_locked(partial(self._own.collect, session, means, live, now))
                 # Under the lock: a destination is marked before anybody else can plan for it.
                 groups = self._claim_destinations(session, found.sends, handed)
+                taken.clear()  # from here on each group gives its slot back
         except ReadRaceError as error:
             self._log.debug(
                 "outbound_read_race", agent=session.key.agent, session=session.key.session, error=str(error)
@@ -258,8 +288,22 @@ class Delivery:
                         seconds=round(seconds), code=error.code, error=str(error))  # fmt: skip
         self._end_container(session, "unreadable")
 
-    def _means(self, session: Session) -> Means:
+    def _means(self, session: Session, taken: list[Lane], granted: list[Session]) -> Means:
         under_way = frozenset(row_id for ids in session.sending.values() for row_id in ids)
+        full = self._slots.full(session)
+
+        def take(channel: str, place: str) -> bool:
+            if channel in self._unbounded:
+                return True
+            lane = channel, place
+            if not self._slots.take(session, lane):
+                return False
+            taken.append(lane)
+            return True
+
+        def wait(channel: str, place: str) -> None:
+            granted.extend(self._slots.wait(session, (channel, place)))
+
         return Means(
             channels=self._traits,
             config=self._config,
@@ -267,6 +311,10 @@ class Delivery:
             held=frozenset(session.sending),
             under_way=under_way,
             jitter=self._rng.random(),
+            take=take,
+            full=full,
+            wait=wait,
+            few=4 * self._config.max_sends_per_session if full or session.sending else None,
         )
 
     def _claim_destinations(
@@ -286,9 +334,12 @@ class Delivery:
 
         What has been handed over already is only to be recorded.
         """
+        lane = sends[0].address.channel_type, sends[0].address.platform_id
+        began, slow = self._clock.monotonic(), None
         try:
             if handed is None:
                 outcomes = await self._send_in_order(session, sends)
+                slow = _slow(outcomes, self._clock.monotonic() - began)
             else:
                 outcomes = handed.outcomes
                 await self._record(session, outcomes)
@@ -301,6 +352,8 @@ class Delivery:
         finally:
             self._senders -= 1
             session.sending.pop(address_key, None)
+            if lane[0] not in self._unbounded:
+                self._wake(self._slots.give_back(session, lane, slow=slow))
             self._drained.set()
         if address_key in session.behind or any(outcome.error or not outcome.sent for outcome in outcomes):
             session.behind.discard(address_key)
@@ -331,7 +384,7 @@ class Delivery:
 
     async def _record(self, session: Session, outcomes: list[Outcome]) -> None:
         """Record until it is recorded: a receipt that is lost would be sent again."""
-        means, wait = self._means(session), 0.1
+        means, wait = self._means(session, [], []), 0.1
         # A shutdown must not tear a receipt off its send; it waits a bounded time for this.
         with anyio.CancelScope() as scope:
             while True:
@@ -351,3 +404,10 @@ class Delivery:
                 await anyio.sleep(wait)
                 wait = min(wait * 2, 5.0)
             self._report.sent(session, outcomes, buried)
+
+
+def _slow(outcomes: Sequence[Outcome], seconds: float) -> bool | None:
+    """Whether a place holds slots without taking anything; None when nothing is known of it."""
+    if any(outcome.error is not None for outcome in outcomes):
+        return True if seconds > SLOW_S else None
+    return False if any(outcome.sent for outcome in outcomes) else None

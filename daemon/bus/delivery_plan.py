@@ -53,7 +53,8 @@ class ChannelTraits:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the session may do and the channels can. `held`: destinations with a send under way or a failed head."""
+    """What the session may do and the channels can. `held`: destinations with a send under way or a failed head.
+    `full`: (channel, place) to which the session may begin no send now."""
 
     now: int
     routing: Address | None
@@ -61,6 +62,7 @@ class Rules:
     channels: Mapping[str, ChannelTraits]
     held: frozenset[str]
     max_content_bytes: int
+    full: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,12 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Take note of it; its turn comes later. `not_before` is epoch ms or None."""
+    """Take note of it; its turn comes later. `not_before` is epoch ms or None. `blocked`: it waits for a send's slot."""
 
     candidate: Candidate
     address: Address
     not_before: int | None
+    blocked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,8 @@ def _decide(candidate: Candidate, rules: Rules, held: set[str]) -> Decision:
         return Queue(candidate, address, row.deliver_after)
     if address.key in held:
         return Queue(candidate, address, None)
+    if (address.channel_type, address.platform_id) in rules.full:
+        return Queue(candidate, address, None, blocked=True)
     traits = rules.channels.get(address.channel_type)
     if traits is None:
         known = ", ".join(sorted(rules.channels)) or "none"

@@ -5,9 +5,9 @@ Synchronous; the caller holds the session's lock. Sends nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeGuard
 
 from daemon.bus.delivery_plan import Bury, Candidate, ChannelTraits, Decision, Defer, Queue, Rules, Send, plan, retry_at
 from daemon.bus.endings import Ending, endings
@@ -63,7 +63,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What the session's delivery works with; `held` destinations have a send under way."""
+    """What the session's delivery works with; `held` destinations have a send under way.
+
+    `take` takes a send's slot at (channel, place), if there is one; there is none at the places in `full`, for which `wait`
+    says that something waits. `few`: at most so many rows are read again, since no more can be sent.
+    """
 
     channels: Mapping[str, ChannelTraits]
     config: DeliveryConfig
@@ -71,6 +75,10 @@ class Means:
     held: frozenset[str]
     under_way: frozenset[str]
     jitter: float
+    take: Callable[[str, str], bool] = lambda _channel, _place: True
+    full: frozenset[tuple[str, str]] = frozenset()
+    wait: Callable[[str, str], None] = lambda _channel, _place: None
+    few: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +102,15 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         settles = settled(Observation(now=now, pending=tuple(pending), acks=acks))
         claims = _new_claims(db, pending, acks, live)
         planned = plan(batch.candidates, _rules(db, batch, means, now)) if batch.candidates else []
+        planned = _with_slots(planned, means.take)
+        for channel, place in {(d.address.channel_type, d.address.platform_id) for d in planned if _blocked(d)}:
+            means.wait(channel, place)
         # A row that waits in the queue already goes on waiting: nothing to write.
         decisions = [d for d in planned if not (isinstance(d, Queue) and d.candidate.state is not None)]
         _check_dead(db, decisions, means.config.max_dead_letters)
-        queued = frozenset(d.address.key for d in planned if isinstance(d, Queue) and d.not_before is None)
+        queued = frozenset(
+            d.address.key for d in planned if isinstance(d, Queue) and d.not_before is None and not d.blocked
+        )
         if not decisions and not settles and not claims and batch.top_seq is None:
             return Collected(more=batch.more, queued=queued)
         with db.transaction():
@@ -121,6 +134,27 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         later=_waits(decisions) or _ends_occurrence(pending, settles),
         queued=queued,
     )
+
+
+def _blocked(item: Decision) -> TypeGuard[Queue]:
+    return isinstance(item, Queue) and item.blocked
+
+
+def _with_slots(planned: Sequence[Decision], take: Callable[[str, str], bool]) -> list[Decision]:
+    """A slot for each destination that is to be sent to; without one its rows wait, and are not intended."""
+    has: dict[str, bool] = {}
+    found: list[Decision] = []
+    for item in planned:
+        if isinstance(item, Send):
+            key = item.address.key
+            if key not in has:
+                has[key] = take(item.address.channel_type, item.address.platform_id)
+            found.append(item if has[key] else Queue(item.candidate, item.address, None, blocked=True))
+        elif isinstance(item, Queue) and has.get(item.address.key) is False:
+            found.append(replace(item, blocked=True))
+        else:
+            found.append(item)
+    return found
 
 
 def unfinished(
@@ -197,15 +231,19 @@ def _failed(db: Writer, outcome: Outcome, means: Means, now: int) -> Bury | None
 
 def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
     """What there is to plan. New rows only when no tracked one was left out, so that order holds."""
-    limit = means.config.batch
+    batch = means.config.batch
+    limit = batch if means.few is None else min(batch, means.few)
     held = means.held | deliveries.retrying_destinations(db, now)
-    every_due = deliveries.due(db, now, held, limit)
+    every_due = deliveries.due(db, now, held, limit, full=means.full)
+    for channel, place in means.full:
+        if deliveries.due(db, now, held, 1, only=(channel, place)):
+            means.wait(channel, place)
     due = [row for row in every_due if row.message_out_id not in means.under_way]
     host = deliveries.host_rows(db, [row.message_out_id for row in due if row.from_host])
     agent, due, left_out = _agent_rows(out, due)
     new: list[MessageOut] = []
     if out is not None and len(every_due) < limit and not left_out:
-        new = outbound.rows_after(out, deliveries.cursor(db, out.file_id), limit)
+        new = outbound.rows_after(out, deliveries.cursor(db, out.file_id), batch)
     known = deliveries.known(db, [row.id for row in new])
     tracked = [(row, _row_of(row, host if row.from_host else agent)) for row in due]
     fresh = _first_of_each(new, known)
@@ -219,7 +257,7 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
         held=held,
         top_seq=new[-1].seq if new else None,
         file_id=out.file_id if out is not None else "",
-        more=left_out or len(every_due) == limit or len(new) == limit or sum(len(row.content) for row in new) > _LARGE,
+        more=left_out or len(every_due) == limit or len(new) == batch or sum(len(row.content) for row in new) > _LARGE,
     )
 
 
@@ -292,6 +330,7 @@ def _rules(db: Reader, batch: _Batch, means: Means, now: int) -> Rules:
         channels=means.channels,
         held=batch.held,
         max_content_bytes=means.max_content_bytes,
+        full=means.full,
     )
 
 

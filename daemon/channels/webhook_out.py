@@ -11,7 +11,6 @@ import logging
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, cast
 
@@ -19,7 +18,9 @@ import anyio
 import anyio.to_thread
 import httpx
 
+from daemon.channels.http_pool import HttpPool
 from daemon.channels.protocol import Outgoing, Receipt
+from daemon.channels.resolver import Resolver
 from daemon.channels.signatures import retry_after_s, sign_at
 from daemon.channels.webhook_settings import Hook, Keys, WebhookSettings
 from daemon.clock import Clock
@@ -42,7 +43,7 @@ class WebhookOut:
         self._settings = settings
         self._keys = keys
         self._clock = clock
-        self._client: httpx.AsyncClient | None = None
+        self._pool: HttpPool | None = None
         self._agent = f"clawbus/{_version()}"
 
     @asynccontextmanager
@@ -53,24 +54,18 @@ class WebhookOut:
         # The machine's certificate store, loaded in a thread: it takes tens of milliseconds.
         trust = await anyio.to_thread.run_sync(ssl.create_default_context)
         settings = self._settings
-        async with httpx.AsyncClient(
-            verify=trust,
-            follow_redirects=False,
-            trust_env=False,
-            # One receiver's cookie is nobody else's business, not even that receiver's next request.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            timeout=httpx.Timeout(
-                connect=settings.connect_timeout_s,
-                read=settings.read_timeout_s,
-                write=settings.write_timeout_s,
-                pool=settings.pool_timeout_s,
-            ),
-        ) as client:
-            self._client = client
+        timeout = httpx.Timeout(
+            connect=settings.connect_timeout_s,
+            read=settings.read_timeout_s,
+            write=settings.write_timeout_s,
+            pool=None,  # nothing waits for a slot there
+        )
+        async with HttpPool(self._name, timeout, trust, Resolver(self._clock)).open() as pool:
+            self._pool = pool
             try:
                 yield
             finally:
-                self._client = None
+                self._pool = None
 
     async def deliver(self, message: Outgoing) -> Receipt:
         """Post one message. Raises TransientDeliveryError or PermanentDeliveryError; returns only for a 2xx."""
@@ -80,13 +75,14 @@ class WebhookOut:
         key = self._keys[hook_name].reply if hook is not None else None
         if hook is None or url is None or key is None:
             raise self._no_route(hook_name[:64], hook)
-        if self._client is None:
+        if self._pool is None:
             raise TransientDeliveryError(f"channel {self._name} is not running.")
         body = _body(message)
-        request = self._client.build_request(
-            "POST", url.get_secret_value(), content=body, headers=self._headers(message, key, body)
-        )
-        return await self._send(self._client, request, f"{hook_name} ({request.url.host})")
+        async with self._pool.lease() as client:
+            request = client.build_request(
+                "POST", url.get_secret_value(), content=body, headers=self._headers(message, key, body)
+            )
+            return await self._send(client, request, f"{hook_name} ({request.url.host})")
 
     async def _send(self, client: httpx.AsyncClient, request: httpx.Request, where: str) -> Receipt:
         """One attempt, bounded in all its parts and in total."""

@@ -49,14 +49,35 @@ def advance(db: Writer, seq: int, file_id: str) -> None:
     )
 
 
-def due(db: Reader, now: int, held: frozenset[str], limit: int) -> list[Tracked]:
-    """Open rows whose time has come and whose destination is not in `held`, in seq order."""
+def due(
+    db: Reader,
+    now: int,
+    held: frozenset[str],
+    limit: int,
+    *,
+    full: frozenset[tuple[str, str]] = frozenset(),
+    only: tuple[str, str] | None = None,
+) -> list[Tracked]:
+    """Open rows whose time has come and whose destination is not in `held`, in seq order.
+
+    None at a (channel, place) in `full`; with `only` those at that one alone.
+    """
     blocked = tuple(held)
+    # A destination's key begins with its channel and place, each with a separator behind it (schema.rows.Address.key).
+    places = [f"{channel}\x1f{place}" for channel, place in ((only,) if only is not None else full)]
+    bounds = [edge for place in places for edge in (f"{place}\x1f", f"{place}\x20")]
+    within = (
+        " AND (destination >= ? AND destination < ?)"
+        if only is not None
+        else (" AND NOT (destination >= ? AND destination < ?)" * len(places))
+    )
     rows = db.all(
         "SELECT * FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying')"
         " AND coalesce(next_attempt_at, 0) <= ?"
-        f" AND destination NOT IN ({marks(blocked)}) ORDER BY seq LIMIT ?",
-        (now, *blocked, limit),
+        f" AND destination NOT IN ({marks(blocked)})"
+        f"{within}"
+        " ORDER BY seq LIMIT ?",
+        (now, *blocked, *bounds, limit),
     )
     return [
         Tracked(

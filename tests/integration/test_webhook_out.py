@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
+import random
+import socket
+import threading
 import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import anyio
+import httpcore
+import httpx
 import pytest
 import structlog
+from anyio.abc import SocketAttribute
 
 from daemon.channels.protocol import InDoubt, Outgoing, Receipt
 from daemon.channels.signatures import sign_at
@@ -238,3 +246,118 @@ def test_capabilities_are_the_configured_ones(tmp_path: Path) -> None:
     assert (channel.capabilities.deduplicates, channel.capabilities.in_doubt) == (False, InDoubt.RESEND)
     channel = channel_to("http://127.0.0.1:1/", tmp_path, receiver_deduplicates=True, in_doubt="hold")
     assert (channel.capabilities.deduplicates, channel.capabilities.in_doubt) == (True, InDoubt.HOLD)
+
+
+async def test_sends_that_are_cancelled_at_random_moments_take_nothing_from_later_ones(tmp_path: Path) -> None:
+    """In a bounded pool, a request that is cancelled just when it is given a slot keeps the slot for ever."""
+    rng = random.Random(11)
+    answers = anyio.Event()
+
+    async def serve(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                while True:
+                    await stream.receive()
+                    await answers.wait()
+                    await stream.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
+        made = channel_to(f"http://127.0.0.1:{listener.extra(SocketAttribute.local_port)}/", tmp_path)  # noqa: S610
+        async with running(made):
+            async with anyio.create_task_group() as sends:
+                scopes = [anyio.CancelScope() for _ in range(300)]  # more than the slots of a pool as it comes
+
+                async def cut(number: int) -> None:
+                    with scopes[number], suppress(TransientDeliveryError):
+                        await made.deliver(message(message_out_id=f"cut-{number}", key=f"a/s/cut-{number}"))
+
+                for number in range(300):
+                    sends.start_soon(cut, number)
+                await anyio.wait_all_tasks_blocked()
+                while scopes_left := [one for one in scopes if not one.cancel_called]:
+                    for scope in rng.sample(scopes_left, min(len(scopes_left), rng.randint(1, 20))):
+                        scope.cancel()
+                    await anyio.lowlevel.checkpoint()
+            answers.set()
+            with anyio.fail_after(30):
+                for number in range(30):
+                    await made.deliver(message(message_out_id=f"late-{number}", key=f"a/s/late-{number}"))
+            pool = made._out._pool
+            assert pool is not None
+            assert pool._now.under_way == 0
+            # A connection that is neither in use nor idle is a slot that never comes back.
+            assert all(one.is_idle() or one.is_closed() for one in pool._now.transport.pool.connections)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_pool_whose_connections_nobody_uses_is_replaced_and_the_send_succeeds(
+    app: Receiver, channel: WebhookChannel
+) -> None:
+    await channel.deliver(message())
+    pool = channel._out._pool
+    assert pool is not None
+    broken = pool._now
+    origin = httpcore.URL(app.url).origin
+    broken.transport.pool._connections += [broken.transport.pool.create_connection(origin) for _ in range(100)]
+    with structlog.testing.capture_logs() as told:
+        await channel.deliver(message(message_out_id="second", key="a/s/second"))
+    assert pool.replaced == 1
+    assert pool._now is not broken
+    assert broken.client.is_closed
+    assert [one["event"] for one in told if one["log_level"] == "warning"] == ["webhook_pool_replaced"]
+    await channel.deliver(message(message_out_id="third", key="a/s/third"))
+    assert pool.replaced == 1
+
+
+async def test_a_pool_that_is_replaced_lets_its_sends_finish_first(channel: WebhookChannel) -> None:
+    pool = channel._out._pool
+    assert pool is not None
+    async with pool.lease() as first:
+        await pool._replace()
+        assert not first.is_closed
+        async with pool.lease() as second:
+            assert second is not first
+    assert first.is_closed
+    assert not second.is_closed
+
+
+async def test_a_receiver_whose_name_server_hangs_delays_no_other_receiver(
+    app: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, release = socket.getaddrinfo, threading.Event()
+
+    def asked(host: str, *more: Any, **named: Any) -> Any:
+        if host == "hung.test":
+            release.wait(60)
+        return real("127.0.0.1" if host.endswith(".test") else host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
+    hook = {"agent": "a", "session": "s", "secret": SECRET, "reply_secret": REPLY_SECRET}
+    port = httpx.URL(app.url).port
+    hooks = {name: {**hook, "reply_url": f"http://{name}.test:{port}/reply"} for name in ("hung", "good")}
+    made: WebhookChannel = build(
+        WebhookChannel,
+        "webhook",
+        {"listen": "127.0.0.1:0", "hooks": hooks, "connect_timeout_s": 30},
+        tmp_path,
+        SetClock(),
+    )
+    failed: list[Exception] = []
+    async with running(made), anyio.create_task_group() as tasks:
+
+        async def to_hung(number: int) -> None:
+            try:
+                await made.deliver(outgoing("webhook", "hung", message_out_id=f"h{number}", key=f"a/s/h{number}"))
+            except TransientDeliveryError as error:
+                failed.append(error)
+
+        for number in range(40):
+            tasks.start_soon(to_hung, number)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(20):
+            for number in range(20):
+                await made.deliver(outgoing("webhook", "good", message_out_id=f"g{number}", key=f"a/s/g{number}"))
+        assert not failed
+        release.set()
+    assert not failed

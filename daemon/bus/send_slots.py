@@ -1,0 +1,148 @@
+"""Concurrency limits of sends, per channel, per place and per session, and whose turn it is when a slot comes free.
+
+A row is intended only when its send has a slot, so what waits for a slot is never in doubt. A freed slot is granted to
+whoever has waited longest, at once and under the same lock: nobody who came later can take it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+_S = TypeVar("_S")
+
+Lane = tuple[str, str]  # channel and place, for example webhook and a hook's name
+SLOW_S: Final = 1.0  # a failure that took longer than this holds slots that others need
+_REMEMBERED: Final = 1000  # lanes without a send whose last failure is kept in mind
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLimits:
+    """The most sends under way: over one channel, to one place, and of one session to one place."""
+
+    channel: int = 100
+    place: int = 16
+    session: int = 8
+
+
+@dataclass(slots=True)
+class _Lane(Generic[_S]):
+    in_use: int = 0  # slots that are taken or granted
+    slow: bool = False  # the last send ended in a failure that took long: one send at a time until one succeeds
+    of: Counter[_S] = field(default_factory=Counter[_S])
+    granted: Counter[_S] = field(default_factory=Counter[_S])
+    waiting: dict[_S, None] = field(default_factory=dict[_S, None])  # in the order of arrival
+
+
+class SendSlots(Generic[_S]):
+    """Thread-safe. `_S` is a session; methods that free a slot return the sessions that were granted one."""
+
+    def __init__(self, limits: SlotLimits) -> None:
+        self._limits = limits
+        self._gate = threading.Lock()
+        self._lanes: dict[Lane, _Lane[_S]] = {}
+
+    def take(self, session: _S, lane: Lane) -> bool:
+        """Take a slot, a granted one first. When there is none the session waits for one, and will be granted it."""
+        with self._gate:
+            state = self._lanes.setdefault(lane, _Lane[_S]())
+            if state.granted[session] > 0:
+                _less(state.granted, session)
+                return True
+            if self._free(lane, state, session):
+                state.in_use += 1
+                state.of[session] += 1
+                return True
+            state.waiting[session] = None
+            return False
+
+    def wait(self, session: _S, lane: Lane) -> list[_S]:
+        """Wait for a slot in a lane that was full a moment ago. By now there may be one, which is granted at once."""
+        with self._gate:
+            self._lanes.setdefault(lane, _Lane[_S]()).waiting[session] = None
+            return self._grant(lane[0])
+
+    def full(self, session: _S) -> frozenset[Lane]:
+        """The lanes in which `take` would fail now."""
+        with self._gate:
+            return frozenset(
+                lane for lane, state in self._lanes.items()
+                if state.granted[session] <= 0 and not self._free(lane, state, session)
+            )  # fmt: skip
+
+    def give_back(self, session: _S, lane: Lane, *, slow: bool | None = None) -> list[_S]:
+        """Free a slot. `slow`: True after a failure that took long, False after a success, None when neither is known."""
+        with self._gate:
+            state = self._lanes[lane]
+            state.in_use -= 1
+            _less(state.of, session)
+            if slow is not None:
+                state.slow = slow
+            return self._grant(lane[0])
+
+    def forgo(self, session: _S) -> list[_S]:
+        """Give up what was granted to this session and not taken: it has nothing to send, or may not."""
+        woken: list[_S] = []
+        with self._gate:
+            for lane, state in tuple(self._lanes.items()):
+                if (unused := state.granted[session]) > 0:
+                    _less(state.granted, session, unused)
+                    _less(state.of, session, unused)
+                    state.in_use -= unused
+                    woken += self._grant(lane[0])
+        return woken
+
+    def in_use(self, channel: str) -> int:
+        """Slots of this channel that are taken or granted."""
+        with self._gate:
+            return self._used(channel)
+
+    def _grant(self, channel: str) -> list[_S]:
+        """Hand what is free to those who wait, one each and in turn, until nobody can be given more."""
+        woken: list[_S] = []
+        for lane, state in tuple(self._lanes.items()):
+            if lane[0] != channel:
+                continue
+            granted = False
+            while (session := next(self._entitled(lane, state), None)) is not None:
+                del state.waiting[session]
+                state.in_use += 1
+                state.of[session] += 1
+                state.granted[session] += 1
+                woken.append(session)
+                granted = True
+            if not state.in_use and not state.waiting and (not state.slow or len(self._lanes) > _REMEMBERED):
+                del self._lanes[lane]
+            elif granted:
+                self._lanes[lane] = self._lanes.pop(lane)  # another lane comes first next time
+        return woken
+
+    def _entitled(self, lane: Lane, state: _Lane[_S]) -> Iterator[_S]:
+        return (session for session in state.waiting if self._free(lane, state, session))
+
+    def _free(self, lane: Lane, state: _Lane[_S], session: _S) -> bool:
+        """Whether this session may have one more slot of this lane."""
+        limits, used = self._limits, self._used(lane[0])
+        if state.in_use >= (1 if state.slow else limits.place) or state.of[session] >= limits.session:
+            return False
+        if state.in_use and used >= max(1, limits.channel * 3 // 4):
+            return False  # the last quarter is for places that have no send under way
+        if state.slow and self._used_by_slow(lane[0]) >= max(1, limits.channel // 2):
+            return False  # however many receivers hang, half of the channel is for the others
+        return used < limits.channel
+
+    def _used(self, channel: str) -> int:
+        return sum(state.in_use for lane, state in self._lanes.items() if lane[0] == channel)
+
+    def _used_by_slow(self, channel: str) -> int:
+        return sum(state.in_use for lane, state in self._lanes.items() if lane[0] == channel and state.slow)
+
+
+def _less(counter: Counter[_S], session: _S, by: int = 1) -> None:
+    """Count down, and forget a session at zero: a lane may outlive it."""
+    counter[session] -= by
+    if counter[session] <= 0:
+        del counter[session]
