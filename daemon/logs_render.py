@@ -133,7 +133,7 @@ def pretty_renderer(*, colors: bool) -> Callable[[Mapping[str, object]], bytes]:
         trace = event.get("traceback")
         line = console(None, "", shown)
         if trace is not None:
-            line = "\n".join([line, *block(trace, "    ")])
+            line = "\n".join([line, *block(str(trace).rstrip(), "    | ", "    | ")])
         return f"{line.rstrip()}\n".encode("utf-8", "backslashreplace")
 
     return render

@@ -27,7 +27,7 @@ def event_line(event: Mapping[str, Any]) -> Text:
     line.append(one_line(event.get("event", "")), "bold")
     line.append(f"  {one_line(brief(rest))}" if rest else "")
     if event.get("traceback"):
-        for part in block(event["traceback"], "    "):
+        for part in block(event["traceback"], "    | ", "    | "):
             line.append(f"\n{part}", "dim")
     return line
 

@@ -255,7 +255,7 @@ def test_pretty_shows_no_control_characters_and_the_traceback_after() -> None:
     text = render(event).decode()
     assert "\x1b" not in text
     assert text.startswith("02:20:32.123Z")
-    assert text.endswith("\n    Trace\n      it\n")
+    assert text.endswith("\n    | Trace\n    |   it\n")
 
 
 def test_a_value_that_cannot_be_shown_costs_its_line_only(start: Start, tmp_path: Path) -> None:
