@@ -74,9 +74,19 @@ class Store:
     def start(self) -> int:
         """Before anything else: drop every 'processing' row and the tool in flight; both are a predecessor's.
 
-        Returns the number of rows dropped. Own rows count too: a process that has just started has claimed nothing.
+        Returns the number of rows dropped. Raises ClaimLostError when one is of this very incarnation: its container was
+        started a second time. The host charges the message to that incarnation once; dropped here, it never would.
         """
         with open_owner(self._outbound, Role.OUTBOUND) as db, db.transaction():
+            own = db.one(
+                "SELECT message_id FROM processing_ack WHERE status = 'processing' AND incarnation = ?",
+                (self._incarnation,),
+            )
+            if own is not None:
+                raise ClaimLostError(
+                    f"message {own['message_id']} was in hand when this container ended, and it was started again.",
+                    hint="Nothing to do: the daemon ends this container and starts another one.",
+                )
             dropped = db.execute("DELETE FROM processing_ack WHERE status = 'processing'")
             self._set_tool(db, None)
             return dropped

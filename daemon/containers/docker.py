@@ -22,7 +22,7 @@ from daemon.containers import output_log
 from daemon.containers.docker_client import DockerClient
 from daemon.containers.docker_events import ExitEvents
 from daemon.containers.docker_image import UsableImage, usable_image
-from daemon.containers.docker_spawn import Spawner, labels_of, running_of
+from daemon.containers.docker_spawn import Spawner, labels_of, restarts_by_itself, running_of, started_ms
 from daemon.containers.protocol import ContainerSpec, Exit, Running
 from daemon.containers.spec import LABEL_INCARNATION, LABEL_INSTALL, LABEL_STDERR_LOG
 from daemon.errors import ContainerGoneError, NotConfirmedError, RuntimeUnavailableError
@@ -89,7 +89,7 @@ class DockerRuntime:
         """SIGKILL to the container's init; the kernel ends everything in its namespace with it."""
         await self._in_thread(partial(self._signal, container_id, "SIGKILL"))
 
-    async def wait(self, container_id: str) -> Exit:
+    async def wait(self, container_id: str, started_at: int | None = None) -> Exit:
         """Return once Docker says that it does not run. While Docker is away nothing is known, so this waits on.
 
         A container that is gone when Docker answers: code None. Signals are 128 + number.
@@ -97,13 +97,22 @@ class DockerRuntime:
         with self._events.waiter(container_id) as waiter:
             while True:
                 try:
-                    ended = await self._in_thread(partial(self._exit_of, container_id))
+                    ended = await self._in_thread(partial(self._exit_of, container_id, started_at))
                 except RuntimeUnavailableError:
                     ended = None
                 if ended is not None:
                     return ended
                 with anyio.move_on_after(self._poll_s):
                     await waiter.rung()
+
+    async def forbid_restart(self, container_id: str) -> None:
+        """Set its restart policy to `no`."""
+        await self._in_thread(partial(self._forbid_restart, container_id))
+
+    async def changed(self) -> None:
+        """Until Docker reports any event of a container of this install."""
+        with self._events.waiter(None) as waiter:
+            await waiter.rung()
 
     async def list_running(self) -> list[Running]:
         """Every running container with this install's label; one with broken labels is logged and left out."""
@@ -139,22 +148,38 @@ class DockerRuntime:
         return self._spawner.spawn(spec, self._usable(spec.image, own_runner=bool(spec.runner)), cancelled)
 
     def _signal(self, container_id: str, signal: str) -> None:
+        self._forbid_restart(container_id)
         try:
             self._client.call(lambda api: api.kill(container_id, signal=signal))
         except APIError as error:
             if error.status_code not in _GONE:
                 raise RuntimeUnavailableError(f"Docker did not send {signal}: {error.explanation}.") from error
 
-    def _exit_of(self, container_id: str) -> Exit | None:
+    def _exit_of(self, container_id: str, started_at: int | None) -> Exit | None:
         details = self._inspect(container_id)
         if details is None:
             return Exit(code=None)
         state = details["State"]
-        if state["Running"] or state.get("Restarting"):
-            return None
-        if state["Status"] == "created":
-            return Exit(code=None)  # it never ran; Docker's 0 is no exit code
-        return Exit(code=int(state["ExitCode"]), out_of_memory=bool(state.get("OOMKilled")))
+        another_life = started_at is not None and started_ms(details) != started_at
+        if state.get("Restarting"):
+            # Between two lives. Somebody who waits for the end of the container itself waits on.
+            return Exit(_code_of(state), restarted=True) if started_at is not None else None
+        if state["Running"]:
+            return Exit(code=None, restarted=True) if another_life else None
+        if another_life or state["Status"] == "created":
+            return Exit(code=None)  # the code is another life's, or of one that never was
+        return Exit(_code_of(state), out_of_memory=bool(state.get("OOMKilled")))
+
+    def _forbid_restart(self, container_id: str) -> None:
+        details = self._inspect(container_id)
+        if details is None or not restarts_by_itself(details):
+            return
+        self._log.warning("container_restart_policy_removed", container_id=container_id)
+        try:
+            self._client.call(lambda api: api.update_container(container_id, restart_policy={"Name": "no"}))
+        except APIError as error:
+            if error.status_code not in _GONE:
+                raise RuntimeUnavailableError(f"Docker did not change a container: {error.explanation}.") from error
 
     def _inspect(self, container_id: str) -> dict[str, Any] | None:
         try:
@@ -243,3 +268,7 @@ class DockerRuntime:
                 raise NotConfirmedError(f"container {container_id} is not removable: {error.explanation}.") from error
             if error.status_code not in _GONE:
                 raise RuntimeUnavailableError(f"Docker did not remove a container: {error.explanation}.") from error
+
+
+def _code_of(state: dict[str, Any]) -> int:
+    return int(state["ExitCode"])

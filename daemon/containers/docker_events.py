@@ -18,15 +18,18 @@ from daemon.containers.docker_client import DockerClient
 from daemon.containers.spec import LABEL_INSTALL
 from daemon.errors import ClawbusError
 
+# What begins, ends or changes a container's life. `exec_*` and `health_status` come in crowds and say nothing of it.
+_EVENTS: Final = ("start", "restart", "die", "destroy", "update", "rename", "pause", "unpause")
 _RECONNECT_S: Final = 0.2
 _RECONNECT_MAX_S: Final = 5.0
 _JOIN_S: Final = 5.0
 
 
 class Waiter:
-    """One wait's alarm clock. Rung from the reading thread, awaited in the event loop it was made in."""
+    """One wait's alarm clock, of one container or (None) of any. Rung from the reading thread, awaited in the event loop
+    it was made in."""
 
-    def __init__(self, container_id: str) -> None:
+    def __init__(self, container_id: str | None) -> None:
         self.container_id = container_id
         self._loop = asyncio.get_running_loop()
         self._rung = asyncio.Event()
@@ -47,7 +50,7 @@ class ExitEvents:
 
     def __init__(self, client: DockerClient, install_id: str) -> None:
         self._client = client
-        self._filters = {"type": "container", "event": ["die", "destroy"], "label": f"{LABEL_INSTALL}={install_id}"}
+        self._filters = {"type": "container", "event": list(_EVENTS), "label": f"{LABEL_INSTALL}={install_id}"}
         self._waiters: set[Waiter] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -56,7 +59,7 @@ class ExitEvents:
         self._log = structlog.get_logger(runtime="docker")
 
     @contextlib.contextmanager
-    def waiter(self, container_id: str) -> Generator[Waiter]:
+    def waiter(self, container_id: str | None) -> Generator[Waiter]:
         """A Waiter that is registered inside the `with` block."""
         waiter = Waiter(container_id)
         with self._lock:
@@ -119,7 +122,7 @@ class ExitEvents:
 
     def _ring(self, container_id: str | None) -> None:
         with self._lock:
-            waiters = [w for w in self._waiters if container_id is None or w.container_id == container_id]
+            waiters = [w for w in self._waiters if container_id is None or w.container_id in {None, container_id}]
         for waiter in waiters:
             waiter.ring()
 

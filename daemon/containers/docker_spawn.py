@@ -45,7 +45,7 @@ class Spawner:
 
     def spawn(self, spec: ContainerSpec, image: UsableImage, cancelled: threading.Event) -> Running:
         """Return once Docker has started it. SpawnError, ImageError or RuntimeUnavailableError as the protocol says."""
-        self._clear_leftover(spec)
+        self._clear_leftovers(spec)
         _hand_over(spec)
         container_id = self._create(spec, image)
         if cancelled.is_set():
@@ -53,13 +53,23 @@ class Spawner:
             raise SpawnError(f"{spec.name} is no longer wanted.")
         return self._start(spec, container_id)
 
-    def _clear_leftover(self, spec: ContainerSpec) -> None:
+    def _clear_leftovers(self, spec: ContainerSpec) -> None:
+        """The session's other containers, by their labels: a name can be changed. What runs stays, and refuses the start."""
+        labelled = [
+            f"{name}={labels(spec)[name]}" for name in (LABEL_INSTALL, LABEL_AGENT, LABEL_SESSION)
+        ]  # fmt: skip
+        found: list[dict[str, Any]] = self._asked(
+            spec, lambda api: api.containers(all=True, filters={"label": labelled})
+        )
+        for summary in found:
+            self._clear(spec, summary["Id"])
+        self._clear(spec, spec.name)
+
+    def _clear(self, spec: ContainerSpec, id_or_name: str) -> None:
         try:
-            details: dict[str, Any] = self._client.call(lambda api: api.inspect_container(spec.name))
+            details: dict[str, Any] = self._asked(spec, lambda api: api.inspect_container(id_or_name))
         except NotFound:
             return
-        except APIError as error:
-            raise SpawnError(f"Docker did not answer about {spec.name}: {error.explanation}.") from error
         found = labels_of(details)
         if found.get(LABEL_INSTALL) != self._install_id:
             raise SpawnError(
@@ -67,8 +77,20 @@ class Spawner:
                 hint=f"Look at `docker inspect {spec.name}`.",
             )
         if details["State"]["Running"] or details["State"].get("Restarting"):
-            raise SpawnError(f"{spec.name} still runs as incarnation {found.get(LABEL_INCARNATION)}.")
+            raise SpawnError(
+                f"container {details['Id'][:12]} of this session still runs as incarnation"
+                f" {found.get(LABEL_INCARNATION)}.",
+                hint=f"The daemon ends it by itself; else: clawbus session kill {spec.agent} {spec.session}",
+            )
         self._forget(details)
+
+    def _asked(self, spec: ContainerSpec, call: Callable[[Any], Any]) -> Any:
+        try:
+            return self._client.call(call)
+        except NotFound:
+            raise
+        except APIError as error:
+            raise SpawnError(f"Docker did not answer about {spec.name}: {error.explanation}.") from error
 
     def _create(self, spec: ContainerSpec, image: UsableImage) -> str:
         try:
@@ -166,7 +188,6 @@ def labels_of(details: dict[str, Any]) -> dict[str, str]:
 def running_of(details: dict[str, Any]) -> Running | None:
     """A Running from `docker inspect`, or None when labels of ours are missing."""
     found = labels_of(details)
-    started_at = from_text(_to_milliseconds(details["State"].get("StartedAt")))
     try:
         return Running(
             container_id=details["Id"],
@@ -174,10 +195,24 @@ def running_of(details: dict[str, Any]) -> Running | None:
             session=found[LABEL_SESSION],
             incarnation=found[LABEL_INCARNATION],
             fingerprint=found[LABEL_FINGERPRINT],
-            started_at=started_at if started_at is not None else 0,
+            started_at=started_ms(details),
+            restarts=restarts_by_itself(details),
+            paused=bool(details["State"].get("Paused")),
         )
     except KeyError:
         return None
+
+
+def started_ms(details: dict[str, Any]) -> int:
+    """When its present, or last, life began: epoch milliseconds."""
+    found = from_text(_to_milliseconds(details["State"].get("StartedAt")))
+    return found if found is not None else 0
+
+
+def restarts_by_itself(details: dict[str, Any]) -> bool:
+    """Whether Docker would start it again by itself. We never ask for that; somebody may have set it since."""
+    policy = cast("dict[str, Any]", details["HostConfig"].get("RestartPolicy") or {})
+    return policy.get("Name") not in {None, "", "no"}
 
 
 def _to_milliseconds(text: object) -> object:

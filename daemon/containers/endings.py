@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from daemon.containers.fleet import Fleet
-from daemon.containers.protocol import Exit
+from daemon.containers.protocol import Exit, Running
 from daemon.containers.slots import Phase, Slot
-from daemon.errors import RuntimeUnavailableError, SpawnError
+from daemon.errors import NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError
 
@@ -37,26 +37,95 @@ class Endings:
         self._fleet.tasks.start_soon(self._terminate, slot, graceful, name=f"end {key}")
         return slot
 
+    def end_extra(self, found: Running) -> None:
+        """End a container beside a session's supervised one, in the background: two would write one file."""
+        if self._fleet.tasks is None or found.container_id in self._fleet.extras:
+            return
+        self._log.warning("container_extra", agent=found.agent, session=found.session, container=found.container_id)
+        self._fleet.extras[found.container_id] = found
+        self._fleet.tasks.start_soon(self._end_extra, found, name=f"end extra {found.agent}/{found.session}")
+
+    async def _end_extra(self, found: Running) -> None:
+        runtime, send = self._fleet.runtime, self._fleet.runtime.stop
+        while True:
+            try:
+                await send(found.container_id)
+                with anyio.move_on_after(self._fleet.config.stop_grace_s):
+                    await runtime.wait(found.container_id)
+                    if await self._is_removed(found.container_id):
+                        break
+                send = runtime.kill
+                continue
+            except RuntimeUnavailableError as error:
+                self._fleet.set_unavailable(error)
+            except Exception:  # noqa: BLE001 - it is ended until it has ended
+                self._log.error("end_extra_raised", container=found.container_id, exc_info=True)
+            await anyio.sleep(self._fleet.timings.probe_s)
+        del self._fleet.extras[found.container_id]
+        self._fleet.changed.set()
+
     def watch(self, slot: Slot) -> None:
         """From now on, its exit is noticed and settled."""
         assert self._fleet.tasks is not None
         self._fleet.tasks.start_soon(self._watch, slot, name=f"wait {slot.session.key}")
 
     async def _watch(self, slot: Slot) -> None:
-        exit_ = Exit(None)
+        exit_ = await self._final_exit(slot)
+        slot.exit_code = exit_.code
+        slot.exited.set()
+        self._fleet.changed.set()
+        await self._ended(slot, exit_)
+
+    async def _final_exit(self, slot: Slot) -> Exit:
+        """The exit of the slot's one life, once its container can live no more.
+
+        Others may start a container again. What an exit entails writes to the session's files, so it waits until the
+        container is removed: the runtime refuses either the removal or the start.
+        """
+        first: Exit | None = None
         while slot.container_id is not None:
             try:
-                exit_ = await self._fleet.runtime.wait(slot.container_id)
-                break
+                exit_ = await self._fleet.runtime.wait(slot.container_id, slot.started_at)
+                first = first or exit_
+                if not exit_.restarted and await self._is_removed(slot.container_id):
+                    return first
+                await self._restarted(slot)
+                continue
             except RuntimeUnavailableError as error:
                 self._fleet.set_unavailable(error)
             except Exception:  # noqa: BLE001 - an answer that is none is no exit
                 self._log.error("wait_raised", container=slot.container_id, exc_info=True)
             await anyio.sleep(self._fleet.timings.probe_s)
-        slot.exit_code = exit_.code
-        slot.exited.set()
-        self._fleet.changed.set()
-        await self._ended(slot, exit_)
+        return Exit(None)
+
+    async def _is_removed(self, container_id: str) -> bool:
+        """Remove an exited container. False: it runs again. Raises RuntimeUnavailableError when nobody can say.
+
+        One that the runtime cannot remove (a busy disk) holds nothing up while it does not run.
+        """
+        runtime = self._fleet.runtime
+        try:
+            await runtime.remove(container_id)
+        except NotConfirmedError:
+            return False
+        except Exception as error:  # noqa: BLE001 - litter, not a fault: the next spawn of the session clears it
+            listed = await runtime.list_running()
+            if any(one.container_id == container_id for one in listed):
+                return False
+            self._log.warning("container_not_removed", container=container_id, error=str(error))
+        return True
+
+    async def _restarted(self, slot: Slot) -> None:
+        """Others started the container again: its second life is nobody's, so it is ended, and another container follows."""
+        slot.started_at = None
+        slot.reason = slot.reason or "restarted"
+        key = slot.session.key
+        self._log.warning("container_restarted", agent=key.agent, session=key.session, incarnation=slot.incarnation,
+                          container=slot.container_id)  # fmt: skip
+        if slot.phase is Phase.STOPPING:
+            await self._signal(slot, self._fleet.runtime.kill)
+        else:
+            self.begin_end(key, slot.reason, graceful=True, incarnation=slot.incarnation)
 
     async def _ended(self, slot: Slot, exit_: Exit) -> None:
         key = slot.session.key
@@ -78,7 +147,6 @@ class Endings:
             await anyio.sleep(wait_s)
             wait_s = min(wait_s * 2, self._fleet.timings.retry_max_s)
         self._fleet.telemetry.exited(key.agent, slot.incarnation, reason)
-        await self._remove(slot)
         await self._fleet.record(
             lambda registry: registry.end_incarnation(slot.incarnation, ended_at, exit_.code, reason)
         )
@@ -97,16 +165,6 @@ class Endings:
             )
         else:
             await self._fleet.record(lambda registry: registry.spawn_recovered(key))
-
-    async def _remove(self, slot: Slot) -> None:
-        if slot.container_id is None:
-            return
-        try:
-            await self._fleet.runtime.remove(slot.container_id)
-        except ClawbusError as error:
-            self._log.warning("container_not_removed", container=slot.container_id, code=error.code, error=str(error))
-        except Exception:  # noqa: BLE001 - litter, not a fault: the next spawn of its name clears it
-            self._log.error("remove_raised", container=slot.container_id, exc_info=True)
 
     async def _terminate(self, slot: Slot, graceful: bool) -> None:
         """Signal, escalate, and go on until the exit is confirmed."""

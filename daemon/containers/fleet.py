@@ -47,6 +47,8 @@ class Fleet:
         self.telemetry = telemetry
         self.log = structlog.get_logger("supervisor")
         self.slots: dict[SessionKey, Slot] = {}
+        # Containers of ours beside a session's supervised one, by container id: they are being ended, and they use room.
+        self.extras: dict[str, Running] = {}
         self.changed = anyio.Event()  # something that the dispatch of spawns must look at
         self.tasks: TaskGroup | None = None
         self.accepting = False  # whether adoption has been done, so that spawning is safe

@@ -101,8 +101,12 @@ class ProcessRuntime:
         """SIGKILL to every process of the container."""
         await self._in_thread(partial(self._kill, container_id))
 
-    async def wait(self, container_id: str) -> Exit:
-        """Return when no process of the container lives. Codes of signals are 128 + number, as a shell has them."""
+    async def wait(self, container_id: str, started_at: int | None = None) -> Exit:
+        """Return when no process of the container lives. Codes of signals are 128 + number, as a shell has them.
+
+        A container of processes has one life: nothing can start it again.
+        """
+        del started_at
         record = await self._record_for_wait(container_id)
         if record is None:
             return Exit(code=None)
@@ -115,6 +119,14 @@ class ProcessRuntime:
             for member in members:
                 await process_table.ended(member.pid, member.start_ticks)
         return Exit(code=await self._in_thread(partial(self._exit_code, record)))
+
+    async def forbid_restart(self, container_id: str) -> None:
+        """Nothing starts a process container again."""
+        del container_id
+
+    async def changed(self) -> None:
+        """Nobody tells of processes: never."""
+        await anyio.sleep_forever()
 
     async def list_running(self) -> list[Running]:
         """Every container of this install with a living process."""

@@ -55,7 +55,11 @@ class ContainerSpec:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A container that was running when the runtime looked. `started_at` is epoch milliseconds."""
+    """A container that was running when the runtime looked.
+
+    `started_at` (epoch milliseconds, by the runtime) tells one life of a container from the next: a restarted container
+    keeps its id. `restarts`: something in the runtime would start it again by itself (a restart policy). `paused`: frozen.
+    """
 
     container_id: str
     agent: str
@@ -63,15 +67,21 @@ class Running:
     incarnation: str
     fingerprint: str
     started_at: int
+    restarts: bool = False
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """A confirmed exit. `code` is the program's own, or 128 + the signal that ended it (137 for SIGKILL); None when the
-    runtime no longer knows it (the container was removed by others)."""
+    """The confirmed end of one life. `code` is the program's own, or 128 + the signal that ended it (137 for SIGKILL);
+    None when the runtime no longer knows it (the container was removed or restarted by others).
+
+    `restarted`: that life is over, and the container runs again, or is about to.
+    """
 
     code: int | None
     out_of_memory: bool = False
+    restarted: bool = False
 
 
 class ContainerRuntime(Protocol):
@@ -108,11 +118,21 @@ class ContainerRuntime(Protocol):
         """Send SIGKILL to everything in it and return without waiting. A container already gone is no error."""
         ...
 
-    async def wait(self, container_id: str) -> Exit:
+    async def wait(self, container_id: str, started_at: int | None = None) -> Exit:
         """Return once the exit is CONFIRMED by the runtime: no process of the container lives any more.
 
+        With `started_at`, also once that life is over although the container lives again: then `Exit.restarted` is set.
         Survives a runtime that goes away and comes back: it waits on, and never guesses an exit.
         """
+        ...
+
+    async def forbid_restart(self, container_id: str) -> None:
+        """Take away what would start it again by itself. A container already gone is no error."""
+        ...
+
+    async def changed(self) -> None:
+        """Return when a container of this install may have been started, changed or ended by others. A hint only: a
+        runtime that cannot tell never returns."""
         ...
 
     async def list_running(self) -> list[Running]:
@@ -125,7 +145,8 @@ class ContainerRuntime(Protocol):
         ...
 
     async def remove(self, container_id: str) -> None:
-        """Forget an exited container. One already removed is no error; NotConfirmedError for one that lives."""
+        """Forget an exited container, which can never run again after this. One already removed is no error;
+        NotConfirmedError for one that lives (again)."""
         ...
 
     async def aclose(self) -> None:

@@ -18,6 +18,7 @@ from daemon.containers.adoption import Adoption
 from daemon.containers.endings import Endings
 from daemon.containers.fleet import Fleet
 from daemon.containers.protocol import ContainerRuntime, Running
+from daemon.containers.reconcile import Reconciler
 from daemon.containers.slots import Hooks, Phase, Slot, Timings
 from daemon.containers.wake_queue import WakeQueue
 from daemon.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
@@ -46,6 +47,7 @@ class Supervisor:
         self._fleet = Fleet(runtime, sessions, config, clock, hooks, timings or Timings(), telemetry)
         self._endings = Endings(self._fleet)
         self._adoption = Adoption(self._fleet, self._endings)
+        self._reconciler = Reconciler(self._fleet, self._endings, self._adoption)
         self._runtime = runtime
         self._sessions = sessions
         self._config = config
@@ -78,6 +80,7 @@ class Supervisor:
         self._fleet.tasks = tasks
         await self._adoption.adopt()
         tasks.start_soon(self._dispatch, name="dispatch spawns")
+        tasks.start_soon(self._reconciler.run, name="reconcile containers")
 
     @property
     def knows(self) -> bool:
@@ -104,7 +107,13 @@ class Supervisor:
         """Every slot as the registry would have it; the fingerprint stays the runtime's to tell."""
         return tuple(
             IncarnationRow(
-                slot.incarnation, slot.session.key, self._runtime.name, "", slot.container_id, slot.spawned_at
+                slot.incarnation,
+                slot.session.key,
+                self._runtime.name,
+                "",
+                slot.container_id,
+                slot.spawned_at,
+                slot.started_at,
             )
             for slot in self._fleet.slots.values()
         )
@@ -154,8 +163,8 @@ class Supervisor:
         """
         self._queue.discard(key)
         if self.slot(key) is None:
-            # One may run, or be recorded as running, that nobody supervises: whoever asks for its end must reach it.
-            await self._adoption.adopt()
+            # One may run that nobody supervises: whoever asks for its end must reach it.
+            await self._reconciler.look_at(key)
         slot = self._endings.begin_end(key, reason, graceful=graceful)
         if slot is None:
             return None
@@ -195,7 +204,7 @@ class Supervisor:
             await self._make_room()
 
     def _has_room(self) -> bool:
-        return len(self.alive()) < self._config.max_containers
+        return len(self.alive()) + len(self._fleet.extras) < self._config.max_containers
 
     async def _probe(self) -> None:
         if not self._fleet.accepting:
@@ -267,7 +276,8 @@ class Supervisor:
     async def _running(self, slot: Slot, running: Running) -> None:
         key = slot.session.key
         self._telemetry.spawned(key.agent, slot.incarnation, slot.spawned_at, self._clock.now_ms())
-        slot.container_id, slot.spawned_at = running.container_id, min(slot.spawned_at, running.started_at)
+        slot.container_id, slot.started_at = running.container_id, running.started_at
+        slot.spawned_at = min(slot.spawned_at, running.started_at)
         if slot.phase is Phase.STARTING:
             slot.phase = Phase.RUNNING
         self._log.info(

@@ -86,7 +86,10 @@ async def _look(config: Config, install_id: str) -> RuntimeSeen:
     try:
         listed = await runtime.list_running()
         found = tuple(
-            Container(one.container_id, one.agent, one.session, one.incarnation, one.started_at) for one in listed
+            Container(
+                one.container_id, one.agent, one.session, one.incarnation, one.started_at, one.restarts, one.paused
+            )
+            for one in listed
         )
         return RuntimeSeen(found, image_error=_image_error(config))
     except RuntimeUnavailableError as error:

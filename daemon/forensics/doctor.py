@@ -19,7 +19,7 @@ from daemon.forensics.central_reading import CentralSeen, Key, folder_of, incarn
 from daemon.forensics.containers import RuntimeSeen, install_id_of, look_at_runtime
 from daemon.forensics.diagnoses import diagnose_host, diagnose_run, diagnose_session
 from daemon.forensics.diagnosis import Diagnosis
-from daemon.forensics.facts import ClockFacts, DaemonState, Degradation, Holder, HostFacts, SessionFacts
+from daemon.forensics.facts import ClockFacts, Container, DaemonState, Degradation, Holder, HostFacts, SessionFacts
 from daemon.forensics.reading import read_suspect_runs
 from daemon.forensics.run_evidence import Scene
 from daemon.forensics.session_facts import oldest_claim, run_facts, session_facts
@@ -31,7 +31,7 @@ SECOND_LOOK_S: Final = 1.5
 _PASSING: Final = frozenset(
     {
         *("GHOST_RUN", "LOST_ACK", "STALE_RUN", "CONTRADICTION", "GHOST_CONTAINER", "ORPHANED_CONTAINER"),
-        *("HOT_JOURNAL", "UNREGISTERED", "FILES_UNREADABLE", "STUCK_CLAIM"),
+        *("HOT_JOURNAL", "UNREGISTERED", "FILES_UNREADABLE", "STUCK_CLAIM", "CONTAINER_RESTARTED", "RESTART_POLICY"),
     }
 )
 
@@ -135,10 +135,9 @@ class Doctor:
             incarnations_of(self._config.data_dir, key),
         )
         live = central.live.get(key)
-        strays = tuple(
-            one for one in listing.containers or ()
-            if (one.agent, one.session) == key and (live is None or live["id"] != one.incarnation)
-        )  # fmt: skip
+        listed = [one for one in listing.containers or () if (one.agent, one.session) == key]
+        own = next((one for one in listed if _is_recorded(one, live)), None)
+        strays = tuple(one for one in listed if one is not own)
         if central.missing or central.error is not None:
             strays = ()  # which containers are supervised is not known
         row = central.sessions.get(key)
@@ -146,7 +145,7 @@ class Doctor:
             facts = SessionFacts(*key, registered=False, containers=strays)
             return diagnose_session(host, facts), ClockFacts(), 0
         runs = read_suspect_runs(folder, scene, read_limits(self._config))
-        seen = session_facts(key, folder, row, live, strays, scene, runs)
+        seen = session_facts(key, folder, row, live, own, strays, scene, runs)
         told = diagnose_session(host, seen.facts)
         if seen.facts.quarantined_at is None:  # its files are not to be believed until it is released
             of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, scene))
@@ -220,6 +219,15 @@ def _strays_only(listing: RuntimeSeen, central: CentralSeen) -> list[Key]:
     """Sessions that are known from a running container alone."""
     known = set(central.known())
     return sorted({(one.agent, one.session) for one in listing.containers or ()} - known)
+
+
+def _is_recorded(one: Container, live: Mapping[str, Any] | None) -> bool:
+    """Whether this very container is the one that central.db has; another one may carry its labels."""
+    return (
+        live is not None
+        and live["id"] == one.incarnation
+        and live.get("container_id") in {None, one.container_id}
+    )  # fmt: skip
 
 
 def _further(one: ClockFacts, other: ClockFacts) -> ClockFacts:

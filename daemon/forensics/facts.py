@@ -31,13 +31,15 @@ class Degradation:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container of this install as the runtime lists it."""
+    """A container of this install as the runtime lists it. `restarts`: by a restart policy; `paused`: frozen."""
 
     container_id: str
     agent: str
     session: str
     incarnation: str
     started_at: int
+    restarts: bool = False
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +121,8 @@ class LiveRecord:
 class SessionFacts:
     """One session: its row in central.db, its files, its containers.
 
-    `containers` are those that the runtime lists for it and that no living incarnation is recorded for. `registered` is
-    False for a folder that central.db does not know.
+    `container` is the recorded incarnation's as the runtime lists it; `containers` are the others of the session that it
+    lists. `registered` is False for a folder that central.db does not know.
     """
 
     agent: str
@@ -132,6 +134,7 @@ class SessionFacts:
     next_spawn_at: int | None = None
     last_spawn_error: str | None = None
     live: LiveRecord | None = None
+    container: Container | None = None
     containers: tuple[Container, ...] = ()
     journal: bool = False
     due: int = 0

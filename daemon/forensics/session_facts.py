@@ -38,11 +38,12 @@ def session_facts(
     folder: SessionFolder,
     row: Mapping[str, Any] | None,
     live: Mapping[str, Any] | None,
+    container: Container | None,
     containers: tuple[Container, ...],
     scene: Scene,
     runs: RunsRead,
 ) -> SessionSeen:
-    """`row` is its row of sessions, None when central.db has none; `containers` are those that nobody supervises."""
+    """`row` is its row of sessions, None when central.db has none; `container` is the recorded one, `containers` are those that nobody supervises."""
     queues = read_queues(folder, scene.now)
     overdue, oldest_overdue, clock, error = _delivery_and_clock(key, folder, scene.now)
     if runs.news and not scene.synced:
@@ -60,6 +61,7 @@ def session_facts(
         next_spawn_at=values.get("next_spawn_at"),
         last_spawn_error=values.get("last_spawn_error"),
         live=_live(live, scene),
+        container=container,
         containers=containers,
         journal=os.path.lexists(folder.outbox / f"{OUTBOUND_DB}-journal"),
         due=queues.due,

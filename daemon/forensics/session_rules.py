@@ -77,6 +77,50 @@ def _orphaned_container(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )  # fmt: skip
 
 
+def _container_restarted(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    live, container = one.live, one.container
+    if live is None or container is None or live.started_at in {None, container.started_at}:
+        return None
+    evidence = (
+        (
+            f"Container {container.container_id[:12]} was started at {to_text(live.started_at or 0)}, and again at"
+            f" {to_text(container.started_at)}: somebody restarted it (`docker restart`, a restart policy)."
+        ),
+    )
+    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session kill {_two(one)}"
+    return _of(
+        one, "CONTAINER_RESTARTED", "Its container was restarted by others; the daemon ends it and starts another one.",
+        evidence, command, incarnation=live.incarnation,
+    )  # fmt: skip
+
+
+def _restart_policy(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    found = [item for item in (one.container, *one.containers) if item is not None and item.restarts]
+    if not found:
+        return None
+    container = found[0]
+    evidence = (
+        f"Container {container.container_id[:12]} has a restart policy: a message that ends it would be tried for ever.",
+    )
+    return _of(
+        one, "RESTART_POLICY", "Docker would start its container again by itself.", evidence,
+        f"docker update --restart=no {container.container_id[:12]}", incarnation=container.incarnation,
+    )  # fmt: skip
+
+
+def _paused(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    container = one.container
+    if container is None or not container.paused:
+        return None
+    evidence = (
+        f"Container {container.container_id[:12]} is paused: it works on nothing until it is resumed or ended.",
+    )
+    return _of(
+        one, "CONTAINER_PAUSED", "Somebody has paused its container.", evidence,
+        f"docker unpause {container.container_id[:12]}", incarnation=container.incarnation,
+    )  # fmt: skip
+
+
 def _container_gone(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     live = one.live
     if live is None or live.life is not Life.GONE:
@@ -113,9 +157,16 @@ def _spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     ]
     if one.next_spawn_at is not None and one.next_spawn_at > host.now:
         evidence.append(f"The next attempt is in {span(one.next_spawn_at - host.now)}.")
-    cause = "IMAGE_UNUSABLE" if image_unusable(host) else "RUNTIME_UNAVAILABLE" if runtime_away(host) else None
-    command = "clawbus image show" if host.runtime == "docker" else f"clawbus session show {_two(one)}"
-    return _of(one, "SPAWN_FAILING", "Its container cannot be started.", evidence, command, cause=cause)
+    image, away = image_unusable(host), runtime_away(host)
+    cause = image or away
+    # A container in the way is ended by a kill; the end of the container's own log is in `session show`.
+    command = (
+        cause.command if cause is not None else f"clawbus session {'kill' if one.containers else 'show'} {_two(one)}"
+    )
+    return _of(
+        one, "SPAWN_FAILING", "Its container cannot be started.", evidence, command,
+        cause=cause.code if cause is not None else "ORPHANED_CONTAINER" if one.containers else None,
+    )  # fmt: skip
 
 
 def _work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -223,7 +274,8 @@ def _of(
 
 SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
     (_quarantined, _files_unreadable, _unregistered),
-    (_orphaned_container, _container_gone, _hot_journal),
+    (_orphaned_container, _container_gone, _container_restarted, _hot_journal),
+    (_restart_policy, _paused),
     (_spawn_failing, _work_waiting, _unclaimed),
     (_delivery_stuck,),
     (_dead_letters,),

@@ -55,6 +55,7 @@ class IncarnationRow:
     fingerprint: str
     container_id: str | None
     created_at: int
+    started_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +272,7 @@ class Registry:
                 fingerprint=row["fingerprint"],
                 container_id=row["container_id"],
                 created_at=row["created_at"],
+                started_at=row["started_at"],
             )
             for row in rows
         ]
@@ -322,10 +324,10 @@ class Registry:
                 (now_ms,),
             )
             db.executemany(
-                "INSERT INTO incarnations(id, agent, session, runtime, fingerprint, container_id, created_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE SET ended_at = NULL, end_reason = NULL",
+                "INSERT INTO incarnations(id, agent, session, runtime, fingerprint, container_id, created_at, started_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE SET ended_at = NULL, end_reason = NULL",
                 [
-                    (row.id, *row.key, row.runtime, row.fingerprint, row.container_id, row.created_at)
+                    (row.id, *row.key, row.runtime, row.fingerprint, row.container_id, row.created_at, row.started_at)
                     for row in memory.live
                 ],
             )

@@ -38,6 +38,16 @@ async def harness(
         yield made
 
 
+@pytest.fixture(params=["fake", pytest.param("docker", marks=pytest.mark.docker)])
+async def restarting(
+    request: pytest.FixtureRequest, tmp_path: Path, stub_image: Callable[[], str]
+) -> AsyncIterator[Any]:
+    """The runtimes whose containers others can start again."""
+    made: Any = FakeHarness(tmp_path) if request.param == "fake" else DockerHarness(tmp_path, stub_image())
+    async with clean(made):
+        yield made
+
+
 @pytest.fixture
 async def docker_harness(tmp_path: Path, stub_image: Callable[[], str]) -> AsyncIterator[DockerHarness]:
     """Docker alone."""

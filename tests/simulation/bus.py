@@ -5,6 +5,7 @@ It wires what `daemon.app.run` wires, without signals, socket and log files; the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from daemon import app
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.config import Agent, Config, Delivery, Runtime, Sweep
 from daemon.data_folder import Layout
+from daemon.errors import NotConfirmedError
 from daemon.house import House, build_house
 from daemon.store.registry import Registry, SessionKey
 from daemon.watchdog import Pulse
@@ -125,14 +127,15 @@ class SimDaemon:
         return True
 
     def operator(self, key: SessionKey, *, graceful: bool) -> None:
-        """`clawbus session stop` or `kill`."""
+        """`clawbus session stop` or `kill`, as the operator's interface does it."""
         if not self.ready:
             return
         assert self.house is not None
         house = self.house
 
         async def end() -> None:
-            house.supervisor.begin_end(key, "operator_stop" if graceful else "operator_kill", graceful=graceful)
+            with contextlib.suppress(NotConfirmedError):
+                await house.supervisor.end(key, "operator_stop" if graceful else "operator_kill", graceful=graceful)
 
         self.world.loop.spawn(self.process, end(), "operator")
 

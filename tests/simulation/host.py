@@ -46,6 +46,7 @@ class Container:
     exit: Exit | None = None
     process: Process | None = None
     runner: Runner | None = None
+    restarts: bool = False  # a restart policy that somebody set
 
     @property
     def folder(self) -> Path:
@@ -157,7 +158,8 @@ class SimHost:
         other = self.living(container.folder)
         if other is not None:
             world.broken(f"{spec.session}: {container.id} starts while {other.id} of the same session lives")
-        container.state, container.started_at = "running", world.clock.now_ms()
+        container.exit, container.runner = None, None
+        container.state, container.started_at = "running", max(world.clock.now_ms(), container.started_at + 1)
         container.process = process = world.loop.new_process(f"runner {container.id}", "runner")
         world.on_death[process] = lambda: self.exited(container, 137)
         world.step("dockerd", f"started {container.id} of {spec.session}")
@@ -224,10 +226,30 @@ class SimHost:
     def exited(self, container: Container, code: int) -> None:
         """Its last process is gone; from here on dockerd can confirm it."""
         container.state = "exited"
+        if container.restarts:
+            self.world.loop.world_later(self.world.between(0.1, 2.0), self._start_again, container)
         container.exit = container.exit or Exit(code)
         self.world.trace("dockerd", f"{container.id} of {container.spec.session} has exited with {code}")
         self.on_exit(container.spec.agent, container.spec.session)
         self.world.loop.world_later(self.world.between(0.0, 0.05), self.notify)
+
+    def restart(self, container: Container) -> None:
+        """`docker restart -t 0` by somebody else: the container's next life begins when dockerd has ended the first."""
+        self.kill_now(container, "by docker restart")
+        self.world.loop.world_later(self.world.rng.choice((0.0, 0.02, 0.3)), self._start_again, container)
+
+    def set_restart_policy(self, container: Container) -> None:
+        """`docker update --restart=always` by somebody else."""
+        self.world.step("dockerd", f"{container.id} gets a restart policy")
+        container.restarts = True
+        self.notify()
+
+    def _start_again(self, container: Container) -> None:
+        # What was removed meanwhile can never start: dockerd takes the removal and the start one after the other.
+        if container.state == "exited" and container.id in self.containers:
+            self.world.counts["second_lives"] += 1
+            self._start(container)
+            self.notify()
 
     def vanish(self, container: Container) -> None:
         """`docker rm -f` by somebody else."""
@@ -326,6 +348,8 @@ class SimRuntime:
         """SIGTERM."""
         await self._call(f"stop {container_id}")
         container = self._host.containers.get(container_id)
+        if container is not None:
+            container.restarts = False
         if container is not None and container.state == "running":
             self._host.terminate(container)
         await self._world.crash_point("stop")
@@ -334,6 +358,8 @@ class SimRuntime:
         """SIGKILL; a process in uninterruptible sleep takes its time."""
         await self._call(f"kill {container_id}")
         container = self._host.containers.get(container_id)
+        if container is not None:
+            container.restarts = False
         if container is not None and container.state == "running":
             slow = self._world.chance(self._world.faults.unkillable)
             if slow:
@@ -342,22 +368,35 @@ class SimRuntime:
             self._world.loop.world_later(delay, self._host.kill_now, container, "by docker kill")
         await self._world.crash_point("kill")
 
-    async def wait(self, container_id: str) -> Exit:
-        """Until dockerd confirms the exit."""
+    async def wait(self, container_id: str, started_at: int | None = None) -> Exit:
+        """Until dockerd confirms the exit of that life."""
         while True:
             await anyio.lowlevel.checkpoint()
             if self._host.available:
                 container = self._host.containers.get(container_id)
                 if container is None or container.state == "created":
                     return Exit(code=None)
+                another = started_at is not None and container.started_at != started_at
                 if container.state == "exited":
                     assert container.exit is not None
                     await self._world.crash_point("a confirmed exit")
-                    return container.exit
+                    return Exit(code=None) if another else container.exit
+                if another:
+                    return Exit(code=None, restarted=True)
             elif self._world.chance(0.2):
                 raise RuntimeUnavailableError("dockerd is away.")
             with anyio.move_on_after(30.0):
                 await self._host.changed()
+
+    async def forbid_restart(self, container_id: str) -> None:
+        """`docker update --restart=no`."""
+        await self._call(f"update {container_id}")
+        if container_id in self._host.containers:
+            self._host.containers[container_id].restarts = False
+
+    async def changed(self) -> None:
+        """Until something changes in dockerd."""
+        await self._host.changed()
 
     async def list_running(self) -> list[Running]:
         """What runs, once dockerd answers."""
@@ -389,4 +428,7 @@ class SimRuntime:
 def running_of(container: Container) -> Running:
     """As the listing has it."""
     spec: Any = container.spec
-    return Running(container.id, spec.agent, spec.session, spec.incarnation, spec.fingerprint, container.started_at)
+    return Running(
+        container.id, spec.agent, spec.session, spec.incarnation, spec.fingerprint, container.started_at,
+        restarts=container.restarts,
+    )  # fmt: skip

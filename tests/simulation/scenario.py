@@ -174,11 +174,25 @@ class Scenario:
             self._receiver_down,
             self._operator,
             self._kill_both,
+            self._restart_container,
+            self._restart_policy,
         ]
 
     def _container(self) -> Container | None:
         running = self.host.running()
         return self.world.rng.choice(running) if running else None
+
+    def _restart_container(self) -> None:
+        container = self._container()
+        if container is not None:
+            self.world.fault("chaos_restart_container", container.id)
+            self.host.restart(container)
+
+    def _restart_policy(self) -> None:
+        container = self._container()
+        if container is not None:
+            self.world.fault("chaos_restart_policy", container.id)
+            self.host.set_restart_policy(container)
 
     def _kill_daemon(self) -> None:
         if self.daemon.process is not None:

@@ -32,6 +32,8 @@ class FakeContainer:
     ending: Exit | None = None
     output: str = ""
     signals: list[str] = field(default_factory=list[str])
+    restart_policy: bool = False
+    paused: bool = False
 
 
 Program = Callable[[FakeContainer], Awaitable[int]]
@@ -90,7 +92,34 @@ class FakeHost:
             container.program.cancel()
             return
         container.exit = Exit(code, out_of_memory)
+        if container.restart_policy:
+            self._begin_life(container)
         self.notify()
+
+    def restart(self, container_id: str, code: int = 137) -> None:
+        """`docker restart` by others: the life ends, and the same container lives again at once."""
+        container = self.containers[container_id]
+        if container.program is not None:
+            container.program.cancel()
+        self._begin_life(container)
+        self.notify()
+
+    def start_again(self, container_id: str) -> None:
+        """`docker start` of an exited container by others."""
+        assert self.containers[container_id].exit is not None
+        self.restart(container_id)
+
+    def recreate(self, container_id: str) -> FakeContainer:
+        """`docker run` by others with the labels of this container, under another name."""
+        spec = self.containers[container_id].spec
+        container = FakeContainer(f"fake-{next(self._numbers)}", spec, self.clock.now_ms())
+        self.containers[container.id] = container
+        self.notify()
+        return container
+
+    def _begin_life(self, container: FakeContainer) -> None:
+        container.exit = None
+        container.started_at = max(self.clock.now_ms(), container.started_at + 1)
 
     async def _live(self, container: FakeContainer, program: Program) -> None:
         assert container.program is not None
@@ -162,6 +191,7 @@ class FakeRuntime:
         await self._answer("stop", container_id)
         container = self._living(container_id)
         if container is not None:
+            container.restart_policy = False
             container.signals.append("TERM")
             if not container.ignores_term:
                 self.host.exit_now(container_id)
@@ -171,12 +201,13 @@ class FakeRuntime:
         await self._answer("kill", container_id)
         container = self._living(container_id)
         if container is not None:
+            container.restart_policy = False
             container.signals.append("KILL")
             if container.spec.session not in self.host.unkillable:
                 self.host.exit_now(container_id, 137)
 
-    async def wait(self, container_id: str) -> Exit:
-        """Until it has ended and the runtime answers."""
+    async def wait(self, container_id: str, started_at: int | None = None) -> Exit:
+        """Until it has ended, or lives another life, and the runtime answers."""
         while True:
             await anyio.lowlevel.checkpoint()
             if "wait" in self.host.errors:
@@ -185,9 +216,22 @@ class FakeRuntime:
                 container = self.host.containers.get(container_id)
                 if container is None:
                     return Exit(code=None)
+                another = started_at is not None and container.started_at != started_at
                 if container.exit is not None:
-                    return container.exit
+                    return Exit(code=None) if another else container.exit
+                if another:
+                    return Exit(code=None, restarted=True)
             await self.host.changed()
+
+    async def forbid_restart(self, container_id: str) -> None:
+        """`docker update --restart=no`."""
+        await self._answer("forbid_restart", container_id)
+        if (container := self._living(container_id)) is not None:
+            container.restart_policy = False
+
+    async def changed(self) -> None:
+        """Until the host's next change."""
+        await self.host.changed()
 
     async def list_running(self) -> list[Running]:
         """Those of this install."""
@@ -216,7 +260,7 @@ class FakeRuntime:
 
     async def remove(self, container_id: str) -> None:
         """Forget an ended one."""
-        await self._answer()
+        await self._answer("remove", container_id)
         if self._living(container_id) is not None:
             raise NotConfirmedError(f"container {container_id} still lives.")
         if self.host.containers.pop(container_id, None) is not None:
@@ -243,4 +287,7 @@ class FakeRuntime:
 
 def _running(container: FakeContainer) -> Running:
     spec = container.spec
-    return Running(container.id, spec.agent, spec.session, spec.incarnation, spec.fingerprint, container.started_at)
+    return Running(
+        container.id, spec.agent, spec.session, spec.incarnation, spec.fingerprint, container.started_at,
+        restarts=container.restart_policy, paused=container.paused,
+    )  # fmt: skip

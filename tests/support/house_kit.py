@@ -54,6 +54,7 @@ class HouseKit:
         self.tasks: TaskGroup
         self.timings = QUICK
         self.fences = 0
+        self._lives_begun: set[tuple[str, int]] = set()
 
     def configure(self, **tables: Any) -> Config:
         """A configuration whose own intervals never come round; each table's keys may be overridden."""
@@ -116,8 +117,12 @@ class HouseKit:
 
     def agent(self, session: str = "main") -> Agent:
         """The hands of the session's running container."""
-        made = Agent(self.host.of_session(session).spec, self.clock)
-        made.store.start()
+        container = self.host.of_session(session)
+        life = (container.id, container.started_at)
+        made = Agent(container.spec, self.clock)
+        if life not in self._lives_begun:
+            self._lives_begun.add(life)
+            made.store.start()
         return made
 
     # --- looking

@@ -131,6 +131,19 @@ class FakeHarness(Specs):
     async def end(self, running: Running, code: int) -> None:
         self.host.exit_now(running.container_id, code)
 
+    def restart(self, container_id: str) -> None:
+        """By others."""
+        self.host.restart(container_id)
+
+    def set_restart_policy(self, container_id: str) -> None:
+        """By others."""
+        self.host.containers[container_id].restart_policy = True
+        self.host.notify()
+
+    def recreate(self, container_id: str) -> str:
+        """Another container with the same labels, by others; its id."""
+        return self.host.recreate(container_id).id
+
     def take_away(self) -> None:
         self.host.available = False
 
@@ -181,6 +194,30 @@ class DockerHarness(Specs):
         runtime = DockerRuntime(install_id or self.install_id, **{**arguments, **changes})
         self.made(runtime)
         return runtime
+
+    def restart(self, container_id: str) -> None:
+        """By others."""
+        with docker_client() as client:
+            client.restart(container_id, timeout=0)
+
+    def set_restart_policy(self, container_id: str) -> None:
+        """By others."""
+        with docker_client() as client:
+            client.update_container(container_id, restart_policy={"Name": "always"})
+
+    def recreate(self, container_id: str) -> str:
+        """Another container with the same labels, by others; its id."""
+        with docker_client() as client:
+            config = client.inspect_container(container_id)["Config"]
+            made = client.create_container(
+                config["Image"],
+                environment=config["Env"],
+                user=config["User"],
+                labels=config["Labels"],
+                host_config=client.create_host_config(network_mode="none", tmpfs={"/workspace/out": "mode=1777"}),
+            )
+            client.start(made["Id"])
+        return str(made["Id"])
 
     def take_away(self) -> None:
         self.proxy.close()
