@@ -72,8 +72,8 @@ class Timings:
 
     `soft_backoff_max_s` bounds the back-off where a person is about to mend the cause (an image, the runtime), `healthy_s`
     is how long a container must have lived for its end to be no failed start, `look_s` how long a look whether a
-    container is idle may take, `drain_s` how often one that is to be replaced is looked at, `reconcile_s` how often the runtime's listing is compared with the slots although no event
-    asked for it, `settle_s` how long events are collected before that.
+    container is idle may take, `drain_s` how often one that is to be replaced is looked at, `reconcile_s` how
+    often the runtime's listing is compared with the slots although no event asked for it, `settle_s` how long events are collected before that.
     """
 
     probe_s: float = 5.0
