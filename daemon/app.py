@@ -109,6 +109,8 @@ async def _main(
     signals: SignalInbox,
 ) -> None:
     log = structlog.get_logger("daemon")
+    if folder.was_open:
+        log.warning("data_folder_was_open", data=str(folder.root), closed=list(folder.was_open))
     notifier = Notifier(os.environ)
     registry = Registry(folder.central_db)
     with signals.interruptible_start() as beginning:

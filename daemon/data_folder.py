@@ -23,6 +23,7 @@ from schema.errors import SchemaTooNewError
 from schema.instants import to_text
 from schema.layout import CENTRAL_DB
 from schema.migrate import VERSION
+from schema.os_faults import hint_of, host_error
 
 LOCK_NAME: Final = "clawbus.lock"
 VERSION_NAME: Final = "clawbus.version"
@@ -97,11 +98,15 @@ class Holder:
 
 
 class DataFolder(Layout):
-    """An open, locked data folder. `close()` gives the lock back; so does the end of the process."""
+    """An open, locked data folder. `close()` gives the lock back; so does the end of the process.
+
+    `was_open` names what the group or others could read or write until now.
+    """
 
     def __init__(self, root: Path, lock: int) -> None:
         super().__init__(root)
         self._lock: int | None = lock
+        self.was_open: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: Path, clock: Clock | None = None) -> Self:
@@ -124,7 +129,8 @@ class DataFolder(Layout):
             if lock is not None:
                 os.close(lock)
             if isinstance(error, OSError):
-                raise DataFolderError(f"{root} cannot be used: {error.strerror or error}.") from error
+                host = host_error(error, f"{root} cannot be used")
+                raise DataFolderError(str(host), hint=hint_of(error.errno or 0)) from error
             raise
         return folder
 
@@ -265,14 +271,40 @@ def _write_holder(lock: int, clock: Clock) -> None:
     os.pwrite(lock, json.dumps({"pid": os.getpid(), "since": to_text(clock.now_ms())}).encode(), 0)
 
 
+def _close_to_others(path: Path) -> bool:
+    """Take away what the group and others may do with a file or folder of ours. False when there was nothing to take."""
+    try:
+        mode = stat.S_IMODE(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+    if not mode & (stat.S_IRWXG | stat.S_IRWXO) or path.is_symlink():
+        return False
+    path.chmod(mode & stat.S_IRWXU)
+    return True
+
+
+def _close_all(folder: DataFolder) -> tuple[str, ...]:
+    """The names of what was open to others and is not any more.
+
+    What lies in the folder does not depend on the rights of the folders above it, nor on an umask of long ago.
+
+    Containers need none of it: they reach their session's folders and their agent's through mounts.
+    """
+    private = (folder.sessions_dir, folder.agents_dir, folder.logs_dir, folder.run_dir, folder.central_db)
+    files = (folder.mailbox_db, folder.install_file, folder.lock_file, folder.root / VERSION_NAME)
+    return tuple(path.name for path in (folder.root, *private, *files) if _close_to_others(path))
+
+
 def _prepare(folder: DataFolder) -> None:
     for path in (folder.sessions_dir, folder.agents_dir, folder.logs_dir, folder.run_dir):
         path.mkdir(mode=0o700, exist_ok=True)
+    folder.was_open = _close_all(folder)
     marker = folder.root / VERSION_NAME
     if marker.exists() and marker.read_text(encoding="ascii").strip() == str(VERSION):
         return
     fresh = marker.with_name(f"{VERSION_NAME}.new")
-    with fresh.open("w", encoding="ascii") as file:
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
         file.write(f"{VERSION}\n")
         file.flush()
         os.fsync(file.fileno())

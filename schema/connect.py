@@ -24,7 +24,7 @@ from schema import migrate
 from schema.errors import FileBusyError, HostileFileError
 from schema.handles import Reader, Writer, is_readonly_race, not_writable, translate
 from schema.layout import OUTBOUND_DB
-from schema.os_faults import in_own_folder
+from schema.os_faults import host_error, in_own_folder
 from schema.plain_file import (
     ReadLimits,
     check_header,
@@ -39,7 +39,7 @@ from schema.plain_file import (
 
 __all__ = [
     "BUSY_TIMEOUT_MS", "PageProgress", "ReadLimits", "Reader", "Writer", "copy_database", "is_readonly_race",
-    "open_foreign_reader", "open_foreign_writer", "open_memory_reader", "open_outbound_reader", "open_owner", "open_reader",
+    "make_whole", "open_foreign_reader", "open_foreign_writer", "open_memory_reader", "open_outbound_reader", "open_owner", "open_reader",
     "open_still_reader", "overwrite_database",
     "recover_outbound_journal", "translate",
 ]  # fmt: skip
@@ -71,9 +71,22 @@ _KNOWN_TABLES: Final = "SELECT lower(name) AS name, type, sql FROM sqlite_schema
 _FOREIGN_PRAGMAS: Final = ("trusted_schema=OFF", "cell_size_check=ON")
 
 
+# What a container's user reads, or the daemon's where it is another one, is open to all; only our own folder hides the rest.
+_FILE_MODES: Final[Mapping[migrate.Role, int]] = MappingProxyType(
+    {
+        migrate.Role.INBOUND: 0o644,
+        migrate.Role.OUTBOUND: 0o644,
+        migrate.Role.CENTRAL: 0o600,
+        migrate.Role.MAILBOX: 0o600,
+    }
+)
+
+
 def open_owner(path: Path, role: migrate.Role, *, create: bool = True) -> Writer:
     """Open a file of ours read-write, made or migrated if need be. Raises SchemaTooNewError, FileBusyError, StorageError."""
     mode = "rwc" if create else "rw"
+    if create:
+        _make_empty(path, _FILE_MODES[role])
     try:
         connection = _connect(path, mode)
     except (sqlite3.Error, MemoryError) as error:
@@ -90,6 +103,21 @@ def open_owner(path: Path, role: migrate.Role, *, create: bool = True) -> Writer
         connection.close()
         raise
     return Writer(connection, path)
+
+
+def make_whole(path: Path, role: migrate.Role) -> None:
+    """Make a file of ours with its tables, or nothing: under another name, and moved to `path` when it is done.
+
+    What lies at `path` must be empty or absent. Errors as of `open_owner`; what a crash leaves is removed by the next call.
+    """
+    fresh = path.with_name(f"{path.name}.new")
+    with in_own_folder(f"{path.name} cannot be made"):
+        for left in (f"{fresh}-journal", fresh, f"{path}-journal"):  # without pages, a journal brings nothing back
+            Path(left).unlink(missing_ok=True)
+    open_owner(fresh, role).close()
+    with in_own_folder(f"{path.name} cannot be moved into place"):
+        fresh.replace(path)
+        _sync_folder(path.parent)
 
 
 def open_reader(path: Path) -> Reader:
@@ -283,6 +311,30 @@ def _stepped(progress: PageProgress | None) -> Callable[[int, int, int], None]:
             progress(total - remaining, total)
 
     return stepped
+
+
+def _make_empty(path: Path, mode: int) -> None:
+    """Make the file with exactly these rights, whatever the umask is; SQLite gives its journals the same. One that is there stays."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise host_error(error, f"{path.name} cannot be made") from error
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError as error:
+        raise host_error(error, f"{path.name} cannot be made") from error
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _connect(path: Path, mode: str, more: str = "") -> sqlite3.Connection:

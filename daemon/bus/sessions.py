@@ -180,6 +180,7 @@ class Sessions:
         self._known: WeakValueDictionary[SessionKey, Session] = WeakValueDictionary()
         self._table: dict[SessionKey, Session] = {}
         self._making: WeakValueDictionary[SessionKey, anyio.Lock] = WeakValueDictionary()
+        self._unregistered: set[SessionKey] = set()  # made, and not in central.db yet
         self._central = anyio.Lock()
         self.storage = StorageWatch(sessions_dir.parent, clock)
         self._memory: Callable[[], Memory] | None = None
@@ -305,10 +306,31 @@ class Sessions:
                 return await self.get(key)
             except UnknownSessionError:
                 pass
-            await anyio.to_thread.run_sync(self.files_of(key).create, limiter=self._limiter)
+            try:
+                await anyio.to_thread.run_sync(self.files_of(key).create, limiter=self._limiter)
+            except StorageError as error:
+                self.storage.failed(error)
+                raise
             now = self._clock.now_ms()
+            # From here on there is a folder. Whatever keeps it out of the registry (a lock, a full disk, a client that
+            # leaves), the sweep registers it later.
+            self._unregistered.add(key)
             await self.central(lambda registry: registry.activate(key, now))
+            self._unregistered.discard(key)
             return await self.get(key)
+
+    async def register_made(self) -> None:
+        """Register the sessions whose folders were made and whose rows could not be written then."""
+        keys = tuple(self._unregistered)
+        if not keys:
+            return
+        now = self._clock.now_ms()
+        fresh = await self.central(lambda registry: registry.add_sessions(keys, now))
+        self._unregistered.difference_update(keys)
+        for key in fresh:
+            await self.get(key)  # as one with work: the next sweep sees that there is none
+        if fresh:
+            self._log.info("sessions_registered_late", sessions=len(fresh))
 
     async def activate(self, session: Session) -> None:
         """Record that the session has work, before the work is written. Call with the session's lock held."""

@@ -6,7 +6,7 @@ newline; `<id>.killed` says that this runtime sent SIGKILL. The files are eviden
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
 import re
@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 from daemon.containers.process_table import Leader
 from daemon.containers.protocol import Running
 from daemon.errors import RuntimeUnavailableError
+from schema.os_faults import hint_of
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 
@@ -60,7 +61,9 @@ class RecordStore:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(self._folder, os.W_OK | os.X_OK):
-                raise PermissionError("not writable")
+                raise PermissionError(errno.EACCES, "not writable")
+            for draft in self._folder.glob("*.draft"):  # of a daemon that was killed before its record was whole
+                draft.unlink(missing_ok=True)
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -102,10 +105,14 @@ class RecordStore:
 
     def exit_code(self, container_id: str) -> int | None:
         """What the wrapper wrote; 137 when it could not because this runtime killed it; else None."""
-        with contextlib.suppress(OSError, ValueError):
+        try:
             text = self.exit_path(container_id).read_text(encoding="ascii")
             if text.endswith("\n"):
                 return int(text)
+        except (FileNotFoundError, ValueError):
+            pass
+        except OSError as error:
+            raise self._unusable(error) from error
         return 137 if self._path(container_id, "killed").exists() else None
 
     def mark_killed(self, container_id: str) -> None:
@@ -131,7 +138,7 @@ class RecordStore:
     def _unusable(self, error: OSError) -> RuntimeUnavailableError:
         return RuntimeUnavailableError(
             f"the process runtime cannot use {self._folder}: {error}.",
-            hint="Make that folder writable for the daemon's user, or free some space.",
+            hint=hint_of(error.errno or 0) or "Make that folder writable for the daemon's user, or free some space.",
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from daemon.data_folder import Layout, check_ours
 from daemon.errors import DataFolderError
+from daemon.store.rebuild import is_session
 from schema.connect import Reader, open_reader
 from schema.errors import ClawbusError, SchemaTooNewError
 from schema.ids import check_name
@@ -147,10 +148,13 @@ def _read(reader: Reader, seen: CentralSeen) -> None:
 
 
 def _folders(data_dir: Path) -> list[Key]:
+    """What the registry should know. A folder that a crash left half made, before anything was accepted, holds nothing."""
     found: list[Key] = []
     try:
         for agent in sorted(Layout(data_dir).sessions_dir.iterdir()):
-            found += [(agent.name, folder.name) for folder in sorted(agent.iterdir()) if (folder / "in").is_dir()]
+            found += [
+                (agent.name, folder.name) for folder in sorted(agent.iterdir()) if is_session(SessionFolder(folder))
+            ]
     except OSError:
         return found
     return [key for key in found[:MAX_SESSIONS] if _is_named(key)]

@@ -15,6 +15,7 @@ from daemon.store.registry import Memory, Registry, SessionKey
 from schema.errors import InvalidNameError, StorageError
 from schema.ids import check_name
 from schema.layout import SessionFolder
+from schema.os_faults import host_error
 
 REMAKE_HINT: Final = "Start the daemon once (`clawbus run`): it remakes it from the session folders."
 _INSTALL_ID: Final = re.compile(r"[0-9a-z]{1,64}\Z")
@@ -49,10 +50,10 @@ def found_sessions(sessions_dir: Path) -> Iterator[SessionKey]:
     try:
         for agent in _folders(sessions_dir, "agent"):
             for session in _folders(agent, "session"):
-                if _is_session(SessionFolder(session)):
+                if is_session(SessionFolder(session)):
                     yield SessionKey(agent.name, session.name)
     except OSError as error:
-        raise StorageError(f"{sessions_dir}: {error.strerror}.") from error
+        raise host_error(error, str(sessions_dir)) from error
 
 
 def _folders(folder: Path, what: str) -> list[Path]:
@@ -69,13 +70,14 @@ def _is_named(what: str, entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False)
 
 
-def _is_session(folder: SessionFolder) -> bool:
+def is_session(folder: SessionFolder) -> bool:
+    """Whether there is anything here that a registry should know. Raises OSError."""
     try:
         size = folder.inbound_db.lstat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return False
-    # An empty one is what a crash leaves in the middle of making a session, before anything was accepted: unless a
-    # container has been there.
+    # An empty one, or none, is what a crash leaves in the middle of making a session, before anything was accepted:
+    # unless a container has been there.
     return size > 0 or os.path.lexists(folder.outbound_db)
 
 
@@ -84,7 +86,9 @@ def _read(file: Path) -> str | None:
         text = file.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise host_error(error, f"{file} cannot be read") from error
+    except ValueError as error:
         raise StorageError(f"{file} cannot be read: {error}.") from error
     return text if _INSTALL_ID.match(text) else None
 
@@ -92,10 +96,11 @@ def _read(file: Path) -> str | None:
 def _write(file: Path, install_id: str) -> None:
     fresh = file.with_name(f"{file.name}.new")
     try:
-        with fresh.open("w", encoding="ascii") as out:
+        fresh.unlink(missing_ok=True)  # of a crash, with whatever rights
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as out:
             out.write(f"{install_id}\n")
             out.flush()
             os.fsync(out.fileno())
         fresh.replace(file)
     except OSError as error:
-        raise StorageError(f"{file}: {error.strerror}.") from error
+        raise host_error(error, f"{file} cannot be written") from error

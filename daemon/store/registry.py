@@ -17,9 +17,9 @@ from typing import NamedTuple
 from daemon.errors import RegistryGoneError
 from daemon.store.pruned import note
 from schema.connect import Writer, open_owner
-from schema.errors import StorageError
 from schema.ids import new_id
 from schema.migrate import Role
+from schema.os_faults import host_error
 
 
 class SessionKey(NamedTuple):
@@ -83,7 +83,10 @@ class _Anchor:
     """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            self._descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise host_error(error, f"{path.name} cannot be opened") from error
         weakref.finalize(self, os.close, self._descriptor)
 
     def holds(self, path: Path) -> bool:
@@ -93,7 +96,7 @@ class _Anchor:
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            raise StorageError(f"{path}: {error.strerror}.") from error
+            raise host_error(error, str(path)) from error
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino) and there.st_size > 0
 
 
@@ -336,7 +339,11 @@ class Registry:
     def _open(self) -> Writer:
         if self._anchor is None:
             db = open_owner(self._path, Role.CENTRAL)
-            self._anchor = _Anchor(self._path)
+            try:
+                self._anchor = _Anchor(self._path)
+            except BaseException:
+                db.close()
+                raise
             return db
         self.check()
         return open_owner(self._path, Role.CENTRAL, create=False)

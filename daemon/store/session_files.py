@@ -15,10 +15,20 @@ from pathlib import Path
 
 from daemon.store.kept_files import KeptFiles
 from schema.bell import ring
-from schema.connect import Reader, ReadLimits, Writer, open_outbound_reader, open_owner, recover_outbound_journal
+from schema.connect import (
+    Reader,
+    ReadLimits,
+    Writer,
+    make_whole,
+    open_outbound_reader,
+    open_owner,
+    recover_outbound_journal,
+)
 from schema.errors import StorageError, UnusableFileError
 from schema.layout import OUTBOUND_DB, OUTBOX_FILES, SessionFolder
 from schema.migrate import Role
+from schema.os_faults import file_error, host_error, in_own_folder
+from schema.plain_file import lies_there
 
 
 class SessionFiles:
@@ -39,7 +49,10 @@ class SessionFiles:
         self._outbound = str(self.folder.outbound_db)
 
     def create(self) -> None:
-        """Make the folders and inbound.db. Repeating it changes nothing."""
+        """Make the folders and inbound.db. Repeating it changes nothing, and completes what a crash left half made.
+
+        An inbound.db is there whole or not at all: it is made under another name. Raises StorageError, UnusableFileError.
+        """
         try:
             for path in (self.folder.inbox, self.folder.outbox, self.folder.logs):
                 path.mkdir(parents=True, exist_ok=True)
@@ -50,17 +63,27 @@ class SessionFiles:
             if self._owner is not None:
                 os.chown(self.folder.outbox, *self._owner, follow_symlinks=False)
         except OSError as error:
-            raise StorageError(f"{self.folder.root}: {error.strerror}.") from error
-        fresh = not self.folder.inbound_db.exists()
-        with open_owner(self.folder.inbound_db, Role.INBOUND):
-            if fresh:
-                self.folder.inbound_db.chmod(0o644)
+            raise host_error(error, str(self.folder.root)) from error
+        if self._holds_nothing():
+            make_whole(self._inbound, Role.INBOUND)
+        open_owner(self._inbound, Role.INBOUND, create=False).close()
+
+    def _holds_nothing(self) -> bool:
+        """Whether no inbound.db was ever finished here. Raises UnusableFileError for one that was emptied."""
+        with in_own_folder(f"{self._inbound} cannot be looked at"):
+            try:
+                size = self._inbound.lstat().st_size
+            except FileNotFoundError:
+                return True
+        if size == 0 and lies_there(self.folder.outbox, OUTBOUND_DB):
+            raise UnusableFileError(f"{self._inbound} is empty: it was truncated.")
+        return size == 0
 
     def prepare_outbound(self) -> None:
         """Make outbound.db with its tables, and `outbox/`, if they are missing. Call it only while no container runs.
 
         A runner of another make expects the tables at its start. The file is made outside of `out/` and moved there, so
-        that a crash leaves none or a whole one. Raises StorageError.
+        that a crash leaves none or a whole one. Raises StorageError, HostileFileError.
         """
         target, draft = self.folder.outbound_db, self.folder.root / f"{OUTBOUND_DB}.new"
         try:
@@ -75,7 +98,7 @@ class SessionFiles:
                 os.chown(draft, *self._owner, follow_symlinks=False)
             draft.rename(target)
         except OSError as error:
-            raise StorageError(f"{target}: {error.strerror}.") from error
+            raise file_error(error, f"{target} cannot be made") from error
 
     def _make_outbox(self) -> None:
         folder = self.folder.outbox / OUTBOX_FILES
@@ -102,7 +125,7 @@ class SessionFiles:
         try:
             return open_owner(path, Role.INBOUND, create=False)
         except StorageError as error:
-            if os.path.lexists(path) or not _is_there(self.folder.root.parents[1]):
+            if not _is_gone(path) or not _is_there(self.folder.root.parents[1]):
                 raise
             raise UnusableFileError(f"{path} is gone.") from error
 
@@ -127,7 +150,7 @@ class SessionFiles:
 
     def has_journal(self) -> bool:
         """Whether something lies where outbound.db's journal would."""
-        return os.path.lexists(self.folder.outbox / "outbound.db-journal")
+        return lies_there(self.folder.outbox, f"{OUTBOUND_DB}-journal")
 
     def recover(self) -> bool:
         """Roll back what a dead container left half written. Only after its confirmed exit. True if there was any."""
@@ -149,6 +172,17 @@ def _holds_something(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return not stat.S_ISREG(status.st_mode) or status.st_size > 0
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether nothing lies there. Not knowing is no: a session is held for good because of this."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_there(folder: Path) -> bool:

@@ -154,6 +154,7 @@ class Sweeper:
         await self.sessions.storage.look()
         try:
             await self.sessions.central(lambda registry: registry.check())
+            await self.sessions.register_made()
         except ClawbusError as error:
             structlog.get_logger("sweep").error("registry_unusable", code=error.code, error=str(error), hint=error.hint)
 

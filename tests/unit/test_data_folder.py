@@ -184,3 +184,24 @@ def test_the_layout_alone_touches_nothing(tmp_path: Path) -> None:
 def test_a_lock_file_with_other_text_names_nobody(tmp_path: Path, text: str) -> None:
     (tmp_path / "clawbus.lock").write_text(text)
     assert read_holder(tmp_path) is None
+
+
+def test_what_others_could_read_is_closed_and_named(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    DataFolder.open(root).close()
+    for name, mode in (("", 0o755), ("sessions", 0o755), ("logs", 0o750)):
+        (root / name).chmod(mode)
+    for name in ("central.db", "mailbox.db", "install-id"):
+        (root / name).touch()
+        (root / name).chmod(0o644)
+    with DataFolder.open(root) as folder:
+        assert set(folder.was_open) == {"d", "sessions", "logs", "central.db", "mailbox.db", "install-id"}
+        for path in (root, *root.iterdir()):
+            assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+    with DataFolder.open(root) as folder:
+        assert folder.was_open == ()
+
+
+def test_a_new_folder_was_not_open(tmp_path: Path) -> None:
+    with DataFolder.open(tmp_path / "d") as folder:
+        assert folder.was_open == ()

@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from daemon import data_folder
 from daemon.channels.local import LocalChannel
 from daemon.channels.webhook import WebhookChannel
 from daemon.containers.process import ProcessRuntime
 from daemon.containers.process_records import RecordStore
+from daemon.store import rebuild, session_files
 from daemon.store.session_files import SessionFiles
+from schema import connect
 from tests.support.crash_points.points import Points
 
 LAUNCHER = Path(__file__).with_name("launch.py")
@@ -26,9 +29,19 @@ def arm(folder: str) -> None:
         (ProcessRuntime, ("_launch", "_stop", "_kill", "_remove")),
         (RecordStore, ("write", "mark_killed", "remove")),
         (SessionFiles, ("create", "recover")),
+        (Path, ("mkdir", "chmod", "replace", "unlink")),
     ):
         for name in names:
             points.wrap(owner, name, f"{owner.__name__}.{name}")
+    # The single steps of making a file: a label that begins with a capital is no transaction.
+    for module, names in (
+        (session_files, ("make_whole",)),
+        (connect, ("_make_empty", "_sync_folder")),
+        (rebuild, ("_write",)),
+        (data_folder, ("_take_lock", "_write_holder", "_prepare")),
+    ):
+        for name in names:
+            points.wrap(module, name, f"Making.{name.strip('_')}")
     _launch_runners(ProcessRuntime, folder)
 
 

@@ -440,3 +440,13 @@ def test_a_channel_that_failed(world: ForensicWorld) -> None:
     world.live["degraded"] = [{"what": "channel webhook", "why": "its port is taken", "since": NOW}]
     found: Any = one(world, "CHANNEL_FAILING")
     assert found.evidence == ("channel webhook: its port is taken",)
+
+
+def test_a_folder_that_a_crash_left_before_anything_was_accepted_is_no_finding(world: ForensicWorld) -> None:
+    for name, empty in (("bare", False), ("hollow", True)):
+        folder = world.root / "sessions" / AGENT / name / "in"
+        folder.mkdir(parents=True)
+        (folder / "inbound.db.new").write_bytes(b"SQLite")
+        if empty:
+            (folder / "inbound.db").touch()
+    assert world.look().healthy
