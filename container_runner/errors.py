@@ -30,7 +30,10 @@ class ClaimLostError(ClawbusError):
 
 
 class TurnFailedError(ClawbusError):
-    """The provider could not answer. `detail` is for the log alone (a stderr tail); it never reaches the sender."""
+    """The provider could not answer. The text is for the operator; a sender reads it only with error_detail = "sender".
+
+    `detail` is for the log alone (a stderr tail); it never reaches the sender.
+    """
 
     code = "TURN_FAILED"
     default_hint = "Look at the session's container log."

@@ -30,7 +30,7 @@ from container_runner.retention import Retention
 from container_runner.store import Batch, Store
 from container_runner.watch import InboundWatch
 from schema.errors import ClawbusError, SchemaTooNewError
-from schema.rows import AckStatus, RunnerSettings
+from schema.rows import AckStatus, RunnerSettings, TurnNote
 
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _MAX_REASON: Final = 1000
@@ -246,6 +246,7 @@ class Runner:
             status,
             released=released,
             state=outcome.state if isinstance(outcome, Answer) and failure is None else None,
+            note=None if failure is None else TurnNote(failure.code, str(failure)),
         )
         try:
             await self._insist("commit_failed", finish)
@@ -262,12 +263,16 @@ class Runner:
         log: FilteringBoundLogger,
     ) -> tuple[Plan, TurnFailedError | None]:
         if isinstance(outcome, TurnFailedError):
-            return failure_replies(outcome, messages, batch.routing), outcome
+            return self._failure_replies(outcome, batch, messages), outcome
         plan = plan_replies(outcome.messages, messages, batch.routing, batch.destinations)
         for name in plan.unknown:
             log.warning("output_dropped", reason="unknown destination", destination=name[:200])
         failure = _refusal(plan, self._settings.max_answer_bytes)
-        return (plan, None) if failure is None else (failure_replies(failure, messages, batch.routing), failure)
+        return (plan, None) if failure is None else (self._failure_replies(failure, batch, messages), failure)
+
+    def _failure_replies(self, failure: TurnFailedError, batch: Batch, messages: Sequence[TurnMessage]) -> Plan:
+        open_detail = self._settings.error_detail == "sender"
+        return failure_replies(failure, messages, batch.routing, open_detail=open_detail)
 
     async def _show_tool(self, log: FilteringBoundLogger, tool: Silence | None, started_at: int) -> None:
         """In the file for the host, which judges by it, and in the log for whoever asks later what took so long."""

@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from container_runner.errors import TurnFailedError
 from container_runner.providers.protocol import Destination, OutMessage, TurnMessage
 from schema.rows import Address, Kind
+
+_MAX_REASON: Final = 1000
+FAILED_TEXT: Final = "The agent could not answer this message."
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +71,24 @@ def plan_replies(
     return Plan(replies=tuple(replies), unknown=tuple(unknown))
 
 
-def failure_replies(failure: TurnFailedError, messages: Sequence[TurnMessage], routing: Address | None) -> Plan:
-    """The error answer, to every address that waits for one."""
-    content = {"text": f"The agent failed: {failure}", "error": {"code": failure.code, "message": str(failure)}}
-    return plan_replies((OutMessage(content=content),), messages, routing, ())
+def failure_replies(
+    failure: TurnFailedError, messages: Sequence[TurnMessage], routing: Address | None, *, open_detail: bool
+) -> Plan:
+    """The error answer, to every address that waits for one.
+
+    Whoever wrote may be a stranger, and an error's text may quote keys, paths and addresses. So it says only that the turn
+    failed, and the reference under which the operator finds why; with `open_detail` it says why as well.
+    """
+    return Plan(replies=tuple(_failure_reply(failure, origin, open_detail) for origin in _origins(messages, routing)))
+
+
+def _failure_reply(failure: TurnFailedError, origin: _Origin, open_detail: bool) -> Reply:
+    reference = origin.ids[-1]
+    reason = str(failure)[:_MAX_REASON]
+    text = f"The agent failed: {reason}" if open_detail else f"{FAILED_TEXT} Reference: {reference}."
+    message = reason if open_detail else FAILED_TEXT
+    error = {"code": failure.code, "message": message, "reference": reference}
+    return _reply(OutMessage(content={"text": text, "error": error}), origin, origin.address)
 
 
 def _origins(messages: Sequence[TurnMessage], routing: Address | None) -> tuple[_Origin, ...]:

@@ -125,6 +125,7 @@ class Retention:
         if taken:
             with db.transaction():
                 db.executemany("DELETE FROM processing_ack WHERE message_id = ?", [(identity,) for identity in taken])
+                db.executemany("DELETE FROM turn_notes WHERE message_id = ?", [(identity,) for identity in taken])
         self._acks_taken += len(taken)
         if self._moved_on(rows, cutoff):
             return Pruned(more=True)

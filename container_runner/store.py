@@ -23,9 +23,10 @@ from schema.ids import new_id
 from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 from schema.migrate import Role
-from schema.rows import AckStatus, Address
+from schema.rows import AckStatus, Address, TurnNote
 
 _INBOUND: Final = "inbound"
+MAX_NOTE: Final = 2000
 
 # What an older host's messages_in may lack, and what its absence means.
 _OPTIONAL: Final = (("trigger", "1"), ("on_wake", "0"))
@@ -119,8 +120,10 @@ class Store:
         *,
         released: Sequence[str] = (),
         state: Mapping[str, str | None] | None = None,
+        note: TurnNote | None = None,
     ) -> None:
-        """Commit a turn: its outbound rows, its acks, its state, and no tool in flight any more; all or nothing.
+        """Commit a turn: its outbound rows, its acks, its state, its note for the operator, and no tool in flight any more;
+        all or nothing.
 
         Repeating it after an error of unknown effect is safe. Raises InboundUnreadableError, ClaimLostError.
         """
@@ -135,6 +138,7 @@ class Store:
                 " VALUES (?, ?, ?, ?)",
                 [(message_id, status.value, now, self._incarnation) for message_id in acked],
             )
+            self._keep_note(db, acked, note, now)
             self._release(db, released)
             self._keep_state(db, state or {}, now)
             self._set_tool(db, None)
@@ -227,6 +231,15 @@ class Store:
             [(message_id, self._incarnation) for message_id in released],
         )
 
+    def _keep_note(self, db: Writer, acked: Sequence[str], note: TurnNote | None, now: str) -> None:
+        """The note of the last turn, or none: what a former try left is no longer so."""
+        db.executemany("DELETE FROM turn_notes WHERE message_id = ?", [(message_id,) for message_id in acked])
+        if note is not None:
+            db.executemany(
+                "INSERT INTO turn_notes(message_id, incarnation, at, code, message) VALUES (?, ?, ?, ?, ?)",
+                [(message_id, self._incarnation, now, note.code, _storable(note.message)) for message_id in acked],
+            )
+
     def _keep_state(self, db: Writer, state: Mapping[str, str | None], now: str) -> None:
         for key, value in state.items():
             if value is None:
@@ -249,6 +262,11 @@ class Store:
             " tool_started_at = excluded.tool_started_at, updated_at = excluded.updated_at",
             (None if tool is None else tool.name, declared, started, to_text(now)),
         )
+
+
+def _storable(text: str) -> str:
+    """Bounded, and UTF-8: an exception's text may quote bytes that are not."""
+    return text[:MAX_NOTE].encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 class _Due:

@@ -106,6 +106,14 @@ class MessageOut:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnNote:
+    """A row of turn_notes: what the operator is told of a message's last turn, and its sender is not."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
     """A row of processing_ack. `changed_at` is None when the runner wrote something that is no instant."""
 
@@ -113,6 +121,7 @@ class Ack:
     status: AckStatus
     changed_at: int | None
     incarnation: str | None = None
+    note: TurnNote | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +148,4 @@ class RunnerSettings:
     log_level: str = "info"
     keep_s: float = 0.0
     prune_batch: int = 500
+    error_detail: str = "operator"  # who reads why a turn failed: operator, or the sender too

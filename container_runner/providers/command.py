@@ -227,7 +227,7 @@ def _by_whom(number: int) -> str:
 
 
 def _last_line(tail: str) -> str:
-    """The last thing on stderr, which mostly is the reason; short, because the sender reads it."""
+    """The last thing on stderr, which mostly is the reason; short, because it is one line of a report."""
     lines = tail.strip().splitlines()
     return f" Its last words: {lines[-1][:_LAST_WORDS]}" if lines else ""
 

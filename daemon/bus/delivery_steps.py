@@ -171,8 +171,9 @@ def unfinished(
         wanted.update(dict.fromkeys(outbound.recently_acked(out, messages.WINDOW)))
     have = {message.id for message in pending}
     pending += messages.pending_of(db, [message_id for message_id in wanted if message_id not in have])
-    acks = outbound.acks_for(out, [message.id for message in pending]) if out is not None else {}
-    return pending, acks
+    if out is None:
+        return pending, {}
+    return pending, outbound.with_notes(out, outbound.acks_for(out, [message.id for message in pending]))
 
 
 def _check_dead(db: Reader, decisions: Sequence[Decision], limit: int) -> None:
@@ -187,12 +188,22 @@ def settle(db: Writer, action: Settle, now: int) -> None:
     """Turn a final ack into a status, and end the attempt it belongs to."""
     done = action.status is AckStatus.COMPLETED
     target = MessageStatus.COMPLETED if done else MessageStatus.FAILED
-    detail = None if done else {"code": "AGENT_FAILED", "reason": "the agent answered with an error"}
+    detail = settled_detail(action)
     change_status(db, action.message_id, target, target.value, now, incarnation=action.incarnation, detail=detail)
     if action.incarnation is not None:
         messages.end_attempt(db, action.message_id, action.incarnation, now, target.value)
     else:
         messages.end_open_attempts(db, action.message_id, now, target.value)
+
+
+def settled_detail(action: Settle) -> dict[str, str] | None:
+    """What the history says of a turn's end: for a failure why, as the runner noted it for the operator."""
+    note = action.note
+    if action.status is AckStatus.COMPLETED:
+        return None if note is None else {"note": note.code, "reason": note.message}
+    if note is None:
+        return {"code": "AGENT_FAILED", "reason": "the agent answered with an error"}
+    return {"code": "AGENT_FAILED", "error_code": note.code, "reason": note.message}
 
 
 def record_outcomes(files: SessionFiles, outcomes: Sequence[Outcome], means: Means, now: int) -> list[Bury]:

@@ -88,7 +88,7 @@ def send(
             if wait is None or context:
                 return Outcome(known, lambda console: _say_accepted(console, known), _next(known))
             entry = wait_for_reply(client, known, wait, SystemClock())
-            why = _held_up(client, known) if entry is None else ""
+            why = _held_up(client, known) if entry is None else _reason(client, known)
     except ClawbusError as error:
         return _failed(known, error)
     except KeyboardInterrupt:
@@ -133,6 +133,15 @@ def _held_up(client: ControlClient, known: dict[str, Any]) -> str:
     return f" {report['held_up']}" if report.get("held_up") else ""
 
 
+def _reason(client: ControlClient, known: dict[str, Any]) -> str:
+    """Why the message failed, in the words for the operator, whom this command serves. Empty when nothing says so."""
+    try:
+        letters = client.dead_letters((known["agent"], known["session"]), known["message_id"])["letters"]
+    except ClawbusError:
+        return ""
+    return next((str(one["reason"]) for one in letters if one["kind"] == "in" and one["code"] == "AGENT_FAILED"), "")
+
+
 def _content(text: str, *, as_json: bool) -> object:
     if not as_json:
         return {"text": text}
@@ -163,8 +172,9 @@ def _answered(accepted: dict[str, Any], entry: MailboxEntry | None, wait_s: floa
     answer = as_result(entry)
     result = {**accepted, "answer": answer}
     if answer["error"] is not None:
-        name = f"{accepted['agent']} {accepted['session']}"
-        problem = Problem("AGENT_FAILED", str(answer["error"]), f"`clawbus session show {name}` tells what happened.")
+        problem = Problem(
+            "AGENT_FAILED", why or str(answer["error"]), f"`clawbus run {accepted['message_id']}` says why."
+        )
         return Outcome(result, problem=problem, next_actions=_next(accepted))
 
     def people(console: Console) -> None:

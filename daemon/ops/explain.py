@@ -23,7 +23,7 @@ _STEPS: Final[Mapping[str, str]] = MappingProxyType(
         "UNAUTHORISED_DESTINATION": "Add the destination if the session should write there, then requeue it; or drop it.",
         "NO_ROUTE": "Nobody knows where it goes: once a message has come in from a channel, requeue it; or drop it.",
         "NO_CHANNEL": "Configure the channel that the reason names and restart, then requeue it; or drop it.",
-        "AGENT_FAILED": "The sender has the agent's error as the answer: mend the agent, then requeue it; or drop it.",
+        "AGENT_FAILED": "The sender was told that the agent could not answer, and this id: mend the agent, then requeue it; or drop it.",
     }
 )
 
@@ -84,7 +84,7 @@ def _failed(queues: Queues, example: Mapping[str, Any]) -> str:
     others = f" (and {queues.failed - 1} more)" if queues.failed > 1 else ""
     tries = example.get("tries") or 0
     if detail.get("code") == "AGENT_FAILED":
-        return f"The agent answered message {example['id']}{others} with an error, which its sender has."
+        return f"The agent failed at message {example['id']}{others}: {str(reason).rstrip('.')}."
     return f"Message {example['id']}{others} was given up after {_times(tries, 'try', 'tries')}: {str(reason).rstrip('.')}."
 
 

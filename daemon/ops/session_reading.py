@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from daemon.ops.content import answered_ids, preview
+from daemon.store import outbound
 from daemon.store.pruned import read as read_pruned
 from schema.connect import Reader, ReadLimits, open_outbound_reader, open_reader
 from schema.errors import ClawbusError, StorageError
 from schema.instants import from_text
 from schema.layout import HEARTBEAT, SessionFolder
+from schema.rows import Ack, AckStatus
 
 _CONTENT: Final = "substr(content, 1, 65536) AS content"
 _OLDEST: Final = 500  # rows looked at for the oldest age; ordered by seq, so the oldest is among the first
@@ -204,7 +206,7 @@ def _outbound_life(
             reader, "processing_ack", "SELECT * FROM processing_ack WHERE message_id = ?", message_id
         ):
             ack = _ack(row)
-            detail = {"incarnation": ack["incarnation"]}
+            detail = {"incarnation": ack["incarnation"], **_noted(reader, message_id, ack["incarnation"])}
             events.append({"at": ack["changed_at"], "event": f"acked_{ack['status']}", "detail": detail})
         # One turn may answer a batch: the first by in_reply_to, the others by the ids in its content.
         columns = f"id, in_reply_to, timestamp, {_CONTENT}"
@@ -213,6 +215,13 @@ def _outbound_life(
         )
         rows = table_rows(reader, "messages_out", found, message_id)
         return [_answer(row, events) for row in rows if row["in_reply_to"] == message_id or _answers(row, message_id)]
+
+
+def _noted(reader: Reader, message_id: str, incarnation: str | None) -> dict[str, str]:
+    """What the runner noted for the operator about this message's last turn; empty when nothing."""
+    ack = Ack(message_id, AckStatus.FAILED, None, incarnation)
+    note = outbound.with_notes(reader, {message_id: ack})[message_id].note
+    return {} if note is None else {"code": note.code, "reason": note.message}
 
 
 def _answers(row: sqlite3.Row, message_id: str) -> bool:

@@ -46,7 +46,7 @@ def cancel(
         with db.transaction():
             detail = operator.detail(code="CANCELLED", running=running)
             change_status(db, message_id, MessageStatus.CANCELLED, "cancelled", now, detail=detail)
-            tell_cancelled(db, message_id, operator, now)
+            tell_cancelled(db, message_id, now, operator.reason)
     return {"id": message_id, "was": message.status.value, "running": running}
 
 

@@ -167,16 +167,19 @@ def _end(db: Writer, ending: Ending, operator: Operator, backup: Backup, now: in
         detail=_why(ending.status, operator), by=by, told=ending.told, incarnation=ending.incarnation, finish=finish,
     )  # fmt: skip
     if ending.status is MessageStatus.CANCELLED and ending.truth is not RunStatus.CANCELLED:
-        tell_cancelled(db, ending.message_id, operator, now)
+        tell_cancelled(db, ending.message_id, now)
 
 
-def tell_cancelled(db: Writer, message_id: str, operator: Operator, now: int) -> None:
-    """Nobody waits in vain: the sender of a message that is ended without an answer hears so, once."""
+def tell_cancelled(db: Writer, message_id: str, now: int, reason: str | None = None) -> None:
+    """Nobody waits in vain: the sender of a message that is ended without an answer hears so, once.
+
+    `reason` is what the operator says to the sender; a sweep's reason is about the host and is not for strangers.
+    """
     message = messages.find(db, message_id)
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None and message.trigger:
-        why = f": {operator.reason}" if operator.reason else ""
-        deliveries.tell_sender(db, message, address, "CANCELLED", f"cancelled by the operator{why}", now)
+        why = f": {reason.rstrip('.')}" if reason else ""
+        deliveries.tell_sender(db, message, address, "CANCELLED", f"The operator has cancelled this message{why}.", now)
 
 
 def _why(status: MessageStatus, operator: Operator) -> dict[str, object]:

@@ -199,13 +199,15 @@ def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_ag
     record(db, row.id, "dead_lettered", at, detail={"code": code, "error": error[:1000]})
     _receipt(db, row.id, "failed", None, at)
     if tell_agent:
+        # The channel's own words stay here: they may name a receiver's address, and an agent may repeat what it reads.
+        why = f"it was not delivered, and will not be by itself ({code})"
         content = {
-            "text": f"Your answer {row.id} was not delivered, and will not be by itself: {error[:1000]}",
+            "text": f"Your answer {row.id}: {why}.",
             "type": "delivery_failed",
             "message_out_id": row.id,
             "in_reply_to": row.in_reply_to,
             "code": code,
-            "error": error[:1000],
+            "error": why,
         }
         notice = MessageIn(
             id=free_id(db, f"dead-letter:{row.id}"),
@@ -220,13 +222,18 @@ def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_ag
 
 
 def tell_sender(db: Writer, message: MessageIn, address: Address, code: str, text: str, at: int) -> None:
-    """Queue the host's own answer to a message that failed for good; one notice a message."""
+    """Queue the host's own answer to a message that failed for good; one notice a message.
+
+    `text` goes to whoever wrote, who may be a stranger: no path, no address, no word of an error. The operator finds the rest
+    in the message's history, under the reference.
+    """
     if db.one("SELECT 1 FROM host_messages WHERE in_reply_to = ?", (message.id,)) is not None:
         return
     notice_id = f"failed:{message.id}"
     if known(db, [notice_id]):  # the container has used that id for a row of its own
         notice_id = f"{notice_id}:{new_id(at)}"
-    content = {"text": text, "error": {"code": code, "message": text}}
+    error = {"code": code, "message": text, "reference": message.id}
+    content = {"text": f"{text} Reference: {message.id}.", "error": error}
     notice = MessageOut(
         id=notice_id,
         seq=next_even_seq(db),

@@ -6,9 +6,11 @@ Every value is typed here or refused with HostileFileError; nothing from this fi
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from daemon.store.messages import MAX_SEQ, chunks, marks
@@ -16,9 +18,10 @@ from schema.connect import Reader
 from schema.errors import HostileFileError
 from schema.instants import from_text
 from schema.layout import HEARTBEAT, SessionFolder
-from schema.rows import Ack, AckStatus, MessageOut, ToolInFlight
+from schema.rows import Ack, AckStatus, MessageOut, ToolInFlight, TurnNote
 
 _MAX_CLAIMS = 1000
+_NOTE_CODE = re.compile(r"[A-Z][A-Z0-9_]*\Z")
 _BATCH_CHARACTERS = 16 * 1024**2
 
 
@@ -67,6 +70,30 @@ def acks_for(db: Reader, message_ids: Sequence[str]) -> dict[str, Ack]:
         rows = db.all(f"SELECT {_ack_columns(columns)} FROM processing_ack WHERE message_id IN ({marks(chunk)})", chunk)
         found.update((ack.message_id, ack) for row in rows if (ack := _ack(row)) is not None)
     return found
+
+
+def with_notes(db: Reader, acks: Mapping[str, Ack]) -> dict[str, Ack]:
+    """The same acks, the final ones with their turn's note for the operator, where there is one of that incarnation."""
+    final = [message_id for message_id, ack in acks.items() if ack.status is not AckStatus.PROCESSING]
+    found = dict(acks)
+    if final and {"message_id", "incarnation", "code", "message"} <= db.columns("turn_notes"):
+        for chunk in chunks(final):
+            sql = "SELECT message_id, incarnation, substr(code, 1, 64) AS code, substr(message, 1, 2000) AS message"
+            for row in db.all(f"{sql} FROM turn_notes WHERE message_id IN ({marks(chunk)})", chunk):
+                ack = found.get(row["message_id"])
+                note = _note(row)
+                if ack is not None and note is not None and row["incarnation"] == ack.incarnation:
+                    found[ack.message_id] = replace(ack, note=note)
+    return found
+
+
+def _note(row: sqlite3.Row) -> TurnNote | None:
+    """As one line of printable text: a container wrote it, and people read it."""
+    code, message = row["code"], row["message"]
+    if not isinstance(code, str) or not isinstance(message, str) or not _NOTE_CODE.match(code):
+        return None
+    shown = "".join(character if character.isprintable() else " " for character in message)
+    return TurnNote(code, " ".join(shown.split()))
 
 
 def claims(db: Reader) -> list[Ack]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from schema.instants import from_text
-from schema.rows import Ack, AckStatus, MessageIn, ToolInFlight
+from schema.rows import Ack, AckStatus, MessageIn, ToolInFlight, TurnNote
 
 CEILING: Final = "ceiling"
 CLAIM_STUCK: Final = "claim_stuck"
@@ -90,6 +90,7 @@ class Settle:
     message_id: str
     status: AckStatus
     incarnation: str | None
+    note: TurnNote | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ def settled(seen: Observation) -> list[Settle]:
     for message in seen.pending:
         ack = seen.acks.get(message.id)
         if ack is not None and ack.status is not AckStatus.PROCESSING:
-            actions.append(Settle(message.id, ack.status, ack.incarnation))
+            actions.append(Settle(message.id, ack.status, ack.incarnation, ack.note))
     return actions
 
 

@@ -221,7 +221,8 @@ def _fail(db: Writer, action: Fail, now: int) -> None:
     db.execute("UPDATE messages_in SET tries = ? WHERE id = ?", (action.tries, action.message_id))
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None:
-        deliveries.tell_sender(db, message, address, "TRIES_EXHAUSTED", text, now)
+        told = f"This message could not be answered in {action.tries} tries."
+        deliveries.tell_sender(db, message, address, "TRIES_EXHAUSTED", told, now)
 
 
 def _observe(db: Reader, out: Reader | None, now: int) -> Observation:

@@ -91,8 +91,11 @@ def test_a_program_that_fails_is_a_typed_error_answer_and_the_loop_lives(
     text = text.format(mark=daemon.root / "impatient")
     said = daemon.cli("send", text, "--agent", agent, "--session", session, "--wait", "30")
     assert said.error == "AGENT_FAILED"
-    assert words in said.envelope["error"]["message"]
+    assert words in said.envelope["error"]["message"], "the operator, who typed this, reads why"
     message_id = said.envelope["result"]["message_id"]
+    sent = said.envelope["result"]["answer"]["content"]
+    assert words not in json.dumps(sent), "what is sent to whoever wrote has no word of it"
+    assert sent["error"]["reference"] == message_id
     row = eventually(
         "failed", lambda: (found := daemon.message(agent, session, message_id))["status"] == "failed" and found
     )

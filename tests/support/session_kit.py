@@ -103,6 +103,9 @@ class SessionKit:
     def contents(self) -> list[dict[str, Any]]:
         return [json.loads(row["content"]) for row in self.out()]
 
+    def notes(self) -> list[dict[str, Any]]:
+        return self._read("SELECT * FROM turn_notes")
+
     def acks(self) -> dict[str, str]:
         return {row["message_id"]: row["status"] for row in self._read("SELECT * FROM processing_ack")}
 

@@ -1,5 +1,6 @@
 """The loop in this process, over real files, with providers made for the occasion."""
 
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -10,13 +11,15 @@ import anyio
 import pytest
 import structlog
 
-from container_runner.errors import ClaimLostError, CommandExitError
+from container_runner.errors import AnswerInvalidError, ClaimLostError, CommandExitError
 from container_runner.heartbeat import Heartbeat
 from container_runner.loop import Runner
 from container_runner.providers.protocol import Answer, OutMessage, Progress, Silence, Turn
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
+from schema.connect import open_owner
 from schema.errors import SchemaTooNewError
+from schema.migrate import Role
 from tests.support.session_kit import SessionKit, eventually, quick
 
 pytestmark = pytest.mark.anyio
@@ -204,6 +207,55 @@ async def test_a_failure_and_a_crash_are_answers_and_the_loop_goes_on(kit: Sessi
     ]
     assert [row["in_reply_to"] for row in kit.out()] == ["fails", "crashes", "works"]
     assert next(event["detail"] for event in events if event["event"] == "turn_failed") == "Traceback"
+
+
+SECRETS = ("sk-live-4711", "/srv/acme/prod.yaml", "receiver.example.org")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        CommandExitError(f"exit code 1. Its last words: 401 for {SECRETS}"),
+        RuntimeError(f"connect to {SECRETS}"),
+        AnswerInvalidError(f"Line 1 of the answer quotes {SECRETS}"),
+        OSError(5, f"{SECRETS}"),
+        ValueError(f"half a character \ud83d and a NUL \0 beside {SECRETS}"),
+    ],
+)
+async def test_why_a_turn_failed_is_noted_for_the_operator_and_not_sent(kit: SessionKit, failure: Exception) -> None:
+    async def work(turn: Turn, progress: Progress) -> Answer:
+        raise failure
+
+    kit.add("m1")
+    async with running(build(kit, Scripted(work))):
+        await eventually(lambda: kit.acks() == {"m1": "failed"})
+    kit.check()
+    (content,) = kit.contents()
+    assert content["error"]["reference"] == "m1"
+    assert not any(secret in json.dumps(content) for secret in SECRETS)
+    (note,) = kit.notes()
+    assert note["code"] == content["error"]["code"]
+    assert note["incarnation"] == "I1"
+    assert all(secret in note["message"] for secret in SECRETS)
+
+
+async def test_the_note_of_a_former_failure_goes_when_the_turn_works(kit: SessionKit) -> None:
+    kit.add("m1")
+    with open_owner(kit.folder.outbound_db, Role.OUTBOUND) as db, db.transaction():
+        db.execute("INSERT INTO turn_notes VALUES ('m1', 'I0', '2026-11-21T00:00:00.000Z', 'COMMAND_EXIT', 'old')")
+    async with running(build(kit, Scripted(answer_ok))):
+        await eventually(lambda: kit.acks() == {"m1": "completed"})
+    assert kit.notes() == []
+
+
+async def test_a_long_reason_is_cut(kit: SessionKit) -> None:
+    async def work(turn: Turn, progress: Progress) -> Answer:
+        raise CommandExitError("x" * 100_000)
+
+    kit.add("m1")
+    async with running(build(kit, Scripted(work), error_detail="sender")):
+        await eventually(lambda: kit.acks() == {"m1": "failed"})
+    assert len(kit.notes()[0]["message"]) == 2000
 
 
 async def test_an_unknown_destination_is_dropped_while_the_valid_one_is_sent(kit: SessionKit) -> None:

@@ -20,8 +20,10 @@ from daemon.bus import delivery_steps
 from daemon.bus.delivery_plan import ChannelTraits, Reason, Send
 from daemon.bus.delivery_steps import Collected, Means, Outcome, collect, record_outcomes
 from daemon.config import Delivery
+from daemon.ops.dead_reading import Wanted, read_dead_letters
 from daemon.store import deliveries
 from schema.errors import HostileFileError
+from schema.layout import SessionFolder
 from schema.rows import Address, DeliveryState
 from tests.support.invariants import check_session, session_violations
 from tests.support.older_shapes import OLDEST_IN, OLDEST_OUT, ROUTING, ROWS_IN, ROWS_OUT, make_older
@@ -296,6 +298,63 @@ def test_acks_and_claims_are_taken_note_of_in_passing(world: SessionWorld) -> No
     assert len(look(world, live="i").settled) == 2
     assert (world.message("m1")["status"], world.message("m2")["status"]) == ("completed", "failed")
     check_session(world.root)
+
+
+def test_why_a_turn_failed_goes_into_the_history_and_no_further(world: SessionWorld) -> None:
+    world.claim("m1", by="i")
+    world.ack("failed", "m1", by="i")
+    note(world, "m1", "i", "COMMAND_EXIT", "exit code 1:\n\x1b[31m401 for https://x.example/?key=sk-1\u202e")
+    look(world)
+    (row,) = world.read("SELECT detail FROM message_history WHERE event = 'failed'")
+    assert json.loads(row["detail"]) == {
+        "code": "AGENT_FAILED",
+        "error_code": "COMMAND_EXIT",
+        "reason": "exit code 1: [31m401 for https://x.example/?key=sk-1",
+    }
+    assert world.read("SELECT * FROM host_messages") == []
+    letters, _ = read_dead_letters(SessionFolder(world.root), Wanted(limit=10))
+    assert letters[0]["reason"] == "exit code 1: [31m401 for https://x.example/?key=sk-1"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("incarnation", "code", "message"),
+    [
+        ("another", "COMMAND_EXIT", "an earlier container's"),
+        ("i", "forged\nline", "x"),
+        ("i", b"\xff", "x"),
+        ("i", "COMMAND_EXIT", b"\xff"),
+        (None, "COMMAND_EXIT", "x"),
+    ],
+)
+def test_a_note_that_is_none_of_this_turn_is_left_out(
+    world: SessionWorld, incarnation: str | None, code: object, message: object
+) -> None:
+    world.claim("m1", by="i")
+    world.ack("failed", "m1", by="i")
+    note(world, "m1", incarnation, code, message)
+    look(world)
+    (row,) = world.read("SELECT detail FROM message_history WHERE event = 'failed'")
+    assert json.loads(row["detail"]) == {"code": "AGENT_FAILED", "reason": "the agent answered with an error"}
+
+
+def test_a_dead_answer_s_notice_to_the_agent_has_no_word_of_the_receiver(world: SessionWorld) -> None:
+    world.say("o1")
+    error = "hook https://receiver.example/?token=t0p answered 404"
+    outcomes = [
+        failed(send, error=error, error_code="DELIVERY_PERMANENT", permanent=True) for send in look(world).sends
+    ]
+    record_outcomes(world.files, outcomes, MEANS, world.now)
+    (row,) = world.read("SELECT content FROM messages_in WHERE kind = 'system'")
+    assert "t0p" not in row["content"]
+    assert json.loads(row["content"])["code"] == "DELIVERY_PERMANENT"
+    (tracked,) = world.read("SELECT last_error FROM delivery_attempts")
+    assert tracked["last_error"] == error
+
+
+def note(world: SessionWorld, message_id: str, incarnation: str | None, code: object, message: object) -> None:
+    with world.runner() as db, db.transaction():
+        db.execute("INSERT INTO turn_notes VALUES (?, ?, '', ?, ?)", (message_id, incarnation, code, message))
 
 
 @pytest.mark.parametrize("live", [None, "other"])

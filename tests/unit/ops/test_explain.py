@@ -27,7 +27,7 @@ def dead(destination: str, attempts: int) -> Queues:
         (failed(5, reason="x"), "Message m was given up after 5 tries: x."),
         (
             failed(0, code="AGENT_FAILED", reason="x"),
-            "The agent answered message m with an error, which its sender has.",
+            "The agent failed at message m: x.",
         ),
         (dead("", 0), "Answer o could not be delivered: gone."),
         (dead("local/x", 1), "Answer o could not be delivered to local/x in 1 attempt: gone."),

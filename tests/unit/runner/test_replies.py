@@ -120,13 +120,30 @@ def test_a_session_without_any_address_still_gets_its_row() -> None:
     assert shown(reply) == ("//", "m1", [])
 
 
-def test_a_failure_is_an_answer_to_everyone_who_waits() -> None:
-    messages = [message("m1", 2, "chat/room"), message("m2", 4, "chat/room"), message("m3", 6, "webhook/ci")]
-    plan = failure_replies(CommandExitError("exit code 3", detail="secret stderr"), messages, None)
+FAILED = (message("m1", 2, "chat/room"), message("m2", 4, "chat/room"), message("m3", 6, "webhook/ci"))
+SECRET = CommandExitError("exit code 3: 401 for https://api.example.org/?key=sk-live", detail="secret stderr")
+
+
+def test_a_failure_is_an_answer_to_everyone_who_waits_with_a_reference_and_without_the_reason() -> None:
+    plan = failure_replies(SECRET, FAILED, None, open_detail=False)
     assert [shown(reply) for reply in plan.replies] == [("chat/room/", "m2", ["m1", "m2"]), ("webhook/ci/", "m3", [])]
+    for reply, reference in zip(plan.replies, ("m2", "m3"), strict=True):
+        content = json.loads(reply.content)
+        assert content["error"] == {
+            "code": "COMMAND_EXIT",
+            "message": "The agent could not answer this message.",
+            "reference": reference,
+        }
+        assert content["text"] == f"The agent could not answer this message. Reference: {reference}."
+        assert "exit code" not in reply.content
+        assert "secret" not in reply.content
+
+
+def test_a_setting_opens_the_reason_but_never_the_whole_stderr() -> None:
+    plan = failure_replies(SECRET, FAILED, None, open_detail=True)
     content = json.loads(plan.replies[0].content)
-    assert content["error"] == {"code": "COMMAND_EXIT", "message": "exit code 3"}
-    assert "exit code 3" in content["text"]
+    assert content["text"] == f"The agent failed: {SECRET}"
+    assert content["error"] == {"code": "COMMAND_EXIT", "message": str(SECRET), "reference": "m2"}
     assert "secret" not in plan.replies[0].content
 
 
