@@ -14,11 +14,11 @@ from anyio.abc import TaskStatus
 from pydantic import BaseModel
 
 from daemon.channels.protocol import Accept, Capabilities, ChannelContext, Outgoing, Receipt
-from daemon.channels.webhook_guard import guarded
 from daemon.channels.webhook_in import WebhookIn
 from daemon.channels.webhook_out import WebhookOut
 from daemon.channels.webhook_settings import WebhookSettings, read_keys
 from daemon.control.asgi import serve
+from daemon.control.connections import ConnectionLimits, guarded
 from daemon.errors import ChannelError, ListenError
 from daemon.listening import bind_tcp, bound_address
 
@@ -54,7 +54,9 @@ class WebhookChannel:
             host, port = self.bound_address
             async with self._out.open():
                 self._log.info("webhook_listening", host=host, port=port, hooks=sorted(self._settings.hooks))
-                protocol = guarded(self._settings.max_connections, self._settings.body_timeout_s, self._full)
+                settings = self._settings
+                limits = ConnectionLimits(settings.max_connections, settings.per_peer, settings.body_timeout_s)
+                protocol = guarded(limits, self._full)
                 await serve(self._in.app(accept), sock, task_status=task_status, http=protocol)
         finally:
             self.bound_address = None
@@ -64,11 +66,16 @@ class WebhookChannel:
         """Post one answer to its hook's reply_url. Raises TransientDeliveryError or PermanentDeliveryError."""
         return await self._out.deliver(message)
 
-    def _full(self) -> None:
+    def _full(self, turned_away: bool) -> None:
         now = self._clock.monotonic()
         if self._full_logged is None or now - self._full_logged >= _FULL_LOG_S:
             self._full_logged = now
-            self._log.warning("webhook_connections_full", max_connections=self._settings.max_connections)
+            self._log.warning(
+                "webhook_connections_full",
+                max_connections=self._settings.max_connections,
+                max_connections_per_peer=self._settings.per_peer,
+                turned_away=turned_away,
+            )
 
     def _bind(self) -> socket.socket:
         try:

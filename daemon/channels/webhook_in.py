@@ -25,6 +25,7 @@ from daemon.channels.protocol import Accept, Incoming
 from daemon.channels.signatures import matches, read_timestamp, signed_request
 from daemon.channels.webhook_settings import ANY_SESSION, Hook, Keys, WebhookSettings
 from daemon.clock import Clock
+from daemon.control.connections import TRUSTED
 from daemon.errors import BodyTooLargeError
 from schema.errors import ClawbusError
 from schema.ids import check_message_id, check_name
@@ -109,6 +110,7 @@ class WebhookIn:
         else:
             body, message_id = await self._clawbus(request, secret)
         # From here on the sender is known, and may be told more.
+        setattr(request.state, TRUSTED, True)
         session = _session(hook, request.path_params.get("session"))
         content_type = request.headers.get("content-type", "")
         event = request.headers.get("x-github-event" if hook.signature == "github" else "x-clawbus-event", "")[:200]

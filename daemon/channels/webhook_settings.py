@@ -91,6 +91,7 @@ class WebhookSettings(BaseModel):
     max_body_bytes: int = Field(default=1024**2, ge=1, le=64 * 1024**2)
     body_timeout_s: float = Field(default=10.0, gt=0, le=600)
     max_connections: int = Field(default=200, ge=1, le=10_000)
+    max_connections_per_peer: int = Field(default=0, ge=0, le=10_000)
     connect_timeout_s: float = Field(default=5.0, gt=0, le=600)
     read_timeout_s: float = Field(default=20.0, gt=0, le=600)
     write_timeout_s: float = Field(default=10.0, gt=0, le=600)
@@ -99,6 +100,11 @@ class WebhookSettings(BaseModel):
     receiver_deduplicates: bool = False
     in_doubt: InDoubt = InDoubt.RESEND
     hooks: dict[str, Hook] = Field(default_factory=dict[str, Hook])
+
+    @property
+    def per_peer(self) -> int:
+        """Connections that one address may have at once: half of all, unless it is configured."""
+        return self.max_connections_per_peer or max(1, self.max_connections // 2)
 
     def named_agents(self) -> dict[str, str]:
         """See daemon.channels.registry.NamesAgents."""

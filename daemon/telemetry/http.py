@@ -22,12 +22,14 @@ from starlette.routing import BaseRoute, Route
 
 from daemon.clock import Clock
 from daemon.control.asgi import serve
+from daemon.control.connections import ConnectionLimits, guarded
 from daemon.listening import bind_tcp, bound_address
 from daemon.telemetry.collector import HouseCollector, Sources
 from daemon.telemetry.health import Health
 
 _FRESH_S: Final = 1.0  # scrapes closer together share what was read from the files
 _PATIENCE_S: Final = 2.0
+_LIMITS: Final = ConnectionLimits(max_connections=100, max_per_peer=50, patience_s=30.0)
 
 
 class Exporter:
@@ -111,7 +113,7 @@ async def run_listener(
     app = Starlette(routes=routes, exception_handlers={404: lost, 405: lost})
     structlog.get_logger("telemetry").info("telemetry_listening", host=host, port=port)
     async with anyio.create_task_group() as tasks:
-        await tasks.start(partial(serve, app, sock), name="telemetry http")
+        await tasks.start(partial(serve, app, sock, http=guarded(_LIMITS)), name="telemetry http")
         task_status.started((host, port))
 
 

@@ -56,7 +56,7 @@ LINES = "x" + "".join(f"{end}{FORGED}\u200b\u2060\x1b[2J\u202e" for end in ENDS)
 HIDDEN = set("\x1b\x9b\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\u200b\u2060\u202e\ufeff")
 JSON_TEXT = json.dumps({"text": LINES, "error": LINES, "reason": LINES, "code": LINES, LINES: LINES})
 # Every column of text that a container, a sender or an error may have filled.
-ROWS: dict[str, list[tuple[str, tuple[object, ...]]]] = {
+ROWS: dict[str, list[Any]] = {
     "inbound": [
         (
             (

@@ -462,17 +462,24 @@ async def test_silent_connections_are_cut(served: Served) -> None:
                 await stream.receive()
 
 
-async def test_connections_over_the_limit_are_turned_away(tmp_path: Path) -> None:
+async def test_over_the_limit_the_connection_that_waited_longest_makes_room(tmp_path: Path) -> None:
     channel: WebhookChannel = build(
-        WebhookChannel, "webhook", table(max_connections=2, body_timeout_s=FAR), tmp_path, SetClock()
+        WebhookChannel,
+        "webhook",
+        table(max_connections=2, max_connections_per_peer=2, body_timeout_s=FAR),
+        tmp_path,
+        SetClock(),
     )
     with structlog.testing.capture_logs() as logs:
         async with running(channel):
             assert channel.bound_address is not None
-            held = [await anyio.connect_tcp(*channel.bound_address) for _ in range(2)]
-            async with await anyio.connect_tcp(*channel.bound_address) as third:
-                with anyio.fail_after(FAR), pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
-                    await third.receive()
+            held = [await anyio.connect_tcp(*channel.bound_address) for _ in range(3)]
+            with anyio.fail_after(FAR), pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                await held[0].receive()
+            for stream in held[1:]:
+                await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                with anyio.fail_after(FAR):
+                    assert b" 404 " in await stream.receive()
             for stream in held:
                 await stream.aclose()
     assert "webhook_connections_full" in [entry["event"] for entry in logs]

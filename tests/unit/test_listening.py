@@ -10,6 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from daemon.config import load_config
+from daemon.control.connections import ConnectionLimits
 from daemon.errors import ConfigError, ListenError
 from daemon.listening import bind_tcp, bound_address, is_loopback
 from daemon.telemetry.http import run_listener
@@ -90,3 +91,17 @@ async def test_the_listener_serves_its_routes_and_ends() -> None:
         tasks.cancel_scope.cancel()
     with socket.socket() as probe:
         assert probe.connect_ex((host, port)) != 0
+
+
+@pytest.mark.anyio
+async def test_a_connection_without_a_further_request_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.telemetry.http._LIMITS", ConnectionLimits(10, 10, patience_s=0.1))
+    async with anyio.create_task_group() as tasks:
+        host, port = await tasks.start(run_listener, "127.0.0.1:0", [])
+        async with await anyio.connect_tcp(host, port) as stream:
+            await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            with anyio.fail_after(30):
+                assert b" 404 " in await stream.receive()
+                with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                    await stream.receive()
+        tasks.cancel_scope.cancel()
