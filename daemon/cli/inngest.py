@@ -39,6 +39,13 @@ Command = Annotated[
         help="Work where the file is: 'kubectl -n NS exec POD --'. Needs Python 3.11 there.",
     ),
 ]
+QueueLost = Annotated[
+    bool,
+    typer.Option(
+        "--queue-lost",
+        help="The server's queue is gone: it was in memory, and the server was restarted or stopped since.",
+    ),
+]
 _AGE: Final = re.compile(r"(\d{1,9})([smhd])\Z")
 _MILLISECONDS: Final[Mapping[str, int]] = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -70,6 +77,7 @@ def runs(
     ] = None,
     older_than: OlderThan = "30m",
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many.")] = 100,
+    queue_lost: QueueLost = False,
     exec_: Command = None,
 ) -> Outcome:
     """List runs with what is true about them: trace, then terminal history, then the finish row, and the list last.
@@ -86,7 +94,12 @@ def runs(
     names = ("stale", *(str(one) for one in Status))
     if status is not None and status not in names:
         raise typer.BadParameter(f"one of {', '.join(names)}", param_hint="--status")
-    options = {"path": str(db), "scope": _scope(functions, older_than), "status": status, "limit": limit}
+    options = {
+        "path": str(db),
+        "scope": {**_scope(functions, older_than), "queue_lost": queue_lost},
+        "status": status,
+        "limit": limit,
+    }
     report, problem = _operate(exec_, "runs", options)
     if report is None:
         return Outcome(problem=problem)
@@ -133,6 +146,23 @@ def sweep_stale(
     while_running: Annotated[
         bool, typer.Option("--while-running", help="Also while a process has the database open, in WAL mode.")
     ] = False,
+    queue_lost: QueueLost = False,
+    redis_uri: Annotated[
+        str | None,
+        typer.Option(
+            "--redis-uri",
+            metavar="URI",
+            envvar="INNGEST_REDIS_URI",
+            show_envvar=False,
+            help="The server's, if its queue is in Redis: what is still there is not swept.",
+        ),
+    ] = None,
+    skip_unregistered: Annotated[
+        bool, typer.Option("--skip-unregistered", help="Leave runs without a function_runs row alone.")
+    ] = False,
+    end_unregistered: Annotated[
+        bool, typer.Option("--end-unregistered", help="End them too, in the lists alone: no history can be written.")
+    ] = False,
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Why; goes into the rows that are written.")
     ] = "stale: the list said running, nothing else did",
@@ -146,13 +176,20 @@ def sweep_stale(
     history, the finish rows, the spans, and the status last. A run that the history calls completed or failed gets that
     status. It can be interrupted anywhere and run again.
 
+    A run that waits or is queued is left alone, unless the queue is gone (--queue-lost, or the server that is up proves it).
+
     \b
     Example:
       clawbus inngest sweep-stale --db main.db --functions check/o11y-triage,check/system-health
     """
+    if skip_unregistered and end_unregistered:
+        raise typer.BadParameter("not together with --end-unregistered", param_hint="--skip-unregistered")
+    unregistered = "skip" if skip_unregistered else "end" if end_unregistered else "refuse"
+    more = {"queue_lost": queue_lost, "unregistered": unregistered}
     options = {
         "path": str(db),
-        "scope": _scope(functions, older_than, max_runs, sample, exclude),
+        "scope": {**_scope(functions, older_than, max_runs, sample, exclude), **more},
+        "redis_uri": redis_uri,
         "by": user(),
         "reason": reason[:500],
         "apply": apply,
@@ -196,6 +233,16 @@ def canary(
     wait: Annotated[
         float, typer.Option("--wait", "-w", min=1, max=3600, help="Seconds until its runs must have completed.")
     ] = 60,
+    signing_key: Annotated[
+        str | None,
+        typer.Option(
+            "--signing-key",
+            metavar="KEY",
+            envvar="INNGEST_SIGNING_KEY",
+            show_envvar=False,
+            help="The server's: it is asked for the runs then, and its database is not read. Better in the environment.",
+        ),
+    ] = None,
     exec_: Command = None,
 ) -> Outcome:
     """Send one event through the running server and wait until every run that it starts has completed.
@@ -206,11 +253,13 @@ def canary(
     Example:
       clawbus inngest canary --db main.db --url http://localhost:8288/e/KEY --event system/health.requested
     """
-    from daemon.inngest.canary import Waiting, await_completion, send_event  # noqa: PLC0415
+    from daemon.inngest.canary import Waiting, await_completion, runs_from_server, send_event  # noqa: PLC0415
 
     event_id = send_event(url, event)
 
     def look() -> Mapping[str, Any]:
+        if signing_key is not None:
+            return runs_from_server(url, event_id, signing_key)
         report, problem = _operate(exec_, "event", {"path": str(db), "event_id": event_id})
         if report is None:
             raise _LookError(problem)
@@ -287,6 +336,8 @@ def _after(report: Mapping[str, Any], db: Path, command: str | None) -> tuple[Ne
         return ()
     words = ["--functions", ",".join(scope["functions"]), "--older-than", f"{scope['older_than_ms'] // 1000}s"]
     words += [word for run_id in scope["exclude"] for word in ("--exclude", run_id)]
+    words += ["--queue-lost"] if scope["lost_before_ms"] is not None else []
+    words += [] if scope["unregistered"] == "refuse" else [f"--{scope['unregistered']}-unregistered"]
     words += ["--max", str(scope["max_runs"]), "--apply"]
     return (
         NextAction(f"clawbus inngest sweep-stale {place} {shlex.join(words)}", "sweep them, with the server stopped"),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from sqlite3 import Row
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from daemon.inngest.retries import retries_due
 from daemon.inngest.rows import Activity
 from daemon.inngest.values import instant
 
@@ -22,6 +23,7 @@ _TEXT: Final = 4000  # characters of a result in which an error is looked for
 _STEPS: Final = frozenset({"StepStarted", "StepCompleted", "StepErrored", "StepFailed"})
 _RESUMED: Final = frozenset({"StepCompleted", "StepFailed", "StepErrored"})
 _ERRORS: Final = frozenset({"FunctionFailed", "FunctionCancelled", "StepErrored", "StepFailed"})
+_FAILURE: Final = 64 * 1024  # characters of a failed step's result, whose headers say when it is tried again
 _EXECUTION_SPANS: Final = frozenset({"executor.execution", "executor.step"})
 
 
@@ -30,6 +32,8 @@ def read_activity(asked: Asked, shape: Shape) -> dict[str, Activity]:
     history = asked.grouped(
         f"SELECT run_id, type, created_at, {_column(shape, 'history', 'step_id')}, {_column(shape, 'history', 'sleep')},"
         f" {_column(shape, 'history', 'wait_for_event')}, {_column(shape, 'history', 'invoke_function')},"
+        f" {_column(shape, 'history', 'group_id')}, attempt,"
+        f" CASE WHEN type = 'StepErrored' THEN substr(result, 1, {_FAILURE}) END AS failure,"
         f" substr(result, 1, {_TEXT}) AS result FROM history WHERE run_id IN ({{ids}}) ORDER BY rowid"
     )
     spans = _read_spans(asked, shape)
@@ -45,19 +49,26 @@ def read_activity(asked: Asked, shape: Shape) -> dict[str, Activity]:
 def _activity(history: Sequence[Row], spans: Sequence[Row], traces: Sequence[int], outputs: Sequence[str]) -> Activity:
     written = [(instant(row["created_at"]), row) for row in history]
     dated = [(at, row) for at, row in written if at is not None]
-    span_times = [
-        at for row in spans for at in (instant(row["start_time"]), instant(row["end_time"])) if at is not None
-    ]
+    span_times = [at for row in spans for at in _heard(row)]
     newest = max(dated, key=lambda one: one[0])[1] if dated else None
     errors = [str(row["result"]) for row in history if row["type"] in _ERRORS and row["result"]]
     steps = sum(row["type"] in _STEPS for row in history) + sum(row["name"] in _EXECUTION_SPANS for row in spans)
     return Activity(
         last_at=max((*(at for at, _ in dated), *span_times, *traces), default=None),
-        waits_until=max((*_history_waits(history), *_span_waits(spans)), default=None),
+        waits_until=max((*_history_waits(history), *_span_waits(spans), *retries_due(history)), default=None),
         steps=steps,
         created_text=str(newest["created_at"]) if newest is not None else None,
         errors=(*errors, *outputs),
     )
+
+
+def _heard(span: Row) -> Iterable[int]:
+    """When a span was heard of. One that begins after it ends was written ahead of time, for the end of a sleep."""
+    start, end = instant(span["start_time"]), instant(span["end_time"])
+    if start is not None and (end is None or start <= end):
+        yield start
+    if end is not None:
+        yield end
 
 
 def _history_waits(history: Sequence[Row]) -> Iterable[int]:

@@ -1,7 +1,7 @@
 """A canary: one event through the real server, and the runs that it started, until they have completed or time is up.
 
-A file alone cannot tell that a fresh run completes, so this needs the server's event endpoint. The runs are looked for in
-its database, which needs no signing key. Changes nothing but what the event's functions do.
+A file alone cannot tell that a fresh run completes, so this needs the server's event endpoint. With its signing key the
+server is asked for the runs, without one its database is read. Changes nothing but what the event's functions do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from daemon.inngest.reading import read_runs
 from daemon.inngest.reports import run_summary
 from daemon.inngest.rows import Run
 from daemon.inngest.truth import judge
-from daemon.inngest.values import Status, run_forms, run_key
+from daemon.inngest.values import Status, run_forms, run_key, status_of_finish
 from schema.connect import Reader
 
 _REQUEST_S: Final = 15.0
@@ -39,23 +39,56 @@ class Waiting:
 
 def send_event(url: str, name: str) -> str:
     """Post one event to an endpoint (`http://HOST:8288/e/KEY`); returns its id, a ULID. Raises InngestCanaryError."""
+    body = json.dumps({"name": name, "data": {"clawbus_canary": True}})
+    status, answer = _request(url, "POST", urlsplit(url).path or "/", {"Content-Type": "application/json"}, body)
+    if status >= 300:
+        raise InngestCanaryError(f"the server refused the event with status {status}.")
+    return _event_id(answer)
+
+
+def runs_from_server(url: str, event_id: str, signing_key: str) -> dict[str, Any]:
+    """The runs that an event started, as the server of the event endpoint tells them. Raises InngestCanaryError."""
+    headers = {"Authorization": f"Bearer {signing_key}"}
+    status, answer = _request(url, "GET", f"/v1/events/{event_id}/runs", headers)
+    if status in (401, 403):
+        raise InngestCanaryError(
+            "the server does not accept the signing key.", hint="Give the server's own --signing-key."
+        )
+    if status >= 300:
+        raise InngestCanaryError(f"the server did not tell the event's runs: status {status}.")
+    try:
+        found: list[dict[str, Any]] = json.loads(answer)["data"] or []
+        runs = [
+            {
+                "run_id": str(one["run_id"]),
+                "function": str(one.get("function_id")),
+                "status": status_of_finish(one["status"]),
+            }
+            for one in found
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InngestCanaryError("the server's answer does not tell the event's runs.") from error
+    return {"event_id": event_id, "runs": runs, "asked": "server"}
+
+
+def _request(
+    url: str, method: str, path: str, headers: Mapping[str, str], body: str | None = None
+) -> tuple[int, bytes]:
+    """Status and body of one request to the server that `url` names. Raises InngestCanaryError."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InngestCanaryError(f"{url!r} is no event endpoint.", hint="Give --url http://HOST:8288/e/EVENT_KEY.")
-    body = json.dumps({"name": name, "data": {"clawbus_canary": True}})
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=_REQUEST_S)
     try:
-        connection.request("POST", parts.path or "/", body, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        answer = response.read(_ANSWER_BYTES)
-    except (OSError, http.client.HTTPException) as error:
-        raise InngestCanaryError(f"the event endpoint of {parts.hostname} does not answer: {error}") from error
-    finally:
-        connection.close()
-    if response.status >= 300:
-        raise InngestCanaryError(f"the server refused the event with status {response.status}.")
-    return _event_id(answer)
+        connection = kind(parts.hostname, parts.port, timeout=_REQUEST_S)
+        try:
+            connection.request(method, path, body, dict(headers))
+            response = connection.getresponse()
+            return response.status, response.read(_ANSWER_BYTES)
+        finally:
+            connection.close()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise InngestCanaryError(f"the server at {parts.hostname} does not answer: {error}") from error
 
 
 def event_report(path: Path, event_id: str, now_ms: int) -> dict[str, Any]:
@@ -72,7 +105,8 @@ def event_report(path: Path, event_id: str, now_ms: int) -> dict[str, Any]:
         return read_runs(reader, shape, sorted(key for key in found if key is not None))
 
     runs = read_database(path, work)
-    return {"event_id": event_id, "runs": [run_summary(run, judge(run, now_ms, DEFAULT_AGE_MS)) for run in runs]}
+    told = [run_summary(run, judge(run, now_ms, DEFAULT_AGE_MS)) for run in runs]
+    return {"event_id": event_id, "runs": told, "asked": "database"}
 
 
 def await_completion(look: Callable[[], Mapping[str, Any]], seconds: float, waiting: Waiting) -> dict[str, Any]:

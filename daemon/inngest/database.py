@@ -50,7 +50,7 @@ _JOURNAL: Final = "The server died in a commit and left a journal: start it once
 _FOLDER: Final = (
     "A WAL file needs a folder that may be written: work as a user who may, or copy main.db with its -wal elsewhere."
 )
-_KNOWN: Final = (*REQUIRED, "spans", "traces", "apps", "queue_snapshot_chunks")
+_KNOWN: Final = (*REQUIRED, "spans", "traces", "apps", "queue_snapshot_chunks", "worker_connections")
 
 
 @dataclass(frozen=True, slots=True)

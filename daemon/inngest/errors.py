@@ -103,6 +103,16 @@ class SweepServerWouldLoseWritesError(ClawbusError):
     )
 
 
+class SweepQueueAliveError(ClawbusError):
+    """The server's queue is in Redis and may still hold candidates: they would go on after the sweep. Nothing was changed."""
+
+    code = "SWEEP_QUEUE_ALIVE"
+    default_hint = (
+        "Start the server and let it finish these runs, or cancel them through its API, then stop it and sweep what is left."
+        " --redis-uri URI looks into Redis; --queue-lost says that what was queued there is gone."
+    )
+
+
 class SweepBackupFailedError(ClawbusError):
     """The backup could not be written. Nothing was changed."""
 

@@ -10,21 +10,35 @@ import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from enum import StrEnum
+from pathlib import Path, PurePath
 
 from schema.stamp import lock_owner
 
 
+class Queue(StrEnum):
+    """Where a server keeps its queue."""
+
+    MEMORY = "memory"
+    REDIS = "redis"
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that has the file open. `pid` is None for one of another pid namespace (a container's, seen from a pod)."""
+    """A process that has the file open. `pid` is None for one of another pid namespace (a container's, seen from a pod).
+
+    `queue` says where an Inngest server keeps its queue; None for a process that is not one. `started_at`: epoch milliseconds.
+    """
 
     pid: int | None
     command: str
+    queue: Queue | None = None
+    started_at: int | None = None
 
     def report(self) -> dict[str, object]:
         """For people and the envelope."""
-        return {"pid": self.pid, "command": self.command}
+        return {"pid": self.pid, "command": self.command, "queue": self.queue, "started_at": self.started_at}
 
 
 def find_holders(path: Path) -> tuple[Holder, ...]:
@@ -33,7 +47,7 @@ def find_holders(path: Path) -> tuple[Holder, ...]:
     pid = _lock_holder(path)
     if pid is not None and pid not in found:
         seen = pid > 0
-        found[pid] = Holder(pid if seen else None, _command(pid) if seen else "(a process of another container)")
+        found[pid] = _holder(pid) if seen else Holder(None, "(a process of another container)")
     return tuple(found[key] for key in sorted(found, key=lambda one: one or 0))
 
 
@@ -62,7 +76,7 @@ def _open_files(path: Path) -> Iterator[Holder]:
         except OSError:  # another user's, or gone
             continue
         if held:
-            yield Holder(int(process.name), _command(int(process.name)))
+            yield _holder(int(process.name))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -73,9 +87,53 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _command(pid: int) -> str:
+def _holder(pid: int) -> Holder:
+    words = _words(pid, "cmdline")
+    command = " ".join(words).strip()[:200]
+    if not words or not PurePath(words[0]).name.startswith("inngest"):
+        return Holder(pid, command)
+    return Holder(pid, _without_secrets(words)[:200], _queue(pid, words), _started_at(pid))
+
+
+def _queue(pid: int, words: list[str]) -> Queue:
+    """By its command line and environment. A configuration file, or what may not be read, leaves it unknown."""
+    settings = _words(pid, "environ")
+    if any("redis-uri" in word for word in words) or any(one.startswith("INNGEST_REDIS_URI=") for one in settings):
+        return Queue.REDIS
     try:
-        words = (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")
+        files = [entry.name for entry in (Path("/proc") / str(pid) / "cwd").iterdir()]
     except OSError:
-        return ""
-    return b" ".join(words).decode("utf-8", "replace").strip()[:200]
+        return Queue.UNKNOWN
+    configured = any("--config" in word for word in words) or any(one.startswith("INNGEST_CONFIG") for one in settings)
+    configured = configured or any(name.startswith("inngest.") for name in files)
+    return Queue.UNKNOWN if configured or not settings else Queue.MEMORY
+
+
+def _started_at(pid: int) -> int | None:
+    """Epoch milliseconds, to about a second, and then a second too early: what is older is surely older."""
+    try:
+        ticks = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
+        lines = Path("/proc/stat").read_text().splitlines()
+        booted = int(next(line for line in lines if line.startswith("btime ")).split()[1])
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+    return booted * 1000 + ticks * 1000 // os.sysconf("SC_CLK_TCK") - 1000
+
+
+def _without_secrets(words: list[str]) -> str:
+    """Keys and addresses with passwords stay out of what is shown."""
+    secret = ("--signing-key", "--event-key", "--redis-uri", "--postgres-uri")
+    shown: list[str] = []
+    for word, before in zip(words, ["", *words], strict=False):
+        name, equals, _ = word.partition("=")
+        hidden = before in secret or (name in secret and equals)
+        shown.append(f"{name}=***" if hidden and equals else "***" if hidden else word)
+    return " ".join(shown)
+
+
+def _words(pid: int, name: str) -> list[str]:
+    try:
+        content = (Path("/proc") / str(pid) / name).read_bytes()
+    except OSError:
+        return []
+    return [word.decode("utf-8", "replace") for word in content.split(b"\0") if word]

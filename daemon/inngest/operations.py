@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from daemon.inngest.canary import event_report
-from daemon.inngest.plan import Scope
+from daemon.inngest.plan import Scope, Unregistered
 from daemon.inngest.reports import run_report, runs_report
 from daemon.inngest.sweep import Request, sweep
 from daemon.inngest.undo import put_back
@@ -36,7 +36,9 @@ def operate(
 
 def _runs(options: Mapping[str, Any], now_ms: int, _: Tell) -> tuple[dict[str, Any], None]:
     path = Path(options["path"])
-    return runs_report(path, now_ms, scope=_scope(options), status=options["status"], limit=options["limit"]), None
+    return runs_report(
+        path, now_ms, scope=_scope(options, now_ms), status=options["status"], limit=options["limit"]
+    ), None
 
 
 def _run(options: Mapping[str, Any], now_ms: int, _: Tell) -> tuple[dict[str, Any], None]:
@@ -46,11 +48,12 @@ def _run(options: Mapping[str, Any], now_ms: int, _: Tell) -> tuple[dict[str, An
 def _sweep(options: Mapping[str, Any], now_ms: int, tell: Tell) -> tuple[dict[str, Any], ClawbusError | None]:
     request = Request(
         path=Path(options["path"]),
-        scope=_scope(options),
+        scope=_scope(options, now_ms),
         by=options["by"],
         reason=options["reason"],
         apply=options["apply"],
         while_running=options["while_running"],
+        redis_uri=options.get("redis_uri"),
     )
     outcome = sweep(request, now_ms, tell)
     # A preview that would be refused is a good preview; the refusal is in it.
@@ -65,7 +68,7 @@ def _event(options: Mapping[str, Any], now_ms: int, _: Tell) -> tuple[dict[str, 
     return event_report(Path(options["path"]), options["event_id"], now_ms), None
 
 
-def _scope(options: Mapping[str, Any]) -> Scope:
+def _scope(options: Mapping[str, Any], now_ms: int) -> Scope:
     given: Mapping[str, Any] = options["scope"]
     return Scope(
         functions=tuple(str(one) for one in given["functions"]),
@@ -73,6 +76,8 @@ def _scope(options: Mapping[str, Any]) -> Scope:
         max_runs=int(given["max_runs"]),
         sample=int(given["sample"]),
         exclude=tuple(str(one) for one in given["exclude"]),
+        lost_before_ms=now_ms if given.get("queue_lost") else None,
+        unregistered=Unregistered(given.get("unregistered", Unregistered.REFUSE)),
     )
 
 

@@ -19,7 +19,7 @@ from daemon.inngest.errors import (
     SweepScopeTooBroadError,
 )
 from daemon.inngest.rows import Function, Run, RunSpan
-from daemon.inngest.truth import Verdict, judge, listed_running
+from daemon.inngest.truth import Verdict, judge, listed_live, queue_lost
 from daemon.inngest.values import Status, run_key
 from schema.errors import ClawbusError
 
@@ -31,15 +31,29 @@ DEFAULT_SAMPLE: Final = 25
 _WILD: Final = frozenset("*?[")
 
 
+class Unregistered(StrEnum):
+    """What to do about a candidate without a function_runs row: no history and no finish can be written for it."""
+
+    REFUSE = "refuse"
+    SKIP = "skip"
+    END = "end"  # its spans and its status in the list
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What to look at. `functions` are names, slugs, ids or patterns of them; none means all. `exclude` are run ids."""
+    """What to look at. `functions` are names, slugs, ids or patterns of them; none means all. `exclude` are run ids.
+
+    `lost_before_ms`: the server's queue is gone, with whatever was last heard of before this. Of runs without a function_runs
+    row (`unregistered`) a sweep is refused, or they are skipped, or ended in the lists alone.
+    """
 
     functions: tuple[str, ...] = ()
     older_than_ms: int = DEFAULT_AGE_MS
     max_runs: int = DEFAULT_MAX
     sample: int = DEFAULT_SAMPLE
     exclude: tuple[str, ...] = ()
+    lost_before_ms: int | None = None
+    unregistered: Unregistered = Unregistered.REFUSE
 
 
 class Held(StrEnum):
@@ -50,6 +64,7 @@ class Held(StrEnum):
     YOUNG = "young"
     ACTIVE = "active"
     WAITING = "waiting"
+    UNREGISTERED = "unregistered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +120,9 @@ def make_plan(runs: Iterable[Run], scope: Scope, now_ms: int) -> Plan:
     candidates: list[Candidate] = []
     held: list[tuple[Run, Held]] = []
     for run in sorted(runs, key=lambda one: (one.function.label, one.started_at, one.key)):
-        if not listed_running(run):
+        if not listed_live(run, scope.lost_before_ms):
             continue
-        verdict = judge(run, now_ms, scope.older_than_ms)
+        verdict = judge(run, now_ms, scope.older_than_ms, scope.lost_before_ms)
         why = _held(run, verdict, scope, now_ms)
         if why is not None:
             held.append((run, why))
@@ -118,12 +133,12 @@ def make_plan(runs: Iterable[Run], scope: Scope, now_ms: int) -> Plan:
 
 def refusal(plan: Plan, scope: Scope) -> ClawbusError | None:
     """Why this plan may not be applied; None when it may."""
-    if plan.inconsistent:
+    if plan.inconsistent and scope.unregistered is Unregistered.REFUSE:
         keys = [one.run.key for one in plan.inconsistent]
-        some = " ".join(f"--exclude {key}" for key in keys[:5])
         return SweepMissingFunctionRunsError(
             f"{len(keys)} of {len(plan.candidates)} candidates have no function_runs row: {', '.join(keys[:5])}.",
-            hint=f"Look at them with `clawbus inngest run ID`, then leave them out: {some}",
+            hint="Look at them with `clawbus inngest run ID`. --end-unregistered ends them in the lists alone,"
+            f" --skip-unregistered leaves them all out, or one by one: {' '.join(f'--exclude {key}' for key in keys)}",
         )
     if len(plan.candidates) > scope.max_runs:
         return SweepScopeTooBroadError(f"{len(plan.candidates)} candidates are more than the cap of {scope.max_runs}.")
@@ -148,8 +163,11 @@ def _held(run: Run, verdict: Verdict, scope: Scope, now_ms: int) -> Held | None:
         return Held.YOUNG
     if run.last_at > now_ms - scope.older_than_ms:
         return Held.ACTIVE
+    if run.registered is None and scope.unregistered is Unregistered.SKIP:
+        return Held.UNREGISTERED
     waits = run.activity.waits_until is not None and run.activity.waits_until > now_ms
-    return Held.WAITING if waits and not verdict.status.terminal else None
+    lost = queue_lost(run, scope.lost_before_ms)
+    return Held.WAITING if waits and not lost and not verdict.status.terminal else None
 
 
 def _candidate(run: Run, verdict: Verdict) -> Candidate:

@@ -1,18 +1,33 @@
-"""Which runs the server's last queue snapshot still names: it is loaded at the next start, and such a run may come back.
+"""What became of the server's queue: which runs its last snapshot names, and whether it is proved to be gone.
 
-The snapshot is the server's own format and only searched for ids; that a run is not in it proves nothing while the
-server is up, because its queue then lives in its memory or in Redis.
+Servers up to v1.8.1 saved a queue in memory to `queue_snapshot_chunks` and loaded it at the next start. Later ones never write
+there: without Redis each restart loses all that was queued, sleeping, waiting or in flight. The snapshot is the server's own
+format and only searched for ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from daemon.inngest.database import Shape
+from daemon.inngest.holders import Holder, Queue
+from daemon.inngest.plan import Scope
 from schema.connect import Reader
 
 _OVERLAP: Final = 64  # bytes carried over from chunk to chunk: an id may lie across two
+
+
+def with_proof(scope: Scope, reader: Reader, shape: Shape, holders: Sequence[Holder]) -> Scope:
+    """The scope, with the time before which the queue is proved to be lost: a server of a queue in memory started then."""
+    servers = [one for one in holders if one.queue is not None]
+    starts = [one.started_at for one in servers if one.queue is Queue.MEMORY and one.started_at is not None]
+    if scope.lost_before_ms is not None or not servers or len(starts) != len(servers):
+        return scope
+    if shape.has("queue_snapshot_chunks") and reader.one("SELECT 1 FROM queue_snapshot_chunks LIMIT 1") is not None:
+        return scope
+    return replace(scope, lost_before_ms=min(starts))
 
 
 def queued_keys(reader: Reader, shape: Shape, keys: Iterable[str]) -> frozenset[str]:

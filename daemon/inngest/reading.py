@@ -8,16 +8,17 @@ from __future__ import annotations
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from sqlite3 import Row
 from typing import Any, Final
 
 from daemon.inngest.activity import read_activity
 from daemon.inngest.database import Shape
-from daemon.inngest.rows import Activity, Ending, Function, Listed, Registered, Run, RunSpan
+from daemon.inngest.rows import Activity, Ending, Function, Listed, LostWorker, Registered, Run, RunSpan
 from daemon.inngest.values import (
     CODES,
     RAW,
+    SWEPT_KEY,
     TERMINAL_HISTORY,
     Status,
     instant,
@@ -29,11 +30,12 @@ from daemon.inngest.values import (
 from schema.connect import Reader
 
 CHUNK: Final = 300  # runs a question; three forms of each id
-_RUNNING: Final = tuple(code for table in (CODES, RAW) for code, status in table.items() if status is Status.RUNNING)
+_UNEXPECTED: Final = "UNEXPECTED"  # worker_connections.disconnect_reason of a worker that died
+_OPEN: Final = (Status.RUNNING, Status.SCHEDULED)
 # A group's last row decides, as in the server's own query: by the text of end_time, then by span_id.
 _GROUPS: Final = """
-SELECT run_id, dynamic_span_id, status, end_time FROM (
-    SELECT run_id, dynamic_span_id, status, end_time, row_number() OVER (
+SELECT run_id, dynamic_span_id, status, end_time, swept FROM (
+    SELECT run_id, dynamic_span_id, status, end_time, attributes LIKE '%clawbus_swept_by%' AS swept, row_number() OVER (
         PARTITION BY run_id, dynamic_span_id ORDER BY end_time DESC NULLS LAST, span_id DESC) AS place
     FROM spans WHERE dynamic_span_id IS NOT NULL AND {which})
 WHERE place = 1"""
@@ -48,22 +50,32 @@ def read_functions(reader: Reader, shape: Shape) -> dict[str, Function]:
         apps = {uuid_key(row["id"]): str(row["name"]) for row in reader.all("SELECT id, name FROM apps")}
     rows = reader.all(f"SELECT id, name, slug, {app_id} AS app_id FROM functions ORDER BY {archived} IS NULL, rowid")
     return {
-        uuid_key(row["id"]): Function(uuid_key(row["id"]), row["name"], row["slug"], apps.get(uuid_key(row["app_id"])))
+        uuid_key(row["id"]): Function(
+            uuid_key(row["id"]), row["name"], row["slug"], apps.get(uuid_key(row["app_id"])), uuid_key(row["app_id"])
+        )
         for row in rows
     }
 
 
-def running_keys(reader: Reader, shape: Shape) -> list[str]:
-    """The runs that any list shows as running, oldest first."""
-    marks = ", ".join("?" * len(_RUNNING))
-    found = {
-        run_key(row[0]) for row in reader.all(f"SELECT run_id FROM trace_runs WHERE status IN ({marks})", _RUNNING)
-    }
+def running_keys(reader: Reader, shape: Shape, *, scheduled: bool = False) -> list[str]:
+    """The runs that any list shows as running, or as `scheduled` too, oldest first."""
+    wanted = _OPEN if scheduled else _OPEN[:1]
+    codes = tuple(code for table in (CODES, RAW) for code, status in table.items() if status in wanted)
+    marks = ", ".join("?" * len(codes))
+    found = {run_key(row[0]) for row in reader.all(f"SELECT run_id FROM trace_runs WHERE status IN ({marks})", codes)}
     if shape.spans:
         roots = f"dynamic_span_id IN (SELECT dynamic_span_id FROM spans WHERE {_root(shape)})"
         groups = reader.all(_GROUPS.format(which=roots))
-        found |= {run_key(row["run_id"]) for row in groups if status_of_span(row["status"]) is Status.RUNNING}
+        found |= {run_key(row["run_id"]) for row in groups if status_of_span(row["status"]) in wanted}
     return sorted(key for key in found if key is not None)
+
+
+def count_scheduled(reader: Reader) -> int:
+    """How many runs `trace_runs` lists as queued."""
+    codes = tuple(code for table in (CODES, RAW) for code, status in table.items() if status is Status.SCHEDULED)
+    marks = ", ".join("?" * len(codes))
+    row = reader.one(f"SELECT count(*) FROM trace_runs WHERE status IN ({marks})", codes)
+    return int(row[0]) if row is not None else 0
 
 
 def newest_keys(reader: Reader, shape: Shape, limit: int) -> list[str]:
@@ -81,10 +93,15 @@ def newest_keys(reader: Reader, shape: Shape, limit: int) -> list[str]:
 def read_runs(reader: Reader, shape: Shape, keys: Sequence[str]) -> list[Run]:
     """These runs with all their evidence, in the order asked for. A key that no table knows is left out."""
     functions = read_functions(reader, shape)
+    workers = _read_lost_workers(reader, shape)
     found: list[Run] = []
     for start in range(0, len(keys), CHUNK):
         found += _read_chunk(reader, shape, keys[start : start + CHUNK], functions)
-    return found
+    return (
+        [replace(run, lost_workers=tuple(workers.get(run.function.app_id or "", ()))) for run in found]
+        if workers
+        else found
+    )
 
 
 def uuid_key(value: object) -> str:
@@ -115,6 +132,21 @@ class Asked:
         for key, row in self.rows(sql):
             found[key].append(row)
         return found
+
+
+def _read_lost_workers(reader: Reader, shape: Shape) -> Mapping[str, list[LostWorker]]:
+    """By application: the connections that the server saw end without a word."""
+    if not shape.has(
+        "worker_connections", "app_id", "connected_at", "recorded_at", "disconnected_at", "disconnect_reason"
+    ):
+        return {}
+    found: dict[str, list[LostWorker]] = defaultdict(list)
+    sql = "SELECT app_id, connected_at, coalesce(disconnected_at, recorded_at) AS lost_at FROM worker_connections"
+    for row in reader.all(f"{sql} WHERE disconnect_reason = ?", (_UNEXPECTED,)):
+        connected, lost = instant(row["connected_at"]), instant(row["lost_at"])
+        if connected is not None and lost is not None:
+            found[uuid_key(row["app_id"])].append(LostWorker(connected, lost))
+    return found
 
 
 def _read_chunk(reader: Reader, shape: Shape, keys: Sequence[str], functions: Mapping[str, Function]) -> list[Run]:
@@ -178,9 +210,16 @@ def _endings(asked: Asked) -> dict[str, list[Ending]]:
     types = ", ".join(f"'{one}'" for one in TERMINAL_HISTORY)
     found: dict[str, list[Ending]] = defaultdict(list)
     for key, row in asked.rows(
-        f"SELECT run_id, type, created_at FROM history WHERE type IN ({types}) AND run_id IN ({{ids}}) ORDER BY rowid"
+        f"SELECT run_id, type, created_at, idempotency_key FROM history WHERE type IN ({types}) AND run_id IN ({{ids}}) ORDER BY rowid"
     ):
-        found[key].append(Ending(row["type"], TERMINAL_HISTORY[row["type"]], instant(row["created_at"])))
+        found[key].append(
+            Ending(
+                row["type"],
+                TERMINAL_HISTORY[row["type"]],
+                instant(row["created_at"]),
+                swept=str(row["idempotency_key"]).startswith(SWEPT_KEY),
+            )
+        )
     return found
 
 
@@ -199,6 +238,7 @@ def _spans(asked: Asked, shape: Shape) -> dict[str, list[RunSpan]]:
                     start_at=instant(root["start_time"]),
                     end_text=str(newest["end_time"]) if newest["end_time"] is not None else None,
                     row=_plain(root),
+                    swept=bool(newest["swept"]),
                 )
             )
     return found

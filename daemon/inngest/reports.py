@@ -12,6 +12,7 @@ from daemon.inngest.database import Shape, read_database
 from daemon.inngest.errors import InngestRunUnknownError
 from daemon.inngest.holders import find_holders
 from daemon.inngest.plan import DEFAULT_AGE_MS, Candidate, Held, Scope, check_scope, in_scope
+from daemon.inngest.queue import with_proof
 from daemon.inngest.reading import newest_keys, read_functions, read_runs, running_keys
 from daemon.inngest.rows import Run
 from daemon.inngest.truth import Verdict, judge, listed_running
@@ -33,20 +34,21 @@ def runs_report(
     """
     holders = find_holders(path)
 
-    def work(reader: Reader, shape: Shape) -> list[Run]:
+    def work(reader: Reader, shape: Shape) -> list[tuple[Run, Verdict]]:
         known = list(read_functions(reader, shape).values())
         check_scope(scope, known, apply=False)
-        running = running_keys(reader, shape)
+        lost = with_proof(scope, reader, shape, holders).lost_before_ms
+        running = running_keys(reader, shape, scheduled=lost is not None)
         keys = list(dict.fromkeys((*reversed(running), *newest_keys(reader, shape, limit))))
-        return [run for run in read_runs(reader, shape, keys) if in_scope(scope, run.function)]
+        runs = [run for run in read_runs(reader, shape, keys) if in_scope(scope, run.function)]
+        return [(run, judge(run, now_ms, scope.older_than_ms, lost)) for run in runs]
 
-    runs = read_database(path, work)
-    judged = [(run, judge(run, now_ms, scope.older_than_ms)) for run in runs]
+    judged = read_database(path, work)
     shown = [one for one in judged if status is None or _is(status, one[1])]
     return {
         "path": str(path),
         "server": [one.report() for one in holders],
-        "listed_as_running": sum(listed_running(run) for run in runs),
+        "listed_as_running": sum(listed_running(run) for run, _ in judged),
         "stale": sum(verdict.stale for _, verdict in judged),
         "total": len(shown),
         "runs": [run_summary(run, verdict) for run, verdict in shown[:limit]],
@@ -114,6 +116,8 @@ def sweep_report(outcome: Outcome) -> dict[str, Any]:
             for run, why in plan.held
             if why is not Held.OUT_OF_SCOPE
         ][:_SHOWN],
+        "unregistered": [one.run.key for one in plan.inconsistent],
+        "listed_as_scheduled": outcome.scheduled,
         "server": [one.report() for one in outcome.holders],
         "warnings": _warnings(outcome),
         "refusal": _refusal(outcome),
@@ -151,6 +155,7 @@ def _warnings(outcome: Outcome) -> list[str]:
     warnings: list[str] = []
     if outcome.holders:
         warnings.append("A process has the database open. Its queue may revive a run that is swept: stop it first.")
+    warnings += _about_the_queue(outcome)
     if outcome.queued:
         warnings.append(
             f"The last queue snapshot still names {len(outcome.queued)} of these runs: look at them again after a start."
@@ -158,6 +163,25 @@ def _warnings(outcome: Outcome) -> list[str]:
     if any(one.verdict.conflict for one in outcome.plan.candidates):
         warnings.append(
             "Of some candidates two sources tell different ends; the better source counts (`inngest run ID`)."
+        )
+    return warnings
+
+
+def _about_the_queue(outcome: Outcome) -> list[str]:
+    """A file does not say where its server's queue is, and both mistakes are the operator's to avoid."""
+    if outcome.request.scope.lost_before_ms is not None:
+        return []
+    warnings: list[str] = []
+    open_ = sum(not one.verdict.status.terminal for one in outcome.plan.candidates)
+    if open_ and outcome.request.redis_uri is None:
+        warnings.append(
+            f"If the server keeps its queue in Redis, {open_} of these runs may go on when it starts: name it with --redis-uri."
+        )
+    waiting = sum(why is Held.WAITING for _, why in outcome.plan.held)
+    if waiting or outcome.scheduled:
+        warnings.append(
+            f"{waiting} runs wait on purpose and {outcome.scheduled} are queued. If the server restarted since, and its queue"
+            " was in memory, they never go on: --queue-lost makes them candidates."
         )
     return warnings
 

@@ -20,6 +20,7 @@ class Function:
     name: str | None = None
     slug: str | None = None
     app: str | None = None
+    app_id: str | None = None
 
     @property
     def label(self) -> str:
@@ -62,18 +63,19 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """A terminal history row."""
+    """A terminal history row. `swept`: a sweep of clawbus wrote it, so it is an opinion and no server's report."""
 
     type: str
     status: Status
     at: int | None
+    swept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RunSpan:
     """The root span group of a run (`executor.run` and its EXTEND rows): what servers since 1.16.3 list.
 
-    `row` holds the root's columns; `status` and `end_text` are those of the group's last row.
+    `row` holds the root's columns; `status` and `end_text` are those of the group's last row, `swept` whether a sweep wrote it.
     """
 
     dynamic_id: str
@@ -81,6 +83,7 @@ class RunSpan:
     start_at: int | None
     end_text: str | None
     row: Mapping[str, Any]
+    swept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,14 @@ class Activity:
     steps: int = 0  # rows that tell of an execution
     created_text: str | None = None  # of the newest history row
     errors: tuple[str, ...] = ()  # texts in which a step or the run tells why it failed
+
+
+@dataclass(frozen=True, slots=True)
+class LostWorker:
+    """A worker in connect mode whose connection ended without a word. It may have had runs at work between these times."""
+
+    connected_at: int
+    lost_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,7 @@ class Run:
     finished_at: int | None = None
     spans: tuple[RunSpan, ...] = ()
     activity: Activity = Activity()
+    lost_workers: tuple[LostWorker, ...] = ()  # of its application
 
     @property
     def started_at(self) -> int:

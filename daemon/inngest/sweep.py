@@ -20,13 +20,15 @@ from daemon.inngest.errors import (
     SweepBackupNotVerifiedError,
     SweepDatabaseChangedError,
     SweepNotVerifiedError,
+    SweepQueueAliveError,
     SweepServerRunningError,
     SweepServerWouldLoseWritesError,
 )
-from daemon.inngest.holders import Holder, find_holders
+from daemon.inngest.holders import Holder, Queue, find_holders
 from daemon.inngest.plan import Candidate, Plan, Scope, check_scope, make_plan, refusal
-from daemon.inngest.queue import queued_keys
-from daemon.inngest.reading import read_functions, read_runs, running_keys
+from daemon.inngest.queue import queued_keys, with_proof
+from daemon.inngest.reading import count_scheduled, read_functions, read_runs, running_keys
+from daemon.inngest.redis_queue import runs_in_redis
 from daemon.inngest.reports import sweep_report
 from daemon.inngest.verification import Verification, verify
 from daemon.inngest.writing import Mark, write_finish, write_history, write_spans, write_status
@@ -52,6 +54,16 @@ class Request:
     reason: str = "stale: the list said running, nothing else did"
     apply: bool = False
     while_running: bool = False
+    redis_uri: str | None = None  # of the server's queue, where that is in Redis
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the database says."""
+
+    plan: Plan
+    queued: frozenset[str]  # candidates that the last queue snapshot names
+    scheduled: int  # runs that are listed as queued
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,7 @@ class Outcome:
     request: Request
     plan: Plan
     queued: frozenset[str]
+    scheduled: int
     holders: tuple[Holder, ...]
     error: ClawbusError | None = None
     backup: Backup | None = None
@@ -90,15 +103,17 @@ def sweep(request: Request, now_ms: int, progress: Progress | None = None) -> Ou
     tell = progress or _silent
     holders = find_holders(request.path)  # before the first connection: see holders.py
 
-    def work(reader: Reader, shape: Shape) -> tuple[Plan, frozenset[str]]:
-        check_scope(request.scope, list(read_functions(reader, shape).values()), apply=request.apply)
-        plan = _plan(reader, shape, request.scope, now_ms)
-        return plan, queued_keys(reader, shape, plan.keys)
+    def work(reader: Reader, shape: Shape) -> tuple[Request, Found]:
+        wanted = replace(request, scope=with_proof(request.scope, reader, shape, holders))
+        check_scope(wanted.scope, list(read_functions(reader, shape).values()), apply=request.apply)
+        plan = _plan(reader, shape, wanted.scope, now_ms)
+        return wanted, Found(plan, queued_keys(reader, shape, plan.keys), count_scheduled(reader))
 
-    plan, queued = _looked(request, bool(holders), work, tell)
+    request, seen = _looked(request, bool(holders), work, tell)
     tell("planned")
-    found = Outcome(request, plan, queued, holders, error=refusal(plan, request.scope))
-    if found.error is not None or not request.apply or not plan.candidates:
+    error = refusal(seen.plan, request.scope) or _queue_alive(request, seen.plan, holders)
+    found = Outcome(request, seen.plan, seen.queued, seen.scheduled, holders, error=error)
+    if found.error is not None or not request.apply or not seen.plan.candidates:
         return found
     beside = _beside_a_server(request, holders)
     if beside is not None:
@@ -110,8 +125,8 @@ def sweep(request: Request, now_ms: int, progress: Progress | None = None) -> Ou
 
 
 def _looked(
-    request: Request, held: bool, work: Callable[[Reader, Shape], tuple[Plan, frozenset[str]]], tell: Progress
-) -> tuple[Plan, frozenset[str]]:
+    request: Request, held: bool, work: Callable[[Reader, Shape], tuple[Request, Found]], tell: Progress
+) -> tuple[Request, Found]:
     """What the database says. Of a server that died in a commit an apply first lets SQLite roll that commit back."""
     try:
         return read_database(request.path, work)
@@ -122,6 +137,27 @@ def _looked(
     with open_writer(request.path):
         tell("journal_looked_at")
     return read_database(request.path, work)
+
+
+def _queue_alive(request: Request, plan: Plan, holders: Sequence[Holder]) -> ClawbusError | None:
+    """Why these runs may still go on: a queue in Redis outlives the server. What is known to have ended cannot."""
+    open_ = [one.run.key for one in plan.candidates if not one.verdict.status.terminal]
+    redis = request.redis_uri is not None or any(one.queue is Queue.REDIS for one in holders)
+    if not open_ or not redis or request.scope.lost_before_ms is not None:
+        return None
+    if request.redis_uri is None:
+        return SweepQueueAliveError(f"the server keeps its queue in Redis, where {len(open_)} candidates may still be.")
+    try:
+        alive = sorted(runs_in_redis(request.redis_uri, open_))
+    except SweepQueueAliveError as error:
+        return error
+    if not alive:
+        return None
+    leave = " ".join(f"--exclude {key}" for key in alive)
+    return SweepQueueAliveError(
+        f"Redis still holds {len(alive)} of {len(plan.candidates)} candidates: {', '.join(alive[:5])}.",
+        hint=f"The server goes on with them when it starts. Leave them out: {leave}",
+    )
 
 
 def _beside_a_server(request: Request, holders: Sequence[Holder]) -> ClawbusError | None:
@@ -137,7 +173,8 @@ def _beside_a_server(request: Request, holders: Sequence[Holder]) -> ClawbusErro
 
 
 def _plan(reader: Reader, shape: Shape, scope: Scope, now_ms: int) -> Plan:
-    return make_plan(read_runs(reader, shape, running_keys(reader, shape)), scope, now_ms)
+    keys = running_keys(reader, shape, scheduled=scope.lost_before_ms is not None)
+    return make_plan(read_runs(reader, shape, keys), scope, now_ms)
 
 
 def _apply(found: Outcome, now_ms: int, tell: Progress) -> Outcome:

@@ -15,6 +15,7 @@ from typing import Final
 _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ULID: Final = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+SWEPT_KEY: Final = "clawbus-sweep-"  # how the idempotency key of a history row that a sweep writes begins
 ZERO_ULID: Final = bytes(16)  # how an absent batch is stored
 # Go's Time.String(), RFC 3339, and SQLite's own; a monotonic reading (` m=+0.12`) may follow.
 _INSTANT: Final = re.compile(

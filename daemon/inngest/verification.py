@@ -15,7 +15,7 @@ from daemon.inngest.database import Shape, read_database
 from daemon.inngest.plan import Candidate, Plan, Scope, make_plan
 from daemon.inngest.reading import read_runs, running_keys
 from daemon.inngest.rows import Run
-from daemon.inngest.truth import judge, listed_running
+from daemon.inngest.truth import judge, listed_live
 from daemon.inngest.values import Status
 from daemon.repair.backup import Backup, read_contents
 from schema.connect import Reader
@@ -47,16 +47,17 @@ def verify(path: Path, plan: Plan, scope: Scope, now_ms: int, backup: Backup | N
 
     def work(reader: Reader, shape: Shape) -> Verification:
         wrong = [f"quick_check: {row[0]}" for row in reader.all("PRAGMA quick_check(3)") if row[0] != "ok"]
-        running = set(running_keys(reader, shape))
+        lost = scope.lost_before_ms
+        running = set(running_keys(reader, shape, scheduled=lost is not None))
         wrong += [f"run {key} is still listed as running" for key in plan.keys if key in running]
         sample = _spread(plan.candidates, scope.sample)
         found = {run.key: run for run in read_runs(reader, shape, [one.run.key for one in sample])}
-        wrong += [text for one in sample for text in _faults(one, found.get(one.run.key), now_ms, scope.older_than_ms)]
+        wrong += [text for one in sample for text in _faults(one, found.get(one.run.key), now_ms, scope)]
         after = make_plan(read_runs(reader, shape, sorted(running)), scope, now_ms)
         wrong += [f"run {one.run.key} is a candidate again" for one in after.candidates]
         if backup is not None:
             wrong += _miscounted(reader, backup, written)
-        sampled = tuple((key, judge(run, now_ms, scope.older_than_ms).status) for key, run in found.items())
+        sampled = tuple((key, judge(run, now_ms, scope.older_than_ms, lost).status) for key, run in found.items())
         return Verification(sampled, dict(Counter(str(why) for _, why in after.held)), tuple(wrong))
 
     return read_database(path, work)
@@ -69,16 +70,18 @@ def _spread(candidates: Sequence[Candidate], size: int) -> list[Candidate]:
     return [candidates[index * len(candidates) // size] for index in range(size)]
 
 
-def _faults(wanted: Candidate, run: Run | None, now_ms: int, quiet_ms: int) -> list[str]:
+def _faults(wanted: Candidate, run: Run | None, now_ms: int, scope: Scope) -> list[str]:
     key = wanted.run.key
     if run is None:
         return [f"run {key} is gone"]
-    verdict = judge(run, now_ms, quiet_ms)
+    verdict = judge(run, now_ms, scope.older_than_ms, scope.lost_before_ms)
     faults: list[str] = []
-    if verdict.status is not wanted.status or listed_running(run):
+    if verdict.status is not wanted.status or listed_live(run, scope.lost_before_ms):
         faults.append(f"run {key} reads as {verdict.status} instead of {wanted.status}")
     if run.listed is not None and run.listed.status is not wanted.status:
         faults.append(f"run {key} is listed as {run.listed.status}")
+    if wanted.run.registered is None:  # neither can be written for it
+        return faults
     if run.finish is None or len(run.endings) != max(1, len(wanted.run.endings)):
         faults.append(
             f"run {key} has {len(run.endings)} terminal history rows and {'a' if run.finish else 'no'} finish"

@@ -17,6 +17,7 @@ from daemon.inngest.errors import SweepDatabaseChangedError
 from daemon.inngest.plan import Candidate
 from daemon.inngest.rows import RunSpan
 from daemon.inngest.values import (
+    SWEPT_KEY,
     TERMINAL_HISTORY,
     ZERO_ULID,
     Status,
@@ -30,6 +31,16 @@ from schema.connect import Writer
 from schema.ids import new_id
 
 _TYPES: Final[Mapping[Status, str]] = {status: kind for kind, status in TERMINAL_HISTORY.items()}
+# What the server itself writes: the keys of a cancel request, and columns of JSON that say nothing.
+_CANCEL_REQUEST: Final[Mapping[str, object]] = {
+    "EventID": None, "Expression": None, "UserID": None, "CancellationID": None, "ForceLifecycleHook": False,
+}  # fmt: skip
+_EMPTY_JSON: Final = ("sleep", "wait_for_event", "wait_result", "invoke_function", "invoke_function_result")
+# An attribute of a span for each of its columns that says whose it is.
+_ATTRIBUTES: Final[Mapping[str, str]] = {
+    "_inngest.account.id": "account_id", "_inngest.app.id": "app_id", "_inngest.env.id": "env_id",
+    "_inngest.function.id": "function_id", "_inngest.dynamic.trace.id": "trace_id",
+}  # fmt: skip
 # Of a span's root, an extension repeats what says whose it is.
 _REPEATED: Final = ("trace_id", "parent_span_id", "account_id", "app_id", "function_id", "run_id", "env_id")
 
@@ -54,7 +65,7 @@ def write_history(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark
     if not candidate.add_history or registered is None:
         return 0
     cancelled = candidate.status is Status.CANCELLED
-    request = {"event_id": None, "expression": None, "user_id": None, **mark.words}
+    request = {**_CANCEL_REQUEST, **mark.words}
     values: dict[str, object] = {
         "id": ulid_bytes(new_id(mark.at)),
         "created_at": instant_text(mark.at, run.activity.created_text or str(registered.started_text)),
@@ -65,11 +76,12 @@ def write_history(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark
         "event_id": registered.event_id,
         # The server cannot read NULL here: an absent batch is sixteen zero bytes.
         "batch_id": registered.batch_id if registered.batch_id is not None else ZERO_ULID,
-        "idempotency_key": f"clawbus-sweep-{run.key}",
+        "idempotency_key": f"{SWEPT_KEY}{run.key}",
         "type": _TYPES[candidate.status],
         "attempt": 0,
-        "cancel_request": json.dumps(request) if cancelled else None,
-        "result": None if cancelled else json.dumps({"output": "", **mark.words}),
+        **dict.fromkeys(_EMPTY_JSON, "null"),
+        "cancel_request": json.dumps(request) if cancelled else "null",
+        "result": "null" if cancelled else json.dumps({"output": "", **mark.words}),
     }
     return _insert(writer, shape, "history", values)
 
@@ -99,7 +111,8 @@ def write_status(writer: Writer, candidate: Candidate, mark: Mark) -> int:
     listed = candidate.run.listed
     if not candidate.set_listed or listed is None:
         return 0
-    ended = listed.ended_at or ended_at(candidate) or mark.at
+    kept = listed.ended_at if listed.status.terminal else None  # of a running row it is its last update, not its end
+    ended = ended_at(candidate) or kept or mark.at
     changed = writer.execute(
         "UPDATE trace_runs SET status = ?, ended_at = ? WHERE status = ? AND run_id IN (?, ?, ?)",
         (code_like(candidate.status, listed.code), ended, listed.code, *run_forms(candidate.run.key)),
@@ -112,15 +125,19 @@ def write_status(writer: Writer, candidate: Candidate, mark: Mark) -> int:
 
 
 def ended_at(candidate: Candidate) -> int | None:
-    """When the run ended, where its history or its finish says so."""
-    newest = max((one.at or 0 for one in candidate.run.endings), default=0)
-    return newest or candidate.run.finished_at
+    """When the run ended, where its history, its finish or its trace says so."""
+    run = candidate.run
+    newest = max((one.at or 0 for one in run.endings), default=0)
+    traced = max((instant(one.end_text) or 0 for one in run.spans if one.status.terminal), default=0)
+    return newest or run.finished_at or traced or None
 
 
 def _extend(writer: Writer, shape: Shape, candidate: Candidate, span: RunSpan, mark: Mark) -> int:
     at, text = _after(span, ended_at(candidate) or mark.at, mark.at)
     status = candidate.status.value.capitalize()
     attributes = {
+        **{name: span.row[column] for name, column in _ATTRIBUTES.items() if span.row.get(column)},
+        "_inngest.internal.location": "clawbus.sweep",
         "_inngest.run.id": candidate.run.key,
         "_inngest.dynamic.span.id": span.dynamic_id,
         "_inngest.dynamic.status": status,
@@ -135,7 +152,7 @@ def _extend(writer: Writer, shape: Shape, candidate: Candidate, span: RunSpan, m
         "start_time": text,
         "end_time": text,
         "attributes": json.dumps(attributes),
-        "links": "[]",
+        "links": "null",
         "dynamic_span_id": span.dynamic_id,
         "status": status,
     }

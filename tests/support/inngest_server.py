@@ -16,8 +16,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+from daemon.inngest.values import run_key
 from tests.support.inngest_db import HEALTH, InngestDb, event_key
 
+SIGNING_KEY = "signkey-test-0123"
 _HOLD = """
 import sqlite3, sys
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -32,6 +34,7 @@ def event_endpoint(db: InngestDb, **run: Any) -> Generator[tuple[str, list[dict[
     """Its URL, and the events that came. `run` is what becomes of the run (`InngestDb.run`); `answer` replaces the answer."""
     came: list[dict[str, Any]] = []
     answer: bytes | None = run.pop("answer", None)
+    listing: bytes | None = run.pop("listing", None)
     status: int = run.pop("code", 200)
 
     class Endpoint(BaseHTTPRequestHandler):
@@ -40,6 +43,21 @@ def event_endpoint(db: InngestDb, **run: Any) -> Generator[tuple[str, list[dict[
             made = db.run(HEALTH, age=0, **run)
             body = answer if answer is not None else json.dumps({"ids": [event_key(made.key)], "status": 200}).encode()
             self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            """`GET /v1/events/ID/runs`, with what the database says, for who has the signing key."""
+            accepted = self.headers["Authorization"] == f"Bearer {SIGNING_KEY}"
+            event = self.path.split("/")[3]
+            rows = db.all("SELECT run_id, function_id, status FROM trace_runs WHERE trigger_ids = ?", (event.encode(),))
+            names = {200: "Running", 300: "Completed", 400: "Failed", 500: "Cancelled"}
+            told = [
+                {"run_id": run_key(run), "function_id": function, "status": names[code]} for run, function, code in rows
+            ]
+            body = json.dumps({"data": told}).encode() if listing is None else listing
+            self.send_response(status if accepted else 401)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -8,7 +8,7 @@ import pytest
 from daemon.cli.main import main
 from tests.support.command_line import CommandLine
 from tests.support.inngest_db import HEALTH, TRIAGE, Night, the_night
-from tests.support.inngest_server import event_endpoint
+from tests.support.inngest_server import SIGNING_KEY, event_endpoint
 
 SCOPE = ("--functions", f"{TRIAGE},{HEALTH}")
 
@@ -84,6 +84,36 @@ def test_a_canary_that_completes_and_one_that_does_not(cli: CommandLine, night: 
     with event_endpoint(night.db, **failed) as (url, _):
         answer = cli(*words, url)
     assert answer.envelope["error"]["code"] == "INNGEST_CANARY_FAILED"
+
+
+def test_a_canary_with_a_signing_key_needs_no_database(cli: CommandLine, night: Night) -> None:
+    done = {"status": 300, "history": "FunctionCompleted", "finish": "Completed", "span": "Completed"}
+    with event_endpoint(night.db, **done) as (url, _):
+        words = ("--db", "/nowhere/main.db", "--event", "x", "--url", url, "--signing-key", SIGNING_KEY)
+        answer = cli("inngest", "canary", *words)
+    assert answer.code == 0
+    assert answer.result["asked"] == "server"
+    assert SIGNING_KEY not in answer.out + answer.err
+
+
+def test_the_queue_and_the_unregistered_runs_are_the_operator_s_to_decide(cli: CommandLine, night: Night) -> None:
+    words = ("inngest", "sweep-stale", "--db", str(night.db.path), *SCOPE)
+    refused = cli(*words, "--apply").envelope
+    assert refused["error"]["code"] == "SWEEP_INVARIANT_MISSING_FUNCTION_RUNS"
+    assert refused["result"]["unregistered"] == [night.unregistered.key]
+    assert cli(*words, "--skip-unregistered", "--end-unregistered").code == 2
+    skipped = cli(*words, "--skip-unregistered", "--queue-lost")
+    assert skipped.result["left_alone"]["unregistered"] == 1
+    (step,) = [one["command"] for one in skipped.envelope["next_actions"]]
+    assert "--queue-lost" in step
+    assert "--skip-unregistered" in step
+    alive = cli(*words, "--end-unregistered", "--apply", "--redis-uri", "redis://:hidden@127.0.0.1:1")
+    assert alive.envelope["error"]["code"] == "SWEEP_QUEUE_ALIVE"
+    assert "hidden" not in alive.out + alive.err
+    swept = cli(*words, "--end-unregistered", "--apply", "--queue-lost")
+    assert swept.result["verification"]["ok"]
+    assert swept.result["written"]["statuses"] == 10
+    assert cli("inngest", "runs", "--db", str(night.db.path), "--status", "stale", "--queue-lost").result["total"] == 1
 
 
 def test_a_canary_without_its_database_is_told(cli: CommandLine, night: Night) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from daemon.inngest.canary import Waiting, await_completion, event_report, send_event
+from daemon.inngest.canary import Waiting, await_completion, event_report, runs_from_server, send_event
 from daemon.inngest.errors import InngestCanaryError
 from daemon.inngest.holders import find_holders
 from daemon.inngest.operations import operate
 from daemon.inngest.plan import Scope
 from daemon.inngest.sweep import Outcome, Request, sweep
 from tests.support.inngest_db import HEALTH, MINUTE, NOW, TRIAGE, InngestDb, event_key
-from tests.support.inngest_server import event_endpoint, open_elsewhere
+from tests.support.inngest_server import SIGNING_KEY, event_endpoint, open_elsewhere
 
 
 @pytest.fixture(params=["wal", "delete"])
@@ -160,6 +160,31 @@ def test_a_canary_sends_one_event_and_sees_its_run_complete(db: InngestDb) -> No
         result = canary(db, url)
     assert came == [{"name": "system/health.requested", "data": {"clawbus_canary": True}}]
     assert [one["status"] for one in result["runs"]] == ["completed"]
+
+
+def test_with_its_signing_key_the_server_is_asked_for_the_runs(db: InngestDb) -> None:
+    with event_endpoint(db, **DONE) as (url, _):
+        key = send_event(url, "system/health.requested")
+        result = await_completion(lambda: runs_from_server(url, key, SIGNING_KEY), 3, Moved().waiting)
+        assert [one["status"] for one in result["runs"]] == ["completed"]
+        with pytest.raises(InngestCanaryError, match="signing key") as caught:
+            runs_from_server(url, key, "signkey-wrong")
+    assert "signkey-wrong" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "listing", [b"", b"[]", b'{"data": 1}', b'{"data": [{"status": "Completed"}]}', b'{"data": [7]}']
+)
+def test_a_server_that_does_not_tell_the_runs_is_told(db: InngestDb, listing: bytes) -> None:
+    with event_endpoint(db, **DONE, listing=listing) as (url, _), pytest.raises(InngestCanaryError):
+        runs_from_server(url, "0" * 26, SIGNING_KEY)
+
+
+def test_a_run_of_an_unfinished_status_is_waited_for(db: InngestDb) -> None:
+    with event_endpoint(db) as (url, _):
+        key = send_event(url, "system/health.requested")
+        with pytest.raises(InngestCanaryError, match="0 of 1 runs"):
+            await_completion(lambda: runs_from_server(url, key, SIGNING_KEY), 3, Moved().waiting)
 
 
 def test_a_run_that_the_list_alone_ties_to_its_event_is_found_too(db: InngestDb) -> None:

@@ -63,7 +63,7 @@ def test_two_lists_that_disagree_are_told() -> None:
 @pytest.mark.parametrize(
     ("run", "reason"),
     [
-        (replace(RUNNING, listed=Listed(200, START, START, START + 5)), "ended_at_while_running"),
+        (replace(RUNNING, listed=Listed(200, START, START, START + 1001)), "ended_at_while_running"),
         (replace(RUNNING, activity=Activity(START, errors=("Unable to reach SDK URL",), steps=1)), "sdk_unreachable"),
         (
             replace(RUNNING, activity=Activity(START, errors=("x: EOF writing request to SDK",), steps=1)),
