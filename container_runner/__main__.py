@@ -1,7 +1,7 @@
 """`python -m container_runner`: reads the environment, builds the runner, serves until a signal. Exit codes below.
 
 0 stopped by SIGTERM or SIGINT · 64 wrong environment · 65 outbound.db is from a newer version · 70 a defect ·
-75 another incarnation took over.
+71 this container can start no program · 75 another incarnation took over.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Final
 import anyio
 from structlog.typing import FilteringBoundLogger
 
-from container_runner.errors import ClaimLostError, SettingsError
+from container_runner.children import Children, become_subreaper
+from container_runner.errors import CannotStartError, ClaimLostError, SettingsError
 from container_runner.heartbeat import Heartbeat
 from container_runner.logs import build_logger
 from container_runner.loop import Runner
@@ -28,10 +29,12 @@ from container_runner.settings import Environment, read_environment
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
 from schema.errors import SchemaTooNewError
+from schema.layout import CANNOT_START_CODE
 
 EXIT_SETTINGS: Final = 64
 EXIT_TOO_NEW: Final = 65
 EXIT_DEFECT: Final = 70
+EXIT_CANNOT_START: Final = CANNOT_START_CODE
 EXIT_SUPERSEDED: Final = 75
 
 
@@ -49,10 +52,13 @@ def main() -> int:
 async def _serve(environment: Environment, log: FilteringBoundLogger) -> int:
     code = EXIT_DEFECT
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        runner = _build(environment, log)
+        children = _children_to_end(environment, log)
+        runner = _build(environment, log, children)
         gc.freeze()  # what the start made stays for good: no collection need walk it again
         async with anyio.create_task_group() as group:
             group.start_soon(_stop_on_signal, signals, runner, log)
+            if children is not None:
+                group.start_soon(_reap_on_signal, children)
             code = await _exit_code(runner, log)
             group.cancel_scope.cancel()
     return code
@@ -64,12 +70,31 @@ async def _stop_on_signal(signals: AsyncIterator[signal.Signals], runner: Runner
         runner.stop()
 
 
+def _children_to_end(environment: Environment, log: FilteringBoundLogger) -> Children | None:
+    """Whose leftovers are ended after each turn; None when they are to live, or cannot be found here."""
+    if environment.settings.leftovers == "keep":
+        return None
+    if not become_subreaper():
+        log.warning("leftovers_not_found", hint="this kernel has no subreapers: a turn ends its process group alone")
+        return None
+    return Children()
+
+
+async def _reap_on_signal(children: Children) -> None:
+    with anyio.open_signal_receiver(signal.SIGCHLD) as signals:
+        async for _ in signals:
+            children.reap()
+
+
 async def _exit_code(runner: Runner, log: FilteringBoundLogger) -> int:
     try:
         await runner.run()
     except SchemaTooNewError as error:
         log.critical("runner_refused", code=error.code, error=str(error), hint=error.hint)
         return EXIT_TOO_NEW
+    except CannotStartError as error:
+        log.critical("runner_cannot_start_programs", code=error.code, error=str(error), hint=error.hint)
+        return EXIT_CANNOT_START
     except ClaimLostError as error:
         log.critical("runner_superseded", code=error.code, error=str(error), hint=error.hint)
         return EXIT_SUPERSEDED
@@ -80,9 +105,14 @@ async def _exit_code(runner: Runner, log: FilteringBoundLogger) -> int:
     return 0
 
 
-def _build(environment: Environment, log: FilteringBoundLogger) -> Runner:
+def _build(environment: Environment, log: FilteringBoundLogger, children: Children | None) -> Runner:
     settings = environment.settings
-    context = ProviderContext(settings=settings, agent_folder=environment.agent_folder, environ=os.environ)
+    context = ProviderContext(
+        settings=settings,
+        agent_folder=environment.agent_folder,
+        environ=os.environ,
+        children=children or Children(),
+    )
     return Runner(
         settings=settings,
         incarnation=environment.incarnation,
@@ -95,6 +125,7 @@ def _build(environment: Environment, log: FilteringBoundLogger) -> Runner:
         now_ms=_now_ms,
         log=log,
         retention=_retention(environment),
+        children=children,
     )
 
 

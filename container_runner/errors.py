@@ -29,6 +29,16 @@ class ClaimLostError(ClawbusError):
     default_hint = "Two runners worked in one session folder; the younger one goes on."
 
 
+class CannotStartError(ClawbusError):
+    """This container can start no program now (no room for a process, a descriptor, memory). Its turn is given back, costs no
+    try, and the runner ends with code 71, so that the host replaces the container."""
+
+    code = "CANNOT_START"
+    default_hint = (
+        "Raise the agent's pids or memory_bytes, or end what uses up the machine; the message waits meanwhile."
+    )
+
+
 class TurnFailedError(ClawbusError):
     """The provider could not answer. The text is for the operator; a sender reads it only with error_detail = "sender".
 

@@ -6,6 +6,7 @@ Never answers twice, never acks what was not answered, and never ends for a faul
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 
@@ -14,8 +15,10 @@ from anyio.lowlevel import checkpoint
 from anyio.to_thread import run_sync
 from structlog.typing import FilteringBoundLogger
 
+from container_runner.children import Children
 from container_runner.errors import (
     AnswerTooLargeError,
+    CannotStartError,
     ClaimLostError,
     InboundUnreadableError,
     ProviderCrashedError,
@@ -29,12 +32,14 @@ from container_runner.replies import Plan, failure_replies, plan_replies
 from container_runner.retention import Retention
 from container_runner.store import Batch, Store
 from container_runner.watch import InboundWatch
-from schema.errors import ClawbusError, SchemaTooNewError
+from schema.errors import ClawbusError, HostTroubleError, SchemaTooNewError
+from schema.os_faults import as_host_error
 from schema.rows import AckStatus, RunnerSettings, TurnNote
 
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _MAX_REASON: Final = 1000
 _PRUNE_RETRY_S: Final = 10.0
+_GIVE_BACK_S: Final = 10.0
 _BETWEEN_STEPS_S: Final = 0.05  # for the host, which looks at every change
 
 _T = TypeVar("_T")
@@ -66,6 +71,7 @@ class Runner:
         now_ms: Callable[[], int],
         log: FilteringBoundLogger,
         retention: Retention | None = None,
+        children: Children | None = None,
     ) -> None:
         self._settings = settings
         self._incarnation = incarnation
@@ -79,6 +85,7 @@ class Runner:
         self._looked_at = 0  # epoch milliseconds, before the latest claim
         self._log = log
         self._retention = retention
+        self._children = children  # whose leftovers are ended after each turn; None: they live on
         self._stopping = anyio.Event()
         self._cut_off_at = float("inf")
         self._first_poll = True
@@ -92,7 +99,7 @@ class Runner:
             self._watch.poke()
 
     async def run(self) -> None:
-        """Until `stop()`. Raises SchemaTooNewError and ClaimLostError; anything else is waited out or answered."""
+        """Until `stop()`. Raises SchemaTooNewError, ClaimLostError and CannotStartError; anything else is waited out or answered."""
         fatal: ClawbusError | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(self._watch.run)
@@ -100,7 +107,7 @@ class Runner:
                 await self._serve()
             except _StoppedError:
                 pass
-            except (SchemaTooNewError, ClaimLostError) as error:
+            except (SchemaTooNewError, ClaimLostError, CannotStartError) as error:
                 fatal = error
             finally:
                 self._watch.close()
@@ -163,7 +170,7 @@ class Runner:
         began = anyio.current_time()
         show_tool = partial(self._show_tool, log)
         progress = TurnProgress(self._heartbeat, show_tool, self._now_ms, self._provider.silence)
-        outcome: Answer | TurnFailedError | None = None
+        outcome: Answer | TurnFailedError | CannotStartError | None = None
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._cut_off, scope)
@@ -171,15 +178,19 @@ class Runner:
                     group.start_soon(self._feed, progress)
                 outcome = await self._work(batch, progress)
                 group.cancel_scope.cancel()
+        await self._end_leftovers(log)
         inbox = progress.follow_ups_inbox
         messages = (*batch.messages, *inbox.taken)
         if outcome is None:
             await self._abandon(log)
             return
+        if isinstance(outcome, CannotStartError):
+            await self._give_back(log, outcome)
+            raise outcome
         status = await self._commit(outcome, batch, messages, [message.id for message in inbox.waiting], log)
         log.info("turn_ended", status=status, seconds=round(anyio.current_time() - began, 3))
 
-    async def _work(self, batch: Batch, progress: TurnProgress) -> Answer | TurnFailedError:
+    async def _work(self, batch: Batch, progress: TurnProgress) -> Answer | TurnFailedError | CannotStartError:
         turn = Turn(
             agent=self._agent,
             session=self._session,
@@ -193,10 +204,14 @@ class Runner:
         self._heartbeat.touch(self._looked_at)
         try:
             return await self._provider.run(turn, progress)
-        except TurnFailedError as failure:
+        except (TurnFailedError, CannotStartError) as failure:
             return failure
         except Exception as error:  # noqa: BLE001 -- whatever a provider raises is its turn's end, not the loop's
             self._log.exception("provider_crashed")
+            if not isinstance(error, MemoryError) and isinstance(
+                trouble := as_host_error(error, "the turn cannot go on"), HostTroubleError
+            ):
+                return CannotStartError(str(trouble))
             return ProviderCrashedError(f"The provider raised {type(error).__name__}: {error}"[:_MAX_REASON])
 
     async def _feed(self, progress: TurnProgress) -> None:
@@ -217,6 +232,21 @@ class Runner:
         await self._stopping.wait()
         await anyio.sleep_until(self._cut_off_at)
         scope.cancel()
+
+    async def _end_leftovers(self, log: FilteringBoundLogger) -> None:
+        if self._children is None:
+            return
+        with anyio.CancelScope(shield=True):
+            ended = await self._children.end_leftovers()
+            if ended.count:
+                level = log.warning if ended.remain else log.info
+                level("leftovers_ended", programs=ended.names, count=ended.count, remain=ended.remain)
+
+    async def _give_back(self, log: FilteringBoundLogger, why: CannotStartError) -> None:
+        """Release the claims, on this thread: there may be no room for another one."""
+        log.error("turn_given_back", code=why.code, error=str(why), hint=why.hint)
+        with suppress(_StoppedError), anyio.move_on_after(_GIVE_BACK_S):
+            await self._insist("release_failed", self._store.release_all)
 
     async def _abandon(self, log: FilteringBoundLogger) -> None:
         """The grace is over: give the claims back, so that the next incarnation gets them and no try is lost."""

@@ -20,7 +20,7 @@ from schema.ids import is_message_id
 from schema.rows import RunnerSettings
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-ERROR_DETAILS: Final = ("operator", "sender")
+_CHOICES: Final = (("error_detail", ("operator", "sender")), ("leftovers", ("end", "keep")), ("log_level", LOG_LEVELS))
 _ABOVE_ZERO: Final = ("timeout_s", "max_batch", "poll_s", "watch_step_ms", "max_answer_bytes", "prune_batch")
 _ZERO_OR_ABOVE: Final = ("grace_s", "keep_s")
 
@@ -105,8 +105,7 @@ def _check(settings: RunnerSettings, providers: typing.Collection[str]) -> Runne
         )
     if settings.provider == "command" and not settings.command:
         raise SettingsError(f"{layout.ENV_RUNNER}: provider 'command' needs `command`, a program and its arguments.")
-    if settings.error_detail not in ERROR_DETAILS:
-        raise SettingsError(f"{layout.ENV_RUNNER}: error_detail must be one of {', '.join(ERROR_DETAILS)}.")
-    if settings.log_level not in LOG_LEVELS:
-        raise SettingsError(f"{layout.ENV_RUNNER}: log_level must be one of {', '.join(LOG_LEVELS)}.")
+    for key, choices in _CHOICES:
+        if getattr(settings, key) not in choices:
+            raise SettingsError(f"{layout.ENV_RUNNER}: {key} must be one of {', '.join(choices)}.")
     return settings

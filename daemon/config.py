@@ -183,6 +183,7 @@ class Agent(_Table):
     command: tuple[str, ...] = ()
     timeout_s: float = Field(default=600.0, gt=0)
     claim_max_s: float | None = Field(default=None, gt=0)
+    leftovers: Literal["end", "keep"] = "end"
     error_detail: Literal["operator", "sender"] = "operator"
     env: dict[str, str] = Field(default_factory=dict[str, str])
     image: str | None = None

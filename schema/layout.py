@@ -30,6 +30,9 @@ ENV_AGENT: Final = "CLAWBUS_AGENT"  # default CONTAINER_AGENT
 ENV_AGENT_NAME: Final = "CLAWBUS_AGENT_NAME"  # the agent group's name, for the runner's log and its programs
 ENV_SESSION_NAME: Final = "CLAWBUS_SESSION_NAME"
 
+# A runner's exit code: this container can start no program (EX_OSERR of sysexits.h). What it had claimed is given back.
+CANNOT_START_CODE: Final = 71
+
 
 @dataclass(frozen=True, slots=True)
 class SessionFolder:

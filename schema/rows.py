@@ -148,4 +148,5 @@ class RunnerSettings:
     log_level: str = "info"
     keep_s: float = 0.0
     prune_batch: int = 500
+    leftovers: str = "end"  # what becomes of processes that a turn leaves running: end, or keep
     error_detail: str = "operator"  # who reads why a turn failed: operator, or the sender too

@@ -12,9 +12,8 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Final, TypeVar
 
 import anyio
@@ -22,6 +21,7 @@ from anyio.abc import ByteReceiveStream, ByteSendStream, Process
 
 from container_runner.errors import (
     AnswerTooLargeError,
+    CannotStartError,
     CommandExitError,
     CommandNotExecutableError,
     CommandNotFoundError,
@@ -31,12 +31,15 @@ from container_runner.errors import (
 )
 from container_runner.providers.lines import Event, OutputParser, ProgressNote, ToolStart
 from container_runner.providers.protocol import Answer, Progress, ProviderContext, Silence, Turn
+from schema.os_faults import Fault, as_host_error, fault_of
 
 _STDERR_TAIL: Final = 8192
 _TERM_WAIT_S: Final = 1.0
 # What left the group may hold stdout open for ever; what the program itself wrote is read long before this.
 _DRAIN_S: Final = 1.0
 _LAST_WORDS: Final = 300
+# What says that the program, or how it is called, is wrong; all else that fork and exec refuse is the machine's.
+_THE_PROGRAMS_OWN: Final = frozenset({errno.E2BIG, errno.ETXTBSY, errno.EINVAL, errno.ELIBBAD, errno.ELIBACC})
 _RUNNERS_OWN: Final = ("CLAWBUS_", "VIRTUAL_ENV", "PYTHON")
 
 _Stream = TypeVar("_Stream", ByteReceiveStream, ByteSendStream)
@@ -51,6 +54,7 @@ class CommandProvider:
         self._command = context.settings.command
         self._timeout_s = context.settings.timeout_s
         self._max_bytes = context.settings.max_answer_bytes
+        self._children = context.children
         self._cwd = context.agent_folder if context.agent_folder.is_dir() else None
         self._environ = program_environment(context.environ, sys.prefix)
         # The kill is part of what may take time without a sign of life.
@@ -64,11 +68,12 @@ class CommandProvider:
         finally:
             with anyio.CancelScope(shield=True):
                 await _end(process)
+            self._children.forget(process.pid)
 
     async def _start(self) -> Process:
         program = self._command[0]
         try:
-            return await _open(self._command, self._cwd, self._environ)
+            return await self._open()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CommandNotFoundError(f"The program {program!r} does not exist.") from error
         except PermissionError as error:
@@ -76,7 +81,22 @@ class CommandProvider:
         except OSError as error:
             if error.errno == errno.ENOEXEC:
                 raise CommandNotExecutableError(f"The program {program!r} has no format to execute.") from error
+            if error.errno not in _THE_PROGRAMS_OWN and fault_of(error) is Fault.HOST:
+                raise CannotStartError(f"the program {program!r} cannot be started: {error.strerror}.") from error
             raise TurnFailedError(f"The program {program!r} cannot be started: {error.strerror}.") from error
+        except RuntimeError as error:  # whoever waits for the program is a thread of its own
+            if (trouble := as_host_error(error, f"the program {program!r} cannot be started")) is None:
+                raise
+            raise CannotStartError(str(trouble)) from error
+
+    async def _open(self) -> Process:
+        """A cancellation takes effect after the start, so that the program gets SIGTERM before SIGKILL."""
+        started: list[Process] = []
+        with self._children.starting(), anyio.CancelScope(shield=True):
+            process = await anyio.open_process(self._command, cwd=self._cwd, env=self._environ, start_new_session=True)
+            self._children.await_(process.pid)
+            started.append(process)
+        return started[0]
 
 
 class _Conversation:
@@ -188,14 +208,6 @@ async def _send(stream: ByteSendStream, turn: bytes) -> None:
         await stream.send(turn)
     with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
         await stream.aclose()
-
-
-async def _open(command: Sequence[str], cwd: Path | None, environ: Mapping[str, str]) -> Process:
-    """Start the program. A cancellation takes effect after the start, so that the program gets SIGTERM before SIGKILL."""
-    started: list[Process] = []
-    with anyio.CancelScope(shield=True):
-        started.append(await anyio.open_process(command, cwd=cwd, env=environ, start_new_session=True))
-    return started[0]
 
 
 async def _end(process: Process) -> None:

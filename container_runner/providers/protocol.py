@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Protocol, cast
 
+from container_runner.children import Children
 from schema.rows import Address, Kind, RunnerSettings
 
 CONTRACT: Final = 1
@@ -167,8 +168,10 @@ class Provider(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProviderContext:
-    """What a provider is built with. `environ` is the runner's own environment."""
+    """What a provider is built with. `environ` is the runner's own environment; a provider that starts processes names them
+    to `children`."""
 
     settings: RunnerSettings
     agent_folder: Path
     environ: Mapping[str, str]
+    children: Children = field(default_factory=Children)

@@ -15,6 +15,7 @@ from daemon.containers.slots import Phase, Slot
 from daemon.errors import NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError
+from schema.layout import CANNOT_START_CODE
 
 
 class Endings:
@@ -150,16 +151,24 @@ class Endings:
         await self._fleet.record(
             lambda registry: registry.end_incarnation(slot.incarnation, ended_at, exit_.code, reason)
         )
-        await self._judge_start(slot, exit_, failed=by_itself and not claimed)
+        await self._judge_start(slot, exit_, by_itself=by_itself, claimed=claimed)
         self._fleet.release(slot)
         self._fleet.hooks.after_exit(slot.session)
 
-    async def _judge_start(self, slot: Slot, exit_: Exit, *, failed: bool) -> None:
-        """An incarnation that ended by itself without touching a message did not really start: back off."""
+    async def _judge_start(self, slot: Slot, exit_: Exit, *, by_itself: bool, claimed: bool) -> None:
+        """An incarnation that ended by itself without touching a message did not really start: back off.
+
+        So did one that could start no program from the beginning; an older one had worked, and is replaced at once.
+        """
         key = slot.session.key
-        if failed and self._fleet.clock.now_ms() - slot.spawned_at < self._fleet.timings.healthy_s * 1000:
+        cannot = exit_.code == CANNOT_START_CODE
+        young = self._fleet.clock.now_ms() - slot.spawned_at < self._fleet.timings.healthy_s * 1000
+        if by_itself and young and (cannot or not claimed):
             text = f"the container ended by itself (exit code {exit_.code}) before it claimed anything"
             hint = "Read the end of its log: `clawbus session show`."
+            if cannot:
+                text = f"a fresh container cannot start the agent's program (exit code {exit_.code}): no room for a process"
+                hint = f"Raise agents.{key.agent}.pids or memory_bytes, or end what uses up the machine's processes or memory."
             await self._fleet.back_off(
                 slot.session, SpawnError.code, text, hint, self._fleet.config.spawn_backoff_max_s
             )

@@ -19,6 +19,7 @@ from daemon.store.session_files import SessionFiles
 from daemon.sweep import sweeper as sweeper_module
 from schema.connect import open_owner
 from schema.errors import StorageError
+from schema.layout import CANNOT_START_CODE
 from schema.migrate import Role
 from tests.support.house_kit import AGENT, SECONDS, HouseKit, until
 
@@ -86,6 +87,42 @@ async def test_the_cap_holds_and_the_queue_is_fair_between_groups(tmp_path: Path
             kit.host.exit_now(kit.host.of_session(now).id, 1)
             await kit.started(following)
         assert spawned(kit) == ["zero", "a", "x", "b", "c"]
+
+
+async def test_a_fresh_container_that_can_start_no_program_is_backed_off_and_charges_nothing(tmp_path: Path) -> None:
+    kit = HouseKit(tmp_path / "data")
+    kit.timings = NO_PROBE
+    async with kit.running():
+        await kit.send(message_id="m1")
+        await kit.started()
+        agent = kit.agent()
+        assert agent.claim() is not None
+        await kit.house.sweeper.tick()
+        agent.store.release_all()
+        kit.host.exit_now(kit.host.of_session("main").id, CANNOT_START_CODE)
+        await kit.gone()
+        row = await kit.row()
+        assert row.spawn_failures == 1
+        assert "cannot start the agent's program" in str(row.last_spawn_error)
+        assert (await kit.message("m1"))["tries"] == 0
+        assert (await kit.message("m1"))["status"] == "pending"
+
+
+async def test_an_older_container_that_can_start_no_program_any_more_is_replaced_at_once(tmp_path: Path) -> None:
+    kit = HouseKit(tmp_path / "data")
+    kit.timings = NO_PROBE
+    async with kit.running():
+        await kit.send(message_id="m1")
+        await kit.started()
+        first = kit.host.of_session("main")
+        agent = kit.agent()
+        assert agent.claim() is not None
+        kit.advance(kit.timings.healthy_s + 1)
+        agent.store.release_all()
+        kit.host.exit_now(first.id, CANNOT_START_CODE)
+        await until(lambda: kit.spawned() == 2)
+        assert (await kit.row()).spawn_failures == 0
+        assert (await kit.message("m1"))["tries"] == 0
 
 
 async def test_room_is_made_by_stopping_what_is_idle_longest_and_nothing_that_works(tmp_path: Path) -> None:

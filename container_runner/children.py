@@ -1,0 +1,199 @@
+"""The runner's own child processes, and those that it inherits: what a turn left running is ended with the turn.
+
+The runner is a subreaper (prctl(2)): a process whose parent has died becomes its child, whatever session or group it made for
+itself. So everything that a turn started stays below the runner, and is found by descent alone. Linux only; elsewhere, and
+where the kernel refuses, a turn ends its program's process group and no more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PROC: Final = Path("/proc")
+_GIVE_UP_S: Final = 5.0
+_LOOK_AGAIN_S: Final = 0.002
+_NAMES: Final = 5
+
+
+def become_subreaper() -> bool:
+    """Let orphans of this process's descendants become its children. False where the kernel does not have that."""
+    try:
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+    except (OSError, AttributeError):
+        return False
+    return prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What was left of a turn: names of the first of its programs, how many there were, and how many live on."""
+
+    names: tuple[str, ...] = ()
+    count: int = 0
+    remain: int = 0
+
+
+class Children:
+    """Which children somebody here waits for, so that nobody else reaps them. What there is when it is built is spared."""
+
+    def __init__(self) -> None:
+        self._awaited: set[int] = set()
+        self._starting = 0
+        self._spared = frozenset(_children(os.getpid()))
+
+    @contextmanager
+    def starting(self) -> Generator[None]:
+        """Nothing is reaped inside: a program that has just been started has no name here yet."""
+        self._starting += 1
+        try:
+            yield
+        finally:
+            self._starting -= 1
+
+    def await_(self, pid: int) -> None:
+        """Somebody waits for this child, and takes its exit code."""
+        self._awaited.add(pid)
+
+    def forget(self, pid: int) -> None:
+        """Nobody waits for it any more."""
+        self._awaited.discard(pid)
+
+    def reap(self) -> None:
+        """Take the exit codes of inherited children that have ended: nobody else will, and each is a place in the process table."""
+        if self._starting:
+            return  # the next end of a process, or the turn's, reaps them
+        for pid in self._inherited():
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+    async def end_leftovers(self) -> Ended:
+        """End all that lives below this process and that nobody here waits for. Call it when no turn runs."""
+        found: dict[int, str] = {}
+        stopped: set[int] = set()
+        deadline = anyio.current_time() + _GIVE_UP_S
+        while left := self._leftovers():
+            for pid in left - found.keys():
+                found[pid] = _name(pid)
+            if fresh := left - stopped:
+                # Stopped first: a process that forks as fast as it is killed would never be caught.
+                _signal_each(fresh, signal.SIGSTOP, left)
+                stopped |= fresh
+            else:
+                _signal_each(left, signal.SIGKILL, left)
+            if anyio.current_time() > deadline:
+                break
+            await anyio.sleep(_LOOK_AGAIN_S)
+        self.reap()
+        return Ended(tuple(list(found.values())[:_NAMES]), len(found), len(left))
+
+    def _leftovers(self) -> set[int]:
+        if not _has_children():
+            return set()
+        self.reap()
+        found: set[int] = set()
+        fresh = set(self._inherited())
+        while fresh:
+            found |= fresh
+            fresh = {child for pid in fresh for child in _children(pid)} - found
+        return {pid for pid in found if not _is_dead(pid)}
+
+    def _inherited(self) -> list[int]:
+        return [pid for pid in _children(os.getpid()) if pid not in self._awaited and pid not in self._spared]
+
+
+def _has_children() -> bool:
+    """One call, and sure: a list of children may miss one while another ends."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _children(pid: int) -> Iterator[int]:
+    """The living and unreaped children of a process."""
+    try:
+        tasks = [task.name for task in (_PROC / str(pid) / "task").iterdir()]
+        for task in tasks:
+            text = (_PROC / str(pid) / "task" / task / "children").read_text(encoding="ascii")
+            yield from (int(word) for word in text.split())
+    except FileNotFoundError:
+        if pid != os.getpid():
+            return  # it has just ended (or the kernel has no such file, and the scan below found all at once)
+        yield from _scan(pid)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _scan(ancestor: int) -> set[int]:
+    """All descendants, for a kernel without lists of children."""
+    parents: dict[int, int] = {}
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            parents[int(entry.name)] = int(fields[1])
+    found: set[int] = set()
+    fresh = {ancestor}
+    while fresh:
+        fresh = {pid for pid, parent in parents.items() if parent in fresh} - found
+        found |= fresh
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields after the name (state, parent, ...); empty when there is no such process. See proc(5)."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return text.rpartition(")")[2].split()
+
+
+def _is_dead(pid: int) -> bool:
+    fields = _stat(pid)
+    return not fields or fields[0] in "ZXx"
+
+
+def _name(pid: int) -> str:
+    try:
+        return (_PROC / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return "?"
+
+
+def _signal_each(pids: set[int], number: signal.Signals, family: set[int]) -> None:
+    parents = {str(pid) for pid in (*family, os.getpid())}
+    for pid in pids:
+        # One that is another user's (sudo) is not ours to end: it counts as what remains.
+        with suppress(ProcessLookupError, PermissionError), _handle(pid) as handle:
+            # Looked at after the handle is held: a number that was given to another process meanwhile is none of ours.
+            if (fields := _stat(pid)) and fields[1] in parents:
+                if handle is None:
+                    os.kill(pid, number)
+                else:
+                    signal.pidfd_send_signal(handle, number)
+
+
+@contextmanager
+def _handle(pid: int) -> Generator[int | None]:
+    """A descriptor of exactly this process; None where the kernel (or a filter before it) has none."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except OSError:
+        yield None
+        return
+    try:
+        yield handle
+    finally:
+        os.close(handle)
