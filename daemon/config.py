@@ -6,24 +6,25 @@ Every refusal is a ConfigError that names the key and the fix. Durations end in 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-import tomllib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from daemon.config_sources import is_service_link, read_toml
 from daemon.errors import ConfigError
 from daemon.listening import is_loopback, split_listen
+from daemon.zones import zone
 from schema.errors import InvalidNameError
 from schema.ids import check_name
 
-CONFIG_NAME: Final = "clawbus.toml"
 _PREFIX: Final = "CLAWBUS_"
 # Ours and no keys: where the file is, what a runner and an agent's program are given, what tests and checks look at.
 _NO_KEYS: Final = (
@@ -31,11 +32,22 @@ _NO_KEYS: Final = (
     "DOCKERD_LOG", "DEBIAN_MIRROR",
 )  # fmt: skip
 _NO_KEYS_BEGIN: Final = ("TEST_", "REQUIRE_")
+PROVIDERS: Final = ("echo", "command")  # of our own runner; another one (agents.NAME.runner) may have others
+_LONGEST_S: Final = 10 * 366 * 86400.0
 DEFAULT_IMAGE: Final = "clawbus-runner:latest"
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _bounded(cls, value: object, info: ValidationInfo) -> object:
+        """No clock takes a longer time, and nobody means one."""
+        name = info.field_name or ""
+        if name.endswith("_s") and isinstance(value, float) and value > _LONGEST_S:
+            raise ValueError(f"must be at most {_LONGEST_S:.0f} seconds (ten years)")
+        return value
 
 
 class Runtime(_Table):
@@ -120,6 +132,12 @@ class Control(_Table):
 
     socket: str = ""
 
+    @field_validator("socket")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        _check_path(value)
+        return value
+
 
 class Logs(_Table):
     """[logs]: auto means JSON unless stderr is a terminal. The file `<data>/logs/clawbus.log` is always JSON."""
@@ -194,6 +212,14 @@ class Agent(_Table):
     runner: tuple[str, ...] = ()
     destinations: dict[str, AgentDestination] | None = None
 
+    @field_validator("env")
+    @classmethod
+    def _variables(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not name or "=" in name or "\0" in name + text:
+                raise ValueError(f"{name!r}: a variable's name is not empty and has no '=', and neither has NUL")
+        return value
+
     @field_validator("command", "runner")
     @classmethod
     def _arguments(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -202,6 +228,19 @@ class Agent(_Table):
         if value and not value[0].strip():
             raise ValueError("the first part names the program and must not be empty")
         return value
+
+
+def _check_path(text: str) -> None:
+    """Raise ValueError for what no file can be called in this process."""
+    if "\0" in text:
+        raise ValueError("must not contain NUL")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        raise ValueError(
+            f"has characters that this locale ({encoding}) cannot express; set LC_ALL=C.UTF-8 for the command"
+        ) from None
 
 
 class Config(BaseSettings):
@@ -235,15 +274,14 @@ class Config(BaseSettings):
     def _folder(cls, value: object) -> object:
         if isinstance(value, str) and not value.strip():
             raise ValueError("must name a folder")
+        if isinstance(value, str | Path):
+            _check_path(str(value))
         return value
 
     @field_validator("timezone")
     @classmethod
     def _zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError("is no time zone of this machine; use a name like Europe/Vienna, or UTC") from None
+        zone(value)
         return value
 
     @classmethod
@@ -264,29 +302,23 @@ class Config(BaseSettings):
         return Path(self.control.socket) if self.control.socket else self.data_dir / "control.sock"
 
 
-def find_config(explicit: Path | None) -> Path | None:
-    """The file to read: `--config`, $CLAWBUS_CONFIG, ./clawbus.toml or /etc/clawbus/clawbus.toml: the first of them."""
-    if explicit is not None:
-        return explicit
-    named = os.environ.get("CLAWBUS_CONFIG")
-    if named:
-        return Path(named)
-    for candidate in (Path.cwd() / CONFIG_NAME, Path("/etc/clawbus") / CONFIG_NAME):
-        if candidate.is_file():
-            return candidate
-    return None
+_TABLES: Final = frozenset(name for name in Config.model_fields if name not in ("data_dir", "timezone"))
 
 
-def load_config(path: Path | None, *, data_dir: Path | None = None) -> Config:
+def load_config(
+    path: Path | None, *, data_dir: Path | None = None, warn: Callable[[str], object] | None = None
+) -> Config:
     """Read and check. `path` None means defaults and environment only. A relative data_dir is relative to the file.
 
-    `data_dir` is the command line's word and wins over environment and file.
+    `data_dir` is the command line's word and wins over environment and file. With `warn`, a variable that is no key is
+    reported to it instead of refused: somebody who only looks must not be stopped by it.
 
     Raises ConfigError naming every wrong key, its place and its fix.
     """
-    values = _read_toml(path) if path is not None else {}
+    values = read_toml(path) if path is not None else {}
     if path is not None and isinstance(values.get("data_dir"), str) and str(values["data_dir"]).strip():
-        values["data_dir"] = (path.absolute().parent / str(values["data_dir"])).resolve()
+        with contextlib.suppress(ValueError):  # a NUL, which the key's own check names
+            values["data_dir"] = (path.absolute().parent / str(values["data_dir"])).resolve()
     try:
         config = Config(**values)
     except ValidationError as error:
@@ -294,29 +326,28 @@ def load_config(path: Path | None, *, data_dir: Path | None = None) -> Config:
     except Exception as error:  # pydantic-settings wraps an unparsable environment variable in its own error
         raise ConfigError(f"{error}", hint="Correct or unset that environment variable.") from error
     wanted = (data_dir if data_dir is not None else config.data_dir).absolute()
-    faults = [*_faults(config), *_unknown_variables(config)]
+    faults = [*_faults(config)]
+    unknown = [*_unknown_variables(config, os.environ)]
+    if warn is None:
+        faults += unknown
+    else:
+        for fault in unknown:
+            warn(fault)
     if wanted.resolve() == Path("/"):
         faults.append("data_dir: must be a folder of its own, not the root of the file system")
     if faults:
-        raise ConfigError("; ".join(faults) + ".", hint="Correct the named keys; docs/configuration.md lists them all.")
+        text = "; ".join(faults)
+        raise ConfigError(
+            text if text.endswith("?") else f"{text}.",
+            hint="Correct the named keys; docs/configuration.md lists them all.",
+        )
     return config.model_copy(update={"data_dir": wanted})
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist.", hint="Run `clawbus init`, or name it with --config.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.", hint="Make it readable UTF-8 text.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}.", hint="Correct that line.") from error
 
 
 def _explained(error: ValidationError, path: Path | None) -> ConfigError:
     lines: list[str] = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
+        where = _place(item["loc"])
         if item["type"] == "extra_forbidden":
             close = difflib.get_close_matches(str(item["loc"][-1]), _keys_at(item["loc"][:-1]), n=1)
             advice = f"did you mean {close[0]!r}?" if close else "remove it."
@@ -327,6 +358,14 @@ def _explained(error: ValidationError, path: Path | None) -> ConfigError:
     return ConfigError(
         f"{place}: " + "; ".join(lines), hint="Correct the named keys; docs/configuration.md lists them."
     )
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """The key, and the variable that set it, if one did: it is not in the file that is named."""
+    key = ".".join(str(part) for part in location)
+    wanted = _PREFIX + "__".join(str(part) for part in location).upper()
+    variable = next((name for name in sorted(os.environ) if name.upper() == wanted), None)
+    return key if variable is None else f"{key} (environment variable {variable})"
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
@@ -348,6 +387,10 @@ def _faults(config: Config) -> Iterator[str]:
             check_name("agent", name)
         except InvalidNameError as error:
             yield f"agents.{name}: {str(error).rstrip('.')}; {error.hint.rstrip('.')}"
+        if agent.provider not in PROVIDERS and not agent.runner:
+            close = difflib.get_close_matches(agent.provider, PROVIDERS, n=1)
+            advice = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(PROVIDERS)}"
+            yield f"agents.{name}.provider: the runner has no provider {agent.provider!r}; {advice}"
         if agent.provider == "command" and not agent.command:
             yield f'agents.{name}.command: provider \'command\' needs a program: command = ["program", "argument"]'
         longest = agent.claim_max_s or config.sweep.claim_max_s
@@ -364,6 +407,7 @@ def _faults(config: Config) -> Iterator[str]:
                     f" (there is: {there})"
                 )
 
+    yield from _contradictions(config)
     for key in ("messages_s", "mailbox_s"):
         age = float(getattr(config.retention, key))
         if 0 < age < config.delivery.retry_for_s:
@@ -371,18 +415,39 @@ def _faults(config: Config) -> Iterator[str]:
             yield f"retention.{key}: must be 0 (never) or at least delivery.retry_for_s, {config.delivery.retry_for_s:g}"
 
 
-def _unknown_variables(config: Config) -> Iterator[str]:
+def _contradictions(config: Config) -> Iterator[str]:
+    """A first wait that is longer than the longest."""
+    for table, first, longest in (
+        ("runtime", "spawn_backoff_s", "spawn_backoff_max_s"),
+        ("delivery", "retry_base_s", "retry_max_s"),
+    ):
+        values = getattr(config, table)
+        if getattr(values, first) > getattr(values, longest):
+            yield f"{table}.{first}: must be at most {table}.{longest}, {getattr(values, longest):g}"
+
+
+def _unknown_variables(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
     """A mistyped variable must not be a setting that silently does nothing."""
     known = [*(key.upper() for key in Config.model_fields), *_NO_KEYS]
-    for name in sorted(os.environ):
+    for name in sorted(environ):
         rest = name.upper().removeprefix(_PREFIX)
-        if rest == name.upper() or rest.startswith(_NO_KEYS_BEGIN) or name in _secret_variables(config.channels):
+        if rest == name.upper() or rest.startswith(_NO_KEYS_BEGIN) or is_service_link(name, environ[name]):
             continue
-        first = rest.partition("__")[0]
-        if first not in known:
-            close = difflib.get_close_matches(first, known, n=1)
-            advice = f"did you mean {_PREFIX}{close[0]}?" if close else "unset it."
-            yield f"environment variable {name}: no such key; {advice.rstrip('.')}"
+        if name in _secret_variables(config.channels):
+            continue
+        first, nested, _ = rest.partition("__")
+        if nested and first.lower() in _TABLES:
+            continue  # the tables' own types have checked what is below
+        if first not in known or nested:
+            yield f"environment variable {name}: no such key; {_advice(first, rest, known)}"
+
+
+def _advice(first: str, rest: str, known: Sequence[str]) -> str:
+    for table in sorted(_TABLES):
+        if rest.startswith(f"{table.upper()}_") and not rest.startswith(f"{table.upper()}__"):
+            return f"did you mean {_PREFIX}{table.upper()}__{rest.removeprefix(f'{table.upper()}_')}?"
+    close = difflib.get_close_matches(first, [one for one in known if one != first], n=1)
+    return f"did you mean {_PREFIX}{close[0]}{rest.removeprefix(first)}?" if close else "unset it"
 
 
 def _secret_variables(table: object) -> set[str]:

@@ -91,13 +91,24 @@ class Invocation:
     @property
     def config_file(self) -> Path | None:
         """The file that `config` reads; None when there is none."""
-        from daemon.config import find_config  # noqa: PLC0415 - pydantic costs a tenth of a second
+        from daemon.config_sources import find_config  # noqa: PLC0415
 
         return find_config(self.options.config)
 
     @cached_property
     def config(self) -> Config:
         """The checked configuration. Raises ConfigError."""
+        from daemon.config import load_config  # noqa: PLC0415
+
+        return load_config(self.config_file, data_dir=self.options.data, warn=self._warn)
+
+    @staticmethod
+    def _warn(fault: str) -> None:
+        progress(f"warning: {fault.rstrip('.')}; `clawbus run` refuses it")
+
+    @cached_property
+    def strict_config(self) -> Config:
+        """`config`, for who starts the daemon: a variable that is no key is refused. Raises ConfigError."""
         from daemon.config import load_config  # noqa: PLC0415
 
         return load_config(self.config_file, data_dir=self.options.data)

@@ -10,6 +10,7 @@ import typer
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.clock import SystemClock
+from daemon.config_sources import service_links
 from daemon.errors import SocketPathError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def check(invocation: Invocation) -> Outcome:
     Example:
       clawbus config check --config /etc/clawbus/clawbus.toml
     """
-    config, file = invocation.config, invocation.config_file
+    config, file = invocation.strict_config, invocation.config_file
     from daemon.channels.registry import build_channels  # noqa: PLC0415 - every configured channel's own imports
     from daemon.telemetry.tracing import check_extra  # noqa: PLC0415
 
@@ -43,6 +44,7 @@ def check(invocation: Invocation) -> Outcome:
     socket = config.control_socket
     if len(os.fsencode(socket)) > 107:
         raise SocketPathError(f"the control socket's path has {len(os.fsencode(socket))} bytes: {socket}")
+    links = service_links(os.environ)
     result = {
         "file": str(file) if file is not None else None,
         "data_dir": str(config.data_dir),
@@ -51,13 +53,14 @@ def check(invocation: Invocation) -> Outcome:
         "runtime": config.runtime.kind,
         "agents": {name: agent.provider for name, agent in sorted(config.agents.items())},
         "channels": sorted(config.channels),
+        "ignored_variables": links,
     }
     steps: tuple[NextAction, ...] = ()
     if not config.agents:
         steps = (NextAction("clawbus init --help", "there is no agent yet: add an [agents.NAME] table"),)
 
     def people(console: Console) -> None:
-        from daemon.cli.present import pairs  # noqa: PLC0415
+        from daemon.cli.present import pairs, say  # noqa: PLC0415
 
         agents = ", ".join(f"{name} ({provider})" for name, provider in result_agents) or "none"
         pairs(
@@ -71,6 +74,8 @@ def check(invocation: Invocation) -> Outcome:
                 "channels": ", ".join(sorted(config.channels)) or "none but local",
             },
         )
+        if links:
+            say(console, f"ignored: {', '.join(links)} (set by Kubernetes or Docker for a service of that name)")
 
     result_agents = [(name, agent.provider) for name, agent in sorted(config.agents.items())]
     return Outcome(result, people, steps)

@@ -50,7 +50,7 @@ def run(
     from daemon.cli.guard import check_foreign_packages  # noqa: PLC0415 - reads every installed distribution's metadata
 
     check_foreign_packages()
-    config = invocation.config
+    config = invocation.strict_config
     from daemon import app  # noqa: PLC0415 - the whole daemon
     from daemon.config import load_config  # noqa: PLC0415
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
 from daemon.store import messages
 from daemon.store.transitions import record
+from daemon.zones import zone
 from schema.connect import Writer
 from schema.instants import from_text, to_text
 from schema.rows import MessageIn, MessageStatus
@@ -30,7 +30,7 @@ def next_instant(expression: str, scheduled: int, now: int, timezone: str) -> in
     """
     start = _EPOCH + timedelta(milliseconds=max(scheduled, now))
     try:
-        found = next(CronSim(expression, start.astimezone(ZoneInfo(timezone))))
+        found = next(CronSim(expression, start.astimezone(zone(timezone))))
     except (CronSimError, StopIteration, OverflowError):
         return None
     return int((found - _EPOCH) / timedelta(milliseconds=1))

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config import Config, find_config, load_config
+from daemon.config import Config, load_config
+from daemon.config_sources import find_config
 from daemon.errors import ConfigError
 
 
@@ -89,7 +90,7 @@ def test_broken_toml_is_told_with_its_place(tmp_path: Path, text: str) -> None:
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "clawbus.toml"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is UTF-16 text, not UTF-8"):
         load_config(path)
 
 

@@ -1,0 +1,25 @@
+"""Time zones by name. UTC needs no time zone database, because small images have none."""
+
+from __future__ import annotations
+
+from datetime import UTC, tzinfo
+from typing import Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+_UTC_NAMES: Final = frozenset({"UTC", "Etc/UTC", "Etc/UCT", "UCT", "Zulu", "Etc/Zulu", "Universal", "Etc/Universal"})
+_INSTALL: Final = (
+    "this machine has no time zone database: install it (`apt-get install tzdata`, `apk add tzdata`, or `pip install"
+    " tzdata` into clawbus's own environment), or use UTC"
+)
+
+
+def zone(name: str) -> tzinfo:
+    """The zone of that name. Raises ValueError that says what to use or to install instead."""
+    if name in _UTC_NAMES:
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        if not available_timezones():
+            raise ValueError(_INSTALL) from None
+        raise ValueError("is no time zone of this machine; use a name like Europe/Vienna, or UTC") from None
