@@ -53,6 +53,18 @@ class TurnFailedError(ClawbusError):
         self.detail = detail
 
 
+class TurnDeferredError(ClawbusError):
+    """The agent asks to be given the turn's messages again later. Nothing has failed; no try is used up."""
+
+    code = "TURN_DEFERRED"
+    default_hint = "Nothing to do: the message is tried again, at most for the agent's later_for_s."
+
+    def __init__(self, reason: str | None = None, *, after_s: float | None = None) -> None:
+        super().__init__(reason or "The agent asked to be given it again later.")
+        self.reason = reason
+        self.after_s = after_s
+
+
 class ProviderCrashedError(TurnFailedError):
     """The provider's own code raised something it did not declare."""
 

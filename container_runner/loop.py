@@ -22,6 +22,7 @@ from container_runner.errors import (
     ClaimLostError,
     InboundUnreadableError,
     ProviderCrashedError,
+    TurnDeferredError,
     TurnFailedError,
     UnknownDestinationError,
 )
@@ -89,6 +90,8 @@ class Runner:
         self._stopping = anyio.Event()
         self._cut_off_at = float("inf")
         self._first_poll = True
+        # Messages of a turn of several that failed: each of them is tried alone, so that only the bad one fails.
+        self._solo: set[str] = set()
         self._last_trouble: str | None = None
 
     def stop(self) -> None:
@@ -135,6 +138,7 @@ class Runner:
             self._settings.max_batch,
             first_poll=self._first_poll,
             silence=self._provider.silence,
+            solo=frozenset(self._solo),
         )
         try:
             batch = await run(claim)
@@ -170,7 +174,7 @@ class Runner:
         began = anyio.current_time()
         show_tool = partial(self._show_tool, log)
         progress = TurnProgress(self._heartbeat, show_tool, self._now_ms, self._provider.silence)
-        outcome: Answer | TurnFailedError | CannotStartError | None = None
+        outcome: _Outcome | CannotStartError | None = None
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._cut_off, scope)
@@ -190,7 +194,7 @@ class Runner:
         status = await self._commit(outcome, batch, messages, [message.id for message in inbox.waiting], log)
         log.info("turn_ended", status=status, seconds=round(anyio.current_time() - began, 3))
 
-    async def _work(self, batch: Batch, progress: TurnProgress) -> Answer | TurnFailedError | CannotStartError:
+    async def _work(self, batch: Batch, progress: TurnProgress) -> _Outcome | CannotStartError:
         turn = Turn(
             agent=self._agent,
             session=self._session,
@@ -204,8 +208,8 @@ class Runner:
         self._heartbeat.touch(self._looked_at)
         try:
             return await self._provider.run(turn, progress)
-        except (TurnFailedError, CannotStartError) as failure:
-            return failure
+        except (TurnFailedError, TurnDeferredError, CannotStartError) as ending:
+            return ending
         except Exception as error:  # noqa: BLE001 -- whatever a provider raises is its turn's end, not the loop's
             self._log.exception("provider_crashed")
             if not isinstance(error, MemoryError) and isinstance(
@@ -258,16 +262,22 @@ class Runner:
 
     async def _commit(
         self,
-        outcome: Answer | TurnFailedError,
+        outcome: _Outcome,
         batch: Batch,
         messages: Sequence[TurnMessage],
         released: Sequence[str],
         log: FilteringBoundLogger,
     ) -> str:
         """Write the turn's end, however long the file refuses. Returns what became of the messages."""
+        if isinstance(outcome, TurnDeferredError):
+            if await self._defer(outcome, messages, released, log):
+                return AckStatus.LATER.value
+            outcome = TurnFailedError(f"{outcome} This host cannot give it again later.")
         plan, failure = self._planned(outcome, batch, messages, log)
         if failure is not None:
             log.warning("turn_failed", code=failure.code, error=str(failure), detail=failure.detail)
+            if sum(message.trigger for message in messages) > 1:
+                return await self._split(messages, released, log)
         status = AckStatus.COMPLETED if failure is None else AckStatus.FAILED
         finish = partial(
             self._store.finish,
@@ -283,7 +293,45 @@ class Runner:
         except _StoppedError:
             await self._abandon(log)
             return "abandoned"
+        self._solo.difference_update(message.id for message in messages)
         return status.value
+
+    async def _split(self, messages: Sequence[TurnMessage], released: Sequence[str], log: FilteringBoundLogger) -> str:
+        """Give a failed turn's messages back, to try each trigger alone: one bad message must not fail the others.
+
+        A death in between loses only the note: the next turn has them all again, and is split again.
+        """
+        ids = [message.id for message in messages]
+        self._solo.update(message.id for message in messages if message.trigger)
+        log.warning("turn_split", triggers=sum(message.trigger for message in messages))
+        try:
+            await self._insist("release_failed", partial(self._store.give_back, [*ids, *released]))
+        except _StoppedError:
+            await self._abandon(log)
+            return "abandoned"
+        return "split"
+
+    async def _defer(
+        self,
+        outcome: TurnDeferredError,
+        messages: Sequence[TurnMessage],
+        released: Sequence[str],
+        log: FilteringBoundLogger,
+    ) -> bool:
+        """Tell the host that the messages are to be tried later. False when it cannot do that."""
+        retry_at = None if outcome.after_s is None else self._now_ms() + int(outcome.after_s * 1000)
+        reason = None if outcome.reason is None else outcome.reason[:_MAX_REASON]
+        log.warning("turn_deferred", after_s=outcome.after_s, reason=reason)
+        defer = partial(
+            self._store.defer, [message.id for message in messages], retry_at=retry_at, reason=reason, released=released
+        )
+        try:
+            done = await self._insist("commit_failed", defer)
+        except _StoppedError:
+            await self._abandon(log)
+            return True
+        self._solo.difference_update(message.id for message in messages)
+        return done
 
     def _planned(
         self,
@@ -338,6 +386,9 @@ class Runner:
         (self._log.debug if quiet else self._log.warning)(event, code=error.code, error=str(error))
         if not isinstance(error, InboundUnreadableError):
             self._last_trouble = error.code
+
+
+_Outcome = Answer | TurnFailedError | TurnDeferredError
 
 
 class _StoppedError(Exception):

@@ -46,7 +46,7 @@ SELECT a.rowid AS position, a.message_id AS id, a.status_changed AS at, a.status
   LEFT JOIN inbound.messages_in AS m ON m.id = a.message_id
  WHERE a.rowid > ? ORDER BY a.rowid LIMIT ?
 """
-_FINISHED_ACK: Final = frozenset({AckStatus.COMPLETED, AckStatus.FAILED})
+_FINISHED_ACK: Final = frozenset({AckStatus.COMPLETED, AckStatus.FAILED, AckStatus.LATER})
 _FINISHED_MESSAGE: Final = frozenset({MessageStatus.COMPLETED, MessageStatus.FAILED, MessageStatus.CANCELLED})
 
 
@@ -124,8 +124,8 @@ class Retention:
         taken = [row["id"] for row in rows if is_final(row, cutoff)]
         if taken:
             with db.transaction():
-                db.executemany("DELETE FROM processing_ack WHERE message_id = ?", [(identity,) for identity in taken])
-                db.executemany("DELETE FROM turn_notes WHERE message_id = ?", [(identity,) for identity in taken])
+                for table in ("processing_ack", "deferrals", "turn_notes"):
+                    db.executemany(f"DELETE FROM {table} WHERE message_id = ?", [(identity,) for identity in taken])
         self._acks_taken += len(taken)
         if self._moved_on(rows, cutoff):
             return Pruned(more=True)

@@ -7,7 +7,7 @@ transaction. Every method blocks (a lock may be waited for): while a turn runs, 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,19 +29,48 @@ _INBOUND: Final = "inbound"
 MAX_NOTE: Final = 2000
 
 # What an older host's messages_in may lack, and what its absence means.
-_OPTIONAL: Final = (("trigger", "1"), ("on_wake", "0"))
+_OPTIONAL: Final = (
+    ("trigger", "1"), ("on_wake", "0"), ("tries", "0"), ("solo", "0"), ("holds", "0"), ("deferrals", "0"),
+    ("not_after", "NULL"), ("void_ack", "NULL"),
+)  # fmt: skip
+_NEVER: Final = 1e9  # a julianday beyond every calendar
 
-_DUE: Final = """
+# An ack keeps its message from being claimed, but for two: a `later` that the host has taken note of, and one that the
+# host has found to be older than the message.
+_DUE: Final = f"""
   FROM (SELECT id, seq, kind, timestamp, content, status, process_after, channel_type, platform_id, thread_id,
-               {trigger} AS wakes, {on_wake} AS on_wake FROM inbound.messages_in) AS m
+               {{trigger}} AS wakes, {{on_wake}} AS on_wake, {{tries}} AS tries, {{solo}} AS solo,
+               {{deferrals}} AS deferrals, {{not_after}} AS not_after, {{void_ack}} AS void_ack
+          FROM inbound.messages_in) AS m
  WHERE m.status = 'pending'
    AND coalesce(julianday(m.process_after), 0) <= julianday(:now)
+   AND coalesce(julianday(m.not_after), {_NEVER}) > julianday(:now)
    AND (m.on_wake = 0 OR :first_poll)
-   AND NOT EXISTS (SELECT 1 FROM main.processing_ack AS a WHERE a.message_id = m.id)
+   AND m.seq < :held_from
+   AND NOT EXISTS (
+     SELECT 1 FROM main.processing_ack AS a WHERE a.message_id = m.id
+        AND coalesce(a.status_changed <> m.void_ack, 1)
+        AND NOT (a.status = 'later' AND m.deferrals >= coalesce(
+              (SELECT d.deferral FROM main.deferrals AS d WHERE d.message_id = m.id), 1)))
 """
 _COLUMNS: Final = (
-    "SELECT m.id, m.seq, m.kind, m.timestamp, m.content, m.wakes, m.channel_type, m.platform_id, m.thread_id"
+    "SELECT m.id, m.seq, m.kind, m.timestamp, m.content, m.wakes, m.channel_type, m.platform_id, m.thread_id,"
+    " m.tries, m.solo"
 )
+# The first message that waits for its next try: everything behind it waits as well.
+_HELD_FROM: Final = f"""
+SELECT min(seq) AS seq FROM inbound.messages_in
+ WHERE status = 'pending' AND {{trigger}} <> 0 AND {{on_wake}} = 0 AND {{holds}} <> 0
+   AND julianday(process_after) > julianday(:now) AND coalesce(julianday({{not_after}}), {_NEVER}) > julianday(:now)
+"""
+# The same for a `later` that the host has not seen yet: until it has, nobody knows whether others may pass.
+_UNSEEN_LATER: Final = """
+SELECT min(m.seq) AS seq FROM main.deferrals AS d JOIN inbound.messages_in AS m ON m.id = d.message_id
+ WHERE m.status = 'pending' AND d.deferral > {deferrals}
+"""
+_NO_SEQ: Final = 2**63 - 1
+# Context that was in two turns that died rides with no message that is tried alone: one of the two may be the cause.
+_SUSPECT_TRIES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +121,21 @@ class Store:
             self._set_tool(db, None)
             return dropped
 
-    def claim(self, limit: int, *, first_poll: bool, silence: Silence | None = None) -> Batch | None:
+    def claim(
+        self,
+        limit: int,
+        *,
+        first_poll: bool,
+        silence: Silence | None = None,
+        solo: Collection[str] = frozenset(),
+    ) -> Batch | None:
         """Claim what is due, oldest first, at most `limit` rows; None when there is no trigger among what is due.
 
-        With `silence`, container_state says so in the same transaction. Raises InboundUnreadableError.
+        A message that is being retried, or is named in `solo`, gets a turn without any other trigger. With `silence`,
+        container_state says so in the same transaction. Raises InboundUnreadableError.
         """
         with self._both() as db:
-            due = _Due(db, to_text(self._now_ms()), first_poll)
+            due = _Due(db, to_text(self._now_ms()), first_poll, solo)
             # A look without a lock: most polls find nothing, and must not write for it.
             if due.first_trigger() is None:
                 return None
@@ -139,10 +176,36 @@ class Store:
                 [(message_id, status.value, now, self._incarnation) for message_id in acked],
             )
             self._keep_note(db, acked, note, now)
+            db.executemany("DELETE FROM deferrals WHERE message_id = ?", [(message_id,) for message_id in acked])
             self._release(db, released)
             self._keep_state(db, state or {}, now)
             self._set_tool(db, None)
         ring(self._outbound.parent)
+
+    def defer(
+        self, acked: Sequence[str], *, retry_at: int | None, reason: str | None, released: Sequence[str] = ()
+    ) -> bool:
+        """Commit that a turn's messages are to be tried later; all or nothing. False from a host that knows no `later`.
+
+        `retry_at` is epoch milliseconds, None for the host's own back-off. Repeating it after an error of unknown effect
+        is safe. Raises InboundUnreadableError, ClaimLostError.
+        """
+        with self._both() as db, db.transaction():
+            if "deferrals" not in db.columns("messages_in", _INBOUND):
+                return False
+            if not self._is_finished(db, acked, AckStatus.LATER):
+                self._check_claims(db, acked)
+                self._insert_deferrals(db, acked, retry_at, reason)
+                self._release(db, released)
+                self._set_tool(db, None)
+        ring(self._outbound.parent)
+        return True
+
+    def give_back(self, message_ids: Sequence[str]) -> None:
+        """Give these claims back and clear the tool: their messages are claimed again. Repeating it is safe."""
+        with open_owner(self._outbound, Role.OUTBOUND) as db, db.transaction():
+            self._release(db, message_ids)
+            self._set_tool(db, None)
 
     def release_all(self) -> int:
         """Give every claim of this incarnation back and clear the tool: the end of a runner that must go."""
@@ -181,7 +244,8 @@ class Store:
     def _insert_claims(self, db: Writer, messages: Sequence[TurnMessage]) -> None:
         now = to_text(self._now_ms())
         db.executemany(
-            "INSERT INTO processing_ack(message_id, status, status_changed, incarnation)"
+            # OR REPLACE: a `later` that the host has taken note of, or an ack that it has found to be void.
+            "INSERT OR REPLACE INTO processing_ack(message_id, status, status_changed, incarnation)"
             " VALUES (?, 'processing', ?, ?)",
             [(message.id, now, self._incarnation) for message in messages],
         )
@@ -224,6 +288,21 @@ class Store:
                 ),
             )
             seq += 2
+
+    def _insert_deferrals(self, db: Writer, acked: Sequence[str], retry_at: int | None, reason: str | None) -> None:
+        now, after = to_text(self._now_ms()), None if retry_at is None else to_text(retry_at)
+        for message_id in acked:
+            row = db.one("SELECT deferrals FROM inbound.messages_in WHERE id = ?", (message_id,))
+            number = (row["deferrals"] if row is not None else 0) + 1
+            db.execute(
+                "INSERT OR REPLACE INTO deferrals(message_id, deferral, retry_at, reason) VALUES (?, ?, ?, ?)",
+                (message_id, number, after, reason),
+            )
+            db.execute(
+                "INSERT OR REPLACE INTO processing_ack(message_id, status, status_changed, incarnation)"
+                " VALUES (?, 'later', ?, ?)",
+                (message_id, now, self._incarnation),
+            )
 
     def _release(self, db: Writer, released: Sequence[str]) -> None:
         db.executemany(
@@ -270,39 +349,60 @@ def _storable(text: str) -> str:
 
 
 class _Due:
-    """The rows of inbound.db that are due and carry no ack of any kind."""
+    """The rows of inbound.db that may be claimed now. `solo`: ids that get a turn of their own."""
 
-    def __init__(self, db: Writer, now: str, first_poll: bool) -> None:
+    def __init__(self, db: Writer, now: str, first_poll: bool, solo: Collection[str]) -> None:
         present = db.columns("messages_in", _INBOUND)
         names = {name: f"coalesce({name}, {default})" if name in present else default for name, default in _OPTIONAL}
         self._db = db
         self._from = _DUE.format(**names)
-        self._named = {"now": now, "first_poll": int(first_poll)}
+        self._held_from = _HELD_FROM.format(**names)
+        self._unseen_later = _UNSEEN_LATER.format(deferrals=names["deferrals"])
+        self._named: dict[str, object] = {"now": now, "first_poll": int(first_poll)}
+        self._solo = solo
 
     def first_trigger(self) -> int | None:
         """The seq of the oldest row that wakes, or None."""
+        self._look_for_holders()
         rows = self._rows("AND m.wakes <> 0 ORDER BY m.seq LIMIT 1")
-        return rows[0].seq if rows else None
+        return int(rows[0]["seq"]) if rows else None
 
     def batch(self, limit: int) -> tuple[TurnMessage, ...]:
         """The oldest `limit` rows; if none of them wakes, the oldest that does with the context nearest before it.
 
         So context never hides a trigger, however much of it there is; what is left of it rides with later turns.
         """
+        self._look_for_holders()
         oldest = self._rows("ORDER BY m.seq LIMIT :limit", limit=limit)
-        if any(message.trigger for message in oldest):
-            return tuple(oldest)
-        triggers = self._rows("AND m.wakes <> 0 ORDER BY m.seq LIMIT 1")
-        if not triggers:
-            return ()
-        nearest = self._rows(
-            "AND m.seq < :before ORDER BY m.seq DESC LIMIT :limit", before=triggers[0].seq, limit=limit - 1
-        )
-        return (*reversed(nearest), *triggers)
+        if not any(row["wakes"] for row in oldest):
+            triggers = self._rows("AND m.wakes <> 0 ORDER BY m.seq LIMIT 1")
+            if not triggers:
+                return ()
+            before = triggers[0]["seq"]
+            nearest = self._rows("AND m.seq < :before ORDER BY m.seq DESC LIMIT :limit", before=before, limit=limit - 1)
+            oldest = [*reversed(nearest), *triggers]
+        return tuple(_message(row) for row in self._one_turn(oldest))
 
-    def _rows(self, tail: str, **more: int) -> list[TurnMessage]:
-        rows = self._db.all(f"{_COLUMNS} {self._from} {tail}", {**self._named, **more})
-        return [_message(row) for row in rows]
+    def _one_turn(self, rows: Sequence[sqlite3.Row]) -> Sequence[sqlite3.Row]:
+        """The beginning of `rows` that one turn may hold: a trigger that is tried alone shares it with no other."""
+        triggers = [number for number, row in enumerate(rows) if row["wakes"]]
+        if self._alone(rows[triggers[0]]):
+            end = triggers[1] if len(triggers) > 1 else len(rows)
+            return [row for row in rows[:end] if row["wakes"] or row["tries"] < _SUSPECT_TRIES]
+        return rows[: next((number for number in triggers if self._alone(rows[number])), len(rows))]
+
+    def _alone(self, row: sqlite3.Row) -> bool:
+        return bool(row["tries"] or row["solo"]) or row["id"] in self._solo
+
+    def _look_for_holders(self) -> None:
+        """Everything at or above this seq waits for a message that waits for its next try."""
+        held = self._db.one(self._held_from, self._named)
+        unseen = self._db.one(self._unseen_later)
+        seqs = [row["seq"] for row in (held, unseen) if row is not None and row["seq"] is not None]
+        self._named["held_from"] = min(seqs, default=_NO_SEQ)
+
+    def _rows(self, tail: str, **more: int) -> list[sqlite3.Row]:
+        return self._db.all(f"{_COLUMNS} {self._from} {tail}", {**self._named, **more})
 
 
 def _message(row: sqlite3.Row) -> TurnMessage:

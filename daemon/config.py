@@ -203,6 +203,10 @@ class Agent(_Table):
     claim_max_s: float | None = Field(default=None, gt=0)
     leftovers: Literal["end", "keep"] = "end"
     error_detail: Literal["operator", "sender"] = "operator"
+    max_batch: int = Field(default=10, ge=1, le=1000)
+    order: Literal["strict", "ready"] = "strict"
+    later_for_s: float = Field(default=24 * 3600.0, gt=0, le=366 * 86400.0)
+    expire_after_s: float = Field(default=0.0, ge=0, le=10 * 366 * 86400.0)
     env: dict[str, str] = Field(default_factory=dict[str, str])
     image: str | None = None
     network: str | None = None

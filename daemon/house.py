@@ -27,7 +27,7 @@ from daemon.containers.protocol import ContainerRuntime, Exit
 from daemon.containers.slots import Hooks, Timings
 from daemon.containers.supervisor import Supervisor
 from daemon.data_folder import DataFolder
-from daemon.policies import agent_policy, read_limits, sweep_settings
+from daemon.policies import agent_policy, fate_of, read_limits, sweep_settings
 from daemon.retention import Retention
 from daemon.store.mailbox import Mailbox
 from daemon.store.registry import Registry, SessionKey
@@ -189,7 +189,7 @@ def build_house(
     """
     links, agents = Links(), dict(config.agents)
     specs = spec_maker(config, folder, agents, install_id)
-    sessions = _sessions(config, folder, registry or Registry(folder.central_db), clock, specs.owner)
+    sessions = _sessions(config, folder, registry or Registry(folder.central_db), clock, specs.owner, agents)
     channels = build_channels(config, clock, types)
     telemetry = _telemetry(config, channels, runtime, install_id, clock)
     hooks = Hooks(
@@ -246,7 +246,12 @@ def build_house(
 
 
 def _sessions(
-    config: Config, folder: DataFolder, registry: Registry, clock: Clock, owner: tuple[int, int] | None
+    config: Config,
+    folder: DataFolder,
+    registry: Registry,
+    clock: Clock,
+    owner: tuple[int, int] | None,
+    agents: Mapping[str, Agent],
 ) -> Sessions:
     return Sessions(
         folder.sessions_dir,
@@ -257,6 +262,7 @@ def _sessions(
         # A container can make one thread wait as long as it likes (with locks); all of them together leave enough.
         threads=_THREADS + config.runtime.max_containers,
         operation_s=config.sweep.session_timeout_s * 0.8,  # so that the operation's end comes before the sweep's
+        fate_of=lambda name: fate_of(agents.get(name), config),
     )
 
 

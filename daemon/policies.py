@@ -7,6 +7,7 @@ from typing import Final
 from daemon.config import Agent, Config
 from daemon.store.out_folder import OutLimits
 from daemon.sweep.decide import Policy
+from daemon.sweep.fate import Fate
 from daemon.sweep.steps import Settings
 from schema.connect import ReadLimits
 
@@ -20,6 +21,14 @@ def read_limits(config: Config) -> ReadLimits:
         max_row_bytes=4 * config.limits.max_content_bytes + 64 * 1024,
         deadline_s=config.limits.read_deadline_s,
     )
+
+
+def fate_of(agent: Agent | None, config: Config) -> Fate:
+    """The rules for an agent's messages; the default ones for an agent that is not in the configuration any more."""
+    base = int(config.sweep.backoff_base_s * 1000)
+    if agent is None:
+        return Fate(later_base=base)
+    return Fate(strict=agent.order == "strict", later_for=int(agent.later_for_s * 1000), later_base=base)
 
 
 def sweep_settings(config: Config) -> Settings:

@@ -135,7 +135,7 @@ class Reader:
             raise self._translated(error) from error
         return found
 
-    def one(self, sql: str, params: Sequence[object] = ()) -> sqlite3.Row | None:
+    def one(self, sql: str, params: Sequence[object] | Mapping[str, object] = ()) -> sqlite3.Row | None:
         """The first row, or None."""
         try:
             row: sqlite3.Row | None = self._connection.execute(sql, params).fetchone()

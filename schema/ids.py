@@ -44,3 +44,13 @@ def check_message_id(message_id: str) -> str:
 def is_message_id(message_id: object) -> bool:
     """Whether a value found in a container's file may be used as a message id."""
     return isinstance(message_id, str) and bool(_MESSAGE_ID.match(message_id)) and ".." not in message_id
+
+
+def time_of(identity: str) -> int | None:
+    """Epoch milliseconds at which an id of ours was made; None for any other text."""
+    if len(identity) != 26 or any(character not in _CROCKFORD for character in identity):
+        return None
+    number = 0
+    for character in identity[:10]:
+        number = number << 5 | _CROCKFORD.index(character)
+    return number

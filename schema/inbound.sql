@@ -19,7 +19,12 @@ CREATE TABLE IF NOT EXISTS messages_in (
   content           TEXT NOT NULL,               -- JSON
   source_session_id TEXT,
   on_wake           INTEGER NOT NULL DEFAULT 0,  -- 1: only for a container's first poll
-  traceparent       TEXT                         -- ours: the W3C trace context of its acceptance
+  traceparent       TEXT,                        -- ours: the W3C trace context of its acceptance
+  not_after         TEXT,                        -- ours: must not be begun at or after this time; NULL: no expiry
+  solo              INTEGER NOT NULL DEFAULT 0,  -- ours: 1: never in one turn with another trigger
+  holds             INTEGER NOT NULL DEFAULT 0,  -- ours: 1: until process_after it holds back every later row
+  deferrals         INTEGER NOT NULL DEFAULT 0,  -- ours: the agent's latest "later" that the host has taken note of
+  void_ack          TEXT                         -- ours: status_changed of an ack that is not about this message
 );
 CREATE INDEX IF NOT EXISTS idx_messages_in_series ON messages_in(series_id);
 -- What is due must not cost more as the finished rows pile up.

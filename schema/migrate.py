@@ -23,7 +23,9 @@ from schema.os_faults import in_own_folder
 VERSION: Final = 4
 _TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
 
-OUTBOUND_TABLES: Final = ("messages_out", "processing_ack", "session_state", "container_state", "turn_notes")
+OUTBOUND_TABLES: Final = (
+    "messages_out", "processing_ack", "session_state", "container_state", "turn_notes", "deferrals",
+)  # fmt: skip
 
 
 class Role(StrEnum):
@@ -46,6 +48,12 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
             ("messages_in", "source_session_id", "TEXT", None),
             ("messages_in", "on_wake", "INTEGER NOT NULL DEFAULT 0", None),
             ("messages_in", "traceparent", "TEXT", None),
+            ("messages_in", "not_after", "TEXT", None),
+            # A message that is being retried since before there was this column is tried alone as well.
+            ("messages_in", "solo", "INTEGER NOT NULL DEFAULT 0", "UPDATE messages_in SET solo = 1 WHERE tries > 0"),
+            ("messages_in", "holds", "INTEGER NOT NULL DEFAULT 0", None),
+            ("messages_in", "deferrals", "INTEGER NOT NULL DEFAULT 0", None),
+            ("messages_in", "void_ack", "TEXT", None),
             ("delivered", "platform_message_id", "TEXT", None),
             ("delivered", "status", "TEXT NOT NULL DEFAULT 'delivered'", None),
         ),

@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS messages_out (
 
 CREATE TABLE IF NOT EXISTS processing_ack (
   message_id     TEXT PRIMARY KEY,
-  status         TEXT NOT NULL,                  -- processing | completed | failed
+  status         TEXT NOT NULL,                  -- processing | completed | failed | later (ours; see deferrals)
   status_changed TEXT NOT NULL,
   incarnation    TEXT                            -- ours: who claimed it; NULL from an older runner
 );
@@ -45,4 +45,12 @@ CREATE TABLE IF NOT EXISTS turn_notes (
   at          TEXT NOT NULL,
   code        TEXT NOT NULL,
   message     TEXT NOT NULL                      -- at most 2,000 characters
+);
+
+-- ours: what belongs to an ack `later`. A table of its own, so that processing_ack keeps the columns that others write.
+CREATE TABLE IF NOT EXISTS deferrals (
+  message_id TEXT PRIMARY KEY,
+  deferral   INTEGER NOT NULL,                   -- one above messages_in.deferrals at the time: the host has yet to see it
+  retry_at   TEXT,                               -- not before; NULL: the host's own back-off
+  reason     TEXT
 );

@@ -22,6 +22,7 @@ class AckStatus(StrEnum):
     PROCESSING = "processing"
     COMPLETED = "completed"
     FAILED = "failed"
+    LATER = "later"  # the agent asks to be given the message again, see Deferral
 
 
 class DeliveryState(StrEnum):
@@ -78,6 +79,11 @@ class MessageIn:
     source_session_id: str | None = None
     on_wake: bool = False
     traceparent: str | None = None
+    not_after: int | None = None
+    solo: bool = False
+    holds: bool = False
+    deferrals: int = 0
+    void_ack: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +120,28 @@ class TurnNote:
 
 
 @dataclass(frozen=True, slots=True)
+class Deferral:
+    """A row of deferrals: what an agent said with "later". `retry_at` (epoch ms) None: it named no time."""
+
+    number: int
+    retry_at: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
-    """A row of processing_ack. `changed_at` is None when the runner wrote something that is no instant."""
+    """A row of processing_ack. `changed_at` is None when the runner wrote something that is no instant.
+
+    `changed_text` is that time as it was written; `deferral` belongs to the status `later` and to no other.
+    """
 
     message_id: str
     status: AckStatus
     changed_at: int | None
     incarnation: str | None = None
     note: TurnNote | None = None
+    changed_text: str | None = None
+    deferral: Deferral | None = None
 
 
 @dataclass(frozen=True, slots=True)

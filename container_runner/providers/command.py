@@ -27,6 +27,7 @@ from container_runner.errors import (
     CommandNotFoundError,
     CommandSignalError,
     CommandTimeoutError,
+    TurnDeferredError,
     TurnFailedError,
 )
 from container_runner.providers.lines import Event, OutputParser, ProgressNote, ToolStart
@@ -119,6 +120,7 @@ class _Conversation:
         if self._failure is not None:
             self._failure.detail = self._stderr_tail()
             raise self._failure
+        self._check_later(code)
         self._check_exit(code)
         return self._parser.answer()
 
@@ -183,6 +185,15 @@ class _Conversation:
     def _stderr_tail(self) -> str:
         return b"".join(self._stderr)[-_STDERR_TAIL:].decode("utf-8", errors="replace")
 
+    def _check_later(self, code: int) -> None:
+        """Raise TurnDeferredError when the program asked to be tried later: by its exit code, or by a line of its own."""
+        wish = self._parser.later
+        if code == os.EX_TEMPFAIL:
+            reason = wish.reason if wish is not None else None
+            raise TurnDeferredError(reason or _own_reason(self._stderr_tail()), after_s=wish.after_s if wish else None)
+        if code == 0 and wish is not None:
+            raise TurnDeferredError(wish.reason, after_s=wish.after_s)
+
     def _check_exit(self, code: int) -> None:
         if code == 0:
             return
@@ -242,6 +253,12 @@ def _last_line(tail: str) -> str:
     """The last thing on stderr, which mostly is the reason; short, because it is one line of a report."""
     lines = tail.strip().splitlines()
     return f" Its last words: {lines[-1][:_LAST_WORDS]}" if lines else ""
+
+
+def _own_reason(tail: str) -> str | None:
+    """The last line of stderr, which mostly is the reason; None where there is none."""
+    lines = tail.strip().splitlines()
+    return lines[-1][:_LAST_WORDS] if lines else None
 
 
 def _opened(stream: _Stream | None) -> _Stream:

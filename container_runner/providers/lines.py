@@ -16,9 +16,11 @@ from container_runner.providers.protocol import Answer, OutMessage
 from schema.instants import from_text
 from schema.rows import Kind
 
-TYPES: Final = frozenset({"message", "progress", "tool", "tool_end", "state"})
+TYPES: Final = frozenset({"message", "progress", "tool", "tool_end", "state", "later"})
 _MAX_KEY: Final = 200
-_NAMES_A_TYPE: Final = re.compile(rb"\s*\{.*\"type\"\s*:\s*\"(?:message|progress|tool|tool_end|state)\"", re.DOTALL)
+_NAMES_A_TYPE: Final = re.compile(
+    rb"\s*\{.*\"type\"\s*:\s*\"(?:message|progress|tool|tool_end|state|later)\"", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,14 @@ class ToolEnd:
     """The tool is done."""
 
 
+@dataclass(frozen=True, slots=True)
+class Later:
+    """The program asks to be given the turn again: after so many seconds, or when the host likes."""
+
+    after_s: float | None = None
+    reason: str | None = None
+
+
 Event = ProgressNote | ToolStart | ToolEnd
 
 
@@ -54,6 +64,7 @@ class OutputParser:
         self._state: dict[str, str | None] = {}
         self._number = 0
         self.ignored: list[str] = []
+        self.later: Later | None = None
 
     def feed(self, line: bytes) -> Event | None:
         """Take one line; returns what it tells while the turn runs. Raises AnswerInvalidError, AnswerNotTextError."""
@@ -90,6 +101,9 @@ class OutputParser:
                 return ToolEnd()
             case "state":
                 self._keep(fields)
+                return ProgressNote()
+            case "later":
+                self.later = Later(self._wait(fields), self._text(fields, "reason"))
                 return ProgressNote()
             case str(other):
                 # A later contract may know it. What we do know is still worth sending.
@@ -143,6 +157,14 @@ class OutputParser:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 365 * 86400:
             raise self._wrong("has a `timeout_s` that is no number of seconds above 0")
+        return float(value)
+
+    def _wait(self, fields: Mapping[str, object]) -> float | None:
+        value = fields.get("after_s")
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 366 * 86400:
+            raise self._wrong("has an `after_s` that is no number of seconds from 0 to a year")
         return float(value)
 
     def _instant(self, fields: Mapping[str, object]) -> int | None:

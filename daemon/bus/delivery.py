@@ -315,6 +315,7 @@ class Delivery:
             full=full,
             wait=wait,
             few=4 * self._config.max_sends_per_session if full or session.sending else None,
+            fate=session.fate,
         )
 
     def _claim_destinations(

@@ -8,6 +8,7 @@ import structlog
 
 from daemon.bus.delivery_plan import Bury
 from daemon.bus.delivery_steps import Collected, Outcome
+from daemon.bus.fate_steps import log_verdicts
 from daemon.bus.sessions import Session
 from daemon.logs_render import MAX_ITEMS
 from daemon.store.messages import chunks
@@ -33,6 +34,7 @@ class DeliveryReport:
         for action in found.settled:
             event = "message_completed" if action.status is AckStatus.COMPLETED else "message_failed"
             log.info(event, message=action.message_id, incarnation=action.incarnation)
+        log_verdicts(log, found.verdicts)
         for dead in found.buried:
             self._dead(session, dead)
         for item in found.deferred:

@@ -6,19 +6,22 @@ Synchronous; the caller holds the session's lock. Sends nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeGuard
 
 from daemon.bus.delivery_plan import Bury, Candidate, ChannelTraits, Decision, Defer, Queue, Rules, Send, plan, retry_at
 from daemon.bus.endings import Ending, endings
+from daemon.bus.fate_steps import apply_verdict, judge
 from daemon.config import Delivery as DeliveryConfig
 from daemon.store import deliveries, messages, outbound
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
 from daemon.sweep.decide import Observation, Settle, settled
+from daemon.sweep.fate import Fate, Verdict, claimed_by
 from daemon.telemetry.telemetry import Beginning
 from schema.connect import Reader, Writer
 from schema.errors import HostileFileError
+from schema.ids import time_of
 from schema.rows import Ack, AckStatus, DeliveryState, MessageIn, MessageOut, MessageStatus
 
 _LARGE: Final = 1024**2  # characters; a batch of new rows is cut short well above this
@@ -37,6 +40,7 @@ class Collected:
     more: bool = False
     later: bool = False  # something waits for a known instant, or a series must be armed again
     queued: frozenset[str] = frozenset()  # destinations with rows that wait only for their turn
+    verdicts: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class Means:
     full: frozenset[tuple[str, str]] = frozenset()
     wait: Callable[[str, str], None] = lambda _channel, _place: None
     few: int | None = None
+    fate: Fate = field(default_factory=Fate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +104,10 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         with files.outbound() as out:
             pending, acks = unfinished(db, out, now)
             batch = _look(db, out, means, now)
-        settles = settled(Observation(now=now, pending=tuple(pending), acks=acks))
-        claims = _new_claims(db, pending, acks, live)
+        judged = judge(db, pending, acks, means.fate, now)
+        acks = judged.acks
+        settles = settled(Observation(now=now, pending=judged.pending, acks=acks))
+        claims = _new_claims(db, judged.pending, acks, live)
         planned = plan(batch.candidates, _rules(db, batch, means, now)) if batch.candidates else []
         planned = _with_slots(planned, means.take)
         for channel, place in {(d.address.channel_type, d.address.platform_id) for d in planned if _blocked(d)}:
@@ -111,9 +118,11 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         queued = frozenset(
             d.address.key for d in planned if isinstance(d, Queue) and d.not_before is None and not d.blocked
         )
-        if not decisions and not settles and not claims and batch.top_seq is None:
-            return Collected(more=batch.more, queued=queued)
+        if not decisions and not settles and not claims and not judged.verdicts and batch.top_seq is None:
+            return Collected(more=batch.more, queued=queued, later=judged.suspect)
         with db.transaction():
+            for verdict in judged.verdicts:
+                apply_verdict(db, verdict, means.fate, now)
             for action in settles:
                 settle(db, action, now)
             for claim in claims:
@@ -131,8 +140,9 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         claimed=tuple(claims),
         endings=ended,
         more=batch.more,
-        later=_waits(decisions) or _ends_occurrence(pending, settles),
+        later=_waits(decisions) or _ends_occurrence(pending, settles) or judged.suspect or bool(judged.verdicts),
         queued=queued,
+        verdicts=judged.verdicts,
     )
 
 
@@ -352,7 +362,7 @@ def _new_claims(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack
     ids = {message.id for message in pending}
     working = [
         ack for ack in acks.values()
-        if ack.status is AckStatus.PROCESSING and ack.message_id in ids and ack.incarnation in (live, None)
+        if ack.status is AckStatus.PROCESSING and ack.message_id in ids and claimed_by(ack, live, time_of(live))
     ]  # fmt: skip
     if not working:
         return []

@@ -25,6 +25,7 @@ from daemon.store.kept_files import KeptFiles
 from daemon.store.rebuild import found_sessions, remake
 from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, SessionRow
 from daemon.store.session_files import SessionFiles
+from daemon.sweep.fate import Fate
 from schema.connect import ReadLimits
 from schema.errors import ReadDeadlineError, ReadRaceError, StorageError
 from schema.rows import ToolInFlight
@@ -79,8 +80,10 @@ class Session:
         limiter: anyio.CapacityLimiter,
         operation_s: float = OPERATION_S,
         on_storage_error: Callable[[StorageError], None] = lambda _: None,
+        fate_of: Callable[[str], Fate] = lambda _: Fate(),
     ) -> None:
         self._on_storage_error = on_storage_error
+        self._fate_of = fate_of
         self.key = key
         self.files = files
         self.lock = anyio.Lock()
@@ -107,6 +110,11 @@ class Session:
         if tool is not None and tool != self.tool:
             self.moved_at = now_ms
         self.tool = tool
+
+    @property
+    def fate(self) -> Fate:
+        """Its agent's rules for what is tried again, as they are configured now."""
+        return self._fate_of(self.key.agent)
 
     async def call(self, operation: Callable[[], T]) -> T:
         """Run a synchronous operation on the session's files in a thread, alone. Not re-entrant."""
@@ -169,7 +177,9 @@ class Sessions:
         *,
         threads: int = 16,
         operation_s: float = OPERATION_S,
+        fate_of: Callable[[str], Fate] = lambda _: Fate(),
     ) -> None:
+        self.fate_of = fate_of
         self._dir = sessions_dir
         self._registry = registry
         self._clock = clock
@@ -281,7 +291,9 @@ class Sessions:
     def _object(self, row: SessionRow) -> Session:
         session = self._known.get(row.key)
         if session is None:
-            session = Session(row.key, self.files_of(row.key), self._limiter, self.operation_s, self.storage.failed)
+            session = Session(
+                row.key, self.files_of(row.key), self._limiter, self.operation_s, self.storage.failed, self.fate_of
+            )
             session.quarantined = row.quarantine_reason
             session.active = row.active
             session.moved(self._clock.now_ms())

@@ -110,6 +110,7 @@ def _runner(agent: Agent, config: Config) -> RunnerSettings:
         provider=agent.provider,
         command=agent.command,
         timeout_s=agent.timeout_s,
+        max_batch=agent.max_batch,
         grace_s=grace,
         max_answer_bytes=config.limits.max_content_bytes,
         keep_s=config.retention.messages_s,

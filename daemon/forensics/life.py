@@ -23,9 +23,9 @@ LOG_LINES: Final = 20
 _ORDER: Final = (
     *("accepted", "woken", "container_found", "spawned", "claimed", "turn_started", "tool_started", "tool_ended"),
     *("turn_failed", "turn_ended", "answered", "acked_completed", "acked_failed", "completed", "failed"),
-    *("exited", "released", "retry_scheduled", "attempt_orphaned", "attempt_released"),
+    *("exited", "released", "deferred", "retry_scheduled", "attempt_orphaned", "attempt_released", "attempt_deferred"),
 )
-_WAITS_AFTER: Final = ("retry_scheduled", "released")
+_WAITS_AFTER: Final = ("retry_scheduled", "released", "deferred")
 
 
 def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, Any]:

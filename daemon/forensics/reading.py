@@ -16,8 +16,8 @@ from daemon.forensics.run_evidence import BoxRows, HostRows, MessageSeen, RunRea
 from daemon.forensics.truth import (
     Answer,
     Ending,
-    RunStatus,
     Source,
+    outcome_of,
 )
 from daemon.ops.content import answered_ids, error_of, preview
 from daemon.ops.session_reading import open_inbound, table_rows
@@ -34,7 +34,7 @@ MAX_SUSPECTS: Final = 1000
 _LOOK_BACK: Final = 5000  # how many of the newest messages are checked for a history
 _NEWEST_ANSWERS: Final = 2000
 _CONTENT: Final = "substr(content, 1, 8192) AS content"
-_ENDINGS: Final = ("completed", "failed", "cancelled", "retry_scheduled", "released", "migrated")
+_ENDINGS: Final = ("completed", "failed", "cancelled", "retry_scheduled", "released", "deferred", "migrated")
 _FINAL: Final = "('completed', 'failed', 'cancelled', 'migrated')"
 
 
@@ -167,6 +167,7 @@ def _message(row: sqlite3.Row) -> MessageSeen:
         process_after=from_text(values.get("process_after")),
         tries=values.get("tries") or 0,
         trigger=bool(values.get("trigger", 1)),
+        void_ack=values.get("void_ack"),
     )
 
 
@@ -184,9 +185,8 @@ def _ending(row: sqlite3.Row) -> Ending | None:
         detail = {}
     fields = cast("dict[str, Any]", detail) if isinstance(detail, dict) else {}
     name = {"retry_scheduled": "orphaned", "migrated": str(fields.get("status"))}.get(row["event"], row["event"])
-    try:
-        status = RunStatus(name)
-    except ValueError:
+    status = outcome_of(name)
+    if status is None:
         return None  # a message that was pending, or paused, when its folder was taken over
     reason = fields.get("reason") or fields.get("error") or fields.get("code")
     return Ending(status, row["at"], str(reason)[:500] if reason is not None else None)

@@ -9,7 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from daemon.forensics.truth import FINISHED, Answer, Ending, Life, RunEvidence, RunStatus, Source, Verdict, judge
+from daemon.forensics.truth import (
+    FINISHED,
+    Answer,
+    Ending,
+    Life,
+    RunEvidence,
+    RunStatus,
+    Source,
+    Verdict,
+    judge,
+    outcome_of,
+)
 from schema.rows import Ack, AckStatus, MessageStatus
 
 
@@ -59,6 +70,7 @@ class MessageSeen:
     process_after: int | None
     tries: int
     trigger: bool
+    void_ack: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +119,7 @@ class BoxRows:
 def runs_of(message: MessageSeen, host: HostRows, box: BoxRows, scene: Scene) -> list[RunRead]:
     """The runs of one message in the order of their claims, each with its evidence and the verdict on it."""
     attempts = host.attempts.get(message.message_id, [])
-    ack = box.acks.get(message.message_id)
+    ack = _ack_of(message, box)
     endings = host.endings.get(message.message_id, [])
     names: list[str | None] = [attempt["incarnation"] for attempt in attempts]
     if ack is not None and ack.incarnation is not None and ack.incarnation not in names:
@@ -132,6 +144,14 @@ def runs_of(message: MessageSeen, host: HostRows, box: BoxRows, scene: Scene) ->
     return runs
 
 
+def _ack_of(message: MessageSeen, box: BoxRows) -> Ack | None:
+    """The ack that is about this message: neither a "later", which ends nothing, nor one that was found to be void."""
+    ack = box.acks.get(message.message_id)
+    if ack is None or ack.status is AckStatus.LATER:
+        return None
+    return None if message.void_ack is not None and ack.changed_text == message.void_ack else ack
+
+
 def _waits(
     message: MessageSeen,
     attempts: Sequence[Mapping[str, Any]],
@@ -143,7 +163,7 @@ def _waits(
         return True
     if message.status not in (MessageStatus.PENDING, MessageStatus.PAUSED) or len(names) > len(attempts):
         return False
-    interrupted = attempts[-1]["outcome"] in ("orphaned", "released")
+    interrupted = outcome_of(attempts[-1]["outcome"]) in (RunStatus.ORPHANED, RunStatus.RELEASED)
     return interrupted and not any(ending.status in FINISHED for _, ending in endings)
 
 
@@ -186,7 +206,7 @@ def _evidence(
         claimed_at=claimed_at,
         claimed=(attempt is not None and outcome is None) or (working and outcome is None),
         attempted=attempt is not None,
-        outcome=RunStatus(outcome) if outcome in ("completed", "failed", "orphaned", "released") else None,
+        outcome=outcome_of(outcome),
         ended_at=attempt["ended_at"] if attempt is not None else None,
         ack=ack.status if ack is not None else None,
         ack_at=ack.changed_at if ack is not None else None,

@@ -31,6 +31,18 @@ class RunStatus(StrEnum):
     RELEASED = "released"  # its container gave it back; that cost none
 
 
+# What files call a run that its agent put off: its container gave it back, and that cost no try.
+DEFERRED: Final = "deferred"
+
+
+def outcome_of(name: object) -> RunStatus | None:
+    """The status that an attempt's outcome, or the event that ended it, stands for; None for any other word."""
+    try:
+        return RunStatus.RELEASED if name == DEFERRED else RunStatus(str(name))
+    except ValueError:
+        return None
+
+
 FINISHED: Final = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED})
 ENDED: Final = frozenset({*FINISHED, RunStatus.ORPHANED, RunStatus.RELEASED})
 

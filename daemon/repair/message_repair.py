@@ -16,6 +16,7 @@ from daemon.store import messages, outbound
 from daemon.store.dead_letters import DeadAnswer, Operator, dead_letter, requeue_message
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, record
+from daemon.sweep.fate import is_noted
 from schema.connect import Reader, Writer
 from schema.errors import HostileFileError
 from schema.instants import to_text
@@ -40,7 +41,7 @@ def cancel(
         message = _find(db, message_id)
         if message.status not in (MessageStatus.PENDING, MessageStatus.PAUSED):
             raise MessageFinishedError(f"{message_id} is {message.status.value}.")
-        running = _check_ack(files, message_id, live)
+        running = _check_ack(files, message, live)
         if running and not although_running:
             raise MessageRunningError(f"the container {live} works on {message_id}.")
         with db.transaction():
@@ -81,18 +82,20 @@ def _find(db: Reader, message_id: str) -> MessageIn:
     return message
 
 
-def _check_ack(files: SessionFiles, message_id: str, live: str | None) -> bool:
+def _check_ack(files: SessionFiles, message: MessageIn, live: str | None) -> bool:
     """Whether the live container works on it. Raises MessageFinishedError when its agent has finished it already."""
     try:
         with files.outbound() as out:
-            ack = outbound.acks_for(out, [message_id]).get(message_id) if out is not None else None
+            ack = outbound.acks_for(out, [message.id]).get(message.id) if out is not None else None
     except HostileFileError:
         return live is not None  # what a file that nobody can trust says counts neither way
-    if ack is None:
+    if ack is None or is_noted(message, ack):
         return False
+    if ack.status is AckStatus.LATER:
+        return False  # it asks to be tried again, which a cancelled message is not
     if ack.status is not AckStatus.PROCESSING:
         raise MessageFinishedError(
-            f"the agent has {ack.status.value} {message_id}; that is about to be recorded.",
+            f"the agent has {ack.status.value} {message.id}; that is about to be recorded.",
             hint="Nothing to cancel: `clawbus session show` has its status in a moment.",
         )
     return live is not None and ack.incarnation in (live, None)
@@ -110,7 +113,7 @@ def _due_now(db: Writer, message: MessageIn, operator: Operator, now: int) -> No
 def _anew(db: Writer, message: MessageIn, operator: Operator, now: int) -> str:
     again = replace(
         message, id=messages.free_id(db, message.id), seq=messages.next_even_seq(db), timestamp=to_text(now),
-        status=MessageStatus.PENDING, process_after=None, recurrence=None, tries=0,
+        status=MessageStatus.PENDING, process_after=None, recurrence=None, tries=0, not_after=None, solo=True,
     )  # fmt: skip
     record(db, message.id, "requeued", now, detail=operator.detail(requeued_as=again.id))
     messages.insert(db, again, now, detail=operator.detail(requeue_of=message.id))

@@ -16,6 +16,7 @@ from daemon.store import deliveries, messages, outbound
 from daemon.store.dead_letters import Operator
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import record
+from daemon.sweep.fate import is_noted
 from schema.connect import Reader
 from schema.errors import (
     FileBusyError,
@@ -24,6 +25,7 @@ from schema.errors import (
     ReadRaceError,
     StorageError,
 )
+from schema.rows import AckStatus
 
 # The history's name for the session itself: no message may be called that.
 SESSION: Final = "@session"
@@ -69,12 +71,15 @@ def _refuse_losses(files: SessionFiles, db: Reader) -> None:
         with files.outbound() as out:
             if out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id)):
                 raise ResetWouldLoseError("out/ holds answers that nobody has taken note of.")
-            pending = [message.id for message in messages.pending(db, 0)]
-            acks = outbound.acks_for(out, pending) if out is not None else {}
+            pending = {message.id: message for message in messages.pending(db, 0)}
+            acks = outbound.acks_for(out, list(pending)) if out is not None else {}
     except (HostileFileError, ReadRaceError, ReadDeadlineError, FileBusyError) as error:
         hint = "Repeat with --discard: out/ is kept as it is in the folder that is put aside."
         raise ResetWouldLoseError(f"what out/ holds cannot be told: {error}", hint=hint) from error
-    finished = [ack.message_id for ack in acks.values() if ack.status != "processing"]
+    finished = [
+        ack.message_id for ack in acks.values()
+        if ack.status not in (AckStatus.PROCESSING, AckStatus.LATER) and not is_noted(pending[ack.message_id], ack)
+    ]  # fmt: skip
     if finished:
         raise ResetWouldLoseError(f"the agent has finished {', '.join(finished[:3])}, and nobody has taken note of it.")
 

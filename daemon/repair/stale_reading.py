@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from daemon.forensics.truth import Answer, Ending, Life, RunEvidence, RunStatus, Source, judge
+from daemon.forensics.truth import Answer, Ending, Life, RunEvidence, RunStatus, Source, judge, outcome_of
 from daemon.ops.content import answered_ids, error_of
 from daemon.repair.stale_plan import Seen
 from daemon.store import outbound
@@ -31,13 +31,14 @@ _EVENTS: Final[Mapping[str, RunStatus]] = MappingProxyType(
         "cancelled": RunStatus.CANCELLED,
         "retry_scheduled": RunStatus.ORPHANED,
         "released": RunStatus.RELEASED,
+        "deferred": RunStatus.RELEASED,
     }
 )
 _ANSWERS: Final = 2000  # outbound rows that are looked through for answers, newest first
 _MESSAGES: Final = 10_000
 # Open messages; messages with an attempt that has no end; and finished ones whose history does not say so.
 _SUSPECTS: Final = (
-    "SELECT id, status FROM messages_in WHERE status IN ('pending', 'paused')"
+    "SELECT id, status, void_ack FROM messages_in WHERE status IN ('pending', 'paused')"
     " OR id IN (SELECT message_id FROM attempts WHERE outcome IS NULL)"
     " OR (status IN ('completed', 'failed', 'cancelled') AND NOT EXISTS (SELECT 1 FROM message_history AS h"
     "     WHERE h.message_id = messages_in.id AND h.event IN (messages_in.status, 'migrated')))"
@@ -76,9 +77,16 @@ def read_runs(files: SessionFiles, key: SessionKey, around: Surroundings) -> lis
 
 def runs_in(db: Reader, files: SessionFiles, key: SessionKey, around: Surroundings) -> list[Seen]:
     """The same over an open inbound.db: inside its transaction, nothing can change between this and what follows."""
-    suspects = {row["id"]: MessageStatus(row["status"] or "pending") for row in db.all(_SUSPECTS)}
+    rows = db.all(_SUSPECTS)
+    suspects = {row["id"]: MessageStatus(row["status"] or "pending") for row in rows}
     names = list(suspects)
     out = _read_out(files, names)
+    void = {row["id"]: row["void_ack"] for row in rows if row["void_ack"] is not None}
+    # A "later" ends nothing, and a void ack is about another message of that id.
+    out.acks = {
+        message_id: ack for message_id, ack in out.acks.items()
+        if ack.status is not AckStatus.LATER and ack.changed_text != void.get(message_id)
+    }  # fmt: skip
     attempts = _grouped(db, "attempts", names)
     history = _grouped(db, "message_history", names)
     found: list[Seen] = []
@@ -165,7 +173,7 @@ def _evidence(
             claimed_at=claimed_at if isinstance(claimed_at, int) else None,
             claimed=attempt is not None or processing,
             attempted=attempt is not None,
-            outcome=RunStatus(outcome) if isinstance(outcome, str) else None,
+            outcome=outcome_of(outcome),
             ended_at=attempt["ended_at"] if attempt is not None and isinstance(attempt["ended_at"], int) else None,
             ack=own_ack.status if own_ack is not None else None,
             ack_at=own_ack.changed_at if own_ack is not None else None,

@@ -95,7 +95,7 @@ def requeue_message(db: Writer, message: MessageIn, operator: Operator, at: int)
     new_id = free_id(db, _REQUEUED.sub("", message.id))
     again = replace(
         message, id=new_id, seq=next_even_seq(db), timestamp=to_text(at), status=MessageStatus.PENDING,
-        process_after=None, recurrence=None, tries=0,
+        process_after=None, recurrence=None, tries=0, not_after=None, solo=True,
     )  # fmt: skip
     record(db, message.id, _REQUEUE, at, detail=operator.detail(requeued_as=new_id))
     insert(db, again, at, detail=operator.detail(requeue_of=message.id))

@@ -18,6 +18,9 @@ from schema.rows import Address, MessageIn, MessageStatus
 # A container's seq may not be above this; the host's own go on above it, with room for 2**62 more in SQLite's 64 bits.
 MAX_SEQ = 2**53
 
+# The outcome of an attempt that its agent put off: it has cost nothing yet.
+_DEFERRED = "deferred"
+
 # How many unfinished messages one look at a session takes in.
 WINDOW = 1000
 
@@ -65,8 +68,8 @@ def insert(
     record(db, message.id, event, at, detail={**_where(message), **(detail or {})})
     db.execute(
         "INSERT INTO messages_in(id, seq, kind, timestamp, status, process_after, recurrence, series_id, tries, trigger,"
-        " platform_id, channel_type, thread_id, content, source_session_id, on_wake, traceparent)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " platform_id, channel_type, thread_id, content, source_session_id, on_wake, traceparent, not_after, solo)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             message.id,
             message.seq,
@@ -84,6 +87,8 @@ def insert(
             message.source_session_id,
             int(message.on_wake),
             message.traceparent,
+            to_text(message.not_after) if message.not_after is not None else None,
+            int(message.solo),
         ),
     )
 
@@ -98,16 +103,24 @@ def set_routing(db: Writer, address: Address) -> None:
     )
 
 
-_DUE = "coalesce(julianday(process_after), 0) <= julianday(?)"
+_NOT_EXPIRED = "coalesce(julianday(not_after), 1e9) > julianday(:now)"
+# What `fate.held_from` says, in SQL.
+_HOLDS = f"holds = 1 AND trigger = 1 AND on_wake = 0 AND julianday(process_after) > julianday(:now) AND {_NOT_EXPIRED}"
+_HELD_FROM = f"SELECT min(seq) FROM messages_in WHERE status = 'pending' AND {_HOLDS}"
+_DUE = (
+    f"coalesce(julianday(process_after), 0) <= julianday(:now) AND {_NOT_EXPIRED}"
+    f" AND seq < coalesce(({_HELD_FROM}), {2**63 - 1})"
+)
 
 
 def pending(db: Reader, now: int, limit: int = WINDOW) -> list[MessageIn]:
     """Messages that are not finished: first those that should wake an agent now, then context, then what is scheduled.
 
-    So no backlog hides a message that is due. Cost follows what is pending, not what was.
+    So no backlog hides a message that is due, nor one that holds others back. Cost follows what is pending, not what was.
     """
-    sql = f"SELECT * FROM messages_in WHERE status = 'pending' ORDER BY NOT ({_DUE}), trigger = 0, seq LIMIT ?"
-    return [to_message(row) for row in db.all(sql, (to_text(now), limit))]
+    order = f"NOT (({_DUE}) OR ({_HOLDS})), trigger = 0, seq"
+    sql = f"SELECT * FROM messages_in WHERE status = 'pending' ORDER BY {order} LIMIT :limit"
+    return [to_message(row) for row in db.all(sql, {"now": to_text(now), "limit": limit})]
 
 
 def pending_of(db: Reader, message_ids: Sequence[str]) -> list[MessageIn]:
@@ -122,7 +135,7 @@ def pending_of(db: Reader, message_ids: Sequence[str]) -> list[MessageIn]:
 def count_due(db: Reader, now: int) -> int:
     """How many messages should wake an agent now."""
     sql = f"SELECT count(*) AS due FROM messages_in WHERE status = 'pending' AND trigger = 1 AND {_DUE}"
-    row = db.one(sql, (to_text(now),))
+    row = db.one(sql, {"now": to_text(now)})
     return int(row["due"]) if row is not None else 0
 
 
@@ -130,11 +143,28 @@ def next_due_at(db: Reader, now: int) -> int | None:
     """When the next message should wake an agent (epoch ms): 0 for now, None for never."""
     if count_due(db, now):
         return 0
+    # One that is held back has no time of its own: it is due when the one that holds it is.
     row = db.one(
         "SELECT process_after FROM messages_in WHERE status = 'pending' AND trigger = 1"
-        " ORDER BY julianday(process_after) LIMIT 1"
+        " AND julianday(process_after) > julianday(:now) ORDER BY julianday(process_after) LIMIT 1",
+        {"now": to_text(now)},
     )
     return from_text(row["process_after"]) if row is not None else None
+
+
+def next_expiry(db: Reader) -> int | None:
+    """When the next unfinished message expires (epoch ms), or expired; None for never."""
+    row = db.one(
+        "SELECT not_after FROM messages_in WHERE status = 'pending' AND not_after IS NOT NULL"
+        " ORDER BY julianday(not_after) LIMIT 1"
+    )
+    return from_text(row["not_after"]) if row is not None else None
+
+
+def first_deferred_at(db: Reader, message_id: str) -> int | None:
+    """When its agent asked for the first time that a message be tried later (epoch ms); None if it never did."""
+    row = db.one("SELECT min(at) AS at FROM message_history WHERE message_id = ? AND event = 'deferred'", (message_id,))
+    return row["at"] if row is not None else None
 
 
 def ever_claimed(db: Reader, incarnation: str) -> bool:
@@ -145,14 +175,16 @@ def ever_claimed(db: Reader, incarnation: str) -> bool:
 def note_claim(db: Writer, message_id: str, incarnation: str, claimed_at: int, at: int) -> bool:
     """Record that an incarnation was seen working on a message. False if that is known already.
 
-    `claimed_at` is the container's word: it may not lie in the future.
+    `claimed_at` is the container's word: it may not lie in the future. One that it had put off is worked on again: the
+    attempt is open again, and may yet cost its one try.
     """
     claimed_at = min(claimed_at, at)
-    known = db.one("SELECT 1 FROM attempts WHERE message_id = ? AND incarnation = ?", (message_id, incarnation))
-    if known is not None:
+    known = db.one("SELECT outcome FROM attempts WHERE message_id = ? AND incarnation = ?", (message_id, incarnation))
+    if known is not None and known["outcome"] != _DEFERRED:
         return False
     db.execute(
-        "INSERT INTO attempts(message_id, incarnation, claimed_at) VALUES (?, ?, ?)",
+        "INSERT INTO attempts(message_id, incarnation, claimed_at) VALUES (?, ?, ?) ON CONFLICT(message_id, incarnation)"
+        " DO UPDATE SET claimed_at = excluded.claimed_at, ended_at = NULL, outcome = NULL",
         (message_id, incarnation, claimed_at),
     )
     record(db, message_id, "claimed", claimed_at, incarnation=incarnation, detail={"seen_at": to_text(at)})
@@ -163,7 +195,10 @@ def noted(db: Reader, message_ids: Sequence[str], incarnation: str) -> frozenset
     """Which of these messages an incarnation is known to have claimed."""
     found: set[str] = set()
     for chunk in chunks(message_ids):
-        sql = f"SELECT message_id FROM attempts WHERE incarnation = ? AND message_id IN ({marks(chunk)})"
+        sql = (
+            f"SELECT message_id FROM attempts WHERE incarnation = ? AND message_id IN ({marks(chunk)})"
+            f" AND outcome IS NOT '{_DEFERRED}'"
+        )
         found.update(row["message_id"] for row in db.all(sql, (incarnation, *chunk)))
     return frozenset(found)
 
@@ -172,7 +207,10 @@ def noted_at(db: Reader, message_ids: Sequence[str], incarnation: str) -> dict[s
     """When the host noted that an incarnation claimed each of these messages (epoch ms)."""
     found: dict[str, int] = {}
     for chunk in chunks(message_ids):
-        sql = f"SELECT message_id, claimed_at FROM attempts WHERE incarnation = ? AND message_id IN ({marks(chunk)})"
+        sql = (
+            f"SELECT message_id, claimed_at FROM attempts WHERE incarnation = ? AND message_id IN ({marks(chunk)})"
+            f" AND outcome IS NOT '{_DEFERRED}'"
+        )
         found.update((row["message_id"], row["claimed_at"]) for row in db.all(sql, (incarnation, *chunk)))
     return found
 
@@ -189,7 +227,7 @@ def claimed_at(db: Reader, message_id: str, incarnation: str | None) -> int | No
 def end_attempt(db: Writer, message_id: str, incarnation: str, at: int, outcome: str) -> bool:
     """Close an attempt, making it if it was never seen open. False if it had ended: then it costs nothing more."""
     row = db.one("SELECT outcome FROM attempts WHERE message_id = ? AND incarnation = ?", (message_id, incarnation))
-    if row is not None and row["outcome"] is not None:
+    if row is not None and row["outcome"] not in (None, _DEFERRED):
         return False
     db.execute(
         "INSERT INTO attempts(message_id, incarnation, claimed_at, ended_at, outcome) VALUES (?, ?, ?, ?, ?)"
@@ -218,7 +256,7 @@ def charged(db: Reader, message_ids: Sequence[str]) -> frozenset[tuple[str, str]
     pairs: set[tuple[str, str]] = set()
     for chunk in chunks(message_ids):
         rows = db.all(
-            "SELECT message_id, incarnation FROM attempts WHERE outcome IS NOT NULL"
+            f"SELECT message_id, incarnation FROM attempts WHERE outcome IS NOT NULL AND outcome != '{_DEFERRED}'"
             f" AND message_id IN ({marks(chunk)})",
             chunk,
         )
@@ -261,6 +299,11 @@ def to_message(row: sqlite3.Row) -> MessageIn:
         source_session_id=row["source_session_id"],
         on_wake=bool(row["on_wake"]),
         traceparent=row["traceparent"],
+        not_after=from_text(row["not_after"]),
+        solo=bool(row["solo"]),
+        holds=bool(row["holds"]),
+        deferrals=row["deferrals"] or 0,
+        void_ack=row["void_ack"],
     )
 
 

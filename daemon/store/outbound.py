@@ -18,9 +18,10 @@ from schema.connect import Reader
 from schema.errors import HostileFileError
 from schema.instants import from_text
 from schema.layout import HEARTBEAT, SessionFolder
-from schema.rows import Ack, AckStatus, MessageOut, ToolInFlight, TurnNote
+from schema.rows import Ack, AckStatus, Deferral, MessageOut, ToolInFlight, TurnNote
 
 _MAX_CLAIMS = 1000
+_MAX_DEFERRAL = 2**31
 _NOTE_CODE = re.compile(r"[A-Z][A-Z0-9_]*\Z")
 _BATCH_CHARACTERS = 16 * 1024**2
 
@@ -69,6 +70,32 @@ def acks_for(db: Reader, message_ids: Sequence[str]) -> dict[str, Ack]:
     for chunk in chunks(message_ids):
         rows = db.all(f"SELECT {_ack_columns(columns)} FROM processing_ack WHERE message_id IN ({marks(chunk)})", chunk)
         found.update((ack.message_id, ack) for row in rows if (ack := _ack(row)) is not None)
+    put_off = [message_id for message_id, ack in found.items() if ack.status is AckStatus.LATER]
+    for message_id, deferral in _deferrals(db, put_off).items():
+        found[message_id] = replace(found[message_id], deferral=deferral)
+    return found
+
+
+def is_answered(db: Reader, message_id: str, above: int) -> bool:
+    """Whether an outbound row above this seq says that it answers the message."""
+    if "in_reply_to" not in db.columns("messages_out"):
+        return False
+    sql = "SELECT 1 FROM messages_out WHERE in_reply_to = ? AND seq > ? LIMIT 1"
+    return db.one(sql, (message_id, above)) is not None
+
+
+def _deferrals(db: Reader, message_ids: Sequence[str]) -> dict[str, Deferral]:
+    """What goes with these acks `later`. One without its row is the first of its message."""
+    found = dict.fromkeys(message_ids, Deferral(1))
+    if message_ids and {"message_id", "deferral"} <= db.columns("deferrals"):
+        for chunk in chunks(message_ids):
+            for row in db.all(f"SELECT * FROM deferrals WHERE message_id IN ({marks(chunk)})", chunk):
+                values: dict[str, object] = dict(row)
+                message_id, number = values["message_id"], values["deferral"]
+                if isinstance(message_id, str) and isinstance(number, int) and 0 < number <= _MAX_DEFERRAL:
+                    reason = _text(values.get("reason"))
+                    reason = _one_line(reason) if reason is not None else None
+                    found[message_id] = Deferral(number, from_text(values.get("retry_at")), reason or None)
     return found
 
 
@@ -92,8 +119,12 @@ def _note(row: sqlite3.Row) -> TurnNote | None:
     code, message = row["code"], row["message"]
     if not isinstance(code, str) or not isinstance(message, str) or not _NOTE_CODE.match(code):
         return None
-    shown = "".join(character if character.isprintable() else " " for character in message)
-    return TurnNote(code, " ".join(shown.split()))
+    return TurnNote(code, _one_line(message))
+
+
+def _one_line(text: str) -> str:
+    shown = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(shown.split())
 
 
 def claims(db: Reader) -> list[Ack]:
@@ -186,6 +217,7 @@ def _ack(row: sqlite3.Row) -> Ack | None:
         status=status,
         changed_at=from_text(row["status_changed"]),
         incarnation=incarnation if isinstance(incarnation, str) else None,
+        changed_text=_text(row["status_changed"]),
     )
 
 

@@ -87,12 +87,34 @@ def repair_status(
 
 
 def schedule_retry(
-    db: Writer, message_id: str, tries: int, process_after: int, at: int, *, incarnation: str, reason: str
-) -> None:
-    """A try is used up and another one is due at `process_after` (epoch ms); the message stays pending."""
+    db: Writer, message_id: str, tries: int, process_after: int, at: int, *, incarnation: str, reason: str,
+    holds: bool = False,
+) -> None:  # fmt: skip
+    """A try is used up and another one is due at `process_after` (epoch ms); the message stays pending.
+
+    From now on it is tried alone; with `holds` the later messages of its session wait for it.
+    """
     detail = {"tries": tries, "process_after": to_text(process_after), "reason": reason}
     record(db, message_id, "retry_scheduled", at, incarnation=incarnation, detail=detail)
     db.execute(
-        "UPDATE messages_in SET tries = ?, process_after = ? WHERE id = ? AND status = 'pending'",
-        (tries, to_text(process_after), message_id),
+        "UPDATE messages_in SET tries = ?, process_after = ?, solo = 1, holds = ? WHERE id = ? AND status = 'pending'",
+        (tries, to_text(process_after), int(holds), message_id),
     )
+
+
+def defer(
+    db: Writer, message_id: str, number: int, process_after: int, at: int, *, incarnation: str | None,
+    reason: str | None, holds: bool,
+) -> None:  # fmt: skip
+    """Schedule a message again because its agent asked for that; it costs no try. `number` counts such requests."""
+    detail = {"process_after": to_text(process_after), "deferrals": number, **({"reason": reason} if reason else {})}
+    record(db, message_id, "deferred", at, incarnation=incarnation, detail=detail)
+    db.execute(
+        "UPDATE messages_in SET deferrals = ?, process_after = ?, solo = 1, holds = ? WHERE id = ? AND status = 'pending'",
+        (number, to_text(process_after), int(holds), message_id),
+    )
+
+
+def void_ack(db: Writer, message_id: str, changed_text: str) -> None:
+    """Mark the ack of this time as not about the message: the runner may claim it in spite of that ack."""
+    db.execute("UPDATE messages_in SET void_ack = ? WHERE id = ? AND status = 'pending'", (changed_text, message_id))

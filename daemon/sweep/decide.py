@@ -6,10 +6,12 @@ because a reset pushes process_after into the future and would starve the wake (
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from daemon.sweep.fate import claimed_by, held_from, is_expired
 from schema.instants import from_text
 from schema.rows import Ack, AckStatus, MessageIn, ToolInFlight, TurnNote
 
@@ -154,7 +156,10 @@ def decide(seen: Observation, policy: Policy) -> list[Action]:
     finished = {action.message_id for action in settles}
     actions: list[Action] = [*settles]
     open_messages = [message for message in seen.pending if message.id not in finished]
-    due_messages = [message for message in open_messages if is_due(message, seen.now)]
+    held = held_from(open_messages, seen.now)
+    due_messages = [
+        message for message in open_messages if is_due(message, seen.now) and (held is None or message.seq < held)
+    ]
     due = len(due_messages)
     if seen.container is None and not seen.occupied and due:
         return [
@@ -181,14 +186,15 @@ def settled(seen: Observation) -> list[Settle]:
     actions: list[Settle] = []
     for message in seen.pending:
         ack = seen.acks.get(message.id)
-        if ack is not None and ack.status is not AckStatus.PROCESSING:
+        if ack is not None and ack.status not in (AckStatus.PROCESSING, AckStatus.LATER):
             actions.append(Settle(message.id, ack.status, ack.incarnation, ack.note))
     return actions
 
 
 def is_due(message: MessageIn, now: int) -> bool:
-    """Whether a pending message should wake an agent now."""
-    return message.trigger and (message.process_after is None or message.process_after <= now)
+    """Whether a pending message, taken by itself, should wake an agent now."""
+    waits = message.process_after is not None and message.process_after > now
+    return message.trigger and not waits and not is_expired(message, now)
 
 
 def judge(container: Container, seen: Observation, policy: Policy) -> Kill | None:
@@ -247,6 +253,7 @@ def _unclaimed(container: Container, seen: Observation, policy: Policy, due: Seq
 def reset_orphans(seen: Observation, policy: Policy) -> list[Orphaned]:
     """What becomes of claims whose container is gone. Each (message, incarnation) is charged once, ever."""
     pending = {message.id: message for message in seen.pending}
+    triggers = Counter(claim.incarnation for claim in seen.claims if (m := pending.get(claim.message_id)) and m.trigger)
     actions: list[Orphaned] = []
     for claim in seen.claims:
         message = pending.get(claim.message_id)
@@ -256,7 +263,9 @@ def reset_orphans(seen: Observation, policy: Policy) -> list[Orphaned]:
             actions.append(Release(message.id, claim.incarnation))
             continue
         tries = message.tries + 1
-        if tries >= policy.max_tries:
+        # The first death of a turn of several decides about none of them: each is tried alone before it is given up.
+        in_company = message.tries == 0 and triggers[claim.incarnation] > 1
+        if tries >= policy.max_tries and not in_company:
             actions.append(Fail(message.id, claim.incarnation, tries))
         else:
             wait = min(policy.backoff_base * 2**message.tries, LONGEST_BACKOFF)
@@ -284,9 +293,8 @@ def _declared(container: Container, policy: Policy) -> int:
 
 def _is_of(claim: Ack, container: Container) -> bool:
     """Whether a claim is this container's: by its stamp, or, from a runner that stamps none, by its time."""
-    if claim.incarnation is not None:
-        return claim.incarnation == container.incarnation
-    return claim.changed_at is not None and claim.changed_at >= container.spawned_at
+    dated = claim.incarnation is not None or claim.changed_at is not None
+    return dated and claimed_by(claim, container.incarnation, container.spawned_at)
 
 
 def _idle(container: Container, seen: Observation, policy: Policy, due: int) -> Stop | None:

@@ -60,11 +60,20 @@ def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) ->
             process_after=instant,
             series_id=series,
             tries=0,
+            solo=False,
+            not_after=_expiry(message, scheduled, instant),
             traceparent=None,  # an occurrence is a trace of its own, not the rest of the one before
         )
         messages.insert(db, following, now, event="rearmed")
         armed.append(following)
     return armed
+
+
+def _expiry(message: MessageIn, scheduled: int | None, instant: int) -> int | None:
+    """As long after its time as the occurrence before; None if that one never expires."""
+    if message.not_after is None or scheduled is None:
+        return None
+    return instant + max(0, message.not_after - scheduled)
 
 
 def _occurrence_id(series: str, instant: int) -> str:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from daemon.bus.delivery_steps import settle, unfinished
 from daemon.bus.endings import Ending, endings
+from daemon.bus.fate_steps import apply_verdict, expired, judge, judge_suspects
 from daemon.containers import output_log
 from daemon.containers.spec import STDERR_LOG
 from daemon.store import deliveries, messages, outbound
@@ -39,7 +40,9 @@ from daemon.sweep.decide import (
     reset_orphans,
     settled,
 )
+from daemon.sweep.fate import EXPIRY_GRACE, Fate, Verdict, claimed_by
 from schema.connect import Reader, Writer
+from schema.ids import time_of
 from schema.rows import Ack, AckStatus, MessageIn, MessageStatus, ToolInFlight
 
 FORCED: Final = frozenset({CEILING, CLAIM_STUCK, CLAIM_OVERDUE, "unreadable"})
@@ -61,6 +64,8 @@ class Swept:
     dead: int = 0
     endings: tuple[Ending, ...] = ()
     tool: ToolInFlight | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    expires_at: int | None = None
 
 
 class Finished(NamedTuple):
@@ -69,6 +74,7 @@ class Finished(NamedTuple):
     claimed: bool
     actions: list[Action]
     endings: tuple[Ending, ...]
+    verdicts: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,7 @@ class Settings:
     policy: Policy
     timezone: str = "UTC"
     out: OutLimits = field(default_factory=OutLimits)
+    fate: Fate = field(default_factory=Fate)
 
 
 def sweep_files(
@@ -103,7 +110,9 @@ def sweep_files(
         recovered = files.recover()
     with files.inbound() as db, db.looking():
         with files.outbound() as out:
-            seen = _observe(db, out, now)
+            raw = _observe(db, out, now)
+            void, good = judge_suspects(db, out, raw.pending, raw.acks, floor)
+            judged = judge(db, raw.pending, raw.acks, settings.fate, now)
             news = out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id))
             if container is not None:
                 tool = outbound.tool_in_flight(out) if out is not None else None
@@ -111,29 +120,46 @@ def sweep_files(
                 container = replace(
                     container, tool=tool, heartbeat_at=outbound.heartbeat_at(files.folder), moved_at=moved_at
                 )
-                claimed = [claim.message_id for claim in seen.claims]
-                seen = replace(seen, noted=messages.noted_at(db, claimed, container.incarnation))
-        seen = replace(seen, container=container, occupied=occupied, evidence_floor=floor)
+                claimed = [claim.message_id for claim in raw.claims]
+                raw = replace(raw, noted=messages.noted_at(db, claimed, container.incarnation))
+        acks = {**judged.acks, **good}
+        alive = container is not None or occupied
+        too_late = expired(judged.pending, acks, raw.charged, now, alive=alive)
+        over = {item.message_id for item in too_late}
+        seen = replace(
+            raw, pending=tuple(message for message in judged.pending if message.id not in over), acks=acks,
+            container=container, occupied=occupied, evidence_floor=floor,
+        )  # fmt: skip
+        verdicts: tuple[Verdict, ...] = (*judged.verdicts, *void, *too_late)
         actions = decide(seen, settings.policy)
         rearmed: list[MessageIn] = []
         stale = () if container is not None or occupied else _ended_attempts(db, seen)
-        if messages.to_rearm(db, 1) or stale or any(not isinstance(item, Wake | Kill | Stop) for item in actions):
+        changes = verdicts or any(not isinstance(item, Wake | Kill | Stop) for item in actions)
+        if messages.to_rearm(db, 1) or stale or changes:
             with db.transaction():
+                for verdict in verdicts:
+                    apply_verdict(db, verdict, settings.fate, now)
                 for action in actions:
-                    apply(db, action, now)
+                    apply(db, action, now, settings.fate)
                 for attempt in stale:
                     messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
                 # Only now: an occurrence that was settled just above is armed in the same transaction.
-                rearmed = recurrence.rearm(db, messages.to_rearm(db), now, settings.timezone)
+                missed = [
+                    message for message in judged.pending if message.id in over and message.recurrence is not None
+                ]
+                rearmed = recurrence.rearm(db, [*missed, *messages.to_rearm(db)], now, settings.timezone)
         # An answer that delivery has not taken note of is work: a session is not retired over it.
         next_at = 0 if news else next_work(db, now)
         due, dead = messages.count_due(db, now), count_dead(db)
         ended = endings(db, seen.pending, seen.acks, actions, now)
-    if due and container is not None:
+        expiry = messages.next_expiry(db)
+    if (due or void) and container is not None:
         files.ring()  # what has come due by the clock alone: no commit tells the runner
+    expires_at = expiry + EXPIRY_GRACE if expiry is not None else None
     return Swept(
-        tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended, container.tool if container else None
-    )
+        tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended, container.tool if container else None,
+        verdicts, expires_at,
+    )  # fmt: skip
 
 
 def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: int, settings: Settings) -> Finished:
@@ -145,11 +171,18 @@ def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: 
     files.recover()
     with files.inbound() as db:
         with files.outbound() as out:
-            seen = _observe(db, out, now)
-        own = tuple(replace(c, incarnation=incarnation) for c in seen.claims if c.incarnation in (incarnation, None))
+            raw = _observe(db, out, now)
+            # Only what is proven to be the message's own counts here; the rest is the next sweep's to judge.
+            _, good = judge_suspects(db, out, raw.pending, raw.acks, floor=0)
+        judged = judge(db, raw.pending, raw.acks, settings.fate, now)
+        seen = replace(raw, pending=judged.pending, acks={**judged.acks, **good})
+        born = time_of(incarnation)
+        own = tuple(replace(c, incarnation=incarnation) for c in seen.claims if claimed_by(c, incarnation, born))
         open_ids = [item.message_id for item in messages.open_attempts(db) if item.incarnation == incarnation]
         had_any = messages.ever_claimed(db, incarnation) or bool(own)
         claimed = {claim.message_id for claim in own}
+        put_off = {verdict.message_id for verdict in judged.verdicts}
+        open_ids = [message_id for message_id in open_ids if message_id not in put_off]
         if reason in FORCED:
             own += tuple(_forced(message_id, incarnation) for message_id in open_ids if message_id not in claimed)
             claimed.update(open_ids)
@@ -161,13 +194,15 @@ def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: 
         with db.transaction():
             for claim in own:
                 messages.note_claim(db, claim.message_id, incarnation, claim.changed_at or now, now)
+            for verdict in judged.verdicts:
+                apply_verdict(db, verdict, settings.fate, now)
             for action in actions:
-                apply(db, action, now)
+                apply(db, action, now, settings.fate)
             for message_id in set(open_ids) - claimed - finished:
                 record(db, message_id, "released", now, incarnation=incarnation, detail={"reason": reason})
                 messages.end_attempt(db, message_id, incarnation, now, "released")
         ended = endings(db, seen.pending, seen.acks, actions, now)
-    return Finished(had_any or bool(settles), actions, ended)
+    return Finished(had_any or bool(settles) or bool(put_off), actions, ended, judged.verdicts)
 
 
 def drain(files: SessionFiles, incarnation: str, now: int) -> bool:
@@ -184,10 +219,10 @@ def drain(files: SessionFiles, incarnation: str, now: int) -> bool:
         with files.outbound() as out:
             seen = _observe(db, out, now)
         # With its ack open a message may also be finished in the runner and only its commit be missing: that is work.
-        return not any(claim.incarnation in (incarnation, None) for claim in seen.claims)
+        return not any(claimed_by(claim, incarnation, time_of(incarnation)) for claim in seen.claims)
 
 
-def apply(db: Writer, action: Action, now: int) -> None:
+def apply(db: Writer, action: Action, now: int, fate: Fate) -> None:
     """Do what an action means in inbound.db. Inside a transaction."""
     if isinstance(action, Settle):
         settle(db, action, now)
@@ -195,7 +230,7 @@ def apply(db: Writer, action: Action, now: int) -> None:
         if messages.end_attempt(db, action.message_id, action.incarnation, now, "orphaned"):
             schedule_retry(
                 db, action.message_id, action.tries, action.process_after, now,
-                incarnation=action.incarnation, reason="its container ended before it was done",
+                incarnation=action.incarnation, reason="its container ended before it was done", holds=fate.strict,
             )  # fmt: skip
     elif isinstance(action, Release):
         messages.end_attempt(db, action.message_id, action.incarnation, now, "orphaned")
@@ -207,8 +242,13 @@ def next_work(db: Reader, now: int) -> int | None:
     """The earliest instant with work: a message due, an outbound row to send, a series to arm. 0 for now."""
     if messages.to_rearm(db, 1):
         return 0
-    soonest = [value for value in (messages.next_due_at(db, now), deliveries.next_attempt_at(db)) if value is not None]
-    return min(soonest) if soonest else None
+    expiry = messages.next_expiry(db)
+    instants = (
+        messages.next_due_at(db, now),
+        deliveries.next_attempt_at(db),
+        expiry + EXPIRY_GRACE if expiry is not None else None,
+    )
+    return min((value for value in instants if value is not None), default=None)
 
 
 def _fail(db: Writer, action: Fail, now: int) -> None:

@@ -15,6 +15,7 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from daemon.bus.delivery import Delivery
+from daemon.bus.fate_steps import log_verdicts
 from daemon.bus.sessions import Session, Sessions
 from daemon.clock import Clock
 from daemon.config import Sweep as SweepConfig
@@ -258,6 +259,8 @@ class Sweeper:
                 self.supervisor.begin_end(session.key, "idle", graceful=True, incarnation=incarnation)
         if swept.next_at is not None and swept.next_at > now:
             self.schedule.at(session.key, swept.next_at)
+        if swept.expires_at is not None and swept.expires_at > now:
+            self.schedule.at(session.key, swept.expires_at)
 
     async def after_exit(self, session: Session, incarnation: str, reason: str, exit_: Exit) -> bool:
         """All that a confirmed exit entails in the session's files. Whether the incarnation had claimed anything."""
@@ -269,8 +272,8 @@ class Sweeper:
             log.warning("exit_not_settled", reason="the session is in quarantine; its release settles it")
             return True
         try:
-            claimed, actions, endings = await session.call(
-                partial(finish_incarnation, session.files, incarnation, reason, now, self.settings)
+            claimed, actions, endings, verdicts = await session.call(
+                partial(finish_incarnation, session.files, incarnation, reason, now, self._settings_of(session.key))
             )
         except (HostileFileError, ReadDeadlineError, UnusableFileError) as error:
             self.delivery.trouble(session, error, "exit")
@@ -278,6 +281,7 @@ class Sweeper:
                 raise  # it is called again
             return True
         self.telemetry.ended(session.key.agent, session.key.session, endings)
+        log_verdicts(log, verdicts)
         for action in actions:
             if isinstance(action, Reset):
                 log.warning("message_retry_scheduled", message=action.message_id, tries=action.tries,
@@ -317,9 +321,8 @@ class Sweeper:
         return None
 
     def _settings_of(self, key: SessionKey) -> Settings:
-        if self.policy_of is None:
-            return self.settings
-        return replace(self.settings, policy=self.policy_of(key.agent))
+        policy = self.policy_of(key.agent) if self.policy_of is not None else self.settings.policy
+        return replace(self.settings, policy=policy, fate=self.sessions.fate_of(key.agent))
 
     def _report_stuck(self, key: SessionKey, action: Kill) -> None:
         structlog.get_logger("sweep").error(
@@ -337,6 +340,7 @@ class Sweeper:
         self.telemetry.rearmed(key.agent, key.session, swept.rearmed)
         if swept.recovered:
             log.warning("journal_recovered")
+        log_verdicts(log, swept.verdicts)
         for action in swept.actions:
             if isinstance(action, Kill):
                 self._report_stuck(key, action)

@@ -22,6 +22,7 @@ BIRTHS: Final = frozenset({"accepted", "rearmed", "notice_written"})
 SILENT: Final = frozenset(
     {
         *("claimed", "released", "delivery_failed", "dead_lettered", "series_ended", "requeued", "dropped"),
+        "ack_void",
         *("swept", "sweep_undone", "session_killed", "session_reset", "session_quarantined", "session_released"),
     }
 )
@@ -30,6 +31,7 @@ LEADS_TO: Final = {
     "retry_scheduled": MessageStatus.PENDING,
     "resumed": MessageStatus.PENDING,
     "retry_requested": MessageStatus.PENDING,
+    "deferred": MessageStatus.PENDING,
 }
 
 
@@ -219,7 +221,7 @@ def attempts(rows: SessionRows, *, at_rest: bool) -> Iterator[str]:
     for row in rows.attempts:
         if (row["ended_at"] is None) != (row["outcome"] is None):
             yield f"attempts: {_pair(row)} has an end without an outcome, or an outcome without an end"
-        if row["outcome"] not in (None, "completed", "failed", "orphaned", "released"):
+        if row["outcome"] not in (None, "completed", "failed", "orphaned", "released", "deferred"):
             yield f"attempts: {_pair(row)} has the unknown outcome {row['outcome']}"
         if at_rest and row["outcome"] is None:
             yield f"attempts: {_pair(row)} is open, and nothing runs"

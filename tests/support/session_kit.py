@@ -155,7 +155,7 @@ class SessionKit:
         assert odd == sorted(set(odd))
         answered = {row["in_reply_to"] for row in self.out()}
         answered.update(message_id for content in self.contents() for message_id in content.get("answers", ()))
-        finished = {message_id for message_id, status in self.acks().items() if status != "processing"}
+        finished = {message_id for message_id, status in self.acks().items() if status in {"completed", "failed"}}
         triggers = {row[0] for row in self._inbound("SELECT id FROM messages_in WHERE trigger = 1")}
         assert finished & triggers <= answered, "acked, and no answer names it"
         claimed = {message_id for message_id, status in self.acks().items() if status == "processing"}

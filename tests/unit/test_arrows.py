@@ -23,6 +23,7 @@ TOOLS: Final = frozenset({"demo", "bench", "tests"})
 PURE_FILES: Final = frozenset(
     {
         "daemon/sweep/decide.py",
+        "daemon/sweep/fate.py",
         "daemon/bus/delivery_plan.py",
         "daemon/containers/spec.py",
         "daemon/inngest/plan.py",
@@ -65,6 +66,7 @@ PURE_OURS: Final = (
     "daemon.errors",
     "daemon.containers.protocol",
     "daemon.repair.errors",
+    "daemon.sweep.fate",
     *(
         f"daemon.forensics.{name}"
         for name in ("truth", "facts", "diagnosis", "host_rules", "session_rules", "run_rules")

@@ -11,7 +11,7 @@ import anyio
 import pytest
 import structlog
 
-from container_runner.errors import AnswerInvalidError, ClaimLostError, CommandExitError
+from container_runner.errors import AnswerInvalidError, ClaimLostError, CommandExitError, TurnDeferredError
 from container_runner.heartbeat import Heartbeat
 from container_runner.loop import Runner
 from container_runner.providers.protocol import Answer, OutMessage, Progress, Silence, Turn
@@ -514,3 +514,88 @@ async def test_a_superseded_runner_ends_without_an_answer(kit: SessionKit) -> No
         await build(kit, Scripted(work)).run()
     assert kit.out() == []
     assert kit.claimants() == {"m1": "I2"}
+
+
+# --- one bad message among several -------------------------------------------------------------------------------------
+
+
+async def fails_on_poison(turn: Turn, progress: Progress) -> Answer:
+    if any(message.id == "poison" for message in turn.messages):
+        raise CommandExitError("The program ended with exit code 1.")
+    return say("ok")
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_only_the_bad_message_of_a_turn_fails(kit: SessionKit, restarts: bool) -> None:
+    """Also when the runner forgets in between what it has seen: the next turn is split as the first one was."""
+    names = ["m1", "m2", "poison", "m4", "m5"]
+    for name in names:
+        kit.add(name)
+    provider, events = Scripted(fails_on_poison), list[dict[str, Any]]()
+    if restarts:
+        runner = build(kit, provider, events)
+        async with running(runner):
+            await eventually(lambda: any(event["event"] == "turn_split" for event in events))
+    async with running(build(kit, provider, events)):
+        await eventually(lambda: len(kit.acks()) == 5 and "processing" not in kit.acks().values())
+    assert kit.acks() == {name: "failed" if name == "poison" else "completed" for name in names}
+    assert provider.turns[0] == names
+    assert provider.turns[-3:] == [["poison"], ["m4"], ["m5"]]
+    failures = [content for content in kit.contents() if "error" in content]
+    assert len(failures) == 1
+    assert [row["in_reply_to"] for row in kit.out()] == names, "one answer each, in order"
+    kit.check()
+
+
+async def test_follow_ups_of_a_failed_turn_are_tried_alone_too(kit: SessionKit) -> None:
+    async def work(turn: Turn, progress: Progress) -> Answer:
+        if turn.messages[0].id == "m1" and len(provider.turns) == 1:
+            kit.add("poison")
+            await progress.follow_ups()
+            raise CommandExitError("The program ended with exit code 1.")
+        return await fails_on_poison(turn, progress)
+
+    provider = Scripted(work, accepts_follow_ups=True)
+    async with running(build(kit, provider)):
+        kit.add("m1")
+        await eventually(lambda: kit.acks() == {"m1": "completed", "poison": "failed"})
+    assert provider.turns == [["m1"], ["m1"], ["poison"]]
+    kit.check()
+
+
+async def test_context_rides_along_with_the_first_that_is_tried_alone(kit: SessionKit) -> None:
+    kit.add("c", trigger=0)
+    for name in ("m1", "poison"):
+        kit.add(name)
+    provider = Scripted(fails_on_poison)
+    async with running(build(kit, provider)):
+        await eventually(lambda: kit.acks() == {"c": "completed", "m1": "completed", "poison": "failed"})
+    assert provider.turns == [["c", "m1", "poison"], ["c", "m1"], ["poison"]]
+
+
+async def test_an_agent_may_say_later(kit: SessionKit) -> None:
+    async def work(turn: Turn, progress: Progress) -> Answer:
+        if len(provider.turns) == 1:
+            raise TurnDeferredError("429 Too Many Requests", after_s=0.0)
+        return say("ok")
+
+    provider, events = Scripted(work), list[dict[str, Any]]()
+    async with running(build(kit, provider, events)):
+        kit.add("m1")
+        await eventually(lambda: kit.acks() == {"m1": "later"})
+        kit.change("UPDATE messages_in SET deferrals = 1 WHERE id = 'm1'")
+        await eventually(lambda: kit.acks() == {"m1": "completed"})
+    assert kit.contents() == [{"text": "ok"}], "nothing was sent for the first turn"
+    deferred = next(event for event in events if event["event"] == "turn_deferred")
+    assert (deferred["reason"], deferred["after_s"]) == ("429 Too Many Requests", 0.0)
+
+
+async def test_a_host_that_knows_no_later_gets_a_failure_that_says_so(kit: SessionKit) -> None:
+    async def work(turn: Turn, progress: Progress) -> Answer:
+        raise TurnDeferredError("busy")
+
+    kit.change("ALTER TABLE messages_in DROP COLUMN deferrals")
+    async with running(build(kit, Scripted(work))):
+        kit.add("m1")
+        await eventually(lambda: kit.acks() == {"m1": "failed"})
+    assert kit.contents()[0]["error"]["code"] == "TURN_FAILED"

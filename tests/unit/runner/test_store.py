@@ -407,3 +407,167 @@ def test_the_bell_is_rung_for_an_answer_and_not_for_a_claim(kit: SessionKit, sto
     assert not bell.exists()
     store.finish(store.outbound_rows([reply()]), ["m1"], AckStatus.COMPLETED)
     assert bell.exists()
+
+
+# --- fate: alone, in order, later, in time -----------------------------------------------------------------------------
+
+SOON: Final = "2026-11-21T02:00:05.000Z"
+PAST: Final = "2026-11-21T01:59:00.000Z"
+
+
+def mark(kit: SessionKit, message_id: str, **columns: object) -> None:
+    """What the host sets in messages_in."""
+    names = ", ".join(f"{name} = ?" for name in columns)
+    kit.change(f"UPDATE messages_in SET {names} WHERE id = ?", (*columns.values(), message_id))
+
+
+@pytest.mark.parametrize("columns", [{"tries": 1}, {"solo": 1}])
+def test_what_is_tried_again_shares_its_turn_with_no_other_trigger(
+    kit: SessionKit, store: Store, columns: dict[str, object]
+) -> None:
+    for name in ("t1", "c2", "t3", "c4", "t5", "t6"):
+        kit.add(name, trigger=0 if name.startswith(CONTEXT) else 1)
+    mark(kit, "t3", **columns)
+    assert claim(store) == ["t1", "c2"], "a turn ends before it"
+    assert claim(store) == ["t3", "c4"], "and what follows it has the next one"
+    assert claim(store) == ["t5", "t6"]
+
+
+def test_what_the_runner_names_is_tried_alone(kit: SessionKit, store: Store) -> None:
+    for name in ("t1", "t2"):
+        kit.add(name)
+    assert ids(store.claim(10, first_poll=False, solo={"t1", "t2"})) == ["t1"]
+    assert ids(store.claim(10, first_poll=False, solo={"t1", "t2"})) == ["t2"]
+
+
+def test_context_of_two_dead_turns_rides_with_no_retry_but_with_the_next_fresh_message(
+    kit: SessionKit, store: Store
+) -> None:
+    kit.add("c1", trigger=0)
+    kit.add("t2")
+    mark(kit, "c1", tries=1)
+    mark(kit, "t2", tries=1)
+    assert claim(store) == ["c1", "t2"], "the first retry has its context"
+    store.release_all()
+    mark(kit, "c1", tries=2)
+    mark(kit, "t2", tries=2)
+    assert claim(store) == ["t2"], "the second does without what may have killed it"
+    kit.add("t3")
+    assert claim(store) == ["c1", "t3"]
+
+
+def test_a_message_that_waits_for_its_retry_holds_back_what_came_after_it(kit: SessionKit, store: Store) -> None:
+    for name in ("t1", "t2", "t3"):
+        kit.add(name)
+    mark(kit, "t2", tries=1, solo=1, holds=1, process_after=SOON)
+    assert claim(store) == ["t1"]
+    assert claim(store) == [], "t3 waits for t2"
+    mark(kit, "t2", process_after=PAST)
+    assert claim(store) == ["t2"]
+    assert claim(store) == ["t3"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"holds": 0, "tries": 1},  # order = "ready"
+        {"holds": 1, "status": "cancelled"},
+        {"holds": 1, "on_wake": 1},  # it waits for a new container, which may never come
+        {"holds": 1, "trigger": 0},
+        {"holds": 1, "not_after": PAST},
+    ],
+)
+def test_what_holds_nobody_back(kit: SessionKit, store: Store, columns: dict[str, object]) -> None:
+    kit.add("t1", process_after=SOON)
+    kit.add("t2")
+    assert claim(store) == ["t2"], "a message scheduled by its sender is not earlier"
+    store.release_all()
+    mark(kit, "t1", **columns)
+    assert claim(store) == ["t2"]
+
+
+def test_a_message_that_has_expired_is_not_begun(kit: SessionKit, store: Store) -> None:
+    for name in ("t1", "t2"):
+        kit.add(name)
+    mark(kit, "t1", not_after="2026-11-21T02:00:00.000Z")
+    mark(kit, "t2", not_after="2026-11-21T02:00:00.001Z")
+    assert claim(store) == ["t2"]
+
+
+def deferrals(kit: SessionKit) -> list[dict[str, Any]]:
+    with kit.runner_file() as db:
+        return [dict(row) for row in db.all("SELECT * FROM deferrals ORDER BY message_id")]
+
+
+def test_later_is_an_ack_until_the_host_has_taken_note_of_it(kit: SessionKit, store: Store) -> None:
+    kit.add("t1")
+    kit.add("t2")
+    assert claim(store, 1) == ["t1"]
+    assert store.defer(["t1"], retry_at=NOW + 3000, reason="429")
+    assert kit.acks() == {"t1": "later"}
+    assert deferrals(kit) == [
+        {"message_id": "t1", "deferral": 1, "retry_at": "2026-11-21T02:00:03.000Z", "reason": "429"}
+    ]
+    assert claim(store) == [], "nobody knows yet whether t2 may pass"
+    mark(kit, "t1", deferrals=1, holds=0, process_after=SOON)
+    assert claim(store) == ["t2"]
+    mark(kit, "t1", process_after=PAST)
+    assert claim(store) == ["t1"]
+    assert store.defer(["t1"], retry_at=None, reason=None)
+    assert [row["deferral"] for row in deferrals(kit)] == [2]
+    assert claim(store) == [], "the second is another one"
+    mark(kit, "t1", deferrals=2)
+    assert claim(store) == ["t1"]
+    store.finish(store.outbound_rows([reply(in_reply_to="t1")]), ["t1"], AckStatus.COMPLETED)
+    assert deferrals(kit) == []
+    assert claim(store) == []
+
+
+def test_later_twice_is_later_once(kit: SessionKit, store: Store) -> None:
+    kit.add("t1")
+    claim(store)
+    for _ in range(2):  # the first one's effect was not known
+        assert store.defer(["t1"], retry_at=None, reason="busy")
+    assert [row["deferral"] for row in deferrals(kit)] == [1]
+
+
+def test_later_does_not_overwrite_another_ones_claim(kit: SessionKit, store: Store) -> None:
+    kit.add("t1")
+    claim(store)
+    other = make_store(kit, "I3")
+    other.start()
+    assert claim(other) == ["t1"]
+    with pytest.raises(ClaimLostError):
+        store.defer(["t1"], retry_at=None, reason=None)
+    assert (kit.acks(), deferrals(kit)) == ({"t1": "processing"}, [])
+
+
+def test_a_death_after_later_leaves_a_later_and_one_before_it_an_orphan(kit: SessionKit, store: Store) -> None:
+    kit.add("t1")
+    kit.add("t2")
+    claim(store, 1)
+    store.defer(["t1"], retry_at=None, reason=None)
+    mark(kit, "t1", deferrals=1, process_after=PAST)
+    claim(store, 1)
+    other = make_store(kit, "I3")
+    assert other.start() == 1
+    assert claim(other) == ["t1", "t2"]
+
+
+def test_a_host_that_knows_no_later_is_not_told_so(kit: SessionKit, store: Store) -> None:
+    kit.add("t1")
+    kit.change("ALTER TABLE messages_in DROP COLUMN deferrals")
+    claim(store)
+    assert not store.defer(["t1"], retry_at=None, reason=None)
+    assert kit.acks() == {"t1": "processing"}
+
+
+def test_an_ack_that_the_host_has_found_void_is_none(kit: SessionKit, store: Store) -> None:
+    kit.add("t1")
+    with kit.runner_file() as db, db.transaction():
+        db.execute("INSERT INTO processing_ack VALUES ('t1', 'completed', ?, 'I1')", (PAST,))
+    assert claim(store) == []
+    mark(kit, "t1", void_ack=PAST)
+    assert claim(store) == ["t1"]
+    store.finish(store.outbound_rows([reply(in_reply_to="t1")]), ["t1"], AckStatus.COMPLETED)
+    assert claim(store) == [], "the ack that counts has another time"

@@ -39,7 +39,7 @@ def sweep(world: SessionWorld, container: Container | None = None, *, occupied: 
 
 
 def finish(world: SessionWorld, incarnation: str, reason: str = "exited") -> tuple[bool, list[str]]:
-    claimed, actions, _ = finish_incarnation(world.files, incarnation, reason, world.now, SETTINGS)
+    claimed, actions, *_ = finish_incarnation(world.files, incarnation, reason, world.now, SETTINGS)
     return claimed, [type(action).__name__ for action in actions]
 
 
@@ -88,7 +88,7 @@ def test_a_session_with_work_and_no_container_is_woken_and_left_alone_otherwise(
 def test_a_crash_costs_one_try_and_the_next_is_backed_off(world: SessionWorld) -> None:
     world.accept("m")
     world.claim("m", by="i1")
-    claimed, actions, _ = finish_incarnation(world.files, "i1", "exited", world.now, SETTINGS)
+    claimed, actions, *_ = finish_incarnation(world.files, "i1", "exited", world.now, SETTINGS)
     assert (claimed, actions) == (True, [Reset("m", "i1", 1, NOW + 5 * SECOND)])
     row = world.message("m")
     assert (row["status"], row["tries"], row["process_after"]) == ("pending", 1, to_text(NOW + 5 * SECOND))

@@ -1,0 +1,142 @@
+"""What becomes of a message that is neither done nor lost: pure rules of order, "later", expiry and void acks.
+
+No I/O, no clock, no log. `fate_steps.py` gathers the evidence and writes the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from schema.ids import time_of
+from schema.instants import from_text
+from schema.rows import Ack, AckStatus, Deferral, MessageIn
+
+# A runner that read the row just before its expiry may still be committing its claim.
+EXPIRY_GRACE: Final = 2_000
+_FINAL: Final = frozenset({AckStatus.COMPLETED, AckStatus.FAILED})
+_SECOND: Final = 1000
+# An agent that names no time waits longer and longer; one that names a short time may not spin.
+_LONGEST_WAIT: Final = 10 * 60_000
+_LONGEST_FLOOR: Final = 60_000
+_MOST_DOUBLINGS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """An agent's rules. `strict`: a message that waits for its next try holds back the later ones of its session.
+
+    `later_for`: how long an agent may go on saying "later" about one message; `later_base`: the first wait. Milliseconds.
+    """
+
+    strict: bool = True
+    later_for: int = 24 * 3_600_000
+    later_base: int = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """The agent said "later": the message is due again at `process_after`. It costs no try."""
+
+    message_id: str
+    incarnation: str | None
+    number: int
+    process_after: int
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The agent has said "later" for too long: a dead letter."""
+
+    message_id: str
+    incarnation: str | None
+    number: int
+    deferred_for: int
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """The ack was written before its message was accepted: the runner is to ignore it."""
+
+    message_id: str
+    ack: Ack
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Nobody has begun the message in time: it is closed, and its sender is told."""
+
+    message_id: str
+    not_after: int
+
+
+Verdict = Defer | GiveUp | Void | Expire
+
+
+def held_from(pending: Iterable[MessageIn], now: int) -> int | None:
+    """The seq of the first message that waits for its next try and holds back those behind it; None if none does.
+
+    A message that its sender scheduled for later is not "earlier": it holds nothing back before its first try.
+    """
+    return min((message.seq for message in pending if _holds(message, now)), default=None)
+
+
+def is_expired(message: MessageIn, now: int) -> bool:
+    """Whether a message must not be begun any more."""
+    return message.not_after is not None and message.not_after <= now
+
+
+def is_noted(message: MessageIn, ack: Ack) -> bool:
+    """Whether an ack has been dealt with already, so that it says nothing any more."""
+    if message.void_ack is not None and ack.changed_text == message.void_ack:
+        return True
+    return ack.status is AckStatus.LATER and ack.deferral is not None and ack.deferral.number <= message.deferrals
+
+
+def claimed_by(claim: Ack, incarnation: str, born: int | None) -> bool:
+    """Whether a claim is this incarnation's: by its stamp, or, from a runner that stamps none, by its time.
+
+    Such runners write whole seconds: a claim within the second of the container's birth is the container's.
+    """
+    if claim.incarnation is not None:
+        return claim.incarnation == incarnation
+    if claim.changed_at is None or born is None:
+        return True
+    return _latest(claim.changed_at) >= born
+
+
+def looks_older(message: MessageIn, ack: Ack) -> bool:
+    """Whether a final ack is dated before its message was accepted. Only then is further evidence worth reading."""
+    accepted = from_text(message.timestamp)
+    if ack.status not in _FINAL or ack.changed_at is None or accepted is None or message.void_ack is not None:
+        return False
+    born = time_of(ack.incarnation) if ack.incarnation is not None else None
+    return _latest(ack.changed_at) < accepted and (born is None or born < accepted)
+
+
+def deferred(message: MessageIn, ack: Ack, first_at: int | None, fate: Fate, now: int) -> Defer | GiveUp:
+    """What an agent's "later" comes to. `first_at`: when it said so of this message for the first time, epoch ms."""
+    asked = ack.deferral or Deferral(message.deferrals + 1)
+    since = min(first_at, now) if first_at is not None else now
+    if now - since >= fate.later_for:
+        return GiveUp(message.id, ack.incarnation, asked.number, now - since, asked.reason)
+    doublings = min(message.deferrals, _MOST_DOUBLINGS)
+    wait = min(fate.later_base * 2**doublings, _LONGEST_WAIT)
+    if asked.retry_at is not None:
+        wait = max(asked.retry_at - now, min(wait, _LONGEST_FLOOR))
+    # However far away the agent wants it: it is tried once more at the end of what it may ask for.
+    due = min(now + wait, max(since + fate.later_for, now + fate.later_base))
+    return Defer(message.id, ack.incarnation, asked.number, due, asked.reason)
+
+
+def _holds(message: MessageIn, now: int) -> bool:
+    waits = message.process_after is not None and message.process_after > now
+    return message.holds and waits and message.trigger and not message.on_wake and not is_expired(message, now)
+
+
+def _latest(instant: int) -> int:
+    """The latest moment that a time may stand for: whole seconds are a second long."""
+    return instant + _SECOND - 1 if instant % _SECOND == 0 else instant
