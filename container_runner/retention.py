@@ -153,7 +153,7 @@ class Retention:
 
 def may_go(row: sqlite3.Row, cutoff: int) -> bool:
     """Whether an answer is old and the host is done with it: delivered, or a dead letter that an operator has closed."""
-    if row["receipt"] == "delivered":
+    if row["receipt"] in ("delivered", "not_wanted"):
         at = from_text(row["delivered_at"])
         return row["tracked"] is None and at is not None and at < cutoff
     return row["tracked"] == DeliveryState.DEAD and row["closed_at"] is not None and row["closed_at"] < cutoff

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -97,6 +97,11 @@ class Delivery(_Table):
     retry_for_s: float = Field(default=24 * 3600.0, gt=0)
     batch: int = Field(default=200, ge=1, le=1000)
     max_dead_letters: int = Field(default=10_000, ge=1)
+    head_blocks_attempts: int = Field(default=5, ge=1)
+    head_blocks_s: Annotated[float, Field(ge=0)] | Literal["always"] = 300.0
+    max_open_answers: int = Field(default=10_000, ge=1)
+    max_scheduled_answers: int = Field(default=1_000, ge=0)
+    max_ahead_s: float = Field(default=366 * 86400.0, gt=0)
     max_sends_per_channel: int = Field(default=100, ge=1, le=10_000)
     max_sends_per_place: int = Field(default=16, ge=1, le=10_000)
     max_sends_per_session: int = Field(default=8, ge=1, le=10_000)

@@ -237,14 +237,20 @@ class NotConfirmedError(ClawbusError):
 
 
 class TransientDeliveryError(ClawbusError):
-    """A send failed and may succeed later. `retry_after_s` is the receiver's wish in seconds, if it said one."""
+    """A send failed and may succeed later. `retry_after_s` is the receiver's wish in seconds, if it said one.
+
+    `in_doubt`: the receiver may have taken it, because it was sent and its answer did not come.
+    """
 
     code = "DELIVERY_TRANSIENT"
     default_hint = "Nothing to do yet: it is retried with back-off."
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, hint: str | None = None, in_doubt: bool = False
+    ) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
+        self.in_doubt = in_doubt
 
 
 class PermanentDeliveryError(ClawbusError):

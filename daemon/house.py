@@ -19,7 +19,7 @@ from daemon.bus.delivery import Delivery
 from daemon.bus.ingress import Ingress
 from daemon.bus.sessions import Session, Sessions
 from daemon.bus.watch import Watch
-from daemon.channels.registry import Channels, build_channels
+from daemon.channels.registry import Channels, build_channels, head_rules
 from daemon.clock import Clock
 from daemon.config import Agent, Config
 from daemon.containers.factory import spec_maker
@@ -288,6 +288,7 @@ def _delivery(config: Config, channels: Channels, clock: Clock, links: Links, te
         end_container=links.end_container,
         unreadable_s=config.sweep.claim_stuck_s,
         max_content_bytes=config.limits.max_content_bytes,
+        head_rules=head_rules(config),
         rng=random.Random(),  # noqa: S311 - spreads retries; nothing secret
         telemetry=telemetry,
     )

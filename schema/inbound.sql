@@ -38,7 +38,7 @@ CREATE INDEX IF NOT EXISTS messages_in_rearm ON messages_in(seq)
 CREATE TABLE IF NOT EXISTS delivered (
   message_out_id      TEXT PRIMARY KEY,
   platform_message_id TEXT,
-  status              TEXT NOT NULL DEFAULT 'delivered',  -- delivered | failed
+  status              TEXT NOT NULL DEFAULT 'delivered',  -- delivered | failed | not_wanted
   delivered_at        TEXT NOT NULL
 );
 
@@ -92,7 +92,10 @@ CREATE TABLE IF NOT EXISTS delivery_attempts (
   next_attempt_at INTEGER,                       -- epoch ms; not before
   first_at        INTEGER NOT NULL,
   last_error      TEXT,
-  last_error_code TEXT
+  last_error_code TEXT,
+  passed          INTEGER NOT NULL DEFAULT 0,    -- of a retrying one: 0 holds its destination back, 1 lets one later row
+                                                 -- try, 2 holds nothing back: a later row has arrived meanwhile
+  doubts          INTEGER NOT NULL DEFAULT 0     -- how often it was unknown whether an attempt had arrived
 );
 CREATE INDEX IF NOT EXISTS delivery_attempts_open ON delivery_attempts(seq)
   WHERE state IN ('queued', 'intended', 'retrying');
@@ -104,7 +107,7 @@ CREATE INDEX IF NOT EXISTS delivery_attempts_retrying ON delivery_attempts(desti
 -- ours: dead letters that an operator has dealt with. A dead letter is a failed message or a dead delivery not named here.
 CREATE TABLE IF NOT EXISTS dead_letters_closed (
   id          TEXT PRIMARY KEY,                  -- of messages_in or of messages_out
-  outcome     TEXT NOT NULL,                     -- dropped | requeued (a message only: an answer becomes queued again)
+  outcome     TEXT NOT NULL,                     -- dropped | expired | requeued (a message only: an answer becomes queued again)
   at          INTEGER NOT NULL,                  -- epoch ms
   by          TEXT NOT NULL,                     -- the operator's user name
   reason      TEXT,

@@ -13,7 +13,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from daemon.bus.delivery_plan import ChannelTraits, Send
+from daemon.bus.delivery_plan import ChannelTraits, HeadRule, Send
 from daemon.bus.delivery_report import DeliveryReport
 from daemon.bus.delivery_steps import Means, Outcome, record_outcomes
 from daemon.bus.outcomes import by_destination
@@ -61,6 +61,7 @@ class Delivery:
         max_content_bytes: int,
         rng: random.Random,
         telemetry: Telemetry,
+        head_rules: Mapping[str, HeadRule] | None = None,
     ) -> None:
         self._config = config
         self._clock = clock
@@ -82,7 +83,11 @@ class Delivery:
         self._channels_run: anyio.Event | None = None
         self._log = structlog.get_logger("delivery")
         self._traits = {
-            name: ChannelTraits(c.capabilities.deduplicates, c.capabilities.in_doubt is InDoubt.HOLD)
+            name: ChannelTraits(
+                c.capabilities.deduplicates,
+                c.capabilities.in_doubt is InDoubt.HOLD,
+                (head_rules or {}).get(name, HeadRule()),
+            )
             for name, c in channels.items()
         }
         # A channel that writes a file of ours holds nobody up, and takes its rows in the look itself.

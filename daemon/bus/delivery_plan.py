@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -27,6 +27,17 @@ class Reason(StrEnum):
     NO_CHANNEL = "NO_CHANNEL"
     ROW_GONE = "ROW_GONE"
     IN_DOUBT = "IN_DOUBT"
+    TOO_FAR_AHEAD = "TOO_FAR_AHEAD"
+    TOO_MANY_SCHEDULED = "TOO_MANY_SCHEDULED"
+
+
+# What a container's own row is refused for. Each such row costs rows of the host's file; a channel's refusal is not its doing.
+OF_CONTAINER: Final = frozenset(
+    {
+        Reason.UNKNOWN_KIND, Reason.BAD_CONTENT, Reason.NO_ROUTE, Reason.UNAUTHORISED, Reason.ROW_GONE,
+        Reason.TOO_FAR_AHEAD, Reason.TOO_MANY_SCHEDULED,
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +49,23 @@ class Candidate:
     state: DeliveryState | None
     attempts: int = 0
     first_at: int = 0
+    doubts: int = 0
     origin: Address | None = None
     gone: bool = False
     cause: Cause | None = None  # carried, never decided on
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRule:
+    """For how long an answer that keeps failing holds back the later ones of its destination: until it has failed so many
+    times, or for so many seconds. `seconds` None: for as long as it is retried (strict order)."""
+
+    attempts: int = 5
+    seconds: float | None = 300.0
+
+    def is_over(self, attempts: int, age_ms: int) -> bool:
+        """Whether a later answer may be tried."""
+        return self.seconds is not None and (attempts >= self.attempts or age_ms >= self.seconds * 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +74,16 @@ class ChannelTraits:
 
     deduplicates: bool
     hold_in_doubt: bool
+    head: HeadRule = field(default_factory=HeadRule)
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What the session may do and the channels can. `held`: destinations with a send under way or a failed head.
-    `full`: (channel, place) to which the session may begin no send now."""
+    `full`: (channel, place) to which the session may begin no send now. `probing`: destinations whose head has failed for
+    so long that one later row is tried, to find out whether the receiver or the head is at fault. `scheduled_room`: how
+    many more rows may wait for a time of their own, which may be `max_ahead_ms` away.
+    """
 
     now: int
     routing: Address | None
@@ -63,6 +92,9 @@ class Rules:
     held: frozenset[str]
     max_content_bytes: int
     full: frozenset[tuple[str, str]] = frozenset()
+    probing: frozenset[str] = frozenset()
+    scheduled_room: int = 1000
+    max_ahead_ms: int = 366 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +142,27 @@ Decision = Send | Queue | Defer | Bury
 def plan(candidates: Iterable[Candidate], rules: Rules) -> list[Decision]:
     """A decision for each candidate, in seq order. `candidates` may come in any order."""
     held = set(rules.held)
-    decisions: list[Decision] = []
-    for candidate in sorted(candidates, key=lambda item: item.row.seq):
+    room = rules.scheduled_room
+    found: list[tuple[int, Decision]] = []
+    for candidate in sorted(candidates, key=lambda item: _turn(item, rules)):
         decision = _decide(candidate, rules, held)
-        decisions.append(decision)
+        if isinstance(decision, Queue) and candidate.state is None and decision.not_before is not None:
+            room -= 1
+            if room < 0:
+                error = "too many answers of this session wait for a time of their own (delivery.max_scheduled_answers)"
+                decision = Bury(candidate, Reason.TOO_MANY_SCHEDULED, error, decision.address)
+        found.append((candidate.row.seq, decision))
         if isinstance(decision, Defer) or (isinstance(decision, Send) and not _batches(decision.address, rules)):
             held.add(decision.address.key)
-    return decisions
+    return [decision for _, decision in sorted(found, key=lambda one: one[0])]
+
+
+def _turn(candidate: Candidate, rules: Rules) -> tuple[bool, int]:
+    """The order of arrival; but where one later row is tried, one that has not been tried yet comes first."""
+    if not rules.probing or candidate.state is not DeliveryState.QUEUED or not candidate.attempts:
+        return False, candidate.row.seq
+    address = _address(candidate, rules)
+    return isinstance(address, Address) and address.key in rules.probing, candidate.row.seq
 
 
 def _decide(candidate: Candidate, rules: Rules, held: set[str]) -> Decision:
@@ -130,6 +176,10 @@ def _decide(candidate: Candidate, rules: Rules, held: set[str]) -> Decision:
         return address
     row = candidate.row
     if candidate.state is None and row.deliver_after is not None and row.deliver_after > rules.now:
+        if row.deliver_after - rules.now > rules.max_ahead_ms:
+            days = rules.max_ahead_ms / 86_400_000
+            error = f"deliver_after is more than {days:g} days away (delivery.max_ahead_s)"
+            return Bury(candidate, Reason.TOO_FAR_AHEAD, error, address)
         return Queue(candidate, address, row.deliver_after)
     if address.key in held:
         return Queue(candidate, address, None)
@@ -183,7 +233,7 @@ def _address(candidate: Candidate, rules: Rules) -> Address | Bury:
 
 def _batches(address: Address, rules: Rules) -> bool:
     traits = rules.channels.get(address.channel_type)
-    return traits is not None and traits.deduplicates
+    return traits is not None and traits.deduplicates and address.key not in rules.probing
 
 
 def retry_at(

@@ -37,6 +37,12 @@ class DeliveryReport:
         log_verdicts(log, found.verdicts)
         for dead in found.buried:
             self._dead(session, dead)
+        for send in found.sends:
+            if send.in_doubt:
+                channel = send.address.channel_type
+                log.warning("delivery_in_doubt", message_out=send.candidate.row.id, channel=channel,
+                            attempt=send.candidate.attempts + 1)  # fmt: skip
+                self._telemetry.in_doubt(channel)
         for item in found.deferred:
             log.warning("delivery_deferred", message_out=item.candidate.row.id, code=item.reason, error=item.error)
             self._telemetry.deferred(item.address.channel_type, item.reason)
@@ -45,7 +51,7 @@ class DeliveryReport:
         """What came of sends, once it is recorded; `buried` are those of them that were given up."""
         log = self._log.bind(agent=session.key.agent, session=session.key.session)
         dead_ids = {dead.candidate.row.id for dead in buried}
-        done = [outcome for outcome in outcomes if outcome.sent and outcome.error is None]
+        done = [one for one in outcomes if one.sent and one.error is None and not one.not_wanted]
         if len(done) > _TOLD_ONE_BY_ONE:
             ids = [outcome.send.candidate.row.id for outcome in done]
             for part in chunks(ids, MAX_ITEMS):  # an event shows no more of a list
@@ -54,20 +60,26 @@ class DeliveryReport:
         for outcome in outcomes:
             row = outcome.send.candidate.row
             self._tell(session, outcome)
-            if outcome.sent and outcome.error is None:
+            if outcome.not_wanted:
+                log.debug("answer_not_wanted", message_out=row.id, in_reply_to=row.in_reply_to,
+                          channel=outcome.send.address.channel_type)  # fmt: skip
+            elif outcome.sent and outcome.error is None:
                 if len(done) > _TOLD_ONE_BY_ONE:
                     continue
                 log.info("message_delivered", message_out=row.id, in_reply_to=row.in_reply_to,
                          channel=outcome.send.address.channel_type, attempt=outcome.send.candidate.attempts + 1)  # fmt: skip
             elif outcome.sent and row.id not in dead_ids:
                 log.warning("delivery_failed", message_out=row.id, code=outcome.error_code, error=outcome.error,
-                            channel=outcome.send.address.channel_type, attempt=outcome.send.candidate.attempts + 1)  # fmt: skip
+                            channel=outcome.send.address.channel_type, attempt=outcome.send.candidate.attempts + 1,
+                            in_doubt=outcome.in_doubt)  # fmt: skip
         for dead in buried:
             self._dead(session, dead)
 
     def _tell(self, session: Session, outcome: Outcome) -> None:
-        if not outcome.sent or outcome.begun is None:
+        if not outcome.sent or outcome.begun is None or outcome.not_wanted:
             return
+        if outcome.in_doubt:
+            self._telemetry.in_doubt(outcome.send.address.channel_type)
         candidate = outcome.send.candidate
         self._telemetry.sent(
             outcome.begun, session.key.agent, session.key.session, outcome.send.address.channel_type, candidate.row.id,

@@ -9,11 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeGuard
 
-from daemon.bus.delivery_plan import Bury, Candidate, ChannelTraits, Decision, Defer, Queue, Rules, Send, plan, retry_at
+from daemon.bus.delivery_plan import (
+    OF_CONTAINER,
+    Bury,
+    Candidate,
+    ChannelTraits,
+    Decision,
+    Defer,
+    Queue,
+    Rules,
+    Send,
+    plan,
+    retry_at,
+)
 from daemon.bus.endings import Ending, endings
 from daemon.bus.fate_steps import apply_verdict, judge
 from daemon.config import Delivery as DeliveryConfig
 from daemon.store import deliveries, messages, outbound
+from daemon.store.dead_letters import expire
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
 from daemon.sweep.decide import Observation, Settle, settled
@@ -54,6 +67,8 @@ class Outcome:
     error: str | None = None
     permanent: bool = False
     retry_after_s: float | None = None
+    in_doubt: bool = False  # of a failure: it may have arrived
+    not_wanted: bool = False  # nobody wants it, says its channel
     begun: Beginning | None = None
     ended_at: int = 0
 
@@ -61,7 +76,7 @@ class Outcome:
         """The same with its times. (A drain makes one a row, and `dataclasses.replace` takes three times as long.)"""
         return Outcome(
             self.send, self.sent, self.platform_message_id, self.error_code, self.error, self.permanent,
-            self.retry_after_s, begun, ended_at,
+            self.retry_after_s, self.in_doubt, self.not_wanted, begun, ended_at,
         )  # fmt: skip
 
 
@@ -187,8 +202,12 @@ def unfinished(
 
 
 def _check_dead(db: Reader, decisions: Sequence[Decision], limit: int) -> None:
-    """Each row that cannot be sent costs rows of ours: a container must not fill the host's file with them."""
-    if any(isinstance(item, Bury) for item in decisions) and deliveries.too_many_dead(db, limit):
+    """Each row that cannot be sent costs rows of ours: a container must not fill the host's file with them.
+
+    What its channel refuses is not the session's doing, and never puts it in quarantine.
+    """
+    refused = any(isinstance(item, Bury) and item.reason in OF_CONTAINER for item in decisions)
+    if refused and deliveries.too_many_dead(db, limit, OF_CONTAINER):
         raise HostileFileError(
             f"more than {limit} answers of this session cannot be delivered (delivery.max_dead_letters); `clawbus dead list`"
         )
@@ -219,18 +238,32 @@ def settled_detail(action: Settle) -> dict[str, str] | None:
 def record_outcomes(files: SessionFiles, outcomes: Sequence[Outcome], means: Means, now: int) -> list[Bury]:
     """Receipts, retries and dead letters of sends, in one transaction. The dead letters are returned for the log."""
     buried: list[Bury] = []
+    taken: dict[str, str] = {}
     with files.inbound() as db, db.transaction():
         for outcome in outcomes:
             candidate = outcome.send.candidate
             if not outcome.sent:
                 deliveries.unsend(db, candidate.row.id)
-            elif outcome.error is None:
-                deliveries.delivered(db, candidate.row.id, outcome.platform_message_id, now)
-            else:
+            elif outcome.error is not None:
                 dead = _failed(db, outcome, means, now)
                 if dead:
                     buried.append(dead)
+            elif outcome.not_wanted:
+                deliveries.not_wanted(db, candidate.row.id, now)
+            else:
+                deliveries.delivered(db, candidate.row.id, outcome.platform_message_id, now)
+                taken[outcome.send.address.key] = candidate.row.id
+        for destination, row_id in taken.items():
+            deliveries.set_aside(db, destination, row_id, now)
+        if buried:
+            _expire_dead(db, means.config.max_dead_letters, now)
     return buried
+
+
+def _expire_dead(db: Writer, limit: int, now: int) -> None:
+    """What channels refuse must not fill the file either: beyond the limit the oldest are closed, and retention takes them."""
+    for letter_id in deliveries.open_dead_beyond(db, limit, OF_CONTAINER):
+        expire(db, letter_id, now, "delivery.max_dead_letters")
 
 
 def _failed(db: Writer, outcome: Outcome, means: Means, now: int) -> Bury | None:
@@ -246,7 +279,13 @@ def _failed(db: Writer, outcome: Outcome, means: Means, now: int) -> Bury | None
         now, attempts, base_s=means.config.retry_base_s, max_s=means.config.retry_max_s,
         retry_after_s=outcome.retry_after_s, jitter=means.jitter,
     )  # fmt: skip
-    deliveries.retry(db, send.candidate.row.id, now, not_before, code, error)
+    identity, destination = send.candidate.row.id, send.address.key
+    if deliveries.head_that_lets_try(db, destination, identity):
+        deliveries.probe_failed(db, identity, destination, now, code, error, in_doubt=outcome.in_doubt)
+        return None
+    traits = means.channels.get(send.address.channel_type)
+    over = traits is not None and traits.head.is_over(attempts, now - first_at)
+    deliveries.retry(db, identity, now, not_before, code, error, in_doubt=outcome.in_doubt, lets_try=over)
     return None
 
 
@@ -265,6 +304,10 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
     new: list[MessageOut] = []
     if out is not None and len(every_due) < limit and not left_out:
         new = outbound.rows_after(out, deliveries.cursor(db, out.file_id), batch)
+    room = means.config.max_open_answers
+    if new:  # what is more waits in the container's own file
+        room = max(0, room - deliveries.count_open(db))
+    held_back, new = len(new) > room, new[:room]
     known = deliveries.known(db, [row.id for row in new])
     tracked = [(row, _row_of(row, host if row.from_host else agent)) for row in due]
     fresh = _first_of_each(new, known)
@@ -278,7 +321,10 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
         held=held,
         top_seq=new[-1].seq if new else None,
         file_id=out.file_id if out is not None else "",
-        more=left_out or len(every_due) == limit or len(new) == batch or sum(len(row.content) for row in new) > _LARGE,
+        more=left_out
+        or len(every_due) == limit
+        or len(new) == batch
+        or (sum(len(row.content) for row in new) > _LARGE and not held_back),
     )
 
 
@@ -325,6 +371,7 @@ def _tracked(row: deliveries.Tracked, found: MessageOut | None, origins: _Origin
         state=row.state,
         attempts=row.attempts,
         first_at=row.first_at,
+        doubts=row.doubts,
         origin=origin.address if origin is not None else None,
         gone=found is None,
         cause=origin.cause if origin is not None else None,
@@ -352,7 +399,17 @@ def _rules(db: Reader, batch: _Batch, means: Means, now: int) -> Rules:
         held=batch.held,
         max_content_bytes=means.max_content_bytes,
         full=means.full,
+        probing=deliveries.probing_destinations(db),
+        scheduled_room=_scheduled_room(db, batch, means, now),
+        max_ahead_ms=int(means.config.max_ahead_s * 1000),
     )
+
+
+def _scheduled_room(db: Reader, batch: _Batch, means: Means, now: int) -> int:
+    """Counted only when a new row wants a time of its own."""
+    limit = means.config.max_scheduled_answers
+    asked = any(one.state is None and (one.row.deliver_after or 0) > now for one in batch.candidates)
+    return limit - deliveries.count_scheduled(db, now) if asked else limit
 
 
 def _new_claims(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], live: str | None) -> list[Ack]:
@@ -376,6 +433,10 @@ def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
         _track_new(db, decision, now)
     elif isinstance(decision, Send):
         deliveries.intend(db, candidate.row.id, decision.address.key)
+        if decision.in_doubt:
+            traits = means.channels.get(decision.address.channel_type)
+            known = traits is not None and traits.deduplicates
+            deliveries.resend(db, candidate.row.id, now, candidate.attempts + 1, deduplicates=known)
     if isinstance(decision, Bury):
         deliveries.bury(db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host)
     elif isinstance(decision, Defer):
@@ -409,5 +470,6 @@ def _track_new(db: Writer, decision: Decision, now: int) -> None:
         destination=address.key if address is not None else "",
         state=state,
         not_before=decision.not_before if isinstance(decision, Queue) else None,
-        at=now,
+        # Its life begins when it is due: the time for retries must not be over by then.
+        at=decision.not_before or now if isinstance(decision, Queue) else now,
     )

@@ -42,25 +42,29 @@ def outgoing(key: SessionKey, send: Send, traceparent: str | None) -> Outgoing:
     )
 
 
-def receipt_of(receipt: object) -> str | None:
-    """The receiver's own id, if it gave one. Raises TypeError for what is no Receipt."""
+def success(send: Send, receipt: object) -> Outcome:
+    """What a receipt says. Raises TypeError for what is no Receipt."""
     if not isinstance(receipt, Receipt):
         raise TypeError(f"deliver returned {type(receipt).__name__}, not a Receipt")
-    return None if receipt.platform_message_id is None else str(receipt.platform_message_id)
+    platform_id = None if receipt.platform_message_id is None else str(receipt.platform_message_id)
+    return Outcome(send, sent=True, platform_message_id=platform_id, not_wanted=receipt.not_wanted)
 
 
 def failure(send: Send, error: Exception, timeout_s: float) -> Outcome:
     """What an error says of a send that was begun. `timeout_s` is the bus's own, for the words."""
     if isinstance(error, TimeoutError):
         text = f"no answer within {timeout_s:g} s"
-        return Outcome(send, sent=True, error_code=TransientDeliveryError.code, error=text)
+        return Outcome(send, sent=True, error_code=TransientDeliveryError.code, error=text, in_doubt=True)
     if isinstance(error, PermanentDeliveryError):
         return Outcome(send, sent=True, error_code=error.code, error=str(error), permanent=True)
     if isinstance(error, TransientDeliveryError):
-        return Outcome(send, sent=True, error_code=error.code, error=str(error), retry_after_s=error.retry_after_s)
+        return Outcome(
+            send, sent=True, error_code=error.code, error=str(error), retry_after_s=error.retry_after_s,
+            in_doubt=error.in_doubt,
+        )  # fmt: skip
     channel = send.address.channel_type
     structlog.get_logger("delivery").error("channel_raised", channel=channel, exc_info=error)
-    return Outcome(send, sent=True, error_code="CHANNEL_BUG", error=f"{type(error).__name__}: {error}")
+    return Outcome(send, sent=True, error_code="CHANNEL_BUG", error=f"{type(error).__name__}: {error}", in_doubt=True)
 
 
 def note_results(
@@ -71,4 +75,4 @@ def note_results(
         if isinstance(result, PermanentDeliveryError | TransientDeliveryError):
             outcomes.append(failure(send, result, timeout_s))
             return
-        outcomes.append(Outcome(send, sent=True, platform_message_id=receipt_of(result)))
+        outcomes.append(success(send, result))

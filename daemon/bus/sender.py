@@ -11,7 +11,7 @@ import anyio
 
 from daemon.bus.delivery_plan import Send
 from daemon.bus.delivery_steps import Outcome
-from daemon.bus.outcomes import failure, note_results, outgoing, receipt_of
+from daemon.bus.outcomes import failure, note_results, outgoing, success
 from daemon.bus.sessions import Session
 from daemon.channels.protocol import Channel, ManyChannel
 from daemon.clock import Clock
@@ -47,10 +47,9 @@ class Sender:
         channel = self._channels[send.address.channel_type]
         try:
             with anyio.fail_after(self._timeout_s):
-                platform_id = receipt_of(await channel.deliver(outgoing(session.key, send, traceparent)))
+                return success(send, await channel.deliver(outgoing(session.key, send, traceparent)))
         except Exception as error:  # noqa: BLE001 - a channel's bug must not stop other channels; it is retried and logged
             return failure(send, error, self._timeout_s)
-        return Outcome(send, sent=True, platform_message_id=platform_id)
 
     async def many(self, session: Session, sends: list[Send]) -> list[Outcome]:
         """One call for a run of rows. What it does not tell of was not begun, or is sent again: it deduplicates."""

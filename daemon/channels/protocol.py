@@ -96,9 +96,13 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof of hand-over. `platform_message_id` is the receiver's own id, if it gave one."""
+    """Proof of hand-over. `platform_message_id` is the receiver's own id, if it gave one.
+
+    `not_wanted`: nothing was handed over, because the configuration says that nobody wants answers at this place.
+    """
 
     platform_message_id: str | None = None
+    not_wanted: bool = False
 
 
 class Accept(Protocol):

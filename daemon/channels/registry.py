@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Protocol, cast, get_args, runtime_checkable
+from typing import Annotated, Any, Final, Literal, Protocol, cast, get_args, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from daemon.bus.delivery_plan import HeadRule
 from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Channel, ChannelContext
 from daemon.clock import Clock
@@ -58,6 +59,8 @@ class _Common(BaseModel):
 
     type: str | None = None
     enabled: bool = True
+    head_blocks_attempts: int | None = Field(default=None, ge=1)
+    head_blocks_s: Annotated[float, Field(ge=0)] | Literal["always"] | None = None
 
 
 def find_types() -> dict[str, EntryPoint]:
@@ -133,6 +136,18 @@ def _build(
         max_content_bytes=config.limits.max_content_bytes,
     )
     return cls(context)
+
+
+def head_rules(config: Config) -> dict[str, HeadRule]:
+    """For each configured channel, how long an answer that keeps failing holds back later ones. After `build_channels`."""
+    found: dict[str, HeadRule] = {}
+    for name, table in {LOCAL: {}, **config.channels}.items():
+        own, delivery = _common(name, table), config.delivery
+        seconds = delivery.head_blocks_s if own.head_blocks_s is None else own.head_blocks_s
+        found[name] = HeadRule(
+            own.head_blocks_attempts or delivery.head_blocks_attempts, None if seconds == "always" else seconds
+        )
+    return found
 
 
 @runtime_checkable

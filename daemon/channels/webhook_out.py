@@ -71,6 +71,8 @@ class WebhookOut:
         """Post one message. Raises TransientDeliveryError or PermanentDeliveryError; returns only for a 2xx."""
         hook_name = message.address.platform_id
         hook = self._settings.hooks.get(hook_name)
+        if hook is not None and hook.reply == "none":
+            return Receipt(not_wanted=True)
         url = hook.reply_url if hook is not None else None
         key = self._keys[hook_name].reply if hook is not None else None
         if hook is None or url is None or key is None:
@@ -91,13 +93,12 @@ class WebhookOut:
                 response = await client.send(request, stream=True)
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
             raise PermanentDeliveryError(f"hook {where}: the request cannot be made: {_said(error)}.") from error
-        except httpx.TimeoutException as error:
-            raise TransientDeliveryError(f"hook {where}: {_said(error)}.") from error
         except TimeoutError as error:
             seconds = self._settings.total_timeout_s
-            raise TransientDeliveryError(f"hook {where}: no answer within {seconds:g} s.") from error
+            raise TransientDeliveryError(f"hook {where}: no answer within {seconds:g} s.", in_doubt=True) from error
         except httpx.HTTPError as error:
-            raise TransientDeliveryError(f"hook {where}: {_said(error)}.") from error
+            in_doubt = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            raise TransientDeliveryError(f"hook {where}: {_said(error)}.", in_doubt=in_doubt) from error
         try:
             if response.is_success:
                 return Receipt(await _platform_id(response))
@@ -142,7 +143,7 @@ class WebhookOut:
             )
         return PermanentDeliveryError(
             f"{key}.reply_url is not set, so its answers have nowhere to go.",
-            hint=f"Set {key}.reply_url and reply_secret, restart and requeue.",
+            hint=f'Set {key}.reply_url and reply_secret, restart and requeue; or set reply = "none" if nobody wants answers.',
         )
 
 

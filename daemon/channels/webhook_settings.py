@@ -47,6 +47,7 @@ class Hook(BaseModel):
     secret_env: str | None = None
     secret_file: Path | None = None
     kind: Literal[Kind.CHAT, Kind.CHAT_SDK, Kind.TASK, Kind.WEBHOOK] = Kind.WEBHOOK
+    reply: Literal["url", "none"] = "url"
     reply_url: SecretStr | None = None
     reply_secret: SecretStr | None = None
     reply_secret_env: str | None = None
@@ -73,6 +74,8 @@ class Hook(BaseModel):
     def _secrets(self) -> Self:
         if sum(one is not None for one in (self.secret, self.secret_env, self.secret_file)) != 1:
             raise ValueError("set exactly one of secret, secret_env and secret_file")
+        if self.reply == "none" and self.reply_url is not None:
+            raise ValueError('reply = "none" and reply_url exclude each other: remove one of them')
         wanted = 0 if self.reply_url is None else 1
         if sum(one is not None for one in (self.reply_secret, self.reply_secret_env, self.reply_secret_file)) != wanted:
             raise ValueError(

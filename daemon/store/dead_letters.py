@@ -23,6 +23,8 @@ CLOSED_TABLE: Final = "dead_letters_closed"
 _REQUEUED: Final = re.compile(r"\+r[0-9]{1,9}\Z")
 _DROPPED: Final = "dropped"
 _REQUEUE: Final = "requeued"
+EXPIRED: Final = "expired"
+BY_RULE: Final = "clawbus"  # who closed a letter that no operator did
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,13 @@ def drop(db: Writer, letter: DeadLetter, operator: Operator, at: int) -> None:
     identity = letter.id if isinstance(letter, MessageIn) else letter.message_out_id
     record(db, identity, _DROPPED, at, detail=operator.detail())
     _close(db, identity, _DROPPED, operator, at)
+
+
+def expire(db: Writer, letter_id: str, at: int, rule: str) -> None:
+    """Close a dead letter by a rule of the configuration: it is listed no more. Its rows stay until retention takes them."""
+    by = Operator(BY_RULE, rule)
+    record(db, letter_id, EXPIRED, at, detail=by.detail())
+    _close(db, letter_id, EXPIRED, by, at)
 
 
 def _close(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from daemon.store.messages import chunks, free_id, insert, marks, next_even_seq
@@ -31,6 +31,7 @@ class Tracked:
     attempts: int
     next_attempt_at: int | None
     first_at: int
+    doubts: int = 0
 
 
 def cursor(db: Reader, file_id: str) -> int:
@@ -89,17 +90,52 @@ def due(
             attempts=row["attempts"],
             next_attempt_at=row["next_attempt_at"],
             first_at=row["first_at"],
+            doubts=row["doubts"],
         )
         for row in rows
     ]
 
 
 def retrying_destinations(db: Reader, now: int) -> frozenset[str]:
-    """Destinations whose head failed and whose next attempt is not due yet."""
+    """Destinations whose head failed, holds them back, and whose next attempt is not due yet."""
     rows = db.all(
-        "SELECT DISTINCT destination FROM delivery_attempts WHERE state = 'retrying' AND next_attempt_at > ?", (now,)
+        "SELECT DISTINCT destination FROM delivery_attempts WHERE state = 'retrying' AND passed = 0"
+        " AND next_attempt_at > ?",
+        (now,),
     )
     return frozenset(row["destination"] for row in rows)
+
+
+def probing_destinations(db: Reader) -> frozenset[str]:
+    """Destinations whose head lets one later row try."""
+    rows = db.all("SELECT DISTINCT destination FROM delivery_attempts WHERE state = 'retrying' AND passed = 1")
+    return frozenset(row["destination"] for row in rows)
+
+
+def count_open(db: Reader) -> int:
+    """Rows that are neither delivered nor dead."""
+    row = db.one("SELECT count(*) AS n FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying')")
+    return int(row["n"]) if row is not None else 0
+
+
+def count_scheduled(db: Reader, now: int) -> int:
+    """Rows that wait for a time of their own."""
+    row = db.one(
+        "SELECT count(*) AS n FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying')"
+        " AND state = 'queued' AND next_attempt_at > ?",
+        (now,),
+    )
+    return int(row["n"]) if row is not None else 0
+
+
+def scheduled_of_agent(db: Reader, now: int, after: int, limit: int) -> list[MessageOut]:
+    """The container's rows that wait for a time of their own, in seq order above `after`; without their contents."""
+    rows = db.all(
+        "SELECT message_out_id, seq FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying')"
+        " AND state = 'queued' AND source = 'agent' AND next_attempt_at > ? AND seq > ? ORDER BY seq LIMIT ?",
+        (now, after, limit),
+    )
+    return [MessageOut(row["message_out_id"], row["seq"], "", "", "") for row in rows]
 
 
 def next_attempt_at(db: Reader) -> int | None:
@@ -110,7 +146,7 @@ def next_attempt_at(db: Reader) -> int | None:
     row = db.one(
         "SELECT min(coalesce(next_attempt_at, 0)) AS soonest FROM delivery_attempts"
         " WHERE state IN ('queued', 'intended', 'retrying') AND (state = 'retrying'"
-        " OR destination NOT IN (SELECT destination FROM delivery_attempts WHERE state = 'retrying'))"
+        " OR destination NOT IN (SELECT destination FROM delivery_attempts WHERE state = 'retrying' AND passed = 0))"
     )
     return row["soonest"] if row is not None else None
 
@@ -172,20 +208,82 @@ def unsend(db: Writer, message_out_id: str) -> None:
     )
 
 
-def retry(db: Writer, message_out_id: str, at: int, not_before: int, code: str, error: str) -> None:
-    """An attempt failed and another one is due at `not_before`."""
+def retry(
+    db: Writer,
+    message_out_id: str,
+    at: int,
+    not_before: int,
+    code: str,
+    error: str,
+    *,
+    in_doubt: bool = False,
+    lets_try: bool = False,
+) -> None:
+    """An attempt failed and another one is due at `not_before`. `in_doubt`: it may have arrived. `lets_try`: it has
+    failed for so long that one later row of its destination is tried."""
     db.execute(
-        "UPDATE delivery_attempts SET state = 'retrying', next_attempt_at = ?, last_error_code = ?, last_error = ?"
-        " WHERE message_out_id = ?",
-        (not_before, code, error[:1000], message_out_id),
+        "UPDATE delivery_attempts SET state = 'retrying', next_attempt_at = ?, last_error_code = ?, last_error = ?,"
+        " doubts = doubts + ?, passed = CASE WHEN passed = 0 THEN ? ELSE passed END WHERE message_out_id = ?",
+        (not_before, code, error[:1000], int(in_doubt), int(lets_try), message_out_id),
     )
     detail = {"code": code, "error": error[:1000], "next_attempt_at": to_text(not_before)}
-    record(db, message_out_id, "delivery_failed", at, detail=detail)
+    record(db, message_out_id, "delivery_failed", at, detail={**detail, **({"in_doubt": True} if in_doubt else {})})
+
+
+def head_that_lets_try(db: Reader, destination: str, message_out_id: str) -> bool:
+    """Whether another row of this destination keeps failing and lets this one try."""
+    sql = (
+        "SELECT 1 FROM delivery_attempts WHERE destination = ? AND state = 'retrying' AND passed = 1"
+        " AND message_out_id <> ?"
+    )
+    return db.one(sql, (destination, message_out_id)) is not None
+
+
+def probe_failed(
+    db: Writer, message_out_id: str, destination: str, at: int, code: str, error: str, *, in_doubt: bool = False
+) -> None:
+    """The receiver did not take a later row either: both wait, in their order, for the head's next attempt."""
+    db.execute(
+        "UPDATE delivery_attempts SET state = 'queued', next_attempt_at = NULL, last_error_code = ?, last_error = ?,"
+        " doubts = doubts + ? WHERE message_out_id = ?",
+        (code, error[:1000], int(in_doubt), message_out_id),
+    )
+    db.execute(
+        "UPDATE delivery_attempts SET passed = 0 WHERE destination = ? AND state = 'retrying' AND passed = 1",
+        (destination,),
+    )
+    detail: dict[str, object] = {"code": code, "error": error[:1000], "waits_behind": "the first of its destination"}
+    record(db, message_out_id, "delivery_failed", at, detail={**detail, **({"in_doubt": True} if in_doubt else {})})
+
+
+def set_aside(db: Writer, destination: str, message_out_id: str, at: int) -> None:
+    """The receiver has taken a later row: the one that keeps failing holds back nothing more."""
+    passed = db.all(
+        "SELECT message_out_id FROM delivery_attempts WHERE destination = ? AND state = 'retrying' AND passed = 1",
+        (destination,),
+    )
+    for row in passed:
+        db.execute("UPDATE delivery_attempts SET passed = 2 WHERE message_out_id = ?", (row["message_out_id"],))
+        record(db, row["message_out_id"], "delivery_passed", at, detail={"by": message_out_id})
+
+
+def resend(db: Writer, message_out_id: str, at: int, attempt: int, *, deduplicates: bool) -> None:
+    """A crash left the last attempt without a receipt, and the row is sent again: declare it."""
+    db.execute("UPDATE delivery_attempts SET doubts = doubts + 1 WHERE message_out_id = ?", (message_out_id,))
+    effect = "the receiver knows the key" if deduplicates else "the receiver may have it twice"
+    record(db, message_out_id, "delivery_in_doubt", at, detail={"attempt": attempt, "sent_again": effect})
 
 
 def delivered(db: Writer, message_out_id: str, platform_message_id: str | None, at: int) -> None:
     """Record the receipt; the row is no longer open."""
     _receipt(db, message_out_id, "delivered", platform_message_id, at)
+    db.execute("DELETE FROM delivery_attempts WHERE message_out_id = ?", (message_out_id,))
+
+
+def not_wanted(db: Writer, message_out_id: str, at: int) -> None:
+    """Nobody wants this answer, as its channel's configuration says: it is over, and no dead letter."""
+    _receipt(db, message_out_id, "not_wanted", None, at)
+    record(db, message_out_id, "not_wanted", at)
     db.execute("DELETE FROM delivery_attempts WHERE message_out_id = ?", (message_out_id,))
 
 
@@ -273,14 +371,29 @@ def host_rows(db: Reader, ids: Sequence[str]) -> dict[str, MessageOut]:
     return found
 
 
-def too_many_dead(db: Reader, limit: int) -> bool:
-    """Whether more than `limit` answers are dead letters that nobody has dealt with. Costs no more than that many."""
+def too_many_dead(db: Reader, limit: int, codes: Collection[str]) -> bool:
+    """Whether more than `limit` answers are dead letters of these codes that nobody has dealt with."""
     row = db.one(
         "SELECT count(*) AS n FROM (SELECT 1 FROM delivery_attempts WHERE state = 'dead'"
-        " AND message_out_id NOT IN (SELECT id FROM dead_letters_closed) LIMIT ?)",
-        (limit + 1,),
+        f" AND last_error_code IN ({marks(tuple(codes))}) AND message_out_id NOT IN (SELECT id FROM dead_letters_closed) LIMIT ?)",
+        (*codes, limit + 1),
     )
     return row is not None and int(row["n"]) > limit
+
+
+def open_dead_beyond(db: Reader, limit: int, codes: Collection[str]) -> list[str]:
+    """The oldest dead answers, but for those of these codes, that nobody has dealt with, beyond the newest `limit`."""
+    dead = (
+        "FROM delivery_attempts WHERE state = 'dead'"
+        f" AND coalesce(last_error_code, '') NOT IN ({marks(tuple(codes))})"
+        " AND message_out_id NOT IN (SELECT id FROM dead_letters_closed)"
+    )
+    row = db.one(f"SELECT count(*) AS n {dead}", tuple(codes))
+    beyond = int(row["n"]) - limit if row is not None else 0
+    if beyond <= 0:
+        return []
+    rows = db.all(f"SELECT message_out_id {dead} ORDER BY seq LIMIT ?", (*codes, beyond))
+    return [row["message_out_id"] for row in rows]
 
 
 def routing(db: Reader) -> Address | None:

@@ -89,6 +89,7 @@ class Metrics:
         self.delivery_failures = counter(
             "delivery_failures", "Sends that failed and are tried again.", "channel", "code"
         )
+        self.in_doubt = counter("sends_in_doubt", "Sends of which it is unknown whether they arrived.", "channel")
         self.answers_buried = counter("answers_dead_lettered", "Answers given up.", "agent", "code")
         self.delivery = histogram(
             "delivery_duration_seconds", "One send, whatever came of it.", "channel", buckets=_MOMENTS

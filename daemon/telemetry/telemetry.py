@@ -198,6 +198,11 @@ class Telemetry:
         )
 
     @_harmless
+    def in_doubt(self, channel: str) -> None:
+        """It is unknown whether a send arrived; the answer is sent again."""
+        self.metrics.in_doubt.labels(self.metrics.channel(channel)).inc()
+
+    @_harmless
     def deferred(self, channel: str, code: str) -> None:
         """Nothing could take an answer now; it counts as a failed send."""
         self.metrics.delivery_failures.labels(self.metrics.channel(channel), code).inc()

@@ -23,6 +23,7 @@ SILENT: Final = frozenset(
     {
         *("claimed", "released", "delivery_failed", "dead_lettered", "series_ended", "requeued", "dropped"),
         "ack_void",
+        *("delivery_in_doubt", "delivery_passed", "delivery_retried", "not_wanted", "expired"),
         *("swept", "sweep_undone", "session_killed", "session_reset", "session_quarantined", "session_released"),
     }
 )
@@ -237,7 +238,7 @@ def receipts(rows: SessionRows, *, at_rest: bool, pruned: bool) -> Iterator[str]
     tracked = {row["message_out_id"]: row for row in rows.delivery_attempts}
     written = {row["id"] for row in (*rows.outbound, *rows.host_messages)}
     for identity, status in receipt.items():
-        if status not in ("delivered", "failed"):
+        if status not in ("delivered", "failed", "not_wanted"):
             yield f"delivered: {identity} has the unknown status {status}"
         if identity in tracked and (status, tracked[identity]["state"]) != ("failed", DeliveryState.DEAD):
             yield f"delivered: {identity} is {status}, and still tracked as {tracked[identity]['state']}"
