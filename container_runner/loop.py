@@ -41,6 +41,7 @@ _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _MAX_REASON: Final = 1000
 _PRUNE_RETRY_S: Final = 10.0
 _GIVE_BACK_S: Final = 10.0
+_SIGNAL_STEPS: Final = 10
 _BETWEEN_STEPS_S: Final = 0.05  # for the host, which looks at every change
 
 _T = TypeVar("_T")
@@ -252,8 +253,19 @@ class Runner:
         with suppress(_StoppedError), anyio.move_on_after(_GIVE_BACK_S):
             await self._insist("release_failed", self._store.release_all)
 
+    async def _is_being_ended(self) -> bool:
+        """Whether a signal to end has come, one included that is only on its way through the event loop.
+
+        A container that is ended while it is frozen thaws with its signal pending.
+        """
+        for _ in range(_SIGNAL_STEPS):
+            if self._stopping.is_set():
+                break
+            await checkpoint()
+        return self._stopping.is_set()
+
     async def _abandon(self, log: FilteringBoundLogger) -> None:
-        """The grace is over: give the claims back, so that the next incarnation gets them and no try is lost."""
+        """Give the claims back, so that the next incarnation gets them and no try is lost."""
         log.warning("turn_abandoned", grace_s=self._settings.grace_s)
         try:
             await run_sync(self._store.release_all)
@@ -274,6 +286,11 @@ class Runner:
                 return AckStatus.LATER.value
             outcome = TurnFailedError(f"{outcome} This host cannot give it again later.")
         plan, failure = self._planned(outcome, batch, messages, log)
+        if failure is not None and await self._is_being_ended():
+            # Whoever ends this container may have cut what it worked with. That must not be the message's end.
+            log.warning("turn_cut", code=failure.code, error=str(failure), detail=failure.detail)
+            await self._abandon(log)
+            return "abandoned"
         if failure is not None:
             log.warning("turn_failed", code=failure.code, error=str(failure), detail=failure.detail)
             if sum(message.trigger for message in messages) > 1:

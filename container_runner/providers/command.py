@@ -32,6 +32,7 @@ from container_runner.errors import (
 )
 from container_runner.providers.lines import Event, OutputParser, ProgressNote, ToolStart
 from container_runner.providers.protocol import Answer, Progress, ProviderContext, Silence, Turn
+from container_runner.running_time import cancel_after_running
 from schema.os_faults import Fault, as_host_error, fault_of
 
 _STDERR_TAIL: Final = 8192
@@ -113,8 +114,11 @@ class _Conversation:
 
     async def run(self, turn: Turn, timeout_s: float) -> Answer:
         code = 0
-        with anyio.move_on_after(timeout_s) as limit:
-            code = await self._talk(json.dumps(turn.to_json(), ensure_ascii=True).encode() + b"\n")
+        with anyio.CancelScope() as limit:
+            async with anyio.create_task_group() as group:
+                group.start_soon(cancel_after_running, limit, timeout_s)
+                code = await self._talk(json.dumps(turn.to_json(), ensure_ascii=True).encode() + b"\n")
+                group.cancel_scope.cancel()
         if limit.cancelled_caught:
             raise CommandTimeoutError(f"The program did not end within {timeout_s:g} s.", detail=self._stderr_tail())
         if self._failure is not None:

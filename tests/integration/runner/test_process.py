@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,43 @@ async def test_a_signal_lets_the_turn_finish(kit: SessionKit, runners: Runners) 
     assert process.wait(10) == 0
     assert kit.acks() == {"m1": "completed"}
     assert kit.contents() == [{"text": "done"}]
+
+
+async def test_a_turn_that_fails_after_the_signal_is_given_back(kit: SessionKit, runners: Runners) -> None:
+    kit.add("m1")
+    process = runners.command("touch began; while [ ! -e go ]; do sleep 0.01; done; exit 3", grace_s=20)
+    await eventually((kit.agent / "began").exists)
+    process.terminate()
+    await eventually(lambda: any(line["event"] == "signal_received" for line in runners.log()))
+    (kit.agent / "go").touch()
+    assert process.wait(10) == 0
+    assert kit.acks() == {}
+    assert kit.out() == []
+    assert [line["code"] for line in runners.log() if line["event"] == "turn_cut"] == ["COMMAND_EXIT"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGTERM, None], ids=["ended", "thawed"])
+async def test_a_freeze_is_none_of_the_turns_time(
+    kit: SessionKit, runners: Runners, number: signal.Signals | None
+) -> None:
+    kit.add("m1")
+    process = runners.command(
+        "touch began; while [ ! -e go ]; do sleep 0.01; done; echo hi", timeout_s=3.0, grace_s=1.0
+    )
+    await eventually((kit.agent / "began").exists)
+    process.send_signal(signal.SIGSTOP)
+    frozen_at = time.monotonic()
+    await eventually(lambda: time.monotonic() - frozen_at > 4.0)
+    if number is not None:
+        process.send_signal(number)  # pending until the thaw, as with a container that is ended while it is paused
+    process.send_signal(signal.SIGCONT)
+    if number is None:
+        (kit.agent / "go").touch()
+        await eventually(lambda: kit.acks() == {"m1": "completed"})
+        return
+    assert process.wait(10) == 0
+    assert kit.acks() == {}, "given back: neither completed nor failed"
 
 
 @pytest.mark.faults
