@@ -29,6 +29,8 @@ from schema.instants import to_text
 from schema.rows import Address, Kind, MessageIn, MessageStatus
 
 MAX_ADDRESS_BYTES: Final = 1000
+MAX_CRON: Final = 200
+_CRON_FIELDS: Final = 5  # the library takes a sixth for seconds, which would be a message each second
 
 
 class Ingress:
@@ -132,6 +134,12 @@ def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
 
 def check_recurrence(expression: str) -> None:
     """Raise MessageError unless it is a cron expression of five fields that will ever fire."""
+    fields = len(expression.split())
+    if fields != _CRON_FIELDS or len(expression) > MAX_CRON:
+        raise MessageError(
+            f"recurrence {expression[:MAX_CRON]!r} has {fields} fields; a cron expression has five: minute, hour, day of"
+            " month, month, day of week."
+        )
     try:
         next(CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC)))
     except (CronSimError, StopIteration) as error:

@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from daemon.bus.sessions import Session
 from daemon.bus.watch_portable import PortableEvents
+from daemon.bus.watch_trouble import TroubleLog, hint_of
 from daemon.store.registry import SessionKey
 from schema.bell import BELL_EVENTS, is_ring
 from schema.inotify import IN_CREATE, IN_DELETE, IN_IGNORED, IN_MOVED_TO, IN_Q_OVERFLOW, FileEvent, Inotify
@@ -69,6 +70,7 @@ class Watch:
         self._lingering: set[SessionKey] = set()
         self._events: Inotify | None = None
         self._tasks: TaskGroup | None = None
+        self._trouble = TroubleLog()
         self._log = structlog.get_logger("watch")
         self._portable = PortableEvents(self._heard_portably, _REARM_S if rearm_s is None else rearm_s)
 
@@ -100,7 +102,7 @@ class Watch:
             try:
                 self._events = self._open_events()
             except OSError as error:
-                self._log.warning("watch_portable", error=str(error))
+                self._log.warning("watch_portable", error=str(error), hint=hint_of(error))
                 task_status.started()
                 await self._portable.run()
                 return
@@ -126,8 +128,9 @@ class Watch:
             self._by_number[watched.watch] = watched
         except OSError as error:
             # A folder that went away, or the machine is out of inotify watches.
-            self._log.warning("watch_failed", error=str(error), fallback="poll", agent=watched.session.key.agent,
-                              session=watched.session.key.session)  # fmt: skip
+            if self._trouble.is_news(error, anyio.current_time()):
+                self._log.warning("watch_failed", error=str(error), fallback="poll", hint=hint_of(error),
+                                  agent=watched.session.key.agent, session=watched.session.key.session)  # fmt: skip
         self._look(watched)
 
     def _hear(self) -> None:

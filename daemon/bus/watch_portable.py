@@ -13,6 +13,7 @@ import anyio
 import structlog
 from watchfiles import Change, awatch  # pyright: ignore[reportUnknownVariableType] - its stop_event names trio's type
 
+from daemon.bus.watch_trouble import TroubleLog, hint_of
 from daemon.store.registry import SessionKey
 from schema.layout import BELL, OUTBOUND_DB
 
@@ -28,6 +29,7 @@ class PortableEvents:
         self._rearm_s = rearm_s
         self._by_folder: dict[str, SessionKey] = {}
         self._rearm = anyio.Event()
+        self._trouble = TroubleLog()
         self._log = structlog.get_logger("watch")
 
     def add(self, key: SessionKey, folder: Path) -> None:
@@ -57,7 +59,8 @@ class PortableEvents:
                     await self._events(folders)
                 except Exception as error:  # noqa: BLE001 - the poll carries on, whatever the watcher's trouble
                     # A folder that went away, or the machine is out of watches.
-                    self._log.warning("watch_failed", error=str(error), fallback="poll")
+                    if self._trouble.is_news(error, anyio.current_time()):
+                        self._log.warning("watch_failed", error=str(error), fallback="poll", hint=hint_of(error))
                     with anyio.move_on_after(self._rearm_s):
                         await self._rearm.wait()
 
@@ -75,6 +78,7 @@ class PortableEvents:
         )
         async for batch in changes:
             for folder in {str(Path(path).parent) for _, path in batch}:
+                self._trouble.recovered()
                 if folder in self._by_folder:
                     self._on_change(self._by_folder[folder])
 

@@ -14,7 +14,7 @@ from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
 from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, SessionScope, user
 from daemon.clock import SystemClock
-from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError, UnknownMessageError
+from daemon.errors import AmbiguousIdError, DaemonDownError, DaemonSilentError, RemoteError, UnknownMessageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,7 +214,7 @@ def _repair(invocation: Invocation, action: str, chosen: _Chosen, reason: str | 
                 )
             except (DaemonDownError, DaemonSilentError):
                 raise
-            except (RemoteError, UnknownMessageError) as error:
+            except (RemoteError, UnknownMessageError, AmbiguousIdError) as error:
                 problem = problem or problem_of(error)
                 code = problem_of(error).code
                 refused.append({"id": letter, "error": {"code": code, "message": str(error)}, "fix": error.hint})
@@ -237,15 +237,13 @@ def _find(invocation: Invocation, letter: str) -> tuple[str, str]:
 
 
 def _only(report: Mapping[str, Any], letter: str) -> tuple[str, str]:
-    """The session that has this dead letter. Raises UnknownMessageError unless it is one."""
+    """The session that has this dead letter. Raises UnknownMessageError, or AmbiguousIdError for several."""
     found = sorted({(one["agent"], one["session"]) for one in report["letters"]})
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join("/".join(one) for one in found)
-        raise UnknownMessageError(
-            f"several sessions have a dead letter {letter!r}: {names}.", hint="Name the one you mean with --session."
-        )
+        raise AmbiguousIdError(f"several sessions have a dead letter {letter!r}: {names}.")
     unseen = " in the sessions that could be looked at" if report["not_examined"] or report["errors"] else ""
     raise UnknownMessageError(
         f"there is no open dead letter {letter!r}{unseen}.",

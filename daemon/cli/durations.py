@@ -17,8 +17,13 @@ def span_ms(text: str) -> int:
     """`15m` in milliseconds. Raises a usage error."""
     found = _SPAN.match(text.strip())
     if found is None:
-        raise typer.BadParameter(f"{text!r} is no duration; write it like 90s, 15m, 2h or 3d.")
+        raise typer.BadParameter(f"{text!r} is not a duration; write it like 90s, 15m (or 15min), 2h or 3d.")
     return int(found.group(1)) * dict(_UNITS)[found.group(2)]
+
+
+def span_text(milliseconds: int) -> str:
+    """What `span_ms` reads as these milliseconds."""
+    return f"{milliseconds}ms" if milliseconds % 1000 else f"{milliseconds // 1000}s"
 
 
 def since_ms(text: str, now_ms: int) -> int:

@@ -5,16 +5,16 @@ Needs no configuration and no daemon: it works on the file that --db names, or b
 
 from __future__ import annotations
 
-import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
 from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.durations import span_ms, span_text
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.operator import user
 from daemon.cli.output import progress
@@ -46,8 +46,6 @@ QueueLost = Annotated[
         help="The server's queue is gone: it was in memory, and the server was restarted or stopped since.",
     ),
 ]
-_AGE: Final = re.compile(r"(\d{1,9})([smhd])\Z")
-_MILLISECONDS: Final[Mapping[str, int]] = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 def register(app: typer.Typer) -> None:
@@ -304,12 +302,9 @@ def _scope(
     exclude: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     named = [name.strip() for given in functions or () for name in given.split(",")]
-    found = _AGE.match(older_than)
-    if found is None:
-        raise typer.BadParameter("a number with s, m, h or d", param_hint="--older-than")
     return {
         "functions": [name for name in named if name],
-        "older_than_ms": int(found[1]) * _MILLISECONDS[found[2]],
+        "older_than_ms": span_ms(older_than),
         "max_runs": max_runs,
         "sample": sample,
         "exclude": [run_id.strip() for run_id in exclude or ()],
@@ -334,7 +329,7 @@ def _after(report: Mapping[str, Any], db: Path, command: str | None) -> tuple[Ne
     scope = report["scope"]
     if not scope["functions"]:
         return ()
-    words = ["--functions", ",".join(scope["functions"]), "--older-than", f"{scope['older_than_ms'] // 1000}s"]
+    words = ["--functions", ",".join(scope["functions"]), "--older-than", span_text(scope["older_than_ms"])]
     words += [word for run_id in scope["exclude"] for word in ("--exclude", run_id)]
     words += ["--queue-lost"] if scope["lost_before_ms"] is not None else []
     words += [] if scope["unregistered"] == "refuse" else [f"--{scope['unregistered']}-unregistered"]

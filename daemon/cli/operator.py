@@ -10,7 +10,7 @@ import typer
 
 from daemon.cli.command import Invocation
 from daemon.cli.names import pair
-from daemon.errors import UnknownMessageError
+from daemon.errors import AmbiguousIdError, UnknownMessageError
 
 ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; goes into the history.")]
 SessionScope = Annotated[
@@ -52,8 +52,6 @@ def session_of(invocation: Invocation, message_id: str, session: str | None) -> 
         return found[0]
     if found:
         names = ", ".join("/".join(one) for one in found)
-        raise UnknownMessageError(
-            f"several sessions have a message {message_id!r}: {names}.", hint="Name the one you mean with --session."
-        )
+        raise AmbiguousIdError(f"several sessions have a message {message_id!r}: {names}.")
     unseen = f"; {unread} sessions could not be read" if unread else ""
     raise UnknownMessageError(f"no session has a message {message_id!r}{unseen}.")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.durations import span_ms, span_text
 from daemon.cli.envelope import NextAction, Outcome, problem_of
 from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, user
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from daemon.repair.stale_plan import Scope
 
 T = TypeVar("T")
-
-_UNITS: Final[Mapping[str, int]] = MappingProxyType({"s": 1, "m": 60, "h": 3600, "d": 86_400})
-_DURATION: Final = re.compile(r"([0-9]{1,9})([smhd])\Z")
 
 
 def register(app: typer.Typer) -> None:
@@ -89,7 +85,7 @@ def stale(
         agent=agent,
         session=pair(session, None) if session is not None else None,
         match=match,
-        older_than_ms=_seconds(older_than) * 1000,
+        older_than_ms=span_ms(older_than),
         max_runs=max_runs,
     )
     return _sweep(invocation, scope, reason, apply=apply, canary_s=canary_wait or None)
@@ -148,13 +144,6 @@ def _with_access(invocation: Invocation, work: Callable[[StaleAccess], T], *, ch
         return work(access)
 
 
-def _seconds(text: str) -> int:
-    found = _DURATION.match(text)
-    if found is None:
-        raise typer.BadParameter(f"--older-than {text!r} is no age; write 45m, 2h or 1d.")
-    return int(found[1]) * _UNITS[found[2]]
-
-
 def _next(scope: Scope, report: Report) -> tuple[NextAction, ...]:
     if report.applied:
         steps = [NextAction("clawbus doctor", "whether anything is still wrong")]
@@ -181,7 +170,7 @@ def _limits(scope: Scope) -> str:
     """The limits that are not the usual ones, as they are typed: what is applied is what was shown."""
     from daemon.repair.stale_plan import MAX_RUNS, OLDER_THAN_MS  # noqa: PLC0415
 
-    age = f" --older-than {scope.older_than_ms // 1000}s" if scope.older_than_ms != OLDER_THAN_MS else ""
+    age = f" --older-than {span_text(scope.older_than_ms)}" if scope.older_than_ms != OLDER_THAN_MS else ""
     return age + (f" --max {scope.max_runs}" if scope.max_runs != MAX_RUNS else "")
 
 

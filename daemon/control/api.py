@@ -43,6 +43,7 @@ _STATUS: Final[Mapping[str, int]] = MappingProxyType(
         "UNKNOWN_SESSION": 404,
         "UNKNOWN_MESSAGE": 404,
         "ID_CONFLICT": 409,
+        "AMBIGUOUS_ID": 409,
         "NO_ANSWER": 409,
         "NOT_A_DEAD_LETTER": 409,
         "MESSAGE_FINISHED": 409,

@@ -34,11 +34,14 @@ def cancel(
 ) -> dict[str, Any]:
     """Cancel a message that is not finished; its sender is told. `live`: the incarnation whose container lives, if any.
 
-    Returns {id, was, running}. Raises UnknownMessageError, MessageFinishedError, MessageRunningError or what opening the
+    Returns {id, was, running}. With `although_running` one that is cancelled already is no error. Raises UnknownMessageError, MessageFinishedError, MessageRunningError or what opening the
     files raises; nothing has changed then.
     """
     with files.inbound() as db:
         message = _find(db, message_id)
+        if message.status is MessageStatus.CANCELLED and although_running:
+            # A cancel whose kill was not confirmed: the repeat has nothing left to write, and the container to end.
+            return {"id": message_id, "was": message.status.value, "running": _works_on(files, message_id, live)}
         if message.status not in (MessageStatus.PENDING, MessageStatus.PAUSED):
             raise MessageFinishedError(f"{message_id} is {message.status.value}.")
         running = _check_ack(files, message, live)
@@ -99,6 +102,13 @@ def _check_ack(files: SessionFiles, message: MessageIn, live: str | None) -> boo
             hint="Nothing to cancel: `clawbus session show` has its status in a moment.",
         )
     return live is not None and ack.incarnation in (live, None)
+
+
+def _works_on(files: SessionFiles, message_id: str, live: str | None) -> bool:
+    try:
+        return _check_ack(files, message_id, live)
+    except MessageFinishedError:
+        return False
 
 
 def _due_now(db: Writer, message: MessageIn, operator: Operator, now: int) -> None:

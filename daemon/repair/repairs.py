@@ -15,7 +15,7 @@ import structlog
 from daemon.bus.sessions import Session, Sessions
 from daemon.clock import Clock
 from daemon.containers.supervisor import Supervisor
-from daemon.errors import RuntimeUnavailableError
+from daemon.errors import NotConfirmedError, RuntimeUnavailableError
 from daemon.forensics.truth import Life
 from daemon.repair import message_repair, session_repair, stale_sweep
 from daemon.repair.stale_plan import Scope
@@ -112,9 +112,17 @@ class Repairs:
         done = await self._sessions.change(session, work)
         self._log.warning("message_cancelled", agent=key.agent, session=key.session, message=message_id,
                           by=operator.name, reason=operator.reason)  # fmt: skip
-        if done["running"]:
-            await self._supervisor.end(key, "operator_kill", graceful=False)
-        self._look(key)
+        try:
+            if done["running"]:
+                await self._supervisor.end(key, "operator_kill", graceful=False)
+        except NotConfirmedError as error:
+            raise NotConfirmedError(
+                f"{message_id} is cancelled, but its container still runs: {error}",
+                hint="The daemon goes on ending it. Repeat the command to wait for that; `docker ps` shows whether"
+                " the runtime answers.",
+            ) from error
+        finally:
+            self._look(key)
         return done
 
     async def retry(self, key: SessionKey, message_id: str, operator: Operator) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import container_runner.providers
+from daemon import config
 from daemon.config import load_config
 from daemon.config_sources import find_config, service_links
 from daemon.errors import ConfigError
@@ -187,6 +189,9 @@ class TestVariables:
 
 
 class TestValues:
+    def test_the_providers_are_the_runner_s(self) -> None:
+        assert set(config.PROVIDERS) == set(container_runner.providers.PROVIDERS)
+
     @pytest.mark.parametrize(
         ("text", "key"),
         [

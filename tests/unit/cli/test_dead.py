@@ -106,6 +106,9 @@ class TestFromTheFiles:
         assert "--session" in refused.envelope["fix"]
         assert cli("dead", "show", "o1", "--session", "echo/two").result["session"] == "two"
 
+    def test_one_ambiguity_has_one_code(self, cli: CommandLine, files: Path) -> None:
+        assert cli("dead", "show", "o1").envelope["error"]["code"] == "AMBIGUOUS_ID"
+
     def test_an_id_that_is_none(self, cli: CommandLine, files: Path) -> None:
         assert cli("dead", "show", "m9").envelope["error"]["code"] == "UNKNOWN_MESSAGE"
         assert cli("dead", "show", "m9", "-s", "echo/one").envelope["error"]["code"] == "UNKNOWN_MESSAGE"

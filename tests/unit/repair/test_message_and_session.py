@@ -80,6 +80,16 @@ def test_one_that_is_worked_on_is_cancelled_only_with_its_container(world: Sessi
     assert cancel(world, "I1", kill=True)["running"] is True
 
 
+def test_a_kill_that_was_not_confirmed_is_finished_by_the_same_command(world: SessionWorld) -> None:
+    claim(world)
+    cancel(world, "I1", kill=True)
+    before = world.events("m"), world.read("SELECT * FROM host_messages")
+    assert cancel(world, "I1", kill=True) == {"id": "m", "was": "cancelled", "running": True}
+    assert cancel(world, None, kill=True) == {"id": "m", "was": "cancelled", "running": False}
+    assert (world.events("m"), world.read("SELECT * FROM host_messages")) == before
+    refused(world, lambda: cancel(world, "I1"), MessageFinishedError)
+
+
 def test_a_claim_of_a_container_that_is_gone_holds_nothing(world: SessionWorld) -> None:
     claim(world)
     assert cancel(world, None)["running"] is False

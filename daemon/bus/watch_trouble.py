@@ -1,0 +1,52 @@
+"""What an operator reads when file events fail: the limit that is used up, and not the same line every few seconds. Pure."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+_REPEAT_S: Final = 3600.0
+_INSTANCES: Final = (
+    "No inotify instance or open file is left: raise `sysctl fs.inotify.max_user_instances` (all processes of one user"
+    " share it) or LimitNOFILE. Polling goes on meanwhile."
+)
+_WATCHES: Final = "No inotify watch is left: raise `sysctl fs.inotify.max_user_watches`. Polling goes on meanwhile."
+_OTHER: Final = "Polling goes on; look at the named folder and at `dmesg` if this stays."
+# What watchfiles says, which has no errno: its notify library writes it into the text.
+_TEXTS: Final = (("os error 24", errno.EMFILE), ("os error 28", errno.ENOSPC), ("watch limit", errno.ENOSPC))
+
+
+def number_of(error: BaseException) -> int:
+    """The errno behind an error of a watcher; 0 if none can be told."""
+    found = getattr(error, "errno", None)
+    if isinstance(found, int):
+        return found
+    text = str(error).lower()
+    return next((number for words, number in _TEXTS if words in text), 0)
+
+
+def hint_of(error: BaseException) -> str:
+    """What to do about it."""
+    number = number_of(error)
+    if number in (errno.EMFILE, errno.ENFILE):
+        return _INSTANCES
+    return _WATCHES if number == errno.ENOSPC else _OTHER
+
+
+class TroubleLog:
+    """Whether a failure is worth a line: a new kind of it is, the same one again only once an hour."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, float] | None = None
+
+    def is_news(self, error: BaseException, now: float) -> bool:
+        """`now` is monotonic seconds."""
+        kind = f"{type(error).__name__} {number_of(error) or error}"
+        if self._last is not None and self._last[0] == kind and now - self._last[1] < _REPEAT_S:
+            return False
+        self._last = (kind, now)
+        return True
+
+    def recovered(self) -> None:
+        """The next failure is news."""
+        self._last = None
