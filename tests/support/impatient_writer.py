@@ -1,18 +1,20 @@
 """A program of another make that writes into a SQLite file with no busy time-out: a commit that meets a lock is lost.
 
-Runs in a process of its own: `python -m tests.support.impatient_writer FILE COMMITS JOURNAL_MODE PAUSE_EVERY`. Each commit puts one row
-into each of two tables, so that a reader that sees two different numbers of rows has seen half a commit. Prints one line of
-JSON at the end: how many commits were made, and how many failed.
+Runs in a process of its own: `python -m tests.support.impatient_writer FILE COMMITS JOURNAL_MODE PAUSE_EVERY`; with 0 commits it
+goes on until its standard input ends. Each commit puts one row into each of two tables, so that a reader that sees two
+different numbers of rows has seen half a commit. Prints one line of JSON at the end: how many commits were made, and how many failed.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import select
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,9 +57,18 @@ def begin(process: subprocess.Popen[bytes]) -> None:
 
 def outcome(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     """Wait for its end; `made` and `failed`."""
+    assert process.stdin is not None
     assert process.stdout is not None
+    process.stdin.close()
     found: dict[str, Any] = json.loads(process.stdout.readline())
     return found
+
+
+def _until_closed() -> Iterator[int]:
+    for number in itertools.count():
+        if select.select([sys.stdin], [], [], 0)[0]:
+            return
+        yield number
 
 
 def main(path: str, commits: int, journal: str, pause_every: int) -> None:
@@ -69,7 +80,7 @@ def main(path: str, commits: int, journal: str, pause_every: int) -> None:
         sys.stdout.flush()
         sys.stdin.readline()
         made, errors = 0, list[str]()
-        for number in range(commits):
+        for number in range(commits) if commits else _until_closed():
             try:
                 db.execute("BEGIN IMMEDIATE")
                 for table in (LEFT, RIGHT):
