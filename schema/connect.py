@@ -39,7 +39,7 @@ from schema.plain_file import (
 
 __all__ = [
     "BUSY_TIMEOUT_MS", "PageProgress", "ReadLimits", "Reader", "Writer", "copy_database", "is_readonly_race",
-    "make_whole", "open_foreign_reader", "open_foreign_writer", "open_memory_reader", "open_outbound_reader", "open_owner", "open_reader",
+    "make_whole", "open_foreign_reader", "open_foreign_writer", "open_memory_reader", "open_outbound_bytes", "open_outbound_reader", "open_owner", "open_reader",
     "open_still_reader", "overwrite_database",
     "recover_outbound_journal", "translate",
 ]  # fmt: skip
@@ -255,6 +255,26 @@ def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:
         _check_tables(reader)
         # Again, now that it has been read: another thread's descriptor, which may have vouched by chance, is gone.
         _check_same(descriptor, identity)
+    except (sqlite3.Error, MemoryError) as error:
+        connection.close()
+        raise translate(error, path, hostile=True) from error
+    except BaseException:
+        connection.close()
+        raise
+    return reader
+
+
+def open_outbound_bytes(data: bytes, path: Path, limits: ReadLimits) -> Reader:
+    """Open the whole content of an outbound.db that was read into memory, as hostile input. `path` is its name in errors.
+
+    The caller has asked `check_header` of it. Raises as `open_outbound_reader`.
+    """
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    try:
+        connection.deserialize(data)
+        _limit(connection, limits)
+        reader = Reader(connection, path, hostile=True, max_read_bytes=limits.max_read_bytes)
+        _check_tables(reader)
     except (sqlite3.Error, MemoryError) as error:
         connection.close()
         raise translate(error, path, hostile=True) from error

@@ -57,10 +57,10 @@ def read_unlocked(path: Path, work: Callable[[Reader], T], patience: Patience | 
     """
     allowed = patience or Patience()
 
-    def attempt(descriptor: int, stamp: Stamp, tries: int) -> T:
+    def attempt(descriptor: int, real: Path, stamp: Stamp, tries: int) -> T:
         if stamp.size > allowed.memory_bytes and tries < allowed.tries_in_place:
-            return _in_place(descriptor, path, stamp, work)
-        with _copied(descriptor, path, stamp, allowed) as reader:
+            return _in_place(descriptor, real, stamp, work)
+        with _copied(descriptor, real, stamp, allowed) as reader:
             return work(reader)
 
     return _repeated(path, attempt, allowed)
@@ -69,25 +69,26 @@ def read_unlocked(path: Path, work: Callable[[Reader], T], patience: Patience | 
 def copy_unlocked(path: Path, target: Path, patience: Patience | None = None) -> None:
     """Copy the file as it is at one instant into `target`, an empty file of ours. Not synced. Errors as `read_unlocked`."""
 
-    def attempt(descriptor: int, stamp: Stamp, _tries: int) -> None:
+    def attempt(descriptor: int, real: Path, stamp: Stamp, _tries: int) -> None:
         copy = os.open(target, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
         try:
-            copy_stamped(descriptor, path, copy, stamp)
+            copy_stamped(descriptor, real, copy, stamp)
         finally:
             os.close(copy)
 
     _repeated(path, attempt, patience or Patience())
 
 
-def _repeated(path: Path, attempt: Callable[[int, Stamp, int], T], patience: Patience) -> T:
+def _repeated(path: Path, attempt: Callable[[int, Path, Stamp, int], T], patience: Patience) -> T:
     began = time.monotonic()
     moved_at, tries = began, 0
+    path = Path(os.path.realpath(path))  # where SQLite and the file's writer keep the journal
     descriptor = _open(path)
     try:
         while True:
             try:
                 stamp = take_stamp(descriptor, path)
-                return attempt(descriptor, stamp, tries)
+                return attempt(descriptor, path, stamp, tries)
             except StrandedJournalError:
                 if time.monotonic() - moved_at > _STRANDED_S:
                     raise

@@ -110,7 +110,7 @@ def _refuse_writer(descriptor: int, path: Path) -> None:
 def _is_hot(journal: Path) -> bool:
     """SQLite's own rule: a journal whose first byte is zero, or that is empty, has nothing to roll back."""
     try:
-        descriptor = os.open(journal, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:

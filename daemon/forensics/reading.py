@@ -23,11 +23,12 @@ from daemon.ops.content import answered_ids, error_of, preview
 from daemon.ops.session_reading import open_inbound, table_rows
 from daemon.store import outbound
 from daemon.store.messages import chunks, marks
-from schema.connect import Reader, ReadLimits, open_outbound_reader
+from schema.connect import Reader, ReadLimits
 from schema.errors import ClawbusError
 from schema.ids import is_message_id
 from schema.instants import from_text
 from schema.layout import SessionFolder
+from schema.outbound_copy import open_outbound_copy
 from schema.rows import MessageStatus, ToolInFlight
 
 MAX_SUSPECTS: Final = 1000
@@ -204,7 +205,7 @@ def _read_box(
     cursor: tuple[int, str] | None,
 ) -> None:
     found.heartbeat_at = outbound.heartbeat_at(folder)
-    reader = open_outbound_reader(folder.outbox, limits)
+    reader = open_outbound_copy(folder.outbox, limits)
     if reader is None:
         return
     with reader:

@@ -16,10 +16,11 @@ from daemon.ops.content import decode, preview
 from daemon.ops.explain import next_step
 from daemon.ops.session_reading import NOT_CLOSED, history_of, open_inbound, place, table_rows, values_of
 from daemon.store.dead_letters import CLOSED_TABLE
-from schema.connect import Reader, ReadLimits, open_outbound_reader
+from schema.connect import Reader, ReadLimits
 from schema.errors import ClawbusError
 from schema.instants import from_text
 from schema.layout import SessionFolder
+from schema.outbound_copy import open_outbound_copy
 
 _CONTENT: Final = "substr(content, 1, 65536) AS content"
 _OUT: Final = "id, seq, in_reply_to, timestamp, deliver_after, kind, platform_id, channel_type, thread_id"
@@ -175,7 +176,7 @@ def _host_row(reader: Reader, letter_id: str) -> dict[str, Any] | None:
 def _agent_row(folder: SessionFolder, letter_id: str, limits: ReadLimits, errors: list[str]) -> dict[str, Any] | None:
     """What the agent wrote; a file that cannot be read is a line in `errors`."""
     try:
-        reader = open_outbound_reader(folder.outbox, limits)
+        reader = open_outbound_copy(folder.outbox, limits)
         if reader is None:
             return None
         with reader:

@@ -15,10 +15,11 @@ from typing import Any, Final, TypeVar, cast
 from daemon.ops.content import answered_ids, preview
 from daemon.store import outbound
 from daemon.store.pruned import read as read_pruned
-from schema.connect import Reader, ReadLimits, open_outbound_reader, open_reader
+from schema.connect import Reader, ReadLimits, open_reader
 from schema.errors import ClawbusError, StorageError
 from schema.instants import from_text
 from schema.layout import HEARTBEAT, SessionFolder
+from schema.outbound_copy import open_outbound_copy
 from schema.rows import Ack, AckStatus
 
 _CONTENT: Final = "substr(content, 1, 65536) AS content"
@@ -159,7 +160,7 @@ def _read_inbound(folder: SessionFolder, limit: int, detail: SessionDetail) -> N
 
 
 def _read_outbound(folder: SessionFolder, limit: int, limits: ReadLimits, detail: SessionDetail) -> None:
-    reader = open_outbound_reader(folder.outbox, limits)
+    reader = open_outbound_copy(folder.outbox, limits)
     if reader is None:
         return
     with reader:
@@ -198,7 +199,7 @@ def read_life(folder: SessionFolder, message_id: str, limits: ReadLimits) -> tup
 def _outbound_life(
     folder: SessionFolder, message_id: str, limits: ReadLimits, events: list[dict[str, Any]]
 ) -> list[str]:
-    reader = open_outbound_reader(folder.outbox, limits)
+    reader = open_outbound_copy(folder.outbox, limits)
     if reader is None:
         return []
     with reader:

@@ -21,15 +21,16 @@ from daemon.repair.errors import BackupFailedError, BackupNotVerifiedError
 from daemon.repair.folder_files import Copied, copy_plain, copy_tree, described
 from daemon.store.rebuild import found_sessions
 from daemon.store.registry import SessionKey
-from schema.connect import ReadLimits, copy_database, open_outbound_reader, open_owner
+from schema.connect import ReadLimits, open_outbound_reader, open_owner
 from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError, StorageError
 from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB, SessionFolder
 from schema.migrate import Role
+from schema.outbound_copy import copy_outbound
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 1
-_RACES: Final = 40
+_RACES: Final = 3
 _RACE_S: Final = 0.05
 _SMALL: Final = 1024**2
 
@@ -184,12 +185,8 @@ def _outbound(
 
 def _sound_outbound(folder: SessionFolder, copy: SessionFolder, relative: str, limits: ReadLimits) -> list[Copied]:
     copy.outbound_db.unlink(missing_ok=True)
-    reader = open_outbound_reader(folder.outbox, limits)
-    if reader is None:
+    if not copy_outbound(folder.outbox, copy.outbound_db, limits):
         return []
-    os.close(os.open(copy.outbound_db, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    with reader:
-        copy_database(reader, copy.outbound_db)
     checked = open_outbound_reader(copy.outbox, limits)
     if checked is None:
         raise HostileFileError(f"the copy of {OUTBOUND_DB} is empty.")

@@ -107,7 +107,7 @@ def _grouped(db: Reader, table: str, names: Sequence[str]) -> defaultdict[str, l
 
 def _read_out(files: SessionFiles, names: Sequence[str]) -> _Out:
     try:
-        with files.outbound() as reader:
+        with files.outbound_copy() as reader:
             if reader is None:
                 return _Out()
             return _Out(outbound.acks_for(reader, names), _answers(reader, frozenset(names)))

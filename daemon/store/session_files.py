@@ -28,6 +28,7 @@ from schema.errors import StorageError, UnusableFileError
 from schema.layout import OUTBOUND_DB, OUTBOX_FILES, SessionFolder
 from schema.migrate import Role
 from schema.os_faults import file_error, host_error, in_own_folder
+from schema.outbound_copy import open_outbound_copy
 from schema.plain_file import lies_there
 
 
@@ -138,6 +139,16 @@ class SessionFiles:
     def outbound(self) -> Generator[Reader | None]:
         """The container's file, read-only and as hostile input; None while the runner has not made it."""
         reader = open_outbound_reader(self.folder.outbox, self._limits)
+        if reader is None:
+            yield None
+            return
+        with reader:
+            yield reader
+
+    @contextmanager
+    def outbound_copy(self) -> Generator[Reader | None]:
+        """The same, of a copy that was taken without a lock: for whoever only looks, and may not fail a runner's commit."""
+        reader = open_outbound_copy(self.folder.outbox, self._limits)
         if reader is None:
             yield None
             return

@@ -92,15 +92,23 @@ def test_eight_readers_fail_no_commit_and_see_no_half_of_one(path: Path, journal
     assert max(seen) == (COMMITS, COMMITS), "the last look is of the whole file"
 
 
-def test_the_same_readers_with_a_lock_do_fail_commits(path: Path) -> None:
-    """What the above is worth: an ordinary read-only look loses commits of such a writer."""
+def test_a_look_that_is_going_on_lets_such_a_writer_commit_and_one_with_a_lock_does_not(path: Path) -> None:
+    def commits() -> bool:
+        with closing(sqlite3.connect(path, timeout=0)) as db:
+            try:
+                with db:
+                    db.execute(f"INSERT INTO {LEFT} VALUES (NULL, 'x')")
+            except sqlite3.OperationalError:
+                return False
+        return True
 
-    def locked() -> tuple[int, int]:
-        with open_reader(path) as reader, reader.snapshot():
-            return counts(reader)
+    def work(reader: Reader) -> bool:
+        reader.all(f"SELECT * FROM {RIGHT}")
+        return commits()
 
-    failed, _, _ = beside_a_writer(path, locked, "DELETE")
-    assert failed > 0
+    assert read_unlocked(path, work, COPIED)
+    with open_reader(path) as reader, reader.snapshot():
+        assert not work(reader)
 
 
 def test_a_copy_beside_such_a_writer_is_whole(path: Path, tmp_path: Path) -> None:
@@ -181,6 +189,16 @@ def test_a_dead_writer_s_journal_is_told_and_left_where_it_is(path: Path) -> Non
     with pytest.raises(StrandedJournalError):
         read_unlocked(path, counts)
     assert (path.read_bytes(), path.with_name("main.db-journal").read_bytes()) == before
+
+
+def test_the_journal_is_looked_for_where_the_file_really_is(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    assert read_unlocked(link, counts) == (0, 0)
+    strand_journal(path, f"INSERT INTO {LEFT} VALUES (?, hex(randomblob(200)))")
+    with pytest.raises(StrandedJournalError):
+        read_unlocked(link, counts)
 
 
 def test_a_journal_that_has_nothing_to_roll_back_is_no_hindrance(path: Path) -> None:

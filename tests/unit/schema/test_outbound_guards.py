@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 import schema.connect
-from schema.connect import ReadLimits, open_outbound_reader, open_owner, recover_outbound_journal
+from schema.connect import Reader, ReadLimits, open_outbound_reader, open_owner, recover_outbound_journal
 from schema.errors import HostileFileError, ReadDeadlineError, StorageError
 from schema.layout import OUTBOUND_DB
 from schema.migrate import OUTBOUND_TABLES, Role
+from schema.outbound_copy import open_outbound_copy
 from tests.support.hot_journal import strand_journal
 
 LIMITS = ReadLimits(max_file_bytes=1024**2, max_row_bytes=100_000, deadline_s=5.0)
@@ -105,26 +106,39 @@ REFUSED: dict[str, Make] = {
 }
 
 
+Look = Callable[[Path, ReadLimits], Reader | None]
+
+
+@pytest.fixture(params=["the file", "a copy in memory", "a copy in a file"])
+def look(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Look:
+    """Each way in which the host reads outbound.db; the guards are the same for all."""
+    if request.param == "the file":
+        return open_outbound_reader
+    if request.param == "a copy in a file":
+        monkeypatch.setattr("schema.outbound_copy._MEMORY_BYTES", 0)
+    return open_outbound_copy
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_plain_database_is_refused(out: Path, name: str) -> None:
+def test_what_is_no_plain_database_is_refused(out: Path, look: Look, name: str) -> None:
     REFUSED[name](out)
     before = descriptors()
     with pytest.raises(HostileFileError) as refused:
-        open_outbound_reader(out, LIMITS)
+        look(out, LIMITS)
     assert str(out.parent) not in str(refused.value)
     assert descriptors() == before, "a refusal leaks no descriptor"
 
 
-def test_what_is_not_there_yet_is_none(out: Path) -> None:
-    assert open_outbound_reader(out, LIMITS) is None
+def test_what_is_not_there_yet_is_none(out: Path, look: Look) -> None:
+    assert look(out, LIMITS) is None
     (out / OUTBOUND_DB).touch()
-    assert open_outbound_reader(out, LIMITS) is None
-    assert open_outbound_reader(out / "gone", LIMITS) is None
+    assert look(out, LIMITS) is None
+    assert look(out / "gone", LIMITS) is None
     assert not recover_outbound_journal(out)
 
 
-def test_what_may_not_be_read_is_an_operators_matter(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_not_be_read_is_an_operators_matter(out: Path, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     good(out)
     really_open = os.open
 
@@ -135,7 +149,7 @@ def test_what_may_not_be_read_is_an_operators_matter(out: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(StorageError):
-        open_outbound_reader(out, LIMITS)
+        look(out, LIMITS)
 
 
 IMPOSTORS = {
@@ -153,18 +167,20 @@ IMPOSTORS = {
 @pytest.mark.parametrize("spelling", ["plain", "upper case"])
 @pytest.mark.parametrize("table", OUTBOUND_TABLES)
 @pytest.mark.parametrize("impostor", IMPOSTORS)
-def test_a_known_name_that_is_no_plain_table_is_refused(out: Path, impostor: str, table: str, spelling: str) -> None:
+def test_a_known_name_that_is_no_plain_table_is_refused(
+    out: Path, look: Look, impostor: str, table: str, spelling: str
+) -> None:
     name = table.upper() if spelling == "upper case" else table
     made_by(out, *(statement.format(name=name) for statement in IMPOSTORS[impostor]))
     with pytest.raises(HostileFileError, match=table):
-        open_outbound_reader(out, LIMITS)
+        look(out, LIMITS)
 
 
-def test_other_names_may_be_what_they_like(out: Path) -> None:
+def test_other_names_may_be_what_they_like(out: Path, look: Look) -> None:
     """A runner may keep things of its own in its file; nobody here looks at them."""
     good(out)
     made_by(out, "CREATE VIEW mine AS SELECT 1", "CREATE TABLE notes (a, b AS (a + 1))")
-    reader = open_outbound_reader(out, LIMITS)
+    reader = look(out, LIMITS)
     assert reader is not None
     with reader:
         assert reader.all("SELECT * FROM messages_out") == []
@@ -179,18 +195,18 @@ SCHEMAS = {
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_a_schema_costs_little_to_parse_or_is_refused(out: Path, name: str) -> None:
+def test_a_schema_costs_little_to_parse_or_is_refused(out: Path, look: Look, name: str) -> None:
     good(out)
     made_by(out, SCHEMAS[name])
     with pytest.raises(HostileFileError):
-        open_outbound_reader(out, LIMITS)
+        look(out, LIMITS)
 
 
 @pytest.mark.faults
-def test_a_row_over_the_limit_is_refused_before_it_is_in_memory(out: Path) -> None:
+def test_a_row_over_the_limit_is_refused_before_it_is_in_memory(out: Path, look: Look) -> None:
     good(out)
     made_by(out, "INSERT INTO session_state VALUES ('k', hex(zeroblob(60000)), 'now')")
-    reader = open_outbound_reader(out, LIMITS)
+    reader = look(out, LIMITS)
     assert reader is not None
     with reader:
         assert reader.all("SELECT key FROM session_state")[0]["key"] == "k"
@@ -204,17 +220,17 @@ def test_a_row_over_the_limit_is_refused_before_it_is_in_memory(out: Path) -> No
 
 @pytest.mark.faults
 @pytest.mark.parametrize("text", ["CAST(x'ff00' AS TEXT)", "CAST(x'eda080' AS TEXT)"])
-def test_text_that_is_no_utf8_is_refused(out: Path, text: str) -> None:
+def test_text_that_is_no_utf8_is_refused(out: Path, look: Look, text: str) -> None:
     good(out)
     made_by(out, f"INSERT INTO session_state VALUES ('k', {text}, 'now')")
-    reader = open_outbound_reader(out, LIMITS)
+    reader = look(out, LIMITS)
     assert reader is not None
     with reader, pytest.raises(HostileFileError):
         reader.all("SELECT * FROM session_state")
 
 
 @pytest.mark.faults
-def test_a_file_made_to_be_slow_meets_the_deadline(out: Path) -> None:
+def test_a_file_made_to_be_slow_meets_the_deadline(out: Path, look: Look) -> None:
     """Its author dropped the index that the reads count on and wrote many rows: a look scans them all, up to the deadline."""
     made_by(
         out,
@@ -222,7 +238,7 @@ def test_a_file_made_to_be_slow_meets_the_deadline(out: Path) -> None:
         "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 20000)"
         " INSERT INTO messages_out SELECT n, n, '' FROM c",
     )
-    reader = open_outbound_reader(out, ReadLimits(deadline_s=0.02))
+    reader = look(out, ReadLimits(deadline_s=0.02))
     assert reader is not None
     with reader:
         started = time.monotonic()
@@ -232,11 +248,11 @@ def test_a_file_made_to_be_slow_meets_the_deadline(out: Path) -> None:
 
 
 @pytest.mark.faults
-def test_a_schema_made_to_be_slow_meets_the_deadline_at_open(out: Path) -> None:
+def test_a_schema_made_to_be_slow_meets_the_deadline_at_open(out: Path, look: Look) -> None:
     good(out)
     made_by(out, "BEGIN", *(f"CREATE TABLE t{number} (x)" for number in range(1500)), "COMMIT")
     with pytest.raises(ReadDeadlineError):
-        open_outbound_reader(out, ReadLimits(deadline_s=0.0))
+        look(out, ReadLimits(deadline_s=0.0))
 
 
 @pytest.mark.faults
@@ -299,14 +315,14 @@ def super_journal(named: Path, folder: Path) -> bytes:
 
 
 @pytest.mark.faults
-def test_a_journal_that_names_a_super_journal_is_refused(out: Path) -> None:
+def test_a_journal_that_names_a_super_journal_is_refused(out: Path, look: Look) -> None:
     victim = out.parent / "victim"
     victim.write_bytes(b"precious\0")
     journal = super_journal(victim, out)
     (out / JOURNAL).write_bytes(journal)
     before = (out / OUTBOUND_DB).read_bytes()
     with pytest.raises(HostileFileError, match="super-journal"):
-        open_outbound_reader(out, LIMITS)
+        look(out, LIMITS)
     with pytest.raises(HostileFileError, match="super-journal"):
         recover_outbound_journal(out)
     assert victim.read_bytes() == b"precious\0"
