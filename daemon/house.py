@@ -16,13 +16,16 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from daemon.bus.delivery import Delivery
+from daemon.bus.held_files import HeldFiles
 from daemon.bus.ingress import Ingress
 from daemon.bus.sessions import Session, Sessions
+from daemon.bus.troubles import Troubles
 from daemon.bus.watch import Watch
 from daemon.channels.registry import Channels, build_channels, head_rules
 from daemon.clock import Clock
 from daemon.config import Agent, Config
 from daemon.containers.factory import spec_maker
+from daemon.containers.members import member_finder
 from daemon.containers.protocol import ContainerRuntime, Exit
 from daemon.containers.slots import Hooks, Timings
 from daemon.containers.supervisor import Supervisor
@@ -71,6 +74,9 @@ class House:
         if self.sessions.registry_problem is not None:
             since, why = self.sessions.registry_problem
             found.append({"what": "registry", "since": since, "why": why})
+        elif self.sessions.central_problem is not None:
+            since, why = self.sessions.central_problem
+            found.append({"what": "central.db", "since": since, "why": why})
         for what, trouble in (("storage", self.sessions.storage.problem), ("disk", self.sessions.storage.low)):
             if trouble is not None:
                 found.append({"what": what, "since": trouble[0], "why": trouble[1]})
@@ -136,6 +142,11 @@ class Links:
     def live_incarnation(self, session: Session) -> str | None:
         """The one that runs now."""
         return self.house.supervisor.live_incarnation(session)
+
+    def container_of(self, session: Session) -> str | None:
+        """The id of its container, while that runs."""
+        slot = self.house.supervisor.slot(session.key)
+        return slot.container_id if slot is not None and not slot.exited.is_set() else None
 
     async def why_it_may_go(self, session: Session) -> str | None:
         """Why its container may lose its slot to a session that waits."""
@@ -204,7 +215,17 @@ def build_house(
     )
     supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, telemetry, timings)
     sessions.remember_with(supervisor.incarnations, install_id)
-    delivery = _delivery(config, channels, clock, links, telemetry)
+    delivery = _delivery(config, channels, clock, links, telemetry, sessions.troubles)
+    sessions.on_refused = HeldFiles(
+        clock,
+        sessions.troubles,
+        limit_s=config.sweep.claim_stuck_s,
+        container_of=links.container_of,
+        members=member_finder(config.runtime.kind, folder.run_dir / "process"),
+        end_container=links.end_container,
+        wake_at=links.wake_at,
+        later=delivery.later,
+    ).refused
     schedule = Schedule(clock, links.due)
     links.house = House(
         config=config,
@@ -275,7 +296,9 @@ def _telemetry(
     return Telemetry(metrics, tracer, clock)
 
 
-def _delivery(config: Config, channels: Channels, clock: Clock, links: Links, telemetry: Telemetry) -> Delivery:
+def _delivery(
+    config: Config, channels: Channels, clock: Clock, links: Links, telemetry: Telemetry, troubles: Troubles
+) -> Delivery:
     return Delivery(
         channels,
         config.delivery,
@@ -291,6 +314,7 @@ def _delivery(config: Config, channels: Channels, clock: Clock, links: Links, te
         head_rules=head_rules(config),
         rng=random.Random(),  # noqa: S311 - spreads retries; nothing secret
         telemetry=telemetry,
+        troubles=troubles,
     )
 
 

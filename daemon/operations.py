@@ -19,6 +19,7 @@ import structlog
 from daemon.bus.dead_letters import DeadLetters
 from daemon.bus.ingress import Ingress
 from daemon.bus.sessions import Sessions
+from daemon.bus.troubles import Troubles
 from daemon.bus.unanswered import unanswered
 from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Accepted, Incoming
@@ -114,11 +115,12 @@ class DaemonOperations:
     async def status(self) -> dict[str, Any]:
         """The files' report and the live part."""
         report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
-        return {**report, "live": self.live()}
+        return {**with_troubles(report, self._sessions.troubles), "live": self.live()}
 
     async def sessions(self) -> list[dict[str, Any]]:
         """See reports.sessions_report."""
-        return await anyio.to_thread.run_sync(reports.sessions_report, self._data_dir, self._clock)
+        found = await anyio.to_thread.run_sync(reports.sessions_report, self._data_dir, self._clock)
+        return [with_trouble(one, self._sessions.troubles) for one in found]
 
     async def session(self, agent: str, session: str) -> dict[str, Any]:
         """See reports.session_report. Raises UnknownSessionError.
@@ -128,10 +130,11 @@ class DaemonOperations:
         found = await self._sessions.get(_key(agent, session))
         report = partial(reports.session_report, self._data_dir, agent, session, self._clock, limits=self._limits)
         try:
-            return await found.call(report)
+            told = await found.call(report)
         except ReadDeadlineError as error:
             held = f"{error.code}: {error}"
-            return await anyio.to_thread.run_sync(partial(report, held=held), abandon_on_cancel=True)
+            told = await anyio.to_thread.run_sync(partial(report, held=held), abandon_on_cancel=True)
+        return with_trouble(told, self._sessions.troubles)
 
     async def stop_session(self, agent: str, session: str) -> dict[str, Any]:
         """Ask its container for a graceful end. Raises UnknownSessionError."""
@@ -168,6 +171,7 @@ class DaemonOperations:
         await self._sessions.central(lambda registry: registry.release(key))
         found.quarantined, found.active = None, True
         found.strikes.clear()
+        self._sessions.troubles.forget(key)
         self._log.info("operator_release", agent=agent, session=session, was=was, by=by, reason=reason)
         if was is not None:
             await self.repairs.try_note(key, "session_released", Operator(by, reason), was=was)
@@ -220,6 +224,7 @@ class DaemonOperations:
                 "state": "unavailable" if self._supervisor.unavailable is not None else "available",
             },
             "degraded": self._degraded(),
+            "troubles": self._sessions.troubles.listing(),
             "running": [
                 {
                     "agent": slot.session.key.agent,
@@ -242,6 +247,32 @@ class DaemonOperations:
         took = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors,
                 "given_back_bytes": last.given_back, "taken": dict(last.taken)}  # fmt: skip
         return {"keep_s": dict(self._retention.ages), "last_pass": took if last.at is not None else None}
+
+
+def with_trouble(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
+    """A session's report, explained by what the daemon fails at in it, unless it explains itself."""
+    found = troubles.of(SessionKey(report["agent"], report["session"]))
+    told = {**report, "troubles": [one.sentence for one in found]}
+    if found and report["state"] != "quarantined" and (not report["explanation"] or report.get("held_up") is None):
+        told["explanation"] = found[0].sentence
+        if "held_up" in report:
+            told["held_up"] = found[0].sentence
+    return told
+
+
+def with_troubles(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
+    """The status report; sessions in which the daemon fails at something need attention."""
+    named = {(one["agent"], one["session"]) for one in report["attention"]}
+    more = [
+        {"agent": key.agent, "session": key.session, "state": "failing", "explanation": found[0].sentence}
+        for key, found in troubles.all().items()
+        if (key.agent, key.session) not in named
+    ]
+    return {
+        **report,
+        "attention": [*report["attention"], *more],
+        "attention_total": report["attention_total"] + len(more),
+    }
 
 
 def _held(key: SessionKey, message_id: str, reason: str) -> NoAnswerError:

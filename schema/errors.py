@@ -5,6 +5,7 @@ Every error carries a stable `code` and a `hint`: the operator's next step. `dae
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Final
 
 from schema.layout import CENTRAL_DB
@@ -52,6 +53,10 @@ class FileBusyError(ClawbusError):
 
     code = "FILE_BUSY"
     default_hint = "Find what holds the file open (`fuser FILE`); the daemon retries by itself."
+
+    def __init__(self, message: str, *, hint: str | None = None, path: Path | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path  # where SQLite's error named it
 
 
 class HostileFileError(ClawbusError):

@@ -64,7 +64,7 @@ def translate(error: sqlite3.Error | MemoryError, path: Path, *, hostile: bool) 
     if is_readonly_race(error):
         return ReadRaceError(text)
     if isinstance(code, int) and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return FileBusyError(text)
+        return FileBusyError(text, path=path)
     if hostile and isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_INTERRUPT:
         return ReadDeadlineError(text)
     if hostile and sqlite_fault(code) is Fault.THEIRS:
@@ -192,6 +192,7 @@ class Writer(Reader):
     """A handle of the file's owner. Every change goes through `transaction()`."""
 
     _looks = False  # inside `looking`, and nothing written yet
+    commits = 0  # transactions that changed the file and were committed
 
     def execute(self, sql: str, params: Sequence[object] = ()) -> int:
         """Run one statement; returns the number of rows it changed."""
@@ -222,6 +223,17 @@ class Writer(Reader):
             return 0
         self.execute("VACUUM")
         return (before - self._pragma("page_count")) * size
+
+    def prove_writable(self, timeout_ms: int) -> None:
+        """Write the file without changing anything in it. FileBusyError when a lock keeps it from that for so long."""
+        before, version = self._pragma("busy_timeout"), self._pragma("user_version")
+        self.one(f"PRAGMA busy_timeout={timeout_ms}")
+        try:
+            with self.transaction():
+                self.execute(f"PRAGMA user_version={version}")
+            self.commits += 1
+        finally:
+            self.one(f"PRAGMA busy_timeout={before}")
 
     def bound_cache(self, size: int) -> None:
         """Hold no more than about `size` bytes of the file's pages in memory."""
@@ -270,9 +282,12 @@ class Writer(Reader):
             self._looks = False
         else:
             self.execute("BEGIN IMMEDIATE")
+        changes = self._connection.total_changes
         try:
             yield self
             self.execute("COMMIT")
+            # One that changed nothing is committed under any lock of somebody else's, and proves nothing.
+            self.commits += int(self._connection.total_changes != changes)
         except BaseException:
             # What made it fail counts. A rollback that fails too leaves a journal, and the next opening rolls it back.
             with suppress(ClawbusError):

@@ -21,6 +21,7 @@ from daemon.bus.own_delivery import Handed, OwnDelivery
 from daemon.bus.send_slots import SLOW_S, Lane, SendSlots, SlotLimits
 from daemon.bus.sender import Sender
 from daemon.bus.sessions import Session
+from daemon.bus.troubles import COLLECT, RECORD, Troubles
 from daemon.channels.protocol import Channel, InDoubt, OwnChannel
 from daemon.clock import Clock
 from daemon.config import Delivery as DeliveryConfig
@@ -62,7 +63,9 @@ class Delivery:
         rng: random.Random,
         telemetry: Telemetry,
         head_rules: Mapping[str, HeadRule] | None = None,
+        troubles: Troubles | None = None,
     ) -> None:
+        self._troubles = troubles or Troubles()
         self._config = config
         self._clock = clock
         self._live = live_incarnation
@@ -193,17 +196,21 @@ class Delivery:
                 "outbound_read_race", agent=session.key.agent, session=session.key.session, error=str(error)
             )
             self.unreadable(session, error)
+            self._troubles.failed(session.key, COLLECT, error, now)
             self._wake_at(session, now + _RACE_RETRY_MS)
             return False
         except ClawbusError as error:
-            self.trouble(session, error, "collect")
+            self.trouble(session, error, COLLECT)
+            self._troubles.failed(session.key, COLLECT, error, now)
             return False
-        except Exception:  # noqa: BLE001 - one session's surprise must not end the daemon; it is looked at again
+        except Exception as error:  # noqa: BLE001 - one session's surprise must not end the daemon; it is looked at again
+            self._troubles.failed(session.key, COLLECT, error, now)
             self._log.error("collect_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
             self._wake_at(session, now + _SURPRISE_RETRY_MS)
             return False
         session.strikes.pop("collect", None)
         session.unreadable_since = None
+        self._troubles.healed(session.key, COLLECT)
         self._report.looked(session, found)
         for one in handed.values():
             if one.buried is not None:
@@ -406,9 +413,11 @@ class Delivery:
                 except (FileBusyError, StorageError, ReadDeadlineError) as error:
                     self._log.warning("receipt_not_recorded", agent=session.key.agent, session=session.key.session,
                                       error=str(error), retry_s=wait)  # fmt: skip
+                    self._troubles.failed(session.key, RECORD, error, self._clock.now_ms())
                 scope.shield = False
                 await anyio.sleep(wait)
                 wait = min(wait * 2, 5.0)
+            self._troubles.healed(session.key, RECORD)
             self._report.sent(session, outcomes, buried)
 
 

@@ -15,6 +15,7 @@ import structlog
 from cronsim import CronSim, CronSimError
 
 from daemon.bus.sessions import Session, Sessions
+from daemon.bus.troubles import ACCEPT, WRITE
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.clock import Clock
 from daemon.config import Agent
@@ -23,7 +24,7 @@ from daemon.store import messages
 from daemon.store.mailbox import MAX_NAME, is_mailbox_name
 from daemon.store.registry import SessionKey
 from daemon.telemetry.telemetry import Telemetry
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, FileBusyError
 from schema.ids import check_message_id, check_name, new_id
 from schema.instants import to_text
 from schema.rows import Address, Kind, MessageIn, MessageStatus
@@ -77,9 +78,7 @@ class Ingress:
             raise UnknownAgentError(f"there is no agent {key.agent!r} (there is: {known}).")
         message = replace(check(incoming, now, self._max_content_bytes), traceparent=traceparent)
         session = await (self._sessions.create(key) if incoming.create_session else self._sessions.get(key))
-        async with session.lock:
-            await self._sessions.activate(session)
-            stored, duplicate = await session.call_locked(lambda: store(session, message, incoming, now))
+        stored, duplicate = await self._store(session, message, incoming, now)
         session.last_activity = now
         if not duplicate:
             self._log.info(
@@ -89,6 +88,32 @@ class Ingress:
         if stored.status is MessageStatus.PENDING:  # a duplicate, too: sending again repairs a lost wake
             self._on_accepted(session, stored)
         return Accepted(stored.id, key.agent, key.session, stored.seq, duplicate, _address_of(stored))
+
+    async def _store(
+        self, session: Session, message: MessageIn, incoming: Incoming, now: int
+    ) -> tuple[MessageIn, bool]:
+        key = session.key
+        try:
+            async with session.lock:
+                await self._sessions.activate(session)
+                found = await session.call_locked(lambda: store(session, message, incoming, now))
+        except IdConflictError:
+            raise
+        except FileBusyError as error:
+            self._sessions.troubles.failed(key, ACCEPT, error, now)
+            if not session.files.write_refused:
+                raise
+            raise FileBusyError(
+                f"somebody keeps a lock on session {key}'s inbound.db; the message was not stored.",
+                hint="Send it again, with the same id, in a minute: a container that keeps the lock is ended after"
+                f" sweep.claim_stuck_s. `clawbus session show {key.agent} {key.session}` tells how it stands.",
+                path=error.path,
+            ) from error
+        except ClawbusError as error:
+            self._sessions.troubles.failed(key, ACCEPT, error, now)
+            raise
+        self._sessions.troubles.healed(key, ACCEPT, WRITE)
+        return found
 
 
 def _address_of(stored: MessageIn) -> Address | None:

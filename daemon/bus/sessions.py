@@ -19,6 +19,7 @@ import anyio.to_thread
 import structlog
 
 from daemon.bus.storage_watch import StorageWatch
+from daemon.bus.troubles import Troubles
 from daemon.clock import Clock
 from daemon.errors import RegistryGoneError, UnknownSessionError
 from daemon.store.kept_files import KeptFiles
@@ -27,7 +28,7 @@ from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, 
 from daemon.store.session_files import SessionFiles
 from daemon.sweep.fate import Fate
 from schema.connect import ReadLimits
-from schema.errors import ReadDeadlineError, ReadRaceError, StorageError
+from schema.errors import ClawbusError, FileBusyError, ReadDeadlineError, ReadRaceError, StorageError
 from schema.rows import ToolInFlight
 
 T = TypeVar("T")
@@ -79,10 +80,12 @@ class Session:
         files: SessionFiles,
         limiter: anyio.CapacityLimiter,
         operation_s: float = OPERATION_S,
-        on_storage_error: Callable[[StorageError], None] = lambda _: None,
+        on_storage_error: Callable[[StorageError], object] = lambda _: None,
+        on_refused: Callable[[Session, FileBusyError], None] = lambda _, __: None,
         fate_of: Callable[[str], Fate] = lambda _: Fate(),
     ) -> None:
         self._on_storage_error = on_storage_error
+        self._on_refused = on_refused
         self._fate_of = fate_of
         self.key = key
         self.files = files
@@ -96,6 +99,8 @@ class Session:
         self.behind: set[str] = set()  # destinations with rows that wait for a send under way
         self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
         self.unreadable_since: float | None = None  # monotonic: since when no look has come through
+        self.unwritable_since: float | None = None  # monotonic: since when no write of inbound.db has come through
+        self.held_by: tuple[str, ...] = ()  # processes outside of its container that hold a lock on inbound.db
         self._limiter = limiter
         self._unbounded = anyio.CapacityLimiter(math.inf)  # the bound is `limiter`, whose wait does not count as work
         self.operation_s = operation_s
@@ -141,9 +146,16 @@ class Session:
                 await self._limiter.acquire_on_behalf_of(me)
             try:
                 with anyio.fail_after(self.operation_s):
-                    return await anyio.to_thread.run_sync(job.run, limiter=self._unbounded, abandon_on_cancel=True)
+                    done = await anyio.to_thread.run_sync(job.run, limiter=self._unbounded, abandon_on_cancel=True)
+                if not self.files.write_refused:
+                    self.unwritable_since = None
+                return done
             finally:
                 self._limiter.release_on_behalf_of(me)
+        except FileBusyError as error:
+            if self.files.write_refused:
+                self._on_refused(self, error)
+            raise
         except TimeoutError as error:
             job.withdraw()
             raise ReadDeadlineError(
@@ -193,8 +205,13 @@ class Sessions:
         self._unregistered: set[SessionKey] = set()  # made, and not in central.db yet
         self._central = anyio.Lock()
         self.storage = StorageWatch(sessions_dir.parent, clock)
+        self.troubles = Troubles()
+        self.on_refused: Callable[[Session, FileBusyError], None] = lambda _, __: (
+            None
+        )  # a lock on a session's inbound.db
         self._memory: Callable[[], Memory] | None = None
         self.registry_problem: tuple[int, str] | None = None  # (since epoch ms, why), while central.db cannot be remade
+        self.central_problem: tuple[int, str] | None = None  # the same, while no operation on it succeeds
         self._log = structlog.get_logger("registry")
         self._limiter = anyio.CapacityLimiter(threads)
         self.operation_s = operation_s
@@ -212,10 +229,15 @@ class Sessions:
         """
         async with self._central:
             try:
-                return await self._ask(operation)
-            except StorageError as error:
-                self.storage.failed(error)
+                done = await self._ask(operation)
+            except ClawbusError as error:
+                if isinstance(error, StorageError) and self.storage.failed(error):
+                    raise  # the disk's trouble, not the file's
+                since = self.central_problem[0] if self.central_problem is not None else self._clock.now_ms()
+                self.central_problem = since, f"{error.code}: {error}"
                 raise
+            self.central_problem = None
+            return done
 
     async def _ask(self, operation: Callable[[Registry], T]) -> T:
         try:
@@ -292,13 +314,17 @@ class Sessions:
         session = self._known.get(row.key)
         if session is None:
             session = Session(
-                row.key, self.files_of(row.key), self._limiter, self.operation_s, self.storage.failed, self.fate_of
-            )
+                row.key, self.files_of(row.key), self._limiter, self.operation_s, self.storage.failed, self._refused,
+                self.fate_of,
+            )  # fmt: skip
             session.quarantined = row.quarantine_reason
             session.active = row.active
             session.moved(self._clock.now_ms())
             self._known[row.key] = session
         return session
+
+    def _refused(self, session: Session, error: FileBusyError) -> None:
+        self.on_refused(session, error)  # it may be set after the session was made
 
     def files_of(self, key: SessionKey) -> SessionFiles:
         """The files of a session by name; the name has been checked by whoever made the key."""

@@ -34,13 +34,14 @@ class StorageWatch:
         self._one = anyio.Lock()
         self._log = structlog.get_logger("storage")
 
-    def failed(self, error: ClawbusError) -> None:
-        """An operation on our files failed. A file that is gone or corrupt says nothing about the disk."""
+    def failed(self, error: ClawbusError) -> bool:
+        """Note that an operation on our files failed; False for a file that is gone or corrupt: that is not the disk."""
         if not isinstance(error, StorageError) or isinstance(error, UnusableFileError | RegistryGoneError):
-            return
+            return False
         if self.problem is None:
             self._log.error("storage_failing", error=str(error), hint=error.hint)
         self.problem = (self.problem[0] if self.problem else self._clock.now_ms()), str(error)
+        return True
 
     async def look(self) -> None:
         """Look at the free space; after a failure also try whether writing works again (reading proves nothing).

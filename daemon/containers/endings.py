@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import anyio
+import anyio.to_thread
 
 from daemon.containers.fleet import Fleet
+from daemon.containers.last_words import last_words
 from daemon.containers.protocol import Exit, Running
 from daemon.containers.slots import Phase, Slot
+from daemon.containers.spec import STDERR_LOG
 from daemon.errors import NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError
@@ -165,6 +168,8 @@ class Endings:
         young = self._fleet.clock.now_ms() - slot.spawned_at < self._fleet.timings.healthy_s * 1000
         if by_itself and young and (cannot or not claimed):
             text = f"the container ended by itself (exit code {exit_.code}) before it claimed anything"
+            said = await anyio.to_thread.run_sync(last_words, slot.session.files.folder.logs / STDERR_LOG)
+            text += f"; its runner said: {said}" if said is not None else ""
             hint = "Read the end of its log: `clawbus session show`."
             if cannot:
                 text = f"a fresh container cannot start the agent's program (exit code {exit_.code}): no room for a process"

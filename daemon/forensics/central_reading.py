@@ -62,6 +62,11 @@ def read_central(data_dir: Path) -> CentralSeen:
     return seen
 
 
+def without_registry(data_dir: Path, error: ClawbusError) -> CentralSeen:
+    """What is known when central.db cannot be used at all: the session folders, and why."""
+    return CentralSeen(error=f"{error.code}: {error}", folders=_folders(data_dir))
+
+
 def incarnations_of(data_dir: Path, key: Key) -> dict[str, Mapping[str, Any]]:
     """A session's newest incarnations by id; empty when central.db cannot be read."""
     path = Layout(data_dir).central_db

@@ -9,21 +9,40 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 from daemon.clock import Clock
 from daemon.config import Config
-from daemon.data_folder import LOW_BYTES, VERSION_NAME
+from daemon.data_folder import LOW_BYTES, VERSION_NAME, Layout
 from daemon.errors import UnknownSessionError
-from daemon.forensics.central_reading import CentralSeen, Key, folder_of, incarnations_of, read_central
+from daemon.forensics.central_reading import (
+    CentralSeen,
+    Key,
+    folder_of,
+    incarnations_of,
+    read_central,
+    without_registry,
+)
 from daemon.forensics.containers import RuntimeSeen, install_id_of, look_at_runtime
 from daemon.forensics.diagnoses import diagnose_host, diagnose_run, diagnose_session
 from daemon.forensics.diagnosis import Diagnosis
-from daemon.forensics.facts import ClockFacts, Container, DaemonState, Degradation, Holder, HostFacts, SessionFacts
+from daemon.forensics.facts import (
+    ClockFacts,
+    Container,
+    DaemonState,
+    Degradation,
+    Failing,
+    Holder,
+    HostFacts,
+    SessionFacts,
+)
 from daemon.forensics.reading import read_suspect_runs
 from daemon.forensics.run_evidence import Scene
 from daemon.forensics.session_facts import oldest_claim, run_facts, session_facts
+from daemon.ops.session_reading import open_current
 from daemon.policies import claim_max_s, read_limits
+from schema.errors import ClawbusError, SchemaTooNewError
 
 BUDGET_S: Final = 20.0
 SECOND_LOOK_S: Final = 1.5
@@ -31,7 +50,8 @@ SECOND_LOOK_S: Final = 1.5
 _PASSING: Final = frozenset(
     {
         *("GHOST_RUN", "LOST_ACK", "STALE_RUN", "CONTRADICTION", "GHOST_CONTAINER", "ORPHANED_CONTAINER"),
-        *("HOT_JOURNAL", "UNREGISTERED", "FILES_UNREADABLE", "STUCK_CLAIM", "CONTAINER_RESTARTED", "RESTART_POLICY"),
+        *("HOT_JOURNAL", "UNREGISTERED", "SESSION_FAILING", "FILES_UNREADABLE", "STUCK_CLAIM", "CONTAINER_RESTARTED"),
+        "RESTART_POLICY",
     }
 )
 
@@ -101,12 +121,16 @@ class Doctor:
         now = self._clock.now_ms()
         deadline = self._clock.monotonic() + self._budget_s
         word = self._ask()
-        central = read_central(self._config.data_dir)
+        try:
+            central = read_central(self._config.data_dir)
+        except SchemaTooNewError as error:
+            central = without_registry(self._config.data_dir, error)
         listing = self._runtime(self._config, install_id_of(self._config.data_dir, central.install_id))
         host = host_facts(self._config, now, word, central, listing)
         host = replace(host, holders=slot_holders(self._config, central))
         found = Examination(now, word.state)
         of_sessions: list[Diagnosis] = []
+        failing = _failing(word)
         keys = central.known() if only is None else [key for key in central.known() if key == only]
         keys += [key for key in _strays_only(listing, central) if only in (None, key)]
         if only is not None and not keys:
@@ -115,7 +139,7 @@ class Doctor:
             if self._clock.monotonic() > deadline:
                 break
             found.sessions += 1
-            told, clock, runs = self._session(key, host, central, listing)
+            told, clock, runs = self._session(key, host, central, listing, failing.get(key, ()))
             found.runs += runs
             of_sessions += told
             host = replace(host, clock=_further(host.clock, clock))
@@ -125,7 +149,7 @@ class Doctor:
         return found
 
     def _session(
-        self, key: Key, host: HostFacts, central: CentralSeen, listing: RuntimeSeen
+        self, key: Key, host: HostFacts, central: CentralSeen, listing: RuntimeSeen, failing: tuple[Failing, ...] = ()
     ) -> tuple[list[Diagnosis], ClockFacts, int]:
         folder = folder_of(self._config.data_dir, key)
         scene = Scene(
@@ -146,7 +170,7 @@ class Doctor:
             return diagnose_session(host, facts), ClockFacts(), 0
         runs = read_suspect_runs(folder, scene, read_limits(self._config))
         seen = session_facts(key, folder, row, live, own, strays, scene, runs)
-        told = diagnose_session(host, seen.facts)
+        told = diagnose_session(host, replace(seen.facts, failing=failing))
         if seen.facts.quarantined_at is None:  # its files are not to be believed until it is released
             of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, scene))
             told += [one for one in of_runs if one is not None]
@@ -168,6 +192,7 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
         # Before the first start there is none to miss.
         registry_missing=central.missing and (config.data_dir / VERSION_NAME).exists(),
         registry_error=central.error,
+        file_errors=mailbox_errors(config.data_dir),
         runtime=config.runtime.kind,
         runtime_error=listing.error if not central.missing or listing.other_kind else None,
         other_runtime=listing.other_kind,
@@ -203,6 +228,28 @@ def slot_holders(config: Config, central: CentralSeen) -> tuple[Holder, ...]:
         message_id, since = claimed if claimed is not None else (None, int(row["started_at"] or row["created_at"]))
         found.append(Holder(*key, since, message_id))
     return tuple(sorted(found, key=lambda one: one.since))
+
+
+def mailbox_errors(data_dir: Path) -> tuple[str, ...]:
+    """Why mailbox.db cannot be used; empty when it can, or was never made."""
+    path = Layout(data_dir).mailbox_db
+    if not path.exists():
+        return ()
+    try:
+        with open_current(path):
+            return ()
+    except ClawbusError as error:
+        return (f"{error.code}: {error}",)
+
+
+def _failing(word: DaemonWord) -> dict[Key, tuple[Failing, ...]]:
+    """What the daemon says that it fails at, by session."""
+    found: dict[Key, tuple[Failing, ...]] = {}
+    for one in (word.live or {}).get("troubles") or ():
+        key = (str(one["agent"]), str(one["session"]))
+        failing = Failing(str(one["code"]), str(one["sentence"]), int(one["since"]), int(one["times"]))
+        found[key] = (*found.get(key, ()), failing)
+    return found
 
 
 def _disk(config: Config) -> tuple[int | None, str | None]:

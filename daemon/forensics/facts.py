@@ -83,6 +83,7 @@ class HostFacts:
     daemon_detail: str | None = None
     registry_missing: bool = False
     registry_error: str | None = None
+    file_errors: tuple[str, ...] = ()  # of the data folder's other files, mailbox.db
     runtime: str = "docker"
     runtime_error: str | None = None
     other_runtime: str | None = None  # under which the containers run, when it is not the configured one
@@ -118,6 +119,16 @@ class LiveRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Failing:
+    """What the running daemon fails at in a session, and has not succeeded at since `since`."""
+
+    code: str
+    sentence: str
+    since: int
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
 class SessionFacts:
     """One session: its row in central.db, its files, its containers.
 
@@ -147,6 +158,7 @@ class SessionFacts:
     overdue_answers: int = 0
     oldest_overdue_at: int | None = None
     errors: tuple[str, ...] = ()
+    failing: tuple[Failing, ...] = ()
 
     @property
     def name(self) -> str:

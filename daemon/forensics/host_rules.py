@@ -10,6 +10,9 @@ from daemon.forensics.facts import DaemonState, HostFacts
 from schema.instants import to_text
 
 CLOCK_SLACK_MS: Final = 60_000
+TOO_NEW: Final = "SCHEMA_TOO_NEW"
+UPGRADE: Final = "pip install --upgrade clawbus"
+_KNOWN_TROUBLES: Final = frozenset({"registry", "storage", "disk", "runtime", "image"})
 _MIB: Final = 1024**2
 
 HostRule = Callable[[HostFacts], Diagnosis | None]
@@ -55,6 +58,34 @@ def _registry_missing(host: HostFacts) -> Diagnosis | None:
     return Diagnosis(
         "REGISTRY_GONE", "central.db is gone; the daemon remakes it from the session folders.", tuple(evidence), command
     )
+
+
+def _too_new(host: HostFacts) -> Diagnosis | None:
+    errors = [
+        text for text in (host.registry_error, *host.file_errors) if text is not None and text.startswith(TOO_NEW)
+    ]
+    if not errors:
+        return None
+    return Diagnosis(TOO_NEW, "The data folder was written by a newer clawbus.", tuple(errors), UPGRADE)
+
+
+def _file_unreadable(host: HostFacts) -> Diagnosis | None:
+    errors = tuple(text for text in host.file_errors if not text.startswith(TOO_NEW))
+    if not errors:
+        return None
+    summary = "A file of the data folder cannot be read."
+    return Diagnosis("DATA_UNREADABLE", summary, errors, f"ls -la {host.data_dir}")
+
+
+def _other_trouble(host: HostFacts) -> Diagnosis | None:
+    """Whatever else the daemon says does not work is a finding, too."""
+    found = [
+        one for one in host.degraded if one.what not in _KNOWN_TROUBLES and not one.what.startswith("channel ")
+    ]  # fmt: skip
+    if not found:
+        return None
+    evidence = tuple(f"{one.what}: {one.why}" for one in found)
+    return Diagnosis("DEGRADED", "A part of the daemon does not work.", evidence, "clawbus logs -n 50 --level warning")
 
 
 def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
@@ -167,7 +198,8 @@ def _channel_failing(host: HostFacts) -> Diagnosis | None:
 
 HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
     (_daemon_silent, _daemon_down, _sweep_stalled),
-    (_registry_missing, _registry_unreadable),
+    (_registry_missing, _too_new, _registry_unreadable, _file_unreadable),
+    (_other_trouble,),
     (disk_full,),
     (_runtime_changed, runtime_away, image_unusable),
     (_clock_ahead, _clock_jumped),

@@ -24,10 +24,11 @@ from daemon.ops.session_reading import open_inbound, table_rows
 from daemon.store import outbound
 from daemon.store.messages import chunks, marks
 from schema.connect import Reader, ReadLimits
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, SchemaTooNewError
 from schema.ids import is_message_id
 from schema.instants import from_text
 from schema.layout import SessionFolder
+from schema.migrate import VERSION
 from schema.outbound_copy import open_outbound_copy
 from schema.rows import MessageStatus, ToolInFlight
 
@@ -209,6 +210,11 @@ def _read_box(
     if reader is None:
         return
     with reader:
+        row = reader.one("PRAGMA user_version")
+        if row is not None and int(row[0]) > VERSION:  # the host reads on; this clawbus's runner refuses the file
+            found.errors.append(
+                f"{SchemaTooNewError.code}: outbound.db has schema version {row[0]}; a runner of this clawbus knows {VERSION}."
+            )
         # The container wrote the stamp: what cannot be an incarnation's id becomes no part of a run's.
         acks = outbound.acks_for(reader, ids).values()
         box.acks = {

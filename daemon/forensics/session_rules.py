@@ -8,7 +8,7 @@ from typing import Final
 
 from daemon.forensics.diagnosis import Diagnosis, counted, span
 from daemon.forensics.facts import DaemonState, HostFacts, SessionFacts
-from daemon.forensics.host_rules import disk_full, image_unusable, runtime_away
+from daemon.forensics.host_rules import TOO_NEW, UPGRADE, disk_full, image_unusable, runtime_away
 from daemon.forensics.truth import Life
 from schema.instants import to_text
 
@@ -16,6 +16,7 @@ from schema.instants import to_text
 GRACE_MS: Final = 15_000
 UNCLAIMED_MS: Final = 60_000
 _HOLDERS_SHOWN: Final = 10
+_FAILURES: Final = 3
 
 SessionRule = Callable[[HostFacts, SessionFacts], Diagnosis | None]
 
@@ -38,6 +39,31 @@ def _files_unreadable(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     slow = any(text.startswith("READ_DEADLINE") for text in errors)
     command = _anew(one) if _is_hostile(errors) else f"clawbus session {'reset' if slow else 'show'} {_two(one)}"
     return _of(one, "FILES_UNREADABLE", "The session's files cannot be read.", errors, command)
+
+
+def _too_new(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    errors = [text for text in one.errors if text.startswith(TOO_NEW)]
+    errors += [seen.sentence for seen in one.failing if seen.code == TOO_NEW]
+    if not errors:
+        return None
+    return _of(one, TOO_NEW, "A file of the session was written by a newer clawbus.", errors, UPGRADE)
+
+
+def _failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """The daemon's own word: work on the session that fails, and has not succeeded since."""
+    lasting = [seen for seen in one.failing if host.now - seen.since >= GRACE_MS or seen.times >= _FAILURES]
+    if not lasting or one.quarantined_at is not None:
+        return None
+    codes = {seen.code for seen in lasting}
+    cause = "DISK_FULL" if disk_full(host) is not None and codes & {"STORAGE", "HOST_TROUBLE"} else None
+    if "FILE_BUSY" in codes and one.live is not None:
+        command = f"clawbus session kill {_two(one)}"  # its exit frees every lock of its container's
+    elif "READ_DEADLINE" in codes:
+        command = f"clawbus session reset {_two(one)}"
+    else:
+        command = "clawbus logs -n 50 --level warning"
+    evidence = [seen.sentence for seen in lasting]
+    return _of(one, "SESSION_FAILING", "The daemon fails at work on the session.", evidence, command, cause=cause)
 
 
 def _is_hostile(errors: Iterable[str]) -> bool:
@@ -163,6 +189,9 @@ def _spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     command = (
         cause.command if cause is not None else f"clawbus session {'kill' if one.containers else 'show'} {_two(one)}"
     )
+    if cause is None and TOO_NEW in (one.last_spawn_error or ""):
+        # An image of an older clawbus: its runner does not know the files that this host writes.
+        command = "clawbus image build" if host.runtime == "docker" else UPGRADE
     return _of(
         one, "SPAWN_FAILING", "Its container cannot be started.", evidence, command,
         cause=cause.code if cause is not None else "ORPHANED_CONTAINER" if one.containers else None,
@@ -273,7 +302,8 @@ def _of(
 
 
 SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
-    (_quarantined, _files_unreadable, _unregistered),
+    (_quarantined, _too_new, _files_unreadable, _unregistered),
+    (_failing,),
     (_orphaned_container, _container_gone, _container_restarted, _hot_journal),
     (_restart_policy, _paused),
     (_spawn_failing, _work_waiting, _unclaimed),

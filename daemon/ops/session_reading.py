@@ -16,9 +16,10 @@ from daemon.ops.content import answered_ids, preview
 from daemon.store import outbound
 from daemon.store.pruned import read as read_pruned
 from schema.connect import Reader, ReadLimits, open_reader
-from schema.errors import ClawbusError, StorageError
+from schema.errors import ClawbusError, SchemaTooNewError, StorageError
 from schema.instants import from_text
 from schema.layout import HEARTBEAT, SessionFolder
+from schema.migrate import VERSION
 from schema.outbound_copy import open_outbound_copy
 from schema.rows import Ack, AckStatus
 
@@ -69,7 +70,22 @@ def open_inbound(folder: SessionFolder) -> Reader:
     """The host's own file, read-only. Raises StorageError when it is missing."""
     if not folder.inbound_db.exists():
         raise StorageError(f"{folder.inbound_db} is missing.")
-    return open_reader(folder.inbound_db)
+    return open_current(folder.inbound_db)
+
+
+def open_current(path: Path) -> Reader:
+    """Open a trusted file read-only. Raises SchemaTooNewError for one that a newer clawbus wrote."""
+    reader = open_reader(path)
+    try:
+        row = reader.one("PRAGMA user_version")
+    except BaseException:
+        reader.close()
+        raise
+    found = int(row[0]) if row is not None else 0
+    if found > VERSION:
+        reader.close()
+        raise SchemaTooNewError(f"{path} has schema version {found}; this clawbus knows {VERSION}.")
+    return reader
 
 
 def _count_messages(reader: Reader, now_ms: int, queues: Queues) -> None:

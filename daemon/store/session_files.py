@@ -12,6 +12,7 @@ import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from daemon.store.kept_files import KeptFiles
 from schema.bell import ring
@@ -24,12 +25,14 @@ from schema.connect import (
     open_owner,
     recover_outbound_journal,
 )
-from schema.errors import StorageError, UnusableFileError
+from schema.errors import FileBusyError, StorageError, UnusableFileError
 from schema.layout import OUTBOUND_DB, OUTBOX_FILES, SessionFolder
 from schema.migrate import Role
 from schema.os_faults import file_error, host_error, in_own_folder
 from schema.outbound_copy import open_outbound_copy
 from schema.plain_file import lies_there
+
+_PROBE_MS: Final = 200
 
 
 class SessionFiles:
@@ -48,6 +51,7 @@ class SessionFiles:
         self._kept = kept
         self._inbound = self.folder.inbound_db
         self._outbound = str(self.folder.outbound_db)
+        self.write_refused = False  # a lock kept us from writing inbound.db, and no write has succeeded since
 
     def create(self) -> None:
         """Make the folders and inbound.db. Repeating it changes nothing, and completes what a crash left half made.
@@ -113,8 +117,22 @@ class SessionFiles:
     def inbound(self) -> Generator[Writer]:
         """The host's own file, for one operation. It must exist and hold something: a deleted folder or a truncated file is
         an error, not an empty session. (`create` has put the tables in before anybody comes here.)"""
-        with self._open_inbound() if self._kept is None else self._kept.using(self._inbound, self._open_inbound) as db:
-            yield db
+        try:
+            with (
+                self._open_inbound()
+                if self._kept is None
+                else self._kept.using(self._inbound, self._open_inbound) as db
+            ):
+                before = db.commits
+                try:
+                    yield db
+                finally:
+                    if db.commits != before:
+                        self.write_refused = False
+        except FileBusyError as error:
+            # A reader's lock lets every read of ours pass: only a write that is committed proves that it is gone.
+            self.write_refused = self.write_refused or error.path == self._inbound
+            raise
 
     def _open_inbound(self) -> Writer:
         path = self._inbound
@@ -129,6 +147,11 @@ class SessionFiles:
             if not _is_gone(path) or not _is_there(self.folder.root.parents[1]):
                 raise
             raise UnusableFileError(f"{path} is gone.") from error
+
+    def prove_writable(self) -> None:
+        """Write inbound.db without changing it. Raises FileBusyError soon when somebody keeps it locked."""
+        with self.inbound() as db:
+            db.prove_writable(_PROBE_MS)
 
     def let_go(self) -> None:
         """Nobody will need these files soon: keep none of them open."""

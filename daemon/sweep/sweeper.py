@@ -7,6 +7,7 @@ nothing itself (`decide.py`) and writes nothing itself (`steps.py`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -17,6 +18,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from daemon.bus.delivery import Delivery
 from daemon.bus.fate_steps import log_verdicts
 from daemon.bus.sessions import Session, Sessions
+from daemon.bus.troubles import ACCEPT, EXIT, SWEEP, WRITE
 from daemon.clock import Clock
 from daemon.config import Sweep as SweepConfig
 from daemon.containers.protocol import Exit
@@ -40,6 +42,7 @@ from schema.errors import (
 from schema.rows import AckStatus
 
 _CONCURRENT = 16
+_SLOW = "its sweep did not end within sweep.session_timeout_s."
 _CLOCK_JUMP_MS = 2000
 _FAILED_RETRY_MS = 5000
 _POSTPONED_S = 60.0
@@ -184,14 +187,17 @@ class Sweeper:
                 pass
             except TimeoutError:
                 fine = False
+                self.sessions.troubles.failed(key, SWEEP, ReadDeadlineError(_SLOW), self.clock.now_ms())
                 structlog.get_logger("sweep").error("sweep_timeout", agent=key.agent, session=key.session)
             except ClawbusError as error:
                 fine = False
+                self.sessions.troubles.failed(key, SWEEP, error, self.clock.now_ms())
                 structlog.get_logger("sweep").error(
                     "sweep_failed", agent=key.agent, session=key.session, code=error.code, error=str(error)
                 )
-            except Exception:  # noqa: BLE001 - one session's surprise must not end the pass for the others
+            except Exception as error:  # noqa: BLE001 - one session's surprise must not end the pass for the others
                 fine = False
+                self.sessions.troubles.failed(key, SWEEP, error, self.clock.now_ms())
                 structlog.get_logger("sweep").error("sweep_raised", agent=key.agent, session=key.session, exc_info=True)
             finally:
                 again = self._busy.pop(key, False)
@@ -225,8 +231,14 @@ class Sweeper:
                     session.shows_tool(swept.tool, now)
                 session.strikes.pop("sweep", None)
                 session.unreadable_since = None
+                await self._prove_writable(session)
                 idle = slot is None and not unknown and not session.sending and self.supervisor.slot(key) is None
-                idle = idle and swept.next_at != 0 and (swept.next_at is None or swept.next_at > now)
+                idle = (
+                    idle
+                    and not session.files.write_refused
+                    and swept.next_at != 0
+                    and (swept.next_at is None or swept.next_at > now)
+                )
                 if idle:
                     await self.sessions.retire(session, swept.next_at, swept.dead)
                 else:
@@ -236,18 +248,31 @@ class Sweeper:
                 "sweep_read_race", agent=key.agent, session=key.session, error=str(error)
             )
             self.delivery.unreadable(session, error)
+            self.sessions.troubles.failed(key, SWEEP, error, self.clock.now_ms())
             # A journal that nobody may touch before Docker answers stays for long.
             self.schedule.at(key, self.clock.now_ms() + (_FAILED_RETRY_MS if unknown else 50))
             return
         except (HostileFileError, ReadDeadlineError, FileBusyError, UnusableFileError) as error:
-            self.delivery.trouble(session, error, "sweep")
+            self.delivery.trouble(session, error, SWEEP)
+            self.sessions.troubles.failed(key, SWEEP, error, self.clock.now_ms())
             return
+        self.sessions.troubles.healed(key, SWEEP)
         self._report(key, swept)
         if unknown and swept.due:
             await self.supervisor.wake(session)  # it waits for the adoption, and is forgotten if that finds a container
         await self._act(session, swept, now, container.incarnation if container is not None else None)
         if not idle:  # a retired session has nothing for delivery either; to look again would be half of what this cost
             self.delivery.poke(session)
+
+    async def _prove_writable(self, session: Session) -> None:
+        """After a refused write: does one come through now? That it does not is noted by the session itself."""
+        if session.files.write_refused:
+            with suppress(FileBusyError):
+                await session.call_locked(session.files.prove_writable)
+        if not session.files.write_refused:
+            self.sessions.troubles.healed(session.key, WRITE)
+            if self.sessions.storage.problem is None:
+                self.sessions.troubles.healed(session.key, ACCEPT)  # the next sender may find out better
 
     async def _act(self, session: Session, swept: Swept, now: int, incarnation: str | None) -> None:
         for action in swept.actions:
@@ -276,10 +301,15 @@ class Sweeper:
                 partial(finish_incarnation, session.files, incarnation, reason, now, self._settings_of(session.key))
             )
         except (HostileFileError, ReadDeadlineError, UnusableFileError) as error:
-            self.delivery.trouble(session, error, "exit")
+            self.delivery.trouble(session, error, EXIT)
             if session.quarantined is None:
+                self.sessions.troubles.failed(session.key, EXIT, error, now)
                 raise  # it is called again
             return True
+        except Exception as error:
+            self.sessions.troubles.failed(session.key, EXIT, error, now)
+            raise  # it is called again
+        self.sessions.troubles.healed(session.key, EXIT)
         self.telemetry.ended(session.key.agent, session.key.session, endings)
         log_verdicts(log, verdicts)
         for action in actions:

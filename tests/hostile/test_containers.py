@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from daemon.errors import RemoteError
 from tests.support.daemon import eventually
 from tests.support.docker_bus import docker
 from tests.support.hostile_bus import GROWTH_BYTES, ROUND_TRIP_S, HostileBus
@@ -194,6 +195,42 @@ def test_a_lock_that_is_kept_ends_its_container(daemon: HostileBus, which: str) 
         30,
     )
     daemon.end_cli(waiting)
+    assert daemon.ask("say alive", agent="evil", session=session)["text"] == "alive"
+
+
+READ_LOCK = (
+    "import fcntl\n"
+    "file = open(IN / 'inbound.db', 'rb')\n"
+    "fcntl.lockf(file, fcntl.LOCK_SH, 510, 0x40000002)\n"
+    "while True: (OUT / '.heartbeat').touch(); time.sleep(1)"
+)
+
+
+def test_a_read_lock_through_the_read_only_mount_ends_its_container(daemon: HostileBus) -> None:
+    """The container is done and beats; each read of the host's comes through, and each write is refused."""
+    session = "read-lock"
+    daemon.attack(session, f"script {READ_LOCK}")
+    first = daemon.container("evil", session)["container_id"]
+    refused: set[str] = set()
+    told: list[str] = []
+
+    def ended() -> bool:
+        try:
+            daemon.post("say again", agent="evil", session=session)
+        except RemoteError as error:
+            refused.add(error.remote_code)
+            told.append(daemon.show("evil", session)["explanation"])
+        return any(event["session"] == session for event in daemon.events("container_keeps_files"))
+
+    eventually("its container is ended", ended, 90)
+    assert refused == {"FILE_BUSY"}
+    assert any("FILE_BUSY" in text for text in told if text), told
+    assert daemon.bystander() < ROUND_TRIP_S
+    eventually(
+        "that container is gone",
+        lambda: (r := daemon.running("evil", session)) is None or r["container_id"] != first,
+        30,
+    )
     assert daemon.ask("say alive", agent="evil", session=session)["text"] == "alive"
 
 

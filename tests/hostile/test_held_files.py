@@ -17,7 +17,8 @@ import anyio
 import pytest
 
 import schema.connect
-from schema.layout import OUTBOUND_DB
+from schema.errors import FileBusyError
+from schema.layout import HEARTBEAT, OUTBOUND_DB
 from tests.support.hot_journal import strand_journal
 from tests.support.house_kit import HouseKit, until
 
@@ -90,6 +91,56 @@ async def test_a_container_that_keeps_a_lock_is_ended(kit: HouseKit, held: str) 
         await until(lambda: kit.slot() is None or kit.slot().incarnation != incarnation)  # pyright: ignore[reportOptionalMemberAccess]
         assert (await kit.row()).quarantine_reason is None
         assert (await kit.message(accepted.message_id))["status"] == "pending"
+
+
+async def test_a_read_lock_that_refuses_every_sender_ends_its_container(kit: HouseKit) -> None:
+    """Nothing is claimed, the heartbeat is fresh, and every read of the host's comes through."""
+    async with kit.running() as house:
+        await round_trip(kit, "main")
+        session = await kit.session()
+        incarnation = kit.slot().incarnation  # pyright: ignore[reportOptionalMemberAccess]
+        folder = session.files.folder
+        with holding(f"file:{folder.inbound_db}?mode=ro", "BEGIN", "SELECT count(*) FROM messages_in"):
+            with pytest.raises(FileBusyError, match="the message was not stored") as refused:
+                await kit.send("main")
+            assert "Send it again" in refused.value.hint
+            for _ in range(3):
+                kit.advance(15)
+                (folder.outbox / HEARTBEAT).touch()
+                assert await house.sweeper.sweep(session.key), "a sweep that only reads is a good one"
+                assert kit.slot() is not None
+            told = await kit.operations.session("helper", "main")
+            assert "Writing its inbound.db fails since" in told["explanation"]
+            found = [one["what"] for one in kit.operations.live()["troubles"]]
+            assert set(found) >= {"accept", "write"}
+            assert any(one["session"] == "main" for one in (await kit.operations.status())["attention"])
+            kit.advance(20)
+            await house.sweeper.sweep(session.key)
+            await until(lambda: kit.slot() is None or kit.slot().reason == "unreadable")  # pyright: ignore[reportOptionalMemberAccess]
+        await until(lambda: kit.slot() is None or kit.slot().incarnation != incarnation)  # pyright: ignore[reportOptionalMemberAccess]
+        await kit.send("main")
+        await house.sweeper.sweep(session.key)
+        assert kit.operations.live()["troubles"] == []
+
+
+async def test_a_lock_of_somebody_else_s_process_ends_no_container(
+    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator's open sqlite3 shell is not the container's doing: it is named, and the container goes on."""
+    monkeypatch.setattr("daemon.house.member_finder", lambda *_: lambda _: frozenset({os.getppid()}))
+    async with kit.running() as house:
+        await round_trip(kit, "main")
+        session = await kit.session()
+        with holding(f"file:{session.files.folder.inbound_db}?mode=ro", "BEGIN", "SELECT count(*) FROM messages_in"):
+            with pytest.raises(FileBusyError):
+                await kit.send("main")
+            kit.advance(61)
+            await house.sweeper.sweep(session.key)
+            await until(
+                lambda: any("is held by process" in one.error for one in house.sessions.troubles.of(session.key))
+            )
+            assert kit.slot() is not None
+            assert kit.slot().reason is None  # pyright: ignore[reportOptionalMemberAccess]
 
 
 async def test_a_journal_that_stays_hot_ends_the_container_and_is_recovered(kit: HouseKit) -> None:

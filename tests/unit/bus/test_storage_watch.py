@@ -69,5 +69,6 @@ async def test_two_that_look_at_once_tell_of_the_recovery_once(tmp_path: Path) -
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(storage.look)
                 tasks.start_soon(storage.look)
-        assert [one["event"] for one in logs] == ["storage_recovered"]
+        # The first tick after the start may end meanwhile.
+        assert [one["event"] for one in logs if one["event"] != "swept"] == ["storage_recovered"]
         assert whats(kit) == []

@@ -1,0 +1,108 @@
+"""What fails in a session and has not succeeded since: for the doctor, `status` and `session show`. In memory, no I/O.
+
+Each kind of work on a session (its sweep, a look for answers, the acceptance of a message, ...) has one entry, from its
+first failure to its next success. Without it, work that is stopped would look like work that is idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+from daemon.store.registry import SessionKey
+from schema.errors import ClawbusError
+from schema.instants import to_text
+
+SWEEP: Final = "sweep"
+COLLECT: Final = "collect"
+ACCEPT: Final = "accept"
+WRITE: Final = "write"
+RECORD: Final = "record"
+EXIT: Final = "exit"
+_LONGEST: Final = 500
+_LABELS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        SWEEP: "Its sweep",
+        COLLECT: "Looking for its answers",
+        ACCEPT: "Storing a message for it",
+        WRITE: "Writing its inbound.db",
+        RECORD: "Recording what became of its answers",
+        EXIT: "Settling the end of its container",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One kind of work that fails: `since` and `last_at` are epoch ms, `code` and `error` are of the last failure."""
+
+    what: str
+    code: str
+    error: str
+    since: int
+    last_at: int
+    times: int = 1
+
+    @property
+    def sentence(self) -> str:
+        """For people: `Its sweep fails since ... (3 times): FILE_BUSY: ...`"""
+        times = "once" if self.times == 1 else f"{self.times} times"
+        label = _LABELS.get(self.what, self.what)
+        return f"{label} fails since {to_text(self.since)} ({times}): {self.code}: {self.error.rstrip('.')}."
+
+
+class Troubles:
+    """Every session's. All methods are called from the event loop."""
+
+    def __init__(self) -> None:
+        self._found: dict[SessionKey, dict[str, Trouble]] = {}
+
+    def failed(self, key: SessionKey, what: str, error: BaseException, now_ms: int) -> None:
+        """Note a failure; one that goes on keeps its beginning."""
+        code = error.code if isinstance(error, ClawbusError) else type(error).__name__
+        text = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+        known = self._found.setdefault(key, {})
+        before = known.get(what)
+        fresh = Trouble(what, code, text, now_ms, now_ms)
+        known[what] = fresh if before is None else replace(fresh, since=before.since, times=before.times + 1)
+
+    def healed(self, key: SessionKey, *what: str) -> None:
+        """Note a success: what failed before is past."""
+        known = self._found.get(key)
+        if known is not None:
+            for one in what:
+                known.pop(one, None)
+            if not known:
+                del self._found[key]
+
+    def forget(self, key: SessionKey) -> None:
+        """Drop all of a session's: it was released, reset or deleted."""
+        self._found.pop(key, None)
+
+    def of(self, key: SessionKey) -> tuple[Trouble, ...]:
+        """A session's troubles, the oldest first."""
+        return tuple(sorted(self._found.get(key, {}).values(), key=lambda one: one.since))
+
+    def all(self) -> dict[SessionKey, tuple[Trouble, ...]]:
+        """Every session that has any."""
+        return {key: self.of(key) for key in sorted(self._found)}
+
+    def listing(self) -> list[dict[str, Any]]:
+        """All of them as the live status has them."""
+        return [_entry(key, one) for key, found in self.all().items() for one in found]
+
+
+def _entry(key: SessionKey, one: Trouble) -> dict[str, Any]:
+    return {
+        "agent": key.agent,
+        "session": key.session,
+        "what": one.what,
+        "code": one.code,
+        "error": one.error,
+        "since": one.since,
+        "last_at": one.last_at,
+        "times": one.times,
+        "sentence": one.sentence,
+    }
