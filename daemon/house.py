@@ -34,6 +34,7 @@ from daemon.policies import agent_policy, fate_of, read_limits, sweep_settings
 from daemon.retention import Retention
 from daemon.store.mailbox import Mailbox
 from daemon.store.registry import Registry, SessionKey
+from daemon.sweep.fate import EXPIRY_GRACE
 from daemon.sweep.schedule import Schedule
 from daemon.sweep.sweeper import Sweeper
 from daemon.telemetry.metrics import Metrics
@@ -177,6 +178,8 @@ class Links:
     def accepted(self, session: Session, message: MessageIn) -> None:
         """A message is committed: wake its agent, now or when the message is due."""
         house = self.house
+        if message.not_after is not None:
+            house.schedule.at(session.key, message.not_after + EXPIRY_GRACE)
         if message.process_after is not None and message.process_after > house.clock.now_ms():
             house.schedule.at(session.key, message.process_after)
         elif message.trigger and house.supervisor.slot(session.key) is None:

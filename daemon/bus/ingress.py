@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -21,9 +21,11 @@ from daemon.clock import Clock
 from daemon.config import Agent
 from daemon.errors import ContentError, IdConflictError, MessageError, UnknownAgentError
 from daemon.store import messages
+from daemon.store.dead_letters import Operator, latest_requeue, requeue_message
 from daemon.store.mailbox import MAX_NAME, is_mailbox_name
 from daemon.store.registry import SessionKey
 from daemon.telemetry.telemetry import Telemetry
+from schema.connect import Writer
 from schema.errors import ClawbusError, FileBusyError
 from schema.ids import check_message_id, check_name, new_id
 from schema.instants import to_text
@@ -32,6 +34,8 @@ from schema.rows import Address, Kind, MessageIn, MessageStatus
 MAX_ADDRESS_BYTES: Final = 1000
 MAX_CRON: Final = 200
 _CRON_FIELDS: Final = 5  # the library takes a sixth for seconds, which would be a message each second
+SENDER: Final = Operator("sender", "the same id was sent again")
+_LAST_INSTANT: Final = 253_402_300_799_999  # of the year 9999
 
 
 class Ingress:
@@ -66,7 +70,12 @@ class Ingress:
             raise
         channel = accepted.address.channel_type if accepted.address is not None else None
         self._telemetry.accepted(
-            begun, accepted.agent, accepted.session, accepted.message_id, channel, duplicate=accepted.duplicate
+            begun,
+            accepted.agent,
+            accepted.session,
+            accepted.requeued_as or accepted.message_id,
+            channel,
+            duplicate=accepted.duplicate,
         )
         return accepted
 
@@ -77,27 +86,37 @@ class Ingress:
             known = ", ".join(sorted(self.agents)) or "none"
             raise UnknownAgentError(f"there is no agent {key.agent!r} (there is: {known}).")
         message = replace(check(incoming, now, self._max_content_bytes), traceparent=traceparent)
+        if message.not_after is None:
+            message = replace(message, not_after=_default_expiry(self.agents[key.agent], message, now))
         session = await (self._sessions.create(key) if incoming.create_session else self._sessions.get(key))
-        stored, duplicate = await self._store(session, message, incoming, now)
+        kept = await self._store(session, message, incoming, now)
         session.last_activity = now
-        if not duplicate:
+        stored = kept.counts
+        if kept.requeued:
+            self._log.warning(
+                "dead_letter_requeued", agent=key.agent, session=key.session, message=message.id, requeued_as=stored.id,
+                by=SENDER.name, reason=SENDER.reason,
+            )  # fmt: skip
+        if not kept.duplicate:
             self._log.info(
                 "message_accepted", agent=key.agent, session=key.session, message=stored.id, seq=stored.seq,
                 kind=stored.kind, channel=stored.channel_type, trigger=stored.trigger,
             )  # fmt: skip
         if stored.status is MessageStatus.PENDING:  # a duplicate, too: sending again repairs a lost wake
             self._on_accepted(session, stored)
-        return Accepted(stored.id, key.agent, key.session, stored.seq, duplicate, _address_of(stored))
+        again = stored.id if stored.id != kept.known.id else None
+        return Accepted(
+            kept.known.id, key.agent, key.session, stored.seq, kept.duplicate, _address_of(stored),
+            state=stored.status.value, previous=MessageStatus.FAILED.value if kept.failed else None, requeued_as=again,
+        )  # fmt: skip
 
-    async def _store(
-        self, session: Session, message: MessageIn, incoming: Incoming, now: int
-    ) -> tuple[MessageIn, bool]:
+    async def _store(self, session: Session, message: MessageIn, incoming: Incoming, now: int) -> Stored:
         key = session.key
         try:
             async with session.lock:
                 await self._sessions.activate(session)
                 found = await session.call_locked(lambda: store(session, message, incoming, now))
-        except IdConflictError:
+        except (IdConflictError, MessageError):
             raise
         except FileBusyError as error:
             self._sessions.troubles.failed(key, ACCEPT, error, now)
@@ -136,7 +155,9 @@ def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
     if incoming.recurrence is not None:
         check_recurrence(incoming.recurrence)
     if incoming.process_after is not None:
-        check_instant(incoming.process_after)
+        check_instant("process_after", incoming.process_after)
+    if incoming.not_after is not None:
+        check_instant("not_after", incoming.not_after)
     address = incoming.address
     if address is not None:
         check_address(address)
@@ -154,6 +175,7 @@ def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
         platform_id=address.platform_id if address else None,
         thread_id=address.thread_id if address else None,
         on_wake=incoming.on_wake,
+        not_after=incoming.not_after,
     )
 
 
@@ -171,12 +193,28 @@ def check_recurrence(expression: str) -> None:
         raise MessageError(f"recurrence {expression!r} is not a cron expression that fires: {error}.") from error
 
 
-def check_instant(process_after: int) -> None:
+def check_instant(name: str, instant: int) -> None:
     """Raise MessageError unless the text columns can hold this instant (epoch milliseconds)."""
     try:
-        to_text(process_after)
+        to_text(instant)
     except OverflowError as error:
-        raise MessageError(f"process_after {process_after} is no instant of the years 1 to 9999.") from error
+        raise MessageError(f"{name} {instant} is no instant of the years 1 to 9999.") from error
+
+
+def check_expiry(not_after: int | None, due: int) -> None:
+    """Raise MessageError unless a message that is due then (epoch milliseconds) can be begun before it expires."""
+    if not_after is not None and not_after <= due:
+        raise MessageError(
+            f"not_after {to_text(not_after)} is over before the message is due.", hint="Name a later time, or none."
+        )
+
+
+def _default_expiry(agent: Agent, message: MessageIn, now: int) -> int | None:
+    """When a message expires whose sender says nothing of it: epoch milliseconds, or None."""
+    if not agent.expire_after_s:
+        return None
+    wanted = max(now, message.process_after or 0) + int(agent.expire_after_s * 1000)
+    return wanted if wanted <= _LAST_INSTANT else None
 
 
 def check_address(address: Address) -> None:
@@ -195,18 +233,51 @@ def check_address(address: Address) -> None:
         )
 
 
-def store(session: Session, message: MessageIn, incoming: Incoming, now: int) -> tuple[MessageIn, bool]:
-    """Write the row, its history and the session's route in one transaction. (row, whether it was there before)."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What an acceptance found or made. `known` has the id that was asked for; `counts` is the message that does the work.
+
+    They differ where the known one failed and was given again: now (`requeued`) or before.
+    """
+
+    known: MessageIn
+    counts: MessageIn
+    duplicate: bool = False
+    requeued: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether the message of the id that was asked for had failed."""
+        return self.duplicate and self.known.status is MessageStatus.FAILED
+
+
+def store(session: Session, message: MessageIn, incoming: Incoming, now: int) -> Stored:
+    """Write the row, its history and the session's route in one transaction.
+
+    An id that failed is given again, as an operator's requeue does: whoever sends it again still wants it done.
+    """
     with session.files.inbound() as db, db.transaction():
         known = messages.find(db, message.id)
         if known is not None:
             if (known.content, known.kind) != (message.content, message.kind):
                 raise IdConflictError(f"message id {message.id!r} was used for other content in {session.key}.")
-            return known, True
-        stored = replace(message, seq=messages.next_even_seq(db))
-        messages.insert(db, stored, now)
-        if incoming.address is not None and incoming.trigger:
+            kept = _known(db, known, message, now)
+        else:
+            check_expiry(message.not_after, max(now, message.process_after or 0))
+            stored = replace(message, seq=messages.next_even_seq(db))
+            messages.insert(db, stored, now)
+            kept = Stored(stored, stored)
+        if incoming.address is not None and incoming.trigger and not kept.duplicate:
             messages.set_routing(db, incoming.address)
-    if stored.trigger:
+    if kept.counts.trigger and (kept.requeued or not kept.duplicate):
         session.files.ring()
-    return stored, False
+    return kept
+
+
+def _known(db: Writer, known: MessageIn, message: MessageIn, now: int) -> Stored:
+    latest = latest_requeue(db, known)
+    if latest.status is not MessageStatus.FAILED:
+        return Stored(known, latest, duplicate=True)
+    check_expiry(message.not_after, now)
+    again = requeue_message(db, latest, SENDER, now, not_after=message.not_after)
+    return Stored(known, again, duplicate=True, requeued=True)

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from daemon.clock import Clock
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
-from schema.rows import Address, Kind
+from schema.rows import Address, Kind, MessageStatus
 
 
 class InDoubt(StrEnum):
@@ -57,13 +57,16 @@ class Incoming:
     recurrence: str | None = None
     create_session: bool = True
     traceparent: str | None = None
+    not_after: int | None = None  # it is not begun then or later, and its sender is told
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """The durable yes: the row is committed. `duplicate`: it had been before, with the same content.
 
-    `address` is the stored row's: where its answers go, also when this one named another place.
+    `address` is the stored row's: where its answers go, also when this one named another place. `state` is that of the
+    message that counts: the one of this id or, where that one failed (`previous`), the one that does its work again,
+    `requeued_as`.
     """
 
     message_id: str
@@ -72,6 +75,9 @@ class Accepted:
     seq: int
     duplicate: bool = False
     address: Address | None = None
+    state: str = MessageStatus.PENDING
+    previous: str | None = None
+    requeued_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

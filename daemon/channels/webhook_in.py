@@ -29,6 +29,7 @@ from daemon.control.connections import TRUSTED
 from daemon.errors import BodyTooLargeError
 from schema.errors import ClawbusError
 from schema.ids import check_message_id, check_name
+from schema.instants import from_text
 from schema.rows import Address
 
 _DRAIN_BYTES: Final = 4 * 1024**2
@@ -96,7 +97,11 @@ class WebhookIn:
             message=accepted.message_id,
             duplicate=accepted.duplicate,
         )
-        body = {"ok": True, "id": accepted.message_id, "duplicate": accepted.duplicate}
+        body: dict[str, object] = {"ok": True, "id": accepted.message_id, "duplicate": accepted.duplicate}
+        if accepted.duplicate:
+            body["state"] = accepted.state
+        if accepted.previous is not None:
+            body |= {"previous": accepted.previous, "requeued_as": accepted.requeued_as}
         return JSONResponse(body, status_code=202)
 
     async def _checked(self, request: Request, name: str) -> Incoming:
@@ -127,6 +132,7 @@ class WebhookIn:
             kind=hook.kind,
             address=Address(self._name, name),
             traceparent=request.headers.get("traceparent"),
+            not_after=_not_after(request.headers.get("x-clawbus-not-after")),
         )
 
     async def _github(self, request: Request, secret: bytes) -> tuple[bytes, str]:
@@ -234,6 +240,16 @@ def _json(text: str) -> object:
     # What cannot be written again could not be stored: 1e999 became an infinity, "\ud800" is no Unicode text.
     json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     return value
+
+
+def _not_after(text: str | None) -> int | None:
+    """When the message expires, as its sender says: an ISO-8601 time, or epoch seconds."""
+    if text is None:
+        return None
+    instant = int(text) * 1000 if text.isascii() and text.isdigit() and len(text) <= 12 else from_text(text)
+    if instant is None:
+        raise refusals.BodyRefusedError("X-Clawbus-Not-After is neither an ISO-8601 time nor epoch seconds.")
+    return instant
 
 
 def _session(hook: Hook, given: str | None) -> str:

@@ -23,6 +23,7 @@ from daemon.clock import Clock, SystemClock
 from daemon.errors import ContentError, DaemonSilentError, LostAnswerError
 from schema.errors import ClawbusError
 from schema.ids import check_message_id, new_id
+from schema.instants import from_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +57,13 @@ def send(
     mailbox: Annotated[
         str, typer.Option("--mailbox", metavar="NAME", help="The mailbox that the answer goes to.")
     ] = "cli",
+    not_after: Annotated[
+        str | None,
+        typer.Option("--not-after", metavar="TIME", help="Do not begin it then or later; the mailbox gets a notice."),
+    ] = None,
+    expires_in: Annotated[
+        str | None, typer.Option("--expires-in", metavar="DURATION", help="The same, from now on: 90s, 15m, 2h, 3d.")
+    ] = None,
     no_create: Annotated[bool, typer.Option("--no-create", help="Refuse if the session does not exist yet.")] = False,
 ) -> Outcome:
     """Send a message to an agent's session; with --wait, print its answer.
@@ -78,6 +86,9 @@ def send(
         "trigger": not context,
         "create_session": not no_create,
     }
+    expiry = _expiry(not_after, expires_in)
+    if expiry is not None:
+        message["not_after"] = expiry
     # What a caller needs in order to ask again without doubling the work, from the moment that it may have been stored.
     known: dict[str, Any] = {"message_id": message["id"], "agent": agent, "session": session, "accepted": None}
     known["mailbox"] = mailbox
@@ -95,6 +106,20 @@ def send(
         problem = interrupted(f"interrupted; message {known['message_id']} {_standing(known)}.")
         return Outcome(known, problem=problem, exit_code=INTERRUPTED, next_actions=_next(known))
     return _answered(known, entry, wait, why)
+
+
+def _expiry(not_after: str | None, expires_in: str | None) -> int | None:
+    """Epoch milliseconds of the expiry, or None. Raises a usage error."""
+    from daemon.cli.durations import span_ms  # noqa: PLC0415
+
+    if not_after is not None and expires_in is not None:
+        raise typer.BadParameter("--not-after and --expires-in say the same; give one of them.")
+    if expires_in is not None:
+        return SystemClock().now_ms() + span_ms(expires_in)
+    instant = from_text(not_after)
+    if not_after is not None and instant is None:
+        raise typer.BadParameter(f"{not_after!r} is no time; write an instant like 2026-11-21T02:00Z.")
+    return instant
 
 
 def _failed(known: dict[str, Any], error: ClawbusError) -> Outcome:
@@ -136,7 +161,7 @@ def _held_up(client: ControlClient, known: dict[str, Any]) -> str:
 def _reason(client: ControlClient, known: dict[str, Any]) -> str:
     """Why the message failed, in the words for the operator, whom this command serves. Empty when nothing says so."""
     try:
-        letters = client.dead_letters((known["agent"], known["session"]), known["message_id"])["letters"]
+        letters = client.dead_letters((known["agent"], known["session"]), _working_id(known))["letters"]
     except ClawbusError:
         return ""
     return next((str(one["reason"]) for one in letters if one["kind"] == "in" and one["code"] == "AGENT_FAILED"), "")
@@ -157,11 +182,16 @@ def wait_for_reply(client: ControlClient, accepted: dict[str, Any], wait_s: floa
     while True:
         started = clock.monotonic()
         left = max(0.0, deadline - started)
-        entry = client.wait_reply(accepted["agent"], accepted["session"], accepted["message_id"], left)
+        entry = client.wait_reply(accepted["agent"], accepted["session"], _working_id(accepted), left)
         if entry is not None or clock.monotonic() >= deadline:
             return entry
         if clock.monotonic() - started < 0.05:
             time.sleep(0.2)  # a daemon that answers at once is stopping: do not spin until it is gone
+
+
+def _working_id(accepted: dict[str, Any]) -> str:
+    """The message whose answer counts: one that had failed is worked on under another id."""
+    return accepted.get("requeued_as") or accepted["message_id"]
 
 
 def _answered(accepted: dict[str, Any], entry: MailboxEntry | None, wait_s: float, why: str) -> Outcome:
@@ -189,13 +219,19 @@ def _say_accepted(console: Console, accepted: dict[str, Any]) -> None:
     from daemon.cli.present import say  # noqa: PLC0415
 
     place = f"mailbox {accepted['mailbox']}" if accepted["mailbox"] is not None else "another channel"
-    again = f", it was there already: its answer goes to {place}" if accepted["duplicate"] else ""
+    again = f", it was there already ({_state(accepted)}): its answer goes to {place}" if accepted["duplicate"] else ""
     say(console, f"accepted {accepted['message_id']} ({accepted['agent']}/{accepted['session']}{again})")
+
+
+def _state(accepted: dict[str, Any]) -> str:
+    state = accepted.get("state", "accepted")
+    again = accepted.get("requeued_as")
+    return f"failed, and is worked on again as {again}, {state}" if again else str(state)
 
 
 def _next(accepted: dict[str, Any]) -> tuple[NextAction, ...]:
     name = f"{accepted['agent']} {accepted['session']}"
-    life = NextAction(f"clawbus session show {name} --message {accepted['message_id']}", "what became of the message")
+    life = NextAction(f"clawbus session show {name} --message {_working_id(accepted)}", "what became of the message")
     if accepted["mailbox"] is None:
         return (life,)
     return (NextAction(f"clawbus mailbox {shlex.quote(accepted['mailbox'])}", "read the answers"), life)

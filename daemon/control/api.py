@@ -77,7 +77,7 @@ class _AddressBody(BaseModel):
 
 
 class _MessageBody(BaseModel):
-    """POST /v1/messages. `process_after` is epoch milliseconds."""
+    """POST /v1/messages. `process_after` and `not_after` are epoch milliseconds."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -92,6 +92,7 @@ class _MessageBody(BaseModel):
     process_after: int | None = None
     recurrence: str | None = None
     create_session: bool = True
+    not_after: int | None = None
 
 
 class _RepairBody(BaseModel):
@@ -163,6 +164,7 @@ class _Api:
                 recurrence=body.recurrence,
                 create_session=body.create_session,
                 traceparent=request.headers.get("traceparent"),
+                not_after=body.not_after,
             )
         )
         return asdict(accepted)

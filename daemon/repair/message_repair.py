@@ -124,6 +124,7 @@ def _anew(db: Writer, message: MessageIn, operator: Operator, now: int) -> str:
     again = replace(
         message, id=messages.free_id(db, message.id), seq=messages.next_even_seq(db), timestamp=to_text(now),
         status=MessageStatus.PENDING, process_after=None, recurrence=None, tries=0, not_after=None, solo=True,
+        holds=False, deferrals=0, void_ack=None,
     )  # fmt: skip
     record(db, message.id, "requeued", now, detail=operator.detail(requeued_as=again.id))
     messages.insert(db, again, now, detail=operator.detail(requeue_of=message.id))

@@ -21,6 +21,7 @@ from schema.rows import DeliveryState, MessageIn, MessageStatus
 # For a file whose tables are older than this one; a reader degrades.
 CLOSED_TABLE: Final = "dead_letters_closed"
 _REQUEUED: Final = re.compile(r"\+r[0-9]{1,9}\Z")
+_LONGEST_STORY: Final = 10_000
 _DROPPED: Final = "dropped"
 _REQUEUE: Final = "requeued"
 EXPIRED: Final = "expired"
@@ -92,12 +93,30 @@ def requeue_answer(db: Writer, letter: DeadAnswer, operator: Operator, at: int) 
     )
 
 
-def requeue_message(db: Writer, message: MessageIn, operator: Operator, at: int) -> MessageIn:
-    """A new message with the failed one's content and address, due at once; the failed one stays failed and is closed."""
+def latest_requeue(db: Reader, message: MessageIn) -> MessageIn:
+    """The message that does this one's work now: the last one that it was requeued as, or itself."""
+    latest = message
+    for _ in range(_LONGEST_STORY):
+        row = db.one(f"SELECT requeued_as FROM {CLOSED_TABLE} WHERE id = ?", (latest.id,))
+        following = find(db, row["requeued_as"]) if row is not None and row["requeued_as"] is not None else None
+        if following is None:
+            break
+        latest = following
+    return latest
+
+
+def requeue_message(
+    db: Writer, message: MessageIn, operator: Operator, at: int, *, not_after: int | None = None
+) -> MessageIn:
+    """A new message with the failed one's content and address, due at once; the failed one stays failed and is closed.
+
+    It gets a turn of its own, and no expiry but `not_after`: the failed one's may be what ended it.
+    """
     new_id = free_id(db, _REQUEUED.sub("", message.id))
     again = replace(
         message, id=new_id, seq=next_even_seq(db), timestamp=to_text(at), status=MessageStatus.PENDING,
-        process_after=None, recurrence=None, tries=0, not_after=None, solo=True,
+        process_after=None, recurrence=None, tries=0, not_after=not_after, solo=True,
+        holds=False, deferrals=0, void_ack=None,
     )  # fmt: skip
     record(db, message.id, _REQUEUE, at, detail=operator.detail(requeued_as=new_id))
     insert(db, again, at, detail=operator.detail(requeue_of=message.id))
@@ -123,6 +142,7 @@ def _close(
     db: Writer, letter_id: str, outcome: str, operator: Operator, at: int, *, requeued_as: str | None = None
 ) -> None:
     db.execute(
-        f"INSERT INTO {CLOSED_TABLE}(id, outcome, at, by, reason, requeued_as) VALUES (?, ?, ?, ?, ?, ?)",
+        # OR REPLACE: one that an operator dropped, and that its sender sends again.
+        f"INSERT OR REPLACE INTO {CLOSED_TABLE}(id, outcome, at, by, reason, requeued_as) VALUES (?, ?, ?, ?, ?, ?)",
         (letter_id, outcome, at, operator.name, operator.reason, requeued_as),
     )

@@ -61,6 +61,9 @@ def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) ->
             series_id=series,
             tries=0,
             solo=False,
+            holds=False,
+            deferrals=0,
+            void_ack=None,
             not_after=_expiry(message, scheduled, instant),
             traceparent=None,  # an occurrence is a trace of its own, not the rest of the one before
         )

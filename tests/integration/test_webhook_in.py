@@ -17,6 +17,7 @@ from daemon.channels.signatures import sign
 from daemon.channels.webhook import WebhookChannel
 from daemon.errors import ContentError, MessageError, UnknownAgentError, UnknownSessionError
 from schema.errors import ClawbusError, FileBusyError, StorageError
+from schema.instants import from_text
 from schema.rows import Address, Kind
 from tests.support.channels import NOW_MS, SECRET, Bus, SetClock, build, running
 from tests.support.webhooks import request_signature
@@ -511,3 +512,28 @@ async def test_no_secret_is_logged(served: Served) -> None:
     assert {entry["event"] for entry in logs} == {"webhook_accepted", "webhook_refused"}
     assert SECRET not in str(logs)
     assert "sha256=" not in str([entry for entry in logs if entry["event"] == "webhook_refused"])
+
+
+async def test_a_message_may_say_until_when_it_is_wanted(served: Served) -> None:
+    for number, text in enumerate(("2126-11-21T02:00:00Z", "4950900000")):
+        answer = await served.send(x_clawbus_id=f"id-{number}", x_clawbus_not_after=text)
+        assert answer.status_code == 202
+    assert {message.not_after for message in served.bus.messages} == {
+        from_text("2126-11-21T02:00:00Z"),
+        4_950_900_000_000,
+    }
+    refused = await served.send(x_clawbus_not_after="soon")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "BODY_INVALID")
+
+
+async def test_a_redelivery_of_what_failed_says_what_becomes_of_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = b'{"action":"opened"}'
+    await served.post("/hooks/gh", body, from_github(body))
+    again = await served.post("/hooks/gh", body, from_github(body))
+    assert (again.json()["duplicate"], again.json()["state"]) == (True, "pending")
+    served.bus.failed = True
+    redelivered = (await served.post("/hooks/gh", body, from_github(body))).json()
+    assert (redelivered["duplicate"], redelivered["previous"], redelivered["state"]) == (True, "failed", "pending")
+    assert redelivered["requeued_as"] == redelivered["id"] + "+r1"

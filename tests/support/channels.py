@@ -8,7 +8,7 @@ import struct
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Bus:
     def __init__(self) -> None:
         self.stored: dict[tuple[str, str, str], Incoming] = {}
         self.error: Exception | None = None
+        self.failed = False  # whether what is known has failed meanwhile
         self.gate: anyio.Event | None = None
         self.entered = anyio.Event()
 
@@ -60,7 +61,11 @@ class Bus:
         known = self.stored.setdefault(key, incoming)
         if known.content != incoming.content:
             raise IdConflictError(f"message id {message_id!r} was used for other content.")
-        return Accepted(message_id, incoming.agent, incoming.session, len(self.stored) * 2, known is not incoming)
+        again = known is not incoming
+        accepted = Accepted(message_id, incoming.agent, incoming.session, len(self.stored) * 2, again)
+        return (
+            replace(accepted, previous="failed", requeued_as=f"{message_id}+r1") if again and self.failed else accepted
+        )
 
     @property
     def messages(self) -> list[Incoming]:

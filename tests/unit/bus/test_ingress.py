@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from daemon.bus import ingress as ingress_module
+from daemon.bus.dead_letters import drop_one
 from daemon.channels.protocol import Incoming
 from daemon.errors import (
     ContentError,
@@ -19,10 +20,12 @@ from daemon.errors import (
     UnknownSessionError,
 )
 from daemon.store import messages
+from daemon.store.dead_letters import Operator
 from daemon.store.registry import Registry, SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.errors import ClawbusError, InvalidNameError, StorageError
-from schema.rows import Address
+from schema.instants import to_text
+from schema.rows import AckStatus, Address
 from tests.support.house_kit import AGENT, HouseKit, until
 
 pytestmark = [pytest.mark.anyio]
@@ -68,6 +71,7 @@ def deep() -> Any:
         ({"recurrence": ",".join(["1"] * 500) + " * * * *"}, MessageError),
         ({"recurrence": "0 0 31 2 *"}, MessageError),
         ({"process_after": 2**62}, MessageError),
+        ({"not_after": 2**62}, MessageError),
         ({"address": Address("fake", "\ud800")}, MessageError),
         ({"address": Address("fake", "room", "x" * 1001)}, MessageError),
         ({"address": Address("", "room")}, MessageError),
@@ -291,3 +295,75 @@ async def test_what_wakes_rings_once_it_is_committed_and_context_does_not(kit: H
     assert not bell.exists()
     await kit.send(message_id="m1")
     assert bell.exists()
+
+
+async def fail(kit: HouseKit, message_id: str) -> None:
+    """The agent answers with an error, and its container goes."""
+    await kit.started()
+    batch = kit.agent().claim()
+    assert batch is not None
+    assert [message.id for message in batch.messages] == [message_id]
+    kit.agent().answer(batch, '{"text": "no", "error": {"code": "X", "message": "no"}}', status=AckStatus.FAILED)
+    kit.host.exit_now(kit.host.of_session("main").id)
+    await kit.gone()
+    assert (await kit.message(message_id))["status"] == "failed"
+
+
+async def test_an_id_that_failed_is_worked_on_again_when_it_is_sent_again(kit: HouseKit) -> None:
+    first = await kit.send(message_id="m1")
+    assert (first.duplicate, first.state, first.previous, first.requeued_as) == (False, "pending", None, None)
+    await fail(kit, "m1")
+    again = await kit.send(message_id="m1")
+    assert (again.message_id, again.duplicate, again.state) == ("m1", True, "pending")
+    assert (again.previous, again.requeued_as) == ("failed", "m1+r1")
+    row = await kit.message("m1+r1")
+    assert (row["status"], row["content"], row["solo"]) == ("pending", '{"text": "hello"}', 1)
+    repeated = await kit.send(message_id="m1")
+    assert (repeated.previous, repeated.requeued_as, repeated.state) == ("failed", "m1+r1", "pending")
+    assert len(await kit.inbound("SELECT * FROM messages_in")) == 2, "one requeue, however often it is sent"
+    await fail(kit, "m1+r1")
+    assert (await kit.send(message_id="m1")).requeued_as == "m1+r2"
+    await kit.started()
+    batch = kit.agent().claim()
+    assert batch is not None
+    kit.agent().answer(batch)
+    kit.host.exit_now(kit.host.of_session("main").id)
+    await kit.gone()
+    done = await kit.send(message_id="m1")
+    assert (done.previous, done.requeued_as, done.state) == ("failed", "m1+r2", "completed")
+    closed = await kit.inbound("SELECT id, outcome, by, requeued_as FROM dead_letters_closed ORDER BY id")
+    assert [(row["id"], row["by"], row["requeued_as"]) for row in closed] == [
+        ("m1", "sender", "m1+r1"), ("m1+r1", "sender", "m1+r2"),
+    ]  # fmt: skip
+
+
+async def test_what_an_operator_dropped_is_worked_on_when_its_sender_sends_it_again(kit: HouseKit) -> None:
+    await kit.send(message_id="m1")
+    await fail(kit, "m1")
+    session = await kit.session()
+    now = kit.clock.now_ms()
+    await session.call(lambda: drop_one(session.files, "m1", Operator("ada"), now))
+    assert (await kit.send(message_id="m1")).requeued_as == "m1+r1"
+
+
+async def test_a_message_may_expire(kit: HouseKit) -> None:
+    now = kit.clock.now_ms()
+    for not_after, process_after in ((now, None), (now - 1, None), (now + 5, now + 5)):
+        with pytest.raises(MessageError, match="before the message is due"):
+            await kit.send(not_after=not_after, process_after=process_after)
+    await kit.send(message_id="m1", process_after=now + 5_000, not_after=now + 6_000)
+    assert (await kit.message("m1"))["not_after"] == to_text(now + 6_000)
+    kit.advance(9)
+    await until(lambda: len(kit.fake.texts("room")) == 1)
+    assert "expired" in kit.fake.texts("room")[0]
+    assert (await kit.message("m1"))["status"] == "cancelled"
+    assert kit.spawned() == 0, "nothing was started for it"
+
+
+async def test_an_agents_default_expiry_counts_from_when_the_message_is_due(kit: HouseKit) -> None:
+    kit.house.agents[AGENT] = kit.house.agents[AGENT].model_copy(update={"expire_after_s": 60.0})
+    now = kit.clock.now_ms()
+    await kit.send(message_id="m1", process_after=now + 1_000_000)
+    await kit.send(message_id="m2", process_after=now + 1_000_000, not_after=now + 2_000_000)
+    assert (await kit.message("m1"))["not_after"] == to_text(now + 1_060_000)
+    assert (await kit.message("m2"))["not_after"] == to_text(now + 2_000_000)

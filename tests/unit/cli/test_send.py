@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from daemon.channels.protocol import Accepted, Incoming
+from daemon.clock import SystemClock
 from daemon.errors import DaemonSilentError
 from schema.errors import StorageError
+from schema.instants import from_text
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations
 
@@ -30,6 +33,9 @@ def test_a_text_is_accepted(cli: CommandLine, operations: FakeOperations) -> Non
         "seq": 2,
         "duplicate": False,
         "address": {"channel_type": "local", "platform_id": "cli", "thread_id": None},
+        "state": "pending",
+        "previous": None,
+        "requeued_as": None,
         "accepted": True,
         "mailbox": "cli",
     }
@@ -328,3 +334,38 @@ class _Batch(io.StringIO):
 def test_json_is_the_default_when_nobody_watches(cli: CommandLine, operations: FakeOperations) -> None:
     assert json.loads(cli("send", "x", *TO_ECHO).out)["ok"] is True
     assert cli("send", "x", *TO_ECHO, "--id", "m2", "--no-json").out.startswith("accepted m2 ")
+
+
+def test_an_expiry_is_sent_as_an_instant(cli: CommandLine, operations: FakeOperations) -> None:
+    before = SystemClock().now_ms()
+    assert cli("send", "hello", *TO_ECHO, "--expires-in", "15m").code == 0
+    assert cli("send", "hello", *TO_ECHO, "--not-after", "2126-11-21T02:00Z").code == 0
+    soon, named = [message.not_after for message in operations.received]
+    assert soon is not None
+    assert before + 900_000 <= soon <= SystemClock().now_ms() + 900_000
+    assert named == from_text("2126-11-21T02:00Z")
+    for wrong in (
+        ("--expires-in", "soon"),
+        ("--not-after", "soon"),
+        ("--expires-in", "1h", "--not-after", "2126-01-01"),
+    ):
+        assert cli("send", "hello", *TO_ECHO, *wrong).code == 2
+
+
+def test_the_answer_of_the_message_that_does_the_work_again_is_waited_for(
+    cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def accept(incoming: Incoming) -> Accepted:
+        return Accepted(str(incoming.message_id), "echo", "s", 2, True, incoming.address, "pending", "failed", "m1+r1")
+
+    async def wait_reply(agent: str, session: str, message_id: str, wait_s: float) -> None:
+        asked.append(message_id)
+
+    monkeypatch.setattr(operations, "accept", accept)
+    monkeypatch.setattr(operations, "wait_reply", wait_reply)
+    result = cli("send", "hello", *TO_ECHO, "--id", "m1", "--wait", "0").envelope["result"]
+    assert (result["duplicate"], result["previous"], result["requeued_as"]) == (True, "failed", "m1+r1")
+    assert set(asked) == {"m1+r1"}
+    assert "worked on again as m1+r1" in cli("send", "hello", *TO_ECHO, "--id", "m1", "--pretty").out

@@ -31,7 +31,7 @@ def message(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_message_is_accepted_with_every_field(http: httpx.Client, operations: FakeOperations) -> None:
-    body = message(trigger=False, on_wake=True, process_after=5, recurrence="0 9 * * *", kind="task")
+    body = message(trigger=False, on_wake=True, process_after=5, recurrence="0 9 * * *", kind="task", not_after=9)
     answer = http.post("/v1/messages", json=body)
     assert answer.status_code == 200
     assert answer.json()["result"] == {
@@ -41,6 +41,9 @@ def test_a_message_is_accepted_with_every_field(http: httpx.Client, operations: 
         "seq": 2,
         "duplicate": False,
         "address": {"channel_type": "local", "platform_id": "cli", "thread_id": None},
+        "state": "pending",
+        "previous": None,
+        "requeued_as": None,
     }
     (seen,) = operations.received
     assert (seen.trigger, seen.on_wake, seen.process_after, seen.recurrence, seen.kind) == (
@@ -50,6 +53,7 @@ def test_a_message_is_accepted_with_every_field(http: httpx.Client, operations: 
         "0 9 * * *",
         "task",
     )
+    assert seen.not_after == 9
     assert seen.address is not None
     assert seen.address.platform_id == "cli"
 
