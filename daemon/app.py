@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from functools import partial
 
 import anyio
@@ -19,7 +20,8 @@ import structlog
 from daemon.channels.running import run_channel, start_channels
 from daemon.clock import Clock, SystemClock
 from daemon.config import Config
-from daemon.containers.changed_runtime import refuse_changed_runtime
+from daemon.containers.changed_runtime import refuse_changed_engine, refuse_changed_runtime
+from daemon.containers.engine import EngineGuard
 from daemon.containers.factory import build_runtime
 from daemon.control import server as control_server
 from daemon.control.api import build_api
@@ -28,12 +30,13 @@ from daemon.control.repair_api import repair_routes
 from daemon.data_folder import DataFolder
 from daemon.errors import ImageError, RuntimeUnavailableError
 from daemon.house import House, build_house
+from daemon.installation import Start, settle_install
 from daemon.logs import LogPipeline, configure
 from daemon.notify import Notifier
 from daemon.operations import DaemonOperations
 from daemon.policies import read_limits
 from daemon.signals import RELOAD, SignalInbox
-from daemon.store.rebuild import agree_on_install_id
+from daemon.store.install import InstallFile
 from daemon.store.registry import Registry
 from daemon.telemetry.monitoring import Monitoring
 from daemon.watchdog import Pulse, Watchdog
@@ -114,12 +117,16 @@ async def _main(
     notifier = Notifier(os.environ)
     registry = Registry(folder.central_db)
     with signals.interruptible_start() as beginning:
-        install_id = await anyio.to_thread.run_sync(agree_on_install_id, registry, folder.install_file, clock.now_ms())
-        await refuse_changed_runtime(
-            config.runtime.kind,
-            await anyio.to_thread.run_sync(registry.live_incarnations),
-            lambda kind: build_runtime(config, folder, install_id, clock, kind),
+        install_id = await settle_install(
+            Start(folder, registry, clock, read_limits(config)),
+            lambda kind, of_install: build_runtime(config, folder, of_install, clock, kind),
         )
+        live = await anyio.to_thread.run_sync(registry.live_incarnations)
+        await refuse_changed_runtime(
+            config.runtime.kind, live, lambda kind: build_runtime(config, folder, install_id, clock, kind)
+        )
+        async with aclosing(build_runtime(config, folder, install_id, clock)) as asked:
+            await refuse_changed_engine(live, EngineGuard(InstallFile(folder.install_record), install_id, asked))
     if beginning.cancelled_caught:
         log.info("daemon_stopped")
         return

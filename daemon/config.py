@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from daemon.config_sources import is_service_link, read_toml
 from daemon.errors import ConfigError
-from daemon.listening import is_loopback, split_listen
+from daemon.listening import docker_address_fault, is_loopback, split_listen
 from daemon.zones import zone
 from schema.errors import InvalidNameError
 from schema.ids import check_name
@@ -63,8 +63,9 @@ class Runtime(_Table):
 
 
 class Docker(_Table):
-    """[docker]: defaults of every container; an agent may override image, network, memory, cpus and pids."""
+    """[docker]: the engine, and defaults of every container; an agent may override image, network, memory, cpus and pids."""
 
+    host: str = ""
     image: str = DEFAULT_IMAGE
     network: str = "none"
     memory_bytes: int = Field(default=1024**3, ge=16 * 1024**2)
@@ -72,6 +73,14 @@ class Docker(_Table):
     pids: int = Field(default=256, ge=16)
     user: str = ""
     timeout_s: float = Field(default=30.0, gt=0)
+
+    @field_validator("host")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        fault = docker_address_fault(value) if value else None
+        if fault is not None:
+            raise ValueError(fault)
+        return value
 
 
 class Sweep(_Table):

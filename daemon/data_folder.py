@@ -28,12 +28,13 @@ from schema.os_faults import hint_of, host_error
 LOCK_NAME: Final = "clawbus.lock"
 VERSION_NAME: Final = "clawbus.version"
 INSTALL_NAME: Final = "install-id"
+INSTALL_RECORD: Final = "install.json"
 LOW_BYTES: Final = 64 * 1024**2  # less free room than this is told as trouble, before writing fails
 # How the names begin that a first start, an image build or an operator who puts an agent in place may leave before the
 # version is written; `lost+found` is a new disk's.
 _OURS: Final = (
     "clawbus.lock", "clawbus.version", "central.db", "mailbox.db", "sessions", "agents", "logs", "run", "wheels",
-    "control.sock", "install-id", "lost+found",
+    "control.sock", "install-id", "install.json", "lost+found",
 )  # fmt: skip
 
 
@@ -52,6 +53,11 @@ class Layout:
     def install_file(self) -> Path:
         """The install's id, beside central.db, so that it outlives it."""
         return self.root / INSTALL_NAME
+
+    @property
+    def install_record(self) -> Path:
+        """Where the install's id was given, and on which engine its containers run (store/install.py)."""
+        return self.root / INSTALL_RECORD
 
     @property
     def mailbox_db(self) -> Path:

@@ -198,6 +198,20 @@ class RuntimeUnavailableError(ClawbusError):
     code = "RUNTIME_UNAVAILABLE"
     default_hint = "Start Docker (`systemctl start docker`) and check that the daemon's user may use its socket."
 
+    def __init__(self, message: str, *, hint: str | None = None, command: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.command = command  # what repairs it, or looks into it
+
+
+class EngineChangedError(RuntimeUnavailableError):
+    """Another engine answers than the one that the living containers run on. It is no witness for what lives."""
+
+    code = "RUNTIME_CHANGED"
+    default_hint = (
+        "Set docker.host (or DOCKER_HOST) to the engine that has the containers; when that one is gone for good:"
+        " stop the daemon, `clawbus install renew`, start it."
+    )
+
 
 class ImageError(ClawbusError):
     """The agent image is missing, foreign or of another version."""

@@ -24,6 +24,7 @@ from daemon.bus.watch import Watch
 from daemon.channels.registry import Channels, build_channels, head_rules
 from daemon.clock import Clock
 from daemon.config import Agent, Config
+from daemon.containers.engine import EngineGuard
 from daemon.containers.factory import spec_maker
 from daemon.containers.members import member_finder
 from daemon.containers.protocol import ContainerRuntime, Exit
@@ -32,6 +33,7 @@ from daemon.containers.supervisor import Supervisor
 from daemon.data_folder import DataFolder
 from daemon.policies import agent_policy, fate_of, read_limits, sweep_settings
 from daemon.retention import Retention
+from daemon.store.install import InstallFile
 from daemon.store.mailbox import Mailbox
 from daemon.store.registry import Registry, SessionKey
 from daemon.sweep.fate import EXPIRY_GRACE
@@ -216,7 +218,8 @@ def build_house(
         why_it_may_go=links.why_it_may_go,
         drain=links.drain,
     )
-    supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, telemetry, timings)
+    engine = EngineGuard(InstallFile(folder.install_record), install_id, runtime)
+    supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, telemetry, engine, timings)
     sessions.remember_with(supervisor.incarnations, install_id)
     delivery = _delivery(config, channels, clock, links, telemetry, sessions.troubles)
     sessions.on_refused = HeldFiles(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from typing import Final, cast
+from urllib.parse import urlsplit
 
 from daemon.errors import ListenError
 
@@ -65,3 +66,19 @@ def bind_tcp(listen: str) -> socket.socket:
 def bound_address(sock: socket.socket) -> tuple[str, int]:
     """(host, port) that a socket is bound to: the port that the system chose where 0 was asked for."""
     return cast("tuple[str, int]", sock.getsockname()[:2])
+
+
+def docker_address_fault(url: str) -> str | None:
+    """What is wrong with the address of a Docker engine, or None."""
+    try:
+        parts = urlsplit(url)
+        scheme, host, _ = parts.scheme, parts.hostname, parts.port
+    except ValueError:
+        scheme, host = "", None
+    if scheme == "unix" and url.startswith("unix:///") and len(url) > len("unix:///"):
+        return None
+    if scheme in {"tcp", "http", "https"} and host:
+        return None
+    if scheme == "ssh":
+        return "ssh:// is not supported; forward the socket (`ssh -L /run/remote.sock:/var/run/docker.sock HOST`) and name it"
+    return "must be unix:///PATH or tcp://HOST:PORT"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -16,6 +17,7 @@ from daemon.clock import SystemClock
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from daemon.forensics.containers import RuntimeSeen
     from daemon.repair.folder_backup import FolderLimits, Tell
 
 _NAMED: Final = 20  # an error is read by a person; `clawbus doctor` has them all
@@ -106,22 +108,31 @@ def restore(
 
 
 def _refuse_running(invocation: Invocation, backup: Path) -> None:
-    """A container that still runs would go on writing into the folder that is moved aside.
+    """A container that still runs would go on writing into the folder that is moved aside, or was lost.
 
-    Asked for the backup's installation and for that of the folder that is replaced, which may be another one.
+    Asked for the installation of the folder that is replaced, and for the backup's if that was this very folder. A backup
+    that is restored elsewhere becomes an installation of its own, and leaves the original's containers alone.
     """
+    from daemon.data_folder import INSTALL_RECORD  # noqa: PLC0415
     from daemon.forensics.containers import look_at_runtime, recorded_install_id  # noqa: PLC0415
     from daemon.repair.errors import RestoreRefusedError  # noqa: PLC0415
+    from daemon.store.install import InstallFile  # noqa: PLC0415
 
     config = invocation.config
+    record = InstallFile(backup / INSTALL_RECORD).read()
+    place = record.place.path if record is not None and record.place is not None else None
+    here = place is None or place == os.path.realpath(config.data_dir)
+    ids = {recorded_install_id(config.data_dir), recorded_install_id(backup) if here else None}
     # Without an id no container can be known as the installation's.
-    for install_id in sorted({recorded_install_id(backup), recorded_install_id(config.data_dir)} - {None}, key=str):
+    for install_id in sorted(ids - {None}, key=str):
         found = look_at_runtime(config, install_id)
+        if found.copied_from is not None:
+            continue  # a copy that no daemon has started on has no containers
         if found.containers is None:
             other = f'Use the configuration with kind = "{found.other_kind}" (--config)'
             raise RestoreRefusedError(
                 f"whether containers of this installation run cannot be told: {found.error}",
-                hint=f"{other if found.other_kind else 'Start the container runtime'}, then repeat.",
+                hint=f"{other if found.other_kind else _how_to_ask(found)}, then repeat.",
             )
         if found.containers:
             names = ", ".join(
@@ -132,6 +143,12 @@ def _refuse_running(invocation: Invocation, backup: Path) -> None:
                 f"{len(found.containers)} containers of this installation still run: {names}{more}.",
                 hint=_how_to_end(config.runtime.kind),
             )
+
+
+def _how_to_ask(found: RuntimeSeen) -> str:
+    if found.other_engine:
+        return "Name the engine that has them (docker.host, DOCKER_HOST)"
+    return "Start the container runtime"
 
 
 def _how_to_end(kind: str) -> str:

@@ -56,7 +56,7 @@ def build(
     from daemon.containers.docker_image import ImageBuilder  # noqa: PLC0415 - the Docker client
     from daemon.ops.image import DEFAULT_BASE, build_image  # noqa: PLC0415
 
-    with closing(ImageBuilder()) as builder:
+    with closing(ImageBuilder(base_url=invocation.config.docker.host or None)) as builder:
         built = build_image(
             builder,
             cache=_wheel_cache(),
@@ -89,7 +89,8 @@ def show(invocation: Invocation) -> Outcome:
     from daemon.ops.source import source_digest  # noqa: PLC0415
 
     digest = source_digest()
-    with closing(DockerClient(timeout_s=invocation.config.docker.timeout_s)) as client:
+    docker = invocation.config.docker
+    with closing(DockerClient(base_url=docker.host or None, timeout_s=docker.timeout_s)) as client:
         images = [_look(client, image, digest) for image in _images(invocation.config)]
     result = {"source_digest": digest, "images": images}
     bad = [one for one in images if one["error"] is not None]

@@ -116,6 +116,7 @@ def facts_of(report: Mapping[str, Any], source: str) -> dict[str, object]:
     facts["version"] = f"clawbus {versions['clawbus']}, schema {versions['schema']}"
     facts |= _live(report.get("live") or {})
     facts.setdefault("runtime", f"{report['runtime']}: not asked, the daemon does not say")
+    facts |= _install(report)
     facts["data"] = report["data_dir"]
     if report.get("registry_error"):
         facts["registry"] = f"{report['registry_error']} (sessions are those that have a folder)"
@@ -129,6 +130,16 @@ def facts_of(report: Mapping[str, Any], source: str) -> dict[str, object]:
     facts |= _pruned(report)
     if report.get("not_examined"):
         facts["not examined"] = f"{report['not_examined']} sessions (no time)"
+    return facts
+
+
+def _install(report: Mapping[str, Any]) -> dict[str, object]:
+    """The engine by its own id, and where the folder came from."""
+    facts: dict[str, object] = {}
+    if (engine := report.get("engine")) is not None:
+        facts["engine"] = f"{engine['id']} at {engine['host']}"
+    if (origin := report.get("copied_from")) is not None:
+        facts["copied from"] = f"{origin['path'] or 'an unknown place'}, installation {origin['install_id']}"
     return facts
 
 

@@ -51,6 +51,9 @@ class Adoption:
 
     async def _adopt(self) -> bool:
         """Whether every live incarnation on record has its own slot now."""
+        await self._fleet.engine.check(
+            await self._fleet.sessions.central(lambda registry: registry.live_incarnations())
+        )
         listed = {item.container_id: item for item in await self._fleet.runtime.list_running()}
         agreed = True
         for row in await self._fleet.sessions.central(lambda registry: registry.live_incarnations()):

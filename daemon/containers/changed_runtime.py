@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from typing import Final
 
+from daemon.containers.engine import EngineGuard
 from daemon.containers.protocol import ContainerRuntime
-from daemon.errors import RuntimeChangedError
+from daemon.errors import EngineChangedError, RuntimeChangedError, RuntimeUnavailableError
 from daemon.store.registry import IncarnationRow
 from schema.errors import ClawbusError
 
@@ -44,6 +45,20 @@ async def refuse_changed_runtime(
             raise _refusal(name, kind, {str(row.key) for row in rows}, why) from error
         if alive:
             raise _refusal(name, kind, alive, "they still run")
+
+
+async def refuse_changed_engine(live: Sequence[IncarnationRow], guard: EngineGuard) -> None:
+    """Raise RuntimeChangedError when another engine of the configured kind answers while incarnations live on record.
+
+    One that does not answer is no reason not to start: adoption asks it again.
+    """
+    try:
+        await guard.check(live)
+    except EngineChangedError as error:
+        named = ", ".join(sorted({str(row.key) for row in live})[:_NAMED])
+        raise RuntimeChangedError(f"{str(error).rstrip('.')} (sessions: {named}).", hint=error.hint) from error
+    except RuntimeUnavailableError:
+        return
 
 
 async def _alive(runtime: ContainerRuntime, rows: Iterable[IncarnationRow]) -> set[str]:

@@ -25,7 +25,7 @@ from daemon.containers.docker_image import UsableImage, usable_image
 from daemon.containers.docker_spawn import Spawner, labels_of, restarts_by_itself, running_of, started_ms
 from daemon.containers.protocol import ContainerSpec, Exit, Running
 from daemon.containers.spec import LABEL_INCARNATION, LABEL_INSTALL, LABEL_STDERR_LOG
-from daemon.errors import ContainerGoneError, NotConfirmedError, RuntimeUnavailableError
+from daemon.errors import ContainerGoneError, EngineChangedError, NotConfirmedError, RuntimeUnavailableError
 
 T = TypeVar("T")
 
@@ -54,6 +54,7 @@ class DockerRuntime:
         poll_s: float = 5.0,
     ) -> None:
         self.name = "docker"
+        self._pinned: str | None = None
         self._install_id = install_id
         self._image = image
         self._source_digest = source_digest
@@ -63,6 +64,23 @@ class DockerRuntime:
         self._spawner = Spawner(self._client, install_id, forget=self._forget)
         self._limiter = anyio.CapacityLimiter(_THREADS)
         self._log = structlog.get_logger(runtime=self.name)
+
+    @property
+    def address(self) -> str:
+        """The address, and where it is from."""
+        return str(self._client.host)
+
+    async def identity(self) -> str:
+        """The ID that `docker info` shows."""
+        return await self._in_thread(self._identity)
+
+    def pin(self, identity: str | None) -> None:
+        """See the protocol."""
+        self._pinned = identity
+
+    async def may_live(self, incarnation: str) -> bool:
+        """By the label alone."""
+        return await self._in_thread(partial(self._may_live, incarnation))
 
     async def check(self) -> None:
         """RuntimeUnavailableError when Docker does not answer, ImageError when the default image cannot be used."""
@@ -144,7 +162,30 @@ class DockerRuntime:
     def _usable(self, image: str, *, own_runner: bool = False) -> UsableImage:
         return usable_image(self._client, image, None if own_runner else self._source_digest)
 
+    def _identity(self) -> str:
+        try:
+            return str(self._client.call(lambda api: api.info()).get("ID") or "")
+        except APIError as error:
+            raise RuntimeUnavailableError(f"Docker did not say who it is: {error.explanation}.") from error
+
+    def _believe(self) -> None:
+        """Before something is taken for absent. Raises EngineChangedError when another engine said so."""
+        pinned = self._pinned
+        if pinned and (found := self._identity()) != pinned:
+            raise EngineChangedError(
+                f"the Docker engine at {self.address} is {found}, and the containers of this installation run on {pinned}."
+            )
+
+    def _may_live(self, incarnation: str) -> bool:
+        filters = {"label": f"{LABEL_INCARNATION}={incarnation}"}
+        try:
+            found: list[dict[str, Any]] = self._client.call(lambda api: api.containers(all=True, filters=filters))
+        except APIError as error:
+            raise RuntimeUnavailableError(f"Docker did not list containers: {error.explanation}.") from error
+        return any(one.get("State") not in {"exited", "dead"} for one in found)
+
     def _spawn(self, spec: ContainerSpec, cancelled: threading.Event) -> Running:
+        self._believe()
         return self._spawner.spawn(spec, self._usable(spec.image, own_runner=bool(spec.runner)), cancelled)
 
     def _signal(self, container_id: str, signal: str) -> None:
@@ -158,6 +199,7 @@ class DockerRuntime:
     def _exit_of(self, container_id: str, started_at: int | None) -> Exit | None:
         details = self._inspect(container_id)
         if details is None:
+            self._believe()
             return Exit(code=None)
         state = details["State"]
         another_life = started_at is not None and started_ms(details) != started_at
@@ -205,6 +247,7 @@ class DockerRuntime:
                 self._log.warning("container_labels_broken", container_id=summary["Id"], names=summary.get("Names"))
                 continue
             result.append(running)
+        self._believe()
         return result
 
     def _find_started(self, incarnation: str) -> Running | None:
@@ -223,6 +266,7 @@ class DockerRuntime:
                 self._withdraw(summary["Id"])
             elif (running := running_of(details)) is not None:
                 return running
+        self._believe()
         return None
 
     def _withdraw(self, container_id: str) -> None:
@@ -247,6 +291,7 @@ class DockerRuntime:
     def _remove(self, container_id: str) -> None:
         details = self._inspect(container_id)
         if details is None:
+            self._believe()
             return
         if details["State"]["Running"]:
             raise NotConfirmedError(f"container {container_id} still runs.", hint="Stop or kill it first.")

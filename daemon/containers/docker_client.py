@@ -6,6 +6,7 @@ through as docker.errors.APIError for the caller to judge. Everything here block
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -15,7 +16,9 @@ import docker
 from docker.errors import APIError, DockerException
 from docker.transport import unixconn
 
+from daemon.containers.docker_host import DockerHost, resolve, unavailable
 from daemon.errors import RuntimeUnavailableError
+from daemon.listening import docker_address_fault
 
 # What a stream that breaks in mid-answer raises. requests' own errors are OSErrors, these are not.
 _StreamError: Final[type[Exception]] = cast("Any", unixconn).urllib3.exceptions.HTTPError
@@ -24,13 +27,18 @@ T = TypeVar("T")
 
 
 class DockerClient:
-    """A lazy, thread-safe docker.APIClient. `base_url` None means $DOCKER_HOST or the usual socket; seconds."""
+    """A lazy, thread-safe docker.APIClient. Without a `base_url`, the environment names the engine (docker_host.py); seconds."""
 
     def __init__(self, *, base_url: str | None = None, timeout_s: float = 30.0) -> None:
         self._base_url = base_url
         self._timeout_s = timeout_s
         self._client: Any = None
         self._lock = threading.Lock()
+
+    @property
+    def host(self) -> DockerHost:
+        """The engine that is meant. Raises RuntimeUnavailableError when the environment names none."""
+        return resolve(self._base_url or "", os.environ)
 
     def call(self, use: Callable[[Any], T]) -> T:
         """`use(client)`. Raises RuntimeUnavailableError, or APIError for a refusal (its status is 4xx)."""
@@ -42,9 +50,9 @@ class DockerClient:
             if error.is_server_error():
                 raise RuntimeUnavailableError(f"Docker failed: {_why(error)}.") from error
             raise
-        except (DockerException, OSError, _StreamError) as error:
+        except (DockerException, OSError, _StreamError, ValueError) as error:
             self._drop(client)
-            raise RuntimeUnavailableError(f"Docker does not answer: {_why(error)}.") from error
+            raise unavailable(self.host, error, tls=bool(os.environ.get("DOCKER_TLS_VERIFY"))) from error
 
     def close(self) -> None:
         """Close the idle connections. A later call makes new ones."""
@@ -57,9 +65,7 @@ class DockerClient:
             return self._client
 
     def _connect(self) -> Any:
-        arguments: dict[str, Any] = cast("Any", docker).utils.kwargs_from_env()
-        if self._base_url is not None:
-            arguments = {"base_url": self._base_url}
+        arguments = _arguments(self.host)
         # The version is asked for through our own adapter: docker-py's leaks its socket when nobody listens.
         api: Any = cast("Any", docker).APIClient(version="1.41", timeout=self._timeout_s, **arguments)
         socket_path = getattr(getattr(api, "_custom_adapter", None), "socket_path", None)
@@ -78,6 +84,20 @@ class DockerClient:
                 return
             self._client = None
         client.close()
+
+
+def _arguments(host: DockerHost) -> dict[str, Any]:
+    """For docker-py. TLS is for addresses on a network; a local socket has none, whatever the environment says."""
+    if docker_address_fault(host.url) is not None:
+        raise ValueError(host.url)
+    if host.is_local:
+        return {"base_url": host.url}
+    library = cast("Any", docker)
+    if host.tls is not None:
+        names = [str(host.tls / name) for name in ("cert.pem", "key.pem")]
+        tls = library.tls.TLSConfig(client_cert=tuple(names), ca_cert=str(host.tls / "ca.pem"), verify=True)
+        return {"base_url": host.url.replace("tcp://", "https://", 1), "tls": tls}
+    return library.utils.kwargs_from_env(environment={**os.environ, "DOCKER_HOST": host.url})
 
 
 def _why(error: Exception) -> str:

@@ -46,8 +46,9 @@ def build_runtime(
     from daemon.containers.docker import DockerRuntime  # noqa: PLC0415 - a process-only install need not load docker-py
 
     return DockerRuntime(
-        install_id, image=config.docker.image, source_digest=source_digest(), timeout_s=config.docker.timeout_s
-    )
+        install_id, image=config.docker.image, source_digest=source_digest(), timeout_s=config.docker.timeout_s,
+        base_url=config.docker.host or None,
+    )  # fmt: skip
 
 
 def spec_maker(config: Config, folder: DataFolder, agents: Mapping[str, Agent], install_id: str) -> SpecMaker:

@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 from daemon.bus.sessions import Session, Sessions
 from daemon.clock import Clock
 from daemon.config import Runtime as RuntimeConfig
+from daemon.containers.engine import EngineGuard
 from daemon.containers.protocol import ContainerRuntime, Running
 from daemon.containers.slots import Hooks, Slot, Timings
 from daemon.store.registry import Registry, SessionKey
@@ -37,6 +38,7 @@ class Fleet:
         hooks: Hooks,
         timings: Timings,
         telemetry: Telemetry,
+        engine: EngineGuard,
     ) -> None:
         self.runtime = runtime
         self.sessions = sessions
@@ -45,6 +47,7 @@ class Fleet:
         self.hooks = hooks
         self.timings = timings
         self.telemetry = telemetry
+        self.engine = engine
         self.log = structlog.get_logger("supervisor")
         self.slots: dict[SessionKey, Slot] = {}
         # Containers of ours beside a session's supervised one, by container id: they are being ended, and they use room.

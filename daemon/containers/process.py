@@ -27,7 +27,7 @@ from daemon.clock import Clock
 from daemon.containers import output_log, process_table
 from daemon.containers.process_records import Record, RecordStore
 from daemon.containers.protocol import ContainerSpec, Exit, Running
-from daemon.errors import ContainerGoneError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.errors import ContainerGoneError, EngineChangedError, NotConfirmedError, RuntimeUnavailableError, SpawnError
 from schema.layout import CONTAINER_AGENT, CONTAINER_IN, CONTAINER_OUT, ENV_AGENT, ENV_IN, ENV_OUT
 
 T = TypeVar("T")
@@ -70,6 +70,7 @@ class ProcessRuntime:
 
     def __init__(self, install_id: str, folder: Path, *, clock: Clock, command: Sequence[str] | None = None) -> None:
         self.name = "process"
+        self._pinned: str | None = None
         self._install_id = install_id
         self._records = RecordStore(folder)
         self._clock = clock
@@ -80,6 +81,23 @@ class ProcessRuntime:
         self._reaping = threading.Lock()
         self._limiter = anyio.CapacityLimiter(8)
         self._log = structlog.get_logger(runtime=self.name)
+
+    @property
+    def address(self) -> str:
+        """This machine."""
+        return "this machine"
+
+    async def identity(self) -> str:
+        """The machine's id (machine-id(5)); empty where it has none."""
+        return await self._in_thread(process_table.machine_id)
+
+    def pin(self, identity: str | None) -> None:
+        """See the protocol."""
+        self._pinned = identity
+
+    async def may_live(self, incarnation: str) -> bool:
+        """By the mark that all its processes carry."""
+        return await self._in_thread(partial(process_table.is_anybody_marked, incarnation))
 
     async def check(self) -> None:
         """RuntimeUnavailableError where agents cannot run: not Linux, no pidfds, no shell, no folder."""
@@ -138,7 +156,7 @@ class ProcessRuntime:
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
         """The end of what it wrote to stdout and stderr. ContainerGoneError for an unknown container."""
-        record = await self._in_thread(partial(self._records.read, container_id))
+        record = await self._in_thread(partial(self._read, container_id))
         if record is None:
             raise ContainerGoneError(f"no container {container_id} in the process runtime.")
         path = Path(record.log_path)
@@ -159,7 +177,7 @@ class ProcessRuntime:
     async def _record_for_wait(self, container_id: str) -> Record | None:
         while True:
             try:
-                return await self._in_thread(partial(self._records.read, container_id))
+                return await self._in_thread(partial(self._read, container_id))
             except RuntimeUnavailableError:
                 await anyio.sleep(_RETRY_S)
 
@@ -170,7 +188,20 @@ class ProcessRuntime:
             )
         self._records.ensure()
 
+    def _believe(self) -> None:
+        """Records of processes say nothing on another machine."""
+        if self._pinned and (found := process_table.machine_id()) != self._pinned:
+            raise EngineChangedError(
+                f"this machine is {found or 'without an id'}, and the agents of this installation run on {self._pinned}."
+            )
+
+    def _read(self, container_id: str) -> Record | None:
+        """The record, unless it is another install's: a copied folder has those of the original."""
+        record = self._records.read(container_id)
+        return record if record is not None and record.install_id == self._install_id else None
+
     def _spawn(self, spec: ContainerSpec) -> Running:
+        self._believe()
         self._check()
         for mount in spec.mounts:
             if not mount.source.is_dir():
@@ -243,7 +274,7 @@ class ProcessRuntime:
 
     def _stop(self, container_id: str) -> bool:
         """Whether there was somebody to signal, or there will never be."""
-        record = self._records.read(container_id)
+        record = self._read(container_id)
         if record is None:
             return True
         shell = process_table.leader_stat(record.leader)
@@ -255,7 +286,7 @@ class ProcessRuntime:
         return runner is not None
 
     def _kill(self, container_id: str) -> None:
-        record = self._records.read(container_id)
+        record = self._read(container_id)
         members = process_table.living_members(record.leader) if record is not None else []
         if record is None or not members:
             return
@@ -268,6 +299,7 @@ class ProcessRuntime:
 
     def _list_running(self) -> list[Running]:
         self._reap()
+        self._believe()
         return [
             record.running()
             for record in self._records.all()
@@ -276,11 +308,12 @@ class ProcessRuntime:
 
     def _find_started(self, incarnation: str) -> Running | None:
         self._reap()
-        record = self._records.read(incarnation)
-        return record.running() if record is not None and record.install_id == self._install_id else None
+        self._believe()
+        record = self._read(incarnation)
+        return record.running() if record is not None else None
 
     def _remove(self, container_id: str) -> None:
-        record = self._records.read(container_id)
+        record = self._read(container_id)
         if record is not None and process_table.living_members(record.leader):
             raise NotConfirmedError(f"container {container_id} still lives.", hint="Stop or kill it first.")
         self._reap()

@@ -20,6 +20,7 @@ import anyio
 ENV_MARK: Final = "CONTAINER_INCARNATION"
 
 _PROC: Final = Path("/proc")
+_MACHINE_IDS: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _DEAD: Final = frozenset("ZXx")
 
 
@@ -52,6 +53,21 @@ class Leader:
 def boot_id() -> str:
     """Another one after every boot of the machine."""
     return (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def machine_id() -> str:
+    """The machine's own id; empty where it has none, as in many containers."""
+    for path in _MACHINE_IDS:
+        with contextlib.suppress(OSError):
+            if text := path.read_text(encoding="ascii", errors="replace").strip():
+                return text
+    return ""
+
+
+def is_anybody_marked(incarnation: str) -> bool:
+    """Whether a living process that we may look at belongs to a container of this incarnation."""
+    mark = f"{ENV_MARK}={incarnation}".encode()
+    return any(stat.alive and _is_marked(stat.pid, mark) for stat in _all_stats())
 
 
 def read_stat(pid: int) -> ProcessStat | None:

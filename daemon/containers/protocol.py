@@ -93,6 +93,27 @@ class ContainerRuntime(Protocol):
 
     name: str
 
+    @property
+    def address(self) -> str:
+        """How it is reached, for people."""
+        ...
+
+    async def identity(self) -> str:
+        """The engine's own id, by which it is told from another of its kind; empty where it has none.
+
+        Raises RuntimeUnavailableError."""
+        ...
+
+    def pin(self, identity: str | None) -> None:
+        """Believe from now on only this engine that something is NOT there; None: whichever answers.
+
+        Another one's empty listing raises EngineChangedError, and so does a spawn."""
+        ...
+
+    async def may_live(self, incarnation: str) -> bool:
+        """Whether this engine has a container of the incarnation, of whichever install, that runs or may start."""
+        ...
+
     async def check(self) -> None:
         """Raise RuntimeUnavailableError or ImageError when nothing could be spawned now; else return."""
         ...

@@ -16,6 +16,7 @@ from daemon.clock import Clock
 from daemon.config import Runtime as RuntimeConfig
 from daemon.containers.adoption import Adoption
 from daemon.containers.endings import Endings
+from daemon.containers.engine import EngineGuard
 from daemon.containers.fleet import Fleet
 from daemon.containers.protocol import ContainerRuntime, Running
 from daemon.containers.reconcile import Reconciler
@@ -42,9 +43,10 @@ class Supervisor:
         clock: Clock,
         hooks: Hooks,
         telemetry: Telemetry,
+        engine: EngineGuard,
         timings: Timings | None = None,
     ) -> None:
-        self._fleet = Fleet(runtime, sessions, config, clock, hooks, timings or Timings(), telemetry)
+        self._fleet = Fleet(runtime, sessions, config, clock, hooks, timings or Timings(), telemetry, engine)
         self._endings = Endings(self._fleet)
         self._adoption = Adoption(self._fleet, self._endings)
         self._reconciler = Reconciler(self._fleet, self._endings, self._adoption)
@@ -207,16 +209,11 @@ class Supervisor:
         return len(self.alive()) + len(self._fleet.extras) < self._config.max_containers
 
     async def _probe(self) -> None:
-        if not self._fleet.accepting:
-            await self._adoption.adopt()
-            return
-        try:
-            await self._runtime.list_running()
-        except RuntimeUnavailableError:
-            return
-        self._fleet.set_available()
-        for session in self._sessions:
-            self._hooks.after_exit(session)
+        adopted_before = self._fleet.accepting
+        await self._adoption.adopt()
+        if adopted_before and self._fleet.unavailable is None:
+            for session in self._sessions:
+                self._hooks.after_exit(session)
 
     async def _start(self, key: SessionKey) -> None:
         if key in self._fleet.slots or self._fleet.tasks is None:

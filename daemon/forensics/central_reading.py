@@ -110,6 +110,22 @@ def live_runtimes(data_dir: Path) -> frozenset[str]:
         return frozenset()
 
 
+def live_containers(data_dir: Path, runtime: str) -> frozenset[str | None]:
+    """The container ids of incarnations without a confirmed exit under this runtime, None for one that was just asked for;
+    empty when central.db cannot be read."""
+    path = Layout(data_dir).central_db
+    if not path.is_file():
+        return frozenset()
+    try:
+        with _open(path) as reader:
+            rows = reader.all(
+                "SELECT container_id FROM incarnations WHERE ended_at IS NULL AND runtime = ?", (runtime,)
+            )
+            return frozenset(row["container_id"] for row in rows)
+    except ClawbusError:
+        return frozenset()
+
+
 def check_data_folder(data_dir: Path) -> None:
     """Raise DataFolderError unless the folder is there, may be looked into, and is a data folder or may become one."""
     try:

@@ -14,13 +14,15 @@ import anyio
 
 from daemon.clock import SystemClock
 from daemon.config import Config, Logs
+from daemon.containers.engine import another_engine, is_witness
 from daemon.containers.process import ProcessRuntime
 from daemon.containers.protocol import ContainerRuntime
 from daemon.data_folder import Layout
 from daemon.errors import ContainerGoneError, ImageError, RuntimeUnavailableError
-from daemon.forensics.central_reading import live_runtimes, read_install_id
+from daemon.forensics.central_reading import live_containers, live_runtimes, read_install_id
 from daemon.forensics.facts import Container
 from daemon.logs import configure
+from daemon.store.install import Install, InstallFile, is_copied
 from schema.errors import ClawbusError
 
 PATIENCE_S: Final = 5.0  # somebody waits for the answer at a terminal
@@ -36,6 +38,9 @@ class RuntimeSeen:
     containers: tuple[Container, ...] | None
     error: str | None = None
     image_error: str | None = None
+    repair: str | None = None  # a command, when the runtime did not answer
+    other_engine: bool = False  # another engine answered than the one that the containers run on
+    copied_from: str | None = None  # the folder is a copy of the install there, and no daemon has started on it
     other_kind: str | None = None  # the runtime to ask instead, when the configured one is not that of the containers
 
     @property
@@ -52,6 +57,9 @@ def look_at_runtime(config: Config, install_id: str | None) -> RuntimeSeen:
     """
     if install_id is None:
         return RuntimeSeen(None, "this data folder has no install id, so no container can be known as its own.")
+    record = _record(config.data_dir)
+    if record is not None and is_copied(record, config.data_dir):
+        return _copy(record)
     others = live_runtimes(config.data_dir) - {config.runtime.kind}
     if others:
         return _other_runtime(config, min(others))
@@ -79,12 +87,33 @@ def _other_runtime(config: Config, kind: str) -> RuntimeSeen:
     return RuntimeSeen(None, why, other_kind=kind)
 
 
+def _record(data_dir: Path) -> Install | None:
+    try:
+        return InstallFile(Layout(data_dir).install_record).read() if data_dir.is_dir() else None
+    except ClawbusError:
+        return None
+
+
+def _copy(record: Install) -> RuntimeSeen:
+    path = record.place.path if record.place is not None else record.origin and record.origin.path
+    where = path or f"installation {record.install_id}"
+    why = f"this data folder is a copy of {where}, whose containers are not its own; its first start makes it its own."
+    return RuntimeSeen(None, why, copied_from=where)
+
+
 async def _look(config: Config, install_id: str) -> RuntimeSeen:
     if config.runtime.kind != "process" and await _processes_live(config, install_id):
         return _other_runtime(config, "process")
     runtime = _runtime(config, install_id)
     try:
+        identity = await runtime.identity()
         listed = await runtime.list_running()
+        known = record.engine if (record := _record(config.data_dir)) is not None else None
+        recorded = live_containers(config.data_dir, runtime.name)
+        if known is not None and not is_witness(
+            known, runtime.name, identity, recorded, [one.container_id for one in listed]
+        ):
+            return RuntimeSeen(None, str(another_engine(known, identity, runtime.address)), other_engine=True)
         found = tuple(
             Container(
                 one.container_id, one.agent, one.session, one.incarnation, one.started_at, one.restarts, one.paused
@@ -93,7 +122,7 @@ async def _look(config: Config, install_id: str) -> RuntimeSeen:
         )
         return RuntimeSeen(found, image_error=_image_error(config))
     except RuntimeUnavailableError as error:
-        return RuntimeSeen(None, str(error))
+        return RuntimeSeen(None, str(error), repair=error.command)
     finally:
         await runtime.aclose()
 
@@ -126,7 +155,13 @@ def _runtime(config: Config, install_id: str) -> ContainerRuntime:
     from daemon.ops.source import source_digest  # noqa: PLC0415
 
     timeout_s = min(config.docker.timeout_s, PATIENCE_S)
-    return DockerRuntime(install_id, image=config.docker.image, source_digest=source_digest(), timeout_s=timeout_s)
+    return DockerRuntime(
+        install_id,
+        image=config.docker.image,
+        source_digest=source_digest(),
+        timeout_s=timeout_s,
+        base_url=config.docker.host or None,
+    )
 
 
 def _processes(config: Config, install_id: str) -> ProcessRuntime:
@@ -145,7 +180,8 @@ def _image_error(config: Config) -> str | None:
         {config.docker.image, *(one.image for one in config.agents.values() if one.image and not one.runner)}
     )
     client: Any
-    with closing(DockerClient(timeout_s=min(config.docker.timeout_s, PATIENCE_S))) as client:
+    timeout_s = min(config.docker.timeout_s, PATIENCE_S)
+    with closing(DockerClient(base_url=config.docker.host or None, timeout_s=timeout_s)) as client:
         for image in images:
             try:
                 usable_image(client, image, source_digest())

@@ -86,6 +86,9 @@ class HostFacts:
     file_errors: tuple[str, ...] = ()  # of the data folder's other files, mailbox.db
     runtime: str = "docker"
     runtime_error: str | None = None
+    runtime_repair: str | None = None  # the command for this case of it
+    other_engine: bool = False  # another engine answered; runtime_error says which
+    copied_from: str | None = None  # no daemon has started on this copy yet
     other_runtime: str | None = None  # under which the containers run, when it is not the configured one
     image_error: str | None = None
     free_bytes: int | None = None

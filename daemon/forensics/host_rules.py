@@ -100,15 +100,38 @@ def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
 def runtime_away(host: HostFacts) -> Diagnosis | None:
     """The container runtime does not answer."""
     degraded = host.trouble("runtime")
-    asked = host.runtime_error if host.other_runtime is None else None  # else nobody asked it: see _runtime_changed
+    # Else nobody asked it, or it is not the one to ask: see _runtime_changed and _copied.
+    elsewhere = host.other_runtime is not None or host.other_engine or host.copied_from is not None
+    asked = host.runtime_error if not elsewhere else None
     why = asked or (degraded.why if degraded is not None else None)
     if why is None:
         return None
     evidence = [why]
     if degraded is not None and degraded.since is not None:
         evidence.append(f"The daemon is without it since {to_text(degraded.since)}.")
-    command = "systemctl start docker" if host.runtime == "docker" else "clawbus config check"
+    usual = "systemctl start docker" if host.runtime == "docker" else "clawbus config check"
+    command = host.runtime_repair or usual
     return Diagnosis("RUNTIME_UNAVAILABLE", f"The runtime {host.runtime} does not answer.", tuple(evidence), command)
+
+
+def _copied(host: HostFacts) -> Diagnosis | None:
+    if host.copied_from is None:
+        return None
+    evidence = (
+        f"Its identity was given to another folder: {host.copied_from}.",
+        "Containers on its record are that installation's; this one adopts and ends none of them.",
+    )
+    summary = "This data folder is a copy or was restored; its first start makes it an installation of its own."
+    return Diagnosis("COPIED_FOLDER", summary, evidence, "clawbus run")
+
+
+def _engine_changed(host: HostFacts) -> Diagnosis | None:
+    if not host.other_engine:
+        return None
+    evidence = (host.runtime_error or "Another engine answers.",)
+    summary = "Another engine answers than the one that the containers run on."
+    command = "docker context ls" if host.runtime == "docker" else "clawbus install show"
+    return Diagnosis("RUNTIME_CHANGED", summary, evidence, command)
 
 
 def _runtime_changed(host: HostFacts) -> Diagnosis | None:
@@ -201,7 +224,7 @@ HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
     (_registry_missing, _too_new, _registry_unreadable, _file_unreadable),
     (_other_trouble,),
     (disk_full,),
-    (_runtime_changed, runtime_away, image_unusable),
+    (_copied, _runtime_changed, _engine_changed, runtime_away, image_unusable),
     (_clock_ahead, _clock_jumped),
     (_channel_failing,),
 )

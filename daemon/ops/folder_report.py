@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from daemon.clock import Clock
 from daemon.forensics.central_reading import folder_of, read_central
-from daemon.ops.reports import sum_queues
+from daemon.ops.reports import install_report, sum_queues
 from daemon.ops.session_reading import Queues, read_queues
 
 BUDGET_S: Final = 3.0
@@ -28,6 +28,7 @@ def folder_report(data_dir: Path, clock: Clock, why: str) -> dict[str, Any]:
     return {
         "data_dir": str(data_dir),
         "install_id": None,
+        **install_report(data_dir),
         "at": now,
         "registry_error": why,
         "sessions": {"total": len(keys)},

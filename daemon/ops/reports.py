@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from daemon.clock import Clock
+from daemon.data_folder import Layout
 from daemon.errors import DataFolderError, RegistryGoneError, UnknownMessageError, UnknownSessionError
 from daemon.ops.dead_reading import Wanted, in_order_of_arrival, read_dead_letter, read_dead_letters
 from daemon.ops.explain import explain, held_up, state_of
 from daemon.ops.session_reading import Queues, read_detail, read_life, read_queues
+from daemon.store.install import InstallFile
 from daemon.store.mailbox import MailboxEntry, read_mailbox
 from daemon.store.pruned import read as read_pruned
 from daemon.store.rebuild import REMAKE_HINT, found_sessions
@@ -67,6 +69,7 @@ def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) 
     return {
         "data_dir": str(data_dir),
         "install_id": install["install_id"] if install is not None else None,
+        **install_report(data_dir),
         "at": now,
         "sessions": {"total": total, **dict(sorted(states.items()))},
         "queues": sum_queues([one.queues for one in looked if one.queues is not None], now),
@@ -75,6 +78,19 @@ def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) 
         "attention": needing[:_ATTENTION],
         "attention_total": len(needing),
         "not_examined": total - sum(one.queues is not None for one in looked),
+    }
+
+
+def install_report(data_dir: Path) -> dict[str, Any]:
+    """The engine that the containers run on, and what the folder was copied from; None where it is not known."""
+    try:
+        found = InstallFile(Layout(data_dir).install_record).read()
+    except ClawbusError:
+        found = None
+    engine, origin = (found.engine, found.origin) if found is not None else (None, None)
+    return {
+        "engine": asdict(engine) if engine is not None else None,
+        "copied_from": asdict(origin) if origin is not None else None,
     }
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from daemon.data_folder import INSTALL_NAME, VERSION_NAME, Layout
+from daemon.data_folder import INSTALL_NAME, INSTALL_RECORD, VERSION_NAME, Layout
 from daemon.repair.backup import copy_verified
 from daemon.repair.errors import BackupFailedError, BackupNotVerifiedError
 from daemon.repair.folder_files import Copied, copy_plain, copy_tree, described
@@ -110,7 +110,7 @@ def back_up_folder(
 def _copies(
     layout: Layout, into: Path, limits: FolderLimits, found: FolderBackup, tell: Tell, *, owner: bool
 ) -> Iterator[Copied | str]:
-    for name in (VERSION_NAME, INSTALL_NAME):
+    for name in (VERSION_NAME, INSTALL_NAME, INSTALL_RECORD):
         small = copy_plain(layout.root, name, into / name, name, max_bytes=_SMALL)
         if small is not None:
             yield small

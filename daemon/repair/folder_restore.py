@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, cast
 
+from daemon.data_folder import INSTALL_NAME, INSTALL_RECORD
 from daemon.repair.backup import verify
 from daemon.repair.errors import BackupNotVerifiedError, RestoreFailedError, RestoreRefusedError
 from daemon.repair.folder_backup import FORMAT, MANIFEST, Tell
 from daemon.repair.folder_files import Copied, copy_plain, hash_file
+from daemon.store.install import mark_restored
 from schema.errors import ClawbusError
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 
@@ -85,6 +87,7 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
             tell(f"restore {one.path}", number, len(files))
             _put(backup, fresh, one)
         _open_folders(fresh)
+        mark_restored(fresh / INSTALL_RECORD, _install_id(fresh))
         if before is not None:
             data_dir.rename(before)
         fresh.rename(data_dir)
@@ -100,6 +103,13 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
         "sessions": len(sessions),
         "before": str(before) if before is not None and occupied else None,
     }
+
+
+def _install_id(fresh: Path) -> str | None:
+    try:
+        return (fresh / INSTALL_NAME).read_text(encoding="ascii").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _put(backup: Path, fresh: Path, one: Copied) -> None:

@@ -29,7 +29,7 @@ def agree_on_install_id(registry: Registry, file: Path, now_ms: int) -> str:
     kept = _read(file)
     install_id = registry.install_id(now_ms, kept)
     if kept != install_id:
-        _write(file, install_id)
+        write_install_id(file, install_id)
     return install_id
 
 
@@ -93,7 +93,8 @@ def _read(file: Path) -> str | None:
     return text if _INSTALL_ID.match(text) else None
 
 
-def _write(file: Path, install_id: str) -> None:
+def write_install_id(file: Path, install_id: str) -> None:
+    """Replace the file. Raises StorageError."""
     fresh = file.with_name(f"{file.name}.new")
     try:
         fresh.unlink(missing_ok=True)  # of a crash, with whatever rights

@@ -118,6 +118,12 @@ class Registry:
         assert row is not None
         return str(row["install_id"])
 
+    def begin_install(self, install_id: str, now_ms: int) -> None:
+        """Become another installation: the containers on record are another one's, and none of them is ours any more."""
+        with self._open() as db, db.transaction():
+            db.execute("UPDATE install SET install_id = ?, created_at = ? WHERE id = 1", (install_id, now_ms))
+            db.execute("UPDATE incarnations SET ended_at = ?, end_reason = 'copied' WHERE ended_at IS NULL", (now_ms,))
+
     def session(self, key: SessionKey) -> SessionRow | None:
         """One session, or None."""
         with self._open() as db:

@@ -205,6 +205,26 @@ def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: 
     return Finished(had_any or bool(settles) or bool(put_off), actions, ended, judged.verdicts)
 
 
+def disown_incarnation(files: SessionFiles, incarnation: str, now: int) -> int:
+    """Give back, without a try, what a container of another installation had in hand when this folder was copied.
+
+    Returns the number of its unfinished messages. No container of ours has written to these files.
+    """
+    files.recover()
+    with files.inbound() as db:
+        with files.outbound() as out:
+            seen = _observe(db, out, now)
+        held = {claim.message_id for claim in seen.claims if claim.incarnation == incarnation}
+        held |= {item.message_id for item in messages.open_attempts(db) if item.incarnation == incarnation}
+        held -= {item.message_id for item in settled(seen)}
+        with db.transaction():
+            for message_id in sorted(held):
+                messages.note_claim(db, message_id, incarnation, now, now)
+                if messages.end_attempt(db, message_id, incarnation, now, "released"):
+                    record(db, message_id, "released", now, incarnation=incarnation, detail={"reason": "copied"})
+    return len(held)
+
+
 def drain(files: SessionFiles, incarnation: str, now: int) -> bool:
     """Note that this incarnation is to claim nothing more; return whether it works on nothing.
 

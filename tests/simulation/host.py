@@ -303,6 +303,26 @@ class SimRuntime:
         self._world = host.world
         self._install_id = install_id
 
+    @property
+    def address(self) -> str:
+        """Nowhere."""
+        return "simulated"
+
+    async def identity(self) -> str:
+        """There is one dockerd."""
+        await self._call("info")
+        return "the-dockerd"
+
+    def pin(self, identity: str | None) -> None:
+        """There is one dockerd."""
+
+    async def may_live(self, incarnation: str) -> bool:
+        """Of whichever install."""
+        await self._call("find")
+        return any(
+            item.spec.incarnation == incarnation and item.state != "exited" for item in self._host.containers.values()
+        )
+
     async def check(self) -> None:
         """Whether dockerd answers."""
         await self._call("check")

@@ -16,7 +16,14 @@ from anyio.abc import TaskGroup
 
 from daemon.clock import Clock
 from daemon.containers.protocol import ContainerSpec, Exit, Running
-from daemon.errors import ClawbusError, ContainerGoneError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.errors import (
+    ClawbusError,
+    ContainerGoneError,
+    EngineChangedError,
+    NotConfirmedError,
+    RuntimeUnavailableError,
+    SpawnError,
+)
 
 
 @dataclass(slots=True)
@@ -53,6 +60,7 @@ class FakeHost:
         self.calls: list[tuple[str, str]] = []  # (what a runtime was asked, container or session)
         self.errors: dict[str, Exception] = {}  # by method name: what every such call raises, until taken out
         self.spawn_gate: anyio.Event | None = None  # spawns wait for it
+        self.identity = "engine-a"
         self._lost: list[ClawbusError] = []
         self._agents: tuple[TaskGroup, Program] | None = None
         self._available = True
@@ -172,6 +180,26 @@ class FakeRuntime:
         self.host = host
         self.closed = False
         self._install_id = install_id
+        self._pinned: str | None = None
+
+    @property
+    def address(self) -> str:
+        """Where there is one."""
+        return "memory"
+
+    async def identity(self) -> str:
+        """The host's."""
+        await self._answer("identity")
+        return self.host.identity
+
+    def pin(self, identity: str | None) -> None:
+        """See the protocol."""
+        self._pinned = identity
+
+    async def may_live(self, incarnation: str) -> bool:
+        """Of whichever install."""
+        await self._answer("may_live", incarnation)
+        return any(c.spec.incarnation == incarnation and c.exit is None for c in self.host.containers.values())
 
     async def check(self) -> None:
         """Raises what the test set."""
@@ -182,6 +210,7 @@ class FakeRuntime:
     async def spawn(self, spec: ContainerSpec) -> Running:
         """Starts at once, or raises what `refuse_next` was given."""
         await self._answer("spawn", spec.session)
+        self._believe()
         if self.host.spawn_gate is not None:
             await self.host.spawn_gate.wait()
         return _running(self.host.start(spec))
@@ -215,6 +244,8 @@ class FakeRuntime:
             if self.host.available:
                 container = self.host.containers.get(container_id)
                 if container is None:
+                    if self._is_other_engine():
+                        raise self._other_engine()
                     return Exit(code=None)
                 another = started_at is not None and container.started_at != started_at
                 if container.exit is not None:
@@ -236,6 +267,7 @@ class FakeRuntime:
     async def list_running(self) -> list[Running]:
         """Those of this install."""
         await self._answer("list_running")
+        self._believe()
         return [
             _running(container)
             for container in self.host.containers.values()
@@ -248,6 +280,7 @@ class FakeRuntime:
         for container in self.host.containers.values():
             if container.spec.incarnation == incarnation and container.spec.install_id == self._install_id:
                 return _running(container)
+        self._believe()
         return None
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
@@ -261,6 +294,8 @@ class FakeRuntime:
     async def remove(self, container_id: str) -> None:
         """Forget an ended one."""
         await self._answer("remove", container_id)
+        if container_id not in self.host.containers:
+            self._believe()
         if self._living(container_id) is not None:
             raise NotConfirmedError(f"container {container_id} still lives.")
         if self.host.containers.pop(container_id, None) is not None:
@@ -279,6 +314,16 @@ class FakeRuntime:
             raise self.host.errors[method]
         if not self.host.available:
             raise RuntimeUnavailableError("the fake runtime is away.")
+
+    def _is_other_engine(self) -> bool:
+        return self._pinned not in {None, "", self.host.identity}
+
+    def _other_engine(self) -> EngineChangedError:
+        return EngineChangedError(f"the engine is {self.host.identity}, and the containers run on {self._pinned}.")
+
+    def _believe(self) -> None:
+        if self._is_other_engine():
+            raise self._other_engine()
 
     def _living(self, container_id: str) -> FakeContainer | None:
         container = self.host.containers.get(container_id)
