@@ -18,13 +18,6 @@ class ConfigError(ClawbusError):
     default_hint = "Correct the named key in clawbus.toml (docs/configuration.md lists them all)."
 
 
-class RuntimeChangedError(ConfigError):
-    """[runtime] kind is not what this folder's containers run under, and they live or may live. Nothing was started."""
-
-    code = "RUNTIME_CHANGED"
-    default_hint = "Set [runtime] kind back, start, end the sessions with `clawbus session stop`, then change it."
-
-
 class DataFolderError(ClawbusError):
     """The data folder is missing, not writable or not a clawbus folder."""
 
@@ -211,6 +204,13 @@ class EngineChangedError(RuntimeUnavailableError):
         "Set docker.host (or DOCKER_HOST) to the engine that has the containers; when that one is gone for good:"
         " stop the daemon, `clawbus install renew`, start it."
     )
+
+
+class RuntimeChangedError(ConfigError, EngineChangedError):
+    """[runtime] kind is not what this folder's containers run under, and they live or may live. Nothing was started."""
+
+    code = "RUNTIME_CHANGED"
+    default_hint = "Set [runtime] kind back, start, end the sessions with `clawbus session stop`, then change it."
 
 
 class ImageError(ClawbusError):
