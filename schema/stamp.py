@@ -3,9 +3,10 @@
 A reader's SHARED lock fails the commit of a writer that has no busy time-out, and such a writer loses its row. What is read
 here takes no lock; it counts only when the stamp taken before is still true afterwards.
 
-A writer of a DELETE-mode file changes pages only while it holds an EXCLUSIVE lock and, unless its journal is in memory, while
-a journal lies beside the file; with the commit it raises the change counter at offset 24 (sqlite.org/fileformat2.html). So a
-read is sound if no writer was at work at its beginning or its end, and the counter and the file's times are the same.
+A writer of a DELETE-mode file changes pages only while it holds an EXCLUSIVE lock, and with the commit it raises the change
+counter at offset 24 (sqlite.org/fileformat2.html). So a read is sound if nobody held that lock at its beginning or its end, and
+the counter and the file's times are the same. A journal with content whose writer's RESERVED lock is not seen is a dead
+writer's, or a living one's on the other side of a mount that passes no locks on: then nothing is read.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ _COUNTER: Final = slice(24, 28)
 _VERSIONS: Final = slice(18, 20)
 _WAL: Final = b"\x02\x02"
 _CHUNK: Final = 1024 * 1024
-# SQLite's lock bytes (os.h): PENDING_BYTE, then one reserved byte, then the shared range.
-LOCKS_FROM: Final = 0x40000000
-LOCKS_SIZE: Final = 512
+# SQLite's lock bytes (os.h): PENDING_BYTE, then RESERVED_BYTE, then the shared range. Start and length of each.
+ALL_LOCKS: Final = (0x40000000, 512)
+_RESERVED: Final = (0x40000001, 1)
+_SHARED: Final = (0x40000002, 510)
 _FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
@@ -87,12 +89,12 @@ def copy_stamped(source: int, path: Path, target: int, stamp: Stamp) -> None:
     check_stamp(source, path, stamp)
 
 
-def lock_owner(descriptor: int, kind: int) -> int | None:
-    """The pid of another process whose lock would refuse one of this kind (fcntl.F_RDLCK, F_WRLCK) on SQLite's lock bytes.
+def lock_owner(descriptor: int, kind: int, where: tuple[int, int] = ALL_LOCKS) -> int | None:
+    """The pid of another process whose lock would refuse one of this kind (fcntl.F_RDLCK, F_WRLCK) on these of SQLite's bytes.
 
     Asks only. 0 for a process of another pid namespace; None for nobody, and on a file system without locks.
     """
-    asked = struct.pack(_FLOCK, kind, os.SEEK_SET, LOCKS_FROM, LOCKS_SIZE, 0)
+    asked = struct.pack(_FLOCK, kind, os.SEEK_SET, *where, 0)
     try:
         found, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
     except OSError:
@@ -101,9 +103,10 @@ def lock_owner(descriptor: int, kind: int) -> int | None:
 
 
 def _refuse_writer(descriptor: int, path: Path) -> None:
-    if lock_owner(descriptor, fcntl.F_RDLCK) is not None:
+    if lock_owner(descriptor, fcntl.F_RDLCK, _SHARED) is not None:
         raise FileMovedError(f"{path.name} is being written to.")
-    if _is_hot(path.with_name(f"{path.name}-journal")):
+    hot = _is_hot(path.with_name(f"{path.name}-journal"))
+    if hot and lock_owner(descriptor, fcntl.F_RDLCK, _RESERVED) is None:
         raise StrandedJournalError(f"{path.name}-journal holds a commit that was not finished.")
 
 

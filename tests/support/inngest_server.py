@@ -23,7 +23,8 @@ SIGNING_KEY = "signkey-test-0123"
 _HOLD = """
 import sqlite3, sys
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
-db.execute(sys.argv[2]).fetchone()
+for statement in sys.argv[2].split(";"):
+    db.execute(statement).fetchone()
 print("open", flush=True)
 sys.stdin.read()
 """

@@ -183,6 +183,14 @@ def test_a_reader_of_another_program_is_no_hindrance(path: Path) -> None:
         assert read_unlocked(path, counts) == (0, 0)
 
 
+def test_a_transaction_that_is_open_and_has_written_no_page_yet_is_no_hindrance(path: Path) -> None:
+    """Its journal has content, and its writer's RESERVED lock says that it lives."""
+    change = f"INSERT INTO {LEFT} VALUES (NULL, 'x') RETURNING n"
+    with open_elsewhere(path, statement=f"PRAGMA synchronous=OFF; BEGIN IMMEDIATE; {change}"):
+        assert path.with_name("main.db-journal").read_bytes()[:1] not in (b"", b"\0")
+        assert read_unlocked(path, counts, Patience(seconds=0.1)) == (0, 0)
+
+
 def test_a_dead_writer_s_journal_is_told_and_left_where_it_is(path: Path) -> None:
     strand_journal(path, f"INSERT INTO {LEFT} VALUES (?, hex(randomblob(200)))")
     before = path.read_bytes(), path.with_name("main.db-journal").read_bytes()
