@@ -247,7 +247,8 @@ def _only(report: Mapping[str, Any], letter: str) -> tuple[str, str]:
     unseen = " in the sessions that could be looked at" if report["not_examined"] or report["errors"] else ""
     raise UnknownMessageError(
         f"there is no open dead letter {letter!r}{unseen}.",
-        hint="`clawbus dead list` lists them; with --session AGENT/SESSION also one that was dealt with is found.",
+        hint="`clawbus dead list` lists them, `clawbus delivery list` answers that are still tried; with --session AGENT/SESSION also one"
+        " that was dealt with is found.",
     )
 
 

@@ -49,6 +49,12 @@ class _MessageBody(_RepairBody):
     kill: bool = False
 
 
+class _AnswerBody(_RepairBody):
+    """POST /v1/answers/retry and /v1/answers/drop."""
+
+    id: str = Field(min_length=1, max_length=200)
+
+
 class _ResetBody(_RepairBody):
     """POST /v1/repairs/reset."""
 
@@ -87,6 +93,8 @@ def repair_routes(repairs: Repairs) -> list[BaseRoute]:
     handlers = (
         ("/v1/messages/cancel", api.cancel),
         ("/v1/messages/retry", api.retry),
+        ("/v1/answers/retry", api.retry_answer),
+        ("/v1/answers/drop", api.drop_answer),
         ("/v1/repairs/quarantine", api.quarantine),
         ("/v1/repairs/reset", api.reset),
         ("/v1/stale/preview", api.stale_preview),
@@ -107,6 +115,14 @@ class _RepairApi:
     async def retry(self, request: Request) -> object:
         body = await _body(_MessageBody, request)
         return await self._repairs.retry(body.key, body.id, body.operator)
+
+    async def retry_answer(self, request: Request) -> object:
+        body = await _body(_AnswerBody, request)
+        return await self._repairs.retry_answer(body.key, body.id, body.operator)
+
+    async def drop_answer(self, request: Request) -> object:
+        body = await _body(_AnswerBody, request)
+        return await self._repairs.drop_answer(body.key, body.id, body.operator)
 
     async def quarantine(self, request: Request) -> object:
         body = await _body(_RepairBody, request)

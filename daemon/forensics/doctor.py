@@ -202,6 +202,7 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
         image_error=listing.image_error,
         free_bytes=free,
         low_bytes=LOW_BYTES,
+        max_open_answers=config.delivery.max_open_answers,
         write_error=write_error,
         clock=ClockFacts(ahead, "The newest incarnation" if ahead else None, jump.get("jumped_at"), jump.get("by_ms")),
         degraded=tuple(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from daemon.forensics.truth import Life, RunEvidence, Verdict
 
@@ -93,6 +94,7 @@ class HostFacts:
     image_error: str | None = None
     free_bytes: int | None = None
     low_bytes: int = 0
+    max_open_answers: int = 10_000
     write_error: str | None = None
     clock: ClockFacts = ClockFacts()
     degraded: tuple[Degradation, ...] = ()
@@ -158,6 +160,9 @@ class SessionFacts:
     dead: int = 0
     dead_example: str | None = None
     dead_reason: str | None = None
+    retrying: int = 0
+    retrying_example: Mapping[str, Any] | None = None  # as daemon.ops.answer_reading tells it
+    open_answers: int = 0
     overdue_answers: int = 0
     oldest_overdue_at: int | None = None
     errors: tuple[str, ...] = ()

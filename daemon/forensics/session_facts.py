@@ -21,8 +21,9 @@ from schema.layout import OUTBOUND_DB, SessionFolder
 _OVERDUE: Final = (
     "SELECT count(*) AS n, min(coalesce(next_attempt_at, first_at)) AS oldest FROM delivery_attempts"
     " WHERE state != 'dead' AND coalesce(next_attempt_at, 0) <= ?1 AND destination NOT IN"
-    " (SELECT destination FROM delivery_attempts WHERE state = 'retrying' AND next_attempt_at > ?1)"
+    " (SELECT destination FROM delivery_attempts WHERE state = 'retrying' AND next_attempt_at > ?1{blocks})"
 )
+_BLOCKS: Final = " AND passed = 0"  # where the file has that column
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,9 @@ def session_facts(
         dead=queues.dead,
         dead_example=example,
         dead_reason=reason,
+        retrying=queues.retrying,
+        retrying_example=queues.retrying_example,
+        open_answers=queues.undelivered + queues.scheduled_answers,
         overdue_answers=overdue,
         oldest_overdue_at=oldest_overdue,
         errors=errors,
@@ -135,7 +139,8 @@ def _delivery_and_clock(
 ) -> tuple[int, int | None, ClockFacts, str | None]:
     try:
         with open_inbound(folder) as reader:
-            rows = table_rows(reader, "delivery_attempts", _OVERDUE, now)
+            blocks = _BLOCKS if "passed" in reader.columns("delivery_attempts") else ""
+            rows = table_rows(reader, "delivery_attempts", _OVERDUE.format(blocks=blocks), now)
             overdue, oldest = (int(rows[0]["n"]), rows[0]["oldest"]) if rows else (0, None)
             return overdue, oldest, _clock(key, reader, now), None
     except ClawbusError as error:

@@ -267,6 +267,33 @@ def _delivery_stuck(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     return _of(one, "DELIVERY_STUCK", "Answers are due and nobody sends them.", evidence, command, cause=cause)
 
 
+def _answer_retrying(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    worst = one.retrying_example
+    if worst is None:
+        return None
+    attempts, behind = counted(worst["attempts"], "attempt", "attempts"), worst["holds_back"]
+    error = worst["error"] or worst["code"] or "no reason was recorded"
+    evidence = [f"Answer {worst['id']} to {worst['to']}: {attempts} failed; the last error: {error}"]
+    evidence.append(f"It has been due for {span(host.now - worst['since'])}.")
+    if worst["next_attempt_at"] is not None and worst["next_attempt_at"] > host.now:
+        evidence.append(f"The next attempt is in {span(worst['next_attempt_at'] - host.now)}.")
+    if behind:
+        evidence.append(f"{counted(behind, 'later answer waits', 'later answers wait')} behind it.")
+    if one.retrying > 1:
+        evidence.append(f"{counted(one.retrying - 1, 'other answer keeps', 'other answers keep')} failing too.")
+    evidence.append("Mend the receiver and retry it; or give it up with `clawbus delivery drop`.")
+    command = f"clawbus delivery retry {shlex.quote(worst['id'])} --session {one.name}"
+    return _of(one, "ANSWER_RETRYING", "An answer keeps failing.", evidence, command)
+
+
+def _answers_held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    if one.open_answers < host.max_open_answers:
+        return None
+    evidence = (f"{one.open_answers} answers are on their way; further ones wait in the container's own file.",)
+    summary = "The session has as many open answers as it may have (delivery.max_open_answers)."
+    return _of(one, "ANSWERS_HELD_BACK", summary, evidence, f"clawbus delivery list --session {one.name}")
+
+
 def _dead_letters(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     total = one.failed + one.dead
     if not total:
@@ -307,6 +334,6 @@ SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
     (_orphaned_container, _container_gone, _container_restarted, _hot_journal),
     (_restart_policy, _paused),
     (_spawn_failing, _work_waiting, _unclaimed),
-    (_delivery_stuck,),
+    (_delivery_stuck, _answer_retrying, _answers_held_back),
     (_dead_letters,),
 )

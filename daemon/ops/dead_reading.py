@@ -14,7 +14,8 @@ from typing import Any, Final, cast
 
 from daemon.ops.content import decode, preview
 from daemon.ops.explain import next_step
-from daemon.ops.session_reading import NOT_CLOSED, history_of, open_inbound, place, table_rows, values_of
+from daemon.ops.row_values import place, values_of
+from daemon.ops.session_reading import NOT_CLOSED, history_of, open_inbound, table_rows
 from daemon.store.dead_letters import CLOSED_TABLE
 from schema.connect import Reader, ReadLimits
 from schema.errors import ClawbusError

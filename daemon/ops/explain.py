@@ -50,6 +50,8 @@ def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues:
     blocked = held_up(registry, live, queues, now_ms)
     if blocked is not None:
         return blocked
+    if queues.retrying_example is not None:
+        return _retrying(queues, queues.retrying_example)
     if queues.failed_example is not None:
         return _failed(queues, queues.failed_example)
     if queues.dead_example is not None:
@@ -75,6 +77,16 @@ def held_up(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues:
 def next_step(kind: str, code: str | None) -> str:
     """What to do about an open dead letter; `kind` is in or out."""
     return _STEPS.get(code or "", _MESSAGE if kind == "in" else _ANSWER)
+
+
+def _retrying(queues: Queues, example: Mapping[str, Any]) -> str:
+    others = f" (and {queues.retrying - 1} more)" if queues.retrying > 1 else ""
+    reason = str(example["error"] or example["code"] or "no reason was recorded").rstrip(".")
+    behind = (
+        f"; {_times(example['holds_back'], 'answer waits', 'answers wait')} behind it" if example["holds_back"] else ""
+    )
+    attempts = _times(example["attempts"], "time", "times")
+    return f"Answer {example['id']}{others} to {example['to']} has failed {attempts}: {reason}{behind}."
 
 
 def _failed(queues: Queues, example: Mapping[str, Any]) -> str:

@@ -18,9 +18,10 @@ from typing import Any, Final
 from daemon.clock import Clock
 from daemon.data_folder import Layout
 from daemon.errors import DataFolderError, RegistryGoneError, UnknownMessageError, UnknownSessionError
+from daemon.ops.answer_reading import read_open_answers
 from daemon.ops.dead_reading import Wanted, in_order_of_arrival, read_dead_letter, read_dead_letters
 from daemon.ops.explain import explain, held_up, state_of
-from daemon.ops.session_reading import Queues, read_detail, read_life, read_queues
+from daemon.ops.session_reading import Queues, open_inbound, read_detail, read_life, read_queues
 from daemon.store.install import InstallFile
 from daemon.store.mailbox import MailboxEntry, read_mailbox
 from daemon.store.pruned import read as read_pruned
@@ -30,6 +31,7 @@ from schema.errors import ClawbusError, SchemaTooNewError, StorageError
 from schema.ids import check_name
 from schema.layout import SessionFolder
 from schema.migrate import VERSION
+from schema.rows import DeliveryState
 
 CENTRAL_DB: Final = "central.db"
 MAILBOX_DB: Final = "mailbox.db"
@@ -233,6 +235,49 @@ def dead_letter_report(
     return {"agent": agent, "session": session, **found}
 
 
+def open_answers_report(
+    data_dir: Path,
+    clock: Clock,
+    *,
+    session: tuple[str, str] | None = None,
+    answer_id: str | None = None,
+    limit: int = 100,
+    budget_s: float = _BUDGET_S,
+) -> dict[str, Any]:
+    """Return {answers, total, not_examined, errors}: answers without a receipt, those that are retried first.
+
+    Raises UnknownSessionError, DataFolderError, RegistryGoneError.
+    """
+    now, deadline = clock.now_ms(), clock.monotonic() + budget_s
+    with _open_central(data_dir) as central:
+        keys = [(row["agent"], row["session"]) for row in central.all(_KEYS, (MAX_SESSIONS,))]
+        if session is not None:
+            _known(central, *session)
+            keys = [session]
+    answers: list[dict[str, Any]] = []
+    errors: list[dict[str, Any]] = []
+    total, examined = 0, 0
+    for key in keys:
+        if clock.monotonic() > deadline:
+            break
+        examined += 1
+        try:
+            with open_inbound(session_folder(data_dir, *key)) as db:
+                found, count = read_open_answers(db, now, limit, answer_id)
+        except ClawbusError as error:
+            errors.append({"agent": key[0], "session": key[1], "error": f"{error.code}: {error}"})
+            continue
+        total += count
+        answers += [{"agent": key[0], "session": key[1], **answer} for answer in found]
+    answers.sort(key=lambda answer: answer["state"] != DeliveryState.RETRYING)
+    return {
+        "answers": answers[:limit],
+        "total": total,
+        "not_examined": len(keys) - examined,
+        "errors": errors[:_ATTENTION],
+    }
+
+
 def mailbox_entries(data_dir: Path, mailbox: str, after: int, limit: int) -> list[MailboxEntry]:
     """Entries of one mailbox above a cursor, oldest first; none while nothing was ever delivered to it."""
     _check_folder(data_dir)
@@ -314,6 +359,7 @@ def _summary(one: _Looked) -> dict[str, Any]:
         "scheduled": queues.scheduled if queues else None,
         "oldest_pending_at": queues.oldest_pending_at if queues else None,
         "undelivered": queues.undelivered if queues else None,
+        "scheduled_answers": queues.scheduled_answers if queues else None,
         "failed": queues.failed if queues else None,
         "dead": queues.dead if queues else None,
         "error": queues.error if queues else None,
@@ -344,6 +390,7 @@ def sum_queues(queues: list[Queues], now: int) -> dict[str, Any]:
         "scheduled": sum(one.scheduled for one in queues),
         "oldest_pending_age_ms": age(one.oldest_pending_at for one in queues),
         "undelivered": sum(one.undelivered for one in queues),
+        "scheduled_answers": sum(one.scheduled_answers for one in queues),
         "oldest_undelivered_age_ms": age(one.oldest_undelivered_at for one in queues),
         "failed": sum(one.failed for one in queues),
         "dead": sum(one.dead for one in queues),

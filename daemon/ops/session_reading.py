@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+from daemon.ops.answer_reading import retrying_example
 from daemon.ops.content import answered_ids, preview
+from daemon.ops.row_values import place, values_of
 from daemon.store import outbound
 from daemon.store.pruned import read as read_pruned
 from schema.connect import Reader, ReadLimits, open_reader
@@ -41,8 +43,11 @@ class Queues:
     oldest_due_at: int | None = None
     claimed: bool = False  # the host knows of a turn that has not ended
     failed: int = 0
-    undelivered: int = 0
+    undelivered: int = 0  # due answers without a receipt
     oldest_undelivered_at: int | None = None
+    scheduled_answers: int = 0  # those whose agent wants them sent later
+    retrying: int = 0  # answers that have failed often, or wait for long, for their next attempt
+    retrying_example: dict[str, Any] | None = None
     dead: int = 0
     failed_example: dict[str, Any] | None = None
     dead_example: dict[str, Any] | None = None
@@ -60,7 +65,7 @@ def read_queues(folder: SessionFolder, now_ms: int) -> Queues:
     try:
         with open_inbound(folder) as reader:
             _count_messages(reader, now_ms, queues)
-            _count_deliveries(reader, queues)
+            _count_deliveries(reader, now_ms, queues)
     except ClawbusError as error:
         queues.error = f"{error.code}: {error}"
     return queues
@@ -109,12 +114,19 @@ def _count_messages(reader: Reader, now_ms: int, queues: Queues) -> None:
             queues.failed_example = {**values_of(row), "last_event": _last_event(reader, row["id"])}
 
 
-def _count_deliveries(reader: Reader, queues: Queues) -> None:
+def _count_deliveries(reader: Reader, now_ms: int, queues: Queues) -> None:
     if not reader.columns("delivery_attempts"):
         return
-    row = reader.one("SELECT count(*) AS n, min(first_at) AS first FROM delivery_attempts WHERE state != 'dead'")
+    scheduled = "(state = 'queued' AND coalesce(next_attempt_at, 0) > ?1)"
+    row = reader.one(
+        f"SELECT count(*) FILTER (WHERE NOT {scheduled}) AS n, count(*) FILTER (WHERE {scheduled}) AS later,"
+        f" min(first_at) FILTER (WHERE NOT {scheduled}) AS first FROM delivery_attempts WHERE state != 'dead'",
+        (now_ms,),
+    )
     if row is not None:
         queues.undelivered, queues.oldest_undelivered_at = row["n"], row["first"]
+        queues.scheduled_answers = row["later"]
+    queues.retrying, queues.retrying_example = retrying_example(reader, now_ms)
     buried = f"FROM delivery_attempts WHERE state = 'dead'{_not_closed(reader, 'message_out_id')}"
     queues.dead = _count(reader, f"SELECT count(*) {buried}")
     if queues.dead:
@@ -323,12 +335,6 @@ def _history(row: sqlite3.Row) -> dict[str, Any]:
     return {"at": row["at"], "event": row["event"], "detail": _history_detail(row)}
 
 
-def values_of(row: sqlite3.Row) -> dict[str, Any]:
-    """A row as JSON can hold it: a blob where text belongs (SQLite lets it) is shown, not passed on."""
-    names = row.keys()
-    return {name: repr(row[name])[:200] if isinstance(row[name], bytes) else row[name] for name in names}
-
-
 def _history_detail(row: sqlite3.Row) -> dict[str, Any]:
     detail: dict[str, Any] = {}
     if row["incarnation"] is not None:
@@ -358,11 +364,6 @@ def _delivery(row: sqlite3.Row) -> dict[str, Any]:
     values = values_of(row)
     values["destination"] = place(values["destination"])
     return values
-
-
-def place(destination: object) -> str:
-    """A destination's key for people: `webhook/hook/thread`."""
-    return "/".join(part for part in str(destination).split("\x1f") if part)
 
 
 def _ack(row: sqlite3.Row) -> dict[str, Any]:

@@ -104,6 +104,20 @@ class CanaryFailedError(ClawbusError):
     default_hint = "`clawbus doctor` names what is in the way; the sweep need not be repeated."
 
 
+class AnswerNotOpenError(ClawbusError):
+    """The answer is not one that keeps failing: delivered, a dead letter, or only waiting. Nothing was changed."""
+
+    code = "ANSWER_NOT_OPEN"
+    default_hint = "`clawbus delivery list` lists the answers on their way and what each waits for."
+
+
+class AnswerUnderWayError(ClawbusError):
+    """The answer is being sent at this moment, so whether it arrives is not known yet. Nothing was changed."""
+
+    code = "ANSWER_UNDER_WAY"
+    default_hint = "Repeat in a moment; a send takes at most delivery.send_timeout_s."
+
+
 class MessageFinishedError(ClawbusError):
     """The message is finished already, so there is nothing to cancel or to try again. Nothing was changed."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -17,12 +17,23 @@ from daemon.clock import Clock
 from daemon.containers.supervisor import Supervisor
 from daemon.errors import NotConfirmedError, RuntimeUnavailableError
 from daemon.forensics.truth import Life
-from daemon.repair import message_repair, session_repair, stale_sweep
+from daemon.repair import answer_repair, message_repair, session_repair, stale_sweep
 from daemon.repair.stale_plan import Scope
 from daemon.repair.stale_reading import Surroundings
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
+from daemon.store.session_files import SessionFiles
 from schema.errors import ClawbusError
+
+
+class AnswerRepair(Protocol):
+    """A repair of one answer (answer_repair.py)."""
+
+    def __call__(
+        self, files: SessionFiles, answer_id: str, operator: Operator, now: int, *, under_way: bool
+    ) -> dict[str, Any]:
+        """{id, was, attempts}."""
+        ...
 
 
 class Repairs:
@@ -133,6 +144,31 @@ class Repairs:
         )
         self._log.warning("message_retried", agent=key.agent, session=key.session, message=message_id,
                           retried_as=done["retried_as"], by=operator.name, reason=operator.reason)  # fmt: skip
+        self._look(key)
+        return done
+
+    # --- answers
+
+    async def retry_answer(self, key: SessionKey, answer_id: str, operator: Operator) -> dict[str, Any]:
+        """See answer_repair.retry_answer."""
+        return await self._answer(key, answer_id, operator, answer_repair.retry_answer, "delivery_retried")
+
+    async def drop_answer(self, key: SessionKey, answer_id: str, operator: Operator) -> dict[str, Any]:
+        """See answer_repair.drop_answer."""
+        return await self._answer(key, answer_id, operator, answer_repair.drop_answer, "delivery_dropped")
+
+    async def _answer(
+        self, key: SessionKey, answer_id: str, operator: Operator, work: AnswerRepair, event: str
+    ) -> dict[str, Any]:
+        session = await self._sessions.get(key)
+
+        def change(now: int) -> dict[str, Any]:
+            under_way = any(answer_id in ids for ids in tuple(session.sending.values()))
+            return work(session.files, answer_id, operator, now, under_way=under_way)
+
+        done = await self._sessions.change(session, change)
+        self._log.warning(event, agent=key.agent, session=key.session, message_out=answer_id, was=done["was"],
+                          attempts=done["attempts"], by=operator.name, reason=operator.reason)  # fmt: skip
         self._look(key)
         return done
 

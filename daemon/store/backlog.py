@@ -10,17 +10,22 @@ from schema.instants import to_text
 
 _DESTINATIONS: Final = 1000
 _SEPARATOR: Final = "char(31)"  # between the parts of a destination (schema.rows.Address.key)
+_SCHEDULED: Final = "(state = 'queued' AND coalesce(next_attempt_at, 0) > ?1)"
 _DUE_AT: Final = "coalesce(julianday(process_after), julianday(timestamp))"
 _CLAIMED: Final = "EXISTS (SELECT 1 FROM attempts a WHERE a.message_id = m.id AND a.outcome IS NULL)"
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Answers of one channel that have no receipt yet. `oldest_at` is epoch milliseconds."""
+    """Answers of one channel that have no receipt yet: those that are due, and those that wait for a time of their own.
+
+    `oldest_at` is epoch milliseconds, of the due ones; None when there is none.
+    """
 
     channel: str
     count: int
-    oldest_at: int
+    oldest_at: int | None
+    scheduled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +48,17 @@ def read_backlog(db: Reader, now: int) -> Backlog:
     )
     claimed = db.one("SELECT count(*) AS n FROM attempts WHERE outcome IS NULL")
     answers = db.all(
-        f"SELECT substr(destination, 1, instr(destination, {_SEPARATOR}) - 1) AS channel, count(*) AS n,"
-        " min(first_at) AS oldest FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying')"
-        " GROUP BY channel LIMIT ?",
-        (_DESTINATIONS,),
+        f"SELECT substr(destination, 1, instr(destination, {_SEPARATOR}) - 1) AS channel,"
+        f" count(*) FILTER (WHERE NOT {_SCHEDULED}) AS n, count(*) FILTER (WHERE {_SCHEDULED}) AS later,"
+        f" min(first_at) FILTER (WHERE NOT {_SCHEDULED}) AS oldest"
+        " FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying') GROUP BY channel LIMIT ?2",
+        (now, _DESTINATIONS),
     )
     return Backlog(
         waiting=int(waiting["n"]) if waiting is not None else 0,
         oldest_at=_from_julian(waiting["oldest"]) if waiting is not None else None,
         claimed=int(claimed["n"]) if claimed is not None else 0,
-        answers=tuple(Queued(str(row["channel"]), int(row["n"]), int(row["oldest"])) for row in answers),
+        answers=tuple(Queued(str(row["channel"]), row["n"], row["oldest"], row["later"]) for row in answers),
         dead=count_dead(db),
     )
 

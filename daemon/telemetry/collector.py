@@ -94,7 +94,7 @@ def _queues(sources: Sources) -> Iterator[_Gauge]:
     agents = dict.fromkeys([*sources.agents(), *(key.agent for key in backlog.known)])
     waiting, oldest, claimed = ({(agent,): 0.0 for agent in agents} for _ in range(3))
     sends = {(channel,): 0.0 for channel in sources.channels}
-    send_ages = dict(sends)
+    send_ages, scheduled = dict(sends), dict(sends)
     for key, found in backlog.known.items():
         label = (key.agent,)
         waiting[label] += found.waiting
@@ -104,17 +104,18 @@ def _queues(sources: Sources) -> Iterator[_Gauge]:
         for queued in found.answers:
             channel = (sources.channel(queued.channel),)
             sends[channel] = sends.get(channel, 0.0) + queued.count
-            send_ages[channel] = max(send_ages.get(channel, 0.0), (now - queued.oldest_at) / 1000)
+            scheduled[channel] = scheduled.get(channel, 0.0) + queued.scheduled
+            if queued.oldest_at is not None:
+                send_ages[channel] = max(send_ages.get(channel, 0.0), (now - queued.oldest_at) / 1000)
     dead = {(agent,): 0.0 for agent in agents}
     for key, count in backlog.dead_letters().items():
         dead[key.agent,] = dead.get((key.agent,), 0.0) + count
     yield _Gauge("messages_waiting", "Messages that are due and claimed by nobody.", ("agent",), waiting)
     yield _Gauge("messages_oldest_waiting_seconds", "How long the oldest of them has been due.", ("agent",), oldest)
     yield _Gauge("messages_claimed", "Messages that an agent works on.", ("agent",), claimed)
-    yield _Gauge("answers_waiting", "Answers without a receipt.", ("channel",), sends)
-    yield _Gauge(
-        "answers_oldest_waiting_seconds", "How long the oldest of them has been known.", ("channel",), send_ages
-    )
+    yield _Gauge("answers_waiting", "Answers that are due and have no receipt.", ("channel",), sends)
+    yield _Gauge("answers_scheduled", "Answers that wait for a time of their own.", ("channel",), scheduled)
+    yield _Gauge("answers_oldest_waiting_seconds", "How long the oldest of them has been due.", ("channel",), send_ages)
     yield _Gauge("dead_letters", "Open dead letters, of messages and answers.", ("agent",), dead)
     yield _Gauge("sends_in_progress", "Destinations that are being sent to.", (), {(): float(sources.senders())})
     yield _Gauge("backlog_sessions_missed", "Active sessions whose files were not read for this scrape.", (), {(): float(backlog.missed)})  # fmt: skip

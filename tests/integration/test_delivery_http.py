@@ -19,9 +19,11 @@ from schema.instants import from_text
 from tests.support.agents import obedient
 from tests.support.daemon import RealDaemon, eventually
 from tests.support.http_receiver import (
+    Connection,
     Fault,
     Receiver,
     misbehaving,
+    ok,
     ok_then_close,
     place,
     raw,
@@ -425,3 +427,66 @@ def _both(daemon: RealDaemon) -> list[dict[str, Any]] | None:
 
 def _reason(daemon: RealDaemon, text: str) -> dict[str, Any] | None:
     return next((one for one in letters(daemon) if text in str(one["reason"])), None)
+
+
+def picky() -> Fault:
+    """500 to what holds the word "poison", 200 to all else."""
+
+    def do(receiver: Receiver, connection: Connection) -> bool:
+        wanted = status(500) if b"poison" in receiver.requests[-1].body else ok()
+        return wanted.do(receiver, connection)
+
+    return Fault(do)
+
+
+def test_an_answer_that_is_always_refused_is_named_lets_others_pass_and_can_be_retried_or_dropped(
+    make_daemon: Make, receiver: Receiver
+) -> None:
+    receiver.script["main"] = [picky()] * 500
+    daemon = make_daemon(tables("head_blocks_attempts = 4", work=receiver.url))
+    daemon.start(environment={"CLAWBUS_DELIVERY__RETRY_MAX_S": "3600"})
+    say(daemon, "main", "the poison")
+    eventually("the first failure", lambda: failures(daemon, "main"))
+    for number in range(3):
+        say(daemon, "main", f"fine {number}")
+    # Several messages may be one turn, whose answer then has the last one's words.
+    eventually("the later ones", lambda: any(b"fine 2" in one.body for one in receiver.of("main")))
+    eventually("their receipts", lambda: [one["state"] for one in tracked(daemon, "main")] == ["retrying"])
+    texts = [json.loads(one.body)["content"]["text"] for one in receiver.of("main") if b"fine" in one.body]
+    assert texts == sorted(texts)
+    # It explains itself, everywhere where somebody would look.
+    (answer,) = daemon.cli("delivery", "list").result["answers"]
+    assert (answer["state"], answer["code"], answer["holds_back"]) == ("retrying", "DELIVERY_TRANSIENT", 0)
+    assert answer["attempts"] >= 4
+    (found,) = [one for one in daemon.cli("doctor").envelope["result"]["diagnoses"] if one["code"] == "ANSWER_RETRYING"]
+    assert "answered 500" in found["evidence"][0]
+    assert found["command"].endswith(f" delivery retry {answer['id']} --session prog/main")
+    (session,) = daemon.cli("sessions").result["sessions"]
+    assert "answered 500" in session["explanation"]
+    # Retried at once, whatever its back-off; then given up, and all is quiet again.
+    before = len(receiver.of("main"))
+    (done,) = daemon.cli("delivery", "retry", answer["id"], "--reason", "a test").result["done"]
+    assert done["was"] == "retrying"
+    eventually("one more attempt", lambda: len(receiver.of("main")) > before)
+    eventually("recorded", lambda: tracked(daemon, "main")[0]["state"] == "retrying")
+    assert daemon.cli("dead", "drop", answer["id"]).error == "UNKNOWN_MESSAGE"
+    assert daemon.cli("delivery", "drop", answer["id"], "--reason", "never").result["done"][0]["id"] == answer["id"]
+    assert daemon.cli("delivery", "list").result["answers"] == []
+    assert daemon.cli("delivery", "drop", answer["id"], "--session", "prog/main").error == "ANSWER_NOT_OPEN"
+    assert daemon.cli("delivery", "retry", "nothing").error == "UNKNOWN_MESSAGE"
+    assert daemon.cli("doctor").result["healthy"]
+    history = f"SELECT event FROM message_history WHERE message_id = '{answer['id']}' ORDER BY id"
+    events = [row["event"] for row in daemon.rows("prog", "main", history)]
+    assert events[-3:] == ["delivery_failed", "dead_lettered", "dropped"]
+    assert {"delivery_passed", "delivery_retried"} <= set(events)
+
+
+def test_a_hook_that_wants_no_answers_leaves_no_dead_letter(make_daemon: Make) -> None:
+    hook = '[channels.webhook.hooks.mute]\nagent = "prog"\nsession = "*"\nsecret = "inbound-secret"\nreply = "none"\n'
+    daemon = make_daemon(obedient() + CHANNEL.format(port=free_port(), keys="") + hook)
+    daemon.start()
+    message_id = say(daemon, "main", "to nobody", hook="mute")
+    eventually("its end", lambda: [one["status"] for one in receipts(daemon, "main")] == ["not_wanted"])
+    assert letters(daemon) == []
+    assert daemon.cli("doctor").result["healthy"]
+    assert "not_wanted" in daemon.life("prog", "main", message_id)

@@ -282,9 +282,29 @@ def test_answers_that_nobody_sends(world: ForensicWorld) -> None:
             " VALUES (?, 1, ?, ?, ?, ?)",
             (identity, "x" if identity == "a1" else "y", state, NOW, until),
         )
-    assert world.look().healthy
+    assert "DELIVERY_STUCK" not in world.codes()
     later(world)
     assert one(world, "DELIVERY_STUCK").evidence == ("1 answer is due to be sent, the oldest for 60 min.",)
+
+
+def test_an_answer_that_keeps_failing_is_named_with_what_waits_behind_it(world: ForensicWorld) -> None:
+    session = world.session()
+    rows = (("a1", "retrying", NOW + HOUR, 7), ("a2", "queued", None, 0), ("a3", "queued", NOW + 24 * HOUR, 0))
+    for identity, state, until, attempts in rows:
+        session.change(
+            "INSERT INTO delivery_attempts(message_out_id, seq, destination, state, first_at, next_attempt_at, attempts,"
+            " last_error) VALUES (?, 1, 'web\x1fhook\x1f', ?, ?, ?, ?, 'answered 500')",
+            (identity, state, NOW, until, attempts),
+        )
+    found = one(world, "ANSWER_RETRYING")
+    assert found.evidence[0] == "Answer a1 to web/hook: 7 attempts failed; the last error: answered 500"
+    assert "The next attempt is in 60 min." in found.evidence
+    assert "1 later answer waits behind it." in found.evidence
+    assert found.command == "clawbus delivery retry a1 --session a/s"
+    session.change(
+        "UPDATE delivery_attempts SET attempts = 1, next_attempt_at = ? WHERE state = 'retrying'", (NOW + 9,)
+    )
+    assert world.look().healthy, "one failure is no news"
 
 
 def test_answers_of_a_restored_file_are_known_by_their_receipts(world: ForensicWorld) -> None:

@@ -168,6 +168,7 @@ class TestStatus:
             "oldest_pending_age_ms": 60_000,
             "undelivered": 1,
             "oldest_undelivered_age_ms": 30_000,
+            "scheduled_answers": 0,
             "failed": 0,
             "dead": 0,
             "dead_letters": 0,

@@ -1,0 +1,191 @@
+"""`clawbus delivery list|retry|drop`: answers on their way, and what an operator does about one that keeps failing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
+from daemon.cli.names import pair
+from daemon.cli.operator import ReasonOption, SessionScope, user
+from daemon.clock import SystemClock
+from daemon.errors import RemoteError, UnknownMessageError
+from schema.rows import DeliveryState
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_ALL: Final = 1000
+
+Answers = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids that `delivery list` shows.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        help="Answers on their way: what is retried and why; try one now, or give it up.\n\n\b\nExample:\n"
+        "  clawbus delivery list",
+        rich_markup_mode=None,
+    )
+    add(group, "list", list_, path="delivery")
+    add(group, "retry", retry, path="delivery")
+    add(group, "drop", drop, path="delivery")
+    add_group(app, group, "delivery")
+
+
+def list_(
+    invocation: Invocation,
+    session: SessionScope = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 100,
+) -> Outcome:
+    """List the answers without a receipt: state, attempts, last error, next attempt, and how many wait behind.
+
+    Use it when `doctor` names an answer that keeps failing. It reads the files, whether the daemon runs or not.
+
+    \b
+    Example:
+      clawbus delivery list --session echo/demo
+    """
+    report = _report(invocation, session, limit)
+    failing = [one for one in report["answers"] if one["state"] == DeliveryState.RETRYING]
+    steps: tuple[NextAction, ...] = ()
+    if failing:
+        typed = _typed(failing[0])
+        steps = (
+            NextAction(f"clawbus delivery retry {typed}", "try it now, after mending its receiver"),
+            NextAction(f"clawbus delivery drop {typed}", "give it up"),
+        )
+    return Outcome(report, lambda console: _show(console, report), steps)
+
+
+def retry(
+    invocation: Invocation,
+    answers: Answers = None,
+    session: SessionScope = None,
+    reason: ReasonOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Every failing one, of --session or of all sessions.")] = False,
+) -> Outcome:
+    """Try failing answers now, whatever their back-off.
+
+    Use it after mending the receiver. An answer keeps its id, so the receiver gets the same idempotency key.
+
+    \b
+    Example:
+      clawbus delivery retry --all --reason 'the receiver is up again'
+    """
+    if every == bool(answers):
+        raise typer.BadParameter("Give ids, or --all.")
+    return _repair(invocation, "retry", answers or [], session, reason)
+
+
+def drop(
+    invocation: Invocation,
+    answers: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids that `delivery list` shows.")],
+    session: SessionScope = None,
+    reason: ReasonOption = None,
+) -> Outcome:
+    """Give answers up: they are not sent any more, and what waits behind them goes on. Their agent is told.
+
+    Use it for an answer that its receiver will never take.
+
+    \b
+    Example:
+      clawbus delivery drop 01JD0000000000000000000000 --reason 'the receiver cannot take it'
+    """
+    return _repair(invocation, "drop", answers, session, reason)
+
+
+def _report(invocation: Invocation, session: str | None, limit: int, letter: str | None = None) -> dict[str, Any]:
+    from daemon.ops.reports import open_answers_report  # noqa: PLC0415
+
+    scope = pair(session, None) if session is not None else None
+    return open_answers_report(invocation.config.data_dir, SystemClock(), session=scope, limit=limit, answer_id=letter)
+
+
+def _repair(
+    invocation: Invocation, action: str, answers: Sequence[str], session: str | None, reason: str | None
+) -> Outcome:
+    """Each id on its own: what is refused is told, and the others are done. Without ids: every failing one."""
+    done: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
+    problem: Problem | None = None
+    with invocation.client() as client:
+        for key, answer in _chosen(invocation, answers, session):
+            try:
+                named = key or _only(_report(invocation, None, _ALL, answer), answer)
+                body = {"agent": named[0], "session": named[1], "id": answer, "by": user(), "reason": reason}
+                done.append(
+                    {"agent": named[0], "session": named[1], **client.post(f"/v1/answers/{action}", body, wait_s=60)}
+                )
+            except (RemoteError, UnknownMessageError) as error:
+                problem = problem or problem_of(error)
+                code = problem_of(error).code
+                refused.append({"id": answer, "error": {"code": code, "message": str(error)}, "fix": error.hint})
+    steps = (NextAction("clawbus delivery list", "what is still on its way"),)
+    result = {"done": done, "refused": refused}
+    return Outcome(result, lambda console: _show_repairs(console, action, done, refused), steps, problem)
+
+
+def _chosen(
+    invocation: Invocation, answers: Sequence[str], session: str | None
+) -> list[tuple[tuple[str, str] | None, str]]:
+    if answers:
+        scope = pair(session, None) if session is not None else None
+        return [(scope, one) for one in answers]
+    found = _report(invocation, session, _ALL)["answers"]
+    return [((one["agent"], one["session"]), one["id"]) for one in found if one["state"] == DeliveryState.RETRYING]
+
+
+def _only(report: Mapping[str, Any], answer: str) -> tuple[str, str]:
+    """The session that has this answer. Raises UnknownMessageError unless it is one."""
+    found = sorted({(one["agent"], one["session"]) for one in report["answers"]})
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join("/".join(one) for one in found)
+        raise UnknownMessageError(
+            f"several sessions have an answer {answer!r}: {names}.", hint="Name the one you mean with --session."
+        )
+    raise UnknownMessageError(
+        f"no session has an answer {answer!r} on its way.",
+        hint="`clawbus delivery list` lists them, `clawbus dead list` what was given up.",
+    )
+
+
+def _typed(answer: Mapping[str, Any]) -> str:
+    import shlex  # noqa: PLC0415
+
+    return f"{shlex.quote(answer['id'])} --session {answer['agent']}/{answer['session']}"
+
+
+def _show(console: Console, report: Mapping[str, Any]) -> None:
+    from daemon.cli.present import say, table, when  # noqa: PLC0415
+
+    now = SystemClock().now_ms()
+    rows = [
+        (f"{one['agent']}/{one['session']}", one["id"], one["to"], one["state"], str(one["attempts"]),
+         when(one["next_attempt_at"], now) if one["next_attempt_at"] else "-", str(one["holds_back"]), one["error"] or "-")
+        for one in report["answers"]
+    ]  # fmt: skip
+    columns = ("session", "id", "to", "state", "attempts", "next", "behind", "last error")
+    console.print(table(f"{report['total']} answers on their way", columns, rows))
+    if report["total"] > len(rows):
+        say(console, f"and {report['total'] - len(rows)} more: --limit, or --session")
+    if report["not_examined"]:
+        say(console, f"{report['not_examined']} sessions were not examined (no time): --session")
+    say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in report["errors"]))
+
+
+def _show_repairs(
+    console: Console, action: str, done: Sequence[Mapping[str, Any]], refused: Sequence[Mapping[str, Any]]
+) -> None:
+    from daemon.cli.present import say  # noqa: PLC0415
+
+    past = "is tried now" if action == "retry" else "given up"
+    for one in done:
+        say(console, f"{one['id']} of {one['agent']}/{one['session']}: {past} (it was {one['was']})")
+    for one in refused:
+        say(console, f"{one['id']}: not done: {one['error']['message']}")
