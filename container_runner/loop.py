@@ -17,6 +17,7 @@ from structlog.typing import FilteringBoundLogger
 
 from container_runner.children import Children
 from container_runner.errors import (
+    AnswerInvalidError,
     AnswerTooLargeError,
     CannotStartError,
     ClaimLostError,
@@ -34,6 +35,7 @@ from container_runner.retention import Retention
 from container_runner.store import Batch, Store
 from container_runner.watch import InboundWatch
 from schema.errors import ClawbusError, HostTroubleError, SchemaTooNewError
+from schema.json_text import whole_text
 from schema.os_faults import as_host_error
 from schema.rows import AckStatus, RunnerSettings, TurnNote
 
@@ -302,8 +304,8 @@ class Runner:
             [message.id for message in messages],
             status,
             released=released,
-            state=outcome.state if isinstance(outcome, Answer) and failure is None else None,
-            note=None if failure is None else TurnNote(failure.code, str(failure)),
+            state=_state(outcome) if failure is None else None,
+            note=_note(outcome) if failure is None else TurnNote(failure.code, str(failure)),
         )
         try:
             await self._insist("commit_failed", finish)
@@ -359,7 +361,14 @@ class Runner:
     ) -> tuple[Plan, TurnFailedError | None]:
         if isinstance(outcome, TurnFailedError):
             return self._failure_replies(outcome, batch, messages), outcome
-        plan = plan_replies(outcome.messages, messages, batch.routing, batch.destinations)
+        try:
+            plan = plan_replies(outcome.messages, messages, batch.routing, batch.destinations)
+        except AnswerInvalidError as failure:
+            return self._failure_replies(failure, batch, messages), failure
+        if outcome.ignored:
+            log.warning("output_ignored", types=list(outcome.ignored))
+        if outcome.note is not None:
+            log.warning("nothing_sent", code=outcome.note.code, reason=outcome.note.message)
         for name in plan.unknown:
             log.warning("output_dropped", reason="unknown destination", destination=name[:200])
         failure = _refusal(plan, self._settings.max_answer_bytes)
@@ -410,6 +419,16 @@ _Outcome = Answer | TurnFailedError | TurnDeferredError
 
 class _StoppedError(Exception):
     """The grace ended before the work could be done."""
+
+
+def _state(outcome: _Outcome) -> dict[str, str | None] | None:
+    if not isinstance(outcome, Answer):
+        return None
+    return {whole_text(key): None if value is None else whole_text(value) for key, value in outcome.state.items()}
+
+
+def _note(outcome: _Outcome) -> TurnNote | None:
+    return outcome.note if isinstance(outcome, Answer) else None
 
 
 def _refusal(plan: Plan, max_bytes: int) -> TurnFailedError | None:

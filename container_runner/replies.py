@@ -6,13 +6,13 @@ triggers came from; the latest message of an address is the one replied to, and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from container_runner.errors import TurnFailedError
+from container_runner.errors import AnswerInvalidError, TurnFailedError
 from container_runner.providers.protocol import Destination, OutMessage, TurnMessage
+from schema.json_text import encode, sendable, whole_text
 from schema.rows import Address, Kind
 
 _MAX_REASON: Final = 1000
@@ -54,7 +54,10 @@ def plan_replies(
     routing: Address | None,
     destinations: Sequence[Destination],
 ) -> Plan:
-    """The rows of an answer, in its order. An output to an unknown destination is left out and named."""
+    """The rows of an answer, in its order. An output to an unknown destination is left out and named.
+
+    Raises AnswerInvalidError for content that no channel can send.
+    """
     origins = _origins(messages, routing)
     known = {destination.name: destination for destination in destinations}
     replies: list[Reply] = []
@@ -136,25 +139,23 @@ def _reply(output: OutMessage, origin: _Origin, address: Address | None) -> Repl
         content = {**content, "answers": list(origin.ids)}
     thread = address.thread_id if address is not None else None
     return Reply(
-        kind=output.kind or Kind.CHAT,
+        kind=whole_text(output.kind) or Kind.CHAT,
         content=_encoded(content),
         in_reply_to=origin.ids[-1] if origin.ids else None,
         channel_type=address.channel_type if address is not None else None,
         platform_id=address.platform_id if address is not None else None,
-        thread_id=output.thread_id if output.thread_id is not None else thread,
+        thread_id=_whole(output.thread_id) if output.thread_id is not None else thread,
         deliver_after=output.deliver_after,
     )
 
 
 def _encoded(content: Mapping[str, object]) -> str:
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    # JSON may escape half of a surrogate pair, which no UTF-8 column holds: such a text stays escaped.
-    return text if _is_utf8(text) else json.dumps(content, separators=(",", ":"))
-
-
-def _is_utf8(text: str) -> bool:
+    """What any channel can send, or an AnswerInvalidError: a provider in Python may return anything."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return encode(sendable(content))
+    except ValueError as error:
+        raise AnswerInvalidError(f"A message of the answer {error}.") from error
+
+
+def _whole(text: str | None) -> str | None:
+    return None if text is None else whole_text(text)

@@ -20,7 +20,12 @@ from schema.ids import is_message_id
 from schema.rows import RunnerSettings
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-_CHOICES: Final = (("error_detail", ("operator", "sender")), ("leftovers", ("end", "keep")), ("log_level", LOG_LEVELS))
+_CHOICES: Final = (
+    ("error_detail", ("operator", "sender")),
+    ("leftovers", ("end", "keep")),
+    ("output", ("auto", "text", "lines")),
+    ("log_level", LOG_LEVELS),
+)
 _ABOVE_ZERO: Final = ("timeout_s", "max_batch", "poll_s", "watch_step_ms", "max_answer_bytes", "prune_batch")
 _ZERO_OR_ABOVE: Final = ("grace_s", "keep_s")
 

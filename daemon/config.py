@@ -215,6 +215,7 @@ class Agent(_Table):
     command: tuple[str, ...] = ()
     timeout_s: float = Field(default=600.0, gt=0)
     claim_max_s: float | None = Field(default=None, gt=0)
+    output: Literal["auto", "text", "lines"] = "auto"
     leftovers: Literal["end", "keep"] = "end"
     error_detail: Literal["operator", "sender"] = "operator"
     max_batch: int = Field(default=10, ge=1, le=1000)

@@ -168,5 +168,6 @@ class RunnerSettings:
     log_level: str = "info"
     keep_s: float = 0.0
     prune_batch: int = 500
+    output: str = "auto"  # what a program's stdout is: auto, text or lines
     leftovers: str = "end"  # what becomes of processes that a turn leaves running: end, or keep
     error_detail: str = "operator"  # who reads why a turn failed: operator, or the sender too

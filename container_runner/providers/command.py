@@ -56,6 +56,7 @@ class CommandProvider:
         self._command = context.settings.command
         self._timeout_s = context.settings.timeout_s
         self._max_bytes = context.settings.max_answer_bytes
+        self._output = context.settings.output
         self._children = context.children
         self._cwd = context.agent_folder if context.agent_folder.is_dir() else None
         self._environ = program_environment(context.environ, sys.prefix)
@@ -66,7 +67,7 @@ class CommandProvider:
         """The program's answer. Raises a TurnFailedError; cancelled, it kills the program before it returns."""
         process = await self._start()
         try:
-            return await _Conversation(process, self._max_bytes, progress).run(turn, self._timeout_s)
+            return await _Conversation(process, self._max_bytes, self._output, progress).run(turn, self._timeout_s)
         finally:
             with anyio.CancelScope(shield=True):
                 await _end(process)
@@ -104,11 +105,11 @@ class CommandProvider:
 class _Conversation:
     """One program's streams, from its start to its end."""
 
-    def __init__(self, process: Process, max_bytes: int, progress: Progress) -> None:
+    def __init__(self, process: Process, max_bytes: int, output: str, progress: Progress) -> None:
         self._process = process
         self._max_bytes = max_bytes
         self._progress = progress
-        self._parser = OutputParser()
+        self._parser = OutputParser(output)
         self._failure: TurnFailedError | None = None
         self._stderr: deque[bytes] = deque()
 
@@ -153,19 +154,26 @@ class _Conversation:
         done.set()
 
     async def _read_lines(self, stream: ByteReceiveStream) -> None:
-        total, rest = 0, bytearray()
+        """Only what is part of the answer counts: progress may be told for as long as the turn lasts."""
+        rest = bytearray()
         async for chunk in stream:
-            total += len(chunk)
-            if total > self._max_bytes:
-                raise AnswerTooLargeError(f"The answer has more than {self._max_bytes} bytes.")
             rest += chunk
             if b"\n" in chunk:
                 *lines, last = rest.split(b"\n")
                 rest = last
                 for line in lines:
-                    await self._tell(self._parser.feed(bytes(line)))
+                    await self._feed(bytes(line))
+            self._check_size(len(rest))
         if rest:
-            await self._tell(self._parser.feed(bytes(rest)))
+            await self._feed(bytes(rest))
+
+    async def _feed(self, line: bytes) -> None:
+        self._check_size(len(line))
+        await self._tell(self._parser.feed(line))
+
+    def _check_size(self, more: int) -> None:
+        if self._parser.held + more > self._max_bytes + 1:  # the last line's end is not part of an answer
+            raise AnswerTooLargeError(f"The answer has more than {self._max_bytes} bytes.")
 
     async def _tell(self, event: Event | None) -> None:
         match event:

@@ -1,4 +1,4 @@
-"""What a program's stdout means: plain text, or JSON lines once the first line is one. Pure: bytes in, values out.
+"""What a program's stdout means: plain text, JSON lines, or JSON lines of progress and then text. Pure: bytes in, values out.
 
 Works as the output comes, so that a tool's start is known when it starts. docs/contract.md describes the format.
 """
@@ -14,10 +14,14 @@ from typing import Final, cast
 from container_runner.errors import AnswerInvalidError, AnswerNotTextError
 from container_runner.providers.protocol import Answer, OutMessage
 from schema.instants import from_text
-from schema.rows import Kind
+from schema.json_text import UnsendableError, sendable
+from schema.rows import Kind, TurnNote
 
 TYPES: Final = frozenset({"message", "progress", "tool", "tool_end", "state", "later"})
+_HELD: Final = frozenset({"message", "state"})  # what is part of the answer; progress may be told without an end
+_ENVELOPE: Final = frozenset({"type", "to", "thread_id", "deliver_after", "kind", "content", "text"})
 _MAX_KEY: Final = 200
+_MAX_IGNORED: Final = 100
 _NAMES_A_TYPE: Final = re.compile(
     rb"\s*\{.*\"type\"\s*:\s*\"(?:message|progress|tool|tool_end|state|later)\"", re.DOTALL
 )
@@ -55,10 +59,18 @@ Event = ProgressNote | ToolStart | ToolEnd
 
 
 class OutputParser:
-    """Feed it lines without their ends, in order; then ask for the answer."""
+    """Feed it lines without their ends, in order; then ask for the answer.
 
-    def __init__(self) -> None:
-        self._rich: bool | None = None  # None until the first line that is not blank
+    `mode` is the agent's `output`: text (all of it is the answer), lines (every line must be ours), or auto (what the first
+    line is; progress may come before a text). `held` is how many bytes of answer there are so far.
+    """
+
+    def __init__(self, mode: str = "auto") -> None:
+        self._mode = mode
+        # None until the first line that is not blank
+        self._rich: bool | None = {"text": False, "lines": True}.get(mode)
+        self.held = 0
+        self._counts: dict[str, int] = {}
         self._plain: list[bytes] = []
         self._messages: list[OutMessage] = []
         self._state: dict[str, str | None] = {}
@@ -72,24 +84,47 @@ class OutputParser:
         blank = not line.strip()
         if self._rich is None and not blank:
             self._rich = _is_rich(line)
+        if self._rich and not blank and self._begins_text(line):
+            self._rich = False
+            self._plain.clear()
         if not self._rich:
             self._plain.append(line)
+            self.held += len(line) + 1
             return None
         return None if blank else self._take(line)
 
+    def _begins_text(self, line: bytes) -> bool:
+        """Whether an answer in plain text follows lines that only told of progress, tools and state."""
+        return self._mode == "auto" and not self._messages and not _is_meant_as_ours(line)
+
     def answer(self) -> Answer:
         """All that was fed. Plain output is one message, without its trailing line ends."""
+        ignored = tuple(dict.fromkeys(self.ignored))
         if self._rich:
-            return Answer(messages=tuple(self._messages), state=dict(self._state))
+            note = None if self._messages else TurnNote("NOTHING_SENT", self._why_nothing())
+            return Answer(messages=tuple(self._messages), state=dict(self._state), ignored=ignored, note=note)
         try:
             text = b"\n".join(self._plain).decode("utf-8")
         except UnicodeDecodeError as error:
             raise AnswerNotTextError(f"The answer is not UTF-8 (byte {error.start}).") from error
-        return Answer(messages=(OutMessage(content={"text": text.rstrip("\r\n")}),))
+        messages = (OutMessage(content={"text": text.rstrip("\r\n")}),)
+        return Answer(messages=messages, state=dict(self._state), ignored=ignored)
+
+    def _why_nothing(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in self._counts.items()) or "no line at all"
+        ignored = f"; ignored: {', '.join(dict.fromkeys(self.ignored))}"[:500] if self.ignored else ""
+        return (
+            f"The program printed JSON lines without a message ({counts}{ignored}), so nothing was sent."
+            ' If that was meant as its answer, set the agent\'s output = "text".'
+        )
 
     def _take(self, line: bytes) -> Event | None:
         fields = self._fields(line)
-        match fields.get("type"):
+        name = fields.get("type")
+        if isinstance(name, str) and name in TYPES:
+            self._counts[name] = self._counts.get(name, 0) + 1
+            self.held += len(line) if name in _HELD else 0
+        match name:
             case "message":
                 self._messages.append(self._message(fields))
                 return ProgressNote()
@@ -107,7 +142,8 @@ class OutputParser:
                 return ProgressNote()
             case str(other):
                 # A later contract may know it. What we do know is still worth sending.
-                self.ignored.append(other)
+                if len(self.ignored) < _MAX_IGNORED:
+                    self.ignored.append(other[:_MAX_KEY])
                 return None
             case _:
                 raise self._wrong("has no `type`")
@@ -121,7 +157,10 @@ class OutputParser:
             raise self._wrong("is not JSON") from error
         if not isinstance(value, dict):
             raise self._wrong("is not a JSON object")
-        return cast(dict[str, object], value)
+        try:
+            return cast(dict[str, object], sendable(cast(object, value)))
+        except UnsendableError as error:
+            raise self._wrong(str(error)) from error
 
     def _message(self, fields: Mapping[str, object]) -> OutMessage:
         return OutMessage(
@@ -133,15 +172,23 @@ class OutputParser:
         )
 
     def _content(self, fields: Mapping[str, object]) -> Mapping[str, object]:
-        content = fields.get("content")
-        if isinstance(content, dict):
-            return cast(dict[str, object], content)
-        if content is not None and not isinstance(content, str):
+        """Whatever the line says beside where and when it goes: an answer that happens to look like a line loses nothing."""
+        content, text = fields.get("content"), fields.get("text")
+        rest = {key: value for key, value in fields.items() if key not in _ENVELOPE}
+        if content is not None and not isinstance(content, str | dict):
             raise self._wrong("has a `content` that is neither an object nor a text")
-        text = content if content is not None else fields.get("text")
-        if not isinstance(text, str):
+        if text is not None and not isinstance(text, str):
+            raise self._wrong("has a `text` that is no text")
+        if isinstance(content, str):
+            if text is not None and text != content:
+                raise self._wrong("has a `text` and another text as `content`")
+            text = content
+        given = {} if text is None else {"text": text}
+        if isinstance(content, dict):
+            return {**given, **rest, **cast(dict[str, object], content)}
+        if text is None:
             raise self._wrong("has neither `text` nor `content`")
-        return {"text": text}
+        return {**given, **rest}
 
     def _keep(self, fields: Mapping[str, object]) -> None:
         key = self._required(fields, "key")
@@ -184,7 +231,7 @@ class OutputParser:
         value = fields.get(key)
         if value is None:
             return None
-        if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
+        if not isinstance(value, str):
             raise self._wrong(f"has a `{key}` that is no text")
         return value
 
@@ -193,14 +240,29 @@ class OutputParser:
 
 
 def _is_rich(line: bytes) -> bool:
+    name = _type_of(line)
+    return name in TYPES
+
+
+def _is_meant_as_ours(line: bytes) -> bool:
+    """A line of a type, or one that was to be: broken, it is refused, and not sent to a person as text."""
+    return _type_of(line) is not None or bool(_NAMES_A_TYPE.match(line))
+
+
+def _type_of(line: bytes) -> str | None:
+    """The `type` of a JSON object; None for anything else.
+
+    JSON that nobody can read (nested too deep, an endless number) is taken for what it names: it is refused then, and not
+    sent to a person as text.
+    """
     try:
         value: object = json.loads(line)
-    except ValueError:
-        return False
-    except RecursionError:
-        # JSON that nobody can read: an object that names one of our types is refused, not sent to a person as text.
-        return bool(_NAMES_A_TYPE.match(line))
-    return isinstance(value, dict) and cast(dict[str, object], value).get("type") in TYPES
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    except (ValueError, RecursionError):
+        return "message" if _NAMES_A_TYPE.match(line) else None
+    name = cast(dict[str, object], value).get("type") if isinstance(value, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _no_constant(name: str) -> object:

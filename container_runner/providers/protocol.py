@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final, Protocol, cast
 
 from container_runner.children import Children
-from schema.rows import Address, Kind, RunnerSettings
+from schema.rows import Address, Kind, RunnerSettings, TurnNote
 
 CONTRACT: Final = 1
 
@@ -121,10 +121,15 @@ class OutMessage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a turn came to. All of it is committed together, or none. A state of None removes the key."""
+    """What a turn came to. All of it is committed together, or none. A state of None removes the key.
+
+    `ignored` are types of lines that nobody knows, `note` is for the operator: why nothing is sent.
+    """
 
     messages: Sequence[OutMessage] = ()
     state: Mapping[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
+    ignored: Sequence[str] = ()
+    note: TurnNote | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ deduplicate gets one send at a time, so that a crash leaves at most one send in 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from schema.json_text import UnsendableError, check
 from schema.rows import Address, Cause, DeliveryState, Kind, MessageOut
 
 DELIVERABLE: Final = frozenset({Kind.CHAT.value, Kind.CHAT_SDK.value, Kind.TASK.value, Kind.WEBHOOK.value})
@@ -204,14 +204,12 @@ def _refuse_row(candidate: Candidate, rules: Rules) -> Bury | None:
     if len(row.content.encode("utf-8", "surrogatepass")) > rules.max_content_bytes:
         return Bury(candidate, Reason.BAD_CONTENT, f"content is over {rules.max_content_bytes} bytes")
     try:
-        json.loads(row.content, parse_constant=_no_json)
-    except (ValueError, RecursionError):
+        check(row.content)
+    except UnsendableError as error:
+        return Bury(candidate, Reason.BAD_CONTENT, f"content {error}")
+    except ValueError:
         return Bury(candidate, Reason.BAD_CONTENT, "content is not JSON")
     return None
-
-
-def _no_json(constant: str) -> object:
-    raise ValueError(f"{constant} is no JSON")  # Python reads and writes NaN and Infinity; nobody else must
 
 
 def _address(candidate: Candidate, rules: Rules) -> Address | Bury:

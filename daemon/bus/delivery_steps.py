@@ -17,6 +17,7 @@ from daemon.bus.delivery_plan import (
     Decision,
     Defer,
     Queue,
+    Reason,
     Rules,
     Send,
     plan,
@@ -37,6 +38,7 @@ from schema.errors import HostileFileError
 from schema.ids import time_of
 from schema.rows import Ack, AckStatus, DeliveryState, MessageIn, MessageOut, MessageStatus
 
+_UNSENDABLE: Final = frozenset({Reason.BAD_CONTENT, Reason.UNKNOWN_KIND})
 _LARGE: Final = 1024**2  # characters; a batch of new rows is cut short well above this
 
 
@@ -439,6 +441,7 @@ def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
             deliveries.resend(db, candidate.row.id, now, candidate.attempts + 1, deduplicates=known)
     if isinstance(decision, Bury):
         deliveries.bury(db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host)
+        _tell_of_unsendable(db, decision, now)
     elif isinstance(decision, Defer):
         not_before = retry_at(
             now, candidate.attempts + 1, base_s=means.config.retry_base_s, max_s=means.config.retry_max_s,
@@ -449,6 +452,18 @@ def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
         else:
             deliveries.intend(db, candidate.row.id, decision.address.key)
             deliveries.retry(db, candidate.row.id, now, not_before, decision.reason, decision.error)
+
+
+def _tell_of_unsendable(db: Writer, decision: Bury, now: int) -> None:
+    """Tell whoever waits for it that an answer cannot be sent as it is: the message counts as completed, and nothing else would."""
+    candidate = decision.candidate
+    answered = candidate.row.in_reply_to
+    if decision.reason not in _UNSENDABLE or candidate.from_host or answered is None:
+        return
+    message = messages.find(db, answered)
+    address = messages.address_of(message) if message is not None else None
+    if message is not None and address is not None:
+        deliveries.tell_sender(db, message, address, decision.reason, "The answer to this message cannot be sent.", now)
 
 
 def _waits(decisions: Sequence[Decision]) -> bool:

@@ -14,6 +14,7 @@ from daemon.bus.delivery_steps import Outcome
 from daemon.channels.protocol import DeliveryFailure, Outgoing, Receipt
 from daemon.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.store.registry import SessionKey
+from schema.json_text import without_halves
 
 
 def by_destination(sends: Iterable[Send]) -> dict[str, list[Send]]:
@@ -34,7 +35,7 @@ def outgoing(key: SessionKey, send: Send, traceparent: str | None) -> Outgoing:
         session=key.session,
         kind=row.kind,
         address=send.address,
-        content=row.content,
+        content=without_halves(row.content),
         timestamp=row.timestamp,
         in_reply_to=row.in_reply_to,
         attempt=send.candidate.attempts + 1,

@@ -92,7 +92,8 @@ async def test_a_program_need_not_read_its_turn(tmp_path: Path) -> None:
         (["/no/such/program"], {}, errors.CommandNotFoundError, "/no/such/program"),
         (["no-such-program"], {}, errors.CommandNotFoundError, "no-such-program"),
         (["/etc/hostname"], {}, errors.CommandNotExecutableError, "/etc/hostname"),
-        ('echo \'{"type":"progress"}\'; echo oops', {}, errors.AnswerInvalidError, "Line 2"),
+        ('echo \'{"type":"message","text":"x"}\'; echo oops', {}, errors.AnswerInvalidError, "Line 2"),
+        ("echo oops", {"output": "lines"}, errors.AnswerInvalidError, "Line 1"),
     ],
 )
 async def test_each_end_is_a_typed_failure(
@@ -101,6 +102,25 @@ async def test_each_end_is_a_typed_failure(
     with pytest.raises(error) as caught:
         await run(tmp_path, script, **settings)
     assert said in str(caught.value)
+
+
+@pytest.mark.anyio
+async def test_a_long_stream_of_progress_is_no_part_of_the_answer(tmp_path: Path) -> None:
+    script = 'for n in $(seq 200); do echo \'{"type":"progress","note":"still at work"}\'; done; echo done'
+    answer = await run(tmp_path, script, max_answer_bytes=1000)
+    assert answer.messages[0].content == {"text": "done"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("size", "fits"), [(1000, True), (1001, False)])
+async def test_an_answer_may_have_exactly_the_limit(tmp_path: Path, size: int, fits: bool) -> None:
+    script = f"head -c {size} /dev/zero | tr '\\0' x; echo"
+    if fits:
+        answer = await run(tmp_path, script, max_answer_bytes=1000)
+        assert answer.messages[0].content == {"text": "x" * size}
+    else:
+        with pytest.raises(errors.AnswerTooLargeError):
+            await run(tmp_path, script, max_answer_bytes=1000)
 
 
 @pytest.mark.anyio

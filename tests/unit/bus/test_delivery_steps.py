@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from daemon.bus import delivery_steps
 from daemon.bus.delivery_plan import ChannelTraits, Reason, Send
 from daemon.bus.delivery_steps import Collected, Means, Outcome, collect, record_outcomes
+from daemon.bus.outcomes import outgoing
 from daemon.config import Delivery
 from daemon.ops.dead_reading import Wanted, read_dead_letters
 from daemon.store import deliveries
+from daemon.store.registry import SessionKey
 from schema.errors import HostileFileError
 from schema.layout import SessionFolder
 from schema.rows import Address, DeliveryState
@@ -298,6 +300,59 @@ def test_acks_and_claims_are_taken_note_of_in_passing(world: SessionWorld) -> No
     assert len(look(world, live="i").settled) == 2
     assert (world.message("m1")["status"], world.message("m2")["status"]) == ("completed", "failed")
     check_session(world.root)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ('{"n": 1e999}', "BAD_CONTENT"),
+        ('{"n": -1E+400}', "BAD_CONTENT"),
+        ('{"n": ' + "9" * 400 + "}", "BAD_CONTENT"),
+        ('{"n": NaN}', "BAD_CONTENT"),
+        ('{"n": ' + "[" * 150 + "]" * 150 + "}", "BAD_CONTENT"),
+        ("[" * 5000, "BAD_CONTENT"),
+        ("no json", "BAD_CONTENT"),
+        ('{"text": "' + "x" * 20_000 + '"}', "BAD_CONTENT"),
+    ],
+)
+def test_whoever_waits_for_an_answer_that_cannot_be_sent_is_told(world: SessionWorld, content: str, code: str) -> None:
+    with world.runner() as db, db.transaction():
+        db.execute(
+            "INSERT INTO messages_out(id, seq, in_reply_to, timestamp, kind, content) VALUES ('o1', 101, 'm1', '2026-11-21T00:00:00.000Z', 'chat', ?)",
+            (content,),
+        )
+    found = look(world)
+    assert [one.reason for one in found.buried] == [code]
+    (notice,) = world.read("SELECT * FROM host_messages")
+    assert notice["in_reply_to"] == "m1"
+    assert json.loads(notice["content"])["error"] == {
+        "code": code,
+        "message": "The answer to this message cannot be sent.",
+        "reference": "m1",
+    }
+    check_session(world.root)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"n": 1e30}', '{"n": 123456789012345678901234567890}', '{"t": "1e999"}', '{"a": [[]]}']
+)
+def test_what_only_looks_too_large_is_sent(world: SessionWorld, content: str) -> None:
+    world.say("o1")
+    with world.runner() as db, db.transaction():
+        db.execute("UPDATE messages_out SET content = ?", (content,))
+    # A number in a text may cost its text a walk, and nothing else.
+    assert ids(look(world)) == ["o1"]
+
+
+def test_half_a_character_of_a_foreign_runner_goes_out_as_the_replacement_character(world: SessionWorld) -> None:
+    world.say("o1")
+    with world.runner() as db, db.transaction():
+        db.execute("UPDATE messages_out SET content = ?", ('{"text":"paid \\ud83d \\ud83d\\ude00","\\udc00":1}',))
+    (send,) = look(world).sends
+    sent = outgoing(SessionKey("a", "s"), send, None).content
+    assert json.loads(sent) == {"text": "paid \ufffd \U0001f600", "\ufffd": 1}
+    assert sent.encode()
 
 
 def test_why_a_turn_failed_goes_into_the_history_and_no_further(world: SessionWorld) -> None:

@@ -100,7 +100,6 @@ def test_a_rich_answer_tells_its_progress_as_it_comes() -> None:
         b'{"type":"message","text":7}',
         b'{"type":"message","content":[1]}',
         b'{"type":"message","text":"x","to":7}',
-        b'{"type":"message","text":"x","to":"\\ud800"}',
         b'{"type":"message","text":"x","deliver_after":"soon"}',
         b'{"type":"message","content":{"a":NaN}}',
         b'{"type":"tool"}',
@@ -112,13 +111,112 @@ def test_a_rich_answer_tells_its_progress_as_it_comes() -> None:
         b'{"type":"state","key":"k","value":{}}',
         b'{"type":"state","key":"' + b"k" * 201 + b'","value":"v"}',
         b"[" * 100_000,
+        b'{"type":"message","text":"x","content":"y"}',
+        b'{"type":"message","content":{"n":1e999}}',
+        b'{"type":"message","content":{"n":-1e999}}',
+        b'{"type":"message","content":{"n":' + b"9" * 400 + b"}}",
+        b'{"type":"message","content":{"n":' + b"9" * 5000 + b"}}",
+        b'{"type":"message","content":{"n":' + b"[" * 101 + b"]" * 101 + b"}}",
+        b'{"type":"message","content":{"\\ud800":1,"\\ud801":2}}',
+        b'{"type":"message","text":"unfinished',
     ],
 )
-def test_a_wrong_line_is_named(second: bytes) -> None:
-    parser = OutputParser()
-    parser.feed(b'{"type":"progress"}')
+@pytest.mark.parametrize(
+    ("mode", "first"), [("auto", b'{"type":"message","text":"first"}'), ("lines", b'{"type":"progress"}')]
+)
+def test_a_wrong_line_is_named(mode: str, first: bytes, second: bytes) -> None:
+    parser = OutputParser(mode)
+    parser.feed(first)
     with pytest.raises(AnswerInvalidError, match="Line 2 "):
         parser.feed(second)
+
+
+@pytest.mark.parametrize("output", [b"plain", b"[1]", b"{}", b'{"type":7}', b'{"type":"message"', b""])
+def test_with_output_lines_every_line_must_be_one(output: bytes) -> None:
+    parser = OutputParser("lines")
+    if output:
+        with pytest.raises(AnswerInvalidError, match="Line 1 "):
+            parser.feed(output)
+    else:
+        assert parser.answer().messages == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"type":"progress","note":"half way"}',
+        b'{"type":"state","key":"k","value":"v"}',
+        b'{"type":"tool","name":"hammer"}',
+        b'{"type":"message","text":"x","amount":3}',
+        b'{"type":"later"}',
+        b'{"type":"progress"}\nand more',
+    ],
+)
+def test_with_output_text_what_happens_to_be_json_reaches_the_person(text: bytes) -> None:
+    parser = OutputParser("text")
+    assert [parser.feed(line) for line in text.split(b"\n")] == [None] * (text.count(b"\n") + 1)
+    assert parser.answer().messages == (OutMessage({"text": text.decode()}),)
+    assert parser.later is None
+
+
+@pytest.mark.parametrize(
+    ("output", "text"),
+    [
+        (b'{"type":"progress"}\nthe answer\n', "the answer"),
+        (b'\n{"type":"progress"}\n\n{"type":"tool_end"}\nthe answer\n\nin two parts', "the answer\n\nin two parts"),
+        (b'{"type":"progress"}\n{"amount": 3}', '{"amount": 3}'),
+        (b'{"type":"progress"}\n[1, 2]', "[1, 2]"),
+        (b'{"type":"progress"}\ntext\n{"type":"message","text":"x"}', 'text\n{"type":"message","text":"x"}'),
+    ],
+)
+def test_a_text_may_follow_lines_that_only_tell_of_progress(output: bytes, text: str) -> None:
+    parser, events = parse(b'{"type":"state","key":"k","value":"v"}\n' + output)
+    assert events
+    answer = parser.answer()
+    assert list(answer.messages) == [OutMessage({"text": text})]
+    assert answer.state == {"k": "v"}
+    assert answer.note is None
+
+
+@pytest.mark.parametrize("mode", ["auto", "lines"])
+def test_an_answer_that_sends_nothing_says_so(mode: str) -> None:
+    parser = OutputParser(mode)
+    for line in (b'{"type":"progress"}', b'{"type":"progress"}', b'{"type":"unknown"}'):
+        parser.feed(line)
+    answer = parser.answer()
+    assert answer.messages == ()
+    assert answer.ignored == ("unknown",)
+    assert answer.note is not None
+    assert answer.note.code == "NOTHING_SENT"
+    assert "2 progress; ignored: unknown" in answer.note.message
+
+
+def test_progress_costs_nothing_of_the_answer_s_budget() -> None:
+    parser, _ = parse(b'{"type":"progress","note":"' + b"x" * 10_000 + b'"}\n' + b'{"type":"message","text":"x"}')
+    assert parser.held == len(b'{"type":"message","text":"x"}')
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"type":"message","text":"paid \\ud83d"}', OutMessage({"text": "paid \ufffd"})),
+        (b'{"type":"message","content":{"a":["\\udc00b"]}}', OutMessage({"a": ["\ufffdb"]})),
+        (b'{"type":"message","content":{"k\\ud83d":1}}', OutMessage({"k\ufffd": 1})),
+        (b'{"type":"message","text":"x","to":"\\ud800"}', OutMessage({"text": "x"}, to="\ufffd")),
+        (b'{"type":"message","text":"whole \\ud83d\\ude00"}', OutMessage({"text": "whole \U0001f600"})),
+    ],
+)
+def test_half_a_character_becomes_the_replacement_character_wherever_it_is(line: bytes, message: OutMessage) -> None:
+    assert list(parse(line)[0].answer().messages) == [message]
+
+
+def test_a_message_line_keeps_what_it_says_beside_its_text() -> None:
+    line = b'{"type":"message","text":"3 invoices","amount":3,"to":"ops","items":[1]}'
+    assert list(parse(line)[0].answer().messages) == [
+        OutMessage({"text": "3 invoices", "amount": 3, "items": [1]}, to="ops")
+    ]
+    line = b'{"type":"message","text":"3","content":{"card":1},"extra":true}'
+    assert list(parse(line)[0].answer().messages) == [OutMessage({"text": "3", "extra": True, "card": 1})]
 
 
 def test_an_answer_that_is_not_utf8() -> None:

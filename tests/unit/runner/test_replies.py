@@ -5,7 +5,7 @@ from typing import Final
 
 import pytest
 
-from container_runner.errors import CommandExitError
+from container_runner.errors import AnswerInvalidError, CommandExitError
 from container_runner.providers.protocol import Destination, OutMessage, TurnMessage
 from container_runner.replies import Reply, failure_replies, plan_replies
 from schema.rows import Address
@@ -147,7 +147,17 @@ def test_a_setting_opens_the_reason_but_never_the_whole_stderr() -> None:
     assert "secret" not in plan.replies[0].content
 
 
-def test_half_a_surrogate_pair_stays_writable() -> None:
+def test_half_a_surrogate_pair_becomes_the_replacement_character() -> None:
     (reply,) = plan_replies([out("\ud800 ü")], [message("m1", 2, "a/b")], None, ()).replies
     assert reply.content.encode()
-    assert json.loads(reply.content)["text"] == "\ud800 ü"
+    assert json.loads(reply.content)["text"] == "\ufffd ü"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [float("inf"), float("nan"), 10**400, {1: 2}, {"a": b"x"}, {"a": object()}],
+    ids=["inf", "nan", "huge", "key", "bytes", "object"],
+)
+def test_content_that_no_channel_can_send_is_refused_whoever_made_it(value: object) -> None:
+    with pytest.raises(AnswerInvalidError):
+        plan_replies([OutMessage({"value": value})], [message("m1", 2, "a/b")], None, ())

@@ -1,0 +1,96 @@
+"""JSON that every reader can take: checked where it is written (the runner) and once more where it is sent (the host).
+
+JSON lets a text escape half of a surrogate pair, a number be larger than any machine's, and values nest without an end. Python's
+reader takes all of that, and no channel can send it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Final, cast
+
+MAX_DEPTH: Final = 100
+_HALF: Final = re.compile("[\ud800-\udfff]")
+_MAY_BE_TOO_LARGE: Final = re.compile(r"[0-9][eE]\+?[0-9]{2}|[0-9]{300}")
+_MAY_HAVE_HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class UnsendableError(ValueError):
+    """A value that is no JSON that can be sent; the text completes "it ..."."""
+
+
+def whole_text(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair: what UTF-8 can hold."""
+    return _HALF.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def sendable(value: object, depth: int = MAX_DEPTH) -> object:
+    """The same value with whole texts. Raises UnsendableError for what no channel can send."""
+    if isinstance(value, str):
+        return whole_text(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return _number(value)
+    if depth == 0:
+        raise UnsendableError(f"is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        fields = cast("dict[object, object]", value)
+        if not all(isinstance(key, str) for key in fields):
+            raise UnsendableError("has a key that is no text")
+        cleaned = {whole_text(cast("str", key)): sendable(item, depth - 1) for key, item in fields.items()}
+        if len(cleaned) < len(fields):
+            raise UnsendableError("has two keys that differ only in half a character")
+        return cleaned
+    if isinstance(value, list | tuple):
+        return [sendable(item, depth - 1) for item in cast("list[object]", value)]
+    raise UnsendableError(f"holds a {type(value).__name__}, which JSON does not have")
+
+
+def parse(text: str) -> object:
+    """Read JSON as RFC 8259 has it, and only what can be sent. Raises ValueError (UnsendableError too)."""
+    try:
+        return sendable(json.loads(text, parse_constant=_no_constant))
+    except RecursionError:
+        raise UnsendableError(f"is nested deeper than {MAX_DEPTH} levels") from None
+
+
+def check(text: str) -> None:
+    """Raise ValueError (UnsendableError too) for JSON text that cannot be sent, but for halves of characters.
+
+    The walk over the value is only for a text that can hold a number too large or a nest too deep.
+    """
+    if _MAY_BE_TOO_LARGE.search(text) or text.count("[") + text.count("{") > MAX_DEPTH:
+        parse(text)
+    else:
+        json.loads(text, parse_constant=_no_constant)
+
+
+def without_halves(text: str) -> str:
+    """JSON text that parses, with U+FFFD for each half of a surrogate pair; the same text if there is none."""
+    if not _MAY_HAVE_HALF.search(text):
+        return whole_text(text)
+    value: object = json.loads(text)
+    cleaned = sendable(value)
+    return text if cleaned == value else encode(cleaned)
+
+
+def encode(value: object) -> str:
+    """Compact JSON. Raises ValueError for what `sendable` would refuse."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _number(value: float) -> float:
+    try:
+        fits = math.isfinite(float(value))
+    except OverflowError:
+        fits = False
+    if not fits:
+        raise UnsendableError("has a number that is too large, or none")
+    return value
+
+
+def _no_constant(name: str) -> object:
+    raise UnsendableError(f"has {name}, which JSON does not have")
