@@ -30,6 +30,7 @@ from container_runner.store import Store
 from container_runner.watch import InboundWatch
 from schema.errors import SchemaTooNewError
 from schema.layout import CANNOT_START_CODE
+from schema.os_faults import passes
 
 EXIT_SETTINGS: Final = 64
 EXIT_TOO_NEW: Final = 65
@@ -46,7 +47,13 @@ def main() -> int:
         sys.stderr.write(f"{error.code}: {error}\n{error.hint}\n")
         return EXIT_SETTINGS
     log = build_logger(sys.stderr, environment.incarnation, environment.settings.log_level)
-    return anyio.run(_serve, environment, log)
+    try:
+        return anyio.run(_serve, environment, log)
+    except OSError as error:  # before a first claim: an event loop needs descriptors of its own
+        if not passes(error):
+            raise
+        log.critical("runner_cannot_begin", error=str(error))
+        return EXIT_CANNOT_START
 
 
 async def _serve(environment: Environment, log: FilteringBoundLogger) -> int:

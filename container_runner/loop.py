@@ -11,8 +11,8 @@ from functools import partial
 from typing import Final, TypeVar
 
 import anyio
+from anyio import to_thread
 from anyio.lowlevel import checkpoint
-from anyio.to_thread import run_sync
 from structlog.typing import FilteringBoundLogger
 
 from container_runner.children import Children
@@ -34,9 +34,9 @@ from container_runner.replies import Plan, failure_replies, plan_replies
 from container_runner.retention import Retention
 from container_runner.store import Batch, Store
 from container_runner.watch import InboundWatch
-from schema.errors import ClawbusError, HostTroubleError, SchemaTooNewError
+from schema.errors import ClawbusError, SchemaTooNewError
 from schema.json_text import whole_text
-from schema.os_faults import as_host_error
+from schema.os_faults import as_host_error, passes, typed_host_errors
 from schema.rows import AckStatus, RunnerSettings, TurnNote
 
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -44,6 +44,7 @@ _MAX_REASON: Final = 1000
 _PRUNE_RETRY_S: Final = 10.0
 _GIVE_BACK_S: Final = 10.0
 _SIGNAL_STEPS: Final = 10
+_LAST_TRIES_S: Final = (0.1, 0.3, 0.6)
 _BETWEEN_STEPS_S: Final = 0.05  # for the host, which looks at every change
 
 _T = TypeVar("_T")
@@ -55,7 +56,14 @@ async def run_here(work: Callable[[], _T]) -> _T:
     To wake a thread and be woken by it costs half of what a durable commit does, and nobody else would use that time.
     """
     await checkpoint()  # a backlog must not keep a signal from being heard
-    return work()
+    with typed_host_errors("the files cannot be used"):
+        return work()
+
+
+async def run_sync(work: Callable[..., _T], *arguments: object) -> _T:
+    """File work in a thread, while a turn runs. Raises HostTroubleError when no thread can be started."""
+    with typed_host_errors("the files cannot be used"):
+        return await to_thread.run_sync(work, *arguments)
 
 
 class Runner:
@@ -214,11 +222,9 @@ class Runner:
         except (TurnFailedError, TurnDeferredError, CannotStartError) as ending:
             return ending
         except Exception as error:  # noqa: BLE001 -- whatever a provider raises is its turn's end, not the loop's
+            if passes(error):  # a MemoryError is not among them: it may be this message's own doing
+                return CannotStartError(str(as_host_error(error, "the turn cannot go on") or error))
             self._log.exception("provider_crashed")
-            if not isinstance(error, MemoryError) and isinstance(
-                trouble := as_host_error(error, "the turn cannot go on"), HostTroubleError
-            ):
-                return CannotStartError(str(trouble))
             return ProviderCrashedError(f"The provider raised {type(error).__name__}: {error}"[:_MAX_REASON])
 
     async def _feed(self, progress: TurnProgress) -> None:
@@ -269,10 +275,14 @@ class Runner:
     async def _abandon(self, log: FilteringBoundLogger) -> None:
         """Give the claims back, so that the next incarnation gets them and no try is lost."""
         log.warning("turn_abandoned", grace_s=self._settings.grace_s)
-        try:
-            await run_sync(self._store.release_all)
-        except ClawbusError as error:
-            log.warning("release_failed", code=error.code, error=str(error))
+        for pause_s in _LAST_TRIES_S:  # a claim that stays would be charged to its message
+            try:
+                await run_here(self._store.release_all)  # on this thread: there may be no room for another one
+            except ClawbusError as error:
+                log.warning("release_failed", code=error.code, error=str(error))
+                await anyio.sleep(pause_s)
+            else:
+                return
 
     async def _commit(
         self,

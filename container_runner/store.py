@@ -100,6 +100,7 @@ class Store:
         self._outbound = out_folder / OUTBOUND_DB
         self._incarnation = incarnation
         self._now_ms = now_ms
+        self._doubtful: tuple[str, ...] = ()  # claims whose commit failed, and may be in the file all the same
 
     def start(self) -> int:
         """Before anything else: drop every 'processing' row and the tool in flight; both are a predecessor's.
@@ -135,6 +136,7 @@ class Store:
         container_state says so in the same transaction. Raises InboundUnreadableError.
         """
         with self._both() as db:
+            self._drop_doubtful(db)
             due = _Due(db, to_text(self._now_ms()), first_poll, solo)
             # A look without a lock: most polls find nothing, and must not write for it.
             if due.first_trigger() is None:
@@ -144,10 +146,20 @@ class Store:
                     return None
                 messages = due.batch(limit)
                 if messages:
+                    self._doubtful = tuple(message.id for message in messages)
                     self._insert_claims(db, messages)
                     if silence is not None:
                         self._set_tool(db, silence)
-                return self._with_surroundings(db, messages) if messages else None
+                batch = self._with_surroundings(db, messages) if messages else None
+            self._doubtful = ()
+            return batch
+
+    def _drop_doubtful(self, db: Writer) -> None:
+        """Give back what a failed commit claimed: nobody works on it, and it would be due for nobody any more."""
+        if self._doubtful:
+            with db.transaction():
+                self._release(db, self._doubtful)
+            self._doubtful = ()
 
     def finish(
         self,

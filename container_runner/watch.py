@@ -95,7 +95,13 @@ class InboundWatch:
             events.close()
 
     def _hear(self, events: Inotify) -> None:
-        for event in events.read():
+        try:
+            heard = events.read()
+        except OSError as error:
+            self._log.warning("watch_unavailable", error=str(error), poll_s=self._poll_s)
+            self.poke()
+            return
+        for event in heard:
             if event.mask & IN_IGNORED:
                 self._log.warning("watch_unavailable", error=f"{self._folder} is gone", poll_s=self._poll_s)
                 continue

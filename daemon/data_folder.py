@@ -30,6 +30,7 @@ VERSION_NAME: Final = "clawbus.version"
 INSTALL_NAME: Final = "install-id"
 INSTALL_RECORD: Final = "install.json"
 LOW_BYTES: Final = 64 * 1024**2  # less free room than this is told as trouble, before writing fails
+LOW_INODES: Final = 1000  # the same; a new session needs about ten
 # How the names begin that a first start, an image build or an operator who puts an agent in place may leave before the
 # version is written; `lost+found` is a new disk's.
 _OURS: Final = (
@@ -101,6 +102,44 @@ class Holder:
 
     pid: int
     since: str
+
+
+@dataclass(frozen=True, slots=True)
+class FreeRoom:
+    """What this user can still use of a file system. `inodes` is None where the file system counts none."""
+
+    bytes: int
+    inodes: int | None
+    read_only: bool
+
+    @property
+    def few_inodes(self) -> bool:
+        """Whether new files will soon be refused, however many bytes are free."""
+        return self.inodes is not None and self.inodes < LOW_INODES
+
+    @property
+    def is_low(self) -> bool:
+        """Whether writing will soon fail."""
+        return self.bytes < LOW_BYTES or self.few_inodes
+
+    def __str__(self) -> str:
+        """For people: what is short is named."""
+        if self.few_inodes:
+            return f"{self.inodes} inodes (new files; `df -i`) and {self.bytes // 1024**2} MiB are free"
+        return f"{self.bytes // 1024**2} MiB are free"
+
+
+def free_room(folder: Path) -> FreeRoom | None:
+    """How much room a folder's file system has; None when it does not say."""
+    try:
+        status = os.statvfs(folder)
+    except OSError:
+        return None
+    return FreeRoom(
+        bytes=status.f_bavail * status.f_frsize,
+        inodes=status.f_favail if status.f_files else None,
+        read_only=bool(status.f_flag & os.ST_RDONLY),
+    )
 
 
 class DataFolder(Layout):

@@ -83,6 +83,8 @@ class House:
         for what, trouble in (("storage", self.sessions.storage.problem), ("disk", self.sessions.storage.low)):
             if trouble is not None:
                 found.append({"what": what, "since": trouble[0], "why": trouble[1]})
+                if what == "storage":
+                    found[-1]["code"] = self.sessions.storage.code
         if self.supervisor.unavailable is not None:
             since, why = self.supervisor.unavailable
             found.append({"what": "runtime", "since": since, "why": why})

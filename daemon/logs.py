@@ -8,7 +8,9 @@ daemon.
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
@@ -27,6 +29,10 @@ from schema.instants import to_text
 
 LOG_FILE: Final = "clawbus.log"
 
+_QUIET_S: Final = 10.0
+_MAX_WORDS: Final = 200
+_SAME_TEXT: Final = 60  # characters by which words are told apart; what follows names objects
+_ACCEPTING: Final = re.compile(r"socket\.accept\(\) out of system resource|_accept_connection\(")
 _LEVELS: Final[Mapping[str, int]] = MappingProxyType(
     {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 )
@@ -60,7 +66,7 @@ class LogPipeline:
         self._clock = clock
         self._lock = threading.RLock()
         self._threshold = _LEVELS[settings.level]
-        self._bridge = _Bridge(logging.WARNING)
+        self._bridge = _Bridge(logging.WARNING, clock.monotonic)
         self._listeners: tuple[Callable[[Mapping[str, object]], None], ...] = ()
         self._root_before: tuple[int, list[logging.Handler]] | None = None
 
@@ -207,16 +213,42 @@ class _Writer:
 
 
 class _Bridge(logging.Handler):
-    """What libraries say through the standard library, as one of our events, from warning on."""
+    """What libraries say through the standard library, as one of our events, from warning on.
 
-    def __init__(self, level: int) -> None:
+    The same words come at most once in ten seconds, with how often they were said since: a listener without a descriptor
+    to spare fails hundreds of times a second, and would turn over every log file within minutes.
+    """
+
+    def __init__(self, level: int, monotonic: Callable[[], float]) -> None:
         super().__init__(level)
         self._log = structlog.get_logger()
+        self._monotonic = monotonic
+        self._said: dict[tuple[str, str, str], tuple[float, int]] = {}  # when last, and how often since
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = record.getMessage()
         except Exception:  # noqa: BLE001 - a library's wrong format string is not our crash
             text = str(record.msg)
+        error = record.exc_info[1] if record.exc_info else None
+        repeated = self._repeated((record.name, text.partition("\n")[0][:_SAME_TEXT], type(error).__name__))
+        if repeated is None:
+            return
+        more = {"repeated": repeated} if repeated else {}
+        if record.name == "asyncio" and _ACCEPTING.search(text):
+            self._log.warning("accept_failing", error=str(error), **more)
+            return
         level = "error" if record.levelno >= logging.ERROR else "warning"
-        getattr(self._log, level)("library_log", logger=record.name, text=text, exc_info=record.exc_info)
+        getattr(self._log, level)("library_log", logger=record.name, text=text, exc_info=record.exc_info, **more)
+
+    def _repeated(self, words: tuple[str, str, str]) -> int | None:
+        """How often it was said unheard since the last time; None: said too soon, and only counted."""
+        now = self._monotonic()
+        at, count = self._said.get(words, (-math.inf, 0))
+        if now - at < _QUIET_S:
+            self._said[words] = (at, count + 1)
+            return None
+        if len(self._said) >= _MAX_WORDS:
+            self._said.clear()
+        self._said[words] = (now, 0)
+        return count

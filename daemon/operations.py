@@ -5,6 +5,7 @@ Reads a session's files only through `Session.call`, so that no other thread has
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from functools import partial
@@ -216,7 +217,7 @@ class DaemonOperations:
         sweep = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors}
         return {
             "pid": os.getpid(),
-            "version": version("clawbus"),
+            "version": _version(),
             "started_at": self._started_at,
             "agents": sorted(self._ingress.agents),
             "runtime": {
@@ -286,3 +287,9 @@ def _held(key: SessionKey, message_id: str, reason: str) -> NoAnswerError:
 
 def _key(agent: str, session: str) -> SessionKey:
     return SessionKey(check_name("agent", agent), check_name("session", session))
+
+
+@functools.cache
+def _version() -> str:
+    """Read once: a look at a daemon that is short of descriptors must not need one."""
+    return version("clawbus")

@@ -59,6 +59,13 @@ _PEERS: Final = frozenset(
 )
 # Not the disk: a resource of the process or the machine that has run out.
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS})
+# What passes by itself, whatever was asked for. A wrong right, argument or name does not.
+_PASSING: Final = frozenset(
+    {
+        errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOSPC, errno.ENOMEM, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT,
+        errno.EINTR, errno.EDQUOT, errno.EBUSY, errno.EROFS, errno.ENOBUFS, errno.ENOLCK,
+    }
+)  # fmt: skip
 _RETRIES: Final = "the daemon retries by itself."
 _HINTS: Final[Mapping[int, str]] = {
     errno.EMFILE: "Raise the limit of open files (systemd: LimitNOFILE=, shell: ulimit -n); `ls /proc/PID/fd` shows"
@@ -87,6 +94,13 @@ def fault_of(error: OSError) -> Fault:
     if number in _THEIRS:
         return Fault.THEIRS
     return Fault.PEER if number in _PEERS else Fault.HOST
+
+
+def passes(error: BaseException) -> bool:
+    """Whether an error says that the same thing may work in a while: the host is short of something, or a disk stumbles."""
+    if isinstance(error, RuntimeError):
+        return _THREADS in str(error)
+    return isinstance(error, HostTroubleError) or (isinstance(error, OSError) and error.errno in _PASSING)
 
 
 def host_error(error: OSError, what: str) -> StorageError:
@@ -132,6 +146,25 @@ def as_host_error(error: BaseException, what: str) -> StorageError | None:
     if isinstance(error, OSError) and error.errno is not None and fault_of(error) is not Fault.PEER:
         return host_error(error, what)
     return None
+
+
+class typed_host_errors:  # noqa: N801 - used as a function
+    """A context in which any exception that `as_host_error` knows comes out as its StorageError; all others pass."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, ClawbusError):
+            return
+        host = as_host_error(error, self._what)
+        if host is not None:
+            raise host from error
 
 
 _SQLITE_HOST: Final = frozenset(

@@ -29,6 +29,7 @@ from daemon.store.session_files import SessionFiles
 from daemon.sweep.fate import Fate
 from schema.connect import ReadLimits
 from schema.errors import ClawbusError, FileBusyError, ReadDeadlineError, ReadRaceError, StorageError
+from schema.os_faults import typed_host_errors
 from schema.rows import ToolInFlight
 
 T = TypeVar("T")
@@ -146,7 +147,8 @@ class Session:
                 await self._limiter.acquire_on_behalf_of(me)
             try:
                 with anyio.fail_after(self.operation_s):
-                    done = await anyio.to_thread.run_sync(job.run, limiter=self._unbounded, abandon_on_cancel=True)
+                    with typed_host_errors(f"the files of {self.key}"):  # no thread may be left
+                        done = await anyio.to_thread.run_sync(job.run, limiter=self._unbounded, abandon_on_cancel=True)
                 if not self.files.write_refused:
                     self.unwritable_since = None
                 return done
@@ -167,7 +169,8 @@ class Session:
 
     def _watched(self, operation: Callable[[], T]) -> T:
         try:
-            return operation()
+            with typed_host_errors(f"the files of {self.key}"):
+                return operation()
         except StorageError as error:
             self._on_storage_error(error)
             raise
@@ -229,7 +232,8 @@ class Sessions:
         """
         async with self._central:
             try:
-                done = await self._ask(operation)
+                with typed_host_errors("central.db"):
+                    done = await self._ask(operation)
             except ClawbusError as error:
                 if isinstance(error, StorageError) and self.storage.failed(error):
                     raise  # the disk's trouble, not the file's
@@ -345,7 +349,8 @@ class Sessions:
             except UnknownSessionError:
                 pass
             try:
-                await anyio.to_thread.run_sync(self.files_of(key).create, limiter=self._limiter)
+                with typed_host_errors(f"the files of {key}"):
+                    await anyio.to_thread.run_sync(self.files_of(key).create, limiter=self._limiter)
             except StorageError as error:
                 self.storage.failed(error)
                 raise

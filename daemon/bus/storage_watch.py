@@ -15,21 +15,26 @@ import anyio.to_thread
 import structlog
 
 from daemon.clock import Clock
-from daemon.data_folder import LOW_BYTES
+from daemon.data_folder import LOW_BYTES, LOW_INODES, free_room
 from daemon.errors import RegistryGoneError
-from schema.errors import ClawbusError, StorageError, UnusableFileError
+from schema.errors import ClawbusError, HostTroubleError, StorageError, UnusableFileError
+from schema.os_faults import as_host_error
 
 _PROBE: Final = "write-probe"
 _PROBE_BYTES: Final = 64 * 1024
 
 
 class StorageWatch:
-    """`problem` and `low` are (since epoch ms, why) while they last. `folder` is on the data folder's file system."""
+    """`problem` and `low` are (since epoch ms, why) while they last. `folder` is on the data folder's file system.
+
+    `code` is the problem's: STORAGE for the disk, HOST_TROUBLE when this host has run out of something else.
+    """
 
     def __init__(self, folder: Path, clock: Clock) -> None:
         self._folder = folder
         self._clock = clock
         self.problem: tuple[int, str] | None = None
+        self.code = StorageError.code
         self.low: tuple[int, str] | None = None
         self._one = anyio.Lock()
         self._log = structlog.get_logger("storage")
@@ -40,7 +45,10 @@ class StorageWatch:
             return False
         if self.problem is None:
             self._log.error("storage_failing", error=str(error), hint=error.hint)
-        self.problem = (self.problem[0] if self.problem else self._clock.now_ms()), str(error)
+        self.code = error.code
+        # What has run out is not to be seen in the data folder, so the limit is named with it.
+        why = f"{error} {error.hint}" if isinstance(error, HostTroubleError) else str(error)
+        self.problem = (self.problem[0] if self.problem else self._clock.now_ms()), why
         return True
 
     async def look(self) -> None:
@@ -52,24 +60,25 @@ class StorageWatch:
             await self._look()
 
     async def _look(self) -> None:
-        free = await anyio.to_thread.run_sync(self._free)
-        if free is not None and free < LOW_BYTES:
-            why = f"{free // 1024**2} MiB are free on the data folder's disk"
+        try:
+            free = await anyio.to_thread.run_sync(free_room, self._folder)
+            works = self.problem is not None and await anyio.to_thread.run_sync(self._can_write)
+        except RuntimeError as error:  # no thread can be started
+            host = as_host_error(error, "the data folder cannot be looked at")
+            if host is None:
+                raise
+            self.failed(host)
+            return
+        if free is not None and free.is_low:
             if self.low is None:
-                self._log.warning("disk_low", free_bytes=free, threshold_bytes=LOW_BYTES)
-            self.low = (self.low[0] if self.low else self._clock.now_ms()), why
+                self._log.warning("disk_low", free_bytes=free.bytes, threshold_bytes=LOW_BYTES,
+                                  free_inodes=free.inodes, threshold_inodes=LOW_INODES)  # fmt: skip
+            self.low = (self.low[0] if self.low else self._clock.now_ms()), f"{free} on the data folder's disk"
         elif free is not None:
             self.low = None
-        if self.problem is not None and await anyio.to_thread.run_sync(self._can_write):
+        if works and self.problem is not None:
             self._log.info("storage_recovered", since=self.problem[0])
             self.problem = None
-
-    def _free(self) -> int | None:
-        try:
-            status = os.statvfs(self._folder)
-        except OSError:
-            return None
-        return status.f_bavail * status.f_frsize
 
     def _can_write(self) -> bool:
         probe = self._folder / _PROBE

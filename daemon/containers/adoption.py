@@ -15,7 +15,7 @@ from daemon.containers.endings import Endings
 from daemon.containers.fleet import Fleet
 from daemon.containers.protocol import Running
 from daemon.containers.slots import Phase, Slot
-from daemon.errors import UnknownAgentError
+from daemon.errors import RuntimeUnavailableError, UnknownAgentError
 from daemon.store.registry import IncarnationRow, SessionKey
 from schema.errors import ClawbusError
 
@@ -42,8 +42,13 @@ class Adoption:
         async with self.lock:
             try:
                 agreed = await self._adopt()
-            except ClawbusError as error:
+            except RuntimeUnavailableError as error:
                 self._fleet.set_unavailable(error)
+                return False
+            except ClawbusError as error:
+                # The registry's trouble, not the runtime's. Nothing is adopted now; it is tried again.
+                self._fleet.sessions.storage.failed(error)
+                self._log.warning("adoption_postponed", code=error.code, error=str(error), hint=error.hint)
                 return False
         self._fleet.set_available()
         self._fleet.accepting = self._fleet.accepting or agreed

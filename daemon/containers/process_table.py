@@ -168,7 +168,7 @@ def _program(pid: int) -> str | None:
 def _is_marked(pid: int, mark: bytes) -> bool:
     try:
         environment = (_PROC / str(pid) / "environ").read_bytes()
-    except OSError:  # gone, or another user's: not ours then
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or another user's: not ours then
         return False
     return mark in environment.split(b"\0")
 

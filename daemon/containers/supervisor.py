@@ -25,8 +25,9 @@ from daemon.containers.wake_queue import WakeQueue
 from daemon.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.store.registry import IncarnationRow, SessionKey
 from daemon.telemetry.telemetry import Telemetry
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, FileBusyError, StorageError
 from schema.ids import new_id
+from schema.os_faults import as_host_error
 
 
 class Supervisor:
@@ -244,8 +245,11 @@ class Supervisor:
             await self._give_up(slot, "spawn_failed", error)
         except Exception as error:  # noqa: BLE001 - a bug in one spawn must not end the daemon; it is backed off and logged
             running = None
-            self._log.error("spawn_raised", agent=key.agent, session=key.session, exc_info=True)
-            await self._give_up(slot, "spawn_failed", SpawnError(f"{type(error).__name__}: {error}"))
+            refusal: ClawbusError | None = as_host_error(error, f"the container of {key} cannot be started")
+            if refusal is None:
+                self._log.error("spawn_raised", agent=key.agent, session=key.session, exc_info=True)
+                refusal = SpawnError(f"{type(error).__name__}: {error}")
+            await self._give_up(slot, "spawn_failed", refusal)
         if running is not None:
             await self._running(slot, running)
 
@@ -304,7 +308,9 @@ class Supervisor:
         await self._fleet.record(lambda registry: registry.end_incarnation(slot.incarnation, now, None, reason))
         if error is not None:
             self._telemetry.spawn_failed(slot.session.key.agent, error.code)
-            soft = isinstance(error, ImageError | RuntimeUnavailableError)
+            # Not the session's doing: it is tried again soon, whatever the number of failures.
+            soft = isinstance(error, ImageError | RuntimeUnavailableError | StorageError | FileBusyError)
+            self._sessions.storage.failed(error)
             limit = self._timings.soft_backoff_max_s if soft else self._config.spawn_backoff_max_s
             if isinstance(error, ImageError):
                 self._fleet.image_problem = self._fleet.image_problem or (now, str(error))

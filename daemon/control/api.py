@@ -25,8 +25,9 @@ from daemon.channels.protocol import Incoming
 from daemon.control.asgi import CLOSING
 from daemon.control.operations import Operations
 from daemon.errors import BodyTooLargeError, RequestRefusedError
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, ReadDeadlineError, ReadRaceError, StorageError
 from schema.ids import check_name
+from schema.os_faults import as_host_error
 from schema.rows import Address, Kind
 
 MAX_WAIT_S: Final = 60.0  # one long-poll; a client that wants to wait longer asks again
@@ -248,14 +249,33 @@ def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         try:
             return _json(200, {"ok": True, "result": await handler(request)})
         except ClawbusError as error:
-            return _refusal(_STATUS.get(error.code, 500), error.code, str(error), error.hint)
+            return _refused(error)
         except ClientDisconnect:
             return Response(status_code=499)
-        except Exception:  # noqa: BLE001 - the last place that can tell: traceback to the log, a code to the client
+        except Exception as error:  # noqa: BLE001 - the last place that can tell: traceback to the log, a code to the client
+            host = as_host_error(error, "this request could not be answered")
+            if host is not None:
+                structlog.get_logger("control").warning(
+                    "control_request_refused", path=request.url.path, code=host.code, error=str(host), hint=host.hint
+                )
+                return _refused(host)
             structlog.get_logger("control").exception("control_request_failed", path=request.url.path)
             return _refusal(500, "INTERNAL", "the daemon failed at this request.", ClawbusError.default_hint)
 
     return endpoint
+
+
+def status_of(error: ClawbusError) -> int:
+    """The HTTP status of a refusal. What names its cause is never a 500: that is for what nobody foresaw."""
+    if error.code in _STATUS:
+        return _STATUS[error.code]
+    if isinstance(error, StorageError | ReadRaceError | ReadDeadlineError):
+        return 503
+    return 500 if error.code == ClawbusError.code else 409
+
+
+def _refused(error: ClawbusError) -> Response:
+    return _refusal(status_of(error), error.code, str(error), error.hint)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -17,6 +17,8 @@ from anyio.abc import TaskStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CLOSING: Final = "clawbus.closing"  # scope key: an anyio.Event, set when the server wants to end
+# asyncio also tries that often in a row to take a connection in, each time with an error, when no descriptor is left.
+_BACKLOG: Final = 256
 _SETTLE_TURNS: Final = 5  # asyncio makes a transport in a task and reports it with call_soon
 _GONE: Final = b'{"ok":false,"error":{"code":"DAEMON_STOPPING","message":"the daemon is stopping."},"fix":"Ask again."}'
 
@@ -43,6 +45,7 @@ async def serve(
         log_config=None,
         log_level="critical",  # uvicorn logs nothing at this level; the app reports its own failures
         access_log=False,
+        backlog=_BACKLOG,
         proxy_headers=False,  # nobody's word on whom a request comes from
         date_header=False,
         server_header=False,

@@ -5,7 +5,6 @@ Changes nothing. With a daemon that works meanwhile, what was just under way is 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from typing import Any, Final
 
 from daemon.clock import Clock
 from daemon.config import Config
-from daemon.data_folder import LOW_BYTES, VERSION_NAME, Layout
+from daemon.data_folder import LOW_BYTES, VERSION_NAME, FreeRoom, Layout, free_room
 from daemon.errors import UnknownSessionError
 from daemon.forensics.central_reading import (
     CentralSeen,
@@ -182,7 +181,7 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
     live = word.live or {}
     sweep: Mapping[str, Any] = live.get("last_sweep") or {}
     jump: Mapping[str, Any] = live.get("clock") or {}
-    free, write_error = _disk(config)
+    room = free_room(config.data_dir)
     ahead = max(0, (central.newest_at or 0) - now)
     return HostFacts(
         now=now,
@@ -200,13 +199,14 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
         other_engine=listing.other_engine,
         copied_from=listing.copied_from,
         image_error=listing.image_error,
-        free_bytes=free,
+        free_bytes=room.bytes if room is not None else None,
+        free_inodes=room.inodes if room is not None and room.few_inodes else None,
         low_bytes=LOW_BYTES,
         max_open_answers=config.delivery.max_open_answers,
-        write_error=write_error,
+        write_error=_write_error(config, room),
         clock=ClockFacts(ahead, "The newest incarnation" if ahead else None, jump.get("jumped_at"), jump.get("by_ms")),
         degraded=tuple(
-            Degradation(str(one.get("what")), str(one.get("why")), one.get("since"))
+            Degradation(str(one.get("what")), str(one.get("why")), one.get("since"), one.get("code"))
             for one in live.get("degraded") or ()
         ),
         last_sweep_at=sweep.get("at"),
@@ -256,14 +256,11 @@ def _failing(word: DaemonWord) -> dict[Key, tuple[Failing, ...]]:
     return found
 
 
-def _disk(config: Config) -> tuple[int | None, str | None]:
-    """Free bytes, and why nothing can be written although there is room."""
-    try:
-        status = os.statvfs(config.data_dir)
-    except OSError as error:
-        return None, f"{config.data_dir}: {error.strerror}."
-    read_only = bool(status.f_flag & os.ST_RDONLY)
-    return status.f_bavail * status.f_frsize, f"{config.data_dir} is mounted read-only." if read_only else None
+def _write_error(config: Config, room: FreeRoom | None) -> str | None:
+    """Why nothing can be written although there is room."""
+    if room is None:
+        return f"{config.data_dir}: its file system does not answer."
+    return f"{config.data_dir} is mounted read-only." if room.read_only else None
 
 
 def _strays_only(listing: RuntimeSeen, central: CentralSeen) -> list[Key]:

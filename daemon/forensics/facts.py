@@ -28,6 +28,7 @@ class Degradation:
     what: str
     why: str
     since: int | None
+    code: str | None = None  # of what failed, where that says more than `what`
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class HostFacts:
     other_runtime: str | None = None  # under which the containers run, when it is not the configured one
     image_error: str | None = None
     free_bytes: int | None = None
+    free_inodes: int | None = None  # only when few are left
     low_bytes: int = 0
     max_open_answers: int = 10_000
     write_error: str | None = None

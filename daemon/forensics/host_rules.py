@@ -7,6 +7,7 @@ from typing import Final
 
 from daemon.forensics.diagnosis import Diagnosis, span
 from daemon.forensics.facts import DaemonState, HostFacts
+from schema.errors import HostTroubleError, UnusableFileError
 from schema.instants import to_text
 
 CLOCK_SLACK_MS: Final = 60_000
@@ -14,6 +15,8 @@ TOO_NEW: Final = "SCHEMA_TOO_NEW"
 UPGRADE: Final = "pip install --upgrade clawbus"
 _KNOWN_TROUBLES: Final = frozenset({"registry", "storage", "disk", "runtime", "image"})
 _MIB: Final = 1024**2
+_EXHAUSTED: Final = HostTroubleError.code
+_BROKEN: Final = f"{UnusableFileError.code}:"
 
 HostRule = Callable[[HostFacts], Diagnosis | None]
 
@@ -92,6 +95,10 @@ def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
     if host.registry_error is None:
         return None
     path = f"{host.data_dir}/central.db"
+    if not host.registry_error.startswith(_BROKEN):
+        # A lock, a disk that fails, no descriptor left: the file may be whole, and nothing is to be moved away.
+        summary = "central.db cannot be read now; the daemon tries again by itself."
+        return Diagnosis("REGISTRY_UNREADABLE", summary, (host.registry_error,), "clawbus logs -n 50 --level warning")
     # The sessions' own files are the truth; the registry is remade from them.
     command = f"mv {path} {path}.broken" + (" && clawbus run" if host.daemon is DaemonState.DOWN else "")
     return Diagnosis("REGISTRY_UNREADABLE", "central.db cannot be read.", (host.registry_error,), command)
@@ -159,7 +166,9 @@ def image_unusable(host: HostFacts) -> Diagnosis | None:
 def disk_full(host: HostFacts) -> Diagnosis | None:
     """The disk has no room, or writing fails for another reason."""
     storage, disk = host.trouble("storage"), host.trouble("disk")
-    low = host.free_bytes is not None and host.free_bytes < host.low_bytes
+    if storage is not None and storage.code == _EXHAUSTED:
+        storage = None
+    low = (host.free_bytes is not None and host.free_bytes < host.low_bytes) or host.free_inodes is not None
     if host.write_error is None and storage is None and disk is None and not low:
         return None
     evidence = [why for why in (host.write_error, storage.why if storage else None, disk.why if disk else None) if why]
@@ -167,11 +176,22 @@ def disk_full(host: HostFacts) -> Diagnosis | None:
         evidence.append(
             f"{host.free_bytes // _MIB} MiB are free; below {host.low_bytes // _MIB} MiB writing soon fails."
         )
+    if host.free_inodes is not None:
+        evidence.append(f"{host.free_inodes} inodes are free: without one no file can be made, whatever its size.")
     failing = host.write_error is not None or storage is not None
     full = low or disk is not None
     code = "DISK_FULL" if full else "STORAGE_FAILING"
     what = "is full" if full and failing else "is nearly full" if full else "cannot be written"
-    return Diagnosis(code, f"The data folder's disk {what}.", tuple(evidence), f"df -h {host.data_dir}")
+    command = f"df {'-i' if host.free_inodes is not None else '-h'} {host.data_dir}"
+    return Diagnosis(code, f"The data folder's disk {what}.", tuple(evidence), command)
+
+
+def _host_trouble(host: HostFacts) -> Diagnosis | None:
+    storage = host.trouble("storage")
+    if storage is None or storage.code != _EXHAUSTED:
+        return None
+    summary = "This host has run out of open files, memory or processes; what waits goes on by itself."
+    return Diagnosis(_EXHAUSTED, summary, (storage.why,), "clawbus logs -n 50 --level warning")
 
 
 def _clock_ahead(host: HostFacts) -> Diagnosis | None:
@@ -223,7 +243,7 @@ HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
     (_daemon_silent, _daemon_down, _sweep_stalled),
     (_registry_missing, _too_new, _registry_unreadable, _file_unreadable),
     (_other_trouble,),
-    (disk_full,),
+    (disk_full, _host_trouble),
     (_copied, _runtime_changed, _engine_changed, runtime_away, image_unusable),
     (_clock_ahead, _clock_jumped),
     (_channel_failing,),

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError
 from tests.support.agents import ECHO, obedient
@@ -41,7 +41,8 @@ FORBIDDEN: Final = frozenset(
         "session_quarantined", "message_dead_lettered", "message_retry_scheduled", "message_failed", "container_stuck",
         "collect_raised", "sweep_raised", "send_raised", "later_raised", "control_request_failed", "spawn_raised",
         "exit_raised", "runner_crashed", "provider_crashed", "turn_failed", "runner_refused", "runner_superseded",
-        "delivery_dead", "adoption_raised", "channel_failed", "library_log", "retention_raised",
+        "adoption_raised", "channel_failed", "library_log", "retention_raised", "wait_raised", "listing_raised",
+        "end_extra_raised", "registry_raised", "dispatch_raised", "end_raised",
     }
 )  # fmt: skip
 
@@ -81,7 +82,7 @@ class Walk:
         self._told: set[str] = set()
         self._session = 0
 
-    def __enter__(self) -> Walk:
+    def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clawbus-errnos-")))
             self.daemon = RealDaemon(sweep_keys="claim_stuck_s = 60.0", tables="")
@@ -92,7 +93,9 @@ class Walk:
             agents = ""
             for table in (ECHO, obedient()):
                 runner = self.control.environment(library, RUNNER)
-                agents += f"{table.rstrip()}\nenv = {{ {', '.join(f'{k} = {json.dumps(v)}' for k, v in runner.items())} }}\n"
+                agents += (
+                    f"{table.rstrip()}\nenv = {{ {', '.join(f'{k} = {json.dumps(v)}' for k, v in runner.items())} }}\n"
+                )
             text = self.daemon.config.read_text().partition("\n")[2]
             self.daemon.configure(text + agents)
             self.daemon.start(environment=self.control.environment(library, DAEMON))
@@ -242,7 +245,9 @@ class Walk:
         answers: dict[str, int] = {}
         for entry in self.daemon.entries():
             answers[entry["in_reply_to"]] = answers.get(entry["in_reply_to"], 0) + 1
-        problems += [f"{one[2]} has {answers.get(one[2], 0)} answers" for one in self._asked if answers.get(one[2]) != 1]
+        problems += [
+            f"{one[2]} has {answers.get(one[2], 0)} answers" for one in self._asked if answers.get(one[2]) != 1
+        ]
         said = self.daemon.cli("doctor")
         if not said.ok:
             problems.append(f"doctor: {said.envelope}")
@@ -308,7 +313,12 @@ def main() -> int:
             done, fired = done + 1, fired + bool(trial.fired)
             if trial.problems:
                 failed += 1
-                print(f"FAILED ({trial.fired} fired, {trial.seconds:.1f} s) {trial}", *trial.problems, sep="\n    ", flush=True)
+                print(
+                    f"FAILED ({trial.fired} fired, {trial.seconds:.1f} s) {trial}",
+                    *trial.problems,
+                    sep="\n    ",
+                    flush=True,
+                )
         problems = walk.verdict()
     print(*problems, sep="\n")
     print(f"errnos: {done} trials, {fired} fired, {failed} failed, {len(problems)} problems at the end")

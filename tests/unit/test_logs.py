@@ -16,10 +16,11 @@ from typing import Any
 import anyio
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from daemon.config import Logs
 from daemon.errors import ImageError
-from daemon.logs import LogPipeline, bound, configure
+from daemon.logs import LogPipeline, _Bridge, bound, configure
 from daemon.logs_render import MAX_TEXT, REDACTED, json_line, plain, pretty_renderer
 from daemon.logs_sinks import RotatingFile, StandardError
 
@@ -438,3 +439,28 @@ def test_a_process_started_without_stderr_logs_to_its_file(start: Start, tmp_pat
     assert lines(tmp_path)[0]["event"] == "one"
     assert pipeline.dropped == 0
     assert sys.stderr is not None
+
+
+def test_a_librarys_repeated_words_are_counted_and_not_repeated(start: Start, tmp_path: Path) -> None:
+    start(tmp_path)
+    logger = logging.getLogger("asyncio")
+    for number in range(2000):
+        logger.error("socket.accept() out of system resource\nsocket: <object %s>", number)
+        logger.error("Exception in callback X()\nhandle: <%s>", number)
+    logger.error("another thing")
+    events = [(one["event"], one.get("text", "").partition("\n")[0]) for one in lines(tmp_path)]
+    assert events == [
+        ("accept_failing", ""),
+        ("library_log", "Exception in callback X()"),
+        ("library_log", "another thing"),
+    ]
+
+
+def test_after_a_while_the_words_come_again_with_their_number() -> None:
+    times = [1.0, 2.0, 3.0, 11.5, 12.0]
+    bridge = _Bridge(logging.WARNING, iter(times).__next__)
+    record = logging.LogRecord("x", logging.ERROR, "", 0, "again", None, None)
+    with capture_logs() as logs:
+        for _ in times:
+            bridge.emit(record)
+    assert [one.get("repeated") for one in logs] == [None, 2]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.bus import storage_watch
-from schema.errors import StorageError, UnusableFileError
-from tests.support.house_kit import HouseKit
+from daemon import data_folder
+from schema.errors import HostTroubleError, StorageError, UnusableFileError
+from tests.support.house_kit import HouseKit, until
 
 pytestmark = [pytest.mark.anyio]
 
@@ -49,13 +50,13 @@ async def test_a_file_that_is_gone_says_nothing_about_the_disk(tmp_path: Path) -
 async def test_a_disk_that_is_nearly_full_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kit = HouseKit(tmp_path / "data")
     async with kit.running():
-        monkeypatch.setattr(storage_watch, "LOW_BYTES", 2**62)
+        monkeypatch.setattr(data_folder, "LOW_BYTES", 2**62)
         with capture_logs() as logs:
             await kit.house.sweeper.tick()
             await kit.house.sweeper.tick()
         assert whats(kit) == ["disk"]
         assert [one["event"] for one in logs].count("disk_low") == 1
-        monkeypatch.setattr(storage_watch, "LOW_BYTES", 0)
+        monkeypatch.setattr(data_folder, "LOW_BYTES", 0)
         await kit.house.sweeper.tick()
         assert whats(kit) == []
 
@@ -63,12 +64,65 @@ async def test_a_disk_that_is_nearly_full_is_told_once(tmp_path: Path, monkeypat
 async def test_two_that_look_at_once_tell_of_the_recovery_once(tmp_path: Path) -> None:
     kit = HouseKit(tmp_path / "data")
     async with kit.running():
+        await until(lambda: kit.house.sweeper.last.at is not None)  # else the first tick may be the one that tells
         storage = kit.house.sessions.storage
         storage.failed(StorageError("inbound.db: database or disk is full."))
         with capture_logs() as logs:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(storage.look)
                 tasks.start_soon(storage.look)
-        # The first tick after the start may end meanwhile.
-        assert [one["event"] for one in logs if one["event"] != "swept"] == ["storage_recovered"]
+        assert [one["event"] for one in logs if one["event"].startswith("storage")] == ["storage_recovered"]
         assert whats(kit) == []
+
+
+async def test_few_inodes_are_told_although_there_are_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kit = HouseKit(tmp_path / "data")
+    async with kit.running():
+        monkeypatch.setattr(data_folder, "LOW_INODES", 2**62)
+        if (room := data_folder.free_room(kit.root)) is None or room.inodes is None:
+            pytest.skip("this file system counts no inodes")
+        await kit.house.sweeper.tick()
+        (found,) = kit.house.degraded()
+        assert found["what"] == "disk"
+        assert "inodes" in found["why"]
+        assert "df -i" in found["why"]
+        monkeypatch.setattr(data_folder, "LOW_INODES", 0)
+        await kit.house.sweeper.tick()
+        assert whats(kit) == []
+
+
+async def test_what_this_host_has_run_out_of_is_named_with_its_limit_and_heals(tmp_path: Path) -> None:
+    kit = HouseKit(tmp_path / "data")
+    async with kit.running():
+        session = (await kit.send(message_id="m1")) and await kit.session()
+
+        def exhausted() -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        for failing in (session.call(exhausted), kit.house.sessions.central(lambda _: exhausted())):
+            with pytest.raises(HostTroubleError):
+                await failing
+            (found,) = kit.house.degraded()
+            assert (found["what"], found["code"]) == ("storage", "HOST_TROUBLE")
+            assert "LimitNOFILE" in found["why"]
+            await kit.house.sweeper.tick()
+            assert whats(kit) == []
+        assert session.quarantined is None
+
+
+async def test_no_thread_that_can_be_started_is_the_hosts_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = HouseKit(tmp_path / "data")
+    async with kit.running():
+        session = (await kit.send(message_id="m1")) and await kit.session()
+
+        async def no_thread(*_: object, **__: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(anyio.to_thread, "run_sync", no_thread)
+            with pytest.raises(HostTroubleError, match="no thread"):
+                await session.call(lambda: None)
+            assert [one["code"] for one in kit.house.degraded()] in ([], ["HOST_TROUBLE"])
+        assert await session.call(lambda: 1) == 1

@@ -14,7 +14,7 @@ from daemon.containers import factory
 from daemon.containers.slots import Phase
 from daemon.errors import DataFolderError, ImageError
 from daemon.store.registry import Registry, SessionKey
-from schema.errors import StorageError
+from schema.errors import FileBusyError, StorageError
 from tests.support.house_kit import AGENT, HouseKit, until
 
 pytestmark = [pytest.mark.anyio]
@@ -276,3 +276,23 @@ async def test_a_quarantined_sessions_container_is_killed(kit: HouseKit) -> None
         assert container.signals == ["KILL"]
         await kit.fence()
         assert kit.spawned() == 1
+
+
+async def test_a_registry_that_cannot_be_read_is_not_reported_as_a_runtime_that_is_away(
+    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one_run(kit)
+    busy = True
+    real = Registry.live_incarnations
+
+    def live_incarnations(registry: Registry) -> Any:
+        if busy:
+            raise FileBusyError("central.db: database is locked (SQLITE_BUSY)")
+        return real(registry)
+
+    monkeypatch.setattr(Registry, "live_incarnations", live_incarnations)
+    async with kit.running():
+        assert [one["what"] for one in kit.house.degraded()] == []
+        assert kit.house.supervisor.unavailable is None
+        busy = False
+        await until(lambda: kit.slot() is not None)

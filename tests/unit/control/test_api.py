@@ -1,5 +1,6 @@
 """The operator API over a real socket: routes, envelopes, refusals."""
 
+import errno
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
+from daemon.control.api import status_of
+from schema.errors import ClawbusError
+from tests.docs.error_codes import error_classes
 from tests.support.fake_operations import FakeOperations, serving
 
 
@@ -169,3 +173,32 @@ def test_sessions_are_acted_on(http: httpx.Client, operations: FakeOperations) -
 def test_reports_pass_through(http: httpx.Client) -> None:
     assert http.get("/v1/status").json()["result"]["live"]["pid"] == 7
     assert http.get("/v1/sessions").json()["result"]["sessions"][0]["session"] == "demo"
+
+
+@pytest.mark.parametrize("error", error_classes(), ids=lambda one: one.__name__)
+def test_a_refusal_that_names_its_cause_is_no_500(error: type[ClawbusError]) -> None:
+    one = error.__new__(error)
+    assert status_of(one) == 500 if error.code == "INTERNAL" else 400 <= status_of(one) != 500
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "HOST_TROUBLE"),
+        (OSError(errno.EIO, "Input/output error"), "STORAGE"),
+        (MemoryError(), "HOST_TROUBLE"),
+        (RuntimeError("can't start new thread"), "HOST_TROUBLE"),
+    ],
+    ids=repr,
+)
+def test_what_this_host_cannot_do_now_is_named_and_no_defect(
+    http: httpx.Client, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch, raised: Exception, code: str
+) -> None:
+    async def failing() -> dict[str, Any]:
+        raise raised
+
+    monkeypatch.setattr(operations, "status", failing)
+    answer = http.get("/v1/status")
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == code
+    assert answer.json()["fix"]

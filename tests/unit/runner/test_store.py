@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -571,3 +571,32 @@ def test_an_ack_that_the_host_has_found_void_is_none(kit: SessionKit, store: Sto
     assert claim(store) == ["t1"]
     store.finish(store.outbound_rows([reply(in_reply_to="t1")]), ["t1"], AckStatus.COMPLETED)
     assert claim(store) == [], "the ack that counts has another time"
+
+
+# --- a commit whose outcome is not known -----------------------------------------------------------------------------
+
+
+def test_a_claim_that_was_committed_and_reported_as_failed_is_not_forgotten(
+    kit: SessionKit, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sync of the folder after the journal is gone may fail: then the claim is in the file, and nobody works on it."""
+    kit.add("m1")
+    real = Writer.execute
+    failed = 0
+
+    def commit_and_fail(db: Writer, sql: str, params: Sequence[object] = ()) -> int:
+        nonlocal failed
+        result = real(db, sql, params)
+        if sql == "COMMIT" and not failed:
+            failed += 1
+            raise StorageError("disk I/O error (SQLITE_IOERR_DIR_FSYNC)")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "execute", commit_and_fail)
+        with pytest.raises(StorageError):
+            claim(store)
+    assert kit.acks() == {"m1": "processing"}
+    assert claim(store) == ["m1"]
+    assert kit.acks() == {"m1": "processing"}
+    assert claim(store) == [], "claimed once"
