@@ -102,7 +102,8 @@ class DaemonOperations:
             found = await self._sessions.get(key)
             if found.quarantined is not None:
                 return _held(key, message_id, found.quarantined)
-            why = await found.call(partial(unanswered, found.files, message_id))
+            alive = self._supervisor.slot(key) is not None
+            why = await found.call(partial(unanswered, found.files, message_id, alive=alive))
             return NoAnswerError(f"no answer to {message_id} will come: {why}.") if why is not None else None
         except ClawbusError:
             return None

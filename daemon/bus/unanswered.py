@@ -9,11 +9,12 @@ from schema.rows import MessageStatus
 _OPEN = (MessageStatus.PENDING, MessageStatus.PAUSED)
 
 
-def unanswered(files: SessionFiles, message_id: str) -> str | None:
+def unanswered(files: SessionFiles, message_id: str, *, alive: bool) -> str | None:
     """Why no answer will come any more; None while one may. Raises what opening the files raises.
 
     A finished message's answer was committed together with its ack, so it is known already: delivered, on its way, or
-    given up. While anything of the session is on its way, that may be it.
+    given up. While anything of the session is on its way, that may be it. A runner that stamps no incarnation keeps no
+    such rule: it may ack what it has only begun, and while its container is `alive` the answer may come.
     """
     with files.inbound() as db:
         message = messages.find(db, message_id)
@@ -21,6 +22,9 @@ def unanswered(files: SessionFiles, message_id: str) -> str | None:
             return None
         with files.outbound() as out:
             if out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id)):
+                return None
+            ack = outbound.acks_for(out, [message_id]).get(message_id) if out is not None and alive else None
+            if ack is not None and ack.incarnation is None:
                 return None
         if deliveries.next_attempt_at(db) is not None:
             return None

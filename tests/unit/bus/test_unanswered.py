@@ -22,19 +22,19 @@ def settle(world: SessionWorld, status: str) -> None:
 @pytest.mark.parametrize("status", ["pending", "paused"])
 def test_an_unfinished_message_may_be_answered(world: SessionWorld, status: str) -> None:
     settle(world, status)
-    assert unanswered(world.files, "m1") is None
+    assert unanswered(world.files, "m1", alive=True) is None
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
 def test_a_finished_message_with_nothing_on_its_way_will_not(world: SessionWorld, status: str) -> None:
     settle(world, status)
-    assert status in (unanswered(world.files, "m1") or "")
+    assert status in (unanswered(world.files, "m1", alive=True) or "")
 
 
 def test_a_row_that_delivery_has_not_noted_may_be_the_answer(world: SessionWorld) -> None:
     settle(world, "completed")
     world.say("o1")
-    assert unanswered(world.files, "m1") is None
+    assert unanswered(world.files, "m1", alive=True) is None
 
 
 @pytest.mark.parametrize(("state", "may_come"), [("queued", True), ("retrying", True), ("dead", False)])
@@ -44,8 +44,17 @@ def test_what_is_tracked_decides(world: SessionWorld, state: str, may_come: bool
         "INSERT INTO delivery_attempts(message_out_id, seq, destination, state, first_at) VALUES ('o1', 3, '', ?, 0)",
         (state,),
     )
-    assert (unanswered(world.files, "m1") is None) is may_come
+    assert (unanswered(world.files, "m1", alive=True) is None) is may_come
 
 
 def test_an_unknown_message_says_nothing(world: SessionWorld) -> None:
-    assert unanswered(world.files, "m9") is None
+    assert unanswered(world.files, "m9", alive=True) is None
+
+
+@pytest.mark.parametrize(("by", "alive", "may_come"), [(None, True, True), (None, False, False), ("i1", True, False)])
+def test_a_runner_without_stamps_may_ack_before_it_answers(
+    world: SessionWorld, by: str | None, alive: bool, may_come: bool
+) -> None:
+    world.ack("completed", "m1", by=by)
+    settle(world, "completed")
+    assert (unanswered(world.files, "m1", alive=alive) is None) is may_come
