@@ -95,6 +95,7 @@ class Session:
         self.active = False
         self.last_activity = 0
         self.moved_at = 0
+        self.held_at = 0  # epoch ms: when the sweep last saw messages that wait for an earlier one's next try
         self.tool: ToolInFlight | None = None  # the container's declared tool as the host last saw it
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
         self.behind: set[str] = set()  # destinations with rows that wait for a send under way

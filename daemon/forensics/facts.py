@@ -165,6 +165,10 @@ class SessionFacts:
     retrying: int = 0
     retrying_example: Mapping[str, Any] | None = None  # as daemon.ops.answer_reading tells it
     open_answers: int = 0
+    held: int = 0
+    oldest_held_at: int | None = None
+    holder: str | None = None
+    holder_sentence: str | None = None
     overdue_answers: int = 0
     oldest_overdue_at: int | None = None
     errors: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from schema.instants import to_text
 # A container may be young, and a wake on its way: what lasts no longer than this is no finding.
 GRACE_MS: Final = 15_000
 UNCLAIMED_MS: Final = 60_000
+HELD_MS: Final = 300_000
 _HOLDERS_SHOWN: Final = 10
 _FAILURES: Final = 3
 
@@ -253,6 +254,23 @@ def _unclaimed(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )  # fmt: skip
 
 
+def _held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Order of arrival is kept: a message that waits long for its next try keeps those behind it waiting."""
+    if not one.held or one.oldest_held_at is None or one.holder is None:
+        return None
+    waited = host.now - one.oldest_held_at
+    if waited < HELD_MS:
+        return None
+    evidence = (
+        f"{counted(one.held, 'message waits', 'messages wait')}, the oldest since {span(waited)}: {one.holder_sentence}.",
+        '`agents.NAME.order = "ready"` lets later messages pass; `clawbus message cancel` gives the first one up.',
+    )
+    return _of(
+        one, "HELD_BACK", "Messages wait for an earlier one of their session, which is to be tried again later.", evidence,
+        f"clawbus message retry {shlex.quote(one.holder)} --session {one.name}",
+    )  # fmt: skip
+
+
 def _delivery_stuck(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     if not one.overdue_answers or one.oldest_overdue_at is None:
         return None
@@ -334,6 +352,7 @@ SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
     (_orphaned_container, _container_gone, _container_restarted, _hot_journal),
     (_restart_policy, _paused),
     (_spawn_failing, _work_waiting, _unclaimed),
+    (_held_back,),
     (_delivery_stuck, _answer_retrying, _answers_held_back),
     (_dead_letters,),
 )

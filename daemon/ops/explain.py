@@ -71,7 +71,8 @@ def held_up(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues:
     if registry.get("spawn_failures") and (live is None or live.get("container_id") is None):
         count, error = registry["spawn_failures"], str(registry.get("last_spawn_error") or "unknown").rstrip(".")
         return f"Its container could not be started ({count} times in a row): {error}."
-    return _unclaimed(live, queues, name, now_ms) if live is not None else None
+    unclaimed = _unclaimed(live, queues, name, now_ms) if live is not None else None
+    return unclaimed or _held(queues)
 
 
 def next_step(kind: str, code: str | None) -> str:
@@ -87,6 +88,14 @@ def _retrying(queues: Queues, example: Mapping[str, Any]) -> str:
     )
     attempts = _times(example["attempts"], "time", "times")
     return f"Answer {example['id']}{others} to {example['to']} has failed {attempts}: {reason}{behind}."
+
+
+def _held(queues: Queues) -> str | None:
+    """Messages that wait for an earlier one, and nothing else is in their way."""
+    if queues.holder is None or not queues.held or queues.due:
+        return None
+    wait = "message waits" if queues.held == 1 else "messages wait"
+    return f"{queues.held} {wait} for an earlier one: {queues.holder.sentence}."
 
 
 def _failed(queues: Queues, example: Mapping[str, Any]) -> str:

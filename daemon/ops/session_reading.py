@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -19,7 +19,7 @@ from daemon.store import outbound
 from daemon.store.pruned import read as read_pruned
 from schema.connect import Reader, ReadLimits, open_reader
 from schema.errors import ClawbusError, SchemaTooNewError, StorageError
-from schema.instants import from_text
+from schema.instants import from_text, to_text
 from schema.layout import HEARTBEAT, SessionFolder
 from schema.migrate import VERSION
 from schema.outbound_copy import open_outbound_copy
@@ -32,6 +32,21 @@ NOT_CLOSED: Final = " AND {key} NOT IN (SELECT id FROM dead_letters_closed)"
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A message that waits for its next try, at `until` (epoch ms), and holds back the later ones of its session."""
+
+    message_id: str
+    seq: int
+    until: int
+    why: str
+
+    @property
+    def sentence(self) -> str:
+        """What it waits for."""
+        return f"message {self.message_id} is tried again at {to_text(self.until)} ({self.why})"
+
+
 @dataclass(slots=True)
 class Queues:
     """How much of one session is unfinished. Times are epoch milliseconds."""
@@ -40,6 +55,9 @@ class Queues:
     scheduled: int = 0  # of the pending ones: not due yet
     oldest_pending_at: int | None = None
     due: int = 0  # of the pending ones: could be worked on now
+    held: int = 0  # of the pending ones: wait for the holder's next try
+    oldest_held_at: int | None = None
+    holder: Holder | None = None
     oldest_due_at: int | None = None
     claimed: bool = False  # the host knows of a turn that has not ended
     failed: int = 0
@@ -97,13 +115,11 @@ def _count_messages(reader: Reader, now_ms: int, queues: Queues) -> None:
     wakes = " AND trigger = 1" if "trigger" in reader.columns("messages_in") else ""
     pending = f"FROM messages_in WHERE status = 'pending'{wakes}"
     queues.pending = _count(reader, f"SELECT count(*) {pending}")
-    rows = reader.all(f"SELECT timestamp, process_after {pending} ORDER BY seq LIMIT {_OLDEST}")
+    rows = reader.all(f"SELECT * {pending} ORDER BY seq LIMIT {_OLDEST}")
     stamps = [stamp for row in rows if (stamp := from_text(row["timestamp"])) is not None]
     queues.oldest_pending_at = min(stamps, default=None)
     queues.scheduled = sum((from_text(row["process_after"]) or 0) > now_ms for row in rows)
-    since = [max(from_text(row["timestamp"]) or 0, from_text(row["process_after"]) or 0) for row in rows]
-    due = [at for at in since if at <= now_ms]
-    queues.due, queues.oldest_due_at = len(due), min(due, default=None)
+    _count_due(reader, [_Open.of(row) for row in rows], now_ms, queues)
     running = "SELECT 1 FROM attempts WHERE outcome IS NULL LIMIT ?"
     queues.claimed = bool(table_rows(reader, "attempts", running, 1))
     failed = f"FROM messages_in WHERE status = 'failed'{_not_closed(reader, 'id')}"
@@ -167,7 +183,19 @@ def read_detail(folder: SessionFolder, limit: int, limits: ReadLimits, held: str
 
 def _read_inbound(folder: SessionFolder, limit: int, detail: SessionDetail) -> None:
     with open_inbound(folder) as reader:
-        wanted = ("id", "seq", "kind", "status", "tries", "trigger", "timestamp", "process_after", "recurrence")
+        wanted = (
+            "id",
+            "seq",
+            "kind",
+            "status",
+            "tries",
+            "trigger",
+            "timestamp",
+            "process_after",
+            "recurrence",
+            "not_after",
+            "deferrals",
+        )
         columns = ", ".join(name for name in wanted if name in reader.columns("messages_in"))
         rows = reader.all(
             f"SELECT {columns}, {_CONTENT} FROM messages_in ORDER BY seq DESC LIMIT ?",
@@ -309,6 +337,67 @@ def table_rows(reader: Reader, table: str, sql: str, *params: object) -> list[sq
     return reader.all(sql, params) if reader.columns(table) else []
 
 
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """An unfinished message, also of a file that lacks the newer columns."""
+
+    message_id: str
+    seq: int
+    since: int
+    until: int
+    holds: bool
+    tries: int
+    deferrals: int
+    not_after: int | None
+
+    @classmethod
+    def of(cls, row: sqlite3.Row) -> _Open:
+        values = dict(row)
+        until = from_text(values.get("process_after")) or 0
+        return cls(
+            str(values.get("id")),
+            values.get("seq") or 0,
+            max(from_text(values.get("timestamp")) or 0, until),
+            until,
+            bool(values.get("holds")) and not values.get("on_wake"),
+            values.get("tries") or 0,
+            values.get("deferrals") or 0,
+            from_text(values.get("not_after")),
+        )
+
+
+def _count_due(reader: Reader, rows: Sequence[_Open], now_ms: int, queues: Queues) -> None:
+    """What could be begun now, and what waits for an earlier message; `rows` in the order of their seqs."""
+    latest, due, held = 0, list[int](), list[int]()
+    for row in rows:
+        if row.not_after is not None and row.not_after <= now_ms:
+            continue
+        if row.until > now_ms:
+            if row.holds and queues.holder is None:
+                queues.holder = Holder(row.message_id, row.seq, row.until, _why_later(reader, row))
+        elif queues.holder is not None:
+            held.append(row.since)
+        else:
+            due.append(max(row.since, latest))
+        if row.holds:
+            latest = max(latest, row.until)
+    queues.due, queues.oldest_due_at = len(due), min(due, default=None)
+    queues.held, queues.oldest_held_at = len(held), min(held, default=None)
+
+
+def _why_later(reader: Reader, row: _Open) -> str:
+    event = _last_event(reader, row.message_id)
+    if event is not None and event["event"] == "deferred":
+        reason = event["detail"].get("reason")
+        said = f': "{reason}"' if reason else ""
+        return f"its agent asked for that, {_times(row.deferrals)}{said}"
+    return f"its container ended before it was done, {_times(row.tries)}"
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
+
+
 def _not_closed(reader: Reader, key: str) -> str:
     return NOT_CLOSED.format(key=key) if reader.columns("dead_letters_closed") else ""
 
@@ -355,6 +444,7 @@ def _message(row: sqlite3.Row, last_event: dict[str, Any] | None) -> dict[str, A
         **values,
         "timestamp": from_text(values["timestamp"]),
         "process_after": from_text(values.get("process_after")),
+        "not_after": from_text(values.get("not_after")),
         "text": preview(str(content)),
         "last_event": last_event,
     }

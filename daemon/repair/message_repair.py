@@ -41,7 +41,7 @@ def cancel(
         message = _find(db, message_id)
         if message.status is MessageStatus.CANCELLED and although_running:
             # A cancel whose kill was not confirmed: the repeat has nothing left to write, and the container to end.
-            return {"id": message_id, "was": message.status.value, "running": _works_on(files, message_id, live)}
+            return {"id": message_id, "was": message.status.value, "running": _works_on(files, message, live)}
         if message.status not in (MessageStatus.PENDING, MessageStatus.PAUSED):
             raise MessageFinishedError(f"{message_id} is {message.status.value}.")
         running = _check_ack(files, message, live)
@@ -104,9 +104,9 @@ def _check_ack(files: SessionFiles, message: MessageIn, live: str | None) -> boo
     return live is not None and ack.incarnation in (live, None)
 
 
-def _works_on(files: SessionFiles, message_id: str, live: str | None) -> bool:
+def _works_on(files: SessionFiles, message: MessageIn, live: str | None) -> bool:
     try:
-        return _check_ack(files, message_id, live)
+        return _check_ack(files, message, live)
     except MessageFinishedError:
         return False
 

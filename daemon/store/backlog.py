@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from daemon.store.messages import DUE
 from schema.connect import Reader
 from schema.instants import to_text
 
@@ -43,8 +44,8 @@ def read_backlog(db: Reader, now: int) -> Backlog:
     """The figures at `now` (epoch milliseconds)."""
     waiting = db.one(
         f"SELECT count(*) AS n, min({_DUE_AT}) AS oldest FROM messages_in m WHERE status = 'pending' AND trigger = 1"
-        f" AND coalesce(julianday(process_after), 0) <= julianday(?) AND NOT {_CLAIMED}",
-        (to_text(now),),
+        f" AND {DUE} AND NOT {_CLAIMED}",
+        {"now": to_text(now)},
     )
     claimed = db.one("SELECT count(*) AS n FROM attempts WHERE outcome IS NULL")
     answers = db.all(

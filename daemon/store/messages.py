@@ -107,7 +107,8 @@ _NOT_EXPIRED = "coalesce(julianday(not_after), 1e9) > julianday(:now)"
 # What `fate.held_from` says, in SQL.
 _HOLDS = f"holds = 1 AND trigger = 1 AND on_wake = 0 AND julianday(process_after) > julianday(:now) AND {_NOT_EXPIRED}"
 _HELD_FROM = f"SELECT min(seq) FROM messages_in WHERE status = 'pending' AND {_HOLDS}"
-_DUE = (
+# Whether a pending row may be begun at :now.
+DUE = (
     f"coalesce(julianday(process_after), 0) <= julianday(:now) AND {_NOT_EXPIRED}"
     f" AND seq < coalesce(({_HELD_FROM}), {2**63 - 1})"
 )
@@ -118,7 +119,7 @@ def pending(db: Reader, now: int, limit: int = WINDOW) -> list[MessageIn]:
 
     So no backlog hides a message that is due, nor one that holds others back. Cost follows what is pending, not what was.
     """
-    order = f"NOT (({_DUE}) OR ({_HOLDS})), trigger = 0, seq"
+    order = f"NOT (({DUE}) OR ({_HOLDS})), trigger = 0, seq"
     sql = f"SELECT * FROM messages_in WHERE status = 'pending' ORDER BY {order} LIMIT :limit"
     return [to_message(row) for row in db.all(sql, {"now": to_text(now), "limit": limit})]
 
@@ -134,7 +135,7 @@ def pending_of(db: Reader, message_ids: Sequence[str]) -> list[MessageIn]:
 
 def count_due(db: Reader, now: int) -> int:
     """How many messages should wake an agent now."""
-    sql = f"SELECT count(*) AS due FROM messages_in WHERE status = 'pending' AND trigger = 1 AND {_DUE}"
+    sql = f"SELECT count(*) AS due FROM messages_in WHERE status = 'pending' AND trigger = 1 AND {DUE}"
     row = db.one(sql, {"now": to_text(now)})
     return int(row["due"]) if row is not None else 0
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from daemon.sweep.fate import claimed_by, held_from, is_expired
-from schema.instants import from_text
+from daemon.sweep.fate import claimed_by, due_since, held_from, is_expired
 from schema.rows import Ack, AckStatus, MessageIn, ToolInFlight, TurnNote
 
 CEILING: Final = "ceiling"
@@ -53,8 +52,8 @@ class Policy:
 class Container:
     """The incarnation that runs. Its times are as read: they may be older than the spawn.
 
-    `heartbeat_at` and `tool` are the container's own word. `last_activity` (a message accepted, claimed, answered) and
-    `moved_at` (the last provable progress) are the host's.
+    `heartbeat_at` and `tool` are the container's own word. `last_activity` (a message accepted, claimed, answered),
+    `moved_at` (the last provable progress) and `held_at` (when messages were last seen held back) are the host's.
     """
 
     incarnation: str
@@ -63,6 +62,7 @@ class Container:
     tool: ToolInFlight | None = None
     last_activity: int = 0
     moved_at: int = 0
+    held_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +244,9 @@ def _unclaimed(container: Container, seen: Observation, policy: Policy, due: Seq
     """A container that runs and leaves due messages untouched holds its slot for nothing."""
     if not due or any(_is_of(claim, container) for claim in seen.claims):
         return None
-    waits_since = min(max(message.process_after or 0, from_text(message.timestamp) or 0) for message in due)
-    since = max(waits_since, container.spawned_at, container.moved_at, seen.evidence_floor)
+    waits = due_since(seen.pending)
+    waits_since = min(waits[message.id] for message in due)
+    since = max(waits_since, container.spawned_at, container.moved_at, container.held_at, seen.evidence_floor)
     age = seen.now - since
     return Kill(UNCLAIMED, age, policy.unclaimed) if age > policy.unclaimed else None
 

@@ -84,6 +84,17 @@ def held_from(pending: Iterable[MessageIn], now: int) -> int | None:
     return min((message.seq for message in pending if _holds(message, now)), default=None)
 
 
+def due_since(pending: Iterable[MessageIn]) -> dict[str, int]:
+    """When each of these messages, in the order of `seq`, could first be begun: held back, not before its holder."""
+    latest, since = 0, dict[str, int]()
+    for message in sorted(pending, key=lambda one: one.seq):
+        own = max(message.process_after or 0, from_text(message.timestamp) or 0)
+        since[message.id] = max(own, latest)
+        if message.holds and message.trigger and not message.on_wake:
+            latest = max(latest, message.process_after or 0)
+    return since
+
+
 def is_expired(message: MessageIn, now: int) -> bool:
     """Whether a message must not be begun any more."""
     return message.not_after is not None and message.not_after <= now

@@ -40,7 +40,7 @@ from daemon.sweep.decide import (
     reset_orphans,
     settled,
 )
-from daemon.sweep.fate import EXPIRY_GRACE, Fate, Verdict, claimed_by
+from daemon.sweep.fate import EXPIRY_GRACE, Fate, Verdict, claimed_by, held_from
 from schema.connect import Reader, Writer
 from schema.ids import time_of
 from schema.rows import Ack, AckStatus, MessageIn, MessageStatus, ToolInFlight
@@ -66,6 +66,7 @@ class Swept:
     tool: ToolInFlight | None = None
     verdicts: tuple[Verdict, ...] = ()
     expires_at: int | None = None
+    held: bool = False
 
 
 class Finished(NamedTuple):
@@ -158,7 +159,7 @@ def sweep_files(
     expires_at = expiry + EXPIRY_GRACE if expiry is not None else None
     return Swept(
         tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended, container.tool if container else None,
-        verdicts, expires_at,
+        verdicts, expires_at, held_from(seen.pending, now) is not None,
     )  # fmt: skip
 
 

@@ -229,6 +229,8 @@ class Sweeper:
                 )  # fmt: skip
                 if container is not None:
                     session.shows_tool(swept.tool, now)
+                if swept.held:
+                    session.held_at = now
                 session.strikes.pop("sweep", None)
                 session.unreadable_since = None
                 await self._prove_writable(session)
@@ -433,6 +435,7 @@ def _container(slot: Slot | None, session: Session, now: int, floor: int) -> Con
         spawned,
         last_activity=session.last_activity if session.last_activity <= now else floor,
         moved_at=session.moved_at if session.moved_at <= now else floor,
+        held_at=session.held_at if session.held_at <= now else floor,
     )
 
 

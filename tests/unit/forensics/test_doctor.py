@@ -8,7 +8,11 @@ import pytest
 from daemon.errors import UnknownSessionError
 from daemon.forensics.diagnosis import Diagnosis
 from daemon.forensics.facts import Container, DaemonState
+from daemon.forensics.session_rules import HELD_MS
+from daemon.repair import message_repair
+from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
+from daemon.store.transitions import defer
 from tests.support.forensic_world import AGENT, ForensicWorld
 from tests.support.session_world import NOW, SessionWorld
 
@@ -163,6 +167,24 @@ def test_a_dead_answer_s_id_is_quoted_for_the_shell(world: ForensicWorld) -> Non
         ("$(reboot)", NOW),
     )
     assert one(world, "DEAD_LETTERS").command == "clawbus dead show '$(reboot)' --session a/s"
+
+
+def test_messages_held_back_by_an_earlier_one_are_not_due_and_are_named_when_they_wait_long(
+    world: ForensicWorld,
+) -> None:
+    session = world.session()
+    session.accept("m1")
+    session.accept("m2")
+    with session.files.inbound() as db, db.transaction():
+        defer(db, "m1", 1, NOW + 3_600_000, NOW, incarnation="i", reason="429", holds=True)
+    assert world.codes() == []
+    later(world, session, HELD_MS)
+    found = one(world, "HELD_BACK")
+    assert "WORK_WAITING" not in world.codes(), "nothing is due"
+    assert found.command == "clawbus message retry m1 --session a/s"
+    assert 'its agent asked for that, once: "429"' in found.evidence[0]
+    message_repair.retry(session.files, "m1", Operator("ada"), world.clock.now)
+    assert "HELD_BACK" not in world.codes(), "its repair ends it"
 
 
 def test_docker_down(world: ForensicWorld) -> None:

@@ -190,6 +190,19 @@ def test_a_beat_is_no_work(name: str) -> None:
     )
 
 
+def test_a_container_is_not_blamed_for_what_an_earlier_message_held_back() -> None:
+    """The moment the first one is due again the others are, too, though they came an hour ago."""
+    old = to_text(NOW - HOUR)
+    holder = message("a", seq=2, timestamp=old, holds=True, tries=1, process_after=NOW)
+    behind = message("b", seq=4, timestamp=old)
+    runs = replace(container(up=HOUR, beat=0), moved_at=NOW - HOUR)
+    seen = Observation(now=NOW, pending=(holder, behind), container=runs)
+    assert decide(seen, POLICY) == []
+    freed = replace(seen, pending=(behind,))  # an operator has cancelled the first one
+    assert [type(action) for action in decide(freed, POLICY)] == [Kill]
+    assert decide(replace(freed, container=replace(runs, held_at=NOW - SECOND)), POLICY) == []
+
+
 UNTOUCHED = {
     "for as long as it may": (HOUR, HOUR, HOUR, 60 * SECOND, False),
     "for longer": (HOUR, HOUR, HOUR, 61 * SECOND, True),
