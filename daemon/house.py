@@ -91,7 +91,7 @@ class House:
         if self.supervisor.image_problem is not None:
             since, why = self.supervisor.image_problem
             found.append({"what": "image", "since": since, "why": why})
-        for name, (since, why) in self.channel_problems.items():
+        for name, (since, why) in {**self.delivery.problems(), **self.channel_problems}.items():
             found.append({"what": f"channel {name}", "since": since, "why": why})
         return found
 

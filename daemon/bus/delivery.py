@@ -18,6 +18,7 @@ from daemon.bus.delivery_report import DeliveryReport
 from daemon.bus.delivery_steps import Means, Outcome, record_outcomes
 from daemon.bus.outcomes import by_destination
 from daemon.bus.own_delivery import Handed, OwnDelivery
+from daemon.bus.send_health import SendHealth
 from daemon.bus.send_slots import SLOW_S, Lane, SendSlots, SlotLimits
 from daemon.bus.sender import Sender
 from daemon.bus.sessions import Session
@@ -98,6 +99,7 @@ class Delivery:
         self._slots: SendSlots[Session] = SendSlots(
             SlotLimits(config.max_sends_per_channel, config.max_sends_per_place, config.max_sends_per_session)
         )
+        self._health = SendHealth(clock, config.retry_max_s, config.send_timeout_s)
         self._own = OwnDelivery(channels, clock, telemetry)
         self._sender = Sender(channels, config.send_timeout_s, clock, telemetry)
         self._report = DeliveryReport(telemetry)
@@ -126,6 +128,10 @@ class Delivery:
     def senders(self) -> int:
         """Sends under way."""
         return self._senders
+
+    def problems(self) -> dict[str, tuple[int, str]]:
+        """Channels that take nothing at one of their places: since when (epoch ms), and why."""
+        return self._health.problems()
 
     async def close(self, grace_s: float) -> None:
         """Begin nothing new, and let what is under way finish within `grace_s` seconds."""
@@ -212,9 +218,7 @@ class Delivery:
         session.unreadable_since = None
         self._troubles.healed(session.key, COLLECT)
         self._report.looked(session, found)
-        for one in handed.values():
-            if one.buried is not None:
-                self._report.sent(session, one.outcomes, one.buried)
+        told = self._handed_over(session, handed)
         # Behind a send that has ended meanwhile nothing waits for: look again. Behind another one, its end looks.
         ended = found.queued - session.sending.keys()
         session.behind |= found.queued - ended
@@ -229,12 +233,20 @@ class Delivery:
             session.moved(now)
         if found.settled:
             self._on_settled()
-        told = [outcome for one in handed.values() for outcome in one.outcomes]
         if found.later or any(outcome.error for outcome in told):
             self._look_later(session)
         if bool(ended) or not all(outcome.sent for outcome in told):
             return True
         return found.more and not self._wait_for_sends(session)
+
+    def _handed_over(self, session: Session, handed: Mapping[str, Handed]) -> list[Outcome]:
+        """Tell what came of the rows that a look has handed over itself."""
+        for one in handed.values():
+            if one.buried is not None:
+                self._report.sent(session, one.outcomes, one.buried)
+            if one.outcomes:
+                self._health.note(_lane(one.outcomes[0].send), one.outcomes)
+        return [outcome for one in handed.values() for outcome in one.outcomes]
 
     def _wait_for_sends(self, session: Session) -> bool:
         """Whether the rest of a pile waits for the end of the sends under way; the last one's end looks.
@@ -347,12 +359,13 @@ class Delivery:
 
         What has been handed over already is only to be recorded.
         """
-        lane = sends[0].address.channel_type, sends[0].address.platform_id
+        lane = _lane(sends[0])
         began, slow = self._clock.monotonic(), None
         try:
             if handed is None:
                 outcomes = await self._send_in_order(session, sends)
                 slow = _slow(outcomes, self._clock.monotonic() - began)
+                self._health.note(lane, outcomes)
             else:
                 outcomes = handed.outcomes
                 await self._record(session, outcomes)
@@ -419,6 +432,10 @@ class Delivery:
                 wait = min(wait * 2, 5.0)
             self._troubles.healed(session.key, RECORD)
             self._report.sent(session, outcomes, buried)
+
+
+def _lane(send: Send) -> Lane:
+    return send.address.channel_type, send.address.platform_id
 
 
 def _slow(outcomes: Sequence[Outcome], seconds: float) -> bool | None:

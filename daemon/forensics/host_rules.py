@@ -234,6 +234,9 @@ def _channel_failing(host: HostFacts) -> Diagnosis | None:
     if not failing:
         return None
     evidence = tuple(f"{item.what}: {item.why}" for item in failing)
+    if all(item.why.startswith("sends to ") for item in failing):
+        summary = "A channel's receiver takes nothing; what waits for it is retried by itself."
+        return Diagnosis("CHANNEL_FAILING", summary, evidence, "clawbus delivery list")
     return Diagnosis(
         "CHANNEL_FAILING", "A channel has failed; it is begun again by itself.", evidence, "clawbus config check"
     )

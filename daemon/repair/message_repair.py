@@ -81,7 +81,10 @@ def retry(files: SessionFiles, message_id: str, operator: Operator, now: int) ->
 def _find(db: Reader, message_id: str) -> MessageIn:
     message = messages.find(db, message_id)
     if message is None:
-        raise UnknownMessageError(f"there is no message {message_id!r} in this session.")
+        raise UnknownMessageError(
+            f"there is no message {message_id!r} in this session.",
+            hint="`clawbus session show AGENT SESSION` lists them; an answer is retried with `clawbus delivery retry`.",
+        )
     return message
 
 

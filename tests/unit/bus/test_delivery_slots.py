@@ -206,3 +206,25 @@ async def test_a_quarantined_session_passes_its_turn_on(kit: HouseKit) -> None:
     await until(lambda: sum(one.session == "one" for one in channel.sent) == 10)
     await kit.settle()
     assert kit.house.delivery._slots.in_use("web") == 0
+
+
+async def test_a_channel_that_takes_nothing_is_degraded_with_its_cause_and_heals_by_itself(kit: HouseKit) -> None:
+    channel = web(kit)
+    agent = await working(kit, "main", "place")
+    channel.script["place"].extend(TransientDeliveryError("answered 503") for _ in range(5))
+    flood(agent, "place", 8)
+    await look(kit, "main")
+    await until(lambda: len(channel.texts("place")) == 3)
+    await kit.settle()
+    assert kit.house.degraded() == []  # it takes others
+    channel.script["place"].extend(TransientDeliveryError("answered 503") for _ in range(5))
+    kit.advance(10)
+    await until(lambda: not channel.script["place"])
+    await kit.settle()
+    (degraded,) = kit.house.degraded()
+    assert degraded["what"] == "channel web"
+    assert degraded["why"] == "sends to place fail (5 in a row): answered 503"
+    kit.advance(3600)
+    await until(lambda: len(channel.texts("place")) == 8)
+    await kit.settle()
+    assert kit.house.degraded() == []
