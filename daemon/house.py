@@ -224,12 +224,13 @@ def build_house(
     supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, telemetry, engine, timings)
     sessions.remember_with(supervisor.incarnations, install_id)
     delivery = _delivery(config, channels, clock, links, telemetry, sessions.troubles)
+    members = member_finder(config.runtime.kind, folder.run_dir / "process")
     sessions.on_refused = HeldFiles(
         clock,
         sessions.troubles,
         limit_s=config.sweep.claim_stuck_s,
         container_of=links.container_of,
-        members=member_finder(config.runtime.kind, folder.run_dir / "process"),
+        members=members,
         end_container=links.end_container,
         wake_at=links.wake_at,
         later=delivery.later,
@@ -254,6 +255,7 @@ def build_house(
             sweep_settings(config),
             pulse,
             telemetry,
+            members=members,
             policy_of=lambda agent: agent_policy(config, agents.get(agent)),
         ),
         schedule=schedule,

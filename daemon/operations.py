@@ -136,7 +136,11 @@ class DaemonOperations:
         except ReadDeadlineError as error:
             held = f"{error.code}: {error}"
             told = await anyio.to_thread.run_sync(partial(report, held=held), abandon_on_cancel=True)
-        return with_trouble(told, self._sessions.troubles)
+        use = found.use
+        counted = (
+            {"bytes": use.bytes, "files": use.files, "deleted_bytes": use.deleted_bytes} if use is not None else None
+        )
+        return {**with_trouble(told, self._sessions.troubles), "out_folder": counted}
 
     async def stop_session(self, agent: str, session: str) -> dict[str, Any]:
         """Ask its container for a graceful end. Raises UnknownSessionError."""

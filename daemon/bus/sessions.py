@@ -23,6 +23,7 @@ from daemon.bus.troubles import Troubles
 from daemon.clock import Clock
 from daemon.errors import RegistryGoneError, UnknownSessionError
 from daemon.store.kept_files import KeptFiles
+from daemon.store.out_folder import OutUse
 from daemon.store.rebuild import found_sessions, remake
 from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, SessionRow
 from daemon.store.session_files import SessionFiles
@@ -102,6 +103,7 @@ class Session:
         self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
         self.unreadable_since: float | None = None  # monotonic: since when no look has come through
         self.unwritable_since: float | None = None  # monotonic: since when no write of inbound.db has come through
+        self.use: OutUse | None = None  # what the last sweep counted in its out/
         self.held_by: tuple[str, ...] = ()  # processes outside of its container that hold a lock on inbound.db
         self._limiter = limiter
         self._unbounded = anyio.CapacityLimiter(math.inf)  # the bound is `limiter`, whose wait does not count as work

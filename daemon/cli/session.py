@@ -213,6 +213,8 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     facts["heartbeat"] = when(report["heartbeat_at"], now)
     facts["unfinished"] = report["pending"]
     facts["folder"] = report["folder"]
+    if report.get("out_folder"):
+        facts["out/"] = _counted(report["out_folder"])
     if report["pruned"]:
         facts["pruned"] = pruned(report["pruned"], now)
     if source == "files":
@@ -220,6 +222,13 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     pairs(console, facts)
     _tables(console, report, now)
     say(console, *(f"could not be read: {error}" for error in report["errors"]))
+
+
+def _counted(use: dict[str, Any]) -> str:
+    """What the last sweep counted. Deleted files that are still open are counted where their processes are visible."""
+    deleted = use["deleted_bytes"]
+    open_files = "deleted files not visible from here" if deleted is None else f"{deleted} bytes in deleted files"
+    return f"{use['bytes']} bytes in {use['files']} files and folders; {open_files}"
 
 
 def _tables(console: Console, report: dict[str, Any], now: int) -> None:

@@ -5,7 +5,7 @@ Synchronous; the caller holds the session's lock. Starts and stops no container:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
@@ -17,7 +17,7 @@ from daemon.containers import output_log
 from daemon.containers.spec import STDERR_LOG
 from daemon.store import deliveries, messages, outbound
 from daemon.store.backlog import count_dead
-from daemon.store.out_folder import OutLimits, check_out_folder
+from daemon.store.out_folder import OutLimits, OutUse, check_out_folder
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, record, schedule_retry
 from daemon.sweep import recurrence
@@ -64,6 +64,7 @@ class Swept:
     dead: int = 0
     endings: tuple[Ending, ...] = ()
     tool: ToolInFlight | None = None
+    use: OutUse | None = field(default=None, compare=False)
     verdicts: tuple[Verdict, ...] = ()
     expires_at: int | None = None
     held: bool = False
@@ -97,12 +98,13 @@ def sweep_files(
     occupied: bool,
     floor: int,
     last_tool: ToolInFlight | None = None,
+    members: Callable[[], Iterable[int] | None] | None = None,
 ) -> Swept:
     """Observe, decide, apply. Raises what opening the files raises; then nothing has changed.
 
-    `last_tool` is what the last pass saw: another one is progress. With nothing running, a stranded journal is recovered first: there was a confirmed exit, or never a container.
+    `last_tool` is what the last pass saw: another one is progress. `members` gives the container's processes. With nothing running, a stranded journal is recovered first: there was a confirmed exit, or never a container.
     """
-    check_out_folder(files.folder.outbox, settings.out)
+    use = check_out_folder(files.folder.outbox, settings.out, members() if members is not None else None)
     if container is not None:
         with suppress(OSError):  # a log that cannot be cut holds nothing up
             output_log.cut(files.folder.logs / STDERR_LOG)
@@ -159,7 +161,7 @@ def sweep_files(
     expires_at = expiry + EXPIRY_GRACE if expiry is not None else None
     return Swept(
         tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended, container.tool if container else None,
-        verdicts, expires_at, held_from(seen.pending, now) is not None,
+        use, verdicts, expires_at, held_from(seen.pending, now) is not None,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from daemon.bus.sessions import Session, Sessions
 from daemon.bus.troubles import ACCEPT, EXIT, SWEEP, WRITE
 from daemon.clock import Clock
 from daemon.config import Sweep as SweepConfig
+from daemon.containers.members import Members
 from daemon.containers.protocol import Exit
 from daemon.containers.slots import Phase, Slot
 from daemon.containers.supervisor import Supervisor
@@ -94,6 +95,7 @@ class Sweeper:
     settings: Settings
     pulse: Pulse
     telemetry: Telemetry
+    members: Members | None = None  # the processes of a container
     policy_of: Callable[[str], Policy] | None = None  # an agent's own; without it the settings' counts for all
     last: LastSweep = field(default_factory=LastSweep)
     _wall: _ClockWatch = field(default_factory=_ClockWatch)
@@ -224,9 +226,10 @@ class Sweeper:
                 swept = await session.call_locked(
                     partial(
                         sweep_files, session.files, container, now, self._settings_of(key),
-                        occupied=occupied, floor=floor, last_tool=session.tool,
+                        occupied=occupied, floor=floor, last_tool=session.tool, members=self._members_of(session),
                     )
                 )  # fmt: skip
+                session.use = swept.use
                 if container is not None:
                     session.shows_tool(swept.tool, now)
                 if swept.held:
@@ -351,6 +354,12 @@ class Sweeper:
                 self._report_stuck(session.key, action)
                 return action.reason
         return None
+
+    def _members_of(self, session: Session) -> Callable[[], frozenset[int] | None] | None:
+        slot = self.supervisor.slot(session.key)
+        if self.members is None or slot is None or slot.container_id is None or slot.exited.is_set():
+            return None
+        return partial(self.members, slot.container_id)
 
     def _settings_of(self, key: SessionKey) -> Settings:
         policy = self.policy_of(key.agent) if self.policy_of is not None else self.settings.policy

@@ -198,6 +198,17 @@ def test_a_lock_that_is_kept_ends_its_container(daemon: HostileBus, which: str) 
     assert daemon.ask("say alive", agent="evil", session=session)["text"] == "alive"
 
 
+def test_deleted_files_in_a_container_are_counted(daemon: HostileBus) -> None:
+    script = (
+        "file = open(OUT / 'gone', 'wb'); os.unlink(OUT / 'gone')\n"
+        "for _ in range(100): file.write(os.urandom(2**20)); file.flush()\n"
+        "time.sleep(600)"
+    )
+    daemon.attack("deleted", f"script {script}")
+    assert "deleted files" in daemon.quarantined("deleted")
+    assert daemon.bystander() < ROUND_TRIP_S
+
+
 READ_LOCK = (
     "import fcntl\n"
     "file = open(IN / 'inbound.db', 'rb')\n"

@@ -1,6 +1,12 @@
 """What a container keeps in out/ is counted by every sweep: bounded, without following anything, and then it is too much."""
 
+import contextlib
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,6 +88,108 @@ def test_a_nest_without_end_is_left_in_time(tmp_path: Path) -> None:
         with pytest.raises(HostileFileError, match="nested"):
             check_out_folder(tmp_path, OutLimits())
         assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def as_another_user(work: Callable[[Path], object], prepare: Callable[[Path], object]) -> str:
+    """What `work` on a folder of an unprivileged user's raises there, as that user: root may look into everything."""
+    root = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    reading, writing = os.pipe()
+    try:
+        root.chmod(0o755)
+        child = os.fork()
+        if child == 0:
+            said = "the child raised"
+            with contextlib.suppress(BaseException):
+                if os.getuid() == 0:
+                    os.chown(root, 65534, 65534)
+                    os.setgroups([])
+                    os.setresgid(65534, 65534, 65534)
+                    os.setresuid(65534, 65534, 65534)
+                prepare(root)
+                said = repr(work(root))
+            os.write(writing, said.encode())
+            os._exit(0)
+        os.close(writing)
+        os.waitpid(child, 0)
+        return os.read(reading, 10_000).decode()
+    finally:
+        os.close(reading)
+        for folder in root.rglob("*"):
+            if folder.is_dir():
+                folder.chmod(0o700)
+        shutil.rmtree(root)
+
+
+def judged(folder: Path) -> object:
+    try:
+        return check_out_folder(folder, LIMITS)
+    except HostileFileError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o400, 0o200, 0o100])
+@pytest.mark.parametrize("depth", ["out/", "a folder in it", "a folder in that"])
+def test_what_lies_in_a_closed_folder_is_counted(mode: int, depth: str) -> None:
+    """The daemon's own user is the container's by default, so that the folder is opened up and counted."""
+
+    def prepare(root: Path) -> None:
+        inner = {"out/": root, "a folder in it": root / "a", "a folder in that": root / "a" / "b"}[depth]
+        inner.mkdir(parents=True, exist_ok=True)
+        (inner / "large").write_bytes(os.urandom(1_200_000))
+        inner.chmod(mode)
+
+    assert "max_out_folder_bytes" in as_another_user(judged, prepare)
+
+
+def test_a_closed_folder_of_another_user_counts_as_over_the_limit() -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root to make a folder of another user's")
+    closed = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        closed.chmod(0o755)
+        (closed / "roots").mkdir(mode=0o700)
+        told = as_another_user(lambda _: judged(closed), lambda _: None)
+        assert "closed to the daemon" in told
+    finally:
+        shutil.rmtree(closed)
+
+
+@pytest.mark.parametrize("how", ["open", "mapped"])
+def test_deleted_files_that_are_kept_open_are_counted(tmp_path: Path, how: str) -> None:
+    program = (
+        "import mmap, os, sys\n"
+        "f = open(sys.argv[1], 'w+b')\n"
+        "os.unlink(sys.argv[1])\n"
+        "f.write(os.urandom(1_200_000)); f.flush()\n"
+        "kept = mmap.mmap(f.fileno(), 0, mmap.MAP_SHARED)\n"
+        "if sys.argv[2] == 'mapped': f.close()\n"
+        "print('held', flush=True); sys.stdin.read()\n"
+    )
+    (tmp_path / "small").write_bytes(b"x" * 1000)
+    command = [sys.executable, "-c", program, str(tmp_path / "gone"), how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            assert check_out_folder(tmp_path, LIMITS).deleted_bytes is None, "its processes are not known"
+            with pytest.raises(HostileFileError, match="deleted files"):
+                check_out_folder(tmp_path, LIMITS, [holder.pid, 2**22 - 1])
+            use = check_out_folder(tmp_path, OutLimits(), [holder.pid])
+            assert use.deleted_bytes is not None
+            assert use.deleted_bytes >= 1_200_000
+        finally:
+            holder.communicate()
+    assert check_out_folder(tmp_path, LIMITS, [holder.pid]).deleted_bytes is None
+
+
+def test_names_outside_of_out_hide_no_part_of_a_file(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "large").write_bytes(os.urandom(1_200_000))
+    for number in range(5):
+        (tmp_path / f"name{number}").hardlink_to(out / "large")
+    with pytest.raises(HostileFileError, match="max_out_folder_bytes"):
+        check_out_folder(out, LIMITS)
 
 
 def test_the_sweep_asks(tmp_path: Path) -> None:
