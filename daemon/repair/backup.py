@@ -22,13 +22,14 @@ from daemon.repair.errors import (
     RestoreRefusedError,
 )
 from schema.connect import Reader, copy_database, open_reader, open_still_reader, overwrite_database
-from schema.errors import ClawbusError
-from schema.lockfree import copy_unlocked
+from schema.errors import ClawbusError, FileBusyError
+from schema.lockfree import Patience, copy_unlocked, uses_wal
 
 SUFFIX: Final = ".sqlite"
 _PARTIAL: Final = ".partial"
 _BESIDE: Final = ("", "-journal", "-wal", "-shm")
 _NAMES_TRIED: Final = 100
+_GENTLY: Final = Patience(seconds=2.0)
 
 # Told the step (`copy`, `verify`, `sync`, `restore`), and how much of it is done, of how much. May raise: it ends there.
 Progress = Callable[[str, int, int], None]
@@ -47,6 +48,10 @@ class Contents:
     def rows(self) -> int:
         """Rows in all tables."""
         return sum(self.tables.values())
+
+
+# Fills the empty file of ours, the second path, and tells what the first one held at that instant.
+Copying = Callable[[Path, Path, Progress], Contents]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +96,24 @@ def back_up(
     `unlocked`: of another program's DELETE-mode file, whose commits a lock of ours would fail. Raises BackupFailedError or BackupNotVerifiedError; then there is no new file, and the source is as it was.
     """
     partial, final = _reserve(folder or source.parent, f"{source.name}.{purpose}-{_stamp(now_ms)}")
-    return Backup(final, source, now_ms, *_made(source, partial, final, progress or _silent, unlocked=unlocked))
+    return Backup(
+        final,
+        source,
+        now_ms,
+        *_made(source, partial, final, progress or _silent, copied=_copied_unlocked if unlocked else _copied),
+    )
 
 
 def copy_verified(source: Path, final: Path, *, progress: Progress | None = None) -> Contents:
-    """The same under a name of the caller's own, in a folder that only the caller writes. Raises as `back_up`."""
+    """The same under a name of the caller's own, in a folder that only the caller writes. Raises as `back_up`.
+
+    Without a lock if its writer leaves a quiet moment soon: a copy that takes seconds would hold up the daemon's commits.
+    The calling process must have no other connection to the source: its locks would be dropped.
+    """
     partial = final.with_name(final.name + _PARTIAL)
     if not _take(partial):
         raise BackupFailedError(f"{partial} is there already.")
-    return _made(source, partial, final, progress or _silent)[1]
+    return _made(source, partial, final, progress or _silent, copied=_copied_gently)[1]
 
 
 def verify(copy: Path, wanted: Contents | None = None, *, progress: Progress | None = None) -> Contents:
@@ -202,11 +216,23 @@ def _copied(source: Path, partial: Path, tell: Progress) -> Contents:
         raise BackupFailedError(f"{source.name} could not be backed up: {error}") from error
 
 
-def _copied_unlocked(source: Path, partial: Path, tell: Progress) -> Contents:
+def _copied_gently(source: Path, partial: Path, tell: Progress) -> Contents:
+    """Without a lock, and with one when the source is never left alone, or is in another journal mode."""
+    if not uses_wal(source):
+        try:
+            return _copied_unlocked(source, partial, tell, _GENTLY)
+        except BackupFailedError as error:
+            if not isinstance(error.__cause__, FileBusyError):
+                raise
+        os.truncate(partial, 0)
+    return _copied(source, partial, tell)
+
+
+def _copied_unlocked(source: Path, partial: Path, tell: Progress, patience: Patience | None = None) -> Contents:
     """Byte by byte while nobody writes; what the copy holds is what the source held."""
     tell("copy", 0, 1)
     try:
-        copy_unlocked(source, partial)
+        copy_unlocked(source, partial, patience)
         with open_still_reader(partial) as reader:
             contents = read_contents(reader)
     except ClawbusError as error:
@@ -237,10 +263,10 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-def _made(source: Path, partial: Path, final: Path, tell: Progress, *, unlocked: bool = False) -> tuple[int, Contents]:
+def _made(source: Path, partial: Path, final: Path, tell: Progress, *, copied: Copying) -> tuple[int, Contents]:
     """Bytes and contents of `final`, once it is there; without a trace where it cannot be."""
     try:
-        wanted = (_copied_unlocked if unlocked else _copied)(source, partial, tell)
+        wanted = copied(source, partial, tell)
         contents = verify(partial, wanted, progress=tell)
         _finish(partial, final, tell)
     except BaseException:
