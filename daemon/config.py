@@ -122,10 +122,11 @@ class Retention(_Table):
     messages_s: float = Field(default=30 * 86400.0, ge=0)
     incarnations_s: float = Field(default=30 * 86400.0, ge=0)
     mailbox_s: float = Field(default=365 * 86400.0, ge=0)
+    dead_letters_s: float = Field(default=0.0, ge=0)
     interval_s: float = Field(default=3600.0, gt=0)
     batch: int = Field(default=500, ge=1, le=10_000)
 
-    @field_validator("messages_s", "incarnations_s", "mailbox_s", mode="before")
+    @field_validator("messages_s", "incarnations_s", "mailbox_s", "dead_letters_s", mode="before")
     @classmethod
     def _never(cls, value: object) -> object:
         return 0.0 if value == "never" else value

@@ -269,7 +269,9 @@ def build_house(
             telemetry=telemetry,
         ),
         pulse=pulse,
-        retention=Retention(sessions, Mailbox(folder.mailbox_db), config.retention, clock, supervisor.may_run),
+        retention=Retention(
+            sessions, Mailbox(folder.mailbox_db), config.retention, clock, supervisor.may_run, links.due
+        ),
         channel_problems={},
         telemetry=telemetry,
     )

@@ -19,6 +19,7 @@ import structlog
 from daemon.bus.sessions import Session, Sessions
 from daemon.clock import Clock
 from daemon.config import Retention as RetentionConfig
+from daemon.store.expiry import ROW_GONE, RULE, drop_gone, expire_dead_letters
 from daemon.store.mailbox import Mailbox
 from daemon.store.pruning import Step, prune_messages, prune_receipts
 from daemon.store.registry import SessionKey
@@ -30,6 +31,7 @@ _BETWEEN_STEPS_S: Final = 0.02  # for whoever else needs the file
 _BETWEEN_SESSIONS_S: Final = (
     2.0  # after a start every session is looked at once; ten thousand must not cost a core's hundredth
 )
+_DAY_S: Final = 86_400.0
 _SLACK: Final = 30  # a session whose files have not changed is looked at again after this part of the age
 _FIRST_S: Final = 60.0  # a start has better things to do; and a daemon that is restarted every day must get to it
 _MIN_FREE_BYTES: Final = 4 * 1024**2
@@ -61,12 +63,14 @@ class Retention:
         config: RetentionConfig,
         clock: Clock,
         occupied: Callable[[SessionKey], bool],
+        look: Callable[[SessionKey], None] = lambda _: None,
     ) -> None:
         self._sessions = sessions
         self._mailbox = mailbox
         self._config = config
         self._clock = clock
         self._occupied = occupied
+        self._look = look
         self._log = structlog.get_logger("retention")
         self._looked: dict[SessionKey, tuple[_Marks, int]] = {}  # as of a look, and when that was (epoch ms)
         self.last = LastPass()
@@ -79,6 +83,7 @@ class Retention:
             ("messages", config.messages_s),
             ("incarnations", config.incarnations_s),
             ("mailbox", config.mailbox_s),
+            ("dead_letters", config.dead_letters_s),
         )
         return {what: seconds or None for what, seconds in named}
 
@@ -107,8 +112,6 @@ class Retention:
 
     async def _prune_sessions(self, this: LastPass) -> None:
         cutoff = self._cutoff(self._config.messages_s)
-        if cutoff is None:
-            return
         after: SessionKey | None = None
         while True:
             page_after = after
@@ -130,9 +133,10 @@ class Retention:
         if known is None or known[0] != marks:
             return True
         age = self._clock.now_ms() - known[1]
-        return not 0 <= age < self._config.messages_s * 1000 / _SLACK
+        shortest = min(filter(None, (self._config.messages_s, self._config.dead_letters_s)), default=_DAY_S)
+        return not 0 <= age < shortest * 1000 / _SLACK
 
-    async def _prune_session(self, key: SessionKey, cutoff: int, this: LastPass) -> bool:
+    async def _prune_session(self, key: SessionKey, cutoff: int | None, this: LastPass) -> bool:
         """False when it could not be looked at."""
         log = self._log.bind(agent=key.agent, session=key.session)
         taken: Counter[str] = Counter()
@@ -142,9 +146,10 @@ class Retention:
             session = await self._sessions.look_up(key)
             if session is None or session.quarantined is not None:
                 return False
+            await self._close(session)
             parts: tuple[tuple[str, Prune], ...] = (("messages", prune_messages), ("receipts", prune_receipts))
-            for what, prune in parts:
-                await self._in_steps(session, what, prune, cutoff, taken)
+            for what, prune in parts if cutoff is not None else ():
+                await self._in_steps(session, what, prune, cutoff or 0, taken)
             if taken:
                 this.given_back += await self._compact(session)
             fine = True
@@ -156,11 +161,32 @@ class Retention:
         except Exception:  # one session's surprise must not end the pass for the others
             this.errors += 1
             log.exception("retention_raised")
-        if taken:
+        if taken and cutoff is not None:
             log.info("session_pruned", through=cutoff, **taken)
             this.taken.update(taken)
             await self._tell(taken, cutoff)
         return fine
+
+    async def _close(self, session: Session) -> None:
+        """Close what a rule gives up: old dead letters, and scheduled answers whose row is gone."""
+        batch, now = self._config.batch, self._clock.now_ms()
+        log = self._log.bind(agent=session.key.agent, session=session.key.session)
+        cutoff, expired, gone = self._cutoff(self._config.dead_letters_s), 0, 0
+        while cutoff is not None and (
+            count := await session.call(partial(expire_dead_letters, session.files, cutoff, batch, now))
+        ):
+            expired += count
+            await anyio.sleep(_BETWEEN_STEPS_S)
+        position: int | None = 0
+        while position is not None:
+            dropped, position = await session.call(partial(drop_gone, session.files, position, batch, now))
+            gone += len(dropped)
+            for answer in dropped:
+                log.error("delivery_dead_lettered", message_out=answer, code=ROW_GONE, error="its row is gone")
+        if expired:
+            log.warning("dead_letters_expired", count=expired, rule=RULE)
+        if expired or gone:
+            self._look(session.key)  # an idle session's count is kept in central.db
 
     async def _in_steps(self, session: Session, what: str, prune: Prune, cutoff: int, taken: Counter[str]) -> None:
         position, done = 0, False

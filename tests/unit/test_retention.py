@@ -71,7 +71,9 @@ async def test_a_pass_takes_what_is_old_and_tells_what_it_took(tmp_path: Path) -
         assert dict(last.taken) == {"messages": 2, "receipts": 2}
         assert [row["id"] for row in await kit.inbound("SELECT id FROM messages_in")] == ["m3"]
         live = (await kit.operations.status())["live"]["retention"]
-        assert live["keep_s"] == {"messages": 30 * DAY, "incarnations": 30 * DAY, "mailbox": 365 * DAY}
+        assert live["keep_s"] == {
+            "messages": 30 * DAY, "incarnations": 30 * DAY, "mailbox": 365 * DAY, "dead_letters": None,
+        }  # fmt: skip
         assert live["last_pass"]["taken"] == {"messages": 2, "receipts": 2}
     told = {one["what"]: one["rows"] for one in status_report(tmp_path, kit.clock)["pruned"]}
     assert told == {"messages": 2, "receipts": 2}
@@ -217,3 +219,25 @@ async def test_an_age_is_never_shorter_than_what_may_be_repeated(
     else:
         retention = load_config(path).retention
         assert (retention.messages_s, retention.mailbox_s) == (seconds, seconds)
+
+
+async def test_a_pass_expires_old_dead_letters_also_where_messages_are_kept_for_ever(tmp_path: Path) -> None:
+    kit = HouseKit(tmp_path / "data", retention={"messages_s": 0, "dead_letters_s": 7 * DAY})
+    async with kit.running():
+        await answered(kit, "m1")
+        file_ = kit.house.sessions.files_of(SessionKey(AGENT, "main"))
+
+        def bury() -> None:
+            with file_.inbound() as db, db.transaction():
+                db.execute(
+                    "INSERT INTO delivery_attempts(message_out_id, seq, destination, state, first_at, last_error_code)"
+                    " VALUES ('dead', 1, 'x', 'dead', 0, 'DELIVERY_PERMANENT')"
+                )
+                db.execute("INSERT INTO delivered VALUES ('dead', NULL, 'failed', '2000-01-01T00:00:00.000Z')")
+
+        await (await kit.session()).call(bury)
+        await kit.house.retention.prune()
+        (closed,) = await kit.inbound("SELECT id, outcome, by FROM dead_letters_closed")
+        assert closed == {"id": "dead", "outcome": "expired", "by": "clawbus"}
+        assert (await kit.message("m1"))["status"] == "completed"
+        await kit.settle()
