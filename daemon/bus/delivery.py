@@ -18,11 +18,12 @@ from daemon.bus.delivery_report import DeliveryReport
 from daemon.bus.delivery_steps import Means, Outcome, record_outcomes
 from daemon.bus.outcomes import by_destination
 from daemon.bus.own_delivery import Handed, OwnDelivery
+from daemon.bus.poll_budget import BURST_S, SHARE
 from daemon.bus.send_health import SendHealth
 from daemon.bus.send_slots import SLOW_S, Lane, SendSlots, SlotLimits
 from daemon.bus.sender import Sender
 from daemon.bus.sessions import Session
-from daemon.bus.troubles import COLLECT, RECORD, Troubles
+from daemon.bus.troubles import COLLECT, POLL, RECORD, Troubles
 from daemon.channels.protocol import Channel, InDoubt, OwnChannel
 from daemon.clock import Clock
 from daemon.config import Delivery as DeliveryConfig
@@ -42,6 +43,7 @@ _TROUBLE_RETRY_MS = 1000
 _SURPRISE_RETRY_MS = 30_000
 _AHEAD_S = 0.05
 _MAX_STRIKES = 3
+_NAP_S = 0.5
 
 
 class Delivery:
@@ -167,6 +169,8 @@ class Delivery:
             if self._channels_run is not None:
                 await self._channels_run.wait()
             while self._dirty.get(session) and session.quarantined is None and not self._closing:
+                if await self._over_budget(session):
+                    continue
                 self._dirty[session] = False
                 if await self._collect(session):
                     self._dirty[session] = True
@@ -174,6 +178,29 @@ class Delivery:
             del self._dirty[session]
             self._wake(self._slots.forgo(session))
             self._drained.set()
+
+    async def _over_budget(self, session: Session) -> bool:
+        """Wait a little when the session's polls have used up their share of the processor. True when it waited."""
+        wait_s = session.budget.wait_s(self._clock.monotonic())
+        if wait_s <= 0:
+            return False
+        slow = ReadDeadlineError(
+            f"its polls cost more than {SHARE:.0%} of a core: outbound.db is slow to read. The next is in {wait_s:.0f} s."
+        )
+        self._troubles.failed(session.key, POLL, slow, self._clock.now_ms())
+        if not session.throttled:
+            session.throttled = True
+            self._log.warning("session_throttled", agent=session.key.agent, session=session.key.session,
+                              share=SHARE, wait_s=round(wait_s, 1))  # fmt: skip
+        await anyio.sleep(min(wait_s, _NAP_S))  # in pieces, for whoever closes meanwhile
+        return True
+
+    def _charge(self, session: Session, rows: int) -> None:
+        """What its files have cost since the last poll, sweeps too."""
+        used, session.charged_s = session.cpu_s - session.charged_s, session.cpu_s
+        if session.budget.charge(self._clock.monotonic(), used, rows) == 0 and session.budget.credit >= BURST_S / 2:
+            session.throttled = False
+            self._troubles.healed(session.key, POLL)
 
     async def _collect(self, session: Session) -> bool:
         """One look. True when more is known to wait."""
@@ -198,6 +225,7 @@ class Delivery:
                 groups = self._claim_destinations(session, found.sends, handed)
                 taken.clear()  # from here on each group gives its slot back
         except ReadRaceError as error:
+            self._charge(session, 0)
             self._log.debug(
                 "outbound_read_race", agent=session.key.agent, session=session.key.session, error=str(error)
             )
@@ -206,6 +234,7 @@ class Delivery:
             self._wake_at(session, now + _RACE_RETRY_MS)
             return False
         except ClawbusError as error:
+            self._charge(session, 0)
             self.trouble(session, error, COLLECT)
             self._troubles.failed(session.key, COLLECT, error, now)
             return False
@@ -217,6 +246,7 @@ class Delivery:
         session.strikes.pop("collect", None)
         session.unreadable_since = None
         self._troubles.healed(session.key, COLLECT)
+        self._charge(session, len(found.sends) + len(found.settled) + len(found.claimed) + len(found.buried))
         self._report.looked(session, found)
         told = self._handed_over(session, handed)
         # Behind a send that has ended meanwhile nothing waits for: look again. Behind another one, its end looks.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from daemon.bus.poll_budget import PollBudget
 from daemon.bus.storage_watch import StorageWatch
 from daemon.bus.troubles import Troubles
 from daemon.clock import Clock
@@ -104,6 +106,10 @@ class Session:
         self.unreadable_since: float | None = None  # monotonic: since when no look has come through
         self.unwritable_since: float | None = None  # monotonic: since when no write of inbound.db has come through
         self.use: OutUse | None = None  # what the last sweep counted in its out/
+        self.budget = PollBudget()
+        self.cpu_s = 0.0  # processor time of all operations on its files
+        self.charged_s = 0.0  # of these, what the budget has been asked for
+        self.throttled = False
         self.held_by: tuple[str, ...] = ()  # processes outside of its container that hold a lock on inbound.db
         self._limiter = limiter
         self._unbounded = anyio.CapacityLimiter(math.inf)  # the bound is `limiter`, whose wait does not count as work
@@ -171,12 +177,15 @@ class Session:
             raise
 
     def _watched(self, operation: Callable[[], T]) -> T:
+        began = time.thread_time()
         try:
             with typed_host_errors(f"the files of {self.key}"):
                 return operation()
         except StorageError as error:
             self._on_storage_error(error)
             raise
+        finally:
+            self.cpu_s += time.thread_time() - began
 
     def _came_back(self) -> None:
         self._in_thread = False

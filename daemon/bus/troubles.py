@@ -21,6 +21,7 @@ ACCEPT: Final = "accept"
 WRITE: Final = "write"
 RECORD: Final = "record"
 EXIT: Final = "exit"
+POLL: Final = "poll"
 _LONGEST: Final = 500
 _LABELS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -29,6 +30,7 @@ _LABELS: Final[Mapping[str, str]] = MappingProxyType(
         ACCEPT: "Storing a message for it",
         WRITE: "Writing its inbound.db",
         RECORD: "Recording what became of its answers",
+        POLL: "Looking for its answers in time",
         EXIT: "Settling the end of its container",
     }
 )

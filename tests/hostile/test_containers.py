@@ -204,7 +204,7 @@ def test_deleted_files_in_a_container_are_counted(daemon: HostileBus) -> None:
         "for _ in range(100): file.write(os.urandom(2**20)); file.flush()\n"
         "time.sleep(600)"
     )
-    daemon.attack("deleted", f"script {script}")
+    daemon.attack("deleted", f"now {script}")
     assert "deleted files" in daemon.quarantined("deleted")
     assert daemon.bystander() < ROUND_TRIP_S
 

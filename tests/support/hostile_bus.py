@@ -26,7 +26,8 @@ class HostileBus(RealDaemon):
     """`evil` does what its messages say (hostile_agent.py), `echo` is the bystander. With Docker, limits are tight."""
 
     def __init__(self, image: str) -> None:
-        tight = f"memory_bytes = {96 * 1024**2}\npids = 64\ncpus = 0.5\n"
+        # What an attack begins goes on after its turn.
+        tight = f'memory_bytes = {96 * 1024**2}\npids = 64\ncpus = 0.5\nleftovers = "keep"\n'
         evil = command_agent("evil", ("python3", "-I", "-S", "/workspace/agent/hostile_agent.py")) + tight
         tables = f'[docker]\nimage = "{image}"\n' + LIMITS + ECHO + evil
         super().__init__(

@@ -1,0 +1,40 @@
+"""How much of the host's processor one session's polls may cost: a share of one core, with a little credit. Pure.
+
+A container decides what its file looks like and how often it rings, and no limit of a container bounds what the host
+spends on that. What a poll of an ordinary file costs is free, and so is the work on each row that it brings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+SHARE: Final = 0.05  # of one core
+BURST_S: Final = 1.0  # processor time that a session may be ahead of its share
+_FREE_S: Final = 0.01
+_FREE_PER_ROW_S: Final = 0.002
+
+
+@dataclass(slots=True)
+class PollBudget:
+    """One session's. Times are monotonic seconds."""
+
+    credit: float = BURST_S
+    at: float | None = None
+
+    def charge(self, now: float, cpu_s: float, rows: int) -> float:
+        """Take a poll's processor time, which brought so many rows, from the credit; what was taken."""
+        self._refill(now)
+        taken = max(0.0, cpu_s - _FREE_S - rows * _FREE_PER_ROW_S)
+        self.credit -= taken
+        return taken
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until the next poll may begin."""
+        self._refill(now)
+        return max(0.0, -self.credit / SHARE)
+
+    def _refill(self, now: float) -> None:
+        if self.at is not None and now > self.at:
+            self.credit = min(BURST_S, self.credit + (now - self.at) * SHARE)
+        self.at = now
