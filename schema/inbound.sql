@@ -145,5 +145,6 @@ CREATE TABLE IF NOT EXISTS host_messages (
 -- ours: the incarnation that is replaced when its turn is over. A runner that finds its own here claims nothing more.
 CREATE TABLE IF NOT EXISTS draining (
   incarnation TEXT PRIMARY KEY,
-  since       INTEGER NOT NULL                   -- epoch ms
+  since       INTEGER NOT NULL,                  -- epoch ms
+  forced      INTEGER NOT NULL DEFAULT 0         -- 1: it is ended for being stuck, and a failure that it acks now does not count
 );

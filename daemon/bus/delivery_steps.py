@@ -5,9 +5,10 @@ Synchronous; the caller holds the session's lock. Sends nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeGuard
+from typing import Final, TypeGuard, cast
 
 from daemon.bus.delivery_plan import (
     OF_CONTAINER,
@@ -24,14 +25,14 @@ from daemon.bus.delivery_plan import (
     retry_at,
 )
 from daemon.bus.endings import Ending, endings
-from daemon.bus.fate_steps import apply_verdict, judge
+from daemon.bus.fate_steps import Judged, apply_verdict, judge
 from daemon.config import Delivery as DeliveryConfig
 from daemon.store import deliveries, messages, outbound
 from daemon.store.dead_letters import expire
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
 from daemon.sweep.decide import Observation, Settle, settled
-from daemon.sweep.fate import Fate, Verdict, claimed_by
+from daemon.sweep.fate import Fate, Verdict, Void, claimed_by
 from daemon.telemetry.telemetry import Beginning
 from schema.connect import Reader, Writer
 from schema.errors import HostileFileError
@@ -125,6 +126,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         acks = judged.acks
         settles = settled(Observation(now=now, pending=judged.pending, acks=acks))
         claims = _new_claims(db, judged.pending, acks, live)
+        batch, cut = _without_cut(batch, judged)
         planned = plan(batch.candidates, _rules(db, batch, means, now)) if batch.candidates else []
         planned = _with_slots(planned, means.take)
         for channel, place in {(d.address.channel_type, d.address.platform_id) for d in planned if _blocked(d)}:
@@ -146,6 +148,8 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
                 messages.note_claim(db, claim.message_id, live or "", claim.changed_at or now, now)
             for decision in decisions:
                 _commit(db, decision, means, now)
+            for row_id in cut:
+                deliveries.not_wanted(db, row_id, now)
             if batch.top_seq is not None:
                 deliveries.advance(db, batch.top_seq, batch.file_id)
             ended = endings(db, pending, acks, settles, now)
@@ -161,6 +165,28 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         queued=queued,
         verdicts=judged.verdicts,
     )
+
+
+def _without_cut(batch: _Batch, judged: Judged) -> tuple[_Batch, list[str]]:
+    """The batch without the answers of failures that do not count, and their ids: their messages are tried again."""
+    void = {verdict.message_id for verdict in judged.verdicts if isinstance(verdict, Void)}
+    void |= {message.id for message in judged.pending if message.void_ack is not None}
+    cut = [
+        one.row.id for one in batch.candidates
+        if one.state is None and one.row.in_reply_to in void and _is_failure(one.row.content)
+    ]  # fmt: skip
+    if not cut:
+        return batch, []
+    kept = tuple(one for one in batch.candidates if one.row.id not in cut)
+    return replace(batch, candidates=kept), cut
+
+
+def _is_failure(content: str) -> bool:
+    try:
+        value = cast("object", json.loads(content))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and isinstance(cast("dict[str, object]", value).get("error"), dict)
 
 
 def _blocked(item: Decision) -> TypeGuard[Queue]:

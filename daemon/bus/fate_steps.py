@@ -54,6 +54,10 @@ def judge(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], fat
             continue
         if is_noted(message, ack):
             del left[message.id]
+        elif ack.status is AckStatus.FAILED and ack.incarnation is not None and ack.incarnation == _forced_out(db):
+            # Its own end may be why: the message is tried again, as one whose container has died.
+            del left[message.id]
+            verdicts.append(Void(message.id, ack))
         elif looks_older(message, ack):
             suspect = True
             del left[message.id]
@@ -67,6 +71,12 @@ def judge(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], fat
     seen = tuple(after.get(message.id, message) for message in pending)
     return Judged(tuple(message for message in seen if message.status is MessageStatus.PENDING), left, tuple(verdicts),
                   suspect)  # fmt: skip
+
+
+def _forced_out(db: Reader) -> str | None:
+    """The incarnation that we have decided to end for being stuck."""
+    row = db.one("SELECT incarnation FROM draining WHERE forced <> 0")
+    return str(row["incarnation"]) if row is not None else None
 
 
 def judge_suspects(

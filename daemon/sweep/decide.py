@@ -53,7 +53,8 @@ class Container:
     """The incarnation that runs. Its times are as read: they may be older than the spawn.
 
     `heartbeat_at` and `tool` are the container's own word. `last_activity` (a message accepted, claimed, answered),
-    `moved_at` (the last provable progress) and `held_at` (when messages were last seen held back) are the host's.
+    `moved_at` (the last provable progress) and `held_at` (when messages were last seen held back) are the host's. `draining`: it has
+    been told to claim nothing more.
     """
 
     incarnation: str
@@ -63,6 +64,7 @@ class Container:
     last_activity: int = 0
     moved_at: int = 0
     held_at: int = 0
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,8 +302,9 @@ def _is_of(claim: Ack, container: Container) -> bool:
 
 def _idle(container: Container, seen: Observation, policy: Policy, due: int) -> Stop | None:
     """A container without an open message is idle, whatever it beats: only messages and answers count."""
-    if due or any(_is_of(claim, container) for claim in seen.claims):
+    if any(_is_of(claim, container) for claim in seen.claims) or (due and not container.draining):
         return None
     marks = (container.spawned_at, container.last_activity, seen.evidence_floor)
     quiet = seen.now - max(marks)
-    return Stop(quiet) if quiet >= policy.idle_stop else None
+    # One that has been told to claim nothing more would keep what is due from everybody.
+    return Stop(quiet) if container.draining or quiet >= policy.idle_stop else None

@@ -59,7 +59,8 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Void:
-    """The ack was written before its message was accepted: the runner is to ignore it."""
+    """The ack does not count, and the runner is to ignore it: it was written before its message was accepted, or it is a
+    failure by a container that was being ended for being stuck."""
 
     message_id: str
     ack: Ack

@@ -40,7 +40,7 @@ from daemon.sweep.decide import (
     reset_orphans,
     settled,
 )
-from daemon.sweep.fate import EXPIRY_GRACE, Fate, Verdict, claimed_by, held_from
+from daemon.sweep.fate import EXPIRY_GRACE, Fate, Verdict, Void, claimed_by, held_from
 from schema.connect import Reader, Writer
 from schema.ids import time_of
 from schema.rows import Ack, AckStatus, MessageIn, MessageStatus, ToolInFlight
@@ -121,8 +121,9 @@ def sweep_files(
                 tool = outbound.tool_in_flight(out) if out is not None else None
                 moved_at = container.moved_at if tool is None or tool == last_tool else now
                 container = replace(
-                    container, tool=tool, heartbeat_at=outbound.heartbeat_at(files.folder), moved_at=moved_at
-                )
+                    container, tool=tool, heartbeat_at=outbound.heartbeat_at(files.folder), moved_at=moved_at,
+                    draining=is_draining(db, container.incarnation),
+                )  # fmt: skip
                 claimed = [claim.message_id for claim in raw.claims]
                 raw = replace(raw, noted=messages.noted_at(db, claimed, container.incarnation))
         acks = {**judged.acks, **good}
@@ -137,13 +138,15 @@ def sweep_files(
         actions = decide(seen, settings.policy)
         rearmed: list[MessageIn] = []
         stale = () if container is not None or occupied else _ended_attempts(db, seen)
-        changes = verdicts or any(not isinstance(item, Wake | Kill | Stop) for item in actions)
+        changes = verdicts or any(not isinstance(item, Wake | Stop) for item in actions)
         if messages.to_rearm(db, 1) or stale or changes:
             with db.transaction():
                 for verdict in verdicts:
                     apply_verdict(db, verdict, settings.fate, now)
                 for action in actions:
                     apply(db, action, now, settings.fate)
+                    if isinstance(action, Kill) and container is not None:
+                        note_draining(db, container.incarnation, now, forced=True)
                 for attempt in stale:
                     messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
                 # Only now: an occurrence that was settled just above is armed in the same transaction.
@@ -184,7 +187,7 @@ def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: 
         open_ids = [item.message_id for item in messages.open_attempts(db) if item.incarnation == incarnation]
         had_any = messages.ever_claimed(db, incarnation) or bool(own)
         claimed = {claim.message_id for claim in own}
-        put_off = {verdict.message_id for verdict in judged.verdicts}
+        put_off = {verdict.message_id for verdict in judged.verdicts if not isinstance(verdict, Void)}
         open_ids = [message_id for message_id in open_ids if message_id not in put_off]
         if reason in FORCED:
             own += tuple(_forced(message_id, incarnation) for message_id in open_ids if message_id not in claimed)
@@ -235,14 +238,24 @@ def drain(files: SessionFiles, incarnation: str, now: int) -> bool:
     then has the grace of every stop.
     """
     with files.inbound() as db:
-        if db.one("SELECT 1 FROM draining WHERE incarnation = ?", (incarnation,)) is None:
+        if not is_draining(db, incarnation):
             with db.transaction():
-                db.execute("DELETE FROM draining")  # at most one lives, and a predecessor's is over
-                db.execute("INSERT INTO draining(incarnation, since) VALUES (?, ?)", (incarnation, now))
+                note_draining(db, incarnation, now, forced=False)
         with files.outbound() as out:
             seen = _observe(db, out, now)
         # With its ack open a message may also be finished in the runner and only its commit be missing: that is work.
         return not any(claimed_by(claim, incarnation, time_of(incarnation)) for claim in seen.claims)
+
+
+def is_draining(db: Reader, incarnation: str) -> bool:
+    """Whether this incarnation has been told to claim nothing more."""
+    return db.one("SELECT 1 FROM draining WHERE incarnation = ?", (incarnation,)) is not None
+
+
+def note_draining(db: Writer, incarnation: str, now: int, *, forced: bool) -> None:
+    """Tell an incarnation to claim nothing more; `forced`: from now on, a failure that it acks does not count."""
+    db.execute("DELETE FROM draining")  # at most one lives, and a predecessor's is over
+    db.execute("INSERT INTO draining(incarnation, since, forced) VALUES (?, ?, ?)", (incarnation, now, int(forced)))
 
 
 def apply(db: Writer, action: Action, now: int, fate: Fate) -> None:

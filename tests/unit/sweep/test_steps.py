@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from container_runner.store import Store
+from daemon.bus.delivery_plan import ChannelTraits
 from daemon.bus.delivery_steps import Means, collect
 from daemon.config import Delivery
 from daemon.containers import output_log
@@ -466,3 +468,85 @@ def test_the_log_of_a_container_that_lives_long_stays_bounded(
     monkeypatch.setattr(output_log, "cut", refuse)
     world.accept("m")
     assert sweep(world, Container("i", NOW)).due == 1
+
+
+# a container that is ended for being stuck
+
+
+def stuck(world: SessionWorld) -> Container:
+    """A container that has shown nothing since its claims of a and b, and is to be ended for it."""
+    for name in ("a", "b"):
+        world.accept(name)
+    container = Container("i", NOW)
+    world.claim("a", "b", by="i", at=NOW + SECOND)
+    collect(world.files, means(), "i", NOW + 2 * SECOND)
+    world.now = NOW + 10 * MINUTE
+    assert any(isinstance(action, Kill) for action in sweep(world, container).actions)
+    return container
+
+
+FAILURE = {"text": "The agent could not answer this message.", "error": {"code": "COMMAND_TIMEOUT", "message": "x"}}
+
+
+@pytest.mark.parametrize("first", ["delivery", "sweep", "exit"])
+def test_a_failure_that_a_container_acks_while_it_is_ended_is_none(world: SessionWorld, first: str) -> None:
+    stuck(world)
+    world.now += SECOND
+    world.ack("failed", "a", by="i")
+    world.say("o1", in_reply_to="a", content=json.dumps(FAILURE))
+    world.ack("completed", "b", by="i")
+    world.say("o2", in_reply_to="b", content="done after all")
+    found = collect(world.files, means(), "i", world.now) if first == "delivery" else None
+    if first == "sweep":
+        sweep(world, occupied=True)
+    finish(world, "i", CLAIM_STUCK)
+    found = found or collect(world.files, means(), None, world.now)
+    assert [send.candidate.row.id for send in found.sends] == ["o2"], "an answer stands, a failure's does not go out"
+    assert world.message("b")["status"] == "completed"
+    assert (world.message("a")["status"], world.message("a")["tries"]) == ("pending", 1)
+    assert world.read("SELECT status FROM delivered WHERE message_out_id = 'o1'") == [{"status": "not_wanted"}]
+    check_session(world.root)
+    assert claimed_by_the_next(world) == ["a"]
+
+
+def test_a_failure_before_the_decision_is_final(world: SessionWorld) -> None:
+    for name in ("a", "b"):
+        world.accept(name)
+    world.claim("a", "b", by="i", at=NOW + SECOND)
+    world.ack("failed", "a", by="i", at=NOW + 2 * SECOND)
+    world.now = NOW + 10 * MINUTE
+    swept = sweep(world, Container("i", NOW))
+    assert any(isinstance(action, Kill) for action in swept.actions)
+    assert world.message("a")["status"] == "failed"
+
+
+def test_a_failure_of_the_next_container_is_final(world: SessionWorld) -> None:
+    stuck(world)
+    finish(world, "i", CLAIM_STUCK)
+    world.now += MINUTE
+    world.ack("failed", "a", by="i2")
+    sweep(world, Container("i2", world.now))
+    assert world.message("a")["status"] == "failed"
+
+
+def test_one_that_was_told_to_claim_nothing_is_stopped_at_rest_though_work_is_due(world: SessionWorld) -> None:
+    world.accept("a")
+    steps.drain(world.files, "i", world.now)
+    world.claim("a", by="i")
+    assert not any(isinstance(action, Stop) for action in sweep(world, Container("i", NOW)).actions)
+    world.ack("completed", "a", by="i")
+    world.accept("b")
+    assert any(isinstance(action, Stop) for action in sweep(world, Container("i", NOW)).actions)
+
+
+def claimed_by_the_next(world: SessionWorld) -> list[str]:
+    later = world.now + 10 * MINUTE
+    store = Store(world.files.folder.inbox, world.files.folder.outbox, "i2", lambda: later)
+    store.start()
+    batch = store.claim(10, first_poll=True)
+    return [message.id for message in batch.messages] if batch is not None else []
+
+
+def means() -> Means:
+    traits = {"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}
+    return Means(traits, Delivery(), 10_000, held=frozenset(), under_way=frozenset(), jitter=0.5)
