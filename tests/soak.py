@@ -1,8 +1,8 @@
 """`make soak MINUTES=10`: everything that strikes, and one table of what came of it.
 
-Three phases: the simulation on every core, for so many minutes; real processes beside real containers (with
-CLAWBUS_FAULTS_DOCKERD=1 of a private dockerd that is struck too), for as many again; then the fuzzer. Each tells its figures
-as it ends. Ctrl-C or SIGTERM ends a phase early; it heals, counts and reports all the same. Exit code 1 when anything was
+Four phases: the simulation on every core, for so many minutes; real processes beside real containers (with
+CLAWBUS_FAULTS_DOCKERD=1 of a private dockerd that is struck too), for as many again; the errno walk, for as many; then the
+fuzzer. Each tells its figures as it ends. Ctrl-C or SIGTERM ends a phase early; it heals, counts and reports all the same. Exit code 1 when anything was
 lost, doubled or found broken.
 """
 
@@ -25,7 +25,7 @@ from tests.conftest import base_image_name
 _GRACE_S: Final = 420.0
 _ROWS: Final = (
     "seeds", "steps", "sigkills", "kills", "freezes", "dockerd_restarts", "files", "accepted", "answered",
-    "dead_lettered", "repeated_in_doubt", "lost", "double_receipts", "seconds", "failed", "skipped",
+    "dead_lettered", "repeated_in_doubt", "lost", "double_receipts", "trials", "fired", "seconds", "failed", "skipped",
 )  # fmt: skip
 
 
@@ -85,7 +85,15 @@ def _fuzz(text: str) -> dict[str, Any]:
     return {"files": int(last[1]), "failed": int(last[3]), "problems": failed[:20]}
 
 
-_READERS: Final = {"simulation": _simulation, "processes": json.loads, "containers": json.loads, "fuzz": _fuzz}
+def _errnos(text: str) -> dict[str, Any]:
+    last = text.strip().splitlines()[-1].split()  # errnos: N trials, N fired, N failed, N problems at the end
+    failed = [line for line in text.splitlines() if line.startswith("FAILED")]
+    return {"trials": int(last[1]), "fired": int(last[3]), "failed": int(last[5]), "problems": failed[:20]}
+
+
+_READERS: Final = {
+    "simulation": _simulation, "processes": json.loads, "containers": json.loads, "errnos": _errnos, "fuzz": _fuzz,
+}  # fmt: skip
 
 
 def phases(minutes: float, seed: int, fuzz: int) -> list[tuple[list[Part], float]]:
@@ -97,7 +105,8 @@ def phases(minutes: float, seed: int, fuzz: int) -> list[tuple[list[Part], float
         Part("containers", ("tests.faults.soak", "containers", *time_and_seed, "--base", base_image_name())),
     ]
     last = Part("fuzz", ("tests.hostile.fuzz", "--files", str(fuzz), "--seed", str(seed)))
-    timed = [([Part("simulation", simulation)], minutes * 60), (real, minutes * 60)]
+    walk = Part("errnos", ("tests.faults.errnos", "--seconds", str(minutes * 60), "--seed", str(seed)))
+    timed = [([Part("simulation", simulation)], minutes * 60), (real, minutes * 60), ([walk], minutes * 60)]
     return [*timed, ([last], 24 * 3600.0)] if fuzz else timed
 
 

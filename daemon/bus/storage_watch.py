@@ -36,6 +36,7 @@ class StorageWatch:
         self.problem: tuple[int, str] | None = None
         self.code = StorageError.code
         self.low: tuple[int, str] | None = None
+        self._again = False  # whether something failed since the last look
         self._one = anyio.Lock()
         self._log = structlog.get_logger("storage")
 
@@ -45,7 +46,7 @@ class StorageWatch:
             return False
         if self.problem is None:
             self._log.error("storage_failing", error=str(error), hint=error.hint)
-        self.code = error.code
+        self.code, self._again = error.code, True
         # What has run out is not to be seen in the data folder, so the limit is named with it.
         why = f"{error} {error.hint}" if isinstance(error, HostTroubleError) else str(error)
         self.problem = (self.problem[0] if self.problem else self._clock.now_ms()), why
@@ -62,7 +63,9 @@ class StorageWatch:
     async def _look(self) -> None:
         try:
             free = await anyio.to_thread.run_sync(free_room, self._folder)
-            works = self.problem is not None and await anyio.to_thread.run_sync(self._can_write)
+            # What the probe cannot see may fail on: it is over when a whole round of looks has passed without a failure.
+            again, self._again = self._again, False
+            works = self.problem is not None and not again and await anyio.to_thread.run_sync(self._can_write)
         except RuntimeError as error:  # no thread can be started
             host = as_host_error(error, "the data folder cannot be looked at")
             if host is None:

@@ -7,7 +7,9 @@ that another daemon answers on is never touched.
 from __future__ import annotations
 
 import errno
+import math
 import os
+import resource
 import socket
 import stat
 from pathlib import Path
@@ -17,15 +19,20 @@ import anyio
 import anyio.to_thread
 import structlog
 from anyio.abc import TaskStatus
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from daemon.control.asgi import serve
+from daemon.control.connections import TRUSTED, ConnectionLimits, guarded
 from daemon.errors import SocketInUseError, SocketPathError
 
 MAX_PATH_BYTES: Final = 107  # sun_path holds 108 with its NUL (unix(7))
 MODE: Final = 0o600
 _PROBE_S: Final = 1.0
 _LOOK_S: Final = 3.0
+_LEAST_CLIENTS: Final = 32
+_MOST_CLIENTS: Final = 512
+_PATIENCE_S: Final = 60.0  # for a first request, and for a response to be read
+_KEEP_ALIVE_S: Final = 60.0
 
 
 async def run(
@@ -68,7 +75,40 @@ async def run(
 
 
 async def _serve(app: ASGIApp, sock: socket.socket, *, task_status: TaskStatus[None]) -> None:
-    await serve(app, sock, task_status=task_status)
+    await serve(_of_the_owner(app), sock, task_status=task_status, http=guarded(control_limits(), _FullLog()))
+
+
+def control_limits() -> ConnectionLimits:
+    """What clients may hold: at most a quarter of this process's descriptors, and none of them idle for ever.
+
+    They are the owner's own programs, but one that leaks its connections would leave none to open a session's files with.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(_LEAST_CLIENTS, min(_MOST_CLIENTS, soft // 4 if soft != resource.RLIM_INFINITY else _MOST_CLIENTS))
+    return ConnectionLimits(most, most, patience_s=_PATIENCE_S, keep_alive_s=_KEEP_ALIVE_S)
+
+
+def _of_the_owner(app: ASGIApp) -> ASGIApp:
+    """Whoever could open the socket is its owner: a request that is being answered is never dropped for another one."""
+
+    async def trusted(scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})[TRUSTED] = True
+        await app(scope, receive, send)
+
+    return trusted
+
+
+class _FullLog:
+    """Says once a minute that clients are turned away or ended, whatever their number."""
+
+    def __init__(self) -> None:
+        self._at = -math.inf
+
+    def __call__(self, turned_away: bool) -> None:
+        now = anyio.current_time()
+        if now - self._at >= _PATIENCE_S:
+            self._at = now
+            structlog.get_logger("control").warning("control_full", turned_away=turned_away)
 
 
 def _is_ours(path: Path, ours: os.stat_result) -> bool:

@@ -159,7 +159,9 @@ class Sweeper:
         """One that vanished is noticed and remade here, even when nothing else asks for it. So is a disk's room."""
         await self.sessions.storage.look()
         try:
-            await self.sessions.central(lambda registry: registry.check())
+            # After a failure the whole way is tried; a stat may work where an opening does not.
+            failing = self.sessions.storage.problem is not None
+            await self.sessions.central(lambda registry: registry.probe() if failing else registry.check())
             await self.sessions.register_made()
         except ClawbusError as error:
             structlog.get_logger("sweep").error("registry_unusable", code=error.code, error=str(error), hint=error.hint)

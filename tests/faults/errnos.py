@@ -211,6 +211,15 @@ class Walk:
         trial.seconds = time.monotonic() - began
         return trial
 
+    def until_degraded(self, what: str | None) -> None:
+        """Wait until the daemon says that this does not work, or (None) that everything does."""
+
+        def look() -> bool | None:
+            found = {one["what"] for one in self._ask(lambda client: client.live())["degraded"]}
+            return (what in found if what is not None else not found) or None
+
+        self._insist(look)
+
     def _quiet_end(self) -> None:
         with contextlib.suppress(RemoteError, DaemonDownError, DaemonSilentError):
             self._ask(lambda client: client.act("echo", f"n{self._session}", "kill"))

@@ -106,6 +106,7 @@ async def test_what_this_host_has_run_out_of_is_named_with_its_limit_and_heals(t
             assert (found["what"], found["code"]) == ("storage", "HOST_TROUBLE")
             assert "LimitNOFILE" in found["why"]
             await kit.house.sweeper.tick()
+            await kit.house.sweeper.tick()
             assert whats(kit) == []
         assert session.quarantined is None
 

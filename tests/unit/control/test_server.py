@@ -1,6 +1,8 @@
 """The control socket: private, never another daemon's, gone at the end; and the server around it ends promptly."""
 
+import contextlib
 import os
+import resource
 import socket
 import stat
 import threading
@@ -17,6 +19,7 @@ from structlog.testing import capture_logs
 
 from daemon.control import server as server_module
 from daemon.control.api import build_api
+from daemon.control.connections import ConnectionLimits
 from daemon.control.server import MAX_PATH_BYTES, bind, run
 from daemon.errors import SocketInUseError, SocketPathError
 from tests.support.fake_operations import FakeOperations, serving
@@ -267,3 +270,32 @@ def answers(path: Path) -> bool:
 
 def client(path: Path) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path)), base_url="http://x")
+
+
+def test_idle_clients_are_bounded_and_ended_by_a_clock_and_a_busy_one_is_not(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "control_limits", lambda: ConnectionLimits(8, 8, 0.3, 0.3))
+    operations, path = FakeOperations(), short / "c.sock"
+    with (
+        serving(operations, path),
+        capture_logs() as logs,
+        httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x", timeout=10) as asking,
+    ):
+        idle = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+        for one in idle:
+            one.settimeout(10)
+            one.connect(str(path))
+        assert asking.get("/v1/status").status_code == 200, "the oldest idle one made room"
+        for one in idle:
+            with contextlib.suppress(ConnectionResetError):
+                assert one.recv(1) == b"", "ended by the server"
+            one.close()
+        assert asking.get("/v1/status").status_code == 200
+    assert [one["event"] for one in logs].count("control_full") == 1
+
+
+def test_the_limit_of_clients_leaves_descriptors_for_the_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    for soft, most in ((64, 32), (256, 64), (1024, 256), (10**6, 512), (resource.RLIM_INFINITY, 512)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert server_module.control_limits().max_connections == most

@@ -1,0 +1,94 @@
+"""A sample of the errno walk in every run: each operation of daemon and runner that matters, with some of twelve errnos.
+
+The whole walk: `python -m tests.faults.errnos` (docs/reliability.md).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.errnos import Trial, Walk, plan
+from tests.support.errnos.control import DAEMON, ERRNOS, RUNNER, Site, compiler
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(
+        compiler() is None, reason="needs a C compiler (`cc`): the calls fail beneath Python and SQLite"
+    ),
+]
+
+SECONDS = 18.0
+SEED = int(os.environ.get("CLAWBUS_ERRNO_SEED", "1"))
+# Without these the recording no longer sees what it is for.
+EXPECTED = {
+    *(Site(DAEMON, operation, name) for operation, name in (
+        ("accept4", "-"), ("pipe2", "-"), ("spawn", "-"),
+        ("open", "out"), ("open", "outbound.db"), ("open", "inbound.db"), ("open", "inbound.db.new"), ("open", "central.db"),
+        ("open", "mailbox.db"), ("open", "container.log"), ("open", "*.json"), ("open", "*.draft"),
+        ("opendir", "out"), ("stat", "outbound.db"), ("stat", "outbound.db-wal"), ("stat", "mailbox.db"),
+        ("mkdir", "in"), ("rename", "inbound.db"), ("rename", "*.json"), ("unlink", "inbound.db-journal"),
+        ("fsync", "inbound.db"), ("fsync", "in"), ("read", "outbound.db"), ("write", "inbound.db"),
+        ("write", "inbound.db-journal"), ("lock", "inbound.db"), ("utime", ".bell"), ("write", "clawbus.log"),
+    )),
+    *(Site(RUNNER, operation, name) for operation, name in (
+        ("fork", "-"), ("pipe2", "-"), ("open", "outbound.db"), ("open", "inbound.db"), ("open", ".heartbeat"),
+        ("read", "inbound.db"), ("write", "outbound.db"), ("fsync", "outbound.db"), ("fsync", "out"),
+        ("unlink", "outbound.db-journal"), ("lock", "outbound.db"), ("utime", ".heartbeat"),
+    )),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def walk() -> Iterator[Walk]:
+    with Walk() as walk:
+        yield walk
+
+
+@pytest.fixture(scope="module")
+def sites(walk: Walk) -> dict[tuple[Site, str], int]:
+    return walk.sites()
+
+
+def test_the_recording_sees_every_operation_that_matters(sites: dict[tuple[Site, str], int]) -> None:
+    assert EXPECTED - {site for site, _ in sites} == set()
+
+
+def test_the_hosts_own_trouble_quarantines_nobody_costs_no_try_fails_no_message_and_heals(
+    walk: Walk, sites: dict[tuple[Site, str], int]
+) -> None:
+    trials = plan(sites, ERRNOS)
+    random.Random(SEED).shuffle(trials)
+    # The named ones first, each once, then whatever there is time for.
+    trials.sort(key=lambda trial: trial[0] not in EXPECTED or trial[3])
+    done: list[Trial] = []
+    seen: set[Site] = set()
+    spent = 0.0
+    for site, number, piece, spell, skip in trials:
+        if site in seen:
+            continue
+        if spent > SECONDS:
+            break
+        seen.add(site)
+        done.append(walk.run(site, number, piece, spell=spell, skip=skip))
+        spent += done[-1].seconds
+    problems = [f"{trial}: {trial.problems}" for trial in done if trial.problems]
+    assert not problems, "\n".join(problems)
+    assert sum(bool(trial.fired) for trial in done) > len(done) // 2, "the faults are the test"
+    assert walk.verdict() == []
+
+
+def test_short_of_descriptors_doctor_and_status_name_it_while_it_lasts(walk: Walk) -> None:
+    walk.control.arm(Site(DAEMON, "open", "central.db"), "EMFILE", count=10**9)
+    try:
+        walk.until_degraded("storage")
+        found = walk.daemon.cli("doctor")
+        assert not found.ok
+        assert {"HOST_TROUBLE", "STORAGE_FAILING"} & {one["code"] for one in found.envelope["result"]["diagnoses"]}
+    finally:
+        walk.control.disarm()
+    walk.until_degraded(None)
+    assert walk.daemon.cli("doctor").ok
