@@ -185,7 +185,7 @@ def _give_up(db: Writer, verdict: GiveUp, now: int) -> None:
 def _expire(db: Writer, verdict: Expire, now: int) -> None:
     message = messages.find(db, verdict.message_id)
     at = to_text(verdict.not_after)
-    text = f"was not begun before {at}, when it expired"
+    text = f"the message was not begun before {at}, when it expired"
     detail = {"code": "EXPIRED", "reason": text, "not_after": at, "tries": message.tries if message is not None else 0}
     change_status(db, verdict.message_id, MessageStatus.CANCELLED, "cancelled", now, detail=detail)
     messages.end_open_attempts(db, verdict.message_id, now, "released")

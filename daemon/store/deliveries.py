@@ -330,8 +330,9 @@ def tell_sender(db: Writer, message: MessageIn, address: Address, code: str, tex
     notice_id = f"failed:{message.id}"
     if known(db, [notice_id]):  # the container has used that id for a row of its own
         notice_id = f"{notice_id}:{new_id(at)}"
-    error = {"code": code, "message": text, "reference": message.id}
-    content = {"text": f"{text} Reference: {message.id}.", "error": error}
+    sentence = f"{text[:1].upper()}{text[1:].rstrip('.')}."
+    error = {"code": code, "message": sentence, "reference": message.id}
+    content = {"text": f"{sentence} Reference: {message.id}.", "error": error}
     notice = MessageOut(
         id=notice_id,
         seq=next_even_seq(db),
