@@ -23,6 +23,7 @@ from daemon.bus.troubles import Troubles
 from daemon.bus.watch import Watch
 from daemon.channels.registry import Channels, build_channels, head_rules
 from daemon.clock import Clock
+from daemon.command_words import two_words
 from daemon.config import Agent, Config
 from daemon.containers.engine import EngineGuard
 from daemon.containers.factory import spec_maker
@@ -336,7 +337,7 @@ async def _quarantine(house: House, session: Session, reason: str) -> None:
     house.telemetry.quarantined(key.agent)
     structlog.get_logger("quarantine").error(
         "session_quarantined", agent=key.agent, session=key.session, reason=reason,
-        hint=f"look at the session's out/ folder, then `clawbus session release {key}`",
+        hint=f"look at the session's out/ folder, then `clawbus session release {two_words(key.agent, key.session)}`",
     )  # fmt: skip
     try:
         await house.sessions.central(lambda registry: registry.quarantine(key, reason, now))

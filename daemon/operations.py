@@ -25,6 +25,7 @@ from daemon.bus.unanswered import unanswered
 from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.clock import Clock
+from daemon.command_words import two_words
 from daemon.containers.supervisor import Supervisor
 from daemon.errors import NoAnswerError
 from daemon.ops import reports
@@ -36,7 +37,7 @@ from daemon.store.registry import SessionKey
 from daemon.sweep.sweeper import Sweeper
 from schema.connect import ReadLimits
 from schema.errors import ClawbusError, ReadDeadlineError
-from schema.ids import check_name
+from schema.ids import check_name, check_session
 
 _LOOK_S: Final = 1.0
 _NOTE_S: Final = 2.0
@@ -283,7 +284,7 @@ def with_troubles(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
 
 def _held(key: SessionKey, message_id: str, reason: str) -> NoAnswerError:
     """Its message is kept, and worked on as soon as the session is released."""
-    name = f"{key.agent} {key.session}"
+    name = two_words(key.agent, key.session)
     return NoAnswerError(
         f"no answer to {message_id} comes while session {key} is in quarantine: {reason.rstrip('.')}. The message is kept.",
         hint=f"`clawbus session show {name}` tells why; mend that, then `clawbus session release {name}`.",
@@ -291,7 +292,7 @@ def _held(key: SessionKey, message_id: str, reason: str) -> NoAnswerError:
 
 
 def _key(agent: str, session: str) -> SessionKey:
-    return SessionKey(check_name("agent", agent), check_name("session", session))
+    return SessionKey(check_name("agent", agent), check_session(session))
 
 
 @functools.cache

@@ -39,10 +39,17 @@ class SignalInbox:
         # A process that was started with SIGHUP ignored (nohup) does not belong to its terminal.
         self._has_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and not _terminal_gone()
 
-    def install(self) -> None:
+    @contextmanager
+    def installed(self) -> Generator[None]:
         """Take the signals over. They are Python handlers and not SIG_IGN, which the agents' processes would inherit."""
-        for number in (*STOP, RELOAD, *IGNORED):
+        before = {number: signal.getsignal(number) for number in (*STOP, RELOAD, *IGNORED)}
+        for number in before:
             signal.signal(number, self._handle)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     @property
     def has_terminal(self) -> bool:
@@ -79,7 +86,7 @@ class SignalInbox:
                 self._start = None
 
     def close(self) -> None:
-        """Let no signal end the process while Python itself ends, when it takes its handlers away."""
+        """From now on no signal ends the process: not while the handlers are given back, nor while Python itself ends."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {*STOP, RELOAD, *IGNORED})
 
     def _cancel_start(self) -> None:

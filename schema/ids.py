@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 from schema.errors import InvalidNameError
 
 _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 MAX_ID: Final = 200  # characters of a message id
+MAX_FOLDER: Final = 240  # bytes of a session's folder's name; a file system takes 255
+_SAFE: Final = re.compile(r"[A-Za-z0-9._-]\Z")
+_SESSION_HINT: Final = (
+    "A session may have any printable name: up to 240 letters, digits and . _ -; every other character counts as three for"
+    " each byte of its UTF-8. No space at its ends, and no '.', '..' or nothing between slashes."
+)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MESSAGE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,199}\Z")
 
@@ -25,10 +33,59 @@ def new_id(now_ms: int, random: bytes | None = None) -> str:
 
 
 def check_name(what: str, name: str) -> str:
-    """An agent's or session's name, safe as one path component; raises InvalidNameError."""
+    """An agent's, channel's or hook's name, safe as one path component; raises InvalidNameError."""
     if not _NAME.match(name):
         raise InvalidNameError(f"{what} {name!r} is not a valid name.")
     return name
+
+
+def check_session(name: str) -> str:
+    """A session's name: what a chat is called, `-1001234567890` or `!room:server`. Raises InvalidNameError.
+
+    It is shown as given and never becomes a path: `session_folder` makes the folder's name from it.
+    """
+    segments = name.split("/")
+    if not name.isprintable() or name != name.strip() or not all(segments) or {".", ".."} & set(segments):
+        raise InvalidNameError(f"session {name!r} is not a valid name.", hint=_SESSION_HINT)
+    if len(session_folder(name)) > MAX_FOLDER:
+        raise InvalidNameError(f"session {name[:64]!r}... is too long a name.", hint=_SESSION_HINT)
+    return name
+
+
+def session_folder(name: str) -> str:
+    """The folder of a session of this (printable) name: percent-encoded UTF-8, and as it is where it is safe already.
+
+    A dot, hyphen or underscore is encoded at the beginning alone: so no folder is hidden, an option, or `..`.
+    """
+    if _NAME.match(name):
+        return name
+    return "".join(
+        character if _SAFE.match(character) and (at or character.isalnum()) else _percent(character)
+        for at, character in enumerate(name)
+    )
+
+
+def session_path(sessions_dir: Path, agent: str, session: str) -> Path:
+    """Where a session's folder lies, `<sessions>/<agent>/<folder>`: the one place that makes a path from a name."""
+    return sessions_dir / agent / session_folder(session)
+
+
+def session_of_folder(folder: str) -> str | None:
+    """The session whose folder has this name; None for one that no session has."""
+    try:
+        name = unquote(folder, errors="strict")
+        return name if check_session(name) and session_folder(name) == folder else None
+    except (UnicodeDecodeError, InvalidNameError):
+        return None
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is made of letters, digits, `.`, `_` and `-` alone, and so needs no quoting anywhere."""
+    return bool(_NAME.match(name))
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode())
 
 
 def check_message_id(message_id: str) -> str:

@@ -27,7 +27,7 @@ from daemon.store.registry import SessionKey
 from daemon.telemetry.telemetry import Telemetry
 from schema.connect import Writer
 from schema.errors import ClawbusError, FileBusyError
-from schema.ids import check_message_id, check_name, new_id
+from schema.ids import check_message_id, check_name, check_session, new_id
 from schema.instants import to_text
 from schema.rows import Address, Kind, MessageIn, MessageStatus
 
@@ -81,7 +81,7 @@ class Ingress:
 
     async def _accept(self, incoming: Incoming, traceparent: str | None) -> Accepted:
         now = self._clock.now_ms()
-        key = SessionKey(check_name("agent", incoming.agent), check_name("session", incoming.session))
+        key = SessionKey(check_name("agent", incoming.agent), check_session(incoming.session))
         if key.agent not in self.agents:
             known = ", ".join(sorted(self.agents)) or "none"
             raise UnknownAgentError(f"there is no agent {key.agent!r} (there is: {known}).")

@@ -32,6 +32,7 @@ from daemon.store.session_files import SessionFiles
 from daemon.sweep.fate import Fate
 from schema.connect import ReadLimits
 from schema.errors import ClawbusError, FileBusyError, ReadDeadlineError, ReadRaceError, StorageError
+from schema.ids import session_path
 from schema.os_faults import typed_host_errors
 from schema.rows import ToolInFlight
 
@@ -344,7 +345,7 @@ class Sessions:
 
     def files_of(self, key: SessionKey) -> SessionFiles:
         """The files of a session by name; the name has been checked by whoever made the key."""
-        return SessionFiles(self._dir / key.agent / key.session, self._limits, self._owner, self._kept)
+        return SessionFiles(session_path(self._dir, key.agent, key.session), self._limits, self._owner, self._kept)
 
     async def create(self, key: SessionKey) -> Session:
         """The session, made if need be: the folder first, then the registry, so that a session that is known is whole.

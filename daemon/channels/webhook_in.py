@@ -28,7 +28,7 @@ from daemon.clock import Clock
 from daemon.control.connections import TRUSTED
 from daemon.errors import BodyTooLargeError
 from schema.errors import ClawbusError
-from schema.ids import check_message_id, check_name
+from schema.ids import check_message_id, check_session
 from schema.instants import from_text
 from schema.rows import Address
 
@@ -70,7 +70,7 @@ class WebhookIn:
         return Starlette(
             routes=[
                 Route("/hooks/{hook}", hook, methods=["POST"]),
-                Route("/hooks/{hook}/{session}", hook, methods=["POST"]),
+                Route("/hooks/{hook}/{session:path}", hook, methods=["POST"]),
             ],
             exception_handlers={404: lost, 405: lost},
         )
@@ -259,7 +259,7 @@ def _session(hook: Hook, given: str | None) -> str:
         return hook.session
     if given is None:
         raise refusals.UnknownHookError("this hook needs a session in its path.", hint="POST /hooks/NAME/SESSION")
-    return check_name("session", given)
+    return check_session(given)
 
 
 async def _finish(request: Request, error: ClawbusError) -> bool:

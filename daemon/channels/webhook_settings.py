@@ -19,7 +19,7 @@ from daemon.channels.protocol import InDoubt
 from daemon.errors import ConfigError
 from daemon.listening import split_listen
 from schema.errors import InvalidNameError
-from schema.ids import check_name
+from schema.ids import check_name, check_session
 from schema.rows import Kind
 
 ANY_SESSION: Final = "*"
@@ -203,7 +203,7 @@ def _read(where: str, path: Path) -> bytes:
 
 def _named(what: str, value: str) -> str:
     try:
-        return check_name(what, value)
+        return check_session(value) if what == "session" else check_name(what, value)
     except InvalidNameError as error:
         raise ValueError(f"{error} {error.hint}") from error
 

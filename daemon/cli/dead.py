@@ -14,6 +14,7 @@ from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
 from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, SessionScope, user
 from daemon.clock import SystemClock
+from daemon.command_words import one_word
 from daemon.errors import AmbiguousIdError, DaemonDownError, DaemonSilentError, RemoteError, UnknownMessageError
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def _typed(letter: Mapping[str, Any]) -> str:
     """The arguments that name one letter."""
     import shlex  # noqa: PLC0415
 
-    return f"{shlex.quote(letter['id'])} --session {letter['agent']}/{letter['session']}"
+    return f"{shlex.quote(letter['id'])} --session {one_word(letter['agent'], letter['session'])}"
 
 
 def _show_list(console: Console, report: Mapping[str, Any], source: str) -> None:

@@ -16,6 +16,7 @@ from daemon.cli.names import pair
 from daemon.cli.output import Output
 from daemon.errors import DataFolderError, UnknownSessionError
 from daemon.logs_filter import EventFilter, parse_event
+from schema.ids import session_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +61,7 @@ def logs(
             _follow(invocation, found, _coming(path, unit if journal else None), wanted, raw=raw)
     except PermissionError as error:
         raise DataFolderError(f"{path} may not be read.", hint="Run this as the daemon's user.") from error
-    if named is not None and not found and not (invocation.config.data_dir / "sessions" / Path(*named)).is_dir():
+    if named is not None and not found and not session_path(invocation.config.data_dir / "sessions", *named).is_dir():
         raise UnknownSessionError(f"there is no session {'/'.join(named)}, and the log has nothing of one.")
     if raw:
         for line in found:

@@ -9,6 +9,7 @@ import typer
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.operator import ReasonOption, SessionScope, session_of, user
+from daemon.command_words import two_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,5 +78,5 @@ def _repair(invocation: Invocation, action: str, message: str, session: str | No
         say(console, f"{message} of {'/'.join(named)}: {what}{as_} (it was {done['was']})")
 
     identity = done.get("retried_as") or message
-    step = NextAction(f"clawbus session show {' '.join(named)} --message {identity}", "its life")
+    step = NextAction(f"clawbus session show {two_words(*named)} --message {identity}", "its life")
     return Outcome(result, people, (step,))

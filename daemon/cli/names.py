@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from schema.ids import check_name
+from schema.ids import check_name, check_session
 
 AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="The agent; or AGENT/SESSION in one word.")]
 SessionArgument = Annotated[str | None, typer.Argument(metavar="SESSION", help="The session of that agent.")]
@@ -24,4 +24,4 @@ def pair(agent: str, session: str | None) -> tuple[str, str]:
         agent, slash, session = agent.partition("/")
         if not slash:
             raise typer.BadParameter("name the session too: AGENT SESSION, or AGENT/SESSION.")
-    return check_name("agent", agent), check_name("session", session)
+    return check_name("agent", agent), check_session(session)

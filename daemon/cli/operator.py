@@ -36,6 +36,7 @@ def session_of(invocation: Invocation, message_id: str, session: str | None) -> 
     from daemon.ops.session_reading import open_inbound  # noqa: PLC0415
     from daemon.store.rebuild import found_sessions  # noqa: PLC0415
     from schema.errors import ClawbusError  # noqa: PLC0415
+    from schema.ids import session_path  # noqa: PLC0415
     from schema.layout import SessionFolder  # noqa: PLC0415
 
     sessions_dir = Layout(invocation.config.data_dir).sessions_dir
@@ -43,7 +44,7 @@ def session_of(invocation: Invocation, message_id: str, session: str | None) -> 
     unread = 0
     for key in sorted(found_sessions(sessions_dir)):
         try:
-            with open_inbound(SessionFolder(sessions_dir / key.agent / key.session)) as db:
+            with open_inbound(SessionFolder(session_path(sessions_dir, *key))) as db:
                 if db.one("SELECT 1 FROM messages_in WHERE id = ?", (message_id,)) is not None:
                     found.append(key)
         except ClawbusError:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import Outcome, Problem
+
+if TYPE_CHECKING:
+    from daemon.signals import SignalInbox
 
 _ONE = typer.Argument(metavar="[ID]", help="Show this run (a message's id, or MESSAGE@INCARNATION); start nothing.")
 
@@ -46,7 +49,16 @@ def run(
     from daemon.signals import SignalInbox  # noqa: PLC0415
 
     signals = SignalInbox()
-    signals.install()
+    with signals.installed():
+        code = _serve(invocation, signals)
+    if code:
+        problem = Problem("DAEMON_FAILED", f"the daemon ended with exit code {code}.", "`clawbus logs -n 50` says why.")
+        return Outcome({"exit_code": code}, problem=problem, exit_code=code)
+    # Under systemd nobody reads standard output as a pipe: an envelope only for who asked.
+    return Outcome({"exit_code": 0}, silent=invocation.options.json is None)
+
+
+def _serve(invocation: Invocation, signals: SignalInbox) -> int:
     from daemon.cli.guard import check_foreign_packages  # noqa: PLC0415 - reads every installed distribution's metadata
 
     check_foreign_packages()
@@ -54,9 +66,4 @@ def run(
     from daemon import app  # noqa: PLC0415 - the whole daemon
     from daemon.config import load_config  # noqa: PLC0415
 
-    code = app.run(config, lambda: load_config(invocation.config_file, data_dir=invocation.options.data), signals)
-    if code:
-        problem = Problem("DAEMON_FAILED", f"the daemon ended with exit code {code}.", "`clawbus logs -n 50` says why.")
-        return Outcome({"exit_code": code}, problem=problem, exit_code=code)
-    # Under systemd nobody reads standard output as a pipe: an envelope only for who asked.
-    return Outcome({"exit_code": 0}, silent=invocation.options.json is None)
+    return app.run(config, lambda: load_config(invocation.config_file, data_dir=invocation.options.data), signals)

@@ -20,6 +20,7 @@ from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, inter
 from daemon.cli.names import AgentOption, SessionOption
 from daemon.cli.standard_input import read_text
 from daemon.clock import Clock, SystemClock
+from daemon.command_words import two_words
 from daemon.errors import ContentError, DaemonSilentError, LostAnswerError
 from schema.errors import ClawbusError
 from schema.ids import check_message_id, new_id
@@ -230,7 +231,7 @@ def _state(accepted: dict[str, Any]) -> str:
 
 
 def _next(accepted: dict[str, Any]) -> tuple[NextAction, ...]:
-    name = f"{accepted['agent']} {accepted['session']}"
+    name = two_words(accepted["agent"], accepted["session"])
     life = NextAction(f"clawbus session show {name} --message {_working_id(accepted)}", "what became of the message")
     if accepted["mailbox"] is None:
         return (life,)

@@ -11,6 +11,7 @@ from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import AgentArgument, SessionArgument, pair
 from daemon.cli.operator import ReasonOption, user
 from daemon.clock import SystemClock
+from daemon.command_words import two_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,10 +62,12 @@ def show(
     report, source = daemon_or_files(invocation, lambda client: client.session(*named), look)
     steps: tuple[NextAction, ...] = ()
     if report["state"] == "quarantined":
-        steps = (NextAction(f"clawbus session release {' '.join(named)}", "take it out of quarantine, once mended"),)
+        steps = (NextAction(f"clawbus session release {two_words(*named)}", "take it out of quarantine, once mended"),)
     elif report["messages"]:
         newest = report["messages"][0]["id"]
-        steps = (NextAction(f"clawbus session show {' '.join(named)} --message {newest}", "its newest message's life"),)
+        steps = (
+            NextAction(f"clawbus session show {two_words(*named)} --message {newest}", "its newest message's life"),
+        )
     return Outcome({"source": source, **report}, lambda console: _show(console, report, source), steps)
 
 
@@ -180,7 +183,7 @@ def _acted(named: tuple[str, str], answer: dict[str, Any], done: str, nothing: s
         rest = {key: value for key, value in answer.items() if key != done}
         say(console, f"{'/'.join(named)}: {done if answer.get(done) else nothing} {brief(rest)}".rstrip())
 
-    return Outcome(result, people, (NextAction(f"clawbus session show {' '.join(named)}", "its state now"),))
+    return Outcome(result, people, (NextAction(f"clawbus session show {two_words(*named)}", "its state now"),))
 
 
 def _life(invocation: Invocation, named: tuple[str, str], message: str) -> Outcome:

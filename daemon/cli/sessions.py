@@ -9,6 +9,7 @@ import typer
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.clock import SystemClock
+from daemon.command_words import two_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +38,7 @@ def sessions(invocation: Invocation) -> Outcome:
 
     found, source = daemon_or_files(invocation, lambda client: client.sessions(), look)
     steps = tuple(
-        NextAction(f"clawbus session show {one['agent']} {one['session']}", "why it needs attention")
+        NextAction(f"clawbus session show {two_words(one['agent'], one['session'])}", "why it needs attention")
         for one in [one for one in found if one.get("explanation")][:1]
     )
     return Outcome({"source": source, "sessions": found}, lambda console: _show(console, found, source), steps)

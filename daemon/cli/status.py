@@ -10,6 +10,7 @@ import typer
 from daemon.cli.command import LOOK, Invocation, add
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.clock import SystemClock
+from daemon.command_words import two_words
 from daemon.errors import DaemonDownError, DaemonSilentError, DataFolderError, RemoteError
 from schema.errors import ClawbusError
 
@@ -37,7 +38,9 @@ def status(invocation: Invocation) -> Outcome:
     if source == "files":
         steps = LOOK if report["silent"] is not None else (NextAction("clawbus run", "start the daemon"),)
     for entry in report.get("attention", [])[:1]:
-        steps += (NextAction(f"clawbus session show {entry['agent']} {entry['session']}", "what needs attention"),)
+        steps += (
+            NextAction(f"clawbus session show {two_words(entry['agent'], entry['session'])}", "what needs attention"),
+        )
     if report["queues"]["dead_letters"]:
         steps += (NextAction("clawbus dead list", "the dead letters"),)
     live: dict[str, Any] = report.get("live") or {}

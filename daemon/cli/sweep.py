@@ -16,6 +16,7 @@ from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, user
 from daemon.cli.output import progress
 from daemon.clock import SystemClock
+from daemon.command_words import one_word, two_words
 from daemon.errors import NotListeningError
 from schema.errors import ClawbusError
 
@@ -126,7 +127,7 @@ def _restore(invocation: Invocation, backup: Path, reason: str | None) -> Outcom
         say(console, f"{'/'.join(key)}: {name} is back, {done['restored']} messages are as they were.",
             f"What it replaced is in {done['before']}.")  # fmt: skip
 
-    return Outcome(done, people, (NextAction(f"clawbus session show {' '.join(key)}", "its state now"),))
+    return Outcome(done, people, (NextAction(f"clawbus session show {two_words(*key)}", "its state now"),))
 
 
 def _with_access(invocation: Invocation, work: Callable[[StaleAccess], T], *, changes: bool) -> T:
@@ -150,7 +151,7 @@ def _next(scope: Scope, report: Report) -> tuple[NextAction, ...]:
         ended = [one for swept in report.swept for one in swept["swept"] if one["becomes"] == "cancelled"]
         if ended:
             message = shlex.quote(ended[0]["run"].partition("@")[0])
-            where = f"{ended[0]['agent']}/{ended[0]['session']}"
+            where = one_word(ended[0]["agent"], ended[0]["session"])
             retry = f"clawbus message retry {message} --session {where}"
             steps.append(NextAction(retry, "send a cancelled message on its way again"))
         if report.swept:
@@ -160,7 +161,7 @@ def _next(scope: Scope, report: Report) -> tuple[NextAction, ...]:
     if not report.runs:
         return ()
     named = sorted({(one["agent"], one["session"]) for one in report.runs})
-    where = f"--session {'/'.join(named[0])}" if len(named) == 1 else f"--agent {named[0][0]}"
+    where = f"--session {one_word(*named[0])}" if len(named) == 1 else f"--agent {named[0][0]}"
     if scope.match is not None and len(named) > 1:
         where = f"--match {shlex.quote(scope.match)}"
     return (NextAction(f"clawbus sweep stale {where}{_limits(scope)} --apply", "end them"),)

@@ -15,6 +15,7 @@ from docker.errors import APIError, ImageNotFound, NotFound
 from docker.types import LogConfig
 from docker.types import Mount as DockerMount
 
+from daemon.command_words import two_words
 from daemon.containers.docker_client import DockerClient
 from daemon.containers.docker_image import UsableImage
 from daemon.containers.protocol import ContainerSpec, Running
@@ -80,7 +81,7 @@ class Spawner:
             raise SpawnError(
                 f"container {details['Id'][:12]} of this session still runs as incarnation"
                 f" {found.get(LABEL_INCARNATION)}.",
-                hint=f"The daemon ends it by itself; else: clawbus session kill {spec.agent} {spec.session}",
+                hint=f"The daemon ends it by itself; else: clawbus session kill {two_words(spec.agent, spec.session)}",
             )
         self._forget(details)
 

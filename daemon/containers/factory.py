@@ -21,6 +21,7 @@ from daemon.ops.image import source_digest
 from daemon.store import destinations
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
+from schema.ids import session_path
 from schema.layout import SessionFolder
 from schema.rows import RunnerSettings
 
@@ -75,7 +76,7 @@ def spec_maker(config: Config, folder: DataFolder, agents: Mapping[str, Agent], 
             network=agent.network or config.docker.network,
             limits=_limits(agent, config),
             user=f"{uid}:{gid}",
-            folder=SessionFolder(folder.sessions_dir / key.agent / key.session),
+            folder=SessionFolder(session_path(folder.sessions_dir, key.agent, key.session)),
             agent_folder=_agent_folder(folder.agents_dir / key.agent, owner),
             own_runner=agent.runner,
             workspace=ensure_workspace(links) if agent.runner and in_docker else None,

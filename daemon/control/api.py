@@ -26,7 +26,7 @@ from daemon.control.asgi import CLOSING
 from daemon.control.operations import Operations
 from daemon.errors import BodyTooLargeError, RequestRefusedError
 from schema.errors import ClawbusError, ReadDeadlineError, ReadRaceError, StorageError
-from schema.ids import check_name
+from schema.ids import check_name, check_session
 from schema.os_faults import as_host_error
 from schema.rows import Address, Kind
 
@@ -120,7 +120,7 @@ def build_api(
     def route(path: str, handler: Handler, method: str = "GET") -> Route:
         return Route(path, enveloped(handler), methods=[method])
 
-    session = "/v1/sessions/{agent}/{session}"
+    session = "/v1/sessions/{agent}/{session:path}"
     return Starlette(
         routes=[
             route("/v1/messages", api.accept, "POST"),
@@ -129,10 +129,11 @@ def build_api(
             route("/v1/status", api.status),
             route("/v1/live", api.live),
             route("/v1/sessions", api.sessions),
-            route(session, api.session),
+            # A name may hold slashes, so the routes that end in a verb come first.
             route(f"{session}/stop", api.stop, "POST"),
             route(f"{session}/kill", api.kill, "POST"),
             route(f"{session}/release", api.release, "POST"),
+            route(session, api.session),
             route("/v1/dead", api.dead),
             route("/v1/dead/show", api.dead_show),
             route("/v1/dead/requeue", api.dead_requeue, "POST"),
@@ -238,7 +239,7 @@ class _Api:
 
     async def _repair(self, request: Request) -> tuple[str, str, str, str, str | None]:
         body = parse_body(_RepairBody, await read_body(request, self._max_body_bytes))
-        agent, session = check_name("agent", body.agent), check_name("session", body.session)
+        agent, session = check_name("agent", body.agent), check_session(body.session)
         return agent, session, body.id, body.by, body.reason
 
 
@@ -346,7 +347,7 @@ def parse_body(model: type[_Model], body: bytes) -> _Model:
 
 def _named(values: Mapping[str, str]) -> tuple[str, str]:
     agent, session = values.get("agent", ""), values.get("session", "")
-    return check_name("agent", agent), check_name("session", session)
+    return check_name("agent", agent), check_session(session)
 
 
 def _who(request: Request) -> tuple[str | None, str]:

@@ -16,7 +16,7 @@ from daemon.repair.repairs import Repairs
 from daemon.repair.stale_plan import Scope, check_scope
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
-from schema.ids import check_name
+from schema.ids import check_name, check_session
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
@@ -30,7 +30,7 @@ class _SessionBody(BaseModel):
     @property
     def key(self) -> SessionKey:
         """The session's name, checked. Raises InvalidNameError."""
-        return SessionKey(check_name("agent", self.agent), check_name("session", self.session))
+        return SessionKey(check_name("agent", self.agent), check_session(self.session))
 
 
 class _RepairBody(_SessionBody):

@@ -15,7 +15,7 @@ from daemon.errors import DataFolderError
 from daemon.store.rebuild import is_session
 from schema.connect import Reader, open_reader
 from schema.errors import ClawbusError, SchemaTooNewError
-from schema.ids import check_name
+from schema.ids import check_name, check_session, session_of_folder, session_path
 from schema.layout import SessionFolder
 from schema.migrate import VERSION
 
@@ -140,7 +140,9 @@ def check_data_folder(data_dir: Path) -> None:
 
 def folder_of(data_dir: Path, key: Key) -> SessionFolder:
     """Where a session's files lie. Raises InvalidNameError."""
-    return SessionFolder(Layout(data_dir).sessions_dir / check_name("agent", key[0]) / check_name("session", key[1]))
+    return SessionFolder(
+        session_path(Layout(data_dir).sessions_dir, check_name("agent", key[0]), check_session(key[1]))
+    )
 
 
 def _open(path: Path) -> Reader:
@@ -174,7 +176,9 @@ def _folders(data_dir: Path) -> list[Key]:
     try:
         for agent in sorted(Layout(data_dir).sessions_dir.iterdir()):
             found += [
-                (agent.name, folder.name) for folder in sorted(agent.iterdir()) if is_session(SessionFolder(folder))
+                (agent.name, session)
+                for folder in sorted(agent.iterdir())
+                if (session := session_of_folder(folder.name)) is not None and is_session(SessionFolder(folder))
             ]
     except OSError:
         return found
@@ -184,7 +188,6 @@ def _folders(data_dir: Path) -> list[Key]:
 def _is_named(key: Key) -> bool:
     try:
         check_name("agent", key[0])
-        check_name("session", key[1])
     except ClawbusError:
         return False
     return True

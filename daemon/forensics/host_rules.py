@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from daemon.command_words import one_word
 from daemon.forensics.diagnosis import Diagnosis, span
 from daemon.forensics.facts import DaemonState, HostFacts
 from schema.errors import HostTroubleError, UnusableFileError
@@ -224,9 +225,9 @@ def _clock_jumped(host: HostFacts) -> Diagnosis | None:
 
 
 def _retry(agent: str | None, session: str | None, message_id: str | None) -> str | None:
-    if message_id is None:
+    if message_id is None or agent is None or session is None:
         return None
-    return f"clawbus message retry {message_id} --session {agent}/{session}"
+    return f"clawbus message retry {message_id} --session {one_word(agent, session)}"
 
 
 def _channel_failing(host: HostFacts) -> Diagnosis | None:

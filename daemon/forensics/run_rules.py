@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from daemon.command_words import one_word, two_words
 from daemon.forensics.diagnosis import Diagnosis, span
 from daemon.forensics.facts import DaemonState, HostFacts, RunFacts, SessionFacts
 from daemon.forensics.truth import FINISHED, Confidence, Life, RunStatus
@@ -20,7 +21,9 @@ def _contradiction(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnos
     if not run.verdict.inconsistent:
         return None
     summary = "The sources contradict each other about how it ended; no command may choose between them."
-    return _about(one, run, "CONTRADICTION", summary, f"clawbus run {_run_id(run)} --session {one.name}")
+    return _about(
+        one, run, "CONTRADICTION", summary, f"clawbus run {_run_id(run)} --session {one_word(one.agent, one.session)}"
+    )
 
 
 def _stuck_claim(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnosis | None:
@@ -76,7 +79,11 @@ def _stale(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnosis | Non
 
 def _settling(host: HostFacts, one: SessionFacts) -> str:
     """A daemon that starts settles it, and tries again what nobody finished; the stale sweep would cancel that."""
-    return "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus sweep stale --session {one.name} --apply"
+    return (
+        "clawbus run"
+        if host.daemon is DaemonState.DOWN
+        else f"clawbus sweep stale --session {one_word(one.agent, one.session)} --apply"
+    )
 
 
 def _away(host: HostFacts) -> str | None:
@@ -89,7 +96,7 @@ def _run_id(run: RunFacts) -> str:
 
 
 def _two(one: SessionFacts) -> str:
-    return f"{one.agent} {one.session}"
+    return two_words(one.agent, one.session)
 
 
 def _about(

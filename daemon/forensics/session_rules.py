@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from daemon.command_words import one_word, two_words
 from daemon.forensics.diagnosis import Diagnosis, counted, span
 from daemon.forensics.facts import DaemonState, HostFacts, SessionFacts
 from daemon.forensics.host_rules import TOO_NEW, UPGRADE, disk_full, image_unusable, runtime_away
@@ -219,7 +220,7 @@ def _work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         longest = host.holders[0]
         return _of(
             one, "WORK_WAITING", "Work is due and every container slot is taken.", evidence,
-            f"clawbus session stop {longest.agent} {longest.session}",
+            f"clawbus session stop {two_words(longest.agent, longest.session)}",
         )  # fmt: skip
     command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session release {_two(one)}"
     return _of(one, "WORK_WAITING", "Work is due and nothing runs.", evidence, command, cause=cause)
@@ -322,13 +323,13 @@ def _dead_letters(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         evidence.append(f"The newest: {one.dead_example}: {one.dead_reason or 'no reason was recorded'}")
     # An answer's id is the container's own text.
     shown = f"show {shlex.quote(one.dead_example)}" if one.dead_example is not None else "list"
-    command = f"clawbus dead {shown} --session {one.name}"
+    command = f"clawbus dead {shown} --session {one_word(one.agent, one.session)}"
     waiting = counted(total, "open dead letter waits", "open dead letters wait")
     return _of(one, "DEAD_LETTERS", f"{waiting} for an operator.", evidence, command)
 
 
 def _two(one: SessionFacts) -> str:
-    return f"{one.agent} {one.session}"
+    return two_words(one.agent, one.session)
 
 
 def _of(

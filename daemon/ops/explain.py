@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from daemon.command_words import two_words
 from daemon.ops.session_reading import Queues
 from schema.instants import to_text
 
@@ -61,7 +62,7 @@ def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues:
 
 def held_up(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues, now_ms: int) -> str | None:
     """As `explain`, but only what keeps the session's next message waiting: a dead letter holds nobody up."""
-    name = f"{registry['agent']} {registry['session']}"
+    name = two_words(registry["agent"], registry["session"])
     if registry.get("quarantined_at") is not None:
         reason = str(registry.get("quarantine_reason") or "no reason was recorded").rstrip(".")
         since = to_text(int(registry["quarantined_at"]))

@@ -28,7 +28,7 @@ from daemon.store.pruned import read as read_pruned
 from daemon.store.rebuild import REMAKE_HINT, found_sessions
 from schema.connect import Reader, ReadLimits, open_reader
 from schema.errors import ClawbusError, SchemaTooNewError, StorageError
-from schema.ids import check_name
+from schema.ids import check_name, check_session, session_path
 from schema.layout import SessionFolder
 from schema.migrate import VERSION
 from schema.rows import DeliveryState
@@ -51,7 +51,7 @@ class _Looked:
 
 def session_folder(data_dir: Path, agent: str, session: str) -> SessionFolder:
     """Where a session's files lie. Raises InvalidNameError."""
-    return SessionFolder(data_dir / "sessions" / check_name("agent", agent) / check_name("session", session))
+    return SessionFolder(session_path(data_dir / "sessions", check_name("agent", agent), check_session(session)))
 
 
 def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) -> dict[str, Any]:

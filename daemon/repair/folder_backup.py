@@ -23,6 +23,7 @@ from daemon.store.rebuild import found_sessions
 from daemon.store.registry import SessionKey
 from schema.connect import ReadLimits, open_outbound_reader, open_owner
 from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError, StorageError
+from schema.ids import session_folder
 from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB, SessionFolder
 from schema.migrate import Role
@@ -132,7 +133,7 @@ def _copies(
 def _session(
     layout: Layout, key: SessionKey, into: Path, limits: FolderLimits, *, owner: bool
 ) -> Iterator[Copied | str]:
-    relative = f"sessions/{key.agent}/{key.session}"
+    relative = f"sessions/{key.agent}/{session_folder(key.session)}"
     folder, copy = SessionFolder(layout.root / relative), SessionFolder(into / relative)
     for path in (copy.inbox, copy.outbox):
         path.mkdir(mode=0o700, parents=True)

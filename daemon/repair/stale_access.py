@@ -32,6 +32,7 @@ from daemon.store.dead_letters import Operator
 from daemon.store.rebuild import REMAKE_HINT, agree_on_install_id, found_sessions
 from daemon.store.registry import Registry, SessionKey
 from daemon.store.session_files import SessionFiles
+from schema.ids import session_of_folder, session_path
 
 _APPLY_S: Final = 60.0
 
@@ -130,7 +131,7 @@ class FilesAccess:
         del agent, wait_s
 
     def _files(self, key: Key) -> SessionFiles:
-        files = SessionFiles(self._folder.sessions_dir / key[0] / key[1], read_limits(self._config))
+        files = SessionFiles(session_path(self._folder.sessions_dir, *key), read_limits(self._config))
         alive = self._listing.containers
         lives = alive is None or any((one.agent, one.session) == key for one in alive)
         if self._recover and not lives and files.has_journal():
@@ -180,9 +181,10 @@ def backup_key(path: Path, sessions_dir: Path) -> tuple[Key, str]:
         agent, session, inbox, name = whole.relative_to(Path(os.path.abspath(sessions_dir))).parts  # noqa: PTH100
     except ValueError:
         agent = session = inbox = name = ""
-    if inbox != "in":
+    named = session_of_folder(session)
+    if inbox != "in" or named is None:
         raise RestoreRefusedError(f"{path} does not lie in a session's in/ folder of this data folder.")
-    return (agent, session), name
+    return (agent, named), name
 
 
 def _limits(key: Key, scope: Scope) -> dict[str, Any]:

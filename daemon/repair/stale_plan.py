@@ -22,7 +22,7 @@ from daemon.repair.errors import (
     StaleTooYoungError,
 )
 from schema.errors import ClawbusError
-from schema.ids import check_name
+from schema.ids import check_name, check_session
 from schema.rows import MessageStatus
 
 OLDER_THAN_MS: Final = 30 * 60_000
@@ -157,7 +157,7 @@ def check_scope(scope: Scope, *, apply: bool) -> None:
         check_name("agent", scope.agent)
     if scope.session is not None:
         check_name("agent", scope.session[0])
-        check_name("session", scope.session[1])
+        check_session(scope.session[1])
     if not apply:
         return
     if scope.agent is None and scope.session is None and scope.match is None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from daemon.store.registry import Memory, Registry, SessionKey
 from schema.errors import InvalidNameError, StorageError
-from schema.ids import check_name
+from schema.ids import check_name, session_of_folder
 from schema.layout import SessionFolder
 from schema.os_faults import host_error
 
@@ -48,26 +48,27 @@ def remake(registry: Registry, sessions_dir: Path, memory: Memory, now_ms: int) 
 def found_sessions(sessions_dir: Path) -> Iterator[SessionKey]:
     """Every `<agent>/<session>/in/inbound.db` whose names are valid. Raises StorageError."""
     try:
-        for agent in _folders(sessions_dir, "agent"):
-            for session in _folders(agent, "session"):
-                if is_session(SessionFolder(session)):
-                    yield SessionKey(agent.name, session.name)
+        for agent in _folders(sessions_dir, _is_agent):
+            for folder in _folders(agent, lambda name: session_of_folder(name) is not None):
+                session = session_of_folder(folder.name)
+                if session is not None and is_session(SessionFolder(folder)):
+                    yield SessionKey(agent.name, session)
     except OSError as error:
         raise host_error(error, str(sessions_dir)) from error
 
 
-def _folders(folder: Path, what: str) -> list[Path]:
+def _folders(folder: Path, is_named: Callable[[str], bool]) -> list[Path]:
     # All of them before the first is looked into: a listing that somebody stops to read would stay open until then.
     with os.scandir(folder) as entries:
-        return [Path(entry.path) for entry in entries if _is_named(what, entry)]
+        return [Path(entry.path) for entry in entries if is_named(entry.name) and entry.is_dir(follow_symlinks=False)]
 
 
-def _is_named(what: str, entry: os.DirEntry[str]) -> bool:
+def _is_agent(name: str) -> bool:
     try:
-        check_name(what, entry.name)
+        check_name("agent", name)
     except InvalidNameError:
         return False
-    return entry.is_dir(follow_symlinks=False)
+    return True
 
 
 def is_session(folder: SessionFolder) -> bool:

@@ -277,3 +277,12 @@ def test_a_changed_agent_gets_a_new_container_after_a_restart(daemon: RealDaemon
     after = daemon.container("prog", "s")
     assert after["container_id"] != before["container_id"]
     assert inspect(after["container_id"])["HostConfig"]["PidsLimit"] == 99
+
+
+@pytest.mark.parametrize("name", ["-1001234567890", "owner/repo#12", "K\u00fcche \u5bb6"])
+def test_a_container_of_a_session_that_is_named_as_a_chat_is(daemon: RealDaemon, name: str) -> None:
+    said = daemon.cli("send", "say hello", "--agent", "prog", f"--session={name}", "--wait", "60")
+    assert said.result["answer"]["text"] == "hello"
+    found = inspect(daemon.container("prog", name)["container_id"])
+    assert found["Config"]["Labels"]["clawbus.session"] == name
+    assert daemon.cli("session", "kill", f"prog/{name}").result["killed"] is True

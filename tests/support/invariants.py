@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 from daemon.data_folder import Layout
 from schema.connect import open_reader
 from schema.errors import ClawbusError
+from schema.ids import session_folder
 from schema.instants import from_text
 from schema.rows import MessageStatus
 from tests.support.invariants_files import file_violations, plain_database
@@ -57,9 +59,9 @@ def data_folder_violations(
         incarnations = {row["id"]: dict(row) for row in db.all("SELECT * FROM incarnations")}
     found += _incarnation_violations(sessions, incarnations)
     mailbox = _mailbox(layout, found)
-    on_disk = {(path.parent.name, path.name) for path in layout.sessions_dir.glob("*/*") if path.is_dir()}
+    on_disk = {(path.parent.name, unquote(path.name)) for path in layout.sessions_dir.glob("*/*") if path.is_dir()}
     for key in sorted(on_disk):
-        root = layout.sessions_dir.joinpath(*key)
+        root = layout.sessions_dir / key[0] / session_folder(key[1])
         problems = session_violations(root, at_rest=at_rest, hostile=hostile, pruned=pruned)
         rows = None if problems else load_session(root, hostile=hostile)
         if key not in sessions:

@@ -22,6 +22,8 @@ TOOLS: Final = frozenset({"demo", "bench", "tests"})
 
 PURE_FILES: Final = frozenset(
     {
+        "daemon/command_words.py",
+        "daemon/printable.py",
         "daemon/sweep/decide.py",
         "daemon/sweep/fate.py",
         "daemon/bus/delivery_plan.py",
@@ -63,6 +65,7 @@ PURE_STDLIB: Final = frozenset(
 PURE_PATHS: Final = frozenset({"pathlib.PurePath", "pathlib.PurePosixPath"})  # names of paths; they touch no disk
 # Errors, the dataclasses that a spec is made of, and the pure files of a room that has several.
 PURE_OURS: Final = (
+    "daemon.command_words",
     "daemon.errors",
     "daemon.containers.protocol",
     "daemon.repair.errors",

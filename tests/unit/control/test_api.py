@@ -141,7 +141,7 @@ def test_a_reply_is_waited_for(http: httpx.Client) -> None:
         ("/v1/mailbox/cli?wait_s=x", "REQUEST_REFUSED"),
         ("/v1/replies?agent=echo&session=s", "REQUEST_REFUSED"),
         ("/v1/replies?agent=..&session=s&message_id=m", "INVALID_NAME"),
-        ("/v1/sessions/echo/..%2Fx", "REQUEST_REFUSED"),
+        ("/v1/sessions/echo/..%2Fx", "INVALID_NAME"),
         ("/v1/nothing", "REQUEST_REFUSED"),
     ],
 )
@@ -167,7 +167,7 @@ def test_sessions_are_acted_on(http: httpx.Client, operations: FakeOperations) -
     ]
     unconfirmed = http.post("/v1/sessions/echo/stuck/kill")
     assert (unconfirmed.status_code, unconfirmed.json()["error"]["code"]) == (504, "EXIT_NOT_CONFIRMED")
-    assert http.get("/v1/sessions/echo/s/kill").status_code == 405
+    assert http.put("/v1/sessions/echo/s/kill").status_code == 405
 
 
 def test_reports_pass_through(http: httpx.Client) -> None:

@@ -102,7 +102,7 @@ def test_the_cap_counts_what_would_be_ended() -> None:
         (Scope(agent="echo", older_than_ms=299_999), StaleTooYoungError),
         (Scope(agent="echo", max_runs=0), StaleScopeInvalidError),
         (Scope(agent="../echo"), InvalidNameError),
-        (Scope(session=("echo", "a/b")), InvalidNameError),
+        (Scope(session=("echo", "a/../b")), InvalidNameError),
     ],
 )
 def test_a_scope_that_no_sweep_may_have(scope: Scope, error: type[Exception]) -> None:

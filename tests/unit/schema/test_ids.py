@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schema.errors import InvalidNameError
-from schema.ids import check_message_id, check_name, is_message_id, new_id
+from schema.ids import (
+    check_message_id,
+    check_name,
+    check_session,
+    is_message_id,
+    new_id,
+    session_folder,
+    session_of_folder,
+)
 
 TIMES = st.integers(min_value=0, max_value=2**48 - 1)
 
@@ -89,3 +97,65 @@ def test_whatever_passes_is_one_path_component(text: str) -> None:
         assert accepted not in (".", "..")
         assert accepted.isascii()
         assert accepted.isprintable()
+
+
+# --- sessions are called what chats are called
+
+CHATS = {
+    "main": "main",
+    "a..b": "a..b",
+    "-1001234567890": "%2D1001234567890",
+    "+49 171 1234567": "%2B49%20171%201234567",
+    "!room:server.org": "%21room%3Aserver.org",
+    "owner/repo#12": "owner%2Frepo%2312",
+    "19:meeting_MjdhNjM4YzUtYzEx@thread.v2": "19%3Ameeting_MjdhNjM4YzUtYzEx%40thread.v2",
+    "a@b.example": "a%40b.example",
+    ".hidden": "%2Ehidden",
+    "_a": "%5Fa",
+    "100%": "100%25",
+    "%2D1": "%252D1",
+    "K\u00fcche": "K%C3%BCche",
+    "\u5bb6\u65cf": "%E5%AE%B6%E6%97%8F",
+    "*": "%2A",
+    "~root": "~root".replace("~", "%7E"),
+    "a" * 200: "a" * 200,
+}
+
+
+@pytest.mark.parametrize(("name", "folder"), CHATS.items(), ids=repr)
+def test_a_session_s_name_becomes_a_folder_and_comes_back(name: str, folder: str) -> None:
+    assert check_session(name) == name
+    assert session_folder(name) == folder
+    assert session_of_folder(folder) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "/", "a/", "/a", "a//b", "../a", "a/../b", "a/./b", "a\0b", "a\nb", "a\n", " a", "a ", "a\tb", "a\x85b",
+     "\u202ea", "a\u200bb", "a\u2028b", "a\ud800", "a" * 241, "\u5bb6" * 27],
+    ids=repr,
+)  # fmt: skip
+def test_what_no_chat_is_called_is_no_session(name: str) -> None:
+    with pytest.raises(InvalidNameError) as refused:
+        check_session(name)
+    assert refused.value.hint
+
+
+@given(st.text(max_size=60))
+def test_no_name_leaves_its_folder_and_no_two_share_one(name: str) -> None:
+    try:
+        check_session(name)
+    except InvalidNameError:
+        return
+    folder = session_folder(name)
+    assert session_of_folder(folder) == name
+    assert folder.isascii()
+    assert len(folder) <= 240
+    assert not folder.startswith((".", "-"))
+    assert PurePosixPath("/sessions", "agent", folder).parts == ("/", "sessions", "agent", folder)
+
+
+@given(st.text(alphabet="ab%2DEF./-_\u00e9", max_size=12))
+def test_a_folder_that_no_session_made_is_nobody_s(folder: str) -> None:
+    name = session_of_folder(folder)
+    assert name is None or session_folder(name) == folder
