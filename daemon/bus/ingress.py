@@ -18,6 +18,7 @@ from daemon.bus.sessions import Session, Sessions
 from daemon.bus.troubles import ACCEPT, WRITE
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.clock import Clock
+from daemon.command_words import two_words
 from daemon.config import Agent
 from daemon.errors import ContentError, IdConflictError, MessageError, UnknownAgentError
 from daemon.store import messages
@@ -125,7 +126,7 @@ class Ingress:
             raise FileBusyError(
                 f"somebody keeps a lock on session {key}'s inbound.db; the message was not stored.",
                 hint="Send it again, with the same id, in a minute: a container that keeps the lock is ended after"
-                f" sweep.claim_stuck_s. `clawbus session show {key.agent} {key.session}` tells how it stands.",
+                f" sweep.claim_stuck_s. `clawbus session show {two_words(key.agent, key.session)}` tells how it stands.",
                 path=error.path,
             ) from error
         except ClawbusError as error:
