@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from schema import migrate
 from schema.errors import FileBusyError, HostileFileError
-from schema.handles import Reader, Writer, is_readonly_race, not_writable, translate
+from schema.handles import Deadline, Reader, Writer, is_readonly_race, not_writable, translate
 from schema.layout import OUTBOUND_DB
 from schema.os_faults import host_error, in_own_folder
 from schema.plain_file import (
@@ -249,8 +249,9 @@ def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:
         # Before the first statement: closing any descriptor of a file drops this process's locks on it.
         os.close(guard)
     try:
-        _limit(connection, limits)
+        deadline = _limit(connection, limits)
         reader = Reader(connection, path, hostile=True, max_read_bytes=limits.max_read_bytes)
+        reader.deadline = deadline
         reader.file_id = f"{identity.st_dev}:{identity.st_ino}"
         _check_tables(reader)
         # Again, now that it has been read: another thread's descriptor, which may have vouched by chance, is gone.
@@ -272,8 +273,9 @@ def open_outbound_bytes(data: bytes, path: Path, limits: ReadLimits) -> Reader:
     connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     try:
         connection.deserialize(data)
-        _limit(connection, limits)
+        deadline = _limit(connection, limits)
         reader = Reader(connection, path, hostile=True, max_read_bytes=limits.max_read_bytes)
+        reader.deadline = deadline
         _check_tables(reader)
     except (sqlite3.Error, MemoryError) as error:
         connection.close()
@@ -408,13 +410,13 @@ def _check_same(descriptor: int, wanted: os.stat_result) -> None:
         raise HostileFileError(_REPLACED)
 
 
-def _limit(connection: sqlite3.Connection, limits: ReadLimits) -> None:
+def _limit(connection: sqlite3.Connection, limits: ReadLimits) -> Deadline:
     """Everything that bounds what a hostile file may do to us, before its first byte is read."""
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limits.max_row_bytes)
     for limit, value in _SCHEMA_LIMITS:
         connection.setlimit(limit, value)
-    deadline = time.monotonic() + limits.deadline_s
-    connection.set_progress_handler(lambda: int(time.monotonic() > deadline), _STEPS_BETWEEN_LOOKS)
+    deadline = Deadline(limits.deadline_s)
+    connection.set_progress_handler(deadline.passed, _STEPS_BETWEEN_LOOKS)
     # Exclusive locking before the first read: a file that turns to WAL behind our check then asks for a lock that a
     # read-only handle cannot have, instead of a shared-memory map that its author could truncate under us
     # (sqlite.org/wal.html#use_of_wal_without_shared_memory). In DELETE mode a reader takes no more than a shared lock.
@@ -422,6 +424,7 @@ def _limit(connection: sqlite3.Connection, limits: ReadLimits) -> None:
         "PRAGMA locking_mode=EXCLUSIVE;PRAGMA trusted_schema=OFF;PRAGMA query_only=ON;PRAGMA mmap_size=0;"
         "PRAGMA cell_size_check=ON"
     )
+    return deadline
 
 
 @functools.cache

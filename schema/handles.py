@@ -6,6 +6,8 @@ Opens nothing itself. A reader is a different type from a writer and cannot writ
 from __future__ import annotations
 
 import sqlite3
+import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +25,7 @@ from schema.errors import (
 )
 from schema.os_faults import Fault, as_host_error, sqlite_fault, sqlite_host_error
 
+_WORK_SHARE: Final = 0.5  # of a deadline, from which on the time was spent on the file
 _ROW_BYTES: Final = 200  # of a row's own, whatever is in it
 _HOSTILE_CODES: Final = frozenset(
     {
@@ -88,6 +91,39 @@ def not_writable(error: object, path: Path) -> StorageError | None:
     return StorageError(f"{path.name}: {error} ({name})", hint=hint)
 
 
+class Deadline:
+    """How long the statements of one look at a container's file may run: `seconds` of work, or three times that of waiting.
+
+    A file that is made to be slow costs this thread's processor time. A disk that does not answer, a machine with no
+    processor to spare, or a daemon that was stopped costs none of it, and is nobody's doing but the host's.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
+        self._thread = threading.get_ident()
+        self._worked = time.thread_time()
+        self._host_is_slow = False
+
+    def passed(self) -> int:
+        """For SQLite's progress handler: 1 interrupts the statement."""
+        now = time.monotonic()
+        if now <= self._until:
+            return 0
+        mine = threading.get_ident() == self._thread
+        if not mine or time.thread_time() - self._worked >= self._seconds * _WORK_SHARE:
+            return 1
+        self._host_is_slow = now > self._until + 2 * self._seconds
+        return int(self._host_is_slow)
+
+    def judged(self, error: ClawbusError) -> ClawbusError:
+        """The error to raise: a StorageError, when the time went by without any work."""
+        if not isinstance(error, ReadDeadlineError) or not self._host_is_slow:
+            return error
+        hint = "The disk, or the whole machine, is too slow now (`dmesg`, `iostat`, `uptime`); the daemon retries by itself."
+        return StorageError(f"{error} This host waited for most of that time.", hint=hint)
+
+
 class Reader:
     """A handle that can only read. Use as a context manager; errors come out as ClawbusError."""
 
@@ -99,6 +135,7 @@ class Reader:
         self._path = path
         self._hostile = hostile
         self._max_read_bytes = max_read_bytes
+        self.deadline: Deadline | None = None  # of a container's file
         self.known_columns: Mapping[str, frozenset[str]] = {}  # of tables that were looked at while opening
         self.file_id: str = ""  # of a container's file: tells one that was deleted and made anew from the old one
 
@@ -184,7 +221,8 @@ class Reader:
 
     def _translated(self, error: Exception) -> ClawbusError:
         if isinstance(error, sqlite3.Error | MemoryError):
-            return translate(error, self._path, hostile=self._hostile)
+            found = translate(error, self._path, hostile=self._hostile)
+            return found if self.deadline is None else self.deadline.judged(found)
         return (HostileFileError if self._hostile else StorageError)(f"{self._path.name}: {error}")
 
 

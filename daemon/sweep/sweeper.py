@@ -46,6 +46,7 @@ _CONCURRENT = 16
 _SLOW = "its sweep did not end within sweep.session_timeout_s."
 _CLOCK_JUMP_MS = 2000
 _FAILED_RETRY_MS = 5000
+_FAILED_LATER_MS = 30_000  # also of a session that counts as idle: its trouble is told until a sweep comes through
 _POSTPONED_S = 60.0
 _PAGE = 20
 _LONGEST_PAUSE_S = 60.0
@@ -205,8 +206,9 @@ class Sweeper:
                 structlog.get_logger("sweep").error("sweep_raised", agent=key.agent, session=key.session, exc_info=True)
             finally:
                 again = self._busy.pop(key, False)
-                if again and not fine:  # not at once: what failed now is likely to fail again
-                    self.schedule.at(key, self.clock.now_ms() + _FAILED_RETRY_MS)
+                if not fine:  # not at once: what failed now is likely to fail again
+                    wait_ms = _FAILED_RETRY_MS if again else _FAILED_LATER_MS
+                    self.schedule.at(key, self.clock.now_ms() + wait_ms)
                     again = False
         return fine
 

@@ -358,3 +358,19 @@ def test_recovery_opens_only_what_a_runner_of_ours_writes(out: Path, name: str) 
     with pytest.raises(HostileFileError):
         recover_outbound_journal(out)
     assert (out / JOURNAL).exists()
+
+
+@pytest.mark.faults
+def test_a_host_that_is_slow_is_not_the_files_fault(out: Path, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time goes by and this thread has not worked: a disk that does not answer, a daemon that was stopped."""
+    good(out)
+    made_by(out, "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 20000)"
+                 " INSERT INTO session_state SELECT n, n, '' FROM c")  # fmt: skip
+    reader = look(out, ReadLimits(deadline_s=0.02))
+    assert reader is not None
+    monkeypatch.setattr(time, "thread_time", lambda: 0.0)
+    with reader:
+        with pytest.raises(StorageError, match="waited") as caught:
+            reader.all("SELECT count(*) FROM session_state AS a, session_state AS b WHERE a.key <> b.value")
+        assert not isinstance(caught.value, ReadDeadlineError)
+        assert "dmesg" in caught.value.hint
