@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -22,18 +23,19 @@ from starlette.routing import Route
 
 from daemon.channels import webhook_refusals as refusals
 from daemon.channels.protocol import Accept, Incoming
-from daemon.channels.signatures import matches, read_timestamp, signed_request
+from daemon.channels.webhook_forms import Signed, raw_of, slack_challenge
 from daemon.channels.webhook_settings import ANY_SESSION, Hook, Keys, WebhookSettings
 from daemon.clock import Clock
 from daemon.control.connections import TRUSTED
 from daemon.errors import BodyTooLargeError
 from schema.errors import ClawbusError
-from schema.ids import check_message_id, check_session
+from schema.ids import check_session
 from schema.instants import from_text
 from schema.rows import Address
 
 _DRAIN_BYTES: Final = 4 * 1024**2
 _DRAIN_S: Final = 1.0
+_FORM_FIELDS: Final = 1000
 _IN_THREAD_BYTES: Final = 64 * 1024
 # Kept with the message because they say what it is. Nothing that differs between two deliveries of one event (a date, a
 # client's version): the same id with other content is refused as a conflict.
@@ -79,6 +81,8 @@ class WebhookIn:
         name = request.path_params["hook"]
         try:
             incoming = await self._checked(request, name)
+            if isinstance(incoming, str):
+                return JSONResponse({"challenge": incoming})
             accepted = await accept(incoming)
         except ClientDisconnect:
             self._log.info("webhook_client_gone", hook=name[:64])
@@ -104,26 +108,33 @@ class WebhookIn:
             body |= {"previous": accepted.previous, "requeued_as": accepted.requeued_as}
         return JSONResponse(body, status_code=202)
 
-    async def _checked(self, request: Request, name: str) -> Incoming:
-        """The message in a request, or a refusal."""
+    async def _checked(self, request: Request, name: str) -> Incoming | str:
+        """The message in a request, or a text that its sender wants back and nobody else."""
         hook = self._settings.hooks.get(name)
         if hook is None:
             raise refusals.UnknownHookError("there is no such hook.")
-        secret = self._keys[name].inbound
-        if hook.signature == "github":
-            body, message_id = await self._github(request, secret)
-        else:
-            body, message_id = await self._clawbus(request, secret)
+        form = hook.form
+        form.early(request.headers, self._clock.now_ms())
+        body = await self._body(request)
+        message_id = form.check(
+            self._keys[name].inbound, Signed(request.headers, request.scope["path"], body, self._clock.now_ms())
+        )
         # From here on the sender is known, and may be told more.
         setattr(request.state, TRUSTED, True)
         session = _session(hook, request.path_params.get("session"))
         content_type = request.headers.get("content-type", "")
-        event = request.headers.get("x-github-event" if hook.signature == "github" else "x-clawbus-event", "")[:200]
+        event = request.headers.get(form.event_header or "", "")[:200]
         kept = {key: request.headers[key][:200] for key in _KEPT_HEADERS if key in request.headers}
         if len(body) > _IN_THREAD_BYTES:
-            payload = await anyio.to_thread.run_sync(read_payload, content_type, body)
+            payload = await anyio.to_thread.run_sync(
+                partial(read_payload, content_type, body, strict=form.strict_forms)
+            )
         else:
-            payload = read_payload(content_type, body)
+            payload = read_payload(content_type, body, strict=form.strict_forms)
+        if hook.signature == "slack" and (challenge := slack_challenge(payload)) is not None:
+            return challenge
+        if hook.keep_raw:
+            payload |= raw_of(body)
         return Incoming(
             agent=hook.agent,
             session=session,
@@ -134,35 +145,6 @@ class WebhookIn:
             traceparent=request.headers.get("traceparent"),
             not_after=_not_after(request.headers.get("x-clawbus-not-after")),
         )
-
-    async def _github(self, request: Request, secret: bytes) -> tuple[bytes, str]:
-        given = request.headers.get("x-hub-signature-256")
-        if given is None:
-            raise refusals.SignatureRefusedError("X-Hub-Signature-256 is missing.")
-        body = await self._body(request)
-        if not matches(secret, body, given):
-            raise refusals.SignatureRefusedError("X-Hub-Signature-256 is wrong.")
-        message_id = request.headers.get("x-github-delivery")
-        if message_id is None:
-            raise refusals.BodyRefusedError("X-GitHub-Delivery is missing.", hint="It becomes the message's id.")
-        return body, check_message_id(message_id)
-
-    async def _clawbus(self, request: Request, secret: bytes) -> tuple[bytes, str]:
-        given = request.headers.get("x-clawbus-signature")
-        if given is None:
-            raise refusals.SignatureRefusedError("X-Clawbus-Signature is missing.")
-        # Before the body: an old or undated request is refused without reading it.
-        stamp = request.headers.get("x-clawbus-timestamp", "")
-        if read_timestamp(stamp, self._clock.now_ms()) is None:
-            raise refusals.SignatureRefusedError(
-                "X-Clawbus-Timestamp is missing, no whole number of epoch seconds, or over 5 minutes off."
-            )
-        body = await self._body(request)
-        message_id = request.headers.get("x-clawbus-id")
-        if not matches(secret, signed_request(stamp, request.scope["path"], message_id or "", body), given):
-            raise refusals.SignatureRefusedError("X-Clawbus-Signature is wrong.")
-        # Without an id of the sender's the signature is the id: the same request again is the same message.
-        return body, check_message_id("sig-" + given.removeprefix("sha256=") if message_id is None else message_id)
 
     async def _body(self, request: Request) -> bytes:
         """The raw body. Raises BodyTooLargeError as soon as it is over the limit and BodyTimeoutError when it is slow."""
@@ -210,8 +192,11 @@ class WebhookIn:
         return response
 
 
-def read_payload(content_type: str, body: bytes) -> dict[str, object]:
-    """`{"body": ...}` of a JSON or GitHub form body, `{"text": ...}` of plain text. Raises BodyRefusedError or MediaTypeError."""
+def read_payload(content_type: str, body: bytes, *, strict: bool = False) -> dict[str, object]:
+    """`{"body": ...}` of JSON or a form, `{"text": ...}` of plain text. Raises BodyRefusedError or MediaTypeError.
+
+    A form whose only field is `payload`, with JSON in it, is that JSON; with `strict` it has to be.
+    """
     media = content_type.partition(";")[0].strip().lower()
     try:
         if media == "application/json" or (media.startswith("application/") and media.endswith("+json")):
@@ -219,15 +204,25 @@ def read_payload(content_type: str, body: bytes) -> dict[str, object]:
         if media == "text/plain":
             return {"text": body.decode("utf-8")}
         if media == "application/x-www-form-urlencoded":
-            # GitHub's other content type: one field `payload` with the JSON.
-            fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=10, errors="strict")
-            if list(fields) != ["payload"] or len(fields["payload"]) != 1:
-                raise refusals.BodyRefusedError("a form must have one field, `payload`, with JSON in it.")
-            return {"body": _json(fields["payload"][0])}
+            return {"body": _form(body, strict=strict)}
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise refusals.BodyRefusedError(f"the body is not valid {media}: {reason[:200]}.") from error
     raise refusals.MediaTypeError(f"content type {media[:100]!r} is not taken here.")
+
+
+def _form(body: bytes, *, strict: bool) -> object:
+    """The fields of a form; several of one name are a list. Raises ValueError."""
+    fields = parse_qs(
+        body.decode("ascii"), keep_blank_values=True, strict_parsing=bool(body) and not strict,
+        max_num_fields=_FORM_FIELDS, errors="strict",
+    )  # fmt: skip
+    single = list(fields) == ["payload"] and len(fields["payload"]) == 1
+    if strict and not single:
+        raise refusals.BodyRefusedError("a form must have one field, `payload`, with JSON in it.")
+    if single and (strict or fields["payload"][0][:1] in ("{", "[")):
+        return _json(fields["payload"][0])
+    return {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
 
 
 def _json(text: str) -> object:

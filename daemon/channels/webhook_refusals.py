@@ -61,7 +61,7 @@ class MediaTypeError(RequestRefusedError):
     """415: a content type that hooks do not take."""
 
     code = "MEDIA_TYPE"
-    default_hint = "Send application/json, text/plain, or GitHub's form with one field `payload`."
+    default_hint = "Send application/json, text/plain or application/x-www-form-urlencoded."
 
 
 _STATUS: Final[tuple[tuple[type[ClawbusError], int], ...]] = (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from daemon.channels.protocol import InDoubt
+from daemon.channels.webhook_forms import Clawbus, GitHub, GitLab, Hmac, SignatureForm, Slack, Stripe
 from daemon.errors import ConfigError
 from daemon.listening import split_listen
 from schema.errors import InvalidNameError
@@ -23,6 +25,7 @@ from schema.ids import check_name, check_session
 from schema.rows import Kind
 
 ANY_SESSION: Final = "*"
+_HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,100}\Z")
 MIN_SECRET: Final = 8
 _MAX_SECRET_FILE: Final = 4096
 # RFC 1918, RFC 4193, loopback and link-local. Spelled out: `ipaddress.is_private` also holds 0.0.0.0, which is everybody.
@@ -42,7 +45,10 @@ class Hook(BaseModel):
 
     agent: str
     session: str
-    signature: Literal["clawbus", "github"] = "clawbus"
+    signature: Literal["clawbus", "github", "gitlab", "slack", "stripe", "hmac"] = "clawbus"
+    signature_header: str | None = None
+    id_header: str | None = None
+    keep_raw: bool = False
     secret: SecretStr | None = None
     secret_env: str | None = None
     secret_file: Path | None = None
@@ -69,6 +75,31 @@ class Hook(BaseModel):
         if value is not None:
             _check_url(value.get_secret_value())
         return value
+
+    @field_validator("signature_header", "id_header")
+    @classmethod
+    def _header(cls, value: str | None) -> str | None:
+        if value is not None and not _HEADER.match(value):
+            raise ValueError("must be the name of a header, such as X-Signature")
+        return value
+
+    @model_validator(mode="after")
+    def _headers(self) -> Self:
+        if (self.signature == "hmac") != (self.signature_header is not None):
+            raise ValueError('signature = "hmac" needs signature_header, and no other signature has it')
+        if self.id_header is not None and self.signature != "hmac":
+            raise ValueError('id_header goes with signature = "hmac"')
+        return self
+
+    @property
+    def form(self) -> SignatureForm:
+        """How its requests are signed."""
+        if self.signature_header is not None:
+            return Hmac(self.signature_header, self.id_header)
+        forms: dict[str, SignatureForm] = {
+            "clawbus": Clawbus(), "github": GitHub(), "gitlab": GitLab(), "slack": Slack(), "stripe": Stripe(),
+        }  # fmt: skip
+        return forms[self.signature]
 
     @model_validator(mode="after")
     def _secrets(self) -> Self:
