@@ -229,6 +229,7 @@ class Agent(_Table):
     memory_bytes: int | None = Field(default=None, ge=16 * 1024**2)
     cpus: float | None = Field(default=None, gt=0)
     pids: int | None = Field(default=None, ge=16)
+    max_containers: int | None = Field(default=None, ge=1, le=1000)
     runner: tuple[str, ...] = ()
     destinations: dict[str, AgentDestination] | None = None
 

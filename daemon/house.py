@@ -220,6 +220,7 @@ def build_house(
         wake_at=links.wake_at,
         why_it_may_go=links.why_it_may_go,
         drain=links.drain,
+        cap_of=lambda agent: found.max_containers if (found := agents.get(agent)) is not None else None,
     )
     engine = EngineGuard(InstallFile(folder.install_record), install_id, runtime)
     supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, telemetry, engine, timings)

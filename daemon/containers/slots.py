@@ -53,7 +53,7 @@ class Hooks:
     `on_exit` does all that a confirmed exit entails and says whether the incarnation had claimed anything; when it raises
     it is called again. `why_it_may_go` says why a running session may lose its slot to one that waits: "idle", another
     reason to end it by force, or None. `drain` tells an incarnation to claim nothing more and returns whether it works on
-    nothing. `prepare` makes what a runner expects in a session's files, in a thread.
+    nothing. `cap_of` is how many containers an agent may have at once, None for no cap of its own. `prepare` makes what a runner expects in a session's files, in a thread.
     """
 
     make_spec: Callable[[SessionKey, str], ContainerSpec]
@@ -64,6 +64,7 @@ class Hooks:
     wake_at: Callable[[Session, int], None]
     why_it_may_go: Callable[[Session], Awaitable[str | None]]
     drain: Callable[[Session, str], Awaitable[bool]]
+    cap_of: Callable[[str], int | None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)

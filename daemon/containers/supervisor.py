@@ -201,13 +201,23 @@ class Supervisor:
                 await changed.wait()
 
     async def _give_out(self) -> None:
-        while not self._closed and self._has_room() and (key := self._queue.pop()) is not None:
+        while not self._closed and self._has_room() and (key := self._queue.pop(self._has_room_for)) is not None:
             await self._start(key)
-        if len(self._queue) and not self._has_room():
+        if not len(self._queue):
+            return
+        if not self._has_room():
             await self._make_room()
+            return
+        # There is room, but not for these: each has as many containers as it may, and only its own can make way.
+        for agent in self._queue.groups():
+            await self._make_room(agent)
 
     def _has_room(self) -> bool:
         return len(self.alive()) + len(self._fleet.extras) < self._config.max_containers
+
+    def _has_room_for(self, agent: str) -> bool:
+        cap = self._hooks.cap_of(agent)
+        return cap is None or sum(slot.session.key.agent == agent for slot in self.alive()) < cap
 
     async def _probe(self) -> None:
         adopted_before = self._fleet.accepting
@@ -318,9 +328,12 @@ class Supervisor:
         self._fleet.release(slot)
         self._hooks.after_exit(slot.session)
 
-    async def _make_room(self) -> None:
-        """Somebody waits and the cap is reached: stop the container that has been idle longest, else one that is overdue."""
-        alive = self.alive()
+    async def _make_room(self, agent: str | None = None) -> None:
+        """Somebody waits and the cap is reached: stop the container that has been idle longest, else one that is overdue.
+
+        With `agent`, that agent's own cap is reached, and only its containers count.
+        """
+        alive = [slot for slot in self.alive() if agent in {None, slot.session.key.agent}]
         # One that does not end although it was killed is no reason to let everybody else wait for it.
         if any(slot.phase is Phase.STOPPING and not slot.overdue for slot in alive):
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from daemon.store.registry import SessionKey
 
@@ -35,15 +36,20 @@ class WakeQueue:
             if not group:
                 del self._groups[key.agent]
 
-    def pop(self) -> SessionKey | None:
-        """The next session; its group goes to the back."""
-        if not self._groups:
+    def pop(self, may: Callable[[str], bool] = lambda _: True) -> SessionKey | None:
+        """The next session of a group that `may` start one; its group goes to the back. The others keep their places."""
+        agent = next((agent for agent in self._groups if may(agent)), None)
+        if agent is None:
             return None
-        agent, group = self._groups.popitem(last=False)
+        group = self._groups.pop(agent)
         key, _ = group.popitem(last=False)
         if group:
             self._groups[agent] = group
         return key
+
+    def groups(self) -> tuple[str, ...]:
+        """The groups that wait, the next one first."""
+        return tuple(self._groups)
 
     def keys(self) -> tuple[SessionKey, ...]:
         """All that wait, group by group."""

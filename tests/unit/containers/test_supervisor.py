@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
+from daemon.config import Agent as AgentConfig
 from daemon.containers.protocol import Exit
 from daemon.containers.slots import Phase, Timings
 from daemon.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
@@ -590,3 +591,55 @@ async def test_no_container_starts_while_a_sweep_recovers_its_journal(
         assert kit.spawned() == 0
         leave.set()
     await kit.started()
+
+
+# --- a cap of one agent's own
+
+
+async def test_an_agents_own_cap_holds_and_the_others_use_the_room(tmp_path: Path) -> None:
+    agents = {AGENT: AgentConfig(max_containers=1), "other": AgentConfig()}
+    kit = HouseKit(tmp_path / "data", runtime={"max_containers": 3}, agents=agents)
+    kit.timings = NO_PROBE
+    async with kit.running():
+        await kit.send("a")
+        await kit.started("a")
+        assert kit.agent("a").claim() is not None
+        await kit.send("b")
+        await until(lambda: SessionKey(AGENT, "b") in kit.house.supervisor.waiting())
+        await kit.send("x", agent="other")
+        await kit.send("y", agent="other")
+        await kit.started("x")
+        await kit.started("y")
+        assert sorted(living(kit)) == ["a", "x", "y"]
+        kit.host.exit_now(kit.host.of_session("x").id, 1)
+        await kit.gone("x", "other")
+        assert kit.spawned("b") == 0, "there is room, and not for this agent"
+        kit.host.exit_now(kit.host.of_session("a").id, 1)
+        await kit.started("b")
+
+
+async def test_an_idle_container_of_the_agent_itself_makes_way_under_its_cap(tmp_path: Path) -> None:
+    agents = {AGENT: AgentConfig(max_containers=1), "other": AgentConfig()}
+    kit = HouseKit(tmp_path / "data", runtime={"max_containers": 8}, agents=agents)
+    kit.timings = NO_PROBE
+    async with kit.running() as house:
+        for agent, name in ((AGENT, "idle"), ("other", "theirs")):
+            await house.supervisor.wake(await house.sessions.create(SessionKey(agent, name)))
+            await kit.started(name)
+        await until(lambda: all(slot.phase is Phase.RUNNING for slot in house.supervisor.slots()))
+        await kit.send("new")
+        await kit.started("new")
+        assert sorted(living(kit)) == ["new", "theirs"]
+
+
+async def test_a_cap_is_taken_over_by_a_reload(tmp_path: Path) -> None:
+    kit = HouseKit(tmp_path / "data", agents={AGENT: AgentConfig(max_containers=1)})
+    async with kit.running() as house:
+        await kit.send("a")
+        await kit.started("a")
+        assert kit.agent("a").claim() is not None
+        await kit.send("b")
+        await until(lambda: SessionKey(AGENT, "b") in house.supervisor.waiting())
+        house.agents[AGENT] = AgentConfig(max_containers=2)
+        house.supervisor.look_for_room()
+        await kit.started("b")

@@ -106,3 +106,13 @@ def test_between_two_turns_of_a_group_no_waiting_group_is_passed_over_twice(
         assert set(queue.keys()) == set(waiting)
         assert len(queue) == len(waiting)
         assert all(key in queue for key in waiting)
+
+
+def test_a_group_that_may_not_start_keeps_its_place_and_holds_up_nobody() -> None:
+    queue = WakeQueue()
+    for agent, session in (("a", "1"), ("a", "2"), ("b", "1")):
+        queue.add(SessionKey(agent, session))
+    assert queue.pop(lambda agent: agent != "a") == SessionKey("b", "1")
+    assert queue.pop(lambda agent: agent != "a") is None
+    assert queue.groups() == ("a",)
+    assert queue.pop() == SessionKey("a", "1")
