@@ -122,8 +122,9 @@ async def _main(
             lambda kind, of_install: build_runtime(config, folder, of_install, clock, kind),
         )
         live = await anyio.to_thread.run_sync(registry.live_incarnations)
+        known = await anyio.to_thread.run_sync(InstallFile(folder.install_record).engine)
         await refuse_changed_runtime(
-            config.runtime.kind, live, lambda kind: build_runtime(config, folder, install_id, clock, kind)
+            config.runtime.kind, live, lambda kind: build_runtime(config, folder, install_id, clock, kind), known
         )
         async with aclosing(build_runtime(config, folder, install_id, clock)) as asked:
             await refuse_changed_engine(live, EngineGuard(InstallFile(folder.install_record), install_id, asked))

@@ -7,13 +7,14 @@ adoption that follows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import aclosing
 from typing import Final
 
-from daemon.containers.engine import EngineGuard
+from daemon.containers.engine import EngineGuard, another_engine, is_witness
 from daemon.containers.protocol import ContainerRuntime
 from daemon.errors import EngineChangedError, RuntimeChangedError, RuntimeUnavailableError
+from daemon.store.install import Engine
 from daemon.store.registry import IncarnationRow
 from schema.errors import ClawbusError
 
@@ -22,11 +23,15 @@ _NAMED: Final = 20
 
 
 async def refuse_changed_runtime(
-    name: str, live: Sequence[IncarnationRow], build: Callable[[str], ContainerRuntime]
+    name: str,
+    live: Sequence[IncarnationRow],
+    build: Callable[[str], ContainerRuntime],
+    known: Engine | None = None,
 ) -> None:
     """Raise RuntimeChangedError when an incarnation of another runtime than `name` lives, or nobody can say.
 
-    `live` are the incarnations without a confirmed exit; `build` makes a runtime of another kind, to be asked only.
+    `live` are the incarnations without a confirmed exit; `build` makes a runtime of another kind, to be asked only; `known`
+    is the engine on record: another one of its kind cannot say.
     """
     # Plain processes are looked for without a record, too: that needs nothing, and a remade registry has none.
     by_kind: dict[str, list[IncarnationRow]] = {"process": []} if name == "docker" else {}
@@ -37,7 +42,7 @@ async def refuse_changed_runtime(
         if kind not in _KINDS:
             raise _refusal(name, kind, {str(row.key) for row in rows}, f"this clawbus knows no runtime {kind}")
         try:
-            alive = await _alive(build(kind), rows)
+            alive = await _alive(build(kind), rows, known)
         except ClawbusError as error:
             if not rows:
                 continue
@@ -61,9 +66,13 @@ async def refuse_changed_engine(live: Sequence[IncarnationRow], guard: EngineGua
         return
 
 
-async def _alive(runtime: ContainerRuntime, rows: Iterable[IncarnationRow]) -> set[str]:
-    """The sessions whose containers live there, recorded or not."""
+async def _alive(runtime: ContainerRuntime, rows: Sequence[IncarnationRow], known: Engine | None) -> set[str]:
+    """The sessions whose containers live there, recorded or not. Raises EngineChangedError of another engine."""
     async with aclosing(runtime):
+        if known is not None and known.kind == runtime.name and (identity := await runtime.identity()) != known.id:
+            listed = [one.container_id for one in await runtime.list_running()]
+            if not is_witness(known, runtime.name, identity, [row.container_id for row in rows], listed):
+                raise another_engine(known, identity, runtime.address)
         for row in rows:
             if row.container_id is None:
                 # Its daemon died in the spawn: what has not begun is withdrawn, what has begun is in the listing after it.

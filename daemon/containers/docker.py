@@ -71,7 +71,10 @@ class DockerRuntime:
         return str(self._client.host)
 
     async def identity(self) -> str:
-        """The ID that `docker info` shows."""
+        """The ID that `docker info` shows, and the engine's data folder.
+
+        Until Docker 24 the ID is the machine's: two engines on it share /etc/docker/key.json, and never a data folder.
+        """
         return await self._in_thread(self._identity)
 
     def pin(self, identity: str | None) -> None:
@@ -164,9 +167,10 @@ class DockerRuntime:
 
     def _identity(self) -> str:
         try:
-            return str(self._client.call(lambda api: api.info()).get("ID") or "")
+            info: dict[str, Any] = self._client.call(lambda api: api.info())
         except APIError as error:
             raise RuntimeUnavailableError(f"Docker did not say who it is: {error.explanation}.") from error
+        return f"{info['ID']} in {info.get('DockerRootDir')}" if info.get("ID") else ""
 
     def _believe(self) -> None:
         """Before something is taken for absent. Raises EngineChangedError when another engine said so."""

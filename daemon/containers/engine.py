@@ -6,7 +6,7 @@ and that is not "gone". While incarnations live on record it is refused; with no
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from anyio import to_thread
 
@@ -20,7 +20,7 @@ def is_witness(
     known: Engine | None, kind: str, identity: str, recorded: Collection[str | None], listed: Iterable[str]
 ) -> bool:
     """Whether an engine may say what lives. `recorded` are the container ids of living incarnations of this kind, `listed`
-    those that the engine lists. One that has a recorded container is the one, whatever its id has become."""
+    those that the engine has. One that has a recorded container is the one, whatever its id has become."""
     if known is None or not identity or known.kind != kind or known.id == identity:
         return True
     return not recorded or any(one in recorded for one in listed)
@@ -43,7 +43,7 @@ class EngineGuard:
         self._install_id = install_id
         self._runtime = runtime
 
-    async def check(self, live: Iterable[IncarnationRow]) -> None:
+    async def check(self, live: Sequence[IncarnationRow]) -> None:
         """Raise EngineChangedError when another engine answers while `live` incarnations are on record.
 
         Else this engine is recorded and pinned. Raises RuntimeUnavailableError, StorageError.
@@ -55,7 +55,8 @@ class EngineGuard:
         if not is_witness(known, runtime.name, identity, recorded, ()):
             assert known is not None
             runtime.pin(None)
-            listed = [one.container_id for one in await runtime.list_running()]
+            found = [await runtime.find_started(row.id) for row in live if row.runtime == runtime.name]
+            listed = [one.container_id for one in found if one is not None]
             if not is_witness(known, runtime.name, identity, recorded, listed):
                 runtime.pin(known.id)
                 raise another_engine(known, identity, runtime.address)

@@ -19,9 +19,12 @@ from daemon.config import Agent, Config, Delivery, Runtime, Sweep
 from daemon.data_folder import Layout
 from daemon.errors import NotConfirmedError
 from daemon.house import House, build_house
+from daemon.installation import Start, settle_install
+from daemon.operations import DaemonOperations
+from daemon.policies import read_limits
 from daemon.store.registry import Registry, SessionKey
 from daemon.watchdog import Pulse
-from schema.errors import FileBusyError, StorageError
+from schema.errors import ClawbusError, FileBusyError, StorageError
 from tests.simulation.host import SimHost, SimRuntime
 from tests.simulation.loop import Process
 from tests.simulation.pruning import draw_retention
@@ -74,6 +77,7 @@ class SimDaemon:
         self.host = host
         self.config = config
         self.house: House | None = None
+        self.operations: DaemonOperations | None = None
         self.process: Process | None = None
         self.layout = Layout(world.root)
         self.starts = 0
@@ -139,6 +143,17 @@ class SimDaemon:
 
         self.world.loop.spawn(self.process, end(), "operator")
 
+    def release(self, key: SessionKey) -> None:
+        """`clawbus session release`."""
+        if self.ready and self.operations is not None:
+            self.world.counts["operator_release"] += 1
+            self.world.loop.spawn(self.process, self._release(self.operations, key), "operator")
+
+    @staticmethod
+    async def _release(operations: DaemonOperations, key: SessionKey) -> None:
+        with contextlib.suppress(ClawbusError):
+            await operations.release_session(key.agent, key.session)
+
     async def _main(self, process: Process) -> None:
         """The process. Ends by SIGTERM, or by an error that a daemon cannot start with."""
         world = self.world
@@ -160,13 +175,14 @@ class SimDaemon:
 
     async def _serve(self) -> None:
         world = self.world
-        install_id = await anyio.to_thread.run_sync(Registry(self.layout.central_db).install_id, world.clock.now_ms())
+        start = Start(self.layout, Registry(self.layout.central_db), world.clock, read_limits(self.config))
+        install_id = await settle_install(start, lambda _, of_install: SimRuntime(self.host, of_install))
         pulse = Pulse(world.clock)
         pulse.register("sweep", 1e9)
         folder: Any = self.layout
         house = build_house(self.config, folder, SimRuntime(self.host, install_id), install_id, world.clock, pulse)
         async with anyio.create_task_group() as tasks:
-            await app._start(house, tasks)
+            self.operations = await app._start(house, tasks)
             self.house = house
             world.step("daemon", "READY")
             await self._stop.wait()

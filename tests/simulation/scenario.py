@@ -5,6 +5,7 @@ Drawn from the seed before and while it runs. Calm again after `active_s`; the r
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,9 +14,11 @@ import anyio
 
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.errors import IdConflictError
+from daemon.store.install import mark_restored
 from daemon.store.registry import Registry, SessionKey
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits
+from schema.connect import ReadLimits, open_reader
+from schema.errors import ClawbusError
 from schema.rows import Address
 from tests.simulation.agent import POISON
 from tests.simulation.bus import AGENTS, SimDaemon, session_root
@@ -176,6 +179,7 @@ class Scenario:
             self._kill_both,
             self._restart_container,
             self._restart_policy,
+            self._restored,
         ]
 
     def _container(self) -> Container | None:
@@ -187,6 +191,16 @@ class Scenario:
         if container is not None:
             self.world.fault("chaos_restart_container", container.id)
             self.host.restart(container)
+
+    def _restored(self) -> None:
+        """The machine dies, and the folder comes back from a backup of this very moment: another installation."""
+        record = self.daemon.layout.install_record
+        if record.exists():
+            self.world.fault("chaos_restored", "chaos")
+            self._kill_daemon()
+            for container in self.host.running():
+                self.host.kill_now(container, "with the machine")
+            mark_restored(record, None)
 
     def _restart_policy(self) -> None:
         container = self._container()
@@ -257,9 +271,24 @@ class Scenario:
 
     # --- and its end
 
+    async def _release_held(self) -> None:
+        """The operator reads what `doctor` names, and releases what was held because the folder came from a backup."""
+        while True:
+            await anyio.sleep(20.0)
+            for key in self.sessions:
+                if "is a copy" in (self._quarantine_reason(key) or ""):
+                    self.daemon.release(key)
+
+    def _quarantine_reason(self, key: SessionKey) -> str | None:
+        with contextlib.suppress(ClawbusError), open_reader(self.daemon.layout.central_db) as db:
+            row = db.one("SELECT quarantine_reason FROM sessions WHERE agent = ? AND session = ?", key)
+            return row["quarantine_reason"] if row is not None else None
+        return None
+
     def heal(self) -> None:
         """Everything works from now on."""
         self.world.step("world", "HEALS")
+        self.world.loop.spawn(None, self._release_held(), "the operator")
         self.world.healing = True
         self.world.faults.heal()
         self.host.set_available(True)

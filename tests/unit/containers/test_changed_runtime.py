@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon.containers.changed_runtime import refuse_changed_runtime
+from daemon.containers.changed_runtime import _alive, refuse_changed_runtime
 from daemon.containers.protocol import ContainerRuntime, Running
-from daemon.errors import RuntimeChangedError
+from daemon.errors import EngineChangedError, RuntimeChangedError
+from daemon.store.install import Engine
 from daemon.store.registry import IncarnationRow, SessionKey
 from tests.support.fake_runtime import FakeRuntime
 from tests.support.runtime_harness import FakeHarness
@@ -99,3 +100,12 @@ async def test_plain_processes_are_found_without_a_record_too(other: Other) -> N
 async def test_the_same_runtime_is_not_asked(other: Other) -> None:
     await refuse_changed_runtime("process", [IncarnationRow("1", other.row.key, "process", "f", "c", 1)], other.build)
     assert other.asked == []
+
+
+async def test_another_engine_of_the_other_kind_cannot_say_that_they_are_gone(other: Other) -> None:
+    row = IncarnationRow(other.row.id, other.row.key, "fake", "f", "c1", 1)
+    known = Engine("fake", "engine-of-the-containers")
+    with pytest.raises(EngineChangedError, match="engine-of-the-containers"):
+        await _alive(other.build("fake"), [row], known)
+    other.harness.host.identity = known.id
+    assert await _alive(other.build("fake"), [row], known) == set()
