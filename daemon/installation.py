@@ -24,7 +24,7 @@ from daemon.store.session_files import SessionFiles
 from daemon.sweep.steps import disown_incarnation
 from schema.connect import ReadLimits
 from schema.errors import ClawbusError
-from schema.ids import new_id
+from schema.ids import new_id, session_path
 
 # Makes a runtime of this kind for an install's id, to be asked only.
 Build = Callable[[str, str], ContainerRuntime]
@@ -106,7 +106,7 @@ async def _proved_gone(rows: Sequence[IncarnationRow], found: Install, build: Bu
 def _disown(start: Start, row: IncarnationRow, gone: bool, origin: Origin) -> None:
     """Give back, without a try, what the original's container had in hand; hold the session if it may still work on it."""
     log = structlog.get_logger("install").bind(agent=row.key.agent, session=row.key.session, incarnation=row.id)
-    files = SessionFiles(start.folder.sessions_dir / row.key.agent / row.key.session, start.limits)
+    files = SessionFiles(session_path(start.folder.sessions_dir, *row.key), start.limits)
     try:
         in_hand = disown_incarnation(files, row.id, start.clock.now_ms())
     except ClawbusError as error:  # a file that cannot be read is the sweep's to judge

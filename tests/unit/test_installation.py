@@ -305,3 +305,19 @@ async def test_a_running_daemon_believes_no_other_engine_and_goes_on_with_its_ow
         await kit.started("second")
         assert container.exit is None
         assert house.degraded() == []
+
+
+async def test_a_session_with_a_chats_name_is_held_too(site: Site) -> None:
+    name = "!room:server"
+    await site.start_install(site.kit.root)
+    async with site.kit.running():
+        await site.kit.send(name, message_id="m1")
+        await site.kit.started(name)
+        await until(lambda: (slot := site.kit.slot(name)) is not None and slot.phase is Phase.RUNNING)
+        assert site.kit.agent(name).claim() is not None
+        await site.kit.house.sweeper.tick()
+    copy = site.copy()
+    await site.start_install(copy)
+    row = Registry(copy / "central.db").session(SessionKey(AGENT, name))
+    assert row is not None
+    assert "may be done twice" in (row.quarantine_reason or "")
