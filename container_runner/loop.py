@@ -141,8 +141,13 @@ class Runner:
             else:
                 await self._watch.wait()
 
-    async def _look(self, run: Callable[[Callable[[], Batch | None]], Awaitable[Batch | None]]) -> Batch | None:
-        """Claim what is due. Whatever is wrong with a file, the next poll tries again."""
+    async def _look(
+        self, run: Callable[[Callable[[], Batch | None]], Awaitable[Batch | None]], *, joins: bool = False
+    ) -> Batch | None:
+        """Claim what is due, for a turn of its own or (`joins`) for the one that runs.
+
+        Whatever is wrong with a file, the next poll tries again.
+        """
         looked_at = self._now_ms()
         claim = partial(
             self._store.claim,
@@ -150,6 +155,7 @@ class Runner:
             first_poll=self._first_poll,
             silence=self._provider.silence,
             solo=frozenset(self._solo),
+            joins=joins,
         )
         try:
             batch = await run(claim)
@@ -189,7 +195,7 @@ class Runner:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._cut_off, scope)
-                if self._provider.accepts_follow_ups:
+                if self._provider.accepts_follow_ups and not batch.alone:
                     group.start_soon(self._feed, progress)
                 outcome = await self._work(batch, progress)
                 group.cancel_scope.cancel()
@@ -234,7 +240,7 @@ class Runner:
             if self._stopping.is_set():
                 return
             try:
-                batch = await self._look(run_sync)  # the turn goes on meanwhile
+                batch = await self._look(run_sync, joins=True)  # the turn goes on meanwhile
             except SchemaTooNewError:
                 return  # the loop meets it too, after this turn's end
             # No await between the claim and the push: a claimed message is never forgotten.

@@ -75,12 +75,16 @@ _SUSPECT_TRIES: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Claimed rows in seq order, and what belongs to a turn, read in the same transaction."""
+    """Claimed rows in seq order, and what belongs to a turn, read in the same transaction.
+
+    `alone`: no other trigger may join the turn.
+    """
 
     messages: tuple[TurnMessage, ...]
     routing: Address | None
     destinations: tuple[Destination, ...]
     state: Mapping[str, str]
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +133,12 @@ class Store:
         first_poll: bool,
         silence: Silence | None = None,
         solo: Collection[str] = frozenset(),
+        joins: bool = False,
     ) -> Batch | None:
         """Claim what is due, oldest first, at most `limit` rows; None when there is no trigger among what is due.
 
-        A message that is being retried, or is named in `solo`, gets a turn without any other trigger. With `silence`,
+        A message that is being retried, or is named in `solo`, gets a turn without any other trigger: nothing is claimed
+        for a turn that runs already (`joins`) when such a message is next. With `silence`,
         container_state says so in the same transaction. Raises InboundUnreadableError.
         """
         with self._both() as db:
@@ -144,13 +150,13 @@ class Store:
             with db.transaction():
                 if self._is_draining(db):
                     return None
-                messages = due.batch(limit)
+                messages = due.batch(limit, joins=joins)
                 if messages:
                     self._doubtful = tuple(message.id for message in messages)
                     self._insert_claims(db, messages)
                     if silence is not None:
                         self._set_tool(db, silence)
-                batch = self._with_surroundings(db, messages) if messages else None
+                batch = self._with_surroundings(db, messages, alone=due.alone) if messages else None
             self._doubtful = ()
             return batch
 
@@ -262,8 +268,9 @@ class Store:
             [(message.id, now, self._incarnation) for message in messages],
         )
 
-    def _with_surroundings(self, db: Writer, messages: tuple[TurnMessage, ...]) -> Batch:
+    def _with_surroundings(self, db: Writer, messages: tuple[TurnMessage, ...], *, alone: bool) -> Batch:
         return Batch(
+            alone=alone,
             messages=messages,
             routing=_routing(db),
             destinations=_destinations(db),
@@ -361,7 +368,10 @@ def _storable(text: str) -> str:
 
 
 class _Due:
-    """The rows of inbound.db that may be claimed now. `solo`: ids that get a turn of their own."""
+    """The rows of inbound.db that may be claimed now. `solo`: ids that get a turn of their own.
+
+    `alone` says of the latest batch whether its trigger does.
+    """
 
     def __init__(self, db: Writer, now: str, first_poll: bool, solo: Collection[str]) -> None:
         present = db.columns("messages_in", _INBOUND)
@@ -372,6 +382,7 @@ class _Due:
         self._unseen_later = _UNSEEN_LATER.format(deferrals=names["deferrals"])
         self._named: dict[str, object] = {"now": now, "first_poll": int(first_poll)}
         self._solo = solo
+        self.alone = False
 
     def first_trigger(self) -> int | None:
         """The seq of the oldest row that wakes, or None."""
@@ -379,7 +390,7 @@ class _Due:
         rows = self._rows("AND m.wakes <> 0 ORDER BY m.seq LIMIT 1")
         return int(rows[0]["seq"]) if rows else None
 
-    def batch(self, limit: int) -> tuple[TurnMessage, ...]:
+    def batch(self, limit: int, *, joins: bool = False) -> tuple[TurnMessage, ...]:
         """The oldest `limit` rows; if none of them wakes, the oldest that does with the context nearest before it.
 
         So context never hides a trigger, however much of it there is; what is left of it rides with later turns.
@@ -393,12 +404,13 @@ class _Due:
             before = triggers[0]["seq"]
             nearest = self._rows("AND m.seq < :before ORDER BY m.seq DESC LIMIT :limit", before=before, limit=limit - 1)
             oldest = [*reversed(nearest), *triggers]
-        return tuple(_message(row) for row in self._one_turn(oldest))
+        self.alone = self._alone(next(row for row in oldest if row["wakes"]))
+        return () if joins and self.alone else tuple(_message(row) for row in self._one_turn(oldest))
 
     def _one_turn(self, rows: Sequence[sqlite3.Row]) -> Sequence[sqlite3.Row]:
         """The beginning of `rows` that one turn may hold: a trigger that is tried alone shares it with no other."""
         triggers = [number for number, row in enumerate(rows) if row["wakes"]]
-        if self._alone(rows[triggers[0]]):
+        if self.alone:
             end = triggers[1] if len(triggers) > 1 else len(rows)
             return [row for row in rows[:end] if row["wakes"] or row["tries"] < _SUSPECT_TRIES]
         return rows[: next((number for number in triggers if self._alone(rows[number])), len(rows))]

@@ -107,7 +107,7 @@ class Ingress:
             self._on_accepted(session, stored)
         again = stored.id if stored.id != kept.known.id else None
         return Accepted(
-            kept.known.id, key.agent, key.session, stored.seq, kept.duplicate, _address_of(stored),
+            kept.known.id, key.agent, key.session, kept.known.seq, kept.duplicate, _address_of(stored),
             state=stored.status.value, previous=MessageStatus.FAILED.value if kept.failed else None, requeued_as=again,
         )  # fmt: skip
 

@@ -58,8 +58,8 @@ def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now
             _remove_files(files, taken)
             with db.transaction():
                 for table, key in (
-                    ("message_history", "message_id"), ("attempts", "message_id"), ("dead_letters_closed", "id"),
-                    ("messages_in", "id"),
+                    ("message_history", "message_id"), ("attempts", "message_id"), ("messages_in", "id"),
+                    ("dead_letters_closed", "id"),
                 ):  # fmt: skip
                     _delete(db, table, key, taken)
                 note(db, "messages", len(taken), now, cutoff)

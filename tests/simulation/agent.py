@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
-from container_runner.errors import TurnFailedError
+from container_runner.errors import TurnDeferredError, TurnFailedError
 from container_runner.providers.protocol import Answer, OutMessage, Progress, Silence, Turn, TurnMessage
 from tests.simulation.world import World
 
 POISON = "poison"  # a content that takes down whoever works on it
+BAD = "bad"  # a content that every turn fails with
+LATER = "later"  # a content that is put off some times before it is answered
 
 
 class SimProvider:
@@ -34,6 +36,14 @@ class SimProvider:
         if any(POISON in message.content for message in turn.messages):
             await anyio.sleep(world.between(0.1, 2.0))
             await self._end_all("of a poisonous message")
+        if any(BAD in message.content for message in turn.messages):
+            world.fault("agent_bad_message", self._container)
+            raise TurnFailedError("the agent cannot bear one of these")
+        for message in turn.messages:
+            if LATER in message.content and world.put_off[message.id] < 3:
+                world.put_off[message.id] += 1
+                world.fault("agent_later", self._container)
+                raise TurnDeferredError("busy", after_s=world.rng.choice((None, 0.0, 1.0, 30.0)))
         if world.chance(world.faults.agent):
             await self._go_wrong(progress)
         else:
@@ -47,10 +57,12 @@ class SimProvider:
 
     async def _go_wrong(self, progress: Progress) -> None:
         world = self._world
-        kind = world.rng.choice(("fail", "raise", "hang", "die", "silent", "tool", "slow", "boundary"))
+        kind = world.rng.choice(("fail", "raise", "hang", "die", "silent", "tool", "slow", "boundary", "later"))
         world.fault(f"agent_{kind}", self._container)
         if kind == "fail":
             raise TurnFailedError("the agent says no")
+        if kind == "later":
+            raise TurnDeferredError("later", after_s=world.rng.choice((None, 0.0, world.between(0, 60))))
         if kind == "raise":
             raise ValueError("a defect of the provider")
         if kind == "hang":

@@ -13,17 +13,21 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from container_runner.providers.protocol import TurnMessage
+from container_runner.store import Store
 from daemon.channels.protocol import InDoubt
 from daemon.data_folder import Layout
 from daemon.store import deliveries, messages
 from daemon.store.registry import SessionKey
-from schema.connect import open_reader
+from schema.connect import Writer, open_reader
 from schema.errors import ClawbusError
+from schema.instants import from_text
 from schema.layout import SessionFolder
 from tests.simulation.bus import SimDaemon, session_root
 from tests.simulation.pruning import Witness
 from tests.simulation.receivers import TRAITS, Receivers
 from tests.simulation.scenario import Ledger, Scenario
+from tests.simulation.world import World
 from tests.support.invariants import data_folder_violations
 
 
@@ -32,6 +36,35 @@ class Claims:
     """Which incarnation claimed which message, by the runner's own commits."""
 
     pairs: set[tuple[str, str, str]] = field(default_factory=set[tuple[str, str, str]])  # session, message, incarnation
+
+    alone: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])  # session, message: had a turn of its own
+
+    def note(self, world: World, store: Store, db: Writer, session: str, batch: Sequence[TurnMessage]) -> None:
+        """Look at a claim as it is committed: who shares the turn, and whom it overtakes."""
+        triggers = [message for message in batch if message.trigger]
+        held = "SELECT count(*) AS n FROM main.processing_ack AS a JOIN inbound.messages_in AS m ON m.id = a.message_id"
+        row = db.one(
+            f"{held} WHERE a.status = 'processing' AND a.incarnation = ? AND m.trigger = 1", (store._incarnation,)
+        )
+        beside = (row["n"] if row is not None else 0) + len(triggers) - 1
+        if not beside:
+            self.alone.add((session, triggers[0].id))
+        for message in triggers:
+            found = db.one("SELECT tries, solo FROM inbound.messages_in WHERE id = ?", (message.id,))
+            if beside and found is not None and (found["tries"] or found["solo"]):
+                world.broken(f"{session}: {message.id} is tried again in one turn with {beside} others")
+        if world.counts["clock_jump"]:
+            return  # what was due at the look may not be any more
+        waiting = db.all(
+            "SELECT id, seq, process_after FROM inbound.messages_in WHERE status = 'pending' AND trigger = 1"
+            " AND on_wake = 0 AND holds = 1"
+        )
+        for row in waiting:
+            after = from_text(row["process_after"])
+            if after is not None and after > store._now_ms() and any(one.seq > row["seq"] for one in batch):
+                world.broken(
+                    f"{session}: {[one.id for one in batch]} overtake {row['id']}, which waits for its next try"
+                )
 
     def of(self, session: str, message: str) -> int:
         """How many incarnations claimed a message."""
@@ -193,6 +226,8 @@ def _messages(daemon: SimDaemon, ledger: Ledger, claims: Claims, witness: Witnes
         for item in retries:
             if (key.session, message_id, item["incarnation"]) not in claims.pairs:
                 yield f"{key}: {message_id} lost a try to {item['incarnation']}, which never claimed it"
+        if row["status"] == "failed" and row["trigger"] and (key.session, message_id) not in claims.alone:
+            yield f"{key}: {message_id} has failed, and never had a turn of its own"
         failed = [item for item in told[message_id] if item["event"] == "failed"]
         if row["status"] == "failed" and not (failed and "reason" in json.loads(failed[-1]["detail"] or "{}")):
             yield f"{key}: {message_id} failed without a reason"

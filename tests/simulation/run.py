@@ -175,8 +175,9 @@ def _watch_claims(world: World, claims: Claims, witness: Witness) -> Generator[N
     real = Store._insert_claims
 
     def insert(store: Store, db: Any, messages: Any) -> None:
-        real(store, db, messages)
         session = store._outbound.parent.parent.name
+        claims.note(world, store, db, session, messages)
+        real(store, db, messages)
         for message in messages:
             if witness.final(session, message.id, message.seq):
                 world.broken(f"{session}: {message.id} is claimed, and was acked as finished before")

@@ -20,7 +20,7 @@ from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits, open_reader
 from schema.errors import ClawbusError
 from schema.rows import Address
-from tests.simulation.agent import POISON
+from tests.simulation.agent import BAD, LATER, POISON
 from tests.simulation.bus import AGENTS, SimDaemon, session_root
 from tests.simulation.host import Container, SimHost
 from tests.simulation.receivers import TRAITS, Receivers
@@ -100,7 +100,7 @@ class Scenario:
         return key, Incoming(
             agent=key.agent,
             session=key.session,
-            content={"text": POISON if kind < 0.06 else f"m{number}"},
+            content={"text": self._text(number, kind)},
             message_id=f"m{number}",
             address=address,
             trigger=not 0.06 <= kind < 0.14,
@@ -109,6 +109,13 @@ class Scenario:
             # Once a year: it is armed again once, and not due within the run.
             recurrence="0 0 1 1 *" if 0.32 <= kind < 0.36 else None,
         )
+
+    def _text(self, number: int, kind: float) -> str:
+        if kind < 0.06:
+            return POISON
+        if 0.36 <= kind < 0.44:
+            return BAD
+        return LATER if 0.44 <= kind < 0.5 else f"m{number}"
 
     async def _client(self, number: int, after: float) -> None:
         """Sends one message."""

@@ -101,6 +101,7 @@ class World:
     healing: bool = False
     steps: int = 0
     counts: Counter[str] = field(default_factory=Counter[str])
+    put_off: Counter[str] = field(default_factory=Counter[str])  # how often each message was put off by its agent
     findings: list[Finding] = field(default_factory=list[Finding])
     trace_lines: list[str] = field(default_factory=list[str])
     on_death: dict[Process, Callable[[], None]] = field(default_factory=dict[Process, Callable[[], None]])

@@ -563,6 +563,26 @@ async def test_follow_ups_of_a_failed_turn_are_tried_alone_too(kit: SessionKit) 
     kit.check()
 
 
+async def test_nothing_joins_a_turn_of_what_is_tried_alone_nor_the_other_way_round(kit: SessionKit) -> None:
+    async def work(turn: Turn, progress: Progress) -> Answer:
+        if turn.messages[0].id in ("retried", "fresh"):
+            kit.add("joins" if turn.messages[0].id == "retried" else "second retried")
+            if turn.messages[0].id == "fresh":
+                kit.change("UPDATE messages_in SET tries = 1 WHERE id = 'second retried'")
+            with anyio.move_on_after(0.3):
+                await progress.follow_ups()
+        return say("ok")
+
+    provider = Scripted(work, accepts_follow_ups=True)
+    kit.add("retried")
+    kit.change("UPDATE messages_in SET tries = 1")
+    async with running(build(kit, provider)):
+        await eventually(lambda: kit.acks().get("joins") == "completed")
+        kit.add("fresh")
+        await eventually(lambda: kit.acks().get("second retried") == "completed")
+    assert provider.turns == [["retried"], ["joins"], ["fresh"], ["second retried"]]
+
+
 async def test_context_rides_along_with_the_first_that_is_tried_alone(kit: SessionKit) -> None:
     kit.add("c", trigger=0)
     for name in ("m1", "poison"):
