@@ -25,11 +25,12 @@ from container_runner.loop import Runner
 from container_runner.providers import PROVIDERS
 from container_runner.providers.protocol import ProviderContext
 from container_runner.retention import Retention
+from container_runner.room import used_up
 from container_runner.settings import Environment, read_environment
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
 from schema.errors import SchemaTooNewError
-from schema.layout import CANNOT_START_CODE
+from schema.layout import CANNOT_START_CODE, ENV_IN
 from schema.os_faults import passes
 
 EXIT_SETTINGS: Final = 64
@@ -133,6 +134,8 @@ def _build(environment: Environment, log: FilteringBoundLogger, children: Childr
         log=log,
         retention=_retention(environment),
         children=children,
+        # Where folders are named, there are no mounts: /tmp is the machine's, and another container has no more room.
+        used_up=None if ENV_IN in os.environ else used_up,
     )
 
 

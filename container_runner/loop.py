@@ -84,6 +84,7 @@ class Runner:
         log: FilteringBoundLogger,
         retention: Retention | None = None,
         children: Children | None = None,
+        used_up: Callable[[], str | None] | None = None,
     ) -> None:
         self._settings = settings
         self._incarnation = incarnation
@@ -97,6 +98,7 @@ class Runner:
         self._looked_at = 0  # epoch milliseconds, before the latest claim
         self._log = log
         self._retention = retention
+        self._used_up = used_up  # what the container has no room on; None: it is not this container's own
         self._children = children  # whose leftovers are ended after each turn; None: they live on
         self._stopping = anyio.Event()
         self._cut_off_at = float("inf")
@@ -210,6 +212,14 @@ class Runner:
             raise outcome
         status = await self._commit(outcome, batch, messages, [message.id for message in inbox.waiting], log)
         log.info("turn_ended", status=status, seconds=round(anyio.current_time() - began, 3))
+        self._retire_if_used_up()
+
+    def _retire_if_used_up(self) -> None:
+        """End between two turns rather than let the next ones fail for what former ones left: a fresh container has room."""
+        full = self._used_up() if self._used_up is not None else None
+        if full is not None and not self._stopping.is_set():
+            self._log.warning("container_used_up", folder=full)
+            self.stop()
 
     async def _work(self, batch: Batch, progress: TurnProgress) -> _Outcome | CannotStartError:
         turn = Turn(

@@ -91,6 +91,29 @@ def test_a_container_that_is_used_up_is_replaced_and_every_message_is_answered(m
     daemon.at_rest = True
 
 
+def test_a_container_whose_tmp_is_full_is_replaced_before_the_next_turn_fails_for_it(
+    make_daemon: Make, image: str
+) -> None:
+    script = (
+        "import pathlib, tempfile\n"
+        "name = tempfile.mkstemp()[1]\n"
+        "try:\n"
+        "    with open(name, 'wb') as file:\n"
+        "        for _ in range(20): file.write(b'x' * 1024**2)\n"
+        "    print('ok')\n"
+        "except OSError as error: raise SystemExit(str(error))\n"
+    )
+    # /tmp has half of the memory: room for one turn and a half.
+    tables = f'{command_agent("litters", ("python3", "-c", script))}memory_bytes = {64 * 1024**2}\n[docker]\nimage = "{image}"\n'
+    daemon = make_daemon(tables, runtime="docker")
+    daemon.start()
+    answers = [daemon.ask(f"turn {number}", agent="litters", session="s", wait_s=60) for number in range(4)]
+    worked = [answer == {"text": "ok"} for answer in answers]
+    assert worked == [True, False, True, False], "a full /tmp fails the turn that met it, and none after it"
+    assert len(daemon.events("container_spawned")) == 2
+    daemon.at_rest = True
+
+
 def test_a_restart_with_a_changed_agent_waits_for_the_turn_and_repeats_nothing(make_daemon: Make, image: str) -> None:
     tables = f'{patient()}\n[docker]\nimage = "{image}"\n'
     daemon = make_daemon(tables, runtime="docker")

@@ -218,7 +218,7 @@ SECRETS = ("sk-live-4711", "/srv/acme/prod.yaml", "receiver.example.org")
         CommandExitError(f"exit code 1. Its last words: 401 for {SECRETS}"),
         RuntimeError(f"connect to {SECRETS}"),
         AnswerInvalidError(f"Line 1 of the answer quotes {SECRETS}"),
-        OSError(5, f"{SECRETS}"),
+        FileNotFoundError(2, f"{SECRETS}"),
         ValueError(f"half a character \ud83d and a NUL \0 beside {SECRETS}"),
     ],
 )
@@ -256,6 +256,22 @@ async def test_a_long_reason_is_cut(kit: SessionKit) -> None:
     async with running(build(kit, Scripted(work), error_detail="sender")):
         await eventually(lambda: kit.acks() == {"m1": "failed"})
     assert len(kit.notes()[0]["message"]) == 2000
+
+
+async def test_a_runner_whose_container_is_used_up_ends_after_the_turn_and_claims_nothing_more(kit: SessionKit) -> None:
+    full: list[str] = []
+
+    async def work(turn: Turn, progress: Progress) -> Answer:
+        full.append("/tmp")
+        kit.add("m2")
+        return say("ok")
+
+    kit.add("m1")
+    runner = build(kit, Scripted(work))
+    runner._used_up = lambda: full[0] if full else None
+    with anyio.fail_after(10):
+        await runner.run()
+    assert kit.acks() == {"m1": "completed"}
 
 
 async def test_an_unknown_destination_is_dropped_while_the_valid_one_is_sent(kit: SessionKit) -> None:
