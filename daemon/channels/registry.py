@@ -128,6 +128,7 @@ def _build(
         # Not chained: the original quotes its input, which may be a secret.
         raise _explained(name, error, cls.Settings) from None
     _check_agents(name, settings, config)
+    _check_times(name, settings, config)
     context = ChannelContext(
         name=name,
         settings=settings,
@@ -167,6 +168,17 @@ def _check_agents(name: str, settings: BaseModel, config: Config) -> None:
         there = ", ".join(sorted(config.agents)) or "none"
         lines = [f"channels.{name}.{key}: there is no agent {agent!r} (there is: {there})" for key, agent in unknown]
         raise ConfigError("; ".join(lines) + ".", hint="Add an [agents.NAME] table, or correct the named keys.")
+
+
+def _check_times(name: str, settings: BaseModel, config: Config) -> None:
+    """A channel that takes longer than the bus waits would have every slow send in doubt."""
+    total: object = getattr(settings, "total_timeout_s", None)
+    if isinstance(total, float) and total > config.delivery.send_timeout_s:
+        raise ConfigError(
+            f"channels.{name}.total_timeout_s: must be at most delivery.send_timeout_s, {config.delivery.send_timeout_s:g}"
+            f" (it is {total:g}).",
+            hint="Lower the one or raise the other: the bus gives a send up after delivery.send_timeout_s.",
+        )
 
 
 def _load(name: str, type_name: str, known: Mapping[str, EntryPoint]) -> type[Channel]:

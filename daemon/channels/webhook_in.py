@@ -36,6 +36,8 @@ from schema.rows import Address
 _DRAIN_BYTES: Final = 4 * 1024**2
 _DRAIN_S: Final = 1.0
 _FORM_FIELDS: Final = 1000
+_REFUSALS: Final = 60
+_REFUSALS_S: Final = 60.0
 _IN_THREAD_BYTES: Final = 64 * 1024
 # Kept with the message because they say what it is. Nothing that differs between two deliveries of one event (a date, a
 # client's version): the same id with other content is refused as a conflict.
@@ -47,6 +49,30 @@ _KEPT_HEADERS: Final = (
 )
 
 
+class _RefusalLog:
+    """A stranger's flood of requests must not turn the log over: so many lines a minute, and then a count."""
+
+    def __init__(self) -> None:
+        self.unlogged = 0
+        self._begun: float | None = None
+        self._count = 0
+
+    def allows(self, now: float) -> bool:
+        """Whether this refusal has a line of its own. `now` is monotonic seconds."""
+        if self._begun is None or now - self._begun >= _REFUSALS_S:
+            self._begun, self._count = now, 0
+        self._count += 1
+        if self._count > _REFUSALS:
+            self.unlogged += 1
+            return False
+        return True
+
+    def take_unlogged(self) -> int:
+        """How many had none since the last line; begins to count anew."""
+        found, self.unlogged = self.unlogged, 0
+        return found
+
+
 class WebhookIn:
     """Takes signed requests for the configured hooks and hands them to the bus."""
 
@@ -55,6 +81,7 @@ class WebhookIn:
         self._settings = settings
         self._keys = keys
         self._clock = clock
+        self._refusals = _RefusalLog()
         self._log = structlog.get_logger("webhook")
 
     def app(self, accept: Accept) -> Starlette:
@@ -175,7 +202,10 @@ class WebhookIn:
         status = refusals.status_of(error)
         level = self._log.warning if status >= 500 else self._log.info
         client = request.client.host if request.client else None
-        level("webhook_refused", path=request.url.path[:200], status=status, code=error.code, client=client)
+        logged = True if status >= 500 else self._refusals.allows(self._clock.monotonic())
+        if logged:
+            more = {"unlogged_before": self._refusals.take_unlogged()} if self._refusals.unlogged else {}
+            level("webhook_refused", path=request.url.path[:200], status=status, code=error.code, client=client, **more)
         if status >= 500:
             # What is wrong inside is the log's; the sender needs to know only that it is not its fault.
             self._log.warning("webhook_not_stored", code=error.code, error=str(error), hint=error.hint)

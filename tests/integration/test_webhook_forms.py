@@ -8,10 +8,11 @@ import hmac
 import json
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
+import structlog
 
 from daemon.channels.webhook import WebhookChannel
 from daemon.channels.webhook_settings import Hook
@@ -70,6 +71,11 @@ async def served(tmp_path: Path) -> AsyncGenerator[Served]:
             yield Served(channel, bus, client, clock)
 
 
+def last(served: Served) -> dict[str, Any]:
+    """The content of the newest message."""
+    return cast("dict[str, Any]", served.bus.messages[-1].content)
+
+
 async def send(served: Served, name: str, body: bytes = BODY, **changes: Any) -> httpx.Response:
     more = changes.pop("headers", {})
     return await served.post(
@@ -81,9 +87,9 @@ async def send(served: Served, name: str, body: bytes = BODY, **changes: Any) ->
 async def test_a_signed_request_becomes_a_message_under_the_sender_s_id(served: Served, name: str) -> None:
     answer = await send(served, name)
     assert (answer.status_code, answer.json()["id"]) == (202, IDS[name])
-    [message] = served.bus.messages
-    assert message.content["body"] == json.loads(BODY)
-    assert message.content["event"] == ("Push Hook" if name == "gitlab" else None)
+    assert len(served.bus.messages) == 1
+    assert last(served)["body"] == json.loads(BODY)
+    assert last(served)["event"] == ("Push Hook" if name == "gitlab" else None)
 
 
 @pytest.mark.parametrize("name", SIGN)
@@ -145,11 +151,11 @@ async def test_a_form_s_fields_are_an_object(served: Served) -> None:
     body = b"command=%2Fweather&text=94070%20%C3%A9&empty=&tag=a&tag=b"
     headers = {"content-type": "application/x-www-form-urlencoded"}
     assert (await send(served, "slack", body, headers=headers)).status_code == 202
-    assert served.bus.messages[-1].content["body"] == {
+    assert last(served)["body"] == {
         "command": "/weather", "text": "94070 \u00e9", "empty": "", "tag": ["a", "b"],
     }  # fmt: skip
     assert (await send(served, "slack", b"payload=%7B%22n%22%3A1%7D", headers=headers)).status_code == 202
-    assert served.bus.messages[-1].content["body"] == {"n": 1}
+    assert last(served)["body"] == {"n": 1}
     for wrong in (b"a=%FF", b"\xff=1", b"a", b"&".join(b"f%d=1" % n for n in range(1001))):
         refused(await send(served, "slack", wrong, headers=headers), 400, "BODY_INVALID")
 
@@ -158,9 +164,9 @@ async def test_a_form_s_fields_are_an_object(served: Served) -> None:
 async def test_the_raw_body_is_kept_where_it_is_asked_for(served: Served, body: bytes) -> None:
     path = "/hooks/raw"
     assert (await served.post(path, body, signed(body, path=path))).status_code == 202
-    assert served.bus.messages[-1].content["raw"].encode() == body
+    assert last(served)["raw"].encode() == body
     assert (await served.send(body)).status_code == 202
-    assert "raw" not in served.bus.messages[-1].content
+    assert "raw" not in last(served)
 
 
 @pytest.mark.parametrize(
@@ -173,3 +179,14 @@ async def test_the_raw_body_is_kept_where_it_is_asked_for(served: Served, body: 
 def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"signature|header"):
         Hook.model_validate({"agent": "a", "session": "s", "secret": SECRET, **keys})
+
+
+async def test_a_flood_of_refusals_does_not_turn_the_log_over(served: Served) -> None:
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(100):
+            refused(await served.post("/hooks/plain", b"{}", {}), 401, "SIGNATURE_REFUSED")
+        served.clock.now += 61_000
+        refused(await served.post("/hooks/plain", b"{}", {}), 401, "SIGNATURE_REFUSED")
+    lines = [one for one in logs if one["event"] == "webhook_refused"]
+    assert len(lines) == 61
+    assert lines[-1]["unlogged_before"] == 40

@@ -169,3 +169,14 @@ def test_two_packages_with_one_name_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
     with pytest.raises(ChannelError, match="two packages offer a channel type 'local': one:X and two:X"):
         find_types()
+
+
+def test_a_channel_that_takes_longer_than_the_bus_waits_is_refused(tmp_path: Path) -> None:
+    tables = {"webhook": {"total_timeout_s": 20.0}}
+    for allowed in (20.0, 19.0):
+        config = Config(data_dir=tmp_path, channels=tables, delivery={"send_timeout_s": allowed})  # pyright: ignore[reportArgumentType]
+        if allowed < 20.0:
+            with pytest.raises(ConfigError, match=r"channels\.webhook\.total_timeout_s: must be at most"):
+                build_channels(config, SetClock())
+        else:
+            assert "webhook" in build_channels(config, SetClock())
