@@ -321,7 +321,7 @@ class Runner:
             return "abandoned"
         if failure is not None:
             log.warning("turn_failed", code=failure.code, error=str(failure), detail=failure.detail)
-            if sum(message.trigger for message in messages) > 1:
+            if _is_shared(messages):
                 return await self._split(messages, released, log)
         status = AckStatus.COMPLETED if failure is None else AckStatus.FAILED
         finish = partial(
@@ -455,6 +455,11 @@ def _state(outcome: _Outcome) -> dict[str, str | None] | None:
 
 def _note(outcome: _Outcome) -> TurnNote | None:
     return outcome.note if isinstance(outcome, Answer) else None
+
+
+def _is_shared(messages: Sequence[TurnMessage]) -> bool:
+    """Whether a turn's end is about more than one message that woke it."""
+    return sum(message.trigger for message in messages) > 1
 
 
 def _refusal(plan: Plan, max_bytes: int) -> TurnFailedError | None:

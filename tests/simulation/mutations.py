@@ -22,6 +22,7 @@ from unittest import mock
 
 import anyio
 
+import container_runner.loop
 import container_runner.store
 import daemon.bus.delivery
 import daemon.bus.delivery_plan
@@ -296,6 +297,25 @@ def _all(*patches: Any) -> Iterator[None]:
         yield
 
 
+def _failed_turn_is_final() -> contextlib.AbstractContextManager[Any]:
+    """One bad message fails all of its turn."""
+    return mock.patch.object(container_runner.loop, "_is_shared", lambda _: False)
+
+
+def _nobody_is_alone() -> contextlib.AbstractContextManager[Any]:
+    """A message that killed its container is given to the next one together with others."""
+    return mock.patch.object(container_runner.store._Due, "_alone", lambda *_: False)
+
+
+def _no_order_across_retries() -> contextlib.AbstractContextManager[Any]:
+    """Later messages pass one that waits for its next try."""
+
+    def look(self: Any) -> None:
+        self._named["held_from"] = container_runner.store._NO_SEQ
+
+    return mock.patch.object(container_runner.store._Due, "_look_for_holders", look)
+
+
 MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
     {
         "an ended attempt costs again": _charge_again,
@@ -319,6 +339,9 @@ MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
         "no ceiling, no claim-stuck": _no_claim_stuck,
         "no journal recovery": _no_recovery,
         "a receipt is written once or never": _lost_receipt_write,
+        "a failed turn of several is final": _failed_turn_is_final,
+        "what is retried shares its turn": _nobody_is_alone,
+        "no order across retries": _no_order_across_retries,
         **mutations_retention.MUTATIONS,
     }
 )

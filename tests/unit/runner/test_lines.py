@@ -3,7 +3,7 @@
 import pytest
 
 from container_runner.errors import AnswerInvalidError, AnswerNotTextError
-from container_runner.providers.lines import Event, OutputParser, ProgressNote, ToolEnd, ToolStart
+from container_runner.providers.lines import Event, Later, OutputParser, ProgressNote, ToolEnd, ToolStart
 from container_runner.providers.protocol import OutMessage
 
 
@@ -107,6 +107,11 @@ def test_a_rich_answer_tells_its_progress_as_it_comes() -> None:
         b'{"type":"tool","name":"x","timeout_s":true}',
         b'{"type":"tool","name":"x","timeout_s":1e999}',
         b'{"type":"state","key":"k"}',
+        b'{"type":"later","after_s":-1}',
+        b'{"type":"later","after_s":"30"}',
+        b'{"type":"later","after_s":true}',
+        b'{"type":"later","after_s":1e999}',
+        b'{"type":"later","reason":7}',
         b'{"type":"state","key":"","value":"v"}',
         b'{"type":"state","key":"k","value":{}}',
         b'{"type":"state","key":"' + b"k" * 201 + b'","value":"v"}',
@@ -224,3 +229,18 @@ def test_an_answer_that_is_not_utf8() -> None:
         parse(b"caf\xe9")[0].answer()
     with pytest.raises(AnswerNotTextError):
         parse(b'{"type":"progress"}\n{"type":"message","text":"\xe9"}')
+
+
+@pytest.mark.parametrize(
+    ("line", "later"),
+    [
+        (b'{"type":"later"}', Later()),
+        (b'{"type":"later","after_s":0}', Later(0.0)),
+        (b'{"type":"later","after_s":30.5,"reason":"429"}', Later(30.5, "429")),
+        (b'{"type":"progress"}', None),
+    ],
+)
+def test_a_program_may_ask_for_later(line: bytes, later: Later | None) -> None:
+    parser = OutputParser("auto")
+    parser.feed(line)
+    assert parser.later == later

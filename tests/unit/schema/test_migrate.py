@@ -243,15 +243,22 @@ VERSION_2 = {
     Role.INBOUND: (
         (
             "ALTER TABLE messages_in DROP COLUMN traceparent",
+            *(
+                f"ALTER TABLE messages_in DROP COLUMN {name}"
+                for name in ("not_after", "solo", "holds", "deferrals", "void_ack")
+            ),
             "DROP INDEX delivery_attempts_dead",
             "DROP TABLE draining",
         ),
-        "INSERT INTO messages_in(id, seq, kind, timestamp, content) VALUES ('m1', 2, 'chat', '2026-11-21T00:00:00.000Z', '{}')",
-        "SELECT id, traceparent FROM messages_in",
-        ("m1", None),
+        (
+            "INSERT INTO messages_in(id, seq, kind, timestamp, tries, content)"
+            " VALUES ('m1', 2, 'chat', '2026-11-21T00:00:00.000Z', 1, '{}')"
+        ),
+        "SELECT id, traceparent, not_after, solo, holds, deferrals, void_ack FROM messages_in",
+        ("m1", None, None, 1, 0, 0, None),  # what is being retried is tried alone from now on
     ),
     Role.OUTBOUND: (
-        ("DROP TABLE turn_notes",),
+        ("DROP TABLE turn_notes", "DROP TABLE deferrals"),
         "INSERT INTO processing_ack(message_id, status, status_changed) VALUES ('m1', 'failed', '2026-11-21T00:00:00.000Z')",
         "SELECT message_id, status, incarnation FROM processing_ack",
         ("m1", "failed", None),
