@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -197,7 +198,7 @@ async def test_a_paused_container_is_running_and_can_be_killed(docker_harness: D
     spawned = await runtime.spawn(spec)
     with docker_client() as client:
         client.pause(spawned.container_id)
-    assert await runtime.list_running() == [spawned]
+    assert await runtime.list_running() == [replace(spawned, paused=True)]
     with pytest.raises(NotConfirmedError):
         await runtime.remove(spawned.container_id)
     await runtime.kill(spawned.container_id)
