@@ -36,6 +36,7 @@ AGENTS = ("alice", "bob")
 def draw_config(world: World) -> Config:
     """A configuration with small figures, so that a run is short; which ones differs from run to run."""
     rng = world.rng
+    retention = draw_retention(world.seed)
     return Config(
         data_dir=world.root,
         runtime=Runtime(
@@ -63,8 +64,14 @@ def draw_config(world: World) -> Config:
             retry_max_s=rng.choice((20.0, 120.0)),
             retry_for_s=rng.choice((300.0, 3600.0)),
             batch=rng.choice((1, 3, 200)),
+            # From the seed itself: a draw more would make another run of every seed.
+            head_blocks_attempts=1 + world.seed % 4,
+            head_blocks_s="always" if retention.messages_s or world.seed % 3 == 0 else 300.0,
+            max_sends_per_session=1 + world.seed % 2,
+            max_sends_per_place=1 + world.seed % 3,
+            max_sends_per_channel=2 + world.seed % 5,
         ),
-        retention=draw_retention(world.seed),
+        retention=retention,
         agents={name: Agent() for name in AGENTS},
     )
 

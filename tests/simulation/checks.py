@@ -136,6 +136,7 @@ def violations(scenario: Scenario, claims: Claims, witness: Witness) -> Iterator
         yield from _messages(scenario.daemon, scenario.ledger, claims, witness, key)
         yield from _answers(scenario.daemon, witness, key)
         yield from _receipts(scenario.daemon, scenario.receivers, key)
+        yield from _declared(scenario.daemon, scenario.receivers, key)
         yield from _gone(scenario.daemon, witness, key)
     yield from _effects(scenario.receivers)
     yield from _order(scenario.daemon, scenario.receivers, witness, scenario.sessions)
@@ -246,6 +247,20 @@ def _effects(receivers: Receivers) -> Iterator[str]:
                 yield f"{key} had an effect at {before.at:.4f} by {before.by}, and again at {after.at:.4f} by {after.by}"
 
 
+def _declared(daemon: SimDaemon, receivers: Receivers, key: SessionKey) -> Iterator[str]:
+    """What a later attempt did once more is in the history as in doubt; of what retention took the history is gone too."""
+    known = {row["id"] for row in _rows(daemon, key, "SELECT message_out_id AS id FROM delivered")}
+    told: Counter[str] = Counter()
+    for row in _rows(daemon, key, "SELECT message_id, event, detail FROM message_history"):
+        doubt = row["event"] == "delivery_failed" and json.loads(row["detail"] or "{}").get("in_doubt")
+        told[row["message_id"]] += bool(doubt) or row["event"] == "delivery_in_doubt"
+    for effects in receivers.effects.values():
+        first = effects[0]
+        again = len({effect.attempt for effect in effects}) - 1
+        if (first.agent, first.session) == key and first.message_out_id in known and told[first.message_out_id] < again:
+            yield f"{key}: {first.message_out_id} was sent {again} times more, and that is declared nowhere"
+
+
 def _receipts(daemon: SimDaemon, receivers: Receivers, key: SessionKey) -> Iterator[str]:
     """A receipt is proof: no delivery is recorded that no receiver saw."""
     for row in _rows(daemon, key, "SELECT * FROM delivered WHERE status = 'delivered'"):
@@ -258,7 +273,8 @@ def _order(daemon: SimDaemon, receivers: Receivers, witness: Witness, sessions: 
     for key in sessions:
         rows = _rows(daemon, key, "SELECT id, seq, deliver_after FROM messages_out", outbound=True)
         rows += witness.of(key, "messages_out")
-        seqs = {row["id"]: row["seq"] for row in rows if row["deliver_after"] is None}
+        passed = _passed(daemon, key)
+        seqs = {row["id"]: row["seq"] for row in rows if row["deliver_after"] is None and row["id"] not in passed}
         last: dict[str, int] = {}
         firsts = [effects[0] for effects in receivers.effects.values() if effects]
         for effect in sorted(firsts, key=lambda item: item.at):
@@ -268,3 +284,13 @@ def _order(daemon: SimDaemon, receivers: Receivers, witness: Witness, sessions: 
             if seq < last.get(effect.place, 0):
                 yield f"{key}: seq {seq} reached {effect.place!r} after seq {last[effect.place]}"
             last[effect.place] = max(seq, last.get(effect.place, 0))
+
+
+def _passed(daemon: SimDaemon, key: SessionKey) -> set[str]:
+    """Answers that kept failing, and let later ones pass by the rule of `delivery.head_blocks_*`."""
+    history = _rows(daemon, key, "SELECT message_id, event, detail FROM message_history")
+    return {
+        row["message_id"]
+        for row in history
+        if row["event"] == "delivery_passed" or "waits_behind" in json.loads(row["detail"] or "{}")
+    }

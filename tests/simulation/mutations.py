@@ -240,7 +240,12 @@ def _no_destination_order() -> contextlib.AbstractContextManager[Any]:
 def _hold_is_resent() -> contextlib.AbstractContextManager[Any]:
     """In doubt, a channel that asked to hold is sent to again."""
     traits = daemon.bus.delivery.ChannelTraits
-    return mock.patch.object(daemon.bus.delivery, "ChannelTraits", lambda dedup, _: traits(dedup, hold_in_doubt=False))
+    return mock.patch.object(daemon.bus.delivery, "ChannelTraits", lambda dedup, _, head: traits(dedup, False, head))
+
+
+def _undeclared() -> contextlib.AbstractContextManager[Any]:
+    """What a crash left in doubt is sent again without a word."""
+    return mock.patch.object(deliveries, "resend", lambda *_, **__: None)
 
 
 def _no_withdrawal() -> contextlib.AbstractContextManager[Any]:
@@ -335,6 +340,7 @@ MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
         "what is handed over counts as taken": _handed_over_is_taken,
         "no order per destination": _no_destination_order,
         "hold is sent again": _hold_is_resent,
+        "a send in doubt is declared nowhere": _undeclared,
         "a late start is not withdrawn": _no_withdrawal,
         "no ceiling, no claim-stuck": _no_claim_stuck,
         "no journal recovery": _no_recovery,

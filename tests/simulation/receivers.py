@@ -38,6 +38,7 @@ class Effect:
     session: str
     by: str
     ambiguous: bool
+    attempt: int
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Receivers:
                 message.session,
                 process.name if process is not None else "",
                 ambiguous,
+                message.attempt,
             )
         )
 
@@ -165,7 +167,7 @@ class SimChannel:
         if kind in ("late", "reset_after"):
             receivers.take(self.name, message, ambiguous=True)
             if kind == "reset_after":
-                raise TransientDeliveryError("connection reset after the request was sent")
+                raise TransientDeliveryError("connection reset after the request was sent", in_doubt=True)
             await anyio.sleep(10_000)
         if kind == "twice":  # the receiver's own proxy repeats the request
             receivers.take(self.name, message, ambiguous=True)
