@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 from daemon.store import deliveries, messages, outbound
 from daemon.store.session_files import SessionFiles
+from schema.connect import Reader
 from schema.rows import MessageStatus
 
 _OPEN = (MessageStatus.PENDING, MessageStatus.PAUSED)
@@ -28,4 +31,15 @@ def unanswered(files: SessionFiles, message_id: str, *, alive: bool) -> str | No
                 return None
         if deliveries.next_attempt_at(db) is not None:
             return None
-    return f"it is {message.status.value}, and nothing that answers it is on its way"
+        why = _noted(db, message_id)
+    return f"it is {message.status.value}, and nothing that answers it is on its way{why}"
+
+
+def _noted(db: Reader, message_id: str) -> str:
+    """What the runner noted for the operator when the turn sent nothing; empty when it noted nothing."""
+    row = db.one(
+        "SELECT detail FROM message_history WHERE message_id = ? AND event = 'completed' ORDER BY id DESC LIMIT 1",
+        (message_id,),
+    )
+    detail: dict[str, object] = json.loads(row["detail"]) if row is not None and row["detail"] else {}
+    return f": {str(detail['reason']).rstrip('.')}" if "reason" in detail else ""

@@ -58,3 +58,15 @@ def test_a_runner_without_stamps_may_ack_before_it_answers(
     world.ack("completed", "m1", by=by)
     settle(world, "completed")
     assert (unanswered(world.files, "m1", alive=alive) is None) is may_come
+
+
+def test_why_a_turn_sent_nothing_is_told(world: SessionWorld) -> None:
+    settle(world, "completed")
+    world.change(
+        "INSERT INTO message_history(message_id, event, at, detail) VALUES ('m1', 'completed', 1, ?)",
+        ('{"note": "NOTHING_SENT", "reason": "The program printed 1 progress and no message."}',),
+    )
+    why = unanswered(world.files, "m1", alive=True)
+    assert why == (
+        "it is completed, and nothing that answers it is on its way: The program printed 1 progress and no message"
+    )
