@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec,
 import typer
 
 from daemon.cli.envelope import NextAction, Outcome, Problem, envelope, problem_of, to_json
+from daemon.cli.held_signals import release
 from daemon.cli.output import Output, OutputLostError, lost, progress
 from daemon.errors import FileAccessError, NotListeningError
 from schema.errors import ClawbusError
@@ -155,6 +156,8 @@ def add(
     full = f"{path} {name}".strip()
 
     def run(ctx: typer.Context, **values: Any) -> None:
+        if full != "run":
+            release()
         options = Globals(values.pop("json"), values.pop("config"), values.pop("data"), values.pop("debug"))
         outer = ctx.find_object(Globals) or Globals()
         invocation = Invocation(full, options.over(outer))

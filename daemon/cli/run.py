@@ -8,6 +8,7 @@ import typer
 
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import Outcome, Problem
+from daemon.cli.held_signals import release
 
 if TYPE_CHECKING:
     from daemon.signals import SignalInbox
@@ -40,6 +41,7 @@ def run(
       clawbus run 01JD0000000000000000000000
     """
     if identity is not None:
+        release()
         from daemon.cli.one_run import one_run  # noqa: PLC0415
 
         return one_run(invocation, identity, session)
@@ -50,6 +52,7 @@ def run(
 
     signals = SignalInbox()
     with signals.installed():
+        release()
         code = _serve(invocation, signals)
     if code:
         problem = Problem("DAEMON_FAILED", f"the daemon ended with exit code {code}.", "`clawbus logs -n 50` says why.")

@@ -96,6 +96,50 @@ def test_a_reload_during_start_up_waits_for_its_end(daemon: RealDaemon, manager:
     assert daemon.stop() == 0
 
 
+def holds(process: subprocess.Popen[bytes]) -> bool:
+    """Whether the process holds SIGHUP back (proc(5), SigBlk): Python runs, and little of it is imported."""
+    assert process.poll() is None, f"it ended with {process.returncode}"
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    blocked = next(line for line in status.splitlines() if line.startswith("SigBlk:"))
+    return bool(int(blocked.split()[1], 16) >> (signal.SIGHUP - 1) & 1)
+
+
+def test_a_signal_during_the_imports_is_held_back(daemon: RealDaemon, manager: Manager) -> None:
+    process = begin(daemon)
+    eventually("held back", lambda: holds(process))
+    for number in (signal.SIGUSR1, signal.SIGALRM, signal.SIGHUP):
+        process.send_signal(number)
+    manager.await_line("READY=1")
+    eventually("reloaded", lambda: daemon.events("config_reloaded"))
+    assert not holds(process)
+    assert daemon.stop() == 0
+    process = begin(daemon)
+    eventually("held back", lambda: holds(process))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
+def test_another_command_is_interrupted_as_ever(daemon: RealDaemon) -> None:
+    daemon.start()
+    for arguments in (("mailbox", "run", "--follow"), ("logs", "--follow", "-m", "run")):
+        process = daemon.begin_stream(*arguments)
+        eventually("it can be interrupted", lambda process=process: catches_interrupts(process.pid))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        process.communicate()
+
+
+def catches_interrupts(pid: int) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    masks = {
+        line.split(":")[0]: int(line.split()[1], 16) for line in lines if line.startswith("Sig") and "/" not in line
+    }
+    bit = 1 << (signal.SIGINT - 1)
+    # Held, then released: the command is at work. Released alone would be true before Python has begun, too.
+    resident = next(line for line in lines if line.startswith("VmRSS"))
+    return bool(masks["SigCgt"] & bit) and not masks["SigBlk"] & bit and int(resident.split()[1]) > 30_000
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_during_start_up_ends_in_order(daemon: RealDaemon, number: signal.Signals) -> None:
     process = begin(daemon)

@@ -1,0 +1,34 @@
+"""Holds signals back while `clawbus run` is still being imported, which takes longer than some of them take to come.
+
+Blocked, they stay pending in the kernel; `daemon.signals` takes them over once its handlers are there. Imports next to
+nothing, because it runs before everything else.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Final
+
+_HELD: Final = (
+    signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM,
+)  # fmt: skip
+
+
+def hold() -> None:
+    """Block them, if this process may become the daemon."""
+    if _may_be_daemon():
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+
+
+def release() -> None:
+    """Let them come, for a command that is not the daemon's start, or once their handlers are installed."""
+    if _may_be_daemon():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+
+
+def _may_be_daemon() -> bool:
+    """By the command line alone: `clawbus ... run ...`, or `python -m daemon.cli`. Not in a program that imports us."""
+    program = sys.argv[0] if sys.argv else ""
+    ours = program == "-m" or program.endswith(("/clawbus", "/daemon/cli/__main__.py"))
+    return ours and "run" in sys.argv[1:]
