@@ -142,6 +142,20 @@ def test_the_output_of_a_removed_container_is_kept(daemon: RealDaemon) -> None:
     assert (ended["exit_code"], ended["end_reason"]) == (0, "operator_stop")
 
 
+def test_a_message_that_reaches_the_memory_limit_takes_no_other_of_its_turn_with_it(daemon: RealDaemon) -> None:
+    place = daemon.data / "agents" / "small"
+    daemon.post("hang /workspace/agent/busy", agent="small", session="s")
+    eventually("in mid-turn", (place / "busy").exists, 30)
+    innocent = [daemon.post(f"say {number}", agent="small", session="s") for number in range(3)]
+    greedy = daemon.post("eat 200", agent="small", session="s")
+    (place / "busy.go").touch()
+    for number, message_id in enumerate(innocent):
+        assert daemon.answer(message_id, agent="small", session="s") == {"text": str(number)}
+    eventually("given up", lambda: daemon.message("small", "s", greedy)["status"] == "failed", 60)
+    assert [daemon.message("small", "s", one)["status"] for one in innocent] == ["completed"] * 3
+    assert [one["id"] for one in daemon.cli("dead", "list").result["letters"]] == [greedy]
+
+
 def test_a_program_that_eats_its_memory_is_explained(daemon: RealDaemon) -> None:
     said = daemon.cli("send", "eat 200", "--agent", "small", "--session", "s", "--wait", "30")
     assert said.error == "AGENT_FAILED"
