@@ -196,6 +196,8 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     """Start every loop: first what delivers and repairs, then what runs agents, last what takes messages in."""
     channels_run = anyio.Event()
     house.delivery.start(tasks, channels_run)
+    for key in await house.sessions.finish_deletions():
+        structlog.get_logger("daemon").info("session_deletion_finished", agent=key.agent, session=key.session)
     await house.sessions.find_lost()
     for row in await house.sessions.central(lambda registry: registry.with_work()):
         if row.active:

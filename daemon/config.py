@@ -123,10 +123,11 @@ class Retention(_Table):
     incarnations_s: float = Field(default=30 * 86400.0, ge=0)
     mailbox_s: float = Field(default=365 * 86400.0, ge=0)
     dead_letters_s: float = Field(default=0.0, ge=0)
+    idle_sessions_s: float = Field(default=0.0, ge=0)
     interval_s: float = Field(default=3600.0, gt=0)
     batch: int = Field(default=500, ge=1, le=10_000)
 
-    @field_validator("messages_s", "incarnations_s", "mailbox_s", "dead_letters_s", mode="before")
+    @field_validator("messages_s", "incarnations_s", "mailbox_s", "idle_sessions_s", "dead_letters_s", mode="before")
     @classmethod
     def _never(cls, value: object) -> object:
         return 0.0 if value == "never" else value
@@ -429,7 +430,7 @@ def _faults(config: Config) -> Iterator[str]:
                 )
 
     yield from _contradictions(config)
-    for key in ("messages_s", "mailbox_s"):
+    for key in ("messages_s", "mailbox_s", "idle_sessions_s"):
         age = float(getattr(config.retention, key))
         if 0 < age < config.delivery.retry_for_s:
             # Within it a send may be repeated, and what makes the repetition the same send must still be there.

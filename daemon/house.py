@@ -33,7 +33,9 @@ from daemon.containers.slots import Hooks, Timings
 from daemon.containers.supervisor import Supervisor
 from daemon.data_folder import DataFolder
 from daemon.policies import agent_policy, fate_of, read_limits, sweep_settings
+from daemon.repair.session_deletion import Deletions
 from daemon.retention import Retention
+from daemon.store.dead_letters import Operator
 from daemon.store.install import InstallFile
 from daemon.store.mailbox import Mailbox
 from daemon.store.registry import Registry, SessionKey
@@ -272,7 +274,13 @@ def build_house(
         ),
         pulse=pulse,
         retention=Retention(
-            sessions, Mailbox(folder.mailbox_db), config.retention, clock, supervisor.may_run, links.due
+            sessions,
+            Mailbox(folder.mailbox_db),
+            config.retention,
+            clock,
+            supervisor.may_run,
+            links.due,
+            partial(_expire, Deletions(sessions, supervisor, folder.sessions_dir, clock)),
         ),
         channel_problems={},
         telemetry=telemetry,
@@ -330,6 +338,11 @@ def _delivery(
         telemetry=telemetry,
         troubles=troubles,
     )
+
+
+async def _expire(deletions: Deletions, key: SessionKey) -> None:
+    """A session that was idle for longer than the configuration keeps one."""
+    await deletions.delete(key, Operator("retention", "idle for longer than retention.idle_sessions_s"), force=False)
 
 
 async def _quarantine(house: House, session: Session, reason: str) -> None:

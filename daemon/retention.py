@@ -7,7 +7,7 @@ It never decides what is done (`daemon/store/pruning.py` does), never writes a c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -64,7 +64,9 @@ class Retention:
         clock: Clock,
         occupied: Callable[[SessionKey], bool],
         look: Callable[[SessionKey], None] = lambda _: None,
+        delete: Callable[[SessionKey], Awaitable[object]] | None = None,
     ) -> None:
+        self._delete = delete
         self._sessions = sessions
         self._mailbox = mailbox
         self._config = config
@@ -84,6 +86,7 @@ class Retention:
             ("incarnations", config.incarnations_s),
             ("mailbox", config.mailbox_s),
             ("dead_letters", config.dead_letters_s),
+            ("idle_sessions", config.idle_sessions_s),
         )
         return {what: seconds or None for what, seconds in named}
 
@@ -97,7 +100,7 @@ class Retention:
     async def prune(self) -> LastPass:
         """One pass over everything. Raises nothing that a file may raise; the next pass goes on with what is left."""
         began, this = self._clock.monotonic(), LastPass(self._clock.now_ms())
-        for part in (self._prune_sessions, self._prune_incarnations, self._prune_mailbox):
+        for part in (self._prune_sessions, self._expire_sessions, self._prune_incarnations, self._prune_mailbox):
             try:
                 await part(this)
             except ClawbusError as error:
@@ -204,6 +207,30 @@ class Retention:
             if self._occupied(session.key) or session.sending:
                 return 0
             return await session.call_locked(partial(_compact, session.files))
+
+    async def _expire_sessions(self, this: LastPass) -> None:
+        """Delete sessions that nobody has used for long. Each is judged once more under its lock, by whoever deletes it."""
+        cutoff, after = self._cutoff(self._config.idle_sessions_s), None
+        while cutoff is not None and self._delete is not None:
+            page = await self._idle_sessions(after, cutoff)
+            for key in page:
+                marks = _marks(self._sessions.files_of(key))
+                if marks is None or max(marks[0], marks[1][0] if marks[1] else 0) // 1_000_000 >= cutoff:
+                    continue
+                try:
+                    await self._delete(key)
+                    this.taken["expired_sessions"] += 1
+                except ClawbusError as error:
+                    this.errors += 1
+                    self._log.warning("retention_failed", agent=key.agent, session=key.session, code=error.code,
+                                      error=str(error))  # fmt: skip
+                await anyio.sleep(_BETWEEN_STEPS_S)
+            if len(page) < _PAGE:
+                return
+            after = page[-1]
+
+    async def _idle_sessions(self, after: SessionKey | None, cutoff: int) -> list[SessionKey]:
+        return await self._sessions.central(lambda registry: registry.idle_sessions(after, _PAGE, cutoff))
 
     async def _prune_incarnations(self, this: LastPass) -> None:
         cutoff = self._cutoff(self._config.incarnations_s)

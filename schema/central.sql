@@ -44,6 +44,19 @@ CREATE TABLE IF NOT EXISTS incarnations (
 CREATE UNIQUE INDEX IF NOT EXISTS incarnations_live ON incarnations(agent, session) WHERE ended_at IS NULL;
 CREATE INDEX IF NOT EXISTS incarnations_session ON incarnations(agent, session, created_at);
 
+-- Sessions that were deleted, by whom and why. One without finished_at is finished by the next start.
+CREATE TABLE IF NOT EXISTS session_deletions (
+  id          TEXT PRIMARY KEY,                  -- time-ordered; the folder is sessions/.trash-ID until it is removed
+  agent       TEXT NOT NULL,
+  session     TEXT NOT NULL,
+  at          INTEGER NOT NULL,
+  by          TEXT NOT NULL,                     -- the operator's user name, or retention
+  reason      TEXT,
+  moved       INTEGER NOT NULL DEFAULT 0,        -- 1: the folder has been put aside; a session of the name is a new one
+  finished_at INTEGER
+);
+CREATE INDEX IF NOT EXISTS session_deletions_open ON session_deletions(id) WHERE finished_at IS NULL;
+
 -- What retention has taken away in all, over all sessions, so that a status can tell.
 CREATE TABLE IF NOT EXISTS pruned (
   what    TEXT PRIMARY KEY,                      -- messages | receipts | incarnations | mailbox

@@ -20,7 +20,7 @@ from daemon.channels.protocol import Accepted, Incoming
 from daemon.clock import Clock
 from daemon.command_words import two_words
 from daemon.config import Agent
-from daemon.errors import ContentError, IdConflictError, MessageError, UnknownAgentError
+from daemon.errors import ContentError, IdConflictError, MessageError, UnknownAgentError, UnknownSessionError
 from daemon.store import messages
 from daemon.store.dead_letters import Operator, latest_requeue, requeue_message
 from daemon.store.mailbox import MAX_NAME, is_mailbox_name
@@ -91,6 +91,8 @@ class Ingress:
             message = replace(message, not_after=_default_expiry(self.agents[key.agent], message, now))
         session = await (self._sessions.create(key) if incoming.create_session else self._sessions.get(key))
         kept = await self._store(session, message, incoming, now)
+        if session.deleted:
+            session = await self._sessions.get(key)
         session.last_activity = now
         stored = kept.counts
         if kept.requeued:
@@ -112,12 +114,21 @@ class Ingress:
         )  # fmt: skip
 
     async def _store(self, session: Session, message: MessageIn, incoming: Incoming, now: int) -> Stored:
+        try:
+            return await self._store_in(session, message, incoming, now)
+        except UnknownSessionError:
+            # Deleted while this message waited for its lock: it begins a new session of that name.
+            if not session.deleted or not incoming.create_session:
+                raise
+            return await self._store_in(await self._sessions.create(session.key), message, incoming, now)
+
+    async def _store_in(self, session: Session, message: MessageIn, incoming: Incoming, now: int) -> Stored:
         key = session.key
         try:
             async with session.lock:
                 await self._sessions.activate(session)
                 found = await session.call_locked(lambda: store(session, message, incoming, now))
-        except (IdConflictError, MessageError):
+        except (IdConflictError, MessageError, UnknownSessionError):
             raise
         except FileBusyError as error:
             self._sessions.troubles.failed(key, ACCEPT, error, now)

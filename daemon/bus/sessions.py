@@ -29,6 +29,7 @@ from daemon.store.out_folder import OutUse
 from daemon.store.rebuild import found_sessions, remake
 from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, SessionRow
 from daemon.store.session_files import SessionFiles
+from daemon.store.session_trash import finish_deletions
 from daemon.sweep.fate import Fate
 from schema.connect import ReadLimits
 from schema.errors import ClawbusError, FileBusyError, ReadDeadlineError, ReadRaceError, StorageError
@@ -107,6 +108,7 @@ class Session:
         self.unreadable_since: float | None = None  # monotonic: since when no look has come through
         self.unwritable_since: float | None = None  # monotonic: since when no write of inbound.db has come through
         self.use: OutUse | None = None  # what the last sweep counted in its out/
+        self.deleted = False
         self.budget = PollBudget()
         self.cpu_s = 0.0  # processor time of all operations on its files
         self.charged_s = 0.0  # of these, what the budget has been asked for
@@ -144,6 +146,8 @@ class Session:
         an open hang for ever (a fifo put in a file's place between our check and SQLite's open). Until its thread is
         back, every call raises ReadDeadlineError: the lock alone no longer keeps a second thread from the same files.
         """
+        if self.deleted:
+            raise UnknownSessionError(f"session {self.key} was deleted.")
         if self._in_thread:
             raise ReadDeadlineError(f"an earlier operation on the files of {self.key} has not come back.")
         job = _Job(partial(self._watched, operation), self._came_back)
@@ -208,7 +212,7 @@ class Sessions:
         fate_of: Callable[[str], Fate] = lambda _: Fate(),
     ) -> None:
         self.fate_of = fate_of
-        self._dir = sessions_dir
+        self._dir = self.folder = sessions_dir
         self._registry = registry
         self._clock = clock
         self._limits = limits
@@ -272,6 +276,11 @@ class Sessions:
 
         self._memory = memory
 
+    async def finish_deletions(self) -> list[SessionKey]:
+        """What an earlier daemon began to delete: before anything looks for sessions."""
+        now = self._clock.now_ms()
+        return await self.central(lambda registry: finish_deletions(registry, self._dir, now))
+
     async def find_lost(self) -> int:
         """Record the sessions that have a folder and no row in central.db: how many. They count as having work."""
         now = self._clock.now_ms()
@@ -309,6 +318,11 @@ class Sessions:
             self._table[key] = session
             return session
         row = await self.central(lambda registry: registry.session(key))
+        if row is None and self.files_of(key).folder.root.is_dir():
+            # A folder that the registry does not know, as a crash leaves one: whoever names it takes it in.
+            now = self._clock.now_ms()
+            await self.central(lambda registry: registry.add_sessions([key], now))
+            row = await self.central(lambda registry: registry.session(key))
         if row is None:
             raise UnknownSessionError(f"there is no session {key}.")
         return self.adopt(row)
@@ -390,6 +404,8 @@ class Sessions:
 
     async def activate(self, session: Session) -> None:
         """Record that the session has work, before the work is written. Call with the session's lock held."""
+        if session.deleted:
+            raise UnknownSessionError(f"session {session.key} was deleted.")
         # Whoever waited for the lock may have got the object before it was retired.
         self._table[session.key] = session
         if not session.active:
@@ -414,6 +430,13 @@ class Sessions:
             # Before the work is written, as everywhere: a crash in between errs on the side of looking.
             await self.activate(session)
             return await session.call_locked(partial(work, self._clock.now_ms()))
+
+    def forget(self, session: Session) -> None:
+        """It was deleted: whoever still holds the object is refused, and its name makes a new one. With its lock held."""
+        session.deleted, session.quarantined = True, session.quarantined or "It was deleted."
+        self._table.pop(session.key, None)
+        self._known.pop(session.key, None)
+        self.troubles.forget(session.key)
 
     async def retire(self, session: Session, next_due_at: int | None, dead_letters: int | None = None) -> None:
         """Record that the session has nothing to do (before `next_due_at`) and forget it. Call with its lock held."""

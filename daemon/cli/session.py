@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
         add(group, name, function, path="session")
     add(group, "quarantine", quarantine, path="session")
     add(group, "reset", reset, path="session")
+    add(group, "delete", delete, path="session")
     add_group(app, group, "session")
 
 
@@ -157,6 +158,49 @@ def reset(
     with invocation.client() as client:
         answer = {"reset": True, **client.post("/v1/repairs/reset", body, wait_s=600)}
     return _acted(named, answer, "reset", "")
+
+
+def delete(
+    invocation: Invocation,
+    agent: AgentArgument,
+    session: SessionArgument = None,
+    reason: ReasonOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also when it has work, which is lost. Needs --reason.")
+    ] = False,
+) -> Outcome:
+    """Delete a session for good: its container is stopped, its folder and its registry row go; the mailbox stays.
+
+    Use it when a conversation is over. It refuses while messages are unfinished or answers undelivered. A message to the
+    name begins a new session. `retention.idle_sessions_s` does the same by age. It works while the daemon is down, too.
+
+    \b
+    Example:
+      clawbus session delete echo demo
+      clawbus session delete echo demo --force --reason 'the customer left'
+    """
+    if force and not (reason or "").strip():
+        raise typer.BadParameter("--force loses work: say why with --reason.")
+    from daemon.errors import DaemonDownError  # noqa: PLC0415
+
+    named = pair(agent, session)
+    body = {"agent": named[0], "session": named[1], "by": user(), "reason": reason, "force": force}
+    try:
+        with invocation.client() as client:
+            answer = client.post("/v1/repairs/delete", body, wait_s=120)
+    except DaemonDownError:
+        answer = _delete_from_files(invocation, named, reason, force=force)
+    return _acted(named, answer, "deleted", "")
+
+
+def _delete_from_files(
+    invocation: Invocation, named: tuple[str, str], reason: str | None, *, force: bool
+) -> dict[str, Any]:
+    from daemon.repair.stale_access import files_access  # noqa: PLC0415
+    from daemon.store.dead_letters import Operator  # noqa: PLC0415
+
+    with files_access(invocation.config, SystemClock(), recover=True) as access:
+        return access.delete(named, Operator(user(), reason), force=force)
 
 
 def _act(

@@ -61,6 +61,12 @@ class _ResetBody(_RepairBody):
     discard: bool = False
 
 
+class _DeleteBody(_RepairBody):
+    """POST /v1/repairs/delete."""
+
+    force: bool = False
+
+
 class _LimitsBody(_SessionBody):
     """POST /v1/stale/preview: one session, and the sweep's limits."""
 
@@ -97,6 +103,7 @@ def repair_routes(repairs: Repairs) -> list[BaseRoute]:
         ("/v1/answers/drop", api.drop_answer),
         ("/v1/repairs/quarantine", api.quarantine),
         ("/v1/repairs/reset", api.reset),
+        ("/v1/repairs/delete", api.delete),
         ("/v1/stale/preview", api.stale_preview),
         ("/v1/stale/apply", api.stale_apply),
         ("/v1/stale/undo", api.stale_undo),
@@ -131,6 +138,10 @@ class _RepairApi:
     async def reset(self, request: Request) -> object:
         body = await _body(_ResetBody, request)
         return await self._repairs.reset(body.key, body.operator, discard=body.discard)
+
+    async def delete(self, request: Request) -> object:
+        body = await _body(_DeleteBody, request)
+        return await self._repairs.deletions.delete(body.key, body.operator, force=body.force)
 
     async def stale_preview(self, request: Request) -> object:
         body = await _body(_LimitsBody, request)

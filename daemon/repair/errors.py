@@ -139,3 +139,10 @@ class ResetWouldLoseError(ClawbusError):
     default_hint = (
         "Release the session, so that it is delivered first; with --discard it stays in the folder that is put aside."
     )
+
+
+class SessionUnfinishedError(ClawbusError):
+    """A session that still has work is not deleted: its messages or answers would be lost. Nothing was changed."""
+
+    code = "SESSION_UNFINISHED"
+    default_hint = "Wait until `clawbus session show` names no work, or lose it: repeat with --force --reason WHY."

@@ -18,6 +18,7 @@ from daemon.containers.supervisor import Supervisor
 from daemon.errors import NotConfirmedError, RuntimeUnavailableError
 from daemon.forensics.truth import Life
 from daemon.repair import answer_repair, message_repair, session_repair, stale_sweep
+from daemon.repair.session_deletion import Deletions
 from daemon.repair.stale_plan import Scope
 from daemon.repair.stale_reading import Surroundings
 from daemon.store.dead_letters import Operator
@@ -42,6 +43,7 @@ class Repairs:
     def __init__(
         self, sessions: Sessions, supervisor: Supervisor, clock: Clock, look: Callable[[SessionKey], None]
     ) -> None:
+        self.deletions = Deletions(sessions, supervisor, sessions.folder, clock)
         self._sessions = sessions
         self._supervisor = supervisor
         self._clock = clock

@@ -17,7 +17,7 @@ from daemon.clock import Clock
 from daemon.config import Config
 from daemon.control.client import ControlClient
 from daemon.data_folder import DataFolder
-from daemon.errors import DataFolderError, RegistryGoneError, RemoteError
+from daemon.errors import DataFolderError, RegistryGoneError, RemoteError, UnknownSessionError
 from daemon.forensics.central_reading import incarnations_of
 from daemon.forensics.containers import RuntimeSeen, look_at_runtime
 from daemon.forensics.truth import Life
@@ -25,6 +25,7 @@ from daemon.ops.content import error_of
 from daemon.policies import read_limits
 from daemon.repair import stale_sweep
 from daemon.repair.errors import RestoreRefusedError
+from daemon.repair.session_deletion import delete_from_files
 from daemon.repair.stale_drive import CANARY_SESSION, Key
 from daemon.repair.stale_plan import Scope
 from daemon.repair.stale_reading import Surroundings
@@ -125,6 +126,24 @@ class FilesAccess:
         files, named, now = self._files(key), SessionKey(*key), self._clock.now_ms()
         self._registry.activate(named, now)
         return stale_sweep.undo(files, named, stale_sweep.found_backup(files, backup), operator, now)
+
+    def delete(self, key: Key, operator: Operator, *, force: bool) -> dict[str, Any]:
+        """Delete a session that no container lives of. Raises as `session_deletion.delete_from_files` does."""
+        files, named = self._files(key), SessionKey(*key)
+        if self._registry.session(named) is None and not files.folder.root.is_dir():
+            raise UnknownSessionError(f"there is no session {named}.")
+        listed = self._listing.containers
+        lives = listed is None or any((one.agent, one.session) == key for one in listed)
+        return delete_from_files(
+            self._registry,
+            self._folder.sessions_dir,
+            files,
+            named,
+            operator,
+            self._clock.now_ms,
+            lives=lives,
+            force=force,
+        )
 
     def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
         """Nobody is there to take it."""

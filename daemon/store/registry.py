@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from daemon.errors import RegistryGoneError
+from daemon.store.dead_letters import Operator
 from daemon.store.pruned import note
 from schema.connect import Writer, open_owner
 from schema.ids import new_id
@@ -295,6 +296,51 @@ class Registry:
                 key,
             )
         return {row["id"]: row["ended_at"] for row in rows}
+
+    def begin_deletion(self, deletion: str, key: SessionKey, now_ms: int, operator: Operator) -> None:
+        """Forget the session and its containers, and remember that it is being deleted."""
+        with self._open() as db, db.transaction():
+            db.execute(
+                "INSERT INTO session_deletions(id, agent, session, at, by, reason) VALUES (?, ?, ?, ?, ?, ?)",
+                (deletion, *key, now_ms, operator.name, operator.reason),
+            )
+            db.execute("DELETE FROM sessions WHERE agent = ? AND session = ?", key)
+            db.execute("DELETE FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NOT NULL", key)
+
+    def undo_deletion(self, deletion: str, key: SessionKey, now_ms: int) -> None:
+        """Its folder could not be put aside: the session is there as before."""
+        with self._open() as db, db.transaction():
+            db.execute("DELETE FROM session_deletions WHERE id = ?", (deletion,))
+            _insert_sessions(db, [key], now_ms)
+
+    def deletion_moved(self, deletion: str) -> None:
+        """Record that the folder lies in the trash: from now on a session of that name is a new one."""
+        with self._open() as db, db.transaction():
+            db.execute("UPDATE session_deletions SET moved = 1 WHERE id = ?", (deletion,))
+
+    def deletion_done(self, deletion: str, now_ms: int) -> None:
+        """Record that nothing of it is left."""
+        with self._open() as db, db.transaction():
+            db.execute("UPDATE session_deletions SET finished_at = ? WHERE id = ?", (now_ms, deletion))
+
+    def open_deletions(self) -> list[tuple[str, SessionKey, bool]]:
+        """Deletions that were begun and not finished: (id, session, whether the folder was put aside)."""
+        with self._open() as db:
+            rows = db.all("SELECT * FROM session_deletions WHERE finished_at IS NULL ORDER BY id")
+        return [(row["id"], SessionKey(row["agent"], row["session"]), bool(row["moved"])) for row in rows]
+
+    def idle_sessions(self, after: SessionKey | None, limit: int, created_before: int) -> list[SessionKey]:
+        """A page of sessions without work, quarantine, open dead letters or a container, made before an instant."""
+        last = after if after is not None else SessionKey("", "")
+        with self._open() as db:
+            rows = db.all(
+                "SELECT agent, session FROM sessions WHERE (agent, session) > (?, ?) AND active = 0 AND next_due_at IS NULL"
+                " AND quarantined_at IS NULL AND dead_letters = 0 AND created_at < ?"
+                " AND NOT EXISTS (SELECT 1 FROM incarnations AS one WHERE one.agent = sessions.agent"
+                " AND one.session = sessions.session AND one.ended_at IS NULL) ORDER BY agent, session LIMIT ?",
+                (*last, created_before, limit),
+            )
+        return [SessionKey(row["agent"], row["session"]) for row in rows]
 
     def add_sessions(self, keys: Iterable[SessionKey], now_ms: int) -> list[SessionKey]:
         """Record sessions whose folders were found, as having work; those that were not known before."""

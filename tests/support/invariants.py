@@ -58,7 +58,7 @@ def data_folder_violations(
         sessions = {(row["agent"], row["session"]): dict(row) for row in db.all("SELECT * FROM sessions")}
         incarnations = {row["id"]: dict(row) for row in db.all("SELECT * FROM incarnations")}
     found += _incarnation_violations(sessions, incarnations)
-    mailbox = _mailbox(layout, found)
+    mailbox, gone = _mailbox(layout, found), _deleted(layout)
     on_disk = {(path.parent.name, unquote(path.name)) for path in layout.sessions_dir.glob("*/*") if path.is_dir()}
     for key in sorted(on_disk):
         root = layout.sessions_dir / key[0] / session_folder(key[1])
@@ -71,7 +71,13 @@ def data_folder_violations(
         elif rows is not None:
             problems += _registry_violations(rows, sessions[key], incarnations, key, pruned=pruned)
             if mailbox is not None and not pruned:
-                problems += _mailbox_violations(rows, {row["message_out_id"] for row in mailbox if _key(row) == key})
+                # What was delivered before an earlier session of this name was deleted stays in the mailbox.
+                own = {
+                    row["message_out_id"]
+                    for row in mailbox
+                    if _key(row) == key and row["delivered_at"] > gone.get(key, -1)
+                }
+                problems += _mailbox_violations(rows, own)
         found += [f"{'/'.join(key)}: {problem}" for problem in problems]
     if at_rest:
         missing = sorted(key for key, row in sessions.items() if row["active"] == 0 and key not in on_disk)
@@ -113,6 +119,16 @@ def _registry_violations(
             yield f"delivery_attempts: {row['message_out_id']} is open, and central.db has the session idle until {wake}"
 
 
+def _deleted(layout: Layout) -> dict[tuple[str, str], int]:
+    """When sessions of these names were deleted last (epoch ms)."""
+    if not layout.central_db.exists():
+        return {}
+    with open_reader(layout.central_db) as db:
+        if not db.columns("session_deletions"):
+            return {}
+        return {_key(dict(row)): row["at"] for row in db.all("SELECT * FROM session_deletions ORDER BY at")}
+
+
 def _mailbox(layout: Layout, found: list[str]) -> list[Row] | None:
     if not layout.mailbox_db.exists():
         return None
@@ -121,7 +137,7 @@ def _mailbox(layout: Layout, found: list[str]) -> list[Row] | None:
     if problems:
         return None
     with open_reader(layout.mailbox_db) as db:
-        return [dict(row) for row in db.all("SELECT cursor, agent, session, message_out_id FROM mailbox")]
+        return [dict(row) for row in db.all("SELECT cursor, agent, session, message_out_id, delivered_at FROM mailbox")]
 
 
 def _mailbox_violations(rows: SessionRows, kept: set[str]) -> Iterator[str]:

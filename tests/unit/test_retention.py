@@ -73,6 +73,7 @@ async def test_a_pass_takes_what_is_old_and_tells_what_it_took(tmp_path: Path) -
         live = (await kit.operations.status())["live"]["retention"]
         assert live["keep_s"] == {
             "messages": 30 * DAY, "incarnations": 30 * DAY, "mailbox": 365 * DAY, "dead_letters": None,
+            "idle_sessions": None,
         }  # fmt: skip
         assert live["last_pass"]["taken"] == {"messages": 2, "receipts": 2}
     told = {one["what"]: one["rows"] for one in status_report(tmp_path, kit.clock)["pruned"]}

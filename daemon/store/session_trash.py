@@ -1,0 +1,129 @@
+"""A deleted session's folder: renamed aside first, then removed, so that a death in between leaves nothing half deleted.
+
+Synchronous. The trash lies beside the agents' folders, on the same file system, under a name that no agent can have.
+What is removed was a container's: any tree, followed nowhere, of any depth.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from daemon.store.registry import Registry, SessionKey
+from schema.errors import StorageError
+from schema.ids import session_path
+from schema.os_faults import host_error
+
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOOK_AT: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR})
+
+
+def trash_of(sessions_dir: Path, deletion: str) -> Path:
+    """Where the folder of this deletion lies until it is removed."""
+    return sessions_dir / f".trash-{deletion}"
+
+
+def move_to_trash(sessions_dir: Path, key: SessionKey, deletion: str) -> None:
+    """Rename the session's folder; nothing to do when there is none. Raises StorageError."""
+    folder = session_path(sessions_dir, key.agent, key.session)
+    try:
+        folder.rename(trash_of(sessions_dir, deletion))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise host_error(error, f"{folder} cannot be put aside") from error
+    _sync(folder.parent)
+    _sync(sessions_dir)
+
+
+def remove_trash(sessions_dir: Path, deletion: str) -> None:
+    """Remove what was put aside. Repeating it goes on with what is left. Raises StorageError."""
+    path = trash_of(sessions_dir, deletion)
+    try:
+        descriptor = os.open(path, _FOLDER)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise host_error(error, f"{path} cannot be removed") from error
+    try:
+        _empty(descriptor)
+        path.rmdir()
+    except OSError as error:
+        raise host_error(error, f"{path} cannot be removed") from error
+    finally:
+        os.close(descriptor)
+
+
+def finish_deletions(registry: Registry, sessions_dir: Path, now_ms: int) -> list[SessionKey]:
+    """Finish what an earlier daemon began, before anything looks for sessions; those that are finished now."""
+    done: list[SessionKey] = []
+    for deletion, key, moved in registry.open_deletions():
+        if not moved:
+            move_to_trash(sessions_dir, key, deletion)
+            registry.deletion_moved(deletion)
+        with suppress(StorageError):  # the next start tries again; the session itself is gone
+            remove_trash(sessions_dir, deletion)
+            registry.deletion_done(deletion, now_ms)
+            done.append(key)
+    return done
+
+
+def _empty(root: int) -> None:
+    """Remove all that a folder holds, level by level: each folder's own folders are moved up before it goes."""
+    number = 0
+    while names := os.listdir(root):
+        for name in names:
+            if not _is_folder(name, root):
+                os.unlink(name, dir_fd=root)
+                continue
+            folder = _opened(name, root)
+            try:
+                for inner in os.listdir(folder):  # noqa: PTH208
+                    if _is_folder(inner, folder):
+                        number = _move_up(inner, folder, root, number)
+                    else:
+                        os.unlink(inner, dir_fd=folder)
+            finally:
+                os.close(folder)
+            os.rmdir(name, dir_fd=root)
+
+
+def _move_up(name: str, folder: int, root: int, number: int) -> int:
+    while True:
+        number += 1
+        try:
+            os.rename(name, f".up-{number}", src_dir_fd=folder, dst_dir_fd=root)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+        else:
+            return number
+
+
+def _is_folder(name: str, parent: int) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+
+
+def _opened(name: str, parent: int) -> int:
+    """A folder that may be emptied, whatever its mode was."""
+    handle = os.open(name, _LOOK_AT, dir_fd=parent)
+    try:
+        with suppress(PermissionError):  # another user's: what its mode allows
+            Path(f"/proc/self/fd/{handle}").chmod(0o700)
+        return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(handle)
+
+
+def _sync(folder: Path) -> None:
+    with suppress(OSError):
+        descriptor = os.open(folder, _FOLDER)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,190 @@
+"""A session's end: by command with the daemon up and down, by age, and by a daemon that dies in the middle of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from daemon.repair import session_deletion
+from daemon.store.dead_letters import Operator
+from daemon.store.registry import Registry, SessionKey
+from daemon.store.session_trash import move_to_trash, remove_trash, trash_of
+from tests.support.agents import obedient
+from tests.support.daemon import RealDaemon, eventually
+from tests.support.house_kit import AGENT, HouseKit, until
+from tests.support.nest import nest
+
+Make = Callable[..., RealDaemon]
+WHO = Operator("me", "over")
+
+
+def deleted(daemon: RealDaemon, session: str, *more: str) -> dict[str, object]:
+    return daemon.cli("session", "delete", "prog", session, *more).result
+
+
+def test_a_session_ends_and_its_name_begins_anew(make_daemon: Make) -> None:
+    daemon = make_daemon(obedient())
+    daemon.start()
+    daemon.ask("say up", agent="prog", session="s")
+    assert deleted(daemon, "s")["lost"] == []
+    assert not daemon.folder("prog", "s").exists()
+    assert daemon.cli("session", "show", "prog", "s").error == "UNKNOWN_SESSION"
+    assert daemon.status()["live"]["running"] == []
+    assert len(daemon.entries()) == 1, "the mailbox stays"
+    assert daemon.ask("say again", agent="prog", session="s") == {"text": "again"}
+    assert [one["session"] for one in daemon.events("session_deleted")] == ["s"]
+    assert daemon.cli("doctor").result["healthy"]
+    daemon.at_rest = True
+
+
+def test_one_with_work_is_refused_unless_its_loss_is_wanted(make_daemon: Make) -> None:
+    daemon = make_daemon(obedient())
+    daemon.start()
+    mark = daemon.root / "s"
+    daemon.post(f"hang {mark}", agent="prog", session="s")
+    eventually("in mid-turn", lambda: mark.exists() and mark.read_text())
+    refused = daemon.cli("session", "delete", "prog", "s")
+    assert refused.error == "SESSION_UNFINISHED"
+    assert "1 messages are not finished" in refused.envelope["error"]["message"]
+    assert daemon.running("prog", "s") is not None, "nothing was changed"
+    assert deleted(daemon, "s", "--force", "--reason", "wrong number")["lost"] == ["1 messages are not finished"]
+    assert not daemon.folder("prog", "s").exists()
+    (event,) = daemon.events("session_deleted")
+    assert event["reason"] == "wrong number"
+    assert daemon.cli("doctor").result["healthy"]
+
+
+def test_without_a_daemon(make_daemon: Make) -> None:
+    daemon = make_daemon(obedient(), runtime_keys="idle_stop_s = 0.3")
+    daemon.start()
+    daemon.ask("say up", agent="prog", session="s")
+    eventually("stopped", lambda: daemon.running("prog", "s") is None)
+    daemon.stop()
+    assert deleted(daemon, "s")["removed"] is True
+    assert not daemon.folder("prog", "s").exists()
+    assert daemon.cli("session", "delete", "prog", "s").error == "UNKNOWN_SESSION"
+    daemon.start()
+    assert daemon.ask("say again", agent="prog", session="s") == {"text": "again"}
+
+
+async def idle(kit: HouseKit) -> None:
+    """A session that has answered and whose container is gone."""
+    await kit.send()
+    await kit.started()
+    batch = kit.agent().claim()
+    assert batch is not None
+    kit.agent().answer(batch)
+    kit.house.delivery.poke(await kit.session())
+    await until(lambda: bool(kit.fake.sent))
+    await kit.house.supervisor.end(SessionKey(AGENT, "main"), "a test", graceful=True)
+    await kit.gone()
+    await until(lambda: len(kit.house.sessions) == 0)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("dies_at", ["move_to_trash", "deletion_moved", "remove_trash", "deletion_done"])
+async def test_a_death_in_the_middle_is_finished_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: str
+) -> None:
+    kit = HouseKit(tmp_path / "data")
+    async with kit.running() as house:
+        await idle(kit)
+        with monkeypatch.context() as patch:
+
+            def die(*_: object) -> None:
+                raise SystemError("killed")
+
+            owner = Registry if dies_at.startswith("deletion") else session_deletion
+            patch.setattr(owner, dies_at, die)
+            with pytest.raises(SystemError):
+                await house_delete(kit)
+        assert house is kit.house
+    async with kit.running():
+        assert not (kit.root / "sessions" / AGENT / "main").exists()
+        assert list((kit.root / "sessions").glob(".trash-*")) == []
+        registry = Registry(kit.root / "central.db")
+        assert registry.open_deletions() == []
+        assert registry.session(SessionKey(AGENT, "main")) is None
+        await kit.send()
+        await kit.started()
+
+
+async def house_delete(kit: HouseKit) -> None:
+    await kit.operations.repairs.deletions.delete(SessionKey(AGENT, "main"), WHO, force=False)
+
+
+@pytest.mark.anyio
+async def test_a_new_session_of_the_name_outlives_the_removal_of_the_old_one(tmp_path: Path) -> None:
+    """The old folder could not be removed before the daemon ended: the next start touches the trash alone."""
+    kit = HouseKit(tmp_path / "data")
+    async with kit.running():
+        await idle(kit)
+        registry = Registry(kit.root / "central.db")
+        key = SessionKey(AGENT, "main")
+        session = await kit.house.sessions.get(key)
+        registry.begin_deletion("D1", key, 1, WHO)
+        move_to_trash(kit.root / "sessions", key, "D1")
+        registry.deletion_moved("D1")
+        kit.house.sessions.forget(session)
+        accepted = await kit.send()
+    async with kit.running():
+        assert (await kit.message(accepted.message_id))["status"] == "pending"
+        assert not trash_of(kit.root / "sessions", "D1").exists()
+
+
+@pytest.mark.anyio
+async def test_a_folder_that_cannot_be_put_aside_leaves_the_session_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = HouseKit(tmp_path / "data")
+    async with kit.running() as house:
+        await idle(kit)
+
+        def full(*_: object) -> None:
+            raise session_deletion.StorageError("no room")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(session_deletion, "move_to_trash", full)
+            with pytest.raises(session_deletion.StorageError):
+                await house_delete(kit)
+        assert Registry(kit.root / "central.db").open_deletions() == []
+        await kit.send()
+        await kit.started()
+        assert house is kit.house
+
+
+@pytest.mark.anyio
+async def test_sessions_that_nobody_uses_expire_and_those_with_work_stay(tmp_path: Path) -> None:
+    kit = HouseKit(tmp_path / "data", retention={"idle_sessions_s": 10 * 86_400.0})
+    async with kit.running() as house:
+        await idle(kit)
+        await kit.send("waits", process_after=kit.clock.now_ms() + 400 * 86_400_000)
+        kit.advance(9 * 86_400)
+        await house.retention.prune()
+        assert (kit.root / "sessions" / AGENT / "main").exists()
+        kit.advance(30 * 86_400)
+        await house.retention.prune()
+        assert not (kit.root / "sessions" / AGENT / "main").exists()
+        assert (kit.root / "sessions" / AGENT / "waits").exists()
+        assert house.retention.last.taken["expired_sessions"] == 1
+
+
+def test_any_tree_is_removed(tmp_path: Path) -> None:
+    key, elsewhere = SessionKey("a", "s"), tmp_path / "elsewhere"
+    folder = tmp_path / "a" / "s"
+    folder.mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("x")
+    (folder / "link").symlink_to(elsewhere)
+    (folder / ".up-1").write_text("in the way")
+    closed = folder / "closed" / "inner"
+    closed.mkdir(parents=True)
+    (closed / "file").write_text("x")
+    closed.chmod(0)
+    with nest(folder, "d", 1500):
+        move_to_trash(tmp_path, key, "D")
+        remove_trash(tmp_path, "D")
+        assert not trash_of(tmp_path, "D").exists()
+        folder.mkdir()
+    assert (elsewhere / "kept").exists()
+    remove_trash(tmp_path, "D")
