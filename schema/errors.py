@@ -63,6 +63,7 @@ class HostileFileError(ClawbusError):
     """A file under `out/` is not what a runner writes: a link, a fifo, a view, random bytes, over a limit."""
 
     code = "HOSTILE_FILE"
+    doubtful = False  # SQLite says so of a read error, too: look once more before anybody is blamed
     default_hint = "Look at the session's out/ folder, repair or move the file, then `clawbus session release`."
 
 
@@ -84,6 +85,7 @@ class UnusableFileError(StorageError):
     """One of the host's own files is gone or corrupt: waiting does not mend it. Its session is held until a person has."""
 
     code = "FILE_UNUSABLE"
+    doubtful = False  # as of HostileFileError
     default_hint = (
         "Restore the session's folder from a backup, or move all of it away to start anew without its messages; then"
         " `clawbus session release`."

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from schema.errors import (
     ClawbusError,
@@ -23,8 +23,11 @@ from schema.errors import (
     StorageError,
     UnusableFileError,
 )
-from schema.os_faults import Fault, as_host_error, sqlite_fault, sqlite_host_error
+from schema.os_faults import Fault, as_host_error, host_error, read_through, sqlite_fault, sqlite_host_error
 
+T = TypeVar("T")
+
+_LEAST_WAIT_S: Final = 1.0
 _WORK_SHARE: Final = 0.5  # of a deadline, from which on the time was spent on the file
 _ROW_BYTES: Final = 200  # of a row's own, whatever is in it
 _HOSTILE_CODES: Final = frozenset(
@@ -75,11 +78,31 @@ def translate(error: sqlite3.Error | MemoryError, path: Path, *, hostile: bool) 
     host = sqlite_host_error(error, path.name, path)
     if host is not None:
         return host
+    corrupt = isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_CORRUPT
+    if corrupt and (failed := read_through(path)) is not None:
+        return host_error(failed, f"{path.name} cannot be read")
     if hostile and (code is None or code & 0xFF in _HOSTILE_CODES):
-        return HostileFileError(text)
+        refused = HostileFileError(text)
+        refused.doubtful = corrupt
+        return refused
     if isinstance(code, int) and code & 0xFF in _BROKEN_CODES:
-        return UnusableFileError.of(path.name, f"{text.rstrip('.')}.")
+        broken = UnusableFileError.of(path.name, f"{text.rstrip('.')}.")
+        broken.doubtful = corrupt
+        return broken
     return StorageError(text)
+
+
+def once_more(operation: Callable[[], T]) -> T:
+    """The operation, repeated once when SQLite found corruption: a single read error looks the same, and passes.
+
+    The operation opens its files itself, so that the second time reads every page again.
+    """
+    try:
+        return operation()
+    except (HostileFileError, UnusableFileError) as error:
+        if not error.doubtful:
+            raise
+    return operation()
 
 
 def not_writable(error: object, path: Path) -> StorageError | None:
@@ -113,7 +136,7 @@ class Deadline:
         mine = threading.get_ident() == self._thread
         if not mine or time.thread_time() - self._worked >= self._seconds * _WORK_SHARE:
             return 1
-        self._host_is_slow = now > self._until + 2 * self._seconds
+        self._host_is_slow = now > self._until + max(2 * self._seconds, _LEAST_WAIT_S)
         return int(self._host_is_slow)
 
     def judged(self, error: ClawbusError) -> ClawbusError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import stat
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -83,6 +84,8 @@ _HINTS: Final[Mapping[int, str]] = {
     errno.EACCES: "Give the daemon's user access to the data folder again; " + _RETRIES,
     errno.EPERM: "Give the daemon's user access to the data folder again; " + _RETRIES,
 }
+_READ_STEP_BYTES: Final = 1024**2
+_READ_THROUGH_BYTES: Final = 1024**3
 _THREADS: Final = "can't start new thread"
 
 
@@ -101,6 +104,11 @@ def passes(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):
         return _THREADS in str(error)
     return isinstance(error, HostTroubleError) or (isinstance(error, OSError) and error.errno in _PASSING)
+
+
+def is_exhausted(number: int | None) -> bool:
+    """Whether this errno says that the process or the machine has run out of something that is not the disk."""
+    return number in _EXHAUSTED
 
 
 def host_error(error: OSError, what: str) -> StorageError:
@@ -223,6 +231,30 @@ def probe(folder: Path) -> OSError | None:
     if room.f_files and not room.f_favail:
         return OSError(errno.ENOSPC, "no inodes are left on this file system (`df -i`)")
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if not room.f_bavail else None
+
+
+def read_through(path: Path) -> OSError | None:
+    """What the kernel says to the reading of a whole file; None when all of it, or enough of it, can be read.
+
+    SQLite calls a read error corruption (SQLITE_IOERR_CORRUPTFS). Only for a file whose connection is given up: closing
+    a descriptor of it drops this process's locks on it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        return error if fault_of(error) is Fault.HOST else None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        for at in range(0, _READ_THROUGH_BYTES, _READ_STEP_BYTES):
+            if not os.pread(descriptor, _READ_STEP_BYTES, at):
+                break
+    except OSError as error:
+        return error if fault_of(error) in (Fault.HOST, Fault.THEIRS) else None
+    else:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 class _Sorted:

@@ -33,6 +33,7 @@ from daemon.store.session_trash import finish_deletions
 from daemon.sweep.fate import Fate
 from schema.connect import ReadLimits
 from schema.errors import ClawbusError, FileBusyError, ReadDeadlineError, ReadRaceError, StorageError
+from schema.handles import once_more
 from schema.ids import session_path
 from schema.os_faults import typed_host_errors
 from schema.rows import ToolInFlight
@@ -185,7 +186,7 @@ class Session:
         began = time.thread_time()
         try:
             with typed_host_errors(f"the files of {self.key}"):
-                return operation()
+                return once_more(operation)
         except StorageError as error:
             self._on_storage_error(error)
             raise
@@ -262,7 +263,7 @@ class Sessions:
 
     async def _ask(self, operation: Callable[[Registry], T]) -> T:
         try:
-            return await anyio.to_thread.run_sync(partial(operation, self._registry))
+            return await anyio.to_thread.run_sync(once_more, partial(operation, self._registry))
         except RegistryGoneError as error:
             await self._remake(error)
             return await anyio.to_thread.run_sync(partial(operation, self._registry))

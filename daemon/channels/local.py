@@ -25,6 +25,7 @@ from daemon.channels.protocol import Accept, Capabilities, ChannelContext, Deliv
 from daemon.errors import ChannelError, PermanentDeliveryError, TransientDeliveryError
 from daemon.store.mailbox import MAX_ANSWERS, MAX_NAME, Mailbox, MailboxEntry, NewEntry, is_mailbox_name
 from schema.errors import ClawbusError
+from schema.handles import once_more
 from schema.ids import is_message_id
 
 MAILBOX_DB: Final = "mailbox.db"
@@ -116,7 +117,7 @@ class LocalChannel:
 
     async def read(self, mailbox: str, after: int, limit: int = 100) -> list[MailboxEntry]:
         """Entries above the cursor `after`, oldest first, at most `limit`. Only an empty list is the end."""
-        return await anyio.to_thread.run_sync(partial(self._mailbox.read, mailbox, after, limit))
+        return await anyio.to_thread.run_sync(once_more, partial(self._mailbox.read, mailbox, after, limit))
 
     async def wait_new(self, mailbox: str, after: int, timeout_s: float, limit: int = 100) -> list[MailboxEntry]:
         """`read`, but wait up to `timeout_s` seconds for the first entry. Empty when none came."""
@@ -135,7 +136,8 @@ class LocalChannel:
         """
 
         async def look() -> MailboxEntry | None:
-            return await anyio.to_thread.run_sync(self._mailbox.first_reply, agent, session, message_id)
+            look = partial(self._mailbox.first_reply, agent, session, message_id)
+            return await anyio.to_thread.run_sync(once_more, look)
 
         return await self._bells.wait_until(("reply", agent, session, message_id), look, timeout_s)
 

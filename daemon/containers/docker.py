@@ -19,6 +19,7 @@ from anyio import to_thread
 from docker.errors import APIError, NotFound
 
 from daemon.containers import output_log
+from daemon.containers.answering import answering
 from daemon.containers.docker_client import DockerClient
 from daemon.containers.docker_events import ExitEvents
 from daemon.containers.docker_image import UsableImage, usable_image
@@ -160,7 +161,8 @@ class DockerRuntime:
             self._client.close()
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await to_thread.run_sync(call, limiter=self._limiter, abandon_on_cancel=True)
+        with answering("docker"):
+            return await to_thread.run_sync(call, limiter=self._limiter, abandon_on_cancel=True)
 
     def _usable(self, image: str, *, own_runner: bool = False) -> UsableImage:
         return usable_image(self._client, image, None if own_runner else self._source_digest)

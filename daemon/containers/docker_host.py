@@ -10,6 +10,7 @@ import errno
 import getpass
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Final, cast
 
 from daemon.errors import RuntimeUnavailableError
 from daemon.listening import docker_address_fault
+from schema.os_faults import hint_of, is_exhausted
 
 DEFAULT: Final = "unix:///var/run/docker.sock"
 
@@ -71,6 +73,10 @@ def _judged(host: DockerHost, error: BaseException, *, tls: bool) -> tuple[str, 
     codes = {getattr(one, "errno", None) for one in _causes(error)}
     names = {type(one).__name__ for one in _causes(error)}
     look = "docker context ls"
+    for number in codes:
+        if isinstance(number, int) and is_exhausted(number) and number != errno.EAGAIN:  # ours, not Docker's
+            logs = "clawbus logs -n 50 --level warning"
+            return f"{os.strerror(number)} in this process", hint_of(number) or start, logs
     if names & {"TLSParameterError", "SSLError", "SSLCertVerificationError"}:
         named = "DOCKER_TLS_VERIFY is set, and its certificates do not fit" if tls else "TLS fails"
         return (

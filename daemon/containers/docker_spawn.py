@@ -30,6 +30,7 @@ from daemon.containers.spec import (
 from daemon.errors import ClawbusError, ImageError, RuntimeUnavailableError, SpawnError
 from schema.instants import from_text
 from schema.layout import CONTAINER_AGENT, CONTAINER_OUT, HEARTBEAT, OUTBOUND_DB
+from schema.os_faults import host_error, passes
 
 _TMP_BYTES_MAX: Final = 256 * 1024**2
 _LOG_MAX_SIZE: Final = "5m"
@@ -175,6 +176,8 @@ def _hand_over(spec: ContainerSpec) -> None:
             except FileNotFoundError:
                 continue
             except OSError as error:
+                if passes(error):
+                    raise host_error(error, f"{path} cannot be given to {spec.user}") from error
                 raise SpawnError(
                     f"{path} belongs to another user, and cannot be given to {spec.user}: {error.strerror}.",
                     hint=f"As root: chown {spec.user} {path}",

@@ -25,12 +25,12 @@ from anyio import to_thread
 
 from daemon.clock import Clock
 from daemon.containers import output_log, process_table
+from daemon.containers.answering import answering
 from daemon.containers.process_records import Record, RecordStore
 from daemon.containers.protocol import ContainerSpec, Exit, Running
 from daemon.errors import ContainerGoneError, EngineChangedError, NotConfirmedError, RuntimeUnavailableError, SpawnError
-from schema.errors import ClawbusError
 from schema.layout import CONTAINER_AGENT, CONTAINER_IN, CONTAINER_OUT, ENV_AGENT, ENV_IN, ENV_OUT
-from schema.os_faults import as_host_error, host_error
+from schema.os_faults import host_error
 
 T = TypeVar("T")
 
@@ -130,12 +130,12 @@ class ProcessRuntime:
         record = await self._record_for_wait(container_id)
         if record is None:
             return Exit(code=None)
-        with _answering():
+        with answering("process"):
             if process_table.leader_stat(record.leader) is not None:
                 await process_table.ended(record.pid, record.start_ticks)
         # The first process is gone, and with it the container: what is left of it is ended, and waited for.
         while members := await self._in_thread(partial(process_table.living_members, record.leader)):
-            with _answering():
+            with answering("process"):
                 for member in members:
                     process_table.send_signal(member, signal.SIGKILL)
                 for member in members:
@@ -176,7 +176,7 @@ class ProcessRuntime:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         # Short work on the local disk and in /proc: never abandoned, so that a cancelled spawn is whole or not at all.
-        with _answering():
+        with answering("process"):
             return await to_thread.run_sync(call, limiter=self._limiter)
 
     async def _record_for_wait(self, container_id: str) -> Record | None:
@@ -344,20 +344,6 @@ class ProcessRuntime:
                     reaped, status = os.waitpid(pid, os.WNOHANG)
                     if reaped:
                         self._children[pid] = status
-
-
-@contextlib.contextmanager
-def _answering() -> Generator[None]:
-    """Whatever this host cannot do now is "no answer": never a guess at who lives. Raises RuntimeUnavailableError."""
-    try:
-        yield
-    except ClawbusError:
-        raise
-    except Exception as error:
-        host = as_host_error(error, "the process runtime cannot answer")
-        if host is None:
-            raise
-        raise RuntimeUnavailableError(str(host), hint=host.hint) from error
 
 
 def _lives(record: Record) -> bool:

@@ -5,6 +5,7 @@ others go on. In no case does the daemon end, and nothing that was accepted is l
 """
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -183,6 +184,33 @@ def test_a_locked_registry_delays_what_needs_it_and_heals(make_daemon: Make) -> 
     assert daemon.ask("hello", agent="echo", session="known")["text"] == "hello"
     assert daemon.ask("hello", agent="echo", session="new")["text"] == "hello"
     eventually("settled", lambda: daemon.status()["queues"]["pending"] == 0)
+    daemon.at_rest = True
+
+
+def test_a_daemon_without_a_descriptor_to_spare_blames_nobody_names_it_and_heals(make_daemon: Make) -> None:
+    daemon = made(make_daemon)
+    daemon.start()
+    for session in ("one", "two"):
+        daemon.ask("hello", agent="echo", session=session)
+    assert daemon.process is not None
+    pid = daemon.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    lowest = next(number for number in range(len(taken) + 1) if number not in taken)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
+    try:
+        eventually("it is named", lambda: "HOST_TROUBLE" in daemon.log_tail())
+        eventually("doctor names it", lambda: "HOST_TROUBLE" in str(daemon.cli("doctor").envelope))
+        alive(daemon)
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    for session in ("one", "two", "new"):
+        assert daemon.ask("hello", agent="echo", session=session)["text"] == "hello"
+    eventually("it is quiet again", lambda: daemon.cli("doctor").ok)
+    assert daemon.status()["attention"] == []
+    assert daemon.events("session_quarantined") == []
+    assert daemon.events("message_retry_scheduled") == []
+    assert "INTERNAL" not in daemon.log_tail()
     daemon.at_rest = True
 
 

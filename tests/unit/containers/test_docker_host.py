@@ -160,3 +160,12 @@ def test_the_key_can_be_set_in_the_environment(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("CLAWBUS_DOCKER__HOST", "unix:///elsewhere.sock")
     assert Config(data_dir=tmp_path).docker.host == "unix:///elsewhere.sock"
     assert os.environ["CLAWBUS_DOCKER__HOST"]
+
+
+def test_out_of_descriptors_docker_is_not_blamed() -> None:
+    wrapped = ConnectionError("Error while fetching server API version")
+    wrapped.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    error = unavailable(DockerHost(DEFAULT), wrapped, tls=False)
+    assert "Too many open files in this process" in str(error)
+    assert "LimitNOFILE" in error.hint
+    assert "systemctl start docker" not in (error.hint, error.command)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from schema.connect import ReadLimits, open_outbound_reader, open_owner, translate
-from schema.errors import ClawbusError, HostileFileError, HostTroubleError, StorageError
+from schema.errors import ClawbusError, HostileFileError, HostTroubleError, StorageError, UnusableFileError
+from schema.handles import once_more
 from schema.migrate import Role
 from schema.os_faults import Fault, as_host_error, fault_of, file_error, host_error, probe
 from schema.plain_file import check_journal, open_plain, refuse_wal
@@ -235,3 +236,46 @@ def test_no_inode_left_is_named_though_bytes_are_free(tmp_path: Path, monkeypatc
     found = probe(tmp_path)
     assert found is not None
     assert "df -i" in str(found)
+
+
+def corrupt() -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_CORRUPT, "SQLITE_CORRUPT"
+    return error
+
+
+@pytest.mark.parametrize("hostile", [True, False])
+def test_corruption_that_is_a_disk_that_fails_is_the_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hostile: bool
+) -> None:
+    """SQLite reports EIO of a read as SQLITE_CORRUPT."""
+    path = tmp_path / "outbound.db"
+    path.write_bytes(b"x" * 5000)
+    found = translate(corrupt(), path, hostile=hostile)
+    assert isinstance(found, HostileFileError if hostile else UnusableFileError)
+    assert found.doubtful, "once is not enough"
+
+    def failing(*_: object) -> bytes:
+        raise os_error("EIO")
+
+    monkeypatch.setattr(os, "pread", failing)
+    found = translate(corrupt(), path, hostile=hostile)
+    assert isinstance(found, StorageError)
+    assert not isinstance(found, UnusableFileError)
+
+
+def test_what_looks_corrupt_is_looked_at_once_more_and_no_more(tmp_path: Path) -> None:
+    looked = 0
+
+    def look(failures: int) -> str:
+        nonlocal looked
+        looked += 1
+        if looked <= failures:
+            raise translate(corrupt(), tmp_path / "none", hostile=True)
+        return "fine"
+
+    assert once_more(lambda: look(1)) == "fine"
+    looked = 0
+    with pytest.raises(HostileFileError):
+        once_more(lambda: look(9))
+    assert looked == 2
