@@ -82,6 +82,7 @@ def test_rows_below_the_cursor_are_not_there(session: HostileSession, seq: int |
         ({"content": "-Infinity"}, "BAD_CONTENT"),
         ({"content": "1" * 100_000}, "BAD_CONTENT"),
         ({"content": '"' + "x" * (1024**2) + '"'}, "BAD_CONTENT"),
+        ({"content": "1e999"}, "BAD_CONTENT"),  # no channel can send it: each would find that out for itself
         ({"kind": b"chat"}, "UNKNOWN_KIND"),
         ({"kind": "\x1b[31mchat"}, "UNKNOWN_KIND"),
         ({"channel_type": "local", "platform_id": "somebody else"}, "UNAUTHORISED_DESTINATION"),
@@ -102,7 +103,7 @@ def test_rows_that_cannot_be_sent_are_dead_letters(
     sound(session)
 
 
-@pytest.mark.parametrize("content", ['"\\ud800"', "1e999", '{"a":{"a":1,"a":2}}', '"\\u0000\\u001b[2J"'])
+@pytest.mark.parametrize("content", ['"\\ud800"', '{"a":{"a":1,"a":2}}', '"\\u0000\\u001b[2J"'])
 def test_odd_json_is_json(session: HostileSession, content: str) -> None:
     put(session, content=content)
     assert [send.candidate.row.content for send in session.collect().sends] == [content]
