@@ -88,6 +88,8 @@ class Adoption:
         log = self._log.bind(agent=row.key.agent, session=row.key.session, incarnation=row.id)
         if found is None:
             log.warning("incarnation_gone", container=row.container_id)
+            if row.container_id is None:
+                slot.reason = "never_started"  # the daemon before us died first: that is no failed start of the agent's
         else:
             if row.container_id is None:
                 self._fleet.begin_record_start(slot, found)

@@ -296,3 +296,15 @@ async def test_a_registry_that_cannot_be_read_is_not_reported_as_a_runtime_that_
         assert kit.house.supervisor.unavailable is None
         busy = False
         await until(lambda: kit.slot() is not None)
+
+
+async def test_a_start_that_died_with_its_daemon_is_no_failed_start(kit: HouseKit) -> None:
+    async with kit.running():
+        kit.host.spawn_gate = anyio.Event()
+        await kit.send()
+        await until(lambda: ("spawn", "main") in kit.host.calls)
+        kit.crash()  # and the engine never starts it
+    kit.host.spawn_gate = None
+    async with kit.running():
+        await kit.started()
+        assert (await kit.row()).spawn_failures == 0
