@@ -26,7 +26,7 @@ from daemon.clock import Clock
 from daemon.errors import RegistryGoneError, UnknownSessionError
 from daemon.store.kept_files import KeptFiles
 from daemon.store.out_folder import OutUse
-from daemon.store.rebuild import found_sessions, remake
+from daemon.store.rebuild import found_sessions, is_session, remake
 from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, SessionRow
 from daemon.store.session_files import SessionFiles
 from daemon.store.session_trash import finish_deletions
@@ -35,7 +35,7 @@ from schema.connect import ReadLimits
 from schema.errors import ClawbusError, FileBusyError, ReadDeadlineError, ReadRaceError, StorageError
 from schema.handles import once_more
 from schema.ids import session_path
-from schema.os_faults import typed_host_errors
+from schema.os_faults import in_own_folder, typed_host_errors
 from schema.rows import ToolInFlight
 
 T = TypeVar("T")
@@ -319,7 +319,7 @@ class Sessions:
             self._table[key] = session
             return session
         row = await self.central(lambda registry: registry.session(key))
-        if row is None and self.files_of(key).folder.root.is_dir():
+        if row is None and await anyio.to_thread.run_sync(self._is_made, key):
             # A folder that the registry does not know, as a crash leaves one: whoever names it takes it in.
             now = self._clock.now_ms()
             await self.central(lambda registry: registry.add_sessions([key], now))
@@ -327,6 +327,11 @@ class Sessions:
         if row is None:
             raise UnknownSessionError(f"there is no session {key}.")
         return self.adopt(row)
+
+    def _is_made(self, key: SessionKey) -> bool:
+        """Whether the folder is a session's: one without a finished inbound.db holds nothing, and is completed by `create`."""
+        with in_own_folder(f"the folder of {key} cannot be looked at"):
+            return is_session(self.files_of(key).folder)
 
     async def look_up(self, key: SessionKey) -> Session | None:
         """An existing session for who only tidies up: it does not count as one with work by that. None: there is none."""
