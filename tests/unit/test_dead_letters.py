@@ -164,7 +164,8 @@ class TestAnAnswer:
         notices = world.rows("SELECT id, kind, trigger, content FROM messages_in ORDER BY seq")
         assert [row["id"] for row in notices] == ["dead-letter:o1", "dead-letter:o1+r1"]
         assert {(row["kind"], row["trigger"]) for row in notices} == {("system", 0)}
-        assert json.loads(notices[1]["content"])["error"] == "answered 410"
+        told = json.loads(notices[1]["content"])["error"]
+        assert told == "it was not delivered, and will not be by itself (DELIVERY_PERMANENT)"
 
     def test_a_row_that_is_gone_is_refused_and_stays_dead(self, world: World) -> None:
         world.dead_answer()
@@ -196,7 +197,7 @@ class TestAnAnswer:
         world.write(lambda db: deliveries.tell_sender(db, message, HOME, "TRIES_EXHAUSTED", "gave up", NOW))
         world.collect()
         world.outcome("failed:m1", "answered 404", permanent=True)
-        assert world.letter("failed:m1")["row"]["text"] == "gave up"
+        assert world.letter("failed:m1")["row"]["text"] == "Gave up. Reference: m1."
         requeue(world.files, "failed:m1", WHO, world.at)
         assert world.collect() == ["failed:m1"]
         world.outcome("failed:m1")

@@ -37,7 +37,7 @@ def arm(folder: str) -> None:
     for module, names in (
         (session_files, ("make_whole",)),
         (connect, ("_make_empty", "_sync_folder")),
-        (rebuild, ("_write",)),
+        (rebuild, ("write_install_id",)),
         (data_folder, ("_take_lock", "_write_holder", "_prepare")),
     ):
         for name in names:

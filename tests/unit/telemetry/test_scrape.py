@@ -10,8 +10,10 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.bus import storage_watch
 from daemon.bus.sessions import Session
 from daemon.clock import Clock
+from daemon.data_folder import FreeRoom
 from daemon.errors import ImageError, PermanentDeliveryError, TransientDeliveryError
 from daemon.store.registry import Registry
 from daemon.telemetry import backlog
@@ -90,6 +92,7 @@ async def test_times_are_those_of_the_clock(kit: HouseKit) -> None:
         await kit.send()
         await kit.started()
         agent = kit.agent()
+        await kit.settle()  # a look under way has read the clock already, and would date the claim by that
         kit.clock.advance(7)
         batch = agent.claim()
         assert batch is not None
@@ -336,12 +339,12 @@ async def test_scrapes_close_together_share_a_look(kit: HouseKit, monkeypatch: p
 
 
 async def test_readiness_asks_the_registry_and_the_disk(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with kit.running() as house, monitored(kit) as watched:
+    async with kit.running(), monitored(kit) as watched:
         health = watched.monitoring.health
         await health.probe()
         assert health.ready()["ready"]
         with monkeypatch.context() as patch:
-            patch.setattr(house.sessions.storage, "_free", lambda: 1024)
+            patch.setattr(storage_watch, "free_room", lambda _: FreeRoom(1024, None, read_only=False))
             await health.probe()
             (disk,) = [check for check in health.checks() if check.name == "disk"]
             assert (disk.state, health.ready()["ready"]) == (State.DEGRADED, True)
@@ -357,7 +360,9 @@ async def test_readiness_asks_the_registry_and_the_disk(kit: HouseKit, monkeypat
             seen = await watched.scrape()
             assert (seen.value("ready"), seen.value("check_failing", check="database")) == (0, 1)
             assert seen.value("degraded", what="storage") == 1
-        await health.probe()  # a try to write has shown that it works again
+        await health.probe()  # the round in which it failed ends here
+        assert not health.ready()["ready"]
+        await health.probe()  # nothing failed since, and a try to write has shown that it works again
         assert health.ready()["ready"]
         seen = await watched.scrape()
         assert seen.value("ready") == 1
