@@ -93,13 +93,14 @@ def test_a_paused_container_is_found_out_and_ended_and_its_messages_go_to_the_ne
     make_daemon: Make, image: str
 ) -> None:
     tables = f'{ECHO}\n[docker]\nimage = "{image}"\n'
-    daemon = make_daemon(tables, runtime="docker", sweep_keys="ceiling_s = 3.0\nclaim_stuck_s = 1.0")
+    daemon = make_daemon(tables, runtime="docker")
     daemon.start()
     assert daemon.ask("hello", agent="echo", session="s", wait_s=60)["text"] == "hello"
     frozen = daemon.container("echo", "s")
     subprocess.run(["docker", "pause", frozen["container_id"]], check=True, capture_output=True, timeout=60)
-    assert daemon.ask("still there", agent="echo", session="s")["text"] == "still there"
-    assert [event["reason"] for event in daemon.events("container_stuck")] == ["ceiling"]
+    # It froze without a claim: what it leaves untouched decides, and that is a minute by rule.
+    assert daemon.ask("still there", agent="echo", session="s", wait_s=180)["text"] == "still there"
+    assert [event["reason"] for event in daemon.events("container_stuck")] == ["unclaimed"]
     # Docker thaws what it is to end; whoever answered, the frozen one is gone for good.
     eventually("ended", lambda: frozen["incarnation"] not in [one["id"] for one in daemon.status()["incarnations"]], 60)
     assert daemon.ask("and now", agent="echo", session="s", wait_s=60)["text"] == "and now"

@@ -44,18 +44,18 @@ def counts(reader: Reader) -> tuple[int, int]:
 def look(
     path: Path, read: Callable[[], tuple[int, int]], until: threading.Event
 ) -> tuple[list[tuple[int, int]], list[str]]:
-    """Eight readers, each of which reads again and again until the writer is done, and at least once."""
+    """Eight readers, each of which reads again and again until the writer is done, and once more after that."""
     seen: list[tuple[int, int]] = []
     errors: list[str] = []
 
     def again() -> None:
-        while True:
+        last = False
+        while not last:
+            last = until.is_set()  # before the read: one that began earlier may lack the last commits
             try:
                 seen.append(read())
             except ClawbusError as error:
                 errors.append(f"{error.code}: {error}")
-            if until.is_set():
-                return
 
     threads = [threading.Thread(target=again) for _ in range(8)]
     for thread in threads:
