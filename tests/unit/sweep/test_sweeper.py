@@ -41,7 +41,7 @@ class SweepScript:
             name = files.folder.root.name
             self.looks.append(name)
             if name in self.gates:
-                self.gates[name].wait(SECONDS)
+                self.gates[name].wait(3 * SECONDS)
             if name in self.errors:
                 raise self.errors[name]
             return real(files, *arguments, **named)
@@ -105,19 +105,19 @@ async def test_a_pass_is_begun_over_its_time_and_not_all_at_once(
 async def test_a_session_that_hangs_keeps_no_other_from_being_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kit = HouseKit(tmp_path / "data", sweep={"session_timeout_s": 0.05})
+    kit = HouseKit(tmp_path / "data", sweep={"session_timeout_s": 0.5})
     async with kit.running():
         for name in ("bad", "good"):
             await running(kit, name)
         script = SweepScript(monkeypatch)
         gate = script.gates["bad"] = threading.Event()
         try:
+            bad = await kit.session("bad")
             with anyio.fail_after(SECONDS):
-                await kit.house.sweeper.tick()
-                await kit.house.sweeper.tick()
-            assert script.looks.count("good") >= 2
+                # A slow machine may need more rounds: a look that found no thread in time does not count.
+                while script.looks.count("good") < 2 or bad.strikes.get("sweep", 0) < 2:
+                    await kit.house.sweeper.tick()
             assert script.looks.count("bad") == 1, "a second thread on the same files"
-            assert (await kit.session("bad")).strikes["sweep"] >= 2
         finally:
             del script.gates["bad"]
             gate.set()
@@ -126,7 +126,7 @@ async def test_a_session_that_hangs_keeps_no_other_from_being_swept(
 async def test_a_session_whose_files_are_held_keeps_no_other_from_being_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kit = HouseKit(tmp_path / "data", sweep={"session_timeout_s": 0.05})
+    kit = HouseKit(tmp_path / "data", sweep={"session_timeout_s": 1.0})
     async with kit.running():
         for name in ("bad", "good"):
             await running(kit, name)
