@@ -72,8 +72,8 @@ class DaemonOperations:
         self._runtime_name = runtime_name
         self._degraded = degraded
         self._retention = retention
-        self._dead_letters = DeadLetters(sessions, clock, sweeper.poke)
-        self.repairs = Repairs(sessions, supervisor, clock, sweeper.poke)
+        self._dead_letters = DeadLetters(sessions, clock, sweeper.poke, sweeper.delivery.given_up)
+        self.repairs = Repairs(sessions, supervisor, clock, sweeper.poke, sweeper.delivery.given_up)
         self._started_at = clock.now_ms()
         self._log = structlog.get_logger("operator")
 

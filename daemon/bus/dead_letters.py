@@ -29,12 +29,19 @@ from schema.connect import Reader
 
 
 class DeadLetters:
-    """Built once. `look` is told of a session that has work again."""
+    """Built once. `look` is told of a session that has work again, `given_up` of an answer that was dropped."""
 
-    def __init__(self, sessions: Sessions, clock: Clock, look: Callable[[SessionKey], None]) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        clock: Clock,
+        look: Callable[[SessionKey], None],
+        given_up: Callable[[SessionKey, str], None],
+    ) -> None:
         self._sessions = sessions
         self._clock = clock
         self._look = look
+        self._given_up = given_up
         self._log = structlog.get_logger("operator")
 
     async def requeue(self, key: SessionKey, letter_id: str, operator: Operator) -> dict[str, Any]:
@@ -57,6 +64,7 @@ class DeadLetters:
         kind = await session.call(partial(drop_one, session.files, letter_id, operator, now))
         self._log.warning("dead_letter_dropped", agent=key.agent, session=key.session, message=letter_id,
                           by=operator.name, reason=operator.reason)  # fmt: skip
+        self._given_up(key, letter_id)
         self._look(key)  # an idle session's count is kept in central.db
         return {"id": letter_id, "kind": kind}
 

@@ -27,6 +27,7 @@ from daemon.bus.troubles import COLLECT, POLL, RECORD, Troubles
 from daemon.channels.protocol import Channel, InDoubt, OwnChannel
 from daemon.clock import Clock
 from daemon.config import Delivery as DeliveryConfig
+from daemon.store.registry import SessionKey
 from daemon.telemetry.telemetry import Telemetry
 from schema.errors import (
     ClawbusError,
@@ -134,6 +135,10 @@ class Delivery:
     def problems(self) -> dict[str, tuple[int, str]]:
         """Channels that take nothing at one of their places: since when (epoch ms), and why."""
         return self._health.problems()
+
+    def given_up(self, key: SessionKey, answer_id: str) -> None:
+        """An operator gave this answer up: its failures no longer say anything about its receiver."""
+        self._health.given_up(str(key), answer_id)
 
     async def close(self, grace_s: float) -> None:
         """Begin nothing new, and let what is under way finish within `grace_s` seconds."""
@@ -275,7 +280,7 @@ class Delivery:
             if one.buried is not None:
                 self._report.sent(session, one.outcomes, one.buried)
             if one.outcomes:
-                self._health.note(_lane(one.outcomes[0].send), one.outcomes)
+                self._health.note(_lane(one.outcomes[0].send), one.outcomes, str(session.key))
         return [outcome for one in handed.values() for outcome in one.outcomes]
 
     def _wait_for_sends(self, session: Session) -> bool:
@@ -395,7 +400,7 @@ class Delivery:
             if handed is None:
                 outcomes = await self._send_in_order(session, sends)
                 slow = _slow(outcomes, self._clock.monotonic() - began)
-                self._health.note(lane, outcomes)
+                self._health.note(lane, outcomes, str(session.key))
             else:
                 outcomes = handed.outcomes
                 await self._record(session, outcomes)

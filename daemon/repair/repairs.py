@@ -38,16 +38,22 @@ class AnswerRepair(Protocol):
 
 
 class Repairs:
-    """Built once. `look` is told of a session that has work again."""
+    """Built once. `look` is told of a session that has work again, `given_up` of an answer that was dropped."""
 
     def __init__(
-        self, sessions: Sessions, supervisor: Supervisor, clock: Clock, look: Callable[[SessionKey], None]
+        self,
+        sessions: Sessions,
+        supervisor: Supervisor,
+        clock: Clock,
+        look: Callable[[SessionKey], None],
+        given_up: Callable[[SessionKey, str], None],
     ) -> None:
         self.deletions = Deletions(sessions, supervisor, sessions.folder, clock)
         self._sessions = sessions
         self._supervisor = supervisor
         self._clock = clock
         self._look = look
+        self._given_up = given_up
         self._log = structlog.get_logger("operator")
 
     # --- the stale sweep
@@ -157,7 +163,9 @@ class Repairs:
 
     async def drop_answer(self, key: SessionKey, answer_id: str, operator: Operator) -> dict[str, Any]:
         """See answer_repair.drop_answer."""
-        return await self._answer(key, answer_id, operator, answer_repair.drop_answer, "delivery_dropped")
+        done = await self._answer(key, answer_id, operator, answer_repair.drop_answer, "delivery_dropped")
+        self._given_up(key, answer_id)
+        return done
 
     async def _answer(
         self, key: SessionKey, answer_id: str, operator: Operator, work: AnswerRepair, event: str

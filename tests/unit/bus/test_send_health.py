@@ -73,3 +73,15 @@ def test_of_many_places_a_few_are_named(health: SendHealth) -> None:
     why = health.problems()["web"][1]
     assert "sends to p2 fail" in why
     assert why.endswith("and sends to 3 other places")
+
+
+def test_it_ends_when_every_answer_that_failed_there_was_given_up(health: SendHealth) -> None:
+    health.note(LANE, [FAILED] * 5, "a/one")
+    health.note(LANE, [FAILED], "a/two")
+    health.given_up("a/one", "another")
+    health.given_up("a/one", "o1")
+    assert "web" in health.problems(), "the other session's answer of the same id still fails"
+    health.given_up("a/two", "o1")
+    assert health.problems() == {}
+    health.note(LANE, [FAILED], "a/one")
+    assert health.problems() == {}, "what fails next is counted from the beginning"
