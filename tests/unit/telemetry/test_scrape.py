@@ -294,7 +294,7 @@ async def test_a_look_that_hangs_makes_no_scrape_and_no_loop_wait(
         monkeypatch.setattr(watched.monitoring.exporter, "_patience_s", 0.01)
         try:
             first = await watched.scrape()
-            assert entered.is_set()
+            await until(entered.is_set)
             second = await watched.scrape()
             assert watched.monitoring.exporter._sources.backlog.missed == 0, "the look is still under way"
         finally:
