@@ -163,6 +163,12 @@ class HouseKit:
         """Until the session's container is gone, and all that entails is done."""
         await until(lambda: self.slot(session, agent) is None)
 
+    async def ended(self, session: str = "main") -> None:
+        """Kill the session's container, and wait until it is gone and all that entails is done."""
+        with suppress(NotConfirmedError):  # not within this kit's short time; it goes on all the same
+            await self.house.supervisor.end(SessionKey(AGENT, session), "a test", graceful=False)
+        await self.gone(session)
+
     def spawned(self, session: str = "main") -> int:
         """How often a container was asked for."""
         return self.host.calls.count(("spawn", session))
@@ -178,9 +184,7 @@ class HouseKit:
         await self.house.supervisor.wake(await self.house.sessions.create(SessionKey(AGENT, name)))
         await self.started(name)
         container = self.host.of_session(name)
-        with suppress(NotConfirmedError):  # not within this kit's short time; it goes on all the same
-            await self.house.supervisor.end(SessionKey(AGENT, name), "a test", graceful=False)
-        await self.gone(name)
+        await self.ended(name)
         assert container.exit is not None
         await self.settle()
 

@@ -44,8 +44,7 @@ async def answered(kit: HouseKit, *ids: str, session: str = "main") -> None:
         kit.house.delivery.poke(await kit.session(session))
         await kit.settle()
         assert (await kit.message(message_id, session))["status"] == "completed"
-    await kit.house.supervisor.end(SessionKey(AGENT, session), "a test", graceful=False)
-    await kit.gone(session)
+    await kit.ended(session)
     await kit.settle()
 
 
@@ -179,8 +178,7 @@ async def test_room_goes_back_only_while_no_container_runs(tmp_path: Path, monke
         before = path.stat().st_size
         assert (await house.retention.prune()).taken["messages"] == 3
         assert path.stat().st_size == before, "its container runs"
-        await house.supervisor.end(SessionKey(AGENT, "main"), "a test", graceful=False)
-        await kit.gone()
+        await kit.ended()
         await kit.send(message_id="again", trigger=False)
         with sqlite3.connect(path) as db:
             db.execute("UPDATE messages_in SET status = 'cancelled' WHERE id = 'last'")
