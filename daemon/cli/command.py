@@ -24,6 +24,7 @@ from daemon.cli.envelope import NextAction, Outcome, Problem, envelope, problem_
 from daemon.cli.held_signals import release
 from daemon.cli.output import Output, OutputLostError, lost, progress
 from daemon.errors import FileAccessError, NotListeningError
+from daemon.service import is_service
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -205,6 +206,9 @@ def _outcome(invocation: Invocation, work: Callable[[], Outcome]) -> Outcome:
         problem = problem_of(error)
         if isinstance(error, NotListeningError) and (silent := invocation.silent_daemon()) is not None:
             return Outcome(problem=replace(problem, message=silent, fix=SILENT_FIX), next_actions=LOOK)
+        if isinstance(error, NotListeningError) and is_service(invocation.config.data_dir):
+            fix = "Start it with `systemctl start clawbus`; `clawbus logs -n 50` says why it ended."
+            return Outcome(problem=replace(problem, fix=fix), next_actions=LOOK)
         return Outcome(problem=problem, next_actions=_after(problem.code))
     except (typer.Exit, typer.Abort, typer.TyperException, OutputLostError):
         raise

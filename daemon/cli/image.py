@@ -18,7 +18,7 @@ from daemon.errors import ImageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from daemon.config import Config
+    from daemon.forensics.agent_images import AgentImage
 
 
 def register(app: typer.Typer) -> None:
@@ -86,39 +86,46 @@ def show(invocation: Invocation) -> Outcome:
       clawbus image show
     """
     from daemon.containers.docker_client import DockerClient  # noqa: PLC0415 - the Docker client
+    from daemon.forensics.agent_images import agent_images  # noqa: PLC0415
     from daemon.ops.source import source_digest  # noqa: PLC0415
 
     digest = source_digest()
     docker = invocation.config.docker
     with closing(DockerClient(base_url=docker.host or None, timeout_s=docker.timeout_s)) as client:
-        images = [_look(client, image, digest) for image in _images(invocation.config)]
+        images = [_look(client, image, digest) for image in agent_images(invocation.config)]
     result = {"source_digest": digest, "images": images}
     bad = [one for one in images if one["error"] is not None]
 
     def people(console: Console) -> None:
         from daemon.cli.present import table  # noqa: PLC0415
 
-        rows = [(one["image"], "yes" if one["error"] is None else "no", one["error"] or one["id"]) for one in images]
-        console.print(table(f"Images for source {digest[:12]}", ("image", "usable", "id, or why not"), rows))
+        rows = [
+            (one["image"], ", ".join(one["keys"]), "yes" if one["error"] is None else "no", one["error"] or one["id"])
+            for one in images
+        ]
+        columns = ("image", "named by", "usable", "id, or why not")
+        console.print(table(f"Images for source {digest[:12]}", columns, rows))
 
     if not bad:
         return Outcome(result, people)
-    problem = Problem(ImageError.code, str(bad[0]["error"]), ImageError.default_hint)
-    return Outcome(result, people, (NextAction("clawbus image build", "build it anew"),), problem)
+    first = bad[0]
+    keys = ", ".join(first["keys"])
+    fix = f"Correct {keys} when the name is a slip; or build the image with `{first['build']}`."
+    if "is foreign" in first["error"]:
+        fix += " The build takes the name away from the image that has it now."
+    problem = Problem(ImageError.code, f"{keys}: {first['error']}", fix)
+    steps = tuple(NextAction(one["build"], f"build {one['image']}") for one in bad)
+    return Outcome(result, people, steps, problem)
 
 
-def _look(client: Any, image: str, digest: str) -> dict[str, Any]:
+def _look(client: Any, one: AgentImage, digest: str) -> dict[str, Any]:
     from daemon.containers.docker_image import usable_image  # noqa: PLC0415
 
+    told: dict[str, Any] = {"image": one.image, "keys": one.keys, "agents": one.agents, "build": one.build}
     try:
-        return {"image": image, "id": usable_image(client, image, digest).id, "error": None}
+        return {**told, "id": usable_image(client, one.image, digest).id, "error": None}
     except ImageError as error:
-        return {"image": image, "id": None, "error": str(error)}
-
-
-def _images(config: Config) -> list[str]:
-    own = {agent.image for agent in config.agents.values() if agent.image is not None and not agent.runner}
-    return sorted({config.docker.image, *own})
+        return {**told, "id": None, "error": str(error)}
 
 
 def _wheel_cache() -> Path:

@@ -6,7 +6,7 @@ The runtimes' classes log; a command's output must not. So their events are drop
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from daemon.containers.process import ProcessRuntime
 from daemon.containers.protocol import ContainerRuntime
 from daemon.data_folder import Layout
 from daemon.errors import ContainerGoneError, ImageError, RuntimeUnavailableError
+from daemon.forensics.agent_images import agent_images
 from daemon.forensics.central_reading import live_containers, live_runtimes, read_install_id
 from daemon.forensics.facts import Container
 from daemon.logs import configure
@@ -38,6 +39,8 @@ class RuntimeSeen:
     containers: tuple[Container, ...] | None
     error: str | None = None
     image_error: str | None = None
+    image_repair: str | None = None  # the command that builds that image
+    images_checked: bool = False  # every configured image was looked at
     repair: str | None = None  # a command, when the runtime did not answer
     other_engine: bool = False  # another engine answered than the one that the containers run on
     copied_from: str | None = None  # the folder is a copy of the install there, and no daemon has started on it
@@ -120,7 +123,7 @@ async def _look(config: Config, install_id: str) -> RuntimeSeen:
             )
             for one in listed
         )
-        return RuntimeSeen(found, image_error=_image_error(config))
+        return replace(_images_seen(config), containers=found)
     except RuntimeUnavailableError as error:
         return RuntimeSeen(None, str(error), repair=error.command)
     finally:
@@ -168,28 +171,25 @@ def _processes(config: Config, install_id: str) -> ProcessRuntime:
     return ProcessRuntime(install_id, Layout(config.data_dir).run_dir / "process", clock=SystemClock())
 
 
-def _image_error(config: Config) -> str | None:
-    """Why one of the configured images cannot be used; None when all can, or when agents run in none."""
+def _images_seen(config: Config) -> RuntimeSeen:
+    """What the daemon could not start containers from: the first such image, where it is configured, how to build it."""
     if config.runtime.kind != "docker":
-        return None
+        return RuntimeSeen(None)
     from daemon.containers.docker_client import DockerClient  # noqa: PLC0415
     from daemon.containers.docker_image import usable_image  # noqa: PLC0415
     from daemon.ops.source import source_digest  # noqa: PLC0415
 
-    images = sorted(
-        {config.docker.image, *(one.image for one in config.agents.values() if one.image and not one.runner)}
-    )
     client: Any
     timeout_s = min(config.docker.timeout_s, PATIENCE_S)
     with closing(DockerClient(base_url=config.docker.host or None, timeout_s=timeout_s)) as client:
-        for image in images:
+        for one in agent_images(config):
             try:
-                usable_image(client, image, source_digest())
+                usable_image(client, one.image, source_digest())
             except ImageError as error:
-                return str(error)
+                return RuntimeSeen(None, image_error=f"{one.where}: {error}", image_repair=one.build)
             except ClawbusError:
-                return None  # it does not answer any more: the listing says so at the next look
-    return None
+                return RuntimeSeen(None)  # it does not answer any more: the listing says so at the next look
+    return RuntimeSeen(None, images_checked=True)
 
 
 def install_id_of(data_dir: Path, recorded: str | None) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from daemon.clock import Clock
 from daemon.config import Config
-from daemon.data_folder import LOW_BYTES, VERSION_NAME, FreeRoom, Layout, free_room
+from daemon.data_folder import LOW_BYTES, VERSION_NAME, FreeRoom, Layout, free_room, live_holder
 from daemon.errors import UnknownSessionError
 from daemon.forensics.central_reading import (
     CentralSeen,
@@ -41,6 +41,7 @@ from daemon.forensics.run_evidence import Scene
 from daemon.forensics.session_facts import oldest_claim, run_facts, session_facts
 from daemon.ops.session_reading import open_current
 from daemon.policies import claim_max_s, read_limits
+from daemon.service import is_service
 from schema.errors import ClawbusError, SchemaTooNewError
 
 BUDGET_S: Final = 20.0
@@ -199,6 +200,10 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
         other_engine=listing.other_engine,
         copied_from=listing.copied_from,
         image_error=listing.image_error,
+        image_repair=listing.image_repair,
+        images_checked=listing.images_checked,
+        service=is_service(config.data_dir),
+        holder_pid=_holder_pid(config, word),
         free_bytes=room.bytes if room is not None else None,
         free_inodes=room.inodes if room is not None and room.few_inodes else None,
         low_bytes=LOW_BYTES,
@@ -254,6 +259,14 @@ def _failing(word: DaemonWord) -> dict[Key, tuple[Failing, ...]]:
         failing = Failing(str(one["code"]), str(one["sentence"]), int(one["since"]), int(one["times"]))
         found[key] = (*found.get(key, ()), failing)
     return found
+
+
+def _holder_pid(config: Config, word: DaemonWord) -> int | None:
+    """The process that is to be ended when it hangs."""
+    if word.live is not None and isinstance(pid := word.live.get("pid"), int):
+        return pid
+    holder = live_holder(config.data_dir) if word.state is DaemonState.SILENT else None
+    return holder.pid if holder is not None else None
 
 
 def _write_error(config: Config, room: FreeRoom | None) -> str | None:

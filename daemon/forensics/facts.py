@@ -93,6 +93,10 @@ class HostFacts:
     copied_from: str | None = None  # no daemon has started on this copy yet
     other_runtime: str | None = None  # under which the containers run, when it is not the configured one
     image_error: str | None = None
+    image_repair: str | None = None
+    images_checked: bool = False  # all of them were found usable just now
+    service: bool = False  # systemd starts the daemon of this configuration
+    holder_pid: int | None = None  # of the daemon that holds the folder and does not answer
     free_bytes: int | None = None
     free_inodes: int | None = None  # only when few are left
     low_bytes: int = 0
@@ -108,6 +112,18 @@ class HostFacts:
     claim_max_ms: Mapping[str, int] = field(default_factory=dict[str, int])  # by agent; "" for any other
     max_containers: int = 8
     holders: tuple[Holder, ...] = ()
+
+    @property
+    def start(self) -> str:
+        """The command that starts the daemon of this folder."""
+        return "systemctl start clawbus" if self.service else "clawbus run"
+
+    @property
+    def restart(self) -> str:
+        """The command that ends a daemon that hangs; without a service, `start` starts the next one."""
+        if self.service or self.holder_pid is None:
+            return "systemctl restart clawbus"
+        return f"kill -KILL {self.holder_pid}"
 
     def trouble(self, what: str) -> Degradation | None:
         """The daemon's own word that this does not work."""

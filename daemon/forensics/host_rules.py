@@ -28,14 +28,14 @@ def _daemon_down(host: HostFacts) -> Diagnosis | None:
     evidence = (host.daemon_detail or "Nobody holds the data folder's lock, and nobody answers on the socket.",)
     # It does not start over a registry that it cannot read; the command of that one starts it as well.
     cause = "REGISTRY_UNREADABLE" if host.registry_error is not None else None
-    return Diagnosis("DAEMON_DOWN", "No daemon runs on this data folder.", evidence, "clawbus run", cause=cause)
+    return Diagnosis("DAEMON_DOWN", "No daemon runs on this data folder.", evidence, host.start, cause=cause)
 
 
 def _daemon_silent(host: HostFacts) -> Diagnosis | None:
     if host.daemon is not DaemonState.SILENT:
         return None
     evidence = (host.daemon_detail or "A process holds the data folder's lock, and nobody answers on the socket.",)
-    return Diagnosis("DAEMON_SILENT", "The daemon runs and does not answer.", evidence, "systemctl restart clawbus")
+    return Diagnosis("DAEMON_SILENT", "The daemon runs and does not answer.", evidence, host.restart)
 
 
 def _sweep_stalled(host: HostFacts) -> Diagnosis | None:
@@ -46,9 +46,7 @@ def _sweep_stalled(host: HostFacts) -> Diagnosis | None:
     if silent <= allowed:
         return None
     evidence = (f"The last sweep was {span(silent)} ago; one is due every {span(host.sweep_interval_ms)}.",)
-    return Diagnosis(
-        "SWEEP_STALLED", "The daemon answers, and its sweep stands still.", evidence, "systemctl restart clawbus"
-    )
+    return Diagnosis("SWEEP_STALLED", "The daemon answers, and its sweep stands still.", evidence, host.restart)
 
 
 def _registry_missing(host: HostFacts) -> Diagnosis | None:
@@ -58,7 +56,7 @@ def _registry_missing(host: HostFacts) -> Diagnosis | None:
     evidence = [f"{host.data_dir}/central.db is missing."] if host.registry_missing else []
     if degraded is not None:
         evidence.append(degraded.why)
-    command = "clawbus run" if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"
+    command = host.start if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"
     return Diagnosis(
         "REGISTRY_GONE", "central.db is gone; the daemon remakes it from the session folders.", tuple(evidence), command
     )
@@ -101,7 +99,7 @@ def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
         summary = "central.db cannot be read now; the daemon tries again by itself."
         return Diagnosis("REGISTRY_UNREADABLE", summary, (host.registry_error,), "clawbus logs -n 50 --level warning")
     # The sessions' own files are the truth; the registry is remade from them.
-    command = f"mv {path} {path}.broken" + (" && clawbus run" if host.daemon is DaemonState.DOWN else "")
+    command = f"mv {path} {path}.broken" + (f" && {host.start}" if host.daemon is DaemonState.DOWN else "")
     return Diagnosis("REGISTRY_UNREADABLE", "central.db cannot be read.", (host.registry_error,), command)
 
 
@@ -130,7 +128,7 @@ def _copied(host: HostFacts) -> Diagnosis | None:
         "Containers on its record are that installation's; this one adopts and ends none of them.",
     )
     summary = "This data folder is a copy or was restored; its first start makes it an installation of its own."
-    return Diagnosis("COPIED_FOLDER", summary, evidence, "clawbus run")
+    return Diagnosis("COPIED_FOLDER", summary, evidence, host.start)
 
 
 def _engine_changed(host: HostFacts) -> Diagnosis | None:
@@ -153,15 +151,18 @@ def _runtime_changed(host: HostFacts) -> Diagnosis | None:
 def image_unusable(host: HostFacts) -> Diagnosis | None:
     """The agents' image cannot be used."""
     degraded = host.trouble("image")
+    if host.images_checked:
+        degraded = None  # the daemon's word is older than this look
     why = host.image_error or (degraded.why if degraded is not None else None)
     if why is None:
         return None
-    if "is foreign" in why:  # as `usable_image` says it: a build would not help, and is refused
-        summary = (
-            "The agents' image is not one of clawbus's: correct docker.image (or the agent's) first, then build it."
+    evidence = [why, "Is the name a slip? Correct that key in clawbus.toml, and reload the daemon."]
+    if "is foreign" in why:  # as `usable_image` says it
+        evidence.append(
+            "A build takes the name away from the image that has it now; to keep that one, correct the key."
         )
-        return Diagnosis("IMAGE_UNUSABLE", summary, (why,), "clawbus image show")
-    return Diagnosis("IMAGE_UNUSABLE", "The agents' image cannot be used.", (why,), "clawbus image build")
+    command = host.image_repair or "clawbus image build"
+    return Diagnosis("IMAGE_UNUSABLE", "An agents' image cannot be used.", tuple(evidence), command)
 
 
 def disk_full(host: HostFacts) -> Diagnosis | None:

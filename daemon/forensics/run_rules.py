@@ -80,7 +80,7 @@ def _stale(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnosis | Non
 def _settling(host: HostFacts, one: SessionFacts) -> str:
     """A daemon that starts settles it, and tries again what nobody finished; the stale sweep would cancel that."""
     return (
-        "clawbus run"
+        host.start
         if host.daemon is DaemonState.DOWN
         else f"clawbus sweep stale --session {one_word(one.agent, one.session)} --apply"
     )

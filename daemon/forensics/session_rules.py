@@ -82,7 +82,8 @@ def _unregistered(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         return None
     evidence = ("Its folder is there and central.db has no row of it.",)
     summary = "The registry does not know the session; a start, and every full pass, takes it in."
-    return _of(one, "UNREGISTERED", summary, evidence, "clawbus run")
+    command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session release {_two(one)}"
+    return _of(one, "UNREGISTERED", summary, evidence, command)
 
 
 def _orphaned_container(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -98,7 +99,7 @@ def _orphaned_container(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     if len(one.containers) > 1:
         evidence.append(f"{len(one.containers) - 1} more run beside it.")
     down = host.daemon is DaemonState.DOWN
-    command = "clawbus run" if down else f"clawbus session kill {_two(one)}"
+    command = host.start if down else f"clawbus session kill {_two(one)}"
     return _of(
         one, "ORPHANED_CONTAINER", "A container of it runs that nobody supervises.", evidence, command,
         incarnation=stray.incarnation,
@@ -115,7 +116,7 @@ def _container_restarted(host: HostFacts, one: SessionFacts) -> Diagnosis | None
             f" {to_text(container.started_at)}: somebody restarted it (`docker restart`, a restart policy)."
         ),
     )
-    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session kill {_two(one)}"
+    command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session kill {_two(one)}"
     return _of(
         one, "CONTAINER_RESTARTED", "Its container was restarted by others; the daemon ends it and starts another one.",
         evidence, command, incarnation=live.incarnation,
@@ -160,7 +161,7 @@ def _container_gone(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         f"central.db has incarnation {live.incarnation} living since {to_text(live.started_at or live.created_at)}.",
         f"The runtime {host.runtime} lists no such container.",
     )
-    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session kill {_two(one)}"
+    command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session kill {_two(one)}"
     return _of(
         one, "GHOST_CONTAINER", "The registry takes a container for living that is gone.", evidence, command,
         incarnation=live.incarnation,
@@ -173,7 +174,7 @@ def _hot_journal(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         return None
     # A release has the session swept at once, and a sweep with nothing running recovers the journal first.
     evidence = ("out/outbound.db-journal is there and no container runs: its writer died in mid-commit.",)
-    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session release {_two(one)}"
+    command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session release {_two(one)}"
     return _of(one, "HOT_JOURNAL", "A dead container's journal keeps its answers from being read.", evidence, command)
 
 
@@ -222,7 +223,7 @@ def _work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
             one, "WORK_WAITING", "Work is due and every container slot is taken.", evidence,
             f"clawbus session stop {two_words(longest.agent, longest.session)}",
         )  # fmt: skip
-    command = "clawbus run" if host.daemon is DaemonState.DOWN else f"clawbus session release {_two(one)}"
+    command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session release {_two(one)}"
     return _of(one, "WORK_WAITING", "Work is due and nothing runs.", evidence, command, cause=cause)
 
 
@@ -282,7 +283,7 @@ def _delivery_stuck(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     evidence = (f"{due} due to be sent, the oldest for {span(waited)}.",)
     down = host.daemon is not DaemonState.UP
     cause = f"DAEMON_{host.daemon.value.upper()}" if down else "DISK_FULL" if disk_full(host) else None
-    command = "clawbus run" if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"
+    command = host.start if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"
     return _of(one, "DELIVERY_STUCK", "Answers are due and nobody sends them.", evidence, command, cause=cause)
 
 

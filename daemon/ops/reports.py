@@ -25,7 +25,7 @@ from daemon.ops.session_reading import Queues, open_inbound, read_detail, read_l
 from daemon.store.install import InstallFile
 from daemon.store.mailbox import MailboxEntry, read_mailbox
 from daemon.store.pruned import read as read_pruned
-from daemon.store.rebuild import REMAKE_HINT, found_sessions
+from daemon.store.rebuild import REMAKE_HINT, found_sessions, is_session
 from schema.connect import Reader, ReadLimits, open_reader
 from schema.errors import ClawbusError, SchemaTooNewError, StorageError
 from schema.ids import check_name, check_session, session_path
@@ -122,7 +122,7 @@ def session_report(
     now = clock.now_ms()
     with _open_central(data_dir) as central:
         row = central.one("SELECT * FROM sessions WHERE agent = ? AND session = ?", (agent, session))
-        if row is None:
+        if row is None and not is_session(folder):
             raise UnknownSessionError(f"there is no session {agent}/{session}.")
         incarnations = [
             dict(found)
@@ -132,7 +132,7 @@ def session_report(
             )
         ]
     live = next((one for one in incarnations if one["ended_at"] is None), None)
-    registry = dict(row)
+    registry = dict(row) if row is not None else _unregistered(agent, session)
     looked = _Looked(registry, live, state_of(registry, live, now), read_queues(folder, now), now)
     detail = read_detail(folder, limit, limits or ReadLimits(), held)
     return {
@@ -282,6 +282,15 @@ def mailbox_entries(data_dir: Path, mailbox: str, after: int, limit: int) -> lis
     """Entries of one mailbox above a cursor, oldest first; none while nothing was ever delivered to it."""
     _check_folder(data_dir)
     return read_mailbox(data_dir / MAILBOX_DB, mailbox, after, limit)
+
+
+def _unregistered(agent: str, session: str) -> dict[str, Any]:
+    """A row for a folder that central.db does not know: the next start, or whoever names it to a daemon, takes it in."""
+    return {
+        "agent": agent, "session": session, "created_at": None, "active": 1, "next_due_at": None, "quarantined_at": None,
+        "quarantine_reason": None, "spawn_failures": 0, "next_spawn_at": None, "last_spawn_error": None,
+        "dead_letters": 0,
+    }  # fmt: skip
 
 
 def _known(central: Reader, agent: str, session: str) -> None:

@@ -49,6 +49,8 @@ class ForensicWorld:
     running: list[Container] = field(default_factory=list)
     runtime_error: str | None = None
     image_error: str | None = None
+    image_repair: str | None = None
+    images_checked: bool = False
     pauses: list[float] = field(default_factory=list)
     on_pause: Any = None
 
@@ -114,7 +116,12 @@ class ForensicWorld:
     def listing(self) -> RuntimeSeen:
         if self.runtime_error is not None:
             return RuntimeSeen(None, self.runtime_error)
-        return RuntimeSeen(tuple(self.running), image_error=self.image_error)
+        return RuntimeSeen(
+            tuple(self.running),
+            image_error=self.image_error,
+            image_repair=self.image_repair,
+            images_checked=self.images_checked,
+        )
 
     def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)

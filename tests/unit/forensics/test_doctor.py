@@ -214,9 +214,19 @@ def test_a_broken_image(world: ForensicWorld) -> None:
     assert failing.cause == "IMAGE_UNUSABLE"
     assert "3 failed starts" in failing.evidence[0]
     world.image_error = "the image postgres:16 is foreign: it has no label."
+    world.image_repair = "clawbus image build --tag postgres:16"
     found = one(world, "IMAGE_UNUSABLE")
-    assert "correct docker.image" in found.summary
-    assert found.command == "clawbus image show", "a build would take the other's name"
+    assert found.command == "clawbus image build --tag postgres:16"
+    assert any("takes the name away" in line for line in found.evidence)
+    assert any("Correct that key" in line for line in found.evidence)
+
+
+def test_a_word_of_the_daemon_about_an_image_that_was_mended_since_is_no_finding(world: ForensicWorld) -> None:
+    assert world.live is not None
+    world.live["degraded"] = [{"what": "image", "why": "the image x is missing.", "since": NOW}]
+    assert world.codes() == ["IMAGE_UNUSABLE"]
+    world.images_checked = True
+    assert world.look().healthy
 
 
 def test_a_full_disk(world: ForensicWorld) -> None:
@@ -379,7 +389,10 @@ def test_a_registry_that_is_no_database(world: ForensicWorld) -> None:
 
 def test_a_session_that_the_registry_does_not_know(world: ForensicWorld) -> None:
     SessionWorld(world.root / "sessions" / AGENT / "stranger")
-    assert one(world, "UNREGISTERED").session == "stranger"
+    found = one(world, "UNREGISTERED")
+    assert (found.session, found.command) == ("stranger", "clawbus session release a stranger")
+    world.state = DaemonState.DOWN
+    assert one(world, "UNREGISTERED").command == "clawbus run"
 
 
 def test_files_that_cannot_be_read(world: ForensicWorld) -> None:
