@@ -28,7 +28,7 @@ from daemon.control.api import build_api
 from daemon.control.events import EventHub, events_route
 from daemon.control.repair_api import repair_routes
 from daemon.data_folder import DataFolder
-from daemon.errors import ImageError, RuntimeUnavailableError
+from daemon.errors import RuntimeUnavailableError
 from daemon.house import House, build_house
 from daemon.installation import Start, settle_install
 from daemon.logs import LogPipeline, configure
@@ -238,10 +238,8 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
 async def _check_runtime(house: House) -> None:
     """Say at once what would otherwise show at the first spawn. Neither a missing image nor Docker's absence is fatal."""
     try:
-        await house.runtime.check()
-    except ImageError as error:
-        house.supervisor.image_problem = (house.clock.now_ms(), str(error))
-        structlog.get_logger("daemon").error("image_unusable", error=str(error), hint=error.hint)
+        for error in await house.supervisor.look_at_images():
+            structlog.get_logger("daemon").error("image_unusable", error=str(error), hint=error.hint)
     except RuntimeUnavailableError:
         return  # the supervisor's adoption says it, and goes on trying
 

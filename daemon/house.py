@@ -26,7 +26,7 @@ from daemon.clock import Clock
 from daemon.command_words import two_words
 from daemon.config import Agent, Config
 from daemon.containers.engine import EngineGuard
-from daemon.containers.factory import spec_maker
+from daemon.containers.factory import images_of, spec_maker
 from daemon.containers.members import member_finder
 from daemon.containers.protocol import ContainerRuntime, Exit
 from daemon.containers.slots import Hooks, Timings
@@ -222,6 +222,7 @@ def build_house(
         wake_at=links.wake_at,
         why_it_may_go=links.why_it_may_go,
         drain=links.drain,
+        images=lambda: images_of(agents.values(), config),
         cap_of=lambda agent: found.max_containers if (found := agents.get(agent)) is not None else None,
     )
     engine = EngineGuard(InstallFile(folder.install_record), install_id, runtime)

@@ -86,9 +86,9 @@ class DockerRuntime:
         """By the label alone."""
         return await self._in_thread(partial(self._may_live, incarnation))
 
-    async def check(self) -> None:
-        """RuntimeUnavailableError when Docker does not answer, ImageError when the default image cannot be used."""
-        await self._in_thread(partial(self._usable, self._image))
+    async def check(self, image: str | None = None, *, own_runner: bool = False) -> None:
+        """RuntimeUnavailableError when Docker does not answer, ImageError when the image cannot be used."""
+        await self._in_thread(partial(self._usable, image or self._image, own_runner=own_runner))
 
     async def spawn(self, spec: ContainerSpec) -> Running:
         """Start a container from an image that was just checked.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def spec_maker(config: Config, folder: DataFolder, agents: Mapping[str, Agent], 
             incarnation=incarnation,
             runner=_runner(agent, config),
             agent_env=agent.env,
-            image=(agent.image or config.docker.image) if in_docker else sys.executable,
+            image=image_of(agent, config),
             image_digest=digest,
             network=agent.network or config.docker.network,
             limits=_limits(agent, config),
@@ -94,6 +94,17 @@ def spec_maker(config: Config, folder: DataFolder, agents: Mapping[str, Agent], 
                 destinations.write(db, places)
 
     return SpecMaker(make, prepare, owner)
+
+
+def image_of(agent: Agent, config: Config) -> str:
+    """What the agent's containers are made from; its processes, under the process runtime."""
+    return (agent.image or config.docker.image) if config.runtime.kind == "docker" else sys.executable
+
+
+def images_of(agents: Iterable[Agent], config: Config) -> set[tuple[str, bool]]:
+    """What the runtime must have for these agents, and whether their own runner is in it."""
+    in_docker = config.runtime.kind == "docker"
+    return {(image_of(agent, config), in_docker and bool(agent.runner)) for agent in agents}
 
 
 def _places(agent: Agent) -> dict[str, destinations.Place] | None:

@@ -18,7 +18,8 @@ from daemon.clock import Clock
 from daemon.config import Runtime as RuntimeConfig
 from daemon.containers.engine import EngineGuard
 from daemon.containers.protocol import ContainerRuntime, Running
-from daemon.containers.slots import Hooks, Slot, Timings
+from daemon.containers.slots import AgentImage, Hooks, Slot, Timings
+from daemon.errors import ImageError
 from daemon.store.registry import Registry, SessionKey
 from daemon.telemetry.telemetry import Telemetry
 from schema.errors import ClawbusError
@@ -56,7 +57,22 @@ class Fleet:
         self.tasks: TaskGroup | None = None
         self.accepting = False  # whether adoption has been done, so that spawning is safe
         self.unavailable: tuple[int, str] | None = None  # (since epoch ms, why)
-        self.image_problem: tuple[int, str] | None = None  # the same; until a spawn succeeds
+        self.bad_images: dict[AgentImage, tuple[int, str]] = {}  # the same, until one of them is found usable
+
+    def image_failed(self, image: AgentImage, why: str) -> None:
+        """Nothing can be started from this image."""
+        since, _ = self.bad_images.get(image, (self.clock.now_ms(), ""))
+        self.bad_images[image] = since, why
+
+    async def check_images(self) -> None:
+        """Forget what was mended, and what no agent uses any more. Raises RuntimeUnavailableError."""
+        for image in list(self.bad_images):
+            try:
+                if image in self.hooks.images():
+                    await self.runtime.check(image[0], own_runner=image[1])
+                self.bad_images.pop(image, None)
+            except ImageError as error:
+                self.image_failed(image, str(error))
 
     async def record(self, operation: Callable[[Registry], T]) -> T:
         """Ask central.db until it answers: a full disk must delay an exit's record, not lose it."""

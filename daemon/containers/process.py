@@ -101,8 +101,9 @@ class ProcessRuntime:
         """By the mark that all its processes carry."""
         return await self._in_thread(partial(process_table.is_anybody_marked, incarnation))
 
-    async def check(self) -> None:
+    async def check(self, image: str | None = None, *, own_runner: bool = False) -> None:
         """RuntimeUnavailableError where agents cannot run: not Linux, no pidfds, no shell, no folder."""
+        del image, own_runner  # there are none
         # Said here: a runtime may also be built only to be asked what still runs under it.
         self._log.warning("process_runtime_no_isolation", hint="agents run as the daemon's own user")
         await self._in_thread(self._check)

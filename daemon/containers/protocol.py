@@ -114,8 +114,11 @@ class ContainerRuntime(Protocol):
         """Whether this engine has a container of the incarnation, of whichever install, that runs or may start."""
         ...
 
-    async def check(self) -> None:
-        """Raise RuntimeUnavailableError or ImageError when nothing could be spawned now; else return."""
+    async def check(self, image: str | None = None, *, own_runner: bool = False) -> None:
+        """Raise RuntimeUnavailableError or ImageError when nothing could be spawned now; else return.
+
+        `image` is the one to check instead of the default; `own_runner`: it need not carry clawbus's runner.
+        """
         ...
 
     async def spawn(self, spec: ContainerSpec) -> Running:

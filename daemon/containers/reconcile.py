@@ -52,6 +52,7 @@ class Reconciler:
             if item.restarts:
                 await self._fleet.runtime.forbid_restart(item.container_id)
         await self._end_unsupervised(listed)
+        await self._fleet.check_images()
 
     async def look_at(self, key: SessionKey) -> None:
         """Take up a container of this session that nobody supervises. Never raises; touches no other session."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -21,6 +21,9 @@ class Phase(StrEnum):
     RUNNING = "running"
     STOPPING = "stopping"
     EXITED = "exited"  # confirmed; what that entails is being done
+
+
+AgentImage = tuple[str, bool]  # its name, and whether agents bring a runner of their own in it
 
 
 @dataclass(eq=False, slots=True)
@@ -53,7 +56,7 @@ class Hooks:
     `on_exit` does all that a confirmed exit entails and says whether the incarnation had claimed anything; when it raises
     it is called again. `why_it_may_go` says why a running session may lose its slot to one that waits: "idle", another
     reason to end it by force, or None. `drain` tells an incarnation to claim nothing more and returns whether it works on
-    nothing. `cap_of` is how many containers an agent may have at once, None for no cap of its own. `prepare` makes what a runner expects in a session's files, in a thread.
+    nothing. `cap_of` is how many containers an agent may have at once, None for no cap of its own. `images` are those that agents' containers are made from. `prepare` makes what a runner expects in a session's files, in a thread.
     """
 
     make_spec: Callable[[SessionKey, str], ContainerSpec]
@@ -65,6 +68,7 @@ class Hooks:
     why_it_may_go: Callable[[Session], Awaitable[str | None]]
     drain: Callable[[Session, str], Awaitable[bool]]
     cap_of: Callable[[str], int | None] = lambda _: None
+    images: Callable[[], Collection[AgentImage]] = lambda: ()
 
 
 @dataclass(frozen=True, slots=True)

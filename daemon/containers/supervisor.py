@@ -71,12 +71,20 @@ class Supervisor:
 
     @property
     def image_problem(self) -> tuple[int, str] | None:
-        """Since when (epoch ms) and why the image cannot be used; None once a spawn has succeeded."""
-        return self._fleet.image_problem
+        """Since when (epoch ms) and why images cannot be used; None when all that agents use can."""
+        bad = self._fleet.bad_images.values()
+        return (min(since for since, _ in bad), " ".join(dict.fromkeys(why for _, why in bad))) if bad else None
 
-    @image_problem.setter
-    def image_problem(self, problem: tuple[int, str] | None) -> None:
-        self._fleet.image_problem = problem
+    async def look_at_images(self) -> list[ImageError]:
+        """Check every image that agents use. Raises RuntimeUnavailableError."""
+        found: list[ImageError] = []
+        for image, own_runner in self._fleet.hooks.images():
+            try:
+                await self._runtime.check(image, own_runner=own_runner)
+            except ImageError as error:
+                self._fleet.image_failed((image, own_runner), str(error))
+                found.append(error)
+        return found
 
     async def start(self, tasks: TaskGroup) -> None:
         """Work in this task group from now on: adopt what runs, then spawn what is asked for."""
@@ -280,8 +288,13 @@ class Supervisor:
             self._fleet.accepting = False
             await self._give_up(slot, "conflict", None)
             return None
-        running = await self._runtime.spawn(spec)
-        self._fleet.image_problem = None
+        image = (spec.image, bool(spec.runner))
+        try:
+            running = await self._runtime.spawn(spec)
+        except ImageError as error:
+            self._fleet.image_failed(image, str(error))
+            raise
+        self._fleet.bad_images.pop(image, None)
         return running
 
     async def _running(self, slot: Slot, running: Running) -> None:
@@ -322,8 +335,6 @@ class Supervisor:
             soft = isinstance(error, ImageError | RuntimeUnavailableError | StorageError | FileBusyError)
             self._sessions.storage.failed(error)
             limit = self._timings.soft_backoff_max_s if soft else self._config.spawn_backoff_max_s
-            if isinstance(error, ImageError):
-                self._fleet.image_problem = self._fleet.image_problem or (now, str(error))
             await self._fleet.back_off(slot.session, error.code, str(error), error.hint, limit)
         self._fleet.release(slot)
         self._hooks.after_exit(slot.session)

@@ -201,8 +201,9 @@ class FakeRuntime:
         await self._answer("may_live", incarnation)
         return any(c.spec.incarnation == incarnation and c.exit is None for c in self.host.containers.values())
 
-    async def check(self) -> None:
+    async def check(self, image: str | None = None, *, own_runner: bool = False) -> None:
         """Raises what the test set."""
+        del image, own_runner
         await self._answer()
         if self.host.check_error is not None:
             raise self.host.check_error

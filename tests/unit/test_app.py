@@ -233,6 +233,14 @@ async def test_an_unusable_image_is_named_at_once_and_stops_no_start(kit: HouseK
         await until(lambda: kit.house.degraded() == [])
 
 
+async def test_a_mended_image_is_noticed_without_a_spawn(kit: HouseKit) -> None:
+    kit.host.check_error = ImageError("built from other sources")
+    async with kit.running():
+        assert [item["what"] for item in kit.house.degraded()] == ["image"]
+        kit.host.check_error = None
+        await until(lambda: kit.house.degraded() == [])
+
+
 async def test_stop_and_kill_of_a_session(kit: HouseKit) -> None:
     async with kit.running():
         with pytest.raises(UnknownSessionError):

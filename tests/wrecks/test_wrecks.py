@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -303,3 +305,24 @@ def _acked(box: Path, message_id: str) -> bool:
     with contextlib.closing(sqlite3.connect(f"file:{box}?mode=ro", uri=True)) as db:
         rows = db.execute("SELECT status FROM processing_ack WHERE message_id = ?", (message_id,)).fetchall()
     return rows == [("completed",)]
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("taken", [False, True], ids=["missing", "foreign"])
+def test_an_agent_s_own_image_cannot_be_used(make_daemon: Make, base_image: str, taken: bool) -> None:
+    """The named command builds that image and no other; the daemon's status is clear without a message to the agent."""
+    tag = f"clawbus-wreck-{'foreign' if taken else 'missing'}:{os.getpid()}"
+    daemon = make_daemon(f'[agents.badimg]\nprovider = "echo"\nimage = "{tag}"\n', runtime="docker")
+    try:
+        if taken:
+            subprocess.run(["docker", "tag", base_image, tag], check=True, timeout=60)
+        daemon.start()
+        assert [one["what"] for one in daemon.status()["live"]["degraded"]] == ["image"]
+        one = found(daemon, "IMAGE_UNUSABLE")
+        assert f'agents.badimg.image = "{tag}" (used by agent badimg)' in one["evidence"][0]
+        assert any("takes the name away" in line for line in one["evidence"]) == taken
+        repair(daemon, f"{one['command']} --base {base_image}")  # the default base may not be here
+        healthy(daemon)
+        eventually("no longer degraded", lambda: daemon.status()["live"]["degraded"] == [], 30)
+    finally:
+        subprocess.run(["docker", "rmi", "-f", tag], capture_output=True, check=False, timeout=60)

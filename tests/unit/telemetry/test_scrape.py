@@ -213,6 +213,7 @@ async def test_an_agent_s_error_is_a_failed_message(kit: HouseKit) -> None:
 async def test_spawns_that_fail_are_counted_by_code(kit: HouseKit) -> None:
     kit.host.refuse_next(ImageError("built from other sources"))
     async with kit.running(), monitored(kit) as watched:
+        kit.host.check_error = ImageError("built from other sources")
         await kit.send()
         await until(lambda: kit.house.supervisor.image_problem is not None)
         await kit.gone()
