@@ -126,6 +126,7 @@ class Links:
     """What the parts call each other through. Each of them is built with some of these; `house` is set when all are there."""
 
     house: House
+    held_files: HeldFiles
 
     def changed(self, session: Session) -> None:
         """The session's outbound.db was written."""
@@ -176,6 +177,10 @@ class Links:
     def end_container(self, session: Session, reason: str) -> None:
         """Kill it."""
         self.house.supervisor.begin_end(session.key, reason, graceful=False)
+
+    def files_held(self, session: Session, seconds: float, error: ClawbusError) -> None:
+        """Its files could not be read for too long."""
+        self.held_files.unreadable(session, seconds, error)
 
     def quarantine(self, session: Session, reason: str) -> None:
         """Out of service, from this moment and durably."""
@@ -230,7 +235,7 @@ def build_house(
     sessions.remember_with(supervisor.incarnations, install_id)
     delivery = _delivery(config, channels, clock, links, telemetry, sessions.troubles)
     members = member_finder(config.runtime.kind, folder.run_dir / "process")
-    sessions.on_refused = HeldFiles(
+    links.held_files = HeldFiles(
         clock,
         sessions.troubles,
         limit_s=config.sweep.claim_stuck_s,
@@ -239,7 +244,8 @@ def build_house(
         end_container=links.end_container,
         wake_at=links.wake_at,
         later=delivery.later,
-    ).refused
+    )
+    sessions.on_refused = links.held_files.refused
     schedule = Schedule(clock, links.due)
     links.house = House(
         config=config,
@@ -331,7 +337,7 @@ def _delivery(
         look_later=links.look_later,
         on_settled=links.look_for_room,
         quarantine=links.quarantine,
-        end_container=links.end_container,
+        files_held=links.files_held,
         unreadable_s=config.sweep.claim_stuck_s,
         max_content_bytes=config.limits.max_content_bytes,
         head_rules=head_rules(config),

@@ -55,6 +55,8 @@ class FileBusyError(ClawbusError):
     default_hint = "Find what holds the file open (`fuser FILE`); the daemon retries by itself."
 
     def __init__(self, message: str, *, hint: str | None = None, path: Path | None = None) -> None:
+        if hint is None and path is not None:
+            hint = f"Find what holds the file open (`fuser {path}`); the daemon retries by itself."
         super().__init__(message, hint=hint)
         self.path = path  # where SQLite's error named it
 

@@ -84,6 +84,8 @@ _HINTS: Final[Mapping[int, str]] = {
     errno.EACCES: "Give the daemon's user access to the data folder again; " + _RETRIES,
     errno.EPERM: "Give the daemon's user access to the data folder again; " + _RETRIES,
 }
+# SQLite needs the database, its journal and the folder at once, and has closed them all again when it reports a failure.
+_DESCRIPTORS_OF_SQLITE: Final = 4
 _READ_STEP_BYTES: Final = 1024**2
 _READ_THROUGH_BYTES: Final = 1024**3
 _THREADS: Final = "can't start new thread"
@@ -201,7 +203,7 @@ def sqlite_fault(code: int | None) -> Fault | None:
 def sqlite_host_error(error: sqlite3.Error, what: str, path: Path | None = None) -> StorageError | None:
     """The typed error for SQLite's own words for "this host cannot now"; None when it is about content or locks.
 
-    SQLite hides the errno. With `path`, the file's folder is opened once to find out what the kernel says.
+    SQLite hides the errno, so ask the kernel: about the folder of `path`, or without one about descriptors alone.
     """
     code = getattr(error, "sqlite_errorcode", None)
     if not isinstance(code, int) or code & 0xFF not in _SQLITE_HOST:
@@ -211,7 +213,9 @@ def sqlite_host_error(error: sqlite3.Error, what: str, path: Path | None = None)
         return HostTroubleError(text, hint=_HINTS[errno.ENOMEM])
     if code & 0xFF == sqlite3.SQLITE_FULL:
         return StorageError(text, hint=_HINTS[errno.ENOSPC])
-    found = probe(path.parent) if path is not None else None
+    found = probe(path.parent if path is not None else Path("/"))
+    if found is not None and path is None and found.errno not in _EXHAUSTED:
+        found = None  # about another file system than the one that failed
     if found is None:
         return StorageError(text)
     kind = HostTroubleError if found.errno in _EXHAUSTED else StorageError
@@ -223,11 +227,16 @@ def probe(folder: Path) -> OSError | None:
 
     Never opens a file of SQLite's: closing any descriptor of one drops this process's locks on it.
     """
+    opened: list[int] = []
     try:
-        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        for _ in range(_DESCRIPTORS_OF_SQLITE):
+            opened.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))  # noqa: PERF401 - keep what was opened before the failure
         room = os.statvfs(folder)
     except OSError as error:
         return error
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
     if room.f_files and not room.f_favail:
         return OSError(errno.ENOSPC, "no inodes are left on this file system (`df -i`)")
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if not room.f_bavail else None

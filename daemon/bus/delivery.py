@@ -61,7 +61,7 @@ class Delivery:
         look_later: Callable[[Session], None],
         on_settled: Callable[[], None],
         quarantine: Callable[[Session, str], None],
-        end_container: Callable[[Session, str], None],
+        files_held: Callable[[Session, float, ClawbusError], None],
         unreadable_s: float,
         max_content_bytes: int,
         rng: random.Random,
@@ -77,7 +77,7 @@ class Delivery:
         self._look_later = look_later
         self._on_settled = on_settled
         self._quarantine = quarantine
-        self._end_container = end_container
+        self._files_held = files_held
         self._unreadable_s = unreadable_s
         self._max_content_bytes = max_content_bytes
         self._rng = rng
@@ -331,21 +331,19 @@ class Delivery:
         self._wake_at(session, self._clock.now_ms() + _TROUBLE_RETRY_MS)
 
     def unreadable(self, session: Session, error: ClawbusError) -> None:
-        """A lock or a half-written commit kept us from the session's files. For too long: end the container that holds it.
+        """A lock or a half-written commit kept us from the session's files. For too long: end the container, if it holds it.
 
         Its exit frees every lock, and its journal may be recovered then. Without this rule it would stay for ever as it
         is: no ceiling can be judged of files that nobody can read.
         """
         now = self._clock.monotonic()
         if session.unreadable_since is None:
-            session.unreadable_since = now
+            session.unreadable_since, session.held_by = now, ()
         seconds = now - session.unreadable_since
         if seconds < self._unreadable_s or self._live(session) is None:
             return
         session.unreadable_since = now
-        self._log.error("container_keeps_files", agent=session.key.agent, session=session.key.session,
-                        seconds=round(seconds), code=error.code, error=str(error))  # fmt: skip
-        self._end_container(session, "unreadable")
+        self._files_held(session, seconds, error)
 
     def _means(self, session: Session, taken: list[Lane], granted: list[Session]) -> Means:
         under_way = frozenset(row_id for ids in session.sending.values() for row_id in ids)

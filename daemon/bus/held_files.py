@@ -17,7 +17,7 @@ from daemon.bus.sessions import Session
 from daemon.bus.troubles import WRITE, Troubles
 from daemon.clock import Clock
 from daemon.containers.members import Members, lock_holders, name_of
-from schema.errors import FileBusyError
+from schema.errors import ClawbusError, FileBusyError
 
 _PROBE_MS = 1000
 
@@ -62,7 +62,13 @@ class HeldFiles:
             session.unwritable_since = now  # counted again, should this end not come
             self._later(partial(self._end, session, container, seconds, error))
 
-    async def _end(self, session: Session, container: str, seconds: float, error: FileBusyError) -> None:
+    def unreadable(self, session: Session, seconds: float, error: ClawbusError) -> None:
+        """No read of the session's files has succeeded for too long. End its container, unless others hold the lock."""
+        container = self._container_of(session)
+        if container is not None:
+            self._later(partial(self._end, session, container, seconds, error))
+
+    async def _end(self, session: Session, container: str, seconds: float, error: ClawbusError) -> None:
         log = self._log.bind(agent=session.key.agent, session=session.key.session, seconds=round(seconds))
         session.held_by = tuple(await anyio.to_thread.run_sync(self._others, session, container))
         if session.held_by:
@@ -72,13 +78,21 @@ class HeldFiles:
         log.error("container_keeps_files", code=error.code, error=str(error))
         self._end_container(session, "unreadable")
 
-    def _note(self, session: Session, error: FileBusyError) -> None:
+    def _note(self, session: Session, error: ClawbusError) -> None:
+        hint = end_others(session.held_by) if session.held_by else None
         held = f" It is held by process {', '.join(session.held_by)}, not by its container." if session.held_by else ""
-        self._troubles.failed(session.key, WRITE, FileBusyError(f"{error}{held}"), self._clock.now_ms())
+        self._troubles.failed(session.key, WRITE, FileBusyError(f"{error}{held}", hint=hint), self._clock.now_ms())
 
     def _others(self, session: Session, container: str) -> list[str]:
-        """The processes that hold the lock, when none of them is the container's."""
-        holders, members = lock_holders(session.files.folder.inbound_db), self._members(container)
+        """The processes that hold a lock on either file, when none of them is the container's."""
+        folder = session.files.folder
+        holders = lock_holders(folder.inbound_db) | lock_holders(folder.outbound_db)
+        members = self._members(container)
         if members is None or holders & members:
             return []
         return [name_of(pid) for pid in sorted(holders)]
+
+
+def end_others(processes: tuple[str, ...]) -> str:
+    """What to do about a lock that these processes hold."""
+    return f"End process {', '.join(processes)}, or wait until it releases the lock. The container is not to blame."

@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 from cronsim import CronSim, CronSimError
 
+from daemon.bus.held_files import end_others
 from daemon.bus.sessions import Session, Sessions
 from daemon.bus.troubles import ACCEPT, WRITE
 from daemon.channels.protocol import Accepted, Incoming
@@ -132,6 +133,13 @@ class Ingress:
             raise
         except FileBusyError as error:
             self._sessions.troubles.failed(key, ACCEPT, error, now)
+            if session.held_by:
+                raise FileBusyError(
+                    f"process {', '.join(session.held_by)} keeps a lock on session {key}'s files;"
+                    " the message was not stored.",
+                    hint=f"{end_others(session.held_by)} Then send it again, with the same id.",
+                    path=error.path,
+                ) from error
             if not session.files.write_refused:
                 raise
             raise FileBusyError(

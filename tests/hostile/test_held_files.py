@@ -123,6 +123,35 @@ async def test_a_read_lock_that_refuses_every_sender_ends_its_container(kit: Hou
         assert kit.operations.live()["troubles"] == []
 
 
+@pytest.mark.parametrize("held", ["inbound.db", "outbound.db"])
+async def test_a_foreign_exclusive_lock_ends_no_container(
+    kit: HouseKit, monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    """Not even a read succeeds. The holder is named, the container is not blamed and goes on."""
+    monkeypatch.setattr("daemon.house.member_finder", lambda *_: lambda _: frozenset({os.getppid()}))
+    async with kit.running() as house:
+        await round_trip(kit, "main")
+        session = await kit.session()
+        slot = kit.slot()
+        assert slot is not None
+        folder = session.files.folder
+        with holding(f"file:{folder.inbound_db if held == 'inbound.db' else folder.outbound_db}", "BEGIN EXCLUSIVE"):
+            house.delivery.poke(session)
+            await until(lambda: session.unreadable_since is not None)
+            kit.advance(61)
+            house.delivery.poke(session)
+            await until(lambda: session.held_by or kit.slot() is None or kit.slot().reason)  # pyright: ignore[reportOptionalMemberAccess]
+            assert session.held_by
+            assert kit.slot() is slot
+            assert slot.reason is None
+            if held == "inbound.db":
+                with pytest.raises(FileBusyError, match="keeps a lock") as refused:
+                    await kit.send("main")
+                assert f"End process {session.held_by[0]}" in refused.value.hint
+            assert any("is held by process" in one.error for one in house.sessions.troubles.of(session.key))
+        await kit.send("main")
+
+
 async def test_a_lock_of_somebody_else_s_process_ends_no_container(
     kit: HouseKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,6 +201,20 @@ def test_out_of_real_descriptors_nothing_is_hostile_and_afterwards_all_is_well(o
         look()
 
 
+def test_a_new_file_that_sqlite_cannot_make_with_one_descriptor_left_names_the_limit(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fill = [os.dup(0) for _ in range(40)]  # the limit is on numbers: fill the gaps below it
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(fill) + 2, hard))
+    try:
+        with pytest.raises(HostTroubleError, match="Too many open files") as caught:
+            open_owner(tmp_path / "inbound.db", Role.INBOUND)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in fill:
+            os.close(descriptor)
+    assert "LimitNOFILE" in caught.value.hint
+
+
 def test_out_of_descriptors_sqlite_names_the_cause_of_what_it_could_not_open(tmp_path: Path) -> None:
     open_owner(tmp_path / "inbound.db", Role.INBOUND).close()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
