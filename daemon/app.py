@@ -28,7 +28,7 @@ from daemon.control.api import build_api
 from daemon.control.events import EventHub, events_route
 from daemon.control.repair_api import repair_routes
 from daemon.data_folder import DataFolder
-from daemon.errors import RuntimeUnavailableError
+from daemon.errors import DataFolderLockedError, RuntimeUnavailableError
 from daemon.house import House, build_house
 from daemon.installation import Start, settle_install
 from daemon.logs import LogPipeline, configure
@@ -45,6 +45,7 @@ from schema.errors import ClawbusError
 _SHUTDOWN_GRACE_S = 5.0
 _SWEEP_ALLOWED_S = 30.0
 _THREADS_END_S = 1.0
+_LOCK_CHECK_S = 2.0
 _TERMINAL_CHECKS = 10
 _TERMINAL_CHECK_S = 0.5
 
@@ -59,6 +60,7 @@ def run(config: Config, reload: Callable[[], Config] | None, signals: SignalInbo
     control_server.check_path(config.control_socket)
     clock = SystemClock()
     with DataFolder.open(config.data_dir, clock) as folder:
+        control_server.check_unanswered(config.control_socket)
         folder.make_agents(config.agents)
         pipeline = configure(config.logs, config.data_dir, sys.stderr, clock)
         try:
@@ -141,6 +143,7 @@ async def _main(
     try:
         async with anyio.create_task_group() as tasks:
             with signals.interruptible_start() as starting:
+                tasks.start_soon(_keep_lock, folder, clock, name="data folder lock")
                 await _bring_up(house, tasks, monitoring, pipeline, pulse, notifier)
             if not starting.cancelled_caught:
                 await _serve_signals(house, pipeline, notifier, reload, signals, tasks)
@@ -154,6 +157,26 @@ async def _main(
                 await runtime.aclose()
             await house.telemetry.tracer.aclose()
     log.info("daemon_stopped")
+
+
+async def _keep_lock(folder: DataFolder, clock: Clock) -> None:
+    """Take the lock again when its file was removed. Raise DataFolderLockedError, which ends the daemon, when another has it."""
+    log = structlog.get_logger("daemon")
+    trouble: str | None = None
+    while True:
+        await anyio.sleep(_LOCK_CHECK_S)
+        try:
+            retaken = await anyio.to_thread.run_sync(folder.retake_lock, clock)
+        except DataFolderLockedError:
+            raise
+        except (OSError, ClawbusError, RuntimeError) as error:  # the host is short of something: try again
+            if str(error) != trouble:
+                log.warning("data_folder_lock_lost", error=str(error))
+            trouble = str(error)
+            continue
+        trouble = None
+        if retaken:
+            log.warning("data_folder_lock_retaken", lock=str(folder.lock_file))
 
 
 async def _bring_up(

@@ -196,6 +196,19 @@ class DataFolder(Layout):
             except OSError as error:
                 raise DataFolderError(f"{path} cannot be made: {error.strerror}.") from error
 
+    def retake_lock(self, clock: Clock) -> bool:
+        """Lock a new `clawbus.lock` when the locked one was removed; whether that was needed.
+
+        Raises DataFolderLockedError when another process has locked a new one, DataFolderError or OSError.
+        """
+        if self._lock is None or _is_lock_file(self.root, self._lock):
+            return False
+        lock = _take_lock(self.root)
+        _write_holder(lock, clock)
+        os.close(self._lock)
+        self._lock = lock
+        return True
+
     def close(self) -> None:
         """Give the lock back. Safe to call twice. The file stays: without it two daemons could lock two files."""
         lock, self._lock = self._lock, None
@@ -293,6 +306,15 @@ def _take_lock(root: Path) -> int:
             f"{path} cannot be locked: {error.strerror}.", hint="Put the data folder on a local disk."
         ) from error
     return descriptor
+
+
+def _is_lock_file(root: Path, lock: int) -> bool:
+    try:
+        found = (root / LOCK_NAME).stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    ours = os.fstat(lock)
+    return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 def _check_version(root: Path) -> None:

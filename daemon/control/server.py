@@ -126,6 +126,12 @@ def check_path(path: Path) -> None:
         raise SocketPathError(f"the control socket's path has {length} bytes, at most {MAX_PATH_BYTES} fit: {path}")
 
 
+def check_unanswered(path: Path) -> None:
+    """Raise SocketInUseError when a daemon answers on `path`, before this one touches anything that is that daemon's."""
+    if path.is_socket() and _answers(path):
+        raise SocketInUseError(f"a daemon already answers on {path}.")
+
+
 def bind(path: Path) -> socket.socket:
     """A bound unix socket at `path`, mode 0600 from its first moment. Raises SocketPathError or SocketInUseError."""
     check_path(path)

@@ -62,6 +62,15 @@ def test_a_second_daemon_is_refused_and_the_first_goes_on(make_daemon: Make) -> 
     assert daemon.ask("hello", agent="echo", session="s") == {"text": "hello"}
 
 
+def test_a_removed_lock_is_taken_again_and_a_second_daemon_is_still_refused(make_daemon: Make) -> None:
+    daemon = make_daemon(ECHO)
+    daemon.start()
+    (daemon.data / "clawbus.lock").unlink()
+    eventually("locked again", lambda: daemon.events("data_folder_lock_retaken"))
+    assert daemon.refused().error == "DATA_FOLDER_LOCKED"
+    assert daemon.ask("hello", agent="echo", session="s") == {"text": "hello"}
+
+
 def test_a_socket_path_that_is_too_long_is_refused(make_daemon: Make) -> None:
     daemon = make_daemon()
     daemon.configure(f"[control]\nsocket = {json.dumps(str(daemon.root / ('x' * 120)))}\n")

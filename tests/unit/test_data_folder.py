@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from daemon.clock import SystemClock
 from daemon.data_folder import DataFolder, Layout, read_holder
 from daemon.errors import DataFolderError, DataFolderLockedError
 from schema.errors import SchemaTooNewError
@@ -205,3 +206,25 @@ def test_what_others_could_read_is_closed_and_named(tmp_path: Path) -> None:
 def test_a_new_folder_was_not_open(tmp_path: Path) -> None:
     with DataFolder.open(tmp_path / "d") as folder:
         assert folder.was_open == ()
+
+
+def test_a_lock_file_that_was_removed_is_made_and_locked_again(tmp_path: Path) -> None:
+    clock = SystemClock()
+    with DataFolder.open(tmp_path / "data", clock) as folder:
+        assert not folder.retake_lock(clock)
+        folder.lock_file.unlink()
+        assert folder.retake_lock(clock)
+        assert not folder.retake_lock(clock)
+        with pytest.raises(DataFolderLockedError):
+            DataFolder.open(tmp_path / "data", clock)
+
+
+def test_a_removed_lock_that_another_daemon_was_faster_to_take_is_refused(tmp_path: Path) -> None:
+    clock = SystemClock()
+    with DataFolder.open(tmp_path / "data", clock) as folder:
+        folder.lock_file.unlink()
+        with (
+            DataFolder.open(tmp_path / "data", clock),
+            pytest.raises(DataFolderLockedError, match="is held by process"),
+        ):
+            folder.retake_lock(clock)
