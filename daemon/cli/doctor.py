@@ -15,6 +15,7 @@ from daemon.clock import SystemClock
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from daemon.forensics.diagnosis import Diagnosis
     from daemon.forensics.doctor import Examination
 
 _NEXT: Final = 5
@@ -45,7 +46,7 @@ def doctor(
 
     named = pair(session, None) if session is not None else None
     found = Doctor(invocation.config, SystemClock(), lambda: daemon_word(invocation)).examine(named)
-    found.diagnoses = [replace(one, command=invocation.here(one.command)) for one in found.diagnoses]
+    found.diagnoses = [here(invocation, one) for one in found.diagnoses]
     result: dict[str, Any] = {
         "source": "daemon" if found.daemon.value == "up" else "files",
         "daemon": found.daemon.value,
@@ -57,6 +58,12 @@ def doctor(
     if found.healthy:
         return Outcome(result, lambda console: _show(console, found))
     return Outcome(result, lambda console: _show(console, found), _steps(found), _problem(found))
+
+
+def here(invocation: Invocation, one: Diagnosis) -> Diagnosis:
+    """The finding with commands that can be copied as they stand."""
+    choices = tuple(replace(choice, command=invocation.here(choice.command)) for choice in one.choices)
+    return replace(one, command=invocation.here(one.command), choices=choices)
 
 
 def _problem(found: Examination) -> Problem:
@@ -103,3 +110,4 @@ def _show(console: Console, found: Examination) -> None:
         say(console, *(f"   - {line}" for line in one.evidence))
         because = f"   (because of {one.cause}; goes away with it)" if one.cause is not None else ""
         say(console, f"   repair: {one.command}{because}")
+        say(console, *(f"   or, {choice.when}: {choice.command}" for choice in one.choices))

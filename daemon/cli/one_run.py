@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from daemon.cli.command import Invocation
 from daemon.cli.daemon_word import daemon_word
+from daemon.cli.doctor import here
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import pair
 from daemon.clock import SystemClock
@@ -58,7 +59,7 @@ def _explain(invocation: Invocation, found: Found) -> list[Diagnosis]:
     message_id = found.wanted.evidence.message_id
     every = doctor.examine(found.key).diagnoses
     ours = [one for one in every if one.agent is None or one.message_id in (None, message_id)]
-    told = [replace(one, command=invocation.here(one.command)) for one in ours]
+    told = [here(invocation, one) for one in ours]
     return sorted(told, key=lambda one: (one.message_id is None, one.agent is None))
 
 
@@ -96,6 +97,7 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
     for one in result["diagnoses"]:
         say(console, f"{one['code']}: {one['summary']}", *(f"   - {line}" for line in one["evidence"]))
         say(console, f"   repair: {one['command']}")
+        say(console, *(f"   or, {choice['when']}: {choice['command']}" for choice in one["choices"]))
     if result["container_log"]:
         say(console, "", "The end of what its container wrote:", *(f"  {line}" for line in result["container_log"]))
     if result["other_runs"]:

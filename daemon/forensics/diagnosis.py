@@ -6,8 +6,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """One way to end a finding where a person must decide: the case, and the command for it."""
+
+    when: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnosis:
     """One thing that is wrong. `code` is stable; `evidence` are sentences; `command` repairs it or its cause.
+
+    Where no single command can be right, `command` shows what there is, and `choices` end it.
 
     `agent`, `session`, `message_id` and `incarnation` say whom it is about, as far as that goes.
     """
@@ -21,6 +31,7 @@ class Diagnosis:
     message_id: str | None = None
     incarnation: str | None = None
     cause: str | None = None
+    choices: tuple[Choice, ...] = ()
 
 
 def span(milliseconds: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from daemon.command_words import one_word
-from daemon.forensics.diagnosis import Diagnosis, span
+from daemon.forensics.diagnosis import Choice, Diagnosis, span
 from daemon.forensics.facts import DaemonState, HostFacts
 from schema.errors import HostTroubleError, UnusableFileError
 from schema.instants import to_text
@@ -26,8 +26,9 @@ def _daemon_down(host: HostFacts) -> Diagnosis | None:
     if host.daemon is not DaemonState.DOWN:
         return None
     evidence = (host.daemon_detail or "Nobody holds the data folder's lock, and nobody answers on the socket.",)
-    # It does not start over a registry that it cannot read; the command of that one starts it as well.
-    cause = "REGISTRY_UNREADABLE" if host.registry_error is not None else None
+    # It does not start over a file that it cannot read; the command of that one starts it as well.
+    unreadable = "DATA_UNREADABLE" if any(not text.startswith(TOO_NEW) for text in host.file_errors) else None
+    cause = "REGISTRY_UNREADABLE" if host.registry_error is not None else unreadable
     return Diagnosis("DAEMON_DOWN", "No daemon runs on this data folder.", evidence, host.start, cause=cause)
 
 
@@ -58,8 +59,9 @@ def _registry_missing(host: HostFacts) -> Diagnosis | None:
         evidence.append(degraded.why)
     command = host.start if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"
     return Diagnosis(
-        "REGISTRY_GONE", "central.db is gone; the daemon remakes it from the session folders.", tuple(evidence), command
-    )
+        "REGISTRY_GONE", "central.db is gone; the daemon remakes it from the session folders.", tuple(evidence), command,
+        choices=() if host.daemon is DaemonState.DOWN else (_lasts(host),),
+    )  # fmt: skip
 
 
 def _too_new(host: HostFacts) -> Diagnosis | None:
@@ -75,8 +77,24 @@ def _file_unreadable(host: HostFacts) -> Diagnosis | None:
     errors = tuple(text for text in host.file_errors if not text.startswith(TOO_NEW))
     if not errors:
         return None
-    summary = "A file of the data folder cannot be read."
-    return Diagnosis("DATA_UNREADABLE", summary, errors, f"ls -la {host.data_dir}")
+    summary = "mailbox.db cannot be read, and no daemon starts over it."
+    path = f"{host.data_dir}/mailbox.db"
+    if not any(text.startswith(_BROKEN) for text in errors):
+        # A lock or a disk that fails: the file may be whole.
+        return Diagnosis("DATA_UNREADABLE", summary, errors, f"ls -la {host.data_dir}", choices=(_lasts(host),))
+    evidence = (*errors, "Answers in it that nobody has fetched yet are kept in the file that is moved away.")
+    return Diagnosis("DATA_UNREADABLE", summary, evidence, f"mv {path} {path}.broken{_then_start(host)}")
+
+
+def _then_start(host: HostFacts) -> str:
+    return f" && {host.start}" if host.daemon is DaemonState.DOWN else ""
+
+
+def _lasts(host: HostFacts) -> Choice:
+    """A trouble of the moment, which the daemon ends by itself, or the next start does."""
+    if host.daemon is DaemonState.DOWN:
+        return Choice("once its cause is mended", host.start)
+    return Choice("when it lasts although its cause is mended", host.restart)
 
 
 def _other_trouble(host: HostFacts) -> Diagnosis | None:
@@ -87,7 +105,8 @@ def _other_trouble(host: HostFacts) -> Diagnosis | None:
     if not found:
         return None
     evidence = tuple(f"{one.what}: {one.why}" for one in found)
-    return Diagnosis("DEGRADED", "A part of the daemon does not work.", evidence, "clawbus logs -n 50 --level warning")
+    return Diagnosis("DEGRADED", "A part of the daemon does not work.", evidence, "clawbus logs -n 50 --level warning",
+                     choices=(_lasts(host),))  # fmt: skip
 
 
 def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
@@ -97,7 +116,8 @@ def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
     if not host.registry_error.startswith(_BROKEN):
         # A lock, a disk that fails, no descriptor left: the file may be whole, and nothing is to be moved away.
         summary = "central.db cannot be read now; the daemon tries again by itself."
-        return Diagnosis("REGISTRY_UNREADABLE", summary, (host.registry_error,), "clawbus logs -n 50 --level warning")
+        return Diagnosis("REGISTRY_UNREADABLE", summary, (host.registry_error,), "clawbus logs -n 50 --level warning",
+                         choices=(_lasts(host),))  # fmt: skip
     # The sessions' own files are the truth; the registry is remade from them.
     command = f"mv {path} {path}.broken" + (f" && {host.start}" if host.daemon is DaemonState.DOWN else "")
     return Diagnosis("REGISTRY_UNREADABLE", "central.db cannot be read.", (host.registry_error,), command)
@@ -137,7 +157,8 @@ def _engine_changed(host: HostFacts) -> Diagnosis | None:
     evidence = (host.runtime_error or "Another engine answers.",)
     summary = "Another engine answers than the one that the containers run on."
     command = "docker context ls" if host.runtime == "docker" else "clawbus install show"
-    return Diagnosis("RUNTIME_CHANGED", summary, evidence, command)
+    choices = (Choice("when the engine of before is gone for good", "clawbus install renew"),)
+    return Diagnosis("RUNTIME_CHANGED", summary, evidence, command, choices=choices)
 
 
 def _runtime_changed(host: HostFacts) -> Diagnosis | None:
@@ -185,7 +206,11 @@ def disk_full(host: HostFacts) -> Diagnosis | None:
     code = "DISK_FULL" if full else "STORAGE_FAILING"
     what = "is full" if full and failing else "is nearly full" if full else "cannot be written"
     command = f"df {'-i' if host.free_inodes is not None else '-h'} {host.data_dir}"
-    return Diagnosis(code, f"The data folder's disk {what}.", tuple(evidence), command)
+    choices = (
+        Choice("to see what fills it", f"du -xh --max-depth=4 {host.data_dir}"),
+        Choice("when sessions do, delete one that is over", "clawbus session delete AGENT/SESSION"),
+    )
+    return Diagnosis(code, f"The data folder's disk {what}.", tuple(evidence), command, choices=choices if full else ())
 
 
 def _host_trouble(host: HostFacts) -> Diagnosis | None:
@@ -221,8 +246,13 @@ def _clock_jumped(host: HostFacts) -> Diagnosis | None:
     if clock.jumped_at is None or clock.by_ms is None or host.now - clock.jumped_at > 3_600_000:
         return None
     way = "forward" if clock.by_ms > 0 else "back"
-    evidence = (f"At {to_text(clock.jumped_at)} the daemon saw it go {way} by {span(abs(clock.by_ms))}.",)
-    return Diagnosis("CLOCK_JUMP", "The host's clock jumped within the last hour.", evidence, "timedatectl status")
+    evidence = (
+        f"At {to_text(clock.jumped_at)} the daemon saw it go {way} by {span(abs(clock.by_ms))}.",
+        f"When it is right now, nothing is to be done; this finding ends at {to_text(clock.jumped_at + 3_600_000)}.",
+    )
+    choices = (Choice("when it is wrong", "timedatectl set-ntp true"),)
+    return Diagnosis("CLOCK_JUMP", "The host's clock jumped within the last hour.", evidence, "timedatectl status",
+                     choices=choices)  # fmt: skip
 
 
 def _retry(agent: str | None, session: str | None, message_id: str | None) -> str | None:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from daemon.command_words import one_word, two_words
-from daemon.forensics.diagnosis import Diagnosis, counted, span
+from daemon.forensics.diagnosis import Choice, Diagnosis, counted, span
 from daemon.forensics.facts import DaemonState, HostFacts, SessionFacts
 from daemon.forensics.host_rules import TOO_NEW, UPGRADE, disk_full, image_unusable, runtime_away
 from daemon.forensics.truth import Life
+from schema.errors import UnusableFileError
 from schema.instants import to_text
 
 # A container may be young, and a wake on its way: what lasts no longer than this is no finding.
@@ -40,7 +41,11 @@ def _files_unreadable(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     # The container's side can be begun anew; the host's own file only a backup gives back.
     slow = any(text.startswith("READ_DEADLINE") for text in errors)
     command = _anew(one) if _is_hostile(errors) else f"clawbus session {'reset' if slow else 'show'} {_two(one)}"
-    return _of(one, "FILES_UNREADABLE", "The session's files cannot be read.", errors, command)
+    choices = () if " show " not in command or not _is_broken(errors) else (
+        Choice("when the session may go", f"clawbus session delete {_two(one)} --force --reason 'its files are broken'"),
+        Choice("when there is a backup", "clawbus restore BACKUP --replace"),
+    )  # fmt: skip
+    return _of(one, "FILES_UNREADABLE", "The session's files cannot be read.", errors, command, choices=choices)
 
 
 def _too_new(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -65,11 +70,28 @@ def _failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     else:
         command = "clawbus logs -n 50 --level warning"
     evidence = [seen.sentence for seen in lasting]
-    return _of(one, "SESSION_FAILING", "The daemon fails at work on the session.", evidence, command, cause=cause)
+    choices = () if " logs " not in command else (
+        Choice("when its container does it", f"clawbus session kill {_two(one)}"),
+        Choice("when what it wrote does it", f"clawbus session reset {_two(one)}"),
+    )  # fmt: skip
+    return _of(
+        one,
+        "SESSION_FAILING",
+        "The daemon fails at work on the session.",
+        evidence,
+        command,
+        cause=cause,
+        choices=choices,
+    )
 
 
 def _is_hostile(errors: Iterable[str]) -> bool:
     return any(text.startswith("HOSTILE_FILE") for text in errors)
+
+
+def _is_broken(errors: Iterable[str]) -> bool:
+    """Not only unreadable now: no wait gives such a file back."""
+    return any(text.startswith(UnusableFileError.code) for text in errors)
 
 
 def _anew(one: SessionFacts) -> str:
@@ -284,7 +306,10 @@ def _delivery_stuck(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     down = host.daemon is not DaemonState.UP
     cause = f"DAEMON_{host.daemon.value.upper()}" if down else "DISK_FULL" if disk_full(host) else None
     command = host.start if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"
-    return _of(one, "DELIVERY_STUCK", "Answers are due and nobody sends them.", evidence, command, cause=cause)
+    choices = () if down else (Choice("to have it looked at now", f"clawbus session release {_two(one)}"),)
+    return _of(
+        one, "DELIVERY_STUCK", "Answers are due and nobody sends them.", evidence, command, cause=cause, choices=choices
+    )
 
 
 def _answer_retrying(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -303,7 +328,9 @@ def _answer_retrying(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         evidence.append(f"{counted(one.retrying - 1, 'other answer keeps', 'other answers keep')} failing too.")
     evidence.append("Mend the receiver and retry it; or give it up with `clawbus delivery drop`.")
     command = f"clawbus delivery retry {shlex.quote(worst['id'])} --session {one.name}"
-    return _of(one, "ANSWER_RETRYING", "An answer keeps failing.", evidence, command)
+    drop = Choice("to give it up", f"clawbus delivery drop {shlex.quote(worst['id'])} --session {one_word(one.agent, one.session)}"
+                  " --reason 'its receiver is gone'")  # fmt: skip
+    return _of(one, "ANSWER_RETRYING", "An answer keeps failing.", evidence, command, choices=(drop,))
 
 
 def _answers_held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -326,7 +353,14 @@ def _dead_letters(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     shown = f"show {shlex.quote(one.dead_example)}" if one.dead_example is not None else "list"
     command = f"clawbus dead {shown} --session {one_word(one.agent, one.session)}"
     waiting = counted(total, "open dead letter waits", "open dead letters wait")
-    return _of(one, "DEAD_LETTERS", f"{waiting} for an operator.", evidence, command)
+    which = (
+        f"{shlex.quote(one.dead_example) if one.dead_example else '--all'} --session {one_word(one.agent, one.session)}"
+    )
+    choices = (
+        Choice("once its cause is mended", f"clawbus dead requeue {which} --reason 'its cause is mended'"),
+        Choice("to give it up", f"clawbus dead drop {which} --reason 'not needed any more'"),
+    )
+    return _of(one, "DEAD_LETTERS", f"{waiting} for an operator.", evidence, command, choices=choices)
 
 
 def _two(one: SessionFacts) -> str:
@@ -342,10 +376,12 @@ def _of(
     *,
     incarnation: str | None = None,
     cause: str | None = None,
+    choices: tuple[Choice, ...] = (),
 ) -> Diagnosis:
     return Diagnosis(
-        code, summary, tuple(evidence), command, one.agent, one.session, incarnation=incarnation, cause=cause
-    )
+        code, summary, tuple(evidence), command, one.agent, one.session, incarnation=incarnation, cause=cause,
+        choices=choices,
+    )  # fmt: skip
 
 
 SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (

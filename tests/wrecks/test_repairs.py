@@ -1,0 +1,98 @@
+"""The repair of a finding, run as it is printed, ends it. Where a person must decide, each offered command does."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+
+import pytest
+
+from tests.integration.conftest import Make
+from tests.support.ageing import change
+from tests.support.agents import ECHO, command_agent, obedient
+from tests.support.daemon import RealDaemon, eventually
+from tests.support.wreck import Finding, findings, found, healthy, repair
+
+pytestmark = pytest.mark.faults
+
+BROKEN = b"\xa5" * 9000
+
+
+@pytest.fixture
+def daemon(make_daemon: Make) -> RealDaemon:
+    made = make_daemon(ECHO + obedient())
+    made.start()
+    return made
+
+
+def offered(one: Finding, words: str) -> str:
+    return next(choice["command"] for choice in one["choices"] if words in choice["command"])
+
+
+def test_daemon_down_and_silent(daemon: RealDaemon) -> None:
+    assert daemon.ask("hello", agent="echo", session="s") == {"text": "hello"}
+    daemon.pause()
+    command = found(daemon, "DAEMON_SILENT")["command"]
+    assert command.startswith("kill -KILL ")
+    subprocess.run(shlex.split(command), check=True, timeout=10)
+    assert daemon.process is not None
+    assert daemon.process.wait(timeout=10) == -signal.SIGKILL
+    repair(daemon, found(daemon, "DAEMON_DOWN")["command"])
+    healthy(daemon)
+    assert daemon.ask("again", agent="echo", session="s") == {"text": "again"}
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
+def test_a_folder_that_the_registry_does_not_know(daemon: RealDaemon, down: bool) -> None:
+    daemon.ask("hello", agent="echo", session="s")
+    daemon.cli("session", "kill", "echo", "s")
+    daemon.stop()
+    change(daemon.data / "central.db", "DELETE FROM sessions WHERE session = 's'")
+    if down:
+        one = found(daemon, "UNREGISTERED")
+        assert daemon.cli("session", "show", "echo", "s").result["messages"], "shown without a daemon"
+        repair(daemon, one["command"])
+    else:
+        kept = daemon.folder("echo", "s").rename(daemon.root / "kept")
+        daemon.start()
+        kept.rename(daemon.folder("echo", "s"))
+        repair(daemon, "clawbus session release echo s")  # as the rule has it; a full pass may be quicker than doctor
+    healthy(daemon)
+    assert daemon.ask("again", agent="echo", session="s") == {"text": "again"}
+
+
+def test_files_of_the_host_s_own_that_are_broken(daemon: RealDaemon) -> None:
+    daemon.ask("hello", agent="echo", session="s")
+    daemon.stop()
+    daemon.end_agents()
+    daemon.hostile = True  # its history is lost with the file
+    (daemon.folder("echo", "s") / "in" / "inbound.db").write_bytes(BROKEN)
+    mailbox = daemon.data / "mailbox.db"
+    for path in (mailbox, *daemon.data.glob("mailbox.db-*")):
+        path.unlink()
+    mailbox.write_bytes(BROKEN)
+    seen = findings(daemon)
+    assert seen["DAEMON_DOWN"]["cause"] == "DATA_UNREADABLE", "no daemon starts over it"
+    delete = offered(seen["FILES_UNREADABLE"], " delete ")
+    move, _, start = seen["DATA_UNREADABLE"]["command"].partition(" && ")
+    subprocess.run(shlex.split(move), check=True, timeout=10)
+    repair(daemon, delete)
+    repair(daemon, start)
+    healthy(daemon)
+    assert daemon.ask("again", agent="echo", session="s") == {"text": "again"}
+
+
+def test_dead_letters_are_ended_by_either_choice(make_daemon: Make) -> None:
+    flaky = command_agent("prog", ("/bin/sh", "-c", "read -r turn; test -e needed && echo done"))
+    daemon = make_daemon(ECHO + flaky)
+    daemon.start()
+    first = daemon.post("work", agent="prog", session="s")
+    one = found(daemon, "DEAD_LETTERS")
+    (daemon.data / "agents" / "prog" / "needed").touch()
+    repair(daemon, offered(one, " dead requeue "))
+    assert daemon.answer(f"{first}+r1", agent="prog", session="s") == {"text": "done"}
+    (daemon.data / "agents" / "prog" / "needed").unlink()
+    daemon.post("more", agent="prog", session="s")
+    repair(daemon, offered(found(daemon, "DEAD_LETTERS"), " dead drop "))
+    eventually("healthy", lambda: not findings(daemon))
