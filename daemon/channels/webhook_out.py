@@ -6,6 +6,7 @@ no error and no log line holds more of it than its host.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import ssl
@@ -13,6 +14,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, cast
+from urllib.parse import quote
 
 import anyio
 import anyio.to_thread
@@ -33,6 +35,9 @@ PERMANENT_5XX: Final = frozenset({501, 505})
 _MAX_RESPONSE_BYTES: Final = 64 * 1024
 _RESPONSE_S: Final = 2.0
 _MAX_ID: Final = 200
+_MAX_KEY: Final = 512
+# Printable ASCII but for the percent sign, so that no two keys are written alike.
+_KEY_SAFE: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 
 
 class WebhookOut:
@@ -120,9 +125,6 @@ class WebhookOut:
         return PermanentDeliveryError(f"{text}.", hint=hint)
 
     def _headers(self, message: Outgoing, key: bytes, body: bytes) -> dict[str, str]:
-        idempotency_key = message.key
-        if not (idempotency_key.isascii() and idempotency_key.isprintable() and 0 < len(idempotency_key) <= 512):
-            raise PermanentDeliveryError("the idempotency key cannot be a header's value.")
         # Signed for each attempt: a receiver may refuse what was signed too long ago.
         timestamp = self._clock.now_ms() // 1000
         trace = {"traceparent": message.traceparent} if message.traceparent is not None else {}
@@ -130,7 +132,7 @@ class WebhookOut:
             **trace,
             "content-type": "application/json",
             "user-agent": self._agent,
-            "idempotency-key": idempotency_key,
+            "idempotency-key": _header_key(message.key),
             "x-clawbus-timestamp": str(timestamp),
             "x-clawbus-signature": sign_at(key, timestamp, body),
         }
@@ -197,3 +199,9 @@ def _version() -> str:
         return version("clawbus")
     except PackageNotFoundError:
         return "unknown"
+
+
+def _header_key(key: str) -> str:
+    """Return the key as a header's value: what is not printable ASCII is percent-encoded, a very long key is its digest."""
+    written = quote(key, safe=_KEY_SAFE, errors="surrogatepass")
+    return written if len(written) <= _MAX_KEY else hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

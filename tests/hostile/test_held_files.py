@@ -140,7 +140,7 @@ async def test_a_foreign_exclusive_lock_ends_no_container(
             await until(lambda: session.unreadable_since is not None)
             kit.advance(61)
             house.delivery.poke(session)
-            await until(lambda: session.held_by or kit.slot() is None or kit.slot().reason)  # pyright: ignore[reportOptionalMemberAccess]
+            await until(lambda: bool(session.held_by) or kit.slot() is not slot or slot.reason is not None)
             assert session.held_by
             assert kit.slot() is slot
             assert slot.reason is None

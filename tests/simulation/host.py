@@ -323,8 +323,9 @@ class SimRuntime:
             item.spec.incarnation == incarnation and item.state != "exited" for item in self._host.containers.values()
         )
 
-    async def check(self) -> None:
+    async def check(self, image: str | None = None, *, own_runner: bool = False) -> None:
         """Whether dockerd answers."""
+        del image, own_runner
         await self._call("check")
 
     async def spawn(self, spec: ContainerSpec) -> Running:

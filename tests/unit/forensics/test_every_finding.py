@@ -1,6 +1,6 @@
 """Every code that `doctor` can print: docs/operating.md has a row of it, and here is who tries that its repair ends it.
 
-A new code without a row here fails, and so does a command that only looks and offers nothing that ends the finding.
+A new code without a row here fails. UNTRIED names the codes whose repair nobody runs yet.
 """
 
 from __future__ import annotations
