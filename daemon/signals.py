@@ -34,6 +34,7 @@ class SignalInbox:
     def __init__(self) -> None:
         self._waiting: list[signal.Signals] = []
         self._stopped = False
+        self._closed = False
         self._wake: Callable[[], object] | None = None
         self._start: anyio.CancelScope | None = None
         # A process that was started with SIGHUP ignored (nohup) does not belong to its terminal.
@@ -49,7 +50,9 @@ class SignalInbox:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # Python's own end resets handlers to the default, but leaves an ignored signal ignored. A mask would
+                # hold for one thread only, and a worker thread may outlive the others by a moment.
+                signal.signal(number, signal.SIG_IGN if self._closed else handler)
 
     @property
     def has_terminal(self) -> bool:
@@ -87,6 +90,7 @@ class SignalInbox:
 
     def close(self) -> None:
         """From now on no signal ends the process: not while the handlers are given back, nor while Python itself ends."""
+        self._closed = True
         signal.pthread_sigmask(signal.SIG_BLOCK, {*STOP, RELOAD, *IGNORED})
 
     def _cancel_start(self) -> None:

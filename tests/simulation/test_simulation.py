@@ -31,7 +31,7 @@ def test_every_invariant_holds_over_a_slice_of_seeds() -> None:
 
 
 def test_a_seed_repeats_itself_to_the_last_line() -> None:
-    first, second = simulate("--seed", "3", "--trace"), simulate("--seed", "3", "--trace", hash_seed="17")
+    first, second = simulate("--seed", "7", "--trace"), simulate("--seed", "7", "--trace", hash_seed="17")
     assert first.returncode == 0, first.stdout + first.stderr
     assert len(first.stdout.splitlines()) > 100
     assert first.stdout == second.stdout
