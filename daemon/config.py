@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from daemon.config_sources import is_service_link, read_toml
@@ -211,7 +211,10 @@ class AgentDestination(_Table):
 
 
 class Agent(_Table):
-    """[agents.NAME]: one agent group. `provider` is the runner's: echo, or command with its argument list."""
+    """[agents.NAME]: one agent group. `provider` is the runner's: echo, or command with its argument list.
+
+    A table with a command and no provider means the provider `command`.
+    """
 
     provider: str = "echo"
     command: tuple[str, ...] = ()
@@ -233,6 +236,13 @@ class Agent(_Table):
     max_containers: int | None = Field(default=None, ge=1, le=1000)
     runner: tuple[str, ...] = ()
     destinations: dict[str, AgentDestination] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _provider_of_a_command(cls, values: object) -> object:
+        if isinstance(values, dict) and "provider" not in values and cast("dict[str, object]", values).get("command"):
+            return {**cast("dict[str, object]", values), "provider": "command"}
+        return cast("object", values)
 
     @field_validator("env")
     @classmethod

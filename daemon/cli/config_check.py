@@ -37,13 +37,18 @@ def check(invocation: Invocation) -> Outcome:
     """
     config, file = invocation.strict_config, invocation.config_file
     from daemon.channels.registry import build_channels  # noqa: PLC0415 - every configured channel's own imports
+    from daemon.containers.users import container_uid_gid  # noqa: PLC0415
+    from daemon.control.server import check_path  # noqa: PLC0415
     from daemon.telemetry.tracing import check_extra  # noqa: PLC0415
 
     check_extra(config.telemetry.otlp_endpoint)
     build_channels(config, SystemClock())  # checks their tables and reads their secrets; opens and starts nothing
+    container_uid_gid(config.docker.user)
     socket = config.control_socket
-    if len(os.fsencode(socket)) > 107:
-        raise SocketPathError(f"the control socket's path has {len(os.fsencode(socket))} bytes: {socket}")
+    check_path(socket)
+    # Its default folder is the data folder, which the first start makes.
+    if config.control.socket and not socket.parent.is_dir():
+        raise SocketPathError(f"control.socket: {socket.parent} is not a folder.")
     links = service_links(os.environ)
     result = {
         "file": str(file) if file is not None else None,

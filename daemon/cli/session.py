@@ -255,7 +255,7 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     if report["explanation"]:
         facts["why"] = report["explanation"]
     facts["container"] = f"{live['container_id']} since {when(live['started_at'], now)}" if live else "none"
-    if report["tool"]:
+    if report["tool"] and live:
         facts["tool"] = f"{report['tool']['name']} since {when(report['tool']['started_at'], now)}"
     facts["heartbeat"] = when(report["heartbeat_at"], now)
     facts["unfinished"] = report["pending"]
@@ -265,7 +265,7 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     if report["pruned"]:
         facts["pruned"] = pruned(report["pruned"], now)
     if source == "files":
-        facts["daemon"] = "down (read from the files)"
+        facts["daemon"] = "does not answer (read from the files)"
     pairs(console, facts)
     _tables(console, report, now)
     say(console, *(f"could not be read: {error}" for error in report["errors"]))

@@ -11,6 +11,7 @@ from daemon.errors import ConfigError
 # The user that a daemon run by root gives its containers: "nobody" on Debian is 65534; this one owns nothing anywhere.
 UNPRIVILEGED: Final = 65532
 
+_HIGHEST: Final = 2**32 - 2  # chown(2) takes the highest number to mean "leave it as it is"
 _USER: Final = re.compile(r"(\d{1,10})(?::(\d{1,10}))?\Z")
 
 
@@ -26,6 +27,11 @@ def container_uid_gid(config_user: str) -> tuple[int, int]:
     if match is None:
         raise ConfigError(f"docker.user: {config_user!r} is not UID or UID:GID.", hint='Use numbers, e.g. "1000:1000".')
     uid = int(match[1])
-    if uid == 0:
-        raise ConfigError("docker.user: agents do not run as root.", hint="Name another uid, or leave it empty.")
-    return uid, int(match[2]) if match[2] is not None else uid
+    gid = int(match[2]) if match[2] is not None else uid
+    if uid == 0 or gid == 0:
+        raise ConfigError(
+            "docker.user: agents do not run as root or in its group.", hint="Name other numbers, or leave it empty."
+        )
+    if max(uid, gid) > _HIGHEST:
+        raise ConfigError(f"docker.user: {config_user!r} is above {_HIGHEST}.", hint="Name the numbers of a real user.")
+    return uid, gid

@@ -39,3 +39,24 @@ def test_a_good_one_opens_nothing(cli: CommandLine, home: Path) -> None:
         file.write(HOOK + "secret = '0123456789'\n")
     assert cli("config", "check").result["channels"] == ["webhook"]
     assert list((home / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("user", ["root", "0", "0:0", "1000:0", "-1", "99999999999", "4294967295"])
+def test_a_user_that_no_container_could_have_is_refused(cli: CommandLine, user: str) -> None:
+    with cli.config.open("a") as file:
+        file.write(f"[docker]\nuser = '{user}'\n")
+    answer = cli("config", "check")
+    assert answer.code == 1
+    assert "docker.user" in answer.envelope["error"]["message"]
+
+
+def test_a_socket_in_no_folder_is_refused(cli: CommandLine, tmp_path: Path) -> None:
+    with cli.config.open("a") as file:
+        file.write(f"[control]\nsocket = '{tmp_path / 'nowhere' / 'c.sock'}'\n")
+    assert cli("config", "check").envelope["error"]["code"] == "SOCKET_PATH"
+
+
+def test_a_command_without_a_provider_is_run(cli: CommandLine) -> None:
+    with cli.config.open("a") as file:
+        file.write("[agents.runs]\ncommand = ['true']\n")
+    assert cli("config", "check").result["agents"]["runs"] == "command"
