@@ -36,6 +36,7 @@ from daemon.forensics.facts import (
     HostFacts,
     SessionFacts,
 )
+from daemon.forensics.open_files import open_files_used_up
 from daemon.forensics.reading import read_suspect_runs
 from daemon.forensics.run_evidence import Scene
 from daemon.forensics.session_facts import oldest_claim, run_facts, session_facts
@@ -183,6 +184,7 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
     sweep: Mapping[str, Any] = live.get("last_sweep") or {}
     jump: Mapping[str, Any] = live.get("clock") or {}
     room = free_room(config.data_dir)
+    holder_pid = _holder_pid(config, word)
     ahead = max(0, (central.newest_at or 0) - now)
     return HostFacts(
         now=now,
@@ -203,7 +205,8 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
         image_repair=listing.image_repair,
         images_checked=listing.images_checked,
         service=is_service(config.data_dir),
-        holder_pid=_holder_pid(config, word),
+        holder_pid=holder_pid,
+        used_up=open_files_used_up(holder_pid) if holder_pid is not None else None,
         free_bytes=room.bytes if room is not None else None,
         free_inodes=room.inodes if room is not None and room.few_inodes else None,
         low_bytes=LOW_BYTES,

@@ -76,6 +76,15 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
+class UsedUp:
+    """A process that has every descriptor open that its limit allows. `hard` is what it may be given."""
+
+    pid: int
+    limit: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """The host: the daemon, the registry, the runtime, the disk, the clock."""
 
@@ -97,6 +106,7 @@ class HostFacts:
     images_checked: bool = False  # all of them were found usable just now
     service: bool = False  # systemd starts the daemon of this configuration
     holder_pid: int | None = None  # of the daemon that holds the folder and does not answer
+    used_up: UsedUp | None = None  # that daemon has no descriptor left
     free_bytes: int | None = None
     free_inodes: int | None = None  # only when few are left
     low_bytes: int = 0

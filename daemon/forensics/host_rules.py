@@ -214,7 +214,15 @@ def disk_full(host: HostFacts) -> Diagnosis | None:
 
 
 def _host_trouble(host: HostFacts) -> Diagnosis | None:
-    storage = host.trouble("storage")
+    storage, used_up = host.trouble("storage"), host.used_up
+    if used_up is not None:
+        evidence = (
+            f"The daemon, process {used_up.pid}, has open all of the {used_up.limit} files that its limit allows."
+        )
+        more = used_up.hard < 0 or used_up.hard > used_up.limit
+        room = used_up.hard if used_up.hard > 0 else 65536
+        command = f"prlimit --pid {used_up.pid} --nofile={room}:" if more else host.restart
+        return Diagnosis(_EXHAUSTED, "The daemon has run out of open files, so it cannot answer.", (evidence,), command)
     if storage is None or storage.code != _EXHAUSTED:
         return None
     summary = "This host has run out of open files, memory or processes; what waits goes on by itself."
