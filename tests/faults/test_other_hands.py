@@ -18,7 +18,7 @@ from tests.faults.test_docker import PATIENT, in_mid_turn
 from tests.support.agent_image import agent_image
 from tests.support.agents import ECHO, command_agent
 from tests.support.daemon import RealDaemon, eventually
-from tests.support.docker_bus import docker, exists, inspect
+from tests.support.docker_bus import docker, inspect
 from tests.support.private_dockerd import PrivateDockerd
 
 pytestmark = [pytest.mark.faults, pytest.mark.docker]
@@ -102,7 +102,13 @@ BLOWS = {
 def of_install(daemon: RealDaemon) -> list[dict[str, Any]]:
     """Every container with the folder's label, running or not."""
     listed = docker("ps", "-aq", "--no-trunc", "--filter", f"label=clawbus.install={daemon.install_id()}").split()
-    return [inspect(one) for one in listed if exists(one)]
+    return [found for one in listed for found in _inspected(one)]
+
+
+def _inspected(container: str) -> list[dict[str, Any]]:
+    """Its inspection; none when it was removed since it was listed."""
+    done = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, timeout=60, check=False)
+    return json.loads(done.stdout) if done.returncode == 0 else []
 
 
 def one_container(daemon: RealDaemon, session: str) -> bool:
@@ -149,7 +155,8 @@ def test_a_container_in_mid_turn(daemon: RealDaemon, name: str) -> None:
     blow(daemon.container("patient", "s")["container_id"])
     if name == "pause":
         eventually("named", lambda: "CONTAINER_PAUSED" in doctor(daemon) or daemon.events("container_stuck"), 60)
-        eventually("ended", lambda: daemon.events("container_stuck"), 60)
+        # Its whole turn is a declared silence, a minute long.
+        eventually("ended", lambda: daemon.events("container_stuck"), 150)
     finish()
     assert daemon.answer(message_id, agent="patient", session="s", wait_s=60) == {"text": "done"}
     eventually("settled", lambda: daemon.message("patient", "s", message_id)["status"] == "completed", 60)
