@@ -2,16 +2,20 @@
 
 Installed before anything else is done, so that a signal during start-up neither ends the process nor is lost, and
 never handed back to Python: a second SIGTERM during the end must not turn an orderly end into a death by signal.
+
+The handlers are built-in functions, never Python ones. Python runs waiting handlers whenever a Python function begins,
+a handler's own beginning included, so that signals in quick succession would nest until the stack is exhausted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import operator
 import os
 import signal
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final
 
@@ -32,27 +36,31 @@ class SignalInbox:
     """The process's signals. Made once, in the main thread; `next` waits for the next one in the event loop."""
 
     def __init__(self) -> None:
-        self._waiting: list[signal.Signals] = []
-        self._stopped = False
+        # Number -> frame, as Python calls a handler. A set of the numbers in the order in which they first came.
+        self._waiting: dict[int, FrameType | None] = {}
         self._closed = False
-        self._wake: Callable[[], object] | None = None
-        self._start: anyio.CancelScope | None = None
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         # A process that was started with SIGHUP ignored (nohup) does not belong to its terminal.
         self._has_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and not _terminal_gone()
 
     @contextmanager
     def installed(self) -> Generator[None]:
-        """Take the signals over. They are Python handlers and not SIG_IGN, which the agents' processes would inherit."""
+        """Take the signals over. They have handlers and not SIG_IGN, which the agents' processes would inherit."""
         before = {number: signal.getsignal(number) for number in (*STOP, RELOAD, *IGNORED)}
+        earlier_writer = signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         for number in before:
-            signal.signal(number, self._handle)
+            # `is_` compares its two arguments and does nothing.
+            signal.signal(number, operator.is_ if number in IGNORED else self._waiting.setdefault)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(earlier_writer)
             for number, handler in before.items():
                 # Python's own end resets handlers to the default, but leaves an ignored signal ignored. A mask would
                 # hold for one thread only, and a worker thread may outlive the others by a moment.
                 signal.signal(number, signal.SIG_IGN if self._closed else handler)
+            os.close(self._wake_reader)
+            os.close(self._wake_writer)
 
     @property
     def has_terminal(self) -> bool:
@@ -64,58 +72,47 @@ class SignalInbox:
         return self._has_terminal and _terminal_gone()
 
     def hang_up(self) -> None:
-        """Ask for an orderly end, as SIGTERM does."""
-        self._add(signal.SIGTERM)
+        """Ask for an orderly end, as SIGTERM does. To be called in the event loop's thread."""
+        self._waiting.setdefault(signal.SIGTERM, None)
+        with suppress(BlockingIOError):  # full of wake-ups that nobody has read: one is enough
+            os.write(self._wake_writer, b"\0")
 
     async def next(self) -> signal.Signals:
         """Wait for the next signal that means something: one of STOP, or RELOAD."""
         while not self._waiting:
-            woken = anyio.Event()
-            self._attach(woken.set)
-            if not self._waiting:
-                await woken.wait()
-        return self._waiting.pop(0)
+            await anyio.wait_readable(self._wake_reader)
+            self._drain()
+        number = next(iter(self._waiting))
+        del self._waiting[number]
+        return signal.Signals(number)
 
     @contextmanager
     def interruptible_start(self) -> Generator[anyio.CancelScope]:
-        """A part of the start-up that SIGTERM and SIGINT cancel. The signal itself stays for `next`."""
+        """Run a part of the start-up that SIGTERM and SIGINT cancel. The signal itself stays for `next`."""
+        loop = asyncio.get_running_loop()
         with anyio.CancelScope() as scope:
-            self._start = scope
-            self._attach(self._cancel_start)
-            self._cancel_start()
+
+            def cancel_on_stop() -> None:
+                self._drain()
+                if STOP & self._waiting.keys():
+                    scope.cancel()
+
+            loop.add_reader(self._wake_reader, cancel_on_stop)
+            cancel_on_stop()
             try:
                 yield scope
             finally:
-                self._start = None
+                loop.remove_reader(self._wake_reader)
 
     def close(self) -> None:
         """From now on no signal ends the process: not while the handlers are given back, nor while Python itself ends."""
         self._closed = True
         signal.pthread_sigmask(signal.SIG_BLOCK, {*STOP, RELOAD, *IGNORED})
 
-    def _cancel_start(self) -> None:
-        if self._stopped and self._start is not None:
-            self._start.cancel()
-
-    def _attach(self, wake: Callable[[], object]) -> None:
-        loop = asyncio.get_running_loop()
-
-        def call() -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(wake)
-
-        self._wake = call
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        if number not in IGNORED:
-            self._add(signal.Signals(number))
-
-    def _add(self, number: signal.Signals) -> None:
-        self._stopped = self._stopped or number in STOP
-        if number not in self._waiting:  # 300 times SIGHUP are one reload
-            self._waiting.append(number)
-        if self._wake is not None:
-            self._wake()
+    def _drain(self) -> None:
+        with suppress(BlockingIOError):
+            while os.read(self._wake_reader, 4096):
+                pass
 
 
 def _terminal_gone() -> bool:
