@@ -19,8 +19,8 @@ from bench.round_trip import ask
 from bench.settings import Settings
 from bench.spread import noise, spread
 from bench.stage import ECHO, BenchFailed, BenchStage
-from daemon.ops.image import DEFAULT_BASE
-from daemon.ops.source import source_digest
+from daemon.runtimes.image_build import DEFAULT_BASE
+from daemon.runtimes.image_source import source_digest
 
 _REPEATS: Final = 15
 _WARM_UP: Final = 2

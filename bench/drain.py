@@ -19,7 +19,7 @@ from bench.house import make_session, noop, open_house, receipts, say
 from bench.settings import Settings
 from bench.spread import median, noise, spread
 from bench.stage import BenchFailed
-from daemon.house import House
+from daemon.app.house import House
 
 _ROWS: Final = 10_000
 _REPEATS: Final = 5

@@ -18,21 +18,21 @@ import anyio
 from bench.noop_channel import ENTRY_POINT, NAME, NoopChannel
 from bench.stage import ECHO
 from container_runner.store import Store
-from daemon.bus.delivery_plan import ChannelTraits
-from daemon.bus.delivery_steps import Collected, Means, collect
-from daemon.bus.sessions import Session
+from daemon.app.house import House, build_house
 from daemon.channels.protocol import Incoming
 from daemon.channels.registry import find_types
-from daemon.clock import SystemClock
-from daemon.config import Agent, Config, Delivery, Runtime
-from daemon.containers.factory import build_runtime
-from daemon.data_folder import DataFolder
-from daemon.house import House, build_house
-from daemon.logs import configure
+from daemon.config.models import Agent, Config, Delivery, Runtime
+from daemon.core.clock import SystemClock
+from daemon.core.delivery_plan import ChannelTraits
+from daemon.engine.delivery_steps import Collected, Means, collect
+from daemon.engine.sessions import Session
+from daemon.logs.pipeline import configure
+from daemon.runtimes.factory import build_runtime
+from daemon.store.data_folder import DataFolder
 from daemon.store.messages import insert, next_even_seq, set_routing
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
-from daemon.watchdog import Pulse
+from daemon.systemd.watchdog import Pulse
 from schema.connect import Writer, open_owner
 from schema.instants import to_text
 from schema.migrate import Role

@@ -17,7 +17,7 @@ from bench.house import fill_history
 from bench.settings import Settings
 from bench.spread import noise, spread
 from container_runner.retention import Retention
-from daemon.config import Retention as RetentionConfig
+from daemon.config.models import Retention as RetentionConfig
 from daemon.store.pruning import prune_messages, prune_receipts
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits, Writer

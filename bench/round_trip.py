@@ -17,7 +17,7 @@ from bench.floor import LEAST, SAME, RoundTripFloor
 from bench.settings import Settings
 from bench.spread import noise, percentile, spread
 from bench.stage import ECHO, BenchFailed, BenchStage
-from daemon.control.client import ControlClient
+from daemon.api.client import ControlClient
 from schema.connect import open_reader
 from schema.instants import from_text
 from schema.layout import SessionFolder

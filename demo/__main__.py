@@ -20,9 +20,9 @@ from typing import Final
 import httpx
 from rich.console import Console
 
-from daemon.config import DEFAULT_IMAGE
-from daemon.control.client import ControlClient
-from daemon.ops.reports import message_life
+from daemon.api.client import ControlClient
+from daemon.config.models import DEFAULT_IMAGE
+from daemon.inspect.reports import message_life
 from demo.image import check_docker, ensure_image
 from demo.kill import kill_in_mid_turn
 from demo.ledger import Ledger, answered_ids

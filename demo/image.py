@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 
-from daemon.config import DEFAULT_IMAGE
-from daemon.containers.spec import LABEL_SOURCE_DIGEST
-from daemon.ops.image import source_digest
+from daemon.config.models import DEFAULT_IMAGE
+from daemon.runtimes.image_build import source_digest
+from daemon.runtimes.spec import LABEL_SOURCE_DIGEST
 from demo.stage import DemoFailed, Stage
 
 _BUILD_S = 900.0

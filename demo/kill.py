@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from daemon.clock import SystemClock
-from daemon.containers.process_table import living_members, send_signal
+from daemon.core.clock import SystemClock
+from daemon.runtimes.process_table import living_members, send_signal
 from demo.leftovers import leader_of
 from demo.stage import DemoFailed, Stage, poll
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from daemon.containers.process_table import Leader, living_members, send_signal
+from daemon.runtimes.process_table import Leader, living_members, send_signal
 
 
 def leader_of(record: Path) -> Leader | None:

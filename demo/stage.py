@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
 
-from daemon.clock import SystemClock
-from daemon.control.client import ControlClient
-from daemon.ops.reports import session_report, status_report
+from daemon.api.client import ControlClient
+from daemon.core.clock import SystemClock
+from daemon.inspect.reports import session_report, status_report
 from demo.leftovers import end_containers, end_processes
 from schema.errors import ClawbusError
 

@@ -1,6 +1,6 @@
 """The root of the one error tree, and the errors of opening a session's files.
 
-Every error carries a stable `code` and a `hint`: the operator's next step. `daemon.errors` grows the rest of the tree.
+Every error carries a stable `code` and a `hint`: the operator's next step. `daemon.core.errors` grows the rest of the tree.
 """
 
 from __future__ import annotations

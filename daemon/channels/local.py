@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from daemon.channels.group_commit import GroupCommit, Ticket
 from daemon.channels.protocol import Accept, Capabilities, ChannelContext, DeliveryFailure, Outgoing, Receipt
-from daemon.errors import ChannelError, PermanentDeliveryError, TransientDeliveryError
+from daemon.core.errors import ChannelError, PermanentDeliveryError, TransientDeliveryError
 from daemon.store.mailbox import MAX_ANSWERS, MAX_NAME, Mailbox, MailboxEntry, NewEntry, is_mailbox_name
 from schema.errors import ClawbusError
 from schema.handles import once_more

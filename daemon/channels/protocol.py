@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from anyio.abc import TaskStatus
 from pydantic import BaseModel
 
-from daemon.clock import Clock
-from daemon.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.core.clock import Clock
+from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from schema.rows import Address, Kind, MessageStatus
 
 

@@ -15,12 +15,12 @@ from typing import Annotated, Any, Final, Literal, Protocol, cast, get_args, run
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from daemon.bus.delivery_plan import HeadRule
 from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Channel, ChannelContext
-from daemon.clock import Clock
-from daemon.config import Config
-from daemon.errors import ChannelError, ConfigError
+from daemon.config.models import Config
+from daemon.core.clock import Clock
+from daemon.core.delivery_plan import HeadRule
+from daemon.core.errors import ChannelError, ConfigError
 from schema.errors import ClawbusError, InvalidNameError
 from schema.ids import check_name
 

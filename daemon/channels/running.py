@@ -10,7 +10,7 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from daemon.channels.protocol import Accept, Channel
-from daemon.clock import Clock
+from daemon.core.clock import Clock
 from schema.errors import ClawbusError
 
 START_S: Final = 10.0  # so long does the daemon's start wait for its channels

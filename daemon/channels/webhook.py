@@ -17,10 +17,10 @@ from daemon.channels.protocol import Accept, Capabilities, ChannelContext, Outgo
 from daemon.channels.webhook_in import WebhookIn
 from daemon.channels.webhook_out import WebhookOut
 from daemon.channels.webhook_settings import WebhookSettings, read_keys
-from daemon.control.asgi import serve
-from daemon.control.connections import ConnectionLimits, guarded
-from daemon.errors import ChannelError, ListenError
-from daemon.listening import bind_tcp, bound_address
+from daemon.config.addresses import bind_tcp, bound_address
+from daemon.core.errors import ChannelError, ListenError
+from daemon.http.asgi import serve
+from daemon.http.connections import ConnectionLimits, guarded
 
 _FULL_LOG_S: Final = 60.0  # a flood of connections must not become a flood of log lines
 

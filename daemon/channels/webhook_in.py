@@ -25,9 +25,9 @@ from daemon.channels import webhook_refusals as refusals
 from daemon.channels.protocol import Accept, Incoming
 from daemon.channels.webhook_forms import Signed, raw_of, slack_challenge
 from daemon.channels.webhook_settings import ANY_SESSION, Hook, Keys, WebhookSettings
-from daemon.clock import Clock
-from daemon.control.connections import TRUSTED
-from daemon.errors import BodyTooLargeError
+from daemon.core.clock import Clock
+from daemon.core.errors import BodyTooLargeError
+from daemon.http.connections import TRUSTED
 from schema.errors import ClawbusError
 from schema.ids import check_session
 from schema.instants import from_text

@@ -20,13 +20,13 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from daemon.channels.http_pool import HttpPool
 from daemon.channels.protocol import Outgoing, Receipt
-from daemon.channels.resolver import Resolver
 from daemon.channels.signatures import retry_after_s, sign_at
 from daemon.channels.webhook_settings import Hook, Keys, WebhookSettings
-from daemon.clock import Clock
-from daemon.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.core.clock import Clock
+from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.http.pool import HttpPool
+from daemon.http.resolver import Resolver
 
 # 409: a receiver that knows the key answers so while the first delivery is still being worked on.
 TRANSIENT: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from daemon.errors import (
+from daemon.core.errors import (
     BodyTooLargeError,
     ContentError,
     IdConflictError,

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, fi
 
 from daemon.channels.protocol import InDoubt
 from daemon.channels.webhook_forms import Clawbus, GitHub, GitLab, Hmac, SignatureForm, Slack, Stripe
-from daemon.errors import ConfigError
-from daemon.listening import split_listen
+from daemon.config.addresses import split_listen
+from daemon.core.errors import ConfigError
 from schema.errors import InvalidNameError
 from schema.ids import check_name, check_session
 from schema.rows import Kind

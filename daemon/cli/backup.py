@@ -12,13 +12,13 @@ import typer
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.output import progress
-from daemon.clock import SystemClock
+from daemon.core.clock import SystemClock
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from daemon.forensics.containers import RuntimeSeen
-    from daemon.repair.folder_backup import FolderLimits, Tell
+    from daemon.inspect.containers import RuntimeSeen
+    from daemon.maintenance.folder_backup import FolderLimits, Tell
 
 _NAMED: Final = 20  # an error is read by a person; `clawbus doctor` has them all
 
@@ -42,9 +42,9 @@ def backup(
     Example:
       clawbus backup /backup/clawbus-2026-11-21
     """
-    from daemon.data_folder import DataFolder, live_holder  # noqa: PLC0415
-    from daemon.forensics.central_reading import check_data_folder  # noqa: PLC0415
-    from daemon.repair.folder_backup import back_up_folder  # noqa: PLC0415
+    from daemon.inspect.central_reading import check_data_folder  # noqa: PLC0415
+    from daemon.maintenance.folder_backup import back_up_folder  # noqa: PLC0415
+    from daemon.store.data_folder import DataFolder, live_holder  # noqa: PLC0415
 
     config, clock = invocation.config, SystemClock()
     check_data_folder(config.data_dir)
@@ -87,8 +87,8 @@ def restore(
     """
     from contextlib import ExitStack  # noqa: PLC0415
 
-    from daemon.data_folder import DataFolder  # noqa: PLC0415
-    from daemon.repair.folder_restore import restore_folder  # noqa: PLC0415
+    from daemon.maintenance.folder_restore import restore_folder  # noqa: PLC0415
+    from daemon.store.data_folder import DataFolder  # noqa: PLC0415
 
     config, clock = invocation.config, SystemClock()
     with ExitStack() as held:
@@ -113,9 +113,9 @@ def _refuse_running(invocation: Invocation, backup: Path) -> None:
     Asked for the installation of the folder that is replaced, and for the backup's if that was this very folder. A backup
     that is restored elsewhere becomes an installation of its own, and leaves the original's containers alone.
     """
-    from daemon.data_folder import INSTALL_RECORD  # noqa: PLC0415
-    from daemon.forensics.containers import look_at_runtime, recorded_install_id  # noqa: PLC0415
-    from daemon.repair.errors import RestoreRefusedError  # noqa: PLC0415
+    from daemon.core.repair_errors import RestoreRefusedError  # noqa: PLC0415
+    from daemon.inspect.containers import look_at_runtime, recorded_install_id  # noqa: PLC0415
+    from daemon.store.data_folder import INSTALL_RECORD  # noqa: PLC0415
     from daemon.store.install import InstallFile  # noqa: PLC0415
 
     config = invocation.config
@@ -157,8 +157,8 @@ def _how_to_end(kind: str) -> str:
 
 
 def _limits(invocation: Invocation) -> FolderLimits:
-    from daemon.policies import read_limits  # noqa: PLC0415
-    from daemon.repair.folder_backup import FolderLimits  # noqa: PLC0415
+    from daemon.config.policies import read_limits  # noqa: PLC0415
+    from daemon.maintenance.folder_backup import FolderLimits  # noqa: PLC0415
 
     limits = invocation.config.limits
     return FolderLimits(read_limits(invocation.config), limits.max_out_folder_bytes, limits.max_out_folder_files)

@@ -21,15 +21,15 @@ from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, inter
 from daemon.cli.names import AgentOption, SessionOption
 from daemon.cli.output import OutputLostError
 from daemon.cli.standard_input import read_lines
-from daemon.clock import SystemClock
-from daemon.errors import ContentError
+from daemon.core.clock import SystemClock
+from daemon.core.errors import ContentError
 from schema.errors import ClawbusError
 from schema.ids import new_id
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from daemon.control.client import ControlClient
+    from daemon.api.client import ControlClient
 
 _POLL_S: Final = 25.0
 _END_S: Final = 5.0

@@ -23,15 +23,15 @@ import typer
 from daemon.cli.envelope import NextAction, Outcome, Problem, envelope, problem_of, to_json
 from daemon.cli.held_signals import release
 from daemon.cli.output import Output, OutputLostError, lost, progress
-from daemon.errors import FileAccessError, NotListeningError
-from daemon.service import is_service
+from daemon.core.errors import FileAccessError, NotListeningError
+from daemon.systemd.service import is_service
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from daemon.config import Config
-    from daemon.control.client import ControlClient
+    from daemon.api.client import ControlClient
+    from daemon.config.models import Config
 
 P = ParamSpec("P")
 
@@ -93,14 +93,14 @@ class Invocation:
     @property
     def config_file(self) -> Path | None:
         """The file that `config` reads; None when there is none."""
-        from daemon.config_sources import find_config  # noqa: PLC0415
+        from daemon.config.sources import find_config  # noqa: PLC0415
 
         return find_config(self.options.config)
 
     @cached_property
     def config(self) -> Config:
         """The checked configuration. Raises ConfigError."""
-        from daemon.config import load_config  # noqa: PLC0415
+        from daemon.config.models import load_config  # noqa: PLC0415
 
         return load_config(self.config_file, data_dir=self.options.data, warn=self._warn)
 
@@ -111,7 +111,7 @@ class Invocation:
     @cached_property
     def strict_config(self) -> Config:
         """`config`, for who starts the daemon: a variable that is no key is refused. Raises ConfigError."""
-        from daemon.config import load_config  # noqa: PLC0415
+        from daemon.config.models import load_config  # noqa: PLC0415
 
         return load_config(self.config_file, data_dir=self.options.data)
 
@@ -121,13 +121,13 @@ class Invocation:
 
     def client(self, *, answer_s: float = 30.0) -> ControlClient:
         """A client of the configured daemon, to be closed by the caller; it waits `answer_s` seconds for an answer."""
-        from daemon.control.client import ControlClient  # noqa: PLC0415
+        from daemon.api.client import ControlClient  # noqa: PLC0415
 
         return ControlClient(self.config.control_socket, answer_s=answer_s)
 
     def silent_daemon(self) -> str | None:
         """A sentence when a process holds the data folder though nobody answers; None when there is none."""
-        from daemon.data_folder import live_holder  # noqa: PLC0415
+        from daemon.store.data_folder import live_holder  # noqa: PLC0415
 
         holder = live_holder(self.config.data_dir)
         if holder is None:

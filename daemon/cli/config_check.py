@@ -9,9 +9,9 @@ import typer
 
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
-from daemon.clock import SystemClock
-from daemon.config_sources import service_links
-from daemon.errors import SocketPathError
+from daemon.config.sources import service_links
+from daemon.core.clock import SystemClock
+from daemon.core.errors import SocketPathError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,9 +36,9 @@ def check(invocation: Invocation) -> Outcome:
       clawbus config check --config /etc/clawbus/clawbus.toml
     """
     config, file = invocation.strict_config, invocation.config_file
+    from daemon.api.server import check_path  # noqa: PLC0415
     from daemon.channels.registry import build_channels  # noqa: PLC0415 - every configured channel's own imports
-    from daemon.containers.users import container_uid_gid  # noqa: PLC0415
-    from daemon.control.server import check_path  # noqa: PLC0415
+    from daemon.runtimes.users import container_uid_gid  # noqa: PLC0415
     from daemon.telemetry.tracing import check_extra  # noqa: PLC0415
 
     check_extra(config.telemetry.otlp_endpoint)

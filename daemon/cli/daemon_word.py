@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from daemon.cli.command import Invocation
-from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError
-from daemon.forensics.doctor import DaemonWord
-from daemon.forensics.facts import DaemonState
+from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
+from daemon.core.facts import DaemonState
+from daemon.inspect.doctor import DaemonWord
 
 if TYPE_CHECKING:
-    from daemon.control.client import ControlClient
+    from daemon.api.client import ControlClient
 
 T = TypeVar("T")
 

@@ -13,16 +13,16 @@ from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
 from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, SessionScope, user
-from daemon.clock import SystemClock
-from daemon.command_words import one_word
-from daemon.errors import AmbiguousIdError, DaemonDownError, DaemonSilentError, RemoteError, UnknownMessageError
+from daemon.core.clock import SystemClock
+from daemon.core.command_words import one_word
+from daemon.core.errors import AmbiguousIdError, DaemonDownError, DaemonSilentError, RemoteError, UnknownMessageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.console import Console
 
-    from daemon.control.client import ControlClient
+    from daemon.api.client import ControlClient
 
 T = TypeVar("T")
 
@@ -261,7 +261,7 @@ def _read(invocation: Invocation, ask: Callable[[ControlClient], T], look: Calla
 
 
 def _reports() -> Any:
-    from daemon.ops import reports  # noqa: PLC0415 - only without a daemon
+    from daemon.inspect import reports  # noqa: PLC0415 - only without a daemon
 
     return reports
 

@@ -11,8 +11,8 @@ from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
 from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, SessionScope, user
-from daemon.clock import SystemClock
-from daemon.errors import RemoteError, UnknownMessageError
+from daemon.core.clock import SystemClock
+from daemon.core.errors import RemoteError, UnknownMessageError
 from schema.rows import DeliveryState
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def drop(
 
 
 def _report(invocation: Invocation, session: str | None, limit: int, letter: str | None = None) -> dict[str, Any]:
-    from daemon.ops.reports import open_answers_report  # noqa: PLC0415
+    from daemon.inspect.reports import open_answers_report  # noqa: PLC0415
 
     scope = pair(session, None) if session is not None else None
     return open_answers_report(invocation.config.data_dir, SystemClock(), session=scope, limit=limit, answer_id=letter)

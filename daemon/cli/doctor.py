@@ -10,13 +10,13 @@ import typer
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.names import pair
-from daemon.clock import SystemClock
+from daemon.core.clock import SystemClock
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from daemon.forensics.diagnosis import Diagnosis
-    from daemon.forensics.doctor import Examination
+    from daemon.core.diagnosis import Diagnosis
+    from daemon.inspect.doctor import Examination
 
 _NEXT: Final = 5
 
@@ -42,7 +42,7 @@ def doctor(
       clawbus doctor
     """
     from daemon.cli.daemon_word import daemon_word  # noqa: PLC0415
-    from daemon.forensics.doctor import Doctor  # noqa: PLC0415 - the runtimes
+    from daemon.inspect.doctor import Doctor  # noqa: PLC0415 - the runtimes
 
     named = pair(session, None) if session is not None else None
     found = Doctor(invocation.config, SystemClock(), lambda: daemon_word(invocation)).examine(named)

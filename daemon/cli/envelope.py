@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon.cli.output import shows
-from daemon.printable import escape_json
+from daemon.core.printable import escape_json
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from daemon.cli.present import brief, moment
-from daemon.printable import block, one_line
+from daemon.core.printable import block, one_line
 from schema.instants import from_text
 
 _STYLES: Final[Mapping[str, str]] = MappingProxyType(

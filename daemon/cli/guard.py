@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Final
 
-from daemon.errors import ForeignPackageError
+from daemon.core.errors import ForeignPackageError
 
 OURS: Final = frozenset({"daemon", "schema", "container_runner"})
 _DISTRIBUTION: Final = "clawbus"

@@ -1,6 +1,6 @@
 """Holds signals back while `clawbus run` is still being imported, which takes longer than some of them take to come.
 
-Blocked, they stay pending in the kernel; `daemon.signals` takes them over once its handlers are there. Imports next to
+Blocked, they stay pending in the kernel; `daemon.app.signals` takes them over once its handlers are there. Imports next to
 nothing, because it runs before everything else.
 """
 

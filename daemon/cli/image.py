@@ -13,12 +13,12 @@ import typer
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.output import progress
-from daemon.errors import ImageError
+from daemon.core.errors import ImageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from daemon.forensics.agent_images import AgentImage
+    from daemon.runtimes.agent_images import AgentImage
 
 
 def register(app: typer.Typer) -> None:
@@ -53,8 +53,8 @@ def build(
     Example:
       clawbus image build --base python:3.13-slim
     """
-    from daemon.containers.docker_image import ImageBuilder  # noqa: PLC0415 - the Docker client
-    from daemon.ops.image import DEFAULT_BASE, build_image  # noqa: PLC0415
+    from daemon.runtimes.docker_image import ImageBuilder  # noqa: PLC0415 - the Docker client
+    from daemon.runtimes.image_build import DEFAULT_BASE, build_image  # noqa: PLC0415
 
     with closing(ImageBuilder(base_url=invocation.config.docker.host or None)) as builder:
         built = build_image(
@@ -85,9 +85,9 @@ def show(invocation: Invocation) -> Outcome:
     Example:
       clawbus image show
     """
-    from daemon.containers.docker_client import DockerClient  # noqa: PLC0415 - the Docker client
-    from daemon.forensics.agent_images import agent_images  # noqa: PLC0415
-    from daemon.ops.source import source_digest  # noqa: PLC0415
+    from daemon.runtimes.agent_images import agent_images  # noqa: PLC0415
+    from daemon.runtimes.docker_client import DockerClient  # noqa: PLC0415 - the Docker client
+    from daemon.runtimes.image_source import source_digest  # noqa: PLC0415
 
     digest = source_digest()
     docker = invocation.config.docker
@@ -119,7 +119,7 @@ def show(invocation: Invocation) -> Outcome:
 
 
 def _look(client: Any, one: AgentImage, digest: str) -> dict[str, Any]:
-    from daemon.containers.docker_image import usable_image  # noqa: PLC0415
+    from daemon.runtimes.docker_image import usable_image  # noqa: PLC0415
 
     told: dict[str, Any] = {"image": one.image, "keys": one.keys, "agents": one.agents, "build": one.build}
     try:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.present import age, brief, pairs, say, table, when
-from daemon.clock import SystemClock
+from daemon.core.clock import SystemClock
 
 _ROWS: Final = 50
 

@@ -9,7 +9,7 @@ import typer
 
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
-from daemon.clock import SystemClock
+from daemon.core.clock import SystemClock
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,8 +35,8 @@ def show(invocation: Invocation) -> Outcome:
     Example:
       clawbus install show
     """
-    from daemon.data_folder import Layout  # noqa: PLC0415
-    from daemon.forensics.central_reading import check_data_folder  # noqa: PLC0415
+    from daemon.inspect.central_reading import check_data_folder  # noqa: PLC0415
+    from daemon.store.data_folder import Layout  # noqa: PLC0415
     from daemon.store.install import InstallFile, is_copied  # noqa: PLC0415
 
     root = invocation.config.data_dir
@@ -73,10 +73,10 @@ def renew(invocation: Invocation) -> Outcome:
     Example:
       clawbus install renew
     """
-    from daemon.data_folder import DataFolder  # noqa: PLC0415
-    from daemon.errors import DataFolderError  # noqa: PLC0415
-    from daemon.forensics.central_reading import check_data_folder  # noqa: PLC0415
-    from daemon.installation import renew as renew_install  # noqa: PLC0415
+    from daemon.core.errors import DataFolderError  # noqa: PLC0415
+    from daemon.engine.installation import renew as renew_install  # noqa: PLC0415
+    from daemon.inspect.central_reading import check_data_folder  # noqa: PLC0415
+    from daemon.store.data_folder import DataFolder  # noqa: PLC0415
 
     root = invocation.config.data_dir
     check_data_folder(root)

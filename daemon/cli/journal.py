@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from daemon.errors import JournalError
+from daemon.core.errors import JournalError
 
 PROGRAM: Final = "journalctl"
 

@@ -14,8 +14,8 @@ from daemon.cli.log_files import follow as follow_file
 from daemon.cli.log_files import last_lines
 from daemon.cli.names import pair
 from daemon.cli.output import Output
-from daemon.errors import DataFolderError, UnknownSessionError
-from daemon.logs_filter import EventFilter, parse_event
+from daemon.core.errors import DataFolderError, UnknownSessionError
+from daemon.logs.filter import EventFilter, parse_event
 from schema.ids import session_path
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import typer
 from daemon.cli.answers import as_result
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import NextAction, Outcome
-from daemon.clock import SystemClock
+from daemon.core.clock import SystemClock
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +84,7 @@ def _read(invocation: Invocation, name: str, after: int, limit: int, wait_s: flo
     from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
 
     def look() -> list[MailboxEntry]:
-        from daemon.ops.reports import mailbox_entries  # noqa: PLC0415
+        from daemon.inspect.reports import mailbox_entries  # noqa: PLC0415
 
         return mailbox_entries(invocation.config.data_dir, name, after, limit)
 

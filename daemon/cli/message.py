@@ -9,7 +9,7 @@ import typer
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.operator import ReasonOption, SessionScope, session_of, user
-from daemon.command_words import two_words
+from daemon.core.command_words import two_words
 
 if TYPE_CHECKING:
     from rich.console import Console

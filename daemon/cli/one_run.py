@@ -11,16 +11,16 @@ from daemon.cli.daemon_word import daemon_word
 from daemon.cli.doctor import here
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import pair
-from daemon.clock import SystemClock
-from daemon.forensics.doctor import Doctor
-from daemon.forensics.facts import DaemonState
-from daemon.forensics.life import life_of
-from daemon.forensics.runs import Found, Runs
+from daemon.core.clock import SystemClock
+from daemon.core.facts import DaemonState
+from daemon.inspect.doctor import Doctor
+from daemon.inspect.life import life_of
+from daemon.inspect.runs import Found, Runs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from daemon.forensics.diagnosis import Diagnosis
+    from daemon.core.diagnosis import Diagnosis
 
 
 def one_run(invocation: Invocation, identity: str, session: str | None) -> Outcome:

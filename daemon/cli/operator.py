@@ -10,7 +10,7 @@ import typer
 
 from daemon.cli.command import Invocation
 from daemon.cli.names import pair
-from daemon.errors import AmbiguousIdError, UnknownMessageError
+from daemon.core.errors import AmbiguousIdError, UnknownMessageError
 
 ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; goes into the history.")]
 SessionScope = Annotated[
@@ -32,8 +32,8 @@ def session_of(invocation: Invocation, message_id: str, session: str | None) -> 
     """The session of a message: the named one, or the only one that has it. Raises UnknownMessageError."""
     if session is not None:
         return pair(session, None)
-    from daemon.data_folder import Layout  # noqa: PLC0415
-    from daemon.ops.session_reading import open_inbound  # noqa: PLC0415
+    from daemon.inspect.session_reading import open_inbound  # noqa: PLC0415
+    from daemon.store.data_folder import Layout  # noqa: PLC0415
     from daemon.store.rebuild import found_sessions  # noqa: PLC0415
     from schema.errors import ClawbusError  # noqa: PLC0415
     from schema.ids import session_path  # noqa: PLC0415

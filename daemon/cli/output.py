@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from daemon.printable import one_line
+from daemon.core.printable import one_line
 
 OUTPUT_LOST: Final = 74  # EX_IOERR of sysexits.h: the deed is done, its report could not be written
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daemon.cli.output import Output
-from daemon.printable import block, one_line
+from daemon.core.printable import block, one_line
 
 _UNITS: Final = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"))
 

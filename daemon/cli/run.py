@@ -11,7 +11,7 @@ from daemon.cli.envelope import Outcome, Problem
 from daemon.cli.held_signals import release
 
 if TYPE_CHECKING:
-    from daemon.signals import SignalInbox
+    from daemon.app.signals import SignalInbox
 
 _ONE = typer.Argument(metavar="[ID]", help="Show this run (a message's id, or MESSAGE@INCARNATION); start nothing.")
 
@@ -48,7 +48,7 @@ def run(
     if session is not None:
         raise typer.BadParameter("--session goes with the ID of a run; without one this starts the daemon.")
     # Before anything else is imported or opened: a signal from now on neither ends the start nor is lost.
-    from daemon.signals import SignalInbox  # noqa: PLC0415
+    from daemon.app.signals import SignalInbox  # noqa: PLC0415
 
     signals = SignalInbox()
     with signals.installed():
@@ -66,7 +66,7 @@ def _serve(invocation: Invocation, signals: SignalInbox) -> int:
 
     check_foreign_packages()
     config = invocation.strict_config
-    from daemon import app  # noqa: PLC0415 - the whole daemon
-    from daemon.config import load_config  # noqa: PLC0415
+    from daemon.app import main as app  # noqa: PLC0415 - the whole daemon
+    from daemon.config.models import load_config  # noqa: PLC0415
 
     return app.run(config, lambda: load_config(invocation.config_file, data_dir=invocation.options.data), signals)

@@ -9,7 +9,7 @@ import typer
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import pair
-from daemon.clock import SystemClock
+from daemon.core.clock import SystemClock
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,8 +46,8 @@ def runs(
     """
     from daemon.cli.daemon_word import daemon_word  # noqa: PLC0415
     from daemon.cli.durations import since_ms  # noqa: PLC0415
-    from daemon.forensics.facts import DaemonState  # noqa: PLC0415
-    from daemon.forensics.runs import RunQuery, Runs  # noqa: PLC0415 - the runtimes
+    from daemon.core.facts import DaemonState  # noqa: PLC0415
+    from daemon.inspect.runs import RunQuery, Runs  # noqa: PLC0415 - the runtimes
 
     clock = SystemClock()
     query = RunQuery(

@@ -19,9 +19,9 @@ from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
 from daemon.cli.names import AgentOption, SessionOption
 from daemon.cli.standard_input import read_text
-from daemon.clock import Clock, SystemClock
-from daemon.command_words import two_words
-from daemon.errors import ContentError, DaemonSilentError, LostAnswerError
+from daemon.core.clock import Clock, SystemClock
+from daemon.core.command_words import two_words
+from daemon.core.errors import ContentError, DaemonSilentError, LostAnswerError
 from schema.errors import ClawbusError
 from schema.ids import check_message_id, new_id
 from schema.instants import from_text
@@ -29,7 +29,7 @@ from schema.instants import from_text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from daemon.control.client import ControlClient
+    from daemon.api.client import ControlClient
     from daemon.store.mailbox import MailboxEntry
 
 

@@ -10,8 +10,8 @@ from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import AgentArgument, SessionArgument, pair
 from daemon.cli.operator import ReasonOption, user
-from daemon.clock import SystemClock
-from daemon.command_words import two_words
+from daemon.core.clock import SystemClock
+from daemon.core.command_words import two_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +56,7 @@ def show(
     from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
 
     def look() -> dict[str, Any]:
-        from daemon.ops.reports import session_report  # noqa: PLC0415
+        from daemon.inspect.reports import session_report  # noqa: PLC0415
 
         return session_report(invocation.config.data_dir, *named, SystemClock())
 
@@ -181,7 +181,7 @@ def delete(
     """
     if force and not (reason or "").strip():
         raise typer.BadParameter("--force loses work: say why with --reason.")
-    from daemon.errors import DaemonDownError  # noqa: PLC0415
+    from daemon.core.errors import DaemonDownError  # noqa: PLC0415
 
     named = pair(agent, session)
     body = {"agent": named[0], "session": named[1], "by": user(), "reason": reason, "force": force}
@@ -196,7 +196,7 @@ def delete(
 def _delete_from_files(
     invocation: Invocation, named: tuple[str, str], reason: str | None, *, force: bool
 ) -> dict[str, Any]:
-    from daemon.repair.stale_access import files_access  # noqa: PLC0415
+    from daemon.cli.stale_access import files_access  # noqa: PLC0415
     from daemon.store.dead_letters import Operator  # noqa: PLC0415
 
     with files_access(invocation.config, SystemClock(), recover=True) as access:
@@ -231,7 +231,7 @@ def _acted(named: tuple[str, str], answer: dict[str, Any], done: str, nothing: s
 
 
 def _life(invocation: Invocation, named: tuple[str, str], message: str) -> Outcome:
-    from daemon.ops.reports import message_life  # noqa: PLC0415
+    from daemon.inspect.reports import message_life  # noqa: PLC0415
 
     found = message_life(invocation.config.data_dir, *named, message)
 

@@ -8,8 +8,8 @@ import typer
 
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import NextAction, Outcome
-from daemon.clock import SystemClock
-from daemon.command_words import two_words
+from daemon.core.clock import SystemClock
+from daemon.core.command_words import two_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ def sessions(invocation: Invocation) -> Outcome:
     from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
 
     def look() -> list[dict[str, Any]]:
-        from daemon.ops.reports import sessions_report  # noqa: PLC0415
+        from daemon.inspect.reports import sessions_report  # noqa: PLC0415
 
         return sessions_report(invocation.config.data_dir, SystemClock())
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Final
 
-from daemon.errors import ContentError
+from daemon.core.errors import ContentError
 
 _HINT: Final = "Convert it first, for example with `iconv -t UTF-8`."
 

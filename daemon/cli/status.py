@@ -9,9 +9,9 @@ import typer
 
 from daemon.cli.command import LOOK, Invocation, add
 from daemon.cli.envelope import NextAction, Outcome
-from daemon.clock import SystemClock
-from daemon.command_words import two_words
-from daemon.errors import DaemonDownError, DaemonSilentError, DataFolderError, RemoteError
+from daemon.core.clock import SystemClock
+from daemon.core.command_words import two_words
+from daemon.core.errors import DaemonDownError, DaemonSilentError, DataFolderError, RemoteError
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def read_status(invocation: Invocation) -> tuple[dict[str, Any], str]:
 
 
 def _from_files(invocation: Invocation, why: str | None) -> dict[str, Any]:
-    from daemon.data_folder import VERSION_NAME  # noqa: PLC0415
-    from daemon.ops.reports import status_report  # noqa: PLC0415
+    from daemon.inspect.reports import status_report  # noqa: PLC0415
+    from daemon.store.data_folder import VERSION_NAME  # noqa: PLC0415
 
     data_dir = invocation.config.data_dir
     try:
@@ -77,7 +77,7 @@ def _from_files(invocation: Invocation, why: str | None) -> dict[str, Any]:
         # One that was never started has nothing to report; one that was, has its sessions' folders.
         if isinstance(error, DataFolderError) and not (data_dir / VERSION_NAME).exists():
             raise
-        from daemon.ops.folder_report import folder_report  # noqa: PLC0415
+        from daemon.inspect.folder_report import folder_report  # noqa: PLC0415
 
         return folder_report(data_dir, SystemClock(), why or str(error))
 

@@ -15,9 +15,9 @@ from daemon.cli.envelope import NextAction, Outcome, problem_of
 from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, user
 from daemon.cli.output import progress
-from daemon.clock import SystemClock
-from daemon.command_words import one_word, two_words
-from daemon.errors import NotListeningError
+from daemon.core.clock import SystemClock
+from daemon.core.command_words import one_word, two_words
+from daemon.core.errors import NotListeningError
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from daemon.repair.stale_drive import Report, StaleAccess
-    from daemon.repair.stale_plan import Scope
+    from daemon.core.stale_plan import Scope
+    from daemon.maintenance.stale_drive import Report, StaleAccess
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ def stale(
       clawbus sweep stale --agent echo
       clawbus sweep stale --session echo/demo --apply --reason 'the host was rebooted'
     """
-    from daemon.repair.stale_plan import Scope  # noqa: PLC0415
+    from daemon.core.stale_plan import Scope  # noqa: PLC0415
 
     if restore is not None:
         return _restore(invocation, restore, reason)
@@ -93,7 +93,7 @@ def stale(
 
 
 def _sweep(invocation: Invocation, scope: Scope, reason: str | None, *, apply: bool, canary_s: float | None) -> Outcome:
-    from daemon.repair.stale_drive import Drive  # noqa: PLC0415
+    from daemon.maintenance.stale_drive import Drive  # noqa: PLC0415
     from daemon.store.dead_letters import Operator  # noqa: PLC0415
 
     def tell(step: Mapping[str, Any]) -> None:
@@ -114,8 +114,8 @@ def _sweep(invocation: Invocation, scope: Scope, reason: str | None, *, apply: b
 
 
 def _restore(invocation: Invocation, backup: Path, reason: str | None) -> Outcome:
-    from daemon.data_folder import Layout  # noqa: PLC0415
-    from daemon.repair.stale_access import backup_key  # noqa: PLC0415
+    from daemon.cli.stale_access import backup_key  # noqa: PLC0415
+    from daemon.store.data_folder import Layout  # noqa: PLC0415
     from daemon.store.dead_letters import Operator  # noqa: PLC0415
 
     key, name = backup_key(backup, Layout(invocation.config.data_dir).sessions_dir)
@@ -132,7 +132,7 @@ def _restore(invocation: Invocation, backup: Path, reason: str | None) -> Outcom
 
 def _with_access(invocation: Invocation, work: Callable[[StaleAccess], T], *, changes: bool) -> T:
     """Through the daemon; through the files when nobody listens and nobody holds the folder."""
-    from daemon.repair.stale_access import DaemonAccess, files_access  # noqa: PLC0415
+    from daemon.cli.stale_access import DaemonAccess, files_access  # noqa: PLC0415
 
     try:
         with invocation.client() as client:
@@ -169,7 +169,7 @@ def _next(scope: Scope, report: Report) -> tuple[NextAction, ...]:
 
 def _limits(scope: Scope) -> str:
     """The limits that are not the usual ones, as they are typed: what is applied is what was shown."""
-    from daemon.repair.stale_plan import MAX_RUNS, OLDER_THAN_MS  # noqa: PLC0415
+    from daemon.core.stale_plan import MAX_RUNS, OLDER_THAN_MS  # noqa: PLC0415
 
     age = f" --older-than {span_text(scope.older_than_ms)}" if scope.older_than_ms != OLDER_THAN_MS else ""
     return age + (f" --max {scope.max_runs}" if scope.max_runs != MAX_RUNS else "")

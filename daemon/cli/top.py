@@ -12,8 +12,8 @@ import typer
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import Outcome
 from daemon.cli.status import facts_of, read_status
-from daemon.clock import SystemClock
-from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError
+from daemon.core.clock import SystemClock
+from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _look(invocation: Invocation, limit: int) -> dict[str, Any]:
 
 
 def _from_files(invocation: Invocation) -> list[dict[str, Any]]:
-    from daemon.ops.reports import sessions_report  # noqa: PLC0415
+    from daemon.inspect.reports import sessions_report  # noqa: PLC0415
 
     try:
         return sessions_report(invocation.config.data_dir, SystemClock())
@@ -93,7 +93,7 @@ def _draw(frame: Mapping[str, Any]) -> Group:
     from rich.text import Text  # noqa: PLC0415
 
     from daemon.cli.present import age, table, when  # noqa: PLC0415
-    from daemon.printable import one_line  # noqa: PLC0415
+    from daemon.core.printable import one_line  # noqa: PLC0415
 
     now = frame["at"]
     facts = facts_of(frame["status"], frame["source"])

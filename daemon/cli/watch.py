@@ -10,7 +10,7 @@ from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import Outcome
 from daemon.cli.names import pair
 from daemon.cli.output import progress
-from daemon.errors import LostAnswerError
+from daemon.core.errors import LostAnswerError
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,1 +1,1 @@
-"""Forensics and the stale sweep of an Inngest server's `main.db`. Needs `schema`, `repair/backup.py` and the standard library."""
+"""Forensics and the stale sweep of an Inngest server's `main.db`. Needs `schema`, `maintenance/backup.py` and the standard library."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from daemon.core.repair_errors import BackupFailedError, BackupNotVerifiedError
 from daemon.inngest.database import Shape, open_writer, read_database
 from daemon.inngest.errors import (
     InngestDbLockedError,
@@ -32,8 +33,7 @@ from daemon.inngest.redis_queue import runs_in_redis
 from daemon.inngest.reports import sweep_report
 from daemon.inngest.verification import Verification, verify
 from daemon.inngest.writing import Mark, write_finish, write_history, write_spans, write_status
-from daemon.repair.backup import Backup, back_up
-from daemon.repair.errors import BackupFailedError, BackupNotVerifiedError
+from daemon.maintenance.backup import Backup, back_up
 from schema.connect import Reader, Writer
 from schema.errors import ClawbusError, FileBusyError
 from schema.lockfree import uses_wal

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from daemon.core.repair_errors import RestoreRefusedError
 from daemon.inngest.database import read_database, read_shape, translated
 from daemon.inngest.errors import SweepServerRunningError
 from daemon.inngest.holders import find_holders
-from daemon.repair.backup import restore
-from daemon.repair.errors import RestoreRefusedError
+from daemon.maintenance.backup import restore
 from schema.connect import open_still_reader
 
 

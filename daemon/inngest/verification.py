@@ -17,7 +17,7 @@ from daemon.inngest.reading import read_runs, running_keys
 from daemon.inngest.rows import Run
 from daemon.inngest.truth import judge, listed_live
 from daemon.inngest.values import Status
-from daemon.repair.backup import Backup, read_contents
+from daemon.maintenance.backup import Backup, read_contents
 from schema.connect import Reader
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from daemon.errors import NotDeadLetterError, UnknownMessageError
+from daemon.core.errors import NotDeadLetterError, UnknownMessageError
 from daemon.store.messages import find, free_id, insert, next_even_seq
 from daemon.store.transitions import record
 from schema.connect import Reader, Writer

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from daemon.errors import RegistryGoneError
+from daemon.core.errors import RegistryGoneError
 from daemon.store.dead_letters import Operator
 from daemon.store.pruned import note
 from schema.connect import Writer, open_owner

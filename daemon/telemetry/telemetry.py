@@ -14,8 +14,8 @@ from typing import Concatenate, ParamSpec
 import structlog
 from prometheus_client import CollectorRegistry
 
-from daemon.bus.endings import RETRIED, Ending
-from daemon.clock import Clock, SystemClock
+from daemon.core.clock import Clock, SystemClock
+from daemon.engine.endings import RETRIED, Ending
 from daemon.telemetry.context import TraceContext, new_context, parse
 from daemon.telemetry.metrics import Metrics
 from daemon.telemetry.spans import Event, Role, Span, about, context_of_row

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Final, Protocol
 
-from daemon.errors import ConfigError
+from daemon.core.errors import ConfigError
 from daemon.telemetry.spans import Span
 
 _NEEDED: Final = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")

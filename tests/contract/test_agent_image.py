@@ -12,11 +12,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from daemon.containers.docker_image import ImageBuilder
-from daemon.containers.protocol import Exit
-from daemon.errors import ImageError, RuntimeUnavailableError
-from daemon.ops import image_wheels
-from daemon.ops.image import BuiltImage, build_image, source_digest
+from daemon.core.errors import ImageError, RuntimeUnavailableError
+from daemon.runtimes import image_wheels
+from daemon.runtimes.docker_image import ImageBuilder
+from daemon.runtimes.image_build import BuiltImage, build_image, source_digest
+from daemon.runtimes.protocol import Exit
 from schema.ids import new_id
 from tests.support.runtime_harness import DockerHarness, docker_client, until
 

@@ -17,7 +17,7 @@ import pytest
 from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Channel, ManyChannel, Outgoing, Receipt
 from daemon.channels.webhook import WebhookChannel
-from daemon.errors import ChannelError, ConfigError, PermanentDeliveryError, TransientDeliveryError
+from daemon.core.errors import ChannelError, ConfigError, PermanentDeliveryError, TransientDeliveryError
 from tests.support.channels import (
     REPLY_SECRET,
     SECRET,

@@ -10,9 +10,9 @@ from typing import Any
 import anyio
 import pytest
 
-from daemon.containers.protocol import Exit
-from daemon.containers.spec import labels
-from daemon.errors import ImageError, NotConfirmedError, SpawnError
+from daemon.core.errors import ImageError, NotConfirmedError, SpawnError
+from daemon.runtimes.protocol import Exit
+from daemon.runtimes.spec import labels
 from tests.support.runtime_harness import LIMITS, STUB_DIGEST, DockerHarness, build_stub, docker_client, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]

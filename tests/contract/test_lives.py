@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from daemon.errors import NotConfirmedError, SpawnError
+from daemon.core.errors import NotConfirmedError, SpawnError
 
 pytestmark = [pytest.mark.anyio]
 

@@ -11,12 +11,12 @@ import anyio
 import pytest
 import structlog.testing
 
-from daemon.clock import SystemClock
-from daemon.containers import process_table
-from daemon.containers.process import ProcessRuntime
-from daemon.containers.process_records import RecordStore
-from daemon.containers.protocol import ContainerSpec, Exit
-from daemon.errors import RuntimeUnavailableError, SpawnError
+from daemon.core.clock import SystemClock
+from daemon.core.errors import RuntimeUnavailableError, SpawnError
+from daemon.runtimes import process_table
+from daemon.runtimes.process import ProcessRuntime
+from daemon.runtimes.process_records import RecordStore
+from daemon.runtimes.protocol import ContainerSpec, Exit
 from tests.support.runtime_harness import ProcessHarness, until
 
 pytestmark = [pytest.mark.anyio]

@@ -11,8 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
-from daemon.containers.protocol import Exit
-from daemon.errors import ContainerGoneError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.core.errors import ContainerGoneError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.runtimes.protocol import Exit
 
 pytestmark = [pytest.mark.anyio]
 

@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from daemon.config import Agent, Config
+from daemon.config.models import Agent, Config
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 ROW: Final = re.compile(r"^\| `([^`]+)` \| (?:`([^`]*)`|(none)) \| (.+) \|$", re.MULTILINE)

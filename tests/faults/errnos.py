@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from daemon.errors import DaemonDownError, DaemonSilentError, RemoteError
+from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
 from tests.support.agents import ECHO, obedient
 from tests.support.daemon import RealDaemon
 from tests.support.errnos.control import DAEMON, ERRNOS, RUNNER, Control, Site, compiled

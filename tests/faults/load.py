@@ -23,8 +23,8 @@ from typing import Any, Final
 
 import httpx
 
-from daemon.control.client import ControlClient
-from daemon.errors import DaemonDownError, DaemonSilentError
+from daemon.api.client import ControlClient
+from daemon.core.errors import DaemonDownError, DaemonSilentError
 from schema.connect import open_reader
 
 MAILBOX: Final = {"channel_type": "local", "platform_id": "load"}

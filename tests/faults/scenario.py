@@ -21,7 +21,7 @@ from typing import Final, Self, TypeVar
 
 import httpx
 
-from daemon.errors import DaemonDownError, DaemonSilentError
+from daemon.core.errors import DaemonDownError, DaemonSilentError
 from schema.connect import open_owner, open_reader
 from schema.errors import ClawbusError
 from schema.layout import INBOUND_DB

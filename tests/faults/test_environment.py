@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.errors import RemoteError
+from daemon.core.errors import RemoteError
 from tests.integration.conftest import check
 from tests.support.agents import ECHO, obedient
 from tests.support.daemon import RealDaemon, eventually

@@ -18,7 +18,7 @@ from typing import Final
 
 import pytest
 
-from daemon.clock import SystemClock
+from daemon.core.clock import SystemClock
 from schema.connect import open_reader
 from schema.errors import ClawbusError
 from schema.instants import from_text

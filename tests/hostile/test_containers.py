@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from daemon.errors import RemoteError
+from daemon.core.errors import RemoteError
 from tests.support.daemon import eventually
 from tests.support.docker_bus import docker
 from tests.support.hostile_bus import GROWTH_BYTES, ROUND_TRIP_S, HostileBus

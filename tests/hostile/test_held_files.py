@@ -128,7 +128,7 @@ async def test_a_foreign_exclusive_lock_ends_no_container(
     kit: HouseKit, monkeypatch: pytest.MonkeyPatch, held: str
 ) -> None:
     """Not even a read succeeds. The holder is named, the container is not blamed and goes on."""
-    monkeypatch.setattr("daemon.house.member_finder", lambda *_: lambda _: frozenset({os.getppid()}))
+    monkeypatch.setattr("daemon.app.house.member_finder", lambda *_: lambda _: frozenset({os.getppid()}))
     async with kit.running() as house:
         await round_trip(kit, "main")
         session = await kit.session()
@@ -156,7 +156,7 @@ async def test_a_lock_of_somebody_else_s_process_ends_no_container(
     kit: HouseKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operator's open sqlite3 shell is not the container's doing: it is named, and the container goes on."""
-    monkeypatch.setattr("daemon.house.member_finder", lambda *_: lambda _: frozenset({os.getppid()}))
+    monkeypatch.setattr("daemon.app.house.member_finder", lambda *_: lambda _: frozenset({os.getppid()}))
     async with kit.running() as house:
         await round_trip(kit, "main")
         session = await kit.session()
@@ -255,7 +255,7 @@ def test_a_thread_that_hangs_does_not_keep_the_daemon_from_ending(tmp_path: Path
     program = (
         "import threading, sys, daemon.app\n"
         "threading.Thread(target=lambda: open(sys.argv[1])).start()\n"
-        "daemon.app._leave_hung_threads()\n"
+        "daemon.app.main._leave_hung_threads()\n"
         "print('not reached', file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(fifo)], timeout=30, check=False, capture_output=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from daemon.core.lifecycle import Container, Policy
+from daemon.engine.sweep_steps import Settings, sweep_files
 from daemon.store import out_folder
 from daemon.store.out_folder import OutLimits, check_out_folder
-from daemon.sweep.decide import Container, Policy
-from daemon.sweep.steps import Settings, sweep_files
 from schema.errors import HostileFileError
 from tests.support.hostile_session import LIVE, HostileSession
 from tests.support.nest import nest

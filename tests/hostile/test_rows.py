@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from daemon.bus.delivery_plan import Bury, Send
-from daemon.bus.delivery_steps import collect
-from daemon.config import Delivery
+from daemon.config.models import Delivery
+from daemon.core.delivery_plan import Bury, Send
+from daemon.core.lifecycle import Container, Fail, Kill, Release, Reset
+from daemon.engine.delivery_steps import collect
+from daemon.engine.sweep_steps import sweep_files
 from daemon.store import messages
-from daemon.sweep.decide import Container, Fail, Kill, Release, Reset
-from daemon.sweep.steps import sweep_files
 from schema.connect import ReadLimits
 from schema.errors import HostileFileError
 from schema.rows import Address

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import pytest
 
-from daemon.errors import RemoteError
-from daemon.logs_render import json_line, ordered, pretty_renderer
-from daemon.printable import clean
+from daemon.core.errors import RemoteError
+from daemon.core.printable import clean
+from daemon.logs.render import json_line, ordered, pretty_renderer
 from daemon.store.mailbox import MailboxEntry
 from schema.connect import open_owner
 from schema.layout import SessionFolder
@@ -196,7 +196,7 @@ def test_no_command_lets_a_text_make_a_line_of_its_own(
 def test_nor_does_what_the_daemon_answers(
     home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("daemon.control.client.ControlClient", partial(Hostile))
+    monkeypatch.setattr("daemon.api.client.ControlClient", partial(Hostile))
     answer = CommandLine(capfd, home / "clawbus.toml")(*arguments, "--pretty")
     assert "Traceback" not in answer.err
     assert "FORGED" in answer.out + answer.err, "the hostile text was not even shown"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.ops.source import source_digest
+from daemon.runtimes.image_source import source_digest
 from tests.support.daemon import RealDaemon, eventually
 from tests.support.docker_bus import agents, docker, exists, give_program, inspect
 from tests.support.socket_proxy import SocketProxy

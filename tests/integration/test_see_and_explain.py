@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from daemon.clock import SystemClock
+from daemon.core.clock import SystemClock
 from daemon.store import messages
 from daemon.store.registry import Registry
 from schema.connect import ReadLimits, open_outbound_reader, open_owner

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.repair import session_deletion
+from daemon.maintenance import session_deletion
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import Registry, SessionKey
 from daemon.store.session_trash import move_to_trash, remove_trash, trash_of

@@ -15,7 +15,7 @@ import structlog
 
 from daemon.channels.signatures import sign
 from daemon.channels.webhook import WebhookChannel
-from daemon.errors import ContentError, MessageError, UnknownAgentError, UnknownSessionError
+from daemon.core.errors import ContentError, MessageError, UnknownAgentError, UnknownSessionError
 from schema.errors import ClawbusError, FileBusyError, StorageError
 from schema.instants import from_text
 from schema.rows import Address, Kind

@@ -23,7 +23,7 @@ from anyio.abc import SocketAttribute
 from daemon.channels.protocol import InDoubt, Outgoing, Receipt
 from daemon.channels.signatures import sign_at
 from daemon.channels.webhook import WebhookChannel
-from daemon.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from tests.support.channels import (
     NOW_MS,
     REPLY_SECRET,

@@ -1,6 +1,6 @@
 """The daemon under simulation: its real composition, built anew by every start, killed and stopped by the run.
 
-It wires what `daemon.app.run` wires, without signals, socket and log files; the loops and their order are `daemon.app._start`.
+It wires what `daemon.app.main.run` wires, without signals, socket and log files; the loops and their order are `daemon.app.main._start`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from daemon import app
+from daemon.api.daemon_operations import DaemonOperations
+from daemon.app import main as app
+from daemon.app.house import House, build_house
 from daemon.channels.protocol import Accepted, Incoming
-from daemon.config import Agent, Config, Delivery, Runtime, Sweep
-from daemon.data_folder import Layout
-from daemon.errors import NotConfirmedError
-from daemon.house import House, build_house
-from daemon.installation import Start, settle_install
-from daemon.operations import DaemonOperations
-from daemon.policies import read_limits
+from daemon.config.models import Agent, Config, Delivery, Runtime, Sweep
+from daemon.config.policies import read_limits
+from daemon.core.errors import NotConfirmedError
+from daemon.engine.installation import Start, settle_install
+from daemon.store.data_folder import Layout
 from daemon.store.registry import Registry, SessionKey
-from daemon.watchdog import Pulse
+from daemon.systemd.watchdog import Pulse
 from schema.errors import ClawbusError, FileBusyError, StorageError
 from tests.simulation.host import SimHost, SimRuntime
 from tests.simulation.loop import Process

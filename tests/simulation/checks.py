@@ -16,8 +16,8 @@ from typing import Any
 from container_runner.providers.protocol import TurnMessage
 from container_runner.store import Store
 from daemon.channels.protocol import InDoubt
-from daemon.data_folder import Layout
 from daemon.store import deliveries, messages
+from daemon.store.data_folder import Layout
 from daemon.store.registry import SessionKey
 from schema.connect import Writer, open_reader
 from schema.errors import ClawbusError

@@ -1,7 +1,7 @@
 """A simulated dockerd and the runners in its containers: they outlive the daemon, die, freeze, and may answer to nobody.
 
 The runner in a container is the real `container_runner.loop.Runner` with a simulated agent. The runtime keeps the promises
-of daemon.containers.protocol and no others; the order of its steps is that of the Docker runtime (create, start, inspect).
+of daemon.runtimes.protocol and no others; the order of its steps is that of the Docker runtime (create, start, inspect).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from container_runner.loop import Runner
 from container_runner.retention import Retention
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
-from daemon.containers.protocol import ContainerSpec, Exit, Running
-from daemon.errors import ContainerGoneError, ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.core.errors import ContainerGoneError, ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.runtimes.protocol import ContainerSpec, Exit, Running
 from schema.layout import HEARTBEAT
 from schema.rows import RunnerSettings
 from tests.simulation.agent import SimProvider
@@ -295,7 +295,7 @@ class SimHeartbeat:
 
 
 class SimRuntime:
-    """daemon.containers.protocol.ContainerRuntime over a SimHost. A client of dockerd: it dies with its daemon."""
+    """daemon.runtimes.protocol.ContainerRuntime over a SimHost. A client of dockerd: it dies with its daemon."""
 
     def __init__(self, host: SimHost, install_id: str) -> None:
         self.name = "simulated"

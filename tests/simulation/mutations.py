@@ -24,24 +24,24 @@ import anyio
 
 import container_runner.loop
 import container_runner.store
-import daemon.bus.delivery
-import daemon.bus.delivery_plan
-import daemon.bus.delivery_steps
-import daemon.bus.ingress
-import daemon.bus.own_delivery
-import daemon.bus.sender
-import daemon.bus.sessions
+import daemon.core.delivery_plan
+import daemon.engine.delivery
+import daemon.engine.delivery_steps
+import daemon.engine.ingress
+import daemon.engine.own_delivery
+import daemon.engine.sender
+import daemon.engine.sessions
+import daemon.engine.sweep_steps
+import daemon.engine.sweeper
 import daemon.store.messages
 import daemon.store.session_files
 import daemon.store.transitions
-import daemon.sweep.steps
-import daemon.sweep.sweeper
-from daemon.bus.delivery_plan import Send
-from daemon.bus.delivery_steps import Outcome
-from daemon.bus.sessions import Sessions
 from daemon.channels.protocol import Incoming
-from daemon.containers.endings import Endings
-from daemon.containers.protocol import Exit
+from daemon.core.delivery_plan import Send
+from daemon.engine.delivery_steps import Outcome
+from daemon.engine.sessions import Sessions
+from daemon.engine.supervisor.endings import Endings
+from daemon.runtimes.protocol import Exit
 from daemon.store import deliveries, messages
 from daemon.store.registry import Registry
 from schema.rows import MessageIn
@@ -73,7 +73,7 @@ def _charge_again() -> contextlib.AbstractContextManager[Any]:
 
 def _cursor_apart() -> contextlib.AbstractContextManager[Any]:
     """The cursor moves in a transaction of its own, before the intents."""
-    real = daemon.bus.delivery_steps._look
+    real = daemon.engine.delivery_steps._look
 
     def look(db: Any, *arguments: Any) -> Any:
         batch = real(db, *arguments)
@@ -82,7 +82,7 @@ def _cursor_apart() -> contextlib.AbstractContextManager[Any]:
                 _advance(db, batch)
         return batch
 
-    return mock.patch.object(daemon.bus.delivery_steps, "_look", look)
+    return mock.patch.object(daemon.engine.delivery_steps, "_look", look)
 
 
 def _advance(db: Any, batch: Any) -> None:
@@ -91,14 +91,14 @@ def _advance(db: Any, batch: Any) -> None:
 
 def _recover_early() -> contextlib.AbstractContextManager[Any]:
     """A sweep recovers the journal whatever runs."""
-    real = daemon.sweep.steps.sweep_files
+    real = daemon.engine.sweep_steps.sweep_files
 
     def sweep(files: Any, *arguments: Any, **options: Any) -> Any:
         if files.has_journal():
             files.recover()
         return real(files, *arguments, **options)
 
-    return mock.patch.object(daemon.sweep.sweeper, "sweep_files", sweep)
+    return mock.patch.object(daemon.engine.sweeper, "sweep_files", sweep)
 
 
 def _send_before_intent() -> contextlib.AbstractContextManager[Any]:
@@ -106,7 +106,7 @@ def _send_before_intent() -> contextlib.AbstractContextManager[Any]:
     return _all(
         mock.patch.object(deliveries, "intend", lambda *_: None),
         mock.patch.object(
-            daemon.bus.delivery_steps, "_track_new", _tracking_all_as_queued(daemon.bus.delivery_steps._track_new)
+            daemon.engine.delivery_steps, "_track_new", _tracking_all_as_queued(daemon.engine.delivery_steps._track_new)
         ),
     )
 
@@ -166,12 +166,12 @@ def _insert_before_activate() -> contextlib.AbstractContextManager[Any]:
 
 def _no_dedupe() -> contextlib.AbstractContextManager[Any]:
     """A message id that is known is stored under another one."""
-    real = daemon.bus.ingress.check
+    real = daemon.engine.ingress.check
 
     def check(incoming: Incoming, now: int, limit: int) -> MessageIn:
         return replace(real(incoming, now, limit), id=f"{incoming.message_id}-{now}")
 
-    return mock.patch.object(daemon.bus.ingress, "check", check)
+    return mock.patch.object(daemon.engine.ingress, "check", check)
 
 
 def _wait_guesses() -> contextlib.AbstractContextManager[Any]:
@@ -217,19 +217,19 @@ def _status_without_history() -> contextlib.AbstractContextManager[Any]:
         return bool(db.execute("UPDATE messages_in SET status = ? WHERE id = ?", (target.value, message_id)))
 
     return _all(
-        mock.patch.object(daemon.bus.delivery_steps, "change_status", change),
-        mock.patch.object(daemon.sweep.steps, "change_status", change),
+        mock.patch.object(daemon.engine.delivery_steps, "change_status", change),
+        mock.patch.object(daemon.engine.sweep_steps, "change_status", change),
     )
 
 
 def _timeout_is_success() -> contextlib.AbstractContextManager[Any]:
     """A send that failed gets a receipt all the same."""
-    real = daemon.bus.sender.Sender.one
+    real = daemon.engine.sender.Sender.one
 
     async def send(self: Any, *arguments: Any) -> Outcome:
         return replace(await real(self, *arguments), error=None, error_code=None, permanent=False)
 
-    return mock.patch.object(daemon.bus.sender.Sender, "one", send)
+    return mock.patch.object(daemon.engine.sender.Sender, "one", send)
 
 
 def _no_destination_order() -> contextlib.AbstractContextManager[Any]:
@@ -239,8 +239,8 @@ def _no_destination_order() -> contextlib.AbstractContextManager[Any]:
 
 def _hold_is_resent() -> contextlib.AbstractContextManager[Any]:
     """In doubt, a channel that asked to hold is sent to again."""
-    traits = daemon.bus.delivery.ChannelTraits
-    return mock.patch.object(daemon.bus.delivery, "ChannelTraits", lambda dedup, _, head: traits(dedup, False, head))
+    traits = daemon.engine.delivery.ChannelTraits
+    return mock.patch.object(daemon.engine.delivery, "ChannelTraits", lambda dedup, _, head: traits(dedup, False, head))
 
 
 def _undeclared() -> contextlib.AbstractContextManager[Any]:
@@ -260,7 +260,7 @@ def _no_withdrawal() -> contextlib.AbstractContextManager[Any]:
 
 def _no_claim_stuck() -> contextlib.AbstractContextManager[Any]:
     """Nobody judges a container that runs."""
-    return mock.patch("daemon.sweep.decide.judge", lambda *_: None)
+    return mock.patch("daemon.core.lifecycle.judge", lambda *_: None)
 
 
 def _no_recovery() -> contextlib.AbstractContextManager[Any]:
@@ -270,7 +270,7 @@ def _no_recovery() -> contextlib.AbstractContextManager[Any]:
 
 def _lost_receipt_write() -> contextlib.AbstractContextManager[Any]:
     """A receipt that cannot be written at once is forgotten."""
-    real = daemon.bus.delivery.record_outcomes
+    real = daemon.engine.delivery.record_outcomes
 
     def record(files: Any, *arguments: Any) -> Any:
         try:
@@ -279,19 +279,19 @@ def _lost_receipt_write() -> contextlib.AbstractContextManager[Any]:
             return []
 
     return _all(
-        mock.patch.object(daemon.bus.delivery, "record_outcomes", record),
-        mock.patch.object(daemon.bus.own_delivery, "record_outcomes", record),
+        mock.patch.object(daemon.engine.delivery, "record_outcomes", record),
+        mock.patch.object(daemon.engine.own_delivery, "record_outcomes", record),
     )
 
 
 def _handed_over_is_taken() -> contextlib.AbstractContextManager[Any]:
     """What was handed over in the look's thread gets its receipt, whatever the channel said of it."""
-    real = daemon.bus.own_delivery.OwnDelivery._hand_over
+    real = daemon.engine.own_delivery.OwnDelivery._hand_over
 
     def hand_over(self: Any, *arguments: Any) -> list[Outcome]:
         return [replace(one, sent=True, error=None, error_code=None) for one in real(self, *arguments)]
 
-    return mock.patch.object(daemon.bus.own_delivery.OwnDelivery, "_hand_over", hand_over)
+    return mock.patch.object(daemon.engine.own_delivery.OwnDelivery, "_hand_over", hand_over)
 
 
 @contextlib.contextmanager

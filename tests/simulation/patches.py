@@ -21,11 +21,11 @@ import structlog
 import container_runner.loop
 import container_runner.store
 import container_runner.watch
-import daemon.bus.sessions
-import daemon.bus.watch
-import daemon.bus.watch_portable
-import daemon.containers.factory
-import daemon.house
+import daemon.app.house
+import daemon.engine.sessions
+import daemon.engine.watch
+import daemon.engine.watch_portable
+import daemon.runtimes.factory
 import daemon.store.session_files
 import schema.connect
 import schema.ids
@@ -106,9 +106,9 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
         mock.patch.object(container_runner.loop, "run_sync", threads.run_sync),
         mock.patch.object(container_runner.loop, "run_here", threads.run_sync),
         mock.patch.object(container_runner.watch, "awatch", awatch),
-        mock.patch.object(daemon.bus.watch_portable, "awatch", awatch),
+        mock.patch.object(daemon.engine.watch_portable, "awatch", awatch),
         mock.patch.dict(
-            daemon.bus.watch.Watch.__init__.__kwdefaults__ or {},
+            daemon.engine.watch.Watch.__init__.__kwdefaults__ or {},
             poll_s=world.rng.choice((2.0, 10.0, 30.0)),
             open_events=_no_inotify,
         ),
@@ -119,9 +119,9 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
             "_look_at_file",
             lambda watch: world.version(watch._folder / "inbound.db"),
         ),
-        mock.patch.object(daemon.house, "build_channels", build_channels),
-        mock.patch.object(daemon.house, "random", types.SimpleNamespace(Random=lambda: seeded)),
-        mock.patch.object(daemon.containers.factory, "source_digest", lambda: "simulated"),
+        mock.patch.object(daemon.app.house, "build_channels", build_channels),
+        mock.patch.object(daemon.app.house, "random", types.SimpleNamespace(Random=lambda: seeded)),
+        mock.patch.object(daemon.runtimes.factory, "source_digest", lambda: "simulated"),
     ):
         yield
 

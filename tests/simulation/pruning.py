@@ -14,8 +14,8 @@ from typing import Any, Final
 from unittest import mock
 
 import container_runner.retention
-import daemon.retention
-from daemon.config import Retention
+import daemon.maintenance.retention
+from daemon.config.models import Retention
 from daemon.store.registry import SessionKey
 from schema.connect import Writer
 from tests.simulation.receivers import Receivers
@@ -108,6 +108,6 @@ def witnessed(witness: Witness) -> Generator[None]:
         mock.patch.object(Writer, "executemany", many),
         mock.patch.object(container_runner.retention, "_EVERY_MS", 6_000),
         # The real files' times are the real clock's, which no seed repeats.
-        mock.patch.object(daemon.retention.Retention, "_may_have_old", lambda *_: True),
+        mock.patch.object(daemon.maintenance.retention.Retention, "_may_have_old", lambda *_: True),
     ):
         yield

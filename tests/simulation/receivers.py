@@ -15,7 +15,7 @@ from anyio.abc import TaskStatus
 from pydantic import BaseModel
 
 from daemon.channels.protocol import Accept, Capabilities, ChannelContext, InDoubt, Outgoing, Receipt
-from daemon.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from tests.simulation.loop import PROCESS
 from tests.simulation.world import World
 

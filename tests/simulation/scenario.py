@@ -13,7 +13,7 @@ from typing import Final
 import anyio
 
 from daemon.channels.protocol import Accepted, Incoming
-from daemon.errors import IdConflictError
+from daemon.core.errors import IdConflictError
 from daemon.store.install import mark_restored
 from daemon.store.registry import Registry, SessionKey
 from daemon.store.session_files import SessionFiles

@@ -64,7 +64,7 @@ class Faults:
 
 @dataclass
 class SimClock:
-    """daemon.clock.Clock over virtual time. `offset_ms` is what the wall clock was set off by."""
+    """daemon.core.clock.Clock over virtual time. `offset_ms` is what the wall clock was set off by."""
 
     loop: SimLoop
     offset_ms: int = 0

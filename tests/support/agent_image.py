@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from daemon.containers.docker_image import ImageBuilder
-from daemon.ops.image import build_image
+from daemon.runtimes.docker_image import ImageBuilder
+from daemon.runtimes.image_build import build_image
 from schema.ids import new_id
 
 

@@ -17,9 +17,9 @@ import anyio.abc
 from starlette.types import Receive, Scope, Send
 
 from daemon.channels.protocol import Accepted, Channel, ChannelContext, Incoming, Outgoing
-from daemon.clock import Clock
-from daemon.control.asgi import serve
-from daemon.errors import IdConflictError
+from daemon.core.clock import Clock
+from daemon.core.errors import IdConflictError
+from daemon.http.asgi import serve
 from schema.rows import Address
 
 NOW_MS = 1_790_000_000_000

@@ -22,8 +22,8 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
-from daemon.control.client import ControlClient
-from daemon.errors import DaemonDownError, DaemonSilentError
+from daemon.api.client import ControlClient
+from daemon.core.errors import DaemonDownError, DaemonSilentError
 from daemon.store.mailbox import MailboxEntry
 
 CLAWBUS: Final = str(Path(sys.executable).with_name("clawbus"))

@@ -15,8 +15,8 @@ import anyio
 
 from container_runner.replies import Reply
 from container_runner.store import Batch, OutboundRow, Store
-from daemon.clock import Clock
-from daemon.containers.protocol import ContainerSpec
+from daemon.core.clock import Clock
+from daemon.runtimes.protocol import ContainerSpec
 from schema.connect import Writer, open_owner
 from schema.layout import CONTAINER_IN, CONTAINER_OUT, HEARTBEAT, OUTBOUND_DB
 from schema.migrate import Role

@@ -14,7 +14,7 @@ from anyio.abc import TaskStatus
 from pydantic import BaseModel, ConfigDict
 
 from daemon.channels.protocol import Accept, Capabilities, ChannelContext, InDoubt, Outgoing, Receipt
-from daemon.errors import PermanentDeliveryError
+from daemon.core.errors import PermanentDeliveryError
 
 
 class FakeSettings(BaseModel):

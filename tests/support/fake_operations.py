@@ -11,10 +11,10 @@ from typing import Any
 import anyio
 import anyio.from_thread
 
+from daemon.api.api import build_api
+from daemon.api.server import run
 from daemon.channels.protocol import Accepted, Incoming
-from daemon.control.api import build_api
-from daemon.control.server import run
-from daemon.errors import (
+from daemon.core.errors import (
     IdConflictError,
     NotConfirmedError,
     RowGoneError,
@@ -22,7 +22,7 @@ from daemon.errors import (
     UnknownMessageError,
     UnknownSessionError,
 )
-from daemon.ops.dead_reading import in_order_of_arrival
+from daemon.inspect.dead_reading import in_order_of_arrival
 from daemon.store.mailbox import MailboxEntry
 
 NOW = 1_763_000_000_000

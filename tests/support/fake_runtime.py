@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 import anyio
 from anyio.abc import TaskGroup
 
-from daemon.clock import Clock
-from daemon.containers.protocol import ContainerSpec, Exit, Running
-from daemon.errors import (
+from daemon.core.clock import Clock
+from daemon.core.errors import (
     ClawbusError,
     ContainerGoneError,
     EngineChangedError,
@@ -24,6 +23,7 @@ from daemon.errors import (
     RuntimeUnavailableError,
     SpawnError,
 )
+from daemon.runtimes.protocol import ContainerSpec, Exit, Running
 
 
 @dataclass(slots=True)

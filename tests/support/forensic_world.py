@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from daemon.config import Config, load_config
-from daemon.data_folder import VERSION_NAME
-from daemon.forensics.containers import RuntimeSeen
-from daemon.forensics.doctor import DaemonWord, Doctor, Examination
-from daemon.forensics.facts import Container, DaemonState
-from daemon.forensics.runs import Runs
+from daemon.config.models import Config, load_config
+from daemon.core.facts import Container, DaemonState
+from daemon.inspect.containers import RuntimeSeen
+from daemon.inspect.doctor import DaemonWord, Doctor, Examination
+from daemon.inspect.runs import Runs
 from daemon.store import messages
+from daemon.store.data_folder import VERSION_NAME
 from daemon.store.registry import IncarnationRow, Registry, SessionKey
 from daemon.store.transitions import change_status, schedule_retry
 from schema.rows import MessageStatus

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from daemon.errors import RemoteError
+from daemon.core.errors import RemoteError
 from tests.support.agents import ECHO, command_agent
 from tests.support.daemon import RealDaemon, eventually
 

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from daemon.bus.delivery_plan import ChannelTraits
-from daemon.bus.delivery_steps import Collected, Means, collect
-from daemon.config import Delivery
-from daemon.ops.session_reading import read_detail, read_life
+from daemon.config.models import Delivery
+from daemon.core.delivery_plan import ChannelTraits
+from daemon.core.lifecycle import Container, Policy
+from daemon.engine.delivery_steps import Collected, Means, collect
+from daemon.engine.sweep_steps import Settings, Swept, finish_incarnation, sweep_files
+from daemon.inspect.session_reading import read_detail, read_life
 from daemon.store.session_files import SessionFiles
-from daemon.sweep.decide import Container, Policy
-from daemon.sweep.steps import Settings, Swept, finish_incarnation, sweep_files
 from schema.connect import ReadLimits
 from schema.layout import OUTBOUND_DB
 from tests.support.session_world import NOW, SessionWorld

@@ -15,19 +15,19 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from daemon import app
-from daemon.bus.sessions import Session
+from daemon.api.daemon_operations import DaemonOperations
+from daemon.app import main as app
+from daemon.app.house import House, build_house
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.channels.registry import GROUP, find_types
-from daemon.config import Agent as AgentConfig
-from daemon.config import Config
-from daemon.containers.slots import Slot, Timings
-from daemon.data_folder import DataFolder
-from daemon.errors import NotConfirmedError
-from daemon.house import House, build_house
-from daemon.operations import DaemonOperations
+from daemon.config.models import Agent as AgentConfig
+from daemon.config.models import Config
+from daemon.core.errors import NotConfirmedError
+from daemon.engine.sessions import Session
+from daemon.engine.supervisor.slots import Slot, Timings
+from daemon.store.data_folder import DataFolder
 from daemon.store.registry import SessionKey, SessionRow
-from daemon.watchdog import Pulse
+from daemon.systemd.watchdog import Pulse
 from schema.connect import ReadLimits
 from schema.rows import Address
 from tests.support.clock import MovedClock

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import anyio
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon.telemetry.monitoring import Monitoring
+from daemon.monitoring.monitoring import Monitoring
 from tests.support.house_kit import HouseKit
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -17,12 +17,12 @@ from typing import Any, Protocol, cast
 import anyio
 import docker
 
-from daemon.clock import SystemClock
-from daemon.containers.docker import DockerRuntime
-from daemon.containers.process import ProcessRuntime
-from daemon.containers.protocol import ContainerRuntime, ContainerSpec, Limits, Running
-from daemon.containers.spec import LABEL_INSTALL, LABEL_SOURCE_DIGEST, build_spec
-from daemon.containers.users import container_uid_gid
+from daemon.core.clock import SystemClock
+from daemon.runtimes.docker import DockerRuntime
+from daemon.runtimes.process import ProcessRuntime
+from daemon.runtimes.protocol import ContainerRuntime, ContainerSpec, Limits, Running
+from daemon.runtimes.spec import LABEL_INSTALL, LABEL_SOURCE_DIGEST, build_spec
+from daemon.runtimes.users import container_uid_gid
 from schema.ids import new_id
 from schema.layout import SessionFolder
 from schema.rows import RunnerSettings

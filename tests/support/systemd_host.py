@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from daemon.ops.image_wheels import TargetPython, fetch_wheels, unpack_wheels
+from daemon.runtimes.image_wheels import TargetPython, fetch_wheels, unpack_wheels
 from tests.support.daemon import eventually
 
 ROOT: Final = Path(__file__).resolve().parents[2]

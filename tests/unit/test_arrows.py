@@ -22,25 +22,25 @@ TOOLS: Final = frozenset({"demo", "bench", "tests"})
 
 PURE_FILES: Final = frozenset(
     {
-        "daemon/command_words.py",
-        "daemon/printable.py",
-        "daemon/sweep/decide.py",
-        "daemon/sweep/fate.py",
-        "daemon/bus/delivery_plan.py",
-        "daemon/containers/spec.py",
+        "daemon/core/command_words.py",
+        "daemon/core/printable.py",
+        "daemon/core/lifecycle.py",
+        "daemon/core/message_fate.py",
+        "daemon/core/delivery_plan.py",
+        "daemon/runtimes/spec.py",
         "daemon/inngest/plan.py",
         "daemon/inngest/rows.py",
         "daemon/inngest/truth.py",
         "daemon/inngest/values.py",
-        "daemon/forensics/run_evidence.py",
-        "daemon/forensics/truth.py",
-        "daemon/forensics/facts.py",
-        "daemon/forensics/diagnosis.py",
-        "daemon/forensics/diagnoses.py",
-        "daemon/forensics/host_rules.py",
-        "daemon/forensics/session_rules.py",
-        "daemon/forensics/run_rules.py",
-        "daemon/repair/stale_plan.py",
+        "daemon/core/run_evidence.py",
+        "daemon/core/run_state.py",
+        "daemon/core/facts.py",
+        "daemon/core/diagnosis.py",
+        "daemon/core/diagnoses.py",
+        "daemon/core/host_rules.py",
+        "daemon/core/session_rules.py",
+        "daemon/core/run_rules.py",
+        "daemon/core/stale_plan.py",
         "schema/states.py",
     }
 )
@@ -65,11 +65,11 @@ PURE_STDLIB: Final = frozenset(
 PURE_PATHS: Final = frozenset({"pathlib.PurePath", "pathlib.PurePosixPath"})  # names of paths; they touch no disk
 # Errors, the dataclasses that a spec is made of, and the pure files of a room that has several.
 PURE_OURS: Final = (
-    "daemon.command_words",
-    "daemon.errors",
-    "daemon.containers.protocol",
-    "daemon.repair.errors",
-    "daemon.sweep.fate",
+    "daemon.core.command_words",
+    "daemon.core.errors",
+    "daemon.runtimes.protocol",
+    "daemon.core.repair_errors",
+    "daemon.core.message_fate",
     *(
         f"daemon.forensics.{name}"
         for name in ("truth", "facts", "diagnosis", "host_rules", "session_rules", "run_rules")
@@ -248,13 +248,13 @@ def declared_imports() -> frozenset[str]:
 
 
 def docker_has_one_caller(module: Module) -> Iterator[str]:
-    """Only daemon/containers/docker.py (and docker_*.py beside it) imports the Docker client."""
+    """Only daemon/runtimes/docker.py (and docker_*.py beside it) imports the Docker client."""
     path = PurePosixPath(module.path)
     if path.parent == PurePosixPath("daemon/containers") and (path.stem == "docker" or path.stem.startswith("docker_")):
         return
     for imported in imports_of(module):
         if imported.root == "docker":
-            yield f"{module.path}:{imported.line} imports {imported.name}; only daemon/containers/docker.py may"
+            yield f"{module.path}:{imported.line} imports {imported.name}; only daemon/runtimes/docker.py may"
 
 
 def opentelemetry_has_one_caller(module: Module) -> Iterator[str]:
@@ -324,7 +324,7 @@ def inngest_travels_light(module: Module) -> Iterator[str]:
     """daemon/inngest runs beside a database in a pod: the standard library, schema and repair's backup are all it has."""
     if not module.path.startswith("daemon/inngest/"):
         return
-    ours = ("daemon.inngest", "daemon.repair.backup", "daemon.repair.errors", "schema")
+    ours = ("daemon.inngest", "daemon.maintenance.backup", "daemon.core.repair_errors", "schema")
     for imported in imports_of(module):
         if imported.root not in sys.stdlib_module_names and not any(imported.within(one) for one in ours):
             yield f"{module.path}:{imported.line} imports {imported.name}"
@@ -441,61 +441,61 @@ def test_the_tree_keeps(rule: Rule, tree: tuple[Module, ...]) -> None:
 # --- the rules themselves --------------------------------------------------------------------------------------------
 
 OFFENDERS: Final[tuple[tuple[Rule, str, str], ...]] = (
-    (schema_stands_alone, "schema/rows.py", "import daemon.errors"),
+    (schema_stands_alone, "schema/rows.py", "import daemon.core.errors"),
     (schema_stands_alone, "schema/rows.py", "from container_runner import loop"),
     (schema_stands_alone, "schema/deep/rows.py", "def f():\n    import structlog"),
     (schema_stands_alone, "schema/rows.py", "from pydantic import BaseModel"),
     (sides_do_not_meet, "container_runner/loop.py", "import daemon"),
-    (sides_do_not_meet, "container_runner/loop.py", "from daemon.clock import Clock"),
-    (sides_do_not_meet, "container_runner/loop.py", "if TYPE_CHECKING:\n    from daemon.clock import Clock"),
-    (sides_do_not_meet, "daemon/containers/process.py", "from container_runner.loop import run"),
-    (sides_do_not_meet, "daemon/app.py", "import importlib\nimportlib.import_module('container_runner.loop')"),
-    (sides_do_not_meet, "daemon/app.py", "__import__('container_runner')"),
-    (product_does_not_import_its_tools, "daemon/app.py", "from tests.fakes import FakeRuntime"),
+    (sides_do_not_meet, "container_runner/loop.py", "from daemon.core.clock import Clock"),
+    (sides_do_not_meet, "container_runner/loop.py", "if TYPE_CHECKING:\n    from daemon.core.clock import Clock"),
+    (sides_do_not_meet, "daemon/runtimes/process.py", "from container_runner.loop import run"),
+    (sides_do_not_meet, "daemon/app/main.py", "import importlib\nimportlib.import_module('container_runner.loop')"),
+    (sides_do_not_meet, "daemon/app/main.py", "__import__('container_runner')"),
+    (product_does_not_import_its_tools, "daemon/app/main.py", "from tests.fakes import FakeRuntime"),
     (product_does_not_import_its_tools, "schema/rows.py", "import bench.floor"),
     (runner_stays_small, "container_runner/providers/sdk.py", "import httpx"),
     (runner_stays_small, "container_runner/__main__.py", "try:\n    import uvloop\nexcept ImportError:\n    pass"),
     (daemon_declares_its_dependencies, "daemon/cli/main.py", "import click"),
     (daemon_declares_its_dependencies, "daemon/store/inbound.py", "from requests.exceptions import Timeout"),
-    (docker_has_one_caller, "daemon/containers/supervisor.py", "import docker"),
+    (docker_has_one_caller, "daemon/engine/supervisor/supervisor.py", "import docker"),
     (docker_has_one_caller, "daemon/docker.py", "from docker.errors import NotFound"),
     (docker_has_one_caller, "daemon/containers/dockerish.py", "import docker.types"),
     (docker_has_one_caller, "container_runner/docker.py", "import docker"),
-    (opentelemetry_has_one_caller, "daemon/app.py", "from opentelemetry.sdk.trace import TracerProvider"),
+    (opentelemetry_has_one_caller, "daemon/app/main.py", "from opentelemetry.sdk.trace import TracerProvider"),
     (opentelemetry_has_one_caller, "daemon/telemetry/tracing.py", "def f():\n    import opentelemetry.sdk"),
-    (opentelemetry_has_one_caller, "daemon/app.py", "from daemon.telemetry.tracing_otel import OtelTracer"),
+    (opentelemetry_has_one_caller, "daemon/app/main.py", "from daemon.telemetry.tracing_otel import OtelTracer"),
     (sqlite_has_one_door, "daemon/store/inbound.py", "import sqlite3\nsqlite3.connect('x')"),
     (sqlite_has_one_door, "daemon/store/inbound.py", "import sqlite3 as s\ndb = s.connect('x')"),
     (sqlite_has_one_door, "daemon/store/inbound.py", "from sqlite3 import connect"),
     (sqlite_has_one_door, "daemon/store/inbound.py", "from sqlite3 import dbapi2 as d\nd.connect('x')"),
     (sqlite_has_one_door, "daemon/store/inbound.py", "import sqlite3\nopener = sqlite3.connect"),
     (sqlite_has_one_door, "container_runner/store.py", "import sqlite3\nsqlite3.Connection('x')"),
-    (pure_files_are_pure, "daemon/sweep/decide.py", "import time"),
-    (pure_files_are_pure, "daemon/sweep/decide.py", "from daemon.store import inbound"),
-    (pure_files_are_pure, "daemon/sweep/decide.py", "from daemon.sweep import observe"),
-    (pure_files_are_pure, "daemon/sweep/decide.py", "from . import observe"),
-    (pure_files_are_pure, "daemon/bus/delivery_plan.py", "import random"),
-    (pure_files_are_pure, "daemon/bus/delivery_plan.py", "import structlog"),
-    (pure_files_are_pure, "daemon/bus/delivery_plan.py", "from datetime import UTC, datetime\ndatetime.now(UTC)"),
-    (pure_files_are_pure, "daemon/containers/spec.py", "import os"),
-    (pure_files_are_pure, "daemon/containers/spec.py", "from pathlib import Path"),
-    (pure_files_are_pure, "daemon/containers/spec.py", "open('x')"),
-    (pure_files_are_pure, "daemon/containers/spec.py", "if not TYPE_CHECKING:\n    from pathlib import Path"),
+    (pure_files_are_pure, "daemon/core/lifecycle.py", "import time"),
+    (pure_files_are_pure, "daemon/core/lifecycle.py", "from daemon.store import inbound"),
+    (pure_files_are_pure, "daemon/core/lifecycle.py", "from daemon.sweep import observe"),
+    (pure_files_are_pure, "daemon/core/lifecycle.py", "from . import observe"),
+    (pure_files_are_pure, "daemon/core/delivery_plan.py", "import random"),
+    (pure_files_are_pure, "daemon/core/delivery_plan.py", "import structlog"),
+    (pure_files_are_pure, "daemon/core/delivery_plan.py", "from datetime import UTC, datetime\ndatetime.now(UTC)"),
+    (pure_files_are_pure, "daemon/runtimes/spec.py", "import os"),
+    (pure_files_are_pure, "daemon/runtimes/spec.py", "from pathlib import Path"),
+    (pure_files_are_pure, "daemon/runtimes/spec.py", "open('x')"),
+    (pure_files_are_pure, "daemon/runtimes/spec.py", "if not TYPE_CHECKING:\n    from pathlib import Path"),
     (pure_files_are_pure, "schema/states.py", "from schema import connect"),
     (pure_files_are_pure, "schema/states.py", "from schema.connect import open_inbound"),
     (pure_files_are_pure, "schema/states.py", "import logging"),
-    (inngest_travels_light, "daemon/inngest/sweep.py", "from daemon.clock import SystemClock"),
+    (inngest_travels_light, "daemon/inngest/sweep.py", "from daemon.core.clock import SystemClock"),
     (inngest_travels_light, "daemon/inngest/canary.py", "import httpx"),
-    (pure_files_are_pure, "daemon/forensics/truth.py", "from daemon.forensics import reading"),
-    (forensics_only_looks, "daemon/forensics/doctor.py", "from daemon.sweep.decide import Policy"),
-    (forensics_only_looks, "daemon/forensics/reading.py", "from schema.connect import open_owner"),
-    (nothing_mutable_at_module_level, "daemon/app.py", "cache = {}"),
-    (nothing_mutable_at_module_level, "daemon/app.py", "SEEN: set[str] = set()"),
-    (nothing_mutable_at_module_level, "daemon/app.py", "LIMITS: Final = {'a': 1}"),
-    (nothing_mutable_at_module_level, "daemon/app.py", "LIMITS: Final[dict[str, int]] = {'a': 1}"),
-    (nothing_mutable_at_module_level, "daemon/app.py", "LIMITS: Mapping[str, int] = {'a': 1}"),
-    (nothing_mutable_at_module_level, "daemon/app.py", "NAMES = [n for n in 'ab']"),
-    (nothing_mutable_at_module_level, "daemon/app.py", "PAIR = (1, [])"),
+    (pure_files_are_pure, "daemon/core/run_state.py", "from daemon.forensics import reading"),
+    (forensics_only_looks, "daemon/inspect/doctor.py", "from daemon.core.lifecycle import Policy"),
+    (forensics_only_looks, "daemon/inspect/reading.py", "from schema.connect import open_owner"),
+    (nothing_mutable_at_module_level, "daemon/app/main.py", "cache = {}"),
+    (nothing_mutable_at_module_level, "daemon/app/main.py", "SEEN: set[str] = set()"),
+    (nothing_mutable_at_module_level, "daemon/app/main.py", "LIMITS: Final = {'a': 1}"),
+    (nothing_mutable_at_module_level, "daemon/app/main.py", "LIMITS: Final[dict[str, int]] = {'a': 1}"),
+    (nothing_mutable_at_module_level, "daemon/app/main.py", "LIMITS: Mapping[str, int] = {'a': 1}"),
+    (nothing_mutable_at_module_level, "daemon/app/main.py", "NAMES = [n for n in 'ab']"),
+    (nothing_mutable_at_module_level, "daemon/app/main.py", "PAIR = (1, [])"),
     (nothing_mutable_at_module_level, "schema/rows.py", "by_id = collections.defaultdict(list)"),
     (nothing_mutable_at_module_level, "schema/rows.py", "queue = asyncio.Queue[int]()"),
     (nothing_mutable_at_module_level, "container_runner/loop.py", "try:\n    pass\nexcept OSError:\n    x = []"),
@@ -508,23 +508,29 @@ INNOCENTS: Final[tuple[tuple[str, str], ...]] = (
     ("schema/connect.py", "import sqlite3\nsqlite3.connect('x')"),
     ("container_runner/loop.py", "import anyio, structlog, watchfiles\nfrom schema import rows"),
     ("container_runner/loop.py", "from container_runner.providers import echo\nfrom . import store"),
-    ("daemon/containers/docker.py", "import docker\nfrom docker.errors import NotFound"),
-    ("daemon/containers/docker_events.py", "import docker"),
+    ("daemon/runtimes/docker.py", "import docker\nfrom docker.errors import NotFound"),
+    ("daemon/runtimes/docker_events.py", "import docker"),
     ("daemon/telemetry/tracing_otel.py", "from opentelemetry.sdk.trace import TracerProvider"),
     ("daemon/telemetry/tracing.py", "def f():\n    from daemon.telemetry.tracing_otel import OtelTracer"),
-    ("daemon/containers/supervisor.py", "from daemon.containers import docker\nfrom . import docker_events"),
+    ("daemon/engine/supervisor/supervisor.py", "from daemon.containers import docker\nfrom . import docker_events"),
     ("daemon/containers/image.py", "import importlib.resources as r\nr.files('container_runner')"),
-    ("daemon/inngest/sweep.py", "from daemon.repair.backup import back_up\nfrom schema.ids import new_id\nimport json"),
-    ("daemon/config.py", "import pydantic_settings, tomllib\nfrom pydantic import BaseModel"),
-    ("daemon/control/client.py", "await socket.connect('x')"),
-    ("daemon/sweep/decide.py", "from schema.rows import Message\nfrom daemon.errors import ClawbusError\nimport enum"),
-    ("daemon/containers/spec.py", "from pathlib import PurePosixPath\nimport hashlib, json"),
-    ("daemon/containers/spec.py", "from daemon.containers.protocol import Mount"),
-    ("daemon/containers/spec.py", "if TYPE_CHECKING:\n    from pathlib import Path"),
-    ("daemon/bus/delivery_plan.py", "from collections.abc import Mapping\nfrom datetime import timedelta"),
-    ("daemon/app.py", "__all__ = ['main']\nLIMITS: Final[Mapping[str, int]] = {'a': 1}"),
-    ("daemon/app.py", "KINDS: Final = frozenset({'a'})\nPAIR = (1, 2)\ndef f():\n    x = []\n    return x"),
-    ("daemon/app.py", "class A:\n    names: list[str] = []"),
+    (
+        "daemon/inngest/sweep.py",
+        "from daemon.maintenance.backup import back_up\nfrom schema.ids import new_id\nimport json",
+    ),
+    ("daemon/config/models.py", "import pydantic_settings, tomllib\nfrom pydantic import BaseModel"),
+    ("daemon/api/client.py", "await socket.connect('x')"),
+    (
+        "daemon/core/lifecycle.py",
+        "from schema.rows import Message\nfrom daemon.core.errors import ClawbusError\nimport enum",
+    ),
+    ("daemon/runtimes/spec.py", "from pathlib import PurePosixPath\nimport hashlib, json"),
+    ("daemon/runtimes/spec.py", "from daemon.runtimes.protocol import Mount"),
+    ("daemon/runtimes/spec.py", "if TYPE_CHECKING:\n    from pathlib import Path"),
+    ("daemon/core/delivery_plan.py", "from collections.abc import Mapping\nfrom datetime import timedelta"),
+    ("daemon/app/main.py", "__all__ = ['main']\nLIMITS: Final[Mapping[str, int]] = {'a': 1}"),
+    ("daemon/app/main.py", "KINDS: Final = frozenset({'a'})\nPAIR = (1, 2)\ndef f():\n    x = []\n    return x"),
+    ("daemon/app/main.py", "class A:\n    names: list[str] = []"),
 )
 
 
@@ -543,5 +549,5 @@ def test_every_rule_has_an_offender() -> None:
 
 
 def test_a_violation_names_file_and_line() -> None:
-    (violation,) = sides_do_not_meet(parse("daemon/app.py", "\n\nimport container_runner\n"))
-    assert violation.startswith("daemon/app.py:3 ")
+    (violation,) = sides_do_not_meet(parse("daemon/app/main.py", "\n\nimport container_runner\n"))
+    assert violation.startswith("daemon/app/main.py:3 ")

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import pytest
 
-from daemon.config import load_config
-from daemon.containers.process_table import boot_id, read_stat
+from daemon.config.models import load_config
+from daemon.runtimes.process_table import boot_id, read_stat
 from demo import agent
 from demo.ledger import Ledger, answered_ids
 from demo.leftovers import end_processes, leader_of

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon.bus.delivery_plan import ChannelTraits
-from daemon.bus.delivery_steps import Means, Outcome, collect, record_outcomes
-from daemon.config import Delivery
-from daemon.data_folder import Layout
+from daemon.config.models import Delivery
+from daemon.core.delivery_plan import ChannelTraits
+from daemon.engine.delivery_steps import Means, Outcome, collect, record_outcomes
+from daemon.store.data_folder import Layout
 from daemon.store.mailbox import Mailbox, NewEntry
 from daemon.store.registry import IncarnationRow, Registry, SessionKey
 from tests.support.invariants import check_data_folder, check_session, data_folder_violations, session_violations

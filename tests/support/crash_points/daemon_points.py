@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from daemon import data_folder
 from daemon.channels.local import LocalChannel
 from daemon.channels.webhook import WebhookChannel
-from daemon.containers.process import ProcessRuntime
-from daemon.containers.process_records import RecordStore
-from daemon.store import rebuild, session_files
+from daemon.runtimes.process import ProcessRuntime
+from daemon.runtimes.process_records import RecordStore
+from daemon.store import data_folder, rebuild, session_files
 from daemon.store.session_files import SessionFiles
 from schema import connect
 from tests.support.crash_points.points import Points

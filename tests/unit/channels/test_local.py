@@ -14,7 +14,7 @@ import pytest
 from daemon.channels import local as local_module
 from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Accepted, Incoming, Outgoing, Receipt
-from daemon.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.store.mailbox import Mailbox, MailboxEntry, NewEntry
 from schema.errors import FileBusyError, StorageError
 from tests.support.channels import SetClock, build, outgoing

@@ -14,8 +14,8 @@ from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Capabilities, ChannelContext
 from daemon.channels.registry import build_channels, find_types
 from daemon.channels.webhook import WebhookChannel
-from daemon.config import Config
-from daemon.errors import ChannelError, ConfigError
+from daemon.config.models import Config
+from daemon.core.errors import ChannelError, ConfigError
 from schema.errors import ClawbusError
 from tests.support.channels import SetClock
 

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from daemon.channels.protocol import Channel
 from daemon.channels.running import run_channel, start_channels
-from daemon.clock import SystemClock
+from daemon.core.clock import SystemClock
 
 pytestmark = [pytest.mark.anyio]
 

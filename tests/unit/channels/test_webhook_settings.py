@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from daemon.channels.webhook_settings import WebhookSettings, is_private, read_keys
-from daemon.errors import ConfigError
-from daemon.listening import split_listen
+from daemon.config.addresses import split_listen
+from daemon.core.errors import ConfigError
 
 SECRET = "a long enough secret"
 

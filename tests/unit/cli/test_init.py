@@ -9,8 +9,8 @@ import pytest
 
 from daemon.cli.guard import check_foreign_packages
 from daemon.cli.main import main
-from daemon.config import Config, load_config
-from daemon.errors import ForeignPackageError
+from daemon.config.models import Config, load_config
+from daemon.core.errors import ForeignPackageError
 from tests.support.command_line import Answer, CommandLine
 
 
@@ -105,7 +105,7 @@ class TestRun:
     @pytest.fixture
     def app(self, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         """A daemon that ends at once, with the code in `ends_with`."""
-        module = ModuleType("daemon.app")
+        module = ModuleType("daemon.app.main")
         module.__dict__["ends_with"] = 0
         module.__dict__["seen"] = []
 
@@ -114,8 +114,8 @@ class TestRun:
             return int(module.__dict__["ends_with"])
 
         module.__dict__["run"] = run
-        monkeypatch.setitem(sys.modules, "daemon.app", module)
-        monkeypatch.setattr("daemon.app", module, raising=False)
+        monkeypatch.setitem(sys.modules, "daemon.app.main", module)
+        monkeypatch.setattr("daemon.app.main", module, raising=False)
         return module
 
     def test_it_gets_the_configuration_and_ends_silently(self, cli: CommandLine, app: ModuleType) -> None:

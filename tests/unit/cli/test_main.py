@@ -14,7 +14,7 @@ import pytest
 from daemon.cli.envelope import Outcome, to_json
 from daemon.cli.main import command_tree, main
 from daemon.cli.present import age, when
-from daemon.printable import clean, one_line
+from daemon.core.printable import clean, one_line
 from schema.migrate import VERSION
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations
@@ -124,7 +124,7 @@ class TestUnexpected:
         def bug(*_: object) -> Outcome:
             raise ZeroDivisionError("a bug")
 
-        monkeypatch.setattr("daemon.control.client.ControlClient.__enter__", bug)
+        monkeypatch.setattr("daemon.api.client.ControlClient.__enter__", bug)
 
     def test_a_bug_is_internal_without_traceback(self, cli: CommandLine) -> None:
         answer = cli("status")
@@ -142,7 +142,7 @@ def test_an_interrupt_is_130_and_quiet(cli: CommandLine, monkeypatch: pytest.Mon
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("daemon.control.client.ControlClient.__enter__", interrupted)
+    monkeypatch.setattr("daemon.api.client.ControlClient.__enter__", interrupted)
     answer = cli("status")
     assert (answer.code, answer.out, answer.err) == (130, "", "")
 

@@ -155,7 +155,7 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_the_output(
     def refused(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "/somewhere/file")
 
-    monkeypatch.setattr("daemon.control.client.ControlClient.__enter__", refused)
+    monkeypatch.setattr("daemon.api.client.ControlClient.__enter__", refused)
     for options in ((), ("--debug",)):
         answer = cli("status", *options)
         assert (answer.code, answer.envelope["error"]["code"]) == (1, "FILE_ACCESS")

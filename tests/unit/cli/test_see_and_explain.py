@@ -11,8 +11,8 @@ import typer
 from daemon.cli import journal, sweep
 from daemon.cli.command import Globals, Invocation
 from daemon.cli.durations import since_ms, span_ms
-from daemon.repair.stale_drive import Report
-from daemon.repair.stale_plan import Scope
+from daemon.core.stale_plan import Scope
+from daemon.maintenance.stale_drive import Report
 from daemon.store.registry import Registry, SessionKey
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations

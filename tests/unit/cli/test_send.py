@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from daemon.channels.protocol import Accepted, Incoming
-from daemon.clock import SystemClock
-from daemon.errors import DaemonSilentError
+from daemon.core.clock import SystemClock
+from daemon.core.errors import DaemonSilentError
 from schema.errors import StorageError
 from schema.instants import from_text
 from tests.support.command_line import CommandLine
@@ -196,7 +196,7 @@ class TestAfterTheAcceptance:
         def silent(*_: object) -> None:
             raise DaemonSilentError("the daemon did not answer in time.")
 
-        monkeypatch.setattr("daemon.control.client.ControlClient.accept", silent)
+        monkeypatch.setattr("daemon.api.client.ControlClient.accept", silent)
         envelope = cli("send", "hello", *TO_ECHO, "--id", "m1").envelope
         assert envelope["error"]["code"] == "DAEMON_SILENT"
         assert (envelope["result"]["message_id"], envelope["result"]["accepted"]) == ("m1", None)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from daemon.data_folder import DataFolder, live_holder
+from daemon.store.data_folder import DataFolder, live_holder
 from tests.support.command_line import CommandLine
 
 

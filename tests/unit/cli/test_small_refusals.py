@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.data_folder import DataFolder
-from daemon.errors import DataFolderError
+from daemon.core.errors import DataFolderError
+from daemon.store.data_folder import DataFolder
 from schema.migrate import VERSION
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations

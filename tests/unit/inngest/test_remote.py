@@ -62,7 +62,12 @@ def test_a_refusal_there_has_the_same_code(tmp_path: Path, python_there: str) ->
 def test_the_bundle_is_what_the_operation_needs_and_no_more() -> None:
     with zipfile.ZipFile(io.BytesIO(bundle())) as archive:
         names = set(archive.namelist())
-    assert {"daemon/inngest/sweep.py", "daemon/repair/backup.py", "schema/connect.py", "schema/inbound.sql"} <= names
+    assert {
+        "daemon/inngest/sweep.py",
+        "daemon/maintenance/backup.py",
+        "schema/connect.py",
+        "schema/inbound.sql",
+    } <= names
     assert not any(name.startswith(("daemon/cli", "daemon/bus", "daemon/app")) for name in names)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import schema.connect
-from daemon.bus.delivery_plan import ChannelTraits
-from daemon.bus.delivery_steps import Means, collect
-from daemon.config import Delivery
+from daemon.config.models import Delivery
+from daemon.core.delivery_plan import ChannelTraits
+from daemon.core.lifecycle import Container, Policy
+from daemon.engine.delivery_steps import Means, collect
+from daemon.engine.sweep_steps import Settings, sweep_files
 from daemon.store.registry import Registry, SessionKey
-from daemon.sweep.decide import Container, Policy
-from daemon.sweep.steps import Settings, sweep_files
 from tests.support.session_world import NOW, SessionWorld
 
 MANY = 10_000

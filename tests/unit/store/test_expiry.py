@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.bus.delivery_plan import ChannelTraits
-from daemon.bus.delivery_steps import Means, Outcome, collect, record_outcomes
-from daemon.config import Delivery
+from daemon.config.models import Delivery
+from daemon.core.delivery_plan import ChannelTraits
+from daemon.engine.delivery_steps import Means, Outcome, collect, record_outcomes
 from daemon.store.dead_letters import Operator, dead_letter, drop
 from daemon.store.expiry import drop_gone, expire_dead_letters
 from daemon.store.transitions import change_status

@@ -8,11 +8,11 @@ from typing import Final
 
 import pytest
 
+from daemon.engine import recurrence
 from daemon.store import dead_letters, deliveries, messages
 from daemon.store.dead_letters import Operator
 from daemon.store.pruning import Step, prune_messages, prune_receipts
 from daemon.store.transitions import change_status
-from daemon.sweep import recurrence
 from schema.rows import Address, DeliveryState, MessageOut, MessageStatus
 from tests.support.session_world import HOME, SessionWorld
 

@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from structlog.testing import capture_logs
 
-from daemon.config import Config, Telemetry
-from daemon.errors import ConfigError, PermanentDeliveryError
+from daemon.config.models import Config, Telemetry
+from daemon.core.errors import ConfigError, PermanentDeliveryError
 from daemon.telemetry import tracing_otel
 from daemon.telemetry.context import TraceContext, new_context, parse
 from daemon.telemetry.spans import Event, Role, Span

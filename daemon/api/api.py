@@ -1,0 +1,379 @@
+"""The operator API: HTTP routes over `Operations`, and nothing that decides anything.
+
+Every answer is JSON: {ok: true, result} or {ok: false, error: {code, message}, fix}. No exception ever leaves as text
+or traceback. Long-polls are bounded, end when the client goes and end when the daemon does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+import anyio
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from daemon.api.operations import Operations
+from daemon.channels.protocol import Incoming
+from daemon.core.errors import BodyTooLargeError, RequestRefusedError
+from daemon.http.asgi import CLOSING
+from schema.errors import ClawbusError, ReadDeadlineError, ReadRaceError, StorageError
+from schema.ids import check_name, check_session
+from schema.os_faults import as_host_error
+from schema.rows import Address, Kind
+
+MAX_WAIT_S: Final = 60.0  # one long-poll; a client that wants to wait longer asks again
+MAX_LIMIT: Final = 1000
+DEFAULT_BODY_BYTES: Final = 4 * 1024 * 1024
+
+_STATUS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "REQUEST_REFUSED": 400,
+        "CONTENT_INVALID": 400,
+        "MESSAGE_INVALID": 400,
+        "INVALID_NAME": 400,
+        "UNKNOWN_AGENT": 404,
+        "UNKNOWN_SESSION": 404,
+        "UNKNOWN_MESSAGE": 404,
+        "ID_CONFLICT": 409,
+        "AMBIGUOUS_ID": 409,
+        "NO_ANSWER": 409,
+        "NOT_A_DEAD_LETTER": 409,
+        "MESSAGE_FINISHED": 409,
+        "MESSAGE_RUNNING": 409,
+        "RESET_WOULD_LOSE": 409,
+        "RESTORE_REFUSED": 409,
+        "STALE_ALIVE": 409,
+        "STALE_CHANGED": 409,
+        "STALE_INCONSISTENT": 409,
+        "STALE_SCOPE_INVALID": 400,
+        "STALE_SCOPE_TOO_BROAD": 409,
+        "STALE_TOO_YOUNG": 400,
+        "ROW_GONE": 410,
+        "BODY_TOO_LARGE": 413,
+        "RUNTIME_UNAVAILABLE": 503,
+        "FILE_BUSY": 503,
+        "EXIT_NOT_CONFIRMED": 504,
+    }
+)
+
+_T = TypeVar("_T")
+Handler = Callable[[Request], Awaitable[object]]
+
+
+class _AddressBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    channel_type: str
+    platform_id: str
+    thread_id: str | None = None
+
+
+class _MessageBody(BaseModel):
+    """POST /v1/messages. `process_after` and `not_after` are epoch milliseconds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    agent: str
+    session: str
+    content: Any
+    id: str | None = None
+    kind: str = Kind.CHAT.value
+    address: _AddressBody | None = None
+    trigger: bool = True
+    on_wake: bool = False
+    process_after: int | None = None
+    recurrence: str | None = None
+    create_session: bool = True
+    not_after: int | None = None
+
+
+class _RepairBody(BaseModel):
+    """POST /v1/dead/requeue and /v1/dead/drop. `by` is the operator's name, who alone may open this socket."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    agent: str
+    session: str
+    id: str
+    by: str = Field(min_length=1, max_length=200)
+    reason: str | None = Field(default=None, max_length=1000)
+
+
+def build_api(
+    operations: Operations, more: Sequence[BaseRoute] = (), *, max_body_bytes: int = DEFAULT_BODY_BYTES
+) -> Starlette:
+    """The ASGI app. `max_body_bytes` bounds a request's body; the content's own limit is the ingress's.
+
+    `more` are routes of others on the same socket: telemetry's, and the event stream.
+    """
+    api = _Api(operations, max_body_bytes)
+
+    def route(path: str, handler: Handler, method: str = "GET") -> Route:
+        return Route(path, enveloped(handler), methods=[method])
+
+    session = "/v1/sessions/{agent}/{session:path}"
+    return Starlette(
+        routes=[
+            route("/v1/messages", api.accept, "POST"),
+            route("/v1/replies", api.reply),
+            route("/v1/mailbox/{name}", api.mailbox),
+            route("/v1/status", api.status),
+            route("/v1/live", api.live),
+            route("/v1/sessions", api.sessions),
+            # A name may hold slashes, so the routes that end in a verb come first.
+            route(f"{session}/stop", api.stop, "POST"),
+            route(f"{session}/kill", api.kill, "POST"),
+            route(f"{session}/release", api.release, "POST"),
+            route(session, api.session),
+            route("/v1/dead", api.dead),
+            route("/v1/dead/show", api.dead_show),
+            route("/v1/dead/requeue", api.dead_requeue, "POST"),
+            route("/v1/dead/drop", api.dead_drop, "POST"),
+            *more,
+        ],
+        exception_handlers={HTTPException: _http_error},
+    )
+
+
+class _Api:
+    def __init__(self, operations: Operations, max_body_bytes: int) -> None:
+        self._operations = operations
+        self._max_body_bytes = max_body_bytes
+
+    async def accept(self, request: Request) -> object:
+        body = parse_body(_MessageBody, await read_body(request, self._max_body_bytes))
+        address = body.address
+        accepted = await self._operations.accept(
+            Incoming(
+                agent=body.agent,
+                session=body.session,
+                content=body.content,
+                message_id=body.id,
+                kind=body.kind,
+                address=Address(address.channel_type, address.platform_id, address.thread_id) if address else None,
+                trigger=body.trigger,
+                on_wake=body.on_wake,
+                process_after=body.process_after,
+                recurrence=body.recurrence,
+                create_session=body.create_session,
+                traceparent=request.headers.get("traceparent"),
+                not_after=body.not_after,
+            )
+        )
+        return asdict(accepted)
+
+    async def reply(self, request: Request) -> object:
+        agent, session = _named(request.query_params)
+        message_id = request.query_params.get("message_id")
+        if not message_id:
+            raise RequestRefusedError("message_id is missing.")
+        wait_s = _seconds(request, "wait_s")
+        entry = await _until_gone(request, lambda: self._operations.wait_reply(agent, session, message_id, wait_s))
+        return {"entry": asdict(entry) if entry is not None else None}
+
+    async def mailbox(self, request: Request) -> object:
+        name = request.path_params["name"]
+        after = _integer(request, "after", 0, 0, 2**63 - 1)
+        limit = _integer(request, "limit", 100, 1, MAX_LIMIT)
+        wait_s = _seconds(request, "wait_s")
+        found = await _until_gone(request, lambda: self._operations.read_mailbox(name, after, limit, wait_s))
+        entries = found or []
+        return {
+            "mailbox": name,
+            "entries": [asdict(entry) for entry in entries],
+            "next_after": entries[-1].cursor if entries else after,
+        }
+
+    async def status(self, _: Request) -> object:
+        return await self._operations.status()
+
+    async def live(self, _: Request) -> object:
+        return self._operations.live()
+
+    async def sessions(self, _: Request) -> object:
+        return {"sessions": await self._operations.sessions()}
+
+    async def session(self, request: Request) -> object:
+        return await self._operations.session(*_named(request.path_params))
+
+    async def stop(self, request: Request) -> object:
+        return await self._operations.stop_session(*_named(request.path_params))
+
+    async def kill(self, request: Request) -> object:
+        return await self._operations.kill_session(*_named(request.path_params), *_who(request))
+
+    async def release(self, request: Request) -> object:
+        return await self._operations.release_session(*_named(request.path_params), *_who(request))
+
+    async def dead(self, request: Request) -> object:
+        query = request.query_params
+        session = _named(query) if "agent" in query or "session" in query else None
+        limit = _integer(request, "limit", 100, 1, MAX_LIMIT)
+        order = query.get("order", "newest")
+        if order not in ("newest", "oldest"):
+            raise RequestRefusedError(f"order must be newest or oldest, not {order[:40]!r}.")
+        return await self._operations.dead_letters(
+            session, query.get("id"), limit, code=query.get("code"), oldest_first=order == "oldest"
+        )
+
+    async def dead_show(self, request: Request) -> object:
+        letter_id = request.query_params.get("id")
+        if not letter_id:
+            raise RequestRefusedError("id is missing.")
+        return await self._operations.dead_letter(*_named(request.query_params), letter_id)
+
+    async def dead_requeue(self, request: Request) -> object:
+        return await self._operations.requeue_dead(*await self._repair(request))
+
+    async def dead_drop(self, request: Request) -> object:
+        return await self._operations.drop_dead(*await self._repair(request))
+
+    async def _repair(self, request: Request) -> tuple[str, str, str, str, str | None]:
+        body = parse_body(_RepairBody, await read_body(request, self._max_body_bytes))
+        agent, session = check_name("agent", body.agent), check_session(body.session)
+        return agent, session, body.id, body.by, body.reason
+
+
+def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    """A handler's result or refusal as an envelope."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            return _json(200, {"ok": True, "result": await handler(request)})
+        except ClawbusError as error:
+            return _refused(error)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except Exception as error:  # noqa: BLE001 - the last place that can tell: traceback to the log, a code to the client
+            host = as_host_error(error, "this request could not be answered")
+            if host is not None:
+                structlog.get_logger("control").warning(
+                    "control_request_refused", path=request.url.path, code=host.code, error=str(host), hint=host.hint
+                )
+                return _refused(host)
+            structlog.get_logger("control").exception("control_request_failed", path=request.url.path)
+            return _refusal(500, "INTERNAL", "the daemon failed at this request.", ClawbusError.default_hint)
+
+    return endpoint
+
+
+def status_of(error: ClawbusError) -> int:
+    """The HTTP status of a refusal. What names its cause is never a 500: that is for what nobody foresaw."""
+    if error.code in _STATUS:
+        return _STATUS[error.code]
+    if isinstance(error, StorageError | ReadRaceError | ReadDeadlineError):
+        return 503
+    return 500 if error.code == ClawbusError.code else 409
+
+
+def _refused(error: ClawbusError) -> Response:
+    return _refusal(status_of(error), error.code, str(error), error.hint)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    message = {404: "no such route.", 405: "this route has another method."}.get(status, "refused.")
+    return _refusal(status, "REQUEST_REFUSED", message, "Use the clawbus command of the daemon's own version.")
+
+
+def _refusal(status: int, code: str, message: str, fix: str) -> Response:
+    return _json(status, {"ok": False, "error": {"code": code, "message": message}, "fix": fix})
+
+
+def _json(status: int, body: object) -> Response:
+    # ASCII, because content may hold lone surrogates that UTF-8 cannot.
+    return Response(json.dumps(body, separators=(",", ":"), default=str), status, media_type="application/json")
+
+
+async def _until_gone(request: Request, work: Callable[[], Awaitable[_T]]) -> _T | None:
+    """Await `work`, but give up (None) as soon as the client has gone or the daemon is stopping."""
+    result: _T | None = None
+    refusal: ClawbusError | None = None
+    closing = request.scope.get(CLOSING)
+
+    async def watch_client(scope: anyio.CancelScope) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
+
+    async def watch_daemon(scope: anyio.CancelScope, event: anyio.Event) -> None:
+        await event.wait()
+        scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch_client, group.cancel_scope)
+        if isinstance(closing, anyio.Event):
+            group.start_soon(watch_daemon, group.cancel_scope, closing)
+        try:
+            result = await work()
+        except ClawbusError as error:
+            refusal = error  # raised below: a task group would wrap it
+        group.cancel_scope.cancel()
+    if refusal is not None:
+        raise refusal
+    return result
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise BodyTooLargeError(f"the request's body is over {limit} bytes.")
+    return bytes(body)
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def parse_body(model: type[_Model], body: bytes) -> _Model:
+    try:
+        return model.model_validate(json.loads(body))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in error.errors())
+        raise RequestRefusedError(f"the request is wrong: {faults}") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestRefusedError(f"the request's body is not JSON: {error}") from error
+
+
+def _named(values: Mapping[str, str]) -> tuple[str, str]:
+    agent, session = values.get("agent", ""), values.get("session", "")
+    return check_name("agent", agent), check_session(session)
+
+
+def _who(request: Request) -> tuple[str | None, str]:
+    """Why, and who asks, from the query: an older command line does not say."""
+    reason = request.query_params.get("reason")
+    return reason[:1000] if reason else None, request.query_params.get("by", "")[:200] or "operator"
+
+
+def _integer(request: Request, name: str, default: int, lowest: int, highest: int) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        value = int(text[:20])
+    except ValueError as error:
+        raise RequestRefusedError(f"{name} must be a whole number.") from error
+    if not lowest <= value <= highest:
+        raise RequestRefusedError(f"{name} must be between {lowest} and {highest}.")
+    return value
+
+
+def _seconds(request: Request, name: str) -> float:
+    text = request.query_params.get(name, "0")
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise RequestRefusedError(f"{name} must be a number of seconds.") from error
+    # `nan` compares false with everything.
+    return min(value, MAX_WAIT_S) if value >= 0 else 0.0

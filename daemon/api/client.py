@@ -1,0 +1,297 @@
+"""The daemon as a client sees it: HTTP over the control socket, blocking, for the command line.
+
+Nothing here retries a send by itself. When nobody answers that is DaemonDownError, never an empty result. The standard
+library's client is used because a command's start-up counts: importing httpx takes longer than most calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import time
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, cast
+from urllib.parse import quote, urlencode
+
+from daemon.core.errors import (
+    DaemonDownError,
+    DaemonSilentError,
+    LostAnswerError,
+    NotListeningError,
+    RemoteError,
+    SocketPathError,
+)
+from daemon.store.mailbox import MailboxEntry
+
+_ANSWER_S: Final = 30.0
+_CONNECT_S: Final = 5.0
+_KEEP_S: Final = 10.0  # well within what the daemon keeps an idle connection for
+_POLL_S: Final = 50.0  # one long-poll of ours; the daemon's own cap is a little higher
+_MAX_PATH_BYTES: Final = 107
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP on a unix socket. Raises DaemonDownError or DaemonSilentError when nobody takes the call."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("clawbus", timeout=timeout_s)
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        """Connect; the answer may take `timeout_s`, being taken at all may not."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(_CONNECT_S)
+            sock.connect(str(self._path))
+            sock.settimeout(self._timeout_s)
+        except OSError as error:
+            sock.close()
+            raise _not_taken(error, self._path) from error
+        self.sock = sock
+
+    def reuse(self, timeout_s: float) -> bool:
+        """Whether another request can go over it, which may then take `timeout_s`."""
+        sock = self.sock
+        if not isinstance(sock, socket.socket):
+            return False
+        with contextlib.suppress(OSError):
+            sock.setblocking(False)
+            try:
+                sock.recv(1, socket.MSG_PEEK)  # an end, or words that nobody asked for
+            except BlockingIOError:
+                sock.settimeout(timeout_s)
+                return True
+        return False
+
+
+def _not_taken(error: OSError, path: Path) -> DaemonDownError | DaemonSilentError:
+    if isinstance(error, PermissionError):
+        message = f"no permission to speak to the daemon on {path}."
+        return DaemonDownError(message, hint="Run this as the daemon's user.")
+    if isinstance(error, TimeoutError):
+        return DaemonSilentError(f"the daemon on {path} takes no calls.")
+    return NotListeningError(f"no daemon answers on {path}.")
+
+
+class ControlClient:
+    """Calls to one daemon, one at a time, on a connection that is kept for a moment. Use as a context manager.
+
+    Every method raises DaemonDownError, DaemonSilentError or RemoteError. `answer_s`: how many seconds an answer may take
+    beyond what the request itself waits for.
+    """
+
+    def __init__(self, path: Path, *, answer_s: float = _ANSWER_S) -> None:
+        if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+            raise SocketPathError(f"the control socket's path is over {_MAX_PATH_BYTES} bytes: {path}")
+        self._path = path
+        self._answer_s = answer_s
+        self._current: _UnixConnection | None = None
+        self._kept: tuple[_UnixConnection, float] | None = None  # and since when, monotonic
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._drop_kept()
+
+    def close(self) -> None:
+        """End a call that another thread may be waiting in; it raises DaemonDownError there, as do later ones."""
+        self._closed = True
+        self._drop_kept()
+        current = self._current
+        sock = current.sock if current is not None else None
+        if isinstance(sock, socket.socket):
+            with contextlib.suppress(OSError):  # it has ended by itself
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def accept(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """POST /v1/messages; returns {message_id, agent, session, seq, duplicate}."""
+        return self._call("POST", "/v1/messages", body=message)
+
+    def wait_reply(self, agent: str, session: str, message_id: str, wait_s: float) -> MailboxEntry | None:
+        """One long-poll (at most 50 s) for the answer to a message."""
+        wait = min(wait_s, _POLL_S)
+        query = {"agent": agent, "session": session, "message_id": message_id, "wait_s": f"{wait:.3f}"}
+        entry = self._call("GET", "/v1/replies", query=query, wait_s=wait)["entry"]
+        return _entry(entry) if entry is not None else None
+
+    def read_mailbox(self, name: str, after: int, limit: int, wait_s: float = 0.0) -> list[MailboxEntry]:
+        """Entries above a cursor, oldest first; one long-poll (at most 50 s) when there is none."""
+        wait = min(wait_s, _POLL_S)
+        query = {"after": str(after), "limit": str(limit), "wait_s": f"{wait:.3f}"}
+        return [
+            _entry(entry)
+            for entry in self._call("GET", f"/v1/mailbox/{_part(name)}", query=query, wait_s=wait)["entries"]
+        ]
+
+    def status(self) -> dict[str, Any]:
+        """The report and its live part."""
+        return self._call("GET", "/v1/status")
+
+    def live(self) -> dict[str, Any]:
+        """What only the live process knows; answered from memory, even when no file can be read."""
+        return self._call("GET", "/v1/live")
+
+    def watch(self, query: Mapping[str, str]) -> Generator[dict[str, Any]]:
+        """The event stream, one event at a time, until the daemon ends (LostAnswerError) or the caller closes it.
+
+        `query` may have session (A/S), message and level. The first event is {"event": "watching"}.
+        """
+        target = f"/v1/events?{urlencode(query)}" if query else "/v1/events"
+        connection = _UnixConnection(self._path, self._answer_s)
+        try:
+            connection.connect()
+            connection.request("GET", target)
+            response = connection.getresponse()
+            if response.status != http.client.OK:
+                _unwrap(response.status, response.read())
+            while line := response.readline():
+                if line.strip():
+                    yield cast("dict[str, Any]", json.loads(line))
+        except TimeoutError as error:
+            raise DaemonSilentError(f"the daemon on {self._path} sends nothing any more.") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise LostAnswerError("the daemon ended.") from error
+        finally:
+            connection.close()
+        raise LostAnswerError("the daemon ended.")
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Every session."""
+        return cast("list[dict[str, Any]]", self._call("GET", "/v1/sessions")["sessions"])
+
+    def session(self, agent: str, session: str) -> dict[str, Any]:
+        """One session's report."""
+        return self._call("GET", f"/v1/sessions/{_part(agent)}/{_part(session)}")
+
+    def act(
+        self, agent: str, session: str, action: str, *, by: str | None = None, reason: str | None = None
+    ) -> dict[str, Any]:
+        """stop, kill or release a session. A kill answers after the confirmed exit."""
+        query = {name: value for name, value in (("by", by), ("reason", reason)) if value is not None}
+        return self._call(
+            "POST",
+            f"/v1/sessions/{_part(agent)}/{_part(session)}/{action}",
+            query=query,
+            wait_s=600 if action == "kill" else 0,
+        )
+
+    def dead_letters(
+        self,
+        session: tuple[str, str] | None = None,
+        letter_id: str | None = None,
+        limit: int = 100,
+        *,
+        code: str | None = None,
+        oldest_first: bool = False,
+    ) -> dict[str, Any]:
+        """Return the newest open dead letters, or the oldest, of one session or of all."""
+        query = {"limit": str(limit), **({"id": letter_id} if letter_id is not None else {})}
+        query |= {"order": "oldest"} if oldest_first else {}
+        query |= {"code": code} if code is not None else {}
+        if session is not None:
+            query |= {"agent": session[0], "session": session[1]}
+        return self._call("GET", "/v1/dead", query=query)
+
+    def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
+        """All that is known of one."""
+        return self._call("GET", "/v1/dead/show", query={"agent": agent, "session": session, "id": letter_id})
+
+    def repair(
+        self, action: str, agent: str, session: str, letter_id: str, by: str, reason: str | None
+    ) -> dict[str, Any]:
+        """`action` is requeue or drop."""
+        body = {"agent": agent, "session": session, "id": letter_id, "by": by, "reason": reason}
+        return self._call("POST", f"/v1/dead/{action}", body=body)
+
+    def post(self, path: str, body: Mapping[str, Any], *, wait_s: float = 0.0) -> dict[str, Any]:
+        """One of the repairs (api/repair_api.py). `wait_s`: how long it may take beyond a moment."""
+        return self._call("POST", path, body=body, wait_s=wait_s)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        wait_s: float = 0.0,
+    ) -> dict[str, Any]:
+        content = json.dumps(body).encode() if body is not None else None
+        target = f"{path}?{urlencode(query)}" if query else path
+        connection = self._current = self._connection(self._answer_s + wait_s)
+        keep = False
+        try:
+            if connection.sock is None:
+                connection.connect()
+            if self._closed:  # looked at after the socket is there: `close` either finds the socket or is seen here
+                raise DaemonDownError("the call was ended.")
+            # A refusal may come before the whole body is sent, and the connection be closed: it is still to be read.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, target, content, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            status, answer = response.status, response.read()
+            keep = not response.will_close
+        except TimeoutError as error:
+            raise DaemonSilentError(f"the daemon on {self._path} did not answer in time.") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise LostAnswerError("the daemon ended before it answered.") from error
+        finally:
+            self._current = None
+            if keep and not self._closed:
+                self._kept = connection, time.monotonic()
+            else:
+                connection.close()
+        return _unwrap(status, answer)
+
+    def _connection(self, timeout_s: float) -> _UnixConnection:
+        """The kept one while it is fresh and its other end says nothing: an end would be heard. Else one to connect."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            connection, since = kept
+            if connection.reuse(timeout_s) and time.monotonic() - since < _KEEP_S:
+                return connection
+            connection.close()
+        return _UnixConnection(self._path, timeout_s)
+
+    def _drop_kept(self) -> None:
+        kept, self._kept = getattr(self, "_kept", None), None
+        if kept is not None:
+            kept[0].close()
+
+
+def _unwrap(status: int, content: bytes) -> dict[str, Any]:
+    try:
+        answer = cast("object", json.loads(content))
+    except ValueError as error:
+        raise DaemonSilentError(f"the daemon's answer is not JSON (status {status}).") from error
+    if isinstance(answer, dict):
+        envelope = cast("dict[str, Any]", answer)
+        if envelope.get("ok") is True:
+            return cast("dict[str, Any]", envelope["result"])
+        fault = envelope.get("error")
+        if isinstance(fault, dict):
+            named = cast("dict[str, Any]", fault)
+            raise RemoteError(str(named.get("code")), str(named.get("message")), hint=str(envelope.get("fix", "")))
+    raise DaemonSilentError(f"the daemon's answer is no envelope (status {status}).")
+
+
+def _entry(values: Mapping[str, Any]) -> MailboxEntry:
+    return MailboxEntry(**{name: values[name] for name in MailboxEntry.__dataclass_fields__})
+
+
+def _part(name: str) -> str:
+    """One path component; whatever the name holds, it cannot become another route."""
+    return quote(name, safe="")

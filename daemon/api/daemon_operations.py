@@ -1,0 +1,301 @@
+"""The daemon as the control API sees it: the reports from the files, what only the live process knows, and the levers.
+
+Reads a session's files only through `Session.call`, so that no other thread has them open meanwhile.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from daemon.channels.local import LocalChannel
+from daemon.channels.protocol import Accepted, Incoming
+from daemon.core.clock import Clock
+from daemon.core.command_words import two_words
+from daemon.core.errors import NoAnswerError
+from daemon.engine.dead_letters import DeadLetters
+from daemon.engine.ingress import Ingress
+from daemon.engine.sessions import Sessions
+from daemon.engine.supervisor.supervisor import Supervisor
+from daemon.engine.sweeper import Sweeper
+from daemon.engine.troubles import Troubles
+from daemon.engine.unanswered import unanswered
+from daemon.inspect import reports
+from daemon.maintenance.repairs import Repairs
+from daemon.maintenance.retention import Retention
+from daemon.store.dead_letters import Operator
+from daemon.store.mailbox import MailboxEntry
+from daemon.store.registry import SessionKey
+from schema.connect import ReadLimits
+from schema.errors import ClawbusError, ReadDeadlineError
+from schema.ids import check_name, check_session
+
+_LOOK_S: Final = 1.0
+_NOTE_S: Final = 2.0
+
+
+class DaemonOperations:
+    """Implements daemon.api.operations.Operations. `degraded` names what does not work now, since when and why."""
+
+    def __init__(
+        self,
+        *,
+        data_dir: Path,
+        clock: Clock,
+        limits: ReadLimits,
+        sessions: Sessions,
+        ingress: Ingress,
+        supervisor: Supervisor,
+        sweeper: Sweeper,
+        local: LocalChannel,
+        runtime_name: str,
+        degraded: Callable[[], list[dict[str, Any]]],
+        retention: Retention,
+    ) -> None:
+        self._data_dir = data_dir
+        self._clock = clock
+        self._limits = limits
+        self._sessions = sessions
+        self._ingress = ingress
+        self._supervisor = supervisor
+        self._sweeper = sweeper
+        self._local = local
+        self._runtime_name = runtime_name
+        self._degraded = degraded
+        self._retention = retention
+        self._dead_letters = DeadLetters(sessions, clock, sweeper.poke, sweeper.delivery.given_up)
+        self.repairs = Repairs(sessions, supervisor, clock, sweeper.poke, sweeper.delivery.given_up)
+        self._started_at = clock.now_ms()
+        self._log = structlog.get_logger("operator")
+
+    async def accept(self, incoming: Incoming) -> Accepted:
+        """See Ingress.accept."""
+        return await self._ingress.accept(incoming)
+
+    async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
+        """The first answer in a mailbox; None when none came in time.
+
+        Raises NoAnswerError as soon as it is known that none will: the message is finished and nothing is on its way,
+        or its session is in quarantine.
+        """
+        until = self._clock.monotonic() + timeout_s
+        while True:
+            left = until - self._clock.monotonic()
+            entry = await self._local.wait_reply(agent, session, message_id, max(0.0, min(left, _LOOK_S)))
+            if entry is not None or left <= _LOOK_S:
+                return entry
+            error = await self._no_answer(_key(agent, session), message_id)
+            if error is not None and await self._local.wait_reply(agent, session, message_id, 0.0) is None:
+                raise error
+
+    async def _no_answer(self, key: SessionKey, message_id: str) -> NoAnswerError | None:
+        """Why no answer is to be expected, or None while one may come or nothing can be told now."""
+        try:
+            found = await self._sessions.get(key)
+            if found.quarantined is not None:
+                return _held(key, message_id, found.quarantined)
+            alive = self._supervisor.slot(key) is not None
+            why = await found.call(partial(unanswered, found.files, message_id, alive=alive))
+            return NoAnswerError(f"no answer to {message_id} will come: {why}.") if why is not None else None
+        except ClawbusError:
+            return None
+
+    async def read_mailbox(self, mailbox: str, after: int, limit: int, wait_s: float) -> list[MailboxEntry]:
+        """See LocalChannel.wait_new."""
+        if wait_s > 0:
+            return await self._local.wait_new(mailbox, after, wait_s, limit)
+        return await self._local.read(mailbox, after, limit)
+
+    async def status(self) -> dict[str, Any]:
+        """The files' report and the live part."""
+        report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
+        return {**with_troubles(report, self._sessions.troubles), "live": self.live()}
+
+    async def sessions(self) -> list[dict[str, Any]]:
+        """See reports.sessions_report."""
+        found = await anyio.to_thread.run_sync(reports.sessions_report, self._data_dir, self._clock)
+        return [with_trouble(one, self._sessions.troubles) for one in found]
+
+    async def session(self, agent: str, session: str) -> dict[str, Any]:
+        """See reports.session_report. Raises UnknownSessionError.
+
+        A session whose container makes an open hang explains itself all the same, from the host's own files.
+        """
+        found = await self._sessions.get(_key(agent, session))
+        report = partial(reports.session_report, self._data_dir, agent, session, self._clock, limits=self._limits)
+        try:
+            told = await found.call(report)
+        except ReadDeadlineError as error:
+            held = f"{error.code}: {error}"
+            told = await anyio.to_thread.run_sync(partial(report, held=held), abandon_on_cancel=True)
+        use = found.use
+        counted = (
+            {"bytes": use.bytes, "files": use.files, "deleted_bytes": use.deleted_bytes} if use is not None else None
+        )
+        return {**with_trouble(told, self._sessions.troubles), "out_folder": counted}
+
+    async def stop_session(self, agent: str, session: str) -> dict[str, Any]:
+        """Ask its container for a graceful end. Raises UnknownSessionError."""
+        found = await self._sessions.get(_key(agent, session))
+        slot = self._supervisor.begin_end(found.key, "operator_stop", graceful=True)
+        self._log.info("operator_stop", agent=agent, session=session, incarnation=slot and slot.incarnation)
+        return {"stopping": slot is not None, "incarnation": slot.incarnation if slot is not None else None}
+
+    async def kill_session(self, agent: str, session: str, reason: str | None, by: str = "operator") -> dict[str, Any]:
+        """Kill its container and return after the confirmed exit. Raises UnknownSessionError, NotConfirmedError."""
+        found = await self._sessions.get(_key(agent, session))
+        self._log.warning("operator_kill", agent=agent, session=session, by=by, reason=reason)
+        if self._supervisor.slot(found.key) is not None:
+            # Before the kill, while the attempts that it ends are open; a file that cannot be written stops no kill.
+            with anyio.move_on_after(_NOTE_S):
+                await self.repairs.try_note(found.key, "session_killed", Operator(by, reason))
+        slot = await self._supervisor.end(found.key, "operator_kill", graceful=False)
+        return {
+            "killed": slot is not None,
+            "incarnation": slot.incarnation if slot is not None else None,
+            "exit_code": slot.exit_code if slot is not None else None,
+        }
+
+    async def release_session(
+        self, agent: str, session: str, reason: str | None = None, by: str = "operator"
+    ) -> dict[str, Any]:
+        """Out of quarantine, and swept at once; one whose folder is gone starts anew. Raises UnknownSessionError."""
+        key = _key(agent, session)
+        found = await self._sessions.get(key)
+        if found.quarantined is not None and not found.files.folder.root.exists():
+            await found.call(found.files.create)
+            self._log.warning("session_made_anew", agent=agent, session=session)
+        was = found.quarantined
+        await self._sessions.central(lambda registry: registry.release(key))
+        found.quarantined, found.active = None, True
+        found.strikes.clear()
+        self._sessions.troubles.forget(key)
+        self._log.info("operator_release", agent=agent, session=session, was=was, by=by, reason=reason)
+        if was is not None:
+            await self.repairs.try_note(key, "session_released", Operator(by, reason), was=was)
+        self._sweeper.poke(key)
+        return {"released": was is not None, "was": was}
+
+    async def dead_letters(
+        self,
+        session: tuple[str, str] | None,
+        letter_id: str | None,
+        limit: int,
+        *,
+        code: str | None = None,
+        oldest_first: bool = False,
+    ) -> dict[str, Any]:
+        """See reports.dead_letters_report."""
+        report = partial(
+            reports.dead_letters_report, self._data_dir, self._clock, session=session, letter_id=letter_id, limit=limit,
+            code=code, oldest_first=oldest_first,
+        )  # fmt: skip
+        return await anyio.to_thread.run_sync(report)
+
+    async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
+        """See reports.dead_letter_report."""
+        found = await self._sessions.get(_key(agent, session))
+        report = partial(reports.dead_letter_report, self._data_dir, agent, session, letter_id, limits=self._limits)
+        return await found.call(report)
+
+    async def requeue_dead(
+        self, agent: str, session: str, letter_id: str, by: str, reason: str | None
+    ) -> dict[str, Any]:
+        """See DeadLetters.requeue."""
+        return await self._dead_letters.requeue(_key(agent, session), letter_id, Operator(by, reason))
+
+    async def drop_dead(self, agent: str, session: str, letter_id: str, by: str, reason: str | None) -> dict[str, Any]:
+        """See DeadLetters.drop."""
+        return await self._dead_letters.drop(_key(agent, session), letter_id, Operator(by, reason))
+
+    def live(self) -> dict[str, Any]:
+        """What only the live process knows."""
+        last = self._sweeper.last
+        sweep = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors}
+        return {
+            "pid": os.getpid(),
+            "version": _version(),
+            "started_at": self._started_at,
+            "agents": sorted(self._ingress.agents),
+            "runtime": {
+                "name": self._runtime_name,
+                "state": "unavailable" if self._supervisor.unavailable is not None else "available",
+            },
+            "degraded": self._degraded(),
+            "troubles": self._sessions.troubles.listing(),
+            "running": [
+                {
+                    "agent": slot.session.key.agent,
+                    "session": slot.session.key.session,
+                    "incarnation": slot.incarnation,
+                    "container_id": slot.container_id,
+                    "phase": slot.phase.value,
+                }
+                for slot in self._supervisor.slots()
+            ],
+            "waiting_spawns": [str(key) for key in self._supervisor.waiting()],
+            "last_sweep": sweep if last.at is not None else None,
+            "retention": self._retention_report(),
+            "clock": self._sweeper.clock_jump,
+        }
+
+    def _retention_report(self) -> dict[str, Any]:
+        """How long what is done is kept (seconds; None: for ever), and what the last pass took."""
+        last = self._retention.last
+        took = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors,
+                "given_back_bytes": last.given_back, "taken": dict(last.taken)}  # fmt: skip
+        return {"keep_s": dict(self._retention.ages), "last_pass": took if last.at is not None else None}
+
+
+def with_trouble(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
+    """A session's report, explained by what the daemon fails at in it, unless it explains itself."""
+    found = troubles.of(SessionKey(report["agent"], report["session"]))
+    told = {**report, "troubles": [one.sentence for one in found]}
+    if found and report["state"] != "quarantined" and (not report["explanation"] or report.get("held_up") is None):
+        told["explanation"] = found[0].sentence
+        if "held_up" in report:
+            told["held_up"] = found[0].sentence
+    return told
+
+
+def with_troubles(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
+    """The status report; sessions in which the daemon fails at something need attention."""
+    named = {(one["agent"], one["session"]) for one in report["attention"]}
+    more = [
+        {"agent": key.agent, "session": key.session, "state": "failing", "explanation": found[0].sentence}
+        for key, found in troubles.all().items()
+        if (key.agent, key.session) not in named
+    ]
+    return {
+        **report,
+        "attention": [*report["attention"], *more],
+        "attention_total": report["attention_total"] + len(more),
+    }
+
+
+def _held(key: SessionKey, message_id: str, reason: str) -> NoAnswerError:
+    """Its message is kept, and worked on as soon as the session is released."""
+    name = two_words(key.agent, key.session)
+    return NoAnswerError(
+        f"no answer to {message_id} comes while session {key} is in quarantine: {reason.rstrip('.')}. The message is kept.",
+        hint=f"`clawbus session show {name}` tells why; mend that, then `clawbus session release {name}`.",
+    )
+
+
+def _key(agent: str, session: str) -> SessionKey:
+    return SessionKey(check_name("agent", agent), check_session(session))
+
+
+@functools.cache
+def _version() -> str:
+    """Read once: a look at a daemon that is short of descriptors must not need one."""
+    return version("clawbus")

@@ -1,0 +1,138 @@
+"""The daemon's log events as a stream over the control socket: what `clawbus watch` reads.
+
+Never slows the daemon down: a watcher that does not keep up loses its oldest events, and is told how many. Never shows
+what the log does not: the events come from the log pipeline, redacted and limited as there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Generator, Mapping
+from typing import Any, Final
+
+import anyio
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from daemon.http.asgi import CLOSING
+from daemon.logs.filter import LEVELS, EventFilter
+
+KEPT: Final = 1000  # events that wait for one watcher
+_ALIVE_S: Final = 10.0  # an empty line so often, so that either side sees a dead other one
+
+
+class Watcher:
+    """One who watches: a bounded queue that any thread fills and one task empties."""
+
+    def __init__(self, wanted: EventFilter) -> None:
+        self._wanted = wanted
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._queue: deque[Mapping[str, Any]] = deque()
+        self._lost = 0
+        self._rung = anyio.Event()
+
+    def offer(self, event: Mapping[str, Any]) -> None:
+        """Called from any thread; never waits and never raises."""
+        if not self._wanted.wants(event):
+            return
+        with self._lock:
+            if len(self._queue) >= KEPT:
+                self._queue.popleft()
+                self._lost += 1
+            self._queue.append(event)
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._ring)
+
+    def _ring(self) -> None:
+        self._rung.set()
+
+    async def take(self, closing: anyio.Event) -> tuple[list[Mapping[str, Any]], int]:
+        """What has come since, and how many were lost before it. Waits for a first one, at most some seconds."""
+        self._rung = anyio.Event()
+        if not self._queue:
+            with anyio.move_on_after(_ALIVE_S):
+                async with anyio.create_task_group() as waits:
+                    waits.start_soon(_end_with, closing, waits.cancel_scope)
+                    await self._rung.wait()
+                    waits.cancel_scope.cancel()
+        with self._lock:
+            taken, lost = list(self._queue), self._lost
+            self._queue.clear()
+            self._lost = 0
+        return taken, lost
+
+
+async def _end_with(closing: anyio.Event, scope: anyio.CancelScope) -> None:
+    await closing.wait()
+    scope.cancel()
+
+
+class EventHub:
+    """Passes every log event on to whoever watches. `publish` is the log pipeline's listener."""
+
+    def __init__(self) -> None:
+        self._watchers: tuple[Watcher, ...] = ()
+        self._lock = threading.Lock()
+
+    def publish(self, event: Mapping[str, Any]) -> None:
+        """Called from any thread."""
+        for watcher in self._watchers:
+            watcher.offer(event)
+
+    @contextlib.contextmanager
+    def watching(self, wanted: EventFilter) -> Generator[Watcher]:
+        """A watcher, for as long as the context lasts."""
+        watcher = Watcher(wanted)
+        with self._lock:
+            self._watchers = (*self._watchers, watcher)
+        try:
+            yield watcher
+        finally:
+            with self._lock:
+                self._watchers = tuple(one for one in self._watchers if one is not watcher)
+
+
+def events_route(hub: EventHub) -> Route:
+    """GET /v1/events?session=A/S&message=ID&level=L: JSON lines until the client or the daemon goes.
+
+    The first line is {"event": "watching"}: what is logged from then on is in the stream. Empty lines mean nothing.
+    """
+
+    async def events(request: Request) -> Response:
+        query = request.query_params
+        level = query.get("level", "debug")
+        if level not in LEVELS:
+            body = {
+                "ok": False,
+                "error": {"code": "REQUEST_REFUSED", "message": f"no such level: {level[:20]}"},
+                "fix": "",
+            }
+            return Response(json.dumps(body), 400, media_type="application/json")
+        wanted = EventFilter(query.get("session"), query.get("message"), level)
+        closing = request.scope.get(CLOSING)
+        stream = lines(hub, wanted, closing if isinstance(closing, anyio.Event) else anyio.Event())
+        return StreamingResponse(stream, media_type="application/x-ndjson")
+
+    return Route("/v1/events", events, methods=["GET"])
+
+
+async def lines(hub: EventHub, wanted: EventFilter, closing: anyio.Event) -> AsyncIterator[bytes]:
+    """The stream itself, as bytes, until `closing` is set."""
+    with hub.watching(wanted) as watcher:
+        yield _line({"event": "watching"})
+        while not closing.is_set():
+            events, lost = await watcher.take(closing)
+            if lost:
+                yield _line({"event": "watch_fell_behind", "level": "warning", "lost": lost})
+            yield b"".join(map(_line, events)) or b"\n"
+
+
+def _line(event: Mapping[str, Any]) -> bytes:
+    # ASCII, because a value may hold lone surrogates that UTF-8 cannot.
+    return json.dumps(event, separators=(",", ":"), default=str).encode() + b"\n"

@@ -1,0 +1,98 @@
+"""What the daemon offers to its operator: the one protocol between the control API and everything behind it.
+
+The API (api.py) turns HTTP into these calls and errors into envelopes; it decides nothing. Whoever implements this
+raises ClawbusError for a refusal and never returns success for something it did not do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from daemon.channels.protocol import Accepted, Incoming
+from daemon.store.mailbox import MailboxEntry
+
+
+class Operations(Protocol):
+    """The daemon as an operator sees it.
+
+    Every dictionary holds only what JSON can hold; times are epoch milliseconds.
+    """
+
+    async def accept(self, incoming: Incoming) -> Accepted:
+        """Store a message and return once it is durable. Raises what the ingress raises; then nothing is stored."""
+        ...
+
+    async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
+        """The first mailbox entry that answers this message; None when none came within `timeout_s` seconds.
+
+        An answer that is there already is returned at once.
+        """
+        ...
+
+    async def read_mailbox(self, mailbox: str, after: int, limit: int, wait_s: float) -> list[MailboxEntry]:
+        """Up to `limit` entries with a cursor above `after`, oldest first; waits up to `wait_s` seconds for a first."""
+        ...
+
+    async def status(self) -> dict[str, Any]:
+        """The report of daemon.inspect.reports.status_report plus a key `live`: pid, version, started_at, runtime
+        {name, state}, degraded [{what, since, why}], running [{agent, session, incarnation, container_id}],
+        waiting_spawns [AGENT/SESSION], last_sweep {at, duration_ms, sessions, errors} or None, clock {jumped_at, by_ms}."""
+        ...
+
+    def live(self) -> dict[str, Any]:
+        """The part `live` of the status alone: from memory, without a look at any file."""
+        ...
+
+    async def sessions(self) -> list[dict[str, Any]]:
+        """daemon.inspect.reports.sessions_report's list."""
+        ...
+
+    async def session(self, agent: str, session: str) -> dict[str, Any]:
+        """daemon.inspect.reports.session_report's dictionary. Raises UnknownSessionError."""
+        ...
+
+    async def stop_session(self, agent: str, session: str) -> dict[str, Any]:
+        """Ask the session's container for a graceful end; returns {stopping: bool, incarnation} without waiting."""
+        ...
+
+    async def kill_session(self, agent: str, session: str, reason: str | None, by: str = "operator") -> dict[str, Any]:
+        """Kill the session's container; returns {killed: bool, incarnation, exit_code} after the CONFIRMED exit.
+
+        Raises NotConfirmedError when the exit could not be confirmed in time.
+        """
+        ...
+
+    async def release_session(
+        self, agent: str, session: str, reason: str | None = None, by: str = "operator"
+    ) -> dict[str, Any]:
+        """Take the session out of quarantine; returns {released: bool, was: reason or None}."""
+        ...
+
+    async def dead_letters(
+        self,
+        session: tuple[str, str] | None,
+        letter_id: str | None,
+        limit: int,
+        *,
+        code: str | None = None,
+        oldest_first: bool = False,
+    ) -> dict[str, Any]:
+        """daemon.inspect.reports.dead_letters_report's dictionary. Raises UnknownSessionError."""
+        ...
+
+    async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
+        """daemon.inspect.reports.dead_letter_report's dictionary. Raises UnknownSessionError, UnknownMessageError."""
+        ...
+
+    async def requeue_dead(
+        self, agent: str, session: str, letter_id: str, by: str, reason: str | None
+    ) -> dict[str, Any]:
+        """Send a dead letter on its way again; returns {id, kind: in|out, requeued_as}.
+
+        Raises UnknownSessionError, UnknownMessageError, NotDeadLetterError, RowGoneError; then nothing has changed.
+        """
+        ...
+
+    async def drop_dead(self, agent: str, session: str, letter_id: str, by: str, reason: str | None) -> dict[str, Any]:
+        """Take a dead letter off the list; returns {id, kind}. Raises as `requeue_dead`."""
+        ...

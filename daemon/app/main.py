@@ -1,0 +1,324 @@
+"""The daemon's life: start-up, signals and an orderly end; one task group owns one named task per loop.
+
+What it starts is built and wired in `house.py`. Decides nothing and does no other work. No agent is killed by its end.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from functools import partial
+
+import anyio
+import structlog
+
+from daemon.api import server as control_server
+from daemon.api.api import build_api
+from daemon.api.daemon_operations import DaemonOperations
+from daemon.api.events import EventHub, events_route
+from daemon.api.repair_api import repair_routes
+from daemon.app.house import House, build_house
+from daemon.app.signals import RELOAD, SignalInbox
+from daemon.channels.running import run_channel, start_channels
+from daemon.config.models import Config
+from daemon.config.policies import read_limits
+from daemon.core.clock import Clock, SystemClock
+from daemon.core.errors import DataFolderLockedError, RuntimeUnavailableError
+from daemon.engine.installation import Start, settle_install
+from daemon.engine.supervisor.changed_runtime import refuse_changed_engine, refuse_changed_runtime
+from daemon.logs.pipeline import LogPipeline, configure
+from daemon.monitoring.monitoring import Monitoring
+from daemon.runtimes.engine import EngineGuard
+from daemon.runtimes.factory import build_runtime
+from daemon.store.data_folder import DataFolder
+from daemon.store.install import InstallFile
+from daemon.store.registry import Registry
+from daemon.systemd.notify import Notifier
+from daemon.systemd.watchdog import Pulse, Watchdog
+from schema.errors import ClawbusError
+
+_SHUTDOWN_GRACE_S = 5.0
+_SWEEP_ALLOWED_S = 30.0
+_THREADS_END_S = 1.0
+_LOCK_CHECK_S = 2.0
+_TERMINAL_CHECKS = 10
+_TERMINAL_CHECK_S = 0.5
+
+
+def run(config: Config, reload: Callable[[], Config] | None, signals: SignalInbox) -> int:
+    """Run the daemon until SIGTERM or SIGINT; the exit code. `reload` reads the configuration anew on SIGHUP.
+
+    `signals` is installed already, so that what came before is in it. After this no signal ends the process.
+
+    Raises ClawbusError for what prevents a start (folder locked or not ours, socket path, configuration of a channel).
+    """
+    control_server.check_path(config.control_socket)
+    clock = SystemClock()
+    with DataFolder.open(config.data_dir, clock) as folder:
+        control_server.check_unanswered(config.control_socket)
+        folder.make_agents(config.agents)
+        pipeline = configure(config.logs, config.data_dir, sys.stderr, clock)
+        try:
+            anyio.run(partial(_main, config, folder, pipeline, clock, reload, signals))
+        except BaseExceptionGroup as group:
+            refusal = _refusal(group)
+            if refusal is None:
+                raise
+            structlog.get_logger("daemon").critical(
+                "daemon_failed", code=refusal.code, error=str(refusal), hint=refusal.hint
+            )
+            raise refusal from group
+        finally:
+            signals.close()
+            pipeline.close()
+        _leave_hung_threads()
+    return 0
+
+
+def _leave_hung_threads() -> None:
+    """End here and now when a thread waits for something that never comes (a fifo in a file's place).
+
+    The interpreter would wait for it at its own end, and the daemon could not be stopped. All else is done by now.
+    """
+    deadline = time.monotonic() + _THREADS_END_S
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                sys.stderr.flush()
+                os._exit(0)
+
+
+def _refusal(group: BaseExceptionGroup[BaseException]) -> ClawbusError | None:
+    """What a task group wrapped, when that is a refusal that explains itself (a port that is taken) and nothing else."""
+    refusals, rest = group.split(ClawbusError)
+    if refusals is None or rest is not None:
+        return None
+    first = refusals
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
+
+
+async def _main(
+    config: Config,
+    folder: DataFolder,
+    pipeline: LogPipeline,
+    clock: Clock,
+    reload: Callable[[], Config] | None,
+    signals: SignalInbox,
+) -> None:
+    log = structlog.get_logger("daemon")
+    if folder.was_open:
+        log.warning("data_folder_was_open", data=str(folder.root), closed=list(folder.was_open))
+    notifier = Notifier(os.environ)
+    registry = Registry(folder.central_db)
+    with signals.interruptible_start() as beginning:
+        install_id = await settle_install(
+            Start(folder, registry, clock, read_limits(config)),
+            lambda kind, of_install: build_runtime(config, folder, of_install, clock, kind),
+        )
+        live = await anyio.to_thread.run_sync(registry.live_incarnations)
+        known = await anyio.to_thread.run_sync(InstallFile(folder.install_record).engine)
+        await refuse_changed_runtime(
+            config.runtime.kind, live, lambda kind: build_runtime(config, folder, install_id, clock, kind), known
+        )
+        async with aclosing(build_runtime(config, folder, install_id, clock)) as asked:
+            await refuse_changed_engine(live, EngineGuard(InstallFile(folder.install_record), install_id, asked))
+    if beginning.cancelled_caught:
+        log.info("daemon_stopped")
+        return
+    runtime = build_runtime(config, folder, install_id, clock)
+    pulse = Pulse(clock)
+    # A tick waits for its slowest session, which may take its whole time-out.
+    pulse.register("sweep", _SWEEP_ALLOWED_S + config.sweep.session_timeout_s)
+    house = build_house(config, folder, runtime, install_id, clock, pulse, registry=registry)
+    monitoring = Monitoring(house.watched(), house.telemetry)
+    log.info("daemon_starting", data=str(config.data_dir), runtime=runtime.name, pid=os.getpid())
+    try:
+        async with anyio.create_task_group() as tasks:
+            with signals.interruptible_start() as starting:
+                tasks.start_soon(_keep_lock, folder, clock, name="data folder lock")
+                await _bring_up(house, tasks, monitoring, pipeline, pulse, notifier)
+            if not starting.cancelled_caught:
+                await _serve_signals(house, pipeline, notifier, reload, signals, tasks)
+            notifier.stopping()
+            log.info("daemon_stopping", containers_left_running=len(house.supervisor.alive()))
+            monitoring.health.started = False
+            await stop_house(house, tasks, _SHUTDOWN_GRACE_S)
+    finally:
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(_SHUTDOWN_GRACE_S):
+                await runtime.aclose()
+            await house.telemetry.tracer.aclose()
+    log.info("daemon_stopped")
+
+
+async def _keep_lock(folder: DataFolder, clock: Clock) -> None:
+    """Take the lock again when its file was removed. Raise DataFolderLockedError, which ends the daemon, when another has it."""
+    log = structlog.get_logger("daemon")
+    trouble: str | None = None
+    while True:
+        await anyio.sleep(_LOCK_CHECK_S)
+        try:
+            retaken = await anyio.to_thread.run_sync(folder.retake_lock, clock)
+        except DataFolderLockedError:
+            raise
+        except (OSError, ClawbusError, RuntimeError) as error:  # the host is short of something: try again
+            if str(error) != trouble:
+                log.warning("data_folder_lock_lost", error=str(error))
+            trouble = str(error)
+            continue
+        trouble = None
+        if retaken:
+            log.warning("data_folder_lock_retaken", lock=str(folder.lock_file))
+
+
+async def _bring_up(
+    house: House,
+    tasks: anyio.abc.TaskGroup,
+    monitoring: Monitoring,
+    pipeline: LogPipeline,
+    pulse: Pulse,
+    notifier: Notifier,
+) -> None:
+    """Start everything, and report it: to the log, to /readyz and to systemd."""
+    config = house.config
+    await monitoring.start(tasks, config.telemetry.listen)
+    operations = await _start(house, tasks)
+    events = EventHub()
+    pipeline.listen(events.publish)
+    routes = [*monitoring.routes, events_route(events), *repair_routes(operations.repairs)]
+    api = build_api(operations, routes)
+    await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
+    tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
+    # What start-up made stays for good. Unfrozen, each full collection walks it: a stop of 50 ms for every message.
+    gc.collect()
+    gc.freeze()
+    monitoring.health.started = True
+    notifier.ready(house.status_line())
+    structlog.get_logger("daemon").info(
+        "daemon_ready", socket=str(config.control_socket), agents=sorted(house.agents),
+        channels=sorted(house.channels), active_sessions=len(house.sessions),
+    )  # fmt: skip
+
+
+async def stop_house(house: House, tasks: anyio.abc.TaskGroup, grace_s: float) -> None:
+    """Begin nothing new, let sends under way finish within `grace_s` seconds, end every task. Containers stay."""
+    house.supervisor.close()
+    await house.delivery.close(grace_s)
+    tasks.cancel_scope.cancel()
+
+
+async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
+    """Start every loop: first what delivers and repairs, then what runs agents, last what takes messages in."""
+    channels_run = anyio.Event()
+    house.delivery.start(tasks, channels_run)
+    for key in await house.sessions.finish_deletions():
+        structlog.get_logger("daemon").info("session_deletion_finished", agent=key.agent, session=key.session)
+    await house.sessions.find_lost()
+    for row in await house.sessions.central(lambda registry: registry.with_work()):
+        if row.active:
+            house.sessions.adopt(row)
+        elif row.next_due_at is not None:
+            house.schedule.at(row.key, row.next_due_at)
+    await tasks.start(house.watch.run, name="watch")
+    await _check_runtime(house)
+    await house.supervisor.start(tasks)
+    await tasks.start(house.sweeper.run, name="sweep")
+    tasks.start_soon(house.schedule.run, name="schedule")
+    await start_channels(
+        tasks,
+        {
+            name: partial(run_channel, name, channel, house.ingress.accept, house.channel_problems, house.clock)
+            for name, channel in house.channels.items()
+        },
+        house.channel_problems,
+        house.clock,
+    )
+    channels_run.set()
+    tasks.start_soon(house.retention.run, name="retention")
+    return DaemonOperations(
+        data_dir=house.config.data_dir,
+        clock=house.clock,
+        limits=read_limits(house.config),
+        sessions=house.sessions,
+        ingress=house.ingress,
+        supervisor=house.supervisor,
+        sweeper=house.sweeper,
+        local=house.channels.local,
+        runtime_name=house.runtime.name,
+        degraded=house.degraded,
+        retention=house.retention,
+    )
+
+
+async def _check_runtime(house: House) -> None:
+    """Say at once what would otherwise show at the first spawn. Neither a missing image nor Docker's absence is fatal."""
+    try:
+        for error in await house.supervisor.look_at_images():
+            structlog.get_logger("daemon").error("image_unusable", error=str(error), hint=error.hint)
+    except RuntimeUnavailableError:
+        return  # the supervisor's adoption says it, and goes on trying
+
+
+async def _serve_signals(
+    house: House,
+    pipeline: LogPipeline,
+    notifier: Notifier,
+    reload: Callable[[], Config] | None,
+    signals: SignalInbox,
+    tasks: anyio.abc.TaskGroup,
+) -> None:
+    """Return at SIGTERM, at SIGINT, and when the terminal that the daemon was started in is closed; reload at SIGHUP."""
+    log = structlog.get_logger("daemon")
+    while True:
+        number = await signals.next()
+        if signals.terminal_closed():
+            log.warning("terminal_closed", signal=number.name)
+            return
+        if number != RELOAD:
+            return
+        notifier.reloading()
+        _reload(house, pipeline, reload)
+        notifier.ready(house.status_line())
+        if signals.has_terminal:
+            tasks.start_soon(_await_terminal_end, signals, name="terminal")
+
+
+async def _await_terminal_end(signals: SignalInbox) -> None:
+    """Some shells send SIGHUP to their jobs just before the terminal goes: ask again for a while."""
+    for _ in range(_TERMINAL_CHECKS):
+        await anyio.sleep(_TERMINAL_CHECK_S)
+        if signals.terminal_closed():
+            signals.hang_up()
+            return
+
+
+def _reload(house: House, pipeline: LogPipeline, reload: Callable[[], Config] | None) -> None:
+    """Take over agents and the log level; everything else needs a restart. A broken file changes nothing."""
+    log = structlog.get_logger("daemon")
+    if reload is None:
+        return
+    try:
+        config = reload()
+    except ClawbusError as error:
+        log.error("reload_refused", error=str(error), hint=error.hint)
+        return
+    except Exception:  # a reload that fails changes nothing, and ends nothing
+        log.exception("reload_raised")
+        return
+    pipeline.set_level(config.logs.level)
+    house.agents.clear()
+    house.agents.update(config.agents)
+    taken_over = {"agents": True, "logs": {"level"}}
+    old = house.config.model_dump(exclude=taken_over)
+    restart = sorted(key for key, value in config.model_dump(exclude=taken_over).items() if value != old[key])
+    # What was asked for and not done is a warning: the operator believes that it holds now.
+    say = log.warning if restart else log.info
+    say("config_reloaded", agents=sorted(house.agents), level=config.logs.level, restart_needed_for=restart)

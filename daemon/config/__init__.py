@@ -1,0 +1,1 @@
+"""The configuration: its keys, where they come from, and what the parts take from them."""

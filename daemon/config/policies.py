@@ -1,0 +1,69 @@
+"""What the configuration means to the parts that do the work: limits and policies in their own units. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from daemon.config.models import Agent, Config
+from daemon.core.lifecycle import Policy
+from daemon.core.message_fate import Fate
+from daemon.engine.sweep_steps import Settings
+from daemon.store.out_folder import OutLimits
+from schema.connect import ReadLimits
+
+_UNCLAIMED_S: Final = 60.0  # a container on a busy machine may need as long until its runner looks
+
+
+def read_limits(config: Config) -> ReadLimits:
+    """What one look into a container's file may cost."""
+    return ReadLimits(
+        max_file_bytes=config.limits.max_outbound_file_bytes,
+        max_row_bytes=4 * config.limits.max_content_bytes + 64 * 1024,
+        deadline_s=config.limits.read_deadline_s,
+    )
+
+
+def fate_of(agent: Agent | None, config: Config) -> Fate:
+    """The rules for an agent's messages; the default ones for an agent that is not in the configuration any more."""
+    base = int(config.sweep.backoff_base_s * 1000)
+    if agent is None:
+        return Fate(later_base=base)
+    return Fate(strict=agent.order == "strict", later_for=int(agent.later_for_s * 1000), later_base=base)
+
+
+def sweep_settings(config: Config) -> Settings:
+    """The sweep's settings, with the policy of an agent that has no table of its own."""
+    out = OutLimits(config.limits.max_out_folder_bytes, config.limits.max_out_folder_files)
+    return Settings(agent_policy(config, None), config.timezone, out)
+
+
+def agent_policy(config: Config, agent: Agent | None) -> Policy:
+    """The sweep's policy for one agent's sessions, in milliseconds."""
+    stuck = config.sweep.claim_stuck_s
+    timed = agent is not None and agent.provider == "command"  # the runner ends such a turn at timeout_s
+    turn = agent.timeout_s if agent is not None and timed else config.sweep.ceiling_s
+    return Policy(
+        ceiling=_ms(config.sweep.ceiling_s),
+        claim_stuck=_ms(stuck),
+        claim_max=_ms(claim_max_s(config, agent)),
+        turn=_ms(turn + stuck),
+        unclaimed=_ms(max(stuck, _UNCLAIMED_S)),
+        max_declared=_ms(config.sweep.max_declared_s),
+        max_tries=config.sweep.max_tries,
+        backoff_base=_ms(config.sweep.backoff_base_s),
+        idle_stop=_ms(config.runtime.idle_stop_s),
+    )
+
+
+def claim_max_s(config: Config, agent: Agent | None) -> float:
+    """The longest a claim of this agent may last, in seconds: its own, the sweep's, or what follows from the time-outs."""
+    own = agent.claim_max_s if agent is not None else None
+    if own is not None or config.sweep.claim_max_s > 0:
+        return own if own is not None else config.sweep.claim_max_s
+    if agent is not None and agent.provider == "command":
+        return 2 * agent.timeout_s + config.sweep.claim_stuck_s
+    return config.sweep.max_declared_s + config.sweep.ceiling_s
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

@@ -1,0 +1,221 @@
+"""What the diagnoses are made from: facts about the host, one session, one run. Data only, no I/O and no judgement.
+
+Times are epoch milliseconds, durations milliseconds. What could not be found out is None, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from daemon.core.run_state import Life, RunEvidence, Verdict
+
+
+class DaemonState(StrEnum):
+    """Whether a daemon works on this data folder."""
+
+    UP = "up"
+    DOWN = "down"
+    SILENT = "silent"  # a process holds the folder, and nobody answers on the socket
+
+
+@dataclass(frozen=True, slots=True)
+class Degradation:
+    """What the running daemon says does not work. `what` is its own name for it: runtime, image, storage, disk, registry."""
+
+    what: str
+    why: str
+    since: int | None
+    code: str | None = None  # of what failed, where that says more than `what`
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container of this install as the runtime lists it. `restarts`: by a restart policy; `paused`: frozen."""
+
+    container_id: str
+    agent: str
+    session: str
+    incarnation: str
+    started_at: int
+    restarts: bool = False
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClockFacts:
+    """What speaks for a jump of the wall clock.
+
+    `ahead_ms`: how far the newest evidence lies in the future. `jumped_at`: the daemon saw one, `by_ms` forward (or back,
+    when negative). `waits_until`: the latest time that something due was put off to by the clock as it was then.
+    """
+
+    ahead_ms: int = 0
+    where: str | None = None
+    jumped_at: int | None = None
+    by_ms: int | None = None
+    agent: str | None = None
+    session: str | None = None
+    message_id: str | None = None
+    waits_until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A session whose container takes one of the slots. `message_id` is what it works on, None for nothing.
+
+    `since`: when it claimed that, or when the container was started.
+    """
+
+    agent: str
+    session: str
+    since: int
+    message_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsedUp:
+    """A process that has every descriptor open that its limit allows. `hard` is what it may be given."""
+
+    pid: int
+    limit: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """The host: the daemon, the registry, the runtime, the disk, the clock."""
+
+    now: int
+    data_dir: str
+    daemon: DaemonState = DaemonState.UP
+    daemon_detail: str | None = None
+    registry_missing: bool = False
+    registry_error: str | None = None
+    file_errors: tuple[str, ...] = ()  # of the data folder's other files, mailbox.db
+    runtime: str = "docker"
+    runtime_error: str | None = None
+    runtime_repair: str | None = None  # the command for this case of it
+    other_engine: bool = False  # another engine answered; runtime_error says which
+    copied_from: str | None = None  # no daemon has started on this copy yet
+    other_runtime: str | None = None  # under which the containers run, when it is not the configured one
+    image_error: str | None = None
+    image_repair: str | None = None
+    images_checked: bool = False  # all of them were found usable just now
+    service: bool = False  # systemd starts the daemon of this configuration
+    holder_pid: int | None = None  # of the daemon that holds the folder and does not answer
+    used_up: UsedUp | None = None  # that daemon has no descriptor left
+    free_bytes: int | None = None
+    free_inodes: int | None = None  # only when few are left
+    low_bytes: int = 0
+    max_open_answers: int = 10_000
+    write_error: str | None = None
+    clock: ClockFacts = ClockFacts()
+    degraded: tuple[Degradation, ...] = ()
+    last_sweep_at: int | None = None
+    sweep_interval_ms: int = 60_000
+    claim_stuck_ms: int = 60_000
+    ceiling_ms: int = 30 * 60_000
+    max_declared_ms: int = 6 * 3_600_000
+    claim_max_ms: Mapping[str, int] = field(default_factory=dict[str, int])  # by agent; "" for any other
+    max_containers: int = 8
+    holders: tuple[Holder, ...] = ()
+
+    @property
+    def start(self) -> str:
+        """The command that starts the daemon of this folder."""
+        return "systemctl start clawbus" if self.service else "clawbus run"
+
+    @property
+    def restart(self) -> str:
+        """The command that ends a daemon that hangs; without a service, `start` starts the next one."""
+        if self.service or self.holder_pid is None:
+            return "systemctl restart clawbus"
+        return f"kill -KILL {self.holder_pid}"
+
+    def trouble(self, what: str) -> Degradation | None:
+        """The daemon's own word that this does not work."""
+        return next((item for item in self.degraded if item.what == what), None)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRecord:
+    """The incarnation that central.db takes for living, and what the runtime says of it."""
+
+    incarnation: str
+    container_id: str | None
+    created_at: int
+    started_at: int | None
+    life: Life
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """What the running daemon fails at in a session, and has not succeeded at since `since`."""
+
+    code: str
+    sentence: str
+    since: int
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """One session: its row in central.db, its files, its containers.
+
+    `container` is the recorded incarnation's as the runtime lists it; `containers` are the others of the session that it
+    lists. `registered` is False for a folder that central.db does not know.
+    """
+
+    agent: str
+    session: str
+    registered: bool = True
+    quarantined_at: int | None = None
+    quarantine_reason: str | None = None
+    spawn_failures: int = 0
+    next_spawn_at: int | None = None
+    last_spawn_error: str | None = None
+    live: LiveRecord | None = None
+    container: Container | None = None
+    containers: tuple[Container, ...] = ()
+    journal: bool = False
+    due: int = 0
+    oldest_due_at: int | None = None
+    claimed: bool = False
+    failed: int = 0
+    dead: int = 0
+    dead_example: str | None = None
+    dead_reason: str | None = None
+    retrying: int = 0
+    retrying_example: Mapping[str, Any] | None = None  # as daemon.inspect.answer_reading tells it
+    open_answers: int = 0
+    held: int = 0
+    oldest_held_at: int | None = None
+    holder: str | None = None
+    holder_sentence: str | None = None
+    overdue_answers: int = 0
+    oldest_overdue_at: int | None = None
+    errors: tuple[str, ...] = ()
+    failing: tuple[Failing, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """AGENT/SESSION."""
+        return f"{self.agent}/{self.session}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """One run: its evidence, the verdict on it, and the progress of its container.
+
+    `heartbeat_at` is the session's, and counts for the run only when it is not older than its container.
+    """
+
+    evidence: RunEvidence
+    verdict: Verdict
+    born_at: int | None = None
+    heartbeat_at: int | None = None
+    tool: str | None = None
+    declared_ms: int | None = None

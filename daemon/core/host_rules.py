@@ -1,0 +1,293 @@
+"""What can be wrong with the host: the daemon, the registry, the disk, the runtime, the clock. Pure; it repairs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from daemon.core.command_words import one_word
+from daemon.core.diagnosis import Choice, Diagnosis, span
+from daemon.core.facts import DaemonState, HostFacts
+from schema.errors import HostTroubleError, UnusableFileError
+from schema.instants import to_text
+
+CLOCK_SLACK_MS: Final = 60_000
+TOO_NEW: Final = "SCHEMA_TOO_NEW"
+UPGRADE: Final = "pip install --upgrade clawbus"
+_KNOWN_TROUBLES: Final = frozenset({"registry", "storage", "disk", "runtime", "image"})
+_MIB: Final = 1024**2
+_EXHAUSTED: Final = HostTroubleError.code
+_BROKEN: Final = f"{UnusableFileError.code}:"
+
+HostRule = Callable[[HostFacts], Diagnosis | None]
+
+
+def _daemon_down(host: HostFacts) -> Diagnosis | None:
+    if host.daemon is not DaemonState.DOWN:
+        return None
+    evidence = (host.daemon_detail or "Nobody holds the data folder's lock, and nobody answers on the socket.",)
+    # It does not start over a file that it cannot read; the command of that one starts it as well.
+    unreadable = "DATA_UNREADABLE" if any(not text.startswith(TOO_NEW) for text in host.file_errors) else None
+    cause = "REGISTRY_UNREADABLE" if host.registry_error is not None else unreadable
+    return Diagnosis("DAEMON_DOWN", "No daemon runs on this data folder.", evidence, host.start, cause=cause)
+
+
+def _daemon_silent(host: HostFacts) -> Diagnosis | None:
+    if host.daemon is not DaemonState.SILENT:
+        return None
+    evidence = (host.daemon_detail or "A process holds the data folder's lock, and nobody answers on the socket.",)
+    return Diagnosis("DAEMON_SILENT", "The daemon runs and does not answer.", evidence, host.restart)
+
+
+def _sweep_stalled(host: HostFacts) -> Diagnosis | None:
+    if host.daemon is not DaemonState.UP or host.last_sweep_at is None:
+        return None
+    silent = host.now - host.last_sweep_at
+    allowed = 3 * host.sweep_interval_ms + 60_000
+    if silent <= allowed:
+        return None
+    evidence = (f"The last sweep was {span(silent)} ago; one is due every {span(host.sweep_interval_ms)}.",)
+    return Diagnosis("SWEEP_STALLED", "The daemon answers, and its sweep stands still.", evidence, host.restart)
+
+
+def _registry_missing(host: HostFacts) -> Diagnosis | None:
+    degraded = host.trouble("registry")
+    if not host.registry_missing and degraded is None:
+        return None
+    evidence = [f"{host.data_dir}/central.db is missing."] if host.registry_missing else []
+    if degraded is not None:
+        evidence.append(degraded.why)
+    command = host.start if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"
+    return Diagnosis(
+        "REGISTRY_GONE", "central.db is gone; the daemon remakes it from the session folders.", tuple(evidence), command,
+        choices=() if host.daemon is DaemonState.DOWN else (_lasts(host),),
+    )  # fmt: skip
+
+
+def _too_new(host: HostFacts) -> Diagnosis | None:
+    errors = [
+        text for text in (host.registry_error, *host.file_errors) if text is not None and text.startswith(TOO_NEW)
+    ]
+    if not errors:
+        return None
+    return Diagnosis(TOO_NEW, "The data folder was written by a newer clawbus.", tuple(errors), UPGRADE)
+
+
+def _file_unreadable(host: HostFacts) -> Diagnosis | None:
+    errors = tuple(text for text in host.file_errors if not text.startswith(TOO_NEW))
+    if not errors:
+        return None
+    summary = "mailbox.db cannot be read, and no daemon starts over it."
+    path = f"{host.data_dir}/mailbox.db"
+    if not any(text.startswith(_BROKEN) for text in errors):
+        # A lock or a disk that fails: the file may be whole.
+        return Diagnosis("DATA_UNREADABLE", summary, errors, f"ls -la {host.data_dir}", choices=(_lasts(host),))
+    evidence = (*errors, "Answers in it that nobody has fetched yet are kept in the file that is moved away.")
+    return Diagnosis("DATA_UNREADABLE", summary, evidence, f"mv {path} {path}.broken{_then_start(host)}")
+
+
+def _then_start(host: HostFacts) -> str:
+    return f" && {host.start}" if host.daemon is DaemonState.DOWN else ""
+
+
+def _lasts(host: HostFacts) -> Choice:
+    """A trouble of the moment, which the daemon ends by itself, or the next start does."""
+    if host.daemon is DaemonState.DOWN:
+        return Choice("once its cause is mended", host.start)
+    return Choice("when it lasts although its cause is mended", host.restart)
+
+
+def _other_trouble(host: HostFacts) -> Diagnosis | None:
+    """Whatever else the daemon says does not work is a finding, too."""
+    found = [
+        one for one in host.degraded if one.what not in _KNOWN_TROUBLES and not one.what.startswith("channel ")
+    ]  # fmt: skip
+    if not found:
+        return None
+    evidence = tuple(f"{one.what}: {one.why}" for one in found)
+    return Diagnosis("DEGRADED", "A part of the daemon does not work.", evidence, "clawbus logs -n 50 --level warning",
+                     choices=(_lasts(host),))  # fmt: skip
+
+
+def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
+    if host.registry_error is None:
+        return None
+    path = f"{host.data_dir}/central.db"
+    if not host.registry_error.startswith(_BROKEN):
+        # A lock, a disk that fails, no descriptor left: the file may be whole, and nothing is to be moved away.
+        summary = "central.db cannot be read now; the daemon tries again by itself."
+        return Diagnosis("REGISTRY_UNREADABLE", summary, (host.registry_error,), "clawbus logs -n 50 --level warning",
+                         choices=(_lasts(host),))  # fmt: skip
+    # The sessions' own files are the truth; the registry is remade from them.
+    command = f"mv {path} {path}.broken" + (f" && {host.start}" if host.daemon is DaemonState.DOWN else "")
+    return Diagnosis("REGISTRY_UNREADABLE", "central.db cannot be read.", (host.registry_error,), command)
+
+
+def runtime_away(host: HostFacts) -> Diagnosis | None:
+    """The container runtime does not answer."""
+    degraded = host.trouble("runtime")
+    # Else nobody asked it, or it is not the one to ask: see _runtime_changed and _copied.
+    elsewhere = host.other_runtime is not None or host.other_engine or host.copied_from is not None
+    asked = host.runtime_error if not elsewhere else None
+    why = asked or (degraded.why if degraded is not None else None)
+    if why is None:
+        return None
+    evidence = [why]
+    if degraded is not None and degraded.since is not None:
+        evidence.append(f"The daemon is without it since {to_text(degraded.since)}.")
+    usual = "systemctl start docker" if host.runtime == "docker" else "clawbus config check"
+    command = host.runtime_repair or usual
+    return Diagnosis("RUNTIME_UNAVAILABLE", f"The runtime {host.runtime} does not answer.", tuple(evidence), command)
+
+
+def _copied(host: HostFacts) -> Diagnosis | None:
+    if host.copied_from is None:
+        return None
+    evidence = (
+        f"Its identity was given to another folder: {host.copied_from}.",
+        "Containers on its record are that installation's; this one adopts and ends none of them.",
+    )
+    summary = "This data folder is a copy or was restored; its first start makes it an installation of its own."
+    return Diagnosis("COPIED_FOLDER", summary, evidence, host.start)
+
+
+def _engine_changed(host: HostFacts) -> Diagnosis | None:
+    if not host.other_engine:
+        return None
+    evidence = (host.runtime_error or "Another engine answers.",)
+    summary = "Another engine answers than the one that the containers run on."
+    command = "docker context ls" if host.runtime == "docker" else "clawbus install show"
+    choices = (Choice("when the engine of before is gone for good", "clawbus install renew"),)
+    return Diagnosis("RUNTIME_CHANGED", summary, evidence, command, choices=choices)
+
+
+def _runtime_changed(host: HostFacts) -> Diagnosis | None:
+    if host.other_runtime is None:
+        return None
+    evidence = (host.runtime_error or f'The containers run under "{host.other_runtime}".',)
+    summary = f"The configuration names the runtime {host.runtime}, and the containers run under {host.other_runtime}."
+    return Diagnosis("RUNTIME_CHANGED", summary, evidence, "clawbus config check")
+
+
+def image_unusable(host: HostFacts) -> Diagnosis | None:
+    """The agents' image cannot be used."""
+    degraded = host.trouble("image")
+    if host.images_checked:
+        degraded = None  # the daemon's word is older than this look
+    why = host.image_error or (degraded.why if degraded is not None else None)
+    if why is None:
+        return None
+    evidence = [why, "Is the name a slip? Correct that key in clawbus.toml, and reload the daemon."]
+    if "is foreign" in why:  # as `usable_image` says it
+        evidence.append(
+            "A build takes the name away from the image that has it now; to keep that one, correct the key."
+        )
+    command = host.image_repair or "clawbus image build"
+    return Diagnosis("IMAGE_UNUSABLE", "An agents' image cannot be used.", tuple(evidence), command)
+
+
+def disk_full(host: HostFacts) -> Diagnosis | None:
+    """The disk has no room, or writing fails for another reason."""
+    storage, disk = host.trouble("storage"), host.trouble("disk")
+    if storage is not None and storage.code == _EXHAUSTED:
+        storage = None
+    low = (host.free_bytes is not None and host.free_bytes < host.low_bytes) or host.free_inodes is not None
+    if host.write_error is None and storage is None and disk is None and not low:
+        return None
+    evidence = [why for why in (host.write_error, storage.why if storage else None, disk.why if disk else None) if why]
+    if host.free_bytes is not None:
+        evidence.append(
+            f"{host.free_bytes // _MIB} MiB are free; below {host.low_bytes // _MIB} MiB writing soon fails."
+        )
+    if host.free_inodes is not None:
+        evidence.append(f"{host.free_inodes} inodes are free: without one no file can be made, whatever its size.")
+    failing = host.write_error is not None or storage is not None
+    full = low or disk is not None
+    code = "DISK_FULL" if full else "STORAGE_FAILING"
+    what = "is full" if full and failing else "is nearly full" if full else "cannot be written"
+    command = f"df {'-i' if host.free_inodes is not None else '-h'} {host.data_dir}"
+    choices = (
+        Choice("to see what fills it", f"du -xh --max-depth=4 {host.data_dir}"),
+        Choice("when sessions do, delete one that is over", "clawbus session delete AGENT/SESSION"),
+    )
+    return Diagnosis(code, f"The data folder's disk {what}.", tuple(evidence), command, choices=choices if full else ())
+
+
+def _host_trouble(host: HostFacts) -> Diagnosis | None:
+    storage, used_up = host.trouble("storage"), host.used_up
+    if used_up is not None:
+        evidence = (
+            f"The daemon, process {used_up.pid}, has open all of the {used_up.limit} files that its limit allows."
+        )
+        more = used_up.hard < 0 or used_up.hard > used_up.limit
+        room = used_up.hard if used_up.hard > 0 else 65536
+        command = f"prlimit --pid {used_up.pid} --nofile={room}:" if more else host.restart
+        return Diagnosis(_EXHAUSTED, "The daemon has run out of open files, so it cannot answer.", (evidence,), command)
+    if storage is None or storage.code != _EXHAUSTED:
+        return None
+    summary = "This host has run out of open files, memory or processes; what waits goes on by itself."
+    return Diagnosis(_EXHAUSTED, summary, (storage.why,), "clawbus logs -n 50 --level warning")
+
+
+def _clock_ahead(host: HostFacts) -> Diagnosis | None:
+    clock = host.clock
+    if clock.ahead_ms <= CLOCK_SLACK_MS:
+        return None
+    evidence = [
+        f"{clock.where or 'A row'} is dated {span(clock.ahead_ms)} in the future: the clock was set back since."
+    ]
+    if clock.waits_until is not None and clock.message_id is not None:
+        evidence.append(f"Message {clock.message_id} was put off to {to_text(clock.waits_until)} by the clock of then.")
+    return Diagnosis(
+        "CLOCK_JUMP",
+        "The host's clock jumped: what was dated by the other time may wait for it.",
+        tuple(evidence),
+        _retry(clock.agent, clock.session, clock.message_id) or "timedatectl status",
+        clock.agent,
+        clock.session,
+        clock.message_id,
+    )
+
+
+def _clock_jumped(host: HostFacts) -> Diagnosis | None:
+    clock = host.clock
+    if clock.jumped_at is None or clock.by_ms is None or host.now - clock.jumped_at > 3_600_000:
+        return None
+    way = "forward" if clock.by_ms > 0 else "back"
+    evidence = (
+        f"At {to_text(clock.jumped_at)} the daemon saw it go {way} by {span(abs(clock.by_ms))}.",
+        f"When it is right now, nothing is to be done; this finding ends at {to_text(clock.jumped_at + 3_600_000)}.",
+    )
+    choices = (Choice("when it is wrong", "timedatectl set-ntp true"),)
+    return Diagnosis("CLOCK_JUMP", "The host's clock jumped within the last hour.", evidence, "timedatectl status",
+                     choices=choices)  # fmt: skip
+
+
+def _retry(agent: str | None, session: str | None, message_id: str | None) -> str | None:
+    if message_id is None or agent is None or session is None:
+        return None
+    return f"clawbus message retry {message_id} --session {one_word(agent, session)}"
+
+
+def _channel_failing(host: HostFacts) -> Diagnosis | None:
+    failing = [item for item in host.degraded if item.what.startswith("channel ")]
+    if not failing:
+        return None
+    evidence = tuple(f"{item.what}: {item.why}" for item in failing)
+    if all(item.why.startswith("sends to ") for item in failing):
+        summary = "A channel's receiver takes nothing; what waits for it is retried by itself."
+        return Diagnosis("CHANNEL_FAILING", summary, evidence, "clawbus delivery list")
+    return Diagnosis(
+        "CHANNEL_FAILING", "A channel has failed; it is begun again by itself.", evidence, "clawbus config check"
+    )
+
+
+HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
+    (_daemon_silent, _daemon_down, _sweep_stalled),
+    (_registry_missing, _too_new, _registry_unreadable, _file_unreadable),
+    (_other_trouble,),
+    (disk_full, _host_trouble),
+    (_copied, _runtime_changed, _engine_changed, runtime_away, image_unusable),
+    (_clock_ahead, _clock_jumped),
+    (_channel_failing,),
+)

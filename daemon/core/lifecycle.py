@@ -1,0 +1,310 @@
+"""What the sweep does to one session: pure. No I/O, no clock, no log; `act.py` executes the named actions.
+
+The order is the contract: settle acks, wake, judge what runs, reset orphans, re-arm. Wake comes before the reset
+because a reset pushes process_after into the future and would starve the wake (NanoClaw commit 209061f54).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from daemon.core.message_fate import claimed_by, due_since, held_from, is_expired
+from schema.rows import Ack, AckStatus, MessageIn, ToolInFlight, TurnNote
+
+CEILING: Final = "ceiling"
+CLAIM_STUCK: Final = "claim_stuck"
+CLAIM_OVERDUE: Final = "claim_overdue"
+UNCLAIMED: Final = "unclaimed"
+IDLE: Final = "idle"
+
+# Host and container share one kernel's clock; only the granularity of a file's time differs.
+FUTURE_ALLOWED: Final = 2_000
+
+# Configured for many tries, doubling would leave the calendar after 35 of them.
+LONGEST_BACKOFF: Final = 24 * 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The sweep's figures in milliseconds, and the number of tries. `claim_max` and `turn` are the agent's.
+
+    `claim_max` is the longest a claim may last, whatever its container shows. `turn` is how long one may last without
+    provable progress (an answer, an ack, another declared tool) when another session waits for the slot; `contended`
+    says that one does. `unclaimed` is how long a container may leave due messages untouched.
+    """
+
+    ceiling: int = 30 * 60_000
+    claim_stuck: int = 60_000
+    claim_max: int = 6 * 3_600_000 + 30 * 60_000
+    turn: int = 31 * 60_000
+    unclaimed: int = 60_000
+    contended: bool = False
+    max_declared: int = 6 * 3_600_000
+    max_tries: int = 5
+    backoff_base: int = 5_000
+    idle_stop: int = 15 * 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """The incarnation that runs. Its times are as read: they may be older than the spawn.
+
+    `heartbeat_at` and `tool` are the container's own word. `last_activity` (a message accepted, claimed, answered),
+    `moved_at` (the last provable progress) and `held_at` (when messages were last seen held back) are the host's. `draining`: it has
+    been told to claim nothing more.
+    """
+
+    incarnation: str
+    spawned_at: int
+    heartbeat_at: int | None = None
+    tool: ToolInFlight | None = None
+    last_activity: int = 0
+    moved_at: int = 0
+    held_at: int = 0
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was seen of one session, at one instant. Times are epoch milliseconds.
+
+    `occupied`: a spawn, stop or kill is under way, so neither wake nor reset may happen. `charged`: attempts that have
+    ended. `noted`: when the host first saw each message claimed by the container that runs. `evidence_floor`: evidence
+    older than this was dated by a wall clock that has jumped since.
+    """
+
+    now: int
+    pending: tuple[MessageIn, ...] = ()
+    acks: Mapping[str, Ack] = field(default_factory=dict[str, Ack])
+    claims: tuple[Ack, ...] = ()
+    charged: frozenset[tuple[str, str]] = frozenset()
+    noted: Mapping[str, int] = field(default_factory=dict[str, int])
+    container: Container | None = None
+    occupied: bool = False
+    evidence_floor: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Turn a final ack into a status."""
+
+    message_id: str
+    status: AckStatus
+    incarnation: str | None
+    note: TurnNote | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Start a container: `due` messages wait and nothing runs."""
+
+    due: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End the container by force; `reason` is one of the four above IDLE, the rest explains it."""
+
+    reason: str
+    silent_ms: int
+    allowed_ms: int
+    message_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the idle container gracefully."""
+
+    quiet_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """An orphaned claim costs a try; the message is due again at `process_after`."""
+
+    message_id: str
+    incarnation: str
+    tries: int
+    process_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """An orphaned claim whose message is scheduled for the future already: nothing is bumped."""
+
+    message_id: str
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The last try is used up: a dead letter."""
+
+    message_id: str
+    incarnation: str
+    tries: int
+
+
+Orphaned = Reset | Release | Fail
+Action = Settle | Wake | Kill | Stop | Orphaned
+
+
+def decide(seen: Observation, policy: Policy) -> list[Action]:
+    """The actions for one session, in the order they must be done."""
+    settles = settled(seen)
+    finished = {action.message_id for action in settles}
+    actions: list[Action] = [*settles]
+    open_messages = [message for message in seen.pending if message.id not in finished]
+    held = held_from(open_messages, seen.now)
+    due_messages = [
+        message for message in open_messages if is_due(message, seen.now) and (held is None or message.seq < held)
+    ]
+    due = len(due_messages)
+    if seen.container is None and not seen.occupied and due:
+        return [
+            *actions,
+            Wake(due),
+        ]  # a fresh container clears orphaned claims itself; judging them now would starve it
+    if seen.container is not None and not seen.occupied:
+        # A row for a first poll is not for this container, once that is over: it must not keep it from being stopped.
+        its_own = [message for message in due_messages if not message.on_wake]
+        verdict = (
+            judge(seen.container, seen, policy)
+            or _unclaimed(seen.container, seen, policy, its_own)
+            or _idle(seen.container, seen, policy, len(its_own))
+        )
+        if verdict is not None:
+            actions.append(verdict)
+    if seen.container is None and not seen.occupied:
+        actions.extend(reset_orphans(seen, policy))
+    return actions
+
+
+def settled(seen: Observation) -> list[Settle]:
+    """Pending messages that the container has finished."""
+    actions: list[Settle] = []
+    for message in seen.pending:
+        ack = seen.acks.get(message.id)
+        if ack is not None and ack.status not in (AckStatus.PROCESSING, AckStatus.LATER):
+            actions.append(Settle(message.id, ack.status, ack.incarnation, ack.note))
+    return actions
+
+
+def is_due(message: MessageIn, now: int) -> bool:
+    """Whether a pending message, taken by itself, should wake an agent now."""
+    waits = message.process_after is not None and message.process_after > now
+    return message.trigger and not waits and not is_expired(message, now)
+
+
+def judge(container: Container, seen: Observation, policy: Policy) -> Kill | None:
+    """The rules for a container that holds a claim. Evidence older than the container is not about it.
+
+    Without a claim there is nothing that its silence could hold up.
+    """
+    own = [claim for claim in seen.claims if _is_of(claim, container)]
+    if not own:
+        return None
+    born = max(container.spawned_at, seen.evidence_floor)
+    heartbeat = _heartbeat(container, born, seen.now)
+    declared = _declared(container, policy)
+    silent = seen.now - (heartbeat if heartbeat is not None else born)
+    ceiling = max(policy.ceiling, declared)
+    if silent > ceiling:
+        return Kill(CEILING, silent, ceiling)
+    tolerance = max(policy.claim_stuck, declared)
+    for claim in own:
+        if claim.changed_at is None:
+            continue
+        claimed_at = max(claim.changed_at, seen.evidence_floor)
+        age = seen.now - claimed_at
+        if age > tolerance and (heartbeat is None or heartbeat <= claimed_at):
+            return Kill(CLAIM_STUCK, age, tolerance, claim.message_id)
+    return _overdue(container, own, seen, policy, declared)
+
+
+def _overdue(container: Container, own: Sequence[Ack], seen: Observation, policy: Policy, declared: int) -> Kill | None:
+    """A beat is no work: a claim has a longest time, and a shorter one without progress while others wait."""
+    due_since = {message.id: message.process_after or 0 for message in seen.pending}
+    for claim in own:
+        # By the host's clock: the container may date its claim again as often as it likes. One that gave a message
+        # back and claimed it again when it was due again has held it only since then.
+        dated = seen.noted.get(claim.message_id, min(claim.changed_at or seen.now, seen.now))
+        since = max(dated, due_since.get(claim.message_id, 0), container.spawned_at, seen.evidence_floor)
+        age = seen.now - since
+        if age > policy.claim_max:
+            return Kill(CLAIM_OVERDUE, age, policy.claim_max, claim.message_id)
+        still, allowed = seen.now - max(since, container.moved_at), max(policy.turn, declared)
+        if policy.contended and still > allowed:
+            return Kill(CLAIM_OVERDUE, still, allowed, claim.message_id)
+    return None
+
+
+def _unclaimed(container: Container, seen: Observation, policy: Policy, due: Sequence[MessageIn]) -> Kill | None:
+    """A container that runs and leaves due messages untouched holds its slot for nothing."""
+    if not due or any(_is_of(claim, container) for claim in seen.claims):
+        return None
+    waits = due_since(seen.pending)
+    waits_since = min(waits[message.id] for message in due)
+    since = max(waits_since, container.spawned_at, container.moved_at, container.held_at, seen.evidence_floor)
+    age = seen.now - since
+    return Kill(UNCLAIMED, age, policy.unclaimed) if age > policy.unclaimed else None
+
+
+def reset_orphans(seen: Observation, policy: Policy) -> list[Orphaned]:
+    """What becomes of claims whose container is gone. Each (message, incarnation) is charged once, ever."""
+    pending = {message.id: message for message in seen.pending}
+    triggers = Counter(claim.incarnation for claim in seen.claims if (m := pending.get(claim.message_id)) and m.trigger)
+    actions: list[Orphaned] = []
+    for claim in seen.claims:
+        message = pending.get(claim.message_id)
+        if message is None or claim.incarnation is None or (message.id, claim.incarnation) in seen.charged:
+            continue
+        if message.process_after is not None and message.process_after > seen.now:
+            actions.append(Release(message.id, claim.incarnation))
+            continue
+        tries = message.tries + 1
+        # The first death of a turn of several decides about none of them: each is tried alone before it is given up.
+        in_company = message.tries == 0 and triggers[claim.incarnation] > 1
+        if tries >= policy.max_tries and not in_company:
+            actions.append(Fail(message.id, claim.incarnation, tries))
+        else:
+            wait = min(policy.backoff_base * 2**message.tries, LONGEST_BACKOFF)
+            actions.append(Reset(message.id, claim.incarnation, tries, seen.now + wait))
+    return actions
+
+
+def _heartbeat(container: Container, born: int, now: int) -> int | None:
+    """Its last progress, if that is evidence: neither older than it is, nor from the future.
+
+    A container may date its heartbeat as it likes; neither it nor its successor must live on that for ever.
+    """
+    heartbeat = container.heartbeat_at
+    if heartbeat is None or not born <= heartbeat <= now + FUTURE_ALLOWED:
+        return None
+    return min(heartbeat, now)
+
+
+def _declared(container: Container, policy: Policy) -> int:
+    """How long the tool in flight said it may be silent, within reason."""
+    if container.tool is None or container.tool.declared_timeout_ms is None:
+        return 0
+    return min(container.tool.declared_timeout_ms, policy.max_declared)
+
+
+def _is_of(claim: Ack, container: Container) -> bool:
+    """Whether a claim is this container's: by its stamp, or, from a runner that stamps none, by its time."""
+    dated = claim.incarnation is not None or claim.changed_at is not None
+    return dated and claimed_by(claim, container.incarnation, container.spawned_at)
+
+
+def _idle(container: Container, seen: Observation, policy: Policy, due: int) -> Stop | None:
+    """A container without an open message is idle, whatever it beats: only messages and answers count."""
+    if any(_is_of(claim, container) for claim in seen.claims) or (due and not container.draining):
+        return None
+    marks = (container.spawned_at, container.last_activity, seen.evidence_floor)
+    quiet = seen.now - max(marks)
+    # One that has been told to claim nothing more would keep what is due from everybody.
+    return Stop(quiet) if container.draining or quiet >= policy.idle_stop else None

@@ -1,0 +1,1 @@
+"""The running bus: accept, wake, deliver, sweep, supervise."""

@@ -1,0 +1,478 @@
+"""The way out: collect a session's news, send what is intended, record what came of it. One collect per session at a time.
+
+A destination has one send under way; a stalled one holds back itself alone. Success is only ever a channel's receipt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from daemon.channels.protocol import Channel, InDoubt, OwnChannel
+from daemon.config.models import Delivery as DeliveryConfig
+from daemon.core.clock import Clock
+from daemon.core.delivery_plan import ChannelTraits, HeadRule, Send
+from daemon.core.poll_budget import BURST_S, SHARE
+from daemon.engine.delivery_report import DeliveryReport
+from daemon.engine.delivery_steps import Means, Outcome, record_outcomes
+from daemon.engine.outcomes import by_destination
+from daemon.engine.own_delivery import Handed, OwnDelivery
+from daemon.engine.send_health import SendHealth
+from daemon.engine.send_slots import SLOW_S, Lane, SendSlots, SlotLimits
+from daemon.engine.sender import Sender
+from daemon.engine.sessions import Session
+from daemon.engine.troubles import COLLECT, POLL, RECORD, Troubles
+from daemon.store.registry import SessionKey
+from daemon.telemetry.telemetry import Telemetry
+from schema.errors import (
+    ClawbusError,
+    FileBusyError,
+    HostileFileError,
+    ReadDeadlineError,
+    ReadRaceError,
+    StorageError,
+    UnusableFileError,
+)
+
+_RACE_RETRY_MS = 50
+_TROUBLE_RETRY_MS = 1000
+_SURPRISE_RETRY_MS = 30_000
+_AHEAD_S = 0.05
+_MAX_STRIKES = 3
+_NAP_S = 0.5
+
+
+class Delivery:
+    """Built once; `poke` may be called from anywhere in the event loop, as often as one likes."""
+
+    def __init__(
+        self,
+        channels: Mapping[str, Channel],
+        config: DeliveryConfig,
+        clock: Clock,
+        *,
+        live_incarnation: Callable[[Session], str | None],
+        wake_at: Callable[[Session, int], None],
+        look_later: Callable[[Session], None],
+        on_settled: Callable[[], None],
+        quarantine: Callable[[Session, str], None],
+        files_held: Callable[[Session, float, ClawbusError], None],
+        unreadable_s: float,
+        max_content_bytes: int,
+        rng: random.Random,
+        telemetry: Telemetry,
+        head_rules: Mapping[str, HeadRule] | None = None,
+        troubles: Troubles | None = None,
+    ) -> None:
+        self._troubles = troubles or Troubles()
+        self._config = config
+        self._clock = clock
+        self._live = live_incarnation
+        self._wake_at = wake_at
+        self._look_later = look_later
+        self._on_settled = on_settled
+        self._quarantine = quarantine
+        self._files_held = files_held
+        self._unreadable_s = unreadable_s
+        self._max_content_bytes = max_content_bytes
+        self._rng = rng
+        self._dirty: dict[Session, bool] = {}
+        self._ahead: set[Session] = set()
+        self._senders = 0
+        self._drained = anyio.Event()
+        self._closing = False
+        self._tasks: TaskGroup | None = None
+        self._channels_run: anyio.Event | None = None
+        self._log = structlog.get_logger("delivery")
+        self._traits = {
+            name: ChannelTraits(
+                c.capabilities.deduplicates,
+                c.capabilities.in_doubt is InDoubt.HOLD,
+                (head_rules or {}).get(name, HeadRule()),
+            )
+            for name, c in channels.items()
+        }
+        # A channel that writes a file of ours holds nobody up, and takes its rows in the look itself.
+        self._unbounded = frozenset(name for name, one in channels.items() if isinstance(one, OwnChannel))
+        self._slots: SendSlots[Session] = SendSlots(
+            SlotLimits(config.max_sends_per_channel, config.max_sends_per_place, config.max_sends_per_session)
+        )
+        self._health = SendHealth(clock, config.retry_max_s, config.send_timeout_s)
+        self._own = OwnDelivery(channels, clock, telemetry)
+        self._sender = Sender(channels, config.send_timeout_s, clock, telemetry)
+        self._report = DeliveryReport(telemetry)
+
+    def start(self, tasks: TaskGroup, channels_run: anyio.Event | None = None) -> None:
+        """Work in this task group from now on; look into sessions once `channels_run` is set.
+
+        A send before its channel runs would fail, and cost the row an attempt and a back-off at every start.
+        """
+        self._tasks = tasks
+        self._channels_run = channels_run
+
+    def later(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Run something small in this engine's task group: what a synchronous callback cannot await."""
+        # In a group whose cancellation has been delivered a new task would never be told: it would spin until the end.
+        if self._tasks is not None and not self._tasks.cancel_scope.cancel_called:
+            self._tasks.start_soon(self._run_later, work)
+
+    async def _run_later(self, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+        except Exception:  # noqa: BLE001 - nobody waits for it who could handle it, and the daemon must not end by it
+            self._log.error("later_raised", work=repr(work), exc_info=True)
+
+    @property
+    def senders(self) -> int:
+        """Sends under way."""
+        return self._senders
+
+    def problems(self) -> dict[str, tuple[int, str]]:
+        """Channels that take nothing at one of their places: since when (epoch ms), and why."""
+        return self._health.problems()
+
+    def given_up(self, key: SessionKey, answer_id: str) -> None:
+        """An operator gave this answer up: its failures no longer say anything about its receiver."""
+        self._health.given_up(str(key), answer_id)
+
+    async def close(self, grace_s: float) -> None:
+        """Begin nothing new, and let what is under way finish within `grace_s` seconds."""
+        self._closing = True
+        with anyio.move_on_after(grace_s):
+            # A look that is under way may yet intend something, and then takes it back.
+            while self._senders or self._dirty:
+                self._drained = anyio.Event()
+                await self._drained.wait()
+
+    def poke(self, session: Session) -> bool:
+        """Something of this session may be new: look soon. Calls during a look make it look once more.
+
+        False when no look will come.
+        """
+        if self._tasks is None or self._closing or session.quarantined is not None:
+            return False
+        idle = session not in self._dirty
+        self._dirty[session] = True
+        if idle:
+            self._tasks.start_soon(self._run, session, name=f"collect {session.key}")
+        return True
+
+    def _wake(self, granted: list[Session]) -> None:
+        """Let the sessions look that were granted a slot; one that does not look passes its slot on."""
+        while granted:
+            session = granted.pop()
+            if not self.poke(session):
+                granted += self._slots.forgo(session)
+
+    async def _run(self, session: Session) -> None:
+        try:
+            if self._channels_run is not None:
+                await self._channels_run.wait()
+            while self._dirty.get(session) and session.quarantined is None and not self._closing:
+                if await self._over_budget(session):
+                    continue
+                self._dirty[session] = False
+                if await self._collect(session):
+                    self._dirty[session] = True
+        finally:
+            del self._dirty[session]
+            self._wake(self._slots.forgo(session))
+            self._drained.set()
+
+    async def _over_budget(self, session: Session) -> bool:
+        """Wait a little when the session's polls have used up their share of the processor. True when it waited."""
+        wait_s = session.budget.wait_s(self._clock.monotonic())
+        if wait_s <= 0:
+            return False
+        slow = ReadDeadlineError(
+            f"its polls cost more than {SHARE:.0%} of a core: outbound.db is slow to read. The next is in {wait_s:.0f} s."
+        )
+        self._troubles.failed(session.key, POLL, slow, self._clock.now_ms())
+        if not session.throttled:
+            session.throttled = True
+            self._log.warning("session_throttled", agent=session.key.agent, session=session.key.session,
+                              share=SHARE, wait_s=round(wait_s, 1))  # fmt: skip
+        await anyio.sleep(min(wait_s, _NAP_S))  # in pieces, for whoever closes meanwhile
+        return True
+
+    def _charge(self, session: Session, rows: int) -> None:
+        """What its files have cost since the last poll, sweeps too."""
+        used, session.charged_s = session.cpu_s - session.charged_s, session.cpu_s
+        if session.budget.charge(self._clock.monotonic(), used, rows) == 0 and session.budget.credit >= BURST_S / 2:
+            session.throttled = False
+            self._troubles.healed(session.key, POLL)
+
+    async def _collect(self, session: Session) -> bool:
+        """One look. True when more is known to wait."""
+        taken: list[Lane] = []
+        granted: list[Session] = []
+        try:
+            return await self._look(session, taken, granted)
+        finally:
+            for lane in taken:  # a look that failed has begun no send
+                granted += self._slots.give_back(session, lane)
+            self._wake(granted)
+
+    async def _look(self, session: Session, taken: list[Lane], granted: list[Session]) -> bool:
+        """`taken`: the slots that this look has taken, for as long as no send has them. `granted`: who got one by it."""
+        means = self._means(session, taken, granted)
+        now = self._clock.now_ms()
+        live = self._live(session)
+        try:
+            async with session.lock:
+                found, handed = await session.call_locked(partial(self._own.collect, session, means, live, now))
+                # Under the lock: a destination is marked before anybody else can plan for it.
+                groups = self._claim_destinations(session, found.sends, handed)
+                taken.clear()  # from here on each group gives its slot back
+        except ReadRaceError as error:
+            self._charge(session, 0)
+            self._log.debug(
+                "outbound_read_race", agent=session.key.agent, session=session.key.session, error=str(error)
+            )
+            self.unreadable(session, error)
+            self._troubles.failed(session.key, COLLECT, error, now)
+            self._wake_at(session, now + _RACE_RETRY_MS)
+            return False
+        except ClawbusError as error:
+            self._charge(session, 0)
+            self.trouble(session, error, COLLECT)
+            self._troubles.failed(session.key, COLLECT, error, now)
+            return False
+        except Exception as error:  # noqa: BLE001 - one session's surprise must not end the daemon; it is looked at again
+            self._troubles.failed(session.key, COLLECT, error, now)
+            self._log.error("collect_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
+            self._wake_at(session, now + _SURPRISE_RETRY_MS)
+            return False
+        session.strikes.pop("collect", None)
+        session.unreadable_since = None
+        self._troubles.healed(session.key, COLLECT)
+        self._charge(session, len(found.sends) + len(found.settled) + len(found.claimed) + len(found.buried))
+        self._report.looked(session, found)
+        told = self._handed_over(session, handed)
+        # Behind a send that has ended meanwhile nothing waits for: look again. Behind another one, its end looks.
+        ended = found.queued - session.sending.keys()
+        session.behind |= found.queued - ended
+        if found.more:  # a batch shows the first rows of a queue only
+            session.behind.update(key for key, _ in groups)
+        for address_key, sends in groups:
+            assert self._tasks is not None
+            self._senders += 1
+            begun = handed.get(address_key)
+            self._tasks.start_soon(self._send_group, session, address_key, sends, begun, name=f"send {session.key}")
+        if found.sends or found.settled or found.claimed:
+            session.moved(now)
+        if found.settled:
+            self._on_settled()
+        if found.later or any(outcome.error for outcome in told):
+            self._look_later(session)
+        if bool(ended) or not all(outcome.sent for outcome in told):
+            return True
+        return found.more and not self._wait_for_sends(session)
+
+    def _handed_over(self, session: Session, handed: Mapping[str, Handed]) -> list[Outcome]:
+        """Tell what came of the rows that a look has handed over itself."""
+        for one in handed.values():
+            if one.buried is not None:
+                self._report.sent(session, one.outcomes, one.buried)
+            if one.outcomes:
+                self._health.note(_lane(one.outcomes[0].send), one.outcomes, str(session.key))
+        return [outcome for one in handed.values() for outcome in one.outcomes]
+
+    def _wait_for_sends(self, session: Session) -> bool:
+        """Whether the rest of a pile waits for the end of the sends under way; the last one's end looks.
+
+        To look ahead meanwhile finds mostly rows that wait behind them, and each would be read and written twice; but those
+        for others must not wait for a send that hangs.
+        """
+        if session.sending and session not in self._ahead:
+            self._ahead.add(session)
+            self.later(partial(self._look_ahead, session))
+        return bool(session.sending)
+
+    async def _look_ahead(self, session: Session) -> None:
+        hung = False
+        try:
+            while session.sending and not hung:
+                before = list(session.sending.values())
+                await anyio.sleep(_AHEAD_S)
+                hung = any(one is other for one in before for other in session.sending.values())
+        finally:
+            self._ahead.discard(session)
+        if hung or session not in self._dirty:  # a look that is under way waits for its own sends
+            self.poke(session)
+
+    def trouble(self, session: Session, error: ClawbusError, look: str) -> None:
+        """A look into the session's files failed: quarantine what is hostile, retry what may pass.
+
+        Strikes are counted by `look`: a file that is slow for one of them must not be excused by another one's success.
+        """
+        context = {"agent": session.key.agent, "session": session.key.session, "code": error.code, "hint": error.hint}
+        if isinstance(error, ReadDeadlineError):
+            session.strikes[look] = session.strikes.get(look, 0) + 1
+        if isinstance(error, UnusableFileError):
+            self._quarantine(session, f"{error} {error.hint.partition('; then')[0]}")
+            return
+        if isinstance(error, HostileFileError) or session.strikes.get(look, 0) >= _MAX_STRIKES:
+            self._quarantine(session, str(error))
+            return
+        if isinstance(error, FileBusyError):
+            self.unreadable(session, error)
+        level = (
+            self._log.warning
+            if isinstance(error, FileBusyError | ReadDeadlineError | StorageError)
+            else self._log.error
+        )
+        level("session_unreadable", error=str(error), **context)
+        self._wake_at(session, self._clock.now_ms() + _TROUBLE_RETRY_MS)
+
+    def unreadable(self, session: Session, error: ClawbusError) -> None:
+        """A lock or a half-written commit kept us from the session's files. For too long: end the container, if it holds it.
+
+        Its exit frees every lock, and its journal may be recovered then. Without this rule it would stay for ever as it
+        is: no ceiling can be judged of files that nobody can read.
+        """
+        now = self._clock.monotonic()
+        if session.unreadable_since is None:
+            session.unreadable_since, session.held_by = now, ()
+        seconds = now - session.unreadable_since
+        if seconds < self._unreadable_s or self._live(session) is None:
+            return
+        session.unreadable_since = now
+        self._files_held(session, seconds, error)
+
+    def _means(self, session: Session, taken: list[Lane], granted: list[Session]) -> Means:
+        under_way = frozenset(row_id for ids in session.sending.values() for row_id in ids)
+        full = self._slots.full(session)
+
+        def take(channel: str, place: str) -> bool:
+            if channel in self._unbounded:
+                return True
+            lane = channel, place
+            if not self._slots.take(session, lane):
+                return False
+            taken.append(lane)
+            return True
+
+        def wait(channel: str, place: str) -> None:
+            granted.extend(self._slots.wait(session, (channel, place)))
+
+        return Means(
+            channels=self._traits,
+            config=self._config,
+            max_content_bytes=self._max_content_bytes,
+            held=frozenset(session.sending),
+            under_way=under_way,
+            jitter=self._rng.random(),
+            take=take,
+            full=full,
+            wait=wait,
+            few=4 * self._config.max_sends_per_session if full or session.sending else None,
+            fate=session.fate,
+        )
+
+    def _claim_destinations(
+        self, session: Session, sends: Sequence[Send], handed: Mapping[str, Handed]
+    ) -> list[tuple[str, list[Send]]]:
+        """Mark the destinations with something left to send or to record."""
+        done = {key for key, one in handed.items() if one.buried is not None}
+        groups = {key: members for key, members in by_destination(sends).items() if key not in done}
+        for key, members in groups.items():
+            session.sending[key] = frozenset(member.candidate.row.id for member in members)
+        return list(groups.items())
+
+    async def _send_group(
+        self, session: Session, address_key: str, sends: list[Send], handed: Handed | None = None
+    ) -> None:
+        """Send one destination's rows in order, stop at the first failure, record, and look again if more wait behind.
+
+        What has been handed over already is only to be recorded.
+        """
+        lane = _lane(sends[0])
+        began, slow = self._clock.monotonic(), None
+        try:
+            if handed is None:
+                outcomes = await self._send_in_order(session, sends)
+                slow = _slow(outcomes, self._clock.monotonic() - began)
+                self._health.note(lane, outcomes, str(session.key))
+            else:
+                outcomes = handed.outcomes
+                await self._record(session, outcomes)
+            if any(outcome.error is not None for outcome in outcomes):
+                self._look_later(session)
+        except Exception:  # noqa: BLE001 - nothing is known to be recorded; what was sent is in doubt, as after a crash
+            self._log.error("send_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
+            self._wake_at(session, self._clock.now_ms() + _SURPRISE_RETRY_MS)
+            return
+        finally:
+            self._senders -= 1
+            session.sending.pop(address_key, None)
+            if lane[0] not in self._unbounded:
+                self._wake(self._slots.give_back(session, lane, slow=slow))
+            self._drained.set()
+        if address_key in session.behind or any(outcome.error or not outcome.sent for outcome in outcomes):
+            session.behind.discard(address_key)
+            # Of a pile, the last send's end looks, or whoever finds that one hangs (`_look_ahead`).
+            if not (session.sending and session in self._ahead):
+                self.poke(session)
+
+    async def _send_in_order(self, session: Session, sends: list[Send]) -> list[Outcome]:
+        """Each row's outcome, recorded; also of those before the one that a shutdown cuts, which stays in doubt."""
+        outcomes: list[Outcome] = []
+        begun = 0
+        try:
+            together = self._sender.takes_many(sends)
+            if together and not self._closing:
+                begun = len(sends)
+                outcomes += await self._sender.many(session, sends)
+                begun = len(outcomes)
+            for send in sends[begun:] if not together else ():
+                if self._closing or (outcomes and outcomes[-1].error is not None):
+                    break
+                begun += 1
+                outcomes.append(await self._sender.one(session, send))
+        finally:
+            outcomes += [Outcome(send, sent=False) for send in sends[begun:]]
+            if outcomes:
+                await self._record(session, outcomes)
+        return outcomes
+
+    async def _record(self, session: Session, outcomes: list[Outcome]) -> None:
+        """Record until it is recorded: a receipt that is lost would be sent again."""
+        means, wait = self._means(session, [], []), 0.1
+        # A shutdown must not tear a receipt off its send; it waits a bounded time for this.
+        with anyio.CancelScope() as scope:
+            while True:
+                try:
+                    scope.shield = True
+                    now = self._clock.now_ms()
+                    buried = await session.call(partial(record_outcomes, session.files, outcomes, means, now))
+                    break
+                except UnusableFileError as error:
+                    # There is nothing left to record in. What was sent is in doubt for whoever restores the file.
+                    self.trouble(session, error, "record")
+                    return
+                except (FileBusyError, StorageError, ReadDeadlineError) as error:
+                    self._log.warning("receipt_not_recorded", agent=session.key.agent, session=session.key.session,
+                                      error=str(error), retry_s=wait)  # fmt: skip
+                    self._troubles.failed(session.key, RECORD, error, self._clock.now_ms())
+                scope.shield = False
+                await anyio.sleep(wait)
+                wait = min(wait * 2, 5.0)
+            self._troubles.healed(session.key, RECORD)
+            self._report.sent(session, outcomes, buried)
+
+
+def _lane(send: Send) -> Lane:
+    return send.address.channel_type, send.address.platform_id
+
+
+def _slow(outcomes: Sequence[Outcome], seconds: float) -> bool | None:
+    """Whether a place holds slots without taking anything; None when nothing is known of it."""
+    if any(outcome.error is not None for outcome in outcomes):
+        return True if seconds > SLOW_S else None
+    return False if any(outcome.sent for outcome in outcomes) else None

@@ -1,0 +1,516 @@
+"""The two transactions of delivery over one session's files: take note and intend; record what came of it.
+
+Synchronous; the caller holds the session's lock. Sends nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeGuard, cast
+
+from daemon.config.models import Delivery as DeliveryConfig
+from daemon.core.delivery_plan import (
+    OF_CONTAINER,
+    Bury,
+    Candidate,
+    ChannelTraits,
+    Decision,
+    Defer,
+    Queue,
+    Reason,
+    Rules,
+    Send,
+    plan,
+    retry_at,
+)
+from daemon.core.lifecycle import Observation, Settle, settled
+from daemon.core.message_fate import Fate, Verdict, Void, claimed_by
+from daemon.engine.endings import Ending, endings
+from daemon.engine.fate_steps import Judged, apply_verdict, judge
+from daemon.store import deliveries, messages, outbound
+from daemon.store.dead_letters import expire
+from daemon.store.session_files import SessionFiles
+from daemon.store.transitions import change_status
+from daemon.telemetry.telemetry import Beginning
+from schema.connect import Reader, Writer
+from schema.errors import HostileFileError
+from schema.ids import time_of
+from schema.rows import Ack, AckStatus, DeliveryState, MessageIn, MessageOut, MessageStatus
+
+_UNSENDABLE: Final = frozenset({Reason.BAD_CONTENT, Reason.UNKNOWN_KIND})
+_LARGE: Final = 1024**2  # characters; a batch of new rows is cut short well above this
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What one look at a session found and committed. `sends` are intended and must be sent now."""
+
+    sends: tuple[Send, ...] = ()
+    buried: tuple[Bury, ...] = ()
+    deferred: tuple[Defer, ...] = ()
+    settled: tuple[Settle, ...] = ()
+    claimed: tuple[Ack, ...] = ()
+    endings: tuple[Ending, ...] = ()
+    more: bool = False
+    later: bool = False  # something waits for a known instant, or a series must be armed again
+    queued: frozenset[str] = frozenset()  # destinations with rows that wait only for their turn
+    verdicts: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one intended send. `error` None with `sent`: a receipt. Not `sent`: it never began."""
+
+    send: Send
+    sent: bool
+    platform_message_id: str | None = None
+    error_code: str | None = None
+    error: str | None = None
+    permanent: bool = False
+    retry_after_s: float | None = None
+    in_doubt: bool = False  # of a failure: it may have arrived
+    not_wanted: bool = False  # nobody wants it, says its channel
+    begun: Beginning | None = None
+    ended_at: int = 0
+
+    def at(self, begun: Beginning, ended_at: int) -> Outcome:
+        """The same with its times. (A drain makes one a row, and `dataclasses.replace` takes three times as long.)"""
+        return Outcome(
+            self.send, self.sent, self.platform_message_id, self.error_code, self.error, self.permanent,
+            self.retry_after_s, self.in_doubt, self.not_wanted, begun, ended_at,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What the session's delivery works with; `held` destinations have a send under way.
+
+    `take` takes a send's slot at (channel, place), if there is one; there is none at the places in `full`, for which `wait`
+    says that something waits. `few`: at most so many rows are read again, since no more can be sent.
+    """
+
+    channels: Mapping[str, ChannelTraits]
+    config: DeliveryConfig
+    max_content_bytes: int
+    held: frozenset[str]
+    under_way: frozenset[str]
+    jitter: float
+    take: Callable[[str, str], bool] = lambda _channel, _place: True
+    full: frozenset[tuple[str, str]] = frozenset()
+    wait: Callable[[str, str], None] = lambda _channel, _place: None
+    few: int | None = None
+    fate: Fate = field(default_factory=Fate)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    candidates: tuple[Candidate, ...]
+    held: frozenset[str]
+    top_seq: int | None
+    file_id: str
+    more: bool
+
+
+def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Collected:
+    """Settle final acks, note claims, plan deliveries and commit all of it with the cursor, in one transaction.
+
+    Raises ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; nothing has changed then.
+    """
+    with files.inbound() as db, db.looking():
+        with files.outbound() as out:
+            pending, acks = unfinished(db, out, now)
+            batch = _look(db, out, means, now)
+        judged = judge(db, pending, acks, means.fate, now)
+        acks = judged.acks
+        settles = settled(Observation(now=now, pending=judged.pending, acks=acks))
+        claims = _new_claims(db, judged.pending, acks, live)
+        batch, cut = _without_cut(batch, judged)
+        planned = plan(batch.candidates, _rules(db, batch, means, now)) if batch.candidates else []
+        planned = _with_slots(planned, means.take)
+        for channel, place in {(d.address.channel_type, d.address.platform_id) for d in planned if _blocked(d)}:
+            means.wait(channel, place)
+        # A row that waits in the queue already goes on waiting: nothing to write.
+        decisions = [d for d in planned if not (isinstance(d, Queue) and d.candidate.state is not None)]
+        _check_dead(db, decisions, means.config.max_dead_letters)
+        queued = frozenset(
+            d.address.key for d in planned if isinstance(d, Queue) and d.not_before is None and not d.blocked
+        )
+        if not decisions and not settles and not claims and not judged.verdicts and batch.top_seq is None:
+            return Collected(more=batch.more, queued=queued, later=judged.suspect)
+        with db.transaction():
+            for verdict in judged.verdicts:
+                apply_verdict(db, verdict, means.fate, now)
+            for action in settles:
+                settle(db, action, now)
+            for claim in claims:
+                messages.note_claim(db, claim.message_id, live or "", claim.changed_at or now, now)
+            for decision in decisions:
+                _commit(db, decision, means, now)
+            for row_id in cut:
+                deliveries.not_wanted(db, row_id, now)
+            if batch.top_seq is not None:
+                deliveries.advance(db, batch.top_seq, batch.file_id)
+            ended = endings(db, pending, acks, settles, now)
+    return Collected(
+        sends=tuple(item for item in decisions if isinstance(item, Send)),
+        buried=tuple(item for item in decisions if isinstance(item, Bury)),
+        deferred=tuple(item for item in decisions if isinstance(item, Defer)),
+        settled=tuple(settles),
+        claimed=tuple(claims),
+        endings=ended,
+        more=batch.more,
+        later=_waits(decisions) or _ends_occurrence(pending, settles) or judged.suspect or bool(judged.verdicts),
+        queued=queued,
+        verdicts=judged.verdicts,
+    )
+
+
+def _without_cut(batch: _Batch, judged: Judged) -> tuple[_Batch, list[str]]:
+    """The batch without the answers of failures that do not count, and their ids: their messages are tried again."""
+    void = {verdict.message_id for verdict in judged.verdicts if isinstance(verdict, Void)}
+    void |= {message.id for message in judged.pending if message.void_ack is not None}
+    cut = [
+        one.row.id for one in batch.candidates
+        if one.state is None and one.row.in_reply_to in void and _is_failure(one.row.content)
+    ]  # fmt: skip
+    if not cut:
+        return batch, []
+    kept = tuple(one for one in batch.candidates if one.row.id not in cut)
+    return replace(batch, candidates=kept), cut
+
+
+def _is_failure(content: str) -> bool:
+    try:
+        value = cast("object", json.loads(content))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and isinstance(cast("dict[str, object]", value).get("error"), dict)
+
+
+def _blocked(item: Decision) -> TypeGuard[Queue]:
+    return isinstance(item, Queue) and item.blocked
+
+
+def _with_slots(planned: Sequence[Decision], take: Callable[[str, str], bool]) -> list[Decision]:
+    """A slot for each destination that is to be sent to; without one its rows wait, and are not intended."""
+    has: dict[str, bool] = {}
+    found: list[Decision] = []
+    for item in planned:
+        if isinstance(item, Send):
+            key = item.address.key
+            if key not in has:
+                has[key] = take(item.address.channel_type, item.address.platform_id)
+            found.append(item if has[key] else Queue(item.candidate, item.address, None, blocked=True))
+        elif isinstance(item, Queue) and has.get(item.address.key) is False:
+            found.append(replace(item, blocked=True))
+        else:
+            found.append(item)
+    return found
+
+
+def unfinished(
+    db: Reader, out: Reader | None, now: int, also: Sequence[str] = ()
+) -> tuple[list[MessageIn], dict[str, Ack]]:
+    """Messages that are not finished, and what the container says of them; those of `also` in any case.
+
+    Of a backlog beyond the window, those are added that the container wrote of last: it takes the context nearest to
+    what woke it, which may lie anywhere.
+    """
+    pending = messages.pending(db, now)
+    wanted = dict.fromkeys(also)
+    if out is not None and len(pending) == messages.WINDOW:
+        wanted.update(dict.fromkeys(outbound.recently_acked(out, messages.WINDOW)))
+    have = {message.id for message in pending}
+    pending += messages.pending_of(db, [message_id for message_id in wanted if message_id not in have])
+    if out is None:
+        return pending, {}
+    return pending, outbound.with_notes(out, outbound.acks_for(out, [message.id for message in pending]))
+
+
+def _check_dead(db: Reader, decisions: Sequence[Decision], limit: int) -> None:
+    """Each row that cannot be sent costs rows of ours: a container must not fill the host's file with them.
+
+    What its channel refuses is not the session's doing, and never puts it in quarantine.
+    """
+    refused = any(isinstance(item, Bury) and item.reason in OF_CONTAINER for item in decisions)
+    if refused and deliveries.too_many_dead(db, limit, OF_CONTAINER):
+        raise HostileFileError(
+            f"more than {limit} answers of this session cannot be delivered (delivery.max_dead_letters); `clawbus dead list`"
+        )
+
+
+def settle(db: Writer, action: Settle, now: int) -> None:
+    """Turn a final ack into a status, and end the attempt it belongs to."""
+    done = action.status is AckStatus.COMPLETED
+    target = MessageStatus.COMPLETED if done else MessageStatus.FAILED
+    detail = settled_detail(action)
+    change_status(db, action.message_id, target, target.value, now, incarnation=action.incarnation, detail=detail)
+    if action.incarnation is not None:
+        messages.end_attempt(db, action.message_id, action.incarnation, now, target.value)
+    else:
+        messages.end_open_attempts(db, action.message_id, now, target.value)
+
+
+def settled_detail(action: Settle) -> dict[str, str] | None:
+    """What the history says of a turn's end: for a failure why, as the runner noted it for the operator."""
+    note = action.note
+    if action.status is AckStatus.COMPLETED:
+        return None if note is None else {"note": note.code, "reason": note.message}
+    if note is None:
+        return {"code": "AGENT_FAILED", "reason": "the agent answered with an error"}
+    return {"code": "AGENT_FAILED", "error_code": note.code, "reason": note.message}
+
+
+def record_outcomes(files: SessionFiles, outcomes: Sequence[Outcome], means: Means, now: int) -> list[Bury]:
+    """Receipts, retries and dead letters of sends, in one transaction. The dead letters are returned for the log."""
+    buried: list[Bury] = []
+    taken: dict[str, str] = {}
+    with files.inbound() as db, db.transaction():
+        for outcome in outcomes:
+            candidate = outcome.send.candidate
+            if not outcome.sent:
+                deliveries.unsend(db, candidate.row.id)
+            elif outcome.error is not None:
+                dead = _failed(db, outcome, means, now)
+                if dead:
+                    buried.append(dead)
+            elif outcome.not_wanted:
+                deliveries.not_wanted(db, candidate.row.id, now)
+            else:
+                deliveries.delivered(db, candidate.row.id, outcome.platform_message_id, now)
+                taken[outcome.send.address.key] = candidate.row.id
+        for destination, row_id in taken.items():
+            deliveries.set_aside(db, destination, row_id, now)
+        if buried:
+            _expire_dead(db, means.config.max_dead_letters, now)
+    return buried
+
+
+def _expire_dead(db: Writer, limit: int, now: int) -> None:
+    """What channels refuse must not fill the file either: beyond the limit the oldest are closed, and retention takes them."""
+    for letter_id in deliveries.open_dead_beyond(db, limit, OF_CONTAINER):
+        expire(db, letter_id, now, "delivery.max_dead_letters")
+
+
+def _failed(db: Writer, outcome: Outcome, means: Means, now: int) -> Bury | None:
+    send = outcome.send
+    code, error = outcome.error_code or "DELIVERY_TRANSIENT", outcome.error or ""
+    attempts = send.candidate.attempts + 1
+    first_at = send.candidate.first_at or now
+    if outcome.permanent or now - first_at > means.config.retry_for_s * 1000:
+        text = error if outcome.permanent else f"gave up after {attempts} attempts: {error}"
+        deliveries.bury(db, send.candidate.row, now, code, text, tell_agent=not send.candidate.from_host)
+        return Bury(send.candidate, code, text, send.address)
+    not_before = retry_at(
+        now, attempts, base_s=means.config.retry_base_s, max_s=means.config.retry_max_s,
+        retry_after_s=outcome.retry_after_s, jitter=means.jitter,
+    )  # fmt: skip
+    identity, destination = send.candidate.row.id, send.address.key
+    if deliveries.head_that_lets_try(db, destination, identity):
+        deliveries.probe_failed(db, identity, destination, now, code, error, in_doubt=outcome.in_doubt)
+        return None
+    traits = means.channels.get(send.address.channel_type)
+    over = traits is not None and traits.head.is_over(attempts, now - first_at)
+    deliveries.retry(db, identity, now, not_before, code, error, in_doubt=outcome.in_doubt, lets_try=over)
+    return None
+
+
+def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
+    """What there is to plan. New rows only when no tracked one was left out, so that order holds."""
+    batch = means.config.batch
+    limit = batch if means.few is None else min(batch, means.few)
+    held = means.held | deliveries.retrying_destinations(db, now)
+    every_due = deliveries.due(db, now, held, limit, full=means.full)
+    for channel, place in means.full:
+        if deliveries.due(db, now, held, 1, only=(channel, place)):
+            means.wait(channel, place)
+    due = [row for row in every_due if row.message_out_id not in means.under_way]
+    host = deliveries.host_rows(db, [row.message_out_id for row in due if row.from_host])
+    agent, due, left_out = _agent_rows(out, due)
+    new: list[MessageOut] = []
+    if out is not None and len(every_due) < limit and not left_out:
+        new = outbound.rows_after(out, deliveries.cursor(db, out.file_id), batch)
+    room = means.config.max_open_answers
+    if new:  # what is more waits in the container's own file
+        room = max(0, room - deliveries.count_open(db))
+    held_back, new = len(new) > room, new[:room]
+    known = deliveries.known(db, [row.id for row in new])
+    tracked = [(row, _row_of(row, host if row.from_host else agent)) for row in due]
+    fresh = _first_of_each(new, known)
+    asked = {row.in_reply_to for row in (*fresh, *(found for _, found in tracked if found)) if row.in_reply_to}
+    origins = deliveries.origins(db, sorted(asked))
+    return _Batch(
+        candidates=(
+            *(_tracked(row, found, origins) for row, found in tracked),
+            *(_fresh(row, now, origins) for row in fresh),
+        ),
+        held=held,
+        top_seq=new[-1].seq if new else None,
+        file_id=out.file_id if out is not None else "",
+        more=left_out
+        or len(every_due) == limit
+        or len(new) == batch
+        or (sum(len(row.content) for row in new) > _LARGE and not held_back),
+    )
+
+
+def _agent_rows(
+    out: Reader | None, due: list[deliveries.Tracked]
+) -> tuple[dict[str, MessageOut], list[deliveries.Tracked], bool]:
+    """The container's rows behind tracked ones; and those of `due` that can be judged now, the first ones, in order."""
+    ours = [row.message_out_id for row in due if not row.from_host]
+    if out is None:
+        return {}, due, False
+    found, looked = outbound.rows_by_id(out, ours)
+    if looked == len(ours):
+        return found, due, False
+    end = next(index for index, row in enumerate(due) if row.message_out_id == ours[looked])
+    return found, due[:end], True
+
+
+def _first_of_each(new: Sequence[MessageOut], known: frozenset[str]) -> list[MessageOut]:
+    """Rows whose id was never seen: an id used again by the container is the same message and is not sent again.
+
+    Used twice in one batch, too: a file without the contract's keys may hold that.
+    """
+    first: dict[str, MessageOut] = {}
+    for row in new:
+        if row.id not in known:
+            first.setdefault(row.id, row)
+    return list(first.values())
+
+
+_Origins = Mapping[str, deliveries.Origin]
+
+
+def _row_of(row: deliveries.Tracked, rows: Mapping[str, MessageOut]) -> MessageOut | None:
+    """Under the seq that it was taken note of with: a container may have written it anew."""
+    found = rows.get(row.message_out_id)
+    return found if found is None or found.seq == row.seq else replace(found, seq=row.seq)
+
+
+def _tracked(row: deliveries.Tracked, found: MessageOut | None, origins: _Origins) -> Candidate:
+    origin = origins.get(found.in_reply_to) if found is not None and found.in_reply_to is not None else None
+    return Candidate(
+        row=found or MessageOut(row.message_out_id, row.seq, "", "", ""),
+        from_host=row.from_host,
+        state=row.state,
+        attempts=row.attempts,
+        first_at=row.first_at,
+        doubts=row.doubts,
+        origin=origin.address if origin is not None else None,
+        gone=found is None,
+        cause=origin.cause if origin is not None else None,
+    )
+
+
+def _fresh(row: MessageOut, now: int, origins: _Origins) -> Candidate:
+    origin = origins.get(row.in_reply_to) if row.in_reply_to is not None else None
+    return Candidate(
+        row=row,
+        from_host=False,
+        state=None,
+        first_at=now,
+        origin=origin.address if origin is not None else None,
+        cause=origin.cause if origin is not None else None,
+    )
+
+
+def _rules(db: Reader, batch: _Batch, means: Means, now: int) -> Rules:
+    return Rules(
+        now=now,
+        routing=deliveries.routing(db),
+        allowed=deliveries.allowed_places(db),
+        channels=means.channels,
+        held=batch.held,
+        max_content_bytes=means.max_content_bytes,
+        full=means.full,
+        probing=deliveries.probing_destinations(db),
+        scheduled_room=_scheduled_room(db, batch, means, now),
+        max_ahead_ms=int(means.config.max_ahead_s * 1000),
+    )
+
+
+def _scheduled_room(db: Reader, batch: _Batch, means: Means, now: int) -> int:
+    """Counted only when a new row wants a time of its own."""
+    limit = means.config.max_scheduled_answers
+    asked = any(one.state is None and (one.row.deliver_after or 0) > now for one in batch.candidates)
+    return limit - deliveries.count_scheduled(db, now) if asked else limit
+
+
+def _new_claims(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], live: str | None) -> list[Ack]:
+    """Claims of the live incarnation that have not been noted yet."""
+    if live is None:
+        return []
+    ids = {message.id for message in pending}
+    working = [
+        ack for ack in acks.values()
+        if ack.status is AckStatus.PROCESSING and ack.message_id in ids and claimed_by(ack, live, time_of(live))
+    ]  # fmt: skip
+    if not working:
+        return []
+    noted = messages.noted(db, [ack.message_id for ack in working], live)
+    return [ack for ack in working if ack.message_id not in noted]
+
+
+def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
+    candidate = decision.candidate
+    if candidate.state is None:
+        _track_new(db, decision, now)
+    elif isinstance(decision, Send):
+        deliveries.intend(db, candidate.row.id, decision.address.key)
+        if decision.in_doubt:
+            traits = means.channels.get(decision.address.channel_type)
+            known = traits is not None and traits.deduplicates
+            deliveries.resend(db, candidate.row.id, now, candidate.attempts + 1, deduplicates=known)
+    if isinstance(decision, Bury):
+        deliveries.bury(db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host)
+        _tell_of_unsendable(db, decision, now)
+    elif isinstance(decision, Defer):
+        not_before = retry_at(
+            now, candidate.attempts + 1, base_s=means.config.retry_base_s, max_s=means.config.retry_max_s,
+            retry_after_s=None, jitter=means.jitter,
+        )  # fmt: skip
+        if now - candidate.first_at > means.config.retry_for_s * 1000:
+            deliveries.bury(db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host)
+        else:
+            deliveries.intend(db, candidate.row.id, decision.address.key)
+            deliveries.retry(db, candidate.row.id, now, not_before, decision.reason, decision.error)
+
+
+def _tell_of_unsendable(db: Writer, decision: Bury, now: int) -> None:
+    """Tell whoever waits for it that an answer cannot be sent as it is: the message counts as completed, and nothing else would."""
+    candidate = decision.candidate
+    answered = candidate.row.in_reply_to
+    if decision.reason not in _UNSENDABLE or candidate.from_host or answered is None:
+        return
+    message = messages.find(db, answered)
+    address = messages.address_of(message) if message is not None else None
+    if message is not None and address is not None:
+        deliveries.tell_sender(db, message, address, decision.reason, "The answer to this message cannot be sent.", now)
+
+
+def _waits(decisions: Sequence[Decision]) -> bool:
+    return any(isinstance(item, Defer) or (isinstance(item, Queue) and item.not_before) for item in decisions)
+
+
+def _ends_occurrence(pending: Sequence[MessageIn], settles: Sequence[Settle]) -> bool:
+    finished = {action.message_id for action in settles}
+    return any(message.recurrence is not None and message.id in finished for message in pending)
+
+
+def _track_new(db: Writer, decision: Decision, now: int) -> None:
+    state = DeliveryState.INTENDED if isinstance(decision, Send) else DeliveryState.QUEUED
+    address = decision.address
+    deliveries.track(
+        db,
+        decision.candidate.row,
+        from_host=False,
+        destination=address.key if address is not None else "",
+        state=state,
+        not_before=decision.not_before if isinstance(decision, Queue) else None,
+        # Its life begins when it is due: the time for retries must not be over by then.
+        at=decision.not_before or now if isinstance(decision, Queue) else now,
+    )

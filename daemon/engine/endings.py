@@ -1,0 +1,73 @@
+"""What became of tries that have just ended: the facts that metrics and traces are made of, read with the decision's rows.
+
+Reads only; decides nothing. A container dates its own claims and acks: what it says is kept within what we know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from daemon.core.lifecycle import Action, Fail, Reset, Settle
+from daemon.store import messages
+from schema.connect import Reader
+from schema.instants import from_text
+from schema.rows import Ack, AckStatus, MessageIn
+
+COMPLETED: Final = "completed"
+FAILED: Final = "failed"  # the agent answered with an error
+RETRIED: Final = "retried"
+DEAD_LETTERED: Final = "dead_lettered"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """One try of one message, over. Epoch milliseconds, in order: due, claimed, ended. `outcome` is one of the above."""
+
+    message: MessageIn
+    incarnation: str | None
+    outcome: str
+    due_at: int
+    claimed_at: int
+    ended_at: int
+
+
+def endings(
+    db: Reader, pending: Iterable[MessageIn], acks: Mapping[str, Ack], actions: Iterable[Action], now: int
+) -> tuple[Ending, ...]:
+    """The tries that these actions have ended. `pending` as it was before them; `db` after them."""
+    over = [action for action in actions if isinstance(action, Settle | Reset | Fail)]
+    if not over:
+        return ()
+    rows = {message.id: message for message in pending}
+    found: list[Ending] = []
+    for action in over:
+        message = rows.get(action.message_id)
+        if message is None:
+            continue
+        ack = acks.get(action.message_id) if isinstance(action, Settle) else None
+        due = _within(0, _due_at(message), now)
+        ended = _within(due, ack.changed_at if ack is not None else None, now)
+        claimed = messages.claimed_at(db, message.id, action.incarnation)
+        # Seen with its end only: it was too short to be seen by itself.
+        found.append(Ending(message, action.incarnation, _outcome(action), due, _within(due, claimed, ended), ended))
+    return tuple(found)
+
+
+def _due_at(message: MessageIn) -> int | None:
+    """When it could first be claimed for this try: after its acceptance, its schedule or its back-off."""
+    known = [at for at in (from_text(message.timestamp), message.process_after) if at is not None]
+    return max(known) if known else None
+
+
+def _outcome(action: Settle | Reset | Fail) -> str:
+    if isinstance(action, Reset):
+        return RETRIED
+    if isinstance(action, Fail):
+        return DEAD_LETTERED
+    return COMPLETED if action.status is AckStatus.COMPLETED else FAILED
+
+
+def _within(lowest: int, at: int | None, highest: int) -> int:
+    return highest if at is None else max(lowest, min(at, highest))

@@ -1,0 +1,303 @@
+"""The way in: check, store, wake. Returns only after the row is committed; a refusal stores nothing.
+
+Never opens outbound.db and never waits for a container.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+from cronsim import CronSim, CronSimError
+
+from daemon.channels.protocol import Accepted, Incoming
+from daemon.config.models import Agent
+from daemon.core.clock import Clock
+from daemon.core.command_words import two_words
+from daemon.core.errors import ContentError, IdConflictError, MessageError, UnknownAgentError, UnknownSessionError
+from daemon.engine.held_files import end_others
+from daemon.engine.sessions import Session, Sessions
+from daemon.engine.troubles import ACCEPT, WRITE
+from daemon.store import messages
+from daemon.store.dead_letters import Operator, latest_requeue, requeue_message
+from daemon.store.mailbox import MAX_NAME, is_mailbox_name
+from daemon.store.registry import SessionKey
+from daemon.telemetry.telemetry import Telemetry
+from schema.connect import Writer
+from schema.errors import ClawbusError, FileBusyError
+from schema.ids import check_message_id, check_name, check_session, new_id
+from schema.instants import to_text
+from schema.rows import Address, Kind, MessageIn, MessageStatus
+
+MAX_ADDRESS_BYTES: Final = 1000
+MAX_CRON: Final = 200
+_CRON_FIELDS: Final = 5  # the library takes a sixth for seconds, which would be a message each second
+SENDER: Final = Operator("sender", "the same id was sent again")
+_LAST_INSTANT: Final = 253_402_300_799_999  # of the year 9999
+
+
+class Ingress:
+    """Accepts messages for known agents. `on_accepted` is told of every new row that may wake its session."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        agents: Mapping[str, Agent],
+        clock: Clock,
+        on_accepted: Callable[[Session, MessageIn], None],
+        *,
+        max_content_bytes: int,
+        telemetry: Telemetry,
+    ) -> None:
+        self.agents = agents
+        self._sessions = sessions
+        self._clock = clock
+        self._on_accepted = on_accepted
+        self._max_content_bytes = max_content_bytes
+        self._telemetry = telemetry
+        self._log = structlog.get_logger("ingress")
+
+    async def accept(self, incoming: Incoming) -> Accepted:
+        """Store one message. Raises InvalidNameError, UnknownAgentError, UnknownSessionError, ContentError, MessageError,
+        IdConflictError; or StorageError and FileBusyError when it cannot be stored now."""
+        begun = self._telemetry.begin(incoming.traceparent)
+        try:
+            accepted = await self._accept(incoming, begun.traceparent)
+        except ClawbusError as error:
+            self._telemetry.refused(error.code)
+            raise
+        channel = accepted.address.channel_type if accepted.address is not None else None
+        self._telemetry.accepted(
+            begun,
+            accepted.agent,
+            accepted.session,
+            accepted.requeued_as or accepted.message_id,
+            channel,
+            duplicate=accepted.duplicate,
+        )
+        return accepted
+
+    async def _accept(self, incoming: Incoming, traceparent: str | None) -> Accepted:
+        now = self._clock.now_ms()
+        key = SessionKey(check_name("agent", incoming.agent), check_session(incoming.session))
+        if key.agent not in self.agents:
+            known = ", ".join(sorted(self.agents)) or "none"
+            raise UnknownAgentError(f"there is no agent {key.agent!r} (there is: {known}).")
+        message = replace(check(incoming, now, self._max_content_bytes), traceparent=traceparent)
+        if message.not_after is None:
+            message = replace(message, not_after=_default_expiry(self.agents[key.agent], message, now))
+        session = await (self._sessions.create(key) if incoming.create_session else self._sessions.get(key))
+        kept = await self._store(session, message, incoming, now)
+        if session.deleted:
+            session = await self._sessions.get(key)
+        session.last_activity = now
+        stored = kept.counts
+        if kept.requeued:
+            self._log.warning(
+                "dead_letter_requeued", agent=key.agent, session=key.session, message=message.id, requeued_as=stored.id,
+                by=SENDER.name, reason=SENDER.reason,
+            )  # fmt: skip
+        if not kept.duplicate:
+            self._log.info(
+                "message_accepted", agent=key.agent, session=key.session, message=stored.id, seq=stored.seq,
+                kind=stored.kind, channel=stored.channel_type, trigger=stored.trigger,
+            )  # fmt: skip
+        if stored.status is MessageStatus.PENDING:  # a duplicate, too: sending again repairs a lost wake
+            self._on_accepted(session, stored)
+        again = stored.id if stored.id != kept.known.id else None
+        return Accepted(
+            kept.known.id, key.agent, key.session, kept.known.seq, kept.duplicate, _address_of(stored),
+            state=stored.status.value, previous=MessageStatus.FAILED.value if kept.failed else None, requeued_as=again,
+        )  # fmt: skip
+
+    async def _store(self, session: Session, message: MessageIn, incoming: Incoming, now: int) -> Stored:
+        try:
+            return await self._store_in(session, message, incoming, now)
+        except UnknownSessionError:
+            # Deleted while this message waited for its lock: it begins a new session of that name.
+            if not session.deleted or not incoming.create_session:
+                raise
+            return await self._store_in(await self._sessions.create(session.key), message, incoming, now)
+
+    async def _store_in(self, session: Session, message: MessageIn, incoming: Incoming, now: int) -> Stored:
+        key = session.key
+        try:
+            async with session.lock:
+                await self._sessions.activate(session)
+                found = await session.call_locked(lambda: store(session, message, incoming, now))
+        except (IdConflictError, MessageError, UnknownSessionError):
+            raise
+        except FileBusyError as error:
+            self._sessions.troubles.failed(key, ACCEPT, error, now)
+            if session.held_by:
+                raise FileBusyError(
+                    f"process {', '.join(session.held_by)} keeps a lock on session {key}'s files;"
+                    " the message was not stored.",
+                    hint=f"{end_others(session.held_by)} Then send it again, with the same id.",
+                    path=error.path,
+                ) from error
+            if not session.files.write_refused:
+                raise
+            raise FileBusyError(
+                f"somebody keeps a lock on session {key}'s inbound.db; the message was not stored.",
+                hint="Send it again, with the same id, in a minute: a container that keeps the lock is ended after"
+                f" sweep.claim_stuck_s. `clawbus session show {two_words(key.agent, key.session)}` tells how it stands.",
+                path=error.path,
+            ) from error
+        except ClawbusError as error:
+            self._sessions.troubles.failed(key, ACCEPT, error, now)
+            raise
+        self._sessions.troubles.healed(key, ACCEPT, WRITE)
+        return found
+
+
+def _address_of(stored: MessageIn) -> Address | None:
+    if stored.channel_type is None or stored.platform_id is None:
+        return None
+    return Address(stored.channel_type, stored.platform_id, stored.thread_id)
+
+
+def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
+    """The row to store, without its seq. Raises what `Ingress.accept` documents."""
+    try:
+        content = json.dumps(incoming.content, ensure_ascii=False, allow_nan=False)
+        size = len(content.encode("utf-8"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ContentError(f"content is not JSON: {error}.") from error
+    if size > max_content_bytes:
+        raise ContentError(f"content has {size} bytes; the limit is {max_content_bytes}.")
+    if incoming.kind not in {kind.value for kind in Kind}:
+        raise MessageError(f"kind {incoming.kind!r} is unknown.", hint=f"Use one of {', '.join(Kind)}.")
+    if incoming.recurrence is not None:
+        check_recurrence(incoming.recurrence)
+    if incoming.process_after is not None:
+        check_instant("process_after", incoming.process_after)
+    if incoming.not_after is not None:
+        check_instant("not_after", incoming.not_after)
+    address = incoming.address
+    if address is not None:
+        check_address(address)
+    return MessageIn(
+        id=check_message_id(incoming.message_id) if incoming.message_id is not None else new_id(now),
+        seq=0,
+        kind=incoming.kind,
+        timestamp=to_text(now),
+        status=MessageStatus.PENDING,
+        content=content,
+        process_after=incoming.process_after,
+        recurrence=incoming.recurrence,
+        trigger=incoming.trigger,
+        channel_type=address.channel_type if address else None,
+        platform_id=address.platform_id if address else None,
+        thread_id=address.thread_id if address else None,
+        on_wake=incoming.on_wake,
+        not_after=incoming.not_after,
+    )
+
+
+def check_recurrence(expression: str) -> None:
+    """Raise MessageError unless it is a cron expression of five fields that will ever fire."""
+    fields = len(expression.split())
+    if fields != _CRON_FIELDS or len(expression) > MAX_CRON:
+        raise MessageError(
+            f"recurrence {expression[:MAX_CRON]!r} has {fields} fields; a cron expression has five: minute, hour, day of"
+            " month, month, day of week."
+        )
+    try:
+        next(CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC)))
+    except (CronSimError, StopIteration) as error:
+        raise MessageError(f"recurrence {expression!r} is not a cron expression that fires: {error}.") from error
+
+
+def check_instant(name: str, instant: int) -> None:
+    """Raise MessageError unless the text columns can hold this instant (epoch milliseconds)."""
+    try:
+        to_text(instant)
+    except OverflowError as error:
+        raise MessageError(f"{name} {instant} is no instant of the years 1 to 9999.") from error
+
+
+def check_expiry(not_after: int | None, due: int) -> None:
+    """Raise MessageError unless a message that is due then (epoch milliseconds) can be begun before it expires."""
+    if not_after is not None and not_after <= due:
+        raise MessageError(
+            f"not_after {to_text(not_after)} is over before the message is due.", hint="Name a later time, or none."
+        )
+
+
+def _default_expiry(agent: Agent, message: MessageIn, now: int) -> int | None:
+    """When a message expires whose sender says nothing of it: epoch milliseconds, or None."""
+    if not agent.expire_after_s:
+        return None
+    wanted = max(now, message.process_after or 0) + int(agent.expire_after_s * 1000)
+    return wanted if wanted <= _LAST_INSTANT else None
+
+
+def check_address(address: Address) -> None:
+    """Raise MessageError unless it names a channel and a place in text that SQLite can hold."""
+    parts = (address.channel_type, address.platform_id, address.thread_id or "-")
+    try:
+        sizes = [len(part.encode("utf-8")) for part in parts]
+    except UnicodeEncodeError as error:
+        raise MessageError("the address holds text that is not Unicode (a lone surrogate).") from error
+    if not all(0 < size <= MAX_ADDRESS_BYTES for size in sizes):
+        raise MessageError(f"each part of an address has 1 to {MAX_ADDRESS_BYTES} bytes.")
+    if address.channel_type == "local" and not is_mailbox_name(address.platform_id):
+        # Accepted, its answer would become a dead letter after all the work.
+        raise MessageError(
+            f"{address.platform_id[:MAX_NAME]!r} is no mailbox name.", hint=f"Use 1 to {MAX_NAME} printable characters."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What an acceptance found or made. `known` has the id that was asked for; `counts` is the message that does the work.
+
+    They differ where the known one failed and was given again: now (`requeued`) or before.
+    """
+
+    known: MessageIn
+    counts: MessageIn
+    duplicate: bool = False
+    requeued: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether the message of the id that was asked for had failed."""
+        return self.duplicate and self.known.status is MessageStatus.FAILED
+
+
+def store(session: Session, message: MessageIn, incoming: Incoming, now: int) -> Stored:
+    """Write the row, its history and the session's route in one transaction.
+
+    An id that failed is given again, as an operator's requeue does: whoever sends it again still wants it done.
+    """
+    with session.files.inbound() as db, db.transaction():
+        known = messages.find(db, message.id)
+        if known is not None:
+            if (known.content, known.kind) != (message.content, message.kind):
+                raise IdConflictError(f"message id {message.id!r} was used for other content in {session.key}.")
+            kept = _known(db, known, message, now)
+        else:
+            check_expiry(message.not_after, max(now, message.process_after or 0))
+            stored = replace(message, seq=messages.next_even_seq(db))
+            messages.insert(db, stored, now)
+            kept = Stored(stored, stored)
+        if incoming.address is not None and incoming.trigger and not kept.duplicate:
+            messages.set_routing(db, incoming.address)
+    if kept.counts.trigger and (kept.requeued or not kept.duplicate):
+        session.files.ring()
+    return kept
+
+
+def _known(db: Writer, known: MessageIn, message: MessageIn, now: int) -> Stored:
+    latest = latest_requeue(db, known)
+    if latest.status is not MessageStatus.FAILED:
+        return Stored(known, latest, duplicate=True)
+    check_expiry(message.not_after, now)
+    again = requeue_message(db, latest, SENDER, now, not_after=message.not_after)
+    return Stored(known, again, duplicate=True, requeued=True)

@@ -1,0 +1,148 @@
+"""At the daemon's start: whose data folder is this? A copy, and a restored backup, become an installation of their own.
+
+A copy owns no container: those on its record are the original's, which may work on. It ends, adopts and removes none of them.
+What they had in hand is worked on here when their end is proved, and held for an operator when it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+import structlog
+from anyio import to_thread
+
+from daemon.core.clock import Clock
+from daemon.core.errors import DataFolderError
+from daemon.engine.sweep_steps import disown_incarnation
+from daemon.runtimes.protocol import ContainerRuntime
+from daemon.store.data_folder import Layout
+from daemon.store.install import Install, InstallFile, Origin, is_copied, place_of
+from daemon.store.rebuild import agree_on_install_id, write_install_id
+from daemon.store.registry import IncarnationRow, Registry
+from daemon.store.session_files import SessionFiles
+from schema.connect import ReadLimits
+from schema.errors import ClawbusError
+from schema.ids import new_id, session_path
+
+# Makes a runtime of this kind for an install's id, to be asked only.
+Build = Callable[[str, str], ContainerRuntime]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the start works with."""
+
+    folder: Layout
+    registry: Registry
+    clock: Clock
+    limits: ReadLimits
+
+    @property
+    def file(self) -> InstallFile:
+        """The record of the install."""
+        return InstallFile(self.folder.install_record)
+
+
+async def settle_install(start: Start, build: Build) -> str:
+    """The id of this installation: a new one in a copied or restored folder, after all that this entails.
+
+    Raises StorageError, and DataFolderError when the copy shares its sessions with the original.
+    """
+    install_id = await to_thread.run_sync(
+        agree_on_install_id, start.registry, start.folder.install_file, start.clock.now_ms()
+    )
+    found = await to_thread.run_sync(start.file.read)
+    if found is not None and await to_thread.run_sync(is_copied, found, start.folder.root):
+        return await _become_own(start, found, build)
+    await to_thread.run_sync(_note_place, start, found, install_id)
+    return install_id
+
+
+async def _become_own(start: Start, found: Install, build: Build) -> str:
+    """Crash-proof: the place is recorded last, so that an interrupted start begins again."""
+    log = structlog.get_logger("install")
+    here = await to_thread.run_sync(place_of, start.folder.root)
+    if found.place is not None and None is not found.place.sessions == here.sessions:
+        raise DataFolderError(
+            f"{start.folder.sessions_dir} is also that of the installation at {found.place.path}.",
+            hint="Copy the sessions, too; or stop that installation for good, then `clawbus install renew` here.",
+        )
+    now = start.clock.now_ms()
+    origin = Origin(found.install_id, found.place.path if found.place else found.origin and found.origin.path, now)
+    rows = await to_thread.run_sync(start.registry.live_incarnations)
+    gone = {row.id for row in rows} if found.given_up else await _proved_gone(rows, found, build)
+    for row in rows:
+        await to_thread.run_sync(_disown, start, row, row.id in gone, origin)
+    fresh = new_id(now).lower()
+    await to_thread.run_sync(start.registry.begin_install, fresh, now)
+    await to_thread.run_sync(write_install_id, start.folder.install_file, fresh)
+    await to_thread.run_sync(start.file.write, Install(fresh, here, None, origin))
+    log.warning("install_copied", install=fresh, copied_from=origin.install_id, path=origin.path,
+                containers_of_the_original=len(rows), ended_for_certain=len(gone))  # fmt: skip
+    return fresh
+
+
+async def _proved_gone(rows: Sequence[IncarnationRow], found: Install, build: Build) -> set[str]:
+    """The incarnations that the original's own engine does not have any more. Another engine proves nothing."""
+    gone: set[str] = set()
+    for kind in sorted({row.runtime for row in rows}):
+        if found.engine is None or found.engine.kind != kind or not found.engine.id:
+            continue
+        try:
+            async with aclosing(build(kind, found.install_id)) as runtime:
+                if await runtime.identity() != found.engine.id:
+                    continue
+                for row in rows:
+                    # Without a container's id its daemon was about to start it when the copy was made.
+                    if row.runtime == kind and row.container_id is not None and not await runtime.may_live(row.id):
+                        gone.add(row.id)
+        except ClawbusError:
+            continue
+    return gone
+
+
+def _disown(start: Start, row: IncarnationRow, gone: bool, origin: Origin) -> None:
+    """Give back, without a try, what the original's container had in hand; hold the session if it may still work on it."""
+    log = structlog.get_logger("install").bind(agent=row.key.agent, session=row.key.session, incarnation=row.id)
+    files = SessionFiles(session_path(start.folder.sessions_dir, *row.key), start.limits)
+    try:
+        in_hand = disown_incarnation(files, row.id, start.clock.now_ms())
+    except ClawbusError as error:  # a file that cannot be read is the sweep's to judge
+        log.warning("disown_failed", code=error.code, error=str(error))
+        return
+    if in_hand and not gone:
+        where = f" at {origin.path}" if origin.path else ""
+        reason = (
+            f"This folder is a copy. When it was made, a container of the original{where} worked on {in_hand} messages of"
+            " this session, and whether it still does cannot be told. Release it when the original is gone, or when the"
+            " work may be done twice."
+        )
+        start.registry.quarantine(row.key, reason, start.clock.now_ms())
+        log.warning("session_held", reason=reason)
+
+
+def _note_place(start: Start, found: Install | None, install_id: str) -> None:
+    here = place_of(start.folder.root)
+    if found is None:
+        start.file.write(Install(install_id, here))
+    elif (found.install_id, found.place) != (install_id, here):
+        if found.place is not None and found.place.path != here.path:
+            structlog.get_logger("install").info("install_moved", before=found.place.path, path=here.path)
+        start.file.write(replace(found, install_id=install_id, place=here))
+
+
+def renew(folder: Layout) -> Install | None:
+    """Let the next start begin another installation, whose record has no containers. The caller holds the folder's lock.
+
+    None: no daemon of this version has started on it.
+
+    Raises StorageError.
+    """
+    file = InstallFile(folder.install_record)
+    found = file.read()
+    if found is not None:
+        origin = Origin(found.install_id, str(folder.root), 0)
+        file.write(replace(found, place=None, origin=origin, given_up=True))
+    return found

@@ -1,0 +1,79 @@
+"""What goes to a channel and what its answer means: between the rows' Send and Outcome and the channel's words. No I/O.
+
+A channel is other people's code: whatever it returns that is no receipt is no delivery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import structlog
+
+from daemon.channels.protocol import DeliveryFailure, Outgoing, Receipt
+from daemon.core.delivery_plan import Send
+from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.engine.delivery_steps import Outcome
+from daemon.store.registry import SessionKey
+from schema.json_text import without_halves
+
+
+def by_destination(sends: Iterable[Send]) -> dict[str, list[Send]]:
+    """In order, by the address's key."""
+    groups: dict[str, list[Send]] = {}
+    for send in sends:
+        groups.setdefault(send.address.key, []).append(send)
+    return groups
+
+
+def outgoing(key: SessionKey, send: Send, traceparent: str | None) -> Outgoing:
+    """The row as a channel gets it."""
+    row = send.candidate.row
+    return Outgoing(
+        key=f"{key.agent}/{key.session}/{row.id}",
+        message_out_id=row.id,
+        agent=key.agent,
+        session=key.session,
+        kind=row.kind,
+        address=send.address,
+        content=without_halves(row.content),
+        timestamp=row.timestamp,
+        in_reply_to=row.in_reply_to,
+        attempt=send.candidate.attempts + 1,
+        traceparent=traceparent,
+    )
+
+
+def success(send: Send, receipt: object) -> Outcome:
+    """What a receipt says. Raises TypeError for what is no Receipt."""
+    if not isinstance(receipt, Receipt):
+        raise TypeError(f"deliver returned {type(receipt).__name__}, not a Receipt")
+    platform_id = None if receipt.platform_message_id is None else str(receipt.platform_message_id)
+    return Outcome(send, sent=True, platform_message_id=platform_id, not_wanted=receipt.not_wanted)
+
+
+def failure(send: Send, error: Exception, timeout_s: float) -> Outcome:
+    """What an error says of a send that was begun. `timeout_s` is the bus's own, for the words."""
+    if isinstance(error, TimeoutError):
+        text = f"no answer within {timeout_s:g} s"
+        return Outcome(send, sent=True, error_code=TransientDeliveryError.code, error=text, in_doubt=True)
+    if isinstance(error, PermanentDeliveryError):
+        return Outcome(send, sent=True, error_code=error.code, error=str(error), permanent=True)
+    if isinstance(error, TransientDeliveryError):
+        return Outcome(
+            send, sent=True, error_code=error.code, error=str(error), retry_after_s=error.retry_after_s,
+            in_doubt=error.in_doubt,
+        )  # fmt: skip
+    channel = send.address.channel_type
+    structlog.get_logger("delivery").error("channel_raised", channel=channel, exc_info=error)
+    return Outcome(send, sent=True, error_code="CHANNEL_BUG", error=f"{type(error).__name__}: {error}", in_doubt=True)
+
+
+def note_results(
+    outcomes: list[Outcome], sends: Sequence[Send], results: Sequence[Receipt | DeliveryFailure], timeout_s: float
+) -> None:
+    """Add what a channel said of a run of rows, up to the first failure. Raises TypeError at what is no receipt."""
+    for send, result in zip(sends, results, strict=False):
+        if isinstance(result, PermanentDeliveryError | TransientDeliveryError):
+            outcomes.append(failure(send, result, timeout_s))
+            return
+        outcomes.append(success(send, result))

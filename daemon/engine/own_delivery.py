@@ -1,0 +1,89 @@
+"""The short way out: intend, hand over and record in one thread, for a channel that is its own receiver (`OwnChannel`).
+
+The order is that of every delivery: the intent is committed, then the receiver's row, then the receipt. What cannot be done
+here is left as it is, intended or handed over, and goes on the ordinary way (`delivery.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from daemon.channels.protocol import Channel, OwnChannel
+from daemon.core.clock import Clock
+from daemon.core.delivery_plan import Bury, Send
+from daemon.engine.delivery_steps import Collected, Means, Outcome, collect, record_outcomes
+from daemon.engine.outcomes import by_destination, note_results, outgoing
+from daemon.engine.sessions import Session
+from daemon.telemetry.telemetry import Telemetry
+from schema.errors import ClawbusError
+
+
+@dataclass(slots=True)
+class Handed:
+    """What came of one destination's sends. `buried` None: it is still to be recorded."""
+
+    outcomes: list[Outcome]
+    buried: Sequence[Bury] | None = None
+
+
+class OwnDelivery:
+    """Built once. `collect` runs in a thread, with the session's lock held by the caller."""
+
+    def __init__(self, channels: Mapping[str, Channel], clock: Clock, telemetry: Telemetry) -> None:
+        self._clock = clock
+        self._telemetry = telemetry
+        self._channels = {
+            name: channel
+            for name, channel in channels.items()
+            if isinstance(channel, OwnChannel) and channel.capabilities.deduplicates
+        }
+
+    def collect(
+        self, session: Session, means: Means, live: str | None, now: int
+    ) -> tuple[Collected, dict[str, Handed]]:
+        """Take note and intend; then hand over and record what can be here, by destination. Raises as `collect` does."""
+        found = collect(session.files, means, live, now)
+        handed: dict[str, Handed] = {}
+        failed: set[str] = set()  # what fails may have waited for a lock, and this thread holds the session's
+        for address_key, sends in by_destination(found.sends).items():
+            name = sends[0].address.channel_type
+            channel = self._channels.get(name) if name not in failed else None
+            outcomes = self._hand_over(session, sends, channel, means) if channel is not None else []
+            if outcomes:
+                handed[address_key] = Handed(outcomes)
+            if any(outcome.error for outcome in outcomes):
+                failed.add(name)
+        if handed:
+            self._record(session, handed, means)
+        return found, handed
+
+    def _hand_over(self, session: Session, sends: list[Send], channel: OwnChannel, means: Means) -> list[Outcome]:
+        """Empty when it cannot be done here."""
+        key = session.key
+        begun = [self._telemetry.sending(key.agent, key.session, send.candidate.cause) for send in sends]
+        outcomes: list[Outcome] = []
+        try:
+            results = channel.deliver_here([outgoing(key, send, None) for send in sends])
+            note_results(outcomes, sends, results or (), means.config.send_timeout_s)
+        except Exception:  # noqa: BLE001 - as in any send; what it had taken it knows, when the rest is sent again
+            structlog.get_logger("delivery").error(
+                "channel_raised", channel=sends[0].address.channel_type, exc_info=True
+            )
+        if not outcomes:
+            return []
+        ended_at = self._clock.now_ms()
+        told = [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
+        return told + [Outcome(send, sent=False) for send in sends[len(told) :]]
+
+    def _record(self, session: Session, handed: Mapping[str, Handed], means: Means) -> None:
+        outcomes = [outcome for one in handed.values() for outcome in one.outcomes]
+        try:
+            buried = record_outcomes(session.files, outcomes, means, self._clock.now_ms())
+        except ClawbusError:
+            return  # the ordinary way goes on until it is recorded, and says why it could not be
+        for one in handed.values():
+            own = {outcome.send.candidate.row.id for outcome in one.outcomes}
+            one.buried = [dead for dead in buried if dead.candidate.row.id in own]

@@ -1,0 +1,86 @@
+"""Arming the next occurrence of a series, in the same transaction that ends the last one.
+
+The next instant is computed from the scheduled time, so a late run does not shift the series; instants that passed
+meanwhile are skipped. The new row's id is made from series and instant, so a series cannot fork.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+
+from cronsim import CronSim, CronSimError
+
+from daemon.core.zones import zone
+from daemon.store import messages
+from daemon.store.transitions import record
+from schema.connect import Writer
+from schema.instants import from_text, to_text
+from schema.rows import MessageIn, MessageStatus
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def next_instant(expression: str, scheduled: int, now: int, timezone: str) -> int | None:
+    """The first instant of a cron expression after both `scheduled` and `now` (epoch ms), or None if there is none.
+
+    Computed on the wall clock of `timezone`, so "09:00" stays 09:00 over daylight-saving changes.
+    """
+    start = _EPOCH + timedelta(milliseconds=max(scheduled, now))
+    try:
+        found = next(CronSim(expression, start.astimezone(zone(timezone))))
+    except (CronSimError, StopIteration, OverflowError):
+        return None
+    return int((found - _EPOCH) / timedelta(milliseconds=1))
+
+
+def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) -> list[MessageIn]:
+    """Insert each series' next occurrence and take the recurrence off the finished row. Inside a transaction."""
+    armed: list[MessageIn] = []
+    for message in finished:
+        accepted = from_text(message.timestamp)
+        scheduled = message.process_after if message.process_after is not None else accepted
+        instant = next_instant(message.recurrence or "", now if scheduled is None else scheduled, now, timezone)
+        messages.clear_recurrence(db, message.id)
+        if instant is None:
+            record(db, message.id, "series_ended", now, detail={"recurrence": message.recurrence})
+            continue
+        series = message.series_id or message.id
+        identity = _occurrence_id(series, instant)
+        if messages.find(db, identity) is not None:
+            continue
+        following = replace(
+            message,
+            id=identity,
+            seq=messages.next_even_seq(db),
+            timestamp=to_text(now),
+            status=MessageStatus.PENDING,
+            process_after=instant,
+            series_id=series,
+            tries=0,
+            solo=False,
+            holds=False,
+            deferrals=0,
+            void_ack=None,
+            not_after=_expiry(message, scheduled, instant),
+            traceparent=None,  # an occurrence is a trace of its own, not the rest of the one before
+        )
+        messages.insert(db, following, now, event="rearmed")
+        armed.append(following)
+    return armed
+
+
+def _expiry(message: MessageIn, scheduled: int | None, instant: int) -> int | None:
+    """As long after its time as the occurrence before; None if that one never expires."""
+    if message.not_after is None or scheduled is None:
+        return None
+    return instant + max(0, message.not_after - scheduled)
+
+
+def _occurrence_id(series: str, instant: int) -> str:
+    """The one id that this occurrence can have; ids are limited to 200 characters, and long ones must not meet."""
+    if len(series) > 150:
+        series = f"{series[:117]}-{sha256(series.encode()).hexdigest()[:32]}"
+    return f"{series}@{instant}"

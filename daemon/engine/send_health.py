@@ -1,0 +1,91 @@
+"""Which places of which channels take nothing at present, and why: for `degraded` in status, doctor and readiness.
+
+A success at a place ends its trouble. So does giving up every answer that failed there, and silence for longer than any
+retry waits, because then nothing is tried there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from daemon.core.clock import Clock
+from daemon.engine.delivery_steps import Outcome
+from daemon.engine.send_slots import Lane
+
+_MANY = 5  # failures in a row
+_LONG_MS = 60_000  # or two of them, so far apart
+_NAMED = 3
+_PLACES = 1000
+_ANSWERS = 1000  # of one place; with more, only a success or silence ends its trouble
+
+
+@dataclass(slots=True)
+class _Trouble:
+    since: int
+    failures: int = 0
+    last: int = 0
+    until: int = 0
+    error: str = ""
+    answers: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+
+    @property
+    def lasting(self) -> bool:
+        return self.failures >= _MANY or (self.failures > 1 and self.last - self.since >= _LONG_MS)
+
+
+class SendHealth:
+    """Built once; called in the event loop. `retry_max_s` and `send_timeout_s` as configured."""
+
+    def __init__(self, clock: Clock, retry_max_s: float, send_timeout_s: float) -> None:
+        self._clock = clock
+        self._silence_ms = int((retry_max_s * 1.25 + send_timeout_s) * 1000) + _LONG_MS
+        self._troubles: dict[Lane, _Trouble] = {}
+
+    def note(self, lane: Lane, outcomes: Sequence[Outcome], owner: str = "") -> None:
+        """Note what came of a session's sends to one place; `owner` is the session.
+
+        A permanent refusal is a dead letter, and says nothing of the next send.
+        """
+        if any(one.sent and one.error is None for one in outcomes):
+            self._troubles.pop(lane, None)
+        failed = [one for one in outcomes if one.error is not None and not one.permanent]
+        if not failed or (lane not in self._troubles and len(self._troubles) >= _PLACES):
+            return
+        now = self._clock.now_ms()
+        trouble = self._troubles.setdefault(lane, _Trouble(now))
+        trouble.failures += len(failed)
+        trouble.last, trouble.error = now, failed[-1].error or ""
+        wait_ms = int(min(max((one.retry_after_s or 0.0 for one in failed), default=0.0), 86_400.0) * 1000)
+        trouble.until = now + max(self._silence_ms, wait_ms + _LONG_MS)
+        if len(trouble.answers) <= _ANSWERS:
+            trouble.answers.update((owner, one.send.candidate.row.id) for one in failed)
+
+    def given_up(self, owner: str, answer_id: str) -> None:
+        """Note that an operator gave this answer up. A place with no other failed answer is no longer in trouble."""
+        for lane, trouble in list(self._troubles.items()):
+            if (owner, answer_id) not in trouble.answers or len(trouble.answers) > _ANSWERS:
+                continue
+            trouble.answers.discard((owner, answer_id))
+            if not trouble.answers:
+                del self._troubles[lane]
+
+    def problems(self) -> dict[str, tuple[int, str]]:
+        """By channel: since when (epoch ms), and why."""
+        now = self._clock.now_ms()
+        self._troubles = {lane: one for lane, one in self._troubles.items() if now < one.until}
+        found: dict[str, list[tuple[Lane, _Trouble]]] = {}
+        for lane, one in self._troubles.items():
+            if one.lasting:
+                found.setdefault(lane[0], []).append((lane, one))
+        return {channel: (min(one.since for _, one in those), _why(those)) for channel, those in found.items()}
+
+
+def _why(troubles: Sequence[tuple[Lane, _Trouble]]) -> str:
+    told = [
+        f"sends to {place[:64]} fail ({one.failures} in a row): {one.error.rstrip('.')}"
+        for (_, place), one in troubles[:_NAMED]
+    ]
+    if len(troubles) > _NAMED:
+        told.append(f"and sends to {len(troubles) - _NAMED} other places")
+    return "; ".join(told)

@@ -1,0 +1,68 @@
+"""Sends what was intended, over its channel, and says what came of it. Records nothing.
+
+A channel's bug, hang or lie is a failed send, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import anyio
+
+from daemon.channels.protocol import Channel, ManyChannel
+from daemon.core.clock import Clock
+from daemon.core.delivery_plan import Send
+from daemon.engine.delivery_steps import Outcome
+from daemon.engine.outcomes import failure, note_results, outgoing, success
+from daemon.engine.sessions import Session
+from daemon.telemetry.telemetry import Beginning, Telemetry
+
+
+class Sender:
+    """A send may take `timeout_s` seconds; longer, it is in doubt."""
+
+    def __init__(self, channels: Mapping[str, Channel], timeout_s: float, clock: Clock, telemetry: Telemetry) -> None:
+        self._channels = channels
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._telemetry = telemetry
+        self._many = {
+            name: c for name, c in channels.items() if isinstance(c, ManyChannel) and c.capabilities.deduplicates
+        }
+
+    def takes_many(self, sends: list[Send]) -> bool:
+        """Whether these rows of one destination can go in one call."""
+        return len(sends) > 1 and sends[0].address.channel_type in self._many
+
+    async def one(self, session: Session, send: Send) -> Outcome:
+        """Send one row. Whatever its channel raises is the outcome's."""
+        begun = self._begin(session, send)
+        outcome = await self._try_send(session, send, begun.traceparent)
+        return outcome.at(begun, self._clock.now_ms())
+
+    def _begin(self, session: Session, send: Send) -> Beginning:
+        return self._telemetry.sending(session.key.agent, session.key.session, send.candidate.cause)
+
+    async def _try_send(self, session: Session, send: Send, traceparent: str | None) -> Outcome:
+        channel = self._channels[send.address.channel_type]
+        try:
+            with anyio.fail_after(self._timeout_s):
+                return success(send, await channel.deliver(outgoing(session.key, send, traceparent)))
+        except Exception as error:  # noqa: BLE001 - a channel's bug must not stop other channels; it is retried and logged
+            return failure(send, error, self._timeout_s)
+
+    async def many(self, session: Session, sends: list[Send]) -> list[Outcome]:
+        """One call for a run of rows. What it does not tell of was not begun, or is sent again: it deduplicates."""
+        outcomes: list[Outcome] = []
+        begun = [self._begin(session, send) for send in sends]
+        messages = [outgoing(session.key, send, one.traceparent) for send, one in zip(sends, begun, strict=True)]
+        try:
+            with anyio.fail_after(self._timeout_s):
+                results = await self._many[sends[0].address.channel_type].deliver_many(messages)
+            note_results(outcomes, sends, results, self._timeout_s)
+        except Exception as error:  # noqa: BLE001 - as in a single send; the row that it met first bears it
+            outcomes.append(failure(sends[len(outcomes)], error, self._timeout_s))
+        # One that tells of nothing would be asked again at once, for ever.
+        outcomes = outcomes or [failure(sends[0], TypeError("deliver_many returned nothing"), self._timeout_s)]
+        ended_at = self._clock.now_ms()
+        return [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]

@@ -1,0 +1,49 @@
+"""Replacing a container without cutting its turn: it claims nothing more, finishes, and is stopped then.
+
+Its turn is bounded by the limits of every turn (time-out, ceiling, claim-stuck); nothing here ends one.
+"""
+
+from __future__ import annotations
+
+import anyio
+
+from daemon.engine.supervisor.endings import Endings
+from daemon.engine.supervisor.fleet import Fleet
+from daemon.engine.supervisor.slots import Phase, Slot
+from schema.errors import ClawbusError
+
+
+class Draining:
+    """Watches each container that is to be replaced until it is at rest."""
+
+    def __init__(self, fleet: Fleet, endings: Endings) -> None:
+        self._fleet = fleet
+        self._endings = endings
+
+    def begin(self, slot: Slot, reason: str) -> None:
+        """Stop the container with this reason as soon as it works on nothing, in the background."""
+        assert self._fleet.tasks is not None
+        self._fleet.tasks.start_soon(self._drain, slot, reason, name=f"drain {slot.session.key}")
+
+    async def _drain(self, slot: Slot, reason: str) -> None:
+        key, told = slot.session.key, False
+        log = self._fleet.log.bind(agent=key.agent, session=key.session, incarnation=slot.incarnation)
+        while slot.phase is Phase.RUNNING and slot.session.quarantined is None:
+            if await self._is_at_rest(slot):
+                self._endings.begin_end(key, reason, graceful=True, incarnation=slot.incarnation)
+                return
+            if not told:
+                log.info("container_draining", reason=reason)
+                told = True
+            with anyio.move_on_after(self._fleet.timings.drain_s):
+                await slot.exited.wait()
+
+    async def _is_at_rest(self, slot: Slot) -> bool:
+        """A file that cannot be read now says nothing: it is read again."""
+        try:
+            return await self._fleet.hooks.drain(slot.session, slot.incarnation)
+        except ClawbusError:
+            return False
+        except Exception:  # a bug in one look must not end the daemon; it is tried again
+            self._fleet.log.exception("drain_raised", session=slot.session.key.session)
+            return False

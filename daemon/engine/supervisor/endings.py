@@ -1,0 +1,217 @@
+"""A container's end: signal, escalate, await the confirmed exit, then all that the exit entails.
+
+Nothing that an exit entails (journal recovery, reset of claims, the next spawn) happens before `runtime.wait` returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import anyio.to_thread
+
+from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.engine.supervisor.fleet import Fleet
+from daemon.engine.supervisor.last_words import last_words
+from daemon.engine.supervisor.slots import Phase, Slot
+from daemon.runtimes.protocol import Exit, Running
+from daemon.runtimes.spec import STDERR_LOG
+from daemon.store.registry import SessionKey
+from schema.errors import ClawbusError
+from schema.layout import CANNOT_START_CODE
+
+
+class Endings:
+    """Watches every container until its exit is confirmed, and ends those that must end."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._log = fleet.log
+
+    def begin_end(self, key: SessionKey, reason: str, *, graceful: bool, incarnation: str | None = None) -> Slot | None:
+        """Begin to stop or kill the session's container, in the background. With `incarnation`, only if it is that one."""
+        slot = self._fleet.slots.get(key)
+        if slot is None or self._fleet.tasks is None or incarnation not in (None, slot.incarnation):
+            return slot
+        if slot.phase is Phase.EXITED or (slot.phase is Phase.STOPPING and (graceful or slot.forced)):
+            return slot
+        slot.phase = Phase.STOPPING
+        slot.reason = slot.reason or reason
+        slot.forced = slot.forced or not graceful
+        self._fleet.tasks.start_soon(self._terminate, slot, graceful, name=f"end {key}")
+        return slot
+
+    def end_extra(self, found: Running) -> None:
+        """End a container beside a session's supervised one, in the background: two would write one file."""
+        if self._fleet.tasks is None or found.container_id in self._fleet.extras:
+            return
+        self._log.warning("container_extra", agent=found.agent, session=found.session, container=found.container_id)
+        self._fleet.extras[found.container_id] = found
+        self._fleet.tasks.start_soon(self._end_extra, found, name=f"end extra {found.agent}/{found.session}")
+
+    async def _end_extra(self, found: Running) -> None:
+        runtime, send = self._fleet.runtime, self._fleet.runtime.stop
+        while True:
+            try:
+                await send(found.container_id)
+                with anyio.move_on_after(self._fleet.config.stop_grace_s):
+                    await runtime.wait(found.container_id)
+                    if await self._is_removed(found.container_id):
+                        break
+                send = runtime.kill
+                continue
+            except RuntimeUnavailableError as error:
+                self._fleet.set_unavailable(error)
+            except Exception:  # noqa: BLE001 - it is ended until it has ended
+                self._log.error("end_extra_raised", container=found.container_id, exc_info=True)
+            await anyio.sleep(self._fleet.timings.probe_s)
+        del self._fleet.extras[found.container_id]
+        self._fleet.changed.set()
+
+    def watch(self, slot: Slot) -> None:
+        """From now on, its exit is noticed and settled."""
+        assert self._fleet.tasks is not None
+        self._fleet.tasks.start_soon(self._watch, slot, name=f"wait {slot.session.key}")
+
+    async def _watch(self, slot: Slot) -> None:
+        exit_ = await self._final_exit(slot)
+        slot.exit_code = exit_.code
+        slot.exited.set()
+        self._fleet.changed.set()
+        await self._ended(slot, exit_)
+
+    async def _final_exit(self, slot: Slot) -> Exit:
+        """The exit of the slot's one life, once its container can live no more.
+
+        Others may start a container again. What an exit entails writes to the session's files, so it waits until the
+        container is removed: the runtime refuses either the removal or the start.
+        """
+        first: Exit | None = None
+        while slot.container_id is not None:
+            try:
+                exit_ = await self._fleet.runtime.wait(slot.container_id, slot.started_at)
+                first = first or exit_
+                if not exit_.restarted and await self._is_removed(slot.container_id):
+                    return first
+                await self._restarted(slot)
+                continue
+            except RuntimeUnavailableError as error:
+                self._fleet.set_unavailable(error)
+            except Exception:  # noqa: BLE001 - an answer that is none is no exit
+                self._log.error("wait_raised", container=slot.container_id, exc_info=True)
+            await anyio.sleep(self._fleet.timings.probe_s)
+        return Exit(None)
+
+    async def _is_removed(self, container_id: str) -> bool:
+        """Remove an exited container. False: it runs again. Raises RuntimeUnavailableError when nobody can say.
+
+        One that the runtime cannot remove (a busy disk) holds nothing up while it does not run.
+        """
+        runtime = self._fleet.runtime
+        try:
+            await runtime.remove(container_id)
+        except NotConfirmedError:
+            return False
+        except Exception as error:  # noqa: BLE001 - litter, not a fault: the next spawn of the session clears it
+            listed = await runtime.list_running()
+            if any(one.container_id == container_id for one in listed):
+                return False
+            self._log.warning("container_not_removed", container=container_id, error=str(error))
+        return True
+
+    async def _restarted(self, slot: Slot) -> None:
+        """Others started the container again: its second life is nobody's, so it is ended, and another container follows."""
+        slot.started_at = None
+        slot.reason = slot.reason or "restarted"
+        key = slot.session.key
+        self._log.warning("container_restarted", agent=key.agent, session=key.session, incarnation=slot.incarnation,
+                          container=slot.container_id)  # fmt: skip
+        if slot.phase is Phase.STOPPING:
+            await self._signal(slot, self._fleet.runtime.kill)
+        else:
+            self.begin_end(key, slot.reason, graceful=True, incarnation=slot.incarnation)
+
+    async def _ended(self, slot: Slot, exit_: Exit) -> None:
+        key = slot.session.key
+        ended_at = self._fleet.clock.now_ms()  # recorded only once all that the exit entails is done
+        reason = slot.reason or ("exited" if exit_.code == 0 else "crashed")
+        by_itself = slot.reason is None
+        slot.phase = Phase.EXITED
+        log = self._log.bind(agent=key.agent, session=key.session, incarnation=slot.incarnation)
+        log.info("container_exited", reason=reason, exit_code=exit_.code, out_of_memory=exit_.out_of_memory)
+        wait_s = self._fleet.timings.retry_s
+        while True:
+            try:
+                claimed = await self._fleet.hooks.on_exit(slot.session, slot.incarnation, reason, exit_)
+                break
+            except ClawbusError as error:
+                log.warning("exit_not_settled", code=error.code, error=str(error), hint=error.hint, retry_s=wait_s)
+            except Exception:  # not settled is not settled; nothing may follow before it is
+                log.exception("exit_raised", retry_s=wait_s)
+            await anyio.sleep(wait_s)
+            wait_s = min(wait_s * 2, self._fleet.timings.retry_max_s)
+        self._fleet.telemetry.exited(key.agent, slot.incarnation, reason)
+        await self._fleet.record(
+            lambda registry: registry.end_incarnation(slot.incarnation, ended_at, exit_.code, reason)
+        )
+        await self._judge_start(slot, exit_, by_itself=by_itself, claimed=claimed)
+        self._fleet.release(slot)
+        self._fleet.hooks.after_exit(slot.session)
+
+    async def _judge_start(self, slot: Slot, exit_: Exit, *, by_itself: bool, claimed: bool) -> None:
+        """An incarnation that ended by itself without touching a message did not really start: back off.
+
+        So did one that could start no program from the beginning; an older one had worked, and is replaced at once.
+        """
+        key = slot.session.key
+        cannot = exit_.code == CANNOT_START_CODE
+        young = self._fleet.clock.now_ms() - slot.spawned_at < self._fleet.timings.healthy_s * 1000
+        if by_itself and young and (cannot or not claimed):
+            text = f"the container ended by itself (exit code {exit_.code}) before it claimed anything"
+            said = await anyio.to_thread.run_sync(last_words, slot.session.files.folder.logs / STDERR_LOG)
+            text += f"; its runner said: {said}" if said is not None else ""
+            hint = "Read the end of its log: `clawbus session show`."
+            if cannot:
+                text = f"a fresh container cannot start the agent's program (exit code {exit_.code}): no room for a process"
+                hint = f"Raise agents.{key.agent}.pids or memory_bytes, or end what uses up the machine's processes or memory."
+            await self._fleet.back_off(
+                slot.session, SpawnError.code, text, hint, self._fleet.config.spawn_backoff_max_s
+            )
+        else:
+            await self._fleet.record(lambda registry: registry.spawn_recovered(key))
+
+    async def _terminate(self, slot: Slot, graceful: bool) -> None:
+        """Signal, escalate, and go on until the exit is confirmed."""
+        while slot.container_id is None and not slot.done.is_set():
+            with anyio.move_on_after(0.1):  # still starting: there is nothing to signal yet
+                await slot.done.wait()
+        # While the runtime is away nothing can be sent; that is no reason to skip the grace.
+        while graceful and not slot.forced and not slot.exited.is_set():
+            if await self._signal(slot, self._fleet.runtime.stop):
+                with anyio.move_on_after(self._fleet.config.stop_grace_s):
+                    await slot.exited.wait()
+                break
+        slot.forced = True
+        while not slot.exited.is_set() and not slot.done.is_set():
+            await self._signal(slot, self._fleet.runtime.kill)
+            with anyio.move_on_after(self._fleet.config.kill_confirm_s) as scope:
+                await slot.exited.wait()
+            if scope.cancelled_caught:
+                slot.overdue = True
+                self._fleet.changed.set()
+                self._log.error("exit_not_confirmed", agent=slot.session.key.agent, session=slot.session.key.session,
+                                container=slot.container_id)  # fmt: skip
+
+    async def _signal(self, slot: Slot, send: Callable[[str], Awaitable[None]]) -> bool:
+        if slot.container_id is None:
+            return False
+        try:
+            await send(slot.container_id)
+        except RuntimeUnavailableError as error:
+            self._fleet.set_unavailable(error)
+        except Exception:  # noqa: BLE001 - the signal is sent again until the exit is confirmed
+            self._log.error("signal_raised", container=slot.container_id, exc_info=True)
+        else:
+            return True
+        await anyio.sleep(self._fleet.timings.retry_s)
+        return False

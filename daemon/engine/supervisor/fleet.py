@@ -1,0 +1,130 @@
+"""What supervising shares: the table of slots, whether the runtime answers, and central.db asked until it does.
+
+State and its record, no decisions: starting is `supervisor.py`, adoption `adoption.py`, the end `endings.py`. An exit is never
+recorded here before it is confirmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from daemon.config.models import Runtime as RuntimeConfig
+from daemon.core.clock import Clock
+from daemon.core.errors import ImageError
+from daemon.engine.sessions import Session, Sessions
+from daemon.engine.supervisor.slots import AgentImage, Hooks, Slot, Timings
+from daemon.runtimes.engine import EngineGuard
+from daemon.runtimes.protocol import ContainerRuntime, Running
+from daemon.store.registry import Registry, SessionKey
+from daemon.telemetry.telemetry import Telemetry
+from schema.errors import ClawbusError
+
+T = TypeVar("T")
+
+
+class Fleet:
+    """Every slot there is, and what belongs to all of them. Built by the supervisor; `tasks` is set when it starts."""
+
+    def __init__(
+        self,
+        runtime: ContainerRuntime,
+        sessions: Sessions,
+        config: RuntimeConfig,
+        clock: Clock,
+        hooks: Hooks,
+        timings: Timings,
+        telemetry: Telemetry,
+        engine: EngineGuard,
+    ) -> None:
+        self.runtime = runtime
+        self.sessions = sessions
+        self.config = config
+        self.clock = clock
+        self.hooks = hooks
+        self.timings = timings
+        self.telemetry = telemetry
+        self.engine = engine
+        self.log = structlog.get_logger("supervisor")
+        self.slots: dict[SessionKey, Slot] = {}
+        # Containers of ours beside a session's supervised one, by container id: they are being ended, and they use room.
+        self.extras: dict[str, Running] = {}
+        self.changed = anyio.Event()  # something that the dispatch of spawns must look at
+        self.tasks: TaskGroup | None = None
+        self.accepting = False  # whether adoption has been done, so that spawning is safe
+        self.unavailable: tuple[int, str] | None = None  # (since epoch ms, why)
+        self.bad_images: dict[AgentImage, tuple[int, str]] = {}  # the same, until one of them is found usable
+
+    def image_failed(self, image: AgentImage, why: str) -> None:
+        """Nothing can be started from this image."""
+        since, _ = self.bad_images.get(image, (self.clock.now_ms(), ""))
+        self.bad_images[image] = since, why
+
+    async def check_images(self) -> None:
+        """Forget what was mended, and what no agent uses any more. Raises RuntimeUnavailableError."""
+        for image in list(self.bad_images):
+            try:
+                if image in self.hooks.images():
+                    await self.runtime.check(image[0], own_runner=image[1])
+                self.bad_images.pop(image, None)
+            except ImageError as error:
+                self.image_failed(image, str(error))
+
+    async def record(self, operation: Callable[[Registry], T]) -> T:
+        """Ask central.db until it answers: a full disk must delay an exit's record, not lose it."""
+        wait_s = self.timings.retry_s
+        while True:
+            try:
+                return await self.sessions.central(operation)
+            except ClawbusError as error:
+                self.log.warning("registry_not_written", error=str(error), hint=error.hint, retry_s=wait_s)
+            except Exception:  # the slot depends on this; it may not end with an error
+                self.log.exception("registry_raised", retry_s=wait_s)
+            await anyio.sleep(wait_s)
+            wait_s = min(wait_s * 2, self.timings.retry_max_s)
+
+    def release(self, slot: Slot) -> None:
+        """The slot is free: its exit is confirmed (or it never began) and all that this entails is done."""
+        self.slots.pop(slot.session.key, None)
+        slot.exited.set()
+        slot.done.set()
+        self.changed.set()
+
+    def set_unavailable(self, error: ClawbusError) -> None:
+        """The runtime does not answer: say so once, and let the dispatch probe it."""
+        if self.unavailable is None:
+            self.unavailable = (self.clock.now_ms(), str(error))
+            self.log.error("runtime_unavailable", runtime=self.runtime.name, error=str(error), hint=error.hint)
+            self.changed.set()
+
+    def set_available(self) -> None:
+        """The runtime answers (again)."""
+        if self.unavailable is not None:
+            self.log.info("runtime_available", runtime=self.runtime.name)
+            self.unavailable = None
+        self.changed.set()
+
+    def begin_record_start(self, slot: Slot, running: Running) -> None:
+        """In the background: a disk that is full must not keep a container from being watched."""
+        assert self.tasks is not None
+
+        def write(registry: Registry) -> None:
+            registry.incarnation_started(slot.incarnation, running.container_id, running.started_at)
+
+        self.tasks.start_soon(self.record, write, name=f"record start {slot.session.key}")
+
+    async def back_off(self, session: Session, code: str, text: str, hint: str, limit_s: float) -> None:
+        """A start failed: record it, and when the next may be tried, at most `limit_s` seconds from now."""
+        key, now = session.key, self.clock.now_ms()
+        row = await self.record(lambda registry: registry.session(key))
+        failures = (row.spawn_failures if row is not None else 0) + 1
+        wait_s = min(self.config.spawn_backoff_s * 2 ** min(failures - 1, 20), limit_s)
+        until = now + int(wait_s * 1000)
+        await self.record(lambda registry: registry.spawn_failed(key, failures, until, text))
+        self.log.error("spawn_failed", agent=key.agent, session=key.session, code=code, error=text, hint=hint,
+                        failures=failures, retry_s=wait_s)  # fmt: skip
+        self.hooks.wake_at(session, until)

@@ -1,0 +1,32 @@
+"""Why a runner ended by itself, in its own words: the last line of its log that says so. Hostile text, cut and on one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final, cast
+
+from daemon.runtimes import output_log
+
+_TAIL: Final = 16 * 1024
+_LONGEST: Final = 300
+_EVENTS: Final = frozenset({"runner_refused", "runner_superseded", "runner_crashed"})
+
+
+def last_words(log: Path) -> str | None:
+    """`CODE: text` of the runner's last word about its end; None when it said nothing."""
+    for line in reversed(output_log.tail(log, start=0, max_bytes=_TAIL).splitlines()):
+        found = _event(line)
+        if found is not None and found.get("event") in _EVENTS:
+            said = ": ".join(str(found[key]) for key in ("code", "error") if found.get(key))
+            text = "".join(letter if letter.isprintable() else " " for letter in said or str(found["event"]))
+            return " ".join(text.split())[:_LONGEST]
+    return None
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        found: object = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else None

@@ -1,0 +1,367 @@
+"""Who gets a container, and when: one a session, capped, fair, backed off after failures.
+
+What runs already is adopted (`adoption.py`), what must end is ended (`endings.py`); nothing starts for a session before all that
+its last container's exit entails is done.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import anyio
+from anyio.abc import TaskGroup
+
+from daemon.config.models import Runtime as RuntimeConfig
+from daemon.core.clock import Clock
+from daemon.core.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.engine.sessions import Session, Sessions
+from daemon.engine.supervisor.adoption import Adoption
+from daemon.engine.supervisor.endings import Endings
+from daemon.engine.supervisor.fleet import Fleet
+from daemon.engine.supervisor.reconcile import Reconciler
+from daemon.engine.supervisor.slots import Hooks, Phase, Slot, Timings
+from daemon.engine.supervisor.wake_queue import WakeQueue
+from daemon.runtimes.engine import EngineGuard
+from daemon.runtimes.protocol import ContainerRuntime, Running
+from daemon.store.registry import IncarnationRow, SessionKey
+from daemon.telemetry.telemetry import Telemetry
+from schema.errors import ClawbusError, FileBusyError, StorageError
+from schema.ids import new_id
+from schema.os_faults import as_host_error
+
+
+class Supervisor:
+    """Built once, then `start(task_group)`; `wake` may be called from anywhere in the event loop.
+
+    No failure of a runtime, a hook or central.db leaves a task of this class: one session's trouble is that session's.
+    """
+
+    def __init__(
+        self,
+        runtime: ContainerRuntime,
+        sessions: Sessions,
+        config: RuntimeConfig,
+        clock: Clock,
+        hooks: Hooks,
+        telemetry: Telemetry,
+        engine: EngineGuard,
+        timings: Timings | None = None,
+    ) -> None:
+        self._fleet = Fleet(runtime, sessions, config, clock, hooks, timings or Timings(), telemetry, engine)
+        self._endings = Endings(self._fleet)
+        self._adoption = Adoption(self._fleet, self._endings)
+        self._reconciler = Reconciler(self._fleet, self._endings, self._adoption)
+        self._runtime = runtime
+        self._sessions = sessions
+        self._config = config
+        self._clock = clock
+        self._hooks = hooks
+        self._telemetry = telemetry
+        self._timings = self._fleet.timings
+        self._log = self._fleet.log
+        self._queue = WakeQueue()
+        self._closed = False
+
+    # --- what others ask
+
+    @property
+    def unavailable(self) -> tuple[int, str] | None:
+        """Since when (epoch ms) and why the runtime does not answer; None while it does."""
+        return self._fleet.unavailable
+
+    @property
+    def image_problem(self) -> tuple[int, str] | None:
+        """Since when (epoch ms) and why images cannot be used; None when all that agents use can."""
+        bad = self._fleet.bad_images.values()
+        return (min(since for since, _ in bad), " ".join(dict.fromkeys(why for _, why in bad))) if bad else None
+
+    async def look_at_images(self) -> list[ImageError]:
+        """Check every image that agents use. Raises RuntimeUnavailableError."""
+        found: list[ImageError] = []
+        for image, own_runner in self._fleet.hooks.images():
+            try:
+                await self._runtime.check(image, own_runner=own_runner)
+            except ImageError as error:
+                self._fleet.image_failed((image, own_runner), str(error))
+                found.append(error)
+        return found
+
+    async def start(self, tasks: TaskGroup) -> None:
+        """Work in this task group from now on: adopt what runs, then spawn what is asked for."""
+        self._fleet.tasks = tasks
+        await self._adoption.adopt()
+        tasks.start_soon(self._dispatch, name="dispatch spawns")
+        tasks.start_soon(self._reconciler.run, name="reconcile containers")
+
+    @property
+    def knows(self) -> bool:
+        """Whether a session without a slot is known to have no container: adoption is done and the runtime answers."""
+        return self._fleet.accepting and self._fleet.unavailable is None
+
+    def may_run(self, key: SessionKey) -> bool:
+        """Whether a container of the session may live. Before adoption is done, that is so of each."""
+        return not self._fleet.accepting or key in self._fleet.slots
+
+    def slot(self, key: SessionKey) -> Slot | None:
+        """The session's slot, if a container of it is starting, running or stopping."""
+        return self._fleet.slots.get(key)
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Every slot."""
+        return tuple(self._fleet.slots.values())
+
+    def alive(self) -> tuple[Slot, ...]:
+        """Those whose exit is not confirmed: a container that has exited uses nothing, even while its files wait to be settled."""
+        return tuple(slot for slot in self._fleet.slots.values() if not slot.exited.is_set())
+
+    def incarnations(self) -> tuple[IncarnationRow, ...]:
+        """Every slot as the registry would have it; the fingerprint stays the runtime's to tell."""
+        return tuple(
+            IncarnationRow(
+                slot.incarnation,
+                slot.session.key,
+                self._runtime.name,
+                "",
+                slot.container_id,
+                slot.spawned_at,
+                slot.started_at,
+            )
+            for slot in self._fleet.slots.values()
+        )
+
+    def live_incarnation(self, session: Session) -> str | None:
+        """The incarnation whose container may be working for the session."""
+        slot = self._fleet.slots.get(session.key)
+        return slot.incarnation if slot is not None else None
+
+    def waiting(self) -> tuple[SessionKey, ...]:
+        """Sessions that wait for a container."""
+        return self._queue.keys()
+
+    def look_for_room(self) -> None:
+        """A container has finished something: if anybody waits, it may be idle now and can make room."""
+        if len(self._queue):
+            self._fleet.changed.set()
+
+    def close(self) -> None:
+        """Spawn nothing more. Running containers stay: a daemon restart kills no agent."""
+        self._closed = True
+        self._fleet.changed.set()
+
+    async def wake(self, session: Session) -> bool:
+        """See to it that a container runs or will. False if that must wait (back-off, quarantine) or is so already."""
+        key = session.key
+        if key in self._fleet.slots or session.quarantined is not None:
+            return False
+        try:
+            row = await self._sessions.central(lambda registry: registry.session(key))
+        except ClawbusError as error:
+            self._log.warning("wake_postponed", agent=key.agent, session=key.session, code=error.code, error=str(error))
+            self._hooks.wake_at(session, self._clock.now_ms() + int(self._timings.probe_s * 1000))
+            return False
+        if row is not None and row.next_spawn_at is not None and row.next_spawn_at > self._clock.now_ms():
+            self._hooks.wake_at(session, row.next_spawn_at)
+            return False
+        if key in self._fleet.slots or not self._queue.add(key):
+            return False
+        self._fleet.changed.set()
+        return True
+
+    async def end(self, key: SessionKey, reason: str, *, graceful: bool) -> Slot | None:
+        """Stop or kill the session's container and return after all that its exit entails. None if it has none.
+
+        Raises NotConfirmedError when that does not happen in time; the attempt goes on all the same.
+        """
+        self._queue.discard(key)
+        if self.slot(key) is None:
+            # One may run that nobody supervises: whoever asks for its end must reach it.
+            await self._reconciler.look_at(key)
+        slot = self._endings.begin_end(key, reason, graceful=graceful)
+        if slot is None:
+            return None
+        grace = self._config.stop_grace_s if graceful else 0.0
+        with anyio.move_on_after(grace + self._config.kill_confirm_s):
+            await slot.done.wait()
+            return slot
+        what = "is confirmed, but its files are not settled yet" if slot.exited.is_set() else "is not confirmed yet"
+        raise NotConfirmedError(f"the exit of {key} ({slot.container_id}) {what}.")
+
+    def begin_end(self, key: SessionKey, reason: str, *, graceful: bool, incarnation: str | None = None) -> Slot | None:
+        """Begin to stop or kill the session's container, in the background. With `incarnation`, only if it is that one."""
+        return self._endings.begin_end(key, reason, graceful=graceful, incarnation=incarnation)
+
+    # --- spawning
+
+    async def _dispatch(self) -> None:
+        """One loop gives out the room there is; it also probes a runtime that went away."""
+        while not self._closed:
+            # Made before the look, so that whatever happens during it is looked at next.
+            changed = self._fleet.changed = anyio.Event()
+            try:
+                if self._fleet.unavailable is not None or not self._fleet.accepting:
+                    await self._probe()
+                if self._fleet.accepting and self._fleet.unavailable is None:
+                    await self._give_out()
+            except Exception:  # noqa: BLE001 - the loop that starts every agent must outlive a bug in one look
+                self._log.error("dispatch_raised", exc_info=True)
+            waiting = self._fleet.unavailable is not None or not self._fleet.accepting or len(self._queue) > 0
+            with anyio.move_on_after(self._timings.probe_s if waiting else 3600):
+                await changed.wait()
+
+    async def _give_out(self) -> None:
+        while not self._closed and self._has_room() and (key := self._queue.pop(self._has_room_for)) is not None:
+            await self._start(key)
+        if not len(self._queue):
+            return
+        if not self._has_room():
+            await self._make_room()
+            return
+        # There is room, but not for these: each has as many containers as it may, and only its own can make way.
+        for agent in self._queue.groups():
+            await self._make_room(agent)
+
+    def _has_room(self) -> bool:
+        return len(self.alive()) + len(self._fleet.extras) < self._config.max_containers
+
+    def _has_room_for(self, agent: str) -> bool:
+        cap = self._hooks.cap_of(agent)
+        return cap is None or sum(slot.session.key.agent == agent for slot in self.alive()) < cap
+
+    async def _probe(self) -> None:
+        adopted_before = self._fleet.accepting
+        await self._adoption.adopt()
+        if adopted_before and self._fleet.unavailable is None:
+            for session in self._sessions:
+                self._hooks.after_exit(session)
+
+    async def _start(self, key: SessionKey) -> None:
+        if key in self._fleet.slots or self._fleet.tasks is None:
+            return
+        try:
+            session = await self._sessions.get(key)
+        except ClawbusError as error:
+            self._log.warning("wake_postponed", agent=key.agent, session=key.session, error=str(error))
+            return  # the sweep wakes it again
+        if session.quarantined is not None or key in self._fleet.slots:
+            return
+        now = self._clock.now_ms()
+        slot = Slot(session, new_id(now), now)
+        self._fleet.slots[key] = slot
+        self._fleet.tasks.start_soon(self._spawn, slot, name=f"spawn {key}")
+
+    async def _spawn(self, slot: Slot) -> None:
+        key = slot.session.key
+        try:
+            running = await self._try_spawn(slot)
+        except RuntimeUnavailableError as error:
+            self._fleet.set_unavailable(error)
+            running = await self._find_out(slot)
+            if running is None:
+                await self._give_up(slot, "never_started", error)
+        except ClawbusError as error:
+            running = None
+            await self._give_up(slot, "spawn_failed", error)
+        except Exception as error:  # noqa: BLE001 - a bug in one spawn must not end the daemon; it is backed off and logged
+            running = None
+            refusal: ClawbusError | None = as_host_error(error, f"the container of {key} cannot be started")
+            if refusal is None:
+                self._log.error("spawn_raised", agent=key.agent, session=key.session, exc_info=True)
+                refusal = SpawnError(f"{type(error).__name__}: {error}")
+            await self._give_up(slot, "spawn_failed", refusal)
+        if running is not None:
+            await self._running(slot, running)
+
+    async def _try_spawn(self, slot: Slot) -> Running | None:
+        """A container, or None when none is to be: then the slot has been given up. Raises what `spawn` raises."""
+        key, now = slot.session.key, slot.spawned_at
+        # A sweep that found nothing running may be recovering a journal. It holds the session's lock, so it is done when
+        # this call begins, and the next sweep sees the slot.
+        await slot.session.call(partial(self._hooks.prepare, key, slot.session.files))
+        if slot.session.quarantined is not None:
+            await self._give_up(slot, "quarantine", None)
+            return None
+        spec = self._hooks.make_spec(key, slot.incarnation)
+        row = IncarnationRow(slot.incarnation, key, self._runtime.name, spec.fingerprint, None, now)
+        if not await self._sessions.central(lambda registry: registry.begin_incarnation(row)):
+            # An incarnation is recorded that we do not know of: look at what runs before anything else is started.
+            self._log.error("incarnation_conflict", agent=key.agent, session=key.session)
+            self._fleet.accepting = False
+            await self._give_up(slot, "conflict", None)
+            return None
+        image = (spec.image, bool(spec.runner))
+        try:
+            running = await self._runtime.spawn(spec)
+        except ImageError as error:
+            self._fleet.image_failed(image, str(error))
+            raise
+        self._fleet.bad_images.pop(image, None)
+        return running
+
+    async def _running(self, slot: Slot, running: Running) -> None:
+        key = slot.session.key
+        self._telemetry.spawned(key.agent, slot.incarnation, slot.spawned_at, self._clock.now_ms())
+        slot.container_id, slot.started_at = running.container_id, running.started_at
+        slot.spawned_at = min(slot.spawned_at, running.started_at)
+        if slot.phase is Phase.STARTING:
+            slot.phase = Phase.RUNNING
+        self._log.info(
+            "container_spawned", agent=key.agent, session=key.session, incarnation=slot.incarnation,
+            container=running.container_id, runtime=self._runtime.name,
+        )  # fmt: skip
+        self._hooks.on_started(slot.session)
+        self._endings.watch(slot)
+        self._fleet.begin_record_start(slot, running)
+
+    async def _find_out(self, slot: Slot) -> Running | None:
+        """The runtime went away in mid-spawn: until it says whether the container exists, the session stays taken."""
+        while True:
+            try:
+                found = await self._runtime.find_started(slot.incarnation)
+            except RuntimeUnavailableError:
+                pass
+            except Exception:  # noqa: BLE001 - no answer is no answer
+                self._log.error("listing_raised", exc_info=True)
+            else:
+                self._fleet.set_available()
+                return found
+            await anyio.sleep(self._timings.probe_s)
+
+    async def _give_up(self, slot: Slot, reason: str, error: ClawbusError | None) -> None:
+        now = self._clock.now_ms()
+        await self._fleet.record(lambda registry: registry.end_incarnation(slot.incarnation, now, None, reason))
+        if error is not None:
+            self._telemetry.spawn_failed(slot.session.key.agent, error.code)
+            # Not the session's doing: it is tried again soon, whatever the number of failures.
+            soft = isinstance(error, ImageError | RuntimeUnavailableError | StorageError | FileBusyError)
+            self._sessions.storage.failed(error)
+            limit = self._timings.soft_backoff_max_s if soft else self._config.spawn_backoff_max_s
+            await self._fleet.back_off(slot.session, error.code, str(error), error.hint, limit)
+        self._fleet.release(slot)
+        self._hooks.after_exit(slot.session)
+
+    async def _make_room(self, agent: str | None = None) -> None:
+        """Somebody waits and the cap is reached: stop the container that has been idle longest, else one that is overdue.
+
+        With `agent`, that agent's own cap is reached, and only its containers count.
+        """
+        alive = [slot for slot in self.alive() if agent in {None, slot.session.key.agent}]
+        # One that does not end although it was killed is no reason to let everybody else wait for it.
+        if any(slot.phase is Phase.STOPPING and not slot.overdue for slot in alive):
+            return
+        running = [slot for slot in alive if slot.phase is Phase.RUNNING]
+        overdue: tuple[Slot, str] | None = None
+        for slot in sorted(running, key=lambda item: item.session.last_activity):
+            reason: str | None = None
+            with anyio.move_on_after(self._timings.look_s):  # its files may be held; others wait for this loop
+                reason = await self._hooks.why_it_may_go(slot.session)
+            if reason == "idle":
+                self._evict(slot, "evicted")
+                return
+            overdue = overdue or ((slot, reason) if reason is not None else None)
+        if overdue is not None:
+            self._evict(*overdue)
+
+    def _evict(self, slot: Slot, reason: str) -> None:
+        key = slot.session.key
+        self._log.info("container_evicted", agent=key.agent, session=key.session, reason=reason)
+        self._endings.begin_end(key, reason, graceful=True, incarnation=slot.incarnation)

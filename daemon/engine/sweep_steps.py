@@ -1,0 +1,327 @@
+"""The sweep's transactions over one session's files: observe and decide, then what belongs into inbound.db.
+
+Synchronous; the caller holds the session's lock. Starts and stops no container: those actions are returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
+
+from daemon.core.lifecycle import (
+    CEILING,
+    CLAIM_OVERDUE,
+    CLAIM_STUCK,
+    Action,
+    Container,
+    Fail,
+    Kill,
+    Observation,
+    Policy,
+    Release,
+    Reset,
+    Settle,
+    Stop,
+    Wake,
+    decide,
+    reset_orphans,
+    settled,
+)
+from daemon.core.message_fate import EXPIRY_GRACE, Fate, Verdict, Void, claimed_by, held_from
+from daemon.engine import recurrence
+from daemon.engine.delivery_steps import settle, unfinished
+from daemon.engine.endings import Ending, endings
+from daemon.engine.fate_steps import apply_verdict, expired, judge, judge_suspects
+from daemon.runtimes import output_log
+from daemon.runtimes.spec import STDERR_LOG
+from daemon.store import deliveries, messages, outbound
+from daemon.store.backlog import count_dead
+from daemon.store.out_folder import OutLimits, OutUse, check_out_folder
+from daemon.store.session_files import SessionFiles
+from daemon.store.transitions import change_status, record, schedule_retry
+from schema.connect import Reader, Writer
+from schema.ids import time_of
+from schema.rows import Ack, AckStatus, MessageIn, MessageStatus, ToolInFlight
+
+FORCED: Final = frozenset({CEILING, CLAIM_STUCK, CLAIM_OVERDUE, "unreadable"})
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one pass over a session did and what is left.
+
+    `next_at`: epoch ms of the earliest known work, 0 for now, None for none. `due`: messages that wait for an agent.
+    `dead`: open dead letters. `tool`: what the container said it is at.
+    """
+
+    actions: tuple[Action, ...]
+    rearmed: tuple[MessageIn, ...]
+    next_at: int | None
+    due: int
+    recovered: bool = False
+    dead: int = 0
+    endings: tuple[Ending, ...] = ()
+    tool: ToolInFlight | None = None
+    use: OutUse | None = field(default=None, compare=False)
+    verdicts: tuple[Verdict, ...] = ()
+    expires_at: int | None = None
+    held: bool = False
+
+
+class Finished(NamedTuple):
+    """What a confirmed exit left. `claimed`: whether the incarnation had claimed anything."""
+
+    claimed: bool
+    actions: list[Action]
+    endings: tuple[Ending, ...]
+    verdicts: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The sweep's policy, the time zone of recurrences (an IANA name), and what an out/ folder may hold."""
+
+    policy: Policy
+    timezone: str = "UTC"
+    out: OutLimits = field(default_factory=OutLimits)
+    fate: Fate = field(default_factory=Fate)
+
+
+def sweep_files(
+    files: SessionFiles,
+    container: Container | None,
+    now: int,
+    settings: Settings,
+    *,
+    occupied: bool,
+    floor: int,
+    last_tool: ToolInFlight | None = None,
+    members: Callable[[], Iterable[int] | None] | None = None,
+) -> Swept:
+    """Observe, decide, apply. Raises what opening the files raises; then nothing has changed.
+
+    `last_tool` is what the last pass saw: another one is progress. `members` gives the container's processes. With nothing running, a stranded journal is recovered first: there was a confirmed exit, or never a container.
+    """
+    use = check_out_folder(files.folder.outbox, settings.out, members() if members is not None else None)
+    if container is not None:
+        with suppress(OSError):  # a log that cannot be cut holds nothing up
+            output_log.cut(files.folder.logs / STDERR_LOG)
+    recovered = False
+    if container is None and not occupied and files.has_journal():
+        recovered = files.recover()
+    with files.inbound() as db, db.looking():
+        with files.outbound() as out:
+            raw = _observe(db, out, now)
+            void, good = judge_suspects(db, out, raw.pending, raw.acks, floor)
+            judged = judge(db, raw.pending, raw.acks, settings.fate, now)
+            news = out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id))
+            if container is not None:
+                tool = outbound.tool_in_flight(out) if out is not None else None
+                moved_at = container.moved_at if tool is None or tool == last_tool else now
+                container = replace(
+                    container, tool=tool, heartbeat_at=outbound.heartbeat_at(files.folder), moved_at=moved_at,
+                    draining=is_draining(db, container.incarnation),
+                )  # fmt: skip
+                claimed = [claim.message_id for claim in raw.claims]
+                raw = replace(raw, noted=messages.noted_at(db, claimed, container.incarnation))
+        acks = {**judged.acks, **good}
+        alive = container is not None or occupied
+        too_late = expired(judged.pending, acks, raw.charged, now, alive=alive)
+        over = {item.message_id for item in too_late}
+        seen = replace(
+            raw, pending=tuple(message for message in judged.pending if message.id not in over), acks=acks,
+            container=container, occupied=occupied, evidence_floor=floor,
+        )  # fmt: skip
+        verdicts: tuple[Verdict, ...] = (*judged.verdicts, *void, *too_late)
+        actions = decide(seen, settings.policy)
+        rearmed: list[MessageIn] = []
+        stale = () if container is not None or occupied else _ended_attempts(db, seen)
+        changes = verdicts or any(not isinstance(item, Wake | Stop) for item in actions)
+        if messages.to_rearm(db, 1) or stale or changes:
+            with db.transaction():
+                for verdict in verdicts:
+                    apply_verdict(db, verdict, settings.fate, now)
+                for action in actions:
+                    apply(db, action, now, settings.fate)
+                    if isinstance(action, Kill) and container is not None:
+                        note_draining(db, container.incarnation, now, forced=True)
+                for attempt in stale:
+                    messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
+                # Only now: an occurrence that was settled just above is armed in the same transaction.
+                missed = [
+                    message for message in judged.pending if message.id in over and message.recurrence is not None
+                ]
+                rearmed = recurrence.rearm(db, [*missed, *messages.to_rearm(db)], now, settings.timezone)
+        # An answer that delivery has not taken note of is work: a session is not retired over it.
+        next_at = 0 if news else next_work(db, now)
+        due, dead = messages.count_due(db, now), count_dead(db)
+        ended = endings(db, seen.pending, seen.acks, actions, now)
+        expiry = messages.next_expiry(db)
+    if (due or void) and container is not None:
+        files.ring()  # what has come due by the clock alone: no commit tells the runner
+    expires_at = expiry + EXPIRY_GRACE if expiry is not None else None
+    return Swept(
+        tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended, container.tool if container else None,
+        use, verdicts, expires_at, held_from(seen.pending, now) is not None,
+    )  # fmt: skip
+
+
+def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: int, settings: Settings) -> Finished:
+    """All that a CONFIRMED exit entails in the files: journal recovery, settling, reset of claims.
+
+    Repeating it changes nothing more.
+    A claim that the runner gave back costs no try, unless we had to force the container out.
+    """
+    files.recover()
+    with files.inbound() as db:
+        with files.outbound() as out:
+            raw = _observe(db, out, now)
+            # Only what is proven to be the message's own counts here; the rest is the next sweep's to judge.
+            _, good = judge_suspects(db, out, raw.pending, raw.acks, floor=0)
+        judged = judge(db, raw.pending, raw.acks, settings.fate, now)
+        seen = replace(raw, pending=judged.pending, acks={**judged.acks, **good})
+        born = time_of(incarnation)
+        own = tuple(replace(c, incarnation=incarnation) for c in seen.claims if claimed_by(c, incarnation, born))
+        open_ids = [item.message_id for item in messages.open_attempts(db) if item.incarnation == incarnation]
+        had_any = messages.ever_claimed(db, incarnation) or bool(own)
+        claimed = {claim.message_id for claim in own}
+        put_off = {verdict.message_id for verdict in judged.verdicts if not isinstance(verdict, Void)}
+        open_ids = [message_id for message_id in open_ids if message_id not in put_off]
+        if reason in FORCED:
+            own += tuple(_forced(message_id, incarnation) for message_id in open_ids if message_id not in claimed)
+            claimed.update(open_ids)
+        seen = replace(seen, claims=own)
+        settles = settled(seen)
+        finished = {item.message_id for item in settles}
+        orphans = [item for item in reset_orphans(seen, settings.policy) if item.message_id not in finished]
+        actions: list[Action] = [*settles, *orphans]
+        with db.transaction():
+            for claim in own:
+                messages.note_claim(db, claim.message_id, incarnation, claim.changed_at or now, now)
+            for verdict in judged.verdicts:
+                apply_verdict(db, verdict, settings.fate, now)
+            for action in actions:
+                apply(db, action, now, settings.fate)
+            for message_id in set(open_ids) - claimed - finished:
+                record(db, message_id, "released", now, incarnation=incarnation, detail={"reason": reason})
+                messages.end_attempt(db, message_id, incarnation, now, "released")
+        ended = endings(db, seen.pending, seen.acks, actions, now)
+    return Finished(had_any or bool(settles) or bool(put_off), actions, ended, judged.verdicts)
+
+
+def disown_incarnation(files: SessionFiles, incarnation: str, now: int) -> int:
+    """Give back, without a try, what a container of another installation had in hand when this folder was copied.
+
+    Returns the number of its unfinished messages. No container of ours has written to these files.
+    """
+    files.recover()
+    with files.inbound() as db:
+        with files.outbound() as out:
+            seen = _observe(db, out, now)
+        held = {claim.message_id for claim in seen.claims if claim.incarnation == incarnation}
+        held |= {item.message_id for item in messages.open_attempts(db) if item.incarnation == incarnation}
+        held -= {item.message_id for item in settled(seen)}
+        with db.transaction():
+            for message_id in sorted(held):
+                messages.note_claim(db, message_id, incarnation, now, now)
+                if messages.end_attempt(db, message_id, incarnation, now, "released"):
+                    record(db, message_id, "released", now, incarnation=incarnation, detail={"reason": "copied"})
+    return len(held)
+
+
+def drain(files: SessionFiles, incarnation: str, now: int) -> bool:
+    """Note that this incarnation is to claim nothing more; return whether it works on nothing.
+
+    After the note's commit our runner claims no more, so that "nothing" stays true. Another one may claim in between, and
+    then has the grace of every stop.
+    """
+    with files.inbound() as db:
+        if not is_draining(db, incarnation):
+            with db.transaction():
+                note_draining(db, incarnation, now, forced=False)
+        with files.outbound() as out:
+            seen = _observe(db, out, now)
+        # With its ack open a message may also be finished in the runner and only its commit be missing: that is work.
+        return not any(claimed_by(claim, incarnation, time_of(incarnation)) for claim in seen.claims)
+
+
+def is_draining(db: Reader, incarnation: str) -> bool:
+    """Whether this incarnation has been told to claim nothing more."""
+    return db.one("SELECT 1 FROM draining WHERE incarnation = ?", (incarnation,)) is not None
+
+
+def note_draining(db: Writer, incarnation: str, now: int, *, forced: bool) -> None:
+    """Tell an incarnation to claim nothing more; `forced`: from now on, a failure that it acks does not count."""
+    db.execute("DELETE FROM draining")  # at most one lives, and a predecessor's is over
+    db.execute("INSERT INTO draining(incarnation, since, forced) VALUES (?, ?, ?)", (incarnation, now, int(forced)))
+
+
+def apply(db: Writer, action: Action, now: int, fate: Fate) -> None:
+    """Do what an action means in inbound.db. Inside a transaction."""
+    if isinstance(action, Settle):
+        settle(db, action, now)
+    elif isinstance(action, Reset):
+        if messages.end_attempt(db, action.message_id, action.incarnation, now, "orphaned"):
+            schedule_retry(
+                db, action.message_id, action.tries, action.process_after, now,
+                incarnation=action.incarnation, reason="its container ended before it was done", holds=fate.strict,
+            )  # fmt: skip
+    elif isinstance(action, Release):
+        messages.end_attempt(db, action.message_id, action.incarnation, now, "orphaned")
+    elif isinstance(action, Fail) and messages.end_attempt(db, action.message_id, action.incarnation, now, "orphaned"):
+        _fail(db, action, now)
+
+
+def next_work(db: Reader, now: int) -> int | None:
+    """The earliest instant with work: a message due, an outbound row to send, a series to arm. 0 for now."""
+    if messages.to_rearm(db, 1):
+        return 0
+    expiry = messages.next_expiry(db)
+    instants = (
+        messages.next_due_at(db, now),
+        deliveries.next_attempt_at(db),
+        expiry + EXPIRY_GRACE if expiry is not None else None,
+    )
+    return min((value for value in instants if value is not None), default=None)
+
+
+def _fail(db: Writer, action: Fail, now: int) -> None:
+    text = f"gave up after {action.tries} tries: each time the agent's container ended before it was done"
+    message = messages.find(db, action.message_id)
+    detail = {"code": "TRIES_EXHAUSTED", "tries": action.tries, "reason": text}
+    change_status(
+        db, action.message_id, MessageStatus.FAILED, "failed", now, incarnation=action.incarnation, detail=detail
+    )
+    db.execute("UPDATE messages_in SET tries = ? WHERE id = ?", (action.tries, action.message_id))
+    address = messages.address_of(message) if message is not None else None
+    if message is not None and address is not None:
+        told = f"This message could not be answered in {action.tries} tries."
+        deliveries.tell_sender(db, message, address, "TRIES_EXHAUSTED", told, now)
+
+
+def _observe(db: Reader, out: Reader | None, now: int) -> Observation:
+    claims = outbound.claims(out) if out is not None else []
+    pending, acks = unfinished(db, out, now, [claim.message_id for claim in claims])
+    # However many claims a container makes up, those on our own messages are seen.
+    listed = {(claim.message_id, claim.incarnation) for claim in claims}
+    claims += [
+        ack for ack in acks.values()
+        if ack.status is AckStatus.PROCESSING and (ack.message_id, ack.incarnation) not in listed
+    ]  # fmt: skip
+    # The host cannot delete a dead container's claims; those whose message is finished are nobody's business any more.
+    open_ids = {message.id for message in pending}
+    relevant = tuple(claim for claim in claims if claim.message_id in open_ids)
+    charged = messages.charged(db, sorted({claim.message_id for claim in relevant}))
+    return Observation(now=now, pending=tuple(pending), acks=acks, claims=relevant, charged=charged)
+
+
+def _ended_attempts(db: Reader, seen: Observation) -> Sequence[messages.Attempt]:
+    """Open attempts, with nothing running, whose claim is no longer there: given back by a container that is gone."""
+    held = {(claim.message_id, claim.incarnation) for claim in seen.claims}
+    return [item for item in messages.open_attempts(db) if (item.message_id, item.incarnation) not in held]
+
+
+def _forced(message_id: str, incarnation: str) -> Ack:
+    return Ack(message_id, AckStatus.PROCESSING, None, incarnation)

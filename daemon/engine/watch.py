@@ -1,0 +1,210 @@
+"""Notices that a container wrote: the kernel's events over the live sessions' out/ folders, and a cheap poll beside them.
+
+An event is a hint: the callback looks into the file. A runner's bell is answered at once; a commit without one a moment later,
+so that a look does not meet the turn that is being worked on. The poll (a stat a session) covers file systems whose events
+do not cross, and quickens by itself for a session whose changes it sees and no event told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup, TaskStatus
+
+from daemon.engine.sessions import Session
+from daemon.engine.watch_portable import PortableEvents
+from daemon.engine.watch_trouble import TroubleLog, hint_of
+from daemon.store.registry import SessionKey
+from schema.bell import BELL_EVENTS, is_ring
+from schema.inotify import IN_CREATE, IN_DELETE, IN_IGNORED, IN_MOVED_TO, IN_Q_OVERFLOW, FileEvent, Inotify
+from schema.layout import OUTBOUND_DB
+
+_POLL_S = 0.5
+_DEAF_POLL_S = 0.05
+_DEAF_AFTER = 2  # changes in a row that the poll saw and no event told
+_REARM_S = 5.0
+_LINGER_S = 0.02
+# A commit makes and deletes a journal; and whatever else is put beside the file is looked at, too.
+_TOUCHED = IN_CREATE | IN_MOVED_TO | IN_DELETE
+_BURST_S = 0.005  # a container that rings without end gets a look that often, and no more
+
+
+@dataclass(eq=False, slots=True)
+class _Watched:
+    """One live session: what its file looked like, and whether its events are heard."""
+
+    session: Session
+    mark: tuple[int, int] | None = None
+    watch: int | None = None  # inotify's number
+    unheard: int = 0
+    looked_at: float = field(default=float("-inf"))
+
+
+class Watch:
+    """`add` and `remove` sessions as their containers come and go; `on_change` is called in the event loop.
+
+    `open_events` makes the kernel's event source; where it raises OSError, watchfiles takes its place.
+    """
+
+    def __init__(
+        self,
+        on_change: Callable[[Session], None],
+        *,
+        poll_s: float | None = None,
+        rearm_s: float | None = None,
+        linger_s: float = _LINGER_S,
+        burst_s: float = _BURST_S,
+        open_events: Callable[[], Inotify] = Inotify,
+    ) -> None:
+        self._on_change = on_change
+        self._poll_s = _POLL_S if poll_s is None else poll_s
+        self._linger_s = linger_s
+        self._burst_s = burst_s
+        self._open_events = open_events
+        self._watched: dict[SessionKey, _Watched] = {}
+        self._by_number: dict[int, _Watched] = {}
+        self._lingering: set[SessionKey] = set()
+        self._events: Inotify | None = None
+        self._tasks: TaskGroup | None = None
+        self._trouble = TroubleLog()
+        self._log = structlog.get_logger("watch")
+        self._portable = PortableEvents(self._heard_portably, _REARM_S if rearm_s is None else rearm_s)
+
+    def add(self, session: Session) -> None:
+        """Watch this session from now on, beginning with a look."""
+        if session.key in self._watched:
+            return
+        watched = self._watched[session.key] = _Watched(session)
+        if self._events is not None:
+            self._arm(watched)
+        self._portable.add(session.key, session.files.folder.outbox)
+
+    def remove(self, session: Session) -> None:
+        """Stop watching it."""
+        watched = self._watched.pop(session.key, None)
+        if watched is None:
+            return
+        self._lingering.discard(session.key)
+        self._portable.remove(session.key)
+        if watched.watch is not None and self._events is not None:
+            self._by_number.pop(watched.watch, None)
+            self._events.unwatch(watched.watch)
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Watch until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            tasks.start_soon(self._poll, name="poll live sessions")
+            try:
+                self._events = self._open_events()
+            except OSError as error:
+                self._log.warning("watch_portable", error=str(error), hint=hint_of(error))
+                task_status.started()
+                await self._portable.run()
+                return
+            try:
+                for watched in tuple(self._watched.values()):
+                    self._arm(watched)
+                # A callback and no task: what is heard costs the loop one turn.
+                asyncio.get_running_loop().add_reader(self._events.fileno(), self._hear)
+                task_status.started()
+                await anyio.sleep_forever()
+            finally:
+                asyncio.get_running_loop().remove_reader(self._events.fileno())
+                self._events.close()
+                self._events = None
+
+    # --- the kernel's events
+
+    def _arm(self, watched: _Watched) -> None:
+        """Watch its folder, then look: what happened before is found by the look."""
+        assert self._events is not None
+        try:
+            watched.watch = self._events.watch(watched.session.files.folder.outbox, BELL_EVENTS | _TOUCHED)
+            self._by_number[watched.watch] = watched
+        except OSError as error:
+            # A folder that went away, or the machine is out of inotify watches.
+            if self._trouble.is_news(error, anyio.current_time()):
+                self._log.warning("watch_failed", error=str(error), fallback="poll", hint=hint_of(error),
+                                  agent=watched.session.key.agent, session=watched.session.key.session)  # fmt: skip
+        self._look(watched)
+
+    def _hear(self) -> None:
+        for event in self._events.read() if self._events is not None else ():
+            if event.mask & IN_Q_OVERFLOW:
+                for watched in tuple(self._watched.values()):
+                    self._look(watched)
+            elif event.watch in self._by_number:
+                self._heard(self._by_number[event.watch], event)
+
+    def _heard(self, watched: _Watched, event: FileEvent) -> None:
+        if event.mask & IN_IGNORED:  # the folder is gone
+            self._by_number.pop(event.watch, None)
+            watched.watch = None
+            return
+        if is_ring(event):
+            watched.unheard = 0
+            if anyio.current_time() - watched.looked_at < self._burst_s:
+                self._look_soon(watched)
+            else:
+                self._look(watched)
+        elif event.name.startswith(OUTBOUND_DB) and event.mask & _TOUCHED:
+            watched.unheard = 0
+            if watched.session.key not in self._lingering:  # a commit makes three events, and the look notes the file
+                watched.mark = watched.session.files.outbound_mark()
+                self._look_soon(watched)
+
+    def _heard_portably(self, key: SessionKey) -> None:
+        if key in self._watched:
+            self._look(self._watched[key])
+
+    # --- looks
+
+    def _look(self, watched: _Watched) -> None:
+        watched.looked_at = anyio.current_time()
+        watched.mark = watched.session.files.outbound_mark()
+        self._lingering.discard(watched.session.key)
+        self._on_change(watched.session)
+
+    def _look_soon(self, watched: _Watched) -> None:
+        if not self._lingering and self._tasks is not None:
+            self._tasks.start_soon(self._linger, name="look at commits")
+        self._lingering.add(watched.session.key)
+
+    async def _linger(self) -> None:
+        await anyio.sleep(self._linger_s)
+        due, self._lingering = self._lingering, set()
+        for key in due:
+            if key in self._watched:
+                self._look(self._watched[key])
+
+    # --- the poll
+
+    async def _poll(self) -> None:
+        """Every session now and then; those whose events do not come, often."""
+        slow_at = anyio.current_time() + self._poll_s
+        while True:
+            quick = [watched for watched in self._watched.values() if watched.unheard >= _DEAF_AFTER]
+            left = max(0.0, slow_at - anyio.current_time())
+            await anyio.sleep(min(left, _DEAF_POLL_S) if quick else left)
+            if anyio.current_time() >= slow_at:
+                slow_at = anyio.current_time() + self._poll_s
+                quick = list(self._watched.values())
+            for watched in quick:
+                self._compare(watched)
+
+    def _compare(self, watched: _Watched) -> None:
+        mark = watched.session.files.outbound_mark()
+        key = watched.session.key
+        if mark == watched.mark or key not in self._watched or key in self._lingering:
+            return
+        if watched.mark is not None:
+            watched.unheard += 1
+            if watched.unheard == _DEAF_AFTER:
+                self._log.warning("watch_deaf", agent=watched.session.key.agent, session=watched.session.key.session,
+                                  poll_s=_DEAF_POLL_S)  # fmt: skip
+        self._look(watched)

@@ -1,0 +1,1 @@
+"""HTTP for servers and clients alike: requests, bounded connections, name resolution."""

@@ -1,0 +1,185 @@
+"""The HTTP client of the webhook channel's way out: connections with names looked up by our resolver, and no queue.
+
+httpx's pool makes a request wait for a slot, and a request that is cancelled just when it is given one keeps the slot for
+ever. So the pool is unlimited here, the bus bounds the sends under way, and a pool that holds more connections than the
+sends under way can account for is replaced.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Final, cast
+
+import anyio
+import httpcore
+import httpx
+import structlog
+
+from daemon.http.resolver import Resolver
+
+KEPT: Final = 20  # idle connections
+_SPARE: Final = 10  # connections beyond those in use and idle, which a cancelled send may leave
+_STAGGER_S: Final = 0.25
+
+
+class Backend(httpcore.AsyncNetworkBackend):
+    """httpcore's own network, but for names, which our resolver looks up."""
+
+    def __init__(self, resolver: Resolver, inner: httpcore.AsyncNetworkBackend | None = None) -> None:
+        self._resolver = resolver
+        self._inner = inner or cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Look up and connect, within `timeout` seconds in all. Raises httpcore.ConnectError or ConnectTimeout."""
+        options = list(socket_options or ())
+        try:
+            with anyio.fail_after(timeout):
+                addresses = await self._resolver.resolve(host)
+                return await self._first(addresses, port, local_address, options)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(f"no connection within {timeout:g} s") from error
+        except OSError as error:
+            raise httpcore.ConnectError(str(error)) from error
+
+    async def _first(
+        self, addresses: tuple[str, ...], port: int, local: str | None, options: list[httpcore.SOCKET_OPTION]
+    ) -> httpcore.AsyncNetworkStream:
+        """The first address that answers; a new one is tried every quarter of a second, or when the last one failed."""
+        if len(addresses) == 1:
+            return await self._inner.connect_tcp(addresses[0], port, None, local, options)
+        found: list[httpcore.AsyncNetworkStream] = []
+        errors: list[str] = []
+
+        async def attempt(address: str, failed: anyio.Event) -> None:
+            try:
+                stream = await self._inner.connect_tcp(address, port, None, local, options)
+            except httpcore.NetworkError as error:
+                errors.append(f"{address}: {error}")
+            else:
+                found.append(stream)
+                tasks.cancel_scope.cancel()
+            failed.set()
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for address in addresses:
+                    failed = anyio.Event()
+                    tasks.start_soon(attempt, address, failed)
+                    with anyio.move_on_after(_STAGGER_S):
+                        await failed.wait()
+        except BaseException:
+            await _close(found)
+            raise
+        await _close(found[1:])
+        if not found:
+            raise httpcore.ConnectError("; ".join(errors)[:300])
+        return found[0]
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep."""
+        await anyio.sleep(seconds)
+
+
+async def _close(streams: list[httpcore.AsyncNetworkStream]) -> None:
+    with anyio.CancelScope(shield=True):
+        for stream in streams:
+            await stream.aclose()
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    """httpx's own transport, over a pool of ours: it has no parameter for the network."""
+
+    def __init__(self, trust: ssl.SSLContext, backend: Backend) -> None:
+        super().__init__(verify=trust, trust_env=False)
+        self.pool = httpcore.AsyncConnectionPool(
+            ssl_context=trust,
+            max_connections=None,
+            max_keepalive_connections=KEPT,
+            keepalive_expiry=5.0,
+            network_backend=backend,
+        )
+        self._pool = self.pool
+
+
+@dataclass(slots=True)
+class _Generation:
+    client: httpx.AsyncClient
+    transport: _Transport
+    under_way: int = 0
+    retired: bool = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether it holds connections that no send accounts for."""
+        return len(self.transport.pool.connections) > self.under_way + KEPT + _SPARE
+
+
+class HttpPool:
+    """Usable inside `open()`; `lease` gives the client for one send."""
+
+    def __init__(self, name: str, timeout: httpx.Timeout, trust: ssl.SSLContext, resolver: Resolver) -> None:
+        self._name = name
+        self._timeout = timeout
+        self._trust = trust
+        self._backend = Backend(resolver)
+        self._now = self._make()
+        self.replaced = 0
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[HttpPool]:
+        """Close every connection at the end."""
+        try:
+            yield self
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._now.client.aclose()
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncGenerator[httpx.AsyncClient]:
+        """The client for one send; a broken one is replaced first."""
+        if self._now.broken:
+            await self._replace()
+        mine = self._now
+        mine.under_way += 1
+        try:
+            yield mine.client
+        finally:
+            mine.under_way -= 1
+            if mine.retired and not mine.under_way:
+                with anyio.CancelScope(shield=True):
+                    await mine.client.aclose()
+
+    async def _replace(self) -> None:
+        old, self._now = self._now, self._make()
+        old.retired = True
+        self.replaced += 1
+        structlog.get_logger("webhook").warning(
+            "webhook_pool_replaced", channel=self._name, connections=len(old.transport.pool.connections),
+            under_way=old.under_way,
+        )  # fmt: skip
+        if not old.under_way:
+            with anyio.CancelScope(shield=True):
+                await old.client.aclose()
+
+    def _make(self) -> _Generation:
+        transport = _Transport(self._trust, self._backend)
+        client = httpx.AsyncClient(
+            transport=transport,
+            follow_redirects=False,
+            trust_env=False,
+            # One receiver's cookie is nobody else's business, not even that receiver's next request.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            timeout=self._timeout,
+        )
+        return _Generation(client, transport)

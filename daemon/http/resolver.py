@@ -1,0 +1,105 @@
+"""Host names to addresses, in threads of their own: one look-up a name at a time, however many sends ask for it.
+
+A look-up cannot be cancelled. In a shared pool, the threads of a name server that does not answer for one name would be
+missing for all others; here such a name keeps one thread, and whoever asks for it meanwhile is told at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import anyio
+
+from daemon.core.clock import Clock
+
+HUNG_S: Final = 4.0  # a look-up that takes longer is not waited for by those who come later
+FAILED_S: Final = 1.0  # for so long a failure is the answer to everybody
+MAX_LOOKUPS: Final = 256  # threads; a name has one
+
+GetAddrInfo = Callable[..., Sequence[tuple[Any, ...]]]
+
+
+@dataclass(slots=True)
+class _Lookup:
+    began: float
+    done: anyio.Event = field(default_factory=anyio.Event)
+    addresses: tuple[str, ...] = ()
+    error: OSError | None = None
+    ended: float | None = None
+
+
+def _system(*arguments: Any, **more: Any) -> Sequence[tuple[Any, ...]]:
+    return socket.getaddrinfo(*arguments, **more)
+
+
+class Resolver:
+    """Built once. Methods are called in the event loop."""
+
+    def __init__(self, clock: Clock, getaddrinfo: GetAddrInfo = _system) -> None:
+        self._clock = clock
+        self._getaddrinfo = getaddrinfo
+        self._lookups: dict[str, _Lookup] = {}  # under way, or failed a moment ago
+
+    async def resolve(self, host: str) -> tuple[str, ...]:
+        """The addresses of a name, best first. Raises OSError. The caller bounds the wait."""
+        if _is_address(host):
+            return (host,)
+        lookup = self._lookups.get(host)
+        now = self._clock.monotonic()
+        if lookup is not None and lookup.ended is not None and now - lookup.ended > FAILED_S:
+            lookup = None
+        if lookup is None:
+            lookup = self._begin(host, now)
+        elif lookup.ended is None and now - lookup.began > HUNG_S:
+            raise OSError(f"the look-up of {host} has not come back for {now - lookup.began:.0f} s")
+        await lookup.done.wait()
+        if lookup.error is not None:
+            raise OSError(f"the look-up of {host} failed: {lookup.error}") from lookup.error
+        return lookup.addresses
+
+    def _begin(self, host: str, now: float) -> _Lookup:
+        under_way = {name: one for name, one in self._lookups.items() if one.ended is None}
+        if len(under_way) >= MAX_LOOKUPS:
+            raise OSError(f"{len(under_way)} look-ups of other names have not come back")
+        lookup = _Lookup(now)
+        self._lookups = {**under_way, host: lookup}
+        loop = asyncio.get_running_loop()
+
+        def finish(addresses: tuple[str, ...], error: OSError | None) -> None:
+            lookup.addresses, lookup.error, lookup.ended = addresses, error, self._clock.monotonic()
+            if error is None:  # the next send asks again: an address may have changed
+                self._lookups.pop(host, None)
+            lookup.done.set()
+
+        def work() -> None:
+            found: tuple[str, ...] = ()
+            problem: OSError | None = None
+            try:
+                rows = self._getaddrinfo(host, None, type=socket.SOCK_STREAM)
+                found = tuple(dict.fromkeys(str(row[4][0]) for row in rows))
+                problem = None if found else OSError("it has no address")
+            except OSError as error:
+                problem = error
+            except Exception as error:  # noqa: BLE001 - a name that cannot be encoded; whoever waits must be told
+                problem = OSError(f"{type(error).__name__}: {error}")
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(finish, found, problem)
+
+        # A daemon thread: a look-up that hangs must not keep the process from ending.
+        threading.Thread(target=work, name=f"look up {host[:60]}", daemon=True).start()
+        return lookup
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

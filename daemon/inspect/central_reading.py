@@ -1,0 +1,193 @@
+"""Reads central.db for forensics: sessions and incarnations, and what to make of it when it is missing or broken.
+
+Read-only. Without central.db the session folders are the list of sessions, as they are for the daemon that remakes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from daemon.core.errors import DataFolderError
+from daemon.store.data_folder import Layout, check_ours
+from daemon.store.rebuild import is_session
+from schema.connect import Reader, open_reader
+from schema.errors import ClawbusError, SchemaTooNewError
+from schema.ids import check_name, check_session, session_of_folder, session_path
+from schema.layout import SessionFolder
+from schema.migrate import VERSION
+
+MAX_SESSIONS: Final = 20_000
+_INCARNATIONS: Final = 500
+
+Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class CentralSeen:
+    """What central.db says. `sessions` are its rows, those with trouble and work first; `folders` are sessions that have
+    a folder and no row. `live` holds each session's incarnation without a confirmed exit."""
+
+    missing: bool = False
+    error: str | None = None
+    install_id: str | None = None
+    sessions: dict[Key, Mapping[str, Any]] = field(default_factory=dict[Key, Mapping[str, Any]])
+    folders: list[Key] = field(default_factory=list[Key])
+    live: dict[Key, Mapping[str, Any]] = field(default_factory=dict[Key, Mapping[str, Any]])
+    newest_at: int | None = None
+
+    def known(self) -> list[Key]:
+        """Every session that is known from anywhere."""
+        return [*self.sessions, *self.folders]
+
+
+def read_central(data_dir: Path) -> CentralSeen:
+    """All of it that forensics needs at once. Raises DataFolderError when there is no data folder, and SchemaTooNewError."""
+    check_data_folder(data_dir)
+    seen = CentralSeen()
+    path = Layout(data_dir).central_db
+    if not path.is_file():
+        seen.missing = True
+    else:
+        try:
+            with _open(path) as reader:
+                _read(reader, seen)
+        except SchemaTooNewError:
+            raise
+        except ClawbusError as error:
+            seen.error = f"{error.code}: {error}"
+    seen.folders = [key for key in _folders(data_dir) if key not in seen.sessions]
+    return seen
+
+
+def without_registry(data_dir: Path, error: ClawbusError) -> CentralSeen:
+    """What is known when central.db cannot be used at all: the session folders, and why."""
+    return CentralSeen(error=f"{error.code}: {error}", folders=_folders(data_dir))
+
+
+def incarnations_of(data_dir: Path, key: Key) -> dict[str, Mapping[str, Any]]:
+    """A session's newest incarnations by id; empty when central.db cannot be read."""
+    path = Layout(data_dir).central_db
+    if not path.is_file():
+        return {}
+    try:
+        with _open(path) as reader:
+            rows = reader.all(
+                "SELECT * FROM incarnations WHERE agent = ? AND session = ? ORDER BY created_at DESC LIMIT ?",
+                (*key, _INCARNATIONS),
+            )
+    except ClawbusError:
+        return {}
+    return {row["id"]: dict(row) for row in rows}
+
+
+def read_install_id(data_dir: Path) -> str | None:
+    """The install's id as central.db has it; None when it has none or cannot be read."""
+    path = Layout(data_dir).central_db
+    if not path.is_file():
+        return None
+    try:
+        with _open(path) as reader:
+            row = reader.one("SELECT install_id FROM install WHERE id = 1")
+    except ClawbusError:
+        return None
+    return row["install_id"] if row is not None else None
+
+
+def live_runtimes(data_dir: Path) -> frozenset[str]:
+    """The kinds of runtime that incarnations without a confirmed exit run under; empty when central.db cannot be read."""
+    path = Layout(data_dir).central_db
+    if not path.is_file():
+        return frozenset()
+    try:
+        with _open(path) as reader:
+            return frozenset(
+                row[0] for row in reader.all("SELECT DISTINCT runtime FROM incarnations WHERE ended_at IS NULL")
+            )
+    except ClawbusError:
+        return frozenset()
+
+
+def live_containers(data_dir: Path, runtime: str) -> frozenset[str | None]:
+    """The container ids of incarnations without a confirmed exit under this runtime, None for one that was just asked for;
+    empty when central.db cannot be read."""
+    path = Layout(data_dir).central_db
+    if not path.is_file():
+        return frozenset()
+    try:
+        with _open(path) as reader:
+            rows = reader.all(
+                "SELECT container_id FROM incarnations WHERE ended_at IS NULL AND runtime = ?", (runtime,)
+            )
+            return frozenset(row["container_id"] for row in rows)
+    except ClawbusError:
+        return frozenset()
+
+
+def check_data_folder(data_dir: Path) -> None:
+    """Raise DataFolderError unless the folder is there, may be looked into, and is a data folder or may become one."""
+    try:
+        if not data_dir.is_dir():
+            raise DataFolderError(f"the data folder {data_dir} does not exist.")
+        check_ours(data_dir, "Name the daemon's data folder with --data or data_dir.")
+    except PermissionError as error:
+        raise DataFolderError(
+            f"the data folder {data_dir} may not be read.", hint="Run this as the daemon's user."
+        ) from error
+
+
+def folder_of(data_dir: Path, key: Key) -> SessionFolder:
+    """Where a session's files lie. Raises InvalidNameError."""
+    return SessionFolder(
+        session_path(Layout(data_dir).sessions_dir, check_name("agent", key[0]), check_session(key[1]))
+    )
+
+
+def _open(path: Path) -> Reader:
+    reader = open_reader(path)
+    try:
+        row = reader.one("PRAGMA user_version")
+    except ClawbusError:
+        reader.close()
+        raise
+    if row is not None and int(row[0]) > VERSION:
+        reader.close()
+        raise SchemaTooNewError(f"{path} has schema version {row[0]}; this clawbus knows {VERSION}.")
+    return reader
+
+
+def _read(reader: Reader, seen: CentralSeen) -> None:
+    install = reader.one("SELECT install_id FROM install WHERE id = 1")
+    seen.install_id = install["install_id"] if install is not None else None
+    order = "ORDER BY quarantined_at IS NULL, active DESC, agent, session LIMIT ?"
+    for row in reader.all(f"SELECT * FROM sessions {order}", (MAX_SESSIONS,)):
+        seen.sessions[row["agent"], row["session"]] = dict(row)
+    for row in reader.all("SELECT * FROM incarnations WHERE ended_at IS NULL"):
+        seen.live[row["agent"], row["session"]] = dict(row)
+    newest = reader.one("SELECT max(created_at) AS at FROM incarnations")
+    seen.newest_at = newest["at"] if newest is not None else None
+
+
+def _folders(data_dir: Path) -> list[Key]:
+    """What the registry should know. A folder that a crash left half made, before anything was accepted, holds nothing."""
+    found: list[Key] = []
+    try:
+        for agent in sorted(Layout(data_dir).sessions_dir.iterdir()):
+            found += [
+                (agent.name, session)
+                for folder in sorted(agent.iterdir())
+                if (session := session_of_folder(folder.name)) is not None and is_session(SessionFolder(folder))
+            ]
+    except OSError:
+        return found
+    return [key for key in found[:MAX_SESSIONS] if _is_named(key)]
+
+
+def _is_named(key: Key) -> bool:
+    try:
+        check_name("agent", key[0])
+    except ClawbusError:
+        return False
+    return True

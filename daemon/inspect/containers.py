@@ -1,0 +1,208 @@
+"""Which containers of this install run now, by the runtime's own listing, without a daemon. Starts and stops none.
+
+The runtimes' classes log; a command's output must not. So their events are dropped while they are asked.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+
+from daemon.config.models import Config, Logs
+from daemon.core.clock import SystemClock
+from daemon.core.errors import ContainerGoneError, ImageError, RuntimeUnavailableError
+from daemon.core.facts import Container
+from daemon.inspect.central_reading import live_containers, live_runtimes, read_install_id
+from daemon.logs.pipeline import configure
+from daemon.runtimes.agent_images import agent_images
+from daemon.runtimes.engine import another_engine, is_witness
+from daemon.runtimes.process import ProcessRuntime
+from daemon.runtimes.protocol import ContainerRuntime
+from daemon.store.data_folder import Layout
+from daemon.store.install import Install, InstallFile, is_copied
+from schema.errors import ClawbusError
+
+PATIENCE_S: Final = 5.0  # somebody waits for the answer at a terminal
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSeen:
+    """The listing. `containers` is None when the runtime did not answer; then `error` says why.
+
+    `image_error`: why the daemon would start no container from one of the configured images.
+    """
+
+    containers: tuple[Container, ...] | None
+    error: str | None = None
+    image_error: str | None = None
+    image_repair: str | None = None  # the command that builds that image
+    images_checked: bool = False  # every configured image was looked at
+    repair: str | None = None  # a command, when the runtime did not answer
+    other_engine: bool = False  # another engine answered than the one that the containers run on
+    copied_from: str | None = None  # the folder is a copy of the install there, and no daemon has started on it
+    other_kind: str | None = None  # the runtime to ask instead, when the configured one is not that of the containers
+
+    @property
+    def alive(self) -> frozenset[str] | None:
+        """The incarnations that live; None when nobody could say."""
+        return frozenset(one.incarnation for one in self.containers) if self.containers is not None else None
+
+
+def look_at_runtime(config: Config, install_id: str | None) -> RuntimeSeen:
+    """Ask the configured runtime for this install's containers, and Docker for the images. Never raises for their absence.
+
+    Without an install's id there is no label to ask for, and nothing of ours can run. When the data folder has containers
+    under another runtime than the configured one, this one's listing would say nothing about them: then nobody can say.
+    """
+    if install_id is None:
+        return RuntimeSeen(None, "this data folder has no install id, so no container can be known as its own.")
+    record = _record(config.data_dir)
+    if record is not None and is_copied(record, config.data_dir):
+        return _copy(record)
+    others = live_runtimes(config.data_dir) - {config.runtime.kind}
+    if others:
+        return _other_runtime(config, min(others))
+    pipeline = configure(Logs(), None, None)
+    try:
+        return anyio.run(_look, config, install_id)
+    finally:
+        pipeline.close()
+
+
+def container_output(config: Config, install_id: str, container_id: str, *, max_bytes: int = 65_536) -> str | None:
+    """The end of what a container wrote, as its runtime has it; None when there is no such container (any more)."""
+    pipeline = configure(Logs(), None, None)
+    try:
+        return anyio.run(_output, config, install_id, container_id, max_bytes)
+    finally:
+        pipeline.close()
+
+
+def _other_runtime(config: Config, kind: str) -> RuntimeSeen:
+    why = (
+        f'this configuration has [runtime] kind = "{config.runtime.kind}", and containers of {config.data_dir} run'
+        f' under "{kind}": name that configuration with --config.'
+    )
+    return RuntimeSeen(None, why, other_kind=kind)
+
+
+def _record(data_dir: Path) -> Install | None:
+    try:
+        return InstallFile(Layout(data_dir).install_record).read() if data_dir.is_dir() else None
+    except ClawbusError:
+        return None
+
+
+def _copy(record: Install) -> RuntimeSeen:
+    path = record.place.path if record.place is not None else record.origin and record.origin.path
+    where = path or f"installation {record.install_id}"
+    why = f"this data folder is a copy of {where}, whose containers are not its own; its first start makes it its own."
+    return RuntimeSeen(None, why, copied_from=where)
+
+
+async def _look(config: Config, install_id: str) -> RuntimeSeen:
+    if config.runtime.kind != "process" and await _processes_live(config, install_id):
+        return _other_runtime(config, "process")
+    runtime = _runtime(config, install_id)
+    try:
+        identity = await runtime.identity()
+        listed = await runtime.list_running()
+        known = record.engine if (record := _record(config.data_dir)) is not None else None
+        recorded = live_containers(config.data_dir, runtime.name)
+        if known is not None and not is_witness(
+            known, runtime.name, identity, recorded, [one.container_id for one in listed]
+        ):
+            return RuntimeSeen(None, str(another_engine(known, identity, runtime.address)), other_engine=True)
+        found = tuple(
+            Container(
+                one.container_id, one.agent, one.session, one.incarnation, one.started_at, one.restarts, one.paused
+            )
+            for one in listed
+        )
+        return replace(_images_seen(config), containers=found)
+    except RuntimeUnavailableError as error:
+        return RuntimeSeen(None, str(error), repair=error.command)
+    finally:
+        await runtime.aclose()
+
+
+async def _processes_live(config: Config, install_id: str) -> bool:
+    """Whether agents live as plain processes, also when a lost registry has no record of them."""
+    runtime = _processes(config, install_id)
+    try:
+        return bool(await runtime.list_running())
+    except RuntimeUnavailableError:
+        return False  # nothing is recorded there, or look_at_runtime had said so
+    finally:
+        await runtime.aclose()
+
+
+async def _output(config: Config, install_id: str, container_id: str, max_bytes: int) -> str | None:
+    runtime = _runtime(config, install_id)
+    try:
+        return await runtime.logs(container_id, max_bytes=max_bytes)
+    except (RuntimeUnavailableError, ContainerGoneError):
+        return None
+    finally:
+        await runtime.aclose()
+
+
+def _runtime(config: Config, install_id: str) -> ContainerRuntime:
+    if config.runtime.kind == "process":
+        return _processes(config, install_id)
+    from daemon.runtimes.docker import DockerRuntime  # noqa: PLC0415 - a process-only install need not load docker-py
+    from daemon.runtimes.image_source import source_digest  # noqa: PLC0415
+
+    timeout_s = min(config.docker.timeout_s, PATIENCE_S)
+    return DockerRuntime(
+        install_id,
+        image=config.docker.image,
+        source_digest=source_digest(),
+        timeout_s=timeout_s,
+        base_url=config.docker.host or None,
+    )
+
+
+def _processes(config: Config, install_id: str) -> ProcessRuntime:
+    return ProcessRuntime(install_id, Layout(config.data_dir).run_dir / "process", clock=SystemClock())
+
+
+def _images_seen(config: Config) -> RuntimeSeen:
+    """What the daemon could not start containers from: the first such image, where it is configured, how to build it."""
+    if config.runtime.kind != "docker":
+        return RuntimeSeen(None)
+    from daemon.runtimes.docker_client import DockerClient  # noqa: PLC0415
+    from daemon.runtimes.docker_image import usable_image  # noqa: PLC0415
+    from daemon.runtimes.image_source import source_digest  # noqa: PLC0415
+
+    client: Any
+    timeout_s = min(config.docker.timeout_s, PATIENCE_S)
+    with closing(DockerClient(base_url=config.docker.host or None, timeout_s=timeout_s)) as client:
+        for one in agent_images(config):
+            try:
+                usable_image(client, one.image, source_digest())
+            except ImageError as error:
+                return RuntimeSeen(None, image_error=f"{one.where}: {error}", image_repair=one.build)
+            except ClawbusError:
+                return RuntimeSeen(None)  # it does not answer any more: the listing says so at the next look
+    return RuntimeSeen(None, images_checked=True)
+
+
+def install_id_of(data_dir: Path, recorded: str | None) -> str | None:
+    """This install's id: as central.db has it, else as the file beside it has."""
+    if recorded is not None:
+        return recorded
+    try:
+        text = Layout(data_dir).install_file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text or None
+
+
+def recorded_install_id(data_dir: Path) -> str | None:
+    """The install's id of a data folder or of a backup of one; None when there is none, or it cannot be read."""
+    return install_id_of(data_dir, read_install_id(data_dir))

@@ -1,0 +1,309 @@
+"""Looks at everything once and names what is wrong: the host, every session, every run that may disagree.
+
+Changes nothing. With a daemon that works meanwhile, what was just under way is looked at a second time before it is told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from daemon.config.models import Config
+from daemon.config.policies import claim_max_s, read_limits
+from daemon.core.clock import Clock
+from daemon.core.diagnoses import diagnose_host, diagnose_run, diagnose_session
+from daemon.core.diagnosis import Diagnosis
+from daemon.core.errors import UnknownSessionError
+from daemon.core.facts import (
+    ClockFacts,
+    Container,
+    DaemonState,
+    Degradation,
+    Failing,
+    Holder,
+    HostFacts,
+    SessionFacts,
+)
+from daemon.core.run_evidence import Scene
+from daemon.inspect.central_reading import (
+    CentralSeen,
+    Key,
+    folder_of,
+    incarnations_of,
+    read_central,
+    without_registry,
+)
+from daemon.inspect.containers import RuntimeSeen, install_id_of, look_at_runtime
+from daemon.inspect.open_files import open_files_used_up
+from daemon.inspect.reading import read_suspect_runs
+from daemon.inspect.session_facts import oldest_claim, run_facts, session_facts
+from daemon.inspect.session_reading import open_current
+from daemon.store.data_folder import LOW_BYTES, VERSION_NAME, FreeRoom, Layout, free_room, live_holder
+from daemon.systemd.service import is_service
+from schema.errors import ClawbusError, SchemaTooNewError
+
+BUDGET_S: Final = 20.0
+SECOND_LOOK_S: Final = 1.5
+# What a daemon that works puts right by itself within moments.
+_PASSING: Final = frozenset(
+    {
+        *("GHOST_RUN", "LOST_ACK", "STALE_RUN", "CONTRADICTION", "GHOST_CONTAINER", "ORPHANED_CONTAINER"),
+        *("HOT_JOURNAL", "UNREGISTERED", "SESSION_FAILING", "FILES_UNREADABLE", "STUCK_CLAIM", "CONTAINER_RESTARTED"),
+        "RESTART_POLICY",
+    }
+)
+
+LookAtRuntime = Callable[[Config, str | None], RuntimeSeen]
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonWord:
+    """What asking the daemon brought. `live` is the live part of its status, None when nobody answered."""
+
+    state: DaemonState
+    live: Mapping[str, Any] | None = None
+    detail: str | None = None
+
+
+@dataclass(slots=True)
+class Examination:
+    """What was found. `not_examined` sessions were left out for lack of time."""
+
+    at: int
+    daemon: DaemonState
+    diagnoses: list[Diagnosis] = field(default_factory=list[Diagnosis])
+    sessions: int = 0
+    runs: int = 0
+    not_examined: int = 0
+    host: HostFacts | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong, as far as was looked."""
+        return not self.diagnoses
+
+
+class Doctor:
+    """One examination of one data folder. `ask` asks the daemon; `runtime` lists the containers."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        ask: Callable[[], DaemonWord],
+        *,
+        runtime: LookAtRuntime = look_at_runtime,
+        budget_s: float = BUDGET_S,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._ask = ask
+        self._runtime = runtime
+        self._budget_s = budget_s
+
+    def examine(self, session: Key | None = None, *, pause: Callable[[float], None] = time.sleep) -> Examination:
+        """Look, and look again where it may only have been in passing. Raises DataFolderError, UnknownSessionError.
+
+        With `session` only at that one, and at the host.
+        """
+        first = self._look(session)
+        if first.daemon is not DaemonState.UP or not any(one.code in _PASSING for one in first.diagnoses):
+            return first
+        pause(SECOND_LOOK_S)
+        second = self._look(session)
+        seen = {_subject(one) for one in first.diagnoses}
+        second.diagnoses = [one for one in second.diagnoses if one.code not in _PASSING or _subject(one) in seen]
+        return second
+
+    def _look(self, only: Key | None) -> Examination:
+        now = self._clock.now_ms()
+        deadline = self._clock.monotonic() + self._budget_s
+        word = self._ask()
+        try:
+            central = read_central(self._config.data_dir)
+        except SchemaTooNewError as error:
+            central = without_registry(self._config.data_dir, error)
+        listing = self._runtime(self._config, install_id_of(self._config.data_dir, central.install_id))
+        host = host_facts(self._config, now, word, central, listing)
+        host = replace(host, holders=slot_holders(self._config, central))
+        found = Examination(now, word.state)
+        of_sessions: list[Diagnosis] = []
+        failing = _failing(word)
+        keys = central.known() if only is None else [key for key in central.known() if key == only]
+        keys += [key for key in _strays_only(listing, central) if only in (None, key)]
+        if only is not None and not keys:
+            raise UnknownSessionError(f"there is no session {'/'.join(only)}.")
+        for key in keys:
+            if self._clock.monotonic() > deadline:
+                break
+            found.sessions += 1
+            told, clock, runs = self._session(key, host, central, listing, failing.get(key, ()))
+            found.runs += runs
+            of_sessions += told
+            host = replace(host, clock=_further(host.clock, clock))
+        found.not_examined = len(keys) - found.sessions
+        found.diagnoses = [*diagnose_host(host), *of_sessions]
+        found.host = host
+        return found
+
+    def _session(
+        self, key: Key, host: HostFacts, central: CentralSeen, listing: RuntimeSeen, failing: tuple[Failing, ...] = ()
+    ) -> tuple[list[Diagnosis], ClockFacts, int]:
+        folder = folder_of(self._config.data_dir, key)
+        scene = Scene(
+            host.now,
+            host.daemon is DaemonState.UP,
+            listing.alive,
+            incarnations_of(self._config.data_dir, key),
+        )
+        live = central.live.get(key)
+        listed = [one for one in listing.containers or () if (one.agent, one.session) == key]
+        own = next((one for one in listed if _is_recorded(one, live)), None)
+        strays = tuple(one for one in listed if one is not own)
+        if central.missing or central.error is not None:
+            strays = ()  # which containers are supervised is not known
+        row = central.sessions.get(key)
+        if row is None and not folder.root.is_dir():
+            facts = SessionFacts(*key, registered=False, containers=strays)
+            return diagnose_session(host, facts), ClockFacts(), 0
+        runs = read_suspect_runs(folder, scene, read_limits(self._config))
+        seen = session_facts(key, folder, row, live, own, strays, scene, runs)
+        told = diagnose_session(host, replace(seen.facts, failing=failing))
+        if seen.facts.quarantined_at is None:  # its files are not to be believed until it is released
+            of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, scene))
+            told += [one for one in of_runs if one is not None]
+        return told, seen.clock, len(runs.runs)
+
+
+def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen, listing: RuntimeSeen) -> HostFacts:
+    """The host as it is now. Writes nothing to find out whether it could."""
+    live = word.live or {}
+    sweep: Mapping[str, Any] = live.get("last_sweep") or {}
+    jump: Mapping[str, Any] = live.get("clock") or {}
+    room = free_room(config.data_dir)
+    holder_pid = _holder_pid(config, word)
+    ahead = max(0, (central.newest_at or 0) - now)
+    return HostFacts(
+        now=now,
+        data_dir=str(config.data_dir),
+        daemon=word.state,
+        daemon_detail=word.detail,
+        # Before the first start there is none to miss.
+        registry_missing=central.missing and (config.data_dir / VERSION_NAME).exists(),
+        registry_error=central.error,
+        file_errors=mailbox_errors(config.data_dir),
+        runtime=config.runtime.kind,
+        runtime_error=listing.error if not central.missing or listing.other_kind else None,
+        other_runtime=listing.other_kind,
+        runtime_repair=listing.repair,
+        other_engine=listing.other_engine,
+        copied_from=listing.copied_from,
+        image_error=listing.image_error,
+        image_repair=listing.image_repair,
+        images_checked=listing.images_checked,
+        service=is_service(config.data_dir),
+        holder_pid=holder_pid,
+        used_up=open_files_used_up(holder_pid) if holder_pid is not None else None,
+        free_bytes=room.bytes if room is not None else None,
+        free_inodes=room.inodes if room is not None and room.few_inodes else None,
+        low_bytes=LOW_BYTES,
+        max_open_answers=config.delivery.max_open_answers,
+        write_error=_write_error(config, room),
+        clock=ClockFacts(ahead, "The newest incarnation" if ahead else None, jump.get("jumped_at"), jump.get("by_ms")),
+        degraded=tuple(
+            Degradation(str(one.get("what")), str(one.get("why")), one.get("since"), one.get("code"))
+            for one in live.get("degraded") or ()
+        ),
+        last_sweep_at=sweep.get("at"),
+        sweep_interval_ms=_ms(config.sweep.interval_s),
+        claim_stuck_ms=_ms(config.sweep.claim_stuck_s),
+        ceiling_ms=_ms(config.sweep.ceiling_s),
+        max_declared_ms=_ms(config.sweep.max_declared_s),
+        claim_max_ms={
+            "": _ms(claim_max_s(config, None)),
+            **{name: _ms(claim_max_s(config, agent)) for name, agent in config.agents.items()},
+        },
+        max_containers=config.runtime.max_containers,
+    )
+
+
+def slot_holders(config: Config, central: CentralSeen) -> tuple[Holder, ...]:
+    """Who takes the container slots, longest first; empty while there is room."""
+    if len(central.live) < config.runtime.max_containers:
+        return ()
+    found: list[Holder] = []
+    for key, row in central.live.items():
+        claimed = oldest_claim(folder_of(config.data_dir, key))
+        message_id, since = claimed if claimed is not None else (None, int(row["started_at"] or row["created_at"]))
+        found.append(Holder(*key, since, message_id))
+    return tuple(sorted(found, key=lambda one: one.since))
+
+
+def mailbox_errors(data_dir: Path) -> tuple[str, ...]:
+    """Why mailbox.db cannot be used; empty when it can, or was never made."""
+    path = Layout(data_dir).mailbox_db
+    if not path.exists():
+        return ()
+    try:
+        with open_current(path):
+            return ()
+    except ClawbusError as error:
+        return (f"{error.code}: {error}",)
+
+
+def _failing(word: DaemonWord) -> dict[Key, tuple[Failing, ...]]:
+    """What the daemon says that it fails at, by session."""
+    found: dict[Key, tuple[Failing, ...]] = {}
+    for one in (word.live or {}).get("troubles") or ():
+        key = (str(one["agent"]), str(one["session"]))
+        failing = Failing(str(one["code"]), str(one["sentence"]), int(one["since"]), int(one["times"]))
+        found[key] = (*found.get(key, ()), failing)
+    return found
+
+
+def _holder_pid(config: Config, word: DaemonWord) -> int | None:
+    """The process that is to be ended when it hangs."""
+    if word.live is not None and isinstance(pid := word.live.get("pid"), int):
+        return pid
+    holder = live_holder(config.data_dir) if word.state is DaemonState.SILENT else None
+    return holder.pid if holder is not None else None
+
+
+def _write_error(config: Config, room: FreeRoom | None) -> str | None:
+    """Why nothing can be written although there is room."""
+    if room is None:
+        return f"{config.data_dir}: its file system does not answer."
+    return f"{config.data_dir} is mounted read-only." if room.read_only else None
+
+
+def _strays_only(listing: RuntimeSeen, central: CentralSeen) -> list[Key]:
+    """Sessions that are known from a running container alone."""
+    known = set(central.known())
+    return sorted({(one.agent, one.session) for one in listing.containers or ()} - known)
+
+
+def _is_recorded(one: Container, live: Mapping[str, Any] | None) -> bool:
+    """Whether this very container is the one that central.db has; another one may carry its labels."""
+    return (
+        live is not None
+        and live["id"] == one.incarnation
+        and live.get("container_id") in {None, one.container_id}
+    )  # fmt: skip
+
+
+def _further(one: ClockFacts, other: ClockFacts) -> ClockFacts:
+    """The stronger evidence of two; a message that waits is stronger than a date."""
+    if (other.message_id is not None, other.ahead_ms) <= (one.message_id is not None, one.ahead_ms):
+        return one
+    return replace(other, jumped_at=one.jumped_at, by_ms=one.by_ms)
+
+
+def _subject(one: Diagnosis) -> tuple[str | None, ...]:
+    return one.code, one.agent, one.session, one.message_id, one.incarnation
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

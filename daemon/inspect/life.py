@@ -1,0 +1,167 @@
+"""The whole life of one run, with times and durations: from acceptance to receipt, its container's end and last words.
+
+Puts together what the files, the registry and the logs say. Decides nothing; the verdict comes from truth.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from daemon.config.models import Config
+from daemon.config.policies import read_limits
+from daemon.core.run_evidence import RunRead
+from daemon.core.run_state import Life, RunStatus
+from daemon.inspect.containers import container_output
+from daemon.inspect.log_reading import container_lines, daemon_lines, turn_events
+from daemon.inspect.runs import Found, summary, verdict_of
+from daemon.inspect.session_reading import read_life
+from schema.instants import to_text
+
+LOG_LINES: Final = 20
+# What happened in the same millisecond is told in the order in which it must have been.
+_ORDER: Final = (
+    *("accepted", "woken", "container_found", "spawned", "claimed", "turn_started", "tool_started", "tool_ended"),
+    *("turn_failed", "turn_ended", "answered", "acked_completed", "acked_failed", "completed", "failed"),
+    *("exited", "released", "deferred", "retry_scheduled", "attempt_orphaned", "attempt_released", "attempt_deferred"),
+)
+_WAITS_AFTER: Final = ("retry_scheduled", "released", "deferred")
+
+
+def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, Any]:
+    """Everything about one run: its verdict, its events in time order, its container, its message's other runs.
+
+    Events are [{at, event, detail, after_ms, took_ms}]: since the first one, and since the one before.
+    """
+    run, row = found.wanted, _incarnation(found)
+    seen = run.evidence
+    output = None
+    if (
+        seen.life is Life.ALIVE
+        and config.runtime.kind == "docker"
+        and install_id is not None
+        and row.get("container_id")
+    ):
+        output = container_output(config, install_id, str(row["container_id"]))
+    lines: list[str] = []
+    if seen.incarnation is not None:
+        lines = container_lines(found.folder, seen.incarnation, row.get("created_at"), row.get("ended_at"), output)
+    events, errors = read_life(found.folder, seen.message_id, read_limits(config))
+    own = [event for event in events if _is_of(event, run)]
+    own += _of_container(row, run) + list(turn_events(lines, seen.message_id))
+    own += _in_flight(found)
+    told = _timed(own)
+    return {
+        **summary(found.key, run),
+        "next_try_at": _next_try(run),
+        "verdict": verdict_of(run),
+        "events": told,
+        "durations": _durations(told),
+        "deliveries": [event for event in told if str(event["event"]).startswith(("delivered", "delivery_", "dead_"))],
+        "container": dict(row) if row else None,
+        "container_lives": seen.life.value if seen.incarnation is not None else None,
+        "container_log": lines[-LOG_LINES:],
+        "daemon_log": daemon_lines(config.data_dir, seen.message_id, seen.incarnation, LOG_LINES),
+        "other_runs": [summary(found.key, other) for other in found.runs.runs if other is not run],
+        "errors": [*found.runs.errors, *(error for error in errors if error not in found.runs.errors)],
+    }
+
+
+def _next_try(run: RunRead) -> int | None:
+    """Until when a message that nobody works on is put off, epoch ms."""
+    return (
+        run.message.process_after
+        if run.evidence.incarnation is None and run.verdict.status is RunStatus.WAITING
+        else None
+    )
+
+
+def _incarnation(found: Found) -> Mapping[str, Any]:
+    incarnation = found.wanted.evidence.incarnation
+    return found.scene.incarnations.get(incarnation, {}) if incarnation is not None else {}
+
+
+def _is_of(event: Mapping[str, Any], run: RunRead) -> bool:
+    """Whether an event of the message belongs to this run: what another incarnation did does not."""
+    incarnation = event["detail"].get("incarnation")
+    if run.evidence.incarnation is None and event["event"] in _WAITS_AFTER:
+        return True  # nobody has claimed it again: how the last run ended is why this one waits, and until when
+    if incarnation is not None:
+        return incarnation == run.evidence.incarnation
+    if event["event"] == "answered":
+        return event["detail"].get("message_out_id") in {answer.message_out_id for answer in run.evidence.answers} or (
+            run.evidence.latest
+        )
+    return event["event"] == "accepted" or run.evidence.latest or "message_out_id" not in event["detail"]
+
+
+def _of_container(row: Mapping[str, Any], run: RunRead) -> list[dict[str, Any]]:
+    """How the run's container began and ended."""
+    if not row:
+        return []
+    which = {"incarnation": row["id"], "container_id": row["container_id"]}
+    accepted = run.message.accepted_at
+    events: list[dict[str, Any]] = []
+    if accepted is not None and row["created_at"] < accepted:
+        detail = {**which, "since": to_text(row["started_at"] or row["created_at"])}
+        events.append({"at": accepted, "event": "container_found", "detail": detail})
+    else:
+        events.append({"at": row["created_at"], "event": "woken", "detail": {"incarnation": row["id"]}})
+        if row["started_at"] is not None:
+            events.append({"at": max(row["started_at"], row["created_at"]), "event": "spawned", "detail": which})
+    if row["ended_at"] is not None:
+        detail = {**which, "exit_code": row["exit_code"], "reason": row["end_reason"]}
+        events.append({"at": row["ended_at"], "event": "exited", "detail": detail})
+    return events
+
+
+def _in_flight(found: Found) -> list[dict[str, Any]]:
+    """The tool that runs now, when this run is what its container works on."""
+    tool, seen = found.runs.tool, found.wanted.evidence
+    if tool is None or not seen.claimed or seen.life is Life.GONE:
+        return []
+    detail = {"tool": tool.name, "declared_timeout_ms": tool.declared_timeout_ms}
+    return [{"at": tool.started_at, "event": "tool_in_flight", "detail": detail}]
+
+
+def _timed(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def order(event: Mapping[str, Any]) -> tuple[bool, int, int]:
+        name = event["event"]
+        return event["at"] is None, event["at"] or 0, _ORDER.index(name) if name in _ORDER else len(_ORDER)
+
+    first: int | None = None
+    before: int | None = None
+    told: list[dict[str, Any]] = []
+    for event in sorted(events, key=order):
+        at: int | None = event["at"]
+        first = at if first is None else first
+        after = at - first if at is not None and first is not None else None
+        took = at - before if at is not None and before is not None else None
+        told.append({**event, "after_ms": after, "took_ms": took})
+        before = at if at is not None else before
+    return told
+
+
+def _durations(events: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
+    """Milliseconds: until it was claimed, until it was answered, until that was delivered, and in all."""
+
+    def at(*names: str) -> int | None:
+        return next((event["at"] for event in events if event["event"] in names and event["at"] is not None), None)
+
+    accepted, claimed, answered, delivered = (
+        at("accepted"),
+        at("claimed", "turn_started"),
+        at("answered"),
+        at("delivered"),
+    )
+
+    def between(start: int | None, end: int | None) -> int | None:
+        return max(0, end - start) if start is not None and end is not None else None
+
+    dated = [event["at"] for event in events if event["at"] is not None]
+    return {
+        "waited_ms": between(accepted, claimed),
+        "worked_ms": between(claimed, answered),
+        "delivered_ms": between(answered, delivered),
+        "total_ms": between(min(dated, default=None), max(dated, default=None)),
+    }

@@ -1,0 +1,196 @@
+"""Lists runs, and finds one by its id: each with the verdict on it. From the files and the runtime's listing; read-only.
+
+A run is one message in one incarnation, `MESSAGE@INCARNATION`; one that nobody has claimed yet has its message's id alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from daemon.config.models import Config
+from daemon.config.policies import read_limits
+from daemon.core.clock import Clock
+from daemon.core.errors import AmbiguousIdError, UnknownMessageError, UnknownSessionError
+from daemon.core.run_evidence import RunRead, Scene
+from daemon.inspect.central_reading import CentralSeen, Key, folder_of, incarnations_of, read_central
+from daemon.inspect.containers import RuntimeSeen, install_id_of, look_at_runtime
+from daemon.inspect.doctor import LookAtRuntime
+from daemon.inspect.reading import RunsRead, read_newest_runs, read_runs_of
+from daemon.inspect.session_reading import open_inbound, table_rows
+from schema.errors import ClawbusError
+from schema.layout import SessionFolder
+
+BUDGET_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunQuery:
+    """What a list shows. `status`: the truth or what a list says; `since`: epoch ms of the last thing that happened."""
+
+    session: Key | None = None
+    status: str | None = None
+    stale: bool = False
+    since: int | None = None
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One message's runs, and where they were found. `wanted` is the run that was asked for."""
+
+    key: Key
+    folder: SessionFolder
+    scene: Scene
+    runs: RunsRead
+    wanted: RunRead
+
+
+class Runs:
+    """Reads runs of one data folder. `synced`: a daemon runs on it."""
+
+    def __init__(self, config: Config, clock: Clock, *, synced: bool, runtime: LookAtRuntime = look_at_runtime) -> None:
+        self._config = config
+        self._clock = clock
+        self._synced = synced
+        self._central: CentralSeen = read_central(config.data_dir)
+        self.install_id = install_id_of(config.data_dir, self._central.install_id)
+        self.listing: RuntimeSeen = runtime(config, self.install_id)
+
+    def newest(self, query: RunQuery) -> dict[str, Any]:
+        """{runs, total, not_examined, errors, runtime_error}: the newest runs that match, newest first.
+
+        Raises UnknownSessionError, DataFolderError.
+        """
+        deadline = self._clock.monotonic() + BUDGET_S
+        keys = self._keys(query.session)
+        matching: list[tuple[Key, RunRead]] = []
+        errors: list[dict[str, Any]] = []
+        examined = 0
+        for key in keys:
+            if self._clock.monotonic() > deadline:
+                break
+            examined += 1
+            folder = folder_of(self._config.data_dir, key)
+            # A status may match few of the newest messages: more of them are looked at then.
+            depth = query.limit if query.status is None and not query.stale else max(query.limit, 1000)
+            read = read_newest_runs(folder, depth, self._scene(key), read_limits(self._config))
+            errors += [{"agent": key[0], "session": key[1], "error": text} for text in read.errors]
+            matching += [(key, run) for run in read.runs if _matches(run, query)]
+        matching.sort(key=lambda found: found[1].at, reverse=True)
+        return {
+            "runs": [summary(key, run) for key, run in matching[: query.limit]],
+            "total": len(matching),
+            "not_examined": len(keys) - examined,
+            "errors": errors[:50],
+            "runtime_error": self.listing.error,
+        }
+
+    def find(self, identity: str, session: Key | None = None) -> Found:
+        """The run of this id, or the latest run of this message.
+
+        Raises UnknownMessageError, UnknownSessionError, AmbiguousIdError, DataFolderError.
+        """
+        keys = self._keys(session)
+        message_id, incarnation = identity, None
+        holders = self._holders(keys, identity)
+        if not holders and "@" in identity:  # an id may hold an @ itself
+            message_id, _, incarnation = identity.rpartition("@")
+            holders = self._holders(keys, message_id)
+        if not holders:
+            raise UnknownMessageError(f"no session has a message {message_id!r}.")
+        if len(holders) > 1:
+            names = ", ".join("/".join(key) for key in holders[:5])
+            raise AmbiguousIdError(f"{len(holders)} sessions have a message {message_id!r}: {names}.")
+        return self._found(holders[0], message_id, incarnation)
+
+    def _found(self, key: Key, message_id: str, incarnation: str | None) -> Found:
+        folder, scene = folder_of(self._config.data_dir, key), self._scene(key)
+        runs = read_runs_of(folder, [message_id], scene, read_limits(self._config))
+        named = [run for run in runs.runs if incarnation is None or run.evidence.incarnation == incarnation]
+        if not named:
+            told = ", ".join(run.run_id for run in runs.runs) or "; ".join(runs.errors)
+            raise UnknownMessageError(
+                f"message {message_id!r} has no run in incarnation {incarnation!r}.", hint=f"Its runs: {told}."
+            )
+        claimed = [run for run in named if run.evidence.incarnation is not None]
+        return Found(key, folder, scene, runs, (named if named[-1].evidence.latest else claimed)[-1])
+
+    def _keys(self, session: Key | None) -> list[Key]:
+        known = self._central.known()
+        if session is None:
+            return known
+        if session not in known:
+            raise UnknownSessionError(f"there is no session {'/'.join(session)}.")
+        return [session]
+
+    def _holders(self, keys: list[Key], message_id: str) -> list[Key]:
+        return [key for key in keys if _has(folder_of(self._config.data_dir, key), message_id)]
+
+    def _scene(self, key: Key) -> Scene:
+        incarnations = incarnations_of(self._config.data_dir, key)
+        return Scene(self._clock.now_ms(), self._synced, self.listing.alive, incarnations)
+
+
+def summary(key: Key, run: RunRead) -> dict[str, Any]:
+    """One run as a list shows it. Times are epoch ms, durations ms."""
+    seen, verdict = run.evidence, run.verdict
+    ended = verdict.since if verdict.status.value not in ("waiting", "running") else None
+    return {
+        "run_id": run.run_id,
+        "agent": key[0],
+        "session": key[1],
+        "message_id": seen.message_id,
+        "incarnation": seen.incarnation,
+        "status": verdict.status.value,
+        "listed": verdict.listed.value,
+        "stale": verdict.stale,
+        "confidence": verdict.confidence.value,
+        "reasons": [{"code": reason.code, "text": reason.text} for reason in verdict.reasons],
+        "decided_by": verdict.decided_by.value,
+        "at": run.at,
+        "accepted_at": run.message.accepted_at,
+        "claimed_at": seen.claimed_at,
+        "ended_at": ended,
+        "duration_ms": _duration(seen.claimed_at, ended if ended is not None else seen.now),
+        "tries": run.message.tries,
+        "kind": run.message.kind,
+        "text": run.message.text,
+    }
+
+
+def verdict_of(run: RunRead) -> Mapping[str, Any]:
+    """The verdict alone, for an envelope."""
+    verdict = run.verdict
+    return {
+        "status": verdict.status.value,
+        "listed": verdict.listed.value,
+        "stale": verdict.stale,
+        "confidence": verdict.confidence.value,
+        "decided_by": verdict.decided_by.value,
+        "inconsistent": verdict.inconsistent,
+        "lacks": [source.value for source in verdict.lacks],
+        "reasons": [{"code": reason.code, "text": reason.text} for reason in verdict.reasons],
+        "since": verdict.since,
+    }
+
+
+def _duration(start: int | None, end: int | None) -> int | None:
+    return max(0, end - start) if start is not None and end is not None else None
+
+
+def _matches(run: RunRead, query: RunQuery) -> bool:
+    if query.status is not None and query.status not in (run.verdict.status.value, run.verdict.listed.value):
+        return False
+    if query.stale and not run.verdict.stale:
+        return False
+    return query.since is None or run.at >= query.since
+
+
+def _has(folder: SessionFolder, message_id: str) -> bool:
+    try:
+        with open_inbound(folder) as reader:
+            return bool(table_rows(reader, "messages_in", "SELECT 1 FROM messages_in WHERE id = ?", message_id))
+    except ClawbusError:
+        return False

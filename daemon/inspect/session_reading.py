@@ -1,0 +1,482 @@
+"""Reads one session's files for a report: bounded rows, no writes, and an error of one file is text, not an exception.
+
+Works on files of older shapes (a missing column reads as absent). outbound.db is opened as hostile input only.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+from daemon.inspect.answer_reading import retrying_example
+from daemon.inspect.content import answered_ids, preview
+from daemon.inspect.row_values import place, values_of
+from daemon.store import outbound
+from daemon.store.pruned import read as read_pruned
+from schema.connect import Reader, ReadLimits, open_reader
+from schema.errors import ClawbusError, SchemaTooNewError, StorageError
+from schema.instants import from_text, to_text
+from schema.layout import HEARTBEAT, SessionFolder
+from schema.migrate import VERSION
+from schema.outbound_copy import open_outbound_copy
+from schema.rows import Ack, AckStatus
+
+_CONTENT: Final = "substr(content, 1, 65536) AS content"
+_OLDEST: Final = 500  # rows looked at for the oldest age; ordered by seq, so the oldest is among the first
+# A condition on `key`: no operator has dealt with this dead letter. Only where the table is there.
+NOT_CLOSED: Final = " AND {key} NOT IN (SELECT id FROM dead_letters_closed)"
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A message that waits for its next try, at `until` (epoch ms), and holds back the later ones of its session."""
+
+    message_id: str
+    seq: int
+    until: int
+    why: str
+
+    @property
+    def sentence(self) -> str:
+        """What it waits for."""
+        return f"message {self.message_id} is tried again at {to_text(self.until)} ({self.why})"
+
+
+@dataclass(slots=True)
+class Queues:
+    """How much of one session is unfinished. Times are epoch milliseconds."""
+
+    pending: int = 0
+    scheduled: int = 0  # of the pending ones: not due yet
+    oldest_pending_at: int | None = None
+    due: int = 0  # of the pending ones: could be worked on now
+    held: int = 0  # of the pending ones: wait for the holder's next try
+    oldest_held_at: int | None = None
+    holder: Holder | None = None
+    oldest_due_at: int | None = None
+    claimed: bool = False  # the host knows of a turn that has not ended
+    failed: int = 0
+    undelivered: int = 0  # due answers without a receipt
+    oldest_undelivered_at: int | None = None
+    scheduled_answers: int = 0  # those whose agent wants them sent later
+    retrying: int = 0  # answers that have failed often, or wait for long, for their next attempt
+    retrying_example: dict[str, Any] | None = None
+    dead: int = 0
+    failed_example: dict[str, Any] | None = None
+    dead_example: dict[str, Any] | None = None
+    error: str | None = None
+
+    @property
+    def dead_letters(self) -> int:
+        """Messages given up on, in both directions."""
+        return self.failed + self.dead
+
+
+def read_queues(folder: SessionFolder, now_ms: int) -> Queues:
+    """Queue depths of one session. A file that cannot be read is told in `error`."""
+    queues = Queues()
+    try:
+        with open_inbound(folder) as reader:
+            _count_messages(reader, now_ms, queues)
+            _count_deliveries(reader, now_ms, queues)
+    except ClawbusError as error:
+        queues.error = f"{error.code}: {error}"
+    return queues
+
+
+def open_inbound(folder: SessionFolder) -> Reader:
+    """The host's own file, read-only. Raises StorageError when it is missing."""
+    if not folder.inbound_db.exists():
+        raise StorageError(f"{folder.inbound_db} is missing.")
+    return open_current(folder.inbound_db)
+
+
+def open_current(path: Path) -> Reader:
+    """Open a trusted file read-only. Raises SchemaTooNewError for one that a newer clawbus wrote."""
+    reader = open_reader(path)
+    try:
+        row = reader.one("PRAGMA user_version")
+    except BaseException:
+        reader.close()
+        raise
+    found = int(row[0]) if row is not None else 0
+    if found > VERSION:
+        reader.close()
+        raise SchemaTooNewError(f"{path} has schema version {found}; this clawbus knows {VERSION}.")
+    return reader
+
+
+def _count_messages(reader: Reader, now_ms: int, queues: Queues) -> None:
+    wakes = " AND trigger = 1" if "trigger" in reader.columns("messages_in") else ""
+    pending = f"FROM messages_in WHERE status = 'pending'{wakes}"
+    queues.pending = _count(reader, f"SELECT count(*) {pending}")
+    rows = reader.all(f"SELECT * {pending} ORDER BY seq LIMIT {_OLDEST}")
+    stamps = [stamp for row in rows if (stamp := from_text(row["timestamp"])) is not None]
+    queues.oldest_pending_at = min(stamps, default=None)
+    queues.scheduled = sum((from_text(row["process_after"]) or 0) > now_ms for row in rows)
+    _count_due(reader, [_Open.of(row) for row in rows], now_ms, queues)
+    running = "SELECT 1 FROM attempts WHERE outcome IS NULL LIMIT ?"
+    queues.claimed = bool(table_rows(reader, "attempts", running, 1))
+    failed = f"FROM messages_in WHERE status = 'failed'{_not_closed(reader, 'id')}"
+    queues.failed = _count(reader, f"SELECT count(*) {failed}")
+    if queues.failed:
+        row = reader.one(f"SELECT id, tries {failed} ORDER BY seq DESC LIMIT 1")
+        if row is not None:
+            queues.failed_example = {**values_of(row), "last_event": _last_event(reader, row["id"])}
+
+
+def _count_deliveries(reader: Reader, now_ms: int, queues: Queues) -> None:
+    if not reader.columns("delivery_attempts"):
+        return
+    scheduled = "(state = 'queued' AND coalesce(next_attempt_at, 0) > ?1)"
+    row = reader.one(
+        f"SELECT count(*) FILTER (WHERE NOT {scheduled}) AS n, count(*) FILTER (WHERE {scheduled}) AS later,"
+        f" min(first_at) FILTER (WHERE NOT {scheduled}) AS first FROM delivery_attempts WHERE state != 'dead'",
+        (now_ms,),
+    )
+    if row is not None:
+        queues.undelivered, queues.oldest_undelivered_at = row["n"], row["first"]
+        queues.scheduled_answers = row["later"]
+    queues.retrying, queues.retrying_example = retrying_example(reader, now_ms)
+    buried = f"FROM delivery_attempts WHERE state = 'dead'{_not_closed(reader, 'message_out_id')}"
+    queues.dead = _count(reader, f"SELECT count(*) {buried}")
+    if queues.dead:
+        dead = reader.one(
+            f"SELECT message_out_id, destination, attempts, last_error, last_error_code {buried}"
+            " ORDER BY seq DESC LIMIT 1"
+        )
+        queues.dead_example = _delivery(dead) if dead is not None else None
+
+
+@dataclass(slots=True)
+class SessionDetail:
+    """Everything a report shows of one session's files."""
+
+    messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    undelivered: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    attempts: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    destinations: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    routing: dict[str, Any] | None = None
+    claims: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    tool: dict[str, Any] | None = None
+    heartbeat_at: int | None = None
+    pruned: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    errors: list[str] = field(default_factory=list[str])
+
+
+def read_detail(folder: SessionFolder, limit: int, limits: ReadLimits, held: str | None = None) -> SessionDetail:
+    """The newest `limit` rows of each table of one session. With `held` (why) the container's file stays closed."""
+    detail = SessionDetail()
+    _guarded(detail.errors, lambda: _read_inbound(folder, limit, detail))
+    if held is None:
+        _guarded(detail.errors, lambda: _read_outbound(folder, limit, limits, detail))
+    else:
+        detail.errors.append(held)
+    detail.heartbeat_at = _heartbeat(folder.outbox)
+    return detail
+
+
+def _read_inbound(folder: SessionFolder, limit: int, detail: SessionDetail) -> None:
+    with open_inbound(folder) as reader:
+        wanted = (
+            "id",
+            "seq",
+            "kind",
+            "status",
+            "tries",
+            "trigger",
+            "timestamp",
+            "process_after",
+            "recurrence",
+            "not_after",
+            "deferrals",
+        )
+        columns = ", ".join(name for name in wanted if name in reader.columns("messages_in"))
+        rows = reader.all(
+            f"SELECT {columns}, {_CONTENT} FROM messages_in ORDER BY seq DESC LIMIT ?",
+            (limit,),
+        )
+        detail.messages = [_message(row, _last_event(reader, row["id"])) for row in rows]
+        not_closed = _not_closed(reader, "message_out_id")
+        undelivered = f"SELECT * FROM delivery_attempts WHERE true{not_closed} ORDER BY seq LIMIT ?"
+        rows = table_rows(reader, "delivery_attempts", undelivered, limit)
+        detail.undelivered = [_delivery(row) for row in rows]
+        newest = "SELECT * FROM attempts ORDER BY claimed_at DESC LIMIT ?"
+        detail.attempts = [values_of(row) for row in table_rows(reader, "attempts", newest, limit)]
+        named = "SELECT * FROM destinations ORDER BY name LIMIT ?"
+        detail.destinations = [values_of(row) for row in table_rows(reader, "destinations", named, limit)]
+        routing = table_rows(reader, "session_routing", "SELECT * FROM session_routing WHERE id = 1 LIMIT ?", 1)
+        detail.routing = values_of(routing[0]) if routing else None
+        detail.pruned = read_pruned(reader)
+
+
+def _read_outbound(folder: SessionFolder, limit: int, limits: ReadLimits, detail: SessionDetail) -> None:
+    reader = open_outbound_copy(folder.outbox, limits)
+    if reader is None:
+        return
+    with reader:
+        claims = "SELECT * FROM processing_ack WHERE status = 'processing' LIMIT ?"
+        detail.claims = [_ack(row) for row in table_rows(reader, "processing_ack", claims, limit)]
+        state = table_rows(reader, "container_state", "SELECT * FROM container_state WHERE id = 1 LIMIT ?", 1)
+        tool = values_of(state[0]) if state else {}
+        if tool.get("current_tool") is not None:
+            declared = tool.get("tool_declared_timeout_ms")
+            detail.tool = {
+                "name": str(tool["current_tool"])[:200],
+                "declared_timeout_ms": declared if isinstance(declared, int) else None,
+                "started_at": from_text(tool.get("tool_started_at")),
+            }
+
+
+def read_life(folder: SessionFolder, message_id: str, limits: ReadLimits) -> tuple[list[dict[str, Any]], list[str]]:
+    """Everything known of one message, in time order: [{at, event, detail}], and what could not be read."""
+    events: list[dict[str, Any]] = []
+    errors: list[str] = []
+    answers: list[str] = []
+    _guarded(errors, lambda: answers.extend(_outbound_life(folder, message_id, limits, events)))
+    _guarded(errors, lambda: _inbound_life(folder, message_id, answers, events))
+    # Undatable ones last; the sort is stable, so what happened in one millisecond keeps its causal order.
+    order = ("accepted", "claimed", "answered")
+    events.sort(
+        key=lambda item: (
+            item["at"] is None,
+            item["at"] or 0,
+            order.index(item["event"]) if item["event"] in order else len(order),
+        )
+    )
+    return events, errors
+
+
+def _outbound_life(
+    folder: SessionFolder, message_id: str, limits: ReadLimits, events: list[dict[str, Any]]
+) -> list[str]:
+    reader = open_outbound_copy(folder.outbox, limits)
+    if reader is None:
+        return []
+    with reader:
+        for row in table_rows(
+            reader, "processing_ack", "SELECT * FROM processing_ack WHERE message_id = ?", message_id
+        ):
+            ack = _ack(row)
+            detail = {"incarnation": ack["incarnation"], **_noted(reader, message_id, ack["incarnation"])}
+            events.append({"at": ack["changed_at"], "event": f"acked_{ack['status']}", "detail": detail})
+        # One turn may answer a batch: the first by in_reply_to, the others by the ids in its content.
+        columns = f"id, in_reply_to, timestamp, {_CONTENT}"
+        found = (
+            f"SELECT {columns} FROM messages_out WHERE in_reply_to = ?1 OR instr(content, ?1) ORDER BY seq LIMIT 1000"
+        )
+        rows = table_rows(reader, "messages_out", found, message_id)
+        return [_answer(row, events) for row in rows if row["in_reply_to"] == message_id or _answers(row, message_id)]
+
+
+def _noted(reader: Reader, message_id: str, incarnation: str | None) -> dict[str, str]:
+    """What the runner noted for the operator about this message's last turn; empty when nothing."""
+    ack = Ack(message_id, AckStatus.FAILED, None, incarnation)
+    note = outbound.with_notes(reader, {message_id: ack})[message_id].note
+    return {} if note is None else {"code": note.code, "reason": note.message}
+
+
+def _answers(row: sqlite3.Row, message_id: str) -> bool:
+    return message_id in answered_ids(str(row["content"]))
+
+
+def _answer(row: sqlite3.Row, events: list[dict[str, Any]]) -> str:
+    identity = str(row["id"])[:200]
+    detail = {"message_out_id": identity, "text": preview(str(row["content"]))}
+    events.append({"at": from_text(row["timestamp"]), "event": "answered", "detail": detail})
+    return identity
+
+
+def _inbound_life(folder: SessionFolder, message_id: str, answers: list[str], events: list[dict[str, Any]]) -> None:
+    with open_inbound(folder) as reader:
+        events += history_of(reader, message_id)
+        for row in table_rows(reader, "attempts", "SELECT * FROM attempts WHERE message_id = ? LIMIT 500", message_id):
+            detail = {"incarnation": row["incarnation"]}
+            # A quick turn's claim is seen only with its end: when it was claimed is not known then, so nothing is told.
+            if row["claimed_at"] != row["ended_at"] and not _told(events, "claimed", row["incarnation"]):
+                events.append({"at": row["claimed_at"], "event": "claimed", "detail": detail})
+            if row["outcome"] is not None and not _told(events, row["outcome"], row["incarnation"]):
+                events.append({"at": row["ended_at"], "event": f"attempt_{row['outcome']}", "detail": detail})
+        notices = f"SELECT id, timestamp, {_CONTENT} FROM host_messages WHERE in_reply_to = ? LIMIT 50"
+        answers += [_answer(row, events) for row in table_rows(reader, "host_messages", notices, message_id)]
+        for identity in answers[:50]:
+            _delivery_life(reader, identity, events)
+
+
+def _told(events: list[dict[str, Any]], name: str, incarnation: str) -> bool:
+    """Whether the history says it already."""
+    return any(event["event"] == name and event["detail"].get("incarnation") == incarnation for event in events)
+
+
+def _delivery_life(reader: Reader, message_out_id: str, events: list[dict[str, Any]]) -> None:
+    history = "SELECT * FROM message_history WHERE message_id = ? ORDER BY id LIMIT 100"
+    for row in table_rows(reader, "message_history", history, message_out_id):
+        event = _history(row)
+        event["detail"]["message_out_id"] = message_out_id
+        events.append(event)
+    for row in table_rows(reader, "delivered", "SELECT * FROM delivered WHERE message_out_id = ?", message_out_id):
+        values = values_of(row)
+        status = values.get("status", "delivered")
+        event = status if status in ("delivered", "not_wanted") else "delivery_failed"
+        detail = {"message_out_id": message_out_id, "platform_message_id": values.get("platform_message_id")}
+        events.append({"at": from_text(row["delivered_at"]), "event": event, "detail": detail})
+    open_rows = "SELECT * FROM delivery_attempts WHERE message_out_id = ?"
+    events += [
+        {"at": row["first_at"], "event": f"delivery_{row['state']}", "detail": _delivery(row)}
+        for row in table_rows(reader, "delivery_attempts", open_rows, message_out_id)
+    ]
+
+
+def table_rows(reader: Reader, table: str, sql: str, *params: object) -> list[sqlite3.Row]:
+    """The rows, or none where an older file has no such table."""
+    return reader.all(sql, params) if reader.columns(table) else []
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """An unfinished message, also of a file that lacks the newer columns."""
+
+    message_id: str
+    seq: int
+    since: int
+    until: int
+    holds: bool
+    tries: int
+    deferrals: int
+    not_after: int | None
+
+    @classmethod
+    def of(cls, row: sqlite3.Row) -> _Open:
+        values = dict(row)
+        until = from_text(values.get("process_after")) or 0
+        return cls(
+            str(values.get("id")),
+            values.get("seq") or 0,
+            max(from_text(values.get("timestamp")) or 0, until),
+            until,
+            bool(values.get("holds")) and not values.get("on_wake"),
+            values.get("tries") or 0,
+            values.get("deferrals") or 0,
+            from_text(values.get("not_after")),
+        )
+
+
+def _count_due(reader: Reader, rows: Sequence[_Open], now_ms: int, queues: Queues) -> None:
+    """What could be begun now, and what waits for an earlier message; `rows` in the order of their seqs."""
+    latest, due, held = 0, list[int](), list[int]()
+    for row in rows:
+        if row.not_after is not None and row.not_after <= now_ms:
+            continue
+        if row.until > now_ms:
+            if row.holds and queues.holder is None:
+                queues.holder = Holder(row.message_id, row.seq, row.until, _why_later(reader, row))
+        elif queues.holder is not None:
+            held.append(row.since)
+        else:
+            due.append(max(row.since, latest))
+        if row.holds:
+            latest = max(latest, row.until)
+    queues.due, queues.oldest_due_at = len(due), min(due, default=None)
+    queues.held, queues.oldest_held_at = len(held), min(held, default=None)
+
+
+def _why_later(reader: Reader, row: _Open) -> str:
+    event = _last_event(reader, row.message_id)
+    if event is not None and event["event"] == "deferred":
+        reason = event["detail"].get("reason")
+        said = f': "{reason}"' if reason else ""
+        return f"its agent asked for that, {_times(row.deferrals)}{said}"
+    return f"its container ended before it was done, {_times(row.tries)}"
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
+
+
+def _not_closed(reader: Reader, key: str) -> str:
+    return NOT_CLOSED.format(key=key) if reader.columns("dead_letters_closed") else ""
+
+
+def history_of(reader: Reader, message_id: str) -> list[dict[str, Any]]:
+    """The first 500 history rows of one id, oldest first: [{at, event, detail}]."""
+    history = "SELECT * FROM message_history WHERE message_id = ? ORDER BY id LIMIT 500"
+    return [_history(row) for row in table_rows(reader, "message_history", history, message_id)]
+
+
+def _count(reader: Reader, sql: str) -> int:
+    row = reader.one(sql)
+    return int(row[0]) if row is not None else 0
+
+
+def _last_event(reader: Reader, message_id: str) -> dict[str, Any] | None:
+    if not reader.columns("message_history"):
+        return None
+    row = reader.one("SELECT * FROM message_history WHERE message_id = ? ORDER BY id DESC LIMIT 1", (message_id,))
+    return _history(row) if row is not None else None
+
+
+def _history(row: sqlite3.Row) -> dict[str, Any]:
+    return {"at": row["at"], "event": row["event"], "detail": _history_detail(row)}
+
+
+def _history_detail(row: sqlite3.Row) -> dict[str, Any]:
+    detail: dict[str, Any] = {}
+    if row["incarnation"] is not None:
+        detail["incarnation"] = row["incarnation"]
+    if isinstance(row["detail"], str):
+        try:
+            value = cast("object", json.loads(row["detail"]))
+        except (ValueError, RecursionError):
+            value = row["detail"]
+        detail |= cast("dict[str, Any]", value) if isinstance(value, dict) else {"detail": value}
+    return detail
+
+
+def _message(row: sqlite3.Row, last_event: dict[str, Any] | None) -> dict[str, Any]:
+    values = values_of(row)
+    content = values.pop("content")
+    return {
+        **values,
+        "timestamp": from_text(values["timestamp"]),
+        "process_after": from_text(values.get("process_after")),
+        "not_after": from_text(values.get("not_after")),
+        "text": preview(str(content)),
+        "last_event": last_event,
+    }
+
+
+def _delivery(row: sqlite3.Row) -> dict[str, Any]:
+    values = values_of(row)
+    values["destination"] = place(values["destination"])
+    return values
+
+
+def _ack(row: sqlite3.Row) -> dict[str, Any]:
+    values = values_of(row)
+    incarnation = values.get("incarnation")
+    return {
+        "message_id": str(values.get("message_id"))[:200],
+        "status": str(values.get("status"))[:20],
+        "changed_at": from_text(values.get("status_changed")),
+        "incarnation": str(incarnation)[:200] if incarnation is not None else None,
+    }
+
+
+def _heartbeat(outbox: Path) -> int | None:
+    try:
+        return (outbox / HEARTBEAT).lstat().st_mtime_ns // 1_000_000
+    except OSError:
+        return None
+
+
+def _guarded(errors: list[str], work: Callable[[], _T]) -> _T | None:
+    try:
+        return work()
+    except ClawbusError as error:
+        errors.append(f"{error.code}: {error}")
+    return None

@@ -1,0 +1,327 @@
+"""A verified backup of one SQLite file beside it, and putting it back: before anything is repaired.
+
+A backup gets its name only when it is complete, checked and on the disk; an interrupted one is a `.partial` file that
+nobody takes for a backup. Must never: open the source but through SQLite (closing another descriptor would drop this
+process's locks on it), change the source while backing up, overwrite a file, or call anything verified by its existence.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from daemon.core.repair_errors import (
+    BackupFailedError,
+    BackupNotVerifiedError,
+    RestoreFailedError,
+    RestoreRefusedError,
+)
+from schema.connect import Reader, copy_database, open_reader, open_still_reader, overwrite_database
+from schema.errors import ClawbusError, FileBusyError
+from schema.lockfree import Patience, copy_unlocked, uses_wal
+
+SUFFIX: Final = ".sqlite"
+_PARTIAL: Final = ".partial"
+_BESIDE: Final = ("", "-journal", "-wal", "-shm")
+_NAMES_TRIED: Final = 100
+_GENTLY: Final = Patience(seconds=2.0)
+
+# Told the step (`copy`, `verify`, `sync`, `restore`), and how much of it is done, of how much. May raise: it ends there.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a database holds, as far as a copy must hold the same. `tables`: rows by table, virtual ones left out."""
+
+    tables: Mapping[str, int]
+    schema: tuple[tuple[str, str, str], ...]
+    user_version: int
+    broken_references: int  # rows that foreign_key_check names; a copy has as many as its source
+
+    @property
+    def rows(self) -> int:
+        """Rows in all tables."""
+        return sum(self.tables.values())
+
+
+# Fills the empty file of ours, the second path, and tells what the first one held at that instant.
+Copying = Callable[[Path, Path, Progress], Contents]
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A verified backup. `taken_at` is epoch milliseconds, `size` bytes."""
+
+    path: Path
+    source: Path
+    taken_at: int
+    size: int
+    contents: Contents
+
+    def report(self) -> dict[str, object]:
+        """For people and the envelope."""
+        return {
+            "path": str(self.path),
+            "source": str(self.source),
+            "bytes": self.size,
+            "rows": self.contents.rows,
+            "tables": dict(self.contents.tables),
+            "verified": True,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A backup that was put back. `before` is the backup of what it replaced: restoring that one undoes this."""
+
+    target: Path
+    backup: Path
+    before: Backup
+    contents: Contents
+
+
+def back_up(
+    source: Path, now_ms: int, *, purpose: str = "backup", folder: Path | None = None, progress: Progress | None = None,
+    unlocked: bool = False,
+) -> Backup:  # fmt: skip
+    """Copy, verify and sync a database into `<source>.<purpose>-<UTC time>.sqlite` (0600), beside it or in `folder`.
+
+    The copy and the source's row counts are taken under one read transaction, so a file in use is copied at one instant.
+    `unlocked`: of another program's DELETE-mode file, whose commits a lock of ours would fail. Raises BackupFailedError or BackupNotVerifiedError; then there is no new file, and the source is as it was.
+    """
+    partial, final = _reserve(folder or source.parent, f"{source.name}.{purpose}-{_stamp(now_ms)}")
+    return Backup(
+        final,
+        source,
+        now_ms,
+        *_made(source, partial, final, progress or _silent, copied=_copied_unlocked if unlocked else _copied),
+    )
+
+
+def copy_verified(source: Path, final: Path, *, progress: Progress | None = None) -> Contents:
+    """The same under a name of the caller's own, in a folder that only the caller writes. Raises as `back_up`.
+
+    Without a lock if its writer leaves a quiet moment soon: a copy that takes seconds would hold up the daemon's commits.
+    The calling process must have no other connection to the source: its locks would be dropped.
+    """
+    partial = final.with_name(final.name + _PARTIAL)
+    if not _take(partial):
+        raise BackupFailedError(f"{partial} is there already.")
+    return _made(source, partial, final, progress or _silent, copied=_copied_gently)[1]
+
+
+def verify(copy: Path, wanted: Contents | None = None, *, progress: Progress | None = None) -> Contents:
+    """What a still copy holds, once its integrity is checked and, where `wanted` is given, compared with it.
+
+    Raises BackupNotVerifiedError, with what differs.
+    """
+    tell = progress or _silent
+    tell("verify", 0, 1)
+    try:
+        with open_still_reader(copy) as reader:
+            _check_integrity(reader, copy)
+            found = read_contents(reader)
+    except BackupNotVerifiedError:
+        raise
+    except ClawbusError as error:
+        raise BackupNotVerifiedError(f"{copy.name} cannot be read: {error}") from error
+    if wanted is not None and found != wanted:
+        raise BackupNotVerifiedError(f"{copy.name} differs from its source: {_difference(wanted, found)}.")
+    tell("verify", 1, 1)
+    return found
+
+
+def restore(
+    backup: Path, target: Path, now_ms: int, *, same: Callable[[Reader], object] | None = None,
+    progress: Progress | None = None,
+) -> Restored:  # fmt: skip
+    """Put a backup's content back into `target`, in one transaction, after a backup of what is there now.
+
+    The caller must be the target's one writer. `same` reads from a database what it must have in common with its
+    backup (an install's id, say). Raises RestoreRefusedError, RestoreFailedError, BackupFailedError or
+    BackupNotVerifiedError; then the target is as it was.
+    """
+    tell = progress or _silent
+    if not backup.is_file() or backup.is_symlink():
+        raise RestoreRefusedError(f"there is no backup {backup}.")
+    if not target.is_file():
+        raise RestoreRefusedError(
+            f"{target} is not there.", hint="Copy the backup to that place; nothing is overwritten."
+        )
+    wanted = verify(backup, progress=tell)
+    before = back_up(target, now_ms, purpose="before-restore", progress=tell)
+    _refuse_foreign(backup, wanted, before, same)
+    try:
+        with open_still_reader(backup) as copy:
+            overwrite_database(target, copy, lambda done, total: tell("restore", done, total))
+    except ClawbusError as error:
+        raise RestoreFailedError(f"{backup.name} was not put back: {error}", hint=error.hint) from error
+    with open_reader(target) as reader, reader.snapshot():
+        found = read_contents(reader)
+    if found != wanted:
+        raise RestoreFailedError(
+            f"{target.name} differs from {backup.name} after the restore: {_difference(wanted, found)}.",
+            hint=f"Something else writes into the file. End it, and repeat; {before.path.name} has what was there.",
+        )
+    return Restored(target, backup, before, found)
+
+
+def read_contents(reader: Reader) -> Contents:
+    """What a database holds. For a file in use: inside `reader.snapshot()`. Errors as of any read."""
+    rows = reader.all("SELECT type, name, coalesce(sql, '') AS sql, rootpage FROM sqlite_schema ORDER BY type, name")
+    # A virtual table has no page of its own; it counts by the ordinary tables that it keeps its content in.
+    counted = [row["name"] for row in rows if row["type"] == "table" and row["rootpage"]]
+    version = reader.one("PRAGMA user_version")
+    return Contents(
+        tables={name: _count(reader, name) for name in counted},
+        schema=tuple((row["type"], row["name"], row["sql"]) for row in rows),
+        user_version=int(version[0]) if version is not None else 0,
+        broken_references=_broken_references(reader),
+    )
+
+
+def _count(reader: Reader, table: str) -> int:
+    quoted = table.replace('"', '""')
+    row = reader.one(f'SELECT count(*) FROM "{quoted}"')
+    return int(row[0]) if row is not None else 0
+
+
+def _broken_references(reader: Reader) -> int:
+    """-1 where the question itself is refused: a schema whose references name no such table or column."""
+    try:
+        row = reader.one("SELECT count(*) FROM pragma_foreign_key_check")
+    except ClawbusError:
+        return -1
+    return int(row[0]) if row is not None else 0
+
+
+def _check_integrity(reader: Reader, copy: Path) -> None:
+    found = [str(row[0]) for row in reader.all("PRAGMA integrity_check(5)")]
+    if found != ["ok"]:
+        raise BackupNotVerifiedError(f"{copy.name}: the integrity check says: {'; '.join(found)[:500]}")
+
+
+def _copied(source: Path, partial: Path, tell: Progress) -> Contents:
+    try:
+        with open_reader(source) as reader, reader.snapshot():
+            copy_database(reader, partial, lambda done, total: tell("copy", done, total))
+            return read_contents(reader)
+    except ClawbusError as error:
+        raise BackupFailedError(f"{source.name} could not be backed up: {error}") from error
+
+
+def _copied_gently(source: Path, partial: Path, tell: Progress) -> Contents:
+    """Without a lock, and with one when the source is never left alone, or is in another journal mode."""
+    if not uses_wal(source):
+        try:
+            return _copied_unlocked(source, partial, tell, _GENTLY)
+        except BackupFailedError as error:
+            if not isinstance(error.__cause__, FileBusyError):
+                raise
+        os.truncate(partial, 0)
+    return _copied(source, partial, tell)
+
+
+def _copied_unlocked(source: Path, partial: Path, tell: Progress, patience: Patience | None = None) -> Contents:
+    """Byte by byte while nobody writes; what the copy holds is what the source held."""
+    tell("copy", 0, 1)
+    try:
+        copy_unlocked(source, partial, patience)
+        with open_still_reader(partial) as reader:
+            contents = read_contents(reader)
+    except ClawbusError as error:
+        raise BackupFailedError(f"{source.name} could not be backed up: {error}") from error
+    tell("copy", 1, 1)
+    return contents
+
+
+def _finish(partial: Path, final: Path, tell: Progress) -> None:
+    """On the disk first, named last: a power cut leaves a whole backup or none."""
+    tell("sync", 0, 1)
+    try:
+        _sync(partial, os.O_RDONLY)
+        # link, not rename: rename would replace a file that somebody else made under this name meanwhile.
+        os.link(partial, final)
+        partial.unlink()
+        _sync(final.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise BackupFailedError(f"{final.name} could not be finished: {error.strerror}.") from error
+    tell("sync", 1, 1)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _made(source: Path, partial: Path, final: Path, tell: Progress, *, copied: Copying) -> tuple[int, Contents]:
+    """Bytes and contents of `final`, once it is there; without a trace where it cannot be."""
+    try:
+        wanted = copied(source, partial, tell)
+        contents = verify(partial, wanted, progress=tell)
+        _finish(partial, final, tell)
+    except BaseException:
+        for suffix in _BESIDE:
+            with suppress(OSError):
+                partial.with_name(partial.name + suffix).unlink(missing_ok=True)
+        raise
+    return final.stat().st_size, contents
+
+
+def _take(partial: Path) -> bool:
+    """Make the file, as nobody else's; False if there is one."""
+    try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise BackupFailedError(f"{partial} cannot be made: {error.strerror}.") from error
+    return True
+
+
+def _reserve(folder: Path, stem: str) -> tuple[Path, Path]:
+    """An empty file of nobody else's (0600), and the name that it gets once it is a backup."""
+    for number in range(_NAMES_TRIED):
+        final = folder / f"{stem}{f'-{number}' if number else ''}{SUFFIX}"
+        partial = final.with_name(final.name + _PARTIAL)
+        if not os.path.lexists(final) and _take(partial):
+            return partial, final
+    raise BackupFailedError(f"{folder} holds {_NAMES_TRIED} backups of this name already.", hint="Remove old ones.")
+
+
+def _refuse_foreign(backup: Path, wanted: Contents, before: Backup, same: Callable[[Reader], object] | None) -> None:
+    """Another database's backup would be put back as readily as the right one."""
+    if {name for kind, name, _ in wanted.schema if kind == "table"}.isdisjoint(before.contents.tables):
+        raise RestoreRefusedError(f"{backup.name} has no table in common with {before.source.name}.")
+    if same is None:
+        return
+    with open_still_reader(backup) as old, open_still_reader(before.path) as current:
+        if same(old) != same(current):
+            raise RestoreRefusedError(f"{backup.name} is not a backup of {before.source}.")
+
+
+def _difference(wanted: Contents, found: Contents) -> str:
+    for table in sorted(wanted.tables.keys() | found.tables.keys()):
+        expected, got = wanted.tables.get(table), found.tables.get(table)
+        if expected != got:
+            return f"{table} has {got} rows instead of {expected}"
+    if wanted.broken_references != found.broken_references:
+        return f"{found.broken_references} broken references instead of {wanted.broken_references}"
+    return "its schema"
+
+
+def _stamp(now_ms: int) -> str:
+    return datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
+
+
+def _silent(_step: str, _done: int, _total: int) -> None:
+    return

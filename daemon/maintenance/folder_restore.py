@@ -1,0 +1,151 @@
+"""Puts a backup of a data folder back: the whole of it, verified first, in place of a folder that no daemon holds.
+
+Must never: write over a data folder (what is there is moved aside), begin before every file of the backup is checked, or
+put a folder under containers that still run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, cast
+
+from daemon.core.repair_errors import BackupNotVerifiedError, RestoreFailedError, RestoreRefusedError
+from daemon.maintenance.backup import verify
+from daemon.maintenance.folder_backup import FORMAT, MANIFEST, Tell
+from daemon.maintenance.folder_files import Copied, copy_plain, hash_file
+from daemon.store.data_folder import INSTALL_NAME, INSTALL_RECORD
+from daemon.store.install import mark_restored
+from schema.errors import ClawbusError
+from schema.layout import INBOUND_DB, OUTBOUND_DB
+
+_DATABASES: Final = ("central.db", "mailbox.db", INBOUND_DB)
+
+
+def read_manifest(backup: Path) -> list[Copied]:
+    """The files of a backup, as its manifest lists them. Raises RestoreRefusedError or BackupNotVerifiedError."""
+    try:
+        loaded = cast("object", json.loads((backup / MANIFEST).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RestoreRefusedError(f"{backup} is no backup of a data folder: it has no {MANIFEST}.") from error
+    except ValueError as error:
+        raise BackupNotVerifiedError(f"{backup / MANIFEST} is no JSON.") from error
+    manifest = cast("dict[str, Any]", loaded) if isinstance(loaded, dict) else {}
+    if manifest.get("format") != FORMAT:
+        raise RestoreRefusedError(
+            f"{backup} has format {manifest.get('format')!r}; this clawbus knows {FORMAT}.",
+            hint="Use the version of clawbus that made it.",
+        )
+    try:
+        files = [Copied(**one) for one in manifest["files"]]
+    except (KeyError, TypeError) as error:
+        raise BackupNotVerifiedError(f"{backup / MANIFEST} is damaged: {error}.") from error
+    for one in files:
+        parts = PurePosixPath(one.path)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise BackupNotVerifiedError(f"{MANIFEST} names {one.path!r}, which is no place in a data folder.")
+    return files
+
+
+def check_backup(backup: Path, files: list[Copied], tell: Tell) -> None:
+    """Every file is there, as it was copied, and every database of the host's sound. Raises BackupNotVerifiedError."""
+    for number, one in enumerate(files):
+        tell(f"verify {one.path}", number, len(files))
+        path = backup / one.path
+        try:
+            size, digest = hash_file(path)
+        except OSError as error:
+            raise BackupNotVerifiedError(f"{one.path} of the backup cannot be read: {error.strerror}.") from error
+        if (size, digest) != (one.size, one.sha256):
+            raise BackupNotVerifiedError(f"{one.path} of the backup is not as it was copied.")
+        if path.name in _DATABASES:
+            verify(path)
+
+
+def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, replace: bool) -> dict[str, Any]:
+    """Make `data_dir` from a backup. `replace`: what is there is moved aside first; the caller holds its lock.
+
+    Returns {files, sessions, before}. Raises RestoreRefusedError, BackupNotVerifiedError or RestoreFailedError;
+    `data_dir` is as it was then.
+    """
+    files = read_manifest(backup)
+    check_backup(backup, files, tell)
+    occupied = data_dir.is_dir() and any(data_dir.iterdir())
+    if occupied and not replace:
+        raise RestoreRefusedError(
+            f"{data_dir} is not empty.",
+            hint="Name another folder with --data, or move what is there aside with --replace.",
+        )
+    fresh = data_dir.with_name(f"{data_dir.name}.restoring")
+    before = data_dir.with_name(f"{data_dir.name}.before-restore-{_stamp(now_ms)}") if data_dir.exists() else None
+    try:
+        fresh.mkdir(mode=0o700)
+        for number, one in enumerate(files):
+            tell(f"restore {one.path}", number, len(files))
+            _put(backup, fresh, one)
+        _open_folders(fresh)
+        mark_restored(fresh / INSTALL_RECORD, _install_id(fresh))
+        if before is not None:
+            data_dir.rename(before)
+        fresh.rename(data_dir)
+    except (ClawbusError, OSError) as error:
+        why = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) else str(error)
+        raise RestoreFailedError(
+            f"{data_dir} was not restored: {why}.", hint=f"Mend that, remove {fresh} if it is there, and repeat."
+        ) from error
+    sessions = {PurePosixPath(one.path).parts[1:3] for one in files if one.path.startswith("sessions/")}
+    return {
+        "data_dir": str(data_dir),
+        "files": len(files),
+        "sessions": len(sessions),
+        "before": str(before) if before is not None and occupied else None,
+    }
+
+
+def _install_id(fresh: Path) -> str | None:
+    try:
+        return (fresh / INSTALL_NAME).read_text(encoding="ascii").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _put(backup: Path, fresh: Path, one: Copied) -> None:
+    target = fresh / one.path
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    source = backup / one.path
+    done = copy_plain(source.parent, source.name, target, one.path, max_bytes=one.size)
+    if done is None or done.sha256 != one.sha256:
+        raise BackupNotVerifiedError(f"{one.path} of the backup changed while it was restored.")
+    target.chmod(one.mode)
+    _own(target, one)
+
+
+def _own(target: Path, one: Copied) -> None:
+    """Containers may write as another user; only root can give files back to it."""
+    if os.geteuid() != 0:
+        return
+    os.chown(target, one.uid, one.gid, follow_symlinks=False)
+    if target.name == OUTBOUND_DB:
+        os.chown(target.parent, one.uid, one.gid, follow_symlinks=False)
+
+
+def _open_folders(fresh: Path) -> None:
+    """Containers reach in/ and out/ through their mounts, maybe as another user; everything above stays ours alone."""
+    for session in fresh.glob("sessions/*/*"):
+        for name in ("in", "out"):
+            folder = session / name
+            folder.mkdir(mode=0o755, exist_ok=True)
+            folder.chmod(stat.S_IMODE(0o755))
+    for folder in (
+        *fresh.glob("agents/**/"),
+        *fresh.glob("sessions/*/*/in/inbox/**/"),
+        *fresh.glob("sessions/*/*/out/outbox/**/"),
+    ):
+        folder.chmod(0o755)
+
+
+def _stamp(now_ms: int) -> str:
+    return datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")

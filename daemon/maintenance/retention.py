@@ -1,0 +1,285 @@
+"""Retention: takes what is done and old out of the host's own files, a small step at a time, over all sessions in turn.
+
+It never decides what is done (`daemon/store/pruning.py` does), never writes a container's file (the runner prunes its own,
+`container_runner/retention.py`), and holds a session's lock for one step only. A failure of one session ends with it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from daemon.config.models import Retention as RetentionConfig
+from daemon.core.clock import Clock
+from daemon.engine.sessions import Session, Sessions
+from daemon.store.expiry import ROW_GONE, RULE, drop_gone, expire_dead_letters
+from daemon.store.mailbox import Mailbox
+from daemon.store.pruning import Step, prune_messages, prune_receipts
+from daemon.store.registry import SessionKey
+from daemon.store.session_files import SessionFiles
+from schema.errors import ClawbusError, ReadRaceError
+
+_PAGE: Final = 200
+_BETWEEN_STEPS_S: Final = 0.02  # for whoever else needs the file
+_BETWEEN_SESSIONS_S: Final = (
+    2.0  # after a start every session is looked at once; ten thousand must not cost a core's hundredth
+)
+_DAY_S: Final = 86_400.0
+_SLACK: Final = 30  # a session whose files have not changed is looked at again after this part of the age
+_FIRST_S: Final = 60.0  # a start has better things to do; and a daemon that is restarted every day must get to it
+_MIN_FREE_BYTES: Final = 4 * 1024**2
+_MAX_LIVE_BYTES: Final = 64 * 1024**2  # copied under the session's lock, so no more than a second or two of it
+
+_Marks = tuple[int, tuple[int, int] | None]  # when each of a session's two files was last written
+Prune = Callable[[SessionFiles, int, int, int, int], Step]
+
+
+@dataclass(slots=True)
+class LastPass:
+    """What the last pass did: for `status`. `taken` rows by what they were; `given_back` bytes of files."""
+
+    at: int | None = None
+    duration_ms: int = 0
+    sessions: int = 0
+    errors: int = 0
+    given_back: int = 0
+    taken: Counter[str] = field(default_factory=Counter[str])
+
+
+class Retention:
+    """Built by the composition root; `run` in one task. `occupied`: whether a container holds the session's place."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        mailbox: Mailbox,
+        config: RetentionConfig,
+        clock: Clock,
+        occupied: Callable[[SessionKey], bool],
+        look: Callable[[SessionKey], None] = lambda _: None,
+        delete: Callable[[SessionKey], Awaitable[object]] | None = None,
+    ) -> None:
+        self._delete = delete
+        self._sessions = sessions
+        self._mailbox = mailbox
+        self._config = config
+        self._clock = clock
+        self._occupied = occupied
+        self._look = look
+        self._log = structlog.get_logger("retention")
+        self._looked: dict[SessionKey, tuple[_Marks, int]] = {}  # as of a look, and when that was (epoch ms)
+        self.last = LastPass()
+
+    @property
+    def ages(self) -> Mapping[str, float | None]:
+        """How long what is done is kept, in seconds; None: for ever."""
+        config = self._config
+        named = (
+            ("messages", config.messages_s),
+            ("incarnations", config.incarnations_s),
+            ("mailbox", config.mailbox_s),
+            ("dead_letters", config.dead_letters_s),
+            ("idle_sessions", config.idle_sessions_s),
+        )
+        return {what: seconds or None for what, seconds in named}
+
+    async def run(self) -> None:
+        """A pass soon after the start and at every interval from then on, until cancelled."""
+        await anyio.sleep(min(_FIRST_S, self._config.interval_s))
+        while True:
+            await self.prune()
+            await anyio.sleep(self._config.interval_s)
+
+    async def prune(self) -> LastPass:
+        """One pass over everything. Raises nothing that a file may raise; the next pass goes on with what is left."""
+        began, this = self._clock.monotonic(), LastPass(self._clock.now_ms())
+        for part in (self._prune_sessions, self._expire_sessions, self._prune_incarnations, self._prune_mailbox):
+            try:
+                await part(this)
+            except ClawbusError as error:
+                this.errors += 1
+                self._log.warning("retention_failed", code=error.code, error=str(error))
+        this.duration_ms = int((self._clock.monotonic() - began) * 1000)
+        self.last = this
+        level = self._log.info if this.taken or this.errors else self._log.debug
+        level("retention_passed", sessions=this.sessions, errors=this.errors, duration_ms=this.duration_ms,
+              given_back=this.given_back, **this.taken)  # fmt: skip
+        return this
+
+    async def _prune_sessions(self, this: LastPass) -> None:
+        cutoff = self._cutoff(self._config.messages_s)
+        after: SessionKey | None = None
+        while True:
+            page_after = after
+            keys = await self._sessions.central(lambda registry, at=page_after: registry.all_keys(at, _PAGE))
+            for key in keys:
+                marks = _marks(self._sessions.files_of(key))
+                if marks is None or not self._may_have_old(key, marks):
+                    continue
+                if await self._prune_session(key, cutoff, this):
+                    self._looked[key] = marks, self._clock.now_ms()
+                await anyio.sleep(_BETWEEN_SESSIONS_S)
+            if len(keys) < _PAGE:
+                return
+            after = keys[-1]
+
+    def _may_have_old(self, key: SessionKey, marks: _Marks) -> bool:
+        """Whether a look is worth its cost: idle sessions cost a stat, however many there are."""
+        known = self._looked.get(key)
+        if known is None or known[0] != marks:
+            return True
+        age = self._clock.now_ms() - known[1]
+        shortest = min(filter(None, (self._config.messages_s, self._config.dead_letters_s)), default=_DAY_S)
+        return not 0 <= age < shortest * 1000 / _SLACK
+
+    async def _prune_session(self, key: SessionKey, cutoff: int | None, this: LastPass) -> bool:
+        """False when it could not be looked at."""
+        log = self._log.bind(agent=key.agent, session=key.session)
+        taken: Counter[str] = Counter()
+        fine = False
+        this.sessions += 1
+        try:
+            session = await self._sessions.look_up(key)
+            if session is None or session.quarantined is not None:
+                return False
+            await self._close(session)
+            parts: tuple[tuple[str, Prune], ...] = (("messages", prune_messages), ("receipts", prune_receipts))
+            for what, prune in parts if cutoff is not None else ():
+                await self._in_steps(session, what, prune, cutoff or 0, taken)
+            if taken:
+                this.given_back += await self._compact(session)
+            fine = True
+        except ReadRaceError:
+            pass  # its container is in mid-commit; the next pass comes by again
+        except ClawbusError as error:
+            this.errors += 1
+            log.warning("retention_failed", code=error.code, error=str(error))
+        except Exception:  # one session's surprise must not end the pass for the others
+            this.errors += 1
+            log.exception("retention_raised")
+        if taken and cutoff is not None:
+            log.info("session_pruned", through=cutoff, **taken)
+            this.taken.update(taken)
+            await self._tell(taken, cutoff)
+        return fine
+
+    async def _close(self, session: Session) -> None:
+        """Close what a rule gives up: old dead letters, and scheduled answers whose row is gone."""
+        batch, now = self._config.batch, self._clock.now_ms()
+        log = self._log.bind(agent=session.key.agent, session=session.key.session)
+        cutoff, expired, gone = self._cutoff(self._config.dead_letters_s), 0, 0
+        while cutoff is not None and (
+            count := await session.call(partial(expire_dead_letters, session.files, cutoff, batch, now))
+        ):
+            expired += count
+            await anyio.sleep(_BETWEEN_STEPS_S)
+        position: int | None = 0
+        while position is not None:
+            dropped, position = await session.call(partial(drop_gone, session.files, position, batch, now))
+            gone += len(dropped)
+            for answer in dropped:
+                log.error("delivery_dead_lettered", message_out=answer, code=ROW_GONE, error="its row is gone")
+        if expired:
+            log.warning("dead_letters_expired", count=expired, rule=RULE)
+        if expired or gone:
+            self._look(session.key)  # an idle session's count is kept in central.db
+
+    async def _in_steps(self, session: Session, what: str, prune: Prune, cutoff: int, taken: Counter[str]) -> None:
+        position, done = 0, False
+        while not done:
+            work = partial(prune, session.files, cutoff, position, self._config.batch, self._clock.now_ms())
+            step = await session.call(work)
+            position, done = step.position, step.done
+            if step.taken:
+                taken[what] += step.taken
+                await anyio.sleep(_BETWEEN_STEPS_S)
+
+    async def _compact(self, session: Session) -> int:
+        """Only where nobody waits for it: no container, and none can start while we hold the lock."""
+        async with session.lock:
+            if self._occupied(session.key) or session.sending:
+                return 0
+            return await session.call_locked(partial(_compact, session.files))
+
+    async def _expire_sessions(self, this: LastPass) -> None:
+        """Delete sessions that nobody has used for long. Each is judged once more under its lock, by whoever deletes it."""
+        cutoff, after = self._cutoff(self._config.idle_sessions_s), None
+        while cutoff is not None and self._delete is not None:
+            page = await self._idle_sessions(after, cutoff)
+            for key in page:
+                marks = _marks(self._sessions.files_of(key))
+                if marks is None or max(marks[0], marks[1][0] if marks[1] else 0) // 1_000_000 >= cutoff:
+                    continue
+                try:
+                    await self._delete(key)
+                    this.taken["expired_sessions"] += 1
+                except ClawbusError as error:
+                    this.errors += 1
+                    self._log.warning("retention_failed", agent=key.agent, session=key.session, code=error.code,
+                                      error=str(error))  # fmt: skip
+                await anyio.sleep(_BETWEEN_STEPS_S)
+            if len(page) < _PAGE:
+                return
+            after = page[-1]
+
+    async def _idle_sessions(self, after: SessionKey | None, cutoff: int) -> list[SessionKey]:
+        return await self._sessions.central(lambda registry: registry.idle_sessions(after, _PAGE, cutoff))
+
+    async def _prune_incarnations(self, this: LastPass) -> None:
+        cutoff = self._cutoff(self._config.incarnations_s)
+        after: str | None = ""
+        while cutoff is not None and after is not None:
+            taken, after = await self._incarnations_step(cutoff, after)
+            if taken:
+                this.taken["incarnations"] += taken
+            await anyio.sleep(_BETWEEN_STEPS_S)
+
+    async def _incarnations_step(self, cutoff: int, after: str) -> tuple[int, str | None]:
+        now, batch = self._clock.now_ms(), self._config.batch
+        return await self._sessions.central(lambda registry: registry.prune_incarnations(cutoff, after, batch, now))
+
+    async def _prune_mailbox(self, this: LastPass) -> None:
+        cutoff, after, taken = self._cutoff(self._config.mailbox_s), 0, 0
+        while cutoff is not None:
+            work = partial(self._mailbox.prune, cutoff, after, self._config.batch)
+            number, following = await anyio.to_thread.run_sync(work)
+            taken += number
+            if following is None:
+                break
+            after = following
+            await anyio.sleep(_BETWEEN_STEPS_S)
+        if taken and cutoff is not None:
+            this.taken["mailbox"] += taken
+            await self._tell({"mailbox": taken}, cutoff)
+
+    async def _tell(self, taken: Mapping[str, int], cutoff: int) -> None:
+        """Into central.db, for `status`; a number that a crash keeps out of it is still in the session's own file."""
+        now = self._clock.now_ms()
+        try:
+            await self._sessions.central(lambda registry: registry.note_pruned(taken, now, cutoff))
+        except ClawbusError as error:
+            self._log.warning("retention_failed", code=error.code, error=str(error))
+
+    def _cutoff(self, age_s: float) -> int | None:
+        """What ended before this goes; None: nothing does."""
+        return self._clock.now_ms() - int(age_s * 1000) if age_s else None
+
+
+def _marks(files: SessionFiles) -> _Marks | None:
+    """None when there is no inbound.db; the sweep tells of that."""
+    try:
+        return files.folder.inbound_db.stat().st_mtime_ns, files.outbound_mark()
+    except OSError:
+        return None
+
+
+def _compact(files: SessionFiles) -> int:
+    with files.inbound() as db:
+        return db.compact(min_free_bytes=_MIN_FREE_BYTES, max_live_bytes=_MAX_LIVE_BYTES)

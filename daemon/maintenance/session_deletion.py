@@ -1,0 +1,150 @@
+"""The end of a session: its container stopped, its folder, its registry row and its containers' rows gone for good.
+
+The registry is told first, then the folder is renamed, then it is removed: a daemon that dies in between finishes at its
+next start. Answers that were delivered are not taken back; a message to the name begins a new session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import structlog
+
+from daemon.core.clock import Clock
+from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError
+from daemon.core.repair_errors import SessionUnfinishedError
+from daemon.engine.sessions import Session, Sessions
+from daemon.engine.supervisor.supervisor import Supervisor
+from daemon.store import deliveries, outbound
+from daemon.store.dead_letters import Operator
+from daemon.store.registry import Registry, SessionKey
+from daemon.store.session_files import SessionFiles
+from daemon.store.session_trash import move_to_trash, remove_trash
+from schema.errors import ClawbusError, StorageError
+from schema.ids import new_id
+
+
+def unfinished_work(files: SessionFiles) -> list[str]:
+    """What would be lost with the session now, as sentences; empty when nothing would."""
+    if not files.folder.inbound_db.exists():
+        return []
+    found: list[str] = []
+    try:
+        with files.inbound() as db:
+            pending = db.one("SELECT count(*) AS n FROM messages_in WHERE status IN ('pending', 'paused')")
+            waiting = db.one("SELECT count(*) AS n FROM delivery_attempts WHERE state != 'dead'")
+            if pending is not None and pending["n"]:
+                found.append(f"{pending['n']} messages are not finished")
+            if waiting is not None and waiting["n"]:
+                found.append(f"{waiting['n']} answers are not delivered")
+            with files.outbound() as out:
+                if out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id)):
+                    found.append("out/ holds answers that nobody has taken note of")
+    except ClawbusError as error:
+        found.append(f"what it holds cannot be told ({error.code}: {str(error).rstrip('.')})")
+    return found
+
+
+def refuse_unfinished(key: SessionKey, found: list[str], *, force: bool) -> None:
+    """Raise SessionUnfinishedError for a session with work, unless its loss is wanted."""
+    if found and not force:
+        raise SessionUnfinishedError(f"session {key} has work: {', and '.join(found)}.")
+
+
+class Deletions:
+    """While the daemon runs. Built once."""
+
+    def __init__(self, sessions: Sessions, supervisor: Supervisor, sessions_dir: Path, clock: Clock) -> None:
+        self._sessions = sessions
+        self._supervisor = supervisor
+        self._dir = sessions_dir
+        self._clock = clock
+        self._log = structlog.get_logger("operator")
+
+    async def delete(self, key: SessionKey, operator: Operator, *, force: bool) -> dict[str, Any]:
+        """End its container and delete it. Raises UnknownSessionError, SessionUnfinishedError, NotConfirmedError,
+        RuntimeUnavailableError or StorageError; it goes on as before then."""
+        session = await self._sessions.get(key)
+        if not self._supervisor.knows:
+            raise RuntimeUnavailableError("whether a container of the session lives cannot be told now.")
+        refuse_unfinished(key, await self._unfinished(session), force=force)
+        await self._supervisor.end(key, "operator_delete", graceful=True)
+        async with session.lock:
+            if self._supervisor.may_run(key) or session.sending:
+                raise NotConfirmedError(
+                    f"session {key} has just been woken again, or sends an answer; it was not deleted."
+                )
+            lost = (
+                await session.call_locked(partial(unfinished_work, session.files))
+                if session.quarantined is None
+                else []
+            )
+            refuse_unfinished(key, lost, force=force)
+            deletion = await self._put_aside(session, operator)
+        self._log.warning("session_deleted", agent=key.agent, session=key.session, deletion=deletion, lost=lost,
+                          by=operator.name, reason=operator.reason)  # fmt: skip
+        removed = await self._remove(deletion)
+        return {"deleted": True, "deletion": deletion, "lost": lost, "removed": removed}
+
+    async def _unfinished(self, session: Session) -> list[str]:
+        if session.quarantined is not None:
+            return [f"it is in quarantine: {session.quarantined.rstrip('.')}"]
+        return await session.call(partial(unfinished_work, session.files))
+
+    async def _put_aside(self, session: Session, operator: Operator) -> str:
+        """The registry first: a folder without a row and with an open deletion is never taken in again."""
+        key, now = session.key, self._clock.now_ms()
+        deletion = new_id(now)
+        await self._sessions.central(lambda registry: registry.begin_deletion(deletion, key, now, operator))
+        try:
+            session.files.let_go()
+            await anyio.to_thread.run_sync(move_to_trash, self._dir, key, deletion)
+        except StorageError:
+            await self._sessions.central(lambda registry: registry.undo_deletion(deletion, key, now))
+            raise
+        await self._sessions.central(lambda registry: registry.deletion_moved(deletion))
+        self._sessions.forget(session)
+        return deletion
+
+    async def _remove(self, deletion: str) -> bool:
+        """False when something stays for the next start to remove."""
+        try:
+            await anyio.to_thread.run_sync(remove_trash, self._dir, deletion)
+        except StorageError as error:
+            self._log.warning("session_trash_left", deletion=deletion, error=str(error), hint=error.hint)
+            return False
+        now = self._clock.now_ms()
+        await self._sessions.central(lambda registry: registry.deletion_done(deletion, now))
+        return True
+
+
+def delete_from_files(
+    registry: Registry,
+    sessions_dir: Path,
+    files: SessionFiles,
+    key: SessionKey,
+    operator: Operator,
+    clock: Callable[[], int],
+    *,
+    lives: bool,
+    force: bool,
+) -> dict[str, Any]:
+    """The same without a daemon, under the data folder's lock. `lives`: a container of it runs, or nobody can say."""
+    if lives:
+        raise NotConfirmedError(
+            f"a container of session {key} runs, or the runtime does not say; start the daemon first."
+        )
+    lost = unfinished_work(files)
+    refuse_unfinished(key, lost, force=force)
+    deletion = new_id(clock())
+    registry.begin_deletion(deletion, key, clock(), operator)
+    files.let_go()
+    move_to_trash(sessions_dir, key, deletion)
+    registry.deletion_moved(deletion)
+    remove_trash(sessions_dir, deletion)
+    registry.deletion_done(deletion, clock())
+    return {"deleted": True, "deletion": deletion, "lost": lost, "removed": True}

@@ -1,0 +1,101 @@
+"""An operator's repairs of one session's files: a note in its history, and a fresh start of its container's side.
+
+Synchronous; the caller holds the session's lock and, for a reset, has the container's confirmed exit. Nothing is
+deleted: what is put aside stays beside the new folder. Never writes outbound.db.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from daemon.core.message_fate import is_noted
+from daemon.core.repair_errors import ResetWouldLoseError
+from daemon.store import deliveries, messages, outbound
+from daemon.store.dead_letters import Operator
+from daemon.store.session_files import SessionFiles
+from daemon.store.transitions import record
+from schema.connect import Reader
+from schema.errors import (
+    FileBusyError,
+    HostileFileError,
+    ReadDeadlineError,
+    ReadRaceError,
+    StorageError,
+)
+from schema.rows import AckStatus
+
+# The history's name for the session itself: no message may be called that.
+SESSION: Final = "@session"
+
+
+def note(files: SessionFiles, event: str, operator: Operator, now: int, **more: object) -> None:
+    """Write who did what to the session, and why, into its history: for itself, and for each message under way."""
+    with files.inbound() as db, db.transaction():
+        detail = operator.detail(**more)
+        record(db, SESSION, event, now, detail=detail)
+        for attempt in messages.open_attempts(db):
+            record(db, attempt.message_id, event, now, incarnation=attempt.incarnation, detail=detail)
+
+
+def reset(files: SessionFiles, operator: Operator, now: int, *, discard: bool) -> dict[str, Any]:
+    """Put out/ aside and make an empty one; attempts that were open are given back. What waits is worked on anew.
+
+    Only after a CONFIRMED exit. Returns {moved_to, released}. Raises ResetWouldLoseError when out/ holds answers or
+    finished turns that nobody has taken note of, unless `discard`; StorageError. Nothing has changed then.
+    """
+    with files.inbound() as db:
+        if not discard:
+            _refuse_losses(files, db)
+    moved_to = _put_aside(files.folder.outbox, now)
+    files.create()
+    with files.inbound() as db, db.transaction():
+        detail = operator.detail(moved_to=moved_to.name if moved_to is not None else None)
+        record(db, SESSION, "session_reset", now, detail=detail)
+        open_attempts = messages.open_attempts(db)
+        for attempt in open_attempts:
+            record(db, attempt.message_id, "released", now, incarnation=attempt.incarnation, detail=detail)
+            messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
+    return {"moved_to": str(moved_to) if moved_to is not None else None, "released": len(open_attempts)}
+
+
+def _refuse_losses(files: SessionFiles, db: Reader) -> None:
+    row = db.one("SELECT count(*) AS n FROM delivery_attempts WHERE state != 'dead' AND source = 'agent'")
+    waiting = int(row["n"]) if row is not None else 0
+    if waiting:
+        raise ResetWouldLoseError(f"{waiting} answers in out/ are still to be delivered.")
+    try:
+        files.recover()
+        with files.outbound() as out:
+            if out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id)):
+                raise ResetWouldLoseError("out/ holds answers that nobody has taken note of.")
+            pending = {message.id: message for message in messages.pending(db, 0)}
+            acks = outbound.acks_for(out, list(pending)) if out is not None else {}
+    except (HostileFileError, ReadRaceError, ReadDeadlineError, FileBusyError) as error:
+        hint = "Repeat with --discard: out/ is kept as it is in the folder that is put aside."
+        raise ResetWouldLoseError(f"what out/ holds cannot be told: {error}", hint=hint) from error
+    finished = [
+        ack.message_id for ack in acks.values()
+        if ack.status not in (AckStatus.PROCESSING, AckStatus.LATER) and not is_noted(pending[ack.message_id], ack)
+    ]  # fmt: skip
+    if finished:
+        raise ResetWouldLoseError(f"the agent has finished {', '.join(finished[:3])}, and nobody has taken note of it.")
+
+
+def _put_aside(outbox: Path, now: int) -> Path | None:
+    """Rename the folder; the name tells when. None if there is none."""
+    if not os.path.lexists(outbox):
+        return None
+    stamp = datetime.fromtimestamp(now / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
+    for number in range(100):
+        target = outbox.with_name(f"{outbox.name}.reset-{stamp}{f'-{number}' if number else ''}")
+        if os.path.lexists(target):
+            continue
+        try:
+            outbox.rename(target)
+        except OSError as error:
+            raise StorageError(f"{outbox} cannot be put aside: {error.strerror}.") from error
+        return target
+    raise StorageError(f"{outbox.parent} holds a hundred folders that were put aside.", hint="Remove old ones.")

@@ -1,0 +1,166 @@
+"""A whole stale sweep, step by step, over whatever gives access to the sessions: a running daemon, or the files alone.
+
+preview -> gates -> per session: backup, transaction, verification -> the running list -> a canary. Each step is told. It
+keeps no state of its own, so it can end anywhere and be run again: each session is one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from daemon.core.repair_errors import CanaryFailedError, StaleNotVerifiedError
+from daemon.core.run_state import Life
+from daemon.core.stale_plan import Gate, Left, Scope, check_left, check_scope, in_scope
+from daemon.store.dead_letters import Operator
+from schema.errors import ClawbusError
+
+Key = tuple[str, str]
+Tell = Callable[[Mapping[str, Any]], None]
+CANARY_SESSION: Final = "canary"
+
+
+class StaleAccess(Protocol):
+    """How a sweep reaches the sessions. Dictionaries hold only what JSON can hold."""
+
+    source: str  # `daemon` or `files`
+
+    def sessions(self) -> Sequence[Key]:
+        """Every session there is."""
+        ...
+
+    def preview(self, key: Key, scope: Scope) -> dict[str, Any]:
+        """stale_sweep.preview_report of one session."""
+        ...
+
+    def apply(self, key: Key, scope: Scope, operator: Operator, expected: Sequence[str]) -> dict[str, Any]:
+        """stale_sweep.apply of one session: Swept's report."""
+        ...
+
+    def undo(self, key: Key, backup: str, operator: Operator) -> dict[str, Any]:
+        """stale_sweep.undo of one session."""
+        ...
+
+    def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
+        """Send a message to the agent's canary session and wait for its answer: {message_id, answered, error}. None where
+        there is nobody to ask."""
+        ...
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found and done so far; it is worth showing also when the sweep ended early."""
+
+    applied: bool
+    source: str
+    sessions: int = 0
+    runs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    left: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    swept: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    unreadable: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    still_running: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    canary: dict[str, Any] | None = None
+    steps: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the envelope."""
+        return {name: getattr(self, name) for name in Report.__dataclass_fields__}
+
+
+class Drive:
+    """One sweep. `report` is complete after `run` and as far as it came when that raises. `tell` gets each step."""
+
+    def __init__(self, access: StaleAccess, scope: Scope, tell: Tell, *, apply: bool) -> None:
+        check_scope(scope, apply=apply)
+        self._access = access
+        self._scope = scope
+        self._tell = tell
+        self.report = Report(apply, access.source)
+
+    def run(self, operator: Operator, *, canary_s: float | None) -> Report:
+        """Preview, and where it is to be applied all the rest. Raises the typed refusals; see the module."""
+        found = self._preview()
+        if not self.report.applied:
+            return self.report
+        self._check()
+        for key, runs in found.items():
+            if runs:
+                self._apply(key, operator, runs)
+        if self.report.swept:
+            self._look_at_running(sorted(found))
+            if canary_s is not None:
+                self._canary(sorted({agent for agent, _ in (key for key, runs in found.items() if runs)}), canary_s)
+        return self.report
+
+    def _step(self, name: str, **more: Any) -> None:
+        step = {"step": name, **more}
+        self.report.steps.append(step)
+        self._tell(step)
+
+    def _preview(self) -> dict[Key, list[str]]:
+        keys = in_scope(self._scope, self._access.sessions())
+        found: dict[Key, list[str]] = {}
+        for key in keys:
+            try:
+                seen = self._access.preview(key, self._scope)
+            except ClawbusError as error:
+                code = getattr(error, "remote_code", error.code)
+                unreadable = {"agent": key[0], "session": key[1], "code": code, "error": str(error), "fix": error.hint}
+                self.report.unreadable.append(unreadable)
+                continue
+            self.report.runs += seen["runs"]
+            self.report.left += seen["left"]
+            found[key] = [str(one["run"]) for one in seen["runs"]]
+        self.report.sessions = len(keys)
+        self._step("preview", sessions=len(keys), runs=len(self.report.runs), left=len(self.report.left),
+                   unreadable=len(self.report.unreadable))  # fmt: skip
+        return found
+
+    def _check(self) -> None:
+        """The gates over the whole scope, before anything of it is changed."""
+        left = [
+            Left(one["agent"], one["session"], one["run"], Gate(one["gate"]), one["why"]) for one in self.report.left
+        ]
+        left += [
+            Left(one["agent"], one["session"], "its files", Gate.DOUBTFUL, f"{one['code']}: {one['error']}")
+            for one in self.report.unreadable
+        ]
+        check_left(left, len(self.report.runs), self._scope)
+        self._step("gates", passed=True)
+
+    def _apply(self, key: Key, operator: Operator, runs: Sequence[str]) -> None:
+        swept = self._access.apply(key, self._scope, operator, runs)
+        self.report.swept.append(swept)
+        backup = swept["backup"]
+        self._step(
+            "backup", session="/".join(key), path=backup["path"], rows=backup["rows"], verified=backup["verified"]
+        )
+        self._step("sweep", session="/".join(key), runs=len(swept["swept"]))
+        self._step("verify", session="/".join(key), sampled=swept["sampled"])
+
+    def _look_at_running(self, keys: Sequence[Key]) -> None:
+        """Only what lives is listed as running; what the sweep left for its age is named."""
+        young = {one["run"] for one in self.report.left if one["gate"] == Gate.YOUNG}
+        for key in keys:
+            running = self._access.preview(key, self._scope)["running"]
+            self.report.still_running += [{"agent": key[0], "session": key[1], **one} for one in running]
+        dead = [
+            one for one in self.report.still_running
+            if one["life"] == Life.GONE and one["run"] not in young
+        ]  # fmt: skip
+        self._step("running", listed=len(self.report.still_running), not_alive=len(dead))
+        if dead:
+            names = ", ".join(f"{one['run']} of {one['agent']}/{one['session']}" for one in dead[:3])
+            raise StaleNotVerifiedError(f"{names} are listed as running, and their containers are gone.")
+
+    def _canary(self, agents: Sequence[str], wait_s: float) -> None:
+        for agent in agents[:1]:
+            self.report.canary = self._access.canary(agent, wait_s)
+            if self.report.canary is None:
+                self._step("canary", skipped="no daemon runs; send one when it does")
+                return
+            self._step("canary", agent=agent, **self.report.canary)
+            if not self.report.canary["answered"]:
+                why = self.report.canary["error"] or f"no answer within {wait_s:g} s"
+                raise CanaryFailedError(f"a canary message to {agent}/{CANARY_SESSION} did not come through: {why}")

@@ -1,0 +1,1 @@
+"""What others scrape: metrics, health, readiness and the length of every queue."""

@@ -1,0 +1,121 @@
+"""The three routes that others poll: /metrics, /healthz, /readyz. On the control socket, and on TCP if that is configured.
+
+They change nothing and tell nothing of what messages hold. A scrape never blocks the event loop: it is rendered in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import structlog
+from anyio.abc import TaskStatus
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from daemon.config.addresses import bind_tcp, bound_address
+from daemon.core.clock import Clock
+from daemon.http.asgi import serve
+from daemon.http.connections import ConnectionLimits, guarded
+from daemon.monitoring.collector import HouseCollector, Sources
+from daemon.monitoring.health import Health
+
+_FRESH_S: Final = 1.0  # scrapes closer together share what was read from the files
+_PATIENCE_S: Final = 2.0
+_LIMITS: Final = ConnectionLimits(max_connections=100, max_per_peer=50, patience_s=30.0)
+
+
+class Exporter:
+    """Renders scrapes. `registry` holds every instrument; the gauges of `sources` are added to it.
+
+    What is in files is read by `run`, a task: a scrape asks it for a look and waits `patience_s` seconds for it at most.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, sources: Sources, clock: Clock, patience_s: float = _PATIENCE_S
+    ) -> None:
+        self._registry = registry
+        self._sources = sources
+        self._clock = clock
+        self._patience_s = patience_s
+        self._house = HouseCollector(sources)
+        self._one = anyio.Lock()
+        self._wanted = anyio.Event()
+        self._looked = anyio.Event()
+        self._looked_at: float | None = None
+        registry.register(self._house)
+
+    async def run(self) -> None:
+        """Look when asked, one look at a time, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            try:
+                await self._sources.backlog.look(self._clock.now_ms())
+            except Exception:  # noqa: BLE001 - a look must not end the daemon that it looks at
+                structlog.get_logger("telemetry").error("telemetry_raised", what="backlog", exc_info=True)
+            self._looked_at = self._clock.monotonic()
+            self._wanted = anyio.Event()
+            done, self._looked = self._looked, anyio.Event()
+            done.set()
+
+    async def render(self, accept: str = "") -> tuple[bytes, str]:
+        """(body, content type), in the format that the `Accept` header asks for."""
+        encode, content_type = choose_encoder(accept)
+        if self._looked_at is None or self._clock.monotonic() - self._looked_at >= _FRESH_S:
+            self._wanted.set()
+            with anyio.move_on_after(self._patience_s):
+                await self._looked.wait()
+        async with self._one:
+            self._house.take()
+            body = await anyio.to_thread.run_sync(encode, self._registry)
+        return body, content_type
+
+
+def telemetry_routes(exporter: Exporter, health: Health) -> list[BaseRoute]:
+    """The routes, for any app."""
+
+    async def metrics(request: Request) -> Response:
+        body, content_type = await exporter.render(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+    async def healthz(_: Request) -> Response:
+        return _json(200, {"ok": True, "result": health.alive()})
+
+    async def readyz(_: Request) -> Response:
+        found = health.ready()
+        return _json(200 if found["ready"] else 503, {"ok": found["ready"], "result": found})
+
+    return [
+        Route("/metrics", metrics, methods=["GET"]),
+        Route("/healthz", healthz, methods=["GET"]),
+        Route("/readyz", readyz, methods=["GET"]),
+    ]
+
+
+async def run_listener(
+    listen: str, routes: list[BaseRoute], *, task_status: TaskStatus[tuple[str, int]] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve the routes on TCP until cancelled; started with (host, port). Raises ListenError."""
+    sock = bind_tcp(listen)
+    host, port = bound_address(sock)
+
+    async def lost(_: Request, error: Exception) -> Response:
+        status = int(getattr(error, "status_code", 500))
+        return PlainTextResponse("There are /metrics, /healthz and /readyz, for GET.\n", status)
+
+    app = Starlette(routes=routes, exception_handlers={404: lost, 405: lost})
+    structlog.get_logger("telemetry").info("telemetry_listening", host=host, port=port)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(partial(serve, app, sock, http=guarded(_LIMITS)), name="telemetry http")
+        task_status.started((host, port))
+
+
+def _json(status: int, body: object) -> Response:
+    return Response(json.dumps(body, separators=(",", ":")), status, media_type="application/json")

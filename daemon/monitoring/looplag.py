@@ -1,0 +1,49 @@
+"""How late the event loop comes to its timers: the one figure that shows whether something blocks it.
+
+It measures and keeps a short memory; it decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+
+from daemon.core.clock import Clock
+
+INTERVAL_S: Final = 1.0
+_REMEMBERED: Final = 30  # measurements
+
+
+class LoopLag:
+    """Run as a task. Seconds. `observe` is told of each measurement."""
+
+    def __init__(self, clock: Clock, observe: Callable[[float], None], interval_s: float = INTERVAL_S) -> None:
+        self._clock = clock
+        self._observe = observe
+        self._interval_s = interval_s
+        self._due: float | None = None
+        self._recent: deque[float] = deque(maxlen=_REMEMBERED)
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        while True:
+            self._due = self._clock.monotonic() + self._interval_s
+            await anyio.sleep(self._interval_s)
+            self.measure()
+
+    def measure(self) -> None:
+        """Take note of how late it is now."""
+        lag = self.now()
+        self._recent.append(lag)
+        self._observe(lag)
+
+    def now(self) -> float:
+        """How late the next measurement is already; 0 while it is not due."""
+        return 0.0 if self._due is None else max(0.0, self._clock.monotonic() - self._due)
+
+    def worst(self) -> float:
+        """The worst of the last half minute, and of now."""
+        return max((self.now(), *self._recent))

@@ -1,0 +1,80 @@
+"""Puts what is polled together: loop lag, health, the exporter, their routes; and runs what of it has to run.
+
+Only wiring: what is measured, judged and rendered is in the files beside this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from anyio.abc import TaskGroup
+from starlette.routing import BaseRoute
+
+from daemon.core.clock import Clock
+from daemon.engine.delivery import Delivery
+from daemon.engine.sessions import Sessions
+from daemon.engine.supervisor.supervisor import Supervisor
+from daemon.monitoring.backlog import BacklogWatch
+from daemon.monitoring.collector import Sources
+from daemon.monitoring.health import Health, Views
+from daemon.monitoring.http import Exporter, run_listener, telemetry_routes
+from daemon.monitoring.looplag import LoopLag
+from daemon.systemd.watchdog import Pulse
+from daemon.telemetry.telemetry import Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """The parts of a running daemon that are looked at. `problems`: (what, since epoch ms, why) of what is degraded."""
+
+    data_dir: Path
+    clock: Clock
+    sessions: Sessions
+    supervisor: Supervisor
+    delivery: Delivery
+    pulse: Pulse
+    channels: Sequence[str]
+    agents: Callable[[], Sequence[str]]
+    problems: Callable[[], Sequence[tuple[str, int, str]]]
+    max_containers: int
+
+
+class Monitoring:
+    """Built once for a daemon; `routes` go on the control socket, `start` runs the rest."""
+
+    def __init__(self, watched: Watched, telemetry: Telemetry) -> None:
+        clock, metrics = watched.clock, telemetry.metrics
+        self.lag = LoopLag(clock, metrics.lag.observe)
+
+        async def probe() -> None:
+            await watched.sessions.storage.look()
+            await watched.sessions.central(lambda registry: registry.probe())
+
+        views = Views(watched.problems, lambda: [stall.name for stall in watched.pulse.stale()], probe)
+        self.health = Health(views, self.lag, clock)
+        sources = Sources(
+            clock=clock,
+            supervisor=watched.supervisor,
+            backlog=BacklogWatch(watched.sessions, watched.data_dir),
+            health=self.health,
+            pulse=watched.pulse,
+            degraded=lambda: [what for what, _, _ in watched.problems()],
+            channels=watched.channels,
+            channel=metrics.channel,
+            agents=watched.agents,
+            max_containers=watched.max_containers,
+            senders=lambda: watched.delivery.senders,
+        )
+        self.exporter = Exporter(metrics.registry, sources, clock)
+        self.routes: list[BaseRoute] = telemetry_routes(self.exporter, self.health)
+
+    async def start(self, tasks: TaskGroup, listen: str) -> None:
+        """Run in this task group; with `listen`, on TCP too. Raises ListenError."""
+        tasks.start_soon(self.lag.run, name="loop lag")
+        tasks.start_soon(self.health.run, name="health")
+        tasks.start_soon(self.exporter.run, name="exporter")
+        if listen:
+            await tasks.start(partial(run_listener, listen, self.routes), name="telemetry")

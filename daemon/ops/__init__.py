@@ -1,1 +1,0 @@
-"""The operator's tools that work on files: reports, and what builds the agent image."""

@@ -1,1 +1,0 @@
-"""What an operator changes: verified backups, the stale sweep, restore. Every repair tells who and why."""

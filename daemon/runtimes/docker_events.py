@@ -1,0 +1,131 @@
+"""Docker's event stream, one for all who wait: a hint to look at a container now, never itself the proof of an exit.
+
+One thread reads the stream and wakes the waiters of a container that died. A stream that breaks is opened again, and
+every waiter looks, because events may have been missed. Never decides that anything has exited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Generator, Mapping
+from typing import Any, Final, cast
+
+import structlog
+
+from daemon.core.errors import ClawbusError
+from daemon.runtimes.docker_client import DockerClient
+from daemon.runtimes.spec import LABEL_INSTALL
+
+# What begins, ends or changes a container's life. `exec_*` and `health_status` come in crowds and say nothing of it.
+_EVENTS: Final = ("start", "restart", "die", "destroy", "update", "rename", "pause", "unpause")
+_RECONNECT_S: Final = 0.2
+_RECONNECT_MAX_S: Final = 5.0
+_JOIN_S: Final = 5.0
+
+
+class Waiter:
+    """One wait's alarm clock, of one container or (None) of any. Rung from the reading thread, awaited in the event loop
+    it was made in."""
+
+    def __init__(self, container_id: str | None) -> None:
+        self.container_id = container_id
+        self._loop = asyncio.get_running_loop()
+        self._rung = asyncio.Event()
+
+    def ring(self) -> None:
+        """From any thread. A loop that is closed has nobody to wake."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._rung.set)
+
+    async def rung(self) -> None:
+        """Until the next ring; each ring is consumed once."""
+        await self._rung.wait()
+        self._rung.clear()
+
+
+class ExitEvents:
+    """The stream's thread and its waiters. The thread starts with the first waiter."""
+
+    def __init__(self, client: DockerClient, install_id: str) -> None:
+        self._client = client
+        self._filters = {"type": "container", "event": list(_EVENTS), "label": f"{LABEL_INSTALL}={install_id}"}
+        self._waiters: set[Waiter] = set()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._stream: Any = None
+        self._log = structlog.get_logger(runtime="docker")
+
+    @contextlib.contextmanager
+    def waiter(self, container_id: str | None) -> Generator[Waiter]:
+        """A Waiter that is registered inside the `with` block."""
+        waiter = Waiter(container_id)
+        with self._lock:
+            self._waiters.add(waiter)
+            if self._thread is None and not self._stop.is_set():
+                self._thread = threading.Thread(target=self._run, name="docker-events", daemon=True)
+                self._thread.start()
+        try:
+            yield waiter
+        finally:
+            with self._lock:
+                self._waiters.discard(waiter)
+
+    def interrupt(self) -> None:
+        """Break the stream's connection; the thread opens another unless it is to stop."""
+        with self._lock:
+            stream = self._stream
+        if stream is not None:
+            with contextlib.suppress(OSError, AttributeError):
+                stream.close()
+
+    def close(self) -> None:
+        """End the thread. Blocks until it has ended, at most a few seconds."""
+        self._stop.set()
+        self.interrupt()
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join(_JOIN_S)
+        self._ring(None)
+
+    def _run(self) -> None:
+        delay = _RECONNECT_S
+        while not self._stop.is_set():
+            try:
+                self._client.call(self._read)
+                delay = _RECONNECT_S
+            except ClawbusError as error:
+                self._log.debug("docker_events_lost", error=str(error))
+                delay = min(delay * 2, _RECONNECT_MAX_S)
+            except Exception as error:  # noqa: BLE001 - the thread must outlive whatever a broken stream raises
+                self._log.warning("docker_events_failed", error=repr(error))
+                delay = min(delay * 2, _RECONNECT_MAX_S)
+            self._ring(None)
+            self._stop.wait(delay)
+
+    def _read(self, api: Any) -> None:
+        stream = api.events(filters=self._filters, decode=True)
+        with self._lock:
+            self._stream = stream
+        try:
+            if not self._stop.is_set():
+                self._ring(None)  # whatever ended before the stream was there
+                for event in stream:
+                    self._ring(_container_of(event))
+        finally:
+            with self._lock:
+                self._stream = None
+            stream._response.close()  # noqa: SLF001 - docker-py has no other way to give the connection back
+
+    def _ring(self, container_id: str | None) -> None:
+        with self._lock:
+            waiters = [w for w in self._waiters if container_id is None or w.container_id in {None, container_id}]
+        for waiter in waiters:
+            waiter.ring()
+
+
+def _container_of(event: Mapping[str, Any]) -> str | None:
+    return event.get("id") or cast("dict[str, str]", event.get("Actor") or {}).get("ID")

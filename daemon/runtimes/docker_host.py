@@ -1,0 +1,156 @@
+"""Which Docker engine is meant, and why it does not answer: addresses, contexts, and the fix for each kind of failure.
+
+Precedence: `docker.host`, $DOCKER_HOST, $DOCKER_CONTEXT, the context that `docker context use` chose, the usual socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import getpass
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from daemon.config.addresses import docker_address_fault
+from daemon.core.errors import RuntimeUnavailableError
+from schema.os_faults import hint_of, is_exhausted
+
+DEFAULT: Final = "unix:///var/run/docker.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class DockerHost:
+    """An engine's address, and what named it. `tls` is a context's folder of ca.pem, cert.pem and key.pem."""
+
+    url: str
+    source: str = "the default"
+    tls: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.url} ({self.source})"
+
+    @property
+    def is_local(self) -> bool:
+        """Reached through a socket file of this machine."""
+        return self.url.startswith("unix:")
+
+
+def resolve(configured: str, environ: Mapping[str, str]) -> DockerHost:
+    """The engine that `docker.host` and the environment name. Raises RuntimeUnavailableError for a context that is none."""
+    if configured:
+        return DockerHost(configured, "docker.host")
+    if environ.get("DOCKER_HOST"):
+        return DockerHost(environ["DOCKER_HOST"], "DOCKER_HOST")
+    folder = Path(environ.get("DOCKER_CONFIG") or Path(environ.get("HOME") or "/") / ".docker")
+    name, source = environ.get("DOCKER_CONTEXT"), "DOCKER_CONTEXT"
+    if not name:
+        name, source = _read(folder / "config.json").get("currentContext"), str(folder / "config.json")
+    if not isinstance(name, str) or name in {"", "default"}:
+        return DockerHost(DEFAULT)
+    return _context(folder, name, source)
+
+
+def unavailable(host: DockerHost, error: BaseException, *, tls: bool) -> RuntimeUnavailableError:
+    """Why Docker does not answer, in words, with the fix for this case. `tls`: $DOCKER_TLS_VERIFY is set."""
+    fault = docker_address_fault(host.url)
+    if fault is not None:
+        return RuntimeUnavailableError(
+            f"{host.url!r} from {host.source} is not the address of a Docker engine: {fault}.",
+            hint="Correct it; docker.host in clawbus.toml is for service and shell alike.",
+            command="clawbus config check",
+        )
+    why, hint, command = _judged(host, error, tls=tls)
+    return RuntimeUnavailableError(f"Docker does not answer at {host}: {why}.", hint=hint, command=command)
+
+
+def _judged(host: DockerHost, error: BaseException, *, tls: bool) -> tuple[str, str, str]:
+    start = "Start Docker (`systemctl start docker`), or name another engine with docker.host."
+    codes = {getattr(one, "errno", None) for one in _causes(error)}
+    names = {type(one).__name__ for one in _causes(error)}
+    look = "docker context ls"
+    for number in codes:
+        if isinstance(number, int) and is_exhausted(number) and number != errno.EAGAIN:  # ours, not Docker's
+            logs = "clawbus logs -n 50 --level warning"
+            return f"{os.strerror(number)} in this process", hint_of(number) or start, logs
+    if names & {"TLSParameterError", "SSLError", "SSLCertVerificationError"}:
+        named = "DOCKER_TLS_VERIFY is set, and its certificates do not fit" if tls else "TLS fails"
+        return (
+            named,
+            "Set DOCKER_CERT_PATH to ca.pem, cert.pem and key.pem of that engine, or unset DOCKER_TLS_VERIFY.",
+            look,
+        )
+    if not host.is_local and errno.ENOENT not in codes and errno.EACCES not in codes:
+        reached = "nobody listens there" if errno.ECONNREFUSED in codes else _plain(error)
+        return reached, f"Start the engine there, or correct {host.source}.", look
+    if errno.ENOENT in codes:
+        return "there is no such socket", start, "systemctl start docker"
+    if errno.ECONNREFUSED in codes:
+        return "the socket is there, and nobody listens", start, "systemctl start docker"
+    if codes & {errno.EACCES, errno.EPERM}:
+        who = _user()
+        hint = f"Let the daemon's user use it (`usermod -aG docker {who}`), then start the daemon again."
+        return f"the user {who} may not use this socket", hint, f"sudo usermod -aG docker {who}"
+    return _plain(error), start, "systemctl start docker"
+
+
+def _plain(error: BaseException) -> str:
+    """A sentence without a Python exception's name."""
+    for one in _causes(error):
+        if isinstance(one, TimeoutError) or "timed out" in str(one).lower():
+            return "no answer in time"
+        text = getattr(one, "strerror", None)
+        if text:
+            return str(text).rstrip(".")
+    explanation = getattr(error, "explanation", None)
+    if explanation:
+        return str(explanation).strip().rstrip(".")
+    return "the connection broke"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and all that it wraps: requests and urllib3 keep the real one in their arguments."""
+    pending, seen = [error], set[int]()
+    while pending:
+        one = pending.pop(0)
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        inner = (*one.args, one.__cause__, one.__context__, getattr(one, "reason", None))
+        pending += [item for item in inner if isinstance(item, BaseException)]
+
+
+def _context(folder: Path, name: str, source: str) -> DockerHost:
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    meta = _read(folder / "contexts" / "meta" / digest / "meta.json")
+    endpoints = cast("dict[str, Any]", meta.get("Endpoints") or {})
+    endpoint = cast("dict[str, Any]", endpoints.get("docker") or {})
+    url = endpoint.get("Host")
+    if not isinstance(url, str) or not url:
+        raise RuntimeUnavailableError(
+            f"the Docker context {name!r} of {source} does not exist.",
+            hint="`docker context ls` lists them; or set docker.host.",
+            command="docker context ls",
+        )
+    tls = folder / "contexts" / "tls" / digest / "docker"
+    return DockerHost(url, f"context {name}", tls if tls.is_dir() else None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        loaded: object = json.loads(path.read_bytes()[:1_000_000])
+        if isinstance(loaded, dict):
+            return cast("dict[str, Any]", loaded)
+    return {}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "of the daemon"

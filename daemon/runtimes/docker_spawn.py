@@ -1,0 +1,258 @@
+"""Starting one container: the leftover of its name cleared, created locked down, started. Blocks; call it in a thread.
+
+Never removes or kills a container that runs: a running one of the same name is another container of the same session.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from docker.errors import APIError, ImageNotFound, NotFound
+from docker.types import LogConfig
+from docker.types import Mount as DockerMount
+
+from daemon.core.command_words import two_words
+from daemon.core.errors import ClawbusError, ImageError, RuntimeUnavailableError, SpawnError
+from daemon.runtimes.docker_client import DockerClient
+from daemon.runtimes.docker_image import UsableImage
+from daemon.runtimes.protocol import ContainerSpec, Running
+from daemon.runtimes.spec import (
+    LABEL_AGENT,
+    LABEL_FINGERPRINT,
+    LABEL_INCARNATION,
+    LABEL_INSTALL,
+    LABEL_SESSION,
+    labels,
+)
+from schema.instants import from_text
+from schema.layout import CONTAINER_AGENT, CONTAINER_OUT, HEARTBEAT, OUTBOUND_DB
+from schema.os_faults import host_error, passes
+
+_TMP_BYTES_MAX: Final = 256 * 1024**2
+_LOG_MAX_SIZE: Final = "5m"
+_LOG_MAX_FILES: Final = "3"
+
+
+class Spawner:
+    """Creates and starts. `forget` removes a dead container given its inspection."""
+
+    def __init__(self, client: DockerClient, install_id: str, *, forget: Callable[[dict[str, Any]], None]) -> None:
+        self._client = client
+        self._install_id = install_id
+        self._forget = forget
+
+    def spawn(self, spec: ContainerSpec, image: UsableImage, cancelled: threading.Event) -> Running:
+        """Return once Docker has started it. SpawnError, ImageError or RuntimeUnavailableError as the protocol says."""
+        self._clear_leftovers(spec)
+        _hand_over(spec)
+        container_id = self._create(spec, image)
+        if cancelled.is_set():
+            self._undo(container_id)
+            raise SpawnError(f"{spec.name} is no longer wanted.")
+        return self._start(spec, container_id)
+
+    def _clear_leftovers(self, spec: ContainerSpec) -> None:
+        """The session's other containers, by their labels: a name can be changed. What runs stays, and refuses the start."""
+        labelled = [
+            f"{name}={labels(spec)[name]}" for name in (LABEL_INSTALL, LABEL_AGENT, LABEL_SESSION)
+        ]  # fmt: skip
+        found: list[dict[str, Any]] = self._asked(
+            spec, lambda api: api.containers(all=True, filters={"label": labelled})
+        )
+        for summary in found:
+            self._clear(spec, summary["Id"])
+        self._clear(spec, spec.name)
+
+    def _clear(self, spec: ContainerSpec, id_or_name: str) -> None:
+        try:
+            details: dict[str, Any] = self._asked(spec, lambda api: api.inspect_container(id_or_name))
+        except NotFound:
+            return
+        found = labels_of(details)
+        if found.get(LABEL_INSTALL) != self._install_id:
+            raise SpawnError(
+                f"the container name {spec.name} belongs to somebody else.",
+                hint=f"Look at `docker inspect {spec.name}`.",
+            )
+        if details["State"]["Running"] or details["State"].get("Restarting"):
+            raise SpawnError(
+                f"container {details['Id'][:12]} of this session still runs as incarnation"
+                f" {found.get(LABEL_INCARNATION)}.",
+                hint=f"The daemon ends it by itself; else: clawbus session kill {two_words(spec.agent, spec.session)}",
+            )
+        self._forget(details)
+
+    def _asked(self, spec: ContainerSpec, call: Callable[[Any], Any]) -> Any:
+        try:
+            return self._client.call(call)
+        except NotFound:
+            raise
+        except APIError as error:
+            raise SpawnError(f"Docker did not answer about {spec.name}: {error.explanation}.") from error
+
+    def _create(self, spec: ContainerSpec, image: UsableImage) -> str:
+        try:
+            created: dict[str, Any] = self._client.call(
+                lambda api: api.create_container(
+                    image.id,
+                    entrypoint=list(spec.runner) or None,  # None keeps the image's own
+                    name=spec.name,
+                    labels=labels(spec),
+                    environment=_environment(spec, image),
+                    user=spec.user,
+                    working_dir=CONTAINER_AGENT,
+                    host_config=_host_config(api, spec),
+                )
+            )
+        except ImageNotFound as error:
+            raise ImageError(f"the image {spec.image} is missing.") from error
+        except APIError as error:
+            raise SpawnError(f"Docker refused to create {spec.name}: {error.explanation}.") from error
+        except RuntimeUnavailableError as error:
+            raise self._judged(error, spec) from error
+        return created["Id"]
+
+    def _start(self, spec: ContainerSpec, container_id: str) -> Running:
+        try:
+            self._client.call(lambda api: api.start(container_id))
+        except APIError as error:
+            self._undo(container_id)
+            raise SpawnError(f"Docker refused to start {spec.name}: {error.explanation}.") from error
+        except RuntimeUnavailableError as error:
+            judged = self._judged(error, spec)
+            if isinstance(judged, SpawnError):
+                self._undo(container_id)
+            raise judged from error
+        try:
+            details = self._client.call(lambda api: api.inspect_container(container_id))
+        except APIError as error:
+            raise RuntimeUnavailableError(f"Docker lost sight of {spec.name}: {error.explanation}.") from error
+        running = running_of(details)
+        if running is None:
+            raise RuntimeUnavailableError(f"Docker gave {spec.name} without its labels.")
+        return running
+
+    def _judged(self, error: RuntimeUnavailableError, spec: ContainerSpec) -> ClawbusError:
+        """A 5xx of a Docker that answers is about this container (a cgroup, a missing program), not about Docker."""
+        cause = error.__cause__
+        if not isinstance(cause, APIError):
+            return error
+        try:
+            self._client.call(lambda api: api.ping())
+        except (RuntimeUnavailableError, APIError):
+            return error
+        return SpawnError(f"Docker failed to start {spec.name}: {cause.explanation}.")
+
+    def _undo(self, container_id: str) -> None:
+        """Remove what was created and does not run. When that fails, it may exist: only "unavailable" may say so."""
+        try:
+            self._client.call(lambda api: api.remove_container(container_id, v=True, force=False))
+        except NotFound:
+            return
+        except APIError as error:
+            raise RuntimeUnavailableError(f"Docker did not take back a container: {error.explanation}.") from error
+
+
+def _hand_over(spec: ContainerSpec) -> None:
+    """Let the container's user write what another one made: the runtime `process` as root, or an earlier docker.user.
+
+    Nothing runs now. Only the runner's own files are given away, and only plain ones with no other name: what else lies
+    in there is the agent's, and may be a link to anything.
+    """
+    uid, _, gid = spec.user.partition(":")
+    owner = int(uid), int(gid or uid)
+    for mount in (mount for mount in spec.mounts if mount.target == CONTAINER_OUT):
+        files = (mount.source / name for name in (OUTBOUND_DB, f"{OUTBOUND_DB}-journal", HEARTBEAT))
+        for path in (mount.source, *files):
+            try:
+                status = path.lstat()
+                lone = stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
+                if lone and status.st_uid != owner[0]:
+                    os.chown(path, *owner, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if passes(error):
+                    raise host_error(error, f"{path} cannot be given to {spec.user}") from error
+                raise SpawnError(
+                    f"{path} belongs to another user, and cannot be given to {spec.user}: {error.strerror}.",
+                    hint=f"As root: chown {spec.user} {path}",
+                ) from error
+
+
+def labels_of(details: dict[str, Any]) -> dict[str, str]:
+    """The labels in an inspection; Docker writes null for none."""
+    return cast("dict[str, str]", details["Config"].get("Labels") or {})
+
+
+def running_of(details: dict[str, Any]) -> Running | None:
+    """A Running from `docker inspect`, or None when labels of ours are missing."""
+    found = labels_of(details)
+    try:
+        return Running(
+            container_id=details["Id"],
+            agent=found[LABEL_AGENT],
+            session=found[LABEL_SESSION],
+            incarnation=found[LABEL_INCARNATION],
+            fingerprint=found[LABEL_FINGERPRINT],
+            started_at=started_ms(details),
+            restarts=restarts_by_itself(details),
+            paused=bool(details["State"].get("Paused")),
+        )
+    except KeyError:
+        return None
+
+
+def started_ms(details: dict[str, Any]) -> int:
+    """When its present, or last, life began: epoch milliseconds."""
+    found = from_text(_to_milliseconds(details["State"].get("StartedAt")))
+    return found if found is not None else 0
+
+
+def restarts_by_itself(details: dict[str, Any]) -> bool:
+    """Whether Docker would start it again by itself. We never ask for that; somebody may have set it since."""
+    policy = cast("dict[str, Any]", details["HostConfig"].get("RestartPolicy") or {})
+    return policy.get("Name") not in {None, "", "no"}
+
+
+def _to_milliseconds(text: object) -> object:
+    """Docker writes up to nine digits of a second; Python reads six."""
+    if not isinstance(text, str) or "." not in text:
+        return text
+    head, _, tail = text.partition(".")
+    digits = tail[: len(tail) - len(tail.lstrip("0123456789"))]
+    return f"{head}.{digits[:3].ljust(3, '0')}{tail[len(digits) :]}"
+
+
+def _environment(spec: ContainerSpec, image: UsableImage) -> dict[str, str]:
+    # The user has no entry in the image's passwd, so its home would be "/", which is read-only.
+    home = {} if image.sets_home else {"HOME": CONTAINER_AGENT}
+    return {**home, **spec.environment}
+
+
+def _host_config(api: Any, spec: ContainerSpec) -> Any:
+    limits = spec.limits
+    tmp_bytes = min(limits.memory_bytes // 2, _TMP_BYTES_MAX)
+    return api.create_host_config(
+        init=True,
+        read_only=True,
+        tmpfs={"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={tmp_bytes}"},  # noqa: S108 - the container's, not ours
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges:true"],
+        pids_limit=limits.pids,
+        mem_limit=limits.memory_bytes,
+        memswap_limit=limits.memory_bytes,  # the sum of both: no swap
+        nano_cpus=int(limits.cpus * 1_000_000_000),
+        network_mode=spec.network,
+        mounts=[
+            # Not `binds`: those would make a missing source, as root.
+            DockerMount(mount.target, str(mount.source), type="bind", read_only=mount.read_only)
+            for mount in spec.mounts
+        ],
+        log_config=LogConfig(type="json-file", config={"max-size": _LOG_MAX_SIZE, "max-file": _LOG_MAX_FILES}),
+        restart_policy={"Name": "no"},
+    )

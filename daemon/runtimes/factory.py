@@ -1,0 +1,152 @@
+"""From the configuration to a runtime and to the specs of its containers. Called by the composition root only."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.config.models import Agent, Config
+from daemon.core.clock import Clock
+from daemon.core.errors import DataFolderError, UnknownAgentError
+from daemon.runtimes.image_build import source_digest
+from daemon.runtimes.process import ProcessRuntime
+from daemon.runtimes.protocol import ContainerRuntime, ContainerSpec, Limits
+from daemon.runtimes.spec import build_spec
+from daemon.runtimes.users import container_uid_gid
+from daemon.runtimes.workspace import ensure_workspace
+from daemon.store import destinations
+from daemon.store.data_folder import DataFolder
+from daemon.store.registry import SessionKey
+from daemon.store.session_files import SessionFiles
+from schema.ids import session_path
+from schema.layout import SessionFolder
+from schema.rows import RunnerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class SpecMaker:
+    """`make(key, incarnation)` builds a spec; `owner` is the (uid, gid) that containers write as, None for our own.
+
+    `prepare(key, files)` makes what a runner expects to find in the session's files; only while no container runs.
+    """
+
+    make: Callable[[SessionKey, str], ContainerSpec]
+    prepare: Callable[[SessionKey, SessionFiles], None]
+    owner: tuple[int, int] | None
+
+
+def build_runtime(
+    config: Config, folder: DataFolder, install_id: str, clock: Clock, kind: str | None = None
+) -> ContainerRuntime:
+    """The runtime that [runtime] kind names, or the one of another `kind`, to ask it what still runs there."""
+    if (kind or config.runtime.kind) == "process":
+        return ProcessRuntime(install_id, folder.run_dir / "process", clock=clock)
+    from daemon.runtimes.docker import DockerRuntime  # noqa: PLC0415 - a process-only install need not load docker-py
+
+    return DockerRuntime(
+        install_id, image=config.docker.image, source_digest=source_digest(), timeout_s=config.docker.timeout_s,
+        base_url=config.docker.host or None,
+    )  # fmt: skip
+
+
+def spec_maker(config: Config, folder: DataFolder, agents: Mapping[str, Agent], install_id: str) -> SpecMaker:
+    """Specs for `agents`, a mapping that a reload may change. The source's digest is taken once, at start."""
+    in_docker = config.runtime.kind == "docker"
+    uid, gid = container_uid_gid(config.docker.user) if in_docker else (os.getuid(), os.getgid())
+    links = folder.run_dir / "workspace"
+    owner = (uid, gid) if (uid, gid) != (os.getuid(), os.getgid()) else None
+    digest = source_digest()
+
+    def make(key: SessionKey, incarnation: str) -> ContainerSpec:
+        agent = agents.get(key.agent)
+        if agent is None:
+            raise UnknownAgentError(f"there is no agent {key.agent!r} in the configuration any more.")
+        return build_spec(
+            install_id=install_id,
+            agent=key.agent,
+            session=key.session,
+            incarnation=incarnation,
+            runner=_runner(agent, config),
+            agent_env=agent.env,
+            image=image_of(agent, config),
+            image_digest=digest,
+            network=agent.network or config.docker.network,
+            limits=_limits(agent, config),
+            user=f"{uid}:{gid}",
+            folder=SessionFolder(session_path(folder.sessions_dir, key.agent, key.session)),
+            agent_folder=_agent_folder(folder.agents_dir / key.agent, owner),
+            own_runner=agent.runner,
+            workspace=ensure_workspace(links) if agent.runner and in_docker else None,
+        )
+
+    def prepare(key: SessionKey, files: SessionFiles) -> None:
+        files.prepare_outbound()
+        agent = agents.get(key.agent)
+        places = _places(agent) if agent is not None else None
+        if agent is not None and agent.runner:
+            with files.inbound() as db:
+                destinations.write_with_own_place(db, places)
+        elif places is not None:
+            with files.inbound() as db:
+                destinations.write(db, places)
+
+    return SpecMaker(make, prepare, owner)
+
+
+def image_of(agent: Agent, config: Config) -> str:
+    """What the agent's containers are made from; its processes, under the process runtime."""
+    return (agent.image or config.docker.image) if config.runtime.kind == "docker" else sys.executable
+
+
+def images_of(agents: Iterable[Agent], config: Config) -> set[tuple[str, bool]]:
+    """What the runtime must have for these agents, and whether their own runner is in it."""
+    in_docker = config.runtime.kind == "docker"
+    return {(image_of(agent, config), in_docker and bool(agent.runner)) for agent in agents}
+
+
+def _places(agent: Agent) -> dict[str, destinations.Place] | None:
+    if agent.destinations is None:
+        return None
+    return {
+        name: destinations.Place(one.channel, one.place, one.display_name or name)
+        for name, one in agent.destinations.items()
+    }
+
+
+def _runner(agent: Agent, config: Config) -> RunnerSettings:
+    # The runner must be done, or have given its claims back, before we escalate.
+    grace = max(config.runtime.stop_grace_s * 0.8, config.runtime.stop_grace_s - 2.0)
+    return RunnerSettings(
+        provider=agent.provider,
+        command=agent.command,
+        timeout_s=agent.timeout_s,
+        max_batch=agent.max_batch,
+        grace_s=grace,
+        max_answer_bytes=config.limits.max_content_bytes,
+        keep_s=config.retention.messages_s,
+        prune_batch=config.retention.batch,
+        output=agent.output,
+        leftovers=agent.leftovers,
+        error_detail=agent.error_detail,
+    )
+
+
+def _limits(agent: Agent, config: Config) -> Limits:
+    return Limits(
+        memory_bytes=agent.memory_bytes or config.docker.memory_bytes,
+        cpus=agent.cpus or config.docker.cpus,
+        pids=agent.pids or config.docker.pids,
+    )
+
+
+def _agent_folder(path: Path, owner: tuple[int, int] | None) -> Path:
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if owner is not None:
+            os.chown(path, *owner, follow_symlinks=False)
+    except OSError as error:
+        raise DataFolderError(f"{path}: {error.strerror}.") from error
+    return path

@@ -1,0 +1,166 @@
+"""Building the agent image from exactly the installed source and the locked wheels.
+
+The build itself has no network: everything it needs lies in its context. Never imports the runner; it reads its files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from daemon.config.models import DEFAULT_IMAGE
+from daemon.core.errors import ImageError
+from daemon.runtimes.image_source import package_folder, source_digest, source_files
+from daemon.runtimes.image_wheels import TargetPython, fetch_wheels, unpack_wheels
+from daemon.runtimes.spec import LABEL_SOURCE_DIGEST
+
+DEFAULT_BASE: Final = "python:3.13-slim"
+OLDEST: Final = (3, 11)
+
+# Runs in the base image, on any Python 3: prints one line of JSON about the interpreter.
+_PROBE: Final = """
+import glob, json, os, platform, re, subprocess, sys, sysconfig
+try:
+    import sqlite3, venv
+    missing = ""
+except ImportError as error:
+    missing = str(error)
+musl = glob.glob("/lib/ld-musl-*.so.1")
+if musl:
+    text = subprocess.run(musl[:1], stderr=subprocess.PIPE).stderr.decode()
+    libc, version = "musl", re.search("Version ([0-9]+)[.]([0-9]+)", text).groups()
+else:
+    libc, version = "glibc", os.confstr("CS_GNU_LIBC_VERSION").split()[1].split(".")[:2]
+print(json.dumps({
+    "implementation": platform.python_implementation(),
+    "version": list(sys.version_info[:2]),
+    "abi": "cp%d%d" % sys.version_info[:2] + ("t" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""),
+    "machine": sysconfig.get_platform().partition("-")[2].replace("-", "_"),
+    "libc": libc,
+    "libc_version": [int(part) for part in version],
+    "missing": missing,
+}))
+"""
+
+
+class Builder(Protocol):
+    """What is needed of Docker; `containers.docker_image.ImageBuilder` is it."""
+
+    def is_foreign(self, tag: str) -> bool:
+        """Whether an image of this name is here that is not clawbus's. ImageError when no image can be called so."""
+        ...
+
+    def ensure_base(self, image: str) -> bool:
+        """Whether it had to be pulled."""
+        ...
+
+    def run_once(self, image: str, command: list[str]) -> str:
+        """The output of a program in the image."""
+        ...
+
+    def build(
+        self,
+        context: Path,
+        *,
+        tag: str,
+        arguments: Mapping[str, str],
+        labels: Mapping[str, str],
+        step: Callable[[str], None],
+    ) -> str:
+        """The id of the image built from the context."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltImage:
+    """What was built from what."""
+
+    tag: str
+    image_id: str
+    base: str
+    python: str
+    source_digest: str
+
+
+def build_image(
+    builder: Builder,
+    *,
+    cache: Path,
+    base: str = DEFAULT_BASE,
+    tag: str = DEFAULT_IMAGE,
+    wheels: Path | None = None,
+    replace_foreign: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> BuiltImage:
+    """Build and tag the agent image. `wheels` is a prepared folder to use instead of the package index.
+
+    `replace_foreign`: take the name also from an image that is not clawbus's. `progress` gets one line a step. Blocks, for minutes when a base has to be pulled. Raises RuntimeUnavailableError
+    without Docker, and ImageError with the reason for everything else.
+    """
+    if builder.is_foreign(tag) and not replace_foreign:
+        raise ImageError(
+            f"the image {tag} is not clawbus's: a build would take its name.",
+            hint="Correct docker.image to a name of clawbus's own; or name it with --tag, if it is to be replaced.",
+        )
+    progress(f"base image {base}")
+    if builder.ensure_base(base):
+        progress(f"pulled {base}")
+    target = detect(builder, base)
+    progress(f"Python {target.version[0]}.{target.version[1]}, {target.libc}, {target.machine}")
+    lock = (package_folder("container_runner") / "requirements.lock").read_text(encoding="utf-8")
+    if wheels is None:
+        progress("wheels from the cache or the package index")
+        wheels = fetch_wheels(lock, target, cache)
+    digest = source_digest()
+    with tempfile.TemporaryDirectory(prefix="clawbus-image-") as folder:
+        context = Path(folder)
+        _copy_source(context)
+        unpack_wheels(lock, target, wheels, context / "site")
+        (context / "requirements.txt").unlink(missing_ok=True)
+        progress(f"building {tag}")
+        image_id = builder.build(
+            context,
+            tag=tag,
+            arguments={"BASE_IMAGE": base, "SOURCE_DIGEST": digest},
+            labels={LABEL_SOURCE_DIGEST: digest},
+            step=progress,
+        )
+    return BuiltImage(tag, image_id, base, ".".join(map(str, target.version)), digest)
+
+
+def detect(builder: Builder, base: str) -> TargetPython:
+    """The base's Python, by running it once. ImageError when there is none that can carry the runner."""
+    hint = "Choose a base with CPython 3.11 or newer and sqlite3: `clawbus image build --base IMAGE`."
+    output = builder.run_once(base, ["python3", "-c", _PROBE])
+    try:
+        found: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+        target = TargetPython(
+            version=(int(found["version"][0]), int(found["version"][1])),
+            abi=str(found["abi"]),
+            machine=str(found["machine"]),
+            libc=str(found["libc"]),
+            libc_version=(int(found["libc_version"][0]), int(found["libc_version"][1])),
+        )
+    except (ValueError, LookupError, TypeError) as error:
+        raise ImageError(f"python3 in {base} does not say what it is: {output.strip()[-200:]!r}.", hint=hint) from error
+    version = ".".join(map(str, target.version))
+    if target.version < OLDEST:
+        raise ImageError(f"{base} has Python {version}; the runner needs 3.11 or newer.", hint=hint)
+    if found["implementation"] != "CPython":
+        raise ImageError(f"{base} has {found['implementation']}; the runner needs CPython.", hint=hint)
+    if found["missing"]:
+        raise ImageError(f"the Python of {base} is not complete: {found['missing']}.", hint=hint)
+    return target
+
+
+def _copy_source(context: Path) -> None:
+    for name, path in source_files():
+        target = context / "app" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    shutil.copyfile(package_folder("container_runner") / "Dockerfile", context / "Dockerfile")

@@ -1,0 +1,52 @@
+"""What source is installed here, and the digest that an agent image must carry to be run by this daemon.
+
+Never imports the runner: it finds its folder and reads its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from daemon.core.errors import ImageError
+
+PACKAGES: Final = ("container_runner", "schema")
+
+_SUFFIXES: Final = frozenset({".py", ".sql"})
+_NAMES: Final = frozenset({"Dockerfile", "requirements.lock"})
+
+
+def source_digest() -> str:
+    """sha256 over the installed source of runner and schema: what the image's label must say. Reads about 30 files."""
+    digest = hashlib.sha256()
+    for name, path in source_files():
+        content = path.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def source_files() -> list[tuple[str, Path]]:
+    """(path in the context's app/, file), sorted: exactly what goes into the image and into the digest."""
+    return sorted((f"{package}/{name}", path) for package in PACKAGES for name, path in _files(package_folder(package)))
+
+
+def package_folder(package: str) -> Path:
+    """Where the package is installed; ImageError when it is not."""
+    found = importlib.util.find_spec(package)  # of a top-level name: finds it and does not import it
+    if found is None or not found.submodule_search_locations:
+        raise ImageError(
+            f"the package {package} is not installed.", hint="Install clawbus into a virtual environment of its own."
+        )
+    return Path(found.submodule_search_locations[0])
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        wanted = path.suffix in _SUFFIXES or path.name in _NAMES
+        if wanted and "__pycache__" not in name.parts and path.is_file():
+            yield name.as_posix(), path

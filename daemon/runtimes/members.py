@@ -1,0 +1,81 @@
+"""Which processes of this machine belong to a container, and which hold a lock on a file: from /proc alone.
+
+Synchronous, bounded by the process table. A container in a virtual machine or on another host has no process here, and
+then nothing is known: None, never "none".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from daemon.core.errors import RuntimeUnavailableError
+from daemon.runtimes import process_table
+from daemon.runtimes.process_records import RecordStore
+
+_PROC: Final = Path("/proc")
+_LOCKS: Final = _PROC / "locks"
+_MAX_LOCK_LINES: Final = 100_000
+_FIELDS: Final = 6
+
+Members = Callable[[str], frozenset[int] | None]
+
+
+def member_finder(kind: str, records: Path) -> Members:
+    """Pids of a container by its id, for the runtime of this kind; `records` are the process runtime's."""
+    if kind == "process":
+        return lambda container_id: _of_record(RecordStore(records), container_id)
+    return _of_cgroup
+
+
+def lock_holders(path: Path) -> frozenset[int]:
+    """The processes that hold a POSIX lock on the file, as far as they are visible here; without opening it.
+
+    Opening and closing it would drop this process's own locks (fcntl(2)).
+    """
+    try:
+        status = path.stat()
+        lines = _LOCKS.read_text(encoding="ascii", errors="replace").splitlines()[:_MAX_LOCK_LINES]
+    except OSError:
+        return frozenset()
+    wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    found: set[int] = set()
+    for line in lines:
+        fields = line.replace("-> ", "").split()
+        if len(fields) >= _FIELDS and fields[1] == "POSIX" and fields[5] == wanted and fields[4].isdigit():
+            found.add(int(fields[4]))
+    return frozenset(found - {os.getpid()})
+
+
+def name_of(pid: int) -> str:
+    """`1234 (python3)`, or the number alone."""
+    try:
+        name = (_PROC / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return str(pid)
+    return f"{pid} ({''.join(letter for letter in name if letter.isprintable())})"
+
+
+def _of_record(records: RecordStore, container_id: str) -> frozenset[int] | None:
+    try:
+        record = records.read(container_id)
+    except RuntimeUnavailableError:
+        return None
+    if record is None:
+        return None
+    return frozenset(stat.pid for stat in process_table.living_members(record.leader)) or None
+
+
+def _of_cgroup(container_id: str) -> frozenset[int] | None:
+    """Docker names a container's cgroup by its id, with either driver and either version of cgroups."""
+    wanted, found = container_id.encode("ascii", "replace"), set[int]()
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit():
+            try:
+                if wanted in (entry / "cgroup").read_bytes():
+                    found.add(int(entry.name))
+            except OSError:
+                continue
+    return frozenset(found) or None

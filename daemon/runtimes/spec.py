@@ -1,0 +1,161 @@
+"""What one container is to be: a pure function from configuration and session to a ContainerSpec, and its labels.
+
+No I/O, no clock, no log. The same input always gives the same spec, and all of it but the incarnation is in the
+fingerprint, by which a restarted daemon tells whether a container that it finds is still the one it wants.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+from daemon.core.errors import ConfigError
+from daemon.runtimes.protocol import ContainerSpec, Limits, Mount
+from schema.layout import (
+    CONTAINER_AGENT,
+    CONTAINER_IN,
+    CONTAINER_OUT,
+    CONTAINER_WORKSPACE,
+    ENV_AGENT_NAME,
+    ENV_INCARNATION,
+    ENV_RUNNER,
+    ENV_SESSION_NAME,
+    SessionFolder,
+)
+from schema.rows import RunnerSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LABEL_INSTALL: Final = "clawbus.install"
+LABEL_AGENT: Final = "clawbus.agent"
+LABEL_SESSION: Final = "clawbus.session"
+LABEL_INCARNATION: Final = "clawbus.incarnation"
+LABEL_FINGERPRINT: Final = "clawbus.fingerprint"
+LABEL_SOURCE_DIGEST: Final = "clawbus.source-digest"  # on images, and from there on their containers
+LABEL_STDERR_LOG: Final = "clawbus.stderr-log"  # where a container's output is kept when it is removed
+
+STDERR_LOG: Final = "container.log"  # in the session's logs/
+
+# Counts what the runtimes do with a spec; raise it when a container started by older code must not be adopted.
+SPEC_VERSION: Final = 1
+
+_RESERVED: Final = "CLAWBUS_"
+_ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def build_spec(
+    *,
+    install_id: str,
+    agent: str,
+    session: str,
+    incarnation: str,
+    runner: RunnerSettings,
+    agent_env: Mapping[str, str],
+    image: str,
+    image_digest: str,
+    network: str,
+    limits: Limits,
+    user: str,
+    folder: SessionFolder,
+    agent_folder: Path,
+    own_runner: tuple[str, ...] = (),
+    workspace: Path | None = None,
+) -> ContainerSpec:
+    """The spec of one incarnation. `image_digest` is whatever tells two builds of `image` apart; `user` is "uid:gid".
+
+    `own_runner` is the operator's own runner program; `workspace` is then the folder of links (`workspace.py`) to mount.
+
+    Raises ConfigError when the agent's own environment names a variable that is reserved or not one.
+    """
+    name = container_name(install_id, agent, session)
+    environment = _environment(agent, session, runner, agent_env)
+    mounts = (
+        Mount(folder.inbox, CONTAINER_IN, read_only=True),
+        Mount(folder.outbox, CONTAINER_OUT, read_only=False),
+        Mount(agent_folder, CONTAINER_AGENT, read_only=False),
+    )
+    if workspace is not None:
+        mounts = (Mount(workspace, CONTAINER_WORKSPACE, read_only=True), *mounts)
+    stderr_log = folder.logs / STDERR_LOG
+    fingerprint = _digest(
+        {
+            "version": SPEC_VERSION,
+            "install": install_id,
+            "agent": agent,
+            "session": session,
+            "name": name,
+            "image": [image, image_digest],
+            "environment": environment,
+            "mounts": [[str(mount.source), mount.target, mount.read_only] for mount in mounts],
+            "limits": asdict(limits),
+            "network": network,
+            "user": user,
+            "stderr_log": str(stderr_log),
+            **({"runner": list(own_runner)} if own_runner else {}),
+        }
+    )
+    return ContainerSpec(
+        install_id=install_id,
+        agent=agent,
+        session=session,
+        incarnation=incarnation,
+        name=name,
+        fingerprint=fingerprint,
+        image=image,
+        environment={**environment, ENV_INCARNATION: incarnation},
+        mounts=mounts,
+        limits=limits,
+        network=network,
+        user=user,
+        stderr_log=stderr_log,
+        runner=own_runner,
+    )
+
+
+def container_name(install_id: str, agent: str, session: str) -> str:
+    """`clawbus-<install>-<agent>-<session>-<hash>`, at most 88 characters: readable parts cut, unique by the hash.
+
+    It depends on the session alone, so that a runtime which refuses a name twice refuses a session's second container.
+    """
+    unique = hashlib.sha256(f"{install_id}\0{agent}\0{session}".encode()).hexdigest()[:12]
+    # The end of an install id is its random part; its start is the time of `clawbus init`.
+    parts = (install_id[-8:].lower(), agent[:28], session[:28], unique)
+    return "-".join(("clawbus", *(_NOT_IN_NAMES.sub("_", part) for part in parts)))
+
+
+def labels(spec: ContainerSpec) -> dict[str, str]:
+    """What is written on the container: the listing's truth about whose it is and which incarnation lives in it."""
+    return {
+        LABEL_INSTALL: spec.install_id,
+        LABEL_AGENT: spec.agent,
+        LABEL_SESSION: spec.session,
+        LABEL_INCARNATION: spec.incarnation,
+        LABEL_FINGERPRINT: spec.fingerprint,
+        LABEL_STDERR_LOG: str(spec.stderr_log),
+    }
+
+
+def _environment(agent: str, session: str, runner: RunnerSettings, agent_env: Mapping[str, str]) -> dict[str, str]:
+    for key, value in agent_env.items():
+        where = f"agents.{agent}.env.{key}"
+        if key.upper().startswith(_RESERVED):
+            raise ConfigError(f"{where}: names with {_RESERVED} are the daemon's own.", hint="Rename that variable.")
+        if not _ENV_NAME.match(key) or "\0" in value:
+            raise ConfigError(f"{where} is not an environment variable.", hint="Use letters, digits and _; no NUL.")
+    return {
+        **agent_env,
+        ENV_RUNNER: json.dumps(asdict(runner), sort_keys=True, separators=(",", ":")),
+        ENV_AGENT_NAME: agent,
+        ENV_SESSION_NAME: session,
+    }
+
+
+def _digest(content: Mapping[str, object]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,378 @@
+"""The daemon's data folder: checked, locked against a second daemon, and of a version that this clawbus may touch.
+
+The folder is 0700: containers, which may run as other users, reach into it only through bind mounts, and a mount needs
+no permission on the folders above it. The lock is flock(2) on `clawbus.lock`: it ends with the process however that
+ends, and no child inherits it. What is written in the file is for people; only the lock itself counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, cast
+
+from daemon.core.clock import Clock, SystemClock
+from daemon.core.errors import DataFolderError, DataFolderLockedError
+from schema.errors import SchemaTooNewError
+from schema.instants import to_text
+from schema.layout import CENTRAL_DB
+from schema.migrate import VERSION
+from schema.os_faults import hint_of, host_error
+
+LOCK_NAME: Final = "clawbus.lock"
+VERSION_NAME: Final = "clawbus.version"
+INSTALL_NAME: Final = "install-id"
+INSTALL_RECORD: Final = "install.json"
+LOW_BYTES: Final = 64 * 1024**2  # less free room than this is told as trouble, before writing fails
+LOW_INODES: Final = 1000  # the same; a new session needs about ten
+# How the names begin that a first start, an image build or an operator who puts an agent in place may leave before the
+# version is written; `lost+found` is a new disk's.
+_OURS: Final = (
+    "clawbus.lock", "clawbus.version", "central.db", "mailbox.db", "sessions", "agents", "logs", "run", "wheels",
+    "control.sock", "install-id", "install.json", "lost+found",
+)  # fmt: skip
+
+
+class Layout:
+    """Where things lie in a data folder. Paths only, for the command line too: nothing is opened, made or checked."""
+
+    def __init__(self, root: Path) -> None:
+        self.root: Final = root
+
+    @property
+    def central_db(self) -> Path:
+        """The registry: sessions and incarnations."""
+        return self.root / CENTRAL_DB
+
+    @property
+    def install_file(self) -> Path:
+        """The install's id, beside central.db, so that it outlives it."""
+        return self.root / INSTALL_NAME
+
+    @property
+    def install_record(self) -> Path:
+        """Where the install's id was given, and on which engine its containers run (store/install.py)."""
+        return self.root / INSTALL_RECORD
+
+    @property
+    def mailbox_db(self) -> Path:
+        """Answers on the `local` channel."""
+        return self.root / "mailbox.db"
+
+    @property
+    def sessions_dir(self) -> Path:
+        """`<agent>/<session>/`: see schema.layout.SessionFolder."""
+        return self.root / "sessions"
+
+    @property
+    def agents_dir(self) -> Path:
+        """`<agent>/`: an agent group's own files, mounted at /workspace/agent."""
+        return self.root / "agents"
+
+    @property
+    def logs_dir(self) -> Path:
+        """clawbus.log and its predecessors."""
+        return self.root / "logs"
+
+    @property
+    def run_dir(self) -> Path:
+        """What only matters while something runs."""
+        return self.root / "run"
+
+    @property
+    def wheels_dir(self) -> Path:
+        """The wheels that image builds were made from, kept so that the next build needs no network."""
+        return self.root / "wheels"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the daemon."""
+        return self.root / LOCK_NAME
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who wrote itself into the lock file. `since` is a UTC instant as text."""
+
+    pid: int
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
+class FreeRoom:
+    """What this user can still use of a file system. `inodes` is None where the file system counts none."""
+
+    bytes: int
+    inodes: int | None
+    read_only: bool
+
+    @property
+    def few_inodes(self) -> bool:
+        """Whether new files will soon be refused, however many bytes are free."""
+        return self.inodes is not None and self.inodes < LOW_INODES
+
+    @property
+    def is_low(self) -> bool:
+        """Whether writing will soon fail."""
+        return self.bytes < LOW_BYTES or self.few_inodes
+
+    def __str__(self) -> str:
+        """For people: what is short is named."""
+        if self.few_inodes:
+            return f"{self.inodes} inodes (new files; `df -i`) and {self.bytes // 1024**2} MiB are free"
+        return f"{self.bytes // 1024**2} MiB are free"
+
+
+def free_room(folder: Path) -> FreeRoom | None:
+    """How much room a folder's file system has; None when it does not say."""
+    try:
+        status = os.statvfs(folder)
+    except OSError:
+        return None
+    return FreeRoom(
+        bytes=status.f_bavail * status.f_frsize,
+        inodes=status.f_favail if status.f_files else None,
+        read_only=bool(status.f_flag & os.ST_RDONLY),
+    )
+
+
+class DataFolder(Layout):
+    """An open, locked data folder. `close()` gives the lock back; so does the end of the process.
+
+    `was_open` names what the group or others could read or write until now.
+    """
+
+    def __init__(self, root: Path, lock: int) -> None:
+        super().__init__(root)
+        self._lock: int | None = lock
+        self.was_open: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, path: Path, clock: Clock | None = None) -> Self:
+        """Check, lock and, where it is new, make the folder and its subfolders (0700).
+
+        A symbolic link to a folder is followed: moving the data to another disk is the operator's right.
+        Raises DataFolderError, DataFolderLockedError or SchemaTooNewError, and then has changed no data.
+        """
+        root = path.absolute()
+        lock: int | None = None
+        try:
+            _make_or_check(root)
+            check_ours(root, "Name an empty or a new folder with data_dir or --data.")
+            lock = _take_lock(root)
+            _check_version(root)
+            _write_holder(lock, clock or SystemClock())
+            folder = cls(root, lock)
+            _prepare(folder)
+        except BaseException as error:
+            if lock is not None:
+                os.close(lock)
+            if isinstance(error, OSError):
+                host = host_error(error, f"{root} cannot be used")
+                raise DataFolderError(str(host), hint=hint_of(error.errno or 0)) from error
+            raise
+        return folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def make_agents(self, names: Iterable[str]) -> None:
+        """Each agent's own folder, where an operator puts its program: there before the agent's first message."""
+        for name in names:
+            path = self.agents_dir / name
+            try:
+                path.mkdir(mode=0o755, exist_ok=True)
+            except OSError as error:
+                raise DataFolderError(f"{path} cannot be made: {error.strerror}.") from error
+
+    def retake_lock(self, clock: Clock) -> bool:
+        """Lock a new `clawbus.lock` when the locked one was removed; whether that was needed.
+
+        Raises DataFolderLockedError when another process has locked a new one, DataFolderError or OSError.
+        """
+        if self._lock is None or _is_lock_file(self.root, self._lock):
+            return False
+        lock = _take_lock(self.root)
+        _write_holder(lock, clock)
+        os.close(self._lock)
+        self._lock = lock
+        return True
+
+    def close(self) -> None:
+        """Give the lock back. Safe to call twice. The file stays: without it two daemons could lock two files."""
+        lock, self._lock = self._lock, None
+        if lock is None:
+            return
+        try:
+            os.ftruncate(lock, 0)
+        finally:
+            os.close(lock)
+
+
+def read_holder(root: Path) -> Holder | None:
+    """Who says to hold the folder. For people: a daemon that was killed leaves its name behind."""
+    try:
+        loaded: object = json.loads((root / LOCK_NAME).read_bytes()[:4096])
+    except (OSError, ValueError):
+        return None
+    if not isinstance(loaded, dict):
+        return None
+    found = cast(Mapping[str, object], loaded)
+    pid, since = found.get("pid"), found.get("since")
+    return Holder(pid, since) if isinstance(pid, int) and isinstance(since, str) else None
+
+
+def live_holder(root: Path) -> Holder | None:
+    """Who holds the folder now; None when nobody does, or nobody that this process can see.
+
+    The kernel's list of locks is read, not the lock tried: a daemon that starts meanwhile must not find it taken.
+    """
+    holder = read_holder(root)
+    try:
+        inode = (root / LOCK_NAME).stat().st_ino
+        locks = Path("/proc/locks").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in locks:  # `1: FLOCK  ADVISORY  WRITE 4711 08:01:131090 0 EOF` (proc_locks(5))
+        parts = line.split()
+        if len(parts) >= 6 and parts[1] == "FLOCK" and parts[5].rpartition(":")[2] == str(inode):
+            return holder if holder is not None and str(holder.pid) == parts[4] else None
+    return None
+
+
+def _make_or_check(root: Path) -> None:
+    try:
+        root.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise DataFolderError(f"{root} cannot be made: {error.strerror}.") from error
+    status = root.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise DataFolderError(f"{root} is not a folder.", hint="Set data_dir to a folder, or move that file away.")
+    if status.st_mode & stat.S_IWOTH:
+        raise DataFolderError(
+            f"{root} can be written by everybody on this machine.", hint=f"Choose another one, or `chmod 700 {root}`."
+        )
+    if os.geteuid() == 0 and status.st_uid != 0:
+        # Root could, but would leave files behind that the service's own user cannot open.
+        raise DataFolderError(
+            f"{root} belongs to the user with id {status.st_uid}, and this is root.",
+            hint="Run it as that user (`sudo -u clawbus clawbus run ...`, or `systemctl start clawbus`).",
+        )
+    if not os.access(root, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        raise DataFolderError(f"{root} cannot be read and written by this user (id {os.geteuid()}).")
+
+
+def check_ours(root: Path, hint: str) -> None:
+    """Somebody's home or project must not be taken for a data folder by a slip of the hand (`--data .`).
+
+    Raises DataFolderError with this hint, or PermissionError.
+    """
+    if (root / VERSION_NAME).exists():
+        return
+    foreign = sorted(item.name for item in root.iterdir() if not item.name.startswith(_OURS))
+    if foreign:
+        raise DataFolderError(
+            f"{root} is no clawbus data folder and is not empty: it holds {', '.join(foreign[:3])}.",
+            hint=hint,
+        )
+
+
+def _take_lock(root: Path) -> int:
+    path = root / LOCK_NAME
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        holder = read_holder(root)
+        by = f"process {holder.pid}, since {holder.since}" if holder else "another process"
+        raise DataFolderLockedError(f"{root} is held by {by}.") from error
+    except OSError as error:
+        os.close(descriptor)
+        raise DataFolderError(
+            f"{path} cannot be locked: {error.strerror}.", hint="Put the data folder on a local disk."
+        ) from error
+    return descriptor
+
+
+def _is_lock_file(root: Path, lock: int) -> bool:
+    try:
+        found = (root / LOCK_NAME).stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    ours = os.fstat(lock)
+    return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _check_version(root: Path) -> None:
+    try:
+        text = (root / VERSION_NAME).read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return
+    except UnicodeDecodeError:
+        text = ""
+    if not text.isdecimal():
+        raise DataFolderError(
+            f"{root / VERSION_NAME} holds no version.",
+            hint=f"Restore it from a backup; this clawbus writes {VERSION}.",
+        )
+    if int(text) > VERSION:
+        raise SchemaTooNewError(f"{root} has version {text}; this clawbus knows {VERSION}.")
+
+
+def _write_holder(lock: int, clock: Clock) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, json.dumps({"pid": os.getpid(), "since": to_text(clock.now_ms())}).encode(), 0)
+
+
+def _close_to_others(path: Path) -> bool:
+    """Take away what the group and others may do with a file or folder of ours. False when there was nothing to take."""
+    try:
+        mode = stat.S_IMODE(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+    if not mode & (stat.S_IRWXG | stat.S_IRWXO) or path.is_symlink():
+        return False
+    path.chmod(mode & stat.S_IRWXU)
+    return True
+
+
+def _close_all(folder: DataFolder) -> tuple[str, ...]:
+    """The names of what was open to others and is not any more.
+
+    What lies in the folder does not depend on the rights of the folders above it, nor on an umask of long ago.
+
+    Containers need none of it: they reach their session's folders and their agent's through mounts.
+    """
+    private = (folder.sessions_dir, folder.agents_dir, folder.logs_dir, folder.run_dir, folder.central_db)
+    files = (folder.mailbox_db, folder.install_file, folder.lock_file, folder.root / VERSION_NAME)
+    return tuple(path.name for path in (folder.root, *private, *files) if _close_to_others(path))
+
+
+def _prepare(folder: DataFolder) -> None:
+    for path in (folder.sessions_dir, folder.agents_dir, folder.logs_dir, folder.run_dir):
+        path.mkdir(mode=0o700, exist_ok=True)
+    folder.was_open = _close_all(folder)
+    marker = folder.root / VERSION_NAME
+    if marker.exists() and marker.read_text(encoding="ascii").strip() == str(VERSION):
+        return
+    fresh = marker.with_name(f"{VERSION_NAME}.new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(f"{VERSION}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(marker)

@@ -1,1 +1,0 @@
-"""What repairs the rest: observe, decide (pure), act; recurrence."""

@@ -1,0 +1,1 @@
+"""The daemon as a systemd service: notifications, the watchdog, and which unit this is."""

@@ -1,0 +1,113 @@
+"""Whether the loops that matter still move, and the sign of life for systemd that depends on it.
+
+A daemon whose event loop answers but whose sweep hangs must be restarted, so the sign of life is not a timer's: it is
+sent only while every named loop has reported progress within its own allowed age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+import structlog
+
+from daemon.core.clock import Clock
+from daemon.systemd.notify import Notifier
+
+DEFAULT_CHECK_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """A loop that is late. Seconds."""
+
+    name: str
+    age_s: float
+    allowed_s: float
+
+
+class Pulse:
+    """When each loop last reported progress. Monotonic seconds; no I/O."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._allowed: dict[str, float] = {}
+        self._beats: dict[str, float] = {}
+
+    def register(self, name: str, allowed_s: float) -> None:
+        """From now on, `name` must beat at least every `allowed_s` seconds. Registering again changes the age."""
+        self._allowed[name] = allowed_s
+        self._beats[name] = self._clock.monotonic()
+
+    def forget(self, name: str) -> None:
+        """The loop has ended as it should; nothing is expected of it any more."""
+        self._allowed.pop(name, None)
+        self._beats.pop(name, None)
+
+    def beat(self, name: str) -> None:
+        """Progress. KeyError for a name that was never registered: a typo would otherwise never be missed."""
+        if name not in self._allowed:
+            raise KeyError(name)
+        self._beats[name] = self._clock.monotonic()
+
+    def ages(self) -> Mapping[str, float]:
+        """Seconds since each loop's last progress."""
+        now = self._clock.monotonic()
+        return {name: now - at for name, at in self._beats.items()}
+
+    def stale(self, now: float | None = None) -> list[Stall]:
+        """The loops that are late at `now` (monotonic seconds, default: the clock's), the latest first."""
+        at = self._clock.monotonic() if now is None else now
+        late = [
+            Stall(name, at - self._beats[name], allowed)
+            for name, allowed in self._allowed.items()
+            if at - self._beats[name] > allowed
+        ]
+        return sorted(late, key=lambda stall: stall.allowed_s - stall.age_s)
+
+
+class Watchdog:
+    """Looks at the pulse, tells systemd while all is well, and logs each stall once."""
+
+    def __init__(self, pulse: Pulse, notifier: Notifier, status: Callable[[], str] | None = None) -> None:
+        self._pulse = pulse
+        self._notifier = notifier
+        self._status = status
+        self._stalled: frozenset[str] = frozenset()
+        self._log = structlog.get_logger()
+
+    @property
+    def interval_s(self) -> float:
+        """How often to check: a third of what systemd allows, so that one late wake-up is not fatal."""
+        allowed = self._notifier.watchdog_interval
+        return DEFAULT_CHECK_S if allowed is None else min(DEFAULT_CHECK_S, allowed / 3)
+
+    async def run(self) -> None:
+        """Check for ever; cancelled at the daemon's end."""
+        while True:
+            self.check()
+            await anyio.sleep(self.interval_s)
+
+    def check(self) -> bool:
+        """One look. True when no loop is late, and then systemd was told."""
+        late = self._pulse.stale()
+        for stall in late:
+            if stall.name not in self._stalled:
+                self._log.error(
+                    "loop_stalled",
+                    loop=stall.name,
+                    silent_s=round(stall.age_s, 1),
+                    allowed_s=stall.allowed_s,
+                    restart_expected=self._notifier.watchdog_interval is not None,
+                )
+        names = frozenset(stall.name for stall in late)
+        for name in sorted(self._stalled - names):
+            self._log.info("loop_recovered", loop=name)
+        self._stalled = names
+        if self._status is not None:
+            self._notifier.status(self._status())
+        if not late:
+            self._notifier.watchdog()
+        return not late

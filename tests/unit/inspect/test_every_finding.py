@@ -1,0 +1,99 @@
+"""Every code that `doctor` can print: docs/operating.md has a row of it, and here is who tries that its repair ends it.
+
+A new code without a row here fails. UNTRIED names the codes whose repair nobody runs yet.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[3]
+RULES: Final = ("host_rules", "session_rules", "run_rules")
+WRECKS: Final = "tests/wrecks/test_wrecks.py"
+REPAIRS: Final = "tests/wrecks/test_repairs.py"
+DOCTOR: Final = "tests/unit/inspect/test_doctor.py"
+LIVES: Final = "tests/unit/inspect/test_session_lives.py"
+
+# Who makes the situation for real and runs the printed command (the first two), or who checks the command that is printed.
+TRIED: Final = {
+    "STUCK_CLAIM": WRECKS,
+    "GHOST_RUN": WRECKS,
+    "LOST_ACK": WRECKS,
+    "ORPHANED_CONTAINER": WRECKS,
+    "HOT_JOURNAL": WRECKS,
+    "DEAD_LETTERS": REPAIRS,
+    "RUNTIME_UNAVAILABLE": WRECKS,
+    "DISK_FULL": WRECKS,
+    "CLOCK_JUMP": WRECKS,
+    "QUARANTINED": WRECKS,
+    "IMAGE_UNUSABLE": WRECKS,
+    "DAEMON_DOWN": REPAIRS,
+    "DAEMON_SILENT": REPAIRS,
+    "DATA_UNREADABLE": REPAIRS,
+    "FILES_UNREADABLE": REPAIRS,
+    "UNREGISTERED": REPAIRS,
+    "REGISTRY_GONE": DOCTOR,
+    "REGISTRY_UNREADABLE": DOCTOR,
+    "SWEEP_STALLED": DOCTOR,
+    "STORAGE_FAILING": DOCTOR,
+    "CHANNEL_FAILING": DOCTOR,
+    "SPAWN_FAILING": LIVES,
+    "WORK_WAITING": DOCTOR,
+    "UNCLAIMED": DOCTOR,
+    "HELD_BACK": DOCTOR,
+    "DELIVERY_STUCK": DOCTOR,
+    "ANSWER_RETRYING": DOCTOR,
+    "GHOST_CONTAINER": DOCTOR,
+    "CONTAINER_RESTARTED": LIVES,
+    "RESTART_POLICY": LIVES,
+    "CONTAINER_PAUSED": LIVES,
+    "CONTRADICTION": DOCTOR,
+    "STALE_RUN": DOCTOR,
+}
+# Nobody runs their repair in a test of its own yet: they need an engine, a newer version, or a failure of the host.
+UNTRIED: Final = {
+    "COPIED_FOLDER",
+    "RUNTIME_CHANGED",
+    "HOST_TROUBLE",
+    "SCHEMA_TOO_NEW",
+    "DEGRADED",
+    "SESSION_FAILING",
+    "ANSWERS_HELD_BACK",
+}
+
+
+def codes() -> set[str]:
+    """The codes that the rules make diagnoses with."""
+    found: set[str] = set()
+    for name in RULES:
+        tree = ast.parse((ROOT / f"daemon/forensics/{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                place = {"Diagnosis": 0, "_of": 1, "_about": 2}.get(node.func.id)
+                if place is not None and len(node.args) > place and isinstance(node.args[place], ast.Constant):
+                    found.add(str(ast.literal_eval(node.args[place])))
+    return {*found, "DISK_FULL", "STORAGE_FAILING", "SCHEMA_TOO_NEW", "HOST_TROUBLE"}  # by name in the rules
+
+
+def test_every_code_has_a_row_here_and_none_that_there_is_not() -> None:
+    assert codes() == set(TRIED) | UNTRIED
+    assert not set(TRIED) & UNTRIED
+
+
+def test_each_row_names_a_test_that_speaks_of_the_code() -> None:
+    for code, where in TRIED.items():
+        assert f'"{code}"' in (ROOT / where).read_text(encoding="utf-8"), (code, where)
+
+
+def test_the_operator_s_page_has_a_row_of_each_code() -> None:
+    page = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    table = page.partition("### What the doctor finds")[2].partition("### A night")[0]
+    told = [
+        code
+        for cell in re.findall(r"^\| (`[^|]*`) \|", table, flags=re.MULTILINE)
+        for code in re.findall(r"`(\w+)`", cell)
+    ]
+    assert sorted(told) == sorted(codes()), "each once"

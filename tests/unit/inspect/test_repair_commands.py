@@ -1,0 +1,75 @@
+"""Where a repair depends on the configuration or the machine: images by the keys that name them, a daemon of systemd's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from daemon.config.models import load_config
+from daemon.core.diagnoses import diagnose_host
+from daemon.core.facts import DaemonState, HostFacts
+from daemon.inspect.reports import session_report
+from daemon.runtimes.agent_images import agent_images
+from daemon.systemd.service import is_service
+from tests.support.forensic_world import AGENT, ForensicWorld
+from tests.support.session_world import NOW, SessionWorld
+
+HOST = HostFacts(now=NOW, data_dir="/data")
+
+
+def test_an_image_is_told_with_the_keys_that_name_it_and_the_agents_that_use_it(tmp_path: Path) -> None:
+    path = tmp_path / "clawbus.toml"
+    path.write_text(
+        f'''data_dir = "{tmp_path}"
+[docker]
+image = "ours:1"
+[agents.badimg]
+image = "my-agents:v7"
+[agents.plain]
+[agents.foreign]
+image = "theirs:2"
+runner = ["/bin/run"]
+''',
+        encoding="utf-8",
+    )
+    own, default = agent_images(load_config(path))
+    assert own.where == 'agents.badimg.image = "my-agents:v7" (used by agent badimg)'
+    assert own.build == "clawbus image build --tag my-agents:v7"
+    assert default.where == 'docker.image = "ours:1" (used by agent plain)'
+
+
+def test_the_default_image_does_not_matter_when_no_agent_uses_it(tmp_path: Path) -> None:
+    path = tmp_path / "clawbus.toml"
+    path.write_text(f'data_dir = "{tmp_path}"\n[agents.a]\nimage = "mine:1"\n', encoding="utf-8")
+    assert [one.image for one in agent_images(load_config(path))] == ["mine:1"]
+
+
+def test_a_daemon_of_systemd_is_started_by_systemd(tmp_path: Path) -> None:
+    own, service = tmp_path / "own", Path("/var/lib/clawbus")
+    assert not is_service(service, root=tmp_path), "systemd does not run here"
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    assert not is_service(service, root=tmp_path), "there is no unit"
+    unit = tmp_path / "etc/systemd/system/clawbus.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]\nExecStart=/opt/clawbus/bin/clawbus run --config /etc/clawbus/clawbus.toml\n")
+    assert is_service(service, root=tmp_path)
+    assert not is_service(own, root=tmp_path), "another folder on the same machine"
+    config = tmp_path / "etc/clawbus/clawbus.toml"
+    config.parent.mkdir()
+    config.write_text(f'data_dir = "{own}"\n')
+    assert is_service(own, root=tmp_path), "the unit's configuration names it"
+
+
+def test_the_daemon_s_repairs_fit_the_machine() -> None:
+    down, silent = replace(HOST, daemon=DaemonState.DOWN), replace(HOST, daemon=DaemonState.SILENT, holder_pid=4711)
+    assert [one.command for one in diagnose_host(down)] == ["clawbus run"]
+    assert [one.command for one in diagnose_host(replace(down, service=True))] == ["systemctl start clawbus"]
+    assert [one.command for one in diagnose_host(silent)] == ["kill -KILL 4711"]
+    assert [one.command for one in diagnose_host(replace(silent, service=True))] == ["systemctl restart clawbus"]
+
+
+def test_a_folder_that_the_registry_does_not_know_is_shown_while_the_daemon_is_down(tmp_path: Path) -> None:
+    world = ForensicWorld(tmp_path / "d")
+    SessionWorld(world.root / "sessions" / AGENT / "stranger").accept("m1")
+    report = session_report(world.root, AGENT, "stranger", world.clock)
+    assert (report["pending"], [one["id"] for one in report["messages"]]) == (1, ["m1"])

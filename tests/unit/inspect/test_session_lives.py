@@ -1,0 +1,61 @@
+"""What the doctor says of containers that others restarted, paused, made again or gave a restart policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from daemon.core.diagnoses import diagnose_session
+from daemon.core.facts import Container, DaemonState, HostFacts, LiveRecord, SessionFacts
+from daemon.core.run_state import Life
+
+NOW = 1_800_000_000_000
+HOST = HostFacts(now=NOW, data_dir="/data")
+OWN = Container("c1c1c1c1c1c1c1c1", "helper", "main", "01A", NOW - 5000)
+LIVE = LiveRecord("01A", OWN.container_id, NOW - 6000, OWN.started_at, Life.ALIVE)
+CALM = SessionFacts("helper", "main", live=LIVE, container=OWN)
+
+
+def told(session: SessionFacts, host: HostFacts = HOST) -> dict[str, str]:
+    return {one.code: one.command for one in diagnose_session(host, session)}
+
+
+def test_a_container_in_its_first_life_is_no_finding() -> None:
+    assert told(CALM) == {}
+
+
+@pytest.mark.parametrize(
+    ("daemon", "command"),
+    [(DaemonState.UP, "clawbus session kill helper main"), (DaemonState.DOWN, "clawbus run")],
+)
+def test_a_restarted_container_is_named(daemon: DaemonState, command: str) -> None:
+    again = replace(CALM, container=replace(OWN, started_at=NOW - 1000))
+    assert told(again, replace(HOST, daemon=daemon)) == {"CONTAINER_RESTARTED": command}
+
+
+def test_a_start_that_is_not_recorded_yet_is_no_restart() -> None:
+    assert told(replace(CALM, live=replace(LIVE, started_at=None))) == {}
+
+
+def test_a_restart_policy_is_named_also_on_a_container_that_nobody_supervises() -> None:
+    command = "docker update --restart=no c1c1c1c1c1c1"
+    assert told(replace(CALM, container=replace(OWN, restarts=True))) == {"RESTART_POLICY": command}
+    stray = replace(CALM, live=None, container=None, containers=(replace(OWN, restarts=True),))
+    assert told(stray)["RESTART_POLICY"] == command
+
+
+def test_a_paused_container_is_named() -> None:
+    assert told(replace(CALM, container=replace(OWN, paused=True))) == {
+        "CONTAINER_PAUSED": "docker unpause c1c1c1c1c1c1"
+    }
+
+
+def test_a_start_that_fails_behind_another_container_is_repaired_by_ending_that_one() -> None:
+    failing = SessionFacts(
+        "helper", "main", spawn_failures=3, last_spawn_error="still runs", due=1, oldest_due_at=NOW, containers=(OWN,)
+    )
+    assert told(failing)["SPAWN_FAILING"] == "clawbus session kill helper main"
+    assert told(replace(failing, containers=()))["SPAWN_FAILING"] == "clawbus session show helper main"
+    image = replace(HOST, image_error="the image x is missing.")
+    assert told(replace(failing, containers=()), image)["SPAWN_FAILING"] == "clawbus image build"

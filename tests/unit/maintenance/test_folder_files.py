@@ -1,0 +1,85 @@
+"""A tree of a container's in a backup: whatever it made of it, what can be copied is, the rest is named, and nothing raises."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from daemon.maintenance.folder_files import Copied, copy_file, copy_tree
+from tests.support.nest import nest
+
+FEW = 20
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    made = tmp_path / "source"
+    made.mkdir()
+    return made
+
+
+def copied(
+    source: Path, tmp_path: Path, *, max_bytes: int = 10**6, max_files: int = 10_000
+) -> tuple[list[str], list[str]]:
+    """The paths that were copied, and those that were left out."""
+    found = list(copy_tree(source, tmp_path / "target", "out", max_bytes=max_bytes, max_files=max_files))
+    done = [one.path for one in found if isinstance(one, Copied)]
+    assert all((tmp_path / "target" / path.partition("/")[2]).is_file() for path in done)
+    return done, [one for one in found if isinstance(one, str)]
+
+
+@pytest.mark.parametrize(("name", "depth"), [("d", 3000), ("x" * 255, 20)], ids=["deep", "long"])
+def test_a_nest_without_end_is_left_out_and_the_rest_is_copied(
+    source: Path, tmp_path: Path, name: str, depth: int
+) -> None:
+    (source / "last").write_text("kept", encoding="utf-8")
+    with nest(source, name, depth):
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        done, left_out = copied(source, tmp_path)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert done == ["out/last"]
+    assert len(left_out) == 1
+    assert left_out[0].startswith(f"out/{name}/{name}/")
+
+
+def test_folders_count_and_what_is_beyond_the_limit_is_told_once(source: Path, tmp_path: Path) -> None:
+    for number in range(FEW):
+        (source / f"{number:02}").mkdir()
+        (source / f"{number:02}" / "file").touch()
+    done, left_out = copied(source, tmp_path, max_files=6)
+    assert len(done) == 3
+    assert left_out == ["out/*"]
+
+
+def test_a_file_that_is_too_large_is_left_out_and_the_next_one_copied(source: Path, tmp_path: Path) -> None:
+    (source / "a").write_bytes(b"x" * 60)
+    (source / "b").write_bytes(b"x" * 60)
+    (source / "c").write_bytes(b"x" * 40)
+    assert copied(source, tmp_path, max_bytes=100) == (["out/a", "out/c"], ["out/b"])
+
+
+@pytest.mark.parametrize("most", [0, 7, 10, 99])
+def test_no_more_is_copied_than_the_file_had_when_it_was_judged(tmp_path: Path, most: int) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    with (tmp_path / "file").open("rb") as file:
+        size, digest = copy_file(file.fileno(), tmp_path / "copy", most)
+    assert (tmp_path / "copy").read_bytes() == b"0123456789"[:most]
+    assert size == min(most, 10)
+    assert digest == hashlib.sha256(b"0123456789"[:most]).hexdigest()
+
+
+def test_links_and_special_files_are_left_out(source: Path, tmp_path: Path) -> None:
+    (source / "file").touch()
+    (source / "folder").symlink_to("/etc")
+    (source / "link").symlink_to("/etc/passwd")
+    os.mkfifo(source / "pipe")
+    assert copied(source, tmp_path) == (["out/file"], ["out/folder", "out/link", "out/pipe"])
+
+
+def test_a_link_in_the_tree_s_own_place_is_named_and_an_absent_tree_is_none(source: Path, tmp_path: Path) -> None:
+    (source / "link").symlink_to("/etc")
+    assert copied(source / "link", tmp_path) == ([], ["out"])
+    assert copied(source / "nothing", tmp_path) == ([], [])
