@@ -17,8 +17,6 @@ from typing import Final
 import anyio
 from structlog.typing import FilteringBoundLogger
 
-from container_runner.children import Children, become_subreaper
-from container_runner.errors import CannotStartError, ClaimLostError, SettingsError
 from container_runner.heartbeat import Heartbeat
 from container_runner.logs import build_logger
 from container_runner.loop import Runner
@@ -27,6 +25,8 @@ from container_runner.providers.protocol import ProviderContext
 from container_runner.retention import Retention
 from container_runner.room import used_up
 from container_runner.settings import Environment, read_environment
+from container_runner.shared.children import Children, become_subreaper
+from container_runner.shared.errors import CannotStartError, ClaimLostError, SettingsError
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
 from schema.errors import SchemaTooNewError

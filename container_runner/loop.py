@@ -15,8 +15,13 @@ from anyio import to_thread
 from anyio.lowlevel import checkpoint
 from structlog.typing import FilteringBoundLogger
 
-from container_runner.children import Children
-from container_runner.errors import (
+from container_runner.heartbeat import Heartbeat
+from container_runner.live import TurnProgress
+from container_runner.providers.protocol import Answer, Provider, Silence, Turn, TurnMessage
+from container_runner.replies import Plan, failure_replies, plan_replies
+from container_runner.retention import Retention
+from container_runner.shared.children import Children
+from container_runner.shared.errors import (
     AnswerInvalidError,
     AnswerTooLargeError,
     CannotStartError,
@@ -27,11 +32,6 @@ from container_runner.errors import (
     TurnFailedError,
     UnknownDestinationError,
 )
-from container_runner.heartbeat import Heartbeat
-from container_runner.live import TurnProgress
-from container_runner.providers.protocol import Answer, Provider, Silence, Turn, TurnMessage
-from container_runner.replies import Plan, failure_replies, plan_replies
-from container_runner.retention import Retention
 from container_runner.store import Batch, Store
 from container_runner.watch import InboundWatch
 from schema.errors import ClawbusError, SchemaTooNewError

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from container_runner.errors import AnswerInvalidError, TurnFailedError
 from container_runner.providers.protocol import Destination, OutMessage, TurnMessage
+from container_runner.shared.errors import AnswerInvalidError, TurnFailedError
 from schema.json_text import encode, sendable, whole_text
 from schema.rows import Address, Kind
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from container_runner.errors import InboundUnreadableError
+from container_runner.shared.errors import InboundUnreadableError
 from schema.connect import Writer, open_owner
 from schema.errors import ClawbusError
 from schema.ids import is_message_id

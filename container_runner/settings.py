@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from container_runner.errors import SettingsError
+from container_runner.shared.errors import SettingsError
 from schema import layout
 from schema.ids import is_message_id
 from schema.rows import RunnerSettings

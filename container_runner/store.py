@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from container_runner.errors import ClaimLostError, InboundUnreadableError
 from container_runner.providers.protocol import Destination, Silence, TurnMessage
 from container_runner.replies import Reply
+from container_runner.shared.errors import ClaimLostError, InboundUnreadableError
 from schema.bell import ring
 from schema.connect import Writer, open_owner
 from schema.errors import ClawbusError

@@ -19,7 +19,9 @@ from typing import Final, TypeVar
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream, Process
 
-from container_runner.errors import (
+from container_runner.providers.lines import Event, OutputParser, ProgressNote, ToolStart
+from container_runner.providers.protocol import Answer, Progress, ProviderContext, Silence, Turn
+from container_runner.shared.errors import (
     AnswerTooLargeError,
     CannotStartError,
     CommandExitError,
@@ -30,9 +32,7 @@ from container_runner.errors import (
     TurnDeferredError,
     TurnFailedError,
 )
-from container_runner.providers.lines import Event, OutputParser, ProgressNote, ToolStart
-from container_runner.providers.protocol import Answer, Progress, ProviderContext, Silence, Turn
-from container_runner.running_time import cancel_after_running
+from container_runner.shared.running_time import cancel_after_running
 from schema.os_faults import Fault, as_host_error, fault_of
 
 _STDERR_TAIL: Final = 8192

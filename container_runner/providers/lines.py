@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, cast
 
-from container_runner.errors import AnswerInvalidError, AnswerNotTextError
 from container_runner.providers.protocol import Answer, OutMessage
+from container_runner.shared.errors import AnswerInvalidError, AnswerNotTextError
 from schema.instants import from_text
 from schema.json_text import UnsendableError, sendable
 from schema.rows import Kind, TurnNote

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Protocol, cast
 
-from container_runner.children import Children
+from container_runner.shared.children import Children
 from schema.rows import Address, Kind, RunnerSettings, TurnNote
 
 CONTRACT: Final = 1

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from daemon.channels.registry import Channels, build_channels, head_rules
 from daemon.config.models import Agent, Config
-from daemon.config.policies import agent_policy, fate_of, read_limits, sweep_settings
+from daemon.config.policies import agent_policy, fate_of, read_limits
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
 from daemon.core.message_fate import EXPIRY_GRACE
@@ -28,6 +28,7 @@ from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.slots import Hooks, Timings
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.sweep_schedule import Schedule
+from daemon.engine.sweep_steps import Settings as SweepSettings
 from daemon.engine.sweeper import Sweeper
 from daemon.engine.troubles import Troubles
 from daemon.engine.watch import Watch
@@ -263,7 +264,7 @@ def build_house(
             schedule,
             clock,
             config.sweep,
-            sweep_settings(config),
+            SweepSettings.of(config),
             pulse,
             telemetry,
             members=members,

@@ -7,8 +7,6 @@ from typing import Final
 from daemon.config.models import Agent, Config
 from daemon.core.lifecycle import Policy
 from daemon.core.message_fate import Fate
-from daemon.engine.sweep_steps import Settings
-from daemon.store.out_folder import OutLimits
 from schema.connect import ReadLimits
 
 _UNCLAIMED_S: Final = 60.0  # a container on a busy machine may need as long until its runner looks
@@ -29,12 +27,6 @@ def fate_of(agent: Agent | None, config: Config) -> Fate:
     if agent is None:
         return Fate(later_base=base)
     return Fate(strict=agent.order == "strict", later_for=int(agent.later_for_s * 1000), later_base=base)
-
-
-def sweep_settings(config: Config) -> Settings:
-    """The sweep's settings, with the policy of an agent that has no table of its own."""
-    out = OutLimits(config.limits.max_out_folder_bytes, config.limits.max_out_folder_files)
-    return Settings(agent_policy(config, None), config.timezone, out)
 
 
 def agent_policy(config: Config, agent: Agent | None) -> Policy:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeGuard, cast
 
 from daemon.config.models import Delivery as DeliveryConfig
+from daemon.core.attempt_end import AttemptEnd
 from daemon.core.delivery_plan import (
     OF_CONTAINER,
     Bury,
@@ -27,7 +28,7 @@ from daemon.core.delivery_plan import (
 )
 from daemon.core.lifecycle import Observation, Settle, settled
 from daemon.core.message_fate import Fate, Verdict, Void, claimed_by
-from daemon.engine.endings import Ending, endings
+from daemon.engine.endings import endings
 from daemon.engine.fate_steps import Judged, apply_verdict, judge
 from daemon.store import deliveries, messages, outbound
 from daemon.store.dead_letters import expire
@@ -52,7 +53,7 @@ class Collected:
     deferred: tuple[Defer, ...] = ()
     settled: tuple[Settle, ...] = ()
     claimed: tuple[Ack, ...] = ()
-    endings: tuple[Ending, ...] = ()
+    endings: tuple[AttemptEnd, ...] = ()
     more: bool = False
     later: bool = False  # something waits for a known instant, or a series must be armed again
     queued: frozenset[str] = frozenset()  # destinations with rows that wait only for their turn

@@ -6,42 +6,24 @@ Reads only; decides nothing. A container dates its own claims and acks: what it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final
 
+from daemon.core.attempt_end import COMPLETED, DEAD_LETTERED, FAILED, RETRIED, AttemptEnd
 from daemon.core.lifecycle import Action, Fail, Reset, Settle
 from daemon.store import messages
 from schema.connect import Reader
 from schema.instants import from_text
 from schema.rows import Ack, AckStatus, MessageIn
 
-COMPLETED: Final = "completed"
-FAILED: Final = "failed"  # the agent answered with an error
-RETRIED: Final = "retried"
-DEAD_LETTERED: Final = "dead_lettered"
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """One try of one message, over. Epoch milliseconds, in order: due, claimed, ended. `outcome` is one of the above."""
-
-    message: MessageIn
-    incarnation: str | None
-    outcome: str
-    due_at: int
-    claimed_at: int
-    ended_at: int
-
 
 def endings(
     db: Reader, pending: Iterable[MessageIn], acks: Mapping[str, Ack], actions: Iterable[Action], now: int
-) -> tuple[Ending, ...]:
+) -> tuple[AttemptEnd, ...]:
     """The tries that these actions have ended. `pending` as it was before them; `db` after them."""
     over = [action for action in actions if isinstance(action, Settle | Reset | Fail)]
     if not over:
         return ()
     rows = {message.id: message for message in pending}
-    found: list[Ending] = []
+    found: list[AttemptEnd] = []
     for action in over:
         message = rows.get(action.message_id)
         if message is None:
@@ -51,7 +33,9 @@ def endings(
         ended = _within(due, ack.changed_at if ack is not None else None, now)
         claimed = messages.claimed_at(db, message.id, action.incarnation)
         # Seen with its end only: it was too short to be seen by itself.
-        found.append(Ending(message, action.incarnation, _outcome(action), due, _within(due, claimed, ended), ended))
+        found.append(
+            AttemptEnd(message, action.incarnation, _outcome(action), due, _within(due, claimed, ended), ended)
+        )
     return tuple(found)
 
 

@@ -10,6 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
+from daemon.config.models import Config
+from daemon.config.policies import agent_policy
+from daemon.core.attempt_end import AttemptEnd
 from daemon.core.lifecycle import (
     CEILING,
     CLAIM_OVERDUE,
@@ -32,7 +35,7 @@ from daemon.core.lifecycle import (
 from daemon.core.message_fate import EXPIRY_GRACE, Fate, Verdict, Void, claimed_by, held_from
 from daemon.engine import recurrence
 from daemon.engine.delivery_steps import settle, unfinished
-from daemon.engine.endings import Ending, endings
+from daemon.engine.endings import endings
 from daemon.engine.fate_steps import apply_verdict, expired, judge, judge_suspects
 from daemon.runtimes import output_log
 from daemon.runtimes.spec import STDERR_LOG
@@ -62,7 +65,7 @@ class Swept:
     due: int
     recovered: bool = False
     dead: int = 0
-    endings: tuple[Ending, ...] = ()
+    endings: tuple[AttemptEnd, ...] = ()
     tool: ToolInFlight | None = None
     use: OutUse | None = field(default=None, compare=False)
     verdicts: tuple[Verdict, ...] = ()
@@ -75,18 +78,24 @@ class Finished(NamedTuple):
 
     claimed: bool
     actions: list[Action]
-    endings: tuple[Ending, ...]
+    endings: tuple[AttemptEnd, ...]
     verdicts: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The sweep's policy, the time zone of recurrences (an IANA name), and what an out/ folder may hold."""
+    """The sweep's policy, the time zone of recurrences (an IANA name), and the limits of an out/ folder."""
 
     policy: Policy
     timezone: str = "UTC"
     out: OutLimits = field(default_factory=OutLimits)
     fate: Fate = field(default_factory=Fate)
+
+    @classmethod
+    def of(cls, config: Config) -> Settings:
+        """Return the settings with the policy of an agent that has no table of its own."""
+        out = OutLimits(config.limits.max_out_folder_bytes, config.limits.max_out_folder_files)
+        return cls(agent_policy(config, None), config.timezone, out)
 
 
 def sweep_files(

@@ -9,15 +9,13 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from sqlite3 import Row
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
+from daemon.inngest.asked import Asked
+from daemon.inngest.database import Shape
 from daemon.inngest.retries import retries_due
 from daemon.inngest.rows import Activity
 from daemon.inngest.values import instant
-
-if TYPE_CHECKING:
-    from daemon.inngest.database import Shape
-    from daemon.inngest.reading import Asked
 
 _TEXT: Final = 4000  # characters of a result in which an error is looked for
 _STEPS: Final = frozenset({"StepStarted", "StepCompleted", "StepErrored", "StepFailed"})

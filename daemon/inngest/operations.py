@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from daemon.inngest.canary import event_report
 from daemon.inngest.plan import Scope, Unregistered
-from daemon.inngest.reports import run_report, runs_report
+from daemon.inngest.reports import run_report, runs_report, sweep_report
 from daemon.inngest.sweep import Request, sweep
 from daemon.inngest.undo import put_back
 from schema.errors import ClawbusError
@@ -57,7 +57,7 @@ def _sweep(options: Mapping[str, Any], now_ms: int, tell: Tell) -> tuple[dict[st
     )
     outcome = sweep(request, now_ms, tell)
     # A preview that would be refused is a good preview; the refusal is in it.
-    return outcome.report(), outcome.error if request.apply else None
+    return sweep_report(outcome), outcome.error if request.apply else None
 
 
 def _restore(options: Mapping[str, Any], now_ms: int, tell: Tell) -> tuple[dict[str, Any], None]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from sqlite3 import Row
 from typing import Any, Final
 
 from daemon.inngest.activity import read_activity
+from daemon.inngest.asked import Asked
 from daemon.inngest.database import Shape
 from daemon.inngest.rows import Activity, Ending, Function, Listed, LostWorker, Registered, Run, RunSpan
 from daemon.inngest.values import (
@@ -109,29 +110,6 @@ def uuid_key(value: object) -> str:
     if isinstance(value, bytes) and len(value) == 16:
         return str(uuid.UUID(bytes=value))
     return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One question's runs: the ids in every form, and how a row's id is brought back to its run."""
-
-    reader: Reader
-    forms: tuple[object, ...]
-    marks: str
-
-    def rows(self, sql: str) -> Iterator[tuple[str, Row]]:
-        """The rows of a query with `{ids}` in it, each with its run's key."""
-        for row in self.reader.all(sql.format(ids=self.marks), self.forms):
-            key = run_key(row["run_id"])
-            if key is not None:
-                yield key, row
-
-    def grouped(self, sql: str) -> dict[str, list[Row]]:
-        """As `rows`, by run."""
-        found: dict[str, list[Row]] = defaultdict(list)
-        for key, row in self.rows(sql):
-            found[key].append(row)
-        return found
 
 
 def _read_lost_workers(reader: Reader, shape: Shape) -> Mapping[str, list[LostWorker]]:

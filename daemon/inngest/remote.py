@@ -27,7 +27,8 @@ _PACKAGES: Final = (
     ("schema", ""),
     ("daemon", "__init__.py"),
     ("daemon.inngest", ""),
-    ("daemon.repair", "__init__.py backup.py errors.py"),
+    ("daemon.maintenance", "__init__.py backup.py"),
+    ("daemon.core", "__init__.py repair_errors.py"),
 )
 _TELLS: Final = ("kubectl", "oc", "docker", "podman", "nerdctl")
 # Small, and old Python's syntax: it must be able to say that the Python there is too old.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from daemon.core.repair_errors import BackupFailedError, BackupNotVerifiedError
 from daemon.inngest.database import Shape, open_writer, read_database
@@ -30,9 +30,8 @@ from daemon.inngest.plan import Candidate, Plan, Scope, check_scope, make_plan, 
 from daemon.inngest.queue import queued_keys, with_proof
 from daemon.inngest.reading import count_scheduled, read_functions, read_runs, running_keys
 from daemon.inngest.redis_queue import runs_in_redis
-from daemon.inngest.reports import sweep_report
 from daemon.inngest.verification import Verification, verify
-from daemon.inngest.writing import Mark, write_finish, write_history, write_spans, write_status
+from daemon.inngest.writing import Mark, Written, write_finish, write_history, write_spans, write_status
 from daemon.maintenance.backup import Backup, back_up
 from schema.connect import Reader, Writer
 from schema.errors import ClawbusError, FileBusyError
@@ -67,16 +66,6 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """How many rows a sweep wrote."""
-
-    history: int = 0
-    finishes: int = 0
-    spans: int = 0
-    statuses: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """What a sweep found and did. `error` is why it did nothing, or what its verification found wrong."""
 
@@ -89,10 +78,6 @@ class Outcome:
     backup: Backup | None = None
     written: Written | None = None
     verification: Verification | None = None
-
-    def report(self) -> dict[str, Any]:
-        """For people and the envelope."""
-        return sweep_report(self)
 
 
 def sweep(request: Request, now_ms: int, progress: Progress | None = None) -> Outcome:

@@ -21,7 +21,7 @@ from daemon.maintenance.backup import Backup, read_contents
 from schema.connect import Reader
 
 if TYPE_CHECKING:
-    from daemon.inngest.sweep import Written
+    from daemon.inngest.writing import Written
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,16 @@ _REPEATED: Final = ("trace_id", "parent_span_id", "account_id", "app_id", "funct
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """How many rows a sweep wrote."""
+
+    history: int = 0
+    finishes: int = 0
+    spans: int = 0
+    statuses: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
     """Who sweeps, why, and when (epoch milliseconds). Goes into every row that can carry it."""
 

@@ -14,8 +14,8 @@ from typing import Concatenate, ParamSpec
 import structlog
 from prometheus_client import CollectorRegistry
 
+from daemon.core.attempt_end import RETRIED, AttemptEnd
 from daemon.core.clock import Clock, SystemClock
-from daemon.engine.endings import RETRIED, Ending
 from daemon.telemetry.context import TraceContext, new_context, parse
 from daemon.telemetry.metrics import Metrics
 from daemon.telemetry.spans import Event, Role, Span, about, context_of_row
@@ -136,7 +136,7 @@ class Telemetry:
     # --- tries
 
     @_harmless
-    def ended(self, agent: str, session: str, endings: Iterable[Ending]) -> None:
+    def ended(self, agent: str, session: str, endings: Iterable[AttemptEnd]) -> None:
         """Tries are over: for the message too, or until the next one."""
         for ending in endings:
             if ending.outcome == RETRIED:
@@ -147,7 +147,7 @@ class Telemetry:
             self.metrics.turn.labels(agent).observe((ending.ended_at - ending.claimed_at) / 1000)
             self._trace_try(agent, session, ending)
 
-    def _trace_try(self, agent: str, session: str, ending: Ending) -> None:
+    def _trace_try(self, agent: str, session: str, ending: AttemptEnd) -> None:
         root = self._context(agent, session, ending.message.id, ending.message.traceparent)
         if root is None or self.tracer.ratio is None:
             return

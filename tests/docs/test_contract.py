@@ -13,9 +13,9 @@ from typing import Final
 import pytest
 
 from container_runner import __main__ as program
-from container_runner import errors
 from container_runner.providers.lines import TYPES, OutputParser
 from container_runner.providers.protocol import Destination, Turn, TurnMessage
+from container_runner.shared import errors
 from schema import layout
 from schema.rows import Address, RunnerSettings
 from tests.support.session_kit import SessionKit, eventually

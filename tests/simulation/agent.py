@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
-from container_runner.errors import TurnDeferredError, TurnFailedError
 from container_runner.providers.protocol import Answer, OutMessage, Progress, Silence, Turn, TurnMessage
+from container_runner.shared.errors import TurnDeferredError, TurnFailedError
 from tests.simulation.world import World
 
 POISON = "poison"  # a content that takes down whoever works on it

@@ -76,7 +76,7 @@ PURE_OURS: Final = (
     ),
     *(f"daemon.inngest.{name}" for name in ("errors", "rows", "truth", "values")),
 )
-FORENSICS_NEVER: Final = ("daemon.repair", "daemon.bus", "daemon.sweep", "daemon.store.transitions")
+INSPECT_NEVER: Final = ("daemon.maintenance", "daemon.engine", "daemon.store.transitions")
 PURE_NEVER_CALLS: Final = frozenset({"now", "utcnow", "today", "fromtimestamp", "utcfromtimestamp"})
 IMPURE_BUILTINS: Final = frozenset({"open", "print", "input", "exec", "eval", "__import__"})
 
@@ -250,7 +250,7 @@ def declared_imports() -> frozenset[str]:
 def docker_has_one_caller(module: Module) -> Iterator[str]:
     """Only daemon/runtimes/docker.py (and docker_*.py beside it) imports the Docker client."""
     path = PurePosixPath(module.path)
-    if path.parent == PurePosixPath("daemon/containers") and (path.stem == "docker" or path.stem.startswith("docker_")):
+    if path.parent == PurePosixPath("daemon/runtimes") and (path.stem == "docker" or path.stem.startswith("docker_")):
         return
     for imported in imports_of(module):
         if imported.root == "docker":
@@ -321,7 +321,7 @@ def pure_files_are_pure(module: Module) -> Iterator[str]:
 
 
 def inngest_travels_light(module: Module) -> Iterator[str]:
-    """daemon/inngest runs beside a database in a pod: the standard library, schema and repair's backup are all it has."""
+    """daemon/inngest runs beside a database in a pod: the standard library, schema and the backup are all it has."""
     if not module.path.startswith("daemon/inngest/"):
         return
     ours = ("daemon.inngest", "daemon.maintenance.backup", "daemon.core.repair_errors", "schema")
@@ -330,13 +330,13 @@ def inngest_travels_light(module: Module) -> Iterator[str]:
             yield f"{module.path}:{imported.line} imports {imported.name}"
 
 
-def forensics_only_looks(module: Module) -> Iterator[str]:
-    """daemon/forensics imports nothing that changes what it looks at."""
-    if not module.path.startswith("daemon/forensics/"):
+def inspect_only_reads(module: Module) -> Iterator[str]:
+    """daemon/inspect imports nothing that changes what it looks at."""
+    if not module.path.startswith("daemon/inspect/"):
         return
     for imported in imports_of(module):
-        if any(imported.within(room) for room in FORENSICS_NEVER) or imported.name.endswith((".open_owner", ".Writer")):
-            yield f"{module.path}:{imported.line} forensics imports {imported.name}"
+        if any(imported.within(room) for room in INSPECT_NEVER) or imported.name.endswith((".open_owner", ".Writer")):
+            yield f"{module.path}:{imported.line} inspect imports {imported.name}"
 
 
 def nothing_mutable_at_module_level(module: Module) -> Iterator[str]:
@@ -410,7 +410,7 @@ RULES: Final[tuple[Rule, ...]] = (
     sqlite_has_one_door,
     pure_files_are_pure,
     inngest_travels_light,
-    forensics_only_looks,
+    inspect_only_reads,
     nothing_mutable_at_module_level,
 )
 
@@ -459,7 +459,7 @@ OFFENDERS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (daemon_declares_its_dependencies, "daemon/store/inbound.py", "from requests.exceptions import Timeout"),
     (docker_has_one_caller, "daemon/engine/supervisor/supervisor.py", "import docker"),
     (docker_has_one_caller, "daemon/docker.py", "from docker.errors import NotFound"),
-    (docker_has_one_caller, "daemon/containers/dockerish.py", "import docker.types"),
+    (docker_has_one_caller, "daemon/runtimes/dockerish.py", "import docker.types"),
     (docker_has_one_caller, "container_runner/docker.py", "import docker"),
     (opentelemetry_has_one_caller, "daemon/app/main.py", "from opentelemetry.sdk.trace import TracerProvider"),
     (opentelemetry_has_one_caller, "daemon/telemetry/tracing.py", "def f():\n    import opentelemetry.sdk"),
@@ -472,7 +472,7 @@ OFFENDERS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (sqlite_has_one_door, "container_runner/store.py", "import sqlite3\nsqlite3.Connection('x')"),
     (pure_files_are_pure, "daemon/core/lifecycle.py", "import time"),
     (pure_files_are_pure, "daemon/core/lifecycle.py", "from daemon.store import inbound"),
-    (pure_files_are_pure, "daemon/core/lifecycle.py", "from daemon.sweep import observe"),
+    (pure_files_are_pure, "daemon/core/lifecycle.py", "from daemon.engine import sweeper"),
     (pure_files_are_pure, "daemon/core/lifecycle.py", "from . import observe"),
     (pure_files_are_pure, "daemon/core/delivery_plan.py", "import random"),
     (pure_files_are_pure, "daemon/core/delivery_plan.py", "import structlog"),
@@ -486,9 +486,9 @@ OFFENDERS: Final[tuple[tuple[Rule, str, str], ...]] = (
     (pure_files_are_pure, "schema/states.py", "import logging"),
     (inngest_travels_light, "daemon/inngest/sweep.py", "from daemon.core.clock import SystemClock"),
     (inngest_travels_light, "daemon/inngest/canary.py", "import httpx"),
-    (pure_files_are_pure, "daemon/core/run_state.py", "from daemon.forensics import reading"),
-    (forensics_only_looks, "daemon/inspect/doctor.py", "from daemon.core.lifecycle import Policy"),
-    (forensics_only_looks, "daemon/inspect/reading.py", "from schema.connect import open_owner"),
+    (pure_files_are_pure, "daemon/core/run_state.py", "from daemon.inspect import reading"),
+    (inspect_only_reads, "daemon/inspect/doctor.py", "from daemon.engine.sweeper import Sweeper"),
+    (inspect_only_reads, "daemon/inspect/reading.py", "from schema.connect import open_owner"),
     (nothing_mutable_at_module_level, "daemon/app/main.py", "cache = {}"),
     (nothing_mutable_at_module_level, "daemon/app/main.py", "SEEN: set[str] = set()"),
     (nothing_mutable_at_module_level, "daemon/app/main.py", "LIMITS: Final = {'a': 1}"),
@@ -512,8 +512,8 @@ INNOCENTS: Final[tuple[tuple[str, str], ...]] = (
     ("daemon/runtimes/docker_events.py", "import docker"),
     ("daemon/telemetry/tracing_otel.py", "from opentelemetry.sdk.trace import TracerProvider"),
     ("daemon/telemetry/tracing.py", "def f():\n    from daemon.telemetry.tracing_otel import OtelTracer"),
-    ("daemon/engine/supervisor/supervisor.py", "from daemon.containers import docker\nfrom . import docker_events"),
-    ("daemon/containers/image.py", "import importlib.resources as r\nr.files('container_runner')"),
+    ("daemon/engine/supervisor/supervisor.py", "from daemon.runtimes import docker\nfrom . import docker_events"),
+    ("daemon/runtimes/image_build.py", "import importlib.resources as r\nr.files('container_runner')"),
     (
         "daemon/inngest/sweep.py",
         "from daemon.maintenance.backup import back_up\nfrom schema.ids import new_id\nimport json",

@@ -12,9 +12,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from container_runner import errors
 from container_runner.providers.command import CommandProvider, program_environment
 from container_runner.providers.protocol import Answer, ProviderContext, Silence, Turn, TurnMessage
+from container_runner.shared import errors
 from schema.rows import RunnerSettings
 from tests.support.session_kit import eventually
 

@@ -12,10 +12,10 @@ from typing import Any
 import anyio
 import pytest
 
-from container_runner import errors
-from container_runner.children import Children
 from container_runner.providers.command import CommandProvider
 from container_runner.providers.protocol import ProviderContext
+from container_runner.shared import errors
+from container_runner.shared.children import Children
 from schema.layout import CANNOT_START_CODE
 from schema.rows import RunnerSettings
 from tests.integration.runner.test_command import TURN, Recorder

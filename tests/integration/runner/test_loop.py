@@ -11,10 +11,10 @@ import anyio
 import pytest
 import structlog
 
-from container_runner.errors import AnswerInvalidError, ClaimLostError, CommandExitError, TurnDeferredError
 from container_runner.heartbeat import Heartbeat
 from container_runner.loop import Runner
 from container_runner.providers.protocol import Answer, OutMessage, Progress, Silence, Turn
+from container_runner.shared.errors import AnswerInvalidError, ClaimLostError, CommandExitError, TurnDeferredError
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
 from schema.connect import open_owner

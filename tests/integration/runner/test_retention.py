@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from container_runner.errors import InboundUnreadableError
 from container_runner.loop import Runner
 from container_runner.retention import Pruned, Retention
+from container_runner.shared.errors import InboundUnreadableError
 from schema.errors import StorageError
 from tests.integration.runner.test_loop import Scripted, answer_ok, build, running
 from tests.support.session_kit import SessionKit, eventually

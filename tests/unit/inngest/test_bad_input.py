@@ -14,6 +14,7 @@ from daemon.inngest.database import open_writer
 from daemon.inngest.errors import SweepDatabaseChangedError
 from daemon.inngest.operations import operate
 from daemon.inngest.plan import Scope
+from daemon.inngest.reports import sweep_report
 from daemon.inngest.sweep import Outcome, Request, sweep
 from daemon.inngest.writing import Mark, write_status
 from schema.errors import ClawbusError
@@ -178,7 +179,7 @@ def test_any_other_commit_after_the_backup_is_noticed_too(db: InngestDb) -> None
     assert outcome.error is not None
     assert outcome.error.code == "SWEEP_DATABASE_CHANGED"
     assert outcome.backup is not None, "it stays, and is told"
-    assert outcome.report()["backup"]["path"] == str(outcome.backup.path)
+    assert sweep_report(outcome)["backup"]["path"] == str(outcome.backup.path)
     assert db.span_list("Cancelled") == []
 
 
@@ -252,7 +253,7 @@ def test_a_sweep_that_cannot_be_looked_at_is_still_told_as_done(db: InngestDb, m
         outcome = apply(db.path, at("committed", lambda: other.enter_context(lock)))
     assert outcome.error is not None
     assert outcome.error.code == "SWEEP_NOT_VERIFIED"
-    assert outcome.report()["applied"] is True
+    assert sweep_report(outcome)["applied"] is True
     assert len(db.span_list("Cancelled")) == 3
 
 

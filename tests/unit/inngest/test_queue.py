@@ -18,6 +18,7 @@ from daemon.inngest.holders import Queue, find_holders
 from daemon.inngest.operations import operate
 from daemon.inngest.plan import Scope
 from daemon.inngest.redis_queue import runs_in_redis
+from daemon.inngest.reports import sweep_report
 from daemon.inngest.sweep import Request, sweep
 from tests.support.inngest_db import HEALTH, HOUR, MINUTE, NOW, TRIAGE, InngestDb, the_night
 
@@ -61,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def found(db: InngestDb, **more: object) -> tuple[int, dict[str, int]]:
-    report = sweep(Request(db.path, SCOPE, "ada"), NOW).report()
+    report = sweep_report(sweep(Request(db.path, SCOPE, "ada"), NOW))
     return len(report["candidates"]), report["left_alone"]
 
 
@@ -88,7 +89,7 @@ def test_what_a_server_was_heard_of_since_its_start_is_in_its_queue(tmp_path: Pa
     db.history(sleeps, "StepSleeping", sleeps.started_at + 10, step_id="s", sleep=json.dumps({"until": later + HOUR}))
     db.run(HEALTH, age=MINUTE)
     with server(db.path, folder=folder):
-        report = sweep(Request(db.path, SCOPE, "ada"), later).report()
+        report = sweep_report(sweep(Request(db.path, SCOPE, "ada"), later))
     assert report["left_alone"] == {"waiting": 1, "young": 1}
 
 

@@ -12,6 +12,7 @@ import pytest
 from daemon.inngest.canary import event_report
 from daemon.inngest.operations import operate
 from daemon.inngest.plan import Scope, Unregistered
+from daemon.inngest.reports import sweep_report
 from daemon.inngest.sweep import Outcome, Request, sweep
 from tests.support.inngest_db import HOUR, MINUTE
 from tests.support.inngest_real import MADE, unpack
@@ -47,9 +48,9 @@ def test_silence_is_no_more_than_silence_whatever_ended_at_says(tmp_path: Path) 
 def test_with_the_queue_lost_every_ghost_is_a_candidate_the_waiting_and_the_queued_too(tmp_path: Path) -> None:
     path = unpack("A2-before-sweep", tmp_path)
     before = ask(path)
-    assert before.report()["left_alone"] == {"waiting": 3}
+    assert sweep_report(before)["left_alone"] == {"waiting": 3}
     assert before.scheduled == 2
-    assert any("--queue-lost" in text for text in before.report()["warnings"])
+    assert any("--queue-lost" in text for text in sweep_report(before)["warnings"])
     outcome = ask(path, lost(), apply=True)
     assert outcome.error is None
     assert outcome.verification is not None
@@ -74,7 +75,7 @@ def test_a_run_that_asked_to_be_tried_again_later_is_waiting_until_then(tmp_path
     """Its application answered with Retry-After: one hour."""
     path = unpack("A2-before-sweep", tmp_path)
     outcome = ask(path, Scope(functions=("check/retrying",)), now=MADE + after * MINUTE)
-    assert outcome.report()["left_alone"].get("waiting", 0) == int(held)
+    assert sweep_report(outcome)["left_alone"].get("waiting", 0) == int(held)
     assert len(outcome.plan.candidates) == int(not held)
 
 
@@ -86,7 +87,7 @@ def test_a_queue_that_is_in_redis_stops_an_apply_before_it_ends_live_runs(tmp_pa
     assert outcome.error.code == "SWEEP_QUEUE_ALIVE"
     assert path.read_bytes() == before
     assert ask(path).error is None, "a preview looks"
-    assert any("--redis-uri" in text for text in ask(path).report()["warnings"])
+    assert any("--redis-uri" in text for text in sweep_report(ask(path))["warnings"])
 
 
 def test_a_run_that_was_revived_after_a_sweep_is_what_its_server_says(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_a_run_that_goes_on_after_a_sweep_is_not_called_ended_by_that_sweep(tmp_
 
 def test_what_locks_of_others_did_to_a_file_is_judged_source_by_source(tmp_path: Path) -> None:
     outcome = ask(unpack("D1-ghosts-made-by-foreign-locks", tmp_path))
-    report = outcome.report()
+    report = sweep_report(outcome)
     assert len(report["candidates"]) == 21
     assert Counter((one["source"], one["becomes"]) for one in report["candidates"]) == {
         ("trace", "completed"): 10, ("history", "completed"): 5, ("list", "completed"): 1, ("list", "cancelled"): 5,

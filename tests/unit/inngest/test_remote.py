@@ -68,7 +68,7 @@ def test_the_bundle_is_what_the_operation_needs_and_no_more() -> None:
         "schema/connect.py",
         "schema/inbound.sql",
     } <= names
-    assert not any(name.startswith(("daemon/cli", "daemon/bus", "daemon/app")) for name in names)
+    assert not any(name.startswith(("daemon/cli", "daemon/engine", "daemon/app")) for name in names)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from daemon.inngest.errors import InngestCanaryError
 from daemon.inngest.holders import find_holders
 from daemon.inngest.operations import operate
 from daemon.inngest.plan import Scope
+from daemon.inngest.reports import sweep_report
 from daemon.inngest.sweep import Outcome, Request, sweep
 from tests.support.inngest_db import HEALTH, MINUTE, NOW, TRIAGE, InngestDb, event_key
 from tests.support.inngest_server import SIGNING_KEY, event_endpoint, open_elsewhere
@@ -72,7 +73,7 @@ def test_an_apply_is_refused_while_a_server_is_up_and_a_preview_warns(db: Innges
         assert outcome.error.code == "SWEEP_SERVER_RUNNING"
         assert outcome.backup is None
         assert db.dump() == before
-        preview = sweep(Request(db.path, Scope(), "ada"), NOW).report()
+        preview = sweep_report(sweep(Request(db.path, Scope(), "ada"), NOW))
     assert preview["server"]
     assert any("queue" in text for text in preview["warnings"])
 

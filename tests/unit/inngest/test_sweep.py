@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from daemon.inngest.plan import Scope
+from daemon.inngest.reports import sweep_report
 from daemon.inngest.sweep import Outcome, Request, sweep
 from daemon.inngest.values import instant, run_key, ulid_ms
 from tests.support.inngest_db import HEALTH, HOUR, MINUTE, NOW, TRIAGE, InngestDb, Night, event_key, go_time
@@ -33,7 +34,7 @@ def done(outcome: Outcome) -> Outcome:
 
 def test_the_preview_names_all_ten_by_function_and_changes_nothing(night: Night) -> None:
     before = night.db.dump(), sorted(night.db.path.parent.glob("*.sqlite*"))
-    report = ask(night.db).report()
+    report = sweep_report(ask(night.db))
     assert {name: one["total"] for name, one in report["by_function"].items()} == {TRIAGE: 7, HEALTH: 3}
     assert {one["run_id"] for one in report["candidates"]} == {one.key for one in night.stale}
     assert report["left_alone"] == {"young": 1, "out_of_scope": 1}
@@ -63,7 +64,7 @@ def test_apply_backs_up_sweeps_and_verifies_and_a_second_apply_finds_nothing(nig
     assert {key for key, _ in outcome.verification.sampled} == swept
     assert outcome.verification.wrong == ()
     assert outcome.verification.still_listed == {"young": 1, "excluded": 1, "out_of_scope": 1}
-    assert outcome.report()["canary"]["done"] is False
+    assert sweep_report(outcome)["canary"]["done"] is False
 
     after = night.db.dump()
     again = ask(night.db, without(night), apply=True)
@@ -238,7 +239,7 @@ def test_a_run_that_sleeps_or_waits_on_purpose_is_left_alone_until_its_time(
     run = db.run(TRIAGE)
     db.run(HEALTH, age=MINUTE)
     db.history(run, "StepSleeping", run.started_at + 10, step_id="s-1", **waits)
-    assert ask(db).report()["left_alone"] == {"waiting": 1, "young": 1}
+    assert sweep_report(ask(db))["left_alone"] == {"waiting": 1, "young": 1}
     db.history(run, "StepCompleted", run.started_at + 20, step_id="s-1")
     assert ask(db).plan.keys == (run.key,), "the wait is over"
 
@@ -261,7 +262,7 @@ def test_a_candidate_that_the_queue_s_snapshot_names_is_told(night: Night) -> No
     night.db.do("INSERT INTO queue_snapshot_chunks VALUES ('01A', 0, ?)", (night.stale[1].key.encode(),))
     night.db.do("INSERT INTO queue_snapshot_chunks VALUES ('01B', 0, ?)", (b"x" * 500 + key[:10].encode(),))
     night.db.do("INSERT INTO queue_snapshot_chunks VALUES ('01B', 1, ?)", (key[10:].encode() + b"y" * 500,))
-    report = ask(night.db).report()
+    report = sweep_report(ask(night.db))
     assert [one["run_id"] for one in report["candidates"] if one["in_queue_snapshot"]] == [key]
     assert any("snapshot" in text for text in report["warnings"])
 

@@ -69,7 +69,7 @@ def codes() -> set[str]:
     """The codes that the rules make diagnoses with."""
     found: set[str] = set()
     for name in RULES:
-        tree = ast.parse((ROOT / f"daemon/forensics/{name}.py").read_text(encoding="utf-8"))
+        tree = ast.parse((ROOT / f"daemon/core/{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 place = {"Diagnosis": 0, "_of": 1, "_about": 2}.get(node.func.id)

@@ -327,7 +327,7 @@ DIES = """
 import os, signal, sys
 from pathlib import Path
 from daemon.core.run_state import Life
-from daemon.repair import stale_sweep
+from daemon.maintenance import stale_sweep
 from daemon.core.stale_plan import Scope
 from daemon.maintenance.stale_reading import Surroundings
 from daemon.store.dead_letters import Operator

@@ -2,9 +2,9 @@
 
 import pytest
 
-from container_runner.errors import AnswerInvalidError, AnswerNotTextError
 from container_runner.providers.lines import Event, Later, OutputParser, ProgressNote, ToolEnd, ToolStart
 from container_runner.providers.protocol import OutMessage
+from container_runner.shared.errors import AnswerInvalidError, AnswerNotTextError
 
 
 def parse(output: bytes) -> tuple[OutputParser, list[Event]]:

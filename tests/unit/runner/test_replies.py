@@ -5,9 +5,9 @@ from typing import Final
 
 import pytest
 
-from container_runner.errors import AnswerInvalidError, CommandExitError
 from container_runner.providers.protocol import Destination, OutMessage, TurnMessage
 from container_runner.replies import Reply, failure_replies, plan_replies
+from container_runner.shared.errors import AnswerInvalidError, CommandExitError
 from schema.rows import Address
 
 ROUTING: Final = Address("local", "home", "rt")

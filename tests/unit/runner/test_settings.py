@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import pytest
 
-from container_runner.errors import SettingsError
 from container_runner.providers import PROVIDERS
 from container_runner.settings import read_environment
+from container_runner.shared.errors import SettingsError
 from schema.rows import RunnerSettings
 
 GOOD: Final = {"CLAWBUS_INCARNATION": "I1", "CLAWBUS_RUNNER": "{}"}

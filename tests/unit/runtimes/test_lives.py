@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from container_runner.errors import ClaimLostError
+from container_runner.shared.errors import ClaimLostError
 from daemon.engine.supervisor.slots import Phase
 from daemon.store.registry import SessionKey
 from tests.support.fake_agent import Agent

@@ -1,0 +1,25 @@
+"""How one try of one message ended: the fact that metrics and traces are made of. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from schema.rows import MessageIn
+
+COMPLETED: Final = "completed"
+FAILED: Final = "failed"  # the agent answered with an error
+RETRIED: Final = "retried"
+DEAD_LETTERED: Final = "dead_lettered"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """One try of one message, over. Epoch milliseconds, in order: due, claimed, ended. `outcome` is one of the above."""
+
+    message: MessageIn
+    incarnation: str | None
+    outcome: str
+    due_at: int
+    claimed_at: int
+    ended_at: int
