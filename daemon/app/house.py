@@ -35,7 +35,7 @@ from daemon.engine.watch import Watch
 from daemon.maintenance.retention import Retention
 from daemon.maintenance.session_deletion import Deletions
 from daemon.monitoring.monitoring import Watched
-from daemon.runtimes.engine import EngineGuard
+from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.factory import images_of, spec_maker
 from daemon.runtimes.members import member_finder
 from daemon.runtimes.protocol import ContainerRuntime, Exit

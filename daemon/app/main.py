@@ -33,7 +33,7 @@ from daemon.engine.installation import Start, settle_install
 from daemon.engine.supervisor.changed_runtime import refuse_changed_engine, refuse_changed_runtime
 from daemon.logs.pipeline import LogPipeline, configure
 from daemon.monitoring.monitoring import Monitoring
-from daemon.runtimes.engine import EngineGuard
+from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.factory import build_runtime
 from daemon.store.data_folder import DataFolder
 from daemon.store.install import InstallFile

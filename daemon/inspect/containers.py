@@ -19,7 +19,7 @@ from daemon.core.facts import Container
 from daemon.inspect.central_reading import live_containers, live_runtimes, read_install_id
 from daemon.logs.pipeline import configure
 from daemon.runtimes.agent_images import agent_images
-from daemon.runtimes.engine import another_engine, is_witness
+from daemon.runtimes.engine_identity import another_engine, is_witness
 from daemon.runtimes.process import ProcessRuntime
 from daemon.runtimes.protocol import ContainerRuntime
 from daemon.store.data_folder import Layout

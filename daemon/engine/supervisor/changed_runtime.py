@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Final
 
 from daemon.core.errors import EngineChangedError, RuntimeChangedError, RuntimeUnavailableError
-from daemon.runtimes.engine import EngineGuard, another_engine, is_witness
+from daemon.runtimes.engine_identity import EngineGuard, another_engine, is_witness
 from daemon.runtimes.protocol import ContainerRuntime
 from daemon.store.install import Engine
 from daemon.store.registry import IncarnationRow

@@ -18,7 +18,7 @@ from daemon.core.clock import Clock
 from daemon.core.errors import ImageError
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.slots import AgentImage, Hooks, Slot, Timings
-from daemon.runtimes.engine import EngineGuard
+from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.protocol import ContainerRuntime, Running
 from daemon.store.registry import Registry, SessionKey
 from daemon.telemetry.telemetry import Telemetry

@@ -21,7 +21,7 @@ from daemon.engine.supervisor.fleet import Fleet
 from daemon.engine.supervisor.reconcile import Reconciler
 from daemon.engine.supervisor.slots import Hooks, Phase, Slot, Timings
 from daemon.engine.supervisor.wake_queue import WakeQueue
-from daemon.runtimes.engine import EngineGuard
+from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.protocol import ContainerRuntime, Running
 from daemon.store.registry import IncarnationRow, SessionKey
 from daemon.telemetry.telemetry import Telemetry

@@ -16,7 +16,7 @@ from daemon.config.policies import read_limits
 from daemon.core.errors import DataFolderError, EngineChangedError
 from daemon.engine.installation import Start, renew, settle_install
 from daemon.engine.supervisor.slots import Phase
-from daemon.runtimes.engine import EngineGuard
+from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.protocol import ContainerRuntime
 from daemon.store.data_folder import Layout
 from daemon.store.install import InstallFile
