@@ -150,7 +150,7 @@ def test_any_other_error_has_its_traceback_on_the_same_line(start: Start, tmp_pa
         structlog.get_logger().exception("loop_failed")
     (line,) = lines(tmp_path)
     assert (line["level"], line["error_type"]) == ("error", "KeyError")
-    assert "test_logs.py" in line["traceback"]
+    assert Path(__file__).name in line["traceback"]
     assert line["traceback"].endswith("KeyError: 'missing'\n")
 
 
