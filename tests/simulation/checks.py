@@ -11,11 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 from container_runner.providers.protocol import TurnMessage
 from container_runner.store import Store
-from daemon.channels.protocol import InDoubt
+from daemon.channels.protocol import Accepted, InDoubt
 from daemon.store import deliveries, messages
 from daemon.store.data_folder import Layout
 from daemon.store.registry import SessionKey
@@ -29,6 +29,8 @@ from tests.simulation.receivers import TRAITS, Receivers
 from tests.simulation.scenario import Ledger, Scenario
 from tests.simulation.world import World
 from tests.support.invariants import data_folder_violations
+
+_OVER: Final = ("completed", "failed")
 
 
 @dataclass
@@ -203,19 +205,10 @@ def _messages(daemon: SimDaemon, ledger: Ledger, claims: Claims, witness: Witnes
     told: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in _rows(daemon, key, "SELECT * FROM message_history ORDER BY id"):
         told[row["message_id"]].append(row)
-    for (owner, message_id), accepted in ledger.accepted.items():
-        if owner != key:
-            continue
-        # A client that sends an id again after retention took the message makes a new one: both are looked at.
-        gone = [one for one in witness.of(key, "messages_in") if one["id"] == message_id]
-        row = next((one for one in gone if one["seq"] == accepted.seq), rows.get(message_id))
-        if row is None:
-            yield f"{key}: {message_id} was accepted, and is gone"
-            continue
-        if row["seq"] != accepted.seq:
-            yield f"{key}: {message_id} was accepted as {accepted.seq}, and is {row['seq']}"
-        if row["trigger"] and row["status"] not in ("completed", "failed"):
-            yield f"{key}: {message_id} was accepted, and is {row['status']} in the end"
+    for (owner, _), accepted in ledger.accepted.items():
+        if owner == key:
+            for one in accepted:
+                yield from _kept(key, one, rows, witness)
     for message_id, row in rows.items():
         retries = [item for item in told[message_id] if item["event"] == "retry_scheduled"]
         charged = Counter(item["incarnation"] for item in retries)
@@ -234,6 +227,37 @@ def _messages(daemon: SimDaemon, ledger: Ledger, claims: Claims, witness: Witnes
             yield f"{key}: {message_id} failed without a reason"
         if [item["event"] for item in told[message_id]].count("accepted") > 1:
             yield f"{key}: {message_id} was accepted twice"
+
+
+def _kept(key: SessionKey, accepted: Accepted, rows: dict[str, dict[str, Any]], witness: Witness) -> Iterator[str]:
+    """What one yes said is true of a row that is there, or that was there until retention took it.
+
+    A client that sends an id again after retention took the message makes a new one: each yes is held to its own row.
+    """
+    message_id = accepted.message_id
+
+    def called(identity: str) -> list[dict[str, Any]]:
+        there = [one for one in witness.of(key, "messages_in") if one["id"] == identity]
+        return [*there, rows[identity]] if identity in rows else there
+
+    known = called(message_id)
+    meant = [row for row in known if row["seq"] == accepted.seq]
+    if not known:
+        yield f"{key}: {message_id} was accepted, and is gone"
+    elif not meant:
+        yield f"{key}: {message_id} was accepted as {accepted.seq}, and is {' and '.join(str(row['seq']) for row in known)}"
+    work = meant
+    if accepted.requeued_as is not None:
+        work = called(accepted.requeued_as)
+        if not work:
+            yield f"{key}: {message_id} was requeued as {accepted.requeued_as}, which is gone"
+        if any(row["content"] != one["content"] for row in meant for one in work):
+            yield f"{key}: {message_id} was requeued as {accepted.requeued_as}, which says something else"
+        if any(row["status"] != "failed" for row in meant):
+            yield f"{key}: {message_id} was requeued, and has not failed"
+    for row in work:
+        if row["trigger"] and row["status"] not in _OVER:
+            yield f"{key}: {message_id} was accepted, and {row['id']} is {row['status']} in the end"
 
 
 def _effects(receivers: Receivers) -> Iterator[str]:

@@ -321,6 +321,24 @@ def _no_order_across_retries() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(container_runner.store._Due, "_look_for_holders", look)
 
 
+def _seq_of_the_copy() -> contextlib.AbstractContextManager[Any]:
+    """The yes for an id that failed names the seq of the message that does the work again."""
+    real = daemon.engine.ingress.store
+
+    def store(*arguments: Any) -> Any:
+        kept = real(*arguments)
+        return replace(kept, known=replace(kept.known, seq=kept.counts.seq))
+
+    return mock.patch.object(daemon.engine.ingress, "store", store)
+
+
+def _yes_without_requeue() -> contextlib.AbstractContextManager[Any]:
+    """The yes for an id that failed names a message that was never stored."""
+    return mock.patch.object(
+        daemon.engine.ingress, "requeue_message", lambda _db, message, *_, **__: replace(message, id=f"{message.id}+r1")
+    )
+
+
 MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
     {
         "an ended attempt costs again": _charge_again,
@@ -348,6 +366,8 @@ MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
         "a failed turn of several is final": _failed_turn_is_final,
         "what is retried shares its turn": _nobody_is_alone,
         "no order across retries": _no_order_across_retries,
+        "a requeue is accepted with its copy's seq": _seq_of_the_copy,
+        "a requeue is accepted and not stored": _yes_without_requeue,
         **mutations_retention.MUTATIONS,
     }
 )

@@ -51,11 +51,23 @@ def _dead_letters_go() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(daemon.store.pruning, "_open_or_requeued", lambda *_: set())
 
 
+def _closings_go_alone() -> contextlib.AbstractContextManager[Any]:
+    """What says that a failed message was dealt with goes before the message does."""
+    real = daemon.store.pruning._delete
+
+    def delete(db: Any, table: str, key: str, ids: Any) -> None:
+        if table == "dead_letters_closed":
+            real(db, table, key, ids)
+
+    return mock.patch.object(daemon.store.pruning, "_delete", delete)
+
+
 MUTATIONS: Final[Mapping[str, Callable[[], contextlib.AbstractContextManager[Any]]]] = MappingProxyType(
     {
         "an answer is pruned without a receipt": _unsent_answers_go,
         "an ack is pruned before its message is over": _acks_go_early,
         "pruned seqs come again": _seqs_come_again,
         "open dead letters are pruned": _dead_letters_go,
+        "a closing is pruned without its letter": _closings_go_alone,
     }
 )

@@ -22,7 +22,9 @@ from tests.simulation.receivers import Receivers
 from tests.simulation.world import World
 
 Row = dict[str, Any]
-_TABLES: Final = {"messages_in": "id", "messages_out": "id", "processing_ack": "message_id"}
+_TABLES: Final = {
+    "messages_in": "id", "messages_out": "id", "processing_ack": "message_id", "dead_letters_closed": "id",
+}  # fmt: skip
 _OVER: Final = ("completed", "failed", "cancelled")
 
 
@@ -37,6 +39,7 @@ def draw_retention(seed: int) -> Retention:
         mailbox_s=0,
         interval_s=rng.choice((3.0, 20.0, 60.0)),
         batch=rng.choice((1, 2, 5, 500)),
+        dead_letters_s=rng.choice((0.0, 5.0, 60.0)),
     )
 
 
@@ -80,6 +83,9 @@ class Witness:
         elif table == "messages_out":
             if not self.receivers.effects.get(f"{key}/{identity}"):
                 self.world.broken(f"{key}: the answer {identity} goes, and no receiver ever saw it")
+        elif table == "dead_letters_closed":
+            if self._dead(db, identity):
+                self.world.broken(f"{key}: the closing of {identity} goes, and its dead letter stays")
         elif row["status"] not in _OVER or (row["status"] == "failed" and not self._closed(db, identity)):
             self.world.broken(f"{key}: {identity} goes, and is {row['status']}")
         self.world.counts[f"pruned_{table}"] += 1
@@ -87,6 +93,12 @@ class Witness:
 
     def _closed(self, db: Writer, identity: str) -> bool:
         return db.one("SELECT 1 FROM dead_letters_closed WHERE id = ?", (identity,)) is not None
+
+    def _dead(self, db: Writer, identity: str) -> bool:
+        """Whether a letter is there that would be open again without its closing."""
+        message = "SELECT 1 FROM messages_in WHERE id = ? AND status = 'failed'"
+        answer = "SELECT 1 FROM delivery_attempts WHERE message_out_id = ? AND state = 'dead'"
+        return any(db.one(sql, (identity,)) is not None for sql in (message, answer))
 
 
 @contextlib.contextmanager

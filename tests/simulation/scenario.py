@@ -6,13 +6,15 @@ Drawn from the seed before and while it runs. Calm again after `active_s`; the r
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Final
 
 import anyio
 
-from daemon.channels.protocol import Accepted, Incoming
+from daemon.channels.protocol import Accepted, Incoming, Outgoing
 from daemon.core.errors import IdConflictError
 from daemon.store.install import mark_restored
 from daemon.store.registry import Registry, SessionKey
@@ -34,7 +36,9 @@ class Ledger:
     """What the clients know: every message they sent, and those that the bus said yes to."""
 
     sent: dict[tuple[SessionKey, str], Incoming] = field(default_factory=dict[tuple[SessionKey, str], Incoming])
-    accepted: dict[tuple[SessionKey, str], Accepted] = field(default_factory=dict[tuple[SessionKey, str], Accepted])
+    accepted: dict[tuple[SessionKey, str], list[Accepted]] = field(
+        default_factory=dict[tuple[SessionKey, str], list[Accepted]]
+    )
     waiting: int = 0
 
 
@@ -55,7 +59,10 @@ class Scenario:
         self.active_s = rng.choice((10.0, 20.0, 40.0, 150.0) if self.long else (10.0, 20.0, 30.0))
         self.clock_back_ms = 0
         self._replies_left = rng.choice((0, 0, 2, 4))
-        receivers.on_effect = lambda out: self._converse(SessionKey(out.agent, out.session), out.address, 0.2)
+        # From a source of its own: a draw more would make another run of every seed.
+        self._repeats = Random(f"repeats {world.seed}")
+        self._repeats_left = self._repeats.choice((0, 1, 2, 4))
+        receivers.on_effect = self._answered
         host.on_exit = lambda agent, session: self._converse(
             SessionKey(agent, session), Address(rng.choice(sorted(TRAITS)), "room"), rng.choice((0.05, 0.3))
         )
@@ -146,13 +153,31 @@ class Scenario:
             with anyio.move_on_after(world.between(5, 40) if sent else 0.1):
                 await answered.wait()
             if answer and isinstance(answer[0], Accepted):
-                ledger.accepted[key, message_id] = answer[0]
+                ledger.accepted.setdefault((key, message_id), []).append(answer[0])
                 world.step(actor, f"has a yes for {message_id}")
                 return
             if answer and isinstance(answer[0], IdConflictError):
                 world.broken(f"{message_id} was refused as a conflict with itself")
                 return
             await anyio.sleep(world.between(0.5, 10.0))
+
+    def _answered(self, out: Outgoing) -> None:
+        """An answer has arrived: its reader may write back, and a sender who reads of a failure may send again."""
+        key = SessionKey(out.agent, out.session)
+        self._converse(key, out.address, 0.2)
+        message_id = (out.in_reply_to or "").partition("+r")[0]
+        failed = "seen" not in json.loads(out.content)
+        if failed and self._repeats_left and (key, message_id) in self.ledger.sent:
+            self._repeats_left -= 1
+            self.ledger.waiting += 1
+            after = self._repeats.uniform(0.0, self._repeats.choice((0.5, 10.0, 90.0)))
+            self.world.loop.spawn(None, self._send_again(key, message_id, after), "a sender who was refused")
+
+    async def _send_again(self, key: SessionKey, message_id: str, after: float) -> None:
+        await anyio.sleep(after)
+        self.world.counts["sent_again_after_failure"] += 1
+        await self._insist(key, message_id, self.ledger.sent[key, message_id])
+        self.ledger.waiting -= 1
 
     def _converse(self, key: SessionKey, address: Address, within_s: float) -> None:
         """Somebody who reads an answer may write back at once, and somebody else just when the agent goes to sleep."""

@@ -316,6 +316,7 @@ async def test_an_id_that_failed_is_worked_on_again_when_it_is_sent_again(kit: H
     again = await kit.send(message_id="m1")
     assert (again.message_id, again.duplicate, again.state) == ("m1", True, "pending")
     assert (again.previous, again.requeued_as) == ("failed", "m1+r1")
+    assert again.seq == first.seq, "the seq belongs to the id that the answer names, not to the copy"
     row = await kit.message("m1+r1")
     assert (row["status"], row["content"], row["solo"]) == ("pending", '{"text": "hello"}', 1)
     repeated = await kit.send(message_id="m1")
