@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 from anyio import to_thread
 
 from daemon.core.clock import Clock
-from daemon.core.errors import DataFolderError
+from daemon.core.errors import DataFolderError, RuntimeUnavailableError
 from daemon.engine.sweep_steps import disown_incarnation
 from daemon.runtimes.protocol import ContainerRuntime
 from daemon.store.data_folder import Layout
@@ -48,7 +48,8 @@ class Start:
 async def settle_install(start: Start, build: Build) -> str:
     """The id of this installation: a new one in a copied or restored folder, after all that this entails.
 
-    Raises StorageError, and DataFolderError when the copy shares its sessions with the original.
+    Raises StorageError; DataFolderError when the copy shares its sessions with the original, or took its place while a
+    container of it runs; RuntimeUnavailableError when nobody can tell whether one does.
     """
     install_id = await to_thread.run_sync(
         agree_on_install_id, start.registry, start.folder.install_file, start.clock.now_ms()
@@ -72,7 +73,10 @@ async def _become_own(start: Start, found: Install, build: Build) -> str:
     now = start.clock.now_ms()
     origin = Origin(found.install_id, found.place.path if found.place else found.origin and found.origin.path, now)
     rows = await to_thread.run_sync(start.registry.live_incarnations)
-    gone = {row.id for row in rows} if found.given_up else await _proved_gone(rows, found, build)
+    answer = _Answer({row.id for row in rows}) if found.given_up else await _ask(rows, found, build)
+    if origin.path == here.path:
+        _refuse_beside_containers(answer, rows, here.path)
+    gone = answer.gone
     for row in rows:
         await to_thread.run_sync(_disown, start, row, row.id in gone, origin)
     fresh = new_id(now).lower()
@@ -84,23 +88,55 @@ async def _become_own(start: Start, found: Install, build: Build) -> str:
     return fresh
 
 
-async def _proved_gone(rows: Sequence[IncarnationRow], found: Install, build: Build) -> set[str]:
-    """The incarnations that the original's own engine does not have any more. Another engine proves nothing."""
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the original's own engine says of its containers. `living` are container ids; `silence`: it said nothing."""
+
+    gone: set[str] = field(default_factory=set[str])
+    living: tuple[str, ...] = ()
+    silence: ClawbusError | None = None
+
+
+async def _ask(rows: Sequence[IncarnationRow], found: Install, build: Build) -> _Answer:
+    """Ask which containers the original's own engine still has. Another engine proves nothing."""
+    engine = found.engine
+    if engine is None or not engine.id:
+        return _Answer()
     gone: set[str] = set()
-    for kind in sorted({row.runtime for row in rows}):
-        if found.engine is None or found.engine.kind != kind or not found.engine.id:
-            continue
-        try:
-            async with aclosing(build(kind, found.install_id)) as runtime:
-                if await runtime.identity() != found.engine.id:
-                    continue
-                for row in rows:
+    living: set[str] = set()
+    try:
+        async with aclosing(build(engine.kind, found.install_id)) as runtime:
+            if await runtime.identity() != engine.id:
+                return _Answer()
+            # The record may be older than the containers: a backup's is.
+            living |= {one.container_id for one in await runtime.list_running()}
+            for row in (row for row in rows if row.runtime == engine.kind):
+                if await runtime.may_live(row.id):
+                    living.add(row.container_id or row.id)
+                elif row.container_id is not None:
                     # Without a container's id its daemon was about to start it when the copy was made.
-                    if row.runtime == kind and row.container_id is not None and not await runtime.may_live(row.id):
-                        gone.add(row.id)
-        except ClawbusError:
-            continue
-    return gone
+                    gone.add(row.id)
+    except ClawbusError as error:
+        return _Answer(gone, tuple(sorted(living)), error)
+    return _Answer(gone, tuple(sorted(living)))
+
+
+def _refuse_beside_containers(answer: _Answer, rows: Sequence[IncarnationRow], path: str) -> None:
+    """Raise unless the original's containers are gone: this folder lies where they mount theirs, so a restarted one writes
+    here, unseen by this installation."""
+    if answer.living:
+        names = ", ".join(answer.living)
+        raise DataFolderError(
+            f"{path} was put in the place of an installation whose containers still run, or may start again: {names}."
+            " They would write to these sessions beside the new containers.",
+            hint=f"End them and start again. With Docker: `docker rm -f {' '.join(answer.living)}`.",
+        )
+    if answer.silence is not None and rows:
+        raise RuntimeUnavailableError(
+            f"{path} was put in the place of an installation, and whether its containers still run cannot be told:"
+            f" {answer.silence}",
+            hint="Let their engine answer. When it is gone for good: `clawbus install renew`.",
+        )
 
 
 def _disown(start: Start, row: IncarnationRow, gone: bool, origin: Origin) -> None:

@@ -19,7 +19,7 @@ from daemon.app.house import House, build_house
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.config.models import Agent, Config, Delivery, Runtime, Sweep
 from daemon.config.policies import read_limits
-from daemon.core.errors import NotConfirmedError
+from daemon.core.errors import DataFolderError, NotConfirmedError, RuntimeUnavailableError
 from daemon.engine.installation import Start, settle_install
 from daemon.store.data_folder import Layout
 from daemon.store.registry import Registry, SessionKey
@@ -29,6 +29,11 @@ from tests.simulation.host import SimHost, SimRuntime
 from tests.simulation.loop import Process
 from tests.simulation.pruning import draw_retention
 from tests.simulation.world import World
+
+
+class _RefusedError(Exception):
+    """The daemon does not start on this folder now. systemd tries again."""
+
 
 AGENTS = ("alice", "bob")
 
@@ -172,6 +177,10 @@ class SimDaemon:
             world.counts["daemon_exit_storage"] += 1
             world.trace(process.name, f"ends: {group.exceptions[0]!r}")
             graceful = False
+        except* _RefusedError as group:
+            world.counts["daemon_refuses_folder"] += 1
+            world.trace(process.name, f"ends: {group.exceptions[0].__cause__!r}")
+            graceful = False
         except* Exception as group:
             world.broken(f"the daemon ended by {_leaf(group)!r}")
             graceful = False
@@ -180,10 +189,23 @@ class SimDaemon:
         self.world.counts["daemon_stopped"] += graceful
         self._died()
 
+    def _end_originals(self) -> None:
+        """`docker rm -f` of what belongs to the installation before. No daemon serves, so all that runs does."""
+        if not self.ready:
+            for container in self.host.running():
+                self.host.vanish(container)
+
     async def _serve(self) -> None:
         world = self.world
         start = Start(self.layout, Registry(self.layout.central_db), world.clock, read_limits(self.config))
-        install_id = await settle_install(start, lambda _, of_install: SimRuntime(self.host, of_install))
+        try:
+            install_id = await settle_install(start, lambda _, of_install: SimRuntime(self.host, of_install))
+        except DataFolderError as error:
+            # The daemon names the containers of the original; its operator ends them.
+            world.loop.world_later(1.0, self._end_originals)
+            raise _RefusedError from error
+        except RuntimeUnavailableError as error:
+            raise _RefusedError from error
         pulse = Pulse(world.clock)
         pulse.register("sweep", 1e9)
         folder: Any = self.layout

@@ -320,7 +320,8 @@ class SimRuntime:
         """Of whichever install."""
         await self._call("find")
         return any(
-            item.spec.incarnation == incarnation and item.state != "exited" for item in self._host.containers.values()
+            item.spec.incarnation == incarnation and (item.state != "exited" or item.restarts)
+            for item in self._host.containers.values()
         )
 
     async def check(self, image: str | None = None, *, own_runner: bool = False) -> None:

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from daemon.config.policies import read_limits
-from daemon.core.errors import DataFolderError, EngineChangedError
+from daemon.core.errors import DataFolderError, EngineChangedError, RuntimeUnavailableError
 from daemon.engine.installation import Start, renew, settle_install
 from daemon.engine.supervisor.slots import Phase
 from daemon.runtimes.engine_identity import EngineGuard
@@ -196,6 +196,56 @@ async def test_a_copy_that_shares_its_sessions_is_refused(site: Site, tmp_path: 
     shutil.copytree(site.kit.root, copy, symlinks=True)
     with pytest.raises(DataFolderError, match="also that of the installation"):
         await site.start_install(copy)
+
+
+async def in_the_place_of_the_original(site: Site) -> Path:
+    """The original is moved aside, and its copy lies where its containers mount their folders from."""
+    copy = site.copy()
+    site.kit.root.rename(site.root / "before")
+    return copy.rename(site.kit.root)
+
+
+@pytest.mark.parametrize("on_record", [True, False])
+async def test_a_copy_in_the_originals_place_is_refused_while_its_containers_live(site: Site, on_record: bool) -> None:
+    container = await site.work()
+    root = await in_the_place_of_the_original(site)
+    if not on_record:  # a backup that is older than the container
+        with sqlite3.connect(root / "central.db") as db:
+            db.execute("DELETE FROM incarnations")
+    original = (root / "install-id").read_text()
+    container.spec = replace(container.spec, install_id=original.strip())
+    with pytest.raises(DataFolderError, match=container.id) as refused:
+        await site.start_install(root)
+    assert f"docker rm -f {container.id}" in (refused.value.hint or "")
+    assert (root / "install-id").read_text() == original, "nothing has changed yet"
+    assert quarantine(root) is None
+    assert container.signals == []
+    site.host.exit_now(container.id, 1)
+    assert await site.start_install(root) != original.strip()
+    assert attempts(root) == [("m1", "pending", 0, "released" if on_record else None)]
+
+
+async def test_a_copy_in_the_originals_place_waits_until_the_engine_answers(site: Site) -> None:
+    container = await site.work()
+    root = await in_the_place_of_the_original(site)
+    site.host.exit_now(container.id, 1)
+    site.host.available = False
+    with pytest.raises(RuntimeUnavailableError, match="cannot be told") as refused:
+        await site.start_install(root)
+    assert "clawbus install renew" in (refused.value.hint or "")
+    site.host.available = True
+    await site.start_install(root)
+    assert quarantine(root) is None
+    assert attempts(root) == [("m1", "pending", 0, "released")]
+
+
+async def test_a_folder_restored_on_another_machine_starts_at_the_originals_path(site: Site) -> None:
+    await site.work()
+    root = await in_the_place_of_the_original(site)
+    elsewhere = FakeHost(site.kit.clock)
+    elsewhere.identity = "engine-b"
+    await site.start_install(root, elsewhere)
+    assert quarantine(root) is not None
 
 
 async def test_a_moved_folder_stays_the_installation(site: Site, tmp_path: Path) -> None:
