@@ -328,6 +328,31 @@ def test_a_restore_drill_beside_the_working_original(daemon: RealDaemon, make_da
     daemon.at_rest = True
 
 
+def test_a_copy_in_the_originals_place_waits_for_the_end_of_its_containers(daemon: RealDaemon) -> None:
+    daemon.start()
+    message_id, finish = in_mid_turn(daemon)
+    eventually("the claim is seen", lambda: daemon.rows("patient", "s", "SELECT 1 FROM attempts"), 60)
+    container = daemon.container("patient", "s")["container_id"]
+    daemon.kill()
+    before = daemon.data.rename(daemon.data.with_name("before"))
+    shutil.copytree(before, daemon.data, ignore=shutil.ignore_patterns("*.sock", "clawbus.lock"))
+    daemon.data.chmod(0o700)
+    original = daemon.install_id()
+    refused = daemon.refused()
+    assert refused.error == "DATA_FOLDER"
+    assert f"docker rm -f {container}" in refused.envelope["fix"]
+    assert daemon.install_id() == original, "nothing has changed yet"
+    assert inspect(container)["State"]["Running"], "an operator ends it, not the daemon"
+    docker("rm", "-f", container)
+    finish()
+    daemon.start()
+    assert daemon.install_id() != original
+    assert daemon.answer(message_id, agent="patient", session="s", wait_s=60) == {"text": "done"}
+    assert daemon.message("patient", "s", message_id)["tries"] == 0
+    eventually("doctor is quiet", lambda: quiet(daemon), 60)
+    daemon.at_rest = True
+
+
 # --- another engine
 
 
