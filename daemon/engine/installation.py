@@ -17,6 +17,7 @@ from daemon.core.clock import Clock
 from daemon.core.errors import DataFolderError, RuntimeUnavailableError
 from daemon.engine.sweep_steps import disown_incarnation
 from daemon.runtimes.protocol import ContainerRuntime
+from daemon.runtimes.spec import LABEL_INCARNATION
 from daemon.store.data_folder import Layout
 from daemon.store.install import Install, InstallFile, Origin, is_copied, place_of
 from daemon.store.rebuild import agree_on_install_id, write_install_id
@@ -90,7 +91,8 @@ async def _become_own(start: Start, found: Install, build: Build) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What the original's own engine says of its containers. `living` are container ids; `silence`: it said nothing."""
+    """What the original's own engine says of its containers. `living` are container ids, or an incarnation's where the record
+    has none; `silence`: it said nothing."""
 
     gone: set[str] = field(default_factory=set[str])
     living: tuple[str, ...] = ()
@@ -126,10 +128,15 @@ def _refuse_beside_containers(answer: _Answer, rows: Sequence[IncarnationRow], p
     here, unseen by this installation."""
     if answer.living:
         names = ", ".join(answer.living)
+        known = [one for one in answer.living if one not in {row.id for row in rows}]
+        # A container whose id is not on record is found by its label.
+        asked = [
+            f"$(docker ps -aq --filter label={LABEL_INCARNATION}={one})" for one in answer.living if one not in known
+        ]
         raise DataFolderError(
             f"{path} was put in the place of an installation whose containers still run, or may start again: {names}."
             " They would write to these sessions beside the new containers.",
-            hint=f"End them and start again. With Docker: `docker rm -f {' '.join(answer.living)}`.",
+            hint=f"End them and start again. With Docker: `docker rm -f {' '.join([*known, *asked])}`.",
         )
     if answer.silence is not None and rows:
         raise RuntimeUnavailableError(

@@ -190,10 +190,14 @@ class SimDaemon:
         self._died()
 
     def _end_originals(self) -> None:
-        """`docker rm -f` of what belongs to the installation before. No daemon serves, so all that runs does."""
+        """`docker rm -f` of what belongs to the installation before. No daemon serves, so all that there is does."""
         if not self.ready:
-            for container in self.host.running():
-                self.host.vanish(container)
+            for container in list(self.host.containers.values()):
+                container.restarts = False
+                if container.state == "created":
+                    self.host.withdraw(container)
+                else:
+                    self.host.vanish(container)
 
     async def _serve(self) -> None:
         world = self.world

@@ -225,6 +225,17 @@ async def test_a_copy_in_the_originals_place_is_refused_while_its_containers_liv
     assert attempts(root) == [("m1", "pending", 0, "released" if on_record else None)]
 
 
+async def test_a_container_whose_id_is_not_on_record_is_named_by_its_label(site: Site) -> None:
+    container = await site.work()
+    root = await in_the_place_of_the_original(site)
+    with sqlite3.connect(root / "central.db") as db:
+        db.execute("UPDATE incarnations SET container_id = NULL")
+    with pytest.raises(DataFolderError) as refused:
+        await site.start_install(root)
+    found = f"docker ps -aq --filter label=clawbus.incarnation={container.spec.incarnation}"
+    assert f"docker rm -f $({found})" in (refused.value.hint or "")
+
+
 async def test_a_copy_in_the_originals_place_waits_until_the_engine_answers(site: Site) -> None:
     container = await site.work()
     root = await in_the_place_of_the_original(site)
