@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -41,23 +42,29 @@ def hanging(daemon: RealDaemon, session: str = "night") -> str:
 
 
 def pause_between_commits(daemon: RealDaemon, agent: str, session: str) -> None:
-    """SIGSTOP while the session's file is nobody's: a daemon that is stopped in a transaction keeps its lock."""
-    path = daemon.folder(agent, session) / "in" / "inbound.db"
+    """SIGSTOP while the daemon holds no lock on either file: a daemon that is stopped in a transaction keeps its lock."""
+    folder = daemon.folder(agent, session)
 
     def paused() -> bool:
         daemon.pause()
-        connection = sqlite3.connect(path, timeout=0.2, isolation_level=None)
-        try:
-            connection.execute("BEGIN EXCLUSIVE")
-            connection.execute("ROLLBACK")
-        except sqlite3.OperationalError:
-            daemon.resume()
-            return False
-        finally:
-            connection.close()
-        return True
+        if all(_unlocked(path) for path in (folder / "in" / "inbound.db", folder / "out" / "outbound.db")):
+            return True
+        daemon.resume()
+        return False
 
-    eventually("stopped between two commits", paused)
+    eventually("stopped between two transactions", paused)
+
+
+def _unlocked(path: Path) -> bool:
+    connection = sqlite3.connect(path, timeout=0.2, isolation_level=None)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        connection.close()
+    return True
 
 
 def test_one_night(make_daemon: Make) -> None:
