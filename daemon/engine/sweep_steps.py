@@ -146,7 +146,7 @@ def sweep_files(
         verdicts: tuple[Verdict, ...] = (*judged.verdicts, *void, *too_late)
         actions = decide(seen, settings.policy)
         rearmed: list[MessageIn] = []
-        stale = () if container is not None or occupied else _ended_attempts(db, seen)
+        stale = _ended_attempts(db, seen)
         changes = verdicts or any(not isinstance(item, Wake | Stop) for item in actions)
         if messages.to_rearm(db, 1) or stale or changes:
             with db.transaction():
@@ -327,9 +327,18 @@ def _observe(db: Reader, out: Reader | None, now: int) -> Observation:
 
 
 def _ended_attempts(db: Reader, seen: Observation) -> Sequence[messages.Attempt]:
-    """Open attempts, with nothing running, whose claim is no longer there: given back by a container that is gone."""
+    """Return the open attempts of containers that are gone, whose claim is gone too: they were given back.
+
+    A session has one container at a time, so an attempt of another incarnation than the living one's has ended.
+    """
+    if seen.container is None and seen.occupied:
+        return ()  # something of this session may still run, and nothing says which incarnation it is
+    alive = seen.container.incarnation if seen.container is not None else None
     held = {(claim.message_id, claim.incarnation) for claim in seen.claims}
-    return [item for item in messages.open_attempts(db) if (item.message_id, item.incarnation) not in held]
+    return [
+        item for item in messages.open_attempts(db)
+        if item.incarnation != alive and (item.message_id, item.incarnation) not in held
+    ]  # fmt: skip
 
 
 def _forced(message_id: str, incarnation: str) -> Ack:

@@ -324,6 +324,20 @@ def test_an_attempt_that_a_gone_container_gave_back_is_closed(world: SessionWorl
     assert world.message("m")["tries"] == 0
 
 
+def test_an_attempt_of_an_earlier_container_is_closed_while_the_next_one_runs(world: SessionWorld) -> None:
+    """Its end was recorded without its attempts, and a session that is always busy is never without a container."""
+    world.accept("m", process_after=NOW + MINUTE)
+    with world.files.inbound() as db, db.transaction():
+        messages.note_claim(db, "m", "earlier", NOW, NOW)
+        messages.note_claim(db, "m", "living", NOW + 1, NOW + 1)
+    sweep(world, occupied=True)
+    assert world.read("SELECT outcome FROM attempts WHERE incarnation = 'earlier'") == [{"outcome": None}]
+    sweep(world, Container("living", NOW))
+    found = world.read("SELECT incarnation, outcome FROM attempts ORDER BY incarnation")
+    assert found == [{"incarnation": "earlier", "outcome": "released"}, {"incarnation": "living", "outcome": None}]
+    assert world.message("m")["tries"] == 0
+
+
 def test_the_container_is_judged_by_its_file_and_heartbeat(world: SessionWorld) -> None:
     world.accept("m")
     world.claim("m", by="i", at=NOW - 2 * MINUTE)
