@@ -205,10 +205,10 @@ def _messages(daemon: SimDaemon, ledger: Ledger, claims: Claims, witness: Witnes
     told: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in _rows(daemon, key, "SELECT * FROM message_history ORDER BY id"):
         told[row["message_id"]].append(row)
-    for (owner, _), accepted in ledger.accepted.items():
+    for (owner, sent_as), accepted in ledger.accepted.items():
         if owner == key:
             for one in accepted:
-                yield from _kept(key, one, rows, witness)
+                yield from _kept(key, sent_as, one, rows, witness)
     for message_id, row in rows.items():
         retries = [item for item in told[message_id] if item["event"] == "retry_scheduled"]
         charged = Counter(item["incarnation"] for item in retries)
@@ -229,12 +229,15 @@ def _messages(daemon: SimDaemon, ledger: Ledger, claims: Claims, witness: Witnes
             yield f"{key}: {message_id} was accepted twice"
 
 
-def _kept(key: SessionKey, accepted: Accepted, rows: dict[str, dict[str, Any]], witness: Witness) -> Iterator[str]:
+def _kept(
+    key: SessionKey, message_id: str, accepted: Accepted, rows: dict[str, dict[str, Any]], witness: Witness
+) -> Iterator[str]:
     """What one yes said is true of a row that is there, or that was there until retention took it.
 
     A client that sends an id again after retention took the message makes a new one: each yes is held to its own row.
     """
-    message_id = accepted.message_id
+    if accepted.message_id != message_id:
+        yield f"{key}: {message_id} was sent, and {accepted.message_id} was accepted"
 
     def called(identity: str) -> list[dict[str, Any]]:
         there = [one for one in witness.of(key, "messages_in") if one["id"] == identity]
