@@ -81,7 +81,9 @@ class Witness:
                 self.world.broken(f"{key}: the ack of {identity} goes, and the message is {found and found['status']}")
             row["seq"] = found and found["seq"]
         elif table == "messages_out":
-            if not self.receivers.effects.get(f"{key}/{identity}"):
+            # One that was given up may go once its dead letter is closed.
+            closed = db.one("SELECT 1 FROM inbound.dead_letters_closed WHERE id = ?", (identity,))
+            if closed is None and not self.receivers.effects.get(f"{key}/{identity}"):
                 self.world.broken(f"{key}: the answer {identity} goes, and no receiver ever saw it")
         elif table == "dead_letters_closed":
             if self._dead(db, identity):
