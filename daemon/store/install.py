@@ -129,7 +129,8 @@ def mark_restored(file: Path, install_id: str | None) -> None:
     kept = InstallFile(file)
     found = kept.read()
     if found is not None:
-        origin = found.place.path if found.place is not None else None
+        # A folder that was restored and never started on has no place; where its original lay must not be lost.
+        origin = found.place.path if found.place is not None else found.origin and found.origin.path
         kept.write(replace(found, place=None, origin=Origin(found.install_id, origin, 0)))
     elif install_id is not None:
         kept.write(Install(install_id, None, None, Origin(install_id, None, 0)))

@@ -98,3 +98,15 @@ def test_a_file_that_is_none_of_ours_is_as_none(tmp_path: Path) -> None:
     for text in ("", "{", "[]", "null", '{"install_id": "x", "place": 3}', '{"place": null}'):
         path.write_text(text)
         assert InstallFile(path).read() is None, text
+
+
+def test_a_folder_restored_twice_still_knows_where_its_original_lay(tmp_path: Path) -> None:
+    file = tmp_path / "install.json"
+    here = place_of(tmp_path)
+    InstallFile(file).write(Install("one", here))
+    for _ in range(2):
+        mark_restored(file, None)
+    found = InstallFile(file).read()
+    assert found is not None
+    assert found.origin is not None
+    assert found.origin.path == here.path
