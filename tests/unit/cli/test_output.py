@@ -66,8 +66,8 @@ def test_every_command_ends_alike_in_every_encoding(
     for encoding in ("utf-8", "ascii"):
         done = run(*arguments, *(() if "--help" in arguments else (form,)), env={"PYTHONIOENCODING": encoding})
         assert b"Traceback" not in done.stderr
-        codes[encoding] = done.returncode
-    assert codes["utf-8"] == codes["ascii"]
+        codes[encoding] = (done.returncode, done.stderr)
+    assert codes["utf-8"][0] == codes["ascii"][0], codes
 
 
 @pytest.mark.parametrize("form", ["--json", "--pretty"])
