@@ -373,6 +373,7 @@ class Delivery:
             wait=wait,
             few=4 * self._config.max_sends_per_session if full or session.sending else None,
             fate=session.fate,
+            unconfirmed=session.unconfirmed,
         )
 
     def _claim_destinations(

@@ -89,7 +89,8 @@ class Means:
     """What the session's delivery works with; `held` destinations have a send under way.
 
     `take` takes a send's slot at (channel, place), if there is one; there is none at the places in `full`, for which `wait`
-    says that something waits. `few`: at most so many rows are read again, since no more can be sent.
+    says that something waits. `few`: at most so many rows are read again, since no more can be sent. `unconfirmed`: rows
+    whose intent was committed with an error, so that it may be in the file though nothing was sent; `collect` keeps it.
     """
 
     channels: Mapping[str, ChannelTraits]
@@ -103,6 +104,7 @@ class Means:
     wait: Callable[[str, str], None] = lambda _channel, _place: None
     few: int | None = None
     fate: Fate = field(default_factory=Fate)
+    unconfirmed: set[str] = field(default_factory=set[str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
 
     Raises ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; nothing has changed then.
     """
+    if means.unconfirmed:
+        _revert_unconfirmed(files, means.unconfirmed)
     with files.inbound() as db, db.looking():
         with files.outbound() as out:
             pending, acks = unfinished(db, out, now)
@@ -140,6 +144,12 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         )
         if not decisions and not settles and not claims and not judged.verdicts and batch.top_seq is None:
             return Collected(more=batch.more, queued=queued, later=judged.suspect)
+        # A row that was intended before stays in doubt: an earlier send of it may have begun.
+        means.unconfirmed.update(
+            d.candidate.row.id
+            for d in decisions
+            if isinstance(d, Send) and d.candidate.state is not DeliveryState.INTENDED
+        )
         with db.transaction():
             for verdict in judged.verdicts:
                 apply_verdict(db, verdict, means.fate, now)
@@ -154,6 +164,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
             if batch.top_seq is not None:
                 deliveries.advance(db, batch.top_seq, batch.file_id)
             ended = endings(db, pending, acks, settles, now)
+    means.unconfirmed.clear()
     return Collected(
         sends=tuple(item for item in decisions if isinstance(item, Send)),
         buried=tuple(item for item in decisions if isinstance(item, Bury)),
@@ -166,6 +177,17 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         queued=queued,
         verdicts=judged.verdicts,
     )
+
+
+def _revert_unconfirmed(files: SessionFiles, unconfirmed: set[str]) -> None:
+    """Put the rows of a failed commit back into their queue: the error came before any send.
+
+    A commit may fail after it has reached the file (the sync of the folder fails when the journal is gone already).
+    """
+    with files.inbound() as db, db.transaction():
+        for row_id in unconfirmed:
+            deliveries.unsend(db, row_id)
+    unconfirmed.clear()
 
 
 def _without_cut(batch: _Batch, judged: Judged) -> tuple[_Batch, list[str]]:

@@ -104,6 +104,7 @@ class Session:
         self.held_at = 0  # epoch ms: when the sweep last saw messages that wait for an earlier one's next try
         self.tool: ToolInFlight | None = None  # the container's declared tool as the host last saw it
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
+        self.unconfirmed: set[str] = set()  # ids whose intent was committed with an error: nothing of them was sent
         self.behind: set[str] = set()  # destinations with rows that wait for a send under way
         self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
         self.unreadable_since: float | None = None  # monotonic: since when no look has come through

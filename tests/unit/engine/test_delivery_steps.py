@@ -7,6 +7,7 @@ import json
 import sqlite3
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +25,8 @@ from daemon.engine.outcomes import outgoing
 from daemon.inspect.dead_reading import Wanted, read_dead_letters
 from daemon.store import deliveries
 from daemon.store.registry import SessionKey
-from schema.errors import HostileFileError
+from schema.connect import Writer
+from schema.errors import HostileFileError, StorageError
 from schema.layout import SessionFolder
 from schema.rows import Address, DeliveryState
 from tests.support.invariants import check_session, session_violations
@@ -56,7 +58,7 @@ FEW = replace(MEANS, config=Delivery(batch=3))  # so that the property meets que
 
 
 def look(world: SessionWorld, means: Means = MEANS, live: str | None = None) -> Collected:
-    return collect(world.files, means, live, world.now)
+    return collect(world.files, replace(means, unconfirmed=set()), live, world.now)
 
 
 def ids(found: Collected) -> list[str]:
@@ -102,6 +104,59 @@ def test_a_row_is_intended_with_the_cursor_before_it_is_sent_and_then_has_a_rece
     assert world.read("SELECT platform_message_id FROM delivered") == [{"platform_message_id": "p"}]
     assert ids(look(world)) == [], "no re-send after success"
     check_session(world.root, at_rest=True)
+
+
+@pytest.fixture
+def commit_fails_afterwards(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Let the next commit reach the file and be reported as failed, as when the sync of the folder fails."""
+    original, armed = Writer.execute, [False]
+
+    def execute(self: Writer, sql: str, parameters: Sequence[object] = ()) -> int:
+        changed = original(self, sql, parameters)
+        if sql == "COMMIT" and armed[0]:
+            armed[0] = False
+            raise StorageError("inbound.db: disk I/O error (SQLITE_IOERR_DIR_FSYNC)")
+        return changed
+
+    monkeypatch.setattr(Writer, "execute", execute)
+    return lambda: armed.__setitem__(0, True)
+
+
+@pytest.mark.parametrize("place", [HOME, AWAY, HELD], ids=["deduplicates", "sent again", "held"])
+def test_an_intent_that_was_committed_with_an_error_is_no_doubt(
+    world: SessionWorld, commit_fails_afterwards: Callable[[], None], place: Address
+) -> None:
+    means = replace(MEANS, unconfirmed=set())
+    world.say("o1", to=place)
+    commit_fails_afterwards()
+    with pytest.raises(StorageError):
+        collect(world.files, means, None, world.now)
+    assert tracked(world) == {"o1": "intended"}, "the commit reached the file"
+    # The answer to that is not in doubt either when the next commit ends the same way.
+    commit_fails_afterwards()
+    with pytest.raises(StorageError):
+        collect(world.files, means, None, world.now)
+    found = collect(world.files, means, None, world.now)
+    assert ids(found) == ["o1"]
+    assert (found.sends[0].in_doubt, found.sends[0].candidate.attempts) == (False, 0)
+    assert means.unconfirmed == set()
+    deliver(world, found)
+    assert receipts(world) == {"o1": "delivered"}
+    assert world.read("SELECT event FROM message_history WHERE message_id = 'o1'") == [], "no doubt is declared"
+    check_session(world.root, at_rest=True)
+
+
+def test_a_doubt_of_an_earlier_daemon_stays_one_though_a_commit_fails(
+    world: SessionWorld, commit_fails_afterwards: Callable[[], None]
+) -> None:
+    world.say("o1", to=AWAY)
+    look(world)  # and the daemon dies in the send
+    means = replace(MEANS, unconfirmed=set())
+    commit_fails_afterwards()
+    with pytest.raises(StorageError):
+        collect(world.files, means, None, world.now)
+    found = collect(world.files, means, None, world.now)
+    assert [(send.candidate.row.id, send.in_doubt) for send in found.sends] == [("o1", True)]
 
 
 def test_overlapping_looks_send_once(world: SessionWorld) -> None:
