@@ -41,7 +41,7 @@ EXIT_SUPERSEDED: Final = 75
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Run the runner until it is told to stop; return the exit code."""
     try:
         environment = read_environment(os.environ, tuple(PROVIDERS))
     except SettingsError as error:

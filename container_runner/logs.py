@@ -12,7 +12,7 @@ from structlog.typing import FilteringBoundLogger
 
 
 def build_logger(stream: TextIO, incarnation: str, level: str) -> FilteringBoundLogger:
-    """A logger of its own; structlog's global configuration is not touched. `level` is a lower-case name."""
+    """Return a logger and leave structlog's global configuration alone. `level` is a lower-case name."""
     logger: FilteringBoundLogger = structlog.wrap_logger(
         structlog.PrintLogger(stream),
         processors=[

@@ -433,7 +433,7 @@ class Runner:
         raise _StoppedError(event)
 
     def _note_trouble(self, event: str, error: ClawbusError) -> None:
-        """The host in mid-commit is everyday; anything else is told once, and then again when it changes."""
+        """Log a problem once, and again when it changes. A host in mid-commit is normal and is not logged."""
         quiet = isinstance(error, InboundUnreadableError) or self._last_trouble == error.code
         (self._log.debug if quiet else self._log.warning)(event, code=error.code, error=str(error))
         if not isinstance(error, InboundUnreadableError):

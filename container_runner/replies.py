@@ -54,7 +54,7 @@ def plan_replies(
     routing: Address | None,
     destinations: Sequence[Destination],
 ) -> Plan:
-    """The rows of an answer, in its order. An output to an unknown destination is left out and named.
+    """Return the rows of an answer in order. An output to an unknown destination is left out and named.
 
     Raises AnswerInvalidError for content that no channel can send.
     """
@@ -77,7 +77,7 @@ def plan_replies(
 def failure_replies(
     failure: TurnFailedError, messages: Sequence[TurnMessage], routing: Address | None, *, open_detail: bool
 ) -> Plan:
-    """The error answer, to every address that waits for one.
+    """Return the error answer for every address that waits for one.
 
     Whoever wrote may be a stranger, and an error's text may quote keys, paths and addresses. So it says only that the turn
     failed, and the reference under which the operator finds why; with `open_detail` it says why as well.
@@ -150,7 +150,7 @@ def _reply(output: OutMessage, origin: _Origin, address: Address | None) -> Repl
 
 
 def _encoded(content: Mapping[str, object]) -> str:
-    """What any channel can send, or an AnswerInvalidError: a provider in Python may return anything."""
+    """Return content that any channel can send. Raise AnswerInvalidError: a provider may return anything."""
     try:
         return encode(sendable(content))
     except ValueError as error:

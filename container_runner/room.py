@@ -15,7 +15,7 @@ _LEAST: Final = 0.05
 
 
 def used_up(folders: Sequence[str] = SHARED) -> str | None:
-    """The first of these file systems that has no room for another turn; None when all have."""
+    """Return the first of these file systems without room for another turn, or None if all have room."""
     for folder in folders:
         try:
             room = os.statvfs(folder)

@@ -82,7 +82,7 @@ def _read_settings(environ: Mapping[str, str]) -> RunnerSettings:
 
 
 def _typed(key: str, value: object, wanted: object) -> object:
-    """The value as its field's type; JSON has no tuples, and an integer is a fine number of seconds."""
+    """Convert the value to its field's type. JSON has no tuples, and an integer is a valid number of seconds."""
     if isinstance(wanted, types.GenericAlias):
         parts = cast(list[object], value) if isinstance(value, list) else None
         if parts is not None and all(isinstance(part, str) and "\0" not in part for part in parts):

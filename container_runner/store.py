@@ -239,7 +239,7 @@ class Store:
             self._set_tool(db, tool, started_at)
 
     def outbound_rows(self, replies: Sequence[Reply]) -> list[OutboundRow]:
-        """Replies with ids and a time. They get their seq at the commit."""
+        """Give replies their ids and a time. They get their seq at the commit."""
         now = self._now_ms()
         return [OutboundRow(new_id(now), to_text(now), reply) for reply in replies]
 
@@ -284,7 +284,7 @@ class Store:
         return bool(found) and all(row is not None and (row["status"], row["incarnation"]) == wanted for row in found)
 
     def _check_claims(self, db: Writer, acked: Sequence[str]) -> None:
-        """A claim that is gone may be finished all the same (the agent emptied its folder); another's may not."""
+        """Check that the claims are still ours. A missing claim may be finished (the agent emptied its folder)."""
         for message_id in acked:
             row = self._ack(db, message_id)
             if row is not None and (row["status"], row["incarnation"]) != ("processing", self._incarnation):
@@ -330,7 +330,7 @@ class Store:
         )
 
     def _keep_note(self, db: Writer, acked: Sequence[str], note: TurnNote | None, now: str) -> None:
-        """The note of the last turn, or none: what a former try left is no longer so."""
+        """Store the note of the last turn, or remove the note that an earlier try left."""
         db.executemany("DELETE FROM turn_notes WHERE message_id = ?", [(message_id,) for message_id in acked])
         if note is not None:
             db.executemany(
@@ -385,13 +385,13 @@ class _Due:
         self.alone = False
 
     def first_trigger(self) -> int | None:
-        """The seq of the oldest row that wakes, or None."""
+        """Return the seq of the oldest row that wakes, or None."""
         self._look_for_holders()
         rows = self._rows("AND m.wakes <> 0 ORDER BY m.seq LIMIT 1")
         return int(rows[0]["seq"]) if rows else None
 
     def batch(self, limit: int, *, joins: bool = False) -> tuple[TurnMessage, ...]:
-        """The oldest `limit` rows; if none of them wakes, the oldest that does with the context nearest before it.
+        """Return the oldest `limit` rows, or, if none of them wakes, the oldest that does with the context before it.
 
         So context never hides a trigger, however much of it there is; what is left of it rides with later turns.
         """
@@ -408,7 +408,10 @@ class _Due:
         return () if joins and self.alone else tuple(_message(row) for row in self._one_turn(oldest))
 
     def _one_turn(self, rows: Sequence[sqlite3.Row]) -> Sequence[sqlite3.Row]:
-        """The beginning of `rows` that one turn may hold: a trigger that is tried alone shares it with no other."""
+        """Return the prefix of `rows` that one turn may hold.
+
+        A trigger that is tried alone shares its turn with no other.
+        """
         triggers = [number for number, row in enumerate(rows) if row["wakes"]]
         if self.alone:
             end = triggers[1] if len(triggers) > 1 else len(rows)

@@ -121,7 +121,7 @@ class InboundWatch:
         self._mark = self._look_at_file()
 
     async def _poll(self) -> None:
-        """A stat now and then; often, once changes are found that no event told."""
+        """Stat the file now and then, and often once changes were found that no event announced."""
         self._mark = self._look_at_file()
         while True:
             await anyio.sleep(_DEAF_POLL_S if self._unheard >= _DEAF_AFTER else self._poll_s)

@@ -318,7 +318,7 @@ def recover_outbound_journal(folder: Path, limits: ReadLimits | None = None) -> 
 
 
 def _stepped(progress: PageProgress | None) -> Callable[[int, int, int], None]:
-    """The backup API waits for a lock for ever by itself; here for the busy time-out and no longer."""
+    """Run the backup's steps within the busy time-out. SQLite's backup API alone would wait for a lock for ever."""
     waiting_since: float | None = None
 
     def stepped(status: int, remaining: int, total: int) -> None:
@@ -398,14 +398,14 @@ def _connect_to(guard: int, path: Path) -> tuple[sqlite3.Connection, int]:
 
 
 def _open_here(wanted: os.stat_result, guard: int) -> int | None:
-    """A descriptor of this process, other than `guard`, that holds the file; None if there is none."""
+    """Return a descriptor of this process, other than `guard`, that holds the file, or None."""
     with in_own_folder("this process's descriptors cannot be listed"):
         numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
     return next((number for number in numbers if number != guard and same_file(number, wanted)), None)
 
 
 def _check_same(descriptor: int, wanted: os.stat_result) -> None:
-    """The number may have been another connection's to the same file, closed meanwhile; then ours has another one."""
+    """Check that both connections have the same file: the number may have been reused after a close."""
     if not same_file(descriptor, wanted) and _open_here(wanted, -1) is None:
         raise HostileFileError(_REPLACED)
 
@@ -429,7 +429,7 @@ def _limit(connection: sqlite3.Connection, limits: ReadLimits) -> Deadline:
 
 @functools.cache
 def outbound_columns() -> Mapping[tuple[str, str], frozenset[str]]:
-    """The columns of each table of a runner's own outbound.db, by the table's name and the text that SQLite keeps of it."""
+    """Return each table's columns in a runner's own outbound.db, by name and the SQL text that SQLite keeps."""
     with closing(sqlite3.connect(":memory:")) as connection:
         for statement in migrate.statements(migrate.Role.OUTBOUND):
             connection.execute(statement)

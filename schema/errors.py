@@ -95,7 +95,7 @@ class UnusableFileError(StorageError):
 
     @classmethod
     def of(cls, name: str, message: str) -> UnusableFileError:
-        """The error about the file of this name: of all the host's files, the registry alone is remade from others."""
+        """Return the error for this file name: of the host's files only the registry can be rebuilt."""
         return cls(message, hint=_REGISTRY_HINT if name == CENTRAL_DB else None)
 
 

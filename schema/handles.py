@@ -93,7 +93,7 @@ def translate(error: sqlite3.Error | MemoryError, path: Path, *, hostile: bool) 
 
 
 def once_more(operation: Callable[[], T]) -> T:
-    """The operation, repeated once when SQLite found corruption: a single read error looks the same, and passes.
+    """Run the operation again, once, when SQLite found corruption: a single read error looks the same and passes.
 
     The operation opens its files itself, so that the second time reads every page again.
     """
@@ -140,7 +140,7 @@ class Deadline:
         return int(self._host_is_slow)
 
     def judged(self, error: ClawbusError) -> ClawbusError:
-        """The error to raise: a StorageError, when the time went by without any work."""
+        """Return the error to raise: a StorageError when time passed without any work."""
         if not isinstance(error, ReadDeadlineError) or not self._host_is_slow:
             return error
         hint = "The disk, or the whole machine, is too slow now (`dmesg`, `iostat`, `uptime`); the daemon retries by itself."
@@ -196,7 +196,7 @@ class Reader:
         return found
 
     def one(self, sql: str, params: Sequence[object] | Mapping[str, object] = ()) -> sqlite3.Row | None:
-        """The first row, or None."""
+        """Return the first row, or None."""
         try:
             row: sqlite3.Row | None = self._connection.execute(sql, params).fetchone()
         except (sqlite3.Error, UnicodeError, OverflowError, MemoryError) as error:
@@ -204,7 +204,7 @@ class Reader:
         return row
 
     def columns(self, table: str, alias: str = "main") -> frozenset[str]:
-        """The columns a table has here; empty if there is no such table. Both names are our own."""
+        """Return the columns that a table has here; empty without such a table. Both names are our own."""
         if alias == "main" and table in self.known_columns:
             return self.known_columns[table]
         return frozenset(row["name"] for row in self.all(f"PRAGMA {alias}.table_info({table})"))
@@ -231,7 +231,7 @@ class Reader:
             raise self._translated(error) from error
 
     def _bounded(self, rows: sqlite3.Cursor, budget: int) -> list[sqlite3.Row]:
-        """A file without the contract's keys may answer a question about one row with millions."""
+        """Bound the rows: a file without the contract's keys may answer a question about one row with millions."""
         found: list[sqlite3.Row] = []
         for row in rows:
             found.append(row)
@@ -323,7 +323,7 @@ class Writer(Reader):
 
     @contextmanager
     def looking(self) -> Generator[Self]:
-        """Reads that may end in a `transaction` on what they found: one lock and one view of the file for all of them.
+        """Read, and perhaps end in a `transaction` on what was read: one lock and one view of the file for all of it.
 
         Without one it ends with nothing written, and needs no right to write.
         """

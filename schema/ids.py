@@ -26,21 +26,21 @@ _MESSAGE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,199}\Z")
 
 
 def new_id(now_ms: int, random: bytes | None = None) -> str:
-    """A 26-character ULID. `random` (10 bytes) is given by simulations that must repeat themselves."""
+    """Return a 26-character ULID. `random` (10 bytes) is given by simulations that must repeat themselves."""
     tail = os.urandom(10) if random is None else random
     number = (now_ms & (2**48 - 1)) << 80 | int.from_bytes(tail, "big")
     return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5))
 
 
 def check_name(what: str, name: str) -> str:
-    """An agent's, channel's or hook's name, safe as one path component; raises InvalidNameError."""
+    """Return an agent's, channel's or hook's name if it is safe as a path component; raise InvalidNameError."""
     if not _NAME.match(name):
         raise InvalidNameError(f"{what} {name!r} is not a valid name.")
     return name
 
 
 def check_session(name: str) -> str:
-    """A session's name: what a chat is called, `-1001234567890` or `!room:server`. Raises InvalidNameError.
+    """Return a session's name, such as `-1001234567890` or `!room:server`. Raise InvalidNameError.
 
     It is shown as given and never becomes a path: `session_folder` makes the folder's name from it.
     """
@@ -53,7 +53,7 @@ def check_session(name: str) -> str:
 
 
 def session_folder(name: str) -> str:
-    """The folder of a session of this (printable) name: percent-encoded UTF-8, and as it is where it is safe already.
+    """Return the folder name of a session: percent-encoded UTF-8, unchanged where the name is safe already.
 
     A dot, hyphen or underscore is encoded at the beginning alone: so no folder is hidden, an option, or `..`.
     """
@@ -71,7 +71,7 @@ def session_path(sessions_dir: Path, agent: str, session: str) -> Path:
 
 
 def session_of_folder(folder: str) -> str | None:
-    """The session whose folder has this name; None for one that no session has."""
+    """Return the session whose folder has this name, or None if no session can have it."""
     try:
         name = unquote(folder, errors="strict")
         return name if check_session(name) and session_folder(name) == folder else None
@@ -89,7 +89,7 @@ def _percent(character: str) -> str:
 
 
 def check_message_id(message_id: str) -> str:
-    """A message id from outside; raises InvalidNameError. No separators, so it may name an inbox folder."""
+    """Return an outside message id; raise InvalidNameError. It has no separators, so it may name an inbox folder."""
     if not _MESSAGE_ID.match(message_id) or ".." in message_id:
         raise InvalidNameError(
             f"message id {message_id!r} is not valid.",

@@ -36,7 +36,7 @@ class Inotify:
     """One inotify instance; its descriptor becomes readable when there is something to `read`. Close it at the end."""
 
     def __init__(self) -> None:
-        """Raises OSError where the system has no inotify (ENOSYS) or no instance left (EMFILE)."""
+        """Start watching. Raise OSError without inotify (ENOSYS) or without an instance left (EMFILE)."""
         libc = ctypes.CDLL(None, use_errno=True)
         try:
             init, self._add, self._remove = libc.inotify_init1, libc.inotify_add_watch, libc.inotify_rm_watch
@@ -45,7 +45,7 @@ class Inotify:
         self._descriptor = _checked(init(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def fileno(self) -> int:
-        """The descriptor, for whoever waits until it is readable."""
+        """Return the descriptor, to be polled for readability."""
         return self._descriptor
 
     def watch(self, folder: Path, mask: int) -> int:

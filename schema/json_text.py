@@ -22,12 +22,12 @@ class UnsendableError(ValueError):
 
 
 def whole_text(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair: what UTF-8 can hold."""
+    """Replace each half of a surrogate pair by U+FFFD: UTF-8 cannot hold one."""
     return _HALF.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def sendable(value: object, depth: int = MAX_DEPTH) -> object:
-    """The same value with whole texts. Raises UnsendableError for what no channel can send."""
+    """Return the same value with valid texts. Raise UnsendableError for what no channel can send."""
     if isinstance(value, str):
         return whole_text(value)
     if value is None or isinstance(value, bool):

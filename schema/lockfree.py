@@ -51,7 +51,7 @@ def uses_wal(path: Path) -> bool:
 
 
 def read_unlocked(path: Path, work: Callable[[Reader], T], patience: Patience | None = None) -> T:
-    """What `work` reads from the file as it is at one instant. `work` may be called several times and must only read.
+    """Return what `work` reads from the file at one instant. `work` may run several times and must only read.
 
     Raises FileBusyError when there was no quiet moment, StrandedJournalError, what opening raises, and what `work` raises.
     """
@@ -122,7 +122,7 @@ def _in_place(descriptor: int, path: Path, stamp: Stamp, work: Callable[[Reader]
 
 @contextmanager
 def _copied(descriptor: int, path: Path, stamp: Stamp, patience: Patience) -> Generator[Reader]:
-    """A reader of a copy that is proved whole."""
+    """Return a reader of a copy that is proved consistent."""
     if stamp.size <= patience.memory_bytes:
         with open_memory_reader(_bytes(descriptor, path, stamp), path) as reader:
             yield reader

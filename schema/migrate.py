@@ -133,7 +133,10 @@ def _adopt_messages(connection: sqlite3.Connection) -> None:
 
 @functools.cache
 def statements(role: Role) -> tuple[str, ...]:
-    """The SQL of a file's tables and indexes, one by one. Raises StorageError when it cannot be read now."""
+    """Return the SQL of a file's tables and indexes, statement by statement.
+
+    Raise StorageError if it cannot be read.
+    """
     with in_own_folder(f"the tables of {role.value}.db cannot be read"):
         text = resources.files("schema").joinpath(f"{role.value}.sql").read_text(encoding="utf-8")
     found: list[str] = []

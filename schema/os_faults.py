@@ -114,7 +114,7 @@ def is_exhausted(number: int | None) -> bool:
 
 
 def host_error(error: OSError, what: str) -> StorageError:
-    """The typed error for what this host cannot do now. `what` says what failed, without the reason."""
+    """Return the typed error for what this host cannot do now. `what` says what failed, without the reason."""
     number = error.errno or 0
     reason = error.strerror or str(error) or type(error).__name__
     kind = HostTroubleError if number in _EXHAUSTED else StorageError
@@ -122,7 +122,7 @@ def host_error(error: OSError, what: str) -> StorageError:
 
 
 def hint_of(number: int) -> str | None:
-    """What an operator does about this errno; None: only what holds for every storage error."""
+    """Return what an operator does about this errno, or None if only the general advice applies."""
     if number == errno.ENOBUFS:
         return _HINTS[errno.ENOMEM]
     return _HINTS.get(number)
@@ -136,7 +136,7 @@ def file_error(error: OSError, what: str, *, theirs: str | None = None) -> Clawb
 
 
 def as_host_error(error: BaseException, what: str) -> StorageError | None:
-    """The typed error for any exception that says "this host cannot now"; None for a bug, a peer or another error.
+    """Return the typed error for an exception that says "this host cannot now", or None for any other.
 
     For the places that would otherwise call an unexpected exception a bug: out of descriptors, of memory, of threads.
     """
@@ -201,7 +201,7 @@ def sqlite_fault(code: int | None) -> Fault | None:
 
 
 def sqlite_host_error(error: sqlite3.Error, what: str, path: Path | None = None) -> StorageError | None:
-    """The typed error for SQLite's own words for "this host cannot now"; None when it is about content or locks.
+    """Return the typed error for SQLite's words for "this host cannot now", or None for content and locks.
 
     SQLite hides the errno, so ask the kernel: about the folder of `path`, or without one about descriptors alone.
     """
@@ -223,7 +223,7 @@ def sqlite_host_error(error: sqlite3.Error, what: str, path: Path | None = None)
 
 
 def probe(folder: Path) -> OSError | None:
-    """What the kernel says now to the opening of a folder, and whether it has room for one more file.
+    """Open a folder now and return what the kernel says, and whether it has room for one more file.
 
     Never opens a file of SQLite's: closing any descriptor of one drops this process's locks on it.
     """
@@ -243,7 +243,7 @@ def probe(folder: Path) -> OSError | None:
 
 
 def read_through(path: Path) -> OSError | None:
-    """What the kernel says to the reading of a whole file; None when all of it, or enough of it, can be read.
+    """Read a whole file now; return what the kernel says, or None if all of it, or enough, can be read.
 
     SQLite calls a read error corruption (SQLITE_IOERR_CORRUPTFS). Only for a file whose connection is given up: closing
     a descriptor of it drops this process's locks on it.

@@ -67,7 +67,7 @@ def _repeated(folder: Path, limits: ReadLimits, work: Callable[[int, Stamp], T])
 
 
 def _once(folder: Path, limits: ReadLimits, work: Callable[[int, Stamp], T]) -> T | None:
-    """The guards, and then the work on a file that nobody writes to. None while there is none."""
+    """Check the guards, then do the work on a file that nobody writes to. Return None while there is no file."""
     guard = open_plain(folder, OUTBOUND_DB)
     if guard is None:
         return None

@@ -38,7 +38,7 @@ class ReadLimits:
 
 
 def open_plain(folder: Path, name: str) -> int | None:
-    """A descriptor of a plain, singly linked file in `folder`, not followed; None if there is none."""
+    """Open a plain, singly linked file in `folder` without following links; return None if there is none."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -89,7 +89,7 @@ def _size(descriptor: int, name: str) -> int:
 
 
 def check_header(guard: int, limits: ReadLimits, *, journal: bool) -> bool:
-    """False for an outbound.db that is still empty; raises HostileFileError for one no runner writes.
+    """Return False for an outbound.db that is still empty; raise HostileFileError for one that no runner writes.
 
     `journal`: whether one lies beside it; a file of zeros is then in its first transaction (ReadRaceError).
     """

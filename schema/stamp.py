@@ -61,7 +61,7 @@ class Stamp:
 
 
 def take_stamp(descriptor: int, path: Path) -> Stamp:
-    """The stamp of a file that nobody writes to right now. Raises FileMovedError or StrandedJournalError otherwise."""
+    """Return the stamp of a file that nobody writes to now. Raise FileMovedError or StrandedJournalError otherwise."""
     # The order matters: a writer that begins after this look at the header has changed it by the time of `check_stamp`.
     stamp = _stamp(descriptor)
     _refuse_writer(descriptor, path)
@@ -90,7 +90,7 @@ def copy_stamped(source: int, path: Path, target: int, stamp: Stamp) -> None:
 
 
 def lock_owner(descriptor: int, kind: int, where: tuple[int, int] = ALL_LOCKS) -> int | None:
-    """The pid of another process whose lock would refuse one of this kind (fcntl.F_RDLCK, F_WRLCK) on these of SQLite's bytes.
+    """Return the pid of a process whose lock would refuse one of this kind (F_RDLCK, F_WRLCK) on these bytes.
 
     Asks only. 0 for a process of another pid namespace; None for nobody, and on a file system without locks.
     """

@@ -64,7 +64,7 @@ class CommandProvider:
         self.silence: Silence | None = Silence("command", self._timeout_s + _TERM_WAIT_S)
 
     async def run(self, turn: Turn, progress: Progress) -> Answer:
-        """The program's answer. Raises a TurnFailedError; cancelled, it kills the program before it returns."""
+        """Run the program and return its answer. Raise a TurnFailedError; when cancelled, kill the program first."""
         process = await self._start()
         try:
             return await _Conversation(process, self._max_bytes, self._output, progress).run(turn, self._timeout_s)
@@ -93,7 +93,7 @@ class CommandProvider:
             raise CannotStartError(str(trouble)) from error
 
     async def _open(self) -> Process:
-        """A cancellation takes effect after the start, so that the program gets SIGTERM before SIGKILL."""
+        """Start the program. A cancellation takes effect after the start, so that SIGTERM comes before SIGKILL."""
         started: list[Process] = []
         with self._children.starting(), anyio.CancelScope(shield=True):
             process = await anyio.open_process(self._command, cwd=self._cwd, env=self._environ, start_new_session=True)
@@ -216,7 +216,7 @@ class _Conversation:
 
 
 def program_environment(environ: Mapping[str, str], runner_prefix: str) -> dict[str, str]:
-    """The runner's environment without what is the runner's alone; `runner_prefix` is its virtual environment."""
+    """Return the runner's environment without its own variables. `runner_prefix` is its virtual environment."""
     kept = {name: value for name, value in environ.items() if not name.startswith(_RUNNERS_OWN)}
     if "PATH" in kept:
         own = os.path.join(runner_prefix, "")  # noqa: PTH118 -- compared as text with PATH's entries
@@ -226,7 +226,7 @@ def program_environment(environ: Mapping[str, str], runner_prefix: str) -> dict[
 
 
 async def _send(stream: ByteSendStream, turn: bytes) -> None:
-    """A program need not read its turn to the end."""
+    """Write the turn to the program, which may stop reading it at any point."""
     with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
         await stream.send(turn)
     with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -262,13 +262,13 @@ def _by_whom(number: int) -> str:
 
 
 def _last_line(tail: str) -> str:
-    """The last thing on stderr, which mostly is the reason; short, because it is one line of a report."""
+    """Return the last line of stderr, which mostly is the reason, cut to the length of a report's line."""
     lines = tail.strip().splitlines()
     return f" Its last words: {lines[-1][:_LAST_WORDS]}" if lines else ""
 
 
 def _own_reason(tail: str) -> str | None:
-    """The last line of stderr, which mostly is the reason; None where there is none."""
+    """Return the last line of stderr, which mostly is the reason, or None if it wrote nothing."""
     lines = tail.strip().splitlines()
     return lines[-1][:_LAST_WORDS] if lines else None
 

@@ -245,12 +245,12 @@ def _is_rich(line: bytes) -> bool:
 
 
 def _is_meant_as_ours(line: bytes) -> bool:
-    """A line of a type, or one that was to be: broken, it is refused, and not sent to a person as text."""
+    """Return whether a line was meant as one of ours. A broken one is refused, and never sent to a person as text."""
     return _type_of(line) is not None or bool(_NAMES_A_TYPE.match(line))
 
 
 def _type_of(line: bytes) -> str | None:
-    """The `type` of a JSON object; None for anything else.
+    """Return the `type` of a JSON object, or None for anything else.
 
     JSON that nobody can read (nested too deep, an endless number) is taken for what it names: it is refused then, and not
     sent to a person as text.

@@ -33,7 +33,7 @@ class TurnMessage:
     thread_id: str | None = None
 
     def parsed(self) -> object:
-        """The content as JSON; a text that is none is itself."""
+        """Return the content parsed as JSON, or the text itself if it is not JSON."""
         try:
             return cast(object, json.loads(self.content))
         except ValueError:
@@ -88,7 +88,7 @@ class Turn:
     state: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def to_json(self) -> dict[str, object]:
-        """The object an agent program reads on stdin."""
+        """Return the object that an agent program reads on stdin."""
         routing = self.routing
         return {
             "contract": CONTRACT,
@@ -144,15 +144,15 @@ class Progress(Protocol):
     """How a running turn tells that it moves, and takes what arrives meanwhile."""
 
     def event(self) -> None:
-        """The agent did something: touches the heartbeat. Never call it from a timer."""
+        """Touch the heartbeat: the agent did something. Never call this from a timer."""
         ...
 
     async def tool_started(self, name: str, timeout_s: float | None = None) -> None:
-        """A tool is in flight. Without a time-out of its own it has the rest of the turn's."""
+        """Declare that a tool runs. Without a time-out of its own it has the rest of the turn's."""
         ...
 
     async def tool_ended(self) -> None:
-        """The tool is done; what the provider declared for the whole turn counts again."""
+        """Declare that the tool has ended; what the provider declared for the whole turn applies again."""
         ...
 
     async def follow_ups(self) -> tuple[TurnMessage, ...]:

@@ -121,7 +121,7 @@ def _has_children() -> bool:
 
 
 def _children(pid: int) -> Iterator[int]:
-    """The living and unreaped children of a process."""
+    """Return the living and unreaped children of a process."""
     try:
         tasks = [task.name for task in (_PROC / str(pid) / "task").iterdir()]
         for task in tasks:
@@ -150,7 +150,7 @@ def _scan(ancestor: int) -> set[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields after the name (state, parent, ...); empty when there is no such process. See proc(5)."""
+    """Return the fields after the name (state, parent, ...), or nothing if there is no such process (proc(5))."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -185,7 +185,7 @@ def _signal_each(pids: set[int], number: signal.Signals, family: set[int]) -> No
 
 @contextmanager
 def _handle(pid: int) -> Generator[int | None]:
-    """A descriptor of exactly this process; None where the kernel (or a filter before it) has none."""
+    """Return a descriptor of exactly this process, or None where the kernel or a seccomp filter offers none."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -41,7 +41,7 @@ class Backlog:
 
 
 def read_backlog(db: Reader, now: int) -> Backlog:
-    """The figures at `now` (epoch milliseconds)."""
+    """Return the figures at `now` (epoch milliseconds)."""
     waiting = db.one(
         f"SELECT count(*) AS n, min({_DUE_AT}) AS oldest FROM messages_in m WHERE status = 'pending' AND trigger = 1"
         f" AND {DUE} AND NOT {_CLAIMED}",

@@ -351,7 +351,7 @@ def _close_to_others(path: Path) -> bool:
 
 
 def _close_all(folder: DataFolder) -> tuple[str, ...]:
-    """The names of what was open to others and is not any more.
+    """Close folders and files to other users; return the names of those that were open.
 
     What lies in the folder does not depend on the rights of the folders above it, nor on an umask of long ago.
 

@@ -36,7 +36,7 @@ class Operator:
     reason: str | None = None
 
     def detail(self, **more: object) -> dict[str, object]:
-        """The history row's detail."""
+        """Return the detail of the history row."""
         return {"by": self.name, **({"reason": self.reason} if self.reason else {}), **more}
 
 
@@ -55,7 +55,7 @@ DeadLetter = DeadAnswer | MessageIn
 
 
 def dead_letter(db: Reader, letter_id: str) -> DeadLetter:
-    """The open dead letter of this id. Raises UnknownMessageError, or NotDeadLetterError that says what it is instead."""
+    """Return the open dead letter of this id. Raise UnknownMessageError, or NotDeadLetterError with its state."""
     message = find(db, letter_id)
     tracked = db.one("SELECT * FROM delivery_attempts WHERE message_out_id = ?", (letter_id,))
     closed = db.one(f"SELECT * FROM {CLOSED_TABLE} WHERE id = ?", (letter_id,))
@@ -94,7 +94,7 @@ def requeue_answer(db: Writer, letter: DeadAnswer, operator: Operator, at: int) 
 
 
 def latest_requeue(db: Reader, message: MessageIn) -> MessageIn:
-    """The message that does this one's work now: the last one that it was requeued as, or itself."""
+    """Return the id of the message that works in this one's place: its last requeue, or itself."""
     latest = message
     for _ in range(_LONGEST_STORY):
         row = db.one(f"SELECT requeued_as FROM {CLOSED_TABLE} WHERE id = ?", (latest.id,))
@@ -108,7 +108,7 @@ def latest_requeue(db: Reader, message: MessageIn) -> MessageIn:
 def requeue_message(
     db: Writer, message: MessageIn, operator: Operator, at: int, *, not_after: int | None = None
 ) -> MessageIn:
-    """A new message with the failed one's content and address, due at once; the failed one stays failed and is closed.
+    """Write a new message with the failed one's content and address, due at once; close the failed one.
 
     It gets a turn of its own, and no expiry but `not_after`: the failed one's may be what ended it.
     """
@@ -125,7 +125,7 @@ def requeue_message(
 
 
 def drop(db: Writer, letter: DeadLetter, operator: Operator, at: int) -> None:
-    """An operator has taken note of it: it is listed no more. Its rows stay as they are."""
+    """Close the dead letter, so that it is no longer listed. Its rows stay as they are."""
     identity = letter.id if isinstance(letter, MessageIn) else letter.message_out_id
     record(db, identity, _DROPPED, at, detail=operator.detail())
     _close(db, identity, _DROPPED, operator, at)

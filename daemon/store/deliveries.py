@@ -35,7 +35,7 @@ class Tracked:
 
 
 def cursor(db: Reader, file_id: str) -> int:
-    """The highest seq taken note of in this very outbound.db; 0 for one that was made anew (known ids are skipped)."""
+    """Return the highest seq recorded for this very outbound.db; 0 for a recreated file (known ids are skipped)."""
     row = db.one("SELECT seq FROM delivery_cursor WHERE id = 1 AND file_id IS ?", (file_id,))
     return int(row["seq"]) if row is not None else 0
 
@@ -129,7 +129,7 @@ def count_scheduled(db: Reader, now: int) -> int:
 
 
 def scheduled_of_agent(db: Reader, now: int, after: int, limit: int) -> list[MessageOut]:
-    """The container's rows that wait for a time of their own, in seq order above `after`; without their contents."""
+    """Return the container's rows with a time of their own above `after`, in seq order, without contents."""
     rows = db.all(
         "SELECT message_out_id, seq FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying')"
         " AND state = 'queued' AND source = 'agent' AND next_attempt_at > ? AND seq > ? ORDER BY seq LIMIT ?",
@@ -139,7 +139,7 @@ def scheduled_of_agent(db: Reader, now: int, after: int, limit: int) -> list[Mes
 
 
 def next_attempt_at(db: Reader) -> int | None:
-    """The earliest instant at which an open row has something to do; 0 for at once; None if none is open.
+    """Return the earliest instant at which an open row has something to do; 0 for at once, None if none is open.
 
     A row behind a head that is being retried has nothing to do before that head has.
     """
@@ -200,7 +200,7 @@ def intend(db: Writer, message_out_id: str, destination: str) -> None:
 
 
 def unsend(db: Writer, message_out_id: str) -> None:
-    """The intended attempt was not begun after all; the row waits its turn again."""
+    """Put a row back into its queue: the intended attempt did not begin."""
     db.execute(
         "UPDATE delivery_attempts SET state = 'queued', attempts = max(attempts - 1, 0), next_attempt_at = NULL"
         " WHERE message_out_id = ? AND state = 'intended'",
@@ -219,7 +219,7 @@ def retry(
     in_doubt: bool = False,
     lets_try: bool = False,
 ) -> None:
-    """An attempt failed and another one is due at `not_before`. `in_doubt`: it may have arrived. `lets_try`: it has
+    """Record a failed attempt; the next is due at `not_before`. `in_doubt`: it may have arrived. `lets_try`: it has
     failed for so long that one later row of its destination is tried."""
     db.execute(
         "UPDATE delivery_attempts SET state = 'retrying', next_attempt_at = ?, last_error_code = ?, last_error = ?,"
@@ -242,7 +242,7 @@ def head_that_lets_try(db: Reader, destination: str, message_out_id: str) -> boo
 def probe_failed(
     db: Writer, message_out_id: str, destination: str, at: int, code: str, error: str, *, in_doubt: bool = False
 ) -> None:
-    """The receiver did not take a later row either: both wait, in their order, for the head's next attempt."""
+    """Record that the receiver refused a later row too: both wait, in order, for the head's next attempt."""
     db.execute(
         "UPDATE delivery_attempts SET state = 'queued', next_attempt_at = NULL, last_error_code = ?, last_error = ?,"
         " doubts = doubts + ? WHERE message_out_id = ?",
@@ -257,7 +257,7 @@ def probe_failed(
 
 
 def set_aside(db: Writer, destination: str, message_out_id: str, at: int) -> None:
-    """The receiver has taken a later row: the one that keeps failing holds back nothing more."""
+    """Record that the receiver took a later row: the one that keeps failing no longer holds back others."""
     passed = db.all(
         "SELECT message_out_id FROM delivery_attempts WHERE destination = ? AND state = 'retrying' AND passed = 1",
         (destination,),
@@ -268,7 +268,7 @@ def set_aside(db: Writer, destination: str, message_out_id: str, at: int) -> Non
 
 
 def resend(db: Writer, message_out_id: str, at: int, attempt: int, *, deduplicates: bool) -> None:
-    """A crash left the last attempt without a receipt, and the row is sent again: declare it."""
+    """Declare that a row is sent again because a crash left the last attempt without a receipt."""
     db.execute("UPDATE delivery_attempts SET doubts = doubts + 1 WHERE message_out_id = ?", (message_out_id,))
     effect = "the receiver knows the key" if deduplicates else "the receiver may have it twice"
     record(db, message_out_id, "delivery_in_doubt", at, detail={"attempt": attempt, "sent_again": effect})
@@ -354,7 +354,7 @@ def tell_sender(db: Writer, message: MessageIn, address: Address, code: str, tex
 
 
 def host_rows(db: Reader, ids: Sequence[str]) -> dict[str, MessageOut]:
-    """The host's own messages by id."""
+    """Return the host's own messages by id."""
     found: dict[str, MessageOut] = {}
     for chunk in chunks(ids):
         for row in db.all(f"SELECT * FROM host_messages WHERE id IN ({marks(chunk)})", chunk):
@@ -383,7 +383,7 @@ def too_many_dead(db: Reader, limit: int, codes: Collection[str]) -> bool:
 
 
 def open_dead_beyond(db: Reader, limit: int, codes: Collection[str]) -> list[str]:
-    """The oldest dead answers, but for those of these codes, that nobody has dealt with, beyond the newest `limit`."""
+    """Return the oldest open dead answers beyond the newest `limit`, without those of these codes."""
     dead = (
         "FROM delivery_attempts WHERE state = 'dead'"
         f" AND coalesce(last_error_code, '') NOT IN ({marks(tuple(codes))})"
@@ -398,7 +398,7 @@ def open_dead_beyond(db: Reader, limit: int, codes: Collection[str]) -> list[str
 
 
 def routing(db: Reader) -> Address | None:
-    """The session's default reply route."""
+    """Return the session's default reply route."""
     row = db.one("SELECT * FROM session_routing WHERE id = 1")
     if row is None or row["channel_type"] is None or row["platform_id"] is None:
         return None
@@ -420,7 +420,7 @@ class Origin:
 
 
 def origins(db: Reader, message_ids: Sequence[str]) -> dict[str, Origin]:
-    """The messages that rows reply to, those that there are."""
+    """Return the messages that rows reply to, as far as they exist."""
     found: dict[str, Origin] = {}
     for chunk in chunks(message_ids):
         rows = db.all(

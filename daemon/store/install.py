@@ -108,7 +108,7 @@ class InstallFile:
             raise StorageError(f"{self._path}: {error.strerror}.") from error
 
     def engine(self) -> Engine | None:
-        """The engine on record. Raises StorageError."""
+        """Return the engine on record. Raise StorageError."""
         found = self.read()
         return found.engine if found is not None else None
 

@@ -47,7 +47,7 @@ class KeptFiles:
 
     @contextmanager
     def using(self, path: Path, opened: Callable[[], Writer]) -> Generator[Writer]:
-        """The open file, or what `opened` gives, for one operation and nobody else; after an error it is closed."""
+        """Yield the open file, or what `opened` gives, for one operation at a time; close it after an error."""
         db = self._take(path)
         if db is None:
             db = opened()

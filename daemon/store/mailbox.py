@@ -72,7 +72,7 @@ class NewEntry:
         return tuple(dict.fromkeys((*first, *self.answers[:MAX_ANSWERS])))
 
     def at(self, cursor: int) -> MailboxEntry:
-        """The entry as it is stored at that cursor."""
+        """Return the entry as it is stored at that cursor."""
         return MailboxEntry(
             cursor, self.mailbox, self.message_out_id, self.agent, self.session, self.in_reply_to, self.kind,
             self.thread_id, self.content, self.delivered_at,
@@ -110,7 +110,7 @@ class Mailbox:
         return self._kept.using(self.path, lambda: open_owner(self.path, Role.MAILBOX))
 
     def top(self) -> int:
-        """The highest cursor that there is; 0 for none."""
+        """Return the highest cursor, or 0 if there is none."""
         if not self.path.exists():
             return 0
         with _open(self.path) as reader:
@@ -152,7 +152,7 @@ class Mailbox:
         return read_mailbox(self.path, mailbox, after, limit, agent=agent, session=session, in_reply_to=in_reply_to)
 
     def first_reply(self, agent: str, session: str, message_id: str) -> MailboxEntry | None:
-        """The oldest entry that answers this message, in whatever mailbox; None while there is none."""
+        """Return the oldest entry that answers this message, in whatever mailbox, or None."""
         if not self.path.exists():
             return None
         with _open(self.path) as reader:
@@ -195,7 +195,7 @@ def read_mailbox(
 
 @contextmanager
 def _open(path: Path) -> Generator[Reader]:
-    """A read-only look; a journal that a dead daemon left is told in words that fit this file."""
+    """Open the file read-only. A journal that a dead daemon left is explained in words that fit this file."""
     try:
         with open_reader(path) as reader:
             yield reader

@@ -34,7 +34,7 @@ class Attempt:
 
 
 def next_even_seq(db: Reader) -> int:
-    """The host's next seq: even, above everything either side is known to have used."""
+    """Return the host's next seq: even, and above every seq that either side is known to have used."""
     # Only the cursor is the container's doing. Our own maximum is never cut: the next seq would be taken.
     row = db.one(
         "SELECT max(coalesce((SELECT max(seq) FROM messages_in), 0), coalesce((SELECT max(seq) FROM host_messages), 0),"
@@ -94,7 +94,7 @@ def insert(
 
 
 def set_routing(db: Writer, address: Address) -> None:
-    """The default reply route: where the last message came from."""
+    """Set the default reply route: where the last message came from."""
     db.execute(
         "INSERT INTO session_routing(id, channel_type, platform_id, thread_id) VALUES (1, ?, ?, ?)"
         " ON CONFLICT(id) DO UPDATE SET channel_type = excluded.channel_type, platform_id = excluded.platform_id,"
@@ -247,13 +247,13 @@ def end_open_attempts(db: Writer, message_id: str, at: int, outcome: str) -> Non
 
 
 def open_attempts(db: Reader) -> list[Attempt]:
-    """Attempts that no end has been recorded for."""
+    """Return the attempts without a recorded end."""
     rows = db.all("SELECT message_id, incarnation FROM attempts WHERE outcome IS NULL LIMIT 10000")
     return [Attempt(row["message_id"], row["incarnation"]) for row in rows]
 
 
 def charged(db: Reader, message_ids: Sequence[str]) -> frozenset[tuple[str, str]]:
-    """The (message, incarnation) pairs whose attempt has ended: each has already cost what it may cost."""
+    """Return the (message, incarnation) pairs whose attempt has ended: each has cost its one try."""
     pairs: set[tuple[str, str]] = set()
     for chunk in chunks(message_ids):
         rows = db.all(
@@ -276,12 +276,12 @@ def to_rearm(db: Reader, limit: int = 100) -> list[MessageIn]:
 
 
 def clear_recurrence(db: Writer, message_id: str) -> None:
-    """The series has been armed again (or ended): this occurrence is done with it."""
+    """Clear the recurrence of this occurrence: its series was armed again or has ended."""
     db.execute("UPDATE messages_in SET recurrence = NULL WHERE id = ?", (message_id,))
 
 
 def to_message(row: sqlite3.Row) -> MessageIn:
-    """A row of messages_in, typed."""
+    """Convert a row of messages_in."""
     return MessageIn(
         id=row["id"],
         seq=row["seq"] or 0,

@@ -126,7 +126,7 @@ class _Count:
 
 
 def _open(name: str, parent: int | None, what: str) -> int | None:
-    """A folder's descriptor; None when it is gone or no folder any more. One that is closed to us is opened up."""
+    """Return a folder's descriptor, or None when it is gone or not a folder. Make one readable that is closed to us."""
     try:
         return os.open(name, _FOLDER, dir_fd=parent)
     except OSError as error:
@@ -158,7 +158,7 @@ def _open_up(name: str, parent: int | None, what: str) -> int | None:
 
 
 def _status(name: str, parent: int) -> os.stat_result | None:
-    """What lies under the name; None when it is gone. A folder that lists and hides what it lists is opened up."""
+    """Return the status of the entry, or None when it is gone. Make a folder searchable that lists without access."""
     for last in (False, True):
         try:
             return os.stat(name, dir_fd=parent, follow_symlinks=False)

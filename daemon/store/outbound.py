@@ -27,7 +27,7 @@ _BATCH_CHARACTERS = 16 * 1024**2
 
 
 def rows_after(db: Reader, seq: int, limit: int) -> list[MessageOut]:
-    """New outbound rows in seq order."""
+    """Return new outbound rows in seq order."""
     if not db.columns("messages_out"):
         return []
     sql = "SELECT * FROM messages_out WHERE seq > ? ORDER BY seq LIMIT ?"
@@ -45,7 +45,7 @@ def has_after(db: Reader, seq: int) -> bool:
 
 
 def rows_by_id(db: Reader, ids: Sequence[str]) -> tuple[dict[str, MessageOut], int]:
-    """The named outbound rows that (still) exist, and how many of `ids` were looked at: less than all when rows are large."""
+    """Return the named rows that still exist, and how many of `ids` were read: fewer than all when rows are large."""
     if not ids or not db.columns("messages_out"):
         return {}, len(ids)
     found: dict[str, MessageOut] = {}
@@ -62,7 +62,7 @@ def rows_by_id(db: Reader, ids: Sequence[str]) -> tuple[dict[str, MessageOut], i
 
 
 def acks_for(db: Reader, message_ids: Sequence[str]) -> dict[str, Ack]:
-    """What the container says of these messages. Costs what is asked, not what was ever acked."""
+    """Return what the container says of these messages. The cost follows what is asked, not what was ever acked."""
     columns = db.columns("processing_ack")
     if not message_ids or not columns:
         return {}
@@ -85,7 +85,7 @@ def is_answered(db: Reader, message_id: str, above: int) -> bool:
 
 
 def _deferrals(db: Reader, message_ids: Sequence[str]) -> dict[str, Deferral]:
-    """What goes with these acks `later`. One without its row is the first of its message."""
+    """Return the counters of these `later` acks. An ack without its row is the first of its message."""
     found = dict.fromkeys(message_ids, Deferral(1))
     if message_ids and {"message_id", "deferral"} <= db.columns("deferrals"):
         for chunk in chunks(message_ids):
@@ -100,7 +100,7 @@ def _deferrals(db: Reader, message_ids: Sequence[str]) -> dict[str, Deferral]:
 
 
 def with_notes(db: Reader, acks: Mapping[str, Ack]) -> dict[str, Ack]:
-    """The same acks, the final ones with their turn's note for the operator, where there is one of that incarnation."""
+    """Return the same acks; final ones carry their turn's note for the operator, if that incarnation wrote one."""
     final = [message_id for message_id, ack in acks.items() if ack.status is not AckStatus.PROCESSING]
     found = dict(acks)
     if final and {"message_id", "incarnation", "code", "message"} <= db.columns("turn_notes"):
@@ -128,7 +128,7 @@ def _one_line(text: str) -> str:
 
 
 def claims(db: Reader) -> list[Ack]:
-    """What the container says it is working on, at most 1,000 rows."""
+    """Return what the container says it is working on, at most 1,000 rows."""
     columns = db.columns("processing_ack")
     if not columns:
         return []
@@ -137,7 +137,7 @@ def claims(db: Reader) -> list[Ack]:
 
 
 def recently_acked(db: Reader, limit: int) -> list[str]:
-    """The messages that the container wrote of last, newest first."""
+    """Return the messages that the container wrote about last, newest first."""
     if not db.columns("processing_ack"):
         return []
     rows = db.all("SELECT message_id FROM processing_ack ORDER BY rowid DESC LIMIT ?", (limit,))
@@ -164,7 +164,7 @@ def _there(db: Reader, table: str, key: str, values: Sequence[str]) -> set[str]:
 
 
 def replied_to(db: Reader, ids: Sequence[str]) -> set[str]:
-    """The messages that the named outbound rows reply to."""
+    """Return the messages that the named outbound rows reply to."""
     found: set[str] = set()
     if ids and "in_reply_to" in db.columns("messages_out"):
         for chunk in chunks(ids):
@@ -174,7 +174,7 @@ def replied_to(db: Reader, ids: Sequence[str]) -> set[str]:
 
 
 def tool_in_flight(db: Reader) -> ToolInFlight | None:
-    """The tool that runs now, if the container declared one. An older shape without the table: None."""
+    """Return the tool that the container declared, or None. Older shapes have no such table."""
     if not db.columns("container_state"):
         return None
     row = db.one("SELECT * FROM container_state WHERE id = 1")
@@ -204,7 +204,7 @@ def _ack_columns(columns: frozenset[str]) -> str:
 
 
 def _ack(row: sqlite3.Row) -> Ack | None:
-    """A typed ack, or None for one that says nothing we know: it then counts as absent."""
+    """Return a typed ack, or None for one in a state we do not know: it counts as absent."""
     try:
         status = AckStatus(row["status"])
     except ValueError:

@@ -17,5 +17,5 @@ def note(db: Writer, what: str, rows: int, at: int, through: int) -> None:
 
 
 def read(db: Reader) -> list[dict[str, Any]]:
-    """[{what, rows, at, through}]; nothing where an older file has no such table."""
+    """Return [{what, rows, at, through}], or nothing where an older file has no such table."""
     return [dict(row) for row in db.all("SELECT * FROM pruned ORDER BY what")] if db.columns("pruned") else []

@@ -96,7 +96,7 @@ def prune_receipts(files: SessionFiles, cutoff: int, after: int, limit: int, now
 
 
 def _finished(db: Reader, out: Reader | None, rows: Sequence[sqlite3.Row], cutoff: int) -> list[str]:
-    """The messages of `rows` that are done, ended before `cutoff`, and that nothing needs any more."""
+    """Return the messages of `rows` that ended before `cutoff` and that nothing needs any more."""
     over = [row for row in rows if row["status"] in _OVER and not _to_rearm(row)]
     ids = [row["id"] for row in over]
     ended = _last_events(db, ids)
@@ -112,7 +112,7 @@ def _finished(db: Reader, out: Reader | None, rows: Sequence[sqlite3.Row], cutof
 
 
 def _to_rearm(row: sqlite3.Row) -> bool:
-    """A finished occurrence that still carries its recurrence has not armed its series again."""
+    """Return whether a finished occurrence still carries its recurrence, so that its series is not armed again yet."""
     return row["recurrence"] is not None and row["status"] != MessageStatus.CANCELLED
 
 
@@ -165,7 +165,7 @@ def _open_attempts(db: Reader, ids: Sequence[str]) -> set[str]:
 
 
 def _answered_by_unfinished(db: Reader, out: Reader | None) -> frozenset[str] | None:
-    """What the answers reply to that are on their way or dead letters: their permission to go there comes from it.
+    """Return what unsent answers and dead letters reply to: their permission to go there comes from it.
 
     None when they are too many to look at.
     """
@@ -199,7 +199,7 @@ def _unfinished_answers(db: Reader, ids: Sequence[str], cutoff: int) -> set[str]
 
 
 def _highest_notice(db: Reader) -> set[str]:
-    """The host's next seq is above the highest one that is there."""
+    """Return the id of the highest notice: the host's next seq is derived from it."""
     return {row["id"] for row in db.all("SELECT id FROM host_messages ORDER BY seq DESC LIMIT 1")}
 
 
@@ -218,7 +218,7 @@ def _delete(db: Writer, table: str, key: str, ids: Sequence[str]) -> None:
 
 
 def _remove_files(files: SessionFiles, ids: Sequence[str]) -> None:
-    """What came with a message, before its row: a death between the two leaves nothing that nobody knows of."""
+    """Remove a message's files before its row, so that a death in between leaves no unknown file behind."""
     for identity in ids:
         if is_message_id(identity):
             with suppress(FileNotFoundError):

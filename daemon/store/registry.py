@@ -109,7 +109,7 @@ class Registry:
         self._anchor: _Anchor | None = None  # the file that was opened first
 
     def install_id(self, now_ms: int, kept: str | None = None) -> str:
-        """This install's id. When the file knows none, it becomes `kept`, or a new one."""
+        """Return this install's id. A file without one gets `kept`, or a new id."""
         with self._open() as db, db.transaction():
             db.execute(
                 "INSERT OR IGNORE INTO install(id, install_id, created_at) VALUES (1, ?, ?)",
@@ -140,7 +140,7 @@ class Registry:
         return [_session(row) for row in rows]
 
     def all_keys(self, after: SessionKey | None, limit: int) -> list[SessionKey]:
-        """A page of every session, in key order: for the slow full pass."""
+        """Return a page of all sessions in key order, for the slow full pass."""
         last = after if after is not None else SessionKey("", "")
         with self._open() as db:
             rows = db.all(
@@ -179,7 +179,7 @@ class Registry:
             )
 
     def totals(self) -> Totals:
-        """What is told of sessions without opening them. Costs what is quarantined or has dead letters, not what exists."""
+        """Return the totals that need no session to be opened. The cost follows quarantines and dead letters."""
         with self._open() as db:
             quarantined = db.all("SELECT agent, session FROM sessions WHERE quarantined_at IS NOT NULL")
             dead = db.all("SELECT agent, session, dead_letters FROM sessions WHERE dead_letters > 0")
@@ -288,7 +288,7 @@ class Registry:
         ]
 
     def ended_incarnations(self, key: SessionKey) -> dict[str, int]:
-        """A session's incarnations whose exit is confirmed, and when (epoch ms); the newest 10,000."""
+        """Return a session's confirmed exits and when they came (epoch ms); the newest 10,000."""
         with self._open() as db:
             rows = db.all(
                 "SELECT id, ended_at FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NOT NULL"
@@ -324,13 +324,13 @@ class Registry:
             db.execute("UPDATE session_deletions SET finished_at = ? WHERE id = ?", (now_ms, deletion))
 
     def open_deletions(self) -> list[tuple[str, SessionKey, bool]]:
-        """Deletions that were begun and not finished: (id, session, whether the folder was put aside)."""
+        """Return unfinished deletions: (id, session, whether the folder was moved aside)."""
         with self._open() as db:
             rows = db.all("SELECT * FROM session_deletions WHERE finished_at IS NULL ORDER BY id")
         return [(row["id"], SessionKey(row["agent"], row["session"]), bool(row["moved"])) for row in rows]
 
     def idle_sessions(self, after: SessionKey | None, limit: int, created_before: int) -> list[SessionKey]:
-        """A page of sessions without work, quarantine, open dead letters or a container, made before an instant."""
+        """Return a page of sessions without work, quarantine, open dead letters or container, older than an instant."""
         last = after if after is not None else SessionKey("", "")
         with self._open() as db:
             rows = db.all(

@@ -115,7 +115,7 @@ class SessionFiles:
 
     @contextmanager
     def inbound(self) -> Generator[Writer]:
-        """The host's own file, for one operation. It must exist and hold something: a deleted folder or a truncated file is
+        """Open the host's own file for one operation. It must exist and hold something: a deleted or truncated file is
         an error, not an empty session. (`create` has put the tables in before anybody comes here.)"""
         try:
             with (
@@ -160,7 +160,7 @@ class SessionFiles:
 
     @contextmanager
     def outbound(self) -> Generator[Reader | None]:
-        """The container's file, read-only and as hostile input; None while the runner has not made it."""
+        """Open the container's file read-only, as hostile input; yield None while the runner has not made it."""
         reader = open_outbound_reader(self.folder.outbox, self._limits)
         if reader is None:
             yield None
@@ -170,7 +170,7 @@ class SessionFiles:
 
     @contextmanager
     def outbound_copy(self) -> Generator[Reader | None]:
-        """The same, of a copy that was taken without a lock: for whoever only looks, and may not fail a runner's commit."""
+        """Open a copy of the container's file that takes no lock: a report must not fail a runner's commit."""
         reader = open_outbound_copy(self.folder.outbox, self._limits)
         if reader is None:
             yield None

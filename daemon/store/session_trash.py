@@ -110,7 +110,7 @@ def _is_folder(name: str, parent: int) -> bool:
 
 
 def _opened(name: str, parent: int) -> int:
-    """A folder that may be emptied, whatever its mode was."""
+    """Open a folder so that it can be emptied, whatever its mode was."""
     handle = os.open(name, _LOOK_AT, dir_fd=parent)
     try:
         with suppress(PermissionError):  # another user's: what its mode allows

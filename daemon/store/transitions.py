@@ -90,7 +90,7 @@ def schedule_retry(
     db: Writer, message_id: str, tries: int, process_after: int, at: int, *, incarnation: str, reason: str,
     holds: bool = False,
 ) -> None:  # fmt: skip
-    """A try is used up and another one is due at `process_after` (epoch ms); the message stays pending.
+    """Charge a try and schedule the next one at `process_after` (epoch ms); the message stays pending.
 
     From now on it is tried alone; with `holds` the later messages of its session wait for it.
     """
