@@ -95,7 +95,7 @@ def _leave_hung_threads() -> None:
 
 
 def _refusal(group: BaseExceptionGroup[BaseException]) -> ClawbusError | None:
-    """What a task group wrapped, when that is a refusal that explains itself (a port that is taken) and nothing else."""
+    """Return the refusal that a task group wrapped (a port that is taken), or None if there is anything else in it."""
     refusals, rest = group.split(ClawbusError)
     if refusals is None or rest is not None:
         return None
@@ -292,7 +292,7 @@ async def _serve_signals(
 
 
 async def _await_terminal_end(signals: SignalInbox) -> None:
-    """Some shells send SIGHUP to their jobs just before the terminal goes: ask again for a while."""
+    """Ask for a while whether the terminal is gone: some shells send SIGHUP to their jobs just before that."""
     for _ in range(_TERMINAL_CHECKS):
         await anyio.sleep(_TERMINAL_CHECK_S)
         if signals.terminal_closed():

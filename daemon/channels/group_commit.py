@@ -56,7 +56,7 @@ class GroupCommit:
         return ticket.cursor
 
     async def put_many(self, entries: Sequence[NewEntry]) -> list[Ticket]:
-        """The same for several, in order."""
+        """Put several entries, in order."""
         run = self._join(entries)
         try:
             async with self._turn:

@@ -86,12 +86,15 @@ class LocalChannel:
         return Receipt(platform_message_id=str(cursor))
 
     async def deliver_many(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure]:
-        """The same for several, in one commit, up to the first that no mailbox can hold or that cannot be written now."""
+        """Deliver several in one commit, up to the first that no mailbox can hold or that cannot be written now."""
         entries, refused = self._entries(messages)
         return _results(await self._group.put_many(entries), refused)
 
     def deliver_here(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
-        """The same in the calling thread; None when the file is not free for long. Whoever waits is woken through the loop."""
+        """Deliver in the calling thread; return None when the file is busy for long.
+
+        Waiters are woken through the loop.
+        """
         loop = self._loop
         if loop is None:
             return None
@@ -106,7 +109,7 @@ class LocalChannel:
         return _results(own, refused)
 
     def _entries(self, messages: Sequence[Outgoing]) -> tuple[list[NewEntry], PermanentDeliveryError | None]:
-        """The rows of all before the first that no mailbox can hold, and why that one cannot be."""
+        """Return the rows before the first one that no mailbox can hold, and why that one cannot be stored."""
         entries: list[NewEntry] = []
         for message in messages:
             try:
@@ -130,7 +133,7 @@ class LocalChannel:
         return await self._bells.wait_until(("mailbox", mailbox), look, timeout_s) or []
 
     async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
-        """The first entry that answers this message; None when none came within `timeout_s` seconds.
+        """Return the first entry that answers this message, or None when none came within `timeout_s` seconds.
 
         An entry answers a message by its in_reply_to or by the ids in its content's "answers".
         """
@@ -156,7 +159,7 @@ class LocalChannel:
 
 
 def _results(tickets: Sequence[Ticket], refused: PermanentDeliveryError | None) -> list[Receipt | DeliveryFailure]:
-    """A receipt for each that is stored, up to the first that is not; then `refused`, which came after all of them."""
+    """Return a receipt for each stored entry, up to the first that is not; then `refused`, which came after them."""
     results: list[Receipt | DeliveryFailure] = []
     for ticket in tickets:
         if ticket.cursor is None:
@@ -170,7 +173,7 @@ def _results(tickets: Sequence[Ticket], refused: PermanentDeliveryError | None) 
 
 
 def _new_entry(message: Outgoing, now_ms: int) -> NewEntry:
-    """The row for a message. Everything in it came out of a container, so everything is looked at."""
+    """Return the row for a message. All of it came out of a container, so all of it is checked."""
     mailbox = message.address.platform_id
     if not is_mailbox_name(mailbox):
         raise PermanentDeliveryError(
@@ -197,7 +200,7 @@ def _new_entry(message: Outgoing, now_ms: int) -> NewEntry:
 
 
 def _answers(content: str) -> tuple[str, ...]:
-    """The ids in the content's "answers"; whatever there is no id is left out."""
+    """Return the ids in the content's "answers", without whatever is not an id."""
     try:
         parsed: object = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -225,7 +228,7 @@ class _Bells:
             bell.rung.set()
 
     async def wait_until(self, key: Hashable, look: Callable[[], Awaitable[_T]], timeout_s: float) -> _T | None:
-        """What `look` finds, as soon as it finds something; None after `timeout_s` seconds. It looks at least once."""
+        """Return what `look` finds, or None after `timeout_s` seconds. It is called at least once."""
         deadline = anyio.current_time() + max(timeout_s, 0.0)
         while True:
             # The bell hangs before the look: what is committed after the look rings it.

@@ -156,7 +156,7 @@ class NamesAgents(Protocol):
     """Settings that name agents may say which, so that one that is not configured is found before a message comes."""
 
     def named_agents(self) -> Mapping[str, str]:
-        """The agent's name by the key that names it, as written below the channel's own table."""
+        """Return the agents' names by the key that names each, as written below the channel's own table."""
         ...
 
 
@@ -171,7 +171,7 @@ def _check_agents(name: str, settings: BaseModel, config: Config) -> None:
 
 
 def _check_times(name: str, settings: BaseModel, config: Config) -> None:
-    """A channel that takes longer than the bus waits would have every slow send in doubt."""
+    """Check the time-outs: a channel that takes longer than the bus waits would have every slow send in doubt."""
     total: object = getattr(settings, "total_timeout_s", None)
     if isinstance(total, float) and total > config.delivery.send_timeout_s:
         raise ConfigError(
@@ -229,7 +229,7 @@ def _explained(name: str, error: ValidationError, model: type[BaseModel]) -> Con
 
 
 def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys there are at a place of a model: through fields, and through tables of named sub-tables."""
+    """Return the keys at a place of a model, through fields and through tables of named sub-tables."""
     current: object = model
     for part in location:
         if isinstance(current, type) and issubclass(current, BaseModel):

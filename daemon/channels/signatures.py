@@ -29,7 +29,7 @@ def sign(secret: bytes, body: bytes) -> str:
 
 
 def signed_request(timestamp: str, path: str, message_id: str, body: bytes) -> bytes:
-    """What X-Clawbus-Signature of a request to a hook is made of. `message_id` is "" when the request has none.
+    """Return the text that X-Clawbus-Signature of a hook's request signs. `message_id` is "" without one.
 
     `timestamp` is epoch seconds as its header has it, `path` begins with /hooks/.
     """
@@ -54,7 +54,7 @@ def matches(secret: bytes, signed: bytes, given: str) -> bool:
 
 
 def _bytes(text: str) -> bytes:
-    """The bytes that were decoded to this; for text that none can have been, still some, and never an error."""
+    """Return the bytes that were decoded to this text. Impossible text gives some bytes and never an error."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -62,7 +62,7 @@ def _bytes(text: str) -> bytes:
 
 
 def read_timestamp(text: str, now_ms: int, window_s: int = WINDOW_S) -> int | None:
-    """The timestamp header as epoch seconds, if it is one and at most `window_s` seconds from now; else None."""
+    """Return the timestamp header as epoch seconds if it is one and at most `window_s` seconds from now, else None."""
     if not _TIMESTAMP.match(text):
         return None
     moment = int(text)

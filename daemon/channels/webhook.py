@@ -31,7 +31,7 @@ class WebhookChannel:
     Settings: ClassVar[type[BaseModel]] = WebhookSettings
 
     def __init__(self, context: ChannelContext) -> None:
-        """Raises ConfigError when a secret is missing or too short."""
+        """Build the channel. Raise ConfigError when a secret is missing or too short."""
         settings = cast("WebhookSettings", context.settings)
         keys = read_keys(context.name, settings)
         self.name = context.name

@@ -50,7 +50,10 @@ class SignatureForm(Protocol):
         ...
 
     def check(self, secret: bytes, request: Signed) -> str:
-        """The message's id. Raises SignatureRefusedError, BodyRefusedError or InvalidNameError."""
+        """Check a request and return the message's id.
+
+        Raise SignatureRefusedError, BodyRefusedError or InvalidNameError.
+        """
         ...
 
 
@@ -193,7 +196,7 @@ class Hmac:
 
 
 def slack_challenge(payload: Mapping[str, object]) -> str | None:
-    """What Slack wants back when it checks a new address (url_verification); None for every other request."""
+    """Return what Slack wants back when it checks a new address (url_verification), or None for other requests."""
     body = payload.get("body")
     if not isinstance(body, dict):
         return None
@@ -203,7 +206,7 @@ def slack_challenge(payload: Mapping[str, object]) -> str | None:
 
 
 def raw_of(body: bytes) -> dict[str, str]:
-    """The body's exact bytes for the agent: as text, or in base64 where they are none."""
+    """Return the body's exact bytes for the agent: as text, or in base64 where they are not text."""
     try:
         return {"raw": body.decode("utf-8")}
     except UnicodeDecodeError:
@@ -223,7 +226,7 @@ def _stripe(header: str) -> tuple[str, list[str]]:
 
 
 def _field(body: bytes, name: str) -> str | None:
-    """A text field at the top of a JSON body, if it is that."""
+    """Return a text field at the top of a JSON body, or None."""
     try:
         value: object = json.loads(body)
     except (ValueError, RecursionError):
@@ -233,7 +236,7 @@ def _field(body: bytes, name: str) -> str | None:
 
 
 def _as_id(text: str) -> str:
-    """The sender's id as it is where a message may have it, else a digest of it."""
+    """Return the sender's id where a message may have it, else a digest of it."""
     return text if is_message_id(text) else f"id-{_digest(text.encode('utf-8', 'surrogatepass'))}"
 
 

@@ -85,7 +85,7 @@ class WebhookIn:
         self._log = structlog.get_logger("webhook")
 
     def app(self, accept: Accept) -> Starlette:
-        """The ASGI app that hands what it takes to `accept`."""
+        """Return the ASGI app that hands valid requests to `accept`."""
 
         async def hook(request: Request) -> Response:
             return await self._answer(request, accept)
@@ -136,7 +136,7 @@ class WebhookIn:
         return JSONResponse(body, status_code=202)
 
     async def _checked(self, request: Request, name: str) -> Incoming | str:
-        """The message in a request, or a text that its sender wants back and nobody else."""
+        """Return the message in a request, or a text that its sender wants back."""
         hook = self._settings.hooks.get(name)
         if hook is None:
             raise refusals.UnknownHookError("there is no such hook.")
@@ -174,7 +174,10 @@ class WebhookIn:
         )
 
     async def _body(self, request: Request) -> bytes:
-        """The raw body. Raises BodyTooLargeError as soon as it is over the limit and BodyTimeoutError when it is slow."""
+        """Read the raw body.
+
+        Raise BodyTooLargeError as soon as it is over the limit, BodyTimeoutError when it is slow.
+        """
         limit = self._settings.max_body_bytes
         declared = request.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
@@ -242,7 +245,7 @@ def read_payload(content_type: str, body: bytes, *, strict: bool = False) -> dic
 
 
 def _form(body: bytes, *, strict: bool) -> object:
-    """The fields of a form; several of one name are a list. Raises ValueError."""
+    """Parse the fields of a form; several of one name become a list. Raise ValueError."""
     fields = parse_qs(
         body.decode("ascii"), keep_blank_values=True, strict_parsing=bool(body) and not strict,
         max_num_fields=_FORM_FIELDS, errors="strict",

@@ -150,7 +150,7 @@ class WebhookOut:
 
 
 def _body(message: Outgoing) -> bytes:
-    """The JSON that a receiver gets; the same bytes on every attempt."""
+    """Return the JSON that a receiver gets: the same bytes on every attempt."""
     try:
         content: object = json.loads(message.content)
         fields = {
@@ -168,7 +168,7 @@ def _body(message: Outgoing) -> bytes:
 
 
 async def _platform_id(response: httpx.Response) -> str | None:
-    """The receiver's own id for the message, if it gave one. The 2xx is the receipt: nothing here can undo it."""
+    """Return the receiver's own id for the message, if it gave one. The 2xx is the receipt, whatever this finds."""
     given = response.headers.get("x-message-id")
     if given is None and "json" in response.headers.get("content-type", ""):
         body = bytearray()

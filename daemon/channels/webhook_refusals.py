@@ -83,5 +83,5 @@ _STATUS: Final[tuple[tuple[type[ClawbusError], int], ...]] = (
 
 
 def status_of(error: ClawbusError) -> int:
-    """The HTTP status of a refusal; 503 for whatever is not the sender's to correct."""
+    """Return the HTTP status of a refusal; 503 for whatever the sender cannot correct."""
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 503)

@@ -41,7 +41,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bind_tcp(listen: str) -> socket.socket:
-    """A bound and listening socket. Raises ListenError with the system's reason: a port that is taken, no such address."""
+    """Return a listening socket. Raise ListenError with the system's reason: a port that is taken, no such address."""
     host, port = split_listen(listen)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -69,7 +69,7 @@ def bound_address(sock: socket.socket) -> tuple[str, int]:
 
 
 def docker_address_fault(url: str) -> str | None:
-    """What is wrong with the address of a Docker engine, or None."""
+    """Return what is wrong with the address of a Docker engine, or None."""
     try:
         parts = urlsplit(url)
         scheme, host, _ = parts.scheme, parts.hostname, parts.port

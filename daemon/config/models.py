@@ -393,7 +393,7 @@ def _explained(error: ValidationError, path: Path | None) -> ConfigError:
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    """The key, and the variable that set it, if one did: it is not in the file that is named."""
+    """Return the key and the variable that set it, if one did: then it is not in the file."""
     key = ".".join(str(part) for part in location)
     wanted = _PREFIX + "__".join(str(part) for part in location).upper()
     variable = next((name for name in sorted(os.environ) if name.upper() == wanted), None)
@@ -413,7 +413,7 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _faults(config: Config) -> Iterator[str]:
-    """What the tables' own types cannot see."""
+    """Return the faults that the tables' own types cannot see."""
     for name, agent in config.agents.items():
         try:
             check_name("agent", name)
@@ -448,7 +448,7 @@ def _faults(config: Config) -> Iterator[str]:
 
 
 def _contradictions(config: Config) -> Iterator[str]:
-    """A first wait that is longer than the longest."""
+    """Return pairs that contradict each other: a first wait that is longer than the longest."""
     for table, first, longest in (
         ("runtime", "spawn_backoff_s", "spawn_backoff_max_s"),
         ("delivery", "retry_base_s", "retry_max_s"),
@@ -459,7 +459,7 @@ def _contradictions(config: Config) -> Iterator[str]:
 
 
 def _unknown_variables(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
-    """A mistyped variable must not be a setting that silently does nothing."""
+    """Refuse unknown variables: a mistyped one must not silently do nothing."""
     known = [*(key.upper() for key in Config.model_fields), *_NO_KEYS]
     for name in sorted(environ):
         rest = name.upper().removeprefix(_PREFIX)
@@ -483,7 +483,7 @@ def _advice(first: str, rest: str, known: Sequence[str]) -> str:
 
 
 def _secret_variables(table: object) -> set[str]:
-    """The variables that channels' tables name for their secrets: an operator may call them what he likes."""
+    """Return the variables that channels' tables name for their secrets; an operator chooses these names."""
     found: set[str] = set()
     if isinstance(table, dict):
         for key, value in cast("dict[str, object]", table).items():

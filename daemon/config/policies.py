@@ -13,7 +13,7 @@ _UNCLAIMED_S: Final = 60.0  # a container on a busy machine may need as long unt
 
 
 def read_limits(config: Config) -> ReadLimits:
-    """What one look into a container's file may cost."""
+    """Return the limits of one read of a container's file."""
     return ReadLimits(
         max_file_bytes=config.limits.max_outbound_file_bytes,
         max_row_bytes=4 * config.limits.max_content_bytes + 64 * 1024,
@@ -22,7 +22,7 @@ def read_limits(config: Config) -> ReadLimits:
 
 
 def fate_of(agent: Agent | None, config: Config) -> Fate:
-    """The rules for an agent's messages; the default ones for an agent that is not in the configuration any more."""
+    """Return the rules for an agent's messages; the default ones for an agent that is no longer configured."""
     base = int(config.sweep.backoff_base_s * 1000)
     if agent is None:
         return Fate(later_base=base)
@@ -30,7 +30,7 @@ def fate_of(agent: Agent | None, config: Config) -> Fate:
 
 
 def agent_policy(config: Config, agent: Agent | None) -> Policy:
-    """The sweep's policy for one agent's sessions, in milliseconds."""
+    """Return the sweep's policy for one agent's sessions, in milliseconds."""
     stuck = config.sweep.claim_stuck_s
     timed = agent is not None and agent.provider == "command"  # the runner ends such a turn at timeout_s
     turn = agent.timeout_s if agent is not None and timed else config.sweep.ceiling_s
@@ -48,7 +48,7 @@ def agent_policy(config: Config, agent: Agent | None) -> Policy:
 
 
 def claim_max_s(config: Config, agent: Agent | None) -> float:
-    """The longest a claim of this agent may last, in seconds: its own, the sweep's, or what follows from the time-outs."""
+    """Return the longest time of a claim in seconds: the agent's, the sweep's, or what follows from the time-outs."""
     own = agent.claim_max_s if agent is not None else None
     if own is not None or config.sweep.claim_max_s > 0:
         return own if own is not None else config.sweep.claim_max_s

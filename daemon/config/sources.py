@@ -29,7 +29,7 @@ _LINK: Final = re.compile(r"CLAWBUS_(NAME\Z|ENV_\w)")
 
 
 def find_config(explicit: Path | None) -> Path | None:
-    """The file to read: `--config`, $CLAWBUS_CONFIG, ./clawbus.toml or /etc/clawbus/clawbus.toml: the first of them.
+    """Return the first file of `--config`, $CLAWBUS_CONFIG, ./clawbus.toml and /etc/clawbus/clawbus.toml.
 
     One in the current folder that this user may not read belongs to somebody else: the next is taken. Raises
     ConfigError where no other is left.
@@ -64,7 +64,7 @@ def _here() -> Path | None:
 
 
 def _usable(path: Path) -> bool | None:
-    """True: a file that may be read. False: there is none. None: there may be one, and it may not be read."""
+    """Return True for a readable file, False if there is none, None if there may be one that is not readable."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return False
@@ -80,7 +80,7 @@ def _may_enter(folder: Path) -> bool:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The file's tables. A byte order mark is passed over. Raises ConfigError that says what the file is instead."""
+    """Return the file's tables, without a byte order mark. Raise ConfigError that says what the file is instead."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:

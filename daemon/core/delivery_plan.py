@@ -140,7 +140,7 @@ Decision = Send | Queue | Defer | Bury
 
 
 def plan(candidates: Iterable[Candidate], rules: Rules) -> list[Decision]:
-    """A decision for each candidate, in seq order. `candidates` may come in any order."""
+    """Return a decision for each candidate, in seq order. `candidates` may come in any order."""
     held = set(rules.held)
     room = rules.scheduled_room
     found: list[tuple[int, Decision]] = []
@@ -158,7 +158,7 @@ def plan(candidates: Iterable[Candidate], rules: Rules) -> list[Decision]:
 
 
 def _turn(candidate: Candidate, rules: Rules) -> tuple[bool, int]:
-    """The order of arrival; but where one later row is tried, one that has not been tried yet comes first."""
+    """Return the order of arrival; where one later row is tried, the first untried one comes first."""
     if not rules.probing or candidate.state is not DeliveryState.QUEUED or not candidate.attempts:
         return False, candidate.row.seq
     address = _address(candidate, rules)

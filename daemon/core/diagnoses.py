@@ -16,17 +16,17 @@ from daemon.core.session_rules import SESSION
 
 
 def diagnose_host(host: HostFacts) -> list[Diagnosis]:
-    """What is wrong with the host: at most one diagnosis of each aspect."""
+    """Return what is wrong with the host: at most one diagnosis of each aspect."""
     return _present(_first(rule(host) for rule in aspect) for aspect in HOST)
 
 
 def diagnose_session(host: HostFacts, session: SessionFacts) -> list[Diagnosis]:
-    """What is wrong with a session apart from its single runs: at most one diagnosis of each aspect."""
+    """Return what is wrong with a session, apart from its single runs: at most one diagnosis of each aspect."""
     return _present(_first(rule(host, session) for rule in aspect) for aspect in SESSION)
 
 
 def diagnose_run(host: HostFacts, session: SessionFacts, run: RunFacts) -> Diagnosis | None:
-    """What is wrong with one run, or None."""
+    """Return what is wrong with one run, or None."""
     return _first(rule(host, session, run) for rule in RUN)
 
 

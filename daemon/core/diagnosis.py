@@ -35,7 +35,7 @@ class Diagnosis:
 
 
 def span(milliseconds: int) -> str:
-    """A duration for people: `85 s`, `12 min`, `3 h`, `2 d`."""
+    """Format a duration for people: `85 s`, `12 min`, `3 h`, `2 d`."""
     for size, unit, above in ((86_400_000, "d", 2), (3_600_000, "h", 2), (60_000, "min", 2)):
         if milliseconds >= size * above:
             return f"{milliseconds // size} {unit}"

@@ -40,7 +40,7 @@ class FileAccessError(ClawbusError):
 
     @classmethod
     def of(cls, error: OSError) -> FileAccessError:
-        """What the operating system refused a command, with the file's name and what to do about it."""
+        """Return the error for what the system refused a command: the file's name, and what to do."""
         name = error.filename if error.filename is not None else "a file or a socket"
         reason = error.strerror or str(error) or type(error).__name__
         hint = None

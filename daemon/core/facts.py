@@ -136,7 +136,7 @@ class HostFacts:
         return f"kill -KILL {self.holder_pid}"
 
     def trouble(self, what: str) -> Degradation | None:
-        """The daemon's own word that this does not work."""
+        """Return the trouble with this that the daemon itself reports, or None."""
         return next((item for item in self.degraded if item.what == what), None)
 
 

@@ -91,7 +91,7 @@ def _then_start(host: HostFacts) -> str:
 
 
 def _lasts(host: HostFacts) -> Choice:
-    """A trouble of the moment, which the daemon ends by itself, or the next start does."""
+    """Name a passing trouble, which the daemon ends by itself, or which its next start ends."""
     if host.daemon is DaemonState.DOWN:
         return Choice("once its cause is mended", host.start)
     return Choice("when it lasts although its cause is mended", host.restart)
@@ -124,7 +124,7 @@ def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
 
 
 def runtime_away(host: HostFacts) -> Diagnosis | None:
-    """The container runtime does not answer."""
+    """Name a container runtime that does not answer."""
     degraded = host.trouble("runtime")
     # Else nobody asked it, or it is not the one to ask: see _runtime_changed and _copied.
     elsewhere = host.other_runtime is not None or host.other_engine or host.copied_from is not None
@@ -170,7 +170,7 @@ def _runtime_changed(host: HostFacts) -> Diagnosis | None:
 
 
 def image_unusable(host: HostFacts) -> Diagnosis | None:
-    """The agents' image cannot be used."""
+    """Name an agents' image that cannot be used."""
     degraded = host.trouble("image")
     if host.images_checked:
         degraded = None  # the daemon's word is older than this look
@@ -187,7 +187,7 @@ def image_unusable(host: HostFacts) -> Diagnosis | None:
 
 
 def disk_full(host: HostFacts) -> Diagnosis | None:
-    """The disk has no room, or writing fails for another reason."""
+    """Name a disk without room, or one to which writing fails for another reason."""
     storage, disk = host.trouble("storage"), host.trouble("disk")
     if storage is not None and storage.code == _EXHAUSTED:
         storage = None

@@ -153,7 +153,7 @@ Action = Settle | Wake | Kill | Stop | Orphaned
 
 
 def decide(seen: Observation, policy: Policy) -> list[Action]:
-    """The actions for one session, in the order they must be done."""
+    """Return the actions for one session, in the order in which they must be done."""
     settles = settled(seen)
     finished = {action.message_id for action in settles}
     actions: list[Action] = [*settles]
@@ -200,7 +200,7 @@ def is_due(message: MessageIn, now: int) -> bool:
 
 
 def judge(container: Container, seen: Observation, policy: Policy) -> Kill | None:
-    """The rules for a container that holds a claim. Evidence older than the container is not about it.
+    """Judge a container that holds a claim. Evidence older than the container is not about it.
 
     Without a claim there is nothing that its silence could hold up.
     """
@@ -226,7 +226,10 @@ def judge(container: Container, seen: Observation, policy: Policy) -> Kill | Non
 
 
 def _overdue(container: Container, own: Sequence[Ack], seen: Observation, policy: Policy, declared: int) -> Kill | None:
-    """A beat is no work: a claim has a longest time, and a shorter one without progress while others wait."""
+    """Limit a claim's time: a heartbeat is no proof of work.
+
+    Without progress while others wait, the limit is shorter.
+    """
     due_since = {message.id: message.process_after or 0 for message in seen.pending}
     for claim in own:
         # By the host's clock: the container may date its claim again as often as it likes. One that gave a message
@@ -243,7 +246,7 @@ def _overdue(container: Container, own: Sequence[Ack], seen: Observation, policy
 
 
 def _unclaimed(container: Container, seen: Observation, policy: Policy, due: Sequence[MessageIn]) -> Kill | None:
-    """A container that runs and leaves due messages untouched holds its slot for nothing."""
+    """Judge a container that runs and leaves due messages untouched: it holds its slot for nothing."""
     if not due or any(_is_of(claim, container) for claim in seen.claims):
         return None
     waits = due_since(seen.pending)
@@ -254,7 +257,7 @@ def _unclaimed(container: Container, seen: Observation, policy: Policy, due: Seq
 
 
 def reset_orphans(seen: Observation, policy: Policy) -> list[Orphaned]:
-    """What becomes of claims whose container is gone. Each (message, incarnation) is charged once, ever."""
+    """Decide about claims whose container is gone. Each (message, incarnation) is charged once, ever."""
     pending = {message.id: message for message in seen.pending}
     triggers = Counter(claim.incarnation for claim in seen.claims if (m := pending.get(claim.message_id)) and m.trigger)
     actions: list[Orphaned] = []
@@ -301,7 +304,7 @@ def _is_of(claim: Ack, container: Container) -> bool:
 
 
 def _idle(container: Container, seen: Observation, policy: Policy, due: int) -> Stop | None:
-    """A container without an open message is idle, whatever it beats: only messages and answers count."""
+    """Judge a container without an open message: it is idle whatever its heartbeat says."""
     if any(_is_of(claim, container) for claim in seen.claims) or (due and not container.draining):
         return None
     marks = (container.spawned_at, container.last_activity, seen.evidence_floor)

@@ -78,7 +78,7 @@ Verdict = Defer | GiveUp | Void | Expire
 
 
 def held_from(pending: Iterable[MessageIn], now: int) -> int | None:
-    """The seq of the first message that waits for its next try and holds back those behind it; None if none does.
+    """Return the seq of the first message that waits for its next try and holds back those behind it, or None.
 
     A message that its sender scheduled for later is not "earlier": it holds nothing back before its first try.
     """
@@ -130,7 +130,7 @@ def looks_older(message: MessageIn, ack: Ack) -> bool:
 
 
 def deferred(message: MessageIn, ack: Ack, first_at: int | None, fate: Fate, now: int) -> Defer | GiveUp:
-    """What an agent's "later" comes to. `first_at`: when it said so of this message for the first time, epoch ms."""
+    """Decide what an agent's "later" means. `first_at`: when it first said so about this message, epoch ms."""
     asked = ack.deferral or Deferral(message.deferrals + 1)
     since = min(first_at, now) if first_at is not None else now
     if now - since >= fate.later_for:
@@ -150,5 +150,5 @@ def _holds(message: MessageIn, now: int) -> bool:
 
 
 def _latest(instant: int) -> int:
-    """The latest moment that a time may stand for: whole seconds are a second long."""
+    """Return the latest moment that a time may stand for: a whole second lasts a second."""
     return instant + _SECOND - 1 if instant % _SECOND == 0 else instant

@@ -42,7 +42,7 @@ def one_line(text: object) -> str:
 
 
 def block(text: object, first: str = "", rest: str = "    ") -> Iterator[str]:
-    """The lines of a body of text, the first behind `first`, each other one behind `rest`.
+    """Return the lines of a text, the first one behind `first`, all others behind `rest`.
 
     So a line of the body stands in a column where no line of ours begins.
     """

@@ -117,7 +117,7 @@ class BoxRows:
 
 
 def runs_of(message: MessageSeen, host: HostRows, box: BoxRows, scene: Scene) -> list[RunRead]:
-    """The runs of one message in the order of their claims, each with its evidence and the verdict on it."""
+    """Return the runs of one message in the order of their claims, each with its evidence and verdict."""
     attempts = host.attempts.get(message.message_id, [])
     ack = _ack_of(message, box)
     endings = host.endings.get(message.message_id, [])
@@ -145,7 +145,7 @@ def runs_of(message: MessageSeen, host: HostRows, box: BoxRows, scene: Scene) ->
 
 
 def _ack_of(message: MessageSeen, box: BoxRows) -> Ack | None:
-    """The ack that is about this message: neither a "later", which ends nothing, nor one that was found to be void."""
+    """Return the ack about this message, unless it is a "later", which ends nothing, or was found void."""
     ack = box.acks.get(message.message_id)
     if ack is None or ack.status is AckStatus.LATER:
         return None
@@ -175,7 +175,7 @@ def _of_ack(ack: Ack | None, attempts: Sequence[Mapping[str, Any]], names: Seque
 
 
 def _at_work(at: int | None, attempts: Sequence[Mapping[str, Any]], names: Sequence[str | None]) -> str | None:
-    """The last incarnation that had claimed the message by then."""
+    """Return the last incarnation that had claimed the message by then."""
     begun = [item["incarnation"] for item in attempts if at is None or (item["claimed_at"] or 0) <= at]
     claimed = [name for name in names if name is not None]
     return begun[-1] if begun else claimed[0] if claimed else None

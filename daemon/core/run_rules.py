@@ -78,7 +78,7 @@ def _stale(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnosis | Non
 
 
 def _settling(host: HostFacts, one: SessionFacts) -> str:
-    """A daemon that starts settles it, and tries again what nobody finished; the stale sweep would cancel that."""
+    """Return the repair. A starting daemon settles and retries a run; the stale sweep would cancel it."""
     return (
         host.start
         if host.daemon is DaemonState.DOWN

@@ -36,7 +36,7 @@ DEFERRED: Final = "deferred"
 
 
 def outcome_of(name: object) -> RunStatus | None:
-    """The status that an attempt's outcome, or the event that ended it, stands for; None for any other word."""
+    """Return the status behind an attempt's outcome, or behind the event that ended it; None for any other word."""
     try:
         return RunStatus.RELEASED if name == DEFERRED else RunStatus(str(name))
     except ValueError:
@@ -160,7 +160,7 @@ _OF_ACK: Final[Mapping[AckStatus, RunStatus]] = MappingProxyType(
 
 
 def judge(seen: RunEvidence) -> Verdict:
-    """The verdict on one run."""
+    """Judge one run."""
     words = {
         Source.TRACE: _trace(seen),
         Source.HISTORY: _history(seen),
@@ -196,7 +196,7 @@ def judge(seen: RunEvidence) -> Verdict:
 
 
 def _trace(seen: RunEvidence) -> RunStatus | None:
-    """The answer, and the container. An answer while its claim is open and its container lives is an interim one."""
+    """Read the answer and the container. An answer is interim while its claim is open and its container lives."""
     working = seen.ack is AckStatus.PROCESSING or (seen.claimed and seen.ack is None and seen.outcome is None)
     if working and seen.life is Life.ALIVE:
         return RunStatus.RUNNING
@@ -208,7 +208,7 @@ def _trace(seen: RunEvidence) -> RunStatus | None:
 
 
 def _history(seen: RunEvidence) -> RunStatus | None:
-    """The last row that ends it; a finish wins over an interruption."""
+    """Read the last history row that ends the run; a finish wins over an interruption."""
     words = [ending.status for ending in seen.endings]
     return next((word for word in reversed(words) if word in FINISHED), words[-1] if words else None)
 

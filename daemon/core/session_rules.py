@@ -57,7 +57,7 @@ def _too_new(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def _failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    """The daemon's own word: work on the session that fails, and has not succeeded since."""
+    """Name work on the session that fails, by the daemon's report, and has not succeeded since."""
     lasting = [seen for seen in one.failing if host.now - seen.since >= GRACE_MS or seen.times >= _FAILURES]
     if not lasting or one.quarantined_at is not None:
         return None

@@ -172,7 +172,7 @@ def check_scope(scope: Scope, *, apply: bool) -> None:
 
 
 def in_scope(scope: Scope, sessions: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The sessions that a scope takes, in order. Raises StaleScopeEmptyError."""
+    """Return the sessions in a scope, in order. Raise StaleScopeEmptyError."""
     found = sorted(one for one in sessions if scope.takes(*one))
     if not found:
         raise StaleScopeEmptyError("the scope matches no session.")
@@ -180,7 +180,7 @@ def in_scope(scope: Scope, sessions: Iterable[tuple[str, str]]) -> list[tuple[st
 
 
 def plan(runs: Iterable[Seen], scope: Scope) -> Plan:
-    """What to write for each stale run, and which are left alone."""
+    """Return what to write for each stale run, and which runs are left alone."""
     endings: list[Ending] = []
     left: list[Left] = []
     for seen in runs:
@@ -200,7 +200,7 @@ def check_plan(found: Plan, scope: Scope) -> None:
 
 
 def check_left(left: Sequence[Left], endings: int, scope: Scope) -> None:
-    """The same over several plans: all that is left, and how many runs would be ended."""
+    """Check several plans together: all that is left alone, and how many runs would be ended."""
     stops = [one for one in left if one.gate in _STOPS]
     for gates, error in (
         ((Gate.INCONSISTENT, Gate.DOUBTFUL), StaleInconsistentError),

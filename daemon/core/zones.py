@@ -14,7 +14,7 @@ _INSTALL: Final = (
 
 
 def zone(name: str) -> tzinfo:
-    """The zone of that name. Raises ValueError that says what to use or to install instead."""
+    """Return the zone of that name. Raise ValueError that says what to use or to install instead."""
     if name in _UTC_NAMES:
         return UTC
     try:

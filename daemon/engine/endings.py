@@ -18,7 +18,7 @@ from schema.rows import Ack, AckStatus, MessageIn
 def endings(
     db: Reader, pending: Iterable[MessageIn], acks: Mapping[str, Ack], actions: Iterable[Action], now: int
 ) -> tuple[AttemptEnd, ...]:
-    """The tries that these actions have ended. `pending` as it was before them; `db` after them."""
+    """Return the tries that these actions ended. `pending` is from before them, `db` from after them."""
     over = [action for action in actions if isinstance(action, Settle | Reset | Fail)]
     if not over:
         return ()

@@ -74,7 +74,7 @@ def judge(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], fat
 
 
 def _forced_out(db: Reader) -> str | None:
-    """The incarnation that we have decided to end for being stuck."""
+    """Return the incarnation that the host decided to end for being stuck."""
     row = db.one("SELECT incarnation FROM draining WHERE forced <> 0")
     return str(row["incarnation"]) if row is not None else None
 
@@ -104,7 +104,7 @@ def judge_suspects(
 def expired(
     pending: Sequence[MessageIn], acks: Mapping[str, Ack], charged: frozenset[tuple[str, str]], now: int, *, alive: bool
 ) -> list[Expire]:
-    """The messages whose time to begin is over. One that a living container works on has been begun."""
+    """Return the messages whose time to begin is over. One that a living container works on has begun."""
     found: list[Expire] = []
     for message in pending:
         if message.not_after is None or not is_expired(message, now - EXPIRY_GRACE):

@@ -48,7 +48,7 @@ class HeldFiles:
         self._log = structlog.get_logger("held_files")
 
     def refused(self, session: Session, error: FileBusyError) -> None:
-        """A write of the session's inbound.db met a lock. The sweep tries again soon, whether a sender does or not."""
+        """Handle a write of inbound.db that met a lock: the sweep tries again soon, even without a sender."""
         now, now_ms = self._clock.monotonic(), self._clock.now_ms()
         self._wake_at(session, now_ms + _PROBE_MS)
         if session.unwritable_since is None:
@@ -84,7 +84,7 @@ class HeldFiles:
         self._troubles.failed(session.key, WRITE, FileBusyError(f"{error}{held}", hint=hint), self._clock.now_ms())
 
     def _others(self, session: Session, container: str) -> list[str]:
-        """The processes that hold a lock on either file, when none of them is the container's."""
+        """Return the processes that hold a lock on either file, when none of them is the container's."""
         folder = session.files.folder
         holders = lock_holders(folder.inbound_db) | lock_holders(folder.outbound_db)
         members = self._members(container)
@@ -94,5 +94,5 @@ class HeldFiles:
 
 
 def end_others(processes: tuple[str, ...]) -> str:
-    """What to do about a lock that these processes hold."""
+    """Return what to do about a lock that these processes hold."""
     return f"End process {', '.join(processes)}, or wait until it releases the lock. The container is not to blame."

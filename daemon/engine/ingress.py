@@ -162,7 +162,7 @@ def _address_of(stored: MessageIn) -> Address | None:
 
 
 def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
-    """The row to store, without its seq. Raises what `Ingress.accept` documents."""
+    """Check a message and return its row, without a seq. Raise what `Ingress.accept` documents."""
     try:
         content = json.dumps(incoming.content, ensure_ascii=False, allow_nan=False)
         size = len(content.encode("utf-8"))

@@ -47,7 +47,7 @@ class Start:
 
 
 async def settle_install(start: Start, build: Build) -> str:
-    """The id of this installation: a new one in a copied or restored folder, after all that this entails.
+    """Return this installation's id. A copied or restored folder gets a new one, after all that this entails.
 
     Raises StorageError; DataFolderError when the copy shares its sessions with the original, or took its place while a
     container of it runs; RuntimeUnavailableError when nobody can tell whether one does.

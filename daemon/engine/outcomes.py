@@ -26,7 +26,7 @@ def by_destination(sends: Iterable[Send]) -> dict[str, list[Send]]:
 
 
 def outgoing(key: SessionKey, send: Send, traceparent: str | None) -> Outgoing:
-    """The row as a channel gets it."""
+    """Return the row as a channel gets it."""
     row = send.candidate.row
     return Outgoing(
         key=f"{key.agent}/{key.session}/{row.id}",
@@ -44,7 +44,7 @@ def outgoing(key: SessionKey, send: Send, traceparent: str | None) -> Outgoing:
 
 
 def success(send: Send, receipt: object) -> Outcome:
-    """What a receipt says. Raises TypeError for what is no Receipt."""
+    """Return the outcome of a receipt. Raise TypeError for anything but a Receipt."""
     if not isinstance(receipt, Receipt):
         raise TypeError(f"deliver returned {type(receipt).__name__}, not a Receipt")
     platform_id = None if receipt.platform_message_id is None else str(receipt.platform_message_id)
@@ -52,7 +52,7 @@ def success(send: Send, receipt: object) -> Outcome:
 
 
 def failure(send: Send, error: Exception, timeout_s: float) -> Outcome:
-    """What an error says of a send that was begun. `timeout_s` is the bus's own, for the words."""
+    """Return the outcome of a failed send. `timeout_s` is the bus's own, for the text."""
     if isinstance(error, TimeoutError):
         text = f"no answer within {timeout_s:g} s"
         return Outcome(send, sent=True, error_code=TransientDeliveryError.code, error=text, in_doubt=True)

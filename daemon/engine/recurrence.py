@@ -24,7 +24,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def next_instant(expression: str, scheduled: int, now: int, timezone: str) -> int | None:
-    """The first instant of a cron expression after both `scheduled` and `now` (epoch ms), or None if there is none.
+    """Return the first instant of a cron expression after `scheduled` and `now` (epoch ms), or None.
 
     Computed on the wall clock of `timezone`, so "09:00" stays 09:00 over daylight-saving changes.
     """
@@ -80,7 +80,7 @@ def _expiry(message: MessageIn, scheduled: int | None, instant: int) -> int | No
 
 
 def _occurrence_id(series: str, instant: int) -> str:
-    """The one id that this occurrence can have; ids are limited to 200 characters, and long ones must not meet."""
+    """Return the one id that this occurrence can have. Ids have at most 200 characters, and long ones must not meet."""
     if len(series) > 150:
         series = f"{series[:117]}-{sha256(series.encode()).hexdigest()[:32]}"
     return f"{series}@{instant}"

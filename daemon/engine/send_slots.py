@@ -66,7 +66,7 @@ class SendSlots(Generic[_S]):
             return self._grant(lane[0])
 
     def full(self, session: _S) -> frozenset[Lane]:
-        """The lanes in which `take` would fail now."""
+        """Return the lanes in which `take` would fail now."""
         with self._gate:
             return frozenset(
                 lane for lane, state in self._lanes.items()

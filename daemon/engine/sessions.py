@@ -68,7 +68,7 @@ class _Job(Generic[T]):
             self._came_back()
 
     def _decide(self) -> bool:
-        """True for whoever comes first."""
+        """Return True for the first caller."""
         with self._gate:
             first, self._decided = not self._decided, True
             return first
@@ -142,7 +142,7 @@ class Session:
             return await self.call_locked(operation)
 
     async def call_locked(self, operation: Callable[[], T]) -> T:
-        """The same for a caller that holds `lock`.
+        """Run an operation for a caller that holds `lock`.
 
         An operation that does not come back in time, or whose caller is cancelled, is left behind: a container can make
         an open hang for ever (a fifo put in a file's place between our check and SQLite's open). Until its thread is
@@ -279,7 +279,7 @@ class Sessions:
         self._memory = memory
 
     async def finish_deletions(self) -> list[SessionKey]:
-        """What an earlier daemon began to delete: before anything looks for sessions."""
+        """Finish the deletions that an earlier daemon began, before anything searches for sessions."""
         now = self._clock.now_ms()
         return await self.central(lambda registry: finish_deletions(registry, self._dir, now))
 
@@ -314,7 +314,7 @@ class Sessions:
         self._log.warning("registry_rebuilt", sessions=count, live=len(memory.live), cause="central.db was gone")
 
     async def get(self, key: SessionKey) -> Session:
-        """An existing session; raises UnknownSessionError."""
+        """Return an existing session; raise UnknownSessionError."""
         session = self._known.get(key)
         if session is not None:
             self._table[key] = session
@@ -335,7 +335,7 @@ class Sessions:
             return is_session(self.files_of(key).folder)
 
     async def look_up(self, key: SessionKey) -> Session | None:
-        """An existing session for who only tidies up: it does not count as one with work by that. None: there is none."""
+        """Return a session without marking it active (for maintenance), or None if it does not exist."""
         session = self._known.get(key)
         if session is not None:
             return session
@@ -343,7 +343,7 @@ class Sessions:
         return self._object(row) if row is not None else None
 
     def adopt(self, row: SessionRow) -> Session:
-        """The session object for a row of the registry, as one with work."""
+        """Return the session object for a row of the registry, marked active."""
         session = self._object(row)
         self._table[row.key] = session
         return session
@@ -365,11 +365,11 @@ class Sessions:
         self.on_refused(session, error)  # it may be set after the session was made
 
     def files_of(self, key: SessionKey) -> SessionFiles:
-        """The files of a session by name; the name has been checked by whoever made the key."""
+        """Return the files of a session by name. Whoever made the key has checked the name."""
         return SessionFiles(session_path(self._dir, key.agent, key.session), self._limits, self._owner, self._kept)
 
     async def create(self, key: SessionKey) -> Session:
-        """The session, made if need be: the folder first, then the registry, so that a session that is known is whole.
+        """Return the session, creating it if needed: the folder first, then the registry, so that a known one is whole.
 
         A crash or a full disk between the two leaves a folder that the next attempt completes.
         """
@@ -439,7 +439,7 @@ class Sessions:
             return await session.call_locked(partial(work, self._clock.now_ms()))
 
     def forget(self, session: Session) -> None:
-        """It was deleted: whoever still holds the object is refused, and its name makes a new one. With its lock held."""
+        """Forget a deleted session, with its lock held: old references are refused, and its name makes a new one."""
         session.deleted, session.quarantined = True, session.quarantined or "It was deleted."
         self._table.pop(session.key, None)
         self._known.pop(session.key, None)

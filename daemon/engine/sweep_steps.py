@@ -284,7 +284,7 @@ def apply(db: Writer, action: Action, now: int, fate: Fate) -> None:
 
 
 def next_work(db: Reader, now: int) -> int | None:
-    """The earliest instant with work: a message due, an outbound row to send, a series to arm. 0 for now."""
+    """Return the earliest instant with work: a message due, a row to send, a series to arm. 0 means now."""
     if messages.to_rearm(db, 1):
         return 0
     expiry = messages.next_expiry(db)

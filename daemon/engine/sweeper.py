@@ -73,7 +73,7 @@ class _ClockWatch:
     by_ms: int = 0
 
     def look(self, clock: Clock) -> int:
-        """The floor, in epoch ms."""
+        """Return the floor, in epoch ms."""
         now = clock.now_ms()
         offset = now - clock.monotonic() * 1000
         if self.offset_ms is not None and abs(offset - self.offset_ms) > _CLOCK_JUMP_MS:
@@ -439,7 +439,7 @@ def _pass_pause(page: SessionKey | None, count: int, interval_s: float, elapsed_
 
 
 def _container(slot: Slot | None, session: Session, now: int, floor: int) -> Container | None:
-    """The container to judge. What is dated later than now was so by a clock that has gone back since."""
+    """Return the container to judge. A time later than now was set by a clock that has gone back since."""
     if slot is None or slot.phase is not Phase.RUNNING:
         return None
     spawned = slot.spawned_at if slot.spawned_at <= now else floor

@@ -84,7 +84,7 @@ class Troubles:
         self._found.pop(key, None)
 
     def of(self, key: SessionKey) -> tuple[Trouble, ...]:
-        """A session's troubles, the oldest first."""
+        """Return a session's troubles, the oldest first."""
         return tuple(sorted(self._found.get(key, {}).values(), key=lambda one: one.since))
 
     def all(self) -> dict[SessionKey, tuple[Trouble, ...]]:

@@ -36,7 +36,7 @@ def unanswered(files: SessionFiles, message_id: str, *, alive: bool) -> str | No
 
 
 def _noted(db: Reader, message_id: str) -> str:
-    """What the runner noted for the operator when the turn sent nothing; empty when it noted nothing."""
+    """Return what the runner noted for the operator when the turn sent nothing, or nothing."""
     row = db.one(
         "SELECT detail FROM message_history WHERE message_id = ? AND event = 'completed' ORDER BY id DESC LIMIT 1",
         (message_id,),

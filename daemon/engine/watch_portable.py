@@ -83,14 +83,14 @@ class PortableEvents:
                     self._on_change(self._by_folder[folder])
 
     async def _end_with_us(self) -> None:
-        """The watcher waits in a thread that a cancelled task cannot leave by itself: end it through its event."""
+        """End the watcher through its event: it waits in a thread that a cancelled task cannot leave by itself."""
         try:
             await anyio.sleep_forever()
         finally:
             self._rearm.set()
 
     async def _scan(self) -> None:
-        """What happened while no watcher was armed."""
+        """Report what happened while no watcher was armed."""
         for key in tuple(self._by_folder.values()):
             self._on_change(key)
 

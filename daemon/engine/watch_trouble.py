@@ -17,7 +17,7 @@ _TEXTS: Final = (("os error 24", errno.EMFILE), ("os error 28", errno.ENOSPC), (
 
 
 def number_of(error: BaseException) -> int:
-    """The errno behind an error of a watcher; 0 if none can be told."""
+    """Return the errno behind a watcher's error, or 0 if there is none."""
     found = getattr(error, "errno", None)
     if isinstance(found, int):
         return found
@@ -26,7 +26,7 @@ def number_of(error: BaseException) -> int:
 
 
 def hint_of(error: BaseException) -> str:
-    """What to do about it."""
+    """Return what to do about it."""
     number = number_of(error)
     if number in (errno.EMFILE, errno.ENFILE):
         return _INSTANCES
@@ -48,5 +48,5 @@ class TroubleLog:
         return True
 
     def recovered(self) -> None:
-        """The next failure is news."""
+        """Note the recovery, so that the next failure is reported again."""
         self._last = None

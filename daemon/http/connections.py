@@ -31,7 +31,7 @@ class ConnectionLimits:
 
 
 def guarded(limits: ConnectionLimits, on_full: Callable[[bool], None] = lambda _: None) -> type[H11Protocol]:
-    """The HTTP protocol class for `serve(..., http=...)`.
+    """Return the HTTP protocol class for `serve(..., http=...)`.
 
     At a limit the oldest connection of a stranger makes room for the new one; only where every one of them has a request
     of a known sender under way, the new one is turned away. `on_full(turned_away)` is called each time.
@@ -116,7 +116,7 @@ def guarded(limits: ConnectionLimits, on_full: Callable[[bool], None] = lambda _
             return victim is not None
 
         def _watch(self) -> None:
-            """A clock runs whenever the peer is waited for. Bytes alone do not set it back: a whole request does."""
+            """Run a clock whenever the peer is waited for. Only a whole request sets it back, never bytes alone."""
             if self.dropped:
                 return
             cycle = self._cycle

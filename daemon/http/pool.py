@@ -55,7 +55,10 @@ class Backend(httpcore.AsyncNetworkBackend):
     async def _first(
         self, addresses: tuple[str, ...], port: int, local: str | None, options: list[httpcore.SOCKET_OPTION]
     ) -> httpcore.AsyncNetworkStream:
-        """The first address that answers; a new one is tried every quarter of a second, or when the last one failed."""
+        """Return the first address that answers.
+
+        Try a new one every quarter of a second, or when the last one failed.
+        """
         if len(addresses) == 1:
             return await self._inner.connect_tcp(addresses[0], port, None, local, options)
         found: list[httpcore.AsyncNetworkStream] = []
@@ -147,7 +150,7 @@ class HttpPool:
 
     @asynccontextmanager
     async def lease(self) -> AsyncGenerator[httpx.AsyncClient]:
-        """The client for one send; a broken one is replaced first."""
+        """Lend the client for one send; replace a broken one first."""
         if self._now.broken:
             await self._replace()
         mine = self._now

@@ -48,7 +48,7 @@ class Resolver:
         self._lookups: dict[str, _Lookup] = {}  # under way, or failed a moment ago
 
     async def resolve(self, host: str) -> tuple[str, ...]:
-        """The addresses of a name, best first. Raises OSError. The caller bounds the wait."""
+        """Return the addresses of a name, best first. Raise OSError. The caller bounds the wait."""
         if _is_address(host):
             return (host,)
         lookup = self._lookups.get(host)

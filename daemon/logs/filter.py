@@ -44,7 +44,7 @@ class EventFilter:
 
 
 def parse_event(line: bytes) -> dict[str, Any]:
-    """A line of the log as an event; one that is none keeps its text as the event's name."""
+    """Parse a line of the log as an event. Any other line keeps its text as the event's name."""
     text = line.decode("utf-8", "replace")
     try:
         event = cast("object", json.loads(text))

@@ -37,7 +37,7 @@ EventDict = MutableMapping[str, Any]
 
 
 def plain(value: object, key: str = "", depth: int = 0) -> object:
-    """A value that JSON can hold: limited in size, redacted by its field's name. No foreign `__repr__` runs."""
+    """Return a value that JSON can hold: limited in size, redacted by its field's name. No foreign `__repr__` runs."""
     if isinstance(value, Enum):
         return plain(value.value, key, depth)
     if value is None or isinstance(value, bool):
@@ -95,7 +95,7 @@ def explain_error(event: EventDict) -> None:
 
 
 def _single(error: object) -> BaseException | None:
-    """A task group wraps what its tasks raise; a group of one is that one."""
+    """Return the single exception of a group of one: a task group wraps what its tasks raise."""
     while isinstance(error, BaseExceptionGroup):
         members = cast(BaseExceptionGroup[BaseException], error).exceptions
         if len(members) != 1:
@@ -105,7 +105,7 @@ def _single(error: object) -> BaseException | None:
 
 
 def _tail(text: str) -> str:
-    """The end of a traceback is what tells."""
+    """Return the end of a traceback, which says most."""
     return text if len(text) <= MAX_TEXT else f"({len(text) - MAX_TEXT} characters before) ...{text[-MAX_TEXT:]}"
 
 
@@ -124,7 +124,7 @@ def json_line(event: Mapping[str, object]) -> bytes:
 
 
 def pretty_renderer(*, colors: bool) -> Callable[[Mapping[str, object]], bytes]:
-    """A renderer for people at a terminal. A traceback follows its line."""
+    """Return a renderer for people at a terminal. A traceback follows its line."""
     console = structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False, pad_event_to=28)
 
     def render(event: Mapping[str, object]) -> bytes:

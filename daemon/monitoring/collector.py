@@ -66,7 +66,7 @@ class HouseCollector(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """The last snapshot, as Prometheus has it. Any thread."""
+        """Return the last snapshot as Prometheus wants it. May be called in any thread."""
         for gauge in self._gauges:
             family = GaugeMetricFamily(f"clawbus_{gauge.name}", gauge.text, labels=gauge.labels)
             for labels, value in gauge.series.items():
@@ -74,7 +74,7 @@ class HouseCollector(Collector):
             yield family
 
     def take(self) -> None:
-        """A new snapshot; on the event loop."""
+        """Take a new snapshot, on the event loop."""
         sources = self._sources
         self._gauges = (*_containers(sources), *_queues(sources), *_state(sources), *_process(sources))
 

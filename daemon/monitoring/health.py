@@ -149,6 +149,6 @@ def _judged(problems: Sequence[tuple[str, int, str]], name: str) -> Iterator[Che
 
 
 def _worst(name: str, found: Sequence[Check]) -> Check:
-    """The worst of one check's findings; the first of equals."""
+    """Return the worst of one check's findings; the first of equals."""
     failing = [check for check in found if check.state is State.FAILING]
     return (failing or [*found, Check(name, State.OK)])[0]

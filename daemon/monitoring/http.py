@@ -79,7 +79,7 @@ class Exporter:
 
 
 def telemetry_routes(exporter: Exporter, health: Health) -> list[BaseRoute]:
-    """The routes, for any app."""
+    """Return the routes, for any app."""
 
     async def metrics(request: Request) -> Response:
         body, content_type = await exporter.render(request.headers.get("accept", ""))

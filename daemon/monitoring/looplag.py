@@ -45,5 +45,5 @@ class LoopLag:
         return 0.0 if self._due is None else max(0.0, self._clock.monotonic() - self._due)
 
     def worst(self) -> float:
-        """The worst of the last half minute, and of now."""
+        """Return the worst lag of the last half minute, now included."""
         return max((self.now(), *self._recent))

@@ -31,7 +31,7 @@ class AgentImage:
 
 
 def agent_images(config: Config) -> list[AgentImage]:
-    """The images that the daemon starts clawbus's own runner from. An agent with a `runner` may use any image."""
+    """Return the images that clawbus's own runner starts from. An agent with a `runner` may use any image."""
     default = config.docker.image
     users: dict[str, list[str]] = {}
     keys: dict[str, list[str]] = {}

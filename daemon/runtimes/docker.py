@@ -72,7 +72,7 @@ class DockerRuntime:
         return str(self._client.host)
 
     async def identity(self) -> str:
-        """The ID that `docker info` shows, and the engine's data folder.
+        """Return the ID that `docker info` shows, and the engine's data folder.
 
         Until Docker 24 the ID is the machine's: two engines on it share /etc/docker/key.json, and never a data folder.
         """
@@ -141,11 +141,11 @@ class DockerRuntime:
         return await self._in_thread(self._list_running)
 
     async def find_started(self, incarnation: str) -> Running | None:
-        """Removes what was created and not started: Docker then refuses the start that may still be under way."""
+        """Remove what was created and not started: Docker then refuses the start that may still be under way."""
         return await self._in_thread(partial(self._find_started, incarnation))
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
-        """The end of its stdout and stderr. ContainerGoneError for an unknown container."""
+        """Return the end of its stdout and stderr. Raise ContainerGoneError for an unknown container."""
         data = await self._in_thread(partial(self._output, container_id))
         return data[-max_bytes:].decode("utf-8", "replace")
 

@@ -130,7 +130,7 @@ class _UnixAdapter(unixconn.UnixHTTPAdapter):
     """docker-py's, with our connections."""
 
     def get_connection(self, url: Any, proxies: Any = None) -> Any:
-        """The pool of this URL. `proxies` mean nothing to a unix socket."""
+        """Return the pool of this URL. `proxies` mean nothing to a unix socket."""
         pools = cast("Any", self.pools)
         with pools.lock:
             pool = pools.get(url)

@@ -60,7 +60,7 @@ class ExitEvents:
 
     @contextlib.contextmanager
     def waiter(self, container_id: str | None) -> Generator[Waiter]:
-        """A Waiter that is registered inside the `with` block."""
+        """Yield a Waiter that is registered inside the `with` block."""
         waiter = Waiter(container_id)
         with self._lock:
             self._waiters.add(waiter)

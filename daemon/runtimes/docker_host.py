@@ -41,7 +41,10 @@ class DockerHost:
 
 
 def resolve(configured: str, environ: Mapping[str, str]) -> DockerHost:
-    """The engine that `docker.host` and the environment name. Raises RuntimeUnavailableError for a context that is none."""
+    """Return the engine that `docker.host` and the environment name.
+
+    Raise RuntimeUnavailableError for no such context.
+    """
     if configured:
         return DockerHost(configured, "docker.host")
     if environ.get("DOCKER_HOST"):
@@ -99,7 +102,7 @@ def _judged(host: DockerHost, error: BaseException, *, tls: bool) -> tuple[str, 
 
 
 def _plain(error: BaseException) -> str:
-    """A sentence without a Python exception's name."""
+    """Return a sentence without a Python exception's name."""
     for one in _causes(error):
         if isinstance(one, TimeoutError) or "timed out" in str(one).lower():
             return "no answer in time"
@@ -113,7 +116,7 @@ def _plain(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and all that it wraps: requests and urllib3 keep the real one in their arguments."""
+    """Return the error and all that it wraps: requests and urllib3 keep the cause in their arguments."""
     pending, seen = [error], set[int]()
     while pending:
         one = pending.pop(0)

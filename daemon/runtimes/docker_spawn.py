@@ -56,7 +56,7 @@ class Spawner:
         return self._start(spec, container_id)
 
     def _clear_leftovers(self, spec: ContainerSpec) -> None:
-        """The session's other containers, by their labels: a name can be changed. What runs stays, and refuses the start."""
+        """Remove the session's other containers, found by label. A running one stays, and Docker refuses the start."""
         labelled = [
             f"{name}={labels(spec)[name]}" for name in (LABEL_INSTALL, LABEL_AGENT, LABEL_SESSION)
         ]  # fmt: skip
@@ -137,7 +137,7 @@ class Spawner:
         return running
 
     def _judged(self, error: RuntimeUnavailableError, spec: ContainerSpec) -> ClawbusError:
-        """A 5xx of a Docker that answers is about this container (a cgroup, a missing program), not about Docker."""
+        """Sort a 5xx of a Docker that answers: it is about this container (a cgroup, a missing program)."""
         cause = error.__cause__
         if not isinstance(cause, APIError):
             return error
@@ -185,12 +185,12 @@ def _hand_over(spec: ContainerSpec) -> None:
 
 
 def labels_of(details: dict[str, Any]) -> dict[str, str]:
-    """The labels in an inspection; Docker writes null for none."""
+    """Return the labels in an inspection; Docker writes null for none."""
     return cast("dict[str, str]", details["Config"].get("Labels") or {})
 
 
 def running_of(details: dict[str, Any]) -> Running | None:
-    """A Running from `docker inspect`, or None when labels of ours are missing."""
+    """Return a Running from `docker inspect`, or None when labels of ours are missing."""
     found = labels_of(details)
     try:
         return Running(

@@ -27,7 +27,7 @@ def is_witness(
 
 
 def another_engine(known: Engine, identity: str, address: str) -> EngineChangedError:
-    """The refusal."""
+    """Return the refusal."""
     was = f" at {known.host}" if known.host else ""
     return EngineChangedError(
         f"the engine at {address} is {identity}, and this installation's containers run on {known.id}{was}: what it does"

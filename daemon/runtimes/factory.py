@@ -41,7 +41,7 @@ class SpecMaker:
 def build_runtime(
     config: Config, folder: DataFolder, install_id: str, clock: Clock, kind: str | None = None
 ) -> ContainerRuntime:
-    """The runtime that [runtime] kind names, or the one of another `kind`, to ask it what still runs there."""
+    """Build the runtime that [runtime] kind names, or that of another `kind`, to ask what still runs there."""
     if (kind or config.runtime.kind) == "process":
         return ProcessRuntime(install_id, folder.run_dir / "process", clock=clock)
     from daemon.runtimes.docker import DockerRuntime  # noqa: PLC0415 - a process-only install need not load docker-py
@@ -97,12 +97,12 @@ def spec_maker(config: Config, folder: DataFolder, agents: Mapping[str, Agent], 
 
 
 def image_of(agent: Agent, config: Config) -> str:
-    """What the agent's containers are made from; its processes, under the process runtime."""
+    """Return the image of the agent's containers; the process runtime takes the same name for its processes."""
     return (agent.image or config.docker.image) if config.runtime.kind == "docker" else sys.executable
 
 
 def images_of(agents: Iterable[Agent], config: Config) -> set[tuple[str, bool]]:
-    """What the runtime must have for these agents, and whether their own runner is in it."""
+    """Return the images that the runtime must have for these agents, and whether their own runner is inside."""
     in_docker = config.runtime.kind == "docker"
     return {(image_of(agent, config), in_docker and bool(agent.runner)) for agent in agents}
 

@@ -60,7 +60,7 @@ class Builder(Protocol):
         ...
 
     def run_once(self, image: str, command: list[str]) -> str:
-        """The output of a program in the image."""
+        """Run a program in the image and return its output."""
         ...
 
     def build(
@@ -72,7 +72,7 @@ class Builder(Protocol):
         labels: Mapping[str, str],
         step: Callable[[str], None],
     ) -> str:
-        """The id of the image built from the context."""
+        """Build the image from the context and return its id."""
         ...
 
 
@@ -134,7 +134,7 @@ def build_image(
 
 
 def detect(builder: Builder, base: str) -> TargetPython:
-    """The base's Python, by running it once. ImageError when there is none that can carry the runner."""
+    """Find the base's Python by running it once. Raise ImageError when none of them can run the runner."""
     hint = "Choose a base with CPython 3.11 or newer and sqlite3: `clawbus image build --base IMAGE`."
     output = builder.run_once(base, ["python3", "-c", _PROBE])
     try:

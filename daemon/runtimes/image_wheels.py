@@ -49,7 +49,7 @@ class TargetPython:
         return tuple(names)
 
     def pip_options(self) -> list[str]:
-        """What makes pip choose for that interpreter."""
+        """Return the options that make pip choose for that interpreter."""
         options = ["--only-binary=:all:", "--no-deps", "--require-hashes", "--implementation", "cp"]
         options += ["--python-version", f"{self.version[0]}.{self.version[1]}"]
         options += [part for abi in (self.abi, "abi3", "none") for part in ("--abi", abi)]
@@ -57,7 +57,7 @@ class TargetPython:
 
 
 def target_requirements(lock: str) -> str:
-    """The lock without its markers about Python's version.
+    """Return the lock without its markers about Python's version.
 
     pip judges markers by the interpreter that runs it, not by --python-version; a package too many does no harm.
     """
@@ -65,7 +65,7 @@ def target_requirements(lock: str) -> str:
 
 
 def fetch_wheels(lock: str, target: TargetPython, cache: Path) -> Path:
-    """A folder with every wheel of the lock for `target`; a second call finds it in `cache` and needs no network."""
+    """Return a folder with every wheel of the lock for `target`. A second call finds it in `cache`, without network."""
     key = hashlib.sha256("\n".join((lock, *target.pip_options())).encode()).hexdigest()[:16]
     folder = cache / key
     if not (folder / _COMPLETE).exists():

@@ -31,7 +31,7 @@ def member_finder(kind: str, records: Path) -> Members:
 
 
 def lock_holders(path: Path) -> frozenset[int]:
-    """The processes that hold a POSIX lock on the file, as far as they are visible here; without opening it.
+    """Return the processes with a POSIX lock on the file, as far as they are visible, without opening the file.
 
     Opening and closing it would drop this process's own locks (fcntl(2)).
     """

@@ -15,7 +15,7 @@ _APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_C
 
 
 def open_for_append(path: Path, *, max_bytes: int = MAX_BYTES, keep: int = KEEP) -> int:
-    """A descriptor to append to `path`, which is rotated first if it is over `max_bytes`. Makes the folder."""
+    """Open `path` for appending; make its folder, and rotate it first if it is over `max_bytes`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rotate(path, max_bytes=max_bytes, keep=keep)
     return os.open(path, _APPEND, 0o640)
@@ -74,7 +74,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def tail(path: Path, *, start: int, max_bytes: int) -> str:
-    """The last `max_bytes` of what was written after offset `start`; empty when there is no such file.
+    """Return the last `max_bytes` of what was written after offset `start`; empty without such a file.
 
     A log that is shorter than `start` was cut since: all of it was written after.
     """

@@ -96,7 +96,7 @@ class ProcessRuntime:
         return "this machine"
 
     async def identity(self) -> str:
-        """The machine's id (machine-id(5)); empty where it has none."""
+        """Return the machine's id (machine-id(5)); empty where it has none."""
         return await self._in_thread(process_table.machine_id)
 
     def pin(self, identity: str | None) -> None:
@@ -166,7 +166,7 @@ class ProcessRuntime:
         return await self._in_thread(partial(self._find_started, incarnation))
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
-        """The end of what it wrote to stdout and stderr. ContainerGoneError for an unknown container."""
+        """Return the end of its stdout and stderr. Raise ContainerGoneError for an unknown container."""
         record = await self._in_thread(partial(self._read, container_id))
         if record is None:
             raise ContainerGoneError(f"no container {container_id} in the process runtime.")
@@ -201,14 +201,14 @@ class ProcessRuntime:
         self._records.ensure()
 
     def _believe(self) -> None:
-        """Records of processes say nothing on another machine."""
+        """Check that the records are of this machine: on another one they say nothing."""
         if self._pinned and (found := process_table.machine_id()) != self._pinned:
             raise EngineChangedError(
                 f"this machine is {found or 'without an id'}, and the agents of this installation run on {self._pinned}."
             )
 
     def _read(self, container_id: str) -> Record | None:
-        """The record, unless it is another install's: a copied folder has those of the original."""
+        """Return the record, unless it is another installation's: a copied folder has those of the original."""
         record = self._records.read(container_id)
         return record if record is not None and record.install_id == self._install_id else None
 

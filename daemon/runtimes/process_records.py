@@ -78,7 +78,7 @@ class RecordStore:
             raise self._unusable(error) from error
 
     def read(self, container_id: str) -> Record | None:
-        """The record, or None when there is none of this id (or its file is not one of ours)."""
+        """Return the record, or None when there is none of this id or its file is not one of ours."""
         if not _ID.match(container_id):
             return None
         try:
@@ -104,7 +104,7 @@ class RecordStore:
         return self._path(container_id, "exit")
 
     def exit_code(self, container_id: str) -> int | None:
-        """What the wrapper wrote; 137 when it could not because this runtime killed it; else None."""
+        """Return the exit code that the wrapper wrote; 137 when this runtime killed the wrapper; else None."""
         try:
             text = self.exit_path(container_id).read_text(encoding="ascii")
             if text.endswith("\n"):

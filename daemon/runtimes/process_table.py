@@ -56,7 +56,7 @@ def boot_id() -> str:
 
 
 def machine_id() -> str:
-    """The machine's own id; empty where it has none, as in many containers."""
+    """Return the machine's own id; empty where it has none, as in many containers."""
     for path in _MACHINE_IDS:
         with contextlib.suppress(OSError):
             if text := path.read_text(encoding="ascii", errors="replace").strip():
@@ -71,7 +71,7 @@ def is_anybody_marked(incarnation: str) -> bool:
 
 
 def read_stat(pid: int) -> ProcessStat | None:
-    """The process of this number, or None. See proc(5): the name is in parentheses and may hold anything."""
+    """Return the process of this number, or None. In proc(5) the name is in parentheses and may hold anything."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -81,7 +81,7 @@ def read_stat(pid: int) -> ProcessStat | None:
 
 
 def leader_stat(leader: Leader) -> ProcessStat | None:
-    """The leader's own entry (perhaps a zombie's), or None when it is gone or its number belongs to another now."""
+    """Return the leader's entry (perhaps a zombie's), or None when it is gone or its number was reused."""
     stat = read_stat(leader.pid)
     if stat is None or stat.start_ticks != leader.start_ticks or leader.boot_id != boot_id():
         return None
@@ -109,7 +109,7 @@ def living_members(leader: Leader) -> list[ProcessStat]:
 
 
 def child_program(shell: ProcessStat) -> ProcessStat | None:
-    """The living child of a shell that runs a program of its own by now, or None.
+    """Return the living child of a shell that has started a program of its own by now, or None.
 
     A child that is still the forked shell does not count: it forgets the signals that come before it has become another.
     """

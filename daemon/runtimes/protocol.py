@@ -99,7 +99,7 @@ class ContainerRuntime(Protocol):
         ...
 
     async def identity(self) -> str:
-        """The engine's own id, by which it is told from another of its kind; empty where it has none.
+        """Return the engine's own id, which tells it from others of its kind; empty where it has none.
 
         Raises RuntimeUnavailableError."""
         ...
@@ -128,7 +128,7 @@ class ContainerRuntime(Protocol):
         ...
 
     async def find_started(self, incarnation: str) -> Running | None:
-        """The container of this incarnation if it was ever started, whether it still runs or not.
+        """Return the container of this incarnation if it was ever started, whether it still runs or not.
 
         None is a promise: there is none and none will start. What was asked for and has not begun (by a daemon that died,
         by a call that timed out) is withdrawn first."""
@@ -164,7 +164,7 @@ class ContainerRuntime(Protocol):
         ...
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
-        """The last of what it wrote to stderr (and stdout), at most `max_bytes`, also after its exit.
+        """Return the last of its stderr (and stdout), at most `max_bytes`, also after its exit.
         ContainerGoneError when there is no such container."""
         ...
 

@@ -67,7 +67,7 @@ def build_spec(
     own_runner: tuple[str, ...] = (),
     workspace: Path | None = None,
 ) -> ContainerSpec:
-    """The spec of one incarnation. `image_digest` is whatever tells two builds of `image` apart; `user` is "uid:gid".
+    """Return the spec of one incarnation. `image_digest` tells two builds of `image` apart; `user` is "uid:gid".
 
     `own_runner` is the operator's own runner program; `workspace` is then the folder of links (`workspace.py`) to mount.
 
@@ -130,7 +130,7 @@ def container_name(install_id: str, agent: str, session: str) -> str:
 
 
 def labels(spec: ContainerSpec) -> dict[str, str]:
-    """What is written on the container: the listing's truth about whose it is and which incarnation lives in it."""
+    """Return the container's labels: the listing's truth about its owner and the incarnation in it."""
     return {
         LABEL_INSTALL: spec.install_id,
         LABEL_AGENT: spec.agent,

@@ -42,15 +42,15 @@ class Notifier:
         self._send(_status(text))
 
     def watchdog(self) -> None:
-        """The sign of life. Only ever sent by whoever knows that the loops that matter move."""
+        """Send the sign of life. Only a caller that knows that the important loops move may send it."""
         self._send("WATCHDOG=1")
 
     def reloading(self) -> None:
-        """A reload begins; `ready` ends it. systemd wants the monotonic time to match the two (Type=notify-reload)."""
+        """Announce a reload; `ready` ends it. systemd wants the monotonic time of both (Type=notify-reload)."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self, status: str = "") -> None:
-        """The end has begun."""
+        """Announce the end."""
         self._send("STOPPING=1", *([_status(status)] if status else []))
 
     def _send(self, *lines: str) -> None:
@@ -69,7 +69,7 @@ class Notifier:
 
 
 def _address(name: str) -> str | None:
-    """A path, or an abstract name in Python's spelling. Others (vsock: for whole machines) are not for us."""
+    """Return a path, or an abstract name as Python spells it. Others (vsock, for whole machines) are not for us."""
     if name.startswith("@"):
         return f"\0{name[1:]}"
     return name if name.startswith("/") else None

@@ -48,7 +48,7 @@ def _read(path: Path) -> str | None:
 
 
 def _data_dir(unit: str, under: Callable[[Path], Path]) -> Path | None:
-    """The data folder that the unit's configuration names; None when that cannot be read."""
+    """Return the data folder that the unit's configuration names, or None when that cannot be read."""
     found = _CONFIG.search(unit)
     text = _read(under(Path(found.group(1)))) if found is not None and found.group(1).startswith("/") else None
     try:

@@ -42,7 +42,7 @@ class Pulse:
         self._beats[name] = self._clock.monotonic()
 
     def forget(self, name: str) -> None:
-        """The loop has ended as it should; nothing is expected of it any more."""
+        """Forget a loop that has ended as it should."""
         self._allowed.pop(name, None)
         self._beats.pop(name, None)
 
@@ -58,7 +58,7 @@ class Pulse:
         return {name: now - at for name, at in self._beats.items()}
 
     def stale(self, now: float | None = None) -> list[Stall]:
-        """The loops that are late at `now` (monotonic seconds, default: the clock's), the latest first."""
+        """Return the loops that are late at `now` (monotonic seconds, default: the clock's), the latest first."""
         at = self._clock.monotonic() if now is None else now
         late = [
             Stall(name, at - self._beats[name], allowed)

@@ -31,7 +31,7 @@ class TraceContext:
 
 
 def parse(header: str | None) -> TraceContext | None:
-    """The context in a `traceparent`, or None. A newer version is read as far as this one's fields go."""
+    """Parse a `traceparent`, or return None. A newer version is read as far as this one's fields go."""
     found = _FORM.fullmatch(header.strip()) if header is not None and len(header) <= _MAX else None
     if found is None:
         return None
@@ -42,7 +42,7 @@ def parse(header: str | None) -> TraceContext | None:
 
 
 def new_context(parent: TraceContext | None, ratio: float) -> TraceContext:
-    """A new span's identity: in its parent's trace and with its decision, or at the head of a trace of its own.
+    """Return a new span's identity: in its parent's trace with its decision, or at the head of a new trace.
 
     `ratio` of new traces are recorded, 0.0 to 1.0.
     """

@@ -42,7 +42,7 @@ class Metrics:
         ProcessCollector(registry=registry)
 
     def channel(self, name: str | None) -> str:
-        """A label's value for a channel that a message or a container named."""
+        """Return a label's value for a channel that a message or a container named."""
         if name is None:
             return NONE
         return name if name in self._channels else OTHER
@@ -115,7 +115,7 @@ class Metrics:
 
 
 def program_version() -> str:
-    """The installed version; `unknown` in a tree that was never installed."""
+    """Return the installed version, or `unknown` in a tree that was never installed."""
     try:
         return version("clawbus")
     except PackageNotFoundError:

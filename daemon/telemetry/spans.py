@@ -55,7 +55,7 @@ class Span:
 def about(
     agent: str, session: str, message_id: str | None, **more: str | int | bool | None
 ) -> dict[str, str | int | bool]:
-    """The attributes that every span has; names of messaging are those of OpenTelemetry's semantic conventions."""
+    """Return the attributes of every span; messaging names are those of OpenTelemetry's semantic conventions."""
     known: dict[str, str | int | bool | None] = {
         "messaging.system": SYSTEM,
         "messaging.destination.name": f"{agent}/{session}",
@@ -68,7 +68,7 @@ def about(
 
 
 def context_of_row(agent: str, session: str, message_id: str, ratio: float) -> TraceContext:
-    """The identity for a row that carries none (a repeating message, one from before tracing): always the same one."""
+    """Return the identity for a row without one (a repeating message, one from before tracing): always the same."""
     digest = sha256(f"{SYSTEM}\0{agent}\0{session}\0{message_id}".encode("utf-8", "surrogatepass")).hexdigest()
     trace_id = digest[:32]
     return TraceContext(trace_id, digest[32:48], decide(trace_id, ratio))

@@ -60,7 +60,7 @@ def check_extra(endpoint: str) -> None:
 
 
 def build_tracer(endpoint: str, ratio: float, install_id: str, count: Callable[[str, int], None]) -> Tracer:
-    """The tracer for an endpoint; an empty one means none. `count` is told (outcome, spans). Raises ConfigError."""
+    """Build the tracer for an endpoint; an empty one means none. `count` gets (outcome, spans). Raise ConfigError."""
     if not endpoint:
         return NoTracer()
     check_extra(endpoint)

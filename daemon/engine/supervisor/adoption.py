@@ -106,7 +106,7 @@ class Adoption:
             self._draining.begin(slot, "outdated")
 
     async def adopt_stray(self, found: Running) -> None:
-        """A container of ours that nothing is recorded of: end it, and let no other one start beside it meanwhile.
+        """End a container of ours without a record, and let no other one start beside it until then.
 
         The caller holds the lock.
         """
@@ -150,7 +150,7 @@ class Adoption:
 
 
 def _container_of(row: IncarnationRow, listed: Iterable[Running]) -> Running | None:
-    """The recorded container. One that others made anew with its labels is another one."""
+    """Return the recorded container. One that others recreated with its labels is another one."""
     for item in listed:
         if item.incarnation == row.id and row.container_id in {None, item.container_id}:
             return item

@@ -67,7 +67,7 @@ async def refuse_changed_engine(live: Sequence[IncarnationRow], guard: EngineGua
 
 
 async def _alive(runtime: ContainerRuntime, rows: Sequence[IncarnationRow], known: Engine | None) -> set[str]:
-    """The sessions whose containers live there, recorded or not. Raises EngineChangedError of another engine."""
+    """Return the sessions whose containers live there, recorded or not. Raise EngineChangedError of another engine."""
     async with aclosing(runtime):
         if known is not None and known.kind == runtime.name and (identity := await runtime.identity()) != known.id:
             listed = [one.container_id for one in await runtime.list_running()]

@@ -39,7 +39,7 @@ class Draining:
                 await slot.exited.wait()
 
     async def _is_at_rest(self, slot: Slot) -> bool:
-        """A file that cannot be read now says nothing: it is read again."""
+        """Return whether the container works on nothing. A file that cannot be read now says nothing; read it again."""
         try:
             return await self._fleet.hooks.drain(slot.session, slot.incarnation)
         except ClawbusError:

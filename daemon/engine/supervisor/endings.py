@@ -81,7 +81,7 @@ class Endings:
         await self._ended(slot, exit_)
 
     async def _final_exit(self, slot: Slot) -> Exit:
-        """The exit of the slot's one life, once its container can live no more.
+        """Wait for the exit of the slot's one life, until its container can live no more.
 
         Others may start a container again. What an exit entails writes to the session's files, so it waits until the
         container is removed: the runtime refuses either the removal or the start.
@@ -159,7 +159,7 @@ class Endings:
         self._fleet.hooks.after_exit(slot.session)
 
     async def _judge_start(self, slot: Slot, exit_: Exit, *, by_itself: bool, claimed: bool) -> None:
-        """An incarnation that ended by itself without touching a message did not really start: back off.
+        """Judge an incarnation that ended by itself without touching a message: it did not really start, so back off.
 
         So did one that could start no program from the beginning; an older one had worked, and is replaced at once.
         """

@@ -37,7 +37,7 @@ class WakeQueue:
                 del self._groups[key.agent]
 
     def pop(self, may: Callable[[str], bool] = lambda _: True) -> SessionKey | None:
-        """The next session of a group that `may` start one; its group goes to the back. The others keep their places."""
+        """Return the next session of a group that `may` start one, and move its group to the back."""
         agent = next((agent for agent in self._groups if may(agent)), None)
         if agent is None:
             return None
@@ -48,7 +48,7 @@ class WakeQueue:
         return key
 
     def groups(self) -> tuple[str, ...]:
-        """The groups that wait, the next one first."""
+        """Return the waiting groups, the next one first."""
         return tuple(self._groups)
 
     def keys(self) -> tuple[SessionKey, ...]:
