@@ -111,7 +111,7 @@ class _RepairBody(BaseModel):
 def build_api(
     operations: Operations, more: Sequence[BaseRoute] = (), *, max_body_bytes: int = DEFAULT_BODY_BYTES
 ) -> Starlette:
-    """The ASGI app. `max_body_bytes` bounds a request's body; the content's own limit is the ingress's.
+    """Build the ASGI app. `max_body_bytes` bounds a request's body; the content's own limit is the ingress's.
 
     `more` are routes of others on the same socket: telemetry's, and the event stream.
     """
@@ -244,7 +244,7 @@ class _Api:
 
 
 def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-    """A handler's result or refusal as an envelope."""
+    """Put a handler's result or refusal into an envelope."""
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -267,7 +267,7 @@ def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
 
 
 def status_of(error: ClawbusError) -> int:
-    """The HTTP status of a refusal. What names its cause is never a 500: that is for what nobody foresaw."""
+    """Return the HTTP status of a refusal. An error that names its cause is never a 500."""
     if error.code in _STATUS:
         return _STATUS[error.code]
     if isinstance(error, StorageError | ReadRaceError | ReadDeadlineError):

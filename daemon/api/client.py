@@ -137,15 +137,15 @@ class ControlClient:
         ]
 
     def status(self) -> dict[str, Any]:
-        """The report and its live part."""
+        """Return the report and its live part."""
         return self._call("GET", "/v1/status")
 
     def live(self) -> dict[str, Any]:
-        """What only the live process knows; answered from memory, even when no file can be read."""
+        """Return what only the live process knows; it answers from memory, even when no file can be read."""
         return self._call("GET", "/v1/live")
 
     def watch(self, query: Mapping[str, str]) -> Generator[dict[str, Any]]:
-        """The event stream, one event at a time, until the daemon ends (LostAnswerError) or the caller closes it.
+        """Yield the event stream until the daemon ends (LostAnswerError) or the caller closes it.
 
         `query` may have session (A/S), message and level. The first event is {"event": "watching"}.
         """
@@ -212,7 +212,7 @@ class ControlClient:
     def repair(
         self, action: str, agent: str, session: str, letter_id: str, by: str, reason: str | None
     ) -> dict[str, Any]:
-        """`action` is requeue or drop."""
+        """Requeue or drop dead letters; `action` is one of the two."""
         body = {"agent": agent, "session": session, "id": letter_id, "by": by, "reason": reason}
         return self._call("POST", f"/v1/dead/{action}", body=body)
 
@@ -257,7 +257,7 @@ class ControlClient:
         return _unwrap(status, answer)
 
     def _connection(self, timeout_s: float) -> _UnixConnection:
-        """The kept one while it is fresh and its other end says nothing: an end would be heard. Else one to connect."""
+        """Return the kept connection while it is fresh and its peer has not closed it, else a new one."""
         kept, self._kept = self._kept, None
         if kept is not None:
             connection, since = kept

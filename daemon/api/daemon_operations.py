@@ -82,7 +82,7 @@ class DaemonOperations:
         return await self._ingress.accept(incoming)
 
     async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
-        """The first answer in a mailbox; None when none came in time.
+        """Return the first answer in a mailbox, or None when none came in time.
 
         Raises NoAnswerError as soon as it is known that none will: the message is finished and nothing is on its way,
         or its session is in quarantine.
@@ -116,7 +116,7 @@ class DaemonOperations:
         return await self._local.read(mailbox, after, limit)
 
     async def status(self) -> dict[str, Any]:
-        """The files' report and the live part."""
+        """Return the files' report and the live part."""
         report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
         return {**with_troubles(report, self._sessions.troubles), "live": self.live()}
 
@@ -218,7 +218,7 @@ class DaemonOperations:
         return await self._dead_letters.drop(_key(agent, session), letter_id, Operator(by, reason))
 
     def live(self) -> dict[str, Any]:
-        """What only the live process knows."""
+        """Return what only the live process knows."""
         last = self._sweeper.last
         sweep = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors}
         return {
@@ -257,7 +257,7 @@ class DaemonOperations:
 
 
 def with_trouble(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
-    """A session's report, explained by what the daemon fails at in it, unless it explains itself."""
+    """Explain a session's report by what the daemon fails at in it, unless it explains itself."""
     found = troubles.of(SessionKey(report["agent"], report["session"]))
     told = {**report, "troubles": [one.sentence for one in found]}
     if found and report["state"] != "quarantined" and (not report["explanation"] or report.get("held_up") is None):
@@ -268,7 +268,7 @@ def with_trouble(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
 
 
 def with_troubles(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
-    """The status report; sessions in which the daemon fails at something need attention."""
+    """Return the status report; sessions in which the daemon fails at something need attention."""
     named = {(one["agent"], one["session"]) for one in report["attention"]}
     more = [
         {"agent": key.agent, "session": key.session, "state": "failing", "explanation": found[0].sentence}

@@ -38,7 +38,7 @@ class Watcher:
         self._rung = anyio.Event()
 
     def offer(self, event: Mapping[str, Any]) -> None:
-        """Called from any thread; never waits and never raises."""
+        """Offer an event. May be called from any thread; never waits and never raises."""
         if not self._wanted.wants(event):
             return
         with self._lock:
@@ -53,7 +53,7 @@ class Watcher:
         self._rung.set()
 
     async def take(self, closing: anyio.Event) -> tuple[list[Mapping[str, Any]], int]:
-        """What has come since, and how many were lost before it. Waits for a first one, at most some seconds."""
+        """Return what has come since, and how many were lost before it. Wait some seconds at most for the first one."""
         self._rung = anyio.Event()
         if not self._queue:
             with anyio.move_on_after(_ALIVE_S):
@@ -81,13 +81,13 @@ class EventHub:
         self._lock = threading.Lock()
 
     def publish(self, event: Mapping[str, Any]) -> None:
-        """Called from any thread."""
+        """Publish an event. May be called from any thread."""
         for watcher in self._watchers:
             watcher.offer(event)
 
     @contextlib.contextmanager
     def watching(self, wanted: EventFilter) -> Generator[Watcher]:
-        """A watcher, for as long as the context lasts."""
+        """Yield a watcher for as long as the context lasts."""
         watcher = Watcher(wanted)
         with self._lock:
             self._watchers = (*self._watchers, watcher)
@@ -123,7 +123,7 @@ def events_route(hub: EventHub) -> Route:
 
 
 async def lines(hub: EventHub, wanted: EventFilter, closing: anyio.Event) -> AsyncIterator[bytes]:
-    """The stream itself, as bytes, until `closing` is set."""
+    """Yield the stream as bytes until `closing` is set."""
     with hub.watching(wanted) as watcher:
         yield _line({"event": "watching"})
         while not closing.is_set():

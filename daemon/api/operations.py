@@ -23,7 +23,7 @@ class Operations(Protocol):
         ...
 
     async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
-        """The first mailbox entry that answers this message; None when none came within `timeout_s` seconds.
+        """Return the first mailbox entry that answers this message, or None after `timeout_s` seconds.
 
         An answer that is there already is returned at once.
         """
@@ -34,13 +34,13 @@ class Operations(Protocol):
         ...
 
     async def status(self) -> dict[str, Any]:
-        """The report of daemon.inspect.reports.status_report plus a key `live`: pid, version, started_at, runtime
+        """Return daemon.inspect.reports.status_report plus a key `live`: pid, version, started_at, runtime
         {name, state}, degraded [{what, since, why}], running [{agent, session, incarnation, container_id}],
         waiting_spawns [AGENT/SESSION], last_sweep {at, duration_ms, sessions, errors} or None, clock {jumped_at, by_ms}."""
         ...
 
     def live(self) -> dict[str, Any]:
-        """The part `live` of the status alone: from memory, without a look at any file."""
+        """Return the part `live` of the status alone, from memory, without reading any file."""
         ...
 
     async def sessions(self) -> list[dict[str, Any]]:

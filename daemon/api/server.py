@@ -79,7 +79,7 @@ async def _serve(app: ASGIApp, sock: socket.socket, *, task_status: TaskStatus[N
 
 
 def control_limits() -> ConnectionLimits:
-    """What clients may hold: at most a quarter of this process's descriptors, and none of them idle for ever.
+    """Return what clients may hold: at most a quarter of this process's descriptors, none of them idle for ever.
 
     They are the owner's own programs, but one that leaks its connections would leave none to open a session's files with.
     """
@@ -133,7 +133,7 @@ def check_unanswered(path: Path) -> None:
 
 
 def bind(path: Path) -> socket.socket:
-    """A bound unix socket at `path`, mode 0600 from its first moment. Raises SocketPathError or SocketInUseError."""
+    """Bind a unix socket at `path`, mode 0600 from the first moment. Raise SocketPathError or SocketInUseError."""
     check_path(path)
     _clear_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

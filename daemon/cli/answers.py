@@ -9,7 +9,7 @@ from daemon.store.mailbox import MailboxEntry
 
 
 def as_result(entry: MailboxEntry) -> dict[str, Any]:
-    """The entry for an envelope: its content decoded, its text picked out, its error if it is one."""
+    """Return the entry for an envelope: its content decoded, its text picked out, its error if it is one."""
     return {
         "text": text_of(entry.content),
         "content": decode(entry.content),

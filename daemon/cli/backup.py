@@ -108,7 +108,7 @@ def restore(
 
 
 def _refuse_running(invocation: Invocation, backup: Path) -> None:
-    """A container that still runs would go on writing into the folder that is moved aside, or was lost.
+    """Refuse while a container runs: it would go on writing into the folder that is moved aside, or was lost.
 
     Asked for the installation of the folder that is replaced, and for the backup's if that was this very folder. A backup
     that is restored elsewhere becomes an installation of its own, and leaves the original's containers alone.

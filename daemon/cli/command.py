@@ -69,7 +69,7 @@ class Globals:
     debug: bool = False
 
     def over(self, outer: Globals) -> Globals:
-        """These, and where they say nothing the ones given before the subcommand."""
+        """Return these options, with those given before the subcommand in place of missing ones."""
         return Globals(
             self.json if self.json is not None else outer.json,
             self.config or outer.config,
@@ -116,17 +116,17 @@ class Invocation:
         return load_config(self.config_file, data_dir=self.options.data)
 
     def here(self, command: str) -> str:
-        """The command with the places that this one was given, so that it can be copied as it stands."""
+        """Return the command with the places that this one was given, so that it can be copied as it stands."""
         return _in_place(command, self.options)
 
     def client(self, *, answer_s: float = 30.0) -> ControlClient:
-        """A client of the configured daemon, to be closed by the caller; it waits `answer_s` seconds for an answer."""
+        """Return a client of the configured daemon; the caller closes it. It waits `answer_s` seconds for an answer."""
         from daemon.api.client import ControlClient  # noqa: PLC0415
 
         return ControlClient(self.config.control_socket, answer_s=answer_s)
 
     def silent_daemon(self) -> str | None:
-        """A sentence when a process holds the data folder though nobody answers; None when there is none."""
+        """Return a sentence when a process holds the data folder though no daemon answers, else None."""
         from daemon.store.data_folder import live_holder  # noqa: PLC0415
 
         holder = live_holder(self.config.data_dir)
@@ -274,7 +274,7 @@ def _show_end(outcome: Outcome) -> None:
 
 
 def _as_text(name: str, value: object) -> object:
-    """An argument as Unicode. Paths are left as they are: a file's name is bytes. Raises a usage error.
+    """Return an argument as Unicode. Paths stay as they are: a file's name is bytes. Raise a usage error.
 
     In a locale without UTF-8 Python keeps what it cannot decode as surrogates; the bytes behind them may be UTF-8.
     """

@@ -34,7 +34,7 @@ def daemon_word(invocation: Invocation) -> DaemonWord:
 
 
 def daemon_or_files(invocation: Invocation, ask: Callable[[ControlClient], T], look: Callable[[], T]) -> tuple[T, str]:
-    """What the daemon says, or, when it is down or does not answer in time, what the files say; and which it was."""
+    """Return the daemon's report, or the files' when it is down or silent, and which of them it is."""
     try:
         with invocation.client(answer_s=2 * PATIENCE_S) as client:
             return ask(client), "daemon"

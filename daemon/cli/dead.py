@@ -238,7 +238,7 @@ def _find(invocation: Invocation, letter: str) -> tuple[str, str]:
 
 
 def _only(report: Mapping[str, Any], letter: str) -> tuple[str, str]:
-    """The session that has this dead letter. Raises UnknownMessageError, or AmbiguousIdError for several."""
+    """Return the session that has this dead letter. Raise UnknownMessageError, or AmbiguousIdError for several."""
     found = sorted({(one["agent"], one["session"]) for one in report["letters"]})
     if len(found) == 1:
         return found[0]
@@ -267,7 +267,7 @@ def _reports() -> Any:
 
 
 def _typed(letter: Mapping[str, Any]) -> str:
-    """The arguments that name one letter."""
+    """Return the arguments that name one letter."""
     import shlex  # noqa: PLC0415
 
     return f"{shlex.quote(letter['id'])} --session {one_word(letter['agent'], letter['session'])}"

@@ -140,7 +140,7 @@ def _chosen(
 
 
 def _only(report: Mapping[str, Any], answer: str) -> tuple[str, str]:
-    """The session that has this answer. Raises UnknownMessageError unless it is one."""
+    """Return the session that has this answer. Raise UnknownMessageError unless there is exactly one."""
     found = sorted({(one["agent"], one["session"]) for one in report["answers"]})
     if len(found) == 1:
         return found[0]

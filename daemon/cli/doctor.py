@@ -61,7 +61,7 @@ def doctor(
 
 
 def here(invocation: Invocation, one: Diagnosis) -> Diagnosis:
-    """The finding with commands that can be copied as they stand."""
+    """Return the finding with commands that can be copied as they stand."""
     choices = tuple(replace(choice, command=invocation.here(choice.command)) for choice in one.choices)
     return replace(one, command=invocation.here(one.command), choices=choices)
 
@@ -75,7 +75,7 @@ def _problem(found: Examination) -> Problem:
 
 
 def _steps(found: Examination) -> tuple[NextAction, ...]:
-    """The commands, causes first, each once."""
+    """Return the commands, causes first, each once."""
     told: dict[str, NextAction] = {}
     for one in sorted(found.diagnoses, key=lambda item: item.cause is not None):
         if not one.command.startswith("clawbus "):

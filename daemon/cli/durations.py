@@ -22,12 +22,12 @@ def span_ms(text: str) -> int:
 
 
 def span_text(milliseconds: int) -> str:
-    """What `span_ms` reads as these milliseconds."""
+    """Format milliseconds so that `span_ms` reads the same value."""
     return f"{milliseconds}ms" if milliseconds % 1000 else f"{milliseconds // 1000}s"
 
 
 def since_ms(text: str, now_ms: int) -> int:
-    """An instant (`2026-11-21T02:00Z`), or so long before now (`2h`), in epoch milliseconds. Raises a usage error."""
+    """Parse an instant (`2026-11-21T02:00Z`) or an age (`2h`) to epoch milliseconds. Raise a usage error."""
     instant = from_text(text)
     if instant is not None:
         return instant

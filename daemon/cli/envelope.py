@@ -69,7 +69,7 @@ def problem_of(error: ClawbusError) -> Problem:
 
 
 def envelope(command: str, outcome: Outcome) -> dict[str, Any]:
-    """The envelope as a dictionary."""
+    """Return the envelope as a dictionary."""
     body: dict[str, Any] = {"ok": outcome.problem is None, "command": command, "result": outcome.result}
     if outcome.problem is not None:
         body["error"] = {"code": outcome.problem.code, "message": outcome.problem.message}

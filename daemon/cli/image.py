@@ -129,7 +129,7 @@ def _look(client: Any, one: AgentImage, digest: str) -> dict[str, Any]:
 
 
 def _wheel_cache() -> Path:
-    """The user's, not the daemon's: building an image needs no access to the data folder."""
+    """Return the user's cache, not the daemon's: building an image needs no access to the data folder."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "clawbus" / "wheels"
 

@@ -281,7 +281,7 @@ class _LookError(Exception):
 def _operate(
     command: str | None, name: str, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, Problem | None]:
-    """Here or there. Raises InngestExecError."""
+    """Run the operation here or in the pod. Raise InngestExecError."""
     if command is not None:
         from daemon.inngest.remote import operate_there  # noqa: PLC0415
 

@@ -15,7 +15,7 @@ _ROWS: Final = 50
 
 
 def show_runs(console: Console, report: Mapping[str, Any]) -> None:
-    """A table of runs, the stale ones with their reasons."""
+    """Print a table of runs, the stale ones with their reasons."""
     now = SystemClock().now_ms()
     rows = [
         (
@@ -91,19 +91,19 @@ def show_sweep(console: Console, report: Mapping[str, Any]) -> None:
 
 
 def show_restore(console: Console, result: Mapping[str, Any]) -> None:
-    """What was put back, and where the state before it is."""
+    """Print what was put back, and where the state before it is."""
     say(console, f"{result['path']} has the {result['rows']} rows of {result['backup']} again")
     say(console, f"what was there before: {result['before']['path']}")
 
 
 def show_canary(console: Console, result: Mapping[str, Any]) -> None:
-    """The runs of the canary's event."""
+    """Print the runs of the canary's event."""
     rows = [(one["run_id"], one["function"], one["status"]) for one in result["runs"]]
     console.print(table(f"{result['event']}: {len(rows)} runs completed", ("run", "function", "status"), rows))
 
 
 def _say_end(console: Console, report: Mapping[str, Any]) -> None:
-    """What became of it: written and verified, refused, or only looked at."""
+    """Print what became of it: written and verified, refused, or only previewed."""
     if report["backup"]:
         say(console, f"backup: {report['backup']['path']} ({report['backup']['rows']} rows, verified)")
     if report["applied"]:
@@ -121,7 +121,7 @@ def _say_end(console: Console, report: Mapping[str, Any]) -> None:
 
 
 def _whole(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table whose first column, a run's id, is never broken: it is there to be copied."""
+    """Return a table whose first column, a run's id, is never broken: people copy it."""
     made = table(title, columns, rows)
     made.columns[0].no_wrap = True
     return made

@@ -14,7 +14,7 @@ PROGRAM: Final = "journalctl"
 
 
 def last_entries(unit: str, count: int, wanted: Callable[[bytes], bool]) -> list[bytes]:
-    """The last `count` wanted messages of a unit, oldest first."""
+    """Return the last `count` wanted messages of a unit, oldest first."""
     found: list[bytes] = []
     if count <= 0:
         return found

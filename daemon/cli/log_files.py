@@ -17,7 +17,7 @@ _MAX_FILES: Final = 100
 
 
 def last_lines(path: Path, count: int, wanted: Callable[[bytes], bool]) -> list[bytes]:
-    """The last `count` wanted lines of `path` and its rotated predecessors (path.1, path.2, ...), oldest first."""
+    """Return the last `count` wanted lines of `path` and its rotated predecessors (path.1, ...), oldest first."""
     found: list[bytes] = []
     for number in range(_MAX_FILES):
         file = path if number == 0 else path.with_name(f"{path.name}.{number}")
@@ -72,7 +72,7 @@ class _Tail:
             self._stream.seek(0, os.SEEK_END)
 
     def read(self) -> list[bytes]:
-        """The whole lines that came since."""
+        """Return the whole lines that came since the last call."""
         if self._stream is None:
             return []
         *lines, self._rest = (self._rest + self._stream.read(_BLOCK)).split(b"\n")

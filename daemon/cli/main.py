@@ -63,7 +63,7 @@ Example:
 
 
 def build_app() -> typer.Typer:
-    """The whole tree of commands."""
+    """Build the whole tree of commands."""
     app = typer.Typer(
         help=_HELP,
         add_completion=False,
@@ -113,7 +113,7 @@ def build_app() -> typer.Typer:
 
 @functools.cache
 def command_tree() -> Callable[..., Any]:
-    """What parses a command line, made from the tree once."""
+    """Return what parses a command line, made from the tree once."""
     return typer.main.get_command(build_app())
 
 

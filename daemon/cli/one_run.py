@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def one_run(invocation: Invocation, identity: str, session: str | None) -> Outcome:
-    """The run of this id, or this message's latest run; the message's other runs are named."""
+    """Show the run of this id, or this message's latest run; name the message's other runs."""
     clock = SystemClock()
     word = daemon_word(invocation)
     runs = Runs(invocation.config, clock, synced=word.state is DaemonState.UP)
@@ -54,7 +54,7 @@ def _is_fine(found: Found, life: Mapping[str, Any]) -> bool:
 
 
 def _explain(invocation: Invocation, found: Found) -> list[Diagnosis]:
-    """What is wrong with the run, its session and the host."""
+    """Return what is wrong with the run, its session and the host."""
     doctor = Doctor(invocation.config, SystemClock(), lambda: daemon_word(invocation))
     message_id = found.wanted.evidence.message_id
     every = doctor.examine(found.key).diagnoses

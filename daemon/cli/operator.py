@@ -19,7 +19,7 @@ SessionScope = Annotated[
 
 
 def user() -> str:
-    """The unix user, and who became it through sudo."""
+    """Return the unix user, and who became it through sudo."""
     try:
         name = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -29,7 +29,7 @@ def user() -> str:
 
 
 def session_of(invocation: Invocation, message_id: str, session: str | None) -> tuple[str, str]:
-    """The session of a message: the named one, or the only one that has it. Raises UnknownMessageError."""
+    """Return the session of a message: the named one, or the only one that has it. Raise UnknownMessageError."""
     if session is not None:
         return pair(session, None)
     from daemon.inspect.session_reading import open_inbound  # noqa: PLC0415

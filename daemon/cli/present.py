@@ -21,7 +21,7 @@ _UNITS: Final = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s
 
 
 def make_console() -> Console:
-    """A console on standard output. Markup and highlighting are off: text is never a command."""
+    """Return a console on standard output, without markup and highlighting: text is never a command."""
     return Console(file=cast("TextIO", Output()), markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
@@ -32,7 +32,7 @@ def say(console: Console, *lines: object) -> None:
 
 
 def say_block(console: Console, text: object, first: str = "", rest: str = "    ") -> None:
-    """A body of text with its lines, each marked so that none looks like one of ours."""
+    """Print a body of text, each line marked so that none looks like one of ours."""
     for line in block(text, first, rest):
         console.print(Text(line), soft_wrap=True)
 
@@ -53,7 +53,7 @@ def duration(seconds: float | None) -> str:
 
 
 def pruned(found: Sequence[Mapping[str, Any]], now_ms: int) -> str:
-    """What retention took: `120 messages, 118 receipts; last 2026-11-21 02:20:32 (3 min ago)`."""
+    """Format what retention took: `120 messages, 118 receipts; last 2026-11-21 02:20:32 (3 min ago)`."""
     last = max((one["at"] for one in found), default=None)
     rows = ", ".join(f"{one['rows']} {one['what']}" for one in found)
     return f"{rows}; last {when(last, now_ms)}"
@@ -85,7 +85,7 @@ def moment(epoch_ms: int | None, since_ms: int | None) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table whose cells are one line of text each, whatever is in them."""
+    """Return a table whose cells are one line of text each, whatever is in them."""
     made = Table(title=Text(one_line(title)), title_justify="left")
     for column in columns:
         made.add_column(column, overflow="fold")
@@ -102,7 +102,7 @@ def pairs(console: Console, values: Mapping[str, object]) -> None:
 
 
 def brief(detail: Mapping[str, Any] | None) -> str:
-    """An event's detail on one line."""
+    """Return an event's detail on one line."""
     if not detail:
         return ""
     return ", ".join(

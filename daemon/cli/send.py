@@ -124,7 +124,7 @@ def _expiry(not_after: str | None, expires_in: str | None) -> int | None:
 
 
 def _failed(known: dict[str, Any], error: ClawbusError) -> Outcome:
-    """The error as it came. Where the message is stored, or may be, the envelope still says which one it is."""
+    """Return the error as it came. Where the message is stored, or may be, the envelope names it."""
     if not known["accepted"] and not isinstance(error, DaemonSilentError | LostAnswerError):
         raise error
     problem = problem_of(error)
@@ -148,7 +148,7 @@ def _mailbox_of(answer: dict[str, Any], mailbox: str) -> str | None:
 
 
 def _held_up(client: ControlClient, known: dict[str, Any]) -> str:
-    """What the message may wait for, as the session's report tells it: no other message's dead letter. May be empty."""
+    """Return what the message may wait for, by the session's report and without other messages' dead letters."""
     try:
         report = client.session(known["agent"], known["session"])
     except ClawbusError:
@@ -191,7 +191,7 @@ def wait_for_reply(client: ControlClient, accepted: dict[str, Any], wait_s: floa
 
 
 def _working_id(accepted: dict[str, Any]) -> str:
-    """The message whose answer counts: one that had failed is worked on under another id."""
+    """Return the id of the message whose answer counts: a failed one is worked on under another id."""
     return accepted.get("requeued_as") or accepted["message_id"]
 
 

@@ -272,7 +272,7 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
 
 
 def _counted(use: dict[str, Any]) -> str:
-    """What the last sweep counted. Deleted files that are still open are counted where their processes are visible."""
+    """Show what the last sweep counted. Deleted open files count where their processes are visible."""
     deleted = use["deleted_bytes"]
     open_files = "deleted files not visible from here" if deleted is None else f"{deleted} bytes in deleted files"
     return f"{use['bytes']} bytes in {use['files']} files and folders; {open_files}"

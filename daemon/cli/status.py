@@ -50,7 +50,7 @@ def status(invocation: Invocation) -> Outcome:
 
 
 def read_status(invocation: Invocation) -> tuple[dict[str, Any], str]:
-    """The report, and whether it comes from the `daemon` or from the `files`. Raises DataFolderError, ConfigError."""
+    """Return the report, and whether it is of the `daemon` or the `files`. Raise DataFolderError, ConfigError."""
     from daemon.cli.daemon_word import PATIENCE_S  # noqa: PLC0415
 
     versions = {"versions": _versions(), "runtime": invocation.config.runtime.kind}
@@ -107,7 +107,7 @@ def show(console: Console, report: Mapping[str, Any], source: str) -> None:
 
 
 def facts_of(report: Mapping[str, Any], source: str) -> dict[str, object]:
-    """The screen's lines: what, and how it is."""
+    """Return the screen's lines: a name and its state."""
     from daemon.cli.present import age  # noqa: PLC0415
 
     queues, sessions = report["queues"], report["sessions"]
@@ -137,7 +137,7 @@ def facts_of(report: Mapping[str, Any], source: str) -> dict[str, object]:
 
 
 def _install(report: Mapping[str, Any]) -> dict[str, object]:
-    """The engine by its own id, and where the folder came from."""
+    """Return the engine by its own id, and where the folder was copied from."""
     facts: dict[str, object] = {}
     if (engine := report.get("engine")) is not None:
         facts["engine"] = f"{engine['id']} at {engine['host']}"
@@ -161,7 +161,7 @@ def _pruned(report: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _live(live: Mapping[str, Any]) -> dict[str, object]:
-    """What only a running daemon knows."""
+    """Return what only a running daemon knows."""
     from daemon.cli.present import when  # noqa: PLC0415
 
     if not live:

@@ -168,7 +168,7 @@ def _next(scope: Scope, report: Report) -> tuple[NextAction, ...]:
 
 
 def _limits(scope: Scope) -> str:
-    """The limits that are not the usual ones, as they are typed: what is applied is what was shown."""
+    """Return the limits that differ from the usual ones, as they are typed: what is applied is what was shown."""
     from daemon.core.stale_plan import MAX_RUNS, OLDER_THAN_MS  # noqa: PLC0415
 
     age = f" --older-than {span_text(scope.older_than_ms)}" if scope.older_than_ms != OLDER_THAN_MS else ""

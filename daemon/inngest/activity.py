@@ -126,7 +126,7 @@ def _read_traces(asked: Asked, shape: Shape) -> dict[str, list[int]]:
 
 
 def _read_outputs(asked: Asked, shape: Shape) -> dict[str, list[str]]:
-    """What the run itself put out: an error, often, when it could not be dispatched."""
+    """Read what the run itself put out: often an error, when it could not be dispatched."""
     found: dict[str, list[str]] = {}
     if shape.has("trace_runs", "output"):
         sql = f"SELECT run_id, substr(output, 1, {_TEXT}) AS output FROM trace_runs WHERE output IS NOT NULL AND run_id IN ({{ids}})"
@@ -141,7 +141,7 @@ def _column(shape: Shape, table: str, column: str) -> str:
 
 
 def _json(text: object) -> dict[str, Any]:
-    """An object, or an empty one: what cannot be read says nothing. Some servers store JSON as a string in JSON."""
+    """Parse an object; unreadable text gives an empty one. Some servers store JSON as a string in JSON."""
     for _ in range(2):
         if not isinstance(text, str | bytes):
             break

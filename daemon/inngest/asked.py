@@ -20,7 +20,7 @@ class Asked:
     marks: str
 
     def rows(self, sql: str) -> Iterator[tuple[str, Row]]:
-        """The rows of a query with `{ids}` in it, each with its run's key."""
+        """Yield the rows of a query with `{ids}` in it, each with its run's key."""
         for row in self.reader.all(sql.format(ids=self.marks), self.forms):
             key = run_key(row["run_id"])
             if key is not None:

@@ -47,7 +47,7 @@ def send_event(url: str, name: str) -> str:
 
 
 def runs_from_server(url: str, event_id: str, signing_key: str) -> dict[str, Any]:
-    """The runs that an event started, as the server of the event endpoint tells them. Raises InngestCanaryError."""
+    """Ask the server of the event endpoint for the runs that an event started. Raise InngestCanaryError."""
     headers = {"Authorization": f"Bearer {signing_key}"}
     status, answer = _request(url, "GET", f"/v1/events/{event_id}/runs", headers)
     if status in (401, 403):
@@ -92,7 +92,7 @@ def _request(
 
 
 def event_report(path: Path, event_id: str, now_ms: int) -> dict[str, Any]:
-    """The runs that an event started, each with its true status. Errors as of opening the database."""
+    """Return the runs that an event started, each with its true status. Errors as of opening the database."""
 
     def work(reader: Reader, shape: Shape) -> list[Run]:
         found = {
@@ -129,7 +129,7 @@ def await_completion(look: Callable[[], Mapping[str, Any]], seconds: float, wait
 
 
 def _event_id(answer: bytes) -> str:
-    """The first of the answer's `ids`, which are the server's own ULIDs."""
+    """Return the first of the answer's `ids`, which are the server's own ULIDs."""
     try:
         first: object = json.loads(answer)["ids"][0]
     except (ValueError, KeyError, TypeError, IndexError) as error:

@@ -70,7 +70,7 @@ class Shape:
 
 
 def read_database(path: Path, work: Callable[[Reader, Shape], T], patience: Patience | None = None) -> T:
-    """What `work` reads from the file at one instant. It may be called more than once, so it must only read.
+    """Return what `work` reads from the file at one instant. It may run several times, so it must only read.
 
     A file in DELETE mode is read without any lock: the server has no busy time-out, and each of its commits that met a
     lock of ours would be lost. Raises the errors of `daemon.inngest.errors`, and no others of a database.
@@ -87,7 +87,7 @@ def read_database(path: Path, work: Callable[[Reader, Shape], T], patience: Pati
 
 @contextmanager
 def open_writer(path: Path) -> Generator[tuple[Writer, Shape]]:
-    """The file, read-write. Nothing is changed by opening it. Errors as of `read_database`."""
+    """Open the file read-write, without changing anything. Errors as of `read_database`."""
     _check_there(path)
     with translated(path), open_foreign_writer(path) as writer:
         shape = read_shape(writer, path)
@@ -96,7 +96,7 @@ def open_writer(path: Path) -> Generator[tuple[Writer, Shape]]:
 
 
 def read_shape(reader: Reader, path: Path) -> Shape:
-    """What there is. Raises InngestDbForeignError or InngestDbVersionError."""
+    """Return the tables and columns. Raise InngestDbForeignError or InngestDbVersionError."""
     kinds = {row["name"]: row["type"] for row in reader.all("SELECT name, type FROM sqlite_schema")}
     there = [table for table in REQUIRED if table in kinds]
     if len(there) < 3 or any(kinds.get(table, "table") != "table" for table in _KNOWN):
@@ -138,7 +138,7 @@ def _kind_of_damage(error: ClawbusError) -> Callable[[str], ClawbusError]:
 
 
 def _hint_of(error: ClawbusError) -> str | None:
-    """The error's own hint, if somebody gave it one that says more than its class."""
+    """Return the error's own hint, if it says more than that of its class."""
     return error.hint if error.hint != error.default_hint else None
 
 

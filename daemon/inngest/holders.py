@@ -52,7 +52,7 @@ def find_holders(path: Path) -> tuple[Holder, ...]:
 
 
 def _lock_holder(path: Path) -> int | None:
-    """The pid of a process that holds one of SQLite's locks on the file; 0 when it cannot be seen from here."""
+    """Return the pid of a process that holds one of SQLite's locks on the file; 0 when it is not visible."""
     if not path.is_file():  # a FIFO would wait for a writer, and a device may act on being opened
         return None
     try:

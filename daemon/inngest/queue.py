@@ -20,7 +20,7 @@ _OVERLAP: Final = 64  # bytes carried over from chunk to chunk: an id may lie ac
 
 
 def with_proof(scope: Scope, reader: Reader, shape: Shape, holders: Sequence[Holder]) -> Scope:
-    """The scope, with the time before which the queue is proved to be lost: a server of a queue in memory started then."""
+    """Return the scope with the time until which the queue is proved lost: the start of a memory queue's server."""
     servers = [one for one in holders if one.queue is not None]
     starts = [one.started_at for one in servers if one.queue is Queue.MEMORY and one.started_at is not None]
     if scope.lost_before_ms is not None or not servers or len(starts) != len(servers):

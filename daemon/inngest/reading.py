@@ -59,7 +59,7 @@ def read_functions(reader: Reader, shape: Shape) -> dict[str, Function]:
 
 
 def running_keys(reader: Reader, shape: Shape, *, scheduled: bool = False) -> list[str]:
-    """The runs that any list shows as running, or as `scheduled` too, oldest first."""
+    """Return the runs that any list shows as running, or as `scheduled` too, oldest first."""
     wanted = _OPEN if scheduled else _OPEN[:1]
     codes = tuple(code for table in (CODES, RAW) for code, status in table.items() if status in wanted)
     marks = ", ".join("?" * len(codes))
@@ -80,7 +80,7 @@ def count_scheduled(reader: Reader) -> int:
 
 
 def newest_keys(reader: Reader, shape: Shape, limit: int) -> list[str]:
-    """The newest runs of any status, newest first, at most `limit`."""
+    """Return the newest runs of any status, newest first, at most `limit`."""
     found = {
         run_key(row[0]) for row in reader.all("SELECT run_id FROM trace_runs ORDER BY queued_at DESC LIMIT ?", (limit,))
     }
@@ -92,7 +92,7 @@ def newest_keys(reader: Reader, shape: Shape, limit: int) -> list[str]:
 
 
 def read_runs(reader: Reader, shape: Shape, keys: Sequence[str]) -> list[Run]:
-    """These runs with all their evidence, in the order asked for. A key that no table knows is left out."""
+    """Return these runs with all their evidence, in the given order. A key that no table knows is left out."""
     functions = read_functions(reader, shape)
     workers = _read_lost_workers(reader, shape)
     found: list[Run] = []
@@ -106,7 +106,7 @@ def read_runs(reader: Reader, shape: Shape, keys: Sequence[str]) -> list[Run]:
 
 
 def uuid_key(value: object) -> str:
-    """A UUID's text, from text or 16 bytes."""
+    """Return a UUID's text, from text or 16 bytes."""
     if isinstance(value, bytes) and len(value) == 16:
         return str(uuid.UUID(bytes=value))
     return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
@@ -227,6 +227,6 @@ def _root(shape: Shape) -> str:
 
 
 def _plain(row: Row) -> Mapping[str, Any]:
-    """The columns that an extension repeats; the big ones are left behind."""
+    """Return the columns that an extension repeats, without the big ones."""
     big = ("attributes", "links", "output", "input", "event_ids")
     return {name: value for name, value in zip(row.keys(), row, strict=True) if name not in big}

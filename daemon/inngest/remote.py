@@ -69,7 +69,7 @@ def operate_there(command: str, name: str, options: Mapping[str, Any]) -> dict[s
 
 
 def command_words(command: str) -> list[str]:
-    """The command's words; `exec` of kubectl, docker and their like gets `-i` where it has none, or nothing would arrive."""
+    """Return the command's words. `exec` of kubectl, docker and their like gets `-i`, or nothing would arrive."""
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -87,7 +87,7 @@ def command_words(command: str) -> list[str]:
 
 
 def bundle() -> bytes:
-    """The modules that an operation needs, as a zip."""
+    """Return the modules that an operation needs, as a zip."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for package, only in _PACKAGES:

@@ -28,7 +28,7 @@ _SHOWN: Final = 500  # runs of a sweep that are named one by one
 def runs_report(
     path: Path, now_ms: int, *, scope: Scope, status: str | None = None, limit: int = 100
 ) -> dict[str, Any]:
-    """The runs of a scope with what is true about them: those listed as running, then the newest others.
+    """Return the runs of a scope with the truth about each: those listed as running, then the newest others.
 
     `status` is a true status or `stale`. Raises the errors of opening, and InvalidSweepScopeError.
     """
@@ -101,7 +101,7 @@ def run_summary(run: Run, verdict: Verdict) -> dict[str, Any]:
 
 
 def sweep_report(outcome: Outcome) -> dict[str, Any]:
-    """A sweep from its preview to its verification. Keys of steps that were not reached are null."""
+    """Report a sweep from its preview to its verification. Keys of steps that were not reached are null."""
     plan, request = outcome.plan, outcome.request
     held = Counter(str(why) for _, why in plan.held)
     return {
@@ -168,7 +168,7 @@ def _warnings(outcome: Outcome) -> list[str]:
 
 
 def _about_the_queue(outcome: Outcome) -> list[str]:
-    """A file does not say where its server's queue is, and both mistakes are the operator's to avoid."""
+    """Warn about the queue: a file does not say where its server's queue is, and both mistakes are possible."""
     if outcome.request.scope.lost_before_ms is not None:
         return []
     warnings: list[str] = []
@@ -195,7 +195,7 @@ def _refusal(outcome: Outcome) -> dict[str, str] | None:
 
 
 def _canary(outcome: Outcome) -> dict[str, Any] | None:
-    """A file alone cannot show that a fresh run completes."""
+    """Report the canary: a file alone cannot show that a fresh run completes."""
     if outcome.written is None:
         return None
     return {"done": False, "why": "It needs the server: start it, then run `clawbus inngest canary`."}

@@ -40,7 +40,7 @@ def retries_due(history: Sequence[Row]) -> Iterable[int]:
 
 
 def backoff_ms(attempt: int) -> int:
-    """The longest that the server waits before it tries a step for the `attempt`th time again."""
+    """Return the longest time that the server waits before the `attempt`th retry of a step, in milliseconds."""
     return _BACKOFF_MS[min(max(attempt, 0), len(_BACKOFF_MS) - 1)] + _JITTER_MS
 
 
@@ -58,7 +58,7 @@ def _due(rows: Sequence[tuple[int, Row]]) -> int | None:
 
 
 def _retry_after(result: object, failed_at: int) -> int | None:
-    """The instant that the application asked for: RFC 3339, seconds, or an HTTP date."""
+    """Return the instant that the application asked for: RFC 3339, seconds, or an HTTP date."""
     headers = _object(_object(result).get("response_headers"))
     found = next((value for name, value in headers.items() if name.lower() == "retry-after"), None)
     values = cast("list[object]", found) if isinstance(found, list) else [found]

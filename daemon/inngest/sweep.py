@@ -112,7 +112,7 @@ def sweep(request: Request, now_ms: int, progress: Progress | None = None) -> Ou
 def _looked(
     request: Request, held: bool, work: Callable[[Reader, Shape], tuple[Request, Found]], tell: Progress
 ) -> tuple[Request, Found]:
-    """What the database says. Of a server that died in a commit an apply first lets SQLite roll that commit back."""
+    """Read the database. For an apply, first let SQLite roll back the commit in which a server died."""
     try:
         return read_database(request.path, work)
     except InngestDbLockedError as error:
@@ -246,7 +246,7 @@ def _write(writer: Writer, shape: Shape, candidates: Sequence[Candidate], mark: 
 
 
 def _data_version(writer: Writer) -> int:
-    """Changes when another connection has committed, and not by what this one does (sqlite.org/pragma.html)."""
+    """Return a number that changes when another connection has committed (sqlite.org/pragma.html, data_version)."""
     row = writer.one("PRAGMA data_version")
     return int(row[0]) if row is not None else 0
 

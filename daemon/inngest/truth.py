@@ -79,7 +79,7 @@ def listed_live(run: Run, lost_before_ms: int | None) -> bool:
 
 
 def judge(run: Run, now_ms: int, quiet_ms: int, lost_before_ms: int | None = None) -> Verdict:
-    """The verdict. A run that ended nowhere counts as stale only with a reason; `quiet_ms` is how long silence is normal.
+    """Judge a run. An unfinished run is stale only with a reason; `quiet_ms` is how long silence is normal.
 
     `lost_before_ms`: the queue that held whatever was last heard of before this is gone.
     """

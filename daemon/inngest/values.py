@@ -63,20 +63,20 @@ _SPAN: Final[Mapping[str, Status]] = {
 
 
 def status_of_code(code: object) -> Status:
-    """A `trace_runs.status`: the codes 50 to 600, or the raw enum 0 to 7 of newer servers."""
+    """Return the status of a `trace_runs.status`: codes 50 to 600, or the raw enum 0 to 7 of newer servers."""
     if not isinstance(code, int):
         return Status.UNKNOWN
     return CODES.get(code) or RAW.get(code, Status.UNKNOWN)
 
 
 def code_like(status: Status, old: int) -> int:
-    """The code of a status in the numbering that the row's old code has."""
+    """Return the code of a status in the numbering of the row's old code."""
     table = CODES if old in CODES else RAW
     return next(code for code, one in table.items() if one is status)
 
 
 def status_of_span(text: object) -> Status:
-    """A run span's `status`: a step status by name, or a run's code. What a server does not know, it lists as running."""
+    """Return the status of a run span: a step status by name, or a run's code. Unknown words count as running."""
     if text is None or text == "":
         return Status.RUNNING
     word = str(text)
@@ -86,13 +86,13 @@ def status_of_span(text: object) -> Status:
 
 
 def status_of_finish(text: object) -> Status:
-    """A `function_finishes.status`; early servers wrote the history's type there."""
+    """Return the status of a `function_finishes.status`; early servers wrote the history's type there."""
     word = str(text or "").removeprefix("Function").lower()
     return next((one for one in Status if one.value == word), Status.UNKNOWN)
 
 
 def run_key(value: object) -> str | None:
-    """The 26-character text of a ULID: from 16 bytes, from text, from text stored as bytes. None if it is none."""
+    """Return the 26-character text of a ULID given as 16 bytes, text, or text stored as bytes, or None."""
     if isinstance(value, bytes):
         if len(value) == 16:
             number = int.from_bytes(value, "big")
@@ -113,7 +113,7 @@ def run_forms(key: str) -> tuple[bytes, str, bytes]:
 
 
 def ulid_bytes(key: str) -> bytes:
-    """The 16 bytes of a ULID's text."""
+    """Return the 16 bytes of a ULID's text."""
     number = 0
     for character in key:
         number = number << 5 | _CROCKFORD.index(character)
@@ -144,7 +144,7 @@ def instant(value: object) -> int | None:
 
 
 def instant_text(epoch_ms: int, like: str | None) -> str:
-    """An instant in the text form and zone of another one (Go's form in UTC without one), so that texts sort as times."""
+    """Format an instant like another one (UTC in Go's form without one), so that texts sort as times."""
     found = _INSTANT.match(like.strip()) if like is not None else None
     if found is None or _moment(found) is None:
         return instant_text(epoch_ms, _GO_LIKE)

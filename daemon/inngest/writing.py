@@ -70,7 +70,7 @@ class Mark:
 
 
 def write_history(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark) -> int:
-    """The terminal history row, if there is none. Returns the rows written: 0 or 1."""
+    """Write the terminal history row if it is missing. Return the number of rows written: 0 or 1."""
     run, registered = candidate.run, candidate.run.registered
     if not candidate.add_history or registered is None:
         return 0
@@ -97,7 +97,7 @@ def write_history(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark
 
 
 def write_finish(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark) -> int:
-    """The finish row, if there is none. Returns the rows written."""
+    """Write the finish row if it is missing. Return the number of rows written."""
     run, registered = candidate.run, candidate.run.registered
     if not candidate.add_finish or registered is None:
         return 0
@@ -112,12 +112,12 @@ def write_finish(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark)
 
 
 def write_spans(writer: Writer, shape: Shape, candidate: Candidate, mark: Mark) -> int:
-    """An EXTEND row for each root group that is not ended: how the server itself ends one. Returns the rows written."""
+    """Write an EXTEND row for each open root group, as the server ends one. Return the number of rows written."""
     return sum(_extend(writer, shape, candidate, span, mark) for span in candidate.extend)
 
 
 def write_status(writer: Writer, candidate: Candidate, mark: Mark) -> int:
-    """The list's status, last of all. Returns the rows changed. Raises SweepDatabaseChangedError if it is not what it was."""
+    """Set the list's status, last of all. Return the rows changed. Raise SweepDatabaseChangedError on a surprise."""
     listed = candidate.run.listed
     if not candidate.set_listed or listed is None:
         return 0
@@ -170,7 +170,7 @@ def _extend(writer: Writer, shape: Shape, candidate: Candidate, span: RunSpan, m
 
 
 def _after(span: RunSpan, wanted: int, now_ms: int) -> tuple[int, str]:
-    """An instant whose text sorts after the group's last one: the server takes the status of the greatest text."""
+    """Return an instant whose text sorts after the group's last one: the server takes the greatest text's status."""
     last = instant(span.end_text) or 0
     for at in (max(wanted, last + 1), now_ms, last + 1000):
         text = instant_text(at, span.end_text)

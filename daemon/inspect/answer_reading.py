@@ -18,7 +18,7 @@ _OPEN: Final = "state IN ('queued', 'intended', 'retrying')"
 def read_open_answers(
     db: Reader, now: int, limit: int, answer_id: str | None = None
 ) -> tuple[list[dict[str, Any]], int]:
-    """The answers without a receipt, those that are retried first, then in seq order; and how many there are.
+    """Return answers without a receipt, retried ones first, then in seq order; and how many there are.
 
     With `answer_id` only that one.
     """

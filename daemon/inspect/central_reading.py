@@ -63,12 +63,12 @@ def read_central(data_dir: Path) -> CentralSeen:
 
 
 def without_registry(data_dir: Path, error: ClawbusError) -> CentralSeen:
-    """What is known when central.db cannot be used at all: the session folders, and why."""
+    """Return what is known without a usable central.db: the session folders, and why."""
     return CentralSeen(error=f"{error.code}: {error}", folders=_folders(data_dir))
 
 
 def incarnations_of(data_dir: Path, key: Key) -> dict[str, Mapping[str, Any]]:
-    """A session's newest incarnations by id; empty when central.db cannot be read."""
+    """Return a session's newest incarnations by id; empty when central.db cannot be read."""
     path = Layout(data_dir).central_db
     if not path.is_file():
         return {}
@@ -84,7 +84,7 @@ def incarnations_of(data_dir: Path, key: Key) -> dict[str, Mapping[str, Any]]:
 
 
 def read_install_id(data_dir: Path) -> str | None:
-    """The install's id as central.db has it; None when it has none or cannot be read."""
+    """Return the install's id in central.db, or None when it has none or cannot be read."""
     path = Layout(data_dir).central_db
     if not path.is_file():
         return None
@@ -97,7 +97,7 @@ def read_install_id(data_dir: Path) -> str | None:
 
 
 def live_runtimes(data_dir: Path) -> frozenset[str]:
-    """The kinds of runtime that incarnations without a confirmed exit run under; empty when central.db cannot be read."""
+    """Return the kinds of runtime of unconfirmed incarnations; empty when central.db cannot be read."""
     path = Layout(data_dir).central_db
     if not path.is_file():
         return frozenset()
@@ -111,7 +111,7 @@ def live_runtimes(data_dir: Path) -> frozenset[str]:
 
 
 def live_containers(data_dir: Path, runtime: str) -> frozenset[str | None]:
-    """The container ids of incarnations without a confirmed exit under this runtime, None for one that was just asked for;
+    """Return the container ids of unconfirmed incarnations under this runtime, None for one that was just asked for;
     empty when central.db cannot be read."""
     path = Layout(data_dir).central_db
     if not path.is_file():
@@ -171,7 +171,7 @@ def _read(reader: Reader, seen: CentralSeen) -> None:
 
 
 def _folders(data_dir: Path) -> list[Key]:
-    """What the registry should know. A folder that a crash left half made, before anything was accepted, holds nothing."""
+    """Return the folders that the registry should know. A half-made folder, before any acceptance, holds nothing."""
     found: list[Key] = []
     try:
         for agent in sorted(Layout(data_dir).sessions_dir.iterdir()):

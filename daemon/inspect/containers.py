@@ -74,7 +74,7 @@ def look_at_runtime(config: Config, install_id: str | None) -> RuntimeSeen:
 
 
 def container_output(config: Config, install_id: str, container_id: str, *, max_bytes: int = 65_536) -> str | None:
-    """The end of what a container wrote, as its runtime has it; None when there is no such container (any more)."""
+    """Return the end of what a container wrote, as its runtime has it, or None if the container is gone."""
     pipeline = configure(Logs(), None, None)
     try:
         return anyio.run(_output, config, install_id, container_id, max_bytes)
@@ -172,7 +172,7 @@ def _processes(config: Config, install_id: str) -> ProcessRuntime:
 
 
 def _images_seen(config: Config) -> RuntimeSeen:
-    """What the daemon could not start containers from: the first such image, where it is configured, how to build it."""
+    """Return the first image that containers could not start from, where it is configured, and how to build it."""
     if config.runtime.kind != "docker":
         return RuntimeSeen(None)
     from daemon.runtimes.docker_client import DockerClient  # noqa: PLC0415
@@ -193,7 +193,7 @@ def _images_seen(config: Config) -> RuntimeSeen:
 
 
 def install_id_of(data_dir: Path, recorded: str | None) -> str | None:
-    """This install's id: as central.db has it, else as the file beside it has."""
+    """Return this install's id: central.db's, else that of the file beside it."""
     if recorded is not None:
         return recorded
     try:
@@ -204,5 +204,5 @@ def install_id_of(data_dir: Path, recorded: str | None) -> str | None:
 
 
 def recorded_install_id(data_dir: Path) -> str | None:
-    """The install's id of a data folder or of a backup of one; None when there is none, or it cannot be read."""
+    """Return the install's id of a data folder or of a backup, or None when there is none that can be read."""
     return install_id_of(data_dir, read_install_id(data_dir))

@@ -10,7 +10,7 @@ _TEXT_KEYS: Final = ("text", "markdown", "message", "body")
 
 
 def decode(content: str) -> object:
-    """The value of JSON text; the text itself when it is no JSON. NaN and infinities become text: JSON has none."""
+    """Parse JSON text, or return the text when it is not JSON. NaN and infinities become text: JSON has none."""
     try:
         return cast("object", json.loads(content, parse_constant=str, parse_float=_finite))
     except (ValueError, RecursionError):
@@ -18,7 +18,7 @@ def decode(content: str) -> object:
 
 
 def text_of(content: str) -> str:
-    """What a person would read of it: its text if it has one, else the JSON as it is."""
+    """Return what a person would read: the text if there is one, else the JSON as it is."""
     value = decode(content)
     if isinstance(value, str):
         return value
@@ -34,7 +34,7 @@ def text_of(content: str) -> str:
 
 
 def error_of(content: str) -> str | None:
-    """The reason, when this answer says that the agent failed ({"error": ...}); else None."""
+    """Return the reason when this answer says that the agent failed ({"error": ...}), else None."""
     value = decode(content)
     if not isinstance(value, dict):
         return None
@@ -58,7 +58,7 @@ def answered_ids(content: str) -> frozenset[str]:
 
 
 def preview(content: str, width: int = 200) -> str:
-    """The first `width` characters of the text, on one line."""
+    """Return the first `width` characters of the text, on one line."""
     line = " ".join(text_of(content).split())
     return line if len(line) <= width else line[: width - 3] + "..."
 

@@ -175,7 +175,7 @@ def _host_row(reader: Reader, letter_id: str) -> dict[str, Any] | None:
 
 
 def _agent_row(folder: SessionFolder, letter_id: str, limits: ReadLimits, errors: list[str]) -> dict[str, Any] | None:
-    """What the agent wrote; a file that cannot be read is a line in `errors`."""
+    """Return what the agent wrote. A file that cannot be read becomes a line in `errors`."""
     try:
         reader = open_outbound_copy(folder.outbox, limits)
         if reader is None:
@@ -190,7 +190,7 @@ def _agent_row(folder: SessionFolder, letter_id: str, limits: ReadLimits, errors
 
 
 def _row(row: sqlite3.Row) -> dict[str, Any]:
-    """The row, its content (as far as it is shown) decoded and as text. The container may have written it."""
+    """Return the row with its content decoded and as text, as far as it is shown. A container may have written it."""
     values = {name: value[:1000] if isinstance(value, str) else value for name, value in values_of(row).items()}
     content = row[-1]  # the shortened one; `SELECT *` has the name too
     text = content if isinstance(content, str) else repr(content)

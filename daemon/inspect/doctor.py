@@ -179,7 +179,7 @@ class Doctor:
 
 
 def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen, listing: RuntimeSeen) -> HostFacts:
-    """The host as it is now. Writes nothing to find out whether it could."""
+    """Return the facts about the host now. Never write in order to find out whether it could."""
     live = word.live or {}
     sweep: Mapping[str, Any] = live.get("last_sweep") or {}
     jump: Mapping[str, Any] = live.get("clock") or {}
@@ -255,7 +255,7 @@ def mailbox_errors(data_dir: Path) -> tuple[str, ...]:
 
 
 def _failing(word: DaemonWord) -> dict[Key, tuple[Failing, ...]]:
-    """What the daemon says that it fails at, by session."""
+    """Return what the daemon says that it fails at, by session."""
     found: dict[Key, tuple[Failing, ...]] = {}
     for one in (word.live or {}).get("troubles") or ():
         key = (str(one["agent"]), str(one["session"]))
@@ -265,7 +265,7 @@ def _failing(word: DaemonWord) -> dict[Key, tuple[Failing, ...]]:
 
 
 def _holder_pid(config: Config, word: DaemonWord) -> int | None:
-    """The process that is to be ended when it hangs."""
+    """Return the process that is to be ended when it hangs."""
     if word.live is not None and isinstance(pid := word.live.get("pid"), int):
         return pid
     holder = live_holder(config.data_dir) if word.state is DaemonState.SILENT else None
@@ -295,7 +295,7 @@ def _is_recorded(one: Container, live: Mapping[str, Any] | None) -> bool:
 
 
 def _further(one: ClockFacts, other: ClockFacts) -> ClockFacts:
-    """The stronger evidence of two; a message that waits is stronger than a date."""
+    """Return the stronger of two pieces of evidence: a waiting message is stronger than a date."""
     if (other.message_id is not None, other.ahead_ms) <= (one.message_id is not None, one.ahead_ms):
         return one
     return replace(other, jumped_at=one.jumped_at, by_ms=one.by_ms)

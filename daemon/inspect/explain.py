@@ -43,7 +43,7 @@ def state_of(registry: Mapping[str, Any], live: Mapping[str, Any] | None, now_ms
 
 
 def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues, now_ms: int) -> str | None:
-    """The most pressing reason to look at this session, as one sentence; None when there is none.
+    """Return the most pressing reason to attend to this session as one sentence, or None.
 
     `live` is its incarnation, if it has one: once its container runs, the failures that are counted until it has proved
     itself are past. One that is only being tried is no news.
@@ -77,7 +77,7 @@ def held_up(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues:
 
 
 def next_step(kind: str, code: str | None) -> str:
-    """What to do about an open dead letter; `kind` is in or out."""
+    """Return what to do about an open dead letter; `kind` is in or out."""
     return _STEPS.get(code or "", _MESSAGE if kind == "in" else _ANSWER)
 
 
@@ -123,7 +123,7 @@ def _times(count: int, one: str, many: str) -> str:
 
 
 def _unclaimed(live: Mapping[str, Any], queues: Queues, name: str, now_ms: int) -> str | None:
-    """A container that runs, works on nothing and takes nothing: its runner hangs, or cannot read its folder."""
+    """Explain a container that runs and claims nothing: its runner hangs, or cannot read its folder."""
     if live.get("container_id") is None or queues.oldest_due_at is None or queues.claimed:
         return None
     waited = now_ms - max(queues.oldest_due_at, int(live.get("started_at") or live.get("created_at") or 0))

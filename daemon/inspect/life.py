@@ -116,7 +116,7 @@ def _of_container(row: Mapping[str, Any], run: RunRead) -> list[dict[str, Any]]:
 
 
 def _in_flight(found: Found) -> list[dict[str, Any]]:
-    """The tool that runs now, when this run is what its container works on."""
+    """Return the tool that runs now, if its container works on this run."""
     tool, seen = found.runs.tool, found.wanted.evidence
     if tool is None or not seen.claimed or seen.life is Life.GONE:
         return []

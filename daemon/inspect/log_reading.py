@@ -28,7 +28,7 @@ Line = tuple[int | None, str]
 def container_lines(
     folder: SessionFolder, incarnation: str, begun: int | None, ended: int | None, output: str | None = None
 ) -> list[str]:
-    """What an incarnation's container wrote, oldest first; from `output` instead of the file when that is given.
+    """Return what an incarnation's container wrote, oldest first; from `output` instead of the file when it is given.
 
     The file has the lines of all of them: a line is known by its stamp, else by its time, else by the line before it.
     """
@@ -47,7 +47,7 @@ def container_lines(
 
 
 def turn_events(lines: list[str], message_id: str) -> Iterator[dict[str, Any]]:
-    """The runner's own events about this message among its lines: turns and tools, [{at, event, detail}]."""
+    """Return the runner's events about this message among the lines: turns and tools, [{at, event, detail}]."""
     for line in lines:
         fields = _object(line)
         name = fields.get("event")
@@ -60,7 +60,7 @@ def turn_events(lines: list[str], message_id: str) -> Iterator[dict[str, Any]]:
 
 
 def daemon_lines(data_dir: Path, message_id: str, incarnation: str | None, limit: int) -> list[dict[str, Any]]:
-    """The daemon's newest events about this message or this incarnation, oldest first."""
+    """Return the daemon's newest events about this message or this incarnation, oldest first."""
     found: list[dict[str, Any]] = []
     for _, text in _of_files(Layout(data_dir).logs_dir / LOG_FILE):
         if message_id not in text and (incarnation is None or incarnation not in text):
@@ -74,7 +74,7 @@ def daemon_lines(data_dir: Path, message_id: str, incarnation: str | None, limit
 
 
 def _of_files(path: Path) -> list[Line]:
-    """The end of a rotated log: of its predecessor too, while there is room."""
+    """Return the end of a rotated log, its predecessor's included while there is room."""
     text = output_log.tail(path, start=0, max_bytes=MAX_BYTES)
     rest = MAX_BYTES - len(text)
     before = output_log.tail(path.with_name(f"{path.name}.1"), start=0, max_bytes=rest) if rest > 0 else ""

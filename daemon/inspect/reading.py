@@ -57,12 +57,12 @@ def read_runs_of(folder: SessionFolder, ids: Sequence[str], scene: Scene, limits
 
 
 def read_newest_runs(folder: SessionFolder, limit: int, scene: Scene, limits: ReadLimits) -> RunsRead:
-    """The runs of the newest `limit` messages, and of every message that is claimed."""
+    """Return the runs of the newest `limit` messages, and of every claimed message."""
     return _read(folder, scene, limits, lambda reader: _newest(reader, limit))
 
 
 def read_suspect_runs(folder: SessionFolder, scene: Scene, limits: ReadLimits) -> RunsRead:
-    """The runs that may disagree: unfinished messages, open attempts, and statuses without their history."""
+    """Return the runs that may disagree: unfinished messages, open attempts, statuses without history."""
     return _read(folder, scene, limits, _suspects)
 
 

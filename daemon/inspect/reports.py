@@ -84,7 +84,7 @@ def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) 
 
 
 def install_report(data_dir: Path) -> dict[str, Any]:
-    """The engine that the containers run on, and what the folder was copied from; None where it is not known."""
+    """Return the containers' engine and what the folder was copied from; None where it is not known."""
     try:
         found = InstallFile(Layout(data_dir).install_record).read()
     except ClawbusError:
@@ -285,7 +285,7 @@ def mailbox_entries(data_dir: Path, mailbox: str, after: int, limit: int) -> lis
 
 
 def _unregistered(agent: str, session: str) -> dict[str, Any]:
-    """A row for a folder that central.db does not know: the next start, or whoever names it to a daemon, takes it in."""
+    """Return a row for a folder that central.db does not know. The next start registers it."""
     return {
         "agent": agent, "session": session, "created_at": None, "active": 1, "next_due_at": None, "quarantined_at": None,
         "quarantine_reason": None, "spawn_failures": 0, "next_spawn_at": None, "last_spawn_error": None,

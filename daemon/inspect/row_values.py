@@ -7,11 +7,11 @@ from typing import Any
 
 
 def values_of(row: sqlite3.Row) -> dict[str, Any]:
-    """A row as JSON can hold it: a blob where text belongs (SQLite lets it) is shown, not passed on."""
+    """Return a row as JSON can hold it: a blob in a text column (SQLite allows it) is shown, not passed on."""
     names = row.keys()
     return {name: repr(row[name])[:200] if isinstance(row[name], bytes) else row[name] for name in names}
 
 
 def place(destination: object) -> str:
-    """A destination's key for people: `webhook/hook/thread`."""
+    """Format a destination's key for people: `webhook/hook/thread`."""
     return "/".join(part for part in str(destination).split("\x1f") if part)

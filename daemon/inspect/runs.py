@@ -59,7 +59,7 @@ class Runs:
         self.listing: RuntimeSeen = runtime(config, self.install_id)
 
     def newest(self, query: RunQuery) -> dict[str, Any]:
-        """{runs, total, not_examined, errors, runtime_error}: the newest runs that match, newest first.
+        """Return {runs, total, not_examined, errors, runtime_error}: the newest matching runs, newest first.
 
         Raises UnknownSessionError, DataFolderError.
         """
@@ -88,7 +88,7 @@ class Runs:
         }
 
     def find(self, identity: str, session: Key | None = None) -> Found:
-        """The run of this id, or the latest run of this message.
+        """Return the run of this id, or the latest run of this message.
 
         Raises UnknownMessageError, UnknownSessionError, AmbiguousIdError, DataFolderError.
         """
@@ -161,7 +161,7 @@ def summary(key: Key, run: RunRead) -> dict[str, Any]:
 
 
 def verdict_of(run: RunRead) -> Mapping[str, Any]:
-    """The verdict alone, for an envelope."""
+    """Return the verdict alone, for an envelope."""
     verdict = run.verdict
     return {
         "status": verdict.status.value,

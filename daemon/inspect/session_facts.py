@@ -123,7 +123,7 @@ def _live(row: Mapping[str, Any] | None, scene: Scene) -> LiveRecord | None:
 
 
 def _example(queues: Queues) -> tuple[str | None, str | None]:
-    """The newest dead letter and its reason."""
+    """Return the newest dead letter and its reason."""
     if queues.dead_example is not None:
         dead = queues.dead_example
         return str(dead["message_out_id"]), _short(dead.get("last_error") or dead.get("last_error_code"))

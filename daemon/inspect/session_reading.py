@@ -90,7 +90,7 @@ def read_queues(folder: SessionFolder, now_ms: int) -> Queues:
 
 
 def open_inbound(folder: SessionFolder) -> Reader:
-    """The host's own file, read-only. Raises StorageError when it is missing."""
+    """Open the host's own file read-only. Raise StorageError when it is missing."""
     if not folder.inbound_db.exists():
         raise StorageError(f"{folder.inbound_db} is missing.")
     return open_current(folder.inbound_db)
@@ -170,7 +170,10 @@ class SessionDetail:
 
 
 def read_detail(folder: SessionFolder, limit: int, limits: ReadLimits, held: str | None = None) -> SessionDetail:
-    """The newest `limit` rows of each table of one session. With `held` (why) the container's file stays closed."""
+    """Read the newest `limit` rows of each table of one session.
+
+    With `held` (why) the container's file stays closed.
+    """
     detail = SessionDetail()
     _guarded(detail.errors, lambda: _read_inbound(folder, limit, detail))
     if held is None:
@@ -275,7 +278,7 @@ def _outbound_life(
 
 
 def _noted(reader: Reader, message_id: str, incarnation: str | None) -> dict[str, str]:
-    """What the runner noted for the operator about this message's last turn; empty when nothing."""
+    """Return the runner's note for the operator about this message's last turn; empty without one."""
     ack = Ack(message_id, AckStatus.FAILED, None, incarnation)
     note = outbound.with_notes(reader, {message_id: ack})[message_id].note
     return {} if note is None else {"code": note.code, "reason": note.message}
@@ -333,7 +336,7 @@ def _delivery_life(reader: Reader, message_out_id: str, events: list[dict[str, A
 
 
 def table_rows(reader: Reader, table: str, sql: str, *params: object) -> list[sqlite3.Row]:
-    """The rows, or none where an older file has no such table."""
+    """Return the rows, or none where an older file has no such table."""
     return reader.all(sql, params) if reader.columns(table) else []
 
 
@@ -367,7 +370,7 @@ class _Open:
 
 
 def _count_due(reader: Reader, rows: Sequence[_Open], now_ms: int, queues: Queues) -> None:
-    """What could be begun now, and what waits for an earlier message; `rows` in the order of their seqs."""
+    """Count what could begin now, and what waits for an earlier message; `rows` in seq order."""
     latest, due, held = 0, list[int](), list[int]()
     for row in rows:
         if row.not_after is not None and row.not_after <= now_ms:
@@ -403,7 +406,7 @@ def _not_closed(reader: Reader, key: str) -> str:
 
 
 def history_of(reader: Reader, message_id: str) -> list[dict[str, Any]]:
-    """The first 500 history rows of one id, oldest first: [{at, event, detail}]."""
+    """Return the first 500 history rows of one id, oldest first: [{at, event, detail}]."""
     history = "SELECT * FROM message_history WHERE message_id = ? ORDER BY id LIMIT 500"
     return [_history(row) for row in table_rows(reader, "message_history", history, message_id)]
 

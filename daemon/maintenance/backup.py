@@ -105,7 +105,7 @@ def back_up(
 
 
 def copy_verified(source: Path, final: Path, *, progress: Progress | None = None) -> Contents:
-    """The same under a name of the caller's own, in a folder that only the caller writes. Raises as `back_up`.
+    """Copy under a name of the caller's, in a folder that only the caller writes. Raise as `back_up` does.
 
     Without a lock if its writer leaves a quiet moment soon: a copy that takes seconds would hold up the daemon's commits.
     The calling process must have no other connection to the source: its locks would be dropped.
@@ -117,7 +117,7 @@ def copy_verified(source: Path, final: Path, *, progress: Progress | None = None
 
 
 def verify(copy: Path, wanted: Contents | None = None, *, progress: Progress | None = None) -> Contents:
-    """What a still copy holds, once its integrity is checked and, where `wanted` is given, compared with it.
+    """Return what a still copy holds, after its integrity check and a comparison with `wanted` if given.
 
     Raises BackupNotVerifiedError, with what differs.
     """
@@ -173,7 +173,7 @@ def restore(
 
 
 def read_contents(reader: Reader) -> Contents:
-    """What a database holds. For a file in use: inside `reader.snapshot()`. Errors as of any read."""
+    """Return what a database holds. For a file in use: inside `reader.snapshot()`. Errors as of any read."""
     rows = reader.all("SELECT type, name, coalesce(sql, '') AS sql, rootpage FROM sqlite_schema ORDER BY type, name")
     # A virtual table has no page of its own; it counts by the ordinary tables that it keeps its content in.
     counted = [row["name"] for row in rows if row["type"] == "table" and row["rootpage"]]
@@ -289,7 +289,7 @@ def _take(partial: Path) -> bool:
 
 
 def _reserve(folder: Path, stem: str) -> tuple[Path, Path]:
-    """An empty file of nobody else's (0600), and the name that it gets once it is a backup."""
+    """Create an empty file (0600) under a new name; return it with the name that it gets as a finished backup."""
     for number in range(_NAMES_TRIED):
         final = folder / f"{stem}{f'-{number}' if number else ''}{SUFFIX}"
         partial = final.with_name(final.name + _PARTIAL)

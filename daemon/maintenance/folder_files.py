@@ -40,7 +40,7 @@ class Copied:
     rows: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """A row of the manifest."""
+        """Return a row of the manifest."""
         return asdict(self)
 
 
@@ -185,7 +185,7 @@ def _copy_entry(
 
 
 def described(path: Path, relative: str, like: Path, *, rows: int) -> Copied:
-    """A database's copy as a row of the manifest, with the mode and owner of what it was copied from."""
+    """Describe a database's copy as a row of the manifest, with the mode and owner of the original."""
     size, digest = hash_file(path)
     status = like.lstat()
     return Copied(relative, size, digest, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, rows=rows)

@@ -26,7 +26,7 @@ _DATABASES: Final = ("central.db", "mailbox.db", INBOUND_DB)
 
 
 def read_manifest(backup: Path) -> list[Copied]:
-    """The files of a backup, as its manifest lists them. Raises RestoreRefusedError or BackupNotVerifiedError."""
+    """Return the files of a backup by its manifest. Raise RestoreRefusedError or BackupNotVerifiedError."""
     try:
         loaded = cast("object", json.loads((backup / MANIFEST).read_text(encoding="utf-8")))
     except OSError as error:

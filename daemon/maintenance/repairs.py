@@ -59,7 +59,7 @@ class Repairs:
     # --- the stale sweep
 
     async def stale_preview(self, key: SessionKey, scope: Scope) -> dict[str, Any]:
-        """{runs, left, running} of one session. Raises UnknownSessionError or what opening the files raises."""
+        """Return {runs, left, running} of one session. Raise UnknownSessionError or what opening the files raises."""
         session = await self._sessions.get(key)
         async with session.lock:
             around = await self._around(session)

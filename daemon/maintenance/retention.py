@@ -91,7 +91,7 @@ class Retention:
         return {what: seconds or None for what, seconds in named}
 
     async def run(self) -> None:
-        """A pass soon after the start and at every interval from then on, until cancelled."""
+        """Run a pass soon after the start and then at every interval, until cancelled."""
         await anyio.sleep(min(_FIRST_S, self._config.interval_s))
         while True:
             await self.prune()
@@ -140,7 +140,7 @@ class Retention:
         return not 0 <= age < shortest * 1000 / _SLACK
 
     async def _prune_session(self, key: SessionKey, cutoff: int | None, this: LastPass) -> bool:
-        """False when it could not be looked at."""
+        """Prune one session; return False when it could not be read."""
         log = self._log.bind(agent=key.agent, session=key.session)
         taken: Counter[str] = Counter()
         fine = False
@@ -268,7 +268,7 @@ class Retention:
             self._log.warning("retention_failed", code=error.code, error=str(error))
 
     def _cutoff(self, age_s: float) -> int | None:
-        """What ended before this goes; None: nothing does."""
+        """Return the instant before which ended rows go, or None if none of them goes."""
         return self._clock.now_ms() - int(age_s * 1000) if age_s else None
 
 

@@ -29,7 +29,7 @@ from schema.ids import new_id
 
 
 def unfinished_work(files: SessionFiles) -> list[str]:
-    """What would be lost with the session now, as sentences; empty when nothing would."""
+    """Return, as sentences, what would be lost with the session now."""
     if not files.folder.inbound_db.exists():
         return []
     found: list[str] = []
@@ -96,7 +96,7 @@ class Deletions:
         return await session.call(partial(unfinished_work, session.files))
 
     async def _put_aside(self, session: Session, operator: Operator) -> str:
-        """The registry first: a folder without a row and with an open deletion is never taken in again."""
+        """Remove the row first: a folder with an open deletion and without a row is never registered again."""
         key, now = session.key, self._clock.now_ms()
         deletion = new_id(now)
         await self._sessions.central(lambda registry: registry.begin_deletion(deletion, key, now, operator))
@@ -111,7 +111,7 @@ class Deletions:
         return deletion
 
     async def _remove(self, deletion: str) -> bool:
-        """False when something stays for the next start to remove."""
+        """Remove the folder; return False when something stays for the next start to remove."""
         try:
             await anyio.to_thread.run_sync(remove_trash, self._dir, deletion)
         except StorageError as error:
@@ -133,7 +133,7 @@ def delete_from_files(
     lives: bool,
     force: bool,
 ) -> dict[str, Any]:
-    """The same without a daemon, under the data folder's lock. `lives`: a container of it runs, or nobody can say."""
+    """Delete without a daemon, under the data folder's lock. `lives`: a container of it runs, or may run."""
     if lives:
         raise NotConfirmedError(
             f"a container of session {key} runs, or the runtime does not say; start the daemon first."

@@ -118,7 +118,7 @@ class Drive:
         return found
 
     def _check(self) -> None:
-        """The gates over the whole scope, before anything of it is changed."""
+        """Check the gates over the whole scope, before anything in it is changed."""
         left = [
             Left(one["agent"], one["session"], one["run"], Gate(one["gate"]), one["why"]) for one in self.report.left
         ]

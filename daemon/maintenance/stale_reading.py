@@ -76,7 +76,7 @@ def read_runs(files: SessionFiles, key: SessionKey, around: Surroundings) -> lis
 
 
 def runs_in(db: Reader, files: SessionFiles, key: SessionKey, around: Surroundings) -> list[Seen]:
-    """The same over an open inbound.db: inside its transaction, nothing can change between this and what follows."""
+    """Return the runs over an open inbound.db: inside its transaction nothing changes until what follows."""
     rows = db.all(_SUSPECTS)
     suspects = {row["id"]: MessageStatus(row["status"] or "pending") for row in rows}
     names = list(suspects)
@@ -136,7 +136,7 @@ def _evidence(
     out: _Out,
     around: Surroundings,
 ) -> Iterator[RunEvidence]:
-    """The message's latest run, and every earlier one whose attempt is open."""
+    """Return the message's latest run, and every earlier one whose attempt is open."""
     ack = out.acks.get(message_id)
     known = {str(row["incarnation"]): row for row in attempts}
     names = sorted({*known, *((ack.incarnation,) if ack is not None and ack.incarnation is not None else ())})

@@ -65,7 +65,7 @@ class Swept:
 
 
 def preview(files: SessionFiles, key: SessionKey, around: Surroundings, scope: Scope) -> Plan:
-    """What a sweep would do to one session. Raises what opening inbound.db raises."""
+    """Return what a sweep would do to one session. Raise what opening inbound.db raises."""
     return plan(read_runs(files, key, around), scope)
 
 
@@ -117,7 +117,7 @@ def undo(
 
 
 def found_backup(files: SessionFiles, name: str) -> Backup:
-    """A verified backup of this session's inbound.db by its file's name. Raises RestoreRefusedError, BackupNotVerifiedError."""
+    """Find a verified backup of this inbound.db by file name. Raise RestoreRefusedError, BackupNotVerifiedError."""
     folder = files.folder.inbox
     path = folder / name
     if (
@@ -131,7 +131,7 @@ def found_backup(files: SessionFiles, name: str) -> Backup:
 
 
 def preview_report(files: SessionFiles, key: SessionKey, around: Surroundings, scope: Scope) -> dict[str, Any]:
-    """{runs, left, running: [{run, alive}]}: the plan, and what a list shows as running, with whether it is."""
+    """Return {runs, left, running: [{run, alive}]}: the plan, and what a list shows as running and whether it is."""
     seen = read_runs(files, key, around)
     found = plan(seen, scope)
     running = [one for one in seen if one.verdict.listed is RunStatus.RUNNING]
@@ -188,7 +188,7 @@ def _why(status: MessageStatus, operator: Operator) -> dict[str, object]:
 
 
 def _verify(files: SessionFiles, key: SessionKey, around: Surroundings, endings: Sequence[Ending]) -> int:
-    """The sampled runs read terminal, and none of the swept is listed as running or stale. Returns the sample's size."""
+    """Check that sampled runs read as ended and no swept one is running or stale. Return the sample's size."""
     sample = endings[:SAMPLE]
     with files.inbound() as db:
         for ending in sample:
@@ -211,7 +211,7 @@ def _check_terminal(db: Reader, ending: Ending) -> None:
 
 
 def _refuse_losses(db: Reader, backup: Backup) -> list[str]:
-    """The messages whose status a restore changes. Raises RestoreRefusedError when it would lose anything but the sweep."""
+    """Return the messages whose status a restore changes. Raise RestoreRefusedError if it would lose anything else."""
     swept = {str(row["message_id"]) for row in db.all("SELECT message_id FROM message_history WHERE event = 'swept'")}
     notices = {f"failed:{message_id}" for message_id in swept}
     with open_still_reader(backup.path) as old:
