@@ -93,8 +93,10 @@ class Retention:
         self._rest_until = self._now_ms() + int(seconds * 1000)
 
     def step(self) -> Pruned:
-        """Look at the next `batch` rows and take what may go, in one transaction. Raises InboundUnreadableError, and what
-        opening one's own file raises."""
+        """Look at the next `batch` rows and take what may go, in one transaction.
+
+        Raises InboundUnreadableError, and what opening one's own file raises.
+        """
         with open_owner(self._out_folder / OUTBOUND_DB, Role.OUTBOUND) as db:
             try:
                 db.attach_reader(self._inbound, _INBOUND)

@@ -177,8 +177,7 @@ class Store:
         state: Mapping[str, str | None] | None = None,
         note: TurnNote | None = None,
     ) -> None:
-        """Commit a turn: its outbound rows, its acks, its state, its note for the operator, and no tool in flight any more;
-        all or nothing.
+        """Commit a turn as one transaction: outbound rows, acks, state, the operator's note, and no tool in flight.
 
         Repeating it after an error of unknown effect is safe. Raises InboundUnreadableError, ClaimLostError.
         """
@@ -253,8 +252,11 @@ class Store:
             yield db
 
     def _is_draining(self, db: Writer) -> bool:
-        """Whether the host replaces this incarnation. Read inside the claim's transaction, which holds inbound.db's read
-        lock: once the host has committed that row, no claim follows."""
+        """Whether the host replaces this incarnation.
+
+        Read inside the claim's transaction, which holds inbound.db's read lock: once the host has committed that row,
+        no claim follows.
+        """
         if not db.columns("draining", _INBOUND):
             return False
         return db.one("SELECT 1 FROM inbound.draining WHERE incarnation = ?", (self._incarnation,)) is not None

@@ -77,7 +77,7 @@ class StorageError(ClawbusError):
 
 
 class HostTroubleError(StorageError):
-    """This host has run out of something: open files, memory, processes. Nobody else is to blame, and nothing is lost."""
+    """The host has run out of something: open files, memory, processes. Nobody else is to blame; nothing is lost."""
 
     code = "HOST_TROUBLE"
     default_hint = "Free what has run out, or raise its limit; the daemon retries by itself."

@@ -220,8 +220,10 @@ class Reader:
             self._roll_back()
 
     def copy_pages(self, target: sqlite3.Connection, pages: int, stepped: Callable[[int, int, int], None]) -> None:
-        """SQLite's backup API from this file into an open one, `pages` at a time. Raises sqlite3.Error, and what `stepped`
-        (status, pages remaining, pages in all) raises."""
+        """SQLite's backup API from this file into an open one, `pages` at a time.
+
+        Raises sqlite3.Error, and what `stepped` (status, pages remaining, pages in all) raises.
+        """
         self._connection.backup(target, pages=pages, progress=stepped, sleep=0.02)
 
     def _roll_back(self) -> None:

@@ -173,8 +173,10 @@ class Provider(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProviderContext:
-    """What a provider is built with. `environ` is the runner's own environment; a provider that starts processes names them
-    to `children`."""
+    """What a provider is built with.
+
+    `environ` is the runner's own environment; a provider that starts processes names them to `children`.
+    """
 
     settings: RunnerSettings
     agent_folder: Path

@@ -30,8 +30,10 @@ class ClaimLostError(ClawbusError):
 
 
 class CannotStartError(ClawbusError):
-    """This container can start no program now (no room for a process, a descriptor, memory). Its turn is given back, costs no
-    try, and the runner ends with code 71, so that the host replaces the container."""
+    """The container cannot start a program now: no room for a process, a descriptor, memory.
+
+    Its turn is given back, costs no try, and the runner ends with code 71, so that the host replaces the container.
+    """
 
     code = "CANNOT_START"
     default_hint = (

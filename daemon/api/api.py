@@ -324,6 +324,7 @@ async def _until_gone(request: Request, work: Callable[[], Awaitable[_T]]) -> _T
 
 
 async def read_body(request: Request, limit: int) -> bytes:
+    """Return the request's body. Raise BodyTooLargeError above `limit` bytes."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -336,6 +337,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def parse_body(model: type[_Model], body: bytes) -> _Model:
+    """Parse JSON into the model. Raise RequestRefusedError that names each fault and its field."""
     try:
         return model.model_validate(json.loads(body))
     except ValidationError as error:

@@ -34,9 +34,12 @@ class Operations(Protocol):
         ...
 
     async def status(self) -> dict[str, Any]:
-        """Return daemon.inspect.reports.status_report plus a key `live`: pid, version, started_at, runtime
-        {name, state}, degraded [{what, since, why}], running [{agent, session, incarnation, container_id}],
-        waiting_spawns [AGENT/SESSION], last_sweep {at, duration_ms, sessions, errors} or None, clock {jumped_at, by_ms}."""
+        """Return `inspect.reports.status_report` plus a key `live`.
+
+        `live` holds pid, version, started_at, runtime {name, state}, degraded [{what, since, why}], running [{agent, session, incarnation,
+        container_id}], waiting_spawns [AGENT/SESSION], last_sweep {at, duration_ms, sessions, errors} or None, clock
+        {jumped_at, by_ms}.
+        """
         ...
 
     def live(self) -> dict[str, Any]:

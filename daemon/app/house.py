@@ -76,7 +76,7 @@ class House:
     telemetry: Telemetry
 
     def degraded(self) -> list[dict[str, Any]]:
-        """What does not work now, since when and why."""
+        """Return what does not work now, since when and why."""
         found: list[dict[str, Any]] = []
         if self.sessions.registry_problem is not None:
             since, why = self.sessions.registry_problem
@@ -100,7 +100,7 @@ class House:
         return found
 
     def watched(self) -> Watched:
-        """What metrics and readiness look at."""
+        """Return what metrics and readiness read."""
         return Watched(
             data_dir=self.config.data_dir,
             clock=self.clock,
@@ -349,7 +349,7 @@ def _delivery(
 
 
 async def _expire(deletions: Deletions, key: SessionKey) -> None:
-    """A session that was idle for longer than the configuration keeps one."""
+    """Delete a session that was idle for longer than the configuration keeps one."""
     await deletions.delete(key, Operator("retention", "idle for longer than retention.idle_sessions_s"), force=False)
 
 

@@ -1,5 +1,6 @@
-"""Puts into the mailbox that come while another commit runs share the next one: a durable commit costs the same for one row
-as for many. Tasks and threads wait in one queue, and whoever is in the file commits for all that wait.
+"""Puts into the mailbox share commits: those that come while one commit runs go into the next one.
+
+A durable commit costs the same for one row as for many. Tasks and threads wait in one queue, and whoever is in the file commits for all that wait.
 """
 
 from __future__ import annotations

@@ -144,8 +144,11 @@ class Channel(Protocol):
         ...
 
     async def deliver(self, message: Outgoing) -> Receipt:
-        """Hand one message over. Raise TransientDeliveryError or PermanentDeliveryError; anything else counts as
-        transient. The bus sets its own time-out around this."""
+        """Hand one message over.
+
+        Raise TransientDeliveryError or PermanentDeliveryError; anything else counts as transient. The bus sets its
+        own time-out around this.
+        """
         ...
 
 

@@ -92,8 +92,11 @@ async def run_channel(
     retry_max_s: float = 60.0,
     task_status: ChannelStart,
 ) -> None:
-    """Run a channel until cancelled. One that refuses to start stops the daemon's start; one that fails later, or ends,
-    is begun again after a while, is named as degraded meanwhile, and disturbs nobody else."""
+    """Run a channel until cancelled.
+
+    One that refuses to start stops the daemon's start; one that fails later, or ends, is begun again after a while,
+    is named as degraded meanwhile, and disturbs nobody else.
+    """
     log = structlog.get_logger("daemon").bind(channel=name)
     wait_s = retry_s
     while True:

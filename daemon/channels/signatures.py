@@ -1,4 +1,4 @@
-"""HMAC-SHA256 over raw bytes, in clawbus's form and in GitHub's, and Retry-After: pure, no clock and no I/O.
+r"""HMAC-SHA256 over raw bytes, in clawbus's form and in GitHub's, and Retry-After: pure, no clock and no I/O.
 
 Comparisons take constant time, and no result or message ever holds a secret or the signature that would have been right.
 

@@ -57,8 +57,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class HeadRule:
-    """For how long an answer that keeps failing holds back the later ones of its destination: until it has failed so many
-    times, or for so many seconds. `seconds` None: for as long as it is retried (strict order)."""
+    """For how long an answer that keeps failing holds back the later ones of its destination.
+
+    Until it has failed `attempts` times, or for `seconds`. `seconds` None: for as long as it is retried (strict order).
+    """
 
     attempts: int = 5
     seconds: float | None = 300.0
@@ -79,10 +81,12 @@ class ChannelTraits:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the session may do and the channels can. `held`: destinations with a send under way or a failed head.
-    `full`: (channel, place) to which the session may begin no send now. `probing`: destinations whose head has failed for
-    so long that one later row is tried, to find out whether the receiver or the head is at fault. `scheduled_room`: how
-    many more rows may wait for a time of their own, which may be `max_ahead_ms` away.
+    """What the session may do and the channels can.
+
+    `held`: destinations with a send under way or a failed head. `full`: (channel, place) to which the session may
+    begin no send now. `probing`: destinations whose head has failed for so long that one later row is tried, to find
+    out whether the receiver or the head is at fault. `scheduled_room`: how many more rows may wait for a time of
+    their own, which may be `max_ahead_ms` away.
     """
 
     now: int

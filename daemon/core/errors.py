@@ -137,10 +137,10 @@ class AmbiguousIdError(ClawbusError):
 
 
 class NotDeadLetterError(ClawbusError):
-    """This id is no dead letter (any more): delivered, still tried, or dealt with already. Nothing was changed."""
+    """The id is not an open dead letter: it was delivered, is still tried, or was dealt with. Nothing was changed."""
 
     code = "NOT_A_DEAD_LETTER"
-    default_hint = "`clawbus dead list` lists the open ones; `clawbus dead show` tells what became of this one."
+    default_hint = "`clawbus dead list` lists the open ones; `clawbus dead show` says what became of this one."
 
 
 class RowGoneError(ClawbusError):

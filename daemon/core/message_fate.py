@@ -59,8 +59,10 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Void:
-    """The ack does not count, and the runner is to ignore it: it was written before its message was accepted, or it is a
-    failure by a container that was being ended for being stuck."""
+    """The ack does not count, and the runner is to ignore it.
+
+    It was written before its message was accepted, or it is a failure by a container that was being ended for being stuck.
+    """
 
     message_id: str
     ack: Ack

@@ -137,7 +137,7 @@ class Delivery:
         return self._health.problems()
 
     def given_up(self, key: SessionKey, answer_id: str) -> None:
-        """An operator gave this answer up: its failures no longer say anything about its receiver."""
+        """Forget this answer's failures: an operator gave it up, so they say nothing about its receiver any more."""
         self._health.given_up(str(key), answer_id)
 
     async def close(self, grace_s: float) -> None:
@@ -201,7 +201,7 @@ class Delivery:
         return True
 
     def _charge(self, session: Session, rows: int) -> None:
-        """What its files have cost since the last poll, sweeps too."""
+        """Charge what the session's files have cost since the last poll, sweeps included."""
         used, session.charged_s = session.cpu_s - session.charged_s, session.cpu_s
         if session.budget.charge(self._clock.monotonic(), used, rows) == 0 and session.budget.credit >= BURST_S / 2:
             session.throttled = False
@@ -307,7 +307,7 @@ class Delivery:
             self.poke(session)
 
     def trouble(self, session: Session, error: ClawbusError, look: str) -> None:
-        """A look into the session's files failed: quarantine what is hostile, retry what may pass.
+        """Handle a failed read of the session's files: quarantine what is hostile, retry what may pass.
 
         Strikes are counted by `look`: a file that is slow for one of them must not be excused by another one's success.
         """
@@ -331,7 +331,7 @@ class Delivery:
         self._wake_at(session, self._clock.now_ms() + _TROUBLE_RETRY_MS)
 
     def unreadable(self, session: Session, error: ClawbusError) -> None:
-        """A lock or a half-written commit kept us from the session's files. For too long: end the container, if it holds it.
+        """Note a lock or a half-written commit that keeps us from the files; if it lasts, end the container.
 
         Its exit frees every lock, and its journal may be recovered then. Without this rule it would stay for ever as it
         is: no ceiling can be judged of files that nobody can read.

@@ -26,7 +26,7 @@ class DeliveryReport:
         self._log = structlog.get_logger("delivery")
 
     def looked(self, session: Session, found: Collected) -> None:
-        """What a look has read and settled."""
+        """Report what a poll has read and settled."""
         log = self._log.bind(agent=session.key.agent, session=session.key.session)
         self._telemetry.ended(session.key.agent, session.key.session, found.endings)
         for claim in found.claimed:
@@ -48,7 +48,7 @@ class DeliveryReport:
             self._telemetry.deferred(item.address.channel_type, item.reason)
 
     def sent(self, session: Session, outcomes: Sequence[Outcome], buried: Sequence[Bury]) -> None:
-        """What came of sends, once it is recorded; `buried` are those of them that were given up."""
+        """Report recorded sends; `buried` are the answers among them that were given up."""
         log = self._log.bind(agent=session.key.agent, session=session.key.session)
         dead_ids = {dead.candidate.row.id for dead in buried}
         done = [one for one in outcomes if one.sent and one.error is None and not one.not_wanted]

@@ -77,7 +77,10 @@ class Outcome:
     ended_at: int = 0
 
     def at(self, begun: Beginning, ended_at: int) -> Outcome:
-        """The same with its times. (A drain makes one a row, and `dataclasses.replace` takes three times as long.)"""
+        """Return the outcome with its times.
+
+        A drain makes one for each row; `dataclasses.replace` takes three times as long.
+        """
         return Outcome(
             self.send, self.sent, self.platform_message_id, self.error_code, self.error, self.permanent,
             self.retry_after_s, self.in_doubt, self.not_wanted, begun, ended_at,
@@ -191,7 +194,7 @@ def _revert_unconfirmed(files: SessionFiles, unconfirmed: set[str]) -> None:
 
 
 def _without_cut(batch: _Batch, judged: Judged) -> tuple[_Batch, list[str]]:
-    """The batch without the answers of failures that do not count, and their ids: their messages are tried again."""
+    """Return the batch without answers of failures that do not count, and their ids: those messages are tried again."""
     void = {verdict.message_id for verdict in judged.verdicts if isinstance(verdict, Void)}
     void |= {message.id for message in judged.pending if message.void_ack is not None}
     cut = [
@@ -217,7 +220,7 @@ def _blocked(item: Decision) -> TypeGuard[Queue]:
 
 
 def _with_slots(planned: Sequence[Decision], take: Callable[[str, str], bool]) -> list[Decision]:
-    """A slot for each destination that is to be sent to; without one its rows wait, and are not intended."""
+    """Give each destination with a send a slot. Without one its rows wait, and are not intended."""
     has: dict[str, bool] = {}
     found: list[Decision] = []
     for item in planned:
@@ -277,7 +280,7 @@ def settle(db: Writer, action: Settle, now: int) -> None:
 
 
 def settled_detail(action: Settle) -> dict[str, str] | None:
-    """What the history says of a turn's end: for a failure why, as the runner noted it for the operator."""
+    """Return the history's detail of a turn's end: for a failure the reason that the runner noted."""
     note = action.note
     if action.status is AckStatus.COMPLETED:
         return None if note is None else {"note": note.code, "reason": note.message}
@@ -312,7 +315,7 @@ def record_outcomes(files: SessionFiles, outcomes: Sequence[Outcome], means: Mea
 
 
 def _expire_dead(db: Writer, limit: int, now: int) -> None:
-    """What channels refuse must not fill the file either: beyond the limit the oldest are closed, and retention takes them."""
+    """Close the oldest refused answers beyond the limit, so that they do not fill the file; retention removes them."""
     for letter_id in deliveries.open_dead_beyond(db, limit, OF_CONTAINER):
         expire(db, letter_id, now, "delivery.max_dead_letters")
 
@@ -341,7 +344,7 @@ def _failed(db: Writer, outcome: Outcome, means: Means, now: int) -> Bury | None
 
 
 def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
-    """What there is to plan. New rows only when no tracked one was left out, so that order holds."""
+    """Read what there is to plan. New rows come only when no tracked one was left out, so that order holds."""
     batch = means.config.batch
     limit = batch if means.few is None else min(batch, means.few)
     held = means.held | deliveries.retrying_destinations(db, now)
@@ -382,7 +385,7 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
 def _agent_rows(
     out: Reader | None, due: list[deliveries.Tracked]
 ) -> tuple[dict[str, MessageOut], list[deliveries.Tracked], bool]:
-    """The container's rows behind tracked ones; and those of `due` that can be judged now, the first ones, in order."""
+    """Return the container's rows behind tracked ones, and the first of `due` that can be judged now, in order."""
     ours = [row.message_out_id for row in due if not row.from_host]
     if out is None:
         return {}, due, False
@@ -457,7 +460,7 @@ def _rules(db: Reader, batch: _Batch, means: Means, now: int) -> Rules:
 
 
 def _scheduled_room(db: Reader, batch: _Batch, means: Means, now: int) -> int:
-    """Counted only when a new row wants a time of its own."""
+    """Count the free places for scheduled rows. Called only when a new row wants a time of its own."""
     limit = means.config.max_scheduled_answers
     asked = any(one.state is None and (one.row.deliver_after or 0) > now for one in batch.candidates)
     return limit - deliveries.count_scheduled(db, now) if asked else limit

@@ -62,8 +62,11 @@ class Ingress:
         self._log = structlog.get_logger("ingress")
 
     async def accept(self, incoming: Incoming) -> Accepted:
-        """Store one message. Raises InvalidNameError, UnknownAgentError, UnknownSessionError, ContentError, MessageError,
-        IdConflictError; or StorageError and FileBusyError when it cannot be stored now."""
+        """Store one message.
+
+        Raises InvalidNameError, UnknownAgentError, UnknownSessionError, ContentError, MessageError, IdConflictError;
+        or StorageError and FileBusyError when it cannot be stored now.
+        """
         begun = self._telemetry.begin(incoming.traceparent)
         try:
             accepted = await self._accept(incoming, begun.traceparent)

@@ -91,8 +91,10 @@ async def _become_own(start: Start, found: Install, build: Build) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What the original's own engine says of its containers. `living` are container ids, or an incarnation's where the record
-    has none; `silence`: it said nothing."""
+    """What the original's own engine says of its containers.
+
+    `living` are container ids, or an incarnation's where the record has none; `silence`: it said nothing.
+    """
 
     gone: set[str] = field(default_factory=set[str])
     living: tuple[str, ...] = ()
@@ -124,8 +126,10 @@ async def _ask(rows: Sequence[IncarnationRow], found: Install, build: Build) -> 
 
 
 def _refuse_beside_containers(answer: _Answer, rows: Sequence[IncarnationRow], path: str) -> None:
-    """Raise unless the original's containers are gone: this folder lies where they mount theirs, so a restarted one writes
-    here, unseen by this installation."""
+    """Raise unless the original's containers are gone.
+
+    This folder lies where they mount theirs, so a restarted one would write here, unseen by this installation.
+    """
     if answer.living:
         names = ", ".join(answer.living)
         known = [one for one in answer.living if one not in {row.id for row in rows}]

@@ -49,7 +49,7 @@ class Trouble:
 
     @property
     def sentence(self) -> str:
-        """For people: `Its sweep fails since ... (3 times): FILE_BUSY: ...`"""
+        """The trouble for people, such as `Its sweep fails since ... (3 times): FILE_BUSY: ...`."""
         times = "once" if self.times == 1 else f"{self.times} times"
         label = _LABELS.get(self.what, self.what)
         return f"{label} fails since {to_text(self.since)} ({times}): {self.code}: {self.error.rstrip('.')}."

@@ -20,9 +20,11 @@ TRUSTED: Final = "clawbus.trusted"  # key of a request's state: its sender has p
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """`max_connections` in all and `max_per_peer` from one address. `patience_s` seconds may pass without a whole request
-    head, with a response that is not read, and between two requests; `keep_alive_s` between two of a sender that has
-    proved who it is."""
+    """`max_connections` in all and `max_per_peer` from one address.
+
+    `patience_s` seconds may pass without a whole request head, with a response that is not read, and between two
+    requests; `keep_alive_s` between two of a sender that has proved who it is.
+    """
 
     max_connections: int
     max_per_peer: int

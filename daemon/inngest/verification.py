@@ -1,6 +1,6 @@
-"""Looks at a database after a sweep: do the swept runs read as ended everywhere, and does the list hold only live ones?
+"""Checks a database after a sweep: swept runs read as ended everywhere, and the list holds only live ones.
 
-Reads, and changes nothing. What it cannot see, that a fresh run completes, it says so: that needs the server (`canary.py`).
+Changes nothing. It cannot see that a fresh run completes: that needs the server (`canary.py`).
 """
 
 from __future__ import annotations

@@ -27,8 +27,11 @@ Key = tuple[str, str]
 
 @dataclass(slots=True)
 class CentralSeen:
-    """What central.db says. `sessions` are its rows, those with trouble and work first; `folders` are sessions that have
-    a folder and no row. `live` holds each session's incarnation without a confirmed exit."""
+    """What central.db says.
+
+    `sessions` are its rows, those with trouble and work first; `folders` are sessions that have a folder and no row.
+    `live` holds each session's incarnation without a confirmed exit.
+    """
 
     missing: bool = False
     error: str | None = None
@@ -111,8 +114,10 @@ def live_runtimes(data_dir: Path) -> frozenset[str]:
 
 
 def live_containers(data_dir: Path, runtime: str) -> frozenset[str | None]:
-    """Return the container ids of unconfirmed incarnations under this runtime, None for one that was just asked for;
-    empty when central.db cannot be read."""
+    """Return the container ids of unconfirmed incarnations under this runtime; empty when central.db cannot be read.
+
+    None stands for a container that was just asked for.
+    """
     path = Layout(data_dir).central_db
     if not path.is_file():
         return frozenset()

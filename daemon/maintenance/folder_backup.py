@@ -50,8 +50,11 @@ class FolderLimits:
 
 @dataclass(slots=True)
 class FolderBackup:
-    """What was copied. `unverified`: files of containers that are no sound database, copied byte by byte as they are.
-    `left_out`: links, special files and what is beyond the limits, by path."""
+    """What was copied.
+
+    `unverified`: files of containers that are no sound database, copied byte by byte as they are. `left_out`: links,
+    special files and what is beyond the limits, by path.
+    """
 
     path: Path
     taken_at: int

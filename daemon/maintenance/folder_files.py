@@ -88,9 +88,10 @@ def copy_plain(
 
 
 def copy_tree(source: Path, target: Path, relative: str, *, max_bytes: int, max_files: int) -> Iterator[Copied | str]:
-    """Copy every plain file below a folder, as long as the limits allow: `max_files` counts folders, too. What is left out
-    comes as its path: a link, a special file, what is beyond the limits, nested too deep, or has too long a path. The rest
-    of a folder in which the limit was reached comes as `folder/*`.
+    """Copy every plain file below a folder, as long as the limits allow: `max_files` counts folders, too.
+
+    What is left out comes as its path: a link, a special file, what is beyond the limits, nested too deep, or has too
+    long a path. The rest of a folder in which the limit was reached comes as `folder/*`.
 
     Raises StorageError or OSError for the target; nothing that a container can make in the source does.
     """

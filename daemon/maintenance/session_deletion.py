@@ -66,8 +66,11 @@ class Deletions:
         self._log = structlog.get_logger("operator")
 
     async def delete(self, key: SessionKey, operator: Operator, *, force: bool) -> dict[str, Any]:
-        """End its container and delete it. Raises UnknownSessionError, SessionUnfinishedError, NotConfirmedError,
-        RuntimeUnavailableError or StorageError; it goes on as before then."""
+        """End its container and delete it.
+
+        Raises UnknownSessionError, SessionUnfinishedError, NotConfirmedError, RuntimeUnavailableError or
+        StorageError; it goes on as before then.
+        """
         session = await self._sessions.get(key)
         if not self._supervisor.knows:
             raise RuntimeUnavailableError("whether a container of the session lives cannot be told now.")

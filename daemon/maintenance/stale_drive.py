@@ -43,8 +43,10 @@ class StaleAccess(Protocol):
         ...
 
     def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
-        """Send a message to the agent's canary session and wait for its answer: {message_id, answered, error}. None where
-        there is nobody to ask."""
+        """Send a message to the agent's canary session and wait for its answer: {message_id, answered, error}.
+
+        None where there is nobody to ask.
+        """
         ...
 
 

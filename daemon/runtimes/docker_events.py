@@ -26,8 +26,10 @@ _JOIN_S: Final = 5.0
 
 
 class Waiter:
-    """One wait's alarm clock, of one container or (None) of any. Rung from the reading thread, awaited in the event loop
-    it was made in."""
+    """One wait's alarm clock, of one container or (None) of any.
+
+    Rung from the reading thread, awaited in the event loop it was made in.
+    """
 
     def __init__(self, container_id: str | None) -> None:
         self.container_id = container_id

@@ -19,8 +19,11 @@ from daemon.store.registry import IncarnationRow
 def is_witness(
     known: Engine | None, kind: str, identity: str, recorded: Collection[str | None], listed: Iterable[str]
 ) -> bool:
-    """Whether an engine may say what lives. `recorded` are the container ids of living incarnations of this kind, `listed`
-    those that the engine has. One that has a recorded container is the one, whatever its id has become."""
+    """Whether an engine may say what lives.
+
+    `recorded` are the container ids of living incarnations of this kind, `listed` those that the engine has. One that
+    has a recorded container is the one, whatever its id has become.
+    """
     if known is None or not identity or known.kind != kind or known.id == identity:
         return True
     return not recorded or any(one in recorded for one in listed)

@@ -92,7 +92,7 @@ class ProcessRuntime:
 
     @property
     def address(self) -> str:
-        """This machine."""
+        """The engine's name for people."""
         return "this machine"
 
     async def identity(self) -> str:

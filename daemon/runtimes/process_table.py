@@ -1,4 +1,4 @@
-"""Linux's process table, as far as the process runtime needs it: who is this pid, and what lives in that container?
+"""Linux's process table for the process runtime: which process a pid is, and what lives in a container.
 
 Only /proc and pidfds. A pid alone is never trusted: numbers are given anew, so it counts together with its start time
 and the machine's boot.

@@ -73,8 +73,10 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """The confirmed end of one life. `code` is the program's own, or 128 + the signal that ended it (137 for SIGKILL);
-    None when the runtime no longer knows it (the container was removed or restarted by others).
+    """The confirmed end of one life.
+
+    `code` is the program's own, or 128 + the signal that ended it (137 for SIGKILL); None when the runtime no longer
+    knows it (the container was removed or restarted by others).
 
     `restarted`: that life is over, and the container runs again, or is about to.
     """
@@ -101,13 +103,15 @@ class ContainerRuntime(Protocol):
     async def identity(self) -> str:
         """Return the engine's own id, which tells it from others of its kind; empty where it has none.
 
-        Raises RuntimeUnavailableError."""
+        Raises RuntimeUnavailableError.
+        """
         ...
 
     def pin(self, identity: str | None) -> None:
         """Believe from now on only this engine that something is NOT there; None: whichever answers.
 
-        Another one's empty listing raises EngineChangedError, and so does a spawn."""
+        Another one's empty listing raises EngineChangedError, and so does a spawn.
+        """
         ...
 
     async def may_live(self, incarnation: str) -> bool:
@@ -122,8 +126,10 @@ class ContainerRuntime(Protocol):
         ...
 
     async def spawn(self, spec: ContainerSpec) -> Running:
-        """Start a container. When this raises (SpawnError, ImageError, RuntimeUnavailableError), a container of this
-        incarnation may still exist, or start later, only in the RuntimeUnavailableError case; `find_started` settles it.
+        """Start a container.
+
+        When this raises (SpawnError, ImageError, RuntimeUnavailableError), a container of this incarnation may still
+        exist, or start later, only in the RuntimeUnavailableError case; `find_started` settles it.
         """
         ...
 
@@ -131,7 +137,8 @@ class ContainerRuntime(Protocol):
         """Return the container of this incarnation if it was ever started, whether it still runs or not.
 
         None is a promise: there is none and none will start. What was asked for and has not begun (by a daemon that died,
-        by a call that timed out) is withdrawn first."""
+        by a call that timed out) is withdrawn first.
+        """
         ...
 
     async def stop(self, container_id: str) -> None:
@@ -155,8 +162,10 @@ class ContainerRuntime(Protocol):
         ...
 
     async def changed(self) -> None:
-        """Return when a container of this install may have been started, changed or ended by others. A hint only: a
-        runtime that cannot tell never returns."""
+        """Return when a container of this install may have been started, changed or ended by others.
+
+        A hint only: a runtime that cannot tell never returns.
+        """
         ...
 
     async def list_running(self) -> list[Running]:
@@ -165,12 +174,16 @@ class ContainerRuntime(Protocol):
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
         """Return the last of its stderr (and stdout), at most `max_bytes`, also after its exit.
-        ContainerGoneError when there is no such container."""
+
+        ContainerGoneError when there is no such container.
+        """
         ...
 
     async def remove(self, container_id: str) -> None:
-        """Forget an exited container, which can never run again after this. One already removed is no error;
-        NotConfirmedError for one that lives (again)."""
+        """Forget an exited container, which can never run again after this.
+
+        One already removed is no error; NotConfirmedError for one that lives (again).
+        """
         ...
 
     async def aclose(self) -> None:

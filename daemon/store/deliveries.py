@@ -189,9 +189,11 @@ def track(
 
 
 def intend(db: Writer, message_out_id: str, destination: str) -> None:
-    """Write ahead: an attempt begins. `destination` is where it goes now, which a row without an address of its own
-    may not have known when it was taken note of. Its time is over: in doubt after a crash it is due at once, also when
-    the clock was set back meanwhile."""
+    """Write ahead: an attempt begins.
+
+    `destination` is where it goes now, which a row without an address of its own may not have known when it was taken
+    note of. Its time is over: in doubt after a crash it is due at once, also when the clock was set back meanwhile.
+    """
     db.execute(
         "UPDATE delivery_attempts SET state = 'intended', attempts = attempts + 1, destination = ?,"
         " next_attempt_at = NULL WHERE message_out_id = ?",
@@ -219,8 +221,11 @@ def retry(
     in_doubt: bool = False,
     lets_try: bool = False,
 ) -> None:
-    """Record a failed attempt; the next is due at `not_before`. `in_doubt`: it may have arrived. `lets_try`: it has
-    failed for so long that one later row of its destination is tried."""
+    """Record a failed attempt; the next is due at `not_before`.
+
+    `in_doubt`: it may have arrived. `lets_try`: it has failed for so long that one later row of its destination is
+    tried.
+    """
     db.execute(
         "UPDATE delivery_attempts SET state = 'retrying', next_attempt_at = ?, last_error_code = ?, last_error = ?,"
         " doubts = doubts + ?, passed = CASE WHEN passed = 0 THEN ? ELSE passed END WHERE message_out_id = ?",

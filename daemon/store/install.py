@@ -36,8 +36,11 @@ class Place:
     sessions: tuple[int, int] | None = None
 
     def is_same(self, other: Place) -> bool:
-        """Whether both are one folder. It may have been moved on its disk, or its disk may have another number since a boot;
-        a copy has another inode or another birth, and a clone of the whole disk another number and path."""
+        """Whether both are one folder.
+
+        It may have been moved on its disk, or its disk may have another number since a boot; a copy has another inode
+        or another birth, and a clone of the whole disk another number and path.
+        """
         if self.inode != other.inode or (None not in {self.born, other.born} and self.born != other.born):
             return False
         return self.device == other.device or (self.born is not None and self.path == other.path)

@@ -37,8 +37,11 @@ class OutLimits:
 
 @dataclass(frozen=True, slots=True)
 class OutUse:
-    """What was counted. `deleted_bytes` are of files without a name that the container's processes keep open;
-    None when its processes are not visible here, or may not be looked into."""
+    """What was counted.
+
+    `deleted_bytes` are of files without a name that the container's processes keep open; None when its processes are
+    not visible here, or may not be looked into.
+    """
 
     bytes: int
     files: int

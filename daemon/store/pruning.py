@@ -39,8 +39,10 @@ class Step:
 
 
 def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now: int) -> Step:
-    """Take those of the next `limit` messages behind seq `after` that ended before `cutoff` (epoch ms), with their history,
-    attempts and closed dead letters. Raises what opening the files raises; nothing is taken then."""
+    """Delete those of the next `limit` messages behind seq `after` that ended before `cutoff` (epoch ms).
+
+    Their history, attempts and closed dead letters go with them. Raises what opening the files raises; nothing is deleted then.
+    """
     with files.inbound() as db:
         rows = db.all(
             "SELECT seq, id, status, recurrence, series_id, timestamp FROM messages_in"
@@ -67,8 +69,11 @@ def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now
 
 
 def prune_receipts(files: SessionFiles, cutoff: int, after: int, limit: int, now: int) -> Step:
-    """Take those of the next `limit` receipts behind rowid `after` that are older than `cutoff` and whose answer is gone
-    from the container's file, or is the host's own; with what else is known of that answer. Raises as above."""
+    """Delete those of the next `limit` receipts behind rowid `after` that are older than `cutoff` (epoch ms).
+
+    Their answer must be gone from the container's file, or be the host's own; what else is known of it goes too. Raises
+    what opening the files raises; nothing is deleted then.
+    """
     with files.inbound() as db:
         rows = db.all(
             "SELECT rowid AS position, message_out_id AS id, delivered_at FROM delivered WHERE rowid > ?"

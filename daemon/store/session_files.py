@@ -36,8 +36,9 @@ _PROBE_MS: Final = 200
 
 
 class SessionFiles:
-    """Opens for one operation and closes; with `kept`, inbound.db stays open for the next one. Synchronous: callers hold
-    the session's lock and hop to a thread.
+    """Opens for one operation and closes; with `kept`, inbound.db stays open for the next one.
+
+    Synchronous: callers hold the session's lock and hop to a thread.
 
     `owner` is the (uid, gid) that the container runs as, when that is not the daemon's own.
     """
@@ -115,8 +116,11 @@ class SessionFiles:
 
     @contextmanager
     def inbound(self) -> Generator[Writer]:
-        """Open the host's own file for one operation. It must exist and hold something: a deleted or truncated file is
-        an error, not an empty session. (`create` has put the tables in before anybody comes here.)"""
+        """Open the host's own file for one operation.
+
+        It must exist and hold something: a deleted or truncated file is an error, not an empty session. (`create` has
+        put the tables in before anybody comes here.)
+        """
         try:
             with (
                 self._open_inbound()

@@ -1,4 +1,4 @@
-"""Before a daemon starts: do containers of its data folder live under another runtime than the configured one?
+"""Refuses a start while containers of the data folder live under another runtime than the configured one.
 
 This runtime's listing says nothing about them: taking them for gone would start a second container beside each. Ends and
 records nothing, and withdraws what was asked for and has not begun; incarnations that are truly gone are settled by the

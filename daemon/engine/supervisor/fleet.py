@@ -88,21 +88,21 @@ class Fleet:
             wait_s = min(wait_s * 2, self.timings.retry_max_s)
 
     def release(self, slot: Slot) -> None:
-        """The slot is free: its exit is confirmed (or it never began) and all that this entails is done."""
+        """Free the slot: its exit is confirmed, or it never began, and all that this entails is done."""
         self.slots.pop(slot.session.key, None)
         slot.exited.set()
         slot.done.set()
         self.changed.set()
 
     def set_unavailable(self, error: ClawbusError) -> None:
-        """The runtime does not answer: say so once, and let the dispatch probe it."""
+        """Note that the runtime does not answer: log it once, and let the dispatch probe it."""
         if self.unavailable is None:
             self.unavailable = (self.clock.now_ms(), str(error))
             self.log.error("runtime_unavailable", runtime=self.runtime.name, error=str(error), hint=error.hint)
             self.changed.set()
 
     def set_available(self) -> None:
-        """The runtime answers (again)."""
+        """Note that the runtime answers again."""
         if self.unavailable is not None:
             self.log.info("runtime_available", runtime=self.runtime.name)
             self.unavailable = None
@@ -118,7 +118,7 @@ class Fleet:
         self.tasks.start_soon(self.record, write, name=f"record start {slot.session.key}")
 
     async def back_off(self, session: Session, code: str, text: str, hint: str, limit_s: float) -> None:
-        """A start failed: record it, and when the next may be tried, at most `limit_s` seconds from now."""
+        """Record a failed start and when the next one may be tried, at most `limit_s` seconds from now."""
         key, now = session.key, self.clock.now_ms()
         row = await self.record(lambda registry: registry.session(key))
         failures = (row.spawn_failures if row is not None else 0) + 1

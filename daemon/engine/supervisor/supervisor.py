@@ -103,7 +103,7 @@ class Supervisor:
         return not self._fleet.accepting or key in self._fleet.slots
 
     def slot(self, key: SessionKey) -> Slot | None:
-        """The session's slot, if a container of it is starting, running or stopping."""
+        """Return the session's slot, if a container of it is starting, running or stopping."""
         return self._fleet.slots.get(key)
 
     def slots(self) -> tuple[Slot, ...]:
@@ -130,7 +130,7 @@ class Supervisor:
         )
 
     def live_incarnation(self, session: Session) -> str | None:
-        """The incarnation whose container may be working for the session."""
+        """Return the incarnation whose container may be working for the session."""
         slot = self._fleet.slots.get(session.key)
         return slot.incarnation if slot is not None else None
 
@@ -139,7 +139,7 @@ class Supervisor:
         return self._queue.keys()
 
     def look_for_room(self) -> None:
-        """A container has finished something: if anybody waits, it may be idle now and can make room."""
+        """Check whether an idle container can make room for a waiting session, now that one has finished something."""
         if len(self._queue):
             self._fleet.changed.set()
 
@@ -272,7 +272,7 @@ class Supervisor:
             await self._running(slot, running)
 
     async def _try_spawn(self, slot: Slot) -> Running | None:
-        """A container, or None when none is to be: then the slot has been given up. Raises what `spawn` raises."""
+        """Start a container, or return None and give the slot up when none is needed. Raise what `spawn` raises."""
         key, now = slot.session.key, slot.spawned_at
         # A sweep that found nothing running may be recovering a journal. It holds the session's lock, so it is done when
         # this call begins, and the next sweep sees the slot.
@@ -313,7 +313,7 @@ class Supervisor:
         self._fleet.begin_record_start(slot, running)
 
     async def _find_out(self, slot: Slot) -> Running | None:
-        """The runtime went away in mid-spawn: until it says whether the container exists, the session stays taken."""
+        """Keep the session taken until the runtime, which went away in mid-spawn, says whether the container exists."""
         while True:
             try:
                 found = await self._runtime.find_started(slot.incarnation)
