@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Channel, ChannelContext
+from daemon.config.faults import booleans_for_numbers, fault_text
 from daemon.config.models import Config
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import HeadRule
@@ -127,6 +128,9 @@ def _build(
     except ValidationError as error:
         # Not chained: the original quotes its input, which may be a secret.
         raise _explained(name, error, cls.Settings) from None
+    faults = list(booleans_for_numbers(cls.Settings, table, f"channels.{name}."))
+    if faults:
+        raise ConfigError("; ".join(faults) + ".", hint=_HINT)
     _check_agents(name, settings, config)
     _check_times(name, settings, config)
     context = ChannelContext(
@@ -218,13 +222,13 @@ def _check_class(name: str, type_name: str, loaded: object) -> None:
 def _explained(name: str, error: ValidationError, model: type[BaseModel]) -> ConfigError:
     """One line for every wrong key, without any value."""
     lines: list[str] = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
+    for item in error.errors(include_url=False, include_input=False):
         key = ".".join(("channels", name, *map(str, item["loc"])))
         if item["type"] == "extra_forbidden":
             close = difflib.get_close_matches(str(item["loc"][-1]), _keys(model, item["loc"][:-1]), n=1)
             lines.append(f"{key}: unknown key" + (f"; did you mean {close[0]!r}?" if close else ""))
         else:
-            lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
+            lines.append(f"{key}: {fault_text(item)}")
     return ConfigError("; ".join(lines), hint=_HINT)
 
 

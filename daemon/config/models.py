@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from daemon.config.addresses import docker_address_fault, is_loopback, split_listen
+from daemon.config.faults import booleans_for_numbers, fault_text
 from daemon.config.sources import is_service_link, read_toml
 from daemon.core.errors import ConfigError
 from daemon.core.zones import zone
@@ -34,6 +35,7 @@ _NO_KEYS: Final = (
 _NO_KEYS_BEGIN: Final = ("TEST_", "REQUIRE_")
 PROVIDERS: Final = ("echo", "command")  # of our own runner; another one (agents.NAME.runner) may have others
 _LONGEST_S: Final = 10 * 366 * 86400.0
+_HINT: Final = "Correct the named keys; docs/configuration.md lists them."
 DEFAULT_IMAGE: Final = "clawbus-runner:latest"
 
 
@@ -240,7 +242,7 @@ class Agent(_Table):
     @model_validator(mode="before")
     @classmethod
     def _provider_of_a_command(cls, values: object) -> object:
-        if isinstance(values, dict) and "provider" not in values and cast("dict[str, object]", values).get("command"):
+        if isinstance(values, dict) and "provider" not in values and "command" in values:
             return {**cast("dict[str, object]", values), "provider": "command"}
         return cast("object", values)
 
@@ -351,6 +353,9 @@ def load_config(
     if path is not None and isinstance(values.get("data_dir"), str) and str(values["data_dir"]).strip():
         with contextlib.suppress(ValueError):  # a NUL, which the key's own check names
             values["data_dir"] = (path.absolute().parent / str(values["data_dir"])).resolve()
+    booleans = list(booleans_for_numbers(Config, values))
+    if booleans:
+        raise ConfigError(f"{path}: {'; '.join(booleans)}.", hint=_HINT)
     try:
         config = Config(**values)
     except ValidationError as error:
@@ -371,7 +376,7 @@ def load_config(
         text = "; ".join(faults)
         raise ConfigError(
             text if text.endswith("?") else f"{text}.",
-            hint="Correct the named keys; docs/configuration.md lists them all.",
+            hint=_HINT,
         )
     return config.model_copy(update={"data_dir": wanted})
 
@@ -385,11 +390,10 @@ def _explained(error: ValidationError, path: Path | None) -> ConfigError:
             advice = f"did you mean {close[0]!r}?" if close else "remove it."
             lines.append(f"{where}: unknown key; {advice}")
         else:
-            lines.append(f"{where}: {item['msg']} (got {item['input']!r:.80})")
+            got = "" if item["type"] == "missing" else f" (got {item['input']!r:.80})"
+            lines.append(f"{where}: {fault_text(item)}{got}")
     place = str(path) if path is not None else "the environment"
-    return ConfigError(
-        f"{place}: " + "; ".join(lines), hint="Correct the named keys; docs/configuration.md lists them."
-    )
+    return ConfigError(f"{place}: " + "; ".join(lines), hint=_HINT)
 
 
 def _place(location: tuple[int | str, ...]) -> str:
