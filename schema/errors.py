@@ -84,13 +84,13 @@ class HostTroubleError(StorageError):
 
 
 class UnusableFileError(StorageError):
-    """One of the host's own files is gone or corrupt: waiting does not mend it. Its session is held until a person has."""
+    """One of the host's own files is gone or corrupt, and stays so. Its session is held until a person decides."""
 
     code = "FILE_UNUSABLE"
     doubtful = False  # as of HostileFileError
     default_hint = (
-        "Restore the session's folder from a backup, or move all of it away to start anew without its messages; then"
-        " `clawbus session release`."
+        "Restore the session's folder from a backup and `clawbus session release` it, or end it with"
+        " `clawbus session delete --force`: its next message then makes a new one."
     )
 
     @classmethod

@@ -29,8 +29,12 @@ def _quarantined(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         return None
     reason = one.quarantine_reason or "No reason was recorded."
     evidence = (f"Since {to_text(one.quarantined_at)}: {reason}", *one.errors)
+    summary = "The session is in quarantine."
+    if _is_broken(one.errors):  # released, it would be in quarantine again at once
+        command = f"clawbus session show {_two(one)}"
+        return _of(one, "QUARANTINED", summary, evidence, command, choices=_ways_out(one))
     command = _anew(one) if _is_hostile(one.errors) else f"clawbus session release {_two(one)}"
-    return _of(one, "QUARANTINED", "The session is in quarantine.", evidence, command)
+    return _of(one, "QUARANTINED", summary, evidence, command)
 
 
 def _files_unreadable(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -41,10 +45,7 @@ def _files_unreadable(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     # The container's side can be begun anew; the host's own file only a backup gives back.
     slow = any(text.startswith("READ_DEADLINE") for text in errors)
     command = _anew(one) if _is_hostile(errors) else f"clawbus session {'reset' if slow else 'show'} {_two(one)}"
-    choices = () if " show " not in command or not _is_broken(errors) else (
-        Choice("when the session may go", f"clawbus session delete {_two(one)} --force --reason 'its files are broken'"),
-        Choice("when there is a backup", "clawbus restore BACKUP --replace"),
-    )  # fmt: skip
+    choices = _ways_out(one) if " show " in command and _is_broken(errors) else ()
     return _of(one, "FILES_UNREADABLE", "The session's files cannot be read.", errors, command, choices=choices)
 
 
@@ -92,6 +93,16 @@ def _is_hostile(errors: Iterable[str]) -> bool:
 def _is_broken(errors: Iterable[str]) -> bool:
     """Not only unreadable now: no wait gives such a file back."""
     return any(text.startswith(UnusableFileError.code) for text in errors)
+
+
+def _ways_out(one: SessionFacts) -> tuple[Choice, ...]:
+    """Return what ends a session whose own files are gone or corrupt: no wait and no release does."""
+    return (
+        Choice(
+            "when the session may go", f"clawbus session delete {_two(one)} --force --reason 'its files are broken'"
+        ),
+        Choice("when there is a backup", "clawbus restore BACKUP --replace"),
+    )
 
 
 def _anew(one: SessionFacts) -> str:

@@ -315,7 +315,7 @@ class Delivery:
         if isinstance(error, ReadDeadlineError):
             session.strikes[look] = session.strikes.get(look, 0) + 1
         if isinstance(error, UnusableFileError):
-            self._quarantine(session, f"{error} {error.hint.partition('; then')[0]}")
+            self._quarantine(session, f"{error} {error.hint}")
             return
         if isinstance(error, HostileFileError) or session.strikes.get(look, 0) >= _MAX_STRIKES:
             self._quarantine(session, str(error))

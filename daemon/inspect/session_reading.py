@@ -18,7 +18,7 @@ from daemon.inspect.row_values import place, values_of
 from daemon.store import outbound
 from daemon.store.pruned import read as read_pruned
 from schema.connect import Reader, ReadLimits, open_reader
-from schema.errors import ClawbusError, SchemaTooNewError, StorageError
+from schema.errors import ClawbusError, SchemaTooNewError, UnusableFileError
 from schema.instants import from_text, to_text
 from schema.layout import HEARTBEAT, SessionFolder
 from schema.migrate import VERSION
@@ -90,9 +90,9 @@ def read_queues(folder: SessionFolder, now_ms: int) -> Queues:
 
 
 def open_inbound(folder: SessionFolder) -> Reader:
-    """Open the host's own file read-only. Raise StorageError when it is missing."""
+    """Open the host's own file read-only. Raise UnusableFileError when it is gone."""
     if not folder.inbound_db.exists():
-        raise StorageError(f"{folder.inbound_db} is missing.")
+        raise UnusableFileError(f"{folder.inbound_db} is gone.")
     return open_current(folder.inbound_db)
 
 

@@ -83,6 +83,23 @@ def test_files_of_the_host_s_own_that_are_broken(daemon: RealDaemon) -> None:
     assert daemon.ask("again", agent="echo", session="s") == {"text": "again"}
 
 
+@pytest.mark.parametrize("way", ["gone", "broken"])
+def test_a_session_in_quarantine_whose_own_file_is_lost(daemon: RealDaemon, way: str) -> None:
+    daemon.ask("hello", agent="echo", session="s")
+    daemon.hostile = True  # its history is lost with the file
+    inbound = daemon.folder("echo", "s") / "in" / "inbound.db"
+    if way == "gone":
+        inbound.unlink()
+    else:
+        inbound.write_bytes(BROKEN)
+    assert daemon.cli("send", "-a", "echo", "-s", "s", "lost").error == "FILE_UNUSABLE"
+    one = found(daemon, "QUARANTINED")
+    assert " release " not in one["command"], "it would be in quarantine again at once"
+    repair(daemon, offered(one, " delete "))
+    healthy(daemon)
+    assert daemon.ask("again", agent="echo", session="s") == {"text": "again"}
+
+
 def test_dead_letters_are_ended_by_either_choice(make_daemon: Make) -> None:
     flaky = command_agent("prog", ("/bin/sh", "-c", "read -r turn; test -e needed && echo done"))
     daemon = make_daemon(ECHO + flaky)

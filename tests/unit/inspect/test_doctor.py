@@ -282,6 +282,10 @@ def test_a_quarantine_lasts_as_long_as_its_file_cannot_be_read(world: ForensicWo
     if kept is not None:
         outbound.write_bytes(kept)
     assert one(world, "QUARANTINED").command == "clawbus session release a s", "it was mended"
+    world.session().files.folder.inbound_db.unlink()
+    found = one(world, "QUARANTINED")
+    assert found.command == "clawbus session show a s", "neither a release nor a reset gives our own file back"
+    assert [choice.command.split()[1:3] for choice in found.choices] == [["session", "delete"], ["restore", "BACKUP"]]
 
 
 def test_due_work_and_nothing_running(world: ForensicWorld) -> None:
