@@ -44,6 +44,7 @@ _STATUS: Final[Mapping[str, int]] = MappingProxyType(
         "UNKNOWN_SESSION": 404,
         "UNKNOWN_MESSAGE": 404,
         "ID_CONFLICT": 409,
+        "CURSOR_AHEAD": 409,
         "AMBIGUOUS_ID": 409,
         "NO_ANSWER": 409,
         "NOT_A_DEAD_LETTER": 409,

@@ -49,7 +49,8 @@ class LocalChannel:
         self.name = context.name
         self.capabilities = Capabilities(deduplicates=True, threads=True)
         self._clock = context.clock
-        self._mailbox = Mailbox(context.data_dir / MAILBOX_DB)
+        self._sessions = context.data_dir / "sessions"
+        self._mailbox = Mailbox(context.data_dir / MAILBOX_DB, context.clock, self._report_loss)
         self._bells = _Bells()
         self._group = GroupCommit(self._mailbox, self._announce)
         self._log = structlog.get_logger("local")
@@ -60,7 +61,7 @@ class LocalChannel:
         """Make the mailbox ready and stay until cancelled. Raises ChannelError when the file cannot be used."""
         del accept  # what comes in over the control socket is accepted there
         try:
-            await anyio.to_thread.run_sync(self._mailbox.prepare)
+            await anyio.to_thread.run_sync(self._prepare)
             self._top = await anyio.to_thread.run_sync(self._mailbox.top)
         except ClawbusError as error:
             raise ChannelError(f"channel {self.name}: {error}", hint=error.hint) from error
@@ -71,6 +72,16 @@ class LocalChannel:
             await anyio.sleep_forever()
         finally:
             self._loop = None
+
+    def _prepare(self) -> None:
+        """Open the mailbox. It is made before any session, so where there are sessions, a missing file was lost."""
+        self._mailbox.prepare(known=self._sessions.is_dir() and any(self._sessions.iterdir()))
+
+    def _report_loss(self, first: int) -> None:
+        self._log.error(
+            "mailbox_lost", path=str(self._mailbox.path), first_cursor=first,
+            hint="Entries that no client had read are only in a backup; the answers are still in the sessions.",
+        )  # fmt: skip
 
     async def deliver(self, message: Outgoing) -> Receipt:
         """Put one message into the mailbox that its address names; the receipt is its cursor.

@@ -33,7 +33,7 @@ def backup(
     invocation: Invocation,
     target: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that is not there yet.")],
 ) -> Outcome:
-    r"""Back a data folder up, while the daemon runs or while it is down. Every file is verified before it counts.
+    """Back a data folder up, while the daemon runs or while it is down. Every file is verified before it counts.
 
     Use it every night, and before an upgrade. Each file is copied at one instant, a session's two files one after the
     other. Logs are not copied.
@@ -77,7 +77,7 @@ def restore(
         bool, typer.Option("--replace", help="Move the data folder that is there aside; nothing of it is deleted.")
     ] = False,
 ) -> Outcome:
-    r"""Make the data folder from a backup, with the daemon down. The backup is verified before anything is touched.
+    """Make the data folder from a backup, with the daemon down. The backup is verified before anything is touched.
 
     Use it when the data folder is lost or spoilt. What was accepted after the backup is not in it, and what was answered after it is sent again, under the same ids.
 

@@ -51,7 +51,7 @@ def chat(
         str | None, typer.Option("--mailbox", metavar="NAME", help="The mailbox to use. Default: a new one.")
     ] = None,
 ) -> Outcome:
-    r"""Talk with an agent: a line is a message, answers are printed as they come; Ctrl-D ends.
+    """Talk with an agent: a line is a message, answers are printed as they come; Ctrl-D ends.
 
     Use it to try an agent out. Lines may come from a pipe too: then it ends when all of them are answered, and --json
     gives one envelope with the whole exchange.

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def check(invocation: Invocation) -> Outcome:
-    r"""Read the configuration as the daemon would, and name every wrong key with its fix.
+    """Read the configuration as the daemon would, and name every wrong key with its fix.
 
     Use it after an edit, before the daemon is restarted. It shows no secrets.
 

@@ -52,7 +52,7 @@ def list_(
     session: SessionScope = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 100,
 ) -> Outcome:
-    r"""List the open dead letters, newest first: out (an answer) and in (a message), with code and reason.
+    """List the open dead letters, newest first: out (an answer) and in (a message), with code and reason.
 
     Use it when `status` counts dead letters. It works from the files when the daemon is down or
     hangs.
@@ -79,7 +79,7 @@ def show(
     letter: Annotated[str, typer.Argument(metavar="ID", help="An id that `dead list` shows.")],
     session: SessionScope = None,
 ) -> Outcome:
-    r"""Show all about one dead letter: the row, its attempts and errors, its history, and what to do next.
+    """Show all about one dead letter: the row, its attempts and errors, its history, and what to do next.
 
     Use it before a repair. With --session it also shows one that was dealt with already. It works from the files when
     the daemon is down or hangs.
@@ -111,7 +111,7 @@ def requeue(
     every: All = False,
     code: Code = None,
 ) -> Outcome:
-    r"""Send dead letters on their way again.
+    """Send dead letters on their way again.
 
     An answer is delivered again under its own id, so a receiver that knows the id takes it once. A message goes to the
     agent again as a new message ID+rN; the failed one stays failed. Use it after mending what `dead show` names.
@@ -132,7 +132,7 @@ def drop(
     every: All = False,
     code: Code = None,
 ) -> Outcome:
-    r"""Take dead letters off the list. Their rows and their history stay, with your name and the reason.
+    """Take dead letters off the list. Their rows and their history stay, with your name and the reason.
 
     Use it when nothing is to be done any more. A dropped letter cannot be requeued.
 

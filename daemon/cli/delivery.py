@@ -41,7 +41,7 @@ def list_(
     session: SessionScope = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 100,
 ) -> Outcome:
-    r"""List the answers without a receipt: state, attempts, last error, next attempt, and how many wait behind.
+    """List the answers without a receipt: state, attempts, last error, next attempt, and how many wait behind.
 
     Use it when `doctor` names an answer that keeps failing. It reads the files, whether the daemon runs or not.
 
@@ -68,7 +68,7 @@ def retry(
     reason: ReasonOption = None,
     every: Annotated[bool, typer.Option("--all", help="Every failing one, of --session or of all sessions.")] = False,
 ) -> Outcome:
-    r"""Try failing answers now, whatever their back-off.
+    """Try failing answers now, whatever their back-off.
 
     Use it after mending the receiver. An answer keeps its id, so the receiver gets the same idempotency key.
 
@@ -87,7 +87,7 @@ def drop(
     session: SessionScope = None,
     reason: ReasonOption = None,
 ) -> Outcome:
-    r"""Give answers up: they are not sent any more, and what waits behind them goes on. Their agent is told.
+    """Give answers up: they are not sent any more, and what waits behind them goes on. Their agent is told.
 
     Use it for an answer that its receiver will never take.
 

@@ -32,7 +32,7 @@ def doctor(
         str | None, typer.Option("--session", "-s", metavar="A/S", help="Only the host and this session.")
     ] = None,
 ) -> Outcome:
-    r"""Find everything that is wrong: the host, stuck sessions, runs whose sources disagree. Changes nothing.
+    """Find everything that is wrong: the host, stuck sessions, runs whose sources disagree. Changes nothing.
 
     Use it first when woken at night. Each finding has its evidence and the command that repairs it; a finding with a
     cause goes away with that. It works from the files when the daemon is down. Exit code 1 when anything is wrong.

@@ -44,7 +44,7 @@ def build(
         Path | None, typer.Option("--wheels", metavar="DIR", help="Take the locked wheels from this folder.")
     ] = None,
 ) -> Outcome:
-    r"""Build the agents' image from the installed source and the locked wheels.
+    """Build the agents' image from the installed source and the locked wheels.
 
     Use it once after an installation and after every upgrade: the daemon runs no image that was built from another
     source than its own. An image that is not clawbus's loses its name only to --tag. The build itself needs no network; give --wheels where there is none at all.
@@ -77,7 +77,7 @@ def build(
 
 
 def show(invocation: Invocation) -> Outcome:
-    r"""Tell for each image of the configuration whether the daemon would run it, and why not.
+    """Tell for each image of the configuration whether the daemon would run it, and why not.
 
     Use it when a spawn fails with IMAGE_UNUSABLE.
 

@@ -53,7 +53,7 @@ RuntimeOption = Annotated[
 
 
 def init(invocation: Invocation, runtime: RuntimeOption = "docker") -> Outcome:
-    r"""Write a first clawbus.toml with an agent `echo`, and make the data folder.
+    """Write a first clawbus.toml with an agent `echo`, and make the data folder.
 
     Use it once on a new machine. It never overwrites: an existing file is an error. --config names the file (default
     ./clawbus.toml), --data the folder (default ./clawbus-data).

@@ -78,7 +78,7 @@ def runs(
     queue_lost: QueueLost = False,
     exec_: Command = None,
 ) -> Outcome:
-    r"""List runs with what is true about them: trace, then terminal history, then the finish row, and the list last.
+    """List runs with what is true about them: trace, then terminal history, then the finish row, and the list last.
 
     Use it when Inngest's list and its details disagree. It changes nothing. Beside a server that is up, a file in DELETE mode is read
     without any lock.
@@ -114,7 +114,7 @@ def run(
     db: Database,
     exec_: Command = None,
 ) -> Outcome:
-    r"""Show one run source by source in the truth order, and whether its list entry is to be believed.
+    """Show one run source by source in the truth order, and whether its list entry is to be believed.
 
     Use it before a sweep, for a candidate that surprises you. It changes nothing.
 
@@ -166,7 +166,7 @@ def sweep_stale(
     ] = "stale: the list said running, nothing else did",
     exec_: Command = None,
 ) -> Outcome:
-    r"""End the runs that only the list still calls running: a preview, and with --apply the sweep itself.
+    """End the runs that only the list still calls running: a preview, and with --apply the sweep itself.
 
     Use it when `inngest runs --status stale` names runs that will never end by themselves. Stop the server before --apply.
 
@@ -205,7 +205,7 @@ def restore(
     db: Database,
     exec_: Command = None,
 ) -> Outcome:
-    r"""Put a sweep's backup back: the database is again what it was right before that sweep.
+    """Put a sweep's backup back: the database is again what it was right before that sweep.
 
     What the server wrote since then is lost, so stop it first; it is refused while a process has the file open. What is
     there now is backed up before. Use it when a sweep turns out to have been wrong.
@@ -243,7 +243,7 @@ def canary(
     ] = None,
     exec_: Command = None,
 ) -> Outcome:
-    r"""Send one event through the running server and wait until every run that it starts has completed.
+    """Send one event through the running server and wait until every run that it starts has completed.
 
     Use it after a sweep, once the server is up again. It really runs the event's functions.
 

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def show(invocation: Invocation) -> Outcome:
-    r"""Show the installation's id, where it lies, and the engine that its containers run on.
+    """Show the installation's id, where it lies, and the engine that its containers run on.
 
     Use it when RUNTIME_CHANGED or COPIED_FOLDER is reported.
 
@@ -64,7 +64,7 @@ def show(invocation: Invocation) -> Outcome:
 
 
 def renew(invocation: Invocation) -> Outcome:
-    r"""Begin another installation in this data folder, because the engine with its containers is gone for good.
+    """Begin another installation in this data folder, because the engine with its containers is gone for good.
 
     Use it while the daemon is down, after RUNTIME_CHANGED, and only when nothing of the old engine can still run: messages
     that its containers had in hand are worked on again.

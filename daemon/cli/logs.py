@@ -44,7 +44,7 @@ def logs(
         str, typer.Option("--unit", metavar="NAME", help="With --journal: the service's name.")
     ] = "clawbus",
 ) -> Outcome:
-    r"""Show what the daemon logged, from its log file or the journal; with --follow also what it logs from now on.
+    """Show what the daemon logged, from its log file or the journal; with --follow also what it logs from now on.
 
     Use it with --session or --message to see one story. It reads what is written, so the daemon need not run.
 

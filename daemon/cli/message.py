@@ -38,7 +38,7 @@ def cancel(
         bool, typer.Option("--kill", help="Also while a container works on it; the container is killed.")
     ] = False,
 ) -> Outcome:
-    r"""Cancel a message that is not finished. Its sender is told, with the reason; its series ends.
+    """Cancel a message that is not finished. Its sender is told, with the reason; its series ends.
 
     Use it for a message that must not be worked on any more. `message retry` sends it on its way again, as a new one.
 
@@ -52,7 +52,7 @@ def cancel(
 def retry(
     invocation: Invocation, message: MessageArgument, session: SessionScope = None, reason: ReasonOption = None
 ) -> Outcome:
-    r"""Have a message tried now, whatever its back-off; one that was given up or cancelled goes as a new message ID+rN.
+    """Have a message tried now, whatever its back-off; one that was given up or cancelled goes as a new message ID+rN.
 
     Use it after mending what stopped it. A completed message is not repeated.
 

@@ -28,7 +28,7 @@ def run(
         str | None, typer.Option("--session", "-s", metavar="A/S", help="With ID: the session, when several have it.")
     ] = None,
 ) -> Outcome:
-    r"""Run the daemon in the foreground until it is told to stop (Ctrl-C, SIGTERM); with ID, show one run instead.
+    """Run the daemon in the foreground until it is told to stop (Ctrl-C, SIGTERM); with ID, show one run instead.
 
     Use it under systemd or in a terminal. Events go to standard error and to <data>/logs/clawbus.log. Stopping it
     stops no agent: the next start takes over what runs. With the id of a message, or of one of its runs

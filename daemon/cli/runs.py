@@ -33,7 +33,7 @@ def runs(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 50,
     stale: Annotated[bool, typer.Option("--stale", help="Only those whose sources disagree.")] = False,
 ) -> Outcome:
-    r"""List runs, newest first: a run is one message in one incarnation of its agent's container.
+    """List runs, newest first: a run is one message in one incarnation of its agent's container.
 
     The status is the truth: the answer and the container first, then the history, the acks, and last what is listed. A
     run that is listed otherwise is stale, with reasons and a confidence. Use it to see what agents work on, and what came of

@@ -67,7 +67,7 @@ def send(
     ] = None,
     no_create: Annotated[bool, typer.Option("--no-create", help="Refuse if the session does not exist yet.")] = False,
 ) -> Outcome:
-    r"""Send a message to an agent's session; with --wait, print its answer.
+    """Send a message to an agent's session; with --wait, print its answer.
 
     Use it from a shell or a script. When it says ok the message is stored and will be worked on, whatever crashes. If
     no answer comes in time the message stays accepted: look into the mailbox later.

@@ -40,7 +40,7 @@ def show(
         str | None, typer.Option("--message", "-m", metavar="ID", help="Show the life of this message instead.")
     ] = None,
 ) -> Outcome:
-    r"""Show one session: its state and why, messages, undelivered answers, containers; or one message's life.
+    """Show one session: its state and why, messages, undelivered answers, containers; or one message's life.
 
     Use it when an answer does not come: the explanation says what it waits for. It works from the files when the daemon
     is down or hangs; a message's life is always read from the files.
@@ -73,7 +73,7 @@ def show(
 
 
 def stop(invocation: Invocation, agent: AgentArgument, session: SessionArgument = None) -> Outcome:
-    r"""Ask a session's container for a graceful end, without waiting for it.
+    """Ask a session's container for a graceful end, without waiting for it.
 
     Use it to make an agent start afresh: its next message wakes a new container. Nothing is lost, a turn in progress
     may finish.
@@ -91,7 +91,7 @@ def kill(
     session: SessionArgument = None,
     reason: ReasonOption = None,
 ) -> Outcome:
-    r"""Kill a session's container, and return when its exit is confirmed.
+    """Kill a session's container, and return when its exit is confirmed.
 
     Use it when `stop` does not help. The message in progress is tried again by a new container; that costs it one try.
 
@@ -105,7 +105,7 @@ def kill(
 def release(
     invocation: Invocation, agent: AgentArgument, session: SessionArgument = None, reason: ReasonOption = None
 ) -> Outcome:
-    r"""Take a session out of quarantine, so that it is worked on again.
+    """Take a session out of quarantine, so that it is worked on again.
 
     Use it after mending what `session show` names as the reason; otherwise it will be back soon.
 
@@ -120,7 +120,7 @@ def release(
 def quarantine(
     invocation: Invocation, agent: AgentArgument, session: SessionArgument = None, reason: ReasonOption = None
 ) -> Outcome:
-    r"""Take a session out of service until it is released: its container is killed, its messages are kept.
+    """Take a session out of service until it is released: its container is killed, its messages are kept.
 
     Use it when an agent does harm and you need time to look. Messages to it are still accepted.
 
@@ -144,7 +144,7 @@ def reset(
         bool, typer.Option("--discard", help="Also when out/ holds answers or finished turns nobody has taken note of.")
     ] = False,
 ) -> Outcome:
-    r"""Begin the container's side of a session anew: its container killed, its out/ put aside, its messages kept.
+    """Begin the container's side of a session anew: its container killed, its out/ put aside, its messages kept.
 
     Use it when out/ is broken and cannot be mended. What the agent kept there (its conversation) is in the folder that
     is put aside; what waits is worked on again, and that costs no try.
@@ -169,7 +169,7 @@ def delete(
         bool, typer.Option("--force", help="Also when it has work, which is lost. Needs --reason.")
     ] = False,
 ) -> Outcome:
-    r"""Delete a session for good: its container is stopped, its folder and its registry row go; the mailbox stays.
+    """Delete a session for good: its container is stopped, its folder and its registry row go; the mailbox stays.
 
     Use it when a conversation is over. It refuses while messages are unfinished or answers undelivered. A message to the
     name begins a new session. `retention.idle_sessions_s` does the same by age. It works while the daemon is down, too.

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def sessions(invocation: Invocation) -> Outcome:
-    r"""List the sessions with their state and what is unfinished in each.
+    """List the sessions with their state and what is unfinished in each.
 
     Use it to find the session you mean, then `session show`. It works from the files when the daemon is down or hangs.
 

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(invocation: Invocation) -> Outcome:
-    r"""Show how the bus is doing: the daemon, sessions by state, queues, dead letters, what needs attention.
+    """Show how the bus is doing: the daemon, sessions by state, queues, dead letters, what needs attention.
 
     Use it first when something seems stuck; `clawbus doctor` then says why. It works from the files when the daemon is
     down or silent, and says so.

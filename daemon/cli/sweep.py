@@ -66,7 +66,7 @@ def stale(
         Path | None, typer.Option("--restore", metavar="BACKUP", help="Undo a sweep: put its backup back.")
     ] = None,
 ) -> Outcome:
-    r"""Show the runs that are listed as under way and are not; with --apply, end them.
+    """Show the runs that are listed as under way and are not; with --apply, end them.
 
     Use it when `doctor` names a stale run. What the evidence says is completed or failed becomes that; what nobody finished is cancelled, and its sender told.
     Applied, it checks its gates, backs each file up beside it and verifies the copy, writes history, finish and status in

@@ -36,7 +36,7 @@ def top(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many sessions.")] = 20,
     once: Annotated[bool, typer.Option("--once", help="One look, and the end: for pipes. So with --json.")] = False,
 ) -> Outcome:
-    r"""Show the daemon, the queues and the busiest sessions, and draw them anew every second until Ctrl-C.
+    """Show the daemon, the queues and the busiest sessions, and draw them anew every second until Ctrl-C.
 
     Use it while something happens: a deployment, a backlog that is worked off. It goes on from the files when the daemon
     goes down, and says so.

@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def version(_: Invocation) -> Outcome:
-    r"""Print which clawbus this is, on which Python, with which schema.
+    """Print which clawbus this is, on which Python, with which schema.
 
     Use it in a bug report, or to see whether an upgrade took.
 

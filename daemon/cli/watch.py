@@ -29,7 +29,7 @@ def watch(
         Literal["debug", "info", "warning", "error"], typer.Option("--level", help="Only of this level and above.")
     ] = "debug",
 ) -> Outcome:
-    r"""Follow the daemon's events as they happen, one JSON value a line, until Ctrl-C or the daemon's end.
+    """Follow the daemon's events as they happen, one JSON value a line, until Ctrl-C or the daemon's end.
 
     Use it to drive a program, or while trying something: it comes from the daemon itself, at once. What has happened
     before is in `clawbus logs`. With --pretty the events are text for people.

@@ -143,6 +143,13 @@ class NotDeadLetterError(ClawbusError):
     default_hint = "`clawbus dead list` lists the open ones; `clawbus dead show` says what became of this one."
 
 
+class CursorAheadError(ClawbusError):
+    """The cursor is above every entry that the mailbox ever had: mailbox.db was lost, or an older copy put in its place."""
+
+    code = "CURSOR_AHEAD"
+    default_hint = "Read from the beginning (`--after 0`), and skip the answers that you know by `message_out_id`."
+
+
 class RowGoneError(ClawbusError):
     """The answer's row is no longer in outbound.db, so there is nothing to send again. Nothing was changed."""
 

@@ -3,18 +3,20 @@
 The daemon is its only writer, and keeps it open between two writes; the command line reads it read-only when the daemon is
 down. Every read opens, works and closes. All of it is synchronous: callers on the event loop go through a worker thread. It
 must never change or reorder an entry once it is written, and never use a cursor again: clients keep them. Retention takes
-the oldest entries away.
+the oldest entries away. A file that was lost is made with cursors that begin at the time of day, above all that it had.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from daemon.core.clock import Clock, SystemClock
+from daemon.core.errors import CursorAheadError
 from daemon.store.kept_files import KeptFiles
 from schema.connect import Reader, Writer, open_owner, open_reader
 from schema.errors import ReadRaceError, StorageError
@@ -82,13 +84,23 @@ class NewEntry:
 class Mailbox:
     """The file at `path`. Methods may run in any thread; SQLite serialises the writers."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, clock: Clock | None = None, on_lost: Callable[[int], object] = lambda _: None
+    ) -> None:
+        """`on_lost` is called, in any thread, with the first cursor of a file that had to be made in a lost one's place."""
         self.path = path
         self._kept = KeptFiles(1)
+        self._clock = clock or SystemClock()
+        self._on_lost = on_lost
+        self._known = False  # the file was there once
 
-    def prepare(self) -> None:
-        """Make or migrate the file, and let SQLite finish what a crash left. Raises SchemaTooNewError, StorageError."""
-        open_owner(self.path, Role.MAILBOX).close()
+    def prepare(self, *, known: bool = False) -> None:
+        """Make or migrate the file, and let SQLite finish what a crash left. Raises SchemaTooNewError, StorageError.
+
+        `known`: there was a mailbox before, so that a missing file is a lost one.
+        """
+        self._known = self._known or known
+        self._open_owner().close()
 
     def put(self, entry: NewEntry) -> int:
         """Store one entry; returns its cursor, the first one's if it was there before."""
@@ -107,7 +119,24 @@ class Mailbox:
             raise StorageError(f"{self.path.name}: {error}") from error
 
     def _writer(self) -> AbstractContextManager[Writer]:
-        return self._kept.using(self.path, lambda: open_owner(self.path, Role.MAILBOX))
+        return self._kept.using(self.path, self._open_owner)
+
+    def _open_owner(self) -> Writer:
+        lost = self._known and not self.path.exists()
+        db = open_owner(self.path, Role.MAILBOX)
+        self._known = True
+        if lost:
+            # Nobody knows the last cursor any more. No mailbox gets a thousand entries a second, so it was below this one.
+            floor = self._clock.now_ms()
+            try:
+                with db.transaction():
+                    db.execute("DELETE FROM sqlite_sequence WHERE name = 'mailbox'")
+                    db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('mailbox', ?)", (floor,))
+            except BaseException:
+                db.close()
+                raise
+            self._on_lost(floor + 1)
+        return db
 
     def top(self) -> int:
         """Return the highest cursor, or 0 if there is none."""
@@ -176,9 +205,12 @@ def read_mailbox(
 ) -> list[MailboxEntry]:
     """`Mailbox.read` for whoever is not the daemon: opens read-only, makes nothing. No file means no entries.
 
-    Raises StorageError, also when a daemon died inside a commit: the next daemon finishes that.
+    Raises StorageError, also when a daemon died inside a commit: the next daemon finishes that; and CursorAheadError when
+    `after` is above every cursor that the file ever used.
     """
     if not path.exists():
+        if after > 0:
+            raise CursorAheadError(f"there is no {path.name}, and so no cursor {after}.")
         return []
     conditions, values = ["mailbox = ?", "cursor > ?"], [mailbox, after]
     for column, value in (("agent", agent), ("session", session), ("in_reply_to", in_reply_to)):
@@ -190,6 +222,11 @@ def read_mailbox(
     with _open(path) as reader:
         if not reader.columns("mailbox"):
             return []
+        if after > 0:
+            row = reader.one("SELECT seq FROM sqlite_sequence WHERE name = 'mailbox'")
+            newest = int(row["seq"]) if row is not None else 0
+            if after > newest:
+                raise CursorAheadError(f"cursor {after} is ahead of the mailbox, whose newest entry had {newest}.")
         return [_entry(row) for row in reader.some(sql, values, column="content", budget=READ_BUDGET_CHARS)]
 
 

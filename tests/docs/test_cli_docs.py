@@ -77,3 +77,11 @@ def test_the_codes_it_names_exist() -> None:
     known = {one.code for one in error_classes()} | set(re.findall(r'Problem\(\s*"([A-Z_]+)"', sources))
     assert named
     assert named <= known
+
+
+def test_examples_in_help_keep_their_lines() -> None:
+    """`\\b` before a paragraph is a backspace to click, and must not be printed."""
+    for path, command in leaves().items():
+        text = command.help or ""
+        assert "\\b" not in text, path
+        assert "Example:" not in text or "\b\nExample:" in text, path

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from daemon.core.errors import CursorAheadError
 from daemon.store import mailbox as module
 from daemon.store.mailbox import Mailbox, NewEntry, read_mailbox
 from schema.errors import FileBusyError, StorageError
+from tests.support.clock import MovedClock
 
 ENTRY = NewEntry("me", "out-1", "a", "s", "in-1", "chat", None, '{"text":"hi"}', 1_790_000_000_000)
 
@@ -124,6 +126,41 @@ def test_the_file_is_in_delete_mode_and_its_cursors_are_never_used_again(mailbox
     db.commit()
     db.close()
     assert mailbox.put(ENTRY) == 3
+
+
+def test_cursors_of_a_lost_file_go_on_above_its_own(tmp_path: Path) -> None:
+    lost: list[int] = []
+    clock = MovedClock(1_795_000_000_000)
+    mailbox = Mailbox(tmp_path / "mailbox.db", clock, lost.append)
+    mailbox.prepare()
+    mailbox.put_many([numbered(number) for number in range(5)])
+    mailbox.path.unlink()
+    with pytest.raises(CursorAheadError):
+        mailbox.read("me", 3)
+    first = mailbox.put(numbered(7))
+    assert (first, lost) == (1_795_000_000_001, [1_795_000_000_001])
+    assert [entry.cursor for entry in mailbox.read("me", 3)] == [first], "a client of the lost file misses nothing new"
+    mailbox.path.unlink()
+    clock.advance(1)
+    again = Mailbox(tmp_path / "mailbox.db", clock, lost.append)
+    again.prepare(known=True)
+    assert again.put(numbered(8)) == lost[-1] > first
+    fresh = Mailbox(tmp_path / "other.db", clock, lost.append)
+    fresh.prepare()
+    assert (fresh.put(ENTRY), len(lost)) == (1, 2), "a first mailbox begins at one"
+
+
+def test_a_cursor_ahead_of_an_older_copy_is_refused(mailbox: Mailbox) -> None:
+    mailbox.put(numbered(1))
+    older = mailbox.path.read_bytes()
+    mailbox.put(numbered(2))
+    assert mailbox.read("me", 2) == []
+    mailbox.path.write_bytes(older)
+    with pytest.raises(CursorAheadError, match="cursor 2 is ahead of the mailbox, whose newest entry had 1"):
+        mailbox.read("me", 2)
+    with sqlite3.connect(mailbox.path) as db:
+        db.execute("DELETE FROM mailbox")
+    assert mailbox.read("me", 1) == [], "what retention took was there"
 
 
 def test_writers_in_several_threads_lose_nothing(mailbox: Mailbox) -> None:
