@@ -23,8 +23,9 @@ import typer
 from daemon.cli.envelope import NextAction, Outcome, Problem, envelope, problem_of, to_json
 from daemon.cli.held_signals import release
 from daemon.cli.output import Output, OutputLostError, lost, progress
+from daemon.core.command_words import start_command
 from daemon.core.errors import FileAccessError, NotListeningError
-from daemon.systemd.service import is_service
+from daemon.systemd.service import unit_of
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of 
 
 
 _OURS: Final = re.compile(r"(?:^|(?<=&& ))clawbus(?= )")  # the command itself, not a path of that name
+_RUN: Final = start_command(None)
 LOOK: Final = (NextAction("clawbus logs -n 50", "what it does instead"),)
 SILENT_FIX: Final = (
     "Do not start a second one. A daemon that starts, or whose control socket was deleted, answers within seconds; is"
@@ -114,6 +116,14 @@ class Invocation:
         from daemon.config.models import load_config  # noqa: PLC0415
 
         return load_config(self.config_file, data_dir=self.options.data)
+
+    @cached_property
+    def unit(self) -> str | None:
+        """The systemd unit that runs the daemon of this data folder, or None."""
+        try:
+            return unit_of(self.config.data_dir)
+        except ClawbusError:  # a configuration that cannot be read names no folder
+            return None
 
     def here(self, command: str) -> str:
         """Return the command with the places that this one was given, so that it can be copied as it stands."""
@@ -206,8 +216,8 @@ def _outcome(invocation: Invocation, work: Callable[[], Outcome]) -> Outcome:
         problem = problem_of(error)
         if isinstance(error, NotListeningError) and (silent := invocation.silent_daemon()) is not None:
             return Outcome(problem=replace(problem, message=silent, fix=SILENT_FIX), next_actions=LOOK)
-        if isinstance(error, NotListeningError) and is_service(invocation.config.data_dir):
-            fix = "Start it with `systemctl start clawbus`; `clawbus logs -n 50` says why it ended."
+        if isinstance(error, NotListeningError) and invocation.unit is not None:
+            fix = f"Start it with `{start_command(invocation.unit)}`; `clawbus logs -n 50` says why it ended."
             return Outcome(problem=replace(problem, fix=fix), next_actions=LOOK)
         return Outcome(problem=problem, next_actions=_after(problem.code))
     except (typer.Exit, typer.Abort, typer.TyperException, OutputLostError):
@@ -226,7 +236,7 @@ def _outcome(invocation: Invocation, work: Callable[[], Outcome]) -> Outcome:
 
 def _after(code: str) -> tuple[NextAction, ...]:
     if code == "DAEMON_DOWN":
-        return (NextAction("clawbus run", "start the daemon"), NextAction("clawbus logs -n 50", "why it ended"))
+        return (NextAction(_RUN, "start the daemon"), NextAction("clawbus logs -n 50", "why it ended"))
     if code in ("UNKNOWN_SESSION", "UNKNOWN_MESSAGE"):
         return (NextAction("clawbus sessions", "list the sessions"),)
     return ()
@@ -236,6 +246,7 @@ def finish(invocation: Invocation, outcome: Outcome) -> int:
     """Print the outcome the way it was asked for; returns the exit code."""
     if outcome.silent:
         return outcome.code
+    outcome = _as_started(invocation, outcome)
     outcome = replace(outcome, next_actions=tuple(_same_place(one, invocation.options) for one in outcome.next_actions))
     unseen: OutputLostError | None = None
     try:
@@ -252,6 +263,19 @@ def finish(invocation: Invocation, outcome: Outcome) -> int:
         return outcome.code
     # The answer may name what was accepted: it is said where there still is a place to say it.
     return lost(unseen, envelope(invocation.command, outcome), outcome.code)
+
+
+def _as_started(invocation: Invocation, outcome: Outcome) -> Outcome:
+    """Return the outcome with systemd's command for the start where a unit runs the daemon, not one in a terminal."""
+    problem, steps = outcome.problem, outcome.next_actions
+    in_fix = problem is not None and f"`{_RUN}`" in problem.fix and "systemctl" not in problem.fix
+    if not (in_fix or any(one.command == _RUN for one in steps)) or invocation.unit is None:
+        return outcome
+    start = start_command(invocation.unit)
+    if problem is not None and in_fix:
+        problem = replace(problem, fix=problem.fix.replace(f"`{_RUN}`", f"`{start}`"))
+    steps = tuple(replace(one, command=start) if one.command == _RUN else one for one in steps)
+    return replace(outcome, problem=problem, next_actions=steps)
 
 
 def _same_place(action: NextAction, options: Globals) -> NextAction:

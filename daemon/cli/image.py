@@ -13,6 +13,7 @@ import typer
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.output import progress
+from daemon.core.command_words import restart_command, start_command
 from daemon.core.errors import ImageError
 
 if TYPE_CHECKING:
@@ -73,7 +74,18 @@ def build(
 
         pairs(console, result)
 
-    return Outcome(result, people, (NextAction("clawbus run", "start the daemon with it"),))
+    return Outcome(result, people, (_after_build(invocation),))
+
+
+def _after_build(invocation: Invocation) -> NextAction:
+    """Return the next step: a daemon that runs may be of the source of before, and a second one is refused."""
+    from daemon.store.data_folder import live_holder  # noqa: PLC0415
+
+    if live_holder(invocation.config.data_dir) is None:
+        return NextAction(start_command(None), "start the daemon with it")
+    if invocation.unit is not None:
+        return NextAction(restart_command(invocation.unit, None), "restart the daemon with it; no agent is ended")
+    return NextAction("clawbus doctor", "see whether the daemon that runs accepts it")
 
 
 def show(invocation: Invocation) -> Outcome:

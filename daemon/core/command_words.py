@@ -1,4 +1,4 @@
-"""How a session is named in a command that is printed for somebody to copy. Pure."""
+"""Parts of commands that are printed for somebody to copy: a session's name, and how the daemon is started. Pure."""
 
 from __future__ import annotations
 
@@ -15,3 +15,15 @@ def two_words(agent: str, session: str) -> str:
 def one_word(agent: str, session: str) -> str:
     """`AGENT/SESSION`, quoted where a shell needs that."""
     return shlex.quote(f"{agent}/{session}")
+
+
+def start_command(unit: str | None) -> str:
+    """Return the command that starts the daemon: systemd's where a unit runs it."""
+    return f"systemctl start {unit}" if unit is not None else "clawbus run"
+
+
+def restart_command(unit: str | None, pid: int | None) -> str:
+    """Return the command that ends a daemon that runs. Without a unit, `clawbus run` starts the next one."""
+    if unit is None and pid is not None:
+        return f"kill -KILL {pid}"
+    return f"systemctl restart {unit or 'clawbus'}"

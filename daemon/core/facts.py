@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from daemon.core.command_words import restart_command, start_command
 from daemon.core.run_state import Life, RunEvidence, Verdict
 
 
@@ -104,7 +105,7 @@ class HostFacts:
     image_error: str | None = None
     image_repair: str | None = None
     images_checked: bool = False  # all of them were found usable just now
-    service: bool = False  # systemd starts the daemon of this configuration
+    unit: str | None = None  # of systemd, which starts the daemon of this configuration
     holder_pid: int | None = None  # of the daemon that holds the folder and does not answer
     used_up: UsedUp | None = None  # that daemon has no descriptor left
     free_bytes: int | None = None
@@ -126,14 +127,12 @@ class HostFacts:
     @property
     def start(self) -> str:
         """The command that starts the daemon of this folder."""
-        return "systemctl start clawbus" if self.service else "clawbus run"
+        return start_command(self.unit)
 
     @property
     def restart(self) -> str:
         """The command that ends a daemon that hangs; without a service, `start` starts the next one."""
-        if self.service or self.holder_pid is None:
-            return "systemctl restart clawbus"
-        return f"kill -KILL {self.holder_pid}"
+        return restart_command(self.unit, self.holder_pid)
 
     def trouble(self, what: str) -> Degradation | None:
         """Return the trouble with this that the daemon itself reports, or None."""

@@ -42,7 +42,7 @@ from daemon.inspect.reading import read_suspect_runs
 from daemon.inspect.session_facts import oldest_claim, run_facts, session_facts
 from daemon.inspect.session_reading import open_current
 from daemon.store.data_folder import LOW_BYTES, VERSION_NAME, FreeRoom, Layout, free_room, live_holder
-from daemon.systemd.service import is_service
+from daemon.systemd.service import unit_of
 from schema.errors import ClawbusError, SchemaTooNewError
 
 BUDGET_S: Final = 20.0
@@ -204,7 +204,7 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
         image_error=listing.image_error,
         image_repair=listing.image_repair,
         images_checked=listing.images_checked,
-        service=is_service(config.data_dir),
+        unit=unit_of(config.data_dir),
         holder_pid=holder_pid,
         used_up=open_files_used_up(holder_pid) if holder_pid is not None else None,
         free_bytes=room.bytes if room is not None else None,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 SERVICE_DATA: Final = Path("/var/lib/clawbus")
-_CONFIG: Final = re.compile(r"^ExecStart=.*--config[ =](\S+)", re.MULTILINE)
+_STARTS: Final = re.compile(r"^ExecStart=\S*clawbus\b.*$", re.MULTILINE)
+_OPTION: Final = r"--{}[ =](\S+)"
+_ENVIRONMENT: Final = re.compile(r"^Environment=\"?CLAWBUS_DATA_DIR=([^\s\"]+)", re.MULTILINE)
 UNIT_FOLDERS: Final = tuple(
     Path(name)
     for name in (
@@ -22,22 +24,35 @@ UNIT_FOLDERS: Final = tuple(
 )
 
 
-def is_service(data_dir: Path, *, root: Path = Path("/")) -> bool:
-    """Whether systemd runs here, has a unit clawbus.service, and the folder is the service's own."""
+def unit_of(data_dir: Path, *, root: Path = Path("/")) -> str | None:
+    """Return the unit whose daemon works on this folder, without `.service`; None without systemd or such a unit."""
 
     def under(path: Path) -> Path:
         return root / path.relative_to("/")
 
     try:
         if not under(Path("/run/systemd/system")).is_dir():
-            return False
-        units = [text for folder in UNIT_FOLDERS if (text := _read(under(folder / "clawbus.service"))) is not None]
+            return None
         # Somebody's own folder may lie on a machine that has a service, too.
-        return bool(units) and (
-            data_dir.absolute() == SERVICE_DATA or _data_dir(units[0], under) == data_dir.absolute()
-        )
+        return next((name for name, text in _units(under) if _works_on(name, text, under, data_dir.absolute())), None)
     except OSError:
-        return False
+        return None
+
+
+def _units(under: Callable[[Path], Path]) -> Iterator[tuple[str, str]]:
+    """Return each unit that starts a clawbus daemon, by systemd's precedence of folders. A template has no folder."""
+    seen: set[str] = set()
+    for folder in UNIT_FOLDERS:
+        for path in sorted(under(folder).glob("*.service")):
+            name = path.name.removesuffix(".service")
+            text = _read(path) if name not in seen and not name.endswith("@") else None
+            seen.add(name)
+            if text is not None and _STARTS.search(text) is not None:
+                yield name, text
+
+
+def _works_on(name: str, unit: str, under: Callable[[Path], Path], data_dir: Path) -> bool:
+    return (name == "clawbus" and data_dir == SERVICE_DATA) or _data_dir(unit, under) == data_dir
 
 
 def _read(path: Path) -> str | None:
@@ -48,11 +63,16 @@ def _read(path: Path) -> str | None:
 
 
 def _data_dir(unit: str, under: Callable[[Path], Path]) -> Path | None:
-    """Return the data folder that the unit's configuration names, or None when that cannot be read."""
-    found = _CONFIG.search(unit)
-    text = _read(under(Path(found.group(1)))) if found is not None and found.group(1).startswith("/") else None
+    """Return the data folder that the unit names, itself or in its configuration; None when that cannot be read."""
+    started = _STARTS.search(unit)
+    line = started.group() if started is not None else ""
+    named = re.search(_OPTION.format("data"), line) or _ENVIRONMENT.search(unit)
+    if named is not None:
+        return Path(named.group(1))
+    config = re.search(_OPTION.format("config"), line)
+    text = _read(under(Path(config.group(1)))) if config is not None and config.group(1).startswith("/") else None
     try:
-        named = tomllib.loads(text).get("data_dir") if text is not None else None
+        found = tomllib.loads(text).get("data_dir") if text is not None else None
     except tomllib.TOMLDecodeError:
         return None
-    return Path(named) if isinstance(named, str) else None
+    return Path(found) if isinstance(found, str) else None

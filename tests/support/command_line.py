@@ -33,7 +33,7 @@ class Answer:
             assert envelope["error"]["message"]
             assert envelope["fix"]
         for action in envelope["next_actions"]:
-            assert action["command"].startswith("clawbus ")
+            assert action["command"].startswith(("clawbus ", "systemctl start ", "systemctl restart "))
             assert action["description"]
         return envelope
 

@@ -7,6 +7,7 @@ import pytest
 
 from daemon.core.errors import DataFolderError
 from daemon.store.data_folder import DataFolder
+from daemon.store.registry import Registry
 from schema.migrate import VERSION
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations
@@ -52,6 +53,39 @@ class TestFolder:
         with DataFolder.open(tmp_path / "d") as folder:
             folder.make_agents(("mine", "other"))
             assert sorted(one.name for one in folder.agents_dir.iterdir()) == ["mine", "other"]
+
+
+@pytest.fixture
+def unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which systemd runs the daemon of this folder."""
+    monkeypatch.setattr("daemon.cli.command.unit_of", lambda folder: "second-bus")
+
+
+@pytest.mark.usefixtures("unit")
+class TestUnderSystemd:
+    def test_the_next_step_is_the_unit_s_start(self, cli: CommandLine, home: Path) -> None:
+        DataFolder.open(home / "data").close()
+        Registry(home / "data" / "central.db").install_id(1)
+        said = cli("status")
+        assert said.result["source"] == "files"
+        assert said.envelope["next_actions"][0] == {
+            "command": "systemctl start second-bus",
+            "description": "start the daemon",
+        }
+
+    def test_an_error_that_needs_a_start_names_the_unit_s(self, cli: CommandLine) -> None:
+        said = cli("status")
+        assert said.envelope["error"]["code"] == "DATA_FOLDER"
+        assert said.envelope["fix"] == "Start the daemon once: `systemctl start second-bus`."
+
+    def test_a_command_that_needs_the_daemon_names_the_unit_s(self, cli: CommandLine) -> None:
+        assert "`systemctl start second-bus`" in cli("send", "x", "-a", "echo", "-s", "s").envelope["fix"]
+
+
+def test_without_systemd_the_next_step_is_a_start_in_the_terminal(cli: CommandLine, home: Path) -> None:
+    DataFolder.open(home / "data").close()
+    Registry(home / "data" / "central.db").install_id(1)
+    assert cli("status").envelope["next_actions"][0]["command"] == "clawbus run"
 
 
 def test_a_mailbox_with_a_space_is_quoted(cli: CommandLine, operations: FakeOperations) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from daemon.config.models import load_config
 from daemon.core.diagnoses import diagnose_host
 from daemon.core.facts import DaemonState, HostFacts
 from daemon.inspect.reports import session_report
 from daemon.runtimes.agent_images import agent_images
-from daemon.systemd.service import is_service
+from daemon.systemd.service import unit_of
 from tests.support.forensic_world import AGENT, ForensicWorld
 from tests.support.session_world import NOW, SessionWorld
 
@@ -46,26 +48,46 @@ def test_the_default_image_does_not_matter_when_no_agent_uses_it(tmp_path: Path)
 
 def test_a_daemon_of_systemd_is_started_by_systemd(tmp_path: Path) -> None:
     own, service = tmp_path / "own", Path("/var/lib/clawbus")
-    assert not is_service(service, root=tmp_path), "systemd does not run here"
+    assert unit_of(service, root=tmp_path) is None, "systemd does not run here"
     (tmp_path / "run/systemd/system").mkdir(parents=True)
-    assert not is_service(service, root=tmp_path), "there is no unit"
-    unit = tmp_path / "etc/systemd/system/clawbus.service"
-    unit.parent.mkdir(parents=True)
-    unit.write_text("[Service]\nExecStart=/opt/clawbus/bin/clawbus run --config /etc/clawbus/clawbus.toml\n")
-    assert is_service(service, root=tmp_path)
-    assert not is_service(own, root=tmp_path), "another folder on the same machine"
+    assert unit_of(service, root=tmp_path) is None, "there is no unit"
+    units = tmp_path / "etc/systemd/system"
+    units.mkdir(parents=True)
+    starts = "[Service]\nExecStart=/opt/clawbus/bin/clawbus run --config /etc/clawbus/clawbus.toml\n"
+    (units / "clawbus.service").write_text(starts)
+    assert unit_of(service, root=tmp_path) == "clawbus"
+    assert unit_of(own, root=tmp_path) is None, "another folder on the same machine"
     config = tmp_path / "etc/clawbus/clawbus.toml"
     config.parent.mkdir()
     config.write_text(f'data_dir = "{own}"\n')
-    assert is_service(own, root=tmp_path), "the unit's configuration names it"
+    assert unit_of(own, root=tmp_path) == "clawbus", "the unit's configuration names it"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "ExecStart=/opt/clawbus/bin/clawbus run --data /srv/bus",
+        "ExecStart=/opt/clawbus/bin/clawbus run\nEnvironment=CLAWBUS_DATA_DIR=/srv/bus",
+    ],
+)
+def test_a_unit_of_another_name_is_found_by_its_folder(tmp_path: Path, lines: str) -> None:
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    units = tmp_path / "etc/systemd/system"
+    units.mkdir(parents=True)
+    (units / "another.service").write_text("[Service]\nExecStart=/bin/other --data /srv/bus\n")
+    assert unit_of(Path("/srv/bus"), root=tmp_path) is None, "not a daemon of clawbus"
+    (units / "second-bus.service").write_text(f"[Service]\n{lines}\n")
+    assert unit_of(Path("/srv/bus"), root=tmp_path) == "second-bus"
 
 
 def test_the_daemon_s_repairs_fit_the_machine() -> None:
     down, silent = replace(HOST, daemon=DaemonState.DOWN), replace(HOST, daemon=DaemonState.SILENT, holder_pid=4711)
     assert [one.command for one in diagnose_host(down)] == ["clawbus run"]
-    assert [one.command for one in diagnose_host(replace(down, service=True))] == ["systemctl start clawbus"]
+    assert [one.command for one in diagnose_host(replace(down, unit="second-bus"))] == ["systemctl start second-bus"]
     assert [one.command for one in diagnose_host(silent)] == ["kill -KILL 4711"]
-    assert [one.command for one in diagnose_host(replace(silent, service=True))] == ["systemctl restart clawbus"]
+    assert [one.command for one in diagnose_host(replace(silent, unit="second-bus"))] == [
+        "systemctl restart second-bus"
+    ]
 
 
 def test_a_folder_that_the_registry_does_not_know_is_shown_while_the_daemon_is_down(tmp_path: Path) -> None:
