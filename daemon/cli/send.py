@@ -22,6 +22,7 @@ from daemon.cli.standard_input import read_text
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.command_words import two_words
 from daemon.core.errors import ContentError, DaemonSilentError, LostAnswerError
+from daemon.core.waiting import what_it_waits_for
 from schema.errors import ClawbusError
 from schema.ids import check_message_id, new_id
 from schema.instants import from_text
@@ -156,7 +157,10 @@ def _held_up(client: ControlClient, known: dict[str, Any]) -> str:
     if report.get("state") in ("waiting", "backing_off", "quarantined"):
         reason = report.get("held_up") or "it waits for a container (`clawbus status` says why)"
         return f" The session is {report['state']}: {str(reason).rstrip('.')}."
-    return f" {report['held_up']}" if report.get("held_up") else ""
+    if report.get("held_up"):
+        return f" {report['held_up']}"
+    why = what_it_waits_for(report.get("messages", ()), _working_id(known), SystemClock().now_ms())
+    return f" {why[0].upper()}{why[1:]}." if why is not None else ""
 
 
 def _reason(client: ControlClient, known: dict[str, Any]) -> str:
