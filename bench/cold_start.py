@@ -19,6 +19,7 @@ from bench.round_trip import ask
 from bench.settings import Settings
 from bench.spread import noise, spread
 from bench.stage import ECHO, BenchFailed, BenchStage
+from daemon.core.commands import KillSession
 from daemon.runtimes.image_build import DEFAULT_BASE
 from daemon.runtimes.image_source import source_digest
 
@@ -60,7 +61,7 @@ def _measure(settings: Settings, tag: str) -> Result:
                 floors.append(_bare_run(tag))
                 session = f"cold-{number}"
                 found.append(ask(client, session, number).took / 1000)
-                client.act(ECHO, session, "kill", reason="measured")
+                client.execute(KillSession(ECHO, session, reason="measured"))
     floor, own = spread(floors[_WARM_UP:]), spread(found[_WARM_UP:])
     text = f"{own.count} starts, half {own.quarter:.3f} .. {own.three_quarters:.3f}, p99 {own.p99:.3f}"
     half = len(floors) // 2

@@ -23,6 +23,7 @@ from typing import Any, Final, Self, TypeVar, cast
 
 from daemon.api.client import ControlClient
 from daemon.core.clock import SystemClock
+from daemon.core.commands import KillSession
 from daemon.inspect.reports import session_report, status_report
 from demo.leftovers import end_containers, end_processes
 from schema.errors import ClawbusError
@@ -164,7 +165,7 @@ class Stage:
         try:
             with self.client() as client:
                 for one in status_report(self.data, SystemClock())["incarnations"]:
-                    client.act(one["agent"], one["session"], "kill", reason="the demo is over")
+                    client.execute(KillSession(one["agent"], one["session"], reason="the demo is over"))
         except ClawbusError as error:
             print(f"could not end the agents through the daemon ({error}); ending them directly")
 

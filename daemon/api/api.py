@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import anyio
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -23,6 +24,7 @@ from starlette.routing import BaseRoute, Route
 
 from daemon.api.operations import Operations
 from daemon.channels.protocol import Incoming
+from daemon.core.commands import VERBS, Verb
 from daemon.core.errors import BodyTooLargeError, RequestRefusedError
 from daemon.http.asgi import CLOSING
 from schema.errors import ClawbusError, ReadDeadlineError, ReadRaceError, StorageError
@@ -97,18 +99,6 @@ class _MessageBody(BaseModel):
     not_after: int | None = None
 
 
-class _RepairBody(BaseModel):
-    """POST /v1/dead/requeue and /v1/dead/drop. `by` is the operator's name, who alone may open this socket."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    agent: str
-    session: str
-    id: str
-    by: str = Field(min_length=1, max_length=200)
-    reason: str | None = Field(default=None, max_length=1000)
-
-
 def build_api(
     operations: Operations, more: Sequence[BaseRoute] = (), *, max_body_bytes: int = DEFAULT_BODY_BYTES
 ) -> Starlette:
@@ -121,7 +111,6 @@ def build_api(
     def route(path: str, handler: Handler, method: str = "GET") -> Route:
         return Route(path, enveloped(handler), methods=[method])
 
-    session = "/v1/sessions/{agent}/{session:path}"
     return Starlette(
         routes=[
             route("/v1/messages", api.accept, "POST"),
@@ -131,14 +120,10 @@ def build_api(
             route("/v1/live", api.live),
             route("/v1/sessions", api.sessions),
             # A name may hold slashes, so the routes that end in a verb come first.
-            route(f"{session}/stop", api.stop, "POST"),
-            route(f"{session}/kill", api.kill, "POST"),
-            route(f"{session}/release", api.release, "POST"),
-            route(session, api.session),
+            *(route(verb.route, partial(api.execute, TypeAdapter(verb)), "POST") for verb in VERBS),
+            route("/v1/sessions/{agent}/{session:path}", api.session),
             route("/v1/dead", api.dead),
             route("/v1/dead/show", api.dead_show),
-            route("/v1/dead/requeue", api.dead_requeue, "POST"),
-            route("/v1/dead/drop", api.dead_drop, "POST"),
             *more,
         ],
         exception_handlers={HTTPException: _http_error},
@@ -206,14 +191,11 @@ class _Api:
     async def session(self, request: Request) -> object:
         return await self._operations.session(*_named(request.path_params))
 
-    async def stop(self, request: Request) -> object:
-        return await self._operations.stop_session(*_named(request.path_params))
-
-    async def kill(self, request: Request) -> object:
-        return await self._operations.kill_session(*_named(request.path_params), *_who(request))
-
-    async def release(self, request: Request) -> object:
-        return await self._operations.release_session(*_named(request.path_params), *_who(request))
+    async def execute(self, adapter: TypeAdapter[Verb], request: Request) -> object:
+        """Carry out a verb. Its values come from the body; names also from the path, and who and why from the query."""
+        body = await read_body(request, self._max_body_bytes)
+        values: dict[str, Any] = {**request.query_params, **request.path_params}
+        return await self._operations.execute(parse_verb(adapter, values, body))
 
     async def dead(self, request: Request) -> object:
         query = request.query_params
@@ -231,17 +213,6 @@ class _Api:
         if not letter_id:
             raise RequestRefusedError("id is missing.")
         return await self._operations.dead_letter(*_named(request.query_params), letter_id)
-
-    async def dead_requeue(self, request: Request) -> object:
-        return await self._operations.requeue_dead(*await self._repair(request))
-
-    async def dead_drop(self, request: Request) -> object:
-        return await self._operations.drop_dead(*await self._repair(request))
-
-    async def _repair(self, request: Request) -> tuple[str, str, str, str, str | None]:
-        body = parse_body(_RepairBody, await read_body(request, self._max_body_bytes))
-        agent, session = check_name("agent", body.agent), check_session(body.session)
-        return agent, session, body.id, body.by, body.reason
 
 
 def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -342,21 +313,33 @@ def parse_body(model: type[_Model], body: bytes) -> _Model:
     try:
         return model.model_validate(json.loads(body))
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in error.errors())
-        raise RequestRefusedError(f"the request is wrong: {faults}") from error
+        raise _wrong(error) from error
     except (ValueError, RecursionError) as error:
         raise RequestRefusedError(f"the request's body is not JSON: {error}") from error
+
+
+def parse_verb(adapter: TypeAdapter[Verb], values: Mapping[str, Any], body: bytes) -> Verb:
+    """Build a verb from what a request holds. Raises RequestRefusedError, or what the verb itself refuses."""
+    try:
+        given = cast("object", json.loads(body)) if body.strip() else {}
+        if not isinstance(given, dict):
+            raise RequestRefusedError("the request's body is not a JSON object.")
+        # As JSON once more: pydantic's strict mode takes a dataclass from JSON only.
+        return adapter.validate_json(json.dumps({**cast("dict[str, Any]", given), **values}))
+    except ValidationError as error:
+        raise _wrong(error) from error
+    except (ValueError, RecursionError) as error:
+        raise RequestRefusedError(f"the request's body is not JSON: {error}") from error
+
+
+def _wrong(error: ValidationError) -> RequestRefusedError:
+    faults = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in error.errors())
+    return RequestRefusedError(f"the request is wrong: {faults}")
 
 
 def _named(values: Mapping[str, str]) -> tuple[str, str]:
     agent, session = values.get("agent", ""), values.get("session", "")
     return check_name("agent", agent), check_session(session)
-
-
-def _who(request: Request) -> tuple[str | None, str]:
-    """Why, and who asks, from the query: an older command line does not say."""
-    reason = request.query_params.get("reason")
-    return reason[:1000] if reason else None, request.query_params.get("by", "")[:200] or "operator"
 
 
 def _integer(request: Request, name: str, default: int, lowest: int, highest: int) -> int:

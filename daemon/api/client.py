@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 from urllib.parse import quote, urlencode
 
+from daemon.core.commands import Verb
 from daemon.core.errors import (
     DaemonDownError,
     DaemonSilentError,
@@ -176,17 +177,15 @@ class ControlClient:
         """One session's report."""
         return self._call("GET", f"/v1/sessions/{_part(agent)}/{_part(session)}")
 
-    def act(
-        self, agent: str, session: str, action: str, *, by: str | None = None, reason: str | None = None
-    ) -> dict[str, Any]:
-        """stop, kill or release a session. A kill answers after the confirmed exit."""
-        query = {name: value for name, value in (("by", by), ("reason", reason)) if value is not None}
-        return self._call(
-            "POST",
-            f"/v1/sessions/{_part(agent)}/{_part(session)}/{action}",
-            query=query,
-            wait_s=600 if action == "kill" else 0,
-        )
+    def execute(self, verb: Verb) -> dict[str, Any]:
+        """Have the daemon carry out an operator's verb, and return its result."""
+        names = {"{agent}": _part(verb.agent), "{session:path}": _part(verb.session)}
+        path, body = verb.route, verb.as_json()
+        if "{" in path:
+            for placeholder, name in names.items():
+                path = path.replace(placeholder, name)
+            del body["agent"], body["session"]
+        return self._call("POST", path, body=body, wait_s=verb.wait_s)
 
     def dead_letters(
         self,
@@ -208,17 +207,6 @@ class ControlClient:
     def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
         """All that is known of one."""
         return self._call("GET", "/v1/dead/show", query={"agent": agent, "session": session, "id": letter_id})
-
-    def repair(
-        self, action: str, agent: str, session: str, letter_id: str, by: str, reason: str | None
-    ) -> dict[str, Any]:
-        """Requeue or drop dead letters; `action` is one of the two."""
-        body = {"agent": agent, "session": session, "id": letter_id, "by": by, "reason": reason}
-        return self._call("POST", f"/v1/dead/{action}", body=body)
-
-    def post(self, path: str, body: Mapping[str, Any], *, wait_s: float = 0.0) -> dict[str, Any]:
-        """One of the repairs (api/repair_api.py). `wait_s`: how long it may take beyond a moment."""
-        return self._call("POST", path, body=body, wait_s=wait_s)
 
     def _call(
         self,

@@ -15,14 +15,13 @@ from typing import Any, Final
 
 import anyio
 import anyio.to_thread
-import structlog
 
 from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
+from daemon.core.commands import Verb
 from daemon.core.errors import NoAnswerError
-from daemon.engine.dead_letters import DeadLetters
 from daemon.engine.ingress import Ingress
 from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
@@ -30,9 +29,8 @@ from daemon.engine.sweeper import Sweeper
 from daemon.engine.troubles import Troubles
 from daemon.engine.unanswered import unanswered
 from daemon.inspect import reports
-from daemon.maintenance.repairs import Repairs
+from daemon.maintenance.daemon_executor import DaemonExecutor
 from daemon.maintenance.retention import Retention
-from daemon.store.dead_letters import Operator
 from daemon.store.mailbox import MailboxEntry
 from daemon.store.registry import SessionKey
 from schema.connect import ReadLimits
@@ -40,7 +38,6 @@ from schema.errors import ClawbusError, ReadDeadlineError
 from schema.ids import check_name, check_session
 
 _LOOK_S: Final = 1.0
-_NOTE_S: Final = 2.0
 
 
 class DaemonOperations:
@@ -72,10 +69,8 @@ class DaemonOperations:
         self._runtime_name = runtime_name
         self._degraded = degraded
         self._retention = retention
-        self._dead_letters = DeadLetters(sessions, clock, sweeper.poke, sweeper.delivery.given_up)
-        self.repairs = Repairs(sessions, supervisor, clock, sweeper.poke, sweeper.delivery.given_up)
+        self.executor = DaemonExecutor(sessions, supervisor, clock, sweeper.poke, sweeper.delivery.given_up)
         self._started_at = clock.now_ms()
-        self._log = structlog.get_logger("operator")
 
     async def accept(self, incoming: Incoming) -> Accepted:
         """See Ingress.accept."""
@@ -143,47 +138,9 @@ class DaemonOperations:
         )
         return {**with_trouble(told, self._sessions.troubles), "out_folder": counted}
 
-    async def stop_session(self, agent: str, session: str) -> dict[str, Any]:
-        """Ask its container for a graceful end. Raises UnknownSessionError."""
-        found = await self._sessions.get(_key(agent, session))
-        slot = self._supervisor.begin_end(found.key, "operator_stop", graceful=True)
-        self._log.info("operator_stop", agent=agent, session=session, incarnation=slot and slot.incarnation)
-        return {"stopping": slot is not None, "incarnation": slot.incarnation if slot is not None else None}
-
-    async def kill_session(self, agent: str, session: str, reason: str | None, by: str = "operator") -> dict[str, Any]:
-        """Kill its container and return after the confirmed exit. Raises UnknownSessionError, NotConfirmedError."""
-        found = await self._sessions.get(_key(agent, session))
-        self._log.warning("operator_kill", agent=agent, session=session, by=by, reason=reason)
-        if self._supervisor.slot(found.key) is not None:
-            # Before the kill, while the attempts that it ends are open; a file that cannot be written stops no kill.
-            with anyio.move_on_after(_NOTE_S):
-                await self.repairs.try_note(found.key, "session_killed", Operator(by, reason))
-        slot = await self._supervisor.end(found.key, "operator_kill", graceful=False)
-        return {
-            "killed": slot is not None,
-            "incarnation": slot.incarnation if slot is not None else None,
-            "exit_code": slot.exit_code if slot is not None else None,
-        }
-
-    async def release_session(
-        self, agent: str, session: str, reason: str | None = None, by: str = "operator"
-    ) -> dict[str, Any]:
-        """Out of quarantine, and swept at once; one whose folder is gone starts anew. Raises UnknownSessionError."""
-        key = _key(agent, session)
-        found = await self._sessions.get(key)
-        if found.quarantined is not None and not found.files.folder.root.exists():
-            await found.call(found.files.create)
-            self._log.warning("session_made_anew", agent=agent, session=session)
-        was = found.quarantined
-        await self._sessions.central(lambda registry: registry.release(key))
-        found.quarantined, found.active = None, True
-        found.strikes.clear()
-        self._sessions.troubles.forget(key)
-        self._log.info("operator_release", agent=agent, session=session, was=was, by=by, reason=reason)
-        if was is not None:
-            await self.repairs.try_note(key, "session_released", Operator(by, reason), was=was)
-        self._sweeper.poke(key)
-        return {"released": was is not None, "was": was}
+    async def execute(self, verb: Verb) -> dict[str, Any]:
+        """See DaemonExecutor.execute."""
+        return await self.executor.execute(verb)
 
     async def dead_letters(
         self,
@@ -206,16 +163,6 @@ class DaemonOperations:
         found = await self._sessions.get(_key(agent, session))
         report = partial(reports.dead_letter_report, self._data_dir, agent, session, letter_id, limits=self._limits)
         return await found.call(report)
-
-    async def requeue_dead(
-        self, agent: str, session: str, letter_id: str, by: str, reason: str | None
-    ) -> dict[str, Any]:
-        """See DeadLetters.requeue."""
-        return await self._dead_letters.requeue(_key(agent, session), letter_id, Operator(by, reason))
-
-    async def drop_dead(self, agent: str, session: str, letter_id: str, by: str, reason: str | None) -> dict[str, Any]:
-        """See DeadLetters.drop."""
-        return await self._dead_letters.drop(_key(agent, session), letter_id, Operator(by, reason))
 
     def live(self) -> dict[str, Any]:
         """Return what only the live process knows."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from daemon.channels.protocol import Accepted, Incoming
+from daemon.core.commands import Verb
 from daemon.store.mailbox import MailboxEntry
 
 
@@ -54,21 +55,11 @@ class Operations(Protocol):
         """daemon.inspect.reports.session_report's dictionary. Raises UnknownSessionError."""
         ...
 
-    async def stop_session(self, agent: str, session: str) -> dict[str, Any]:
-        """Ask the session's container for a graceful end; returns {stopping: bool, incarnation} without waiting."""
-        ...
+    async def execute(self, verb: Verb) -> dict[str, Any]:
+        """Carry out an operator's verb and return its result, as daemon.core.commands says.
 
-    async def kill_session(self, agent: str, session: str, reason: str | None, by: str = "operator") -> dict[str, Any]:
-        """Kill the session's container; returns {killed: bool, incarnation, exit_code} after the CONFIRMED exit.
-
-        Raises NotConfirmedError when the exit could not be confirmed in time.
+        A refusal raises before anything has changed. NotConfirmedError: a container's exit was not confirmed in time.
         """
-        ...
-
-    async def release_session(
-        self, agent: str, session: str, reason: str | None = None, by: str = "operator"
-    ) -> dict[str, Any]:
-        """Take the session out of quarantine; returns {released: bool, was: reason or None}."""
         ...
 
     async def dead_letters(
@@ -85,17 +76,4 @@ class Operations(Protocol):
 
     async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
         """daemon.inspect.reports.dead_letter_report's dictionary. Raises UnknownSessionError, UnknownMessageError."""
-        ...
-
-    async def requeue_dead(
-        self, agent: str, session: str, letter_id: str, by: str, reason: str | None
-    ) -> dict[str, Any]:
-        """Send a dead letter on its way again; returns {id, kind: in|out, requeued_as}.
-
-        Raises UnknownSessionError, UnknownMessageError, NotDeadLetterError, RowGoneError; then nothing has changed.
-        """
-        ...
-
-    async def drop_dead(self, agent: str, session: str, letter_id: str, by: str, reason: str | None) -> dict[str, Any]:
-        """Take a dead letter off the list; returns {id, kind}. Raises as `requeue_dead`."""
         ...

@@ -21,7 +21,6 @@ from daemon.api import server as control_server
 from daemon.api.api import build_api
 from daemon.api.daemon_operations import DaemonOperations
 from daemon.api.events import EventHub, events_route
-from daemon.api.repair_api import repair_routes
 from daemon.app.house import House, build_house
 from daemon.app.signals import RELOAD, SignalInbox
 from daemon.channels.running import run_channel, start_channels
@@ -193,7 +192,7 @@ async def _bring_up(
     operations = await _start(house, tasks)
     events = EventHub()
     pipeline.listen(events.publish)
-    routes = [*monitoring.routes, events_route(events), *repair_routes(operations.repairs)]
+    routes = [*monitoring.routes, events_route(events)]
     api = build_api(operations, routes)
     await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
     tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")

@@ -15,7 +15,9 @@ from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, SessionScope, user
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import one_word
-from daemon.core.errors import AmbiguousIdError, DaemonDownError, DaemonSilentError, RemoteError, UnknownMessageError
+from daemon.core.commands import DropDead, RequeueDead
+from daemon.core.errors import AmbiguousIdError, DaemonDownError, DaemonSilentError, UnknownMessageError
+from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,8 +185,7 @@ def _chosen(
         return _Chosen([(scope, letter) for letter in named])
     if letters or (scope is None and code is None):
         raise typer.BadParameter("--all takes no ids, and needs --session or --code.")
-    with invocation.client() as client:
-        found = client.dead_letters(scope, limit=_ALL, code=code, oldest_first=True)
+    found = _oldest(invocation, scope, code)
     return _Chosen(
         [((one["agent"], one["session"]), one["id"]) for one in found["letters"]],
         max(0, found["total"] - len(found["letters"])),
@@ -193,29 +194,42 @@ def _chosen(
     )
 
 
+def _oldest(invocation: Invocation, scope: tuple[str, str] | None, code: str | None) -> dict[str, Any]:
+    """Return the report of the oldest open dead letters."""
+    report, _ = _read(
+        invocation,
+        lambda client: client.dead_letters(scope, limit=_ALL, code=code, oldest_first=True),
+        lambda: _reports().dead_letters_report(
+            invocation.config.data_dir, SystemClock(), session=scope, limit=_ALL, code=code, oldest_first=True
+        ),
+    )
+    return report
+
+
 def _by_arrival(invocation: Invocation, letters: list[str], scope: tuple[str, str] | None) -> list[str]:
     """Put ids, which may be copied from a list that shows the newest first, into the order they arrived in."""
-    with invocation.client() as client:
-        found = client.dead_letters(scope, limit=_ALL, oldest_first=True)["letters"]
+    found = _oldest(invocation, scope, None)["letters"]
     place = {one["id"]: number for number, one in enumerate(found)}
     return sorted(letters, key=lambda letter: place.get(letter, len(place)))
 
 
 def _repair(invocation: Invocation, action: str, chosen: _Chosen, reason: str | None) -> Outcome:
     """Work on each letter by itself: what is refused is reported, and the others are done."""
+    from daemon.cli.executor import executor  # noqa: PLC0415
+
     done: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     problem: Problem | None = None
-    with invocation.client() as client:
+    verb = RequeueDead if action == "requeue" else DropDead
+    with executor(invocation) as found:
         for scope, letter in chosen.letters:
             try:
-                named = scope or _only(client.dead_letters(letter_id=letter), letter)
-                done.append(
-                    {"agent": named[0], "session": named[1], **client.repair(action, *named, letter, user(), reason)}
-                )
+                named = scope or _find(invocation, letter)
+                closed = found.execute(verb(*named, by=user(), reason=reason, id=letter))
+                done.append({"agent": named[0], "session": named[1], **closed})
             except (DaemonDownError, DaemonSilentError):
                 raise
-            except (RemoteError, UnknownMessageError, AmbiguousIdError) as error:
+            except ClawbusError as error:
                 problem = problem or problem_of(error)
                 code = problem_of(error).code
                 refused.append({"id": letter, "error": {"code": code, "message": str(error)}, "fix": error.hint})

@@ -12,7 +12,9 @@ from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
 from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, SessionScope, user
 from daemon.core.clock import SystemClock
-from daemon.core.errors import RemoteError, UnknownMessageError
+from daemon.core.commands import DropAnswer, RetryAnswer
+from daemon.core.errors import DaemonDownError, DaemonSilentError, UnknownMessageError
+from schema.errors import ClawbusError
 from schema.rows import DeliveryState
 
 if TYPE_CHECKING:
@@ -109,18 +111,21 @@ def _repair(
     invocation: Invocation, action: str, answers: Sequence[str], session: str | None, reason: str | None
 ) -> Outcome:
     """Each id on its own: what is refused is told, and the others are done. Without ids: every failing one."""
+    from daemon.cli.executor import executor  # noqa: PLC0415
+
     done: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     problem: Problem | None = None
-    with invocation.client() as client:
+    verb = RetryAnswer if action == "retry" else DropAnswer
+    with executor(invocation) as found:
         for key, answer in _chosen(invocation, answers, session):
             try:
                 named = key or _only(_report(invocation, None, _ALL, answer), answer)
-                body = {"agent": named[0], "session": named[1], "id": answer, "by": user(), "reason": reason}
-                done.append(
-                    {"agent": named[0], "session": named[1], **client.post(f"/v1/answers/{action}", body, wait_s=60)}
-                )
-            except (RemoteError, UnknownMessageError) as error:
+                result = found.execute(verb(*named, by=user(), reason=reason, id=answer))
+                done.append({"agent": named[0], "session": named[1], **result})
+            except (DaemonDownError, DaemonSilentError):
+                raise
+            except ClawbusError as error:
                 problem = problem or problem_of(error)
                 code = problem_of(error).code
                 refused.append({"id": answer, "error": {"code": code, "message": str(error)}, "fix": error.hint})

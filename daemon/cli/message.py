@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,7 @@ from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.operator import ReasonOption, SessionScope, session_of, user
 from daemon.core.command_words import two_words
+from daemon.core.commands import CancelMessage, RetryMessage, RowVerb
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +47,8 @@ def cancel(
     Example:
       clawbus message cancel 01JD0000000000000000000000 --reason 'sent twice'
     """
-    return _repair(invocation, "cancel", message, session, {"reason": reason, "kill": kill})
+    named = session_of(invocation, message, session)
+    return _execute(invocation, CancelMessage(*named, by=user(), reason=reason, id=message, kill=kill), "cancelled")
 
 
 def retry(
@@ -60,21 +62,21 @@ def retry(
     Example:
       clawbus message retry 01JD0000000000000000000000 --reason 'the disk has room again'
     """
-    return _repair(invocation, "retry", message, session, {"reason": reason})
+    named = session_of(invocation, message, session)
+    return _execute(invocation, RetryMessage(*named, by=user(), reason=reason, id=message), "is tried again")
 
 
-def _repair(invocation: Invocation, action: str, message: str, session: str | None, more: dict[str, Any]) -> Outcome:
-    with invocation.client() as client:
-        named = session_of(invocation, message, session)
-        body = {"agent": named[0], "session": named[1], "id": message, "by": user(), **more}
-        done = client.post(f"/v1/messages/{action}", body, wait_s=60)
+def _execute(invocation: Invocation, verb: RowVerb, what: str) -> Outcome:
+    from daemon.cli.executor import execute  # noqa: PLC0415
+
+    named, message = (verb.agent, verb.session), verb.id
+    done = execute(invocation, verb)
     result = {"agent": named[0], "session": named[1], **done}
 
     def people(console: Console) -> None:
         from daemon.cli.present import say  # noqa: PLC0415
 
         as_ = f" as {done['retried_as']}" if done.get("retried_as") not in (None, message) else ""
-        what = "cancelled" if action == "cancel" else "is tried again"
         say(console, f"{message} of {'/'.join(named)}: {what}{as_} (it was {done['was']})")
 
     identity = done.get("retried_as") or message

@@ -12,6 +12,15 @@ from daemon.cli.names import AgentArgument, SessionArgument, pair
 from daemon.cli.operator import ReasonOption, user
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words
+from daemon.core.commands import (
+    DeleteSession,
+    KillSession,
+    QuarantineSession,
+    ReleaseSession,
+    ResetSession,
+    StopSession,
+    Verb,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,7 +91,7 @@ def stop(invocation: Invocation, agent: AgentArgument, session: SessionArgument 
     Example:
       clawbus session stop echo demo
     """
-    return _act(invocation, pair(agent, session), "stop", "stopping", "nothing was running")
+    return _execute(invocation, StopSession(*pair(agent, session), by=user()), "stopping", "nothing was running")
 
 
 def kill(
@@ -99,7 +108,8 @@ def kill(
     Example:
       clawbus session kill echo demo --reason 'runs in circles'
     """
-    return _act(invocation, pair(agent, session), "kill", "killed", "nothing was running", by=user(), reason=reason)
+    verb = KillSession(*pair(agent, session), by=user(), reason=reason)
+    return _execute(invocation, verb, "killed", "nothing was running")
 
 
 def release(
@@ -113,8 +123,8 @@ def release(
     Example:
       clawbus session release echo demo
     """
-    named = pair(agent, session)
-    return _act(invocation, named, "release", "released", "it was not in quarantine", by=user(), reason=reason)
+    verb = ReleaseSession(*pair(agent, session), by=user(), reason=reason)
+    return _execute(invocation, verb, "released", "it was not in quarantine")
 
 
 def quarantine(
@@ -128,11 +138,8 @@ def quarantine(
     Example:
       clawbus session quarantine echo demo --reason 'writes to everybody'
     """
-    named = pair(agent, session)
-    body = {"agent": named[0], "session": named[1], "by": user(), "reason": reason}
-    with invocation.client() as client:
-        answer = client.post("/v1/repairs/quarantine", body, wait_s=60)
-    return _acted(named, answer, "quarantined", "it was in quarantine already")
+    verb = QuarantineSession(*pair(agent, session), by=user(), reason=reason)
+    return _execute(invocation, verb, "quarantined", "it was in quarantine already")
 
 
 def reset(
@@ -153,11 +160,8 @@ def reset(
     Example:
       clawbus session reset echo demo --reason 'outbound.db is corrupt' --discard
     """
-    named = pair(agent, session)
-    body = {"agent": named[0], "session": named[1], "by": user(), "reason": reason, "discard": discard}
-    with invocation.client() as client:
-        answer = {"reset": True, **client.post("/v1/repairs/reset", body, wait_s=600)}
-    return _acted(named, answer, "reset", "")
+    verb = ResetSession(*pair(agent, session), by=user(), reason=reason, discard=discard)
+    return _execute(invocation, verb, "reset", "", reset=True)
 
 
 def delete(
@@ -181,44 +185,16 @@ def delete(
     """
     if force and not (reason or "").strip():
         raise typer.BadParameter("--force loses work: say why with --reason.")
-    from daemon.core.errors import DaemonDownError  # noqa: PLC0415
-
-    named = pair(agent, session)
-    body = {"agent": named[0], "session": named[1], "by": user(), "reason": reason, "force": force}
-    try:
-        with invocation.client() as client:
-            answer = client.post("/v1/repairs/delete", body, wait_s=120)
-    except DaemonDownError:
-        answer = _delete_from_files(invocation, named, reason, force=force)
-    return _acted(named, answer, "deleted", "")
+    verb = DeleteSession(*pair(agent, session), by=user(), reason=reason, force=force)
+    return _execute(invocation, verb, "deleted", "")
 
 
-def _delete_from_files(
-    invocation: Invocation, named: tuple[str, str], reason: str | None, *, force: bool
-) -> dict[str, Any]:
-    from daemon.cli.stale_access import files_access  # noqa: PLC0415
-    from daemon.store.dead_letters import Operator  # noqa: PLC0415
+def _execute(invocation: Invocation, verb: Verb, done: str, nothing: str, **more: object) -> Outcome:
+    """Have it carried out, and show its result: `done` if the result's field of that name is true, else `nothing`."""
+    from daemon.cli.executor import execute  # noqa: PLC0415
 
-    with files_access(invocation.config, SystemClock(), recover=True) as access:
-        return access.delete(named, Operator(user(), reason), force=force)
-
-
-def _act(
-    invocation: Invocation,
-    named: tuple[str, str],
-    action: str,
-    done: str,
-    nothing: str,
-    *,
-    by: str | None = None,
-    reason: str | None = None,
-) -> Outcome:
-    with invocation.client() as client:
-        answer = client.act(*named, action, by=by, reason=reason)
-    return _acted(named, answer, done, nothing)
-
-
-def _acted(named: tuple[str, str], answer: dict[str, Any], done: str, nothing: str) -> Outcome:
+    named = (verb.agent, verb.session)
+    answer = {**more, **execute(invocation, verb)}
     result = {"agent": named[0], "session": named[1], **answer}
 
     def people(console: Console) -> None:

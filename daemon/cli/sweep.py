@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,20 +15,14 @@ from daemon.cli.envelope import NextAction, Outcome, problem_of
 from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, user
 from daemon.cli.output import progress
-from daemon.core.clock import SystemClock
 from daemon.core.command_words import one_word, two_words
-from daemon.core.errors import NotListeningError
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
     from daemon.core.stale_plan import Scope
-    from daemon.maintenance.stale_drive import Report, StaleAccess
-
-T = TypeVar("T")
+    from daemon.maintenance.stale_drive import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -93,20 +87,21 @@ def stale(
 
 
 def _sweep(invocation: Invocation, scope: Scope, reason: str | None, *, apply: bool, canary_s: float | None) -> Outcome:
+    from daemon.cli.executor import executor  # noqa: PLC0415
     from daemon.maintenance.stale_drive import Drive  # noqa: PLC0415
     from daemon.store.dead_letters import Operator  # noqa: PLC0415
 
     def tell(step: Mapping[str, Any]) -> None:
         _tell(invocation, step)
 
-    def work(access: StaleAccess) -> tuple[Report, ClawbusError | None]:
+    error: ClawbusError | None = None
+    with executor(invocation, changes=apply) as access:
         drive = Drive(access, scope, tell, apply=apply)
         try:
-            return drive.run(Operator(user(), reason), canary_s=canary_s), None
-        except ClawbusError as error:
-            return drive.report, error
-
-    report, error = _with_access(invocation, work, changes=apply)
+            drive.run(Operator(user(), reason), canary_s=canary_s)
+        except ClawbusError as refusal:
+            error = refusal
+    report = drive.report
     result = report.as_dict()
     steps = _next(scope, report) if error is None else ()
     problem = problem_of(error) if error is not None else None
@@ -114,12 +109,12 @@ def _sweep(invocation: Invocation, scope: Scope, reason: str | None, *, apply: b
 
 
 def _restore(invocation: Invocation, backup: Path, reason: str | None) -> Outcome:
-    from daemon.cli.stale_access import backup_key  # noqa: PLC0415
+    from daemon.cli.executor import backup_key, execute  # noqa: PLC0415
+    from daemon.core.commands import UndoStale  # noqa: PLC0415
     from daemon.store.data_folder import Layout  # noqa: PLC0415
-    from daemon.store.dead_letters import Operator  # noqa: PLC0415
 
     key, name = backup_key(backup, Layout(invocation.config.data_dir).sessions_dir)
-    done = _with_access(invocation, lambda access: access.undo(key, name, Operator(user(), reason)), changes=True)
+    done = execute(invocation, UndoStale(*key, by=user(), reason=reason, backup=name))
 
     def people(console: Console) -> None:
         from daemon.cli.present import say  # noqa: PLC0415
@@ -128,21 +123,6 @@ def _restore(invocation: Invocation, backup: Path, reason: str | None) -> Outcom
             f"What it replaced is in {done['before']}.")  # fmt: skip
 
     return Outcome(done, people, (NextAction(f"clawbus session show {two_words(*key)}", "its state now"),))
-
-
-def _with_access(invocation: Invocation, work: Callable[[StaleAccess], T], *, changes: bool) -> T:
-    """Through the daemon; through the files when nobody listens and nobody holds the folder."""
-    from daemon.cli.stale_access import DaemonAccess, files_access  # noqa: PLC0415
-
-    try:
-        with invocation.client() as client:
-            client.live()
-            return work(DaemonAccess(client))
-    except NotListeningError:
-        if invocation.silent_daemon() is not None:
-            raise
-    with files_access(invocation.config, SystemClock(), recover=changes) as access:
-        return work(access)
 
 
 def _next(scope: Scope, report: Report) -> tuple[NextAction, ...]:

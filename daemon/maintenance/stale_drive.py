@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from daemon.core.commands import ApplyStale, PreviewStale, Verb
 from daemon.core.repair_errors import CanaryFailedError, StaleNotVerifiedError
 from daemon.core.run_state import Life
 from daemon.core.stale_plan import Gate, Left, Scope, check_left, check_scope, in_scope
@@ -30,16 +31,8 @@ class StaleAccess(Protocol):
         """Every session there is."""
         ...
 
-    def preview(self, key: Key, scope: Scope) -> dict[str, Any]:
-        """stale_sweep.preview_report of one session."""
-        ...
-
-    def apply(self, key: Key, scope: Scope, operator: Operator, expected: Sequence[str]) -> dict[str, Any]:
-        """stale_sweep.apply of one session: Swept's report."""
-        ...
-
-    def undo(self, key: Key, backup: str, operator: Operator) -> dict[str, Any]:
-        """stale_sweep.undo of one session."""
+    def execute(self, verb: Verb) -> dict[str, Any]:
+        """Carry out PreviewStale, ApplyStale or UndoStale of one session."""
         ...
 
     def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
@@ -95,6 +88,10 @@ class Drive:
                 self._canary(sorted({agent for agent, _ in (key for key, runs in found.items() if runs)}), canary_s)
         return self.report
 
+    def _verb(self, verb: type[PreviewStale], key: Key, **more: Any) -> PreviewStale:
+        limits = {"older_than_ms": self._scope.older_than_ms, "max_runs": self._scope.max_runs}
+        return verb(*key, **limits, **more)
+
     def _step(self, name: str, **more: Any) -> None:
         step = {"step": name, **more}
         self.report.steps.append(step)
@@ -105,7 +102,7 @@ class Drive:
         found: dict[Key, list[str]] = {}
         for key in keys:
             try:
-                seen = self._access.preview(key, self._scope)
+                seen = self._access.execute(self._verb(PreviewStale, key))
             except ClawbusError as error:
                 code = getattr(error, "remote_code", error.code)
                 unreadable = {"agent": key[0], "session": key[1], "code": code, "error": str(error), "fix": error.hint}
@@ -132,7 +129,9 @@ class Drive:
         self._step("gates", passed=True)
 
     def _apply(self, key: Key, operator: Operator, runs: Sequence[str]) -> None:
-        swept = self._access.apply(key, self._scope, operator, runs)
+        swept = self._access.execute(
+            self._verb(ApplyStale, key, by=operator.name, reason=operator.reason, expected=list(runs))
+        )
         self.report.swept.append(swept)
         backup = swept["backup"]
         self._step(
@@ -145,7 +144,7 @@ class Drive:
         """Only what lives is listed as running; what the sweep left for its age is named."""
         young = {one["run"] for one in self.report.left if one["gate"] == Gate.YOUNG}
         for key in keys:
-            running = self._access.preview(key, self._scope)["running"]
+            running = self._access.execute(self._verb(PreviewStale, key))["running"]
             self.report.still_running += [{"agent": key[0], "session": key[1], **one} for one in running]
         dead = [
             one for one in self.report.still_running

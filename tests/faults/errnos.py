@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from daemon.core.commands import KillSession, StopSession
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
 from tests.support.agents import ECHO, obedient
 from tests.support.daemon import RealDaemon
@@ -156,7 +157,7 @@ class Walk:
     def _end(self) -> None:
         """The newest session's container is ended, and its exit settled."""
         session = f"n{self._session}"
-        self._insist(lambda: self._ask(lambda client: client.act("echo", session, "stop")))
+        self._insist(lambda: self._ask(lambda client: client.execute(StopSession("echo", session))))
         self._insist(lambda: self._ask(lambda client: self._is_gone(client, session)))
 
     @staticmethod
@@ -222,7 +223,7 @@ class Walk:
 
     def _quiet_end(self) -> None:
         with contextlib.suppress(RemoteError, DaemonDownError, DaemonSilentError):
-            self._ask(lambda client: client.act("echo", f"n{self._session}", "kill"))
+            self._ask(lambda client: client.execute(KillSession("echo", f"n{self._session}")))
 
     def _new_lines(self) -> list[str]:
         """The forbidden events since the last look, of the daemon and of every runner."""

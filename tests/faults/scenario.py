@@ -21,6 +21,7 @@ from typing import Final, Self, TypeVar
 
 import httpx
 
+from daemon.core.commands import KillSession, StopSession
 from daemon.core.errors import DaemonDownError, DaemonSilentError
 from schema.connect import open_owner, open_reader
 from schema.errors import ClawbusError
@@ -247,7 +248,7 @@ def _is_answered(daemon: RealDaemon) -> bool:
 
 def _ended(daemon: RealDaemon, session: str, how: str) -> bool:
     with daemon.client() as client:
-        client.act("echo", session, how)
+        client.execute({"stop": StopSession, "kill": KillSession}[how]("echo", session))
     return daemon.running("echo", session) is None
 
 

@@ -19,6 +19,7 @@ from typing import Final
 import pytest
 
 from daemon.core.clock import SystemClock
+from daemon.core.commands import StopSession
 from schema.connect import open_reader
 from schema.errors import ClawbusError
 from schema.instants import from_text
@@ -126,7 +127,7 @@ def _is_old(daemon: RealDaemon) -> bool:
 
 def _stopped(daemon: RealDaemon) -> bool:
     with daemon.client() as client:
-        client.act("echo", "s", "stop")
+        client.execute(StopSession("echo", "s"))
     return daemon.running("echo", "s") is None
 
 

@@ -17,6 +17,7 @@ import anyio
 import pytest
 
 import schema.connect
+from daemon.core.commands import ReleaseSession
 from schema.errors import FileBusyError
 from schema.layout import HEARTBEAT, OUTBOUND_DB
 from tests.support.hot_journal import strand_journal
@@ -238,7 +239,7 @@ async def test_an_open_that_never_returns_costs_one_session_and_no_other(kit: Ho
         assert await round_trip(kit, "third") < 5
         assert threading.active_count() <= threads + 8
         # An operator who releases it without having mended anything has it back in quarantine, and the daemon unharmed.
-        await kit.operations.release_session("helper", "main")
+        await kit.operations.execute(ReleaseSession("helper", "main"))
         kit.advance(5)
         for _ in range(50):
             if session.quarantined is not None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from daemon.core.commands import DropDead, RequeueDead
 from schema.instants import from_text
 from tests.support.agents import obedient
 from tests.support.daemon import RealDaemon, eventually
@@ -109,7 +110,8 @@ def letters(daemon: RealDaemon, session: str | None = None) -> list[dict[str, An
 
 def repair(daemon: RealDaemon, action: str, letter_id: str, session: str) -> dict[str, Any]:
     with daemon.client() as client:
-        return client.repair(action, "prog", session, letter_id, "tester", "a test")
+        verb = {"requeue": RequeueDead, "drop": DropDead}[action]
+        return client.execute(verb("prog", session, by="tester", reason="a test", id=letter_id))
 
 
 # --- one daemon and one receiver for all that a send may end in

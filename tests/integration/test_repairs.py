@@ -218,3 +218,25 @@ def test_a_kill_says_who_and_why_in_the_message_s_history(daemon: RealDaemon) ->
     assert "runs in circles" in row["detail"]
     mark.with_name("mark-s.go").touch()
     daemon.answer(message_id, agent="prog", session="s")
+
+
+def test_the_repairs_work_while_the_daemon_is_down_and_its_container_lives(
+    make_daemon: Make,
+) -> None:
+    daemon = make_daemon(obedient())
+    daemon.start()
+    mark = daemon.root / "s"
+    message = daemon.post(f"hang {mark}", agent="prog", session="s")
+    eventually("in mid-turn", lambda: mark.exists() and mark.read_text())
+    daemon.kill()
+    refused = daemon.cli("message", "cancel", message, "--session", "prog/s")
+    assert refused.error == "MESSAGE_RUNNING"
+    cancelled = daemon.cli("message", "cancel", message, "--session", "prog/s", "--kill", "--reason", "wrong")
+    assert cancelled.result["running"] is True
+    again = daemon.cli("session", "kill", "prog/s")
+    assert (again.ok, again.result["killed"]) == (True, False), "the cancel ended its container"
+    retried = daemon.cli("message", "retry", message, "--session", "prog/s").result["retried_as"]
+    assert daemon.cli("message", "cancel", retried, "--session", "prog/s").result["was"] == "pending"
+    daemon.start()
+    assert daemon.ask("say up", agent="prog", session="s") == {"text": "up"}
+    assert daemon.message("prog", "s", message)["status"] == "cancelled"

@@ -110,7 +110,7 @@ async def test_a_death_in_the_middle_is_finished_by_the_next_start(
 
 
 async def house_delete(kit: HouseKit) -> None:
-    await kit.operations.repairs.deletions.delete(SessionKey(AGENT, "main"), WHO, force=False)
+    await kit.operations.executor.deletions.delete(SessionKey(AGENT, "main"), WHO, force=False)
 
 
 @pytest.mark.anyio

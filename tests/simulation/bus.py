@@ -19,6 +19,7 @@ from daemon.app.house import House, build_house
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.config.models import Agent, Config, Delivery, Runtime, Sweep
 from daemon.config.policies import read_limits
+from daemon.core.commands import ReleaseSession
 from daemon.core.errors import DataFolderError, NotConfirmedError, RuntimeUnavailableError
 from daemon.engine.installation import Start, settle_install
 from daemon.store.data_folder import Layout
@@ -164,7 +165,7 @@ class SimDaemon:
     @staticmethod
     async def _release(operations: DaemonOperations, key: SessionKey) -> None:
         with contextlib.suppress(ClawbusError):
-            await operations.release_session(key.agent, key.session)
+            await operations.execute(ReleaseSession(key.agent, key.session))
 
     async def _main(self, process: Process) -> None:
         """The process. Ends by SIGTERM, or by an error that a daemon cannot start with."""

@@ -14,6 +14,7 @@ import anyio.from_thread
 from daemon.api.api import build_api
 from daemon.api.server import run
 from daemon.channels.protocol import Accepted, Incoming
+from daemon.core.commands import DropDead, KillSession, ReleaseSession, RequeueDead, StopSession, Verb
 from daemon.core.errors import (
     IdConflictError,
     NotConfirmedError,
@@ -163,21 +164,30 @@ class FakeOperations:
     async def session(self, agent: str, session: str) -> dict[str, Any]:
         raise UnknownSessionError(f"there is no session {agent}/{session}.")
 
-    async def stop_session(self, agent: str, session: str) -> dict[str, Any]:
-        self.actions.append(("stop", agent, session))
-        return {"stopping": True, "incarnation": "inc-1"}
-
-    async def kill_session(self, agent: str, session: str, reason: str | None, by: str = "operator") -> dict[str, Any]:
-        self.actions.append(("kill", agent, session, reason or "", by))
-        if session == "stuck":
-            raise NotConfirmedError("the exit of inc-1 is not confirmed.")
-        return {"killed": True, "incarnation": "inc-1", "exit_code": 137}
-
-    async def release_session(
-        self, agent: str, session: str, reason: str | None = None, by: str = "operator"
-    ) -> dict[str, Any]:
-        self.actions.append(("release", agent, session, reason or "", by))
-        return {"released": False, "was": None}
+    async def execute(self, verb: Verb) -> dict[str, Any]:
+        named = (verb.agent, verb.session)
+        match verb:
+            case StopSession():
+                self.actions.append(("stop", *named))
+                return {"stopping": True, "incarnation": "inc-1"}
+            case KillSession():
+                self.actions.append(("kill", *named, verb.reason or "", verb.by))
+                if verb.session == "stuck":
+                    raise NotConfirmedError("the exit of inc-1 is not confirmed.")
+                return {"killed": True, "incarnation": "inc-1", "exit_code": 137}
+            case ReleaseSession():
+                self.actions.append(("release", *named, verb.reason or "", verb.by))
+                return {"released": False, "was": None}
+            case RequeueDead():
+                self.actions.append(("requeue", *named, verb.id, verb.by, str(verb.reason)))
+                if verb.id == "gone":
+                    raise RowGoneError("the row of gone is no longer in the session's outbound.db.")
+                return {"id": verb.id, "kind": "out", "requeued_as": verb.id}
+            case DropDead():
+                self.actions.append(("drop", *named, verb.id, verb.by, str(verb.reason)))
+                return {"id": verb.id, "kind": "out"}
+            case _:
+                raise NotImplementedError(type(verb).__name__)
 
     async def dead_letters(
         self,
@@ -198,18 +208,6 @@ class FakeOperations:
 
     async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
         raise UnknownMessageError(f"there is no message {letter_id!r} in {agent}/{session}.")
-
-    async def requeue_dead(
-        self, agent: str, session: str, letter_id: str, by: str, reason: str | None
-    ) -> dict[str, Any]:
-        self.actions.append(("requeue", agent, session, letter_id, by, str(reason)))
-        if letter_id == "gone":
-            raise RowGoneError("the row of gone is no longer in the session's outbound.db.")
-        return {"id": letter_id, "kind": "out", "requeued_as": letter_id}
-
-    async def drop_dead(self, agent: str, session: str, letter_id: str, by: str, reason: str | None) -> dict[str, Any]:
-        self.actions.append(("drop", agent, session, letter_id, by, str(reason)))
-        return {"id": letter_id, "kind": "out"}
 
 
 @contextmanager

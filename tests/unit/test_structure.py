@@ -31,7 +31,7 @@ ARROWS: Final[Mapping[str, str]] = {
     "channels": "config core http schema store",
     "engine": "channels config core logs runtimes schema store systemd telemetry",
     "inspect": "config core logs runtimes schema store systemd",
-    "maintenance": "config core engine inspect schema store",
+    "maintenance": "config core engine inspect runtimes schema store",
     "monitoring": "config core engine http schema store systemd telemetry",
     "api": "channels core engine http inspect logs maintenance schema store",
     "app": "api channels config core engine logs maintenance monitoring runtimes schema store systemd telemetry",

@@ -15,9 +15,8 @@ from daemon.api import daemon_operations as operations
 from daemon.app import main as app
 from daemon.config.models import Agent as AgentConfig
 from daemon.config.models import Config
+from daemon.core.commands import KillSession, QuarantineSession, StopSession
 from daemon.core.errors import ChannelError, ConfigError, ImageError, NoAnswerError, UnknownSessionError
-from daemon.store.dead_letters import Operator
-from daemon.store.registry import SessionKey
 from schema.rows import Address
 from tests.support.fake_agent import claims_and_dies, echo
 from tests.support.fake_channel import FakeChannel
@@ -156,7 +155,7 @@ async def test_who_waits_on_a_quarantined_session_is_told_that_its_message_is_ke
     monkeypatch.setattr(operations, "_LOOK_S", 0.001)
     async with kit.running():
         await kit.send(text="hi", message_id="m1", address=ME)
-        await kit.operations.repairs.quarantine(SessionKey(AGENT, "main"), Operator("ops", "odd."))
+        await kit.operations.execute(QuarantineSession(AGENT, "main", by="ops", reason="odd."))
         with anyio.fail_after(SECONDS), pytest.raises(NoAnswerError) as told:
             await kit.operations.wait_reply(AGENT, "main", "m1", SECONDS)
     assert str(told.value) == (
@@ -245,14 +244,14 @@ async def test_a_mended_image_is_noticed_without_a_spawn(kit: HouseKit) -> None:
 async def test_stop_and_kill_of_a_session(kit: HouseKit) -> None:
     async with kit.running():
         with pytest.raises(UnknownSessionError):
-            await kit.operations.stop_session(AGENT, "nobody")
+            await kit.operations.execute(StopSession(AGENT, "nobody"))
         await kit.send(message_id="m1", trigger=False)
-        assert await kit.operations.stop_session(AGENT, "main") == {"stopping": False, "incarnation": None}
-        assert (await kit.operations.kill_session(AGENT, "main", "a test"))["killed"] is False
+        assert await kit.operations.execute(StopSession(AGENT, "main")) == {"stopping": False, "incarnation": None}
+        assert (await kit.operations.execute(KillSession(AGENT, "main", reason="a test")))["killed"] is False
         await kit.send(message_id="m2")
         await kit.started()
         container = kit.host.of_session("main")
-        stopped = await kit.operations.stop_session(AGENT, "main")
+        stopped = await kit.operations.execute(StopSession(AGENT, "main"))
         assert stopped == {"stopping": True, "incarnation": container.spec.incarnation}
         await until(lambda: container.exit is not None)
         assert container.signals == ["TERM"]

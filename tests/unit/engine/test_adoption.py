@@ -10,6 +10,7 @@ import anyio.lowlevel
 import pytest
 
 from daemon.config.models import Agent as AgentConfig
+from daemon.core.commands import KillSession
 from daemon.core.errors import DataFolderError, ImageError
 from daemon.engine.supervisor.slots import Phase
 from daemon.runtimes import factory
@@ -177,7 +178,7 @@ async def test_an_operator_s_kill_reaches_a_container_that_nobody_supervises(kit
     async with kit.running():
         assert kit.slot() is None
         kit.host.containers[container.id] = container  # started behind our back
-        killed = await kit.operations.kill_session(AGENT, "main", "a test")
+        killed = await kit.operations.execute(KillSession(AGENT, "main", reason="a test"))
         assert (killed["killed"], killed["incarnation"]) == (True, container.spec.incarnation)
         assert container.exit is not None
 

@@ -14,6 +14,7 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.core.commands import ReleaseSession
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.engine import delivery as delivery_module
 from daemon.engine import own_delivery
@@ -477,7 +478,7 @@ async def test_a_hostile_file_puts_one_session_into_quarantine_and_nothing_is_lo
     say(good, "p1", A)
     await until(lambda: kit.fake.texts("p1") == [A])
     path.unlink()
-    assert (await kit.operations.release_session(AGENT, "bad"))["released"] is True
+    assert (await kit.operations.execute(ReleaseSession(AGENT, "bad")))["released"] is True
     await kit.started("bad")
     batch = kit.agent("bad").claim()
     assert batch is not None

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from daemon.config.models import Agent as AgentConfig
+from daemon.core.commands import KillSession
 from daemon.core.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.engine import sweeper as sweeper_module
 from daemon.engine.supervisor.slots import Phase, Timings
@@ -470,9 +471,9 @@ async def test_without_a_confirmed_exit_nothing_follows_and_the_kill_goes_on(
     assert kit.agent().claim() is not None
     stranded = journal(kit)
     with anyio.fail_after(SECONDS), pytest.raises(NotConfirmedError):
-        await kit.operations.kill_session(AGENT, "main", "a test")
+        await kit.operations.execute(KillSession(AGENT, "main", reason="a test"))
     with anyio.fail_after(SECONDS), pytest.raises(NotConfirmedError):
-        await kit.operations.kill_session(AGENT, "main", "a test")
+        await kit.operations.execute(KillSession(AGENT, "main", reason="a test"))
     await until(lambda: container.signals.count("KILL") > 2)
     await kit.house.sweeper.tick()
     assert script.calls == []
@@ -540,7 +541,7 @@ async def test_a_kill_in_mid_spawn_reaches_the_container_that_comes_of_it(kit: H
     async with anyio.create_task_group() as tasks:
 
         async def kill() -> None:
-            results.append(await kit.operations.kill_session(AGENT, "main", "a test"))
+            results.append(await kit.operations.execute(KillSession(AGENT, "main", reason="a test")))
 
         tasks.start_soon(kill)
         await until(lambda: (slot := kit.slot()) is not None and slot.phase is Phase.STOPPING)

@@ -11,6 +11,7 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.core.commands import ReleaseSession
 from daemon.engine import sweeper as sweeper_module
 from daemon.engine.supervisor.slots import Phase
 from daemon.engine.sweeper import _pass_pause
@@ -386,7 +387,7 @@ async def test_a_release_settles_what_the_quarantined_exit_left(kit: HouseKit) -
     kit.host.exit_now(kit.host.of_session("main").id, 1)
     await kit.gone()
     path.write_bytes(good)
-    await kit.operations.release_session(AGENT, "main")
+    await kit.operations.execute(ReleaseSession(AGENT, "main"))
     await kit.started()
     again = kit.agent().claim()
     assert again is not None

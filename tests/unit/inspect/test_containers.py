@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from daemon.cli.stale_access import files_access
 from daemon.config.models import Config
 from daemon.core.clock import SystemClock
-from daemon.core.stale_plan import Scope
+from daemon.core.commands import PreviewStale
+from daemon.core.stale_plan import MIN_OLDER_THAN_MS
 from daemon.inspect.containers import RuntimeSeen, look_at_runtime
+from daemon.maintenance.offline import offline_executor
 from daemon.runtimes import process_table
 from daemon.runtimes.process_records import Record, RecordStore
 from daemon.store.registry import SessionKey
@@ -65,8 +66,8 @@ def test_a_sweep_with_the_wrong_configuration_ends_and_recovers_nothing(world: F
     key = SessionKey(AGENT, "s")
     (session.files.folder.outbound_db.with_name("outbound.db-journal")).touch()
     (world.root / "install-id").write_text(str(world.registry.install_id(NOW)) + "\n", encoding="ascii")
-    with files_access(config(world, "process"), SystemClock(), recover=True) as access:
-        report = access.preview(key, Scope(session=key, older_than_ms=0))
+    with offline_executor(config(world, "process"), SystemClock(), recover=True) as access:
+        report = access.execute(PreviewStale(*key, older_than_ms=MIN_OLDER_THAN_MS, max_runs=1))
         assert access._around(key).alive, "what may take a message is not gone because nobody was asked"
     assert report["runs"] == []
     assert [one["life"] for one in report["running"]] == ["unknown"]

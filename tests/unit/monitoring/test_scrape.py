@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.core.clock import Clock
+from daemon.core.commands import DropDead
 from daemon.core.errors import ImageError, PermanentDeliveryError, TransientDeliveryError
 from daemon.engine import storage_watch
 from daemon.engine.sessions import Session
@@ -171,7 +172,7 @@ async def test_dead_letters_of_idle_sessions_are_told_without_opening_them(
         assert opened == ["busy"]
         assert seen.value("dead_letters", agent=AGENT) == 1
         (letter,) = (await kit.operations.dead_letters(None, None, 10))["letters"]
-        await kit.operations.drop_dead(AGENT, "one", letter["id"], "me", None)
+        await kit.operations.execute(DropDead(AGENT, "one", by="me", id=letter["id"]))
         await idle(kit, "one")
         assert (await watched.scrape()).value("dead_letters", agent=AGENT) == 0
 

@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from container_runner.shared.errors import ClaimLostError
+from daemon.core.commands import KillSession
 from daemon.engine.supervisor.slots import Phase
 from daemon.store.registry import SessionKey
 from tests.support.fake_agent import Agent
@@ -189,7 +190,7 @@ async def test_an_operators_kill_of_one_session_leaves_the_starts_of_others_alon
     kit.host.spawn_gate = anyio.Event()
     await kit.send("starting")
     await until(lambda: ("spawn", "starting") in kit.host.calls)
-    assert (await kit.operations.kill_session(AGENT, "idle", "a test"))["killed"] is False
+    assert (await kit.operations.execute(KillSession(AGENT, "idle", reason="a test")))["killed"] is False
     assert [about for method, about in kit.host.calls if method == "find_started"] == []
     kit.host.spawn_gate.set()
     await kit.started("starting")
@@ -206,7 +207,7 @@ async def test_two_at_once_who_end_an_unsupervised_container_make_one_slot(kit: 
     killed: list[Any] = []
 
     async def kill() -> None:
-        killed.append(await kit.operations.kill_session(AGENT, "main", "a test"))
+        killed.append(await kit.operations.execute(KillSession(AGENT, "main", reason="a test")))
 
     waits = [about for method, about in kit.host.calls if method == "remove"].count(stray.id)
     async with anyio.create_task_group() as tasks:

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from structlog.testing import capture_logs
 
 from daemon.config.models import Config, Telemetry
+from daemon.core.commands import RequeueDead
 from daemon.core.errors import ConfigError, PermanentDeliveryError
 from daemon.telemetry import tracing_otel
 from daemon.telemetry.context import TraceContext, new_context, parse
@@ -161,7 +162,7 @@ async def test_a_dead_letter_and_its_requeue_stay_in_the_trace(kit: HouseKit) ->
             await until(lambda: len(kit.fake.calls) == 1)
             await kit.settle()
             (letter,) = (await kit.operations.dead_letters(None, None, 10))["letters"]
-            await kit.operations.requeue_dead(AGENT, "main", letter["id"], "me", None)
+            await kit.operations.execute(RequeueDead(AGENT, "main", by="me", id=letter["id"]))
             await until(lambda: len(kit.fake.sent) == 1)
             await kit.settle()
         machine.cancel_scope.cancel()

@@ -1,0 +1,119 @@
+"""Who carries out an operator's verb: the daemon while it runs, else this process on the files. One rule for every verb."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from daemon.api.client import ControlClient
+from daemon.cli.command import Invocation
+from daemon.core.clock import SystemClock
+from daemon.core.commands import Verb
+from daemon.core.errors import NotListeningError, RemoteError
+from daemon.core.repair_errors import RestoreRefusedError
+from daemon.inspect.content import error_of
+from daemon.maintenance.stale_drive import CANARY_SESSION, Key
+from schema.ids import session_of_folder
+
+
+class Executor(Protocol):
+    """Carries out verbs, one at a time."""
+
+    source: str  # `daemon` or `files`
+
+    def execute(self, verb: Verb) -> dict[str, Any]:
+        """Carry out one verb and return its result. Raises RemoteError or what the verb's own part raises."""
+        ...
+
+    def sessions(self) -> Sequence[Key]:
+        """Return every session."""
+        ...
+
+    def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
+        """See stale_drive.StaleAccess."""
+        ...
+
+
+@contextmanager
+def executor(invocation: Invocation, *, changes: bool = True) -> Generator[Executor]:
+    """Yield the daemon's executor when a daemon listens, else the offline one.
+
+    A process that holds the data folder without listening is a daemon that starts, stops or hangs: nothing is done then.
+    Without a data folder nothing could be done on files either. Both raise NotListeningError.
+    """
+    with invocation.client() as client:
+        try:
+            client.live()
+        except NotListeningError:
+            if invocation.silent_daemon() is not None or not _is_data_folder(invocation):
+                raise
+        except RemoteError:  # a daemon of another version: it runs, and answers for itself
+            yield DaemonClient(client)
+            return
+        else:
+            yield DaemonClient(client)
+            return
+    from daemon.maintenance.offline import offline_executor  # noqa: PLC0415 - only without a daemon
+
+    with offline_executor(invocation.config, SystemClock(), recover=changes) as found:
+        yield found
+
+
+def execute(invocation: Invocation, verb: Verb) -> dict[str, Any]:
+    """Have one verb carried out by whoever can."""
+    with executor(invocation) as found:
+        return found.execute(verb)
+
+
+def _is_data_folder(invocation: Invocation) -> bool:
+    return (invocation.config.data_dir / "clawbus.version").is_file()
+
+
+class DaemonClient:
+    """The running daemon's executor, over the control socket. Raises what the client raises."""
+
+    source = "daemon"
+
+    def __init__(self, client: ControlClient) -> None:
+        self._client = client
+        self.execute = client.execute
+
+    def sessions(self) -> Sequence[Key]:
+        """Return the sessions that the daemon lists."""
+        return [(one["agent"], one["session"]) for one in self._client.sessions()]
+
+    def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
+        """See StaleAccess. The agent has a turn of its own for it, in a session that nothing else uses."""
+        message: dict[str, Any] = {
+            "agent": agent,
+            "session": CANARY_SESSION,
+            "content": {"text": "This is a test of the message bus. Answer with one word."},
+            "address": {"channel_type": "local", "platform_id": CANARY_SESSION},
+        }
+        try:
+            message_id = str(self._client.accept(message)["message_id"])
+            until = time.monotonic() + wait_s
+            entry = None
+            while entry is None and (left := until - time.monotonic()) > 0:
+                entry = self._client.wait_reply(agent, CANARY_SESSION, message_id, left)
+        except RemoteError as error:
+            return {"message_id": None, "answered": False, "error": f"{error.remote_code}: {error}"}
+        failed = error_of(entry.content) if entry is not None else None
+        return {"message_id": message_id, "answered": entry is not None and failed is None, "error": failed}
+
+
+def backup_key(path: Path, sessions_dir: Path) -> tuple[Key, str]:
+    """Which session a sweep's backup is of, by where it lies: `sessions/<agent>/<session>/in/NAME`."""
+    whole = Path(os.path.abspath(path))  # noqa: PTH100 - a link is not to be followed
+    try:
+        agent, session, inbox, name = whole.relative_to(Path(os.path.abspath(sessions_dir))).parts  # noqa: PTH100
+    except ValueError:
+        agent = session = inbox = name = ""
+    named = session_of_folder(session)
+    if inbox != "in" or named is None:
+        raise RestoreRefusedError(f"{path} does not lie in a session's in/ folder of this data folder.")
+    return (agent, named), name

@@ -1,0 +1,226 @@
+"""The operator's verbs: what each needs to know, its JSON form, and its route in the control API.
+
+A verb says what is wanted and does nothing. `maintenance/daemon_executor.py` carries it out in a running daemon,
+`maintenance/offline.py` on the files while no daemon runs. Add a verb here, to both executors, and to the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
+
+from daemon.core.errors import RequestRefusedError
+from daemon.core.stale_plan import Scope, check_scope
+from schema.ids import check_name, check_session
+
+_MAX_BY: Final = 200
+_MAX_ID: Final = 255
+_MAX_REASON: Final = 1000
+_SESSION: Final = "/v1/sessions/{agent}/{session:path}/"
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One request about one session. `by` and `reason` go into the history.
+
+    Building one raises InvalidNameError or RequestRefusedError for values that no executor may see.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, object]] = MappingProxyType({"extra": "forbid", "strict": True})
+    route: ClassVar[str]
+    wait_s: ClassVar[float] = 60.0  # how long the answer may take beyond a moment
+
+    agent: str
+    session: str
+    by: str = "operator"
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what came from outside."""
+        check_name("agent", self.agent)
+        check_session(self.session)
+        _check_length("by", self.by, _MAX_BY)
+        if self.reason is not None and len(self.reason) > _MAX_REASON:
+            raise RequestRefusedError(f"reason is longer than {_MAX_REASON} characters.")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the request's body."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class RowVerb(Verb):
+    """A verb about one message, answer or dead letter of the session. One transaction in the session's inbound.db."""
+
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the id, too."""
+        Verb.__post_init__(self)
+        _check_length("id", self.id, _MAX_ID)
+
+
+@dataclass(frozen=True, slots=True)
+class RequeueDead(RowVerb):
+    """Send a dead letter on its way again: {id, kind: in|out, requeued_as}."""
+
+    route: ClassVar[str] = "/v1/dead/requeue"
+    wait_s: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DropDead(RowVerb):
+    """Take a dead letter off the list: {id, kind}."""
+
+    route: ClassVar[str] = "/v1/dead/drop"
+    wait_s: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CancelMessage(RowVerb):
+    """Cancel an unfinished message: {id, was, running}. `kill`: also while a container works on it, which is killed."""
+
+    route: ClassVar[str] = "/v1/messages/cancel"
+
+    kill: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RetryMessage(RowVerb):
+    """Have a message tried now: {id, was, retried_as}."""
+
+    route: ClassVar[str] = "/v1/messages/retry"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAnswer(RowVerb):
+    """Try a failing answer now: {id, was, attempts}."""
+
+    route: ClassVar[str] = "/v1/answers/retry"
+
+
+@dataclass(frozen=True, slots=True)
+class DropAnswer(RowVerb):
+    """Give an answer up: {id, was, attempts}."""
+
+    route: ClassVar[str] = "/v1/answers/drop"
+
+
+@dataclass(frozen=True, slots=True)
+class StopSession(Verb):
+    """Ask the session's container for a graceful end, without waiting: {stopping, incarnation}."""
+
+    route: ClassVar[str] = f"{_SESSION}stop"
+    wait_s: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class KillSession(Verb):
+    """Kill the session's container and wait for the confirmed exit: {killed, incarnation, exit_code}."""
+
+    route: ClassVar[str] = f"{_SESSION}kill"
+    wait_s: ClassVar[float] = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseSession(Verb):
+    """Take the session out of quarantine: {released, was}."""
+
+    route: ClassVar[str] = f"{_SESSION}release"
+    wait_s: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineSession(Verb):
+    """Take the session out of service and kill its container: {quarantined, was, ending, noted}."""
+
+    route: ClassVar[str] = "/v1/repairs/quarantine"
+
+
+@dataclass(frozen=True, slots=True)
+class ResetSession(Verb):
+    """Kill the container, put out/ aside, release: {moved_to, released, was}. `discard`: also when that loses answers."""
+
+    route: ClassVar[str] = "/v1/repairs/reset"
+    wait_s: ClassVar[float] = 600.0
+
+    discard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteSession(Verb):
+    """Delete the session for good: {deleted, deletion, lost, removed}. `force`: also when it has work."""
+
+    route: ClassVar[str] = "/v1/repairs/delete"
+    wait_s: ClassVar[float] = 120.0
+
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewStale(Verb):
+    """List the session's stale runs: {runs, left, running}. Changes nothing."""
+
+    route: ClassVar[str] = "/v1/stale/preview"
+
+    older_than_ms: int = 0
+    max_runs: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the limits as for a sweep that is applied."""
+        Verb.__post_init__(self)
+        check_scope(self.scope, apply=True)
+
+    @property
+    def scope(self) -> Scope:
+        """The sweep's scope: this session, with the sweep's limits."""
+        return Scope(session=(self.agent, self.session), older_than_ms=self.older_than_ms, max_runs=self.max_runs)
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyStale(PreviewStale):
+    """End the session's stale runs: the report of stale_sweep.Swept. `expected`: the runs that the preview named."""
+
+    route: ClassVar[str] = "/v1/stale/apply"
+
+    expected: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UndoStale(Verb):
+    """Put the backup of a sweep back: {agent, session, restored, before}. `backup` is the file's name."""
+
+    route: ClassVar[str] = "/v1/stale/undo"
+
+    backup: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the backup's name, too."""
+        Verb.__post_init__(self)
+        _check_length("backup", self.backup, _MAX_ID)
+
+
+VERBS: Final[tuple[type[Verb], ...]] = (
+    RequeueDead,
+    DropDead,
+    CancelMessage,
+    RetryMessage,
+    RetryAnswer,
+    DropAnswer,
+    StopSession,
+    KillSession,
+    ReleaseSession,
+    QuarantineSession,
+    ResetSession,
+    DeleteSession,
+    PreviewStale,
+    ApplyStale,
+    UndoStale,
+)
+
+
+def _check_length(name: str, value: str, longest: int) -> None:
+    if not 0 < len(value) <= longest:
+        raise RequestRefusedError(f"{name} must have between 1 and {longest} characters.")

@@ -1,0 +1,304 @@
+"""Carries out an operator's verbs in a running daemon: each change under the session's lock, with who and why.
+
+Decides nothing about rows (`row_verbs.py`, `stale_plan.py`, `session_repair.py`). Must never open a session's files
+but through `Session.call`, nor put a session's out/ aside before its container's exit is confirmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Final
+
+import anyio
+import structlog
+
+from daemon.core.clock import Clock
+from daemon.core.commands import (
+    ApplyStale,
+    CancelMessage,
+    DeleteSession,
+    DropAnswer,
+    DropDead,
+    KillSession,
+    PreviewStale,
+    QuarantineSession,
+    ReleaseSession,
+    RequeueDead,
+    ResetSession,
+    RetryAnswer,
+    RetryMessage,
+    RowVerb,
+    StopSession,
+    UndoStale,
+    Verb,
+)
+from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError
+from daemon.core.run_state import Life
+from daemon.core.stale_plan import Scope
+from daemon.engine.sessions import Session, Sessions
+from daemon.engine.supervisor.supervisor import Supervisor
+from daemon.maintenance import session_repair, stale_sweep
+from daemon.maintenance.row_verbs import change_row, operator_of
+from daemon.maintenance.session_deletion import Deletions
+from daemon.maintenance.stale_reading import Surroundings
+from daemon.store.dead_letters import Operator
+from daemon.store.registry import SessionKey
+from schema.errors import ClawbusError
+
+_NOTE_S: Final = 2.0
+# Event of the log, and the fields of the verb's result that go with it.
+_EVENTS: Final[Mapping[type[RowVerb], tuple[str, tuple[str, ...]]]] = MappingProxyType(
+    {
+        RequeueDead: ("dead_letter_requeued", ("requeued_as",)),
+        DropDead: ("dead_letter_dropped", ()),
+        CancelMessage: ("message_cancelled", ()),
+        RetryMessage: ("message_retried", ("retried_as",)),
+        RetryAnswer: ("delivery_retried", ("was", "attempts")),
+        DropAnswer: ("delivery_dropped", ("was", "attempts")),
+    }
+)
+
+
+class DaemonExecutor:
+    """Built once. `look` is told of a session that has work again, `given_up` of an answer that was dropped."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        supervisor: Supervisor,
+        clock: Clock,
+        look: Callable[[SessionKey], None],
+        given_up: Callable[[SessionKey, str], None],
+    ) -> None:
+        self.deletions = Deletions(sessions, supervisor, sessions.folder, clock)
+        self._sessions = sessions
+        self._supervisor = supervisor
+        self._clock = clock
+        self._look = look
+        self._given_up = given_up
+        self._log = structlog.get_logger("operator")
+
+    async def execute(self, verb: Verb) -> dict[str, Any]:
+        """Carry out one verb and return its result. Raises UnknownSessionError and what the verb's own part raises."""
+        key, operator = SessionKey(verb.agent, verb.session), operator_of(verb)
+        match verb:
+            case RowVerb():
+                return await self._change_row(key, verb, operator)
+            case StopSession():
+                return await self._stop(key)
+            case KillSession():
+                return await self._kill(key, operator)
+            case ReleaseSession():
+                return await self._release(key, operator)
+            case QuarantineSession():
+                return await self._quarantine(key, operator)
+            case ResetSession():
+                return await self._reset(key, operator, discard=verb.discard)
+            case DeleteSession():
+                return await self.deletions.delete(key, operator, force=verb.force)
+            case ApplyStale():
+                return await self._stale_apply(key, verb.scope, operator, verb.expected)
+            case PreviewStale():
+                return await self._stale_preview(key, verb.scope)
+            case UndoStale():
+                return await self._stale_undo(key, verb.backup, operator)
+            case _:
+                raise NotImplementedError(type(verb).__name__)
+
+    # --- one row
+
+    async def _change_row(self, key: SessionKey, verb: RowVerb, operator: Operator) -> dict[str, Any]:
+        session = await self._sessions.get(key)
+
+        def is_sent_now(answer_id: str) -> bool:
+            return any(answer_id in ids for ids in tuple(session.sending.values()))
+
+        def work(now: int) -> dict[str, Any]:
+            slot = self._supervisor.slot(key)
+            live = slot.incarnation if slot is not None else None
+            return change_row(verb, session.files, now, live=live, is_sent_now=is_sent_now)
+
+        done = await self._sessions.change(session, work)
+        event, fields = _EVENTS[type(verb)]
+        row = "message_out" if isinstance(verb, RetryAnswer | DropAnswer) else "message"
+        more = {row: verb.id, **{name: done[name] for name in fields}}
+        self._log.warning(event, agent=key.agent, session=key.session, **more, by=operator.name, reason=operator.reason)
+        if isinstance(verb, DropDead | DropAnswer):
+            self._given_up(key, verb.id)
+        try:
+            if isinstance(verb, CancelMessage) and done["running"]:
+                await self._end_cancelled(key, verb.id)
+        finally:
+            self._look(key)  # it has work again, or its count of dead letters has changed
+        return done
+
+    async def _end_cancelled(self, key: SessionKey, message_id: str) -> None:
+        try:
+            await self._supervisor.end(key, "operator_kill", graceful=False)
+        except NotConfirmedError as error:
+            raise NotConfirmedError(
+                f"{message_id} is cancelled, but its container still runs: {error}",
+                hint="The daemon goes on ending it. Repeat the command to wait for that; `docker ps` shows whether"
+                " the runtime answers.",
+            ) from error
+
+    # --- the stale sweep
+
+    async def _stale_preview(self, key: SessionKey, scope: Scope) -> dict[str, Any]:
+        """Return {runs, left, running} of one session. Raise UnknownSessionError or what opening the files raises."""
+        session = await self._sessions.get(key)
+        async with session.lock:
+            around = await self._around(session)
+            work = partial(stale_sweep.preview_report, session.files, key, around, scope)
+            return await session.call_locked(work)
+
+    async def _stale_apply(
+        self, key: SessionKey, scope: Scope, operator: Operator, expected: Sequence[str] | None
+    ) -> dict[str, Any]:
+        """Swept's report. Raises what `stale_sweep.apply` raises."""
+        session = await self._sessions.get(key)
+        async with session.lock:
+            around = await self._around(session)
+            await self._sessions.activate(session)  # before the work is written: a notice to a sender may be
+            work = partial(stale_sweep.apply, session.files, key, around, scope, operator, expected=expected)
+            swept = await session.call_locked(work)
+        self._log.warning("stale_swept", agent=key.agent, session=key.session, runs=len(swept.plan.endings),
+                          backup=swept.backup.path.name if swept.backup is not None else None,
+                          by=operator.name, reason=operator.reason)  # fmt: skip
+        self._look(key)
+        return swept.report()
+
+    async def _stale_undo(self, key: SessionKey, backup: str, operator: Operator) -> dict[str, Any]:
+        """Put a sweep's backup back. Raises what `stale_sweep.undo` raises."""
+        session = await self._sessions.get(key)
+        async with session.lock:
+            await self._sessions.activate(session)
+            now = self._clock.now_ms()
+
+            def work() -> dict[str, Any]:
+                found = stale_sweep.found_backup(session.files, backup)
+                return stale_sweep.undo(session.files, key, found, operator, now)
+
+            done = await session.call_locked(work)
+        self._log.warning("stale_sweep_undone", agent=key.agent, session=key.session, backup=backup,
+                          by=operator.name, reason=operator.reason)  # fmt: skip
+        self._look(key)
+        return done
+
+    async def _around(self, session: Session) -> Surroundings:
+        """With the session's lock held no container of it can start: the supervisor passes through it first."""
+        ended = await self._sessions.central(lambda registry: registry.ended_incarnations(session.key))
+        slot = self._supervisor.slot(session.key)
+        knows = self._supervisor.knows
+
+        def life(incarnation: str) -> Life:
+            if slot is not None and slot.incarnation == incarnation:
+                return Life.ALIVE
+            if incarnation in ended:
+                return Life.GONE
+            return Life.GONE if knows else Life.UNKNOWN
+
+        synced = session.quarantined is None
+        return Surroundings(
+            self._clock.now_ms(), life, alive=self._supervisor.may_run(session.key), synced=synced, gone_at=ended
+        )
+
+    # --- sessions
+
+    async def _stop(self, key: SessionKey) -> dict[str, Any]:
+        found = await self._sessions.get(key)
+        slot = self._supervisor.begin_end(found.key, "operator_stop", graceful=True)
+        incarnation = slot.incarnation if slot is not None else None
+        self._log.info("operator_stop", agent=key.agent, session=key.session, incarnation=incarnation)
+        return {"stopping": slot is not None, "incarnation": incarnation}
+
+    async def _kill(self, key: SessionKey, operator: Operator) -> dict[str, Any]:
+        found = await self._sessions.get(key)
+        self._log.warning(
+            "operator_kill", agent=key.agent, session=key.session, by=operator.name, reason=operator.reason
+        )
+        if self._supervisor.slot(found.key) is not None:
+            # Before the kill, while the attempts that it ends are open; a file that cannot be written stops no kill.
+            with anyio.move_on_after(_NOTE_S):
+                await self._try_note(key, "session_killed", operator)
+        slot = await self._supervisor.end(key, "operator_kill", graceful=False)
+        return {
+            "killed": slot is not None,
+            "incarnation": slot.incarnation if slot is not None else None,
+            "exit_code": slot.exit_code if slot is not None else None,
+        }
+
+    async def _release(self, key: SessionKey, operator: Operator) -> dict[str, Any]:
+        """Release the session and sweep it at once. One whose folder is gone gets a new one."""
+        found = await self._sessions.get(key)
+        if found.quarantined is not None and not found.files.folder.root.exists():
+            await found.call(found.files.create)
+            self._log.warning("session_made_anew", agent=key.agent, session=key.session)
+        was = found.quarantined
+        await self._sessions.central(lambda registry: registry.release(key))
+        found.quarantined, found.active = None, True
+        found.strikes.clear()
+        self._sessions.troubles.forget(key)
+        self._log.info("operator_release", agent=key.agent, session=key.session, was=was, by=operator.name,
+                       reason=operator.reason)  # fmt: skip
+        if was is not None:
+            await self._try_note(key, "session_released", operator, was=was)
+        self._look(key)
+        return {"released": was is not None, "was": was}
+
+    async def _quarantine(self, key: SessionKey, operator: Operator) -> dict[str, Any]:
+        """Out of service until it is released; its container is ended, its messages are kept."""
+        session = await self._sessions.get(key)
+        was, now = session.quarantined, self._clock.now_ms()
+        reason = f"by {operator.name}: {operator.reason or 'no reason given'}"
+        if was is None:
+            await self._sessions.central(lambda registry: registry.quarantine(key, reason, now))
+            session.quarantined = reason
+            self._log.error("session_quarantined", agent=key.agent, session=key.session, reason=reason)
+        noted = await self._try_note(key, "session_quarantined", operator)
+        slot = self._supervisor.begin_end(key, "quarantine", graceful=False)
+        return {"quarantined": was is None, "was": was, "ending": slot is not None, "noted": noted}
+
+    async def _reset(self, key: SessionKey, operator: Operator, *, discard: bool) -> dict[str, Any]:
+        """Its container ended, its out/ put aside, out of quarantine: it begins anew with what waits.
+
+        Raises NotConfirmedError, ResetWouldLoseError or StorageError; its files are unchanged then.
+        """
+        session = await self._sessions.get(key)
+        if not self._supervisor.knows:
+            raise RuntimeUnavailableError("whether a container of the session lives cannot be told now.")
+        was, now = session.quarantined, self._clock.now_ms()
+        await self._supervisor.end(key, "operator_reset", graceful=False)  # and all that its exit entails
+        # From here on nothing is spawned for it; what was spawned since the exit is ended again.
+        session.quarantined = was or f"is being reset by {operator.name}"
+        try:
+            await self._supervisor.end(key, "operator_reset", graceful=False)
+            async with session.lock:
+                await self._sessions.activate(session)
+                work = partial(session_repair.reset, session.files, operator, now, discard=discard)
+                done = await session.call_locked(work)
+            await self._sessions.central(lambda registry: registry.release(key))
+        except BaseException:
+            session.quarantined = was
+            self._look(key)
+            raise
+        session.quarantined, session.active = None, True
+        session.strikes.clear()
+        self._log.warning("session_reset", agent=key.agent, session=key.session, was=was, moved_to=done["moved_to"],
+                          by=operator.name, reason=operator.reason)  # fmt: skip
+        self._look(key)
+        return {**done, "was": was}
+
+    async def _try_note(self, key: SessionKey, event: str, operator: Operator, **more: object) -> bool:
+        """Who did what to a session, and why, into its history. False, and a line in the log, where that cannot be."""
+        now = self._clock.now_ms()
+        try:
+            session = await self._sessions.get(key)
+            await session.call(partial(session_repair.note, session.files, event, operator, now, **more))
+        except ClawbusError as error:
+            self._log.warning("repair_not_noted", agent=key.agent, session=key.session, what=event, code=error.code,
+                              error=str(error), by=operator.name, reason=operator.reason)  # fmt: skip
+            return False
+        return True

@@ -1,0 +1,302 @@
+"""Carries out an operator's verbs on the files while no daemon runs.
+
+Holds the data folder as a daemon would, so that none can start meanwhile, and asks the runtime which containers live:
+they outlive a daemon. What the runtime does not say is never taken for "no container lives".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+
+from daemon.config.models import Config
+from daemon.config.policies import read_limits
+from daemon.core.clock import Clock
+from daemon.core.commands import (
+    ApplyStale,
+    CancelMessage,
+    DeleteSession,
+    KillSession,
+    PreviewStale,
+    QuarantineSession,
+    ReleaseSession,
+    ResetSession,
+    RowVerb,
+    StopSession,
+    UndoStale,
+    Verb,
+)
+from daemon.core.errors import (
+    DataFolderError,
+    NotConfirmedError,
+    RegistryGoneError,
+    RuntimeUnavailableError,
+    UnknownSessionError,
+)
+from daemon.core.facts import Container
+from daemon.core.run_state import Life
+from daemon.inspect.central_reading import incarnations_of
+from daemon.inspect.containers import RuntimeSeen, look_at_runtime
+from daemon.maintenance import session_repair, stale_sweep
+from daemon.maintenance.row_verbs import change_row, operator_of
+from daemon.maintenance.session_deletion import delete_from_files
+from daemon.maintenance.stale_reading import Surroundings
+from daemon.runtimes.factory import build_runtime
+from daemon.store.data_folder import DataFolder
+from daemon.store.dead_letters import Operator
+from daemon.store.rebuild import REMAKE_HINT, agree_on_install_id, found_sessions
+from daemon.store.registry import Registry, SessionKey
+from daemon.store.session_files import SessionFiles
+from schema.errors import ClawbusError
+from schema.ids import session_path
+
+Look = Callable[[Config, str | None], RuntimeSeen]
+
+
+class OfflineExecutor:
+    """Built by `offline_executor`. `recover`: roll back the journals that dead containers left."""
+
+    source = "files"
+
+    def __init__(
+        self,
+        config: Config,
+        folder: DataFolder,
+        registry: Registry,
+        install_id: str,
+        clock: Clock,
+        *,
+        recover: bool,
+        look: Look,
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._registry = registry
+        self._install_id = install_id
+        self._clock = clock
+        self._recover = recover
+        self._look = look
+        self._listing = look(config, install_id)
+
+    def sessions(self) -> Sequence[tuple[str, str]]:
+        """Return every session that has a folder."""
+        return list(found_sessions(self._folder.sessions_dir))
+
+    def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
+        """Return None: no daemon is there to take a message."""
+        del agent, wait_s
+
+    def execute(self, verb: Verb) -> dict[str, Any]:
+        """Carry out one verb and return its result. Raises UnknownSessionError and what the verb's own part raises."""
+        key, operator, now = SessionKey(verb.agent, verb.session), operator_of(verb), self._clock.now_ms()
+        files = self._files(key)
+        if self._registry.session(key) is None and not files.folder.root.is_dir():
+            raise UnknownSessionError(f"there is no session {key}.")
+        match verb:
+            case RowVerb():
+                return self._change_row(key, files, verb)
+            case StopSession():
+                ended = self._end(key, graceful=True)
+                return {"stopping": ended is not None, "incarnation": ended and ended["incarnation"]}
+            case KillSession():
+                return self._kill(key, files, operator)
+            case ReleaseSession():
+                return self._release(key, files, operator, now)
+            case QuarantineSession():
+                return self._quarantine(key, files, operator, now)
+            case ResetSession():
+                return self._reset(key, operator, discard=verb.discard)
+            case DeleteSession():
+                return self._delete(key, files, operator, force=verb.force)
+            case ApplyStale():
+                self._registry.activate(key, now)
+                around = self._around(key)
+                return stale_sweep.apply(files, key, around, verb.scope, operator, expected=verb.expected).report()
+            case PreviewStale():
+                return stale_sweep.preview_report(files, key, self._around(key), verb.scope)
+            case UndoStale():
+                self._registry.activate(key, now)
+                return stale_sweep.undo(files, key, stale_sweep.found_backup(files, verb.backup), operator, now)
+            case _:
+                raise NotImplementedError(type(verb).__name__)
+
+    def _change_row(self, key: SessionKey, files: SessionFiles, verb: RowVerb) -> dict[str, Any]:
+        live: str | None = None
+        if isinstance(verb, CancelMessage):
+            # A message may be cancelled under a container only by somebody who can end that container.
+            container = self._container(key) if self._listing.containers is not None or self._may_live(key) else None
+            live = container.incarnation if container is not None else None
+        self._registry.activate(key, self._clock.now_ms())  # before the work is written: the next daemon looks at it
+        # Nothing is being sent: only a daemon sends.
+        done = change_row(verb, files, self._clock.now_ms(), live=live, is_sent_now=lambda _: False)
+        if isinstance(verb, CancelMessage) and done["running"]:
+            self._end(key, graceful=False)
+        return done
+
+    # --- containers
+
+    def _may_live(self, key: SessionKey) -> bool:
+        """Whether a container of the session is on record that has not ended."""
+        return any(row.key == key for row in self._registry.live_incarnations())
+
+    def _container(self, key: SessionKey) -> Container | None:
+        """Return the session's running container. Raises RuntimeUnavailableError when nobody can say."""
+        listed = self._listing.containers
+        if listed is None:
+            why = (self._listing.error or "the runtime does not answer").rstrip(".")
+            raise RuntimeUnavailableError(
+                f"whether a container of session {key} runs cannot be determined: {why}.",
+                hint=f"`{self._listing.repair}`, then repeat the command."
+                if self._listing.repair
+                else "`clawbus doctor` says what to do about the runtime; then repeat the command.",
+            )
+        return next((one for one in listed if (one.agent, one.session) == key), None)
+
+    def _end(self, key: SessionKey, *, graceful: bool) -> dict[str, Any] | None:
+        """End the session's container: {incarnation, exit_code}, or None if none runs.
+
+        Wait for the confirmed exit unless it is graceful. What the exit means for its messages is settled by the next
+        daemon. Raises RuntimeUnavailableError or NotConfirmedError.
+        """
+        container = self._container(key)
+        if container is None:
+            return None
+        code = anyio.run(self._end_container, container, graceful)
+        if not graceful:
+            self._listing = self._look(self._config, self._install_id)
+        return {"incarnation": container.incarnation, "exit_code": code}
+
+    async def _end_container(self, container: Container, graceful: bool) -> int | None:
+        runtime = build_runtime(self._config, self._folder, self._install_id, self._clock)
+        confirm_s = self._config.runtime.kill_confirm_s
+        try:
+            await runtime.forbid_restart(container.container_id)
+            if graceful:
+                await runtime.stop(container.container_id)
+                return None
+            await runtime.kill(container.container_id)
+            with anyio.fail_after(confirm_s):
+                return (await runtime.wait(container.container_id, container.started_at)).code
+        except TimeoutError as error:
+            raise NotConfirmedError(
+                f"the exit of container {container.container_id} was not confirmed within {confirm_s:g} s.",
+                hint="Repeat the command; `clawbus doctor` says whether the runtime answers.",
+            ) from error
+        finally:
+            await runtime.aclose()
+
+    # --- sessions
+
+    def _kill(self, key: SessionKey, files: SessionFiles, operator: Operator) -> dict[str, Any]:
+        if self._container(key) is not None:
+            self._try_note(files, "session_killed", operator)
+        ended = self._end(key, graceful=False)
+        if ended is None:
+            return {"killed": False, "incarnation": None, "exit_code": None}
+        self._registry.activate(key, self._clock.now_ms())
+        return {"killed": True, **ended}
+
+    def _release(self, key: SessionKey, files: SessionFiles, operator: Operator, now: int) -> dict[str, Any]:
+        was = self._quarantined(key)
+        if was is not None and not files.folder.root.exists():
+            files.create()
+        self._registry.activate(key, now)
+        self._registry.release(key)
+        if was is not None:
+            self._try_note(files, "session_released", operator, was=was)
+        return {"released": was is not None, "was": was}
+
+    def _quarantine(self, key: SessionKey, files: SessionFiles, operator: Operator, now: int) -> dict[str, Any]:
+        was = self._quarantined(key)
+        self._container(key)  # before anything is written: refused while nobody can say whether one runs
+        if was is None:
+            self._registry.activate(key, now)
+            self._registry.quarantine(key, f"by {operator.name}: {operator.reason or 'no reason given'}", now)
+        noted = self._try_note(files, "session_quarantined", operator)
+        return {
+            "quarantined": was is None,
+            "was": was,
+            "ending": self._end(key, graceful=False) is not None,
+            "noted": noted,
+        }
+
+    def _reset(self, key: SessionKey, operator: Operator, *, discard: bool) -> dict[str, Any]:
+        was = self._quarantined(key)
+        self._end(key, graceful=False)  # raises unless no container is left
+        files, now = self._files(key), self._clock.now_ms()
+        self._registry.activate(key, now)
+        done = session_repair.reset(files, operator, now, discard=discard)
+        self._registry.release(key)
+        return {**done, "was": was}
+
+    def _delete(self, key: SessionKey, files: SessionFiles, operator: Operator, *, force: bool) -> dict[str, Any]:
+        return delete_from_files(
+            self._registry,
+            self._folder.sessions_dir,
+            files,
+            key,
+            operator,
+            self._clock.now_ms,
+            lives=self._lives(key),
+            force=force,
+        )
+
+    def _quarantined(self, key: SessionKey) -> str | None:
+        row = self._registry.session(key)
+        return row.quarantine_reason if row is not None else None
+
+    def _try_note(self, files: SessionFiles, event: str, operator: Operator, **more: object) -> bool:
+        """Write who did what into the session's history. False where that cannot be written."""
+        try:
+            session_repair.note(files, event, operator, self._clock.now_ms(), **more)
+        except ClawbusError:
+            return False
+        return True
+
+    # --- what the runtime says
+
+    def _lives(self, key: SessionKey) -> bool:
+        """Whether a container of the session runs, or nobody can say."""
+        listed = self._listing.containers
+        return listed is None or any((one.agent, one.session) == key for one in listed)
+
+    def _files(self, key: SessionKey) -> SessionFiles:
+        files = SessionFiles(session_path(self._folder.sessions_dir, *key), read_limits(self._config))
+        if self._recover and not self._lives(key) and files.has_journal():
+            files.recover()  # nothing runs, by the runtime's word: as at a daemon's start
+        return files
+
+    def _around(self, key: SessionKey) -> Surroundings:
+        rows: Mapping[str, Mapping[str, Any]] = incarnations_of(self._folder.root, key)
+        ended = {name: int(row["ended_at"]) for name, row in rows.items() if row.get("ended_at") is not None}
+        alive = self._listing.alive
+
+        def life(incarnation: str) -> Life:
+            if alive is not None:
+                return Life.ALIVE if incarnation in alive else Life.GONE
+            return Life.GONE if incarnation in ended else Life.UNKNOWN
+
+        return Surroundings(self._clock.now_ms(), life, alive=self._lives(key), synced=False, gone_at=ended)
+
+
+@contextmanager
+def offline_executor(
+    config: Config, clock: Clock, *, recover: bool, look: Look = look_at_runtime
+) -> Generator[OfflineExecutor]:
+    """Hold the data folder and yield its executor.
+
+    Raises DataFolderError, DataFolderLockedError, RegistryGoneError, SchemaTooNewError or StorageError.
+    """
+    if not (config.data_dir / "clawbus.version").is_file():
+        raise DataFolderError(
+            f"{config.data_dir} is no data folder of clawbus.", hint="Name it with --data or --config."
+        )
+    with DataFolder.open(config.data_dir, clock) as folder:
+        if not folder.central_db.is_file():  # an empty one in its place would hide the loss
+            raise RegistryGoneError(f"{folder.central_db} is missing.", hint=REMAKE_HINT)
+        registry = Registry(folder.central_db)
+        install_id = agree_on_install_id(registry, folder.install_file, clock.now_ms())
+        yield OfflineExecutor(config, folder, registry, install_id, clock, recover=recover, look=look)
