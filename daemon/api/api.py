@@ -321,7 +321,7 @@ def parse_body(model: type[_Model], body: bytes) -> _Model:
 def parse_verb(adapter: TypeAdapter[Verb], values: Mapping[str, Any], body: bytes) -> Verb:
     """Build a verb from what a request holds. Raises RequestRefusedError, or what the verb itself refuses."""
     try:
-        given = cast("object", json.loads(body)) if body.strip() else {}
+        given: object = json.loads(body or b"{}")
         if not isinstance(given, dict):
             raise RequestRefusedError("the request's body is not a JSON object.")
         # As JSON once more: pydantic's strict mode takes a dataclass from JSON only.
