@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Channel, ChannelContext
+from daemon.config.faults import booleans_for_numbers, fault_text
 from daemon.config.models import Config
-from daemon.config.models.faults import booleans_for_numbers, fault_text
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import HeadRule
 from daemon.core.errors import ChannelError, ConfigError

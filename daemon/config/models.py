@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from daemon.config.addresses import docker_address_fault, is_loopback, split_listen
-from daemon.config.models.faults import booleans_for_numbers, fault_text
+from daemon.config.faults import booleans_for_numbers, fault_text
 from daemon.config.sources import is_service_link, read_toml
 from daemon.core.errors import ConfigError
 from daemon.core.zones import zone

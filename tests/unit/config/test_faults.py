@@ -8,8 +8,8 @@ import pytest
 from pydantic import BaseModel
 
 from daemon.channels.webhook_settings import Hook, WebhookSettings
+from daemon.config.faults import booleans_for_numbers
 from daemon.config.models import Config, load_config
-from daemon.config.models.faults import booleans_for_numbers
 from daemon.core.errors import ConfigError
 
 
