@@ -13,7 +13,7 @@ from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, SessionScope, user
 from daemon.core.clock import SystemClock
 from daemon.core.commands import DropAnswer, RetryAnswer
-from daemon.core.errors import DaemonDownError, DaemonSilentError, UnknownMessageError
+from daemon.core.errors import AmbiguousIdError, DaemonDownError, DaemonSilentError, UnknownMessageError
 from schema.errors import ClawbusError
 from schema.rows import DeliveryState
 
@@ -145,13 +145,13 @@ def _chosen(
 
 
 def _only(report: Mapping[str, Any], answer: str) -> tuple[str, str]:
-    """Return the session that has this answer. Raise UnknownMessageError unless there is exactly one."""
+    """Return the session that has this answer. Raise UnknownMessageError, or AmbiguousIdError for several."""
     found = sorted({(one["agent"], one["session"]) for one in report["answers"]})
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join("/".join(one) for one in found)
-        raise UnknownMessageError(
+        raise AmbiguousIdError(
             f"several sessions have an answer {answer!r}: {names}.", hint="Name the one you mean with --session."
         )
     raise UnknownMessageError(

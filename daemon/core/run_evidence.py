@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from daemon.core.run_state import (
     FINISHED,
@@ -22,6 +22,28 @@ from daemon.core.run_state import (
     outcome_of,
 )
 from schema.rows import Ack, AckStatus, MessageStatus
+
+
+class RunContext(Protocol):
+    """What judging a run needs to know apart from the session's two files."""
+
+    @property
+    def now(self) -> int:
+        """Epoch ms."""
+        ...
+
+    @property
+    def synced(self) -> bool:
+        """Whether a running daemon settles what the container writes."""
+        ...
+
+    def life(self, incarnation: str | None) -> Life:
+        """Return whether the incarnation's container is alive."""
+        ...
+
+    def ended_at(self, incarnation: str | None) -> int | None:
+        """Return when its exit was confirmed, in epoch ms, or None."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +138,7 @@ class BoxRows:
     newest: list[str] | None = None  # ids of answers, when the cursor says nothing of this very file
 
 
-def runs_of(message: MessageSeen, host: HostRows, box: BoxRows, scene: Scene) -> list[RunRead]:
+def runs_of(message: MessageSeen, host: HostRows, box: BoxRows, scene: RunContext) -> list[RunRead]:
     """Return the runs of one message in the order of their claims, each with its evidence and verdict."""
     attempts = host.attempts.get(message.message_id, [])
     ack = _ack_of(message, box)
@@ -124,9 +146,9 @@ def runs_of(message: MessageSeen, host: HostRows, box: BoxRows, scene: Scene) ->
     names: list[str | None] = [attempt["incarnation"] for attempt in attempts]
     if ack is not None and ack.incarnation is not None and ack.incarnation not in names:
         names.append(ack.incarnation)  # claimed, and the host has not seen it yet
-    if _waits(message, attempts, names, endings):
-        names.append(None)
     of_ack = _of_ack(ack, attempts, names)
+    if _waits(message, attempts, names, endings) and not _goes_on(ack, of_ack, names, scene):
+        names.append(None)
     of_answers = of_ack if ack is not None and ack.status is not AckStatus.PROCESSING else None
     runs: list[RunRead] = []
     for index, name in enumerate(names):
@@ -167,6 +189,13 @@ def _waits(
     return interrupted and not any(ending.status in FINISHED for _, ending in endings)
 
 
+def _goes_on(ack: Ack | None, of_ack: str | None, names: Sequence[str | None], scene: RunContext) -> bool:
+    """Whether the last run finished the message, or still works on it, although its attempt was closed as interrupted."""
+    if ack is None or not names or of_ack != names[-1]:
+        return False
+    return ack.status is not AckStatus.PROCESSING or scene.life(of_ack) is Life.ALIVE
+
+
 def _of_ack(ack: Ack | None, attempts: Sequence[Mapping[str, Any]], names: Sequence[str | None]) -> str | None:
     """Whose ack this is; of a runner that stamps none: of the one that worked at its time."""
     if ack is None:
@@ -184,7 +213,7 @@ def _at_work(at: int | None, attempts: Sequence[Mapping[str, Any]], names: Seque
 def _evidence(
     message: MessageSeen,
     name: str | None,
-    scene: Scene,
+    scene: RunContext,
     attempt: Mapping[str, Any] | None,
     ack: Ack | None,
     *,

@@ -16,7 +16,7 @@ from schema.instants import to_text
 
 # A container may be young, and a wake on its way: what lasts no longer than this is no finding.
 GRACE_MS: Final = 15_000
-UNCLAIMED_MS: Final = 60_000
+UNCLAIMED_MS: Final = 60_000  # a runner that works has polled many times by then
 HELD_MS: Final = 300_000
 _HOLDERS_SHOWN: Final = 10
 _FAILURES: Final = 3

@@ -7,10 +7,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from daemon.core.command_words import two_words
+from daemon.core.session_rules import UNCLAIMED_MS
 from daemon.inspect.session_reading import Queues
 from schema.instants import to_text
 
-UNCLAIMED_MS: Final = 60_000  # by then a runner that works has looked many times
 _ANSWER: Final = "Mend what the reason names, then requeue it; or drop it."
 _MESSAGE: Final = (
     "Find out what the message does to the agent (the session's container log), then requeue it; or drop it."

@@ -30,7 +30,7 @@ from schema.instants import from_text
 from schema.layout import SessionFolder
 from schema.migrate import VERSION
 from schema.outbound_copy import open_outbound_copy
-from schema.rows import MessageStatus, ToolInFlight
+from schema.rows import Ack, MessageStatus, ToolInFlight
 
 MAX_SUSPECTS: Final = 1000
 _LOOK_BACK: Final = 5000  # how many of the newest messages are checked for a history
@@ -53,7 +53,7 @@ class RunsRead:
 
 def read_runs_of(folder: SessionFolder, ids: Sequence[str], scene: Scene, limits: ReadLimits) -> RunsRead:
     """Every run of the named messages, in the order of their messages, then of their claims."""
-    return _read(folder, scene, limits, lambda reader: _named(reader, ids))
+    return _read(folder, scene, limits, lambda reader: read_messages(reader, ids))
 
 
 def read_newest_runs(folder: SessionFolder, limit: int, scene: Scene, limits: ReadLimits) -> RunsRead:
@@ -74,7 +74,7 @@ def _read(
     try:
         with open_inbound(folder) as reader:
             rows = select(reader)
-            _read_host(reader, rows, host)
+            read_host_rows(reader, rows, host)
             cursor = _cursor(reader)
     except ClawbusError as error:
         found.errors.append(f"{error.code}: {error}")
@@ -95,7 +95,8 @@ def _read(
 # --- inbound.db
 
 
-def _named(reader: Reader, ids: Sequence[str]) -> list[sqlite3.Row]:
+def read_messages(reader: Reader, ids: Sequence[str]) -> list[sqlite3.Row]:
+    """Return the named messages, in the order of their arrival within each chunk of ids."""
     found: list[sqlite3.Row] = []
     for chunk in chunks(list(dict.fromkeys(ids))):
         found += reader.all(f"SELECT *, {_CONTENT} FROM messages_in WHERE id IN ({marks(chunk)}) ORDER BY seq", chunk)
@@ -104,7 +105,7 @@ def _named(reader: Reader, ids: Sequence[str]) -> list[sqlite3.Row]:
 
 def _newest(reader: Reader, limit: int) -> list[sqlite3.Row]:
     newest = [row["id"] for row in reader.all("SELECT id FROM messages_in ORDER BY seq DESC LIMIT ?", (limit,))]
-    return _named(reader, [*newest, *_open_attempts(reader)])
+    return read_messages(reader, [*newest, *_open_attempts(reader)])
 
 
 def _suspects(reader: Reader) -> list[sqlite3.Row]:
@@ -118,7 +119,7 @@ def _suspects(reader: Reader) -> list[sqlite3.Row]:
         f" WHERE h.message_id = m.id AND h.event IN {_FINAL}) LIMIT ?"
     )
     ids += [row["id"] for row in table_rows(reader, "message_history", silent, MAX_SUSPECTS)]
-    return _named(reader, ids)
+    return read_messages(reader, ids)
 
 
 def _open_attempts(reader: Reader) -> list[str]:
@@ -141,7 +142,8 @@ def _any_unknown(reader: Reader, ids: Sequence[str]) -> bool:
     return not known.issuperset(ids)
 
 
-def _read_host(reader: Reader, rows: Iterable[sqlite3.Row], host: HostRows) -> None:
+def read_host_rows(reader: Reader, rows: Iterable[sqlite3.Row], host: HostRows) -> None:
+    """Add these messages, their attempts in the order of their claims, and their endings to `host`."""
     host.messages = [_message(row) for row in rows]
     for chunk in chunks([message.message_id for message in host.messages]):
         attempts = f"SELECT * FROM attempts WHERE message_id IN ({marks(chunk)}) ORDER BY claimed_at, incarnation"
@@ -215,11 +217,7 @@ def _read_box(
             found.errors.append(
                 f"{SchemaTooNewError.code}: outbound.db has schema version {row[0]}; a runner of this clawbus knows {VERSION}."
             )
-        # The container wrote the stamp: what cannot be an incarnation's id becomes no part of a run's.
-        acks = outbound.acks_for(reader, ids).values()
-        box.acks = {
-            ack.message_id: ack if is_message_id(ack.incarnation) else replace(ack, incarnation=None) for ack in acks
-        }
+        box.acks = read_acks(reader, ids)
         found.tool = outbound.tool_in_flight(reader)
         seen = cursor[0] if cursor is not None and cursor[1] in ("", reader.file_id) else 0
         found.news = outbound.has_after(reader, seen)
@@ -228,6 +226,12 @@ def _read_box(
             box.newest = [str(row["id"]) for row in newest]
         if reader.columns("messages_out") and ids:
             _read_answers(reader, frozenset(ids), box)
+
+
+def read_acks(reader: Reader, ids: Sequence[str]) -> dict[str, Ack]:
+    """Return the messages' acks. The container wrote the stamp: a value that cannot be an incarnation's id is dropped."""
+    acks = outbound.acks_for(reader, ids).values()
+    return {ack.message_id: ack if is_message_id(ack.incarnation) else replace(ack, incarnation=None) for ack in acks}
 
 
 def _read_answers(reader: Reader, ids: frozenset[str], box: BoxRows) -> None:

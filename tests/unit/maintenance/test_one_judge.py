@@ -1,0 +1,82 @@
+"""The doctor's reader and the stale sweep's judge the same rows alike, also when incarnation ids are out of claim order."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from daemon.core.run_evidence import RunRead, Scene
+from daemon.core.stale_plan import Seen
+from daemon.inspect.reading import read_suspect_runs
+from daemon.maintenance.stale_reading import Surroundings, read_runs
+from daemon.store.messages import note_claim
+from daemon.store.registry import SessionKey
+from schema.connect import ReadLimits
+from tests.support.session_world import NOW, SessionWorld
+
+KEY: Final = SessionKey("echo", "s")
+NAMES: Final = ("I1", "I2", "I3")
+OLD: Final = NOW - 3_600_000
+CASES: Final = 40
+
+
+def _one_message(world: SessionWorld, dice: random.Random, message_id: str) -> None:
+    """Write one message with up to three runs, claimed in any order of their ids."""
+    world.accept(message_id)
+    names = dice.sample(NAMES, dice.randint(1, 3))
+    for number, name in enumerate(names):
+        last = number == len(names) - 1
+        outcome = dice.choice((None, None, "orphaned", "released") if not last else (None, None, "orphaned"))
+        with world.files.inbound() as db, db.transaction():
+            note_claim(db, message_id, name, OLD + 1000 * (number + 1), OLD + 1000 * (number + 1))
+        if outcome is not None:
+            world.change(f"UPDATE attempts SET outcome = '{outcome}', ended_at = {OLD + 1000 * (number + 1) + 500}"
+                         f" WHERE message_id = '{message_id}' AND incarnation = '{name}'")  # fmt: skip
+    acked = dice.choice((None, "processing", "completed", "failed"))
+    if acked == "processing":
+        world.claim(message_id, by=names[-1])
+    elif acked is not None:
+        world.claim(message_id, by=names[-1])
+        world.say(
+            f"a-{message_id}", in_reply_to=message_id, content="done" if acked == "completed" else '{"error": "no"}'
+        )
+        world.ack(acked, message_id, by=names[-1])
+    if dice.random() < 0.2:
+        world.change(f"UPDATE messages_in SET status = 'completed' WHERE id = '{message_id}'")
+
+
+def _verdict(run: RunRead | Seen) -> tuple[str, bool, str, str, bool, bool]:
+    seen, verdict = run.evidence, run.verdict
+    return run.run_id, seen.latest, verdict.status.value, verdict.confidence.value, verdict.stale, verdict.inconsistent
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_both_readers_judge_random_runs_alike(tmp_path: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    world = SessionWorld(tmp_path / "sessions" / "echo" / "s", OLD)
+    for number in range(3):
+        _one_message(world, dice, f"m{number}")
+    alive = frozenset(name for name in NAMES if dice.random() < 0.3)
+    scene = Scene(NOW, synced=False, alive=alive)
+    doctor = read_suspect_runs(world.files.folder, scene, ReadLimits())
+    assert not doctor.errors
+    sweep = read_runs(world.files, KEY, Surroundings(NOW, scene.life, alive=bool(alive)))
+    told = {_verdict(run) for run in doctor.runs if run.evidence.latest or run.verdict.stale}
+    judged = {_verdict(run) for run in sweep}
+    assert {run for run in told if run[4]} == {run for run in judged if run[4]}, (
+        "the same runs are stale, for the same reason"
+    )
+    assert {run for run in told if run[1]} == {run for run in judged if run[1]}, "the latest runs are the same"
+
+
+def test_the_latest_run_is_the_one_claimed_last_not_the_one_with_the_greatest_id(tmp_path: Path) -> None:
+    world = SessionWorld(tmp_path / "sessions" / "echo" / "s", OLD)
+    world.accept("m")
+    with world.files.inbound() as db, db.transaction():
+        note_claim(db, "m", "I9", OLD + 1000, OLD + 1000)
+        note_claim(db, "m", "I1", OLD + 2000, OLD + 2000)
+    runs = read_runs(world.files, KEY, Surroundings(NOW, Scene(NOW, synced=False, alive=frozenset()).life))
+    assert [(run.run_id, run.evidence.latest) for run in runs] == [("m@I9", False), ("m@I1", True)]
