@@ -254,7 +254,7 @@ def test_a_thread_that_hangs_does_not_keep_the_daemon_from_ending(tmp_path: Path
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     program = (
-        "import threading, sys, daemon.app\n"
+        "import threading, sys, daemon.app.main\n"
         "threading.Thread(target=lambda: open(sys.argv[1])).start()\n"
         "daemon.app.main._leave_hung_threads()\n"
         "print('not reached', file=sys.stderr)\n"
