@@ -82,7 +82,8 @@ class SignalInbox:
         while not self._waiting:
             await anyio.wait_readable(self._wake_reader)
             self._drain()
-        number = next(iter(self._waiting))
+        waiting = tuple(self._waiting)  # copied in one step: a handler may add to the dictionary between two
+        number = waiting[0]
         del self._waiting[number]
         return signal.Signals(number)
 

@@ -5,6 +5,7 @@ It ends everything that it started, by pid and by install label, whatever the te
 """
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -19,8 +20,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
-
-import httpx
 
 from daemon.api.client import ControlClient
 from daemon.core.errors import DaemonDownError, DaemonSilentError
@@ -188,9 +187,9 @@ class RealDaemon:
 
         def ready() -> bool:
             assert process.poll() is None, f"the daemon ended with {process.returncode}:\n{self.log_tail()}"
-            with contextlib.suppress(httpx.TransportError):
+            with contextlib.suppress(OSError, http.client.HTTPException):
                 # Started, not ready: a daemon without Docker is that, too.
-                return self.listens() and self._get("/readyz").json()["result"]["started"]
+                return self._get("/readyz")["result"]["started"]
             return False
 
         eventually("ready", ready, READY_S)
@@ -231,15 +230,16 @@ class RealDaemon:
 
     # --- the socket
 
-    def listens(self) -> bool:
-        """Whether somebody answers on the socket. Asked before httpx is, which leaks its socket when nobody does."""
-        with socket.socket(socket.AF_UNIX) as probe:
-            return probe.connect_ex(str(self.socket)) == 0
-
-    def _get(self, path: str) -> httpx.Response:
-        transport = httpx.HTTPTransport(uds=str(self.socket))
-        with httpx.Client(transport=transport, base_url="http://clawbus", timeout=5.0, trust_env=False) as client:
-            return client.get(path)
+    def _get(self, path: str) -> Any:
+        """What the daemon answers, as JSON. Not with httpx, which leaks its socket when the daemon dies meanwhile."""
+        with socket.socket(socket.AF_UNIX) as plain:
+            plain.settimeout(5.0)
+            plain.connect(str(self.socket))
+            connection = http.client.HTTPConnection("clawbus")
+            connection.sock = plain
+            connection.request("GET", path)
+            with connection.getresponse() as response:
+                return json.loads(response.read())
 
     def client(self) -> ControlClient:
         return ControlClient(self.socket)
