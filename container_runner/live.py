@@ -1,4 +1,4 @@
-"""A turn while it runs: what it holds, how it tells progress, and what arrived since it began. Decides nothing."""
+"""A turn while it runs: what it holds, how it reports progress, and what arrived since it began. Decides nothing."""
 
 from __future__ import annotations
 

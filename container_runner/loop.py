@@ -53,7 +53,7 @@ _T = TypeVar("_T")
 async def run_here(work: Callable[[], _T]) -> _T:
     """File work on the loop's own thread. Only while no turn runs: nothing else is served until it is done.
 
-    To wake a thread and be woken by it costs half of what a durable commit does, and nobody else would use that time.
+    To wake a thread and be woken by it costs half of what a durable commit does, and no other work would use that time.
     """
     await checkpoint()  # a backlog must not keep a signal from being heard
     with typed_host_errors("the files cannot be used"):
@@ -405,7 +405,7 @@ class Runner:
         return failure_replies(failure, messages, batch.routing, open_detail=open_detail)
 
     async def _show_tool(self, log: FilteringBoundLogger, tool: Silence | None, started_at: int) -> None:
-        """In the file for the host, which judges by it, and in the log for whoever asks later what took so long."""
+        """Record the tool in the file, by which the host judges, and in the log, which explains later what took so long."""
         if tool is None or tool == self._provider.silence:
             log.info("tool_ended")
         else:

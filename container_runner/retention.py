@@ -83,7 +83,7 @@ class Retention:
         return self._now_ms() >= self._rest_until
 
     def rest(self) -> None:
-        """Begin anew in an hour: a pass has ended."""
+        """Schedule the next pass in an hour: this one has ended."""
         self._rest_until = self._now_ms() + _EVERY_MS
         self._answers_done, self._position = False, 0
         self._answers_taken, self._acks_taken = 0, 0
@@ -111,7 +111,7 @@ class Retention:
         rows, cutoff = db.all(_ANSWERS, (self._position, self._batch)), self._now_ms() - self._keep_ms
         taken = [row["id"] for row in rows if may_go(row, cutoff)]
         if taken:
-            # The files before the row that names them: a death between the two leaves nothing that nobody knows of.
+            # The files before the row that names them: a death between the two leaves no unknown file.
             self._remove_files(taken)
             with db.transaction():
                 db.executemany("DELETE FROM messages_out WHERE id = ?", [(identity,) for identity in taken])
@@ -148,7 +148,7 @@ class Retention:
     def _remove_files(self, ids: Sequence[str]) -> None:
         for identity in ids:
             if is_message_id(identity):
-                # The agent may have done anything here, a nest too deep to walk as well; a folder that stays harms nobody.
+                # The agent may have done anything here, a nest too deep to walk as well; a folder that stays does no harm.
                 with suppress(OSError, RecursionError):
                     shutil.rmtree(self._out_folder / OUTBOX_FILES / identity)
 
@@ -162,7 +162,7 @@ def may_go(row: sqlite3.Row, cutoff: int) -> bool:
 
 
 def is_final(row: sqlite3.Row, cutoff: int) -> bool:
-    """Whether an ack is old and its message is over in the host's file: then nobody can claim that id again.
+    """Whether an ack is old and its message is over in the host's file: then that id cannot be claimed again.
 
     An ack whose message is not there stays: without the host's word, it is all that keeps the id from being worked on twice.
     """

@@ -1,4 +1,4 @@
-"""What the runner is told: environment variables in, checked values out. Reads nothing else and keeps nothing.
+"""The runner's settings: environment variables in, checked values out. Reads nothing else and keeps nothing.
 
 Every refusal is a SettingsError that names the variable and the key.
 """

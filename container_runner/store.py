@@ -63,7 +63,7 @@ SELECT min(seq) AS seq FROM inbound.messages_in
  WHERE status = 'pending' AND {{trigger}} <> 0 AND {{on_wake}} = 0 AND {{holds}} <> 0
    AND julianday(process_after) > julianday(:now) AND coalesce(julianday({{not_after}}), {_NEVER}) > julianday(:now)
 """
-# The same for a `later` that the host has not seen yet: until it has, nobody knows whether others may pass.
+# The same for a `later` that the host has not seen yet: until it has, it is unknown whether others may pass.
 _UNSEEN_LATER: Final = """
 SELECT min(m.seq) AS seq FROM main.deferrals AS d JOIN inbound.messages_in AS m ON m.id = d.message_id
  WHERE m.status = 'pending' AND d.deferral > {deferrals}
@@ -161,7 +161,7 @@ class Store:
             return batch
 
     def _drop_doubtful(self, db: Writer) -> None:
-        """Give back what a failed commit claimed: nobody works on it, and it would be due for nobody any more."""
+        """Give back what a failed commit claimed: otherwise it would stay claimed, and no turn would work on it."""
         if self._doubtful:
             with db.transaction():
                 self._release(db, self._doubtful)

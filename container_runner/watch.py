@@ -1,7 +1,7 @@
 """When to look into inbound.db: at once when the host rings, soon after a commit, and in any case after poll_s.
 
 VM mounts give no file events and a machine may be out of watches, so events only ever make the look come earlier. Where the
-poll keeps finding changes that no event told, the file is looked at (a stat) more often.
+poll keeps finding changes that no event announced, the file is polled (a stat) more often.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DEAF_AFTER: Final = 2
 
 
 class InboundWatch:
-    """One waiter's alarm. Times in seconds; `step_ms` is the quiet time after which a commit without a ring is told.
+    """One waiter's alarm. Times in seconds; `step_ms` is the quiet time after which a commit without a notification is reported.
 
     `open_events` makes the kernel's event source; where it raises OSError, watchfiles takes its place.
     """

@@ -1,4 +1,4 @@
-"""`.bell`: touched by whoever has committed something that the other side should look at now. A hint and nothing else.
+"""`.bell`: touched by a side that has committed something for the other. A hint and nothing else.
 
 A commit alone does not say whether it matters to the other side, and its file may still be locked when its journal goes. Who
 hears the bell looks at once; a commit without one is looked at a moment later, and in any case by the poll.

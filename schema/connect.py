@@ -132,7 +132,7 @@ def open_reader(path: Path) -> Reader:
 
 
 def open_still_reader(path: Path) -> Reader:
-    """Open a file that nobody changes, read-only, without locks and without believing its schema: a backup.
+    """Open a file that does not change, read-only, without locks and without believing its schema: a backup.
 
     It may be anybody's and in any journal mode; nothing is made beside it. Raises StorageError or UnusableFileError.
     """
@@ -198,7 +198,7 @@ def copy_database(source: Reader, target: Path, progress: PageProgress | None = 
     except (sqlite3.Error, MemoryError) as error:
         raise translate(error, target, hostile=False) from error
     try:
-        # A copy that is not finished is thrown away, so it needs no journal; whoever made it syncs it.
+        # A copy that is not finished is thrown away, so it needs no journal; its maker syncs it.
         copy.execute("PRAGMA journal_mode=MEMORY")
         copy.execute("PRAGMA synchronous=OFF")
         source.copy_pages(copy, _PAGES_A_STEP, _stepped(progress))
@@ -211,7 +211,7 @@ def copy_database(source: Reader, target: Path, progress: PageProgress | None = 
 def overwrite_database(target: Path, source: Reader, progress: PageProgress | None = None) -> None:
     """Replace `target`'s whole content by the source's, in one transaction: all of it or, after any error, nothing.
 
-    The target stays the same file, so that whoever has it open sees the change as any other commit. The caller must
+    The target stays the same file, so that its other users see the change as any other commit. The caller must
     own it. Raises FileBusyError when it stays locked for the busy time-out, StorageError, UnusableFileError.
     """
     try:

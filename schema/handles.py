@@ -118,7 +118,7 @@ class Deadline:
     """How long the statements of one look at a container's file may run: `seconds` of work, or three times that of waiting.
 
     A file that is made to be slow costs this thread's processor time. A disk that does not answer, a machine with no
-    processor to spare, or a daemon that was stopped costs none of it, and is nobody's doing but the host's.
+    processor to spare, or a daemon that was stopped costs none of it, and is the host's own doing.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -160,7 +160,7 @@ class Reader:
         self._max_read_bytes = max_read_bytes
         self.deadline: Deadline | None = None  # of a container's file
         self.known_columns: Mapping[str, frozenset[str]] = {}  # of tables that were looked at while opening
-        self.file_id: str = ""  # of a container's file: tells one that was deleted and made anew from the old one
+        self.file_id: str = ""  # of a container's file: distinguishes a recreated file from the old one
 
     def __enter__(self) -> Self:
         return self

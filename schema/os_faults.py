@@ -2,7 +2,7 @@
 
 A container can put a link, a fifo, a device or an endless nest where a file should be. It cannot use up this process's
 descriptors, break the disk or fill the kernel's tables. So only a short list of errnos is evidence against it;
-everything else, an errno that nobody thought of too, says that this host cannot do it now and should try again.
+everything else, unknown errnos included, says that this host cannot do it now and should try again.
 """
 
 from __future__ import annotations

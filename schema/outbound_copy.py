@@ -1,6 +1,6 @@
 """A look into a container's outbound.db that takes no lock on it: the whole file is copied at one instant, and the copy is read.
 
-For whoever only looks (reports, `doctor`, backups): the SHARED lock of an ordinary reader, for a moment, fails a commit of a
+For readers that change nothing (reports, `doctor`, backups): the SHARED lock of an ordinary reader, for a moment, fails a commit of a
 runner of another make that has no busy time-out. The file is hostile input, as it is for `open_outbound_reader`: the same
 guards come before the copy, and the same limits hold for it. Nothing is judged that was not copied whole.
 """
@@ -67,7 +67,7 @@ def _repeated(folder: Path, limits: ReadLimits, work: Callable[[int, Stamp], T])
 
 
 def _once(folder: Path, limits: ReadLimits, work: Callable[[int, Stamp], T]) -> T | None:
-    """Check the guards, then do the work on a file that nobody writes to. Return None while there is no file."""
+    """Check the guards, then do the work on a file without a writer. Return None while there is no file."""
     guard = open_plain(folder, OUTBOUND_DB)
     if guard is None:
         return None

@@ -88,7 +88,7 @@ class MessageIn:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """The message that an answer answers, as far as its delivery tells of it. `due_at`: when its wait began (epoch ms)."""
+    """The message that an answer answers, as far as its delivery reports it. `due_at`: when its wait began (epoch ms)."""
 
     message_id: str
     due_at: int | None = None
@@ -113,7 +113,7 @@ class MessageOut:
 
 @dataclass(frozen=True, slots=True)
 class TurnNote:
-    """A row of turn_notes: what the operator is told of a message's last turn, and its sender is not."""
+    """A row of turn_notes: what the operator learns about a message's last turn, and its sender does not."""
 
     code: str
     message: str
@@ -155,7 +155,7 @@ class ToolInFlight:
 
 @dataclass(frozen=True, slots=True)
 class RunnerSettings:
-    """What the daemon tells a runner at spawn, as JSON in the environment variable CLAWBUS_RUNNER."""
+    """What the daemon passes to a runner at spawn, as JSON in the environment variable CLAWBUS_RUNNER."""
 
     provider: str = "echo"
     command: tuple[str, ...] = ()

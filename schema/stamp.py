@@ -1,10 +1,10 @@
-"""A proof that nobody wrote to a SQLite file between two moments, without taking any lock on it.
+"""A proof that a SQLite file was not written between two moments, without taking any lock on it.
 
 A reader's SHARED lock fails the commit of a writer that has no busy time-out, and such a writer loses its row. What is read
 here takes no lock; it counts only when the stamp taken before is still true afterwards.
 
 A writer of a DELETE-mode file changes pages only while it holds an EXCLUSIVE lock, and with the commit it raises the change
-counter at offset 24 (sqlite.org/fileformat2.html). So a read is sound if nobody held that lock at its beginning or its end, and
+counter at offset 24 (sqlite.org/fileformat2.html). So a read is sound if no process held that lock at its beginning or its end, and
 the counter and the file's times are the same. A journal with content whose writer's RESERVED lock is not seen is a dead
 writer's, or a living one's on the other side of a mount that passes no locks on: then nothing is read.
 """
@@ -61,7 +61,7 @@ class Stamp:
 
 
 def take_stamp(descriptor: int, path: Path) -> Stamp:
-    """Return the stamp of a file that nobody writes to now. Raise FileMovedError or StrandedJournalError otherwise."""
+    """Return the stamp of a file without a writer now. Raise FileMovedError or StrandedJournalError otherwise."""
     # The order matters: a writer that begins after this look at the header has changed it by the time of `check_stamp`.
     stamp = _stamp(descriptor)
     _refuse_writer(descriptor, path)
@@ -69,7 +69,7 @@ def take_stamp(descriptor: int, path: Path) -> Stamp:
 
 
 def check_stamp(descriptor: int, path: Path, stamp: Stamp) -> None:
-    """Raise FileMovedError unless nobody has written since the stamp was taken."""
+    """Raise FileMovedError if the file was written since the stamp was taken."""
     _refuse_writer(descriptor, path)
     if _stamp(descriptor) != stamp or _identity(path) != stamp.identity:
         raise FileMovedError(f"{path.name} was written to while it was read.")
@@ -92,7 +92,7 @@ def copy_stamped(source: int, path: Path, target: int, stamp: Stamp) -> None:
 def lock_owner(descriptor: int, kind: int, where: tuple[int, int] = ALL_LOCKS) -> int | None:
     """Return the pid of a process whose lock would refuse one of this kind (F_RDLCK, F_WRLCK) on these bytes.
 
-    Asks only. 0 for a process of another pid namespace; None for nobody, and on a file system without locks.
+    Asks only. 0 for a process of another pid namespace; None if there is none, and on a file system without locks.
     """
     asked = struct.pack(_FLOCK, kind, os.SEEK_SET, *where, 0)
     try:
@@ -123,7 +123,7 @@ def _is_hot(journal: Path) -> bool:
 
 
 def _stamp(descriptor: int) -> Stamp:
-    # The header before the times: whoever writes in between has changed the times.
+    # The header before the times: a write in between has changed the times.
     header = os.pread(descriptor, _HEADER_BYTES, 0)
     status = os.fstat(descriptor)
     return Stamp(header, status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino))

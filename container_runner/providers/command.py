@@ -48,7 +48,7 @@ _Stream = TypeVar("_Stream", ByteReceiveStream, ByteSendStream)
 
 
 class CommandProvider:
-    """Starts the program anew for each turn."""
+    """Starts the program for each turn."""
 
     accepts_follow_ups = False
 
@@ -154,7 +154,7 @@ class _Conversation:
         done.set()
 
     async def _read_lines(self, stream: ByteReceiveStream) -> None:
-        """Only what is part of the answer counts: progress may be told for as long as the turn lasts."""
+        """Count only what is part of the answer: progress may be reported for as long as the turn lasts."""
         rest = bytearray()
         async for chunk in stream:
             rest += chunk
@@ -257,7 +257,7 @@ def _signal_name(number: int) -> str:
 
 
 def _by_whom(number: int) -> str:
-    """We kill a program only for its time or its answer, and that is told as such: this SIGKILL was somebody else's."""
+    """Explain a SIGKILL that is not ours: the runner kills a program only for its time or its answer, and says so."""
     return ": the system does that to a program that reaches its memory limit" if number == signal.SIGKILL else ""
 
 

@@ -18,7 +18,7 @@ from schema.json_text import UnsendableError, sendable
 from schema.rows import Kind, TurnNote
 
 TYPES: Final = frozenset({"message", "progress", "tool", "tool_end", "state", "later"})
-_HELD: Final = frozenset({"message", "state"})  # what is part of the answer; progress may be told without an end
+_HELD: Final = frozenset({"message", "state"})  # what is part of the answer; progress may be reported without an end
 _ENVELOPE: Final = frozenset({"type", "to", "thread_id", "deliver_after", "kind", "content", "text"})
 _MAX_KEY: Final = 200
 _MAX_IGNORED: Final = 100
@@ -79,7 +79,7 @@ class OutputParser:
         self.later: Later | None = None
 
     def feed(self, line: bytes) -> Event | None:
-        """Take one line; returns what it tells while the turn runs. Raises AnswerInvalidError, AnswerNotTextError."""
+        """Take one line; return what it reports while the turn runs. Raises AnswerInvalidError, AnswerNotTextError."""
         self._number += 1
         blank = not line.strip()
         if self._rich is None and not blank:
@@ -94,7 +94,7 @@ class OutputParser:
         return None if blank else self._take(line)
 
     def _begins_text(self, line: bytes) -> bool:
-        """Whether an answer in plain text follows lines that only told of progress, tools and state."""
+        """Whether an answer in plain text follows lines that only reported progress, tools and state."""
         return self._mode == "auto" and not self._messages and not _is_meant_as_ours(line)
 
     def answer(self) -> Answer:

@@ -123,7 +123,7 @@ class OutMessage:
 class Answer:
     """What a turn came to. All of it is committed together, or none. A state of None removes the key.
 
-    `ignored` are types of lines that nobody knows, `note` is for the operator: why nothing is sent.
+    `ignored` are unknown types of lines, `note` is for the operator: why nothing is sent.
     """
 
     messages: Sequence[OutMessage] = ()
@@ -141,7 +141,7 @@ class Silence:
 
 
 class Progress(Protocol):
-    """How a running turn tells that it moves, and takes what arrives meanwhile."""
+    """How a running turn reports progress, and takes messages that arrive during it."""
 
     def event(self) -> None:
         """Touch the heartbeat: the agent did something. Never call this from a timer."""

@@ -44,7 +44,7 @@ class Ended:
 
 
 class Children:
-    """Which children somebody here waits for, so that nobody else reaps them. What there is when it is built is spared."""
+    """Children that a task here waits for, which must not be reaped elsewhere. Processes older than this object are spared."""
 
     def __init__(self) -> None:
         self._awaited: set[int] = set()
@@ -69,7 +69,7 @@ class Children:
         self._awaited.discard(pid)
 
     def reap(self) -> None:
-        """Take the exit codes of inherited children that have ended: nobody else will, and each is a place in the process table."""
+        """Reap inherited children that have ended: each keeps a place in the process table until then."""
         if self._starting:
             return  # the next end of a process, or the turn's, reaps them
         for pid in self._inherited():
@@ -77,7 +77,7 @@ class Children:
                 os.waitpid(pid, os.WNOHANG)
 
     async def end_leftovers(self) -> Ended:
-        """End all that lives below this process and that nobody here waits for. Call it when no turn runs."""
+        """End every process below this one that no task here waits for. Call it when no turn runs."""
         found: dict[int, str] = {}
         stopped: set[int] = set()
         deadline = anyio.current_time() + _GIVE_UP_S

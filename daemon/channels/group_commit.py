@@ -1,6 +1,6 @@
 """Puts into the mailbox share commits: those that come while one commit runs go into the next one.
 
-A durable commit costs the same for one row as for many. Tasks and threads wait in one queue, and whoever is in the file commits for all that wait.
+A durable commit costs the same for one row as for many. Tasks and threads wait in one queue, and the one that has the file commits for all that wait.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Ticket:
 class GroupCommit:
     """A run is the entries of one caller, in order: behind one that cannot be stored none is.
 
-    `on_stored` is told of every row that a task's thread stored, in the event loop. A thread that calls `put_here` tells.
+    `on_stored` is called in the event loop with every row that a task's thread stored. A caller of `put_here` reports its own.
     """
 
     def __init__(self, mailbox: Mailbox, on_stored: Callable[[Sequence[Ticket]], None]) -> None:
@@ -73,7 +73,7 @@ class GroupCommit:
         return run
 
     def put_here(self, entries: Sequence[NewEntry], timeout_s: float) -> tuple[list[Ticket], Sequence[Ticket]] | None:
-        """`put_many` in this thread: its tickets, and all that this thread stored, which the caller tells of.
+        """`put_many` in this thread: its tickets, and all that this thread stored, which the caller reports.
 
         None when the file is not free within `timeout_s` seconds; then they may have been stored by another one.
         """

@@ -1,7 +1,7 @@
 """The `local` channel: answers land in a durable mailbox that clients of the control socket read by cursor.
 
 Messages come in through the control API, which calls the bus itself; this channel is the way out. It must never report a
-delivery before its row is committed, and never poll the file: whoever waits is woken by the commit.
+delivery before its row is committed, and never poll the file: waiters are woken by the commit.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class LocalChannel:
         self._group = GroupCommit(self._mailbox, self._announce)
         self._log = structlog.get_logger("local")
         self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
-        self._top: int | None = None  # the highest cursor that was told of; None before the file was looked into
+        self._top: int | None = None  # the highest cursor that was announced; None before the file was read
 
     async def run(self, accept: Accept, *, task_status: TaskStatus[None]) -> None:
         """Make the mailbox ready and stay until cancelled. Raises ChannelError when the file cannot be used."""
@@ -156,14 +156,14 @@ class LocalChannel:
         return await self._bells.wait_until(("reply", agent, session, message_id), look, timeout_s)
 
     def _announce(self, stored: Sequence[Ticket]) -> None:
-        """Wake whoever waits for one of them."""
+        """Wake those who wait for one of them."""
         for ticket in stored:
             assert ticket.cursor is not None
             if self._top is not None:
                 self._top = max(self._top, ticket.cursor)
             self._bells.ring(("mailbox", ticket.entry.mailbox))
             for message_id in ticket.entry.replied:
-                # It is the first: whoever waits for it has looked, and found none before.
+                # It is the first answer: its waiters have read the mailbox and found none before.
                 self._bells.ring(
                     ("reply", ticket.entry.agent, ticket.entry.session, message_id), ticket.entry.at(ticket.cursor)
                 )
@@ -226,13 +226,13 @@ def _answers(content: str) -> tuple[str, ...]:
 
 
 class _Bells:
-    """Wakes whoever waits for a key. A bell lives while somebody waits for it."""
+    """Wakes those who wait for a key. A bell lives while it has waiters."""
 
     def __init__(self) -> None:
         self._bells: dict[Hashable, _Bell] = {}
 
     def ring(self, key: Hashable, found: object = None) -> None:
-        """Wake them. With `found`, that is what they waited for, and nobody needs to look."""
+        """Wake the waiters. `found` is the entry that they waited for, so that none of them needs to read the file."""
         bell = self._bells.pop(key, None)
         if bell is not None:
             bell.found = found

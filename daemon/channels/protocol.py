@@ -57,7 +57,7 @@ class Incoming:
     recurrence: str | None = None
     create_session: bool = True
     traceparent: str | None = None
-    not_after: int | None = None  # it is not begun then or later, and its sender is told
+    not_after: int | None = None  # from then on it is not begun, and its sender is informed
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Outgoing:
 class Receipt:
     """Proof of hand-over. `platform_message_id` is the receiver's own id, if it gave one.
 
-    `not_wanted`: nothing was handed over, because the configuration says that nobody wants answers at this place.
+    `not_wanted`: nothing was handed over, because the configuration wants no answers at this place.
     """
 
     platform_message_id: str | None = None

@@ -1,6 +1,6 @@
 """Finds channel types through the entry-point group `clawbus.channels` and builds the configured ones.
 
-A type that nobody configured is never imported. An unknown type, a key with a typo or a wrong value stops the start with
+A type that is not configured is never imported. An unknown type, a key with a typo or a wrong value stops the start with
 the key's full name; no message ever repeats a value, because a channel's table may hold secrets.
 """
 

@@ -1,4 +1,4 @@
-"""Keeps a channel running: begun again after a failure, named as degraded meanwhile, a disturbance to nobody else."""
+"""Keeps a channel running: restarts it after a failure, and names it as degraded until then. Others are not disturbed."""
 
 from __future__ import annotations
 

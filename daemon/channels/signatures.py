@@ -3,7 +3,7 @@ r"""HMAC-SHA256 over raw bytes, in clawbus's form and in GitHub's, and Retry-Aft
 Comparisons take constant time, and no result or message ever holds a secret or the signature that would have been right.
 
 Requests to clawbus sign what they are: `<timestamp>\\n<path>\\n<id>\\n<body>`. A line end is in none of the first three, so no part
-can be passed off as another, and whoever saw a request can only send the same message again: a duplicate. Answers of
+can be passed off as another, and an eavesdropper can only send the same message again: a duplicate. Answers of
 clawbus sign `<timestamp>.<body>`; GitHub signs the body alone
 (docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries).
 """

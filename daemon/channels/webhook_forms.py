@@ -1,7 +1,7 @@
 """The forms in which services sign their webhooks: who sent this request, and under which id is it known. Pure.
 
 Each form says from a request's headers and body whether the sender has the hook's secret, which id a redelivery of the
-same event has again, and what kind of event it is. No refusal tells what would have been accepted.
+same event has again, and what kind of event it is. No refusal says what would have been accepted.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class GitLab:
     def check(self, secret: bytes, request: Signed) -> str:
         """See SignatureForm."""
         given = request.headers["x-gitlab-token"].encode("utf-8", "surrogateescape")
-        # Digests, because compare_digest tells the length of what it compares.
+        # Digests, because compare_digest reveals the length of what it compares.
         if not hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(secret).digest()):
             raise refusals.SignatureRefusedError("X-Gitlab-Token is wrong.")
         key = request.headers.get("idempotency-key")

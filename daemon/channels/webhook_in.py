@@ -68,7 +68,7 @@ class _RefusalLog:
         return True
 
     def take_unlogged(self) -> int:
-        """How many had none since the last line; begins to count anew."""
+        """Return how many requests had no line since the last one, and reset the count."""
         found, self.unlogged = self.unlogged, 0
         return found
 
@@ -146,7 +146,7 @@ class WebhookIn:
         message_id = form.check(
             self._keys[name].inbound, Signed(request.headers, request.scope["path"], body, self._clock.now_ms())
         )
-        # From here on the sender is known, and may be told more.
+        # From here on the sender is known, and answers may say more.
         setattr(request.state, TRUSTED, True)
         session = _session(hook, request.path_params.get("session"))
         content_type = request.headers.get("content-type", "")

@@ -1,7 +1,7 @@
 """Why the webhook channel refuses a request, and with which status. Pure.
 
 A 4xx says what the sender must change; a 5xx that it is not the sender's fault and that nothing is known to be stored.
-No refusal tells what would have been accepted.
+No refusal says what would have been accepted.
 """
 
 from __future__ import annotations

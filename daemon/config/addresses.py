@@ -34,7 +34,7 @@ def split_listen(listen: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an IP address is this machine's own, so that nobody else can reach it."""
+    """Whether an IP address is this machine's own, so that no other machine can reach it."""
     address = ipaddress.ip_address(host)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback

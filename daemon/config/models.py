@@ -45,7 +45,7 @@ class _Table(BaseModel):
     @field_validator("*")
     @classmethod
     def _bounded(cls, value: object, info: ValidationInfo) -> object:
-        """No clock takes a longer time, and nobody means one."""
+        """Refuse longer times: no clock takes them, and none is meant."""
         name = info.field_name or ""
         if name.endswith("_s") and isinstance(value, float) and value > _LONGEST_S:
             raise ValueError(f"must be at most {_LONGEST_S:.0f} seconds (ten years)")

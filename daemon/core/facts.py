@@ -19,7 +19,7 @@ class DaemonState(StrEnum):
 
     UP = "up"
     DOWN = "down"
-    SILENT = "silent"  # a process holds the folder, and nobody answers on the socket
+    SILENT = "silent"  # a process holds the folder, and the socket does not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class SessionFacts:
     dead_example: str | None = None
     dead_reason: str | None = None
     retrying: int = 0
-    retrying_example: Mapping[str, Any] | None = None  # as daemon.inspect.answer_reading tells it
+    retrying_example: Mapping[str, Any] | None = None  # as daemon.inspect.answer_reading returns it
     open_answers: int = 0
     held: int = 0
     oldest_held_at: int | None = None

@@ -126,7 +126,7 @@ def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
 def runtime_away(host: HostFacts) -> Diagnosis | None:
     """Name a container runtime that does not answer."""
     degraded = host.trouble("runtime")
-    # Else nobody asked it, or it is not the one to ask: see _runtime_changed and _copied.
+    # Otherwise it was not asked, or is not the one to ask: see _runtime_changed and _copied.
     elsewhere = host.other_runtime is not None or host.other_engine or host.copied_from is not None
     asked = host.runtime_error if not elsewhere else None
     why = asked or (degraded.why if degraded is not None else None)

@@ -309,5 +309,5 @@ def _idle(container: Container, seen: Observation, policy: Policy, due: int) -> 
         return None
     marks = (container.spawned_at, container.last_activity, seen.evidence_floor)
     quiet = seen.now - max(marks)
-    # One that has been told to claim nothing more would keep what is due from everybody.
+    # A container that was asked to claim nothing more would keep due messages from its successor.
     return Stop(quiet) if container.draining or quiet >= policy.idle_stop else None

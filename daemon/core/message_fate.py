@@ -70,7 +70,7 @@ class Void:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """Nobody has begun the message in time: it is closed, and its sender is told."""
+    """The message was not begun in time: it is closed, and its sender is informed."""
 
     message_id: str
     not_after: int

@@ -1,7 +1,7 @@
 """Text from anywhere (a container, a sender, a file's name), made safe for people to read. Pure.
 
 `one_line` is for a cell, a field or a line: nothing in the text can end that line and begin one of its own.
-`clean` is for a body of text, which keeps its lines; whoever prints one marks each of its lines (`block`).
+`clean` is for a body of text, which keeps its lines; its printer marks each line (`block`).
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ class MessageRunningError(ClawbusError):
 
 
 class ResetWouldLoseError(ClawbusError):
-    """A reset would put aside what the agent has written and nobody has taken note of. Nothing was changed."""
+    """A reset would set aside answers that the host has not recorded yet. Nothing was changed."""
 
     code = "RESET_WOULD_LOSE"
     default_hint = (

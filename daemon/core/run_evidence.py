@@ -81,7 +81,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class MessageSeen:
-    """The message of a run, as a list shows it. `text` is the first words, of whoever sent it."""
+    """The message of a run, as a list shows it. `text` is the sender's first words."""
 
     message_id: str
     seq: int
@@ -105,7 +105,7 @@ class RunRead:
 
     @property
     def run_id(self) -> str:
-        """MESSAGE@INCARNATION; the message's id alone while nobody has claimed it."""
+        """MESSAGE@INCARNATION; the message's id alone while it is unclaimed."""
         seen = self.evidence
         return seen.message_id if seen.incarnation is None else f"{seen.message_id}@{seen.incarnation}"
 
@@ -180,7 +180,7 @@ def _waits(
     names: Sequence[str | None],
     endings: Sequence[tuple[str | None, Ending]],
 ) -> bool:
-    """Whether there is a run that nobody has claimed: the first of a message, or the next one after an interruption."""
+    """Whether there is an unclaimed run: the first of a message, or the next one after an interruption."""
     if not names:
         return True
     if message.status not in (MessageStatus.PENDING, MessageStatus.PAUSED) or len(names) > len(attempts):

@@ -94,7 +94,7 @@ class Ending:
 class RunEvidence:
     """All that the sources say of one run. Times are epoch milliseconds.
 
-    `incarnation` None: nobody has claimed the message yet. `latest`: the message has no later run, so that its status is
+    `incarnation` None: the message is unclaimed. `latest`: the message has no later run, so that its status is
     this run's. `claimed`: an attempt is recorded or the container says that it works on it. `synced`: a daemon runs that
     settles what the container writes. `unreadable`: sources that could not be read.
     """
@@ -131,7 +131,7 @@ class Reason:
 class Verdict:
     """The truth about one run.
 
-    `status` is the truth, `listed` what a list shows; `stale` when they differ and nothing is about to mend it.
+    `status` is the truth, `listed` what a list shows; `stale` when they differ and nothing is about to correct it.
     `inconsistent`: two final sources contradict each other, so no repair may choose between them. `lacks`: what the host's
     file does not say yet and must, in the order it has to be written: history, finish, list. `since` is epoch ms.
     """

@@ -42,7 +42,7 @@ def _files_unreadable(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     errors = [text for text in one.errors if not (one.journal and text.startswith("READ_RACE"))]
     if not errors:
         return None
-    # The container's side can be begun anew; the host's own file only a backup gives back.
+    # The container's side can be reset; only a backup brings back the host's own file.
     slow = any(text.startswith("READ_DEADLINE") for text in errors)
     command = _anew(one) if _is_hostile(errors) else f"clawbus session {'reset' if slow else 'show'} {_two(one)}"
     choices = _ways_out(one) if " show " in command and _is_broken(errors) else ()
@@ -106,7 +106,7 @@ def _ways_out(one: SessionFacts) -> tuple[Choice, ...]:
 
 
 def _anew(one: SessionFacts) -> str:
-    """Nobody can tell what such an out/ holds, so a reset without --discard is refused, and a release does not last."""
+    """Return the reset of an out/ that cannot be read: without --discard it is refused, and a release does not last."""
     return f"clawbus session reset {_two(one)} --discard"
 
 

@@ -1,7 +1,7 @@
 """Which runs a stale sweep may end, and as what: pure. No I/O, no clock; it changes nothing.
 
 The verdict on a run is `forensics.truth`'s. A run that the evidence says is finished gets that status whatever its age;
-only one that nobody finished is cancelled, and only when it is old enough and its container is known to be gone.
+only an unfinished one is cancelled, and only when it is old enough and its container is known to be gone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Gate(StrEnum):
     """Why a run in scope is not swept."""
 
     ALIVE = "alive"  # its container lives, or may start to work on it at any moment
-    UNKNOWN = "unknown"  # whether it lives cannot be told
+    UNKNOWN = "unknown"  # whether it lives is unknown
     INCONSISTENT = "inconsistent"
     DOUBTFUL = "doubtful"  # a source that matters could not be read
     YOUNG = "young"

@@ -33,7 +33,7 @@ async def serve(
 ) -> None:
     """Serve `app` on `sock` (bound; closed at the end) until cancelled.
 
-    At the end long-polls are told through the event in `scope[CLOSING]`; whatever still runs after `grace_s` seconds is
+    At the end the event in `scope[CLOSING]` ends long polls; whatever still runs after `grace_s` seconds is
     cancelled and its client gets a 503. `http` is uvicorn's protocol class, for a listener that bounds its connections.
     """
     gate = _Gate(app)
@@ -46,7 +46,7 @@ async def serve(
         log_level="critical",  # uvicorn logs nothing at this level; the app reports its own failures
         access_log=False,
         backlog=_BACKLOG,
-        proxy_headers=False,  # nobody's word on whom a request comes from
+        proxy_headers=False,  # no header decides whom a request comes from
         date_header=False,
         server_header=False,
         timeout_keep_alive=60,
@@ -90,7 +90,7 @@ async def _end(server: uvicorn.Server, gate: _Gate, sock: socket.socket, grace_s
 
 
 class _Gate:
-    """Counts the requests in flight, tells them when the server ends and cancels the ones that do not listen."""
+    """Counts the requests in flight, signals the server's end to them, and cancels those that go on."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

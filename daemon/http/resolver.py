@@ -1,7 +1,7 @@
 """Host names to addresses, in threads of their own: one look-up a name at a time, however many sends ask for it.
 
 A look-up cannot be cancelled. In a shared pool, the threads of a name server that does not answer for one name would be
-missing for all others; here such a name keeps one thread, and whoever asks for it meanwhile is told at once.
+missing for all others; here such a name keeps one thread, and further requests for it fail at once.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Resolver:
                 problem = error
             except Exception as error:  # noqa: BLE001 - a name that cannot be encoded; whoever waits must be told
                 problem = OSError(f"{type(error).__name__}: {error}")
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed: no task waits any more
                 loop.call_soon_threadsafe(finish, found, problem)
 
         # A daemon thread: a look-up that hangs must not keep the process from ending.

@@ -1,6 +1,6 @@
 """Logging: every event one line with fields, on standard error and as JSON in `<data>/logs/clawbus.log`.
 
-`configure` is called once by whoever starts the daemon; everybody else calls `structlog.get_logger()` in `__init__`,
+`configure` is called once, at the daemon's start; everything else calls `structlog.get_logger()` in `__init__`,
 and `bound(...)` around work for one agent, session, incarnation or message. Logging never raises and never stops the
 daemon.
 """
@@ -31,7 +31,7 @@ LOG_FILE: Final = "clawbus.log"
 
 _QUIET_S: Final = 10.0
 _MAX_WORDS: Final = 200
-_SAME_TEXT: Final = 60  # characters by which words are told apart; what follows names objects
+_SAME_TEXT: Final = 60  # characters by which texts are distinguished; what follows names objects
 _ACCEPTING: Final = re.compile(r"socket\.accept\(\) out of system resource|_accept_connection\(")
 _LEVELS: Final[Mapping[str, int]] = MappingProxyType(
     {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}

@@ -41,7 +41,7 @@ class DockerRuntime:
     """ContainerRuntime over dockerd.
 
     `image` is the default agent image; every image must carry `source_digest` (ops.image.source_digest). Seconds:
-    `timeout_s` is for one API call, `poll_s` is how often a wait looks although no event told it to.
+    `timeout_s` is for one API call, `poll_s` is how often a wait polls without an event.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The connection to dockerd: made when first needed, dropped when it fails, made anew by the next call.
+"""The connection to dockerd: made on first use, dropped when it fails, and made again by the next call.
 
 Every failure that says "Docker does not answer" becomes RuntimeUnavailableError here; what Docker refuses (4xx) passes
 through as docker.errors.APIError for the caller to judge. Everything here blocks: call it in a worker thread.
@@ -66,7 +66,7 @@ class DockerClient:
 
     def _connect(self) -> Any:
         arguments = _arguments(self.host)
-        # The version is asked for through our own adapter: docker-py's leaks its socket when nobody listens.
+        # The version is asked for through our own adapter: docker-py's leaks its socket when the connection is refused.
         api: Any = cast("Any", docker).APIClient(version="1.41", timeout=self._timeout_s, **arguments)
         socket_path = getattr(getattr(api, "_custom_adapter", None), "socket_path", None)
         if isinstance(socket_path, str):
@@ -106,7 +106,7 @@ def _why(error: Exception) -> str:
 
 
 class _UnixConnection(unixconn.UnixHTTPConnection):
-    """docker-py's, which leaves its socket to the garbage collector when nobody listens. This one closes it."""
+    """docker-py's adapter leaves its socket to the garbage collector when the connection is refused. This one closes it."""
 
     def connect(self) -> None:
         """Connect, or raise OSError."""

@@ -37,7 +37,7 @@ class Waiter:
         self._rung = asyncio.Event()
 
     def ring(self) -> None:
-        """From any thread. A loop that is closed has nobody to wake."""
+        """Wake the waiters. May be called from any thread; a closed loop has none."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._rung.set)
 

@@ -131,7 +131,7 @@ class ImageBuilder:
             repository, tag = image, (None if "@" in image else "latest")
         try:
             self._client.call(lambda api: api.pull(repository, tag=tag))
-            self._client.call(lambda api: api.inspect_image(image))  # a pull that fails half-way says so to nobody
+            self._client.call(lambda api: api.inspect_image(image))  # a pull that fails half-way reports nothing
         except APIError as error:
             raise ImageError(
                 f"the base image {image} is not here and cannot be pulled: {error.explanation}.", hint=_base_hint()

@@ -154,7 +154,7 @@ class ProcessRuntime:
         del container_id
 
     async def changed(self) -> None:
-        """Nobody tells of processes: never."""
+        """Wait for ever: processes have no events."""
         await anyio.sleep_forever()
 
     async def list_running(self) -> list[Running]:

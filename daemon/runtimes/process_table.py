@@ -1,6 +1,6 @@
 """Linux's process table for the process runtime: which process a pid is, and what lives in a container.
 
-Only /proc and pidfds. A pid alone is never trusted: numbers are given anew, so it counts together with its start time
+Only /proc and pidfds. A pid alone is never trusted: numbers are reused, so it counts together with its start time
 and the machine's boot.
 """
 

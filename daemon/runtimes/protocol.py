@@ -164,7 +164,7 @@ class ContainerRuntime(Protocol):
     async def changed(self) -> None:
         """Return when a container of this install may have been started, changed or ended by others.
 
-        A hint only: a runtime that cannot tell never returns.
+        A hint only: a runtime without events never returns.
         """
         ...
 

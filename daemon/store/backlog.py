@@ -31,7 +31,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What one session has open. `waiting` messages are due and claimed by nobody; `oldest_at` is when the first was due."""
+    """What one session has open. `waiting` messages are due and unclaimed; `oldest_at` is when the first was due."""
 
     waiting: int = 0
     oldest_at: int | None = None

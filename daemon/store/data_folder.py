@@ -29,7 +29,7 @@ LOCK_NAME: Final = "clawbus.lock"
 VERSION_NAME: Final = "clawbus.version"
 INSTALL_NAME: Final = "install-id"
 INSTALL_RECORD: Final = "install.json"
-LOW_BYTES: Final = 64 * 1024**2  # less free room than this is told as trouble, before writing fails
+LOW_BYTES: Final = 64 * 1024**2  # less free space than this is reported as trouble, before writing fails
 LOW_INODES: Final = 1000  # the same; a new session needs about ten
 # How the names begin that a first start, an image build or an operator who puts an agent in place may leave before the
 # version is written; `lost+found` is a new disk's.
@@ -234,7 +234,7 @@ def read_holder(root: Path) -> Holder | None:
 
 
 def live_holder(root: Path) -> Holder | None:
-    """Who holds the folder now; None when nobody does, or nobody that this process can see.
+    """Return who holds the folder now; None when no process does that is visible here.
 
     The kernel's list of locks is read, not the lock tried: a daemon that starts meanwhile must not find it taken.
     """

@@ -293,7 +293,7 @@ def not_wanted(db: Writer, message_out_id: str, at: int) -> None:
 
 
 def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_agent: bool) -> None:
-    """Make a tracked row a dead letter, and tell the agent with a row that does not wake it."""
+    """Make a tracked row a dead letter, and inform the agent with a row that does not wake it."""
     db.execute(
         "UPDATE delivery_attempts SET state = 'dead', next_attempt_at = NULL, last_error_code = ?, last_error = ?"
         " WHERE message_out_id = ?",
@@ -327,7 +327,7 @@ def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_ag
 def tell_sender(db: Writer, message: MessageIn, address: Address, code: str, text: str, at: int) -> None:
     """Queue the host's own answer to a message that failed for good; one notice a message.
 
-    `text` goes to whoever wrote, who may be a stranger: no path, no address, no word of an error. The operator finds the rest
+    `text` goes to the sender, who may be a stranger: no path, no address, no word of an error. The operator finds the rest
     in the message's history, under the reference.
     """
     if db.one("SELECT 1 FROM host_messages WHERE in_reply_to = ?", (message.id,)) is not None:
@@ -378,7 +378,7 @@ def host_rows(db: Reader, ids: Sequence[str]) -> dict[str, MessageOut]:
 
 
 def too_many_dead(db: Reader, limit: int, codes: Collection[str]) -> bool:
-    """Whether more than `limit` answers are dead letters of these codes that nobody has dealt with."""
+    """Whether more than `limit` answers are open dead letters of these codes."""
     row = db.one(
         "SELECT count(*) AS n FROM (SELECT 1 FROM delivery_attempts WHERE state = 'dead'"
         f" AND last_error_code IN ({marks(tuple(codes))}) AND message_out_id NOT IN (SELECT id FROM dead_letters_closed) LIMIT ?)",
@@ -418,7 +418,7 @@ def allowed_places(db: Reader) -> frozenset[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A message that a row replies to: where it came from, if it says, and what is told of it."""
+    """A message that a row replies to: where it came from, and what is reported about it."""
 
     address: Address | None
     cause: Cause

@@ -24,7 +24,7 @@ _MAX_BYTES: Final = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A folder as the file system knows it. `born` is its birth in nanoseconds, None where nobody keeps one.
+    """A folder as the file system knows it. `born` is its birth in nanoseconds, None where the file system keeps none.
 
     `sessions` is (device, inode) of the folder's sessions/, which may be a link to another disk.
     """

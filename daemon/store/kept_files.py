@@ -2,7 +2,7 @@
 
 To open a session's inbound.db and parse its schema costs as much as everything that an operation does in it. Only for files
 that this daemon alone writes: a reader of the other side's file is opened for each look (`schema/connect.py` says why).
-A file that is not what we left (replaced, truncated, restored, touched) is opened anew, with every check of an opening.
+A file that is not what we left (replaced, truncated, restored, touched) is opened again, with every check of an opening.
 Its pages are read again by each operation, as by an opening: one that was torn behind an operation's back is seen by the next.
 """
 
@@ -61,7 +61,7 @@ class KeptFiles:
         self._keep(path, db)
 
     def let_go(self, path: Path) -> None:
-        """Close it, if it is open and nobody uses it."""
+        """Close the file if it is open and unused."""
         with self._lock:
             kept = self._kept.pop(path, None)
         if kept is not None:

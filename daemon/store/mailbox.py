@@ -203,7 +203,7 @@ def read_mailbox(
     session: str | None = None,
     in_reply_to: str | None = None,
 ) -> list[MailboxEntry]:
-    """`Mailbox.read` for whoever is not the daemon: opens read-only, makes nothing. No file means no entries.
+    """Read as `Mailbox.read` does, from another process: opens read-only, makes nothing. No file means no entries.
 
     Raises StorageError, also when a daemon died inside a commit: the next daemon finishes that; and CursorAheadError when
     `after` is above every cursor that the file ever used.

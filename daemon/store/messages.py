@@ -64,7 +64,7 @@ def free_id(db: Reader, wanted: str) -> str:
 def insert(
     db: Writer, message: MessageIn, at: int, event: str = "accepted", detail: Mapping[str, object] | None = None
 ) -> None:
-    """Store a new message with its first history row, which tells `detail` too."""
+    """Store a new message with its first history row, which carries `detail`."""
     record(db, message.id, event, at, detail={**_where(message), **(detail or {})})
     db.execute(
         "INSERT INTO messages_in(id, seq, kind, timestamp, status, process_after, recurrence, series_id, tries, trigger,"

@@ -1,4 +1,4 @@
-"""The table `pruned` of inbound.db and central.db: how much retention has taken away, so that a report can tell."""
+"""The table `pruned` of inbound.db and central.db: how much retention has removed, for reports."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def _finished(db: Reader, out: Reader | None, rows: Sequence[sqlite3.Row], cutof
     ids = [row["id"] for row in over]
     ended = _last_events(db, ids)
     kept = _open_or_requeued(db, over) | _first_of_live_series(db, over) | _open_attempts(db, ids)
-    # A container may give an answer a message's id; what is told of that id then speaks of both.
+    # A container may give an answer a message's id; then reports about that id concern both.
     kept |= _in_table(db, "delivery_attempts", "message_out_id", ids)
     if out is not None:
         kept |= outbound.acked(out, ids)
@@ -135,7 +135,7 @@ def _last_events(db: Reader, ids: Sequence[str]) -> dict[str, int]:
 
 
 def _open_or_requeued(db: Reader, rows: Sequence[sqlite3.Row]) -> set[str]:
-    """Failed messages that are open dead letters, or whose requeued copy is still there: it is told by way of them."""
+    """Return failed messages that are open dead letters, or whose requeued copy still exists and refers to them."""
     failed = [row["id"] for row in rows if row["status"] == MessageStatus.FAILED]
     kept = set(failed)
     for chunk in chunks(failed):

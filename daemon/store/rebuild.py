@@ -24,7 +24,7 @@ _INSTALL_ID: Final = re.compile(r"[0-9a-z]{1,64}\Z")
 def agree_on_install_id(registry: Registry, file: Path, now_ms: int) -> str:
     """Return the install's id. It is kept in central.db and in `file`; either restores the other, central.db first.
 
-    Without it, the containers of a registry that was lost would be nobody's. Raises StorageError.
+    Without it, the containers of a registry that was lost would belong to no installation. Raises StorageError.
     """
     kept = _read(file)
     install_id = registry.install_id(now_ms, kept)

@@ -265,7 +265,7 @@ class Registry:
         return len(old), rows[-1]["id"] if ended and len(rows) == limit else None
 
     def note_pruned(self, taken: Mapping[str, int], now_ms: int, through: int) -> None:
-        """Add to what `status` tells of retention, for rows that were taken from other files. Times are epoch ms."""
+        """Add to the retention figures of `status`, for rows that were removed from other files. Times are epoch ms."""
         with self._open() as db, db.transaction():
             for what, rows in taken.items():
                 note(db, what, rows, now_ms, through)
@@ -360,7 +360,7 @@ class Registry:
     def remake(self, keys: Iterable[SessionKey], memory: Memory, now_ms: int) -> None:
         """Take the file that is there now, or make it, and bring it to what the running daemon knows.
 
-        Sessions that it lacks come back as having work; an incarnation that nobody supervises is ended in it.
+        Sessions that it lacks come back as having work; an unsupervised incarnation is ended in it.
         """
         with open_owner(self._path, Role.CENTRAL) as db, db.transaction():
             db.execute(

@@ -144,7 +144,7 @@ class SessionFiles:
             if path.stat().st_size == 0:
                 raise UnusableFileError(f"{path} is empty: it was truncated.")
         except OSError:
-            pass  # what is missing or unreadable is told by the opening
+            pass  # the opening reports what is missing or unreadable
         try:
             return open_owner(path, Role.INBOUND, create=False)
         except StorageError as error:

@@ -70,7 +70,7 @@ def repair_status(
 ) -> bool:
     """Give an unfinished message the status that the evidence says, in the order of truth: history, finish, status.
 
-    `by` (who and why) is recorded as `swept`; then `target`'s own row, unless the history has `told` it already; then
+    `by` (who and why) is recorded as `swept`; then `target`'s own row, unless the history has it already (`told`); then
     `finish` ends the attempt; last the status. False if the message is gone. Raises IllegalTransitionError; nothing has
     changed then.
     """

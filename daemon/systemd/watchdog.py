@@ -69,7 +69,7 @@ class Pulse:
 
 
 class Watchdog:
-    """Looks at the pulse, tells systemd while all is well, and logs each stall once."""
+    """Polls the pulse, notifies systemd while all is well, and logs each stall once."""
 
     def __init__(self, pulse: Pulse, notifier: Notifier, status: Callable[[], str] | None = None) -> None:
         self._pulse = pulse
@@ -91,7 +91,7 @@ class Watchdog:
             await anyio.sleep(self.interval_s)
 
     def check(self) -> bool:
-        """One look. True when no loop is late, and then systemd was told."""
+        """Check once. Return True when no loop is late; systemd was notified then."""
         late = self._pulse.stale()
         for stall in late:
             if stall.name not in self._stalled:
