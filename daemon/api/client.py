@@ -1,6 +1,6 @@
 """The daemon as a client sees it: HTTP over the control socket, blocking, for the command line.
 
-Nothing here retries a send by itself. When nobody answers that is DaemonDownError, never an empty result. The standard
+Nothing here retries a send by itself. An unanswered call raises DaemonDownError and never gives an empty result. The standard
 library's client is used because a command's start-up counts: importing httpx takes longer than most calls.
 """
 
@@ -37,7 +37,7 @@ _MAX_PATH_BYTES: Final = 107
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    """HTTP on a unix socket. Raises DaemonDownError or DaemonSilentError when nobody takes the call."""
+    """HTTP on a unix socket. Raises DaemonDownError or DaemonSilentError when the call is not taken."""
 
     def __init__(self, path: Path, timeout_s: float) -> None:
         super().__init__("clawbus", timeout=timeout_s)
@@ -64,7 +64,7 @@ class _UnixConnection(http.client.HTTPConnection):
         with contextlib.suppress(OSError):
             sock.setblocking(False)
             try:
-                sock.recv(1, socket.MSG_PEEK)  # an end, or words that nobody asked for
+                sock.recv(1, socket.MSG_PEEK)  # an end, or an answer without a question
             except BlockingIOError:
                 sock.settimeout(timeout_s)
                 return True

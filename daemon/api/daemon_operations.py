@@ -93,7 +93,7 @@ class DaemonOperations:
                 raise error
 
     async def _no_answer(self, key: SessionKey, message_id: str) -> NoAnswerError | None:
-        """Why no answer is to be expected, or None while one may come or nothing can be told now."""
+        """Return why no answer is to be expected, or None while one may come or nothing is known."""
         try:
             found = await self._sessions.get(key)
             if found.quarantined is not None:

@@ -1,6 +1,6 @@
 """The daemon's log events as a stream over the control socket: what `clawbus watch` reads.
 
-Never slows the daemon down: a watcher that does not keep up loses its oldest events, and is told how many. Never shows
+Never slows the daemon down: a watcher that does not keep up loses its oldest events, and learns how many. Never shows
 what the log does not: the events come from the log pipeline, redacted and limited as there.
 """
 
@@ -74,7 +74,7 @@ async def _end_with(closing: anyio.Event, scope: anyio.CancelScope) -> None:
 
 
 class EventHub:
-    """Passes every log event on to whoever watches. `publish` is the log pipeline's listener."""
+    """Passes every log event on to the watchers. `publish` is the log pipeline's listener."""
 
     def __init__(self) -> None:
         self._watchers: tuple[Watcher, ...] = ()

@@ -1,4 +1,4 @@
-"""The control socket: bound so that nobody but its owner can ever speak to it, served, and removed at the end.
+"""The control socket: bound so that only its owner can ever speak to it, served, and removed at the end.
 
 Access is the file's mode and nothing else, so the socket must never exist with a wider one, not for a moment. A socket
 that another daemon answers on is never touched.
@@ -45,7 +45,7 @@ async def run(
     """Serve `app` on a unix socket at `path` until cancelled. Raises SocketPathError or SocketInUseError.
 
     Somebody who tidies up must not leave a daemon that works and cannot be spoken to: the path is looked at every
-    `look_s` seconds, and bound anew when the socket there is gone or another one that nobody answers on.
+    `look_s` seconds, and bound again when the socket there is gone or is another one that does not answer.
     """
     sock = bind(path)
     ours = path.lstat()
@@ -66,7 +66,7 @@ async def run(
                     trouble = str(error)
                     continue
                 trouble, ours = None, path.lstat()
-                # The server before goes on with its calls; nobody can reach its socket for new ones.
+                # The server before goes on with its calls; its socket cannot be reached for new ones.
                 await servers.start(_serve, app, sock)
                 structlog.get_logger("control").warning("control_socket_rebound", socket=str(path))
     finally:
@@ -176,7 +176,7 @@ def _clear_stale(path: Path) -> None:
 
 
 def _answers(path: Path) -> bool:
-    """Whether somebody listens. Only a clear refusal means nobody: when in doubt the socket is somebody's."""
+    """Return whether a process listens. Only a clear refusal means none: in doubt the socket is in use."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.settimeout(_PROBE_S)
         try:

@@ -50,7 +50,7 @@ _TERMINAL_CHECK_S = 0.5
 
 
 def run(config: Config, reload: Callable[[], Config] | None, signals: SignalInbox) -> int:
-    """Run the daemon until SIGTERM or SIGINT; the exit code. `reload` reads the configuration anew on SIGHUP.
+    """Run the daemon until SIGTERM or SIGINT; return the exit code. `reload` reads the configuration again on SIGHUP.
 
     `signals` is installed already, so that what came before is in it. After this no signal ends the process.
 

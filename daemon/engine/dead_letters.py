@@ -1,6 +1,6 @@
 """An operator's repairs of dead letters: requeue and drop, each one transaction in the session's own file.
 
-Never sends anything and never writes outbound.db: what is requeued goes the usual way, and the sweep is told to look.
+Never sends anything and never writes outbound.db: what is requeued goes the usual way, and the sweep is asked to run.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Delivery:
             )
             for name, c in channels.items()
         }
-        # A channel that writes a file of ours holds nobody up, and takes its rows in the look itself.
+        # A channel that writes a file of ours delays no session, and takes its rows in the poll itself.
         self._unbounded = frozenset(name for name, one in channels.items() if isinstance(one, OwnChannel))
         self._slots: SendSlots[Session] = SendSlots(
             SlotLimits(config.max_sends_per_channel, config.max_sends_per_place, config.max_sends_per_session)
@@ -117,7 +117,7 @@ class Delivery:
 
     def later(self, work: Callable[[], Awaitable[object]]) -> None:
         """Run something small in this engine's task group: what a synchronous callback cannot await."""
-        # In a group whose cancellation has been delivered a new task would never be told: it would spin until the end.
+        # In a group whose cancellation has been delivered a new task would never learn of it: it would spin until the end.
         if self._tasks is not None and not self._tasks.cancel_scope.cancel_called:
             self._tasks.start_soon(self._run_later, work)
 
@@ -197,7 +197,7 @@ class Delivery:
             session.throttled = True
             self._log.warning("session_throttled", agent=session.key.agent, session=session.key.session,
                               share=SHARE, wait_s=round(wait_s, 1))  # fmt: skip
-        await anyio.sleep(min(wait_s, _NAP_S))  # in pieces, for whoever closes meanwhile
+        await anyio.sleep(min(wait_s, _NAP_S))  # in pieces, so that closing does not wait for it
         return True
 
     def _charge(self, session: Session, rows: int) -> None:
@@ -334,7 +334,7 @@ class Delivery:
         """Note a lock or a half-written commit that keeps us from the files; if it lasts, end the container.
 
         Its exit frees every lock, and its journal may be recovered then. Without this rule it would stay for ever as it
-        is: no ceiling can be judged of files that nobody can read.
+        is: no ceiling can be judged over unreadable files.
         """
         now = self._clock.monotonic()
         if session.unreadable_since is None:
@@ -454,7 +454,7 @@ class Delivery:
                     buried = await session.call(partial(record_outcomes, session.files, outcomes, means, now))
                     break
                 except UnusableFileError as error:
-                    # There is nothing left to record in. What was sent is in doubt for whoever restores the file.
+                    # There is nothing left to record in. What was sent is in doubt once the file is restored.
                     self.trouble(session, error, "record")
                     return
                 except (FileBusyError, StorageError, ReadDeadlineError) as error:

@@ -1,4 +1,4 @@
-"""What a look found and what came of a send, told: as events for people, and to telemetry. Decides nothing."""
+"""Reports what a poll found and what came of a send, as log events and to telemetry. Decides nothing."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Outcome:
     permanent: bool = False
     retry_after_s: float | None = None
     in_doubt: bool = False  # of a failure: it may have arrived
-    not_wanted: bool = False  # nobody wants it, says its channel
+    not_wanted: bool = False  # its channel says that it is not wanted
     begun: Beginning | None = None
     ended_at: int = 0
 
@@ -412,7 +412,7 @@ _Origins = Mapping[str, deliveries.Origin]
 
 
 def _row_of(row: deliveries.Tracked, rows: Mapping[str, MessageOut]) -> MessageOut | None:
-    """Under the seq that it was taken note of with: a container may have written it anew."""
+    """Keep the seq that was recorded first: the container may have rewritten the row since."""
     found = rows.get(row.message_out_id)
     return found if found is None or found.seq == row.seq else replace(found, seq=row.seq)
 
@@ -507,7 +507,7 @@ def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
 
 
 def _tell_of_unsendable(db: Writer, decision: Bury, now: int) -> None:
-    """Tell whoever waits for it that an answer cannot be sent as it is: the message counts as completed, and nothing else would."""
+    """Inform the sender that an answer cannot be sent: the message counts as completed, and nothing else would say so."""
     candidate = decision.candidate
     answered = candidate.row.in_reply_to
     if decision.reason not in _UNSENDABLE or candidate.from_host or answered is None:

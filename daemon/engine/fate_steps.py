@@ -63,7 +63,7 @@ def judge(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], fat
             del left[message.id]
         elif ack.status is AckStatus.LATER:
             del left[message.id]
-            # A message that is scheduled cannot have been worked on: noted when it is due, so that nobody can spin us.
+            # A message that is scheduled cannot have been worked on: note it when it is due, so that a container cannot make the host spin.
             if message.process_after is None or message.process_after <= now:
                 verdict = deferred(message, ack, messages.first_deferred_at(db, message.id), fate, now)
                 verdicts.append(verdict)

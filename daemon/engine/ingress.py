@@ -41,7 +41,7 @@ _LAST_INSTANT: Final = 253_402_300_799_999  # of the year 9999
 
 
 class Ingress:
-    """Accepts messages for known agents. `on_accepted` is told of every new row that may wake its session."""
+    """Accepts messages for known agents. `on_accepted` is called for every new row that may wake its session."""
 
     def __init__(
         self,
@@ -277,7 +277,7 @@ class Stored:
 def store(session: Session, message: MessageIn, incoming: Incoming, now: int) -> Stored:
     """Write the row, its history and the session's route in one transaction.
 
-    An id that failed is given again, as an operator's requeue does: whoever sends it again still wants it done.
+    An id that failed is given again, as an operator's requeue does: its sender still wants it done.
     """
     with session.files.inbound() as db, db.transaction():
         known = messages.find(db, message.id)

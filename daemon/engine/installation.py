@@ -50,7 +50,7 @@ async def settle_install(start: Start, build: Build) -> str:
     """Return this installation's id. A copied or restored folder gets a new one, after all that this entails.
 
     Raises StorageError; DataFolderError when the copy shares its sessions with the original, or took its place while a
-    container of it runs; RuntimeUnavailableError when nobody can tell whether one does.
+    container of it runs; RuntimeUnavailableError when it is unknown whether one does.
     """
     install_id = await to_thread.run_sync(
         agree_on_install_id, start.registry, start.folder.install_file, start.clock.now_ms()

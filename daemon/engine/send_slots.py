@@ -1,7 +1,7 @@
 """Concurrency limits of sends, per channel, per place and per session, and whose turn it is when a slot comes free.
 
 A row is intended only when its send has a slot, so what waits for a slot is never in doubt. A freed slot is granted to
-whoever has waited longest, at once and under the same lock: nobody who came later can take it.
+the session that has waited longest, at once and under the same lock: a later one cannot take it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class SendSlots(Generic[_S]):
             return self._used(channel)
 
     def _grant(self, channel: str) -> list[_S]:
-        """Hand what is free to those who wait, one each and in turn, until nobody can be given more."""
+        """Hand free slots to the waiting sessions, one each and in turn, until none can be given more."""
         woken: list[_S] = []
         for lane, state in tuple(self._lanes.items()):
             if lane[0] != channel:

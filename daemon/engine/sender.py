@@ -52,7 +52,7 @@ class Sender:
             return failure(send, error, self._timeout_s)
 
     async def many(self, session: Session, sends: list[Send]) -> list[Outcome]:
-        """One call for a run of rows. What it does not tell of was not begun, or is sent again: it deduplicates."""
+        """Send a run of rows in one call. Rows without a result were not begun, or are sent again: the channel deduplicates."""
         outcomes: list[Outcome] = []
         begun = [self._begin(session, send) for send in sends]
         messages = [outgoing(session.key, send, one.traceparent) for send, one in zip(sends, begun, strict=True)]
@@ -62,7 +62,7 @@ class Sender:
             note_results(outcomes, sends, results, self._timeout_s)
         except Exception as error:  # noqa: BLE001 - as in a single send; the row that it met first bears it
             outcomes.append(failure(sends[len(outcomes)], error, self._timeout_s))
-        # One that tells of nothing would be asked again at once, for ever.
+        # A channel without any result would be asked again at once, for ever.
         outcomes = outcomes or [failure(sends[0], TypeError("deliver_many returned nothing"), self._timeout_s)]
         ended_at = self._clock.now_ms()
         return [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]

@@ -1,6 +1,6 @@
-"""Whether the data folder can be written: told by the operations that failed, and looked at by the sweep.
+"""Whether the data folder can be written: reported by the operations that failed, and checked by the sweep.
 
-It decides nothing and keeps nobody from trying; it is what `status` shows of a full disk.
+It decides nothing and stops no attempt; it is what `status` shows of a full disk.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def sweep_files(
         ended = endings(db, seen.pending, seen.acks, actions, now)
         expiry = messages.next_expiry(db)
     if (due or void) and container is not None:
-        files.ring()  # what has come due by the clock alone: no commit tells the runner
+        files.ring()  # what has come due by the clock alone: no commit notifies the runner
     expires_at = expiry + EXPIRY_GRACE if expiry is not None else None
     return Swept(
         tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended, container.tool if container else None,
@@ -257,7 +257,7 @@ def drain(files: SessionFiles, incarnation: str, now: int) -> bool:
 
 
 def is_draining(db: Reader, incarnation: str) -> bool:
-    """Whether this incarnation has been told to claim nothing more."""
+    """Return whether this incarnation was asked to claim nothing more."""
     return db.one("SELECT 1 FROM draining WHERE incarnation = ?", (incarnation,)) is not None
 
 
@@ -319,7 +319,7 @@ def _observe(db: Reader, out: Reader | None, now: int) -> Observation:
         ack for ack in acks.values()
         if ack.status is AckStatus.PROCESSING and (ack.message_id, ack.incarnation) not in listed
     ]  # fmt: skip
-    # The host cannot delete a dead container's claims; those whose message is finished are nobody's business any more.
+    # The host cannot delete a dead container's claims; those of finished messages no longer matter.
     open_ids = {message.id for message in pending}
     relevant = tuple(claim for claim in claims if claim.message_id in open_ids)
     charged = messages.charged(db, sorted({claim.message_id for claim in relevant}))

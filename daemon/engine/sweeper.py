@@ -46,7 +46,7 @@ _CONCURRENT = 16
 _SLOW = "its sweep did not end within sweep.session_timeout_s."
 _CLOCK_JUMP_MS = 2000
 _FAILED_RETRY_MS = 5000
-_FAILED_LATER_MS = 30_000  # also of a session that counts as idle: its trouble is told until a sweep comes through
+_FAILED_LATER_MS = 30_000  # also of a session that counts as idle: its trouble is reported until a sweep succeeds
 _POSTPONED_S = 60.0
 _PAGE = 20
 _LONGEST_PAUSE_S = 60.0
@@ -149,7 +149,7 @@ class Sweeper:
                 tasks.start_soon(one, key, name=f"sweep {key}")
                 if spacing:
                     await anyio.sleep(spacing)
-        # Its pauses are no work: what is told is how far it fell behind them.
+        # Its pauses are not work: the log shows how far it fell behind them.
         took_s = max(self.clock.monotonic() - started - spacing * len(keys), 0.0)
         self.last = LastSweep(self.clock.now_ms(), int(took_s * 1000), len(keys), errors)
         self.telemetry.swept(took_s, errors)
@@ -258,7 +258,7 @@ class Sweeper:
             )
             self.delivery.unreadable(session, error)
             self.sessions.troubles.failed(key, SWEEP, error, self.clock.now_ms())
-            # A journal that nobody may touch before Docker answers stays for long.
+            # A journal that must not be touched before Docker answers may stay for long.
             self.schedule.at(key, self.clock.now_ms() + (_FAILED_RETRY_MS if unknown else 50))
             return
         except (HostileFileError, ReadDeadlineError, FileBusyError, UnusableFileError) as error:

@@ -2,7 +2,7 @@
 
 An event is a hint: the callback looks into the file. A runner's bell is answered at once; a commit without one a moment later,
 so that a look does not meet the turn that is being worked on. The poll (a stat a session) covers file systems whose events
-do not cross, and quickens by itself for a session whose changes it sees and no event told.
+do not cross, and quickens by itself for a session whose changes it sees without an event.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from schema.layout import OUTBOUND_DB
 
 _POLL_S = 0.5
 _DEAF_POLL_S = 0.05
-_DEAF_AFTER = 2  # changes in a row that the poll saw and no event told
+_DEAF_AFTER = 2  # changes in a row that the poll saw without an event
 _REARM_S = 5.0
 _LINGER_S = 0.02
 # A commit makes and deletes a journal; and whatever else is put beside the file is looked at, too.

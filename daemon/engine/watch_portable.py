@@ -1,7 +1,7 @@
-"""File events where the C library has no inotify: watchfiles, armed anew whenever the set of folders changes.
+"""File events where the C library has no inotify: watchfiles, armed again whenever the set of folders changes.
 
 It wakes later than the kernel's own events and costs a little while nothing happens, but it knows other systems. Whatever
-fails here is told once in a while and left to the poll.
+fails here is logged now and then, and left to the poll.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A canary: one event through the real server, and the runs that it started, until they have completed or time is up.
 
-A file alone cannot tell that a fresh run completes, so this needs the server's event endpoint. With its signing key the
+A file alone cannot show that a fresh run completes, so this needs the server's event endpoint. With its signing key the
 server is asked for the runs, without one its database is read. Changes nothing but what the event's functions do.
 """
 

@@ -88,13 +88,13 @@ class RunSpan:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What a run did last, as history and spans tell it."""
+    """What a run did last, by its history and spans."""
 
     last_at: int | None = None  # the newest row of any kind
     waits_until: int | None = None  # a sleep or a wait that has not been resumed
-    steps: int = 0  # rows that tell of an execution
+    steps: int = 0  # rows of an execution
     created_text: str | None = None  # of the newest history row
-    errors: tuple[str, ...] = ()  # texts in which a step or the run tells why it failed
+    errors: tuple[str, ...] = ()  # texts in which a step or the run says why it failed
 
 
 @dataclass(frozen=True, slots=True)

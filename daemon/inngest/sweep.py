@@ -175,14 +175,14 @@ def _apply(found: Outcome, now_ms: int, tell: Progress) -> Outcome:
                 tell("transaction_begun")
                 _recheck(writer, shape, found, now_ms, before)
                 written = _write(writer, shape, found.plan.candidates, mark, tell)
-        except ClawbusError as error:  # rolled back; the backup stays, and is told
+        except ClawbusError as error:  # rolled back; the backup stays, and is named
             return replace(found, backup=backup, error=_of_apply(error, request.path))
     tell("committed")
     return _verified(replace(found, backup=backup, written=written), backup, written, now_ms, tell)
 
 
 def _verified(done: Outcome, backup: Backup, written: Written, now_ms: int, tell: Progress) -> Outcome:
-    """From here on the sweep is done; whatever goes wrong is told beside that."""
+    """From here on the sweep is done; further errors are reported beside it."""
     request, counted = done.request, backup if not done.holders else None
     try:
         verification = verify(request.path, done.plan, request.scope, now_ms, counted, written)
@@ -218,7 +218,7 @@ def _back_up(path: Path, now_ms: int, unlocked: bool, tell: Progress) -> Backup:
 
 
 def _recheck(writer: Writer, shape: Shape, found: Outcome, now_ms: int, before: int) -> None:
-    """Every gate again, now that nobody else can write. Raises SweepDatabaseChangedError; the transaction then rolls back."""
+    """Check every gate again, now that no other process can write. Raises SweepDatabaseChangedError; the transaction then rolls back."""
     if not found.holders and _data_version(writer) != before:
         raise SweepDatabaseChangedError(f"{found.request.path} was written to after its backup.")
     again = _plan(writer, shape, found.request.scope, now_ms)

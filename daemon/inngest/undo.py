@@ -19,7 +19,7 @@ from schema.connect import open_still_reader
 
 
 def put_back(path: Path, backup: Path, now_ms: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Restore, and tell what was done.
+    """Restore, and report what was done.
 
     Raises the errors of opening, SweepServerRunningError, RestoreRefusedError, RestoreFailedError, BackupFailedError or
     BackupNotVerifiedError; then the database is as it was.

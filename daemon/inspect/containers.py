@@ -48,7 +48,7 @@ class RuntimeSeen:
 
     @property
     def alive(self) -> frozenset[str] | None:
-        """The incarnations that live; None when nobody could say."""
+        """The living incarnations; None when that is unknown."""
         return frozenset(one.incarnation for one in self.containers) if self.containers is not None else None
 
 
@@ -56,7 +56,7 @@ def look_at_runtime(config: Config, install_id: str | None) -> RuntimeSeen:
     """Ask the configured runtime for this install's containers, and Docker for the images. Never raises for their absence.
 
     Without an install's id there is no label to ask for, and nothing of ours can run. When the data folder has containers
-    under another runtime than the configured one, this one's listing would say nothing about them: then nobody can say.
+    under another runtime than the configured one, this one's listing says nothing about them, and the result is unknown.
     """
     if install_id is None:
         return RuntimeSeen(None, "this data folder has no install id, so no container can be known as its own.")

@@ -116,7 +116,7 @@ def _open_rows(
     if wanted.letter_id is not None:
         where, values = f"{where} AND t.{key} = ?", (wanted.letter_id,)
     total = reader.one(f"SELECT count(*) {where}", values)
-    # A message's code is in its history alone: only the caller can tell which rows have it.
+    # A message's code is in its history alone: only the caller knows which rows have it.
     limit = wanted.limit if wanted.code is None else -1
     order = "ASC" if wanted.oldest_first else "DESC"
     rows = reader.all(f"SELECT * {where} ORDER BY t.seq {order} LIMIT ?", (*values, limit))

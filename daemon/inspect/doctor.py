@@ -1,6 +1,6 @@
 """Looks at everything once and names what is wrong: the host, every session, every run that may disagree.
 
-Changes nothing. With a daemon that works meanwhile, what was just under way is looked at a second time before it is told.
+Changes nothing. With a daemon that works meanwhile, what was just under way is read a second time before it is reported.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ LookAtRuntime = Callable[[Config, str | None], RuntimeSeen]
 
 @dataclass(frozen=True, slots=True)
 class DaemonWord:
-    """What asking the daemon brought. `live` is the live part of its status, None when nobody answered."""
+    """What asking the daemon brought. `live` is the live part of its status, None without an answer."""
 
     state: DaemonState
     live: Mapping[str, Any] | None = None

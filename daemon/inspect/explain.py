@@ -61,7 +61,7 @@ def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues:
 
 
 def held_up(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues, now_ms: int) -> str | None:
-    """As `explain`, but only what keeps the session's next message waiting: a dead letter holds nobody up."""
+    """As `explain`, but only what keeps the session's next message waiting: a dead letter delays nothing."""
     name = two_words(registry["agent"], registry["session"])
     if registry.get("quarantined_at") is not None:
         reason = str(registry.get("quarantine_reason") or "no reason was recorded").rstrip(".")

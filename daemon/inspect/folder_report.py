@@ -17,7 +17,7 @@ BUDGET_S: Final = 3.0
 
 
 def folder_report(data_dir: Path, clock: Clock, why: str) -> dict[str, Any]:
-    """Return the keys of `status_report` as far as folders tell; `registry_error` says why. Raise DataFolderError."""
+    """Return the keys of `status_report` as far as folders show; `registry_error` says why. Raise DataFolderError."""
     now, deadline = clock.now_ms(), clock.monotonic() + BUDGET_S
     keys = read_central(data_dir).known()
     looked: list[Queues] = []

@@ -19,7 +19,7 @@ from daemon.inspect.session_reading import read_life
 from schema.instants import to_text
 
 LOG_LINES: Final = 20
-# What happened in the same millisecond is told in the order in which it must have been.
+# Events of the same millisecond are listed in the order in which they must have happened.
 _ORDER: Final = (
     *("accepted", "woken", "container_found", "spawned", "claimed", "turn_started", "tool_started", "tool_ended"),
     *("turn_failed", "turn_ended", "answered", "acked_completed", "acked_failed", "completed", "failed"),
@@ -68,7 +68,7 @@ def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, A
 
 
 def _next_try(run: RunRead) -> int | None:
-    """Until when a message that nobody works on is put off, epoch ms."""
+    """Return until when an unclaimed message is put off, epoch ms."""
     return (
         run.message.process_after
         if run.evidence.incarnation is None and run.verdict.status is RunStatus.WAITING
@@ -85,7 +85,7 @@ def _is_of(event: Mapping[str, Any], run: RunRead) -> bool:
     """Whether an event of the message belongs to this run: what another incarnation did does not."""
     incarnation = event["detail"].get("incarnation")
     if run.evidence.incarnation is None and event["event"] in _WAITS_AFTER:
-        return True  # nobody has claimed it again: how the last run ended is why this one waits, and until when
+        return True  # it is not claimed again: how the last run ended is why this one waits, and until when
     if incarnation is not None:
         return incarnation == run.evidence.incarnation
     if event["event"] == "answered":

@@ -116,7 +116,7 @@ def session_report(
 ) -> dict[str, Any]:
     """Everything about one session, `limit` rows of each kind. Raises UnknownSessionError, DataFolderError, RegistryGoneError.
 
-    `held` tells why the container's file must not be opened now; the report is then of the host's own files alone.
+    `held` says why the container's file must not be opened now; the report is then of the host's own files alone.
     """
     folder = session_folder(data_dir, agent, session)
     now = clock.now_ms()

@@ -1,6 +1,6 @@
 """Lists runs, and finds one by its id: each with the verdict on it. From the files and the runtime's listing; read-only.
 
-A run is one message in one incarnation, `MESSAGE@INCARNATION`; one that nobody has claimed yet has its message's id alone.
+A run is one message in one incarnation, `MESSAGE@INCARNATION`; an unclaimed one has its message's id alone.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def session_facts(
     scene: Scene,
     runs: RunsRead,
 ) -> SessionSeen:
-    """`row` is its row of sessions, None when central.db has none; `container` is the recorded one, `containers` are those that nobody supervises."""
+    """`row` is its row of sessions, None when central.db has none; `container` is the recorded one, `containers` are the unsupervised ones."""
     queues = read_queues(folder, scene.now)
     overdue, oldest_overdue, clock, error = _delivery_and_clock(key, folder, scene.now)
     if runs.news and not scene.synced:

@@ -78,7 +78,7 @@ class Queues:
 
 
 def read_queues(folder: SessionFolder, now_ms: int) -> Queues:
-    """Queue depths of one session. A file that cannot be read is told in `error`."""
+    """Queue depths of one session. `error` names a file that cannot be read."""
     queues = Queues()
     try:
         with open_inbound(folder) as reader:
@@ -300,7 +300,7 @@ def _inbound_life(folder: SessionFolder, message_id: str, answers: list[str], ev
         events += history_of(reader, message_id)
         for row in table_rows(reader, "attempts", "SELECT * FROM attempts WHERE message_id = ? LIMIT 500", message_id):
             detail = {"incarnation": row["incarnation"]}
-            # A quick turn's claim is seen only with its end: when it was claimed is not known then, so nothing is told.
+            # A quick turn's claim is seen only with its end: when it was claimed is not known then, so nothing is reported.
             if row["claimed_at"] != row["ended_at"] and not _told(events, "claimed", row["incarnation"]):
                 events.append({"at": row["claimed_at"], "event": "claimed", "detail": detail})
             if row["outcome"] is not None and not _told(events, row["outcome"], row["incarnation"]):

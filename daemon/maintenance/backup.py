@@ -50,7 +50,7 @@ class Contents:
         return sum(self.tables.values())
 
 
-# Fills the empty file of ours, the second path, and tells what the first one held at that instant.
+# Fills the empty file of ours, the second path, and reports what the first one held at that instant.
 Copying = Callable[[Path, Path, Progress], Contents]
 
 
@@ -229,7 +229,7 @@ def _copied_gently(source: Path, partial: Path, tell: Progress) -> Contents:
 
 
 def _copied_unlocked(source: Path, partial: Path, tell: Progress, patience: Patience | None = None) -> Contents:
-    """Byte by byte while nobody writes; what the copy holds is what the source held."""
+    """Copy byte by byte while no process writes: the copy holds what the source held."""
     tell("copy", 0, 1)
     try:
         copy_unlocked(source, partial, patience)
@@ -278,7 +278,7 @@ def _made(source: Path, partial: Path, final: Path, tell: Progress, *, copied: C
 
 
 def _take(partial: Path) -> bool:
-    """Make the file, as nobody else's; False if there is one."""
+    """Create the file with exclusive access; return False if it exists."""
     try:
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     except FileExistsError:

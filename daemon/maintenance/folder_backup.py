@@ -165,7 +165,7 @@ def _outbound(
     """outbound.db as hostile input: checked before SQLite sees it, its pages copied, the copy checked the same way.
 
     A live container may be in mid-commit: it is asked again. What no runner writes is copied byte by byte, with its
-    journal, and named as unverified: whoever restores it finds what was there, quarantine and all.
+    journal, and named as unverified: a restore brings back what was there, quarantine included.
     """
     path = f"{relative}/{OUTBOUND_DB}"
     for _ in range(_RACES):

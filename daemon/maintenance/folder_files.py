@@ -147,7 +147,7 @@ class _Tree:
 def _names(folder: int, limit: int) -> dict[str, bool]:
     """Of at most `limit` entries the name, and whether it is a folder. What is deleted meanwhile is not there.
 
-    A folder that changes meanwhile may tell one name twice (readdir(3) promises nothing); here it is one.
+    A folder that changes during the listing may show one name twice (readdir(3) promises nothing); here it is one.
     """
     names: dict[str, bool] = {}
     with contextlib.suppress(OSError), os.scandir(folder) as found:
@@ -156,7 +156,7 @@ def _names(folder: int, limit: int) -> dict[str, bool]:
 
 
 def _open_folder(path: Path | str, parent: int | None) -> int | None:
-    """None when it is no folder any more, or nobody may look into it."""
+    """Return None when it is not a folder any more, or is not readable."""
     try:
         return os.open(path, _FOLDER, dir_fd=parent)
     except OSError:
@@ -175,7 +175,7 @@ def _copy_entry(
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
             return None
-        # No more than it had when it was judged: whoever appends as fast as we copy would have us copy for ever.
+        # No more than it had when it was judged: a writer that appends as fast as we copy would keep us copying for ever.
         size, digest = copy_file(descriptor, target, status.st_size)
     except OSError as error:
         raise StorageError(f"{target}: {error.strerror}.") from error

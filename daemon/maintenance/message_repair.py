@@ -32,7 +32,7 @@ def cancel(
     live: str | None,
     although_running: bool = False,
 ) -> dict[str, Any]:
-    """Cancel a message that is not finished; its sender is told. `live`: the incarnation whose container lives, if any.
+    """Cancel an unfinished message and inform its sender. `live`: the incarnation whose container lives, if any.
 
     Returns {id, was, running}. With `although_running` one that is cancelled already is no error. Raises UnknownMessageError, MessageFinishedError, MessageRunningError or what opening the
     files raises; nothing has changed then.
@@ -94,7 +94,7 @@ def _check_ack(files: SessionFiles, message: MessageIn, live: str | None) -> boo
         with files.outbound() as out:
             ack = outbound.acks_for(out, [message.id]).get(message.id) if out is not None else None
     except HostileFileError:
-        return live is not None  # what a file that nobody can trust says counts neither way
+        return live is not None  # an untrusted file counts neither way
     if ack is None or is_noted(message, ack):
         return False
     if ack.status is AckStatus.LATER:

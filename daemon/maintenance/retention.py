@@ -202,14 +202,14 @@ class Retention:
                 await anyio.sleep(_BETWEEN_STEPS_S)
 
     async def _compact(self, session: Session) -> int:
-        """Only where nobody waits for it: no container, and none can start while we hold the lock."""
+        """Compact only without a container; none can start while we hold the lock."""
         async with session.lock:
             if self._occupied(session.key) or session.sending:
                 return 0
             return await session.call_locked(partial(_compact, session.files))
 
     async def _expire_sessions(self, this: LastPass) -> None:
-        """Delete sessions that nobody has used for long. Each is judged once more under its lock, by whoever deletes it."""
+        """Delete sessions that were idle for long. Each is judged once more under its lock before its deletion."""
         cutoff, after = self._cutoff(self._config.idle_sessions_s), None
         while cutoff is not None and self._delete is not None:
             page = await self._idle_sessions(after, cutoff)
@@ -273,7 +273,7 @@ class Retention:
 
 
 def _marks(files: SessionFiles) -> _Marks | None:
-    """None when there is no inbound.db; the sweep tells of that."""
+    """Return None without an inbound.db; the sweep reports that."""
     try:
         return files.folder.inbound_db.stat().st_mtime_ns, files.outbound_mark()
     except OSError:

@@ -1,6 +1,6 @@
 """The end of a session: its container stopped, its folder, its registry row and its containers' rows gone for good.
 
-The registry is told first, then the folder is renamed, then it is removed: a daemon that dies in between finishes at its
+The registry is changed first, then the folder is renamed, then it is removed: a daemon that dies in between finishes at its
 next start. Answers that were delivered are not taken back; a message to the name begins a new session.
 """
 

@@ -41,10 +41,10 @@ def note(files: SessionFiles, event: str, operator: Operator, now: int, **more: 
 
 
 def reset(files: SessionFiles, operator: Operator, now: int, *, discard: bool) -> dict[str, Any]:
-    """Put out/ aside and make an empty one; attempts that were open are given back. What waits is worked on anew.
+    """Put out/ aside and make an empty one; attempts that were open are given back. What waits is worked on again.
 
     Only after a CONFIRMED exit. Returns {moved_to, released}. Raises ResetWouldLoseError when out/ holds answers or
-    finished turns that nobody has taken note of, unless `discard`; StorageError. Nothing has changed then.
+    finished turns that the host has not recorded, unless `discard`; StorageError. Nothing has changed then.
     """
     with files.inbound() as db:
         if not discard:
@@ -85,7 +85,7 @@ def _refuse_losses(files: SessionFiles, db: Reader) -> None:
 
 
 def _put_aside(outbox: Path, now: int) -> Path | None:
-    """Rename the folder; the name tells when. None if there is none."""
+    """Rename the folder to a name with the time. Return None if there is none."""
     if not os.path.lexists(outbox):
         return None
     stamp = datetime.fromtimestamp(now / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")

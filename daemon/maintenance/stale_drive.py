@@ -1,6 +1,6 @@
 """A whole stale sweep, step by step, over whatever gives access to the sessions: a running daemon, or the files alone.
 
-preview -> gates -> per session: backup, transaction, verification -> the running list -> a canary. Each step is told. It
+preview -> gates -> per session: backup, transaction, verification -> the running list -> a canary. Each step is reported. It
 keeps no state of its own, so it can end anywhere and be run again: each session is one transaction.
 """
 
@@ -38,7 +38,7 @@ class StaleAccess(Protocol):
     def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
         """Send a message to the agent's canary session and wait for its answer: {message_id, answered, error}.
 
-        None where there is nobody to ask.
+        None where there is none to ask.
         """
         ...
 

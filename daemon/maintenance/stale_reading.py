@@ -1,7 +1,7 @@
 """Reads from one session's files what a stale sweep judges: each unfinished, or unfinished-looking, run and its evidence.
 
 Synchronous; the caller holds the session's lock, or is the only process that works on the folder. Writes nothing.
-outbound.db is hostile: what cannot be read of it is told as unreadable, and never taken for silence.
+outbound.db is hostile: unreadable parts are reported as such, and never taken for silence.
 """
 
 from __future__ import annotations

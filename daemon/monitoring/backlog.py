@@ -57,7 +57,7 @@ class BacklogWatch:
                 try:
                     self.known[session.key] = await session.call(partial(_read, session, now))
                 except ClawbusError:
-                    return  # whoever works with this session says what is wrong; its last figures stand
+                    return  # the operations on this session report what is wrong; its last figures stand
                 read.add(session.key)
 
         async with anyio.create_task_group() as tasks:

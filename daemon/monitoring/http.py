@@ -1,6 +1,6 @@
 """The three routes that others poll: /metrics, /healthz, /readyz. On the control socket, and on TCP if that is configured.
 
-They change nothing and tell nothing of what messages hold. A scrape never blocks the event loop: it is rendered in a thread.
+They change nothing and reveal nothing of what messages hold. A scrape never blocks the event loop: it is rendered in a thread.
 """
 
 from __future__ import annotations

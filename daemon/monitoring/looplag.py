@@ -18,7 +18,7 @@ _REMEMBERED: Final = 30  # measurements
 
 
 class LoopLag:
-    """Run as a task. Seconds. `observe` is told of each measurement."""
+    """Run as a task. Seconds. `observe` is called with each measurement."""
 
     def __init__(self, clock: Clock, observe: Callable[[float], None], interval_s: float = INTERVAL_S) -> None:
         self._clock = clock

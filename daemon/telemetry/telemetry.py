@@ -1,7 +1,7 @@
-"""The one thing that the house tells of its work: facts in, metrics and traces out.
+"""What the bus reports of its work: facts in, metrics and traces out.
 
 Nothing here may disturb what it watches: every method is quick, waits for nothing and swallows its own defects (logged).
-It decides nothing, and nobody reads anything back from it but the trace context of what begins.
+It decides nothing, and nothing is read back from it but the trace context of what begins.
 """
 
 from __future__ import annotations

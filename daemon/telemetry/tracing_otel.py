@@ -55,7 +55,7 @@ Count = Callable[[str, int], None]
 
 
 class OtelTracer:
-    """Built when traces are asked for. `count` is told of spans exported, failed and dropped; from any thread."""
+    """Built when traces are asked for. `count` is called for spans exported, failed and dropped; from any thread."""
 
     def __init__(
         self, endpoint: str, ratio: float, install_id: str, count: Count, exporter: SpanExporter | None = None
@@ -124,7 +124,7 @@ class _Ids(IdGenerator):
 
 
 class _Watched(SpanExporter):
-    """Counts what another exporter exports, and tells of its trouble once. Runs in the processor's thread."""
+    """Counts what another exporter exports, and logs its trouble once. Runs in the processor's thread."""
 
     def __init__(self, exporter: SpanExporter, endpoint: str, count: Count) -> None:
         self._exporter = exporter

@@ -1,7 +1,7 @@
 """Adoption: what runs already when the daemon starts, or when a runtime that was away answers again.
 
 The runtime's listing is the truth about what runs; central.db's record says what we believe about it. A daemon restart kills
-no agent: only what is of another spec (when one of that could be started), of nobody's session or in quarantine is ended.
+no agent: only what is of another spec (when one of that could be started), of no known session or in quarantine is ended.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ async def refuse_changed_runtime(
     build: Callable[[str], ContainerRuntime],
     known: Engine | None = None,
 ) -> None:
-    """Raise RuntimeChangedError when an incarnation of another runtime than `name` lives, or nobody can say.
+    """Raise RuntimeChangedError when an incarnation of another runtime than `name` lives, or that is unknown.
 
     `live` are the incarnations without a confirmed exit; `build` makes a runtime of another kind, to be asked only; `known`
     is the engine on record: another one of its kind cannot say.

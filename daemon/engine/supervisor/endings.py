@@ -103,7 +103,7 @@ class Endings:
         return Exit(None)
 
     async def _is_removed(self, container_id: str) -> bool:
-        """Remove an exited container. False: it runs again. Raises RuntimeUnavailableError when nobody can say.
+        """Remove an exited container. False: it runs again. Raises RuntimeUnavailableError when that is unknown.
 
         One that the runtime cannot remove (a busy disk) holds nothing up while it does not run.
         """
@@ -120,7 +120,7 @@ class Endings:
         return True
 
     async def _restarted(self, slot: Slot) -> None:
-        """Others started the container again: its second life is nobody's, so it is ended, and another container follows."""
+        """End a container that others started again: its second life is unsupervised, and another container follows."""
         slot.started_at = None
         slot.reason = slot.reason or "restarted"
         key = slot.session.key

@@ -65,7 +65,7 @@ class Fleet:
         self.bad_images[image] = since, why
 
     async def check_images(self) -> None:
-        """Forget what was mended, and what no agent uses any more. Raises RuntimeUnavailableError."""
+        """Forget images that were repaired, and those that no agent uses any more. Raises RuntimeUnavailableError."""
         for image in list(self.bad_images):
             try:
                 if image in self.hooks.images():

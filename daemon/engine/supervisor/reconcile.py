@@ -55,7 +55,7 @@ class Reconciler:
         await self._fleet.check_images()
 
     async def look_at(self, key: SessionKey) -> None:
-        """Take up a container of this session that nobody supervises. Never raises; touches no other session."""
+        """Adopt an unsupervised container of this session. Never raises; touches no other session."""
         if not self._fleet.accepting:
             await self._adoption.adopt()
             return

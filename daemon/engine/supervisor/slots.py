@@ -51,7 +51,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the supervisor tells the rest of the house.
+    """What the supervisor reports to the other parts.
 
     `on_exit` does all that a confirmed exit entails and says whether the incarnation had claimed anything; when it raises
     it is called again. `why_it_may_go` says why a running session may lose its slot to one that waits: "idle", another
@@ -75,7 +75,7 @@ class Hooks:
 class Timings:
     """The supervisor's own intervals in seconds; the configuration has those an operator would change.
 
-    `soft_backoff_max_s` bounds the back-off where a person is about to mend the cause (an image, the runtime), `healthy_s`
+    `soft_backoff_max_s` bounds the back-off where a person is about to repair the cause (an image, the runtime), `healthy_s`
     is how long a container must have lived for its end to be no failed start, `look_s` how long a look whether a
     container is idle may take, `drain_s` how often one that is to be replaced is looked at, `reconcile_s` how
     often the runtime's listing is compared with the slots although no event asked for it, `settle_s` how long events are collected before that.

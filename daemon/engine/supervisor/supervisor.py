@@ -115,7 +115,7 @@ class Supervisor:
         return tuple(slot for slot in self._fleet.slots.values() if not slot.exited.is_set())
 
     def incarnations(self) -> tuple[IncarnationRow, ...]:
-        """Every slot as the registry would have it; the fingerprint stays the runtime's to tell."""
+        """Every slot as the registry would have it; the fingerprint is known to the runtime alone."""
         return tuple(
             IncarnationRow(
                 slot.incarnation,
