@@ -230,6 +230,11 @@ class RealDaemon:
 
     # --- the socket
 
+    def listens(self) -> bool:
+        """Whether somebody answers on the socket."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
     def _get(self, path: str) -> Any:
         """What the daemon answers, as JSON. Not with httpx, which leaks its socket when the daemon dies meanwhile."""
         with socket.socket(socket.AF_UNIX) as plain:
