@@ -14,7 +14,7 @@ import pytest
 from tests.support.agents import ECHO
 from tests.support.daemon import CLAWBUS, RealDaemon, eventually
 
-_IN_TERMINAL: Final = "import os, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
+_IN_TERMINAL: Final = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 @pytest.fixture
