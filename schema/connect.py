@@ -105,16 +105,18 @@ def open_owner(path: Path, role: migrate.Role, *, create: bool = True) -> Writer
     return Writer(connection, path)
 
 
-def make_whole(path: Path, role: migrate.Role) -> None:
+def make_whole(path: Path, role: migrate.Role, fill: Callable[[Writer], object] | None = None) -> None:
     """Make a file of ours with its tables, or nothing: under another name, and moved to `path` when it is done.
 
-    What lies at `path` must be empty or absent. Errors as of `open_owner`; what a crash leaves is removed by the next call.
+    `fill` writes what the file must hold from its first moment. What lies at `path` must be empty or absent. Errors as of `open_owner`; what a crash leaves is removed by the next call.
     """
     fresh = path.with_name(f"{path.name}.new")
     with in_own_folder(f"{path.name} cannot be made"):
         for left in (f"{fresh}-journal", fresh, f"{path}-journal"):  # without pages, a journal brings nothing back
             Path(left).unlink(missing_ok=True)
-    open_owner(fresh, role).close()
+    with open_owner(fresh, role) as db:
+        if fill is not None:
+            fill(db)
     with in_own_folder(f"{path.name} cannot be moved into place"):
         fresh.replace(path)
         _sync_folder(path.parent)

@@ -1,4 +1,4 @@
-"""The parts that live for as long as the daemon does, built and wired. Nothing runs yet: `app.py` starts and ends them.
+"""The parts that live for as long as the daemon does, built and wired. Nothing runs yet: `main.py` starts and ends them.
 
 The parts do not know each other. What one tells another goes through `Links`, and everything else is passed in.
 """

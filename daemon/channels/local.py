@@ -23,12 +23,12 @@ from pydantic import BaseModel, ConfigDict
 from daemon.channels.group_commit import GroupCommit, Ticket
 from daemon.channels.protocol import Accept, Capabilities, ChannelContext, DeliveryFailure, Outgoing, Receipt
 from daemon.core.errors import ChannelError, PermanentDeliveryError, TransientDeliveryError
+from daemon.store.data_folder import Layout
 from daemon.store.mailbox import MAX_ANSWERS, MAX_NAME, Mailbox, MailboxEntry, NewEntry, is_mailbox_name
 from schema.errors import ClawbusError
 from schema.handles import once_more
 from schema.ids import is_message_id
 
-MAILBOX_DB: Final = "mailbox.db"
 _HERE_S: Final = 2.0  # a thread waits no longer for another one's commit: it holds a session meanwhile
 
 _T = TypeVar("_T")
@@ -49,8 +49,9 @@ class LocalChannel:
         self.name = context.name
         self.capabilities = Capabilities(deduplicates=True, threads=True)
         self._clock = context.clock
-        self._sessions = context.data_dir / "sessions"
-        self._mailbox = Mailbox(context.data_dir / MAILBOX_DB, context.clock, self._report_loss)
+        layout = Layout(context.data_dir)
+        self._sessions = layout.sessions_dir
+        self._mailbox = Mailbox(layout.mailbox_db, context.clock, self._report_loss)
         self._bells = _Bells()
         self._group = GroupCommit(self._mailbox, self._announce)
         self._log = structlog.get_logger("local")

@@ -1,4 +1,4 @@
-"""What the sweep does to one session: pure. No I/O, no clock, no log; `act.py` executes the named actions.
+"""What the sweep does to one session: pure. No I/O, no clock, no log; `engine/sweep_steps.py` executes the named actions.
 
 The order is the contract: settle acks, wake, judge what runs, reset orphans, re-arm. Wake comes before the reset
 because a reset pushes process_after into the future and would starve the wake (NanoClaw commit 209061f54).

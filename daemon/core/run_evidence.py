@@ -1,6 +1,6 @@
 """From rows to runs: which of a message's rows are evidence about which of its runs. Pure.
 
-The rows are those of the session's two files (`reading.py` reads them); what they prove is `truth.py`'s to say.
+The rows are those of the session's two files (`reading.py` reads them); `run_state.py` judges what they prove.
 """
 
 from __future__ import annotations

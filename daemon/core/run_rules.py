@@ -1,4 +1,4 @@
-"""What can be wrong with one run. Pure; it repairs nothing and trusts the verdict of truth.py."""
+"""What can be wrong with one run. Pure; it repairs nothing and trusts the verdict of `run_state.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an accepted message waits for, in a sentence for its sender's operator. Pure."""
+"""What an accepted message waits for, in one sentence. Pure."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def what_it_waits_for(messages: Sequence[Mapping[str, Any]], message_id: str, no
     if row["status"] == "pending" and due is not None and due > now:
         until = f"the next try is at {to_text(due)} (in {span(due - now)})"
         if row["deferrals"]:
-            return f'its agent said "later" ({row["deferrals"]} times so far); {until}'
+            return f'its agent said "later" ({counted(row["deferrals"], "time", "times")} so far); {until}'
         if tries:
             return f"{counted(tries, 'try', 'tries')} failed; {until}"
-        return f"it is scheduled: {until}"
+        return f"it is scheduled for {to_text(due)} (in {span(due - now)})"
     event: Mapping[str, Any] = row["last_event"] or {}
     if row["status"] == "pending" and event.get("event") == "claimed":
         return f"its agent has worked on it for {span(max(0, now - int(event['at'])))}"

@@ -1,7 +1,7 @@
 """The repair pass: every interval over the sessions with work, at once for one whose container exits.
 
 One session's failure or slowness never reaches another: each is swept in its own task, bounded in time. It decides
-nothing itself (`decide.py`) and writes nothing itself (`steps.py`).
+nothing itself (`core/lifecycle.py`) and writes nothing itself (`sweep_steps.py`).
 """
 
 from __future__ import annotations

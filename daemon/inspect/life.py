@@ -1,6 +1,6 @@
 """The whole life of one run, with times and durations: from acceptance to receipt, its container's end and last words.
 
-Puts together what the files, the registry and the logs say. Decides nothing; the verdict comes from truth.py.
+Puts together what the files, the registry and the logs say. Decides nothing; the verdict comes from `run_state.py`.
 """
 
 from __future__ import annotations

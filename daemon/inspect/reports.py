@@ -34,7 +34,6 @@ from schema.migrate import VERSION
 from schema.rows import DeliveryState
 
 CENTRAL_DB: Final = "central.db"
-MAILBOX_DB: Final = "mailbox.db"
 MAX_SESSIONS: Final = 20_000
 _BUDGET_S: Final = 3.0  # for looking into sessions; a status that comes late is no status
 _ATTENTION: Final = 50
@@ -281,7 +280,7 @@ def open_answers_report(
 def mailbox_entries(data_dir: Path, mailbox: str, after: int, limit: int) -> list[MailboxEntry]:
     """Entries of one mailbox above a cursor, oldest first; none while nothing was ever delivered to it."""
     _check_folder(data_dir)
-    return read_mailbox(data_dir / MAILBOX_DB, mailbox, after, limit)
+    return read_mailbox(Layout(data_dir).mailbox_db, mailbox, after, limit)
 
 
 def _unregistered(agent: str, session: str) -> dict[str, Any]:

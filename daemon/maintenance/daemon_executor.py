@@ -62,7 +62,7 @@ _EVENTS: Final[Mapping[type[RowVerb], tuple[str, tuple[str, ...]]]] = MappingPro
 
 
 class DaemonExecutor:
-    """Built once. `look` is told of a session that has work again, `given_up` of an answer that was dropped."""
+    """Built once. `look` is called for a session that has work again, `given_up` for an answer that was dropped."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ class DaemonExecutor:
         """Out of service until it is released; its container is ended, its messages are kept."""
         session = await self._sessions.get(key)
         was, now = session.quarantined, self._clock.now_ms()
-        reason = f"by {operator.name}: {operator.reason or 'no reason given'}"
+        reason = session_repair.quarantine_reason(operator)
         if was is None:
             await self._sessions.central(lambda registry: registry.quarantine(key, reason, now))
             session.quarantined = reason
@@ -262,7 +262,7 @@ class DaemonExecutor:
         return {"quarantined": was is None, "was": was, "ending": slot is not None, "noted": noted}
 
     async def _reset(self, key: SessionKey, operator: Operator, *, discard: bool) -> dict[str, Any]:
-        """Its container ended, its out/ put aside, out of quarantine: it begins anew with what waits.
+        """End its container, put its out/ aside, release it: it goes on with what waits.
 
         Raises NotConfirmedError, ResetWouldLoseError or StorageError; its files are unchanged then.
         """

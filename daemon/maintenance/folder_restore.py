@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, cast
@@ -17,9 +18,10 @@ from daemon.core.repair_errors import BackupNotVerifiedError, RestoreFailedError
 from daemon.maintenance.backup import verify
 from daemon.maintenance.folder_backup import FORMAT, MANIFEST, Tell
 from daemon.maintenance.folder_files import Copied, copy_plain, hash_file
-from daemon.store.data_folder import INSTALL_NAME, INSTALL_RECORD
+from daemon.store.data_folder import INSTALL_NAME, INSTALL_RECORD, Layout
 from daemon.store.install import mark_restored
-from schema.errors import ClawbusError
+from daemon.store.mailbox import raise_cursors
+from schema.errors import ClawbusError, SchemaTooNewError
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 
 _DATABASES: Final = ("central.db", "mailbox.db", INBOUND_DB)
@@ -88,6 +90,10 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
             _put(backup, fresh, one)
         _open_folders(fresh)
         mark_restored(fresh / INSTALL_RECORD, _install_id(fresh))
+        mailbox = Layout(fresh).mailbox_db
+        if mailbox.is_file():
+            with suppress(SchemaTooNewError):  # of a newer clawbus: this one does not start on it either
+                raise_cursors(mailbox, now_ms)
         if before is not None:
             data_dir.rename(before)
         fresh.rename(data_dir)

@@ -1,7 +1,7 @@
 """Carries out an operator's verbs on the files while no daemon runs.
 
 Holds the data folder as a daemon would, so that none can start meanwhile, and asks the runtime which containers live:
-they outlive a daemon. What the runtime does not say is never taken for "no container lives".
+they outlive a daemon. A runtime that does not answer is never taken for one without containers.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class OfflineExecutor:
         live: str | None = None
         if isinstance(verb, CancelMessage):
             # A message may be cancelled under a container only by somebody who can end that container.
-            container = self._container(key) if self._listing.containers is not None or self._may_live(key) else None
+            container = self._container(key)
             live = container.incarnation if container is not None else None
         self._registry.activate(key, self._clock.now_ms())  # before the work is written: the next daemon looks at it
         # Nothing is being sent: only a daemon sends.
@@ -137,10 +137,6 @@ class OfflineExecutor:
         return done
 
     # --- containers
-
-    def _may_live(self, key: SessionKey) -> bool:
-        """Whether a container of the session is on record that has not ended."""
-        return any(row.key == key for row in self._registry.live_incarnations())
 
     def _container(self, key: SessionKey) -> Container | None:
         """Return the session's running container. Raises RuntimeUnavailableError when nobody can say."""
@@ -214,7 +210,7 @@ class OfflineExecutor:
         self._container(key)  # before anything is written: refused while nobody can say whether one runs
         if was is None:
             self._registry.activate(key, now)
-            self._registry.quarantine(key, f"by {operator.name}: {operator.reason or 'no reason given'}", now)
+            self._registry.quarantine(key, session_repair.quarantine_reason(operator), now)
         noted = self._try_note(files, "session_quarantined", operator)
         return {
             "quarantined": was is None,

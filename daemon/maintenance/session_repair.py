@@ -31,6 +31,11 @@ from schema.rows import AckStatus
 SESSION: Final = "@session"
 
 
+def quarantine_reason(operator: Operator) -> str:
+    """Return why a session is in quarantine that an operator put there."""
+    return f"by {operator.name}: {operator.reason or 'no reason given'}"
+
+
 def note(files: SessionFiles, event: str, operator: Operator, now: int, **more: object) -> None:
     """Write who did what to the session, and why, into its history: for itself, and for each message under way."""
     with files.inbound() as db, db.transaction():

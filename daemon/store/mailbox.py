@@ -3,7 +3,7 @@
 The daemon is its only writer, and keeps it open between two writes; the command line reads it read-only when the daemon is
 down. Every read opens, works and closes. All of it is synchronous: callers on the event loop go through a worker thread. It
 must never change or reorder an entry once it is written, and never use a cursor again: clients keep them. Retention takes
-the oldest entries away. A file that was lost is made with cursors that begin at the time of day, above all that it had.
+the oldest entries away. A lost file, an older copy under the daemon and a restored backup go on above every cursor used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.errors import CursorAheadError
 from daemon.store.kept_files import KeptFiles
-from schema.connect import Reader, Writer, open_owner, open_reader
+from schema.connect import Reader, Writer, make_whole, open_owner, open_reader
 from schema.errors import ReadRaceError, StorageError
 from schema.migrate import Role
 
@@ -93,6 +93,7 @@ class Mailbox:
         self._clock = clock or SystemClock()
         self._on_lost = on_lost
         self._known = False  # the file was there once
+        self._highest = 0  # of the cursors that this process has stored
 
     def prepare(self, *, known: bool = False) -> None:
         """Make or migrate the file, and let SQLite finish what a crash left. Raises SchemaTooNewError, StorageError.
@@ -114,27 +115,31 @@ class Mailbox:
         """
         try:
             with self._writer() as db, db.transaction():
-                return [_put(db, entry) for entry in entries]
+                cursors = [_put(db, entry) for entry in entries]
         except (UnicodeError, OverflowError) as error:  # text that is not UTF-8: SQLite's module says so in its own way
             raise StorageError(f"{self.path.name}: {error}") from error
+        self._highest = max((self._highest, *cursors))
+        return cursors
 
     def _writer(self) -> AbstractContextManager[Writer]:
         return self._kept.using(self.path, self._open_owner)
 
     def _open_owner(self) -> Writer:
+        """Open the file; let a new one, or an older copy in its place, go on above every cursor that was used."""
+        floor = self._clock.now_ms()
         lost = self._known and not self.path.exists()
+        if lost:
+            make_whole(self.path, Role.MAILBOX, lambda db: _raise_cursors(db, floor))
         db = open_owner(self.path, Role.MAILBOX)
+        try:
+            if _last_cursor(db) < self._highest:
+                _raise_cursors(db, floor)
+                lost = True
+        except BaseException:
+            db.close()
+            raise
         self._known = True
         if lost:
-            # Nobody knows the last cursor any more. No mailbox gets a thousand entries a second, so it was below this one.
-            floor = self._clock.now_ms()
-            try:
-                with db.transaction():
-                    db.execute("DELETE FROM sqlite_sequence WHERE name = 'mailbox'")
-                    db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('mailbox', ?)", (floor,))
-            except BaseException:
-                db.close()
-                raise
             self._on_lost(floor + 1)
         return db
 
@@ -223,11 +228,30 @@ def read_mailbox(
         if not reader.columns("mailbox"):
             return []
         if after > 0:
-            row = reader.one("SELECT seq FROM sqlite_sequence WHERE name = 'mailbox'")
-            newest = int(row["seq"]) if row is not None else 0
-            if after > newest:
-                raise CursorAheadError(f"cursor {after} is ahead of the mailbox, whose newest entry had {newest}.")
+            last = _last_cursor(reader)
+            if after > last:
+                raise CursorAheadError(f"cursor {after} is ahead of the mailbox, whose newest entry had {last}.")
         return [_entry(row) for row in reader.some(sql, values, column="content", budget=READ_BUDGET_CHARS)]
+
+
+def raise_cursors(path: Path, now_ms: int) -> None:
+    """Let a restored mailbox go on above every cursor that was used since its backup was made. Errors as of `open_owner`."""
+    with open_owner(path, Role.MAILBOX) as db:
+        _raise_cursors(db, now_ms)
+
+
+def _raise_cursors(db: Writer, now_ms: int) -> None:
+    """Begin at the time of day: no mailbox gets a thousand entries a second, so every earlier cursor was below it."""
+    floor = max(now_ms, _last_cursor(db))
+    with db.transaction():
+        db.execute("DELETE FROM sqlite_sequence WHERE name = 'mailbox'")
+        db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('mailbox', ?)", (floor,))
+
+
+def _last_cursor(db: Reader) -> int:
+    """Return the highest cursor that the file ever used, entries that retention removed included."""
+    row = db.one("SELECT seq FROM sqlite_sequence WHERE name = 'mailbox'")
+    return int(row["seq"]) if row is not None else 0
 
 
 @contextmanager

@@ -43,6 +43,7 @@ def test_what_was_accepted_is_in_the_backup_and_is_answered_after_the_restore(da
     daemon.answer(working, agent="prog", session="b")
     later = daemon.post("two", agent="echo", session="a")
     daemon.answer(later, agent="echo", session="a")
+    cursor = daemon.entries()[-1]["cursor"]
     daemon.stop()
     assert daemon.cli("restore", str(target)).error == "RESTORE_REFUSED", "its containers still run"
     daemon.start()
@@ -61,6 +62,8 @@ def test_what_was_accepted_is_in_the_backup_and_is_answered_after_the_restore(da
     assert daemon.answer(working, agent="prog", session="b") == {"text": "done"}
     assert [one["id"] for one in daemon.show("echo", "a")["messages"] if one["id"] == later] == []
     assert daemon.ask("three", agent="echo", session="a") == {"text": "three"}
+    new = [one["content"]["text"] for one in daemon.entries(after=cursor)]
+    assert new == ["done", "three"], "a client that was ahead of the backup misses nothing"
 
 
 def test_a_backup_with_the_daemon_killed_rolls_its_journals_back(daemon: RealDaemon) -> None:

@@ -194,6 +194,22 @@ def test_the_tree_in_the_architecture_is_the_tree_on_disk() -> None:
     assert shown == packages_on_disk()
 
 
+def test_a_file_that_a_page_or_a_comment_names_is_there() -> None:
+    """`decide.py` in a header outlives the file's move, and sends a reader nowhere."""
+    there = {path.name for path in ROOT.glob("*.py")} | {
+        path.name for folder in (*OURS, "bench", "demo", "tests", "systemd") for path in (ROOT / folder).rglob("*.py")
+    }
+    examples = {"helper.py", "shout.py"}  # an operator's own
+    pages = [ROOT / "ARCHITECTURE.md", ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *modules().values()]
+    lost = {
+        (str(page.relative_to(ROOT)), name)
+        for page in pages
+        for name in re.findall(r"\b[a-z_]+\.py\b", page.read_text(encoding="utf-8"))
+        if name not in there | examples
+    }
+    assert lost == set()
+
+
 def test_every_package_says_what_it_is_for() -> None:
     silent = [
         folder

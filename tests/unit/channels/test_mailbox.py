@@ -12,7 +12,7 @@ import pytest
 
 from daemon.core.errors import CursorAheadError
 from daemon.store import mailbox as module
-from daemon.store.mailbox import Mailbox, NewEntry, read_mailbox
+from daemon.store.mailbox import Mailbox, NewEntry, raise_cursors, read_mailbox
 from schema.errors import FileBusyError, StorageError
 from tests.support.clock import MovedClock
 
@@ -148,6 +148,46 @@ def test_cursors_of_a_lost_file_go_on_above_its_own(tmp_path: Path) -> None:
     fresh = Mailbox(tmp_path / "other.db", clock, lost.append)
     fresh.prepare()
     assert (fresh.put(ENTRY), len(lost)) == (1, 2), "a first mailbox begins at one"
+
+
+def test_an_older_copy_under_the_daemon_goes_on_above_what_it_lacks(tmp_path: Path) -> None:
+    lost: list[int] = []
+    mailbox = Mailbox(tmp_path / "mailbox.db", MovedClock(1_795_000_000_000), lost.append)
+    mailbox.prepare()
+    mailbox.put(numbered(1))
+    older = mailbox.path.read_bytes()
+    mailbox.put_many([numbered(2), numbered(3)])
+    mailbox.path.unlink()
+    mailbox.path.write_bytes(older)
+    first = mailbox.put(numbered(4))
+    assert (first, lost) == (1_795_000_000_001, [1_795_000_000_001])
+    assert [entry.cursor for entry in mailbox.read("me", 3)] == [first]
+    assert mailbox.put(numbered(5)) == first + 1
+    assert lost == [first], "told once"
+
+
+def test_a_restored_mailbox_goes_on_above_what_its_backup_lacks(mailbox: Mailbox) -> None:
+    mailbox.put(numbered(1))
+    raise_cursors(mailbox.path, 1_795_000_000_000)
+    raise_cursors(mailbox.path, 5)
+    assert mailbox.put(numbered(2)) == 1_795_000_000_001, "a clock that went back lowers nothing"
+    assert [entry.cursor for entry in mailbox.read("me", 40)] == [1_795_000_000_001]
+
+
+def test_a_death_while_a_lost_file_is_made_leaves_it_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = MovedClock(1_795_000_000_000)
+
+    def die(_: object, __: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_raise_cursors", die)
+        with pytest.raises(KeyboardInterrupt):
+            Mailbox(tmp_path / "mailbox.db", clock).prepare(known=True)
+    assert not (tmp_path / "mailbox.db").exists()
+    again = Mailbox(tmp_path / "mailbox.db", clock)
+    again.prepare(known=True)
+    assert again.put(ENTRY) == 1_795_000_000_001
 
 
 def test_a_cursor_ahead_of_an_older_copy_is_refused(mailbox: Mailbox) -> None:

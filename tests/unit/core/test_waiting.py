@@ -25,10 +25,11 @@ def row(**values: Any) -> dict[str, Any]:
     ("values", "sentence"),
     [
         ({"deferrals": 2, "process_after": NOW + 5000}, 'its agent said "later" (2 times so far); the next try is at'),
+        ({"deferrals": 1, "process_after": NOW + 5000}, 'its agent said "later" (1 time so far); the next try is at'),
         ({"tries": 3, "process_after": NOW + 60_000}, "3 tries failed; the next try is at"),
         (
             {"process_after": NOW + 3_600_000},
-            "it is scheduled: the next try is at 2026-11-28T08:02:23.000Z (in 60 min)",
+            "it is scheduled for 2026-11-28T08:02:23.000Z (in 60 min)",
         ),
         ({"status": "paused"}, "it is paused"),
         (
