@@ -1,12 +1,14 @@
 """The daemon's data folder: checked, locked against a second daemon, and of a version that this clawbus may touch.
 
 The folder is 0700: containers, which may run as other users, reach into it only through bind mounts, and a mount needs
-no permission on the folders above it. The lock is flock(2) on `clawbus.lock`: it ends with the process however that
-ends, and no child inherits it. What is written in the file is for people; only the lock itself counts.
+no permission on the folders above it. The lock is flock(2), on the folder itself and on `clawbus.lock`: it ends with the
+process however that ends, and no child inherits it. The folder's lock cannot be removed apart from the data, as the file
+can; the file's keeps out earlier versions, which know no other. The file's text is for people; only the locks count.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -29,6 +31,8 @@ LOCK_NAME: Final = "clawbus.lock"
 VERSION_NAME: Final = "clawbus.version"
 INSTALL_NAME: Final = "install-id"
 INSTALL_RECORD: Final = "install.json"
+# What flock(2) answers for a folder where locks are emulated and need a descriptor that can write.
+_NO_FOLDER_LOCKS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSUP})
 LOW_BYTES: Final = 64 * 1024**2  # less free space than this is reported as trouble, before writing fails
 LOW_INODES: Final = 1000  # the same; a new session needs about ten
 # How the names begin that a first start, an image build or an operator who puts an agent in place may leave before the
@@ -148,9 +152,10 @@ class DataFolder(Layout):
     `was_open` names what the group or others could read or write until now.
     """
 
-    def __init__(self, root: Path, lock: int) -> None:
+    def __init__(self, root: Path, lock: int, folder_lock: int) -> None:
         super().__init__(root)
         self._lock: int | None = lock
+        self._folder_lock = folder_lock
         self.was_open: tuple[str, ...] = ()
 
     @classmethod
@@ -161,17 +166,18 @@ class DataFolder(Layout):
         Raises DataFolderError, DataFolderLockedError or SchemaTooNewError, and then has changed no data.
         """
         root = path.absolute()
-        lock: int | None = None
+        locks: list[int] = []
         try:
             _make_or_check(root)
             check_ours(root, "Name an empty or a new folder with data_dir or --data.")
-            lock = _take_lock(root)
+            locks.append(_lock_folder(root))
+            locks.append(_take_lock(root))
             _check_version(root)
-            _write_holder(lock, clock or SystemClock())
-            folder = cls(root, lock)
+            _write_holder(locks[1], clock or SystemClock())
+            folder = cls(root, locks[1], locks[0])
             _prepare(folder)
         except BaseException as error:
-            if lock is not None:
+            for lock in locks:
                 os.close(lock)
             if isinstance(error, OSError):
                 host = host_error(error, f"{root} cannot be used")
@@ -197,11 +203,17 @@ class DataFolder(Layout):
                 raise DataFolderError(f"{path} cannot be made: {error.strerror}.") from error
 
     def retake_lock(self, clock: Clock) -> bool:
-        """Lock a new `clawbus.lock` when the locked one was removed; whether that was needed.
+        """Lock a new `clawbus.lock`, or a folder put in this one's place; return whether that was needed.
 
         Raises DataFolderLockedError when another process has locked a new one, DataFolderError or OSError.
         """
-        if self._lock is None or _is_lock_file(self.root, self._lock):
+        if self._lock is None:
+            return False
+        if not _lies_at(self.root, self._folder_lock):
+            folder_lock = _lock_folder(self.root)
+            os.close(self._folder_lock)
+            self._folder_lock = folder_lock
+        if _lies_at(self.lock_file, self._lock):
             return False
         lock = _take_lock(self.root)
         _write_holder(lock, clock)
@@ -218,6 +230,7 @@ class DataFolder(Layout):
             os.ftruncate(lock, 0)
         finally:
             os.close(lock)
+            os.close(self._folder_lock)
 
 
 def read_holder(root: Path) -> Holder | None:
@@ -234,20 +247,41 @@ def read_holder(root: Path) -> Holder | None:
 
 
 def live_holder(root: Path) -> Holder | None:
-    """Return who holds the folder now; None when no process does that is visible here.
+    """Return the process that holds the folder now, or None if there is none that this process can see.
 
-    The kernel's list of locks is read, not the lock tried: a daemon that starts meanwhile must not find it taken.
+    Read the kernel's list of locks; do not try the lock: a daemon that starts at the same time must not find it taken.
     """
-    holder = read_holder(root)
+    written = read_holder(root)
+    pid = _lock_owner(root, written.pid if written is not None else None)
+    if pid is None or (written is not None and written.pid == pid):
+        return written if pid is not None else None
+    return Holder(pid, "an unknown time")
+
+
+def _lock_owner(root: Path, written: int | None) -> int | None:
+    """Return the pid that has the folder or its lock file locked, or None. `clawbus.lock` may be gone.
+
+    Some file systems have another device number in the kernel's list than in stat(2); there only the `written` pid counts.
+    """
+    exact: set[str] = set()
+    for path in (root, root / LOCK_NAME):
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        exact.add(f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}")
+    inodes = {one.rpartition(":")[2] for one in exact}
     try:
-        inode = (root / LOCK_NAME).stat().st_ino
         locks = Path("/proc/locks").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
     for line in locks:  # `1: FLOCK  ADVISORY  WRITE 4711 08:01:131090 0 EOF` (proc_locks(5))
         parts = line.split()
-        if len(parts) >= 6 and parts[1] == "FLOCK" and parts[5].rpartition(":")[2] == str(inode):
-            return holder if holder is not None and str(holder.pid) == parts[4] else None
+        if len(parts) < 6 or parts[1] != "FLOCK" or not parts[4].isdigit():
+            continue
+        pid = int(parts[4])
+        if pid > 0 and (parts[5] in exact or (pid == written and parts[5].rpartition(":")[2] in inodes)):
+            return pid
     return None
 
 
@@ -290,6 +324,30 @@ def check_ours(root: Path, hint: str) -> None:
         )
 
 
+def _lock_folder(root: Path) -> int:
+    """Lock the folder itself and return its descriptor. Raises DataFolderLockedError or OSError.
+
+    Some network file systems cannot lock a folder (flock(2)); there, `clawbus.lock` alone has to do.
+    """
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise _locked(root) from error
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_LOCKS:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def _locked(root: Path) -> DataFolderLockedError:
+    holder = live_holder(root) or read_holder(root)
+    by = f"process {holder.pid}, since {holder.since}" if holder else "another process"
+    return DataFolderLockedError(f"{root} is held by {by}.")
+
+
 def _take_lock(root: Path) -> int:
     path = root / LOCK_NAME
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -297,9 +355,7 @@ def _take_lock(root: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        holder = read_holder(root)
-        by = f"process {holder.pid}, since {holder.since}" if holder else "another process"
-        raise DataFolderLockedError(f"{root} is held by {by}.") from error
+        raise _locked(root) from error
     except OSError as error:
         os.close(descriptor)
         raise DataFolderError(
@@ -308,12 +364,13 @@ def _take_lock(root: Path) -> int:
     return descriptor
 
 
-def _is_lock_file(root: Path, lock: int) -> bool:
+def _lies_at(path: Path, descriptor: int) -> bool:
+    """Whether `path` is still what the descriptor was opened on. A data folder may be reached through a link."""
     try:
-        found = (root / LOCK_NAME).stat(follow_symlinks=False)
+        found = path.stat(follow_symlinks=path.name != LOCK_NAME)
     except FileNotFoundError:
         return False
-    ours = os.fstat(lock)
+    ours = os.fstat(descriptor)
     return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
 
 

@@ -66,6 +66,7 @@ def test_a_removed_lock_is_taken_again_and_a_second_daemon_is_still_refused(make
     daemon = make_daemon(ECHO)
     daemon.start()
     (daemon.data / "clawbus.lock").unlink()
+    assert daemon.refused().error == "DATA_FOLDER_LOCKED", "at once, not only after the daemon's next check"
     eventually("locked again", lambda: daemon.events("data_folder_lock_retaken"))
     assert daemon.refused().error == "DATA_FOLDER_LOCKED"
     assert daemon.ask("hello", agent="echo", session="s") == {"text": "hello"}

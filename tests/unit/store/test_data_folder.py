@@ -1,5 +1,7 @@
 """The data folder: made private, held by one daemon at a time, refused when it is not ours to touch."""
 
+import errno
+import fcntl
 import os
 import signal
 import stat
@@ -12,7 +14,7 @@ import pytest
 
 from daemon.core.clock import SystemClock
 from daemon.core.errors import DataFolderError, DataFolderLockedError
-from daemon.store.data_folder import DataFolder, Layout, read_holder
+from daemon.store.data_folder import DataFolder, Layout, live_holder, read_holder
 from schema.errors import SchemaTooNewError
 from schema.migrate import VERSION
 
@@ -219,12 +221,57 @@ def test_a_lock_file_that_was_removed_is_made_and_locked_again(tmp_path: Path) -
             DataFolder.open(tmp_path / "data", clock)
 
 
+def test_without_its_lock_file_the_folder_is_still_held(tmp_path: Path) -> None:
+    """At no moment, and not only after the holder's next check, may a second daemon start."""
+    first = hold(tmp_path)
+    try:
+        (tmp_path / "clawbus.lock").unlink()
+        found = live_holder(tmp_path)
+        assert found is not None
+        assert found.pid == first.pid
+        with pytest.raises(DataFolderLockedError, match=f"is held by process {first.pid}"):
+            DataFolder.open(tmp_path)
+        assert not (tmp_path / "clawbus.lock").exists(), "the refused one leaves nothing for the holder to trip over"
+        (tmp_path / "clawbus.lock").write_text("{}")
+        with pytest.raises(DataFolderLockedError, match=f"is held by process {first.pid}"):
+            DataFolder.open(tmp_path)
+    finally:
+        end(first)
+    assert live_holder(tmp_path) is None
+    DataFolder.open(tmp_path).close()
+
+
+def test_a_folder_put_in_the_place_of_a_held_one_is_locked_too(tmp_path: Path) -> None:
+    clock, root = SystemClock(), tmp_path / "data"
+    with DataFolder.open(root, clock) as folder:
+        root.rename(tmp_path / "old")
+        root.mkdir(mode=0o700)
+        assert folder.retake_lock(clock)
+        folder.lock_file.unlink()
+        with pytest.raises(DataFolderLockedError, match=f"process {os.getpid()}"):
+            DataFolder.open(root, clock)
+
+
+def test_where_a_folder_cannot_be_locked_the_file_still_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems lock only what is open for writing."""
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with DataFolder.open(tmp_path), pytest.raises(DataFolderLockedError):
+        DataFolder.open(tmp_path)
+
+
 def test_a_removed_lock_that_another_daemon_was_faster_to_take_is_refused(tmp_path: Path) -> None:
+    """One of an earlier version, which locks the file alone."""
     clock = SystemClock()
     with DataFolder.open(tmp_path / "data", clock) as folder:
         folder.lock_file.unlink()
-        with (
-            DataFolder.open(tmp_path / "data", clock),
-            pytest.raises(DataFolderLockedError, match="is held by process"),
-        ):
-            folder.retake_lock(clock)
+        with folder.lock_file.open("w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(DataFolderLockedError, match="is held by process"):
+                folder.retake_lock(clock)
