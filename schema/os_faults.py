@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sqlite3
 import stat
 from collections.abc import Mapping
@@ -86,6 +87,9 @@ _HINTS: Final[Mapping[int, str]] = {
 }
 # SQLite needs the database, its journal and the folder at once, and has closed them all again when it reports a failure.
 _DESCRIPTORS_OF_SQLITE: Final = 4
+# With fewer free than this, what SQLite could not open a moment ago failed for want of descriptors: other threads open and
+# close theirs in between, so that a probe may succeed again.
+_FEW_DESCRIPTORS: Final = 16
 _READ_STEP_BYTES: Final = 1024**2
 _READ_THROUGH_BYTES: Final = 1024**3
 _THREADS: Final = "can't start new thread"
@@ -216,6 +220,8 @@ def sqlite_host_error(error: sqlite3.Error, what: str, path: Path | None = None)
     found = probe(path.parent if path is not None else Path("/"))
     if found is not None and path is None and found.errno not in _EXHAUSTED:
         found = None  # about another file system than the one that failed
+    if found is None and code == sqlite3.SQLITE_CANTOPEN and _few_descriptors_left():
+        found = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     if found is None:
         return StorageError(text)
     kind = HostTroubleError if found.errno in _EXHAUSTED else StorageError
@@ -240,6 +246,18 @@ def probe(folder: Path) -> OSError | None:
     if room.f_files and not room.f_favail:
         return OSError(errno.ENOSPC, "no inodes are left on this file system (`df -i`)")
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if not room.f_bavail else None
+
+
+def _few_descriptors_left() -> bool:
+    """Whether this process is close to its limit of open files. False where the kernel does not list what is open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return False
+    try:
+        opened = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    except OSError as error:
+        return error.errno == errno.EMFILE
+    return limit - sum(number < limit for number in opened) < _FEW_DESCRIPTORS
 
 
 def read_through(path: Path) -> OSError | None:

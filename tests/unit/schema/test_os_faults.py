@@ -215,6 +215,38 @@ def test_a_new_file_that_sqlite_cannot_make_with_one_descriptor_left_names_the_l
     assert "LimitNOFILE" in caught.value.hint
 
 
+def cannot_open() -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("unable to open database file")
+    error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_CANTOPEN, "SQLITE_CANTOPEN"
+    return error
+
+
+@pytest.mark.parametrize("spare", [5, 8, 12])
+def test_with_few_descriptors_left_again_what_sqlite_could_not_open_names_the_limit(tmp_path: Path, spare: int) -> None:
+    """Other threads close theirs between SQLite's failure and the question why."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fill = [os.dup(0) for _ in range(40)]  # the limit is on numbers: fill the gaps below it
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(fill) + 1 + spare, hard))
+    try:
+        assert probe(tmp_path) is None, "the probe alone sees nothing wrong"
+        found = translate(cannot_open(), tmp_path / "inbound.db.new", hostile=False)
+        inner = as_host_error(cannot_open(), "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in fill:
+            os.close(descriptor)
+    for one in (found, inner):
+        assert isinstance(one, HostTroubleError)
+        assert "Too many open files" in str(one)
+        assert "LimitNOFILE" in one.hint
+
+
+def test_with_descriptors_to_spare_sqlite_could_not_open_a_file_for_another_reason(tmp_path: Path) -> None:
+    found = translate(cannot_open(), tmp_path / "inbound.db", hostile=False)
+    assert isinstance(found, StorageError)
+    assert not isinstance(found, HostTroubleError)
+
+
 def test_out_of_descriptors_sqlite_names_the_cause_of_what_it_could_not_open(tmp_path: Path) -> None:
     open_owner(tmp_path / "inbound.db", Role.INBOUND).close()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
