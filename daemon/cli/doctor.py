@@ -89,7 +89,7 @@ def _subject(one: Any) -> str:
 
 
 def _show(console: Console, found: Examination) -> None:
-    from daemon.cli.present import say  # noqa: PLC0415
+    from daemon.cli.present import say, say_wrapped  # noqa: PLC0415
 
     where = {
         "up": "the daemon is up",
@@ -99,15 +99,19 @@ def _show(console: Console, found: Examination) -> None:
     said = f"{found.sessions} sessions and {found.runs} unfinished or doubtful runs looked at; {where[found.daemon.value]}."
     if found.not_examined:
         said += f" {found.not_examined} sessions were left out for lack of time."
-    say(console, said)
+    say_wrapped(console, "", said)
     if found.healthy:
         say(console, "Nothing is wrong.")
     for number, one in enumerate(found.diagnoses, 1):
         subject = " ".join(
             part for part in (_subject(one), f"message {one.message_id}" if one.message_id else "") if part
         )
-        say(console, "", f"{number}. {one.code}{f'  {subject}' if subject else ''}", f"   {one.summary}")
-        say(console, *(f"   - {line}" for line in one.evidence))
+        say(console, "")
+        say_wrapped(console, f"{number}. ", f"{one.code}{f'  {subject}' if subject else ''}")
+        say_wrapped(console, "   ", one.summary)
+        for line in one.evidence:
+            say_wrapped(console, "   - ", line)
+        # Commands stay on one line, however long: people copy them.
         because = f"   (because of {one.cause}; goes away with it)" if one.cause is not None else ""
         say(console, f"   repair: {one.command}{because}")
         say(console, *(f"   or, {choice.when}: {choice.command}" for choice in one.choices))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table
 
 from daemon.cli.present import age, brief, pairs, say, table, when
 from daemon.core.clock import SystemClock
@@ -29,7 +28,7 @@ def show_runs(console: Console, report: Mapping[str, Any]) -> None:
         for one in report["runs"]
     ]
     title = f"{report['total']} runs, {report['listed_as_running']} listed as running, {report['stale']} stale"
-    console.print(_whole(title, ("run", "function", "true status", "listed", "started", "stale"), rows))
+    console.print(table(title, ("run", "function", "true status", "listed", "started", "stale"), rows))
     _say_server(console, report)
 
 
@@ -81,7 +80,7 @@ def show_sweep(console: Console, report: Mapping[str, Any]) -> None:
         for one in report["candidates"][:_ROWS]
     ]
     if rows:
-        console.print(_whole("", ("run", "function", "started", "becomes", "adds", "because"), rows))
+        console.print(table("", ("run", "function", "started", "becomes", "adds", "because"), rows))
     if len(report["candidates"]) > _ROWS:
         say(console, f"and {len(report['candidates']) - _ROWS} more: --json names them")
     if report["left_alone"]:
@@ -118,13 +117,6 @@ def _say_end(console: Console, report: Mapping[str, Any]) -> None:
         say(console, f"--apply would refuse: {report['refusal']['message']}", f"fix: {report['refusal']['fix']}")
     else:
         say(console, "nothing was changed")
-
-
-def _whole(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """Return a table whose first column, a run's id, is never broken: people copy it."""
-    made = table(title, columns, rows)
-    made.columns[0].no_wrap = True
-    return made
 
 
 def _ago(one: Mapping[str, Any], now_ms: int) -> str:

@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Any, Final, TextIO, cast
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from daemon.cli.listing import Listing, named_lines
 from daemon.cli.output import Output
 from daemon.core.printable import block, one_line
 
@@ -84,21 +84,24 @@ def moment(epoch_ms: int | None, since_ms: int | None) -> str:
     return f"{local:%Y-%m-%d %H:%M:%S}.{epoch_ms % 1000:03d}{later}"
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """Return a table whose cells are one line of text each, whatever is in them."""
-    made = Table(title=Text(one_line(title)), title_justify="left")
-    for column in columns:
-        made.add_column(column, overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(one_line("-" if cell is None else cell)) for cell in row))
-    return made
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Listing:
+    """Return a table of one-line cells that fits the console's width without breaking a word."""
+    return Listing(title, columns, rows)
 
 
 def pairs(console: Console, values: Mapping[str, object]) -> None:
-    """Names and values, one a line."""
+    """Print names and values, one a line; a value that is wider than the console goes on below itself."""
     width = max((len(name) for name in values), default=0)
     for name, value in values.items():
-        say(console, f"{name:<{width}}  {'-' if value is None else value}")
+        shown = "-" if value is None else value
+        for line in named_lines(one_line(f"{name:<{width}}  "), one_line(shown), console.width, fold=False):
+            console.print(line, soft_wrap=True)
+
+
+def say_wrapped(console: Console, first: str, text: object) -> None:
+    """Print `first` and a sentence, wrapped at words; further lines are indented as far as the sentence."""
+    for line in named_lines(first, one_line(text), console.width, fold=False):
+        console.print(line, soft_wrap=True)
 
 
 def brief(detail: Mapping[str, Any] | None) -> str:
