@@ -183,6 +183,7 @@ class _Api:
         return await self._operations.status()
 
     async def live(self, _: Request) -> object:
+        await self._operations.check_holders()
         return self._operations.live()
 
     async def sessions(self, _: Request) -> object:

@@ -113,11 +113,13 @@ class DaemonOperations:
     async def status(self) -> dict[str, Any]:
         """Return the files' report and the live part."""
         report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
+        await self.check_holders()
         return {**with_troubles(report, self._sessions.troubles), "live": self.live()}
 
     async def sessions(self) -> list[dict[str, Any]]:
         """See reports.sessions_report."""
         found = await anyio.to_thread.run_sync(reports.sessions_report, self._data_dir, self._clock)
+        await self.check_holders()
         return [with_trouble(one, self._sessions.troubles) for one in found]
 
     async def session(self, agent: str, session: str) -> dict[str, Any]:
@@ -132,6 +134,8 @@ class DaemonOperations:
         except ReadDeadlineError as error:
             held = f"{error.code}: {error}"
             told = await anyio.to_thread.run_sync(partial(report, held=held), abandon_on_cancel=True)
+        if found.key in self._sessions.troubles.locked_out():
+            await self._sessions.check_holder(found)
         use = found.use
         counted = (
             {"bytes": use.bytes, "files": use.files, "deleted_bytes": use.deleted_bytes} if use is not None else None
@@ -163,6 +167,10 @@ class DaemonOperations:
         found = await self._sessions.get(_key(agent, session))
         report = partial(reports.dead_letter_report, self._data_dir, agent, session, letter_id, limits=self._limits)
         return await found.call(report)
+
+    async def check_holders(self) -> None:
+        """See Sessions.check_holders."""
+        await self._sessions.check_holders()
 
     def live(self) -> dict[str, Any]:
         """Return what only the live process knows."""

@@ -43,6 +43,10 @@ class Operations(Protocol):
         """
         ...
 
+    async def check_holders(self) -> None:
+        """Look up again who holds the locks that work on sessions meets, before an answer speaks of them."""
+        ...
+
     def live(self) -> dict[str, Any]:
         """Return the part `live` of the status alone, from memory, without reading any file."""
         ...

@@ -241,12 +241,14 @@ def build_house(
         sessions.troubles,
         limit_s=config.sweep.claim_stuck_s,
         container_of=links.container_of,
+        session_of=sessions.known,
         members=members,
         end_container=links.end_container,
         wake_at=links.wake_at,
         later=delivery.later,
     )
     sessions.on_refused = links.held_files.refused
+    sessions.check_holder, sessions.check_holders = links.held_files.check, links.held_files.check_all
     schedule = Schedule(clock, links.due)
     links.house = House(
         config=config,

@@ -158,6 +158,7 @@ class Failing:
     sentence: str
     since: int
     times: int
+    held_by: tuple[str, ...] = ()  # `PID (NAME)` of processes outside of its container that hold the lock it met
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from daemon.core.command_words import one_word, two_words
@@ -64,6 +64,9 @@ def _failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         return None
     codes = {seen.code for seen in lasting}
     cause = "DISK_FULL" if disk_full(host) is not None and codes & {"STORAGE", "HOST_TROUBLE"} else None
+    foreign = sorted({holder for seen in lasting for holder in seen.held_by})
+    if foreign:
+        return _held_by_others(one, foreign, [seen.sentence for seen in lasting])
     if "FILE_BUSY" in codes and one.live is not None:
         command = f"clawbus session kill {_two(one)}"  # its exit frees every lock of its container's
     elif "READ_DEADLINE" in codes:
@@ -84,6 +87,14 @@ def _failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         cause=cause,
         choices=choices,
     )
+
+
+def _held_by_others(one: SessionFacts, holders: Sequence[str], evidence: list[str]) -> Diagnosis:
+    """Name processes that are not the container's: killing the container would not end the lock."""
+    pids = [holder.partition(" ")[0] for holder in holders]
+    end = Choice("when it may be ended", f"kill {' '.join(pids)}")
+    summary = f"Process {', '.join(holders)} keeps a lock on the session's files."
+    return _of(one, "SESSION_FAILING", summary, evidence, f"ps -f -p {','.join(pids)}", choices=(end,))
 
 
 def _is_hostile(errors: Iterable[str]) -> bool:

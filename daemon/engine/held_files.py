@@ -3,13 +3,18 @@
 The container has the file through a read-only mount, and a read lock needs no more. Every read of the host's passes it,
 so a sweep that reads well proves nothing: only a write that is committed does. While none comes through, the senders are
 refused with a retryable error; after `limit_s` the container is ended, unless the lock is provably somebody else's.
+The holder is looked up at the first refusal, and again whenever somebody asks: what is said about it is never older than
+the answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
+import anyio
 import anyio.to_thread
 import structlog
 
@@ -17,9 +22,32 @@ from daemon.core.clock import Clock
 from daemon.engine.sessions import Session
 from daemon.engine.troubles import WRITE, Troubles
 from daemon.runtimes.members import Members, lock_holders, name_of
+from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError, FileBusyError
 
-_PROBE_MS = 1000
+_PROBE_MS: Final = 1000
+_LOOKUP_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """The processes that hold a lock on a session's files. `own`: whether one is its container's; None: not known."""
+
+    processes: tuple[str, ...]
+    own: bool | None
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The processes, when none of them is the container's."""
+        return self.processes if self.own is False else ()
+
+    @property
+    def sentence(self) -> str:
+        """Who holds the lock, for people."""
+        if not self.processes:
+            return "No process of this machine is seen to hold it now."
+        whose = {True: ", of its container", False: ", not by its container", None: ""}[self.own]
+        return f"It is held by process {', '.join(self.processes)}{whose}."
 
 
 class HeldFiles:
@@ -32,6 +60,7 @@ class HeldFiles:
         *,
         limit_s: float,
         container_of: Callable[[Session], str | None],
+        session_of: Callable[[SessionKey], Session | None],
         members: Members,
         end_container: Callable[[Session, str], None],
         wake_at: Callable[[Session, int], None],
@@ -41,6 +70,7 @@ class HeldFiles:
         self._troubles = troubles
         self._limit_s = limit_s
         self._container_of = container_of
+        self._session_of = session_of
         self._members = members
         self._end_container = end_container
         self._wake_at = wake_at
@@ -48,11 +78,38 @@ class HeldFiles:
         self._log = structlog.get_logger("held_files")
 
     def refused(self, session: Session, error: FileBusyError) -> None:
-        """Handle a write of inbound.db that met a lock: the sweep tries again soon, even without a sender."""
+        """Handle work on a session's files that met a lock. It names the holder as soon as the kernel says it."""
+        self._later(partial(self.check, session))
+        if session.files.write_refused:
+            self._write_refused(session, error)
+
+    async def check(self, session: Session) -> bool:
+        """Look up who holds a lock on the session's files now, and say so in its troubles and to its senders.
+
+        Return whether that could be found out in time.
+        """
+        with anyio.move_on_after(_LOOKUP_S):  # a disk that hangs must not keep an answer
+            container = self._container_of(session)
+            found = await anyio.to_thread.run_sync(self._holders, session, container, abandon_on_cancel=True)
+            session.held_by = found.others
+            self._troubles.hold(session.key, found.sentence, found.others)
+            return True
+        return False
+
+    async def check_all(self) -> None:
+        """Check every session in which work meets a lock."""
+        async with anyio.create_task_group() as tasks:
+            for key in self._troubles.locked_out():
+                session = self._session_of(key)
+                if session is not None:
+                    tasks.start_soon(self.check, session)
+
+    def _write_refused(self, session: Session, error: FileBusyError) -> None:
+        """Let the sweep try again soon, even without a sender; end the container when the lock has lasted too long."""
         now, now_ms = self._clock.monotonic(), self._clock.now_ms()
         self._wake_at(session, now_ms + _PROBE_MS)
         if session.unwritable_since is None:
-            session.unwritable_since, session.held_by = now, ()
+            session.unwritable_since = now
             self._log.warning("session_unwritable", agent=session.key.agent, session=session.key.session,
                               error=str(error), limit_s=self._limit_s)  # fmt: skip
         self._note(session, error)
@@ -70,27 +127,23 @@ class HeldFiles:
 
     async def _end(self, session: Session, container: str, seconds: float, error: ClawbusError) -> None:
         log = self._log.bind(agent=session.key.agent, session=session.key.session, seconds=round(seconds))
-        session.held_by = tuple(await anyio.to_thread.run_sync(self._others, session, container))
+        if not await self.check(session):
+            return  # nobody is blamed by guess; the limit is counted again
         if session.held_by:
-            self._note(session, error)
             log.warning("file_held_by_others", processes=session.held_by)
             return
         log.error("container_keeps_files", code=error.code, error=str(error))
         self._end_container(session, "unreadable")
 
     def _note(self, session: Session, error: ClawbusError) -> None:
-        hint = end_others(session.held_by) if session.held_by else None
-        held = f" It is held by process {', '.join(session.held_by)}, not by its container." if session.held_by else ""
-        self._troubles.failed(session.key, WRITE, FileBusyError(f"{error}{held}", hint=hint), self._clock.now_ms())
+        self._troubles.failed(session.key, WRITE, error, self._clock.now_ms())
 
-    def _others(self, session: Session, container: str) -> list[str]:
-        """Return the processes that hold a lock on either file, when none of them is the container's."""
+    def _holders(self, session: Session, container: str | None) -> Holders:
         folder = session.files.folder
-        holders = lock_holders(folder.inbound_db) | lock_holders(folder.outbound_db)
-        members = self._members(container)
-        if members is None or holders & members:
-            return []
-        return [name_of(pid) for pid in sorted(holders)]
+        pids = lock_holders(folder.inbound_db) | lock_holders(folder.outbound_db)
+        members = self._members(container) if container is not None else frozenset[int]()
+        names = tuple(name_of(pid) for pid in sorted(pids))
+        return Holders(names, None if members is None else bool(pids & members))
 
 
 def end_others(processes: tuple[str, ...]) -> str:

@@ -136,6 +136,7 @@ class Ingress:
             raise
         except FileBusyError as error:
             self._sessions.troubles.failed(key, ACCEPT, error, now)
+            await self._sessions.check_holder(session)
             if session.held_by:
                 raise FileBusyError(
                     f"process {', '.join(session.held_by)} keeps a lock on session {key}'s files;"

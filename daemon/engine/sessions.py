@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, Generic, TypeVar
@@ -171,8 +171,7 @@ class Session:
             finally:
                 self._limiter.release_on_behalf_of(me)
         except FileBusyError as error:
-            if self.files.write_refused:
-                self._on_refused(self, error)
+            self._on_refused(self, error)
             raise
         except TimeoutError as error:
             job.withdraw()
@@ -228,9 +227,10 @@ class Sessions:
         self._central = anyio.Lock()
         self.storage = StorageWatch(sessions_dir.parent, clock)
         self.troubles = Troubles()
-        self.on_refused: Callable[[Session, FileBusyError], None] = lambda _, __: (
-            None
-        )  # a lock on a session's inbound.db
+        # work on a session's files that met a lock
+        self.on_refused: Callable[[Session, FileBusyError], None] = lambda _, __: None
+        self.check_holder: Callable[[Session], Awaitable[object]] = _nothing
+        self.check_holders: Callable[[], Awaitable[object]] = _nothing
         self._memory: Callable[[], Memory] | None = None
         self.registry_problem: tuple[int, str] | None = None  # (since epoch ms, why), while central.db cannot be remade
         self.central_problem: tuple[int, str] | None = None  # the same, while no operation on it succeeds
@@ -364,6 +364,10 @@ class Sessions:
     def _refused(self, session: Session, error: FileBusyError) -> None:
         self.on_refused(session, error)  # it may be set after the session was made
 
+    def known(self, key: SessionKey) -> Session | None:
+        """Return the session's object if anything holds one, without reading a file."""
+        return self._known.get(key)
+
     def files_of(self, key: SessionKey) -> SessionFiles:
         """Return the files of a session by name. Whoever made the key has checked the name."""
         return SessionFiles(session_path(self._dir, key.agent, key.session), self._limits, self._owner, self._kept)
@@ -451,3 +455,7 @@ class Sessions:
         session.active = False
         session.files.let_go()
         self._table.pop(session.key, None)
+
+
+async def _nothing(*_: object) -> None:
+    """Check nothing: no house has been built around these sessions."""

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from daemon.store.registry import SessionKey
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, FileBusyError
 from schema.instants import to_text
 
 SWEEP: Final = "sweep"
@@ -38,14 +38,24 @@ _LABELS: Final[Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """One kind of work that fails: `since` and `last_at` are epoch ms, `code` and `error` are of the last failure."""
+    """One kind of work that fails: `since` and `last_at` are epoch ms, `code` and `reason` are of the last failure.
+
+    `held` says who holds the lock that it met, as of the last check; `held_by` are the holders outside of the container.
+    """
 
     what: str
     code: str
-    error: str
+    reason: str
     since: int
     last_at: int
     times: int = 1
+    held: str = ""
+    held_by: tuple[str, ...] = ()
+
+    @property
+    def error(self) -> str:
+        """The reason, and who holds the lock."""
+        return f"{self.reason.rstrip('.')}. {self.held}" if self.held else self.reason
 
     @property
     def sentence(self) -> str:
@@ -68,7 +78,24 @@ class Troubles:
         known = self._found.setdefault(key, {})
         before = known.get(what)
         fresh = Trouble(what, code, text, now_ms, now_ms)
-        known[what] = fresh if before is None else replace(fresh, since=before.since, times=before.times + 1)
+        if before is not None:
+            fresh = replace(fresh, since=before.since, times=before.times + 1)
+            if before.code == code:
+                fresh = replace(fresh, held=before.held, held_by=before.held_by)
+        known[what] = fresh
+
+    def hold(self, key: SessionKey, held: str, held_by: tuple[str, ...]) -> None:
+        """Replace what is said about the holders of the lock that a session's work meets."""
+        known = self._found.get(key, {})
+        for what, one in known.items():
+            if one.code == FileBusyError.code:
+                known[what] = replace(one, held=held, held_by=held_by)
+
+    def locked_out(self) -> list[SessionKey]:
+        """Return the sessions in which work meets a lock."""
+        return [
+            key for key, found in self._found.items() if any(one.code == FileBusyError.code for one in found.values())
+        ]
 
     def healed(self, key: SessionKey, *what: str) -> None:
         """Note a success: what failed before is past."""
@@ -107,4 +134,5 @@ def _entry(key: SessionKey, one: Trouble) -> dict[str, Any]:
         "last_at": one.last_at,
         "times": one.times,
         "sentence": one.sentence,
+        "held_by": list(one.held_by),
     }

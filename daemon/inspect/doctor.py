@@ -259,7 +259,13 @@ def _failing(word: DaemonWord) -> dict[Key, tuple[Failing, ...]]:
     found: dict[Key, tuple[Failing, ...]] = {}
     for one in (word.live or {}).get("troubles") or ():
         key = (str(one["agent"]), str(one["session"]))
-        failing = Failing(str(one["code"]), str(one["sentence"]), int(one["since"]), int(one["times"]))
+        failing = Failing(
+            str(one["code"]),
+            str(one["sentence"]),
+            int(one["since"]),
+            int(one["times"]),
+            tuple(one.get("held_by") or ()),
+        )
         found[key] = (*found.get(key, ()), failing)
     return found
 

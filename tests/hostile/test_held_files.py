@@ -18,6 +18,7 @@ import pytest
 
 import schema.connect
 from daemon.core.commands import ReleaseSession
+from daemon.runtimes.members import lock_holders
 from schema.errors import FileBusyError
 from schema.layout import HEARTBEAT, OUTBOUND_DB
 from tests.support.hot_journal import strand_journal
@@ -171,6 +172,49 @@ async def test_a_lock_of_somebody_else_s_process_ends_no_container(
             )
             assert kit.slot() is not None
             assert kit.slot().reason is None  # pyright: ignore[reportOptionalMemberAccess]
+
+
+async def test_the_holder_of_a_lock_is_named_at_once_and_no_longer_than_it_holds_it(
+    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any time passing: neither the limit after which a container is ended, nor the next try of a write."""
+    monkeypatch.setattr("daemon.app.house.member_finder", lambda *_: lambda _: frozenset({os.getppid()}))
+    async with kit.running():
+        await round_trip(kit, "main")
+        session = await kit.session()
+        with holding(f"file:{session.files.folder.inbound_db}?mode=ro", "BEGIN", "SELECT count(*) FROM messages_in"):
+            with pytest.raises(FileBusyError, match=r"^process \d+ \(.+\) keeps a lock") as refused:
+                await kit.send("main")
+            holder = session.held_by[0]
+            assert f"End process {holder}" in refused.value.hint
+            told = await kit.operations.session("helper", "main")
+            assert f"It is held by process {holder}, not by its container." in told["explanation"]
+            await kit.operations.check_holders()
+            assert {tuple(one["held_by"]) for one in kit.operations.live()["troubles"]} == {(holder,)}
+        told = await kit.operations.session("helper", "main")
+        assert holder not in (told["explanation"] or "")
+        assert not any("is held by" in sentence for sentence in told["troubles"])
+        attention = (await kit.operations.status())["attention"]
+        assert not any("is held by" in one["explanation"] for one in attention)
+        assert not any(one["held_by"] for one in kit.operations.live()["troubles"])
+
+
+async def test_a_lock_of_its_container_is_said_to_be_its_container_s(
+    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids: set[int] = set()
+    monkeypatch.setattr("daemon.app.house.member_finder", lambda *_: lambda _: frozenset(pids))
+    async with kit.running():
+        await round_trip(kit, "main")
+        session = await kit.session()
+        folder = session.files.folder
+        with holding(f"file:{folder.inbound_db}?mode=ro", "BEGIN", "SELECT count(*) FROM messages_in"):
+            pids |= lock_holders(folder.inbound_db)
+            with pytest.raises(FileBusyError, match="somebody keeps a lock"):
+                await kit.send("main")
+            told = await kit.operations.session("helper", "main")
+            assert ", of its container." in told["explanation"]
+            assert not session.held_by
 
 
 async def test_a_journal_that_stays_hot_ends_the_container_and_is_recovered(kit: HouseKit) -> None:

@@ -143,6 +143,9 @@ class FakeOperations:
             },
         }
 
+    async def check_holders(self) -> None:
+        return
+
     def live(self) -> dict[str, Any]:
         return {"pid": 1, "degraded": [], "last_sweep": None, "clock": None}
 

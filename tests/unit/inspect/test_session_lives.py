@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from daemon.core.diagnoses import diagnose_session
-from daemon.core.facts import Container, DaemonState, HostFacts, LiveRecord, SessionFacts
+from daemon.core.facts import Container, DaemonState, Failing, HostFacts, LiveRecord, SessionFacts
 from daemon.core.run_state import Life
 
 NOW = 1_800_000_000_000
@@ -59,3 +59,13 @@ def test_a_start_that_fails_behind_another_container_is_repaired_by_ending_that_
     assert told(replace(failing, containers=()))["SPAWN_FAILING"] == "clawbus session show helper main"
     image = replace(HOST, image_error="the image x is missing.")
     assert told(replace(failing, containers=()), image)["SPAWN_FAILING"] == "clawbus image build"
+
+
+def test_a_lock_of_another_process_is_not_repaired_by_killing_the_container() -> None:
+    busy = Failing("FILE_BUSY", "Its sweep fails.", NOW - 600_000, 9)
+    assert told(replace(CALM, failing=(busy,))) == {"SESSION_FAILING": "clawbus session kill helper main"}
+    foreign = replace(busy, held_by=("4711 (sqlite3)",))
+    found = diagnose_session(HOST, replace(CALM, failing=(foreign,)))
+    assert [(one.code, one.command) for one in found] == [("SESSION_FAILING", "ps -f -p 4711")]
+    assert "4711 (sqlite3)" in found[0].summary
+    assert [choice.command for choice in found[0].choices] == ["kill 4711"]
