@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import functools
+import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import typer
 
@@ -50,6 +52,8 @@ from daemon.cli.command import (
 from daemon.cli.envelope import INTERRUPTED, USAGE, NextAction, Outcome, Problem
 from daemon.cli.output import Output, OutputLostError, lost, prepare
 
+# A chat's number, or a word after a single dash; `-x` and `--typo` are options that do not exist.
+_LIKE_A_NAME: Final = re.compile(r"-(\d|[^-]{2})")
 _HELP = """The message bus between this host and the agent containers it runs.
 
 A message goes in with `send`, wakes the agent's container, and its answer lands in a mailbox. Start with `init` and `run`.
@@ -143,9 +147,30 @@ def _run(given: Sequence[str]) -> object:
 def _usage(error: typer.TyperException, given: Sequence[str]) -> int:
     context = getattr(error, "ctx", None)
     path = str(getattr(context, "command_path", "clawbus"))
-    problem = Problem("USAGE", error.format_message(), f"`{path} --help` shows how it is used.")
+    fix = f"`{path} --help` shows how it is used."
+    behind = _behind_dashes(path, given) if hasattr(error, "possibilities") else None  # an unknown option
+    steps = [NextAction(f"{path} --help", "its options")]
+    if behind is not None:
+        fix = f"A name that begins with `-` goes after `--`, behind all options: `{behind}`."
+        steps.insert(0, NextAction(behind, "with the name taken for a name"))
+    problem = Problem("USAGE", error.format_message(), fix)
     invocation = Invocation(path.removeprefix("clawbus").strip(), Globals(json=wants_json(given)))
     return finish(
         invocation,
-        Outcome(problem=problem, exit_code=USAGE, next_actions=(NextAction(f"{path} --help", "its options"),)),
+        Outcome(problem=problem, exit_code=USAGE, next_actions=tuple(steps)),
     )
+
+
+def _behind_dashes(path: str, given: Sequence[str]) -> str | None:
+    """Return the command with its names behind `--`, or None if no word looks like a name that begins with `-`.
+
+    An option of the command keeps its place before it.
+    """
+    words = [word for word in given if word not in ("--json", "--no-json", "--pretty")]
+    own = path.split()[1:]
+    if "--" in words or words[: len(own)] != own or not any(_LIKE_A_NAME.match(word) for word in words):
+        return None
+    rest = words[len(own) :]
+    if any(word.startswith("-") and not _LIKE_A_NAME.match(word) for word in rest):
+        return f"{path} [OPTIONS] -- NAME ..."
+    return f"{path} -- {shlex.join(rest)}"

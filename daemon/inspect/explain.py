@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -11,6 +12,7 @@ from daemon.core.session_rules import UNCLAIMED_MS
 from daemon.inspect.session_reading import Queues
 from schema.instants import to_text
 
+_COUNT: Final = re.compile(r"^gave up after \d+ (try|tries|attempts?): ")
 _ANSWER: Final = "Mend what the reason names, then requeue it; or drop it."
 _MESSAGE: Final = (
     "Find out what the message does to the agent (the session's container log), then requeue it; or drop it."
@@ -107,15 +109,20 @@ def _failed(queues: Queues, example: Mapping[str, Any]) -> str:
     tries = example.get("tries") or 0
     if detail.get("code") == "AGENT_FAILED":
         return f"The agent failed at message {example['id']}{others}: {str(reason).rstrip('.')}."
-    return f"Message {example['id']}{others} was given up after {_times(tries, 'try', 'tries')}: {str(reason).rstrip('.')}."
+    return f"Message {example['id']}{others} was given up after {_times(tries, 'try', 'tries')}: {_once(str(reason))}."
 
 
 def _dead(queues: Queues, example: Mapping[str, Any]) -> str:
     others = f" (and {queues.dead - 1} more)" if queues.dead > 1 else ""
-    reason = str(example.get("last_error") or example.get("last_error_code") or "no reason was recorded").rstrip(".")
+    reason = str(example.get("last_error") or example.get("last_error_code") or "no reason was recorded")
     place = f" to {example['destination']}" if example["destination"] else ""
     attempts = f" in {_times(example['attempts'], 'attempt', 'attempts')}" if example["attempts"] else ""
-    return f"Answer {example['message_out_id']}{others} could not be delivered{place}{attempts}: {reason}."
+    return f"Answer {example['message_out_id']}{others} could not be delivered{place}{attempts}: {_once(reason)}."
+
+
+def _once(reason: str) -> str:
+    """Return a reason without the count that the sentence around it begins with."""
+    return _COUNT.sub("", reason).rstrip(".")
 
 
 def _times(count: int, one: str, many: str) -> str:

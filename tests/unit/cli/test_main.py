@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -73,6 +74,28 @@ def test_wrong_usage_for_people_goes_to_standard_error(cli: CommandLine) -> None
     assert (answer.code, answer.out) == (2, "")
     assert "--typo" in answer.err
     assert "--help" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "instead"),
+    [
+        (("session", "show", "echo", "-100123"), "clawbus session show -- echo -100123"),
+        (("session", "show", "echo", "-some chat"), "clawbus session show -- echo '-some chat'"),
+        (("session", "show", "echo", "-100123", "--json"), "clawbus session show -- echo -100123"),
+        (("session", "kill", "echo", "-100123", "--reason", "x"), "clawbus session kill [OPTIONS] -- NAME ..."),
+    ],
+)
+def test_a_name_that_begins_with_a_minus_is_taken_for_an_option_and_the_way_out_is_named(
+    cli: CommandLine, arguments: tuple[str, ...], instead: str
+) -> None:
+    refused = cli(*arguments).envelope
+    assert refused["error"]["code"] == "USAGE"
+    assert f"`{instead}`" in refused["fix"]
+    assert refused["next_actions"][0]["command"] == instead
+    if "OPTIONS" not in instead:
+        said = cli(*shlex.split(instead)[1:]).envelope["error"]
+        assert said["code"] != "USAGE", said
+    assert "`--`" not in cli("session", "show", "echo", "s", "-x").envelope["fix"]
 
 
 def test_a_flag_s_look_alike_after_the_dashes_is_text(cli: CommandLine) -> None:

@@ -25,6 +25,7 @@ def dead(destination: str, attempts: int) -> Queues:
     [
         (failed(1, reason="x"), "Message m was given up after 1 try: x."),
         (failed(5, reason="x"), "Message m was given up after 5 tries: x."),
+        (failed(5, reason="gave up after 5 tries: x"), "Message m was given up after 5 tries: x."),
         (
             failed(0, code="AGENT_FAILED", reason="x"),
             "The agent failed at message m: x.",
