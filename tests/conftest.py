@@ -7,7 +7,10 @@ CLAWBUS_REQUIRE_DOCKER=1 (as `.ci/run` sets it) it fails instead, so that a gree
 import gc
 import os
 import signal
+import tempfile
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import docker
@@ -20,8 +23,31 @@ BASE_IMAGE_VARIABLE: Final = "CLAWBUS_TEST_BASE_IMAGE"
 SYSTEMD_IMAGE_VARIABLE: Final = "CLAWBUS_TEST_SYSTEMD_IMAGE"
 REQUIRE_VARIABLE: Final = "CLAWBUS_REQUIRE_DOCKER"
 
+# Where temporary folders lie in memory, and what must be free there: a whole run needs less than half of it.
+MEMORY: Final = Path("/dev/shm")
+ROOM: Final = 2 << 30
+
 # One question to Docker per run and per image: None says "there", a text says what is missing.
 _MISSING: Final[pytest.StashKey[dict[str, str | None]]] = pytest.StashKey()
+
+
+def pytest_configure() -> None:
+    """Keep temporary folders in memory where that is possible: on a disk, the tests mostly wait for SQLite's fsync.
+
+    PYTEST_DEBUG_TEMPROOT is pytest's own variable; a value that is already set stays, and so does `--basetemp`.
+    """
+    if "PYTEST_DEBUG_TEMPROOT" not in os.environ and _fits(MEMORY):
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
+
+
+def _fits(folder: Path) -> bool:
+    """Whether tests can write to the folder, run programs from it, and have room there."""
+    try:
+        volume = os.statvfs(folder)
+    except OSError:
+        return False
+    refused = volume.f_flag & (os.ST_RDONLY | os.ST_NOEXEC)
+    return not refused and os.access(folder, os.W_OK | os.X_OK) and volume.f_bavail * volume.f_frsize >= ROOM
 
 
 def pytest_sessionstart() -> None:
@@ -92,6 +118,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         _need(item.config, base_image_name())
     if item.get_closest_marker("systemd") is not None:
         _need(item.config, systemd_image_name())
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A Docker test's folder stays on the disk: an engine with its own mounts may not see this machine's /dev/shm."""
+    if request.node.get_closest_marker("docker") is None:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="cb", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,21 @@ pytestmark = pytest.mark.systemd
 
 
 @pytest.fixture(scope="module")
-def machine(systemd_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemdHost]:
+def machine(systemd_image: str) -> Iterator[SystemdHost]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clawbus" / "wheels"
-    site = tmp_path_factory.mktemp("systemd") / "site"
-    build_site(site, cache)
-    for path in (site, *site.rglob("*")):
-        path.chmod(path.stat().st_mode | 0o055)
-    site.parent.chmod(0o755)
-    machine = SystemdHost(systemd_image, site)
-    try:
-        machine.install()
-        yield machine
-    finally:
-        machine.close()
+    # On the disk, for an engine that does not see this machine's /dev/shm.
+    with tempfile.TemporaryDirectory(prefix="cb", ignore_cleanup_errors=True) as folder:
+        site = Path(folder) / "site"
+        build_site(site, cache)
+        for path in (site, *site.rglob("*")):
+            path.chmod(path.stat().st_mode | 0o055)
+        site.parent.chmod(0o755)
+        machine = SystemdHost(systemd_image, site)
+        try:
+            machine.install()
+            yield machine
+        finally:
+            machine.close()
 
 
 @pytest.fixture

@@ -85,27 +85,6 @@ IMMUTABLE_TYPES: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
-    """One source file of ours, by its path from the root."""
-
-    path: str
-    tree: ast.Module
-
-    @property
-    def package(self) -> str:
-        """The top package: schema, daemon or container_runner."""
-        return PurePosixPath(self.path).parts[0]
-
-    @property
-    def dotted_folder(self) -> tuple[str, ...]:
-        return PurePosixPath(self.path).parent.parts
-
-
-def parse(path: str, source: str) -> Module:
-    return Module(path=path, tree=ast.parse(source, filename=path))
-
-
-@dataclass(frozen=True, slots=True)
 class Import:
     """One imported name, dotted in full: `from a.b import c` is `a.b.c` (which may be a module or a thing in it)."""
 
@@ -121,21 +100,45 @@ class Import:
         return self.name == dotted or self.name.startswith(f"{dotted}.")
 
 
-def imports_of(module: Module) -> Iterator[Import]:
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One source file of ours, by its path from the root."""
+
+    path: str
+    tree: ast.Module
+    imports: tuple[Import, ...]
+
+    @property
+    def package(self) -> str:
+        """The top package: schema, daemon or container_runner."""
+        return PurePosixPath(self.path).parts[0]
+
+
+def parse(path: str, source: str) -> Module:
+    tree = ast.parse(source, filename=path)
+    return Module(path=path, tree=tree, imports=tuple(_imports(PurePosixPath(path).parent.parts, tree)))
+
+
+def imports_of(module: Module) -> tuple[Import, ...]:
     """Every import, wherever it stands: inside functions and under TYPE_CHECKING too, and import_module("...")."""
+    return module.imports
+
+
+def _imports(folder: Sequence[str], tree: ast.Module) -> Iterator[Import]:
+    nodes = tuple(ast.walk(tree))
     unrun = {
         statement
-        for node in ast.walk(module.tree)
+        for node in nodes
         if isinstance(node, ast.If) and _last_name(node.test) == "TYPE_CHECKING"
         for statement in node.body
     }
-    for node in ast.walk(module.tree):
+    for node in nodes:
         match node:
             case ast.Import():
                 for alias in node.names:
                     yield Import(alias.name, node.lineno, node in unrun)
             case ast.ImportFrom():
-                base = [*_anchor(module, node.level), *(node.module.split(".") if node.module else [])]
+                base = [*_anchor(folder, node.level), *(node.module.split(".") if node.module else [])]
                 for alias in node.names:
                     name = ".".join(base if alias.name == "*" else [*base, alias.name])
                     yield Import(name, node.lineno, node in unrun)
@@ -148,11 +151,10 @@ def imports_of(module: Module) -> Iterator[Import]:
                 pass
 
 
-def _anchor(module: Module, level: int) -> Sequence[str]:
+def _anchor(folder: Sequence[str], level: int) -> Sequence[str]:
     """The package that a relative import starts from; nothing for an absolute one."""
     if level == 0:
         return ()
-    folder = module.dotted_folder
     return folder[: len(folder) - level + 1]
 
 
