@@ -82,6 +82,10 @@ class HostTroubleError(StorageError):
     code = "HOST_TROUBLE"
     default_hint = "Free what has run out, or raise its limit; the daemon retries by itself."
 
+    def __init__(self, message: str, *, hint: str | None = None, resource: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.resource = resource  # of schema.os_faults.RESOURCES, where it is known
+
 
 class UnusableFileError(StorageError):
     """One of the host's own files is gone or corrupt, and stays so. Its session is held until a person decides."""

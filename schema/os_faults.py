@@ -15,7 +15,7 @@ import stat
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Final, cast
 
 from schema.errors import ClawbusError, HostileFileError, HostTroubleError, StorageError
@@ -68,6 +68,16 @@ _PASSING: Final = frozenset(
         errno.EINTR, errno.EDQUOT, errno.EBUSY, errno.EROFS, errno.ENOBUFS, errno.ENOLCK,
     }
 )  # fmt: skip
+# What an exhausted errno says has run out: stable words, which name the repair.
+RESOURCES: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        errno.EMFILE: "files",
+        errno.ENFILE: "machine_files",
+        errno.ENOMEM: "memory",
+        errno.ENOBUFS: "memory",
+        errno.EAGAIN: "processes",
+    }
+)
 _RETRIES: Final = "the daemon retries by itself."
 _HINTS: Final[Mapping[int, str]] = {
     errno.EMFILE: "Raise the limit of open files (systemd: LimitNOFILE=, shell: ulimit -n); `ls /proc/PID/fd` shows"
@@ -121,8 +131,13 @@ def host_error(error: OSError, what: str) -> StorageError:
     """Return the typed error for what this host cannot do now. `what` says what failed, without the reason."""
     number = error.errno or 0
     reason = error.strerror or str(error) or type(error).__name__
-    kind = HostTroubleError if number in _EXHAUSTED else StorageError
-    return kind(f"{what}: {reason}.", hint=hint_of(number))
+    if number in _EXHAUSTED:
+        return _exhausted(f"{what}: {reason}.", number)
+    return StorageError(f"{what}: {reason}.", hint=hint_of(number))
+
+
+def _exhausted(text: str, number: int) -> HostTroubleError:
+    return HostTroubleError(text, hint=hint_of(number), resource=RESOURCES.get(number))
 
 
 def hint_of(number: int) -> str | None:
@@ -151,9 +166,9 @@ def as_host_error(error: BaseException, what: str) -> StorageError | None:
         inner = [as_host_error(one, what) for one in group.exceptions]
         return inner[0] if all(one is not None for one in inner) else None
     if isinstance(error, MemoryError):
-        return HostTroubleError(f"{what}: out of memory.", hint=_HINTS[errno.ENOMEM])
+        return _exhausted(f"{what}: out of memory.", errno.ENOMEM)
     if isinstance(error, RuntimeError) and _THREADS in str(error):
-        return HostTroubleError(f"{what}: no thread can be started.", hint=_HINTS[errno.EAGAIN])
+        return _exhausted(f"{what}: no thread can be started.", errno.EAGAIN)
     if isinstance(error, sqlite3.Error):
         return sqlite_host_error(error, what)
     # A library's own errors are often OSErrors without an errno (requests): they say nothing about this host.
@@ -214,7 +229,7 @@ def sqlite_host_error(error: sqlite3.Error, what: str, path: Path | None = None)
         return None
     text = f"{what}: {error} ({getattr(error, 'sqlite_errorname', code)})"
     if code & 0xFF == sqlite3.SQLITE_NOMEM:
-        return HostTroubleError(text, hint=_HINTS[errno.ENOMEM])
+        return _exhausted(text, errno.ENOMEM)
     if code & 0xFF == sqlite3.SQLITE_FULL:
         return StorageError(text, hint=_HINTS[errno.ENOSPC])
     found = probe(path.parent if path is not None else Path("/"))
@@ -224,8 +239,9 @@ def sqlite_host_error(error: sqlite3.Error, what: str, path: Path | None = None)
         found = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     if found is None:
         return StorageError(text)
-    kind = HostTroubleError if found.errno in _EXHAUSTED else StorageError
-    return kind(f"{text}: {found.strerror}.", hint=hint_of(found.errno or 0))
+    if found.errno in _EXHAUSTED:
+        return _exhausted(f"{text}: {found.strerror}.", found.errno or 0)
+    return StorageError(f"{text}: {found.strerror}.", hint=hint_of(found.errno or 0))
 
 
 def probe(folder: Path) -> OSError | None:

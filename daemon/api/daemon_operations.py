@@ -114,7 +114,10 @@ class DaemonOperations:
         """Return the files' report and the live part."""
         report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
         await self.check_holders()
-        return {**with_troubles(report, self._sessions.troubles), "live": self.live()}
+        return {
+            **with_near_limits(with_troubles(report, self._sessions.troubles), self._near_limits()),
+            "live": self.live(),
+        }
 
     async def sessions(self) -> list[dict[str, Any]]:
         """See reports.sessions_report."""
@@ -201,7 +204,17 @@ class DaemonOperations:
             "last_sweep": sweep if last.at is not None else None,
             "retention": self._retention_report(),
             "clock": self._sweeper.clock_jump,
+            "near_limits": self._near_limits(),
         }
+
+    def _near_limits(self) -> list[dict[str, Any]]:
+        """Return the sessions whose out/ the last sweep found near a limit: over it they are put in quarantine."""
+        limits = self._sweeper.settings.out
+        return [
+            {"agent": one.key.agent, "session": one.key.session, "sentence": sentence}
+            for one in self._sessions
+            if one.quarantined is None and one.use is not None and (sentence := one.use.near(limits)) is not None
+        ]
 
     def _retention_report(self) -> dict[str, Any]:
         """How long what is done is kept (seconds; None: for ever), and what the last pass took."""
@@ -254,3 +267,18 @@ def _key(agent: str, session: str) -> SessionKey:
 def _version() -> str:
     """Read once: a look at a daemon that is short of descriptors must not need one."""
     return version("clawbus")
+
+
+def with_near_limits(report: dict[str, Any], near: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the status report; sessions whose out/ is near a limit need attention."""
+    named = {(one["agent"], one["session"]) for one in report["attention"]}
+    more = [
+        {"agent": one["agent"], "session": one["session"], "state": "near_limit", "explanation": one["sentence"]}
+        for one in near
+        if (one["agent"], one["session"]) not in named
+    ]
+    return {
+        **report,
+        "attention": [*report["attention"], *more],
+        "attention_total": report["attention_total"] + len(more),
+    }

@@ -88,7 +88,7 @@ class House:
             if trouble is not None:
                 found.append({"what": what, "since": trouble[0], "why": trouble[1]})
                 if what == "storage":
-                    found[-1]["code"] = self.sessions.storage.code
+                    found[-1] |= {"code": self.sessions.storage.code, "resource": self.sessions.storage.resource}
         if self.supervisor.unavailable is not None:
             since, why = self.supervisor.unavailable
             found.append({"what": "runtime", "since": since, "why": why})

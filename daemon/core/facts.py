@@ -30,6 +30,7 @@ class Degradation:
     why: str
     since: int | None
     code: str | None = None  # of what failed, where that says more than `what`
+    resource: str | None = None  # what this host has run out of, of schema.os_faults.RESOURCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,33 @@ class UsedUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """A resource limit of the daemon's process. `option` is prlimit's; a negative number is no limit.
+
+    `used` is what it has of it now, None where nobody can say.
+    """
+
+    option: str
+    soft: int
+    hard: int
+    used: int | None = None
+
+    @property
+    def tight(self) -> bool:
+        """Whether the process is near it, or past nine tenths."""
+        return self.soft >= 0 and self.used is not None and self.used * 10 >= self.soft * 9
+
+
+@dataclass(frozen=True, slots=True)
+class LockHolder:
+    """A process that holds a lock on a file: neither the daemon nor one of the session's container. `name` has its pid."""
+
+    pid: int
+    name: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """The host: the daemon, the registry, the runtime, the disk, the clock."""
 
@@ -108,6 +136,11 @@ class HostFacts:
     unit: str | None = None  # of systemd, which starts the daemon of this configuration
     holder_pid: int | None = None  # of the daemon that holds the folder and does not answer
     used_up: UsedUp | None = None  # that daemon has no descriptor left
+    lock_holders: tuple[LockHolder, ...] = ()  # of central.db and mailbox.db
+    limits: tuple[Limit, ...] = ()  # of the process `holder_pid`
+    max_machine_files: int = 0  # fs.file-max
+    mount: str | None = None  # the mount point of the data folder
+    denied: str | None = None  # the command that gives the daemon's user the data folder again, when it may not write
     free_bytes: int | None = None
     free_inodes: int | None = None  # only when few are left
     low_bytes: int = 0
@@ -158,7 +191,7 @@ class Failing:
     sentence: str
     since: int
     times: int
-    held_by: tuple[str, ...] = ()  # `PID (NAME)` of processes outside of its container that hold the lock it met
+    resource: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +232,9 @@ class SessionFacts:
     oldest_overdue_at: int | None = None
     errors: tuple[str, ...] = ()
     failing: tuple[Failing, ...] = ()
+    lock_holders: tuple[LockHolder, ...] = ()  # of its files, while one of them is busy
+    out_folder: str | None = None
+    near_limit: str | None = None  # what its out/ holds, when that is near a limit
 
     @property
     def name(self) -> str:

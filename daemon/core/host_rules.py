@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from daemon.core.command_words import one_word
 from daemon.core.diagnosis import Choice, Diagnosis, span
-from daemon.core.facts import DaemonState, HostFacts
+from daemon.core.facts import DaemonState, HostFacts, Limit
+from daemon.core.host_repairs import BACKUPS, exhausted_repair, restart_choice, storage_repair, unlocking
 from schema.errors import HostTroubleError, UnusableFileError
 from schema.instants import to_text
 
@@ -60,7 +63,7 @@ def _registry_missing(host: HostFacts) -> Diagnosis | None:
     command = host.start if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"
     return Diagnosis(
         "REGISTRY_GONE", "central.db is gone; the daemon remakes it from the session folders.", tuple(evidence), command,
-        choices=() if host.daemon is DaemonState.DOWN else (_lasts(host),),
+        choices=() if host.daemon is DaemonState.DOWN else (restart_choice(host),),
     )  # fmt: skip
 
 
@@ -70,7 +73,9 @@ def _too_new(host: HostFacts) -> Diagnosis | None:
     ]
     if not errors:
         return None
-    return Diagnosis(TOO_NEW, "The data folder was written by a newer clawbus.", tuple(errors), UPGRADE)
+    return Diagnosis(
+        TOO_NEW, "The data folder was written by a newer clawbus.", tuple(errors), UPGRADE, choices=(BACKUPS,)
+    )
 
 
 def _file_unreadable(host: HostFacts) -> Diagnosis | None:
@@ -81,20 +86,31 @@ def _file_unreadable(host: HostFacts) -> Diagnosis | None:
     path = f"{host.data_dir}/mailbox.db"
     if not any(text.startswith(_BROKEN) for text in errors):
         # A lock or a disk that fails: the file may be whole.
-        return Diagnosis("DATA_UNREADABLE", summary, errors, f"ls -la {host.data_dir}", choices=(_lasts(host),))
+        return _passing(host, "DATA_UNREADABLE", summary, errors, "mailbox.db")
     evidence = (*errors, "Answers in it that nobody has fetched yet are kept in the file that is moved away.")
     return Diagnosis("DATA_UNREADABLE", summary, evidence, f"mv {path} {path}.broken{_then_start(host)}")
 
 
+def _passing(host: HostFacts, code: str, summary: str, errors: tuple[str, ...], file: str | None = None) -> Diagnosis:
+    """Name a file that may be whole and cannot be used now: who locks it, or else what else is in its way."""
+    held = unlocking(host.lock_holders, file)
+    if held is not None:
+        return Diagnosis(code, summary, (*errors, *held.evidence), held.command, choices=(restart_choice(host),))
+    repair = storage_repair(host)
+    return Diagnosis(code, summary, (*errors, *repair.evidence), repair.command, choices=(restart_choice(host),))
+
+
+def _locked(host: HostFacts) -> Diagnosis | None:
+    """Name a lock that others hold while every read succeeds: the daemon's writes are refused meanwhile."""
+    held = unlocking(host.lock_holders)
+    if held is None or host.daemon is not DaemonState.UP:
+        return None
+    summary = "Another process keeps the daemon from writing a file of its own."
+    return Diagnosis("FILE_LOCKED", summary, held.evidence, held.command)
+
+
 def _then_start(host: HostFacts) -> str:
     return f" && {host.start}" if host.daemon is DaemonState.DOWN else ""
-
-
-def _lasts(host: HostFacts) -> Choice:
-    """Name a passing trouble, which the daemon ends by itself, or which its next start ends."""
-    if host.daemon is DaemonState.DOWN:
-        return Choice("once its cause is mended", host.start)
-    return Choice("when it lasts although its cause is mended", host.restart)
 
 
 def _other_trouble(host: HostFacts) -> Diagnosis | None:
@@ -105,8 +121,11 @@ def _other_trouble(host: HostFacts) -> Diagnosis | None:
     if not found:
         return None
     evidence = tuple(f"{one.what}: {one.why}" for one in found)
-    return Diagnosis("DEGRADED", "A part of the daemon does not work.", evidence, "clawbus logs -n 50 --level warning",
-                     choices=(_lasts(host),))  # fmt: skip
+    summary = "A part of the daemon does not work."
+    if any(one.what == "central.db" for one in found):
+        return _passing(host, "DEGRADED", summary, evidence, "central.db")
+    return Diagnosis("DEGRADED", summary, evidence, "clawbus logs -n 50 --level warning",
+                     choices=(restart_choice(host),))  # fmt: skip
 
 
 def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
@@ -116,8 +135,7 @@ def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
     if not host.registry_error.startswith(_BROKEN):
         # A lock, a disk that fails, no descriptor left: the file may be whole, and nothing is to be moved away.
         summary = "central.db cannot be read now; the daemon tries again by itself."
-        return Diagnosis("REGISTRY_UNREADABLE", summary, (host.registry_error,), "clawbus logs -n 50 --level warning",
-                         choices=(_lasts(host),))  # fmt: skip
+        return _passing(host, "REGISTRY_UNREADABLE", summary, (host.registry_error,), "central.db")
     # The sessions' own files are the truth; the registry is remade from them.
     command = f"mv {path} {path}.broken" + (f" && {host.start}" if host.daemon is DaemonState.DOWN else "")
     return Diagnosis("REGISTRY_UNREADABLE", "central.db cannot be read.", (host.registry_error,), command)
@@ -205,28 +223,37 @@ def disk_full(host: HostFacts) -> Diagnosis | None:
     full = low or disk is not None
     code = "DISK_FULL" if full else "STORAGE_FAILING"
     what = "is full" if full and failing else "is nearly full" if full else "cannot be written"
-    command = f"df {'-i' if host.free_inodes is not None else '-h'} {host.data_dir}"
+    if not full:
+        repair = storage_repair(host)
+        return Diagnosis(code, f"The data folder's disk {what}.", (*evidence, *repair.evidence), repair.command,
+                         choices=repair.choices)  # fmt: skip
+    where = shlex.quote(host.data_dir)
+    by_size = f"du -xk --max-depth=2 {shlex.quote(f'{host.data_dir}/sessions')} | sort -rn | head -n 20"
     choices = (
-        Choice("to see what fills it", f"du -xh --max-depth=4 {host.data_dir}"),
-        Choice("when sessions do, delete one that is over", "clawbus session delete AGENT/SESSION"),
+        Choice("to see what fills it", f"du -xh --max-depth=4 {where}"),
+        Choice("to list the largest sessions (`clawbus session delete` ends one that is over)", by_size),
     )
-    return Diagnosis(code, f"The data folder's disk {what}.", tuple(evidence), command, choices=choices if full else ())
+    evidence.append("Delete or move what is not needed from this disk, or enlarge it; what waits goes on by itself.")
+    command = f"df {'-i' if host.free_inodes is not None else '-h'} {where}"
+    return Diagnosis(code, f"The data folder's disk {what}.", tuple(evidence), command, choices=choices)
 
 
-def _host_trouble(host: HostFacts) -> Diagnosis | None:
+def host_trouble(host: HostFacts) -> Diagnosis | None:
+    """Name a shortage of the host that is not the disk's, and what ends it."""
     storage, used_up = host.trouble("storage"), host.used_up
     if used_up is not None:
         evidence = (
             f"The daemon, process {used_up.pid}, has open all of the {used_up.limit} files that its limit allows."
         )
-        more = used_up.hard < 0 or used_up.hard > used_up.limit
-        room = used_up.hard if used_up.hard > 0 else 65536
-        command = f"prlimit --pid {used_up.pid} --nofile={room}:" if more else host.restart
-        return Diagnosis(_EXHAUSTED, "The daemon has run out of open files, so it cannot answer.", (evidence,), command)
+        limit = Limit("nofile", used_up.limit, used_up.hard, used_up.limit)
+        repair = exhausted_repair(replace(host, limits=(limit,), holder_pid=used_up.pid), "files")
+        summary = "The daemon has run out of open files, so it cannot answer."
+        return Diagnosis(_EXHAUSTED, summary, (evidence, *repair.evidence), repair.command)
     if storage is None or storage.code != _EXHAUSTED:
         return None
     summary = "This host has run out of open files, memory or processes; what waits goes on by itself."
-    return Diagnosis(_EXHAUSTED, summary, (storage.why,), "clawbus logs -n 50 --level warning")
+    repair = exhausted_repair(host, storage.resource)
+    return Diagnosis(_EXHAUSTED, summary, (storage.why, *repair.evidence), repair.command, choices=repair.choices)
 
 
 def _clock_ahead(host: HostFacts) -> Diagnosis | None:
@@ -274,19 +301,29 @@ def _channel_failing(host: HostFacts) -> Diagnosis | None:
     if not failing:
         return None
     evidence = tuple(f"{item.what}: {item.why}" for item in failing)
+    held = unlocking(host.lock_holders)
     if all(item.why.startswith("sends to ") for item in failing):
         summary = "A channel's receiver takes nothing; what waits for it is retried by itself."
-        return Diagnosis("CHANNEL_FAILING", summary, evidence, "clawbus delivery list")
-    return Diagnosis(
-        "CHANNEL_FAILING", "A channel has failed; it is begun again by itself.", evidence, "clawbus config check"
-    )
+        if held is not None:
+            return Diagnosis("CHANNEL_FAILING", summary, (*evidence, *held.evidence), held.command)
+        more = "Mend the receiver; a success ends this, and so does giving up every answer that failed there."
+        return Diagnosis("CHANNEL_FAILING", summary, (*evidence, more), "clawbus delivery list", choices=(
+            Choice("once the receiver is mended", "clawbus delivery retry --all --reason 'the receiver is mended'"),
+        ))  # fmt: skip
+    summary = "A channel has failed; it is begun again by itself."
+    if held is not None:
+        return Diagnosis("CHANNEL_FAILING", summary, (*evidence, *held.evidence), held.command)
+    more = "Mend what the reason names: end what has taken its address, or correct its table in the configuration."
+    return Diagnosis("CHANNEL_FAILING", summary, (*evidence, more), "ss -ltnp", choices=(
+        Choice("once its configuration is corrected", host.restart),
+    ))  # fmt: skip
 
 
 HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
     (_daemon_silent, _daemon_down, _sweep_stalled),
-    (_registry_missing, _too_new, _registry_unreadable, _file_unreadable),
+    (_registry_missing, _too_new, _registry_unreadable, _file_unreadable, _locked),
     (_other_trouble,),
-    (disk_full, _host_trouble),
+    (disk_full, host_trouble),
     (_copied, _runtime_changed, _engine_changed, runtime_away, image_unusable),
     (_clock_ahead, _clock_jumped),
     (_channel_failing,),

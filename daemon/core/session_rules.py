@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from daemon.core.command_words import one_word, two_words
 from daemon.core.diagnosis import Choice, Diagnosis, counted, span
 from daemon.core.facts import DaemonState, HostFacts, SessionFacts
-from daemon.core.host_rules import TOO_NEW, UPGRADE, disk_full, image_unusable, runtime_away
+from daemon.core.host_repairs import BACKUPS, exhausted_repair, unlocking
+from daemon.core.host_rules import TOO_NEW, UPGRADE, disk_full, host_trouble, image_unusable, runtime_away
 from daemon.core.run_state import Life
-from schema.errors import UnusableFileError
+from schema.errors import FileBusyError, HostTroubleError, StorageError, UnusableFileError
 from schema.instants import to_text
 
 # A container may be young, and a wake on its way: what lasts no longer than this is no finding.
@@ -42,6 +44,14 @@ def _files_unreadable(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     errors = [text for text in one.errors if not (one.journal and text.startswith("READ_RACE"))]
     if not errors:
         return None
+    held = unlocking(one.lock_holders)
+    if held is not None and all(text.startswith(FileBusyError.code) for text in errors):
+        summary = "The session's files cannot be read: another process locks them."
+        return _of(one, "FILES_UNREADABLE", summary, (*errors, *held.evidence), held.command)
+    cause = host_cause(host, {text.partition(":")[0] for text in errors})
+    if cause is not None:
+        return _of(one, "FILES_UNREADABLE", "The session's files cannot be read.", errors, cause.command,
+                   cause=cause.code, choices=cause.choices)  # fmt: skip
     # The container's side can be reset; only a backup brings back the host's own file.
     slow = any(text.startswith("READ_DEADLINE") for text in errors)
     command = _anew(one) if _is_hostile(errors) else f"clawbus session {'reset' if slow else 'show'} {_two(one)}"
@@ -54,7 +64,9 @@ def _too_new(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     errors += [seen.sentence for seen in one.failing if seen.code == TOO_NEW]
     if not errors:
         return None
-    return _of(one, TOO_NEW, "A file of the session was written by a newer clawbus.", errors, UPGRADE)
+    return _of(
+        one, TOO_NEW, "A file of the session was written by a newer clawbus.", errors, UPGRADE, choices=(BACKUPS,)
+    )
 
 
 def _failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -62,39 +74,39 @@ def _failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     lasting = [seen for seen in one.failing if host.now - seen.since >= GRACE_MS or seen.times >= _FAILURES]
     if not lasting or one.quarantined_at is not None:
         return None
-    codes = {seen.code for seen in lasting}
-    cause = "DISK_FULL" if disk_full(host) is not None and codes & {"STORAGE", "HOST_TROUBLE"} else None
-    foreign = sorted({holder for seen in lasting for holder in seen.held_by})
-    if foreign:
-        return _held_by_others(one, foreign, [seen.sentence for seen in lasting])
+    evidence = [seen.sentence for seen in lasting]
+    summary = "The daemon fails at work on the session."
+    shortage = next((seen for seen in lasting if seen.code == HostTroubleError.code), None)
+    cause = host_cause(host, {seen.code for seen in lasting})
+    if cause is not None:
+        return _of(one, "SESSION_FAILING", summary, evidence, cause.command, cause=cause.code, choices=cause.choices)
+    held = unlocking(one.lock_holders)
+    repair = exhausted_repair(host, shortage.resource) if shortage is not None else held
+    if repair is not None:
+        evidence += repair.evidence
+        return _of(one, "SESSION_FAILING", summary, evidence, repair.command, choices=repair.choices)
+    return _failing_by_its_own(one, evidence, {seen.code for seen in lasting})
+
+
+def host_cause(host: HostFacts, codes: AbstractSet[str]) -> Diagnosis | None:
+    """Return the host's own finding that explains errors of these codes: no repair of a session ends them."""
+    if HostTroubleError.code in codes and (trouble := host_trouble(host)) is not None:
+        return trouble
+    return disk_full(host) if codes & {StorageError.code, HostTroubleError.code} else None
+
+
+def _failing_by_its_own(one: SessionFacts, evidence: list[str], codes: AbstractSet[str]) -> Diagnosis:
     if "FILE_BUSY" in codes and one.live is not None:
         command = f"clawbus session kill {_two(one)}"  # its exit frees every lock of its container's
     elif "READ_DEADLINE" in codes:
         command = f"clawbus session reset {_two(one)}"
     else:
         command = "clawbus logs -n 50 --level warning"
-    evidence = [seen.sentence for seen in lasting]
     choices = () if " logs " not in command else (
         Choice("when its container does it", f"clawbus session kill {_two(one)}"),
         Choice("when what it wrote does it", f"clawbus session reset {_two(one)}"),
     )  # fmt: skip
-    return _of(
-        one,
-        "SESSION_FAILING",
-        "The daemon fails at work on the session.",
-        evidence,
-        command,
-        cause=cause,
-        choices=choices,
-    )
-
-
-def _held_by_others(one: SessionFacts, holders: Sequence[str], evidence: list[str]) -> Diagnosis:
-    """Name processes that are not the container's: killing the container would not end the lock."""
-    pids = [holder.partition(" ")[0] for holder in holders]
-    end = Choice("when it may be ended", f"kill {' '.join(pids)}")
-    summary = f"Process {', '.join(holders)} keeps a lock on the session's files."
-    return _of(one, "SESSION_FAILING", summary, evidence, f"ps -f -p {','.join(pids)}", choices=(end,))
+    return _of(one, "SESSION_FAILING", "The daemon fails at work on the session.", evidence, command, choices=choices)
 
 
 def _is_hostile(errors: Iterable[str]) -> bool:
@@ -112,7 +124,7 @@ def _ways_out(one: SessionFacts) -> tuple[Choice, ...]:
         Choice(
             "when the session may go", f"clawbus session delete {_two(one)} --force --reason 'its files are broken'"
         ),
-        Choice("when there is a backup", "clawbus restore BACKUP --replace"),
+        BACKUPS,
     )
 
 
@@ -239,10 +251,30 @@ def _spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     if cause is None and TOO_NEW in (one.last_spawn_error or ""):
         # An image of an older clawbus: its runner does not know the files that this host writes.
         command = "clawbus image build" if host.runtime == "docker" else UPGRADE
+    named = cause is not None or one.containers or not command.startswith("clawbus session show")
+    if not named:
+        evidence.append("Mend what the last error names. The daemon tries again by itself, later each time.")
     return _of(
         one, "SPAWN_FAILING", "Its container cannot be started.", evidence, command,
         cause=cause.code if cause is not None else "ORPHANED_CONTAINER" if one.containers else None,
+        choices=() if named else (
+            Choice("once its cause is mended, to have it tried now", f"clawbus session release {_two(one)}"),
+        ),
     )  # fmt: skip
+
+
+def _out_nearly_full(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Its container can still make room; over the limit, the session is put in quarantine and the container ended."""
+    if one.near_limit is None or one.quarantined_at is not None:
+        return None
+    evidence = (one.near_limit, "Over the limit its container is ended and the session is put in quarantine.")
+    choices = (
+        Choice("when nothing in out/ is needed any more", f"clawbus session reset {_two(one)}"),
+        Choice("to see what fills it", f"du -ah --max-depth=3 {shlex.quote(one.out_folder or '')}"),
+    )
+    return _of(
+        one, "OUT_NEARLY_FULL", "Its out/ folder is near its limit.", evidence, choices[1].command, choices=choices[:1]
+    )
 
 
 def _work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -358,9 +390,20 @@ def _answer_retrying(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 def _answers_held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     if one.open_answers < host.max_open_answers:
         return None
-    evidence = (f"{one.open_answers} answers are on their way; further ones wait in the container's own file.",)
+    evidence = (
+        f"{one.open_answers} answers are on their way; further ones wait in the container's own file.",
+        "Mend the receiver and retry them, or give answers up with `clawbus delivery drop`.",
+    )
     summary = "The session has as many open answers as it may have (delivery.max_open_answers)."
-    return _of(one, "ANSWERS_HELD_BACK", summary, evidence, f"clawbus delivery list --session {one.name}")
+    where = one_word(one.agent, one.session)
+    retry = f"clawbus delivery retry --all --session {where} --reason 'the receiver is mended'"
+    choices = [Choice("once the receiver is mended", retry)]
+    if one.retrying_example is not None:
+        answer = shlex.quote(one.retrying_example["id"])
+        drop = f"clawbus delivery drop {answer} --session {where} --reason 'its receiver is gone'"
+        choices.append(Choice("to give up the one that has failed most", drop))
+    command = f"clawbus delivery list --session {where}"
+    return _of(one, "ANSWERS_HELD_BACK", summary, evidence, command, choices=tuple(choices))
 
 
 def _dead_letters(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -409,6 +452,7 @@ def _of(
 SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
     (_quarantined, _too_new, _files_unreadable, _unregistered),
     (_failing,),
+    (_out_nearly_full,),
     (_orphaned_container, _container_gone, _container_restarted, _hot_journal),
     (_restart_policy, _paused),
     (_spawn_failing, _work_waiting, _unclaimed),

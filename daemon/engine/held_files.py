@@ -92,7 +92,7 @@ class HeldFiles:
             container = self._container_of(session)
             found = await anyio.to_thread.run_sync(self._holders, session, container, abandon_on_cancel=True)
             session.held_by = found.others
-            self._troubles.hold(session.key, found.sentence, found.others)
+            self._troubles.hold(session.key, found.sentence)
             return True
         return False
 

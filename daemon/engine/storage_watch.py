@@ -35,6 +35,7 @@ class StorageWatch:
         self._clock = clock
         self.problem: tuple[int, str] | None = None
         self.code = StorageError.code
+        self.resource: str | None = None  # what this host has run out of
         self.low: tuple[int, str] | None = None
         self._again = False  # whether something failed since the last look
         self._one = anyio.Lock()
@@ -47,6 +48,7 @@ class StorageWatch:
         if self.problem is None:
             self._log.error("storage_failing", error=str(error), hint=error.hint)
         self.code, self._again = error.code, True
+        self.resource = error.resource if isinstance(error, HostTroubleError) else None
         # What has run out is not to be seen in the data folder, so the limit is named with it.
         why = f"{error} {error.hint}" if isinstance(error, HostTroubleError) else str(error)
         self.problem = (self.problem[0] if self.problem else self._clock.now_ms()), why

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from daemon.store.registry import SessionKey
-from schema.errors import ClawbusError, FileBusyError
+from schema.errors import ClawbusError, FileBusyError, HostTroubleError
 from schema.instants import to_text
 
 SWEEP: Final = "sweep"
@@ -40,7 +40,7 @@ _LABELS: Final[Mapping[str, str]] = MappingProxyType(
 class Trouble:
     """One kind of work that fails: `since` and `last_at` are epoch ms, `code` and `reason` are of the last failure.
 
-    `held` says who holds the lock that it met, as of the last check; `held_by` are the holders outside of the container.
+    `held` says who holds the lock that it met, as of the last check.
     """
 
     what: str
@@ -49,8 +49,8 @@ class Trouble:
     since: int
     last_at: int
     times: int = 1
+    resource: str | None = None  # what this host has run out of
     held: str = ""
-    held_by: tuple[str, ...] = ()
 
     @property
     def error(self) -> str:
@@ -77,19 +77,20 @@ class Troubles:
         text = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
         known = self._found.setdefault(key, {})
         before = known.get(what)
-        fresh = Trouble(what, code, text, now_ms, now_ms)
+        resource = error.resource if isinstance(error, HostTroubleError) else None
+        fresh = Trouble(what, code, text, now_ms, now_ms, resource=resource)
         if before is not None:
             fresh = replace(fresh, since=before.since, times=before.times + 1)
             if before.code == code:
-                fresh = replace(fresh, held=before.held, held_by=before.held_by)
+                fresh = replace(fresh, held=before.held)
         known[what] = fresh
 
-    def hold(self, key: SessionKey, held: str, held_by: tuple[str, ...]) -> None:
+    def hold(self, key: SessionKey, held: str) -> None:
         """Replace what is said about the holders of the lock that a session's work meets."""
         known = self._found.get(key, {})
         for what, one in known.items():
             if one.code == FileBusyError.code:
-                known[what] = replace(one, held=held, held_by=held_by)
+                known[what] = replace(one, held=held)
 
     def locked_out(self) -> list[SessionKey]:
         """Return the sessions in which work meets a lock."""
@@ -133,6 +134,6 @@ def _entry(key: SessionKey, one: Trouble) -> dict[str, Any]:
         "since": one.since,
         "last_at": one.last_at,
         "times": one.times,
+        "resource": one.resource,
         "sentence": one.sentence,
-        "held_by": list(one.held_by),
     }

@@ -37,13 +37,14 @@ from daemon.inspect.central_reading import (
     without_registry,
 )
 from daemon.inspect.containers import RuntimeSeen, install_id_of, look_at_runtime
-from daemon.inspect.open_files import open_files_used_up
+from daemon.inspect.lock_owners import container_processes, foreign_holders
+from daemon.inspect.open_files import access_repair, limits_of, machine_files, mount_of, open_files_used_up
 from daemon.inspect.reading import read_suspect_runs
 from daemon.inspect.session_facts import oldest_claim, run_facts, session_facts
 from daemon.inspect.session_reading import open_current
 from daemon.store.data_folder import LOW_BYTES, VERSION_NAME, FreeRoom, Layout, free_room, live_holder
 from daemon.systemd.service import unit_of
-from schema.errors import ClawbusError, SchemaTooNewError
+from schema.errors import ClawbusError, FileBusyError, SchemaTooNewError
 
 BUDGET_S: Final = 20.0
 SECOND_LOOK_S: Final = 1.5
@@ -52,7 +53,7 @@ _PASSING: Final = frozenset(
     {
         *("GHOST_RUN", "LOST_ACK", "STALE_RUN", "CONTRADICTION", "GHOST_CONTAINER", "ORPHANED_CONTAINER"),
         *("HOT_JOURNAL", "UNREGISTERED", "SESSION_FAILING", "FILES_UNREADABLE", "STUCK_CLAIM", "CONTAINER_RESTARTED"),
-        "RESTART_POLICY",
+        *("RESTART_POLICY", "FILE_LOCKED"),
     }
 )
 
@@ -131,7 +132,7 @@ class Doctor:
         host = replace(host, holders=slot_holders(self._config, central))
         found = Examination(now, word.state)
         of_sessions: list[Diagnosis] = []
-        failing = _failing(word)
+        failing, near = _failing(word), _near_limits(word)
         keys = central.known() if only is None else [key for key in central.known() if key == only]
         keys += [key for key in _strays_only(listing, central) if only in (None, key)]
         if only is not None and not keys:
@@ -140,7 +141,8 @@ class Doctor:
             if self._clock.monotonic() > deadline:
                 break
             found.sessions += 1
-            told, clock, runs = self._session(key, host, central, listing, failing.get(key, ()))
+            by_daemon = SessionFacts(*key, failing=failing.get(key, ()), near_limit=near.get(key))
+            told, clock, runs = self._session(key, host, central, listing, by_daemon)
             found.runs += runs
             of_sessions += told
             host = replace(host, clock=_further(host.clock, clock))
@@ -150,7 +152,7 @@ class Doctor:
         return found
 
     def _session(
-        self, key: Key, host: HostFacts, central: CentralSeen, listing: RuntimeSeen, failing: tuple[Failing, ...] = ()
+        self, key: Key, host: HostFacts, central: CentralSeen, listing: RuntimeSeen, by_daemon: SessionFacts
     ) -> tuple[list[Diagnosis], ClockFacts, int]:
         folder = folder_of(self._config.data_dir, key)
         scene = Scene(
@@ -171,7 +173,17 @@ class Doctor:
             return diagnose_session(host, facts), ClockFacts(), 0
         runs = read_suspect_runs(folder, scene, read_limits(self._config))
         seen = session_facts(key, folder, row, live, own, strays, scene, runs)
-        told = diagnose_session(host, replace(seen.facts, failing=failing))
+        facts = replace(
+            seen.facts, failing=by_daemon.failing, near_limit=by_daemon.near_limit, out_folder=str(folder.outbox)
+        )
+        if _is_busy(*facts.errors, *(one.code for one in facts.failing)):
+            containers = (
+                facts.live.container_id if facts.live is not None else None,
+                *(one.container_id for one in listed),
+            )
+            ours = container_processes(self._config, containers) | {host.holder_pid or 0}
+            facts = replace(facts, lock_holders=foreign_holders((folder.inbound_db, folder.outbound_db), ours))
+        told = diagnose_session(host, facts)
         if seen.facts.quarantined_at is None:  # its files are not to be believed until it is released
             of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, scene))
             told += [one for one in of_runs if one is not None]
@@ -186,6 +198,9 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
     room = free_room(config.data_dir)
     holder_pid = _holder_pid(config, word)
     ahead = max(0, (central.newest_at or 0) - now)
+    file_errors = mailbox_errors(config.data_dir)
+    layout = Layout(config.data_dir)
+    busy = _is_busy(central.error or "", *file_errors, *(str(one.get("why")) for one in live.get("degraded") or ()))
     return HostFacts(
         now=now,
         data_dir=str(config.data_dir),
@@ -194,7 +209,8 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
         # Before the first start there is none to miss.
         registry_missing=central.missing and (config.data_dir / VERSION_NAME).exists(),
         registry_error=central.error,
-        file_errors=mailbox_errors(config.data_dir),
+        file_errors=file_errors,
+        lock_holders=foreign_holders((layout.central_db, layout.mailbox_db), {holder_pid or 0}, writing=not busy),
         runtime=config.runtime.kind,
         runtime_error=listing.error if not central.missing or listing.other_kind else None,
         other_runtime=listing.other_kind,
@@ -207,6 +223,10 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
         unit=unit_of(config.data_dir),
         holder_pid=holder_pid,
         used_up=open_files_used_up(holder_pid) if holder_pid is not None else None,
+        limits=limits_of(holder_pid) if holder_pid is not None else (),
+        max_machine_files=machine_files(),
+        mount=mount_of(config.data_dir),
+        denied=access_repair(config.data_dir, holder_pid) if holder_pid is not None else None,
         free_bytes=room.bytes if room is not None else None,
         free_inodes=room.inodes if room is not None and room.few_inodes else None,
         low_bytes=LOW_BYTES,
@@ -214,7 +234,9 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
         write_error=_write_error(config, room),
         clock=ClockFacts(ahead, "The newest incarnation" if ahead else None, jump.get("jumped_at"), jump.get("by_ms")),
         degraded=tuple(
-            Degradation(str(one.get("what")), str(one.get("why")), one.get("since"), one.get("code"))
+            Degradation(
+                str(one.get("what")), str(one.get("why")), one.get("since"), one.get("code"), one.get("resource")
+            )
             for one in live.get("degraded") or ()
         ),
         last_sweep_at=sweep.get("at"),
@@ -260,14 +282,21 @@ def _failing(word: DaemonWord) -> dict[Key, tuple[Failing, ...]]:
     for one in (word.live or {}).get("troubles") or ():
         key = (str(one["agent"]), str(one["session"]))
         failing = Failing(
-            str(one["code"]),
-            str(one["sentence"]),
-            int(one["since"]),
-            int(one["times"]),
-            tuple(one.get("held_by") or ()),
+            str(one["code"]), str(one["sentence"]), int(one["since"]), int(one["times"]), one.get("resource")
         )
         found[key] = (*found.get(key, ()), failing)
     return found
+
+
+def _near_limits(word: DaemonWord) -> dict[Key, str]:
+    """Return what the daemon says of out/ folders near a limit, by session."""
+    told = (word.live or {}).get("near_limits") or ()
+    return {(str(one["agent"]), str(one["session"])): str(one["sentence"]) for one in told}
+
+
+def _is_busy(*errors: str) -> bool:
+    """Whether one of them says that another process locks a file."""
+    return any(FileBusyError.code in text or "database is locked" in text for text in errors)
 
 
 def _holder_pid(config: Config, word: DaemonWord) -> int | None:

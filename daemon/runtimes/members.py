@@ -30,8 +30,10 @@ def member_finder(kind: str, records: Path) -> Members:
     return _of_cgroup
 
 
-def lock_holders(path: Path) -> frozenset[int]:
+def lock_holders(path: Path, *, writing: bool = False) -> frozenset[int]:
     """Return the processes with a POSIX lock on the file, as far as they are visible, without opening the file.
+
+    With `writing` only those that keep others from writing it.
 
     Opening and closing it would drop this process's own locks (fcntl(2)).
     """
@@ -44,7 +46,9 @@ def lock_holders(path: Path) -> frozenset[int]:
     found: set[int] = set()
     for line in lines:
         fields = line.replace("-> ", "").split()
-        if len(fields) >= _FIELDS and fields[1] == "POSIX" and fields[5] == wanted and fields[4].isdigit():
+        if len(fields) < _FIELDS or fields[1] != "POSIX" or (writing and fields[3] != "WRITE"):
+            continue
+        if fields[5] == wanted and fields[4].isdigit():
             found.add(int(fields[4]))
     return frozenset(found - {os.getpid()})
 

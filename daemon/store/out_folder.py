@@ -47,6 +47,15 @@ class OutUse:
     files: int
     deleted_bytes: int | None = None
 
+    def near(self, limits: OutLimits) -> str | None:
+        """Return a sentence when four fifths of a limit are used, else None."""
+        held = self.bytes + (self.deleted_bytes or 0)
+        if held * 5 >= limits.max_bytes * 4:
+            return f"out/ holds {held} of {limits.max_bytes} bytes (limits.max_out_folder_bytes)."
+        if self.files * 5 >= limits.max_files * 4:
+            return f"out/ holds {self.files} of {limits.max_files} files (limits.max_out_folder_files)."
+        return None
+
 
 def check_out_folder(folder: Path, limits: OutLimits, pids: Iterable[int] | None = None) -> OutUse:
     """Count what a container keeps. Raise HostileFileError when that is more than it may. It looks no further than the limit.

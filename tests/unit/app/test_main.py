@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from schema.rows import Address
 from tests.support.fake_agent import claims_and_dies, echo
 from tests.support.fake_channel import FakeChannel
 from tests.support.fake_runtime import FakeContainer
-from tests.support.house_kit import AGENT, QUICK, SECONDS, HouseKit, text_of, until
+from tests.support.house_kit import AGENT, SECONDS, HouseKit, text_of, until
 
 pytestmark = [pytest.mark.anyio]
 
@@ -236,7 +235,6 @@ async def test_an_unusable_image_is_named_at_once_and_stops_no_start(kit: HouseK
 
 async def test_a_mended_image_is_noticed_without_a_spawn(kit: HouseKit) -> None:
     kit.host.check_error = ImageError("built from other sources")
-    kit.timings = replace(QUICK, reconcile_s=0.05)
     async with kit.running():
         assert [item["what"] for item in kit.house.degraded()] == ["image"]
         kit.host.check_error = None

@@ -285,7 +285,8 @@ def test_a_quarantine_lasts_as_long_as_its_file_cannot_be_read(world: ForensicWo
     world.session().files.folder.inbound_db.unlink()
     found = one(world, "QUARANTINED")
     assert found.command == "clawbus session show a s", "neither a release nor a reset gives our own file back"
-    assert [choice.command.split()[1:3] for choice in found.choices] == [["session", "delete"], ["restore", "BACKUP"]]
+    assert [choice.command.split()[:2] for choice in found.choices] == [["clawbus", "session"], ["find", "/"]]
+    assert "clawbus restore" in found.choices[1].when
 
 
 def test_due_work_and_nothing_running(world: ForensicWorld) -> None:
@@ -498,7 +499,9 @@ def test_a_channel_that_failed(world: ForensicWorld) -> None:
     assert world.live is not None
     world.live["degraded"] = [{"what": "channel webhook", "why": "its port is taken", "since": NOW}]
     found: Any = one(world, "CHANNEL_FAILING")
-    assert found.evidence == ("channel webhook: its port is taken",)
+    assert found.evidence[0] == "channel webhook: its port is taken"
+    assert "end what has taken its address" in found.evidence[1]
+    assert found.command == "ss -ltnp"
 
 
 def test_a_folder_that_a_crash_left_before_anything_was_accepted_is_no_finding(world: ForensicWorld) -> None:

@@ -33,10 +33,11 @@ def test_a_process_that_is_gone_is_no_finding() -> None:
     assert open_files_used_up(2**22 + 1) is None
 
 
-def test_the_repair_raises_the_limit_where_it_may_and_restarts_where_not() -> None:
+def test_the_repair_raises_the_limit() -> None:
     def command(used_up: UsedUp) -> str:
         host = HostFacts(now=0, data_dir="/data", daemon=DaemonState.SILENT, holder_pid=7, used_up=used_up)
         return next(one.command for one in diagnose_host(host) if one.code == "HOST_TROUBLE")
 
     assert command(UsedUp(7, 20, 4096)) == "prlimit --pid 7 --nofile=4096:"
-    assert command(UsedUp(7, 20, 20)) == "kill -KILL 7"
+    assert command(UsedUp(7, 20, 20)) == "prlimit --pid 7 --nofile=131072:131072", "a restart has the same limit"
+    assert command(UsedUp(7, 20, -1)) == "prlimit --pid 7 --nofile=131072:"

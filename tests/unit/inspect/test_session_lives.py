@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from daemon.core.diagnoses import diagnose_session
-from daemon.core.facts import Container, DaemonState, Failing, HostFacts, LiveRecord, SessionFacts
+from daemon.core.facts import Container, DaemonState, Failing, HostFacts, LiveRecord, LockHolder, SessionFacts
 from daemon.core.run_state import Life
 
 NOW = 1_800_000_000_000
@@ -64,8 +64,7 @@ def test_a_start_that_fails_behind_another_container_is_repaired_by_ending_that_
 def test_a_lock_of_another_process_is_not_repaired_by_killing_the_container() -> None:
     busy = Failing("FILE_BUSY", "Its sweep fails.", NOW - 600_000, 9)
     assert told(replace(CALM, failing=(busy,))) == {"SESSION_FAILING": "clawbus session kill helper main"}
-    foreign = replace(busy, held_by=("4711 (sqlite3)",))
-    found = diagnose_session(HOST, replace(CALM, failing=(foreign,)))
-    assert [(one.code, one.command) for one in found] == [("SESSION_FAILING", "ps -f -p 4711")]
-    assert "4711 (sqlite3)" in found[0].summary
-    assert [choice.command for choice in found[0].choices] == ["kill 4711"]
+    foreign = replace(CALM, failing=(busy,), lock_holders=(LockHolder(4711, "4711 (sqlite3)", "inbound.db"),))
+    found = diagnose_session(HOST, foreign)
+    assert [(one.code, one.command) for one in found] == [("SESSION_FAILING", "kill 4711")]
+    assert any("4711 (sqlite3)" in line and "inbound.db" in line for line in found[0].evidence)
