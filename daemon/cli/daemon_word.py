@@ -24,8 +24,8 @@ def daemon_word(invocation: Invocation) -> DaemonWord:
         with invocation.client(answer_s=PATIENCE_S) as client:
             try:
                 return DaemonWord(DaemonState.UP, client.live())
-            except RemoteError as error:  # one of another version: it lives
-                return DaemonWord(DaemonState.UP, None, f"{error.remote_code}: {error}")
+            except RemoteError as error:  # it lives: it is short of something, or of another version
+                return DaemonWord(DaemonState.UP, None, f"{error.remote_code}: {error}", error.remote_code)
     except DaemonSilentError as error:
         return DaemonWord(DaemonState.SILENT, None, invocation.silent_daemon() or str(error))
     except DaemonDownError as error:

@@ -44,7 +44,7 @@ from daemon.inspect.session_facts import oldest_claim, run_facts, session_facts
 from daemon.inspect.session_reading import open_current
 from daemon.store.data_folder import LOW_BYTES, VERSION_NAME, FreeRoom, Layout, free_room, live_holder
 from daemon.systemd.service import unit_of
-from schema.errors import ClawbusError, FileBusyError, SchemaTooNewError
+from schema.errors import ClawbusError, FileBusyError, HostTroubleError, SchemaTooNewError, StorageError
 
 BUDGET_S: Final = 20.0
 SECOND_LOOK_S: Final = 1.5
@@ -57,16 +57,23 @@ _PASSING: Final = frozenset(
     }
 )
 
+# Errors that tell what the host cannot do now, whichever work met them first.
+_SHORTAGES: Final = frozenset({HostTroubleError.code, StorageError.code})
+
 LookAtRuntime = Callable[[Config, str | None], RuntimeSeen]
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonWord:
-    """What asking the daemon brought. `live` is the live part of its status, None without an answer."""
+    """What asking the daemon brought. `live` is the live part of its status, None without one.
+
+    `code` is set when it answered with an error instead; `detail` is the reason then, or why nobody answered.
+    """
 
     state: DaemonState
     live: Mapping[str, Any] | None = None
     detail: str | None = None
+    code: str | None = None
 
 
 @dataclass(slots=True)
@@ -233,12 +240,7 @@ def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen,
         max_open_answers=config.delivery.max_open_answers,
         write_error=_write_error(config, room),
         clock=ClockFacts(ahead, "The newest incarnation" if ahead else None, jump.get("jumped_at"), jump.get("by_ms")),
-        degraded=tuple(
-            Degradation(
-                str(one.get("what")), str(one.get("why")), one.get("since"), one.get("code"), one.get("resource")
-            )
-            for one in live.get("degraded") or ()
-        ),
+        degraded=_degraded(word),
         last_sweep_at=sweep.get("at"),
         sweep_interval_ms=_ms(config.sweep.interval_s),
         claim_stuck_ms=_ms(config.sweep.claim_stuck_s),
@@ -299,11 +301,22 @@ def _is_busy(*errors: str) -> bool:
     return any(FileBusyError.code in text or "database is locked" in text for text in errors)
 
 
+def _degraded(word: DaemonWord) -> tuple[Degradation, ...]:
+    """Return what the daemon says does not work. An error instead of its status is the first such thing."""
+    if word.code is not None:
+        what = "storage" if word.code in _SHORTAGES else "control socket"
+        return (Degradation(what, word.detail or word.code, None, word.code),)
+    return tuple(
+        Degradation(str(one.get("what")), str(one.get("why")), one.get("since"), one.get("code"), one.get("resource"))
+        for one in (word.live or {}).get("degraded") or ()
+    )
+
+
 def _holder_pid(config: Config, word: DaemonWord) -> int | None:
-    """Return the process that is to be ended when it hangs."""
+    """Return the process of the daemon, which may be unable to say so itself."""
     if word.live is not None and isinstance(pid := word.live.get("pid"), int):
         return pid
-    holder = live_holder(config.data_dir) if word.state is DaemonState.SILENT else None
+    holder = live_holder(config.data_dir) if word.state is not DaemonState.DOWN else None
     return holder.pid if holder is not None else None
 
 

@@ -46,6 +46,7 @@ class ForensicWorld:
     clock: StillClock = field(default_factory=StillClock)
     live: dict[str, Any] | None = None
     state: DaemonState = DaemonState.DOWN
+    refusal: str | None = None  # the code of the error that the daemon answers with
     running: list[Container] = field(default_factory=list)
     runtime_error: str | None = None
     image_error: str | None = None
@@ -102,9 +103,10 @@ class ForensicWorld:
             schedule_retry(db, message_id, 1, until, self.clock.now, incarnation=by, reason="it ended")
 
     def look(self, session: tuple[str, str] | None = None) -> Examination:
-        doctor = Doctor(
-            self.config, self.clock, lambda: DaemonWord(self.state, self.live), runtime=lambda *_: self.listing()
-        )
+        word = DaemonWord(self.state, self.live)
+        if self.refusal is not None:
+            word = DaemonWord(self.state, None, f"{self.refusal}: this request could not be answered.", self.refusal)
+        doctor = Doctor(self.config, self.clock, lambda: word, runtime=lambda *_: self.listing())
         return doctor.examine(session, pause=self._pause)
 
     def codes(self) -> list[str]:

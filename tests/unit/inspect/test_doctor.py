@@ -1,5 +1,6 @@
 """The doctor over real files: each wreck is found by name, with its evidence and command; a healthy folder is healthy."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from daemon.core.errors import UnknownSessionError
 from daemon.core.facts import Container, DaemonState
 from daemon.core.session_rules import HELD_MS
 from daemon.maintenance import message_repair
+from daemon.store.data_folder import DataFolder
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
 from daemon.store.transitions import defer
@@ -512,3 +514,31 @@ def test_a_folder_that_a_crash_left_before_anything_was_accepted_is_no_finding(w
         if empty:
             (folder / "inbound.db").touch()
     assert world.look().healthy
+
+
+@pytest.mark.parametrize(
+    ("code", "finding"),
+    [
+        ("HOST_TROUBLE", "HOST_TROUBLE"),
+        ("STORAGE", "STORAGE_FAILING"),
+        ("INTERNAL", "DEGRADED"),
+        ("NOT_FOUND", "DEGRADED"),
+    ],
+)
+def test_a_daemon_that_answers_with_an_error_is_not_healthy(world: ForensicWorld, code: str, finding: str) -> None:
+    world.up()
+    assert world.codes() == []
+    world.refusal = code
+    (found,) = world.look().diagnoses
+    assert found.code == finding
+    assert any(f"{code}: this request could not be answered." in line for line in found.evidence)
+
+
+def test_the_process_of_a_daemon_that_refuses_to_answer_is_known_by_its_lock(world: ForensicWorld) -> None:
+    """Its limit of open files is why it refuses, and the repair needs its pid."""
+    world.up()
+    world.refusal = "HOST_TROUBLE"
+    with DataFolder.open(world.root):
+        facts = world.look().host
+    assert facts is not None
+    assert facts.holder_pid == os.getpid()
