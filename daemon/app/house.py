@@ -19,9 +19,11 @@ from daemon.channels.registry import Channels, build_channels, head_rules
 from daemon.config.models import Agent, Config
 from daemon.config.policies import agent_policy, fate_of, read_limits
 from daemon.core.clock import Clock
-from daemon.core.command_words import two_words
+from daemon.core.events import SessionQuarantined
 from daemon.core.message_fate import EXPIRY_GRACE
+from daemon.core.trace import Tracing
 from daemon.engine.delivery import Delivery
+from daemon.engine.events import Events
 from daemon.engine.held_files import HeldFiles
 from daemon.engine.ingress import Ingress
 from daemon.engine.sessions import Session, Sessions
@@ -32,6 +34,7 @@ from daemon.engine.sweep_steps import Settings as SweepSettings
 from daemon.engine.sweeper import Sweeper
 from daemon.engine.troubles import Troubles
 from daemon.engine.watch import Watch
+from daemon.logs.engine_log import EngineLog
 from daemon.maintenance.retention import Retention
 from daemon.maintenance.session_deletion import Deletions
 from daemon.monitoring.monitoring import Watched
@@ -74,6 +77,7 @@ class House:
     retention: Retention
     channel_problems: dict[str, tuple[int, str]]
     telemetry: Telemetry
+    events: Events
 
     def degraded(self) -> list[dict[str, Any]]:
         """Return what does not work now, since when and why."""
@@ -218,7 +222,9 @@ def build_house(
     specs = spec_maker(config, folder, agents, install_id)
     sessions = _sessions(config, folder, registry or Registry(folder.central_db), clock, specs.owner, agents)
     channels = build_channels(config, clock, types)
-    telemetry = _telemetry(config, channels, runtime, install_id, clock)
+    telemetry, events = _telemetry(config, channels, runtime, install_id, clock), Events()
+    EngineLog(events)
+    telemetry.subscribe(events)
     hooks = Hooks(
         make_spec=specs.make,
         prepare=specs.prepare,
@@ -232,9 +238,9 @@ def build_house(
         cap_of=lambda agent: found.max_containers if (found := agents.get(agent)) is not None else None,
     )
     engine = EngineGuard(InstallFile(folder.install_record), install_id, runtime)
-    supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, telemetry, engine, timings)
+    supervisor = Supervisor(runtime, sessions, config.runtime, clock, hooks, events, engine, timings)
     sessions.remember_with(supervisor.incarnations, install_id)
-    delivery = _delivery(config, channels, clock, links, telemetry, sessions.troubles)
+    delivery = _delivery(config, channels, clock, links, telemetry, events, sessions.troubles)
     members = member_finder(config.runtime.kind, folder.run_dir / "process")
     links.held_files = HeldFiles(
         clock,
@@ -268,7 +274,7 @@ def build_house(
             config.sweep,
             SweepSettings.of(config),
             pulse,
-            telemetry,
+            events,
             members=members,
             policy_of=lambda agent: agent_policy(config, agents.get(agent)),
         ),
@@ -280,7 +286,8 @@ def build_house(
             clock,
             links.accepted,
             max_content_bytes=config.limits.max_content_bytes,
-            telemetry=telemetry,
+            tracing=telemetry,
+            events=events,
         ),
         pulse=pulse,
         retention=Retention(
@@ -294,6 +301,7 @@ def build_house(
         ),
         channel_problems={},
         telemetry=telemetry,
+        events=events,
     )
     return links.house
 
@@ -329,7 +337,7 @@ def _telemetry(
 
 
 def _delivery(
-    config: Config, channels: Channels, clock: Clock, links: Links, telemetry: Telemetry, troubles: Troubles
+    config: Config, channels: Channels, clock: Clock, links: Links, tracing: Tracing, events: Events, troubles: Troubles
 ) -> Delivery:
     return Delivery(
         channels,
@@ -345,7 +353,8 @@ def _delivery(
         max_content_bytes=config.limits.max_content_bytes,
         head_rules=head_rules(config),
         rng=random.Random(),  # noqa: S311 - spreads retries; nothing secret
-        telemetry=telemetry,
+        tracing=tracing,
+        events=events,
         troubles=troubles,
     )
 
@@ -358,11 +367,7 @@ async def _expire(deletions: Deletions, key: SessionKey) -> None:
 async def _quarantine(house: House, session: Session, reason: str) -> None:
     """Out of service until an operator releases it; its container is ended, its messages are kept."""
     key, now = session.key, house.clock.now_ms()
-    house.telemetry.quarantined(key.agent)
-    structlog.get_logger("quarantine").error(
-        "session_quarantined", agent=key.agent, session=key.session, reason=reason,
-        hint=f"look at the session's out/ folder, then `clawbus session release {two_words(key.agent, key.session)}`",
-    )  # fmt: skip
+    house.events.publish(SessionQuarantined(now, key.agent, key.session, reason))
     try:
         await house.sessions.central(lambda registry: registry.quarantine(key, reason, now))
     except ClawbusError as error:

@@ -16,10 +16,12 @@ from anyio.abc import TaskGroup
 from daemon.channels.protocol import Channel, InDoubt, OwnChannel
 from daemon.config.models import Delivery as DeliveryConfig
 from daemon.core.clock import Clock
-from daemon.core.delivery_plan import ChannelTraits, HeadRule, Send
+from daemon.core.delivery_plan import Bury, ChannelTraits, HeadRule, Send
 from daemon.core.poll_budget import BURST_S, SHARE
-from daemon.engine.delivery_report import DeliveryReport
+from daemon.core.trace import Tracing
 from daemon.engine.delivery_steps import Means, Outcome, record_outcomes
+from daemon.engine.events import Events
+from daemon.engine.message_events import poll_events, send_events
 from daemon.engine.outcomes import by_destination
 from daemon.engine.own_delivery import Handed, OwnDelivery
 from daemon.engine.send_health import SendHealth
@@ -28,7 +30,6 @@ from daemon.engine.sender import Sender
 from daemon.engine.sessions import Session
 from daemon.engine.troubles import COLLECT, POLL, RECORD, Troubles
 from daemon.store.registry import SessionKey
-from daemon.telemetry.telemetry import Telemetry
 from schema.errors import (
     ClawbusError,
     FileBusyError,
@@ -65,7 +66,8 @@ class Delivery:
         unreadable_s: float,
         max_content_bytes: int,
         rng: random.Random,
-        telemetry: Telemetry,
+        tracing: Tracing,
+        events: Events,
         head_rules: Mapping[str, HeadRule] | None = None,
         troubles: Troubles | None = None,
     ) -> None:
@@ -103,9 +105,9 @@ class Delivery:
             SlotLimits(config.max_sends_per_channel, config.max_sends_per_place, config.max_sends_per_session)
         )
         self._health = SendHealth(clock, config.retry_max_s, config.send_timeout_s)
-        self._own = OwnDelivery(channels, clock, telemetry)
-        self._sender = Sender(channels, config.send_timeout_s, clock, telemetry)
-        self._report = DeliveryReport(telemetry)
+        self._own = OwnDelivery(channels, clock, tracing)
+        self._sender = Sender(channels, config.send_timeout_s, clock, tracing)
+        self._events = events
 
     def start(self, tasks: TaskGroup, channels_run: anyio.Event | None = None) -> None:
         """Work in this task group from now on; look into sessions once `channels_run` is set.
@@ -252,7 +254,7 @@ class Delivery:
         session.unreadable_since = None
         self._troubles.healed(session.key, COLLECT)
         self._charge(session, len(found.sends) + len(found.settled) + len(found.claimed) + len(found.buried))
-        self._report.looked(session, found)
+        self._events.publish_all(poll_events(session.key, found, now))
         told = self._handed_over(session, handed)
         # Behind a send that has ended meanwhile nothing waits for: look again. Behind another one, its end looks.
         ended = found.queued - session.sending.keys()
@@ -278,10 +280,14 @@ class Delivery:
         """Tell what came of the rows that a look has handed over itself."""
         for one in handed.values():
             if one.buried is not None:
-                self._report.sent(session, one.outcomes, one.buried)
+                self._publish_sends(session, one.outcomes, one.buried)
             if one.outcomes:
                 self._health.note(_lane(one.outcomes[0].send), one.outcomes, str(session.key))
         return [outcome for one in handed.values() for outcome in one.outcomes]
+
+    def _publish_sends(self, session: Session, outcomes: Sequence[Outcome], dead: Sequence[Bury]) -> None:
+        """Publish what came of sends, once it is recorded; `dead` are those of them that were given up."""
+        self._events.publish_all(send_events(session.key, outcomes, dead, self._clock.now_ms()))
 
     def _wait_for_sends(self, session: Session) -> bool:
         """Whether the rest of a pile waits for the end of the sends under way; the last one's end looks.
@@ -465,7 +471,7 @@ class Delivery:
                 await anyio.sleep(wait)
                 wait = min(wait * 2, 5.0)
             self._troubles.healed(session.key, RECORD)
-            self._report.sent(session, outcomes, buried)
+            self._publish_sends(session, outcomes, buried)
 
 
 def _lane(send: Send) -> Lane:

@@ -28,13 +28,13 @@ from daemon.core.delivery_plan import (
 )
 from daemon.core.lifecycle import Observation, Settle, settled
 from daemon.core.message_fate import Fate, Verdict, Void, claimed_by
+from daemon.core.trace import SpanStart
 from daemon.engine.endings import endings
 from daemon.engine.fate_steps import Judged, apply_verdict, judge
 from daemon.store import deliveries, messages, outbound
 from daemon.store.dead_letters import expire
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
-from daemon.telemetry.telemetry import Beginning
 from schema.connect import Reader, Writer
 from schema.errors import HostileFileError
 from schema.ids import time_of
@@ -73,10 +73,10 @@ class Outcome:
     retry_after_s: float | None = None
     in_doubt: bool = False  # of a failure: it may have arrived
     not_wanted: bool = False  # its channel says that it is not wanted
-    begun: Beginning | None = None
+    begun: SpanStart | None = None
     ended_at: int = 0
 
-    def at(self, begun: Beginning, ended_at: int) -> Outcome:
+    def at(self, begun: SpanStart, ended_at: int) -> Outcome:
         """Return the outcome with its times.
 
         A drain makes one for each row; `dataclasses.replace` takes three times as long.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from daemon.core.message_fate import (
     EXPIRY_GRACE,
@@ -27,9 +26,6 @@ from daemon.store.transitions import change_status, defer, record, void_ack
 from schema.connect import Reader, Writer
 from schema.instants import to_text
 from schema.rows import Ack, AckStatus, MessageIn, MessageStatus
-
-if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,22 +131,6 @@ def apply_verdict(db: Writer, verdict: Verdict, fate: Fate, now: int) -> None:
             void_ack(db, verdict.message_id, verdict.ack.changed_text or "")
         case Expire():
             _expire(db, verdict, now)
-
-
-def log_verdicts(log: FilteringBoundLogger, verdicts: Sequence[Verdict]) -> None:
-    """One event each, for the operator."""
-    for verdict in verdicts:
-        match verdict:
-            case Defer():
-                log.info("message_deferred", message=verdict.message_id, until=to_text(verdict.process_after),
-                         reason=verdict.reason, times=verdict.number)  # fmt: skip
-            case GiveUp():
-                log.error("message_dead_lettered", message=verdict.message_id, code="DEFERRED_TOO_LONG",
-                          reason=verdict.reason)  # fmt: skip
-            case Void():
-                log.warning("ack_void", message=verdict.message_id, incarnation=verdict.ack.incarnation)
-            case Expire():
-                log.warning("message_expired", message=verdict.message_id)
 
 
 def _after(message: MessageIn, verdict: Defer | GiveUp, fate: Fate) -> MessageIn:

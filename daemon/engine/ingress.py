@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
-import structlog
 from cronsim import CronSim, CronSimError
 
 from daemon.channels.protocol import Accepted, Incoming
@@ -19,6 +18,9 @@ from daemon.config.models import Agent
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
 from daemon.core.errors import ContentError, IdConflictError, MessageError, UnknownAgentError, UnknownSessionError
+from daemon.core.events import MessageAccepted, MessageRefused, MessageRequeued
+from daemon.core.trace import SpanStart, Tracing
+from daemon.engine.events import Events
 from daemon.engine.held_files import end_others
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.troubles import ACCEPT, WRITE
@@ -26,7 +28,6 @@ from daemon.store import messages
 from daemon.store.dead_letters import Operator, latest_requeue, requeue_message
 from daemon.store.mailbox import MAX_NAME, is_mailbox_name
 from daemon.store.registry import SessionKey
-from daemon.telemetry.telemetry import Telemetry
 from schema.connect import Writer
 from schema.errors import ClawbusError, FileBusyError
 from schema.ids import check_message_id, check_name, check_session, new_id
@@ -51,15 +52,16 @@ class Ingress:
         on_accepted: Callable[[Session, MessageIn], None],
         *,
         max_content_bytes: int,
-        telemetry: Telemetry,
+        tracing: Tracing,
+        events: Events,
     ) -> None:
         self.agents = agents
         self._sessions = sessions
         self._clock = clock
         self._on_accepted = on_accepted
         self._max_content_bytes = max_content_bytes
-        self._telemetry = telemetry
-        self._log = structlog.get_logger("ingress")
+        self._tracing = tracing
+        self._events = events
 
     async def accept(self, incoming: Incoming) -> Accepted:
         """Store one message.
@@ -67,30 +69,19 @@ class Ingress:
         Raises InvalidNameError, UnknownAgentError, UnknownSessionError, ContentError, MessageError, IdConflictError;
         or StorageError and FileBusyError when it cannot be stored now.
         """
-        begun = self._telemetry.begin(incoming.traceparent)
         try:
-            accepted = await self._accept(incoming, begun.traceparent)
+            return await self._accept(incoming, self._tracing.begin(incoming.traceparent))
         except ClawbusError as error:
-            self._telemetry.refused(error.code)
+            self._events.publish(MessageRefused(self._clock.now_ms(), error.code))
             raise
-        channel = accepted.address.channel_type if accepted.address is not None else None
-        self._telemetry.accepted(
-            begun,
-            accepted.agent,
-            accepted.session,
-            accepted.requeued_as or accepted.message_id,
-            channel,
-            duplicate=accepted.duplicate,
-        )
-        return accepted
 
-    async def _accept(self, incoming: Incoming, traceparent: str | None) -> Accepted:
+    async def _accept(self, incoming: Incoming, span: SpanStart) -> Accepted:
         now = self._clock.now_ms()
         key = SessionKey(check_name("agent", incoming.agent), check_session(incoming.session))
         if key.agent not in self.agents:
             known = ", ".join(sorted(self.agents)) or "none"
             raise UnknownAgentError(f"there is no agent {key.agent!r} (there is: {known}).")
-        message = replace(check(incoming, now, self._max_content_bytes), traceparent=traceparent)
+        message = replace(check(incoming, now, self._max_content_bytes), traceparent=span.traceparent)
         if message.not_after is None:
             message = replace(message, not_after=_default_expiry(self.agents[key.agent], message, now))
         session = await (self._sessions.create(key) if incoming.create_session else self._sessions.get(key))
@@ -99,22 +90,26 @@ class Ingress:
             session = await self._sessions.get(key)
         session.last_activity = now
         stored = kept.counts
-        if kept.requeued:
-            self._log.warning(
-                "dead_letter_requeued", agent=key.agent, session=key.session, message=message.id, requeued_as=stored.id,
-                by=SENDER.name, reason=SENDER.reason,
-            )  # fmt: skip
-        if not kept.duplicate:
-            self._log.info(
-                "message_accepted", agent=key.agent, session=key.session, message=stored.id, seq=stored.seq,
-                kind=stored.kind, channel=stored.channel_type, trigger=stored.trigger,
-            )  # fmt: skip
+        self._publish(key, kept, span)
         if stored.status is MessageStatus.PENDING:  # a duplicate, too: sending again repairs a lost wake
             self._on_accepted(session, stored)
         again = stored.id if stored.id != kept.known.id else None
         return Accepted(
             kept.known.id, key.agent, key.session, kept.known.seq, kept.duplicate, _address_of(stored),
             state=stored.status.value, previous=MessageStatus.FAILED.value if kept.failed else None, requeued_as=again,
+        )  # fmt: skip
+
+    def _publish(self, key: SessionKey, kept: Stored, span: SpanStart) -> None:
+        now, stored = self._clock.now_ms(), kept.counts
+        if kept.requeued:
+            self._events.publish(
+                MessageRequeued(now, key.agent, key.session, kept.known.id, stored.id, SENDER.name, SENDER.reason)
+            )
+        self._events.publish(
+            MessageAccepted(
+                now, key.agent, key.session, stored.id, stored.seq, stored.kind, stored.channel_type, stored.trigger,
+                kept.duplicate, stored.status is MessageStatus.PENDING, stored.process_after, stored.not_after, span,
+            )
         )  # fmt: skip
 
     async def _store(self, session: Session, message: MessageIn, incoming: Incoming, now: int) -> Stored:

@@ -14,10 +14,10 @@ import structlog
 from daemon.channels.protocol import Channel, OwnChannel
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import Bury, Send
+from daemon.core.trace import Tracing
 from daemon.engine.delivery_steps import Collected, Means, Outcome, collect, record_outcomes
 from daemon.engine.outcomes import by_destination, note_results, outgoing
 from daemon.engine.sessions import Session
-from daemon.telemetry.telemetry import Telemetry
 from schema.errors import ClawbusError
 
 
@@ -32,9 +32,9 @@ class Handed:
 class OwnDelivery:
     """Built once. `collect` runs in a thread, with the session's lock held by the caller."""
 
-    def __init__(self, channels: Mapping[str, Channel], clock: Clock, telemetry: Telemetry) -> None:
+    def __init__(self, channels: Mapping[str, Channel], clock: Clock, tracing: Tracing) -> None:
         self._clock = clock
-        self._telemetry = telemetry
+        self._tracing = tracing
         self._channels = {
             name: channel
             for name, channel in channels.items()
@@ -63,7 +63,7 @@ class OwnDelivery:
     def _hand_over(self, session: Session, sends: list[Send], channel: OwnChannel, means: Means) -> list[Outcome]:
         """Empty when it cannot be done here."""
         key = session.key
-        begun = [self._telemetry.sending(key.agent, key.session, send.candidate.cause) for send in sends]
+        begun = [self._tracing.sending(key.agent, key.session, send.candidate.cause) for send in sends]
         outcomes: list[Outcome] = []
         try:
             results = channel.deliver_here([outgoing(key, send, None) for send in sends])

@@ -12,20 +12,20 @@ import anyio
 from daemon.channels.protocol import Channel, ManyChannel
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import Send
+from daemon.core.trace import SpanStart, Tracing
 from daemon.engine.delivery_steps import Outcome
 from daemon.engine.outcomes import failure, note_results, outgoing, success
 from daemon.engine.sessions import Session
-from daemon.telemetry.telemetry import Beginning, Telemetry
 
 
 class Sender:
     """A send may take `timeout_s` seconds; longer, it is in doubt."""
 
-    def __init__(self, channels: Mapping[str, Channel], timeout_s: float, clock: Clock, telemetry: Telemetry) -> None:
+    def __init__(self, channels: Mapping[str, Channel], timeout_s: float, clock: Clock, tracing: Tracing) -> None:
         self._channels = channels
         self._timeout_s = timeout_s
         self._clock = clock
-        self._telemetry = telemetry
+        self._tracing = tracing
         self._many = {
             name: c for name, c in channels.items() if isinstance(c, ManyChannel) and c.capabilities.deduplicates
         }
@@ -40,8 +40,8 @@ class Sender:
         outcome = await self._try_send(session, send, begun.traceparent)
         return outcome.at(begun, self._clock.now_ms())
 
-    def _begin(self, session: Session, send: Send) -> Beginning:
-        return self._telemetry.sending(session.key.agent, session.key.session, send.candidate.cause)
+    def _begin(self, session: Session, send: Send) -> SpanStart:
+        return self._tracing.sending(session.key.agent, session.key.session, send.candidate.cause)
 
     async def _try_send(self, session: Session, send: Send, traceparent: str | None) -> Outcome:
         channel = self._channels[send.address.channel_type]

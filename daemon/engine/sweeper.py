@@ -6,7 +6,7 @@ nothing itself (`core/lifecycle.py`) and writes nothing itself (`sweep_steps.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,9 +18,11 @@ from anyio.abc import TaskGroup, TaskStatus
 from daemon.config.models import Sweep as SweepConfig
 from daemon.core.clock import Clock
 from daemon.core.errors import UnknownSessionError
-from daemon.core.lifecycle import IDLE, Container, Fail, Kill, Policy, Reset, Settle, Stop, Wake
+from daemon.core.events import Event, JournalRecovered, SeriesRearmed, SweepFinished
+from daemon.core.lifecycle import IDLE, Container, Kill, Policy, Stop, Wake
 from daemon.engine.delivery import Delivery
-from daemon.engine.fate_steps import log_verdicts
+from daemon.engine.events import Events
+from daemon.engine.message_events import action_events, stuck, verdict_events
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.slots import Phase, Slot
 from daemon.engine.supervisor.supervisor import Supervisor
@@ -31,7 +33,6 @@ from daemon.runtimes.members import Members
 from daemon.runtimes.protocol import Exit
 from daemon.store.registry import SessionKey
 from daemon.systemd.watchdog import Pulse
-from daemon.telemetry.telemetry import Telemetry
 from schema.errors import (
     ClawbusError,
     FileBusyError,
@@ -40,7 +41,6 @@ from schema.errors import (
     ReadRaceError,
     UnusableFileError,
 )
-from schema.rows import AckStatus
 
 _CONCURRENT = 16
 _SLOW = "its sweep did not end within sweep.session_timeout_s."
@@ -95,7 +95,7 @@ class Sweeper:
     config: SweepConfig
     settings: Settings
     pulse: Pulse
-    telemetry: Telemetry
+    events: Events
     members: Members | None = None  # the processes of a container
     policy_of: Callable[[str], Policy] | None = None  # an agent's own; without it the settings' counts for all
     last: LastSweep = field(default_factory=LastSweep)
@@ -152,9 +152,7 @@ class Sweeper:
         # Its pauses are not work: the log shows how far it fell behind them.
         took_s = max(self.clock.monotonic() - started - spacing * len(keys), 0.0)
         self.last = LastSweep(self.clock.now_ms(), int(took_s * 1000), len(keys), errors)
-        self.telemetry.swept(took_s, errors)
-        log = structlog.get_logger("sweep")
-        log.debug("swept", sessions=len(keys), errors=errors, duration_ms=self.last.duration_ms)
+        self.events.publish(SweepFinished(self.clock.now_ms(), len(keys), errors, took_s))
 
     async def _look_at_registry(self) -> None:
         """One that vanished is noticed and remade here, even when nothing else asks for it. So is a disk's room."""
@@ -266,7 +264,7 @@ class Sweeper:
             self.sessions.troubles.failed(key, SWEEP, error, self.clock.now_ms())
             return
         self.sessions.troubles.healed(key, SWEEP)
-        self._report(key, swept)
+        self.events.publish_all(_sweep_events(key, swept, now))
         if unknown and swept.due:
             await self.supervisor.wake(session)  # it waits for the adoption, and is forgotten if that finds a container
         await self._act(session, swept, now, container.incarnation if container is not None else None)
@@ -319,14 +317,8 @@ class Sweeper:
             self.sessions.troubles.failed(session.key, EXIT, error, now)
             raise  # it is called again
         self.sessions.troubles.healed(session.key, EXIT)
-        self.telemetry.ended(session.key.agent, session.key.session, endings)
-        log_verdicts(log, verdicts)
-        for action in actions:
-            if isinstance(action, Reset):
-                log.warning("message_retry_scheduled", message=action.message_id, tries=action.tries,
-                            exit_code=exit_.code, wait_ms=action.process_after - now)  # fmt: skip
-            elif isinstance(action, Fail):
-                log.error("message_dead_lettered", message=action.message_id, tries=action.tries, exit_code=exit_.code)
+        self.events.publish_all(verdict_events(session.key, verdicts, now))
+        self.events.publish_all(action_events(session.key, actions, endings, now, exit_.code))
         return claimed
 
     async def why_it_may_go(self, session: Session) -> str | None:
@@ -355,7 +347,7 @@ class Sweeper:
             if isinstance(action, Stop):
                 return IDLE
             if isinstance(action, Kill):
-                self._report_stuck(session.key, action)
+                self.events.publish(stuck(session.key, action, now))
                 return action.reason
         return None
 
@@ -369,37 +361,9 @@ class Sweeper:
         policy = self.policy_of(key.agent) if self.policy_of is not None else self.settings.policy
         return replace(self.settings, policy=policy, fate=self.sessions.fate_of(key.agent))
 
-    def _report_stuck(self, key: SessionKey, action: Kill) -> None:
-        structlog.get_logger("sweep").error(
-            "container_stuck", agent=key.agent, session=key.session, reason=action.reason, silent_ms=action.silent_ms,
-            allowed_ms=action.allowed_ms, message=action.message_id,
-        )  # fmt: skip
-
     async def drain(self, session: Session, incarnation: str) -> bool:
         """Tell the incarnation to claim nothing more. True once none of its claims is open. Raises as opening files does."""
         return await session.call(partial(drain, session.files, incarnation, self.clock.now_ms()))
-
-    def _report(self, key: SessionKey, swept: Swept) -> None:
-        log = structlog.get_logger("sweep").bind(agent=key.agent, session=key.session)
-        self.telemetry.ended(key.agent, key.session, swept.endings)
-        self.telemetry.rearmed(key.agent, key.session, swept.rearmed)
-        if swept.recovered:
-            log.warning("journal_recovered")
-        log_verdicts(log, swept.verdicts)
-        for action in swept.actions:
-            if isinstance(action, Kill):
-                self._report_stuck(key, action)
-            elif isinstance(action, Stop):
-                log.info("container_idle", quiet_ms=action.quiet_ms)
-            elif isinstance(action, Settle):
-                event = "message_completed" if action.status is AckStatus.COMPLETED else "message_failed"
-                log.info(event, message=action.message_id, incarnation=action.incarnation)
-            elif isinstance(action, Reset):
-                log.warning("message_retry_scheduled", message=action.message_id, tries=action.tries)
-            elif isinstance(action, Fail):
-                log.error("message_dead_lettered", message=action.message_id, tries=action.tries)
-        for message in swept.rearmed:
-            log.info("series_rearmed", message=message.id, series=message.series_id, at=message.process_after)
 
     async def _full_passes(self) -> None:
         """Slowly look at every session there is, a page at a time: heals whatever `active` and `next_due_at` missed.
@@ -429,6 +393,15 @@ class Sweeper:
         while (left := until - self.clock.monotonic()) > 0:
             self.pulse.beat("sweep")
             await anyio.sleep(min(left, 5.0))
+
+
+def _sweep_events(key: SessionKey, swept: Swept, now: int) -> Iterator[Event]:
+    if swept.recovered:
+        yield JournalRecovered(now, key.agent, key.session)
+    yield from verdict_events(key, swept.verdicts, now)
+    yield from action_events(key, swept.actions, swept.endings, now)
+    for message in swept.rearmed:
+        yield SeriesRearmed(now, key.agent, key.session, message.id, message.series_id, message.process_after)
 
 
 def _pass_pause(page: SessionKey | None, count: int, interval_s: float, elapsed_s: float) -> float:

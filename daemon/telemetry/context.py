@@ -8,26 +8,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass
 from typing import Final
+
+from daemon.core.trace import TraceContext
 
 _SAMPLED: Final = 0x01
 _FORM: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
 _MAX: Final = 512
-
-
-@dataclass(frozen=True, slots=True)
-class TraceContext:
-    """One span's identity: lower-case hex of 32 and 16 digits, and whether it is recorded."""
-
-    trace_id: str
-    span_id: str
-    sampled: bool
-
-    @property
-    def header(self) -> str:
-        """The value of a `traceparent` header, version 00."""
-        return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
 
 
 def parse(header: str | None) -> TraceContext | None:

@@ -12,7 +12,8 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Final
 
-from daemon.telemetry.context import TraceContext, decide
+from daemon.core.trace import TraceContext
+from daemon.telemetry.context import decide
 
 Attributes = Mapping[str, str | int | bool]
 

@@ -1,54 +1,43 @@
-"""What the bus reports of its work: facts in, metrics and traces out.
+"""Turns the engine's events into metrics and spans. Decides nothing.
 
-Nothing here may disturb what it watches: every method is quick, waits for nothing and swallows its own defects (logged).
-It decides nothing, and nothing is read back from it but the trace context of what begins.
+Nobody reads anything back from it but the trace context of what begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import wraps
-from typing import Concatenate, ParamSpec
 
-import structlog
 from prometheus_client import CollectorRegistry
 
 from daemon.core.attempt_end import RETRIED, AttemptEnd
 from daemon.core.clock import Clock, SystemClock
-from daemon.telemetry.context import TraceContext, new_context, parse
+from daemon.core.events import (
+    AnswerDeadLettered,
+    AnswerDeferred,
+    AnswersDelivered,
+    ContainerAdopted,
+    ContainerSpawned,
+    DeliveredAnswer,
+    ExitSettled,
+    MessageAccepted,
+    MessageDeadLettered,
+    MessageRefused,
+    MessageRetried,
+    MessageSettled,
+    SendFailed,
+    SendInDoubt,
+    SeriesRearmed,
+    SessionQuarantined,
+    SpawnFailed,
+    Subscriptions,
+    SweepFinished,
+)
+from daemon.core.trace import SpanStart, TraceContext
+from daemon.telemetry.context import new_context, parse
 from daemon.telemetry.metrics import Metrics
 from daemon.telemetry.spans import Event, Role, Span, about, context_of_row
 from daemon.telemetry.tracing import NoTracer, Tracer
-from schema.rows import Cause, MessageIn
-
-_P = ParamSpec("_P")
-
-
-def _harmless(method: Callable[Concatenate[Telemetry, _P], None]) -> Callable[Concatenate[Telemetry, _P], None]:
-    @wraps(method)
-    def guarded(self: Telemetry, *args: _P.args, **kwargs: _P.kwargs) -> None:
-        try:
-            method(self, *args, **kwargs)
-        except Exception:  # noqa: BLE001 - what is told must never harm what is told of
-            structlog.get_logger("telemetry").error("telemetry_raised", what=method.__name__, exc_info=True)
-
-    return guarded
-
-
-@dataclass(frozen=True, slots=True)
-class Beginning:
-    """Work that has begun: when, and as which span. `traceparent` goes with it, into a row or a header."""
-
-    at: int
-    parent: TraceContext | None
-    context: TraceContext | None
-
-    @property
-    def traceparent(self) -> str | None:
-        """Our own span's where we trace, else what came from outside, unchanged."""
-        known = self.context or self.parent
-        return known.header if known is not None else None
+from schema.rows import Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +47,7 @@ class _Spawned:
 
 
 class Telemetry:
-    """Built by the composition root and passed to every part. Times are epoch milliseconds, durations seconds."""
+    """Built by the composition root, which subscribes it. Times are epoch milliseconds, durations seconds."""
 
     def __init__(
         self, metrics: Metrics | None = None, tracer: Tracer | None = None, clock: Clock | None = None
@@ -68,84 +57,96 @@ class Telemetry:
         self._clock = clock or SystemClock()
         self._spawned: dict[str, _Spawned] = {}  # by incarnation, of those that live
 
-    # --- in
+    def subscribe(self, events: Subscriptions) -> None:
+        """Measure every event from now on."""
+        events.subscribe(MessageAccepted, self._accepted)
+        events.subscribe(MessageRefused, self._refused)
+        events.subscribe(SeriesRearmed, self._rearmed)
+        events.subscribe(ContainerSpawned, self._container_spawned)
+        events.subscribe(ContainerAdopted, self._adopted)
+        events.subscribe(SpawnFailed, self._spawn_failed)
+        events.subscribe(ExitSettled, self._exit_settled)
+        events.subscribe(MessageSettled, self._attempt_ended)
+        events.subscribe(MessageRetried, self._attempt_ended)
+        events.subscribe(MessageDeadLettered, self._attempt_ended)
+        events.subscribe(AnswersDelivered, self._delivered)
+        events.subscribe(SendFailed, self._send_failed)
+        events.subscribe(SendInDoubt, self._in_doubt)
+        events.subscribe(AnswerDeferred, self._deferred)
+        events.subscribe(AnswerDeadLettered, self._dead_lettered)
+        events.subscribe(SessionQuarantined, self._quarantined)
+        events.subscribe(SweepFinished, self._swept)
 
-    def begin(self, traceparent: str | None) -> Beginning:
-        """Something comes in, perhaps with a context of its own."""
+    # --- starts of spans, for the engine (`core.trace.Tracing`)
+
+    def begin(self, traceparent: str | None) -> SpanStart:
+        """Start the span of an incoming message, perhaps in a trace of its sender's."""
         return self._begin(parse(traceparent))
 
-    def _begin(self, parent: TraceContext | None) -> Beginning:
-        ratio = self.tracer.ratio
-        return Beginning(self._clock.now_ms(), parent, None if ratio is None else new_context(parent, ratio))
+    def sending(self, agent: str, session: str, cause: Cause | None) -> SpanStart:
+        """Start the span of a send. `cause` is the message that it answers, if it answers one."""
+        if cause is None:
+            return self._begin(None)
+        return self._begin(self._context(agent, session, cause.message_id, cause.traceparent))
 
-    @_harmless
-    def accepted(
-        self, begun: Beginning, agent: str, session: str, message_id: str, channel: str | None, *, duplicate: bool
-    ) -> None:
-        """A message is stored, or was before."""
-        kind = self.metrics.duplicates if duplicate else self.metrics.accepted
-        kind.labels(agent, self.metrics.channel(channel)).inc()
-        if begun.context is None:
+    def _begin(self, parent: TraceContext | None) -> SpanStart:
+        ratio = self.tracer.ratio
+        return SpanStart(self._clock.now_ms(), parent, None if ratio is None else new_context(parent, ratio))
+
+    # --- in
+
+    def _accepted(self, event: MessageAccepted) -> None:
+        kind = self.metrics.duplicates if event.duplicate else self.metrics.accepted
+        kind.labels(event.agent, self.metrics.channel(event.channel)).inc()
+        if event.span.context is None:
             return
         self._emit(
-            "accept", begun.context, begun.parent, begun.at, self._clock.now_ms(), Role.PRODUCER,
-            about(agent, session, message_id, channel=channel, duplicate=duplicate),
+            "accept", event.span.context, event.span.parent, event.span.at, event.at, Role.PRODUCER,
+            about(event.agent, event.session, event.message_id, channel=event.channel, duplicate=event.duplicate),
         )  # fmt: skip
 
-    @_harmless
-    def refused(self, code: str) -> None:
-        """A message is not stored."""
-        self.metrics.refused.labels(code).inc()
+    def _refused(self, event: MessageRefused) -> None:
+        self.metrics.refused.labels(event.code).inc()
 
-    @_harmless
-    def rearmed(self, agent: str, session: str, messages: Iterable[MessageIn]) -> None:
-        """Repeating messages have their next occurrence; each begins a trace of its own."""
-        for message in messages:
-            context = self._context(agent, session, message.id, None)
-            now = self._clock.now_ms()
-            self._emit(
-                "rearm", context, None, now, now, Role.PRODUCER,
-                about(agent, session, message.id, series=message.series_id),
-            )  # fmt: skip
+    def _rearmed(self, event: SeriesRearmed) -> None:
+        """Each occurrence begins a trace of its own."""
+        context = self._context(event.agent, event.session, event.message_id, None)
+        self._emit(
+            "rearm", context, None, event.at, event.at, Role.PRODUCER,
+            about(event.agent, event.session, event.message_id, series=event.series_id),
+        )  # fmt: skip
 
     # --- containers
 
-    @_harmless
-    def spawned(self, agent: str, incarnation: str, asked_at: int, started_at: int) -> None:
-        """A container runs."""
-        self.metrics.spawns.labels(agent, "started").inc()
-        self.metrics.spawn.labels(agent).observe(max(0, started_at - asked_at) / 1000)
-        self._spawned[incarnation] = _Spawned(asked_at, started_at)
+    def _container_spawned(self, event: ContainerSpawned) -> None:
+        self.metrics.spawns.labels(event.agent, "started").inc()
+        self.metrics.spawn.labels(event.agent).observe(max(0, event.at - event.asked_at) / 1000)
+        self._spawned[event.incarnation] = _Spawned(event.asked_at, event.at)
 
-    @_harmless
-    def adopted(self, incarnation: str, asked_at: int, started_at: int) -> None:
-        """A container ran already when the daemon started."""
-        self._spawned[incarnation] = _Spawned(asked_at, started_at)
+    def _adopted(self, event: ContainerAdopted) -> None:
+        self._spawned[event.incarnation] = _Spawned(event.asked_at, event.started_at)
 
-    @_harmless
-    def spawn_failed(self, agent: str, code: str) -> None:
-        """A container could not be started."""
-        self.metrics.spawns.labels(agent, code).inc()
+    def _spawn_failed(self, event: SpawnFailed) -> None:
+        if not event.started:
+            self.metrics.spawns.labels(event.agent, event.code).inc()
 
-    @_harmless
-    def exited(self, agent: str, incarnation: str, reason: str) -> None:
-        """An exit is confirmed and all that it entails is done."""
-        self.metrics.exits.labels(agent, reason).inc()
-        self._spawned.pop(incarnation, None)
+    def _exit_settled(self, event: ExitSettled) -> None:
+        self.metrics.exits.labels(event.agent, event.reason).inc()
+        self._spawned.pop(event.incarnation, None)
 
-    # --- tries
+    # --- attempts
 
-    @_harmless
-    def ended(self, agent: str, session: str, endings: Iterable[AttemptEnd]) -> None:
-        """Tries are over: for the message too, or until the next one."""
-        for ending in endings:
-            if ending.outcome == RETRIED:
-                self.metrics.retries.labels(agent).inc()
-            else:
-                self.metrics.finished.labels(agent, ending.outcome).inc()
-            self.metrics.wait.labels(agent).observe((ending.claimed_at - ending.due_at) / 1000)
-            self.metrics.turn.labels(agent).observe((ending.ended_at - ending.claimed_at) / 1000)
-            self._trace_try(agent, session, ending)
+    def _attempt_ended(self, event: MessageSettled | MessageRetried | MessageDeadLettered) -> None:
+        attempt = event.attempt
+        if attempt is None:
+            return
+        if attempt.outcome == RETRIED:
+            self.metrics.retries.labels(event.agent).inc()
+        else:
+            self.metrics.finished.labels(event.agent, attempt.outcome).inc()
+        self.metrics.wait.labels(event.agent).observe((attempt.claimed_at - attempt.due_at) / 1000)
+        self.metrics.turn.labels(event.agent).observe((attempt.ended_at - attempt.claimed_at) / 1000)
+        self._trace_try(event.agent, event.session, attempt)
 
     def _trace_try(self, agent: str, session: str, ending: AttemptEnd) -> None:
         root = self._context(agent, session, ending.message.id, ending.message.traceparent)
@@ -167,68 +168,59 @@ class Telemetry:
 
     # --- out
 
-    def sending(self, agent: str, session: str, cause: Cause | None) -> Beginning:
-        """A send begins. `cause` is the message that it answers, if it answers one."""
-        if cause is None:
-            return self._begin(None)
-        return self._begin(self._context(agent, session, cause.message_id, cause.traceparent))
-
-    @_harmless
-    def sent(
-        self, begun: Beginning, agent: str, session: str, channel: str, message_out_id: str, cause: Cause | None,
-        *, ended_at: int, error_code: str | None, attempt: int,
-    ) -> None:  # fmt: skip
-        """A send is over and recorded: with a receipt, or with an error."""
-        now = self._clock.now_ms()
-        self.metrics.sends(channel).observe(max(0, ended_at - begun.at) / 1000)
-        if error_code is None:
-            moved = self.metrics.deliveries(agent, channel)
+    def _delivered(self, event: AnswersDelivered) -> None:
+        for answer in event.answers:
+            moved = self.metrics.deliveries(event.agent, answer.channel)
             moved.delivered.inc()
+            cause = answer.cause
             if cause is not None and cause.due_at is not None:
-                moved.round_trip.observe(max(0, now - cause.due_at) / 1000)
-        else:
-            self.metrics.delivery_failures.labels(self.metrics.channel(channel), error_code).inc()
-        if begun.context is None:
+                moved.round_trip.observe(max(0, event.at - cause.due_at) / 1000)
+            self._send_ended(event, answer, "sent", None)
+
+    def _send_failed(self, event: SendFailed) -> None:
+        if event.in_doubt:
+            self.metrics.in_doubt.labels(self.metrics.channel(event.channel)).inc()
+        self.metrics.delivery_failures.labels(self.metrics.channel(event.channel), event.code).inc()
+        self._send_ended(event, event, "delivery_failed", event.code)
+
+    def _send_ended(
+        self, event: AnswersDelivered | SendFailed, send: DeliveredAnswer | SendFailed, name: str, error: str | None
+    ) -> None:
+        """Measure one send, and emit its span: the send itself, then the commit of its receipt."""
+        start = send.span
+        if start is None:
             return
-        result = Event("sent" if error_code is None else "delivery_failed", ended_at)
-        recorded = (Event("receipt_recorded", now),) if error_code is None else ()
-        facts = about(agent, session, message_out_id, channel=channel, attempt=attempt)
+        self.metrics.sends(send.channel).observe(max(0, send.ended_at - start.at) / 1000)
+        if start.context is None:
+            return
+        recorded = (Event("receipt_recorded", event.at),) if error is None else ()
+        facts = about(event.agent, event.session, send.message_out_id, channel=send.channel, attempt=send.attempt)
         self._emit(
-            "deliver", begun.context, begun.parent, begun.at, now, Role.CLIENT, facts, (result, *recorded), error_code
-        )
+            "deliver", start.context, start.parent, start.at, event.at, Role.CLIENT, facts,
+            (Event(name, send.ended_at), *recorded), error,
+        )  # fmt: skip
 
-    @_harmless
-    def in_doubt(self, channel: str) -> None:
-        """It is unknown whether a send arrived; the answer is sent again."""
-        self.metrics.in_doubt.labels(self.metrics.channel(channel)).inc()
+    def _in_doubt(self, event: SendInDoubt) -> None:
+        self.metrics.in_doubt.labels(self.metrics.channel(event.channel)).inc()
 
-    @_harmless
-    def deferred(self, channel: str, code: str) -> None:
-        """Nothing could take an answer now; it counts as a failed send."""
-        self.metrics.delivery_failures.labels(self.metrics.channel(channel), code).inc()
+    def _deferred(self, event: AnswerDeferred) -> None:
+        self.metrics.delivery_failures.labels(self.metrics.channel(event.channel), event.code).inc()
 
-    @_harmless
-    def buried(self, agent: str, session: str, message_out_id: str, cause: Cause | None, code: str) -> None:
-        """An answer is a dead letter."""
-        self.metrics.answers_buried.labels(agent, code).inc()
-        begun = self.sending(agent, session, cause)
-        now = self._clock.now_ms()
-        facts = about(agent, session, message_out_id)
-        self._emit("dead letter", begun.context, begun.parent, now, now, Role.INTERNAL, facts, (), code)
+    def _dead_lettered(self, event: AnswerDeadLettered) -> None:
+        self.metrics.answers_buried.labels(event.agent, event.code).inc()
+        start = self.sending(event.agent, event.session, event.cause)
+        facts = about(event.agent, event.session, event.message_out_id)
+        self._emit("dead letter", start.context, start.parent, event.at, event.at, Role.INTERNAL, facts, (), event.code)
 
     # --- the sweep
 
-    @_harmless
-    def swept(self, duration_s: float, errors: int) -> None:
-        """A pass over the active sessions is over."""
-        self.metrics.sweep.observe(duration_s)
-        self.metrics.sweep_errors.inc(errors)
-        self.metrics.swept_at.set(self._clock.now_ms() / 1000)
+    def _swept(self, event: SweepFinished) -> None:
+        self.metrics.sweep.observe(event.duration_s)
+        self.metrics.sweep_errors.inc(event.errors)
+        self.metrics.swept_at.set(event.at / 1000)
 
-    @_harmless
-    def quarantined(self, agent: str) -> None:
-        """A session is out of service."""
-        self.metrics.quarantines.labels(agent).inc()
+    def _quarantined(self, event: SessionQuarantined) -> None:
+        self.metrics.quarantines.labels(event.agent).inc()
 
     # --- spans
 

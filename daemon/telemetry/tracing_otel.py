@@ -31,7 +31,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from daemon.telemetry.context import TraceContext
+from daemon.core.trace import TraceContext
 from daemon.telemetry.metrics import program_version
 from daemon.telemetry.spans import Role, Span
 

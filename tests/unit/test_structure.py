@@ -29,7 +29,7 @@ ARROWS: Final[Mapping[str, str]] = {
     "telemetry": "core schema",
     "runtimes": "config core schema store",
     "channels": "config core http schema store",
-    "engine": "channels config core logs runtimes schema store systemd telemetry",
+    "engine": "channels config core runtimes schema store systemd",
     "inspect": "config core logs runtimes schema store systemd",
     "maintenance": "config core engine inspect runtimes schema store",
     "monitoring": "config core engine http schema store systemd telemetry",

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import anyio
 
 from daemon.core.errors import RuntimeUnavailableError, UnknownAgentError
+from daemon.core.events import ContainerAdopted
 from daemon.engine.supervisor.draining import Draining
 from daemon.engine.supervisor.endings import Endings
 from daemon.engine.supervisor.fleet import Fleet
@@ -93,8 +94,12 @@ class Adoption:
         else:
             if row.container_id is None:
                 self._fleet.begin_record_start(slot, found)
-            log.info("container_adopted", container=found.container_id)
-            self._fleet.telemetry.adopted(row.id, row.created_at, found.started_at)
+            self._fleet.events.publish(
+                ContainerAdopted(
+                    self._fleet.clock.now_ms(), row.key.agent, row.key.session, row.id, found.container_id,
+                    row.created_at, found.started_at,
+                )
+            )  # fmt: skip
             self._fleet.hooks.on_started(session)
         self._endings.watch(slot)
         if found is None:

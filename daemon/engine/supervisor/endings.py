@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 
 from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.core.events import ContainerExited, ExitSettled
 from daemon.engine.supervisor.fleet import Fleet
 from daemon.engine.supervisor.last_words import last_words
 from daemon.engine.supervisor.slots import Phase, Slot
@@ -138,7 +139,9 @@ class Endings:
         by_itself = slot.reason is None
         slot.phase = Phase.EXITED
         log = self._log.bind(agent=key.agent, session=key.session, incarnation=slot.incarnation)
-        log.info("container_exited", reason=reason, exit_code=exit_.code, out_of_memory=exit_.out_of_memory)
+        self._fleet.events.publish(
+            ContainerExited(ended_at, key.agent, key.session, slot.incarnation, reason, exit_.code, exit_.out_of_memory)
+        )
         wait_s = self._fleet.timings.retry_s
         while True:
             try:
@@ -150,7 +153,9 @@ class Endings:
                 log.exception("exit_raised", retry_s=wait_s)
             await anyio.sleep(wait_s)
             wait_s = min(wait_s * 2, self._fleet.timings.retry_max_s)
-        self._fleet.telemetry.exited(key.agent, slot.incarnation, reason)
+        self._fleet.events.publish(
+            ExitSettled(self._fleet.clock.now_ms(), key.agent, key.session, slot.incarnation, reason)
+        )
         await self._fleet.record(
             lambda registry: registry.end_incarnation(slot.incarnation, ended_at, exit_.code, reason)
         )
@@ -174,9 +179,8 @@ class Endings:
             if cannot:
                 text = f"a fresh container cannot start the agent's program (exit code {exit_.code}): no room for a process"
                 hint = f"Raise agents.{key.agent}.pids or memory_bytes, or end what uses up the machine's processes or memory."
-            await self._fleet.back_off(
-                slot.session, SpawnError.code, text, hint, self._fleet.config.spawn_backoff_max_s
-            )
+            limit_s = self._fleet.config.spawn_backoff_max_s
+            await self._fleet.back_off(slot.session, SpawnError(text, hint=hint), limit_s, started=True)
         else:
             await self._fleet.record(lambda registry: registry.spawn_recovered(key))
 

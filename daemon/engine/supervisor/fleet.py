@@ -16,12 +16,13 @@ from anyio.abc import TaskGroup
 from daemon.config.models import Runtime as RuntimeConfig
 from daemon.core.clock import Clock
 from daemon.core.errors import ImageError
+from daemon.core.events import SpawnFailed
+from daemon.engine.events import Events
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.slots import AgentImage, Hooks, Slot, Timings
 from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.protocol import ContainerRuntime, Running
 from daemon.store.registry import Registry, SessionKey
-from daemon.telemetry.telemetry import Telemetry
 from schema.errors import ClawbusError
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class Fleet:
         clock: Clock,
         hooks: Hooks,
         timings: Timings,
-        telemetry: Telemetry,
+        events: Events,
         engine: EngineGuard,
     ) -> None:
         self.runtime = runtime
@@ -47,7 +48,7 @@ class Fleet:
         self.clock = clock
         self.hooks = hooks
         self.timings = timings
-        self.telemetry = telemetry
+        self.events = events
         self.engine = engine
         self.log = structlog.get_logger("supervisor")
         self.slots: dict[SessionKey, Slot] = {}
@@ -117,14 +118,18 @@ class Fleet:
 
         self.tasks.start_soon(self.record, write, name=f"record start {slot.session.key}")
 
-    async def back_off(self, session: Session, code: str, text: str, hint: str, limit_s: float) -> None:
-        """Record a failed start and when the next one may be tried, at most `limit_s` seconds from now."""
+    async def back_off(self, session: Session, error: ClawbusError, limit_s: float, *, started: bool) -> None:
+        """Record a failed start, and when the next may be tried: at most `limit_s` seconds from now.
+
+        `started`: a container ran, and ended by itself before it did anything.
+        """
         key, now = session.key, self.clock.now_ms()
         row = await self.record(lambda registry: registry.session(key))
         failures = (row.spawn_failures if row is not None else 0) + 1
         wait_s = min(self.config.spawn_backoff_s * 2 ** min(failures - 1, 20), limit_s)
         until = now + int(wait_s * 1000)
-        await self.record(lambda registry: registry.spawn_failed(key, failures, until, text))
-        self.log.error("spawn_failed", agent=key.agent, session=key.session, code=code, error=text, hint=hint,
-                        failures=failures, retry_s=wait_s)  # fmt: skip
+        await self.record(lambda registry: registry.spawn_failed(key, failures, until, str(error)))
+        self.events.publish(
+            SpawnFailed(now, key.agent, key.session, error.code, str(error), error.hint, failures, wait_s, started)
+        )
         self.hooks.wake_at(session, until)

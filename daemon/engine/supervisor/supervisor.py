@@ -14,6 +14,8 @@ from anyio.abc import TaskGroup
 from daemon.config.models import Runtime as RuntimeConfig
 from daemon.core.clock import Clock
 from daemon.core.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.core.events import ContainerSpawned
+from daemon.engine.events import Events
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.adoption import Adoption
 from daemon.engine.supervisor.endings import Endings
@@ -24,7 +26,6 @@ from daemon.engine.supervisor.wake_queue import WakeQueue
 from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.protocol import ContainerRuntime, Running
 from daemon.store.registry import IncarnationRow, SessionKey
-from daemon.telemetry.telemetry import Telemetry
 from schema.errors import ClawbusError, FileBusyError, StorageError
 from schema.ids import new_id
 from schema.os_faults import as_host_error
@@ -43,11 +44,11 @@ class Supervisor:
         config: RuntimeConfig,
         clock: Clock,
         hooks: Hooks,
-        telemetry: Telemetry,
+        events: Events,
         engine: EngineGuard,
         timings: Timings | None = None,
     ) -> None:
-        self._fleet = Fleet(runtime, sessions, config, clock, hooks, timings or Timings(), telemetry, engine)
+        self._fleet = Fleet(runtime, sessions, config, clock, hooks, timings or Timings(), events, engine)
         self._endings = Endings(self._fleet)
         self._adoption = Adoption(self._fleet, self._endings)
         self._reconciler = Reconciler(self._fleet, self._endings, self._adoption)
@@ -56,7 +57,7 @@ class Supervisor:
         self._config = config
         self._clock = clock
         self._hooks = hooks
-        self._telemetry = telemetry
+        self._events = events
         self._timings = self._fleet.timings
         self._log = self._fleet.log
         self._queue = WakeQueue()
@@ -299,14 +300,16 @@ class Supervisor:
 
     async def _running(self, slot: Slot, running: Running) -> None:
         key = slot.session.key
-        self._telemetry.spawned(key.agent, slot.incarnation, slot.spawned_at, self._clock.now_ms())
+        asked_at = slot.spawned_at
         slot.container_id, slot.started_at = running.container_id, running.started_at
         slot.spawned_at = min(slot.spawned_at, running.started_at)
         if slot.phase is Phase.STARTING:
             slot.phase = Phase.RUNNING
-        self._log.info(
-            "container_spawned", agent=key.agent, session=key.session, incarnation=slot.incarnation,
-            container=running.container_id, runtime=self._runtime.name,
+        self._events.publish(
+            ContainerSpawned(
+                self._clock.now_ms(), key.agent, key.session, slot.incarnation, running.container_id,
+                self._runtime.name, asked_at,
+            )
         )  # fmt: skip
         self._hooks.on_started(slot.session)
         self._endings.watch(slot)
@@ -330,12 +333,11 @@ class Supervisor:
         now = self._clock.now_ms()
         await self._fleet.record(lambda registry: registry.end_incarnation(slot.incarnation, now, None, reason))
         if error is not None:
-            self._telemetry.spawn_failed(slot.session.key.agent, error.code)
             # Not the session's doing: it is tried again soon, whatever the number of failures.
             soft = isinstance(error, ImageError | RuntimeUnavailableError | StorageError | FileBusyError)
             self._sessions.storage.failed(error)
             limit = self._timings.soft_backoff_max_s if soft else self._config.spawn_backoff_max_s
-            await self._fleet.back_off(slot.session, error.code, str(error), error.hint, limit)
+            await self._fleet.back_off(slot.session, error, limit, started=False)
         self._fleet.release(slot)
         self._hooks.after_exit(slot.session)
 

@@ -385,4 +385,6 @@ async def test_a_defect_in_telemetry_harms_no_message(kit: HouseKit, monkeypatch
             await answered(kit)
             await house.sweeper.tick()
             await idle(kit, "main")
-        assert {log["what"] for log in logs if log["event"] == "telemetry_raised"} >= {"accepted", "sent", "spawned"}
+        assert {log["what"] for log in logs if log["event"] == "subscriber_raised"} >= {
+            "MessageAccepted", "AnswersDelivered", "ContainerSpawned",
+        }  # fmt: skip

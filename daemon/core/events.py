@@ -1,0 +1,336 @@
+"""What the engine did: one frozen dataclass for each kind of event. Pure.
+
+An event is published after the commit that made it true, so nobody hears of what a crash then undoes. It carries facts
+only, never a live object. Every time is in epoch milliseconds; `at` is when the engine knew of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from daemon.core.attempt_end import AttemptEnd
+from daemon.core.trace import SpanStart
+from schema.rows import Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened."""
+
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEvent(Event):
+    """Something that happened in one session."""
+
+    agent: str
+    session: str
+
+
+# --- messages come in
+
+
+@dataclass(frozen=True, slots=True)
+class MessageAccepted(SessionEvent):
+    """A message is stored, or was stored before (`duplicate`). `message_id` is the message that does the work.
+
+    `pending`: it is not finished, so its session may have to wake.
+    """
+
+    message_id: str
+    seq: int
+    kind: str
+    channel: str | None
+    trigger: bool
+    duplicate: bool
+    pending: bool
+    process_after: int | None
+    not_after: int | None
+    span: SpanStart
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRequeued(SessionEvent):
+    """A dead letter does its work again, as message `requeued_as`, because `by` asked for it."""
+
+    message_id: str
+    requeued_as: str
+    by: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRefused(Event):
+    """A message was refused with this error code; nothing was stored."""
+
+    code: str
+
+
+# --- attempts
+
+
+@dataclass(frozen=True, slots=True)
+class MessageClaimed(SessionEvent):
+    """The live incarnation has started to work on a message."""
+
+    message_id: str
+    incarnation: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSettled(SessionEvent):
+    """A turn ended and its message has its final status: completed, or failed because the agent answered with an error."""
+
+    message_id: str
+    incarnation: str | None
+    completed: bool
+    attempt: AttemptEnd | None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRetried(SessionEvent):
+    """An attempt ended with its container; the message is due again at `process_after`. `tries` counts this attempt."""
+
+    message_id: str
+    incarnation: str | None
+    tries: int
+    process_after: int
+    exit_code: int | None
+    attempt: AttemptEnd | None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageDeadLettered(SessionEvent):
+    """A message was given up, with this code. What the code does not come with is None."""
+
+    message_id: str
+    code: str
+    tries: int | None = None
+    exit_code: int | None = None
+    reason: str | None = None
+    attempt: AttemptEnd | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MessageDeferred(SessionEvent):
+    """The agent asked for the message to be tried again later, for the `times`th time; it is due at `until`."""
+
+    message_id: str
+    until: int
+    reason: str | None
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class MessageExpired(SessionEvent):
+    """A message was not begun before it expired, and is cancelled."""
+
+    message_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AckVoided(SessionEvent):
+    """A final ack does not count, because it is older than its message or was caused by our ending the container."""
+
+    message_id: str
+    incarnation: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesRearmed(SessionEvent):
+    """A repeating message has its next occurrence: message `message_id`, due at `process_after`."""
+
+    message_id: str
+    series_id: str | None
+    process_after: int | None
+
+
+# --- answers go out
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveredAnswer:
+    """One answer with a receipt. `span` starts with its send, which ended at `ended_at`; `cause` is what it answers."""
+
+    message_out_id: str
+    in_reply_to: str | None
+    channel: str
+    attempt: int
+    cause: Cause | None
+    span: SpanStart | None
+    ended_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersDelivered(SessionEvent):
+    """The receipts of these answers were committed, in one transaction."""
+
+    answers: tuple[DeliveredAnswer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerNotWanted(SessionEvent):
+    """The channel says that nobody wants this answer; it was not sent, and is finished."""
+
+    message_out_id: str
+    in_reply_to: str | None
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendFailed(SessionEvent):
+    """A send failed. `final`: the answer is a dead letter now; otherwise it is sent again.
+
+    `in_doubt`: it may have arrived all the same.
+    """
+
+    message_out_id: str
+    channel: str
+    attempt: int
+    cause: Cause | None
+    code: str
+    error: str
+    in_doubt: bool
+    final: bool
+    span: SpanStart | None
+    ended_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendInDoubt(SessionEvent):
+    """An earlier send has no receipt and may have arrived; the answer is sent again, as this attempt."""
+
+    message_out_id: str
+    channel: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDeferred(SessionEvent):
+    """Nothing could take the answer now; it is sent later."""
+
+    message_out_id: str
+    channel: str
+    code: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDeadLettered(SessionEvent):
+    """An answer was given up."""
+
+    message_out_id: str
+    cause: Cause | None
+    code: str
+    error: str
+
+
+# --- containers
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpawned(SessionEvent):
+    """A container runs that was asked for at `asked_at`."""
+
+    incarnation: str
+    container_id: str
+    runtime: str
+    asked_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerAdopted(SessionEvent):
+    """A container that ran already is supervised from now on."""
+
+    incarnation: str
+    container_id: str
+    asked_at: int
+    started_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed(SessionEvent):
+    """A container could not be started, or (`started`) ended by itself before it did anything.
+
+    The next spawn may be tried in `retry_s` seconds; `failures` counts those in a row.
+    """
+
+    code: str
+    error: str
+    hint: str
+    failures: int
+    retry_s: float
+    started: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerExited(SessionEvent):
+    """A container's exit is confirmed; what it entails is still to be done."""
+
+    incarnation: str
+    reason: str
+    exit_code: int | None
+    out_of_memory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExitSettled(SessionEvent):
+    """Everything that a confirmed exit entails is done in the session's files."""
+
+    incarnation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerStuck(SessionEvent):
+    """A container made no progress for `silent_ms`, of which `allowed_ms` are allowed; it is ended."""
+
+    reason: str
+    silent_ms: int
+    allowed_ms: int
+    message_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerIdle(SessionEvent):
+    """A container has had nothing to do for `quiet_ms`; it is stopped."""
+
+    quiet_ms: int
+
+
+# --- repair
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRecovered(SessionEvent):
+    """The half-written commit that a container left behind was rolled back."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionQuarantined(SessionEvent):
+    """A session is out of service until an operator releases it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SweepFinished(Event):
+    """A pass over the active sessions is over: `duration_s` seconds, without the pauses between them."""
+
+    sessions: int
+    errors: int
+    duration_s: float
+
+
+E = TypeVar("E", bound=Event)
+
+
+class Subscriptions(Protocol):
+    """Where subscribers register."""
+
+    def subscribe(self, kind: type[E], handler: Callable[[E], None]) -> None:
+        """Call `handler` with every event of exactly this class, in the event loop."""
+        ...

@@ -1,0 +1,142 @@
+"""The events of decisions that were committed: decisions in, events out. Pure.
+
+Delivery's polls, the sweep and the end of a container all settle messages; what they did is put into events here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from daemon.core.attempt_end import AttemptEnd
+from daemon.core.delivery_plan import Bury
+from daemon.core.events import (
+    AckVoided,
+    AnswerDeadLettered,
+    AnswerDeferred,
+    AnswerNotWanted,
+    AnswersDelivered,
+    ContainerIdle,
+    ContainerStuck,
+    DeliveredAnswer,
+    Event,
+    MessageClaimed,
+    MessageDeadLettered,
+    MessageDeferred,
+    MessageExpired,
+    MessageRetried,
+    MessageSettled,
+    SendFailed,
+    SendInDoubt,
+)
+from daemon.core.lifecycle import Action, Fail, Kill, Reset, Settle, Stop
+from daemon.core.message_fate import Defer, Expire, GiveUp, Verdict, Void
+from daemon.engine.delivery_steps import Collected, Outcome
+from daemon.store.registry import SessionKey
+from schema.rows import AckStatus
+
+
+def action_events(
+    key: SessionKey, actions: Iterable[Action], attempts: Iterable[AttemptEnd], now: int, exit_code: int | None = None
+) -> Iterator[Event]:
+    """Yield what these committed actions did. `exit_code` is that of the container whose end caused them."""
+    ended = {(attempt.message.id, attempt.incarnation): attempt for attempt in attempts}
+    for action in actions:
+        match action:
+            case Settle(message_id=message_id, incarnation=incarnation):
+                yield MessageSettled(now, key.agent, key.session, message_id, incarnation,
+                                     action.status is AckStatus.COMPLETED, ended.get((message_id, incarnation)))  # fmt: skip
+            case Reset(message_id=message_id, incarnation=incarnation):
+                yield MessageRetried(now, key.agent, key.session, message_id, incarnation, action.tries,
+                                     action.process_after, exit_code, ended.get((message_id, incarnation)))  # fmt: skip
+            case Fail(message_id=message_id, incarnation=incarnation):
+                yield MessageDeadLettered(
+                    now, key.agent, key.session, message_id, "TRIES_EXHAUSTED", action.tries, exit_code,
+                    attempt=ended.get((message_id, incarnation)),
+                )  # fmt: skip
+            case Kill():
+                yield stuck(key, action, now)
+            case Stop():
+                yield ContainerIdle(now, key.agent, key.session, action.quiet_ms)
+            case _:
+                pass
+
+
+def stuck(key: SessionKey, action: Kill, now: int) -> ContainerStuck:
+    """Return the event of a container that is to be ended by force."""
+    return ContainerStuck(
+        now, key.agent, key.session, action.reason, action.silent_ms, action.allowed_ms, action.message_id
+    )
+
+
+def verdict_events(key: SessionKey, verdicts: Iterable[Verdict], now: int) -> Iterator[Event]:
+    """Yield what these committed verdicts did."""
+    for verdict in verdicts:
+        at = (now, key.agent, key.session, verdict.message_id)
+        match verdict:
+            case Defer():
+                yield MessageDeferred(*at, verdict.process_after, verdict.reason, verdict.number)
+            case GiveUp():
+                yield MessageDeadLettered(*at, "DEFERRED_TOO_LONG", reason=verdict.reason)
+            case Void():
+                yield AckVoided(*at, verdict.ack.incarnation)
+            case Expire():
+                yield MessageExpired(*at)
+
+
+def poll_events(key: SessionKey, found: Collected, now: int) -> Iterator[Event]:
+    """Yield what a poll of a session's files found and committed."""
+    agent, session = key
+    for claim in found.claimed:
+        yield MessageClaimed(now, agent, session, claim.message_id, claim.incarnation)
+    yield from action_events(key, found.settled, found.endings, now)
+    yield from verdict_events(key, found.verdicts, now)
+    for dead in found.buried:
+        yield _dead_letter(key, dead, now)
+    for send in found.sends:
+        if send.in_doubt:
+            candidate = send.candidate
+            yield SendInDoubt(now, agent, session, candidate.row.id, send.address.channel_type, candidate.attempts + 1)
+    for item in found.deferred:
+        yield AnswerDeferred(
+            now, agent, session, item.candidate.row.id, item.address.channel_type, item.reason, item.error
+        )
+
+
+def send_events(key: SessionKey, outcomes: Sequence[Outcome], dead: Sequence[Bury], now: int) -> Iterator[Event]:
+    """Yield what came of recorded sends; `dead` are those of them that were given up."""
+    agent, session = key
+    delivered: list[DeliveredAnswer] = []
+    rest: list[Event] = []
+    dead_ids = {one.candidate.row.id for one in dead}
+    for outcome in outcomes:
+        if not outcome.sent:
+            continue
+        candidate, channel = outcome.send.candidate, outcome.send.address.channel_type
+        row = candidate.row
+        if outcome.not_wanted:
+            rest.append(AnswerNotWanted(now, agent, session, row.id, row.in_reply_to, channel))
+        elif outcome.error is None:
+            delivered.append(
+                DeliveredAnswer(
+                    row.id, row.in_reply_to, channel, candidate.attempts + 1, candidate.cause, outcome.begun,
+                    outcome.ended_at,
+                )
+            )  # fmt: skip
+        else:
+            rest.append(
+                SendFailed(
+                    now, agent, session, row.id, channel, candidate.attempts + 1, candidate.cause,
+                    outcome.error_code or "DELIVERY_TRANSIENT", outcome.error, outcome.in_doubt, row.id in dead_ids,
+                    outcome.begun, outcome.ended_at,
+                )
+            )  # fmt: skip
+    if delivered:
+        yield AnswersDelivered(now, agent, session, tuple(delivered))
+    yield from rest
+    for one in dead:
+        yield _dead_letter(key, one, now)
+
+
+def _dead_letter(key: SessionKey, dead: Bury, now: int) -> AnswerDeadLettered:
+    candidate = dead.candidate
+    return AnswerDeadLettered(now, key.agent, key.session, candidate.row.id, candidate.cause, dead.reason, dead.error)
