@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from schema.rows import Address
 from tests.support.fake_agent import claims_and_dies, echo
 from tests.support.fake_channel import FakeChannel
 from tests.support.fake_runtime import FakeContainer
-from tests.support.house_kit import AGENT, SECONDS, HouseKit, text_of, until
+from tests.support.house_kit import AGENT, QUICK, SECONDS, HouseKit, text_of, until
 
 pytestmark = [pytest.mark.anyio]
 
@@ -206,7 +207,7 @@ async def test_status_tells_what_runs_waits_and_is_degraded(tmp_path: Path) -> N
         report = await kit.operations.status()
         live = report["live"]
         assert set(live) == {"pid", "version", "started_at", "agents", "runtime", "degraded", "running",
-                             "waiting_spawns", "last_sweep", "retention", "clock", "troubles"}  # fmt: skip
+                             "waiting_spawns", "last_sweep", "retention", "clock", "troubles", "near_limits"}  # fmt: skip
         assert live["agents"] == ["helper", "other", "third"]
         assert live["runtime"] == {"name": "fake", "state": "available"}
         [one] = live["running"]
@@ -235,6 +236,7 @@ async def test_an_unusable_image_is_named_at_once_and_stops_no_start(kit: HouseK
 
 async def test_a_mended_image_is_noticed_without_a_spawn(kit: HouseKit) -> None:
     kit.host.check_error = ImageError("built from other sources")
+    kit.timings = replace(QUICK, reconcile_s=0.05)
     async with kit.running():
         assert [item["what"] for item in kit.house.degraded()] == ["image"]
         kit.host.check_error = None
