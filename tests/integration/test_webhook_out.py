@@ -6,7 +6,6 @@ import logging
 import random
 import socket
 import threading
-import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from email.utils import formatdate
@@ -206,11 +205,9 @@ async def test_a_receiver_that_stalls_is_transient(app: Receiver, tmp_path: Path
     settings: dict[str, Any] = {limit: 0.05}
     channel = channel_to(app.url, tmp_path, None, **settings)
     app.script.append(Answer(stall=True))
-    started = time.monotonic()
     async with running(channel):
-        with pytest.raises(TransientDeliveryError, match=r"ReadTimeout|no answer within"):
+        with anyio.fail_after(60), pytest.raises(TransientDeliveryError, match=r"ReadTimeout|no answer within"):
             await channel.deliver(message())
-    assert time.monotonic() - started < 10
 
 
 async def test_the_connection_is_kept_and_a_failure_does_not_leak_it(app: Receiver, tmp_path: Path) -> None:

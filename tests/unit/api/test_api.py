@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Generator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import httpx
 import pytest
 
 from daemon.api.api import status_of
+from daemon.channels.protocol import Accepted, Incoming
 from schema.errors import ClawbusError
+from schema.rows import Address
 from tests.docs.error_codes import error_classes
 from tests.support.fake_operations import FakeOperations, serving
 
@@ -34,32 +37,47 @@ def message(**changes: Any) -> dict[str, Any]:
     return {"agent": "echo", "session": "s", "content": {"text": "hi"}, "id": "m1", "address": address} | changes
 
 
-def test_a_message_is_accepted_with_every_field(http: httpx.Client, operations: FakeOperations) -> None:
-    body = message(trigger=False, on_wake=True, process_after=5, recurrence="0 9 * * *", kind="task", not_after=9)
-    answer = http.post("/v1/messages", json=body)
+@dataclass
+class NotingOperations(FakeOperations):
+    """Notes what it is handed, and answers with a value of its own in every field."""
+
+    noted: list[Incoming] = field(default_factory=list[Incoming])
+
+    async def accept(self, incoming: Incoming) -> Accepted:
+        self.noted.append(incoming)
+        return Accepted("m0", "other", "t", 42, True, Address("hook", "place", "t9"), "completed", "failed", "m0+r7")
+
+
+def test_a_message_and_its_yes_pass_with_every_field(tmp_path: Path) -> None:
+    """No field of either has its default here, so one that is dropped or mixed up on the way differs."""
+    whole = Incoming(
+        agent="echo", session="s", content={"text": "hi"}, message_id="m1", kind="task",
+        address=Address("local", "cli", "t1"), trigger=False, on_wake=True, process_after=5, recurrence="0 9 * * *",
+        create_session=False, traceparent=f"00-{'a' * 32}-{'b' * 16}-01", not_after=9,
+    )  # fmt: skip
+    defaults = Incoming("", "", None)
+    assert [one.name for one in fields(Incoming) if getattr(whole, one.name) == getattr(defaults, one.name)] == []
+    body = {name: value for name, value in asdict(whole).items() if name not in ("message_id", "traceparent")}
+    operations = NotingOperations()
+    with (
+        serving(operations, tmp_path / "c.sock"),
+        httpx.Client(transport=httpx.HTTPTransport(uds=str(tmp_path / "c.sock")), base_url="http://x") as http,
+    ):
+        headers = {"traceparent": str(whole.traceparent)}
+        answer = http.post("/v1/messages", json=body | {"id": whole.message_id}, headers=headers)
     assert answer.status_code == 200
+    assert operations.noted == [whole]
     assert answer.json()["result"] == {
-        "message_id": "m1",
-        "agent": "echo",
-        "session": "s",
-        "seq": 2,
-        "duplicate": False,
-        "address": {"channel_type": "local", "platform_id": "cli", "thread_id": None},
-        "state": "pending",
-        "previous": None,
-        "requeued_as": None,
+        "message_id": "m0",
+        "agent": "other",
+        "session": "t",
+        "seq": 42,
+        "duplicate": True,
+        "address": {"channel_type": "hook", "platform_id": "place", "thread_id": "t9"},
+        "state": "completed",
+        "previous": "failed",
+        "requeued_as": "m0+r7",
     }
-    (seen,) = operations.received
-    assert (seen.trigger, seen.on_wake, seen.process_after, seen.recurrence, seen.kind) == (
-        False,
-        True,
-        5,
-        "0 9 * * *",
-        "task",
-    )
-    assert seen.not_after == 9
-    assert seen.address is not None
-    assert seen.address.platform_id == "cli"
 
 
 @pytest.mark.parametrize(

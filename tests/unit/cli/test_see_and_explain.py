@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import typer
 
+from daemon.app import main as app
 from daemon.cli import journal, sweep
 from daemon.cli.command import Globals, Invocation
 from daemon.cli.durations import since_ms, span_ms
+from daemon.config.models import Config
 from daemon.core.stale_plan import Scope
 from daemon.maintenance.stale_drive import Report
 from daemon.store.registry import Registry, SessionKey
@@ -152,8 +154,20 @@ def test_one_run_in_both_forms(cli: CommandLine, folder: SessionWorld) -> None:
     assert cli("run", "m9").envelope["error"]["code"] == "UNKNOWN_MESSAGE"
 
 
-def test_a_session_without_an_id_starts_nothing(cli: CommandLine) -> None:
+def test_a_session_without_an_id_starts_nothing(
+    cli: CommandLine, folder: SessionWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Path] = []
+
+    def start(config: Config, *_: object) -> int:
+        started.append(config.data_dir)
+        return 0
+
+    monkeypatch.setattr(app, "run", start)
+    assert cli("run").code == 0
+    assert len(started) == 1, "without --session the same command line does start the daemon"
     assert cli("run", "--session", "echo/s").envelope["error"]["code"] == "USAGE"
+    assert len(started) == 1
 
 
 def test_top_is_one_look_in_a_pipe(cli: CommandLine, folder: SessionWorld) -> None:

@@ -73,10 +73,20 @@ def test_a_folder_that_is_a_link_is_not_watched(tmp_path: Path, events: Inotify)
 
 
 def test_a_watch_that_was_taken_back_is_silent(tmp_path: Path) -> None:
+    quiet, other = tmp_path / "quiet", tmp_path / "other"
+    quiet.mkdir()
+    other.mkdir()
     events = Inotify()
-    number = events.watch(tmp_path, BELL_EVENTS)
-    events.unwatch(number)
-    ring(tmp_path)
-    assert not any(is_ring(event) for event in heard(events))
+    numbers = {folder: events.watch(folder, BELL_EVENTS) for folder in (quiet, other)}
+
+    def rung() -> set[int]:
+        for folder in numbers:
+            ring(folder)
+        return {event.watch for event in heard(events) if is_ring(event)}
+
+    assert rung() == set(numbers.values()), "both are heard while they are watched"
+    events.unwatch(numbers[quiet])
+    heard(events)  # the kernel's word that the watch has ended
+    assert rung() == {numbers[other]}
     events.close()
     events.close()

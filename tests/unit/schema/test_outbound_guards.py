@@ -240,11 +240,9 @@ def test_a_file_made_to_be_slow_meets_the_deadline(out: Path, look: Look) -> Non
     )
     reader = look(out, ReadLimits(deadline_s=0.02))
     assert reader is not None
-    with reader:
-        started = time.monotonic()
-        with pytest.raises(ReadDeadlineError):
-            reader.all("SELECT count(*) FROM messages_out AS a, messages_out AS b WHERE a.seq <> b.id")
-        assert time.monotonic() - started < 2.0
+    with reader, pytest.raises(ReadDeadlineError):
+        # 8e12 rows: without the deadline it would not come back at all.
+        reader.all("SELECT count(*) FROM messages_out AS a, messages_out AS b, messages_out AS c WHERE a.seq <> b.id")
 
 
 @pytest.mark.faults
