@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from daemon.core.run_state import (
     FINISHED,
@@ -24,59 +24,38 @@ from daemon.core.run_state import (
 from schema.rows import Ack, AckStatus, MessageStatus
 
 
-class RunContext(Protocol):
-    """What judging a run needs to know apart from the session's two files."""
-
-    @property
-    def now(self) -> int:
-        """Epoch ms."""
-        ...
-
-    @property
-    def synced(self) -> bool:
-        """Whether a running daemon settles what the container writes."""
-        ...
-
-    def life(self, incarnation: str | None) -> Life:
-        """Return whether the incarnation's container is alive."""
-        ...
-
-    def ended_at(self, incarnation: str | None) -> int | None:
-        """Return when its exit was confirmed, in epoch ms, or None."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """What is known of a session apart from its files.
+class RuntimeContext:
+    """What judging a session's runs needs to know apart from its two files. Times are epoch milliseconds.
 
-    `alive`: incarnations whose container the runtime lists, None when it could not be asked. `incarnations`: this
-    session's rows of central.db by id, empty when that cannot be read. `synced`: a daemon runs. `now` is epoch ms.
+    `alive`: the incarnations whose container is known to run. `complete`: every other one is known not to.
+    `born`, `ended`: when an incarnation was recorded, and when its exit was confirmed. `synced`: a running daemon settles
+    what the container writes. `occupied`: a container of the session runs, or may.
     """
 
     now: int
     synced: bool
-    alive: frozenset[str] | None = None
-    incarnations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    alive: frozenset[str] = frozenset()
+    complete: bool = True
+    born: Mapping[str, int] = field(default_factory=dict[str, int])
+    ended: Mapping[str, int] = field(default_factory=dict[str, int])
+    occupied: bool = False
 
     def life(self, incarnation: str | None) -> Life:
-        """Whether an incarnation's container lives. The runtime's word first, then a recorded exit."""
+        """Return whether an incarnation's container lives: by the runtime's word first, then by a recorded exit."""
         if incarnation is None:
             return Life.GONE
-        if self.alive is not None:
-            return Life.ALIVE if incarnation in self.alive else Life.GONE
-        row = self.incarnations.get(incarnation)
-        return Life.GONE if row is not None and row.get("ended_at") is not None else Life.UNKNOWN
+        if incarnation in self.alive:
+            return Life.ALIVE
+        return Life.GONE if self.complete or incarnation in self.ended else Life.UNKNOWN
 
     def ended_at(self, incarnation: str | None) -> int | None:
-        """When its exit was confirmed, if it was."""
-        row = self.incarnations.get(incarnation) if incarnation is not None else None
-        return row.get("ended_at") if row is not None else None
+        """Return when its exit was confirmed, or None."""
+        return self.ended.get(incarnation) if incarnation is not None else None
 
     def born_at(self, incarnation: str | None) -> int | None:
-        """When it was recorded: nothing older is evidence about it."""
-        row = self.incarnations.get(incarnation) if incarnation is not None else None
-        return row.get("created_at") if row is not None else None
+        """Return when it was recorded, or None: nothing older is evidence about it."""
+        return self.born.get(incarnation) if incarnation is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +114,9 @@ class BoxRows:
     acks: dict[str, Ack] = field(default_factory=dict[str, Ack])
     answers: dict[str, list[Answer]] = field(default_factory=dict[str, list[Answer]])
     unreadable: frozenset[Source] = frozenset()
-    newest: list[str] | None = None  # ids of answers, when the cursor says nothing of this very file
 
 
-def runs_of(message: MessageSeen, host: HostRows, box: BoxRows, scene: RunContext) -> list[RunRead]:
+def runs_of(message: MessageSeen, host: HostRows, box: BoxRows, context: RuntimeContext) -> list[RunRead]:
     """Return the runs of one message in the order of their claims, each with its evidence and verdict."""
     attempts = host.attempts.get(message.message_id, [])
     ack = _ack_of(message, box)
@@ -147,7 +125,7 @@ def runs_of(message: MessageSeen, host: HostRows, box: BoxRows, scene: RunContex
     if ack is not None and ack.incarnation is not None and ack.incarnation not in names:
         names.append(ack.incarnation)  # claimed, and the host has not seen it yet
     of_ack = _of_ack(ack, attempts, names)
-    if _waits(message, attempts, names, endings) and not _goes_on(ack, of_ack, names, scene):
+    if _waits(message, attempts, names, endings) and not _goes_on(ack, of_ack, names, context):
         names.append(None)
     of_answers = of_ack if ack is not None and ack.status is not AckStatus.PROCESSING else None
     runs: list[RunRead] = []
@@ -160,7 +138,7 @@ def runs_of(message: MessageSeen, host: HostRows, box: BoxRows, scene: RunContex
             if name == (of_answers or _at_work(item.at, attempts, names))
         ]  # fmt: skip
         own = [ending for by, ending in endings if by == name or (by is None and latest)]
-        evidence = _evidence(message, name, scene, attempt, own_ack, latest=latest)
+        evidence = _evidence(message, name, context, attempt, own_ack, latest=latest)
         evidence = _with(evidence, answers, own, box.unreadable)
         runs.append(RunRead(message, evidence, judge(evidence)))
     return runs
@@ -189,11 +167,11 @@ def _waits(
     return interrupted and not any(ending.status in FINISHED for _, ending in endings)
 
 
-def _goes_on(ack: Ack | None, of_ack: str | None, names: Sequence[str | None], scene: RunContext) -> bool:
+def _goes_on(ack: Ack | None, of_ack: str | None, names: Sequence[str | None], context: RuntimeContext) -> bool:
     """Whether the last run finished the message, or still works on it, although its attempt was closed as interrupted."""
     if ack is None or not names or of_ack != names[-1]:
         return False
-    return ack.status is not AckStatus.PROCESSING or scene.life(of_ack) is Life.ALIVE
+    return ack.status is not AckStatus.PROCESSING or context.life(of_ack) is Life.ALIVE
 
 
 def _of_ack(ack: Ack | None, attempts: Sequence[Mapping[str, Any]], names: Sequence[str | None]) -> str | None:
@@ -213,7 +191,7 @@ def _at_work(at: int | None, attempts: Sequence[Mapping[str, Any]], names: Seque
 def _evidence(
     message: MessageSeen,
     name: str | None,
-    scene: RunContext,
+    context: RuntimeContext,
     attempt: Mapping[str, Any] | None,
     ack: Ack | None,
     *,
@@ -227,11 +205,11 @@ def _evidence(
     return RunEvidence(
         message_id=message.message_id,
         incarnation=name,
-        now=scene.now,
+        now=context.now,
         listed=message.status,
         latest=latest,
-        life=scene.life(name),
-        gone_at=scene.ended_at(name),
+        life=context.life(name),
+        gone_at=context.ended_at(name),
         claimed_at=claimed_at,
         claimed=(attempt is not None and outcome is None) or (working and outcome is None),
         attempted=attempt is not None,
@@ -239,7 +217,7 @@ def _evidence(
         ended_at=attempt["ended_at"] if attempt is not None else None,
         ack=ack.status if ack is not None else None,
         ack_at=ack.changed_at if ack is not None else None,
-        synced=scene.synced,
+        synced=context.synced,
     )
 
 

@@ -5,6 +5,7 @@ The runtimes' classes log; a command's output must not. So their events are drop
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from daemon.config.models import Config, Logs
 from daemon.core.clock import SystemClock
 from daemon.core.errors import ContainerGoneError, ImageError, RuntimeUnavailableError
 from daemon.core.facts import Container
-from daemon.inspect.central_reading import live_containers, live_runtimes, read_install_id
+from daemon.core.run_evidence import RuntimeContext
+from daemon.inspect.central_reading import Key, live_containers, live_runtimes, read_install_id
 from daemon.logs.pipeline import configure
 from daemon.runtimes.agent_images import agent_images
 from daemon.runtimes.engine_identity import another_engine, is_witness
@@ -50,6 +52,22 @@ class RuntimeSeen:
     def alive(self) -> frozenset[str] | None:
         """The living incarnations; None when that is unknown."""
         return frozenset(one.incarnation for one in self.containers) if self.containers is not None else None
+
+
+def context_of(
+    listing: RuntimeSeen, key: Key, incarnations: Mapping[str, Mapping[str, Any]], now: int, *, synced: bool
+) -> RuntimeContext:
+    """Return what the listing and central.db's rows of the session's incarnations say about its containers."""
+    listed = listing.containers
+    return RuntimeContext(
+        now,
+        synced,
+        listing.alive or frozenset(),
+        complete=listed is not None,
+        born={name: int(row["created_at"]) for name, row in incarnations.items()},
+        ended={name: int(row["ended_at"]) for name, row in incarnations.items() if row["ended_at"] is not None},
+        occupied=listed is None or any((one.agent, one.session) == key for one in listed),
+    )
 
 
 def look_at_runtime(config: Config, install_id: str | None) -> RuntimeSeen:

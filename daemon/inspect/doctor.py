@@ -27,7 +27,6 @@ from daemon.core.facts import (
     HostFacts,
     SessionFacts,
 )
-from daemon.core.run_evidence import Scene
 from daemon.inspect.central_reading import (
     CentralSeen,
     Key,
@@ -36,7 +35,7 @@ from daemon.inspect.central_reading import (
     read_central,
     without_registry,
 )
-from daemon.inspect.containers import RuntimeSeen, install_id_of, look_at_runtime
+from daemon.inspect.containers import RuntimeSeen, context_of, install_id_of, look_at_runtime
 from daemon.inspect.lock_owners import container_processes, foreign_holders
 from daemon.inspect.open_files import access_repair, limits_of, machine_files, mount_of, open_files_used_up
 from daemon.inspect.reading import read_suspect_runs
@@ -162,12 +161,8 @@ class Doctor:
         self, key: Key, host: HostFacts, central: CentralSeen, listing: RuntimeSeen, by_daemon: SessionFacts
     ) -> tuple[list[Diagnosis], ClockFacts, int]:
         folder = folder_of(self._config.data_dir, key)
-        scene = Scene(
-            host.now,
-            host.daemon is DaemonState.UP,
-            listing.alive,
-            incarnations_of(self._config.data_dir, key),
-        )
+        incarnations = incarnations_of(self._config.data_dir, key)
+        context = context_of(listing, key, incarnations, host.now, synced=host.daemon is DaemonState.UP)
         live = central.live.get(key)
         listed = [one for one in listing.containers or () if (one.agent, one.session) == key]
         own = next((one for one in listed if _is_recorded(one, live)), None)
@@ -178,8 +173,8 @@ class Doctor:
         if row is None and not folder.root.is_dir():
             facts = SessionFacts(*key, registered=False, containers=strays)
             return diagnose_session(host, facts), ClockFacts(), 0
-        runs = read_suspect_runs(folder, scene, read_limits(self._config))
-        seen = session_facts(key, folder, row, live, own, strays, scene, runs)
+        runs = read_suspect_runs(folder, context, read_limits(self._config))
+        seen = session_facts(key, folder, row, live, own, strays, context, runs)
         facts = replace(
             seen.facts, failing=by_daemon.failing, near_limit=by_daemon.near_limit, out_folder=str(folder.outbox)
         )
@@ -192,7 +187,7 @@ class Doctor:
             facts = replace(facts, lock_holders=foreign_holders((folder.inbound_db, folder.outbound_db), ours))
         told = diagnose_session(host, facts)
         if seen.facts.quarantined_at is None:  # its files are not to be believed until it is released
-            of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, scene))
+            of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, context))
             told += [one for one in of_runs if one is not None]
         return told, seen.clock, len(runs.runs)
 

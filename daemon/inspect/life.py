@@ -78,7 +78,7 @@ def _next_try(run: RunRead) -> int | None:
 
 def _incarnation(found: Found) -> Mapping[str, Any]:
     incarnation = found.wanted.evidence.incarnation
-    return found.scene.incarnations.get(incarnation, {}) if incarnation is not None else {}
+    return found.incarnations.get(incarnation, {}) if incarnation is not None else {}
 
 
 def _is_of(event: Mapping[str, Any], run: RunRead) -> bool:

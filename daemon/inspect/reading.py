@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
-from daemon.core.run_evidence import BoxRows, HostRows, MessageSeen, RunRead, Scene, runs_of
+from daemon.core.run_evidence import BoxRows, HostRows, MessageSeen, RunRead, RuntimeContext, runs_of
 from daemon.core.run_state import (
     Answer,
     Ending,
@@ -24,7 +24,7 @@ from daemon.inspect.session_reading import open_inbound, table_rows
 from daemon.store import outbound
 from daemon.store.messages import chunks, marks
 from schema.connect import Reader, ReadLimits
-from schema.errors import ClawbusError, SchemaTooNewError
+from schema.errors import ClawbusError, HostileFileError, SchemaTooNewError
 from schema.ids import is_message_id
 from schema.instants import from_text
 from schema.layout import SessionFolder
@@ -35,9 +35,10 @@ from schema.rows import Ack, MessageStatus, ToolInFlight
 MAX_SUSPECTS: Final = 1000
 _LOOK_BACK: Final = 5000  # how many of the newest messages are checked for a history
 _NEWEST_ANSWERS: Final = 2000
+_KEPT_ANSWERS: Final = 1000  # of one message
+_CHARACTERS: Final = 16 * 1024**2
 _CONTENT: Final = "substr(content, 1, 8192) AS content"
 _ENDINGS: Final = ("completed", "failed", "cancelled", "retry_scheduled", "released", "deferred", "migrated")
-_FINAL: Final = "('completed', 'failed', 'cancelled', 'migrated')"
 
 
 @dataclass(slots=True)
@@ -51,44 +52,47 @@ class RunsRead:
     news: bool = False  # outbound.db has rows that the host has taken no note of
 
 
-def read_runs_of(folder: SessionFolder, ids: Sequence[str], scene: Scene, limits: ReadLimits) -> RunsRead:
-    """Every run of the named messages, in the order of their messages, then of their claims."""
-    return _read(folder, scene, limits, lambda reader: read_messages(reader, ids))
+def read_runs_of(folder: SessionFolder, ids: Sequence[str], context: RuntimeContext, limits: ReadLimits) -> RunsRead:
+    """Return every run of the named messages, in the order of their messages, then of their claims."""
+    return _read(folder, context, limits, lambda reader: read_messages(reader, ids))
 
 
-def read_newest_runs(folder: SessionFolder, limit: int, scene: Scene, limits: ReadLimits) -> RunsRead:
+def read_newest_runs(folder: SessionFolder, limit: int, context: RuntimeContext, limits: ReadLimits) -> RunsRead:
     """Return the runs of the newest `limit` messages, and of every claimed message."""
-    return _read(folder, scene, limits, lambda reader: _newest(reader, limit))
+    return _read(folder, context, limits, lambda reader: _newest(reader, limit))
 
 
-def read_suspect_runs(folder: SessionFolder, scene: Scene, limits: ReadLimits) -> RunsRead:
-    """Return the runs that may disagree: unfinished messages, open attempts, statuses without history."""
-    return _read(folder, scene, limits, _suspects)
+def read_suspect_runs(folder: SessionFolder, context: RuntimeContext, limits: ReadLimits) -> RunsRead:
+    """Return the runs that may disagree: see `suspects`."""
+    return _read(folder, context, limits, suspects)
 
 
 def _read(
-    folder: SessionFolder, scene: Scene, limits: ReadLimits, select: Callable[[Reader], list[sqlite3.Row]]
+    folder: SessionFolder, context: RuntimeContext, limits: ReadLimits, select: Callable[[Reader], list[sqlite3.Row]]
 ) -> RunsRead:
-    found, host, box = RunsRead(), HostRows(), BoxRows()
-    cursor: tuple[int, str] | None = None
     try:
         with open_inbound(folder) as reader:
-            rows = select(reader)
-            read_host_rows(reader, rows, host)
-            cursor = _cursor(reader)
+            return runs_over(reader, select(reader), folder, context, limits)
     except ClawbusError as error:
-        found.errors.append(f"{error.code}: {error}")
-        return found
+        return RunsRead(errors=[f"{error.code}: {error}"])
+
+
+def runs_over(
+    reader: Reader, rows: Iterable[sqlite3.Row], folder: SessionFolder, context: RuntimeContext, limits: ReadLimits
+) -> RunsRead:
+    """Return the runs of these rows of messages_in, read over an open inbound.db: the one reader of what is judged.
+
+    Raises what reading inbound.db raises; an outbound.db that cannot be read is a missing source.
+    """
+    found, host = RunsRead(), HostRows()
+    read_host_rows(reader, rows, host)
     try:
-        _read_box(folder, limits, [message.message_id for message in host.messages], box, found, cursor)
-        if box.newest is not None:
-            with open_inbound(folder) as reader:
-                found.news = _any_unknown(reader, box.newest)
+        box = _read_box(reader, folder, limits, [message.message_id for message in host.messages], found)
     except ClawbusError as error:
         found.errors.append(f"{error.code}: {error}")
         box = BoxRows(unreadable=frozenset({Source.TRACE, Source.FINISH}))
     for message in host.messages:
-        found.runs += runs_of(message, host, box, scene)
+        found.runs += runs_of(message, host, box, context)
     return found
 
 
@@ -108,23 +112,31 @@ def _newest(reader: Reader, limit: int) -> list[sqlite3.Row]:
     return read_messages(reader, [*newest, *_open_attempts(reader)])
 
 
-def _suspects(reader: Reader) -> list[sqlite3.Row]:
-    pending = "SELECT id FROM messages_in WHERE status IS NULL OR status = 'pending' ORDER BY trigger = 0, seq LIMIT ?"
+def suspects(reader: Reader, limit: int = MAX_SUSPECTS, newest: int = _LOOK_BACK) -> list[sqlite3.Row]:
+    """Return the messages whose runs may disagree, in the order of their arrival, at most `limit` of each kind.
+
+    They are open, or have an attempt without an end, or are finished and among the `newest` (-1: all) and their history
+    does not say so.
+    """
+    pending = (
+        "SELECT id FROM messages_in WHERE status IS NULL OR status IN ('pending', 'paused')"
+        " ORDER BY trigger = 0, seq LIMIT ?"
+    )
     if "trigger" not in reader.columns("messages_in"):
         pending = pending.replace("trigger = 0, ", "")
-    ids = [row["id"] for row in reader.all(pending, (MAX_SUSPECTS,))] + _open_attempts(reader)
+    ids = [row["id"] for row in reader.all(pending, (limit,))] + _open_attempts(reader, limit)
     silent = (
-        f"SELECT id FROM (SELECT id, status FROM messages_in ORDER BY seq DESC LIMIT {_LOOK_BACK}) AS m"
+        "SELECT id FROM (SELECT id, status FROM messages_in ORDER BY seq DESC LIMIT ?) AS m"
         " WHERE status IN ('completed', 'failed', 'cancelled') AND NOT EXISTS (SELECT 1 FROM message_history AS h"
-        f" WHERE h.message_id = m.id AND h.event IN {_FINAL}) LIMIT ?"
+        " WHERE h.message_id = m.id AND h.event IN (m.status, 'migrated')) LIMIT ?"
     )
-    ids += [row["id"] for row in table_rows(reader, "message_history", silent, MAX_SUSPECTS)]
-    return read_messages(reader, ids)
+    ids += [row["id"] for row in table_rows(reader, "message_history", silent, newest, limit)]
+    return sorted(read_messages(reader, ids), key=lambda row: row["seq"] or 0)
 
 
-def _open_attempts(reader: Reader) -> list[str]:
+def _open_attempts(reader: Reader, limit: int = MAX_SUSPECTS) -> list[str]:
     sql = "SELECT message_id FROM attempts WHERE outcome IS NULL LIMIT ?"
-    return [row["message_id"] for row in table_rows(reader, "attempts", sql, MAX_SUSPECTS)]
+    return [row["message_id"] for row in table_rows(reader, "attempts", sql, limit)]
 
 
 def _cursor(reader: Reader) -> tuple[int, str] | None:
@@ -200,32 +212,32 @@ def _ending(row: sqlite3.Row) -> Ending | None:
 
 
 def _read_box(
-    folder: SessionFolder,
-    limits: ReadLimits,
-    ids: Sequence[str],
-    box: BoxRows,
-    found: RunsRead,
-    cursor: tuple[int, str] | None,
-) -> None:
+    inbound: Reader, folder: SessionFolder, limits: ReadLimits, ids: Sequence[str], found: RunsRead
+) -> BoxRows:
     found.heartbeat_at = outbound.heartbeat_at(folder)
     reader = open_outbound_copy(folder.outbox, limits)
     if reader is None:
-        return
+        return BoxRows()
     with reader:
         row = reader.one("PRAGMA user_version")
         if row is not None and int(row[0]) > VERSION:  # the host reads on; this clawbus's runner refuses the file
             found.errors.append(
                 f"{SchemaTooNewError.code}: outbound.db has schema version {row[0]}; a runner of this clawbus knows {VERSION}."
             )
-        box.acks = read_acks(reader, ids)
         found.tool = outbound.tool_in_flight(reader)
-        seen = cursor[0] if cursor is not None and cursor[1] in ("", reader.file_id) else 0
-        found.news = outbound.has_after(reader, seen)
-        if found.news and seen == 0 and reader.columns("messages_out"):
-            newest = reader.all("SELECT id FROM messages_out ORDER BY seq DESC LIMIT ?", (_NEWEST_ANSWERS,))
-            box.newest = [str(row["id"]) for row in newest]
-        if reader.columns("messages_out") and ids:
-            _read_answers(reader, frozenset(ids), box)
+        found.news = _any_news(inbound, reader)
+        return BoxRows(read_acks(reader, ids), answers_to(reader, frozenset(ids)))
+
+
+def _any_news(inbound: Reader, reader: Reader) -> bool:
+    """Whether outbound.db has rows that the host has taken no note of."""
+    cursor = _cursor(inbound)
+    seen = cursor[0] if cursor is not None and cursor[1] in ("", reader.file_id) else 0
+    news = outbound.has_after(reader, seen)
+    if not news or seen != 0 or not reader.columns("messages_out"):
+        return news
+    newest = reader.all("SELECT id FROM messages_out ORDER BY seq DESC LIMIT ?", (_NEWEST_ANSWERS,))
+    return _any_unknown(inbound, [str(row["id"]) for row in newest])
 
 
 def read_acks(reader: Reader, ids: Sequence[str]) -> dict[str, Ack]:
@@ -234,26 +246,41 @@ def read_acks(reader: Reader, ids: Sequence[str]) -> dict[str, Ack]:
     return {ack.message_id: ack if is_message_id(ack.incarnation) else replace(ack, incarnation=None) for ack in acks}
 
 
-def _read_answers(reader: Reader, ids: frozenset[str], box: BoxRows) -> None:
-    """Answers to these messages among the newest: by in_reply_to, or by the ids that an answer to several lists."""
-    newest = (
-        f"SELECT id, in_reply_to, timestamp, {_CONTENT} FROM messages_out ORDER BY seq DESC LIMIT {_NEWEST_ANSWERS}"
+def answers_to(reader: Reader, ids: frozenset[str]) -> dict[str, list[Answer]]:
+    """Return the answers to these messages, oldest first, each judged by its whole content.
+
+    They name the message in `in_reply_to`, or, one turn having answered several, in their content: those only among
+    the newest.
+    """
+    found: dict[str, dict[str, tuple[int, Answer]]] = {}
+    if not ids or not reader.columns("messages_out"):
+        return {}
+    several = (
+        "instr(content, '\"answers\"') AND seq >= coalesce((SELECT seq FROM messages_out ORDER BY seq DESC"
+        f" LIMIT 1 OFFSET {_NEWEST_ANSWERS}), 0)"
     )
-    rows = reader.all(newest)
-    if len(rows) == _NEWEST_ANSWERS:
-        for chunk in chunks(sorted(ids)):
-            older = (
-                f"SELECT id, in_reply_to, timestamp, {_CONTENT} FROM messages_out WHERE in_reply_to IN ({marks(chunk)})"
-            )
-            rows += reader.all(f"{older} LIMIT {_NEWEST_ANSWERS}", chunk)
-    known: set[tuple[str, str]] = set()
-    for row in reversed(rows):
-        content = str(row["content"])
-        named = answered_ids(content) if '"answers"' in content else frozenset[str]()
-        for message_id in ({str(row["in_reply_to"])} | named) & ids:
+    queries = [(f"in_reply_to IN ({marks(chunk)})", chunk) for chunk in chunks(sorted(ids))] + [(several, ())]
+    for where, params in queries:
+        for row in _whole_rows(reader, where, params):
+            content = row["content"] if isinstance(row["content"], str) else ""
             identity = str(row["id"])[:200]
-            if (message_id, identity) not in known:
-                known.add((message_id, identity))
-                error = error_of(content)
-                answer = Answer(identity, from_text(row["timestamp"]), error[:500] if error is not None else None)
-                box.answers.setdefault(message_id, []).append(answer)
+            for message_id in ({row["in_reply_to"]} | answered_ids(content)) & ids:
+                answers = found.setdefault(message_id, {})
+                if identity not in answers and len(answers) < _KEPT_ANSWERS:
+                    error = error_of(content)
+                    answer = Answer(identity, from_text(row["timestamp"]), error[:500] if error is not None else None)
+                    answers[identity] = row["seq"], answer
+    return {message_id: [one for _, one in sorted(answers.values(), key=lambda pair: pair[0])]
+            for message_id, answers in found.items()}  # fmt: skip
+
+
+def _whole_rows(reader: Reader, where: str, params: Sequence[str]) -> Iterator[sqlite3.Row]:
+    """Yield outbound rows with their whole content in seq order, a bounded part of them in memory at a time."""
+    sql = f"SELECT seq, id, in_reply_to, timestamp, content FROM messages_out WHERE seq > ? AND {where} ORDER BY seq LIMIT 500"
+    seq = 0
+    while rows := reader.some(sql, (seq, *params), budget=_CHARACTERS, column="content"):
+        yield from rows
+        last: object = rows[-1]["seq"]
+        if not isinstance(last, int) or last <= seq:
+            raise HostileFileError("messages_out does not give its rows in the order of their seqs.")
+        seq = last

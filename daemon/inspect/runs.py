@@ -13,9 +13,9 @@ from daemon.config.models import Config
 from daemon.config.policies import read_limits
 from daemon.core.clock import Clock
 from daemon.core.errors import AmbiguousIdError, UnknownMessageError, UnknownSessionError
-from daemon.core.run_evidence import RunRead, Scene
+from daemon.core.run_evidence import RunRead, RuntimeContext
 from daemon.inspect.central_reading import CentralSeen, Key, folder_of, incarnations_of, read_central
-from daemon.inspect.containers import RuntimeSeen, install_id_of, look_at_runtime
+from daemon.inspect.containers import RuntimeSeen, context_of, install_id_of, look_at_runtime
 from daemon.inspect.doctor import LookAtRuntime
 from daemon.inspect.reading import RunsRead, read_newest_runs, read_runs_of
 from daemon.inspect.session_reading import open_inbound, table_rows
@@ -38,11 +38,14 @@ class RunQuery:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One message's runs, and where they were found. `wanted` is the run that was asked for."""
+    """One message's runs, and where they were found. `wanted` is the run that was asked for.
+
+    `incarnations` are the session's rows in central.db, by id.
+    """
 
     key: Key
     folder: SessionFolder
-    scene: Scene
+    incarnations: Mapping[str, Mapping[str, Any]]
     runs: RunsRead
     wanted: RunRead
 
@@ -75,7 +78,8 @@ class Runs:
             folder = folder_of(self._config.data_dir, key)
             # A status may match few of the newest messages: more of them are looked at then.
             depth = query.limit if query.status is None and not query.stale else max(query.limit, 1000)
-            read = read_newest_runs(folder, depth, self._scene(key), read_limits(self._config))
+            context = self._context(key, incarnations_of(self._config.data_dir, key))
+            read = read_newest_runs(folder, depth, context, read_limits(self._config))
             errors += [{"agent": key[0], "session": key[1], "error": text} for text in read.errors]
             matching += [(key, run) for run in read.runs if _matches(run, query)]
         matching.sort(key=lambda found: found[1].at, reverse=True)
@@ -106,8 +110,8 @@ class Runs:
         return self._found(holders[0], message_id, incarnation)
 
     def _found(self, key: Key, message_id: str, incarnation: str | None) -> Found:
-        folder, scene = folder_of(self._config.data_dir, key), self._scene(key)
-        runs = read_runs_of(folder, [message_id], scene, read_limits(self._config))
+        folder, incarnations = folder_of(self._config.data_dir, key), incarnations_of(self._config.data_dir, key)
+        runs = read_runs_of(folder, [message_id], self._context(key, incarnations), read_limits(self._config))
         named = [run for run in runs.runs if incarnation is None or run.evidence.incarnation == incarnation]
         if not named:
             told = ", ".join(run.run_id for run in runs.runs) or "; ".join(runs.errors)
@@ -115,7 +119,7 @@ class Runs:
                 f"message {message_id!r} has no run in incarnation {incarnation!r}.", hint=f"Its runs: {told}."
             )
         claimed = [run for run in named if run.evidence.incarnation is not None]
-        return Found(key, folder, scene, runs, (named if named[-1].evidence.latest else claimed)[-1])
+        return Found(key, folder, incarnations, runs, (named if named[-1].evidence.latest else claimed)[-1])
 
     def _keys(self, session: Key | None) -> list[Key]:
         known = self._central.known()
@@ -128,9 +132,8 @@ class Runs:
     def _holders(self, keys: list[Key], message_id: str) -> list[Key]:
         return [key for key in keys if _has(folder_of(self._config.data_dir, key), message_id)]
 
-    def _scene(self, key: Key) -> Scene:
-        incarnations = incarnations_of(self._config.data_dir, key)
-        return Scene(self._clock.now_ms(), self._synced, self.listing.alive, incarnations)
+    def _context(self, key: Key, incarnations: Mapping[str, Mapping[str, Any]]) -> RuntimeContext:
+        return context_of(self.listing, key, incarnations, self._clock.now_ms(), synced=self._synced)
 
 
 def summary(key: Key, run: RunRead) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from daemon.core.facts import ClockFacts, Container, LiveRecord, RunFacts, SessionFacts
 from daemon.core.host_rules import CLOCK_SLACK_MS
-from daemon.core.run_evidence import Scene
+from daemon.core.run_evidence import RuntimeContext
 from daemon.inspect.reading import RunsRead
 from daemon.inspect.session_reading import Queues, open_inbound, read_queues, table_rows
 from schema.connect import Reader
@@ -41,14 +41,14 @@ def session_facts(
     live: Mapping[str, Any] | None,
     container: Container | None,
     containers: tuple[Container, ...],
-    scene: Scene,
+    context: RuntimeContext,
     runs: RunsRead,
 ) -> SessionSeen:
     """`row` is its row of sessions, None when central.db has none; `container` is the recorded one, `containers` are the unsupervised ones."""
-    queues = read_queues(folder, scene.now)
-    overdue, oldest_overdue, clock, error = _delivery_and_clock(key, folder, scene.now)
-    if runs.news and not scene.synced:
-        overdue, oldest_overdue = overdue + 1, min(_changed_at(folder) or scene.now, oldest_overdue or scene.now)
+    queues = read_queues(folder, context.now)
+    overdue, oldest_overdue, clock, error = _delivery_and_clock(key, folder, context.now)
+    if runs.news and not context.synced:
+        overdue, oldest_overdue = overdue + 1, min(_changed_at(folder) or context.now, oldest_overdue or context.now)
     values = row or {}
     example, reason = _example(queues)
     errors = tuple(dict.fromkeys(text for text in (*runs.errors, queues.error, error) if text is not None))
@@ -61,7 +61,7 @@ def session_facts(
         spawn_failures=values.get("spawn_failures") or 0,
         next_spawn_at=values.get("next_spawn_at"),
         last_spawn_error=values.get("last_spawn_error"),
-        live=_live(live, scene),
+        live=_live(live, context),
         container=container,
         containers=containers,
         journal=os.path.lexists(folder.outbox / f"{OUTBOUND_DB}-journal"),
@@ -97,7 +97,7 @@ def oldest_claim(folder: SessionFolder) -> tuple[str, int] | None:
     return (str(rows[0]["message_id"]), int(rows[0]["claimed_at"])) if rows else None
 
 
-def run_facts(runs: RunsRead, scene: Scene) -> list[RunFacts]:
+def run_facts(runs: RunsRead, context: RuntimeContext) -> list[RunFacts]:
     """Each run with the progress of its container."""
     found: list[RunFacts] = []
     for run in runs.runs:
@@ -107,7 +107,7 @@ def run_facts(runs: RunsRead, scene: Scene) -> list[RunFacts]:
             RunFacts(
                 evidence=seen,
                 verdict=run.verdict,
-                born_at=scene.born_at(seen.incarnation),
+                born_at=context.born_at(seen.incarnation),
                 heartbeat_at=runs.heartbeat_at,
                 tool=tool.name if tool is not None else None,
                 declared_ms=tool.declared_timeout_ms if tool is not None else None,
@@ -116,10 +116,10 @@ def run_facts(runs: RunsRead, scene: Scene) -> list[RunFacts]:
     return found
 
 
-def _live(row: Mapping[str, Any] | None, scene: Scene) -> LiveRecord | None:
+def _live(row: Mapping[str, Any] | None, context: RuntimeContext) -> LiveRecord | None:
     if row is None:
         return None
-    return LiveRecord(row["id"], row["container_id"], row["created_at"], row["started_at"], scene.life(row["id"]))
+    return LiveRecord(row["id"], row["container_id"], row["created_at"], row["started_at"], context.life(row["id"]))
 
 
 def _example(queues: Queues) -> tuple[str | None, str | None]:

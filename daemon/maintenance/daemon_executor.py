@@ -35,14 +35,13 @@ from daemon.core.commands import (
     Verb,
 )
 from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError
-from daemon.core.run_state import Life
+from daemon.core.run_evidence import RuntimeContext
 from daemon.core.stale_plan import Scope
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.maintenance import session_repair, stale_sweep
 from daemon.maintenance.row_verbs import change_row, operator_of
 from daemon.maintenance.session_deletion import Deletions
-from daemon.maintenance.stale_reading import Surroundings
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError
@@ -150,8 +149,8 @@ class DaemonExecutor:
         """Return {runs, left, running} of one session. Raise UnknownSessionError or what opening the files raises."""
         session = await self._sessions.get(key)
         async with session.lock:
-            around = await self._around(session)
-            work = partial(stale_sweep.preview_report, session.files, key, around, scope)
+            context = await self._context(session)
+            work = partial(stale_sweep.preview_report, session.files, key, context, scope)
             return await session.call_locked(work)
 
     async def _stale_apply(
@@ -160,9 +159,9 @@ class DaemonExecutor:
         """Swept's report. Raises what `stale_sweep.apply` raises."""
         session = await self._sessions.get(key)
         async with session.lock:
-            around = await self._around(session)
+            context = await self._context(session)
             await self._sessions.activate(session)  # before the work is written: a notice to a sender may be
-            work = partial(stale_sweep.apply, session.files, key, around, scope, operator, expected=expected)
+            work = partial(stale_sweep.apply, session.files, key, context, scope, operator, expected=expected)
             swept = await session.call_locked(work)
         self._log.warning("stale_swept", agent=key.agent, session=key.session, runs=len(swept.plan.endings),
                           backup=swept.backup.path.name if swept.backup is not None else None,
@@ -187,22 +186,17 @@ class DaemonExecutor:
         self._look(key)
         return done
 
-    async def _around(self, session: Session) -> Surroundings:
-        """With the session's lock held no container of it can start: the supervisor passes through it first."""
+    async def _context(self, session: Session) -> RuntimeContext:
+        """Return what is known of its containers. With the session's lock held none can start: the supervisor takes it first."""
         ended = await self._sessions.central(lambda registry: registry.ended_incarnations(session.key))
         slot = self._supervisor.slot(session.key)
-        knows = self._supervisor.knows
-
-        def life(incarnation: str) -> Life:
-            if slot is not None and slot.incarnation == incarnation:
-                return Life.ALIVE
-            if incarnation in ended:
-                return Life.GONE
-            return Life.GONE if knows else Life.UNKNOWN
-
-        synced = session.quarantined is None
-        return Surroundings(
-            self._clock.now_ms(), life, alive=self._supervisor.may_run(session.key), synced=synced, gone_at=ended
+        return RuntimeContext(
+            self._clock.now_ms(),
+            synced=session.quarantined is None,
+            alive=frozenset() if slot is None else frozenset({slot.incarnation}),
+            complete=self._supervisor.knows,
+            ended=ended,
+            occupied=self._supervisor.may_run(session.key),
         )
 
     # --- sessions

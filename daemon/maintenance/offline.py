@@ -6,7 +6,7 @@ they outlive a daemon. A runtime that does not answer is never taken for one wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,13 +37,12 @@ from daemon.core.errors import (
     UnknownSessionError,
 )
 from daemon.core.facts import Container
-from daemon.core.run_state import Life
+from daemon.core.run_evidence import RuntimeContext
 from daemon.inspect.central_reading import incarnations_of
-from daemon.inspect.containers import RuntimeSeen, look_at_runtime
+from daemon.inspect.containers import RuntimeSeen, context_of, look_at_runtime
 from daemon.maintenance import session_repair, stale_sweep
 from daemon.maintenance.row_verbs import change_row, operator_of
 from daemon.maintenance.session_deletion import delete_from_files
-from daemon.maintenance.stale_reading import Surroundings
 from daemon.runtimes.factory import build_runtime
 from daemon.store.data_folder import DataFolder
 from daemon.store.dead_letters import Operator
@@ -113,10 +112,10 @@ class OfflineExecutor:
                 return self._delete(key, files, operator, force=verb.force)
             case ApplyStale():
                 self._registry.activate(key, now)
-                around = self._around(key)
-                return stale_sweep.apply(files, key, around, verb.scope, operator, expected=verb.expected).report()
+                context = self._context(key)
+                return stale_sweep.apply(files, key, context, verb.scope, operator, expected=verb.expected).report()
             case PreviewStale():
-                return stale_sweep.preview_report(files, key, self._around(key), verb.scope)
+                return stale_sweep.preview_report(files, key, self._context(key), verb.scope)
             case UndoStale():
                 self._registry.activate(key, now)
                 return stale_sweep.undo(files, key, stale_sweep.found_backup(files, verb.backup), operator, now)
@@ -265,17 +264,9 @@ class OfflineExecutor:
             files.recover()  # nothing runs, by the runtime's word: as at a daemon's start
         return files
 
-    def _around(self, key: SessionKey) -> Surroundings:
-        rows: Mapping[str, Mapping[str, Any]] = incarnations_of(self._folder.root, key)
-        ended = {name: int(row["ended_at"]) for name, row in rows.items() if row.get("ended_at") is not None}
-        alive = self._listing.alive
-
-        def life(incarnation: str) -> Life:
-            if alive is not None:
-                return Life.ALIVE if incarnation in alive else Life.GONE
-            return Life.GONE if incarnation in ended else Life.UNKNOWN
-
-        return Surroundings(self._clock.now_ms(), life, alive=self._lives(key), synced=False, gone_at=ended)
+    def _context(self, key: SessionKey) -> RuntimeContext:
+        rows = incarnations_of(self._folder.root, key)
+        return context_of(self._listing, key, rows, self._clock.now_ms(), synced=False)
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from daemon.core.repair_errors import RestoreRefusedError, StaleChangedError, StaleNotVerifiedError
+from daemon.core.run_evidence import RunRead, RuntimeContext
 from daemon.core.run_state import FINISHED, RunStatus
-from daemon.core.stale_plan import SAMPLE, Ending, Plan, Scope, check_plan, plan
+from daemon.core.stale_plan import SAMPLE, Ending, Plan, Scope, Seen, check_plan, plan
+from daemon.inspect.reading import runs_over, suspects
 from daemon.maintenance.backup import Backup, Progress, back_up, restore, verify
-from daemon.maintenance.stale_reading import Surroundings, read_runs, runs_in
 from daemon.store import deliveries, messages
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
@@ -26,6 +27,7 @@ from schema.connect import Reader, Writer, open_still_reader
 from schema.rows import MessageStatus
 
 PURPOSE: Final = "pre-sweep"
+_MESSAGES: Final = 10_000  # of each kind that is looked at
 _REASONS: Final[Mapping[MessageStatus, tuple[str, str]]] = MappingProxyType(
     {
         MessageStatus.FAILED: ("AGENT_FAILED", "the agent answered with an error"),
@@ -64,15 +66,37 @@ class Swept:
         }
 
 
-def preview(files: SessionFiles, key: SessionKey, around: Surroundings, scope: Scope) -> Plan:
+def read_runs(files: SessionFiles, key: SessionKey, context: RuntimeContext) -> list[Seen]:
+    """Return every suspect run of one session, judged. Raise what opening inbound.db raises."""
+    with files.inbound() as db:
+        return _runs_in(db, files, key, context)
+
+
+def _runs_in(db: Reader, files: SessionFiles, key: SessionKey, context: RuntimeContext) -> list[Seen]:
+    """Return the runs over an open inbound.db: inside its transaction nothing changes until what follows.
+
+    For each suspect message: its latest run, and every earlier one whose attempt is open.
+    """
+    rows = suspects(db, _MESSAGES, newest=-1)
+    found = runs_over(db, rows, files.folder, context, files.limits).runs
+    return [
+        Seen(*key, run.evidence, run.verdict, context.occupied, run.message.status) for run in found if _is_open(run)
+    ]
+
+
+def _is_open(run: RunRead) -> bool:
+    return run.evidence.latest or (run.evidence.attempted and run.evidence.outcome is None)
+
+
+def preview(files: SessionFiles, key: SessionKey, context: RuntimeContext, scope: Scope) -> Plan:
     """Return what a sweep would do to one session. Raise what opening inbound.db raises."""
-    return plan(read_runs(files, key, around), scope)
+    return plan(read_runs(files, key, context), scope)
 
 
 def apply(
     files: SessionFiles,
     key: SessionKey,
-    around: Surroundings,
+    context: RuntimeContext,
     scope: Scope,
     operator: Operator,
     *,
@@ -84,19 +108,19 @@ def apply(
     Raises the typed refusals of the gates, of the backup, and of opening the files: then inbound.db is unchanged.
     StaleNotVerifiedError alone comes after the change.
     """
-    wanted = preview(files, key, around, scope)
+    wanted = preview(files, key, context, scope)
     check_plan(wanted, scope)
     _check_expected(wanted, expected)
     if not wanted.endings:
         return Swept(key, wanted, None)
-    backup = back_up(files.folder.inbound_db, around.now, purpose=PURPOSE, progress=progress)
+    backup = back_up(files.folder.inbound_db, context.now, purpose=PURPOSE, progress=progress)
     with files.inbound() as db, db.transaction():
-        again = plan(runs_in(db, files, key, around), scope)
+        again = plan(_runs_in(db, files, key, context), scope)
         if again != wanted:
             raise StaleChangedError(f"{key} changed between the preview and the sweep; nothing was written.")
         for ending in wanted.endings:
-            _end(db, ending, operator, backup, around.now)
-    sampled = _verify(files, key, around, wanted.endings)
+            _end(db, ending, operator, backup, context.now)
+    sampled = _verify(files, key, context, wanted.endings)
     return Swept(key, wanted, backup, sampled)
 
 
@@ -130,9 +154,9 @@ def found_backup(files: SessionFiles, name: str) -> Backup:
     return Backup(path, files.folder.inbound_db, 0, path.stat().st_size, verify(path))
 
 
-def preview_report(files: SessionFiles, key: SessionKey, around: Surroundings, scope: Scope) -> dict[str, Any]:
+def preview_report(files: SessionFiles, key: SessionKey, context: RuntimeContext, scope: Scope) -> dict[str, Any]:
     """Return {runs, left, running: [{run, alive}]}: the plan, and what a list shows as running and whether it is."""
-    seen = read_runs(files, key, around)
+    seen = read_runs(files, key, context)
     found = plan(seen, scope)
     running = [one for one in seen if one.verdict.listed is RunStatus.RUNNING]
     return {
@@ -187,14 +211,14 @@ def _why(status: MessageStatus, operator: Operator) -> dict[str, object]:
     return operator.detail() | ({"code": code, "reason": reason} if code else {})
 
 
-def _verify(files: SessionFiles, key: SessionKey, around: Surroundings, endings: Sequence[Ending]) -> int:
+def _verify(files: SessionFiles, key: SessionKey, context: RuntimeContext, endings: Sequence[Ending]) -> int:
     """Check that sampled runs read as ended and no swept one is running or stale. Return the sample's size."""
     sample = endings[:SAMPLE]
     with files.inbound() as db:
         for ending in sample:
             _check_terminal(db, ending)
         swept = {ending.run_id for ending in endings}
-        left = [one.run_id for one in runs_in(db, files, key, around) if one.run_id in swept and one.verdict.stale]
+        left = [one.run_id for one in _runs_in(db, files, key, context) if one.run_id in swept and one.verdict.stale]
     if left:
         raise StaleNotVerifiedError(f"{', '.join(left[:3])} of {key} still read as stale.")
     return len(sample)

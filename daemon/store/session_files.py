@@ -29,7 +29,6 @@ from schema.errors import FileBusyError, StorageError, UnusableFileError
 from schema.layout import OUTBOUND_DB, OUTBOX_FILES, SessionFolder
 from schema.migrate import Role
 from schema.os_faults import file_error, host_error, in_own_folder
-from schema.outbound_copy import open_outbound_copy
 from schema.plain_file import lies_there
 
 _PROBE_MS: Final = 200
@@ -47,7 +46,7 @@ class SessionFiles:
         self, root: Path, limits: ReadLimits, owner: tuple[int, int] | None = None, kept: KeptFiles | None = None
     ) -> None:
         self.folder = SessionFolder(root)
-        self._limits = limits
+        self.limits = limits
         self._owner = owner
         self._kept = kept
         self._inbound = self.folder.inbound_db
@@ -165,17 +164,7 @@ class SessionFiles:
     @contextmanager
     def outbound(self) -> Generator[Reader | None]:
         """Open the container's file read-only, as hostile input; yield None while the runner has not made it."""
-        reader = open_outbound_reader(self.folder.outbox, self._limits)
-        if reader is None:
-            yield None
-            return
-        with reader:
-            yield reader
-
-    @contextmanager
-    def outbound_copy(self) -> Generator[Reader | None]:
-        """Open a copy of the container's file that takes no lock: a report must not fail a runner's commit."""
-        reader = open_outbound_copy(self.folder.outbox, self._limits)
+        reader = open_outbound_reader(self.folder.outbox, self.limits)
         if reader is None:
             yield None
             return
@@ -192,7 +181,7 @@ class SessionFiles:
 
     def recover(self) -> bool:
         """Roll back what a dead container left half written. Only after its confirmed exit. True if there was any."""
-        return recover_outbound_journal(self.folder.outbox, self._limits)
+        return recover_outbound_journal(self.folder.outbox, self.limits)
 
     def outbound_mark(self) -> tuple[int, int] | None:
         """(mtime in ns, size) of outbound.db: cheap evidence that it changed."""

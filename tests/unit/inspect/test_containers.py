@@ -68,7 +68,7 @@ def test_a_sweep_with_the_wrong_configuration_ends_and_recovers_nothing(world: F
     (world.root / "install-id").write_text(str(world.registry.install_id(NOW)) + "\n", encoding="ascii")
     with offline_executor(config(world, "process"), SystemClock(), recover=True) as access:
         report = access.execute(PreviewStale(*key, older_than_ms=MIN_OLDER_THAN_MS, max_runs=1))
-        assert access._around(key).alive, "what may take a message is not gone because nobody was asked"
+        assert access._context(key).occupied, "what may take a message is not gone because nobody was asked"
     assert report["runs"] == []
     assert [one["life"] for one in report["running"]] == ["unknown"]
     assert session.files.has_journal(), "its writer may live"

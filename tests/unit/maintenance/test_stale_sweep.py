@@ -24,11 +24,10 @@ from daemon.core.repair_errors import (
     StaleNotVerifiedError,
     StaleScopeTooBroadError,
 )
-from daemon.core.run_state import Life
+from daemon.core.run_evidence import RuntimeContext
 from daemon.core.stale_plan import Gate, Scope
 from daemon.maintenance import backup as backups
 from daemon.maintenance import stale_sweep
-from daemon.maintenance.stale_reading import Surroundings
 from daemon.store.dead_letters import Operator
 from daemon.store.messages import note_claim
 from daemon.store.registry import SessionKey
@@ -41,7 +40,7 @@ KEY: Final = SessionKey("echo", "s")
 OLD: Final = NOW - 3_600_000
 SCOPE: Final = Scope(session=KEY)
 WHO: Final = Operator("root", "three at night")
-GONE: Final = Surroundings(NOW, lambda _: Life.GONE)
+GONE: Final = RuntimeContext(NOW, synced=False)
 
 
 @pytest.fixture
@@ -63,8 +62,8 @@ def finished(world: SessionWorld, message_id: str, status: str = "completed", *,
     world.ack(status, message_id, by="I1")
 
 
-def apply(world: SessionWorld, scope: Scope = SCOPE, around: Surroundings = GONE, **more: Any) -> stale_sweep.Swept:
-    return stale_sweep.apply(world.files, KEY, around, scope, WHO, **more)
+def apply(world: SessionWorld, scope: Scope = SCOPE, context: RuntimeContext = GONE, **more: Any) -> stale_sweep.Swept:
+    return stale_sweep.apply(world.files, KEY, context, scope, WHO, **more)
 
 
 def unchanged(world: SessionWorld, work: Callable[[], object], error: type[BaseException]) -> BaseException:
@@ -190,15 +189,15 @@ def test_a_live_run_stops_the_sweep(world: SessionWorld) -> None:
     world.change("DELETE FROM attempts")
     world.change("INSERT INTO attempts(message_id, incarnation, claimed_at) VALUES ('done', 'I0', 1)")
     claimed(world, "ghost", by="I1")
-    living = Surroundings(NOW, lambda one: Life.GONE if one == "I1" else Life.ALIVE, alive=True)
-    unchanged(world, lambda: apply(world, around=living), StaleAliveError)
+    living = RuntimeContext(NOW, synced=False, alive=frozenset({"I0"}), occupied=True)
+    unchanged(world, lambda: apply(world, context=living), StaleAliveError)
 
 
 def test_a_run_whose_life_is_unknown_stops_the_sweep(world: SessionWorld) -> None:
     claimed(world, "m")
     world.change("UPDATE attempts SET claimed_at = 1")
     world.unclaim("m")
-    unknown = Surroundings(NOW, lambda _: Life.UNKNOWN)
+    unknown = RuntimeContext(NOW, synced=False, complete=False)
     found = stale_sweep.preview(world.files, KEY, unknown, SCOPE)
     assert found.endings == ()
 
@@ -326,10 +325,9 @@ def test_another_program_s_database_is_refused_and_gets_no_table_of_ours(world: 
 DIES = """
 import os, signal, sys
 from pathlib import Path
-from daemon.core.run_state import Life
+from daemon.core.run_evidence import RuntimeContext
 from daemon.maintenance import stale_sweep
 from daemon.core.stale_plan import Scope
-from daemon.maintenance.stale_reading import Surroundings
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
@@ -356,7 +354,7 @@ def killed_verify(*arguments):
 stale_sweep._end, stale_sweep._verify = killed_end, killed_verify
 key = SessionKey("echo", "s")
 stale_sweep.apply(
-    SessionFiles(root, ReadLimits()), key, Surroundings(now, lambda _: Life.GONE), Scope(session=key),
+    SessionFiles(root, ReadLimits()), key, RuntimeContext(now, synced=False), Scope(session=key),
     Operator("root", "killed"), progress=lambda step, done, total: die(step if done < total else f"{step} done"),
 )
 """
