@@ -1,8 +1,9 @@
-# `make help` lists the targets. Everything runs in .venv, which is made from the locks on first use.
+# `make help` lists the targets. What runs clawbus runs in .venv-run (70 MB), what works on it in .venv (600 MB: the tests, the
+# type checker, the plots). Each is made from the locks on first use.
 #
 #   make test ARGS="-k sweep"        more arguments for pytest
 #   make demo RUNTIME=docker         the demo in containers (BASE_IMAGE=... to build on another image)
-#   make test PYTHON=python3.13      another interpreter; .venv is made anew when it differs
+#   make test PYTHON=python3.13      another interpreter; the environment is made anew when it differs
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -21,37 +22,37 @@ UPGRADE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
-# Errors only: a note about somebody's package index is not ours to print.
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+RUN_VENV := .venv-run
+RUN_BIN := $(RUN_VENV)/bin
+RUN_STAMP := $(RUN_VENV)/.made
 # Only `make lock` needs it, in an environment of its own.
 UV := uv==0.13.8
 
-# An interpreter that was asked for by name wins over the one .venv was made with; without asking, .venv stays as it is.
+# An interpreter that was asked for by name wins over the one an environment was made with; without asking, it stays as it is.
 ifneq ($(origin PYTHON),file)
-ifneq ($(shell cat $(STAMP) 2>/dev/null),$(PYTHON))
-.PHONY: $(STAMP)
-endif
+.PHONY: $(foreach stamp,$(STAMP) $(RUN_STAMP),$(if $(filter-out $(PYTHON),$(shell cat $(stamp) 2>/dev/null || echo none)),$(stamp)))
 endif
 
-.PHONY: help demo test unit soak lint fmt types bench lock venv clean
+.PHONY: help demo clawbus test unit soak lint fmt types bench lock venv clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=$$'\t' read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
 
 $(STAMP): locks/dev.txt locks/build.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] < (3, 15) else "clawbus needs Python 3.11 to 3.14; this is %d.%d. Name another one: make PYTHON=python3.13 ..." % sys.version_info[:2])'
-	@echo "making $(VENV) with $(PYTHON) from the locks"
-	@rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --require-hashes --only-binary :all: -r locks/dev.txt
-	@$(PIP) install --require-hashes --only-binary :all: -r locks/build.txt
-	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@locks/make-venv $(VENV) '$(PYTHON)' locks/dev.txt
 	@printf '%s' '$(PYTHON)' > $@
 
-venv: $(STAMP) ## make .venv, when a lock or pyproject.toml changed
+$(RUN_STAMP): locks/runtime.txt locks/build.txt pyproject.toml
+	@locks/make-venv $(RUN_VENV) '$(PYTHON)' locks/runtime.txt
+	@printf '%s' '$(PYTHON)' > $@
 
-demo: $(STAMP) ## the whole bus in a temporary folder, one agent killed in mid-turn, nothing lost
-	@RUNTIME='$(RUNTIME)' BASE_IMAGE='$(BASE_IMAGE)' $(BIN)/python -m demo $(ARGS)
+demo: $(RUN_STAMP) ## the whole bus in a temporary folder, one agent killed in mid-turn, nothing lost
+	@RUNTIME='$(RUNTIME)' BASE_IMAGE='$(BASE_IMAGE)' $(RUN_BIN)/python -m demo $(ARGS)
+
+clawbus: $(RUN_STAMP) ## the command .venv-run/bin/clawbus, without the developers' tools
+	@echo 'to have it on the path of this shell: export PATH="$(CURDIR)/$(RUN_BIN):$$PATH"'
+
+venv: $(STAMP) ## .venv with the developers' tools, when a lock or pyproject.toml changed
 
 test: $(STAMP) ## the tests (ARGS="-k name")
 	@$(BIN)/pytest $(ARGS)
@@ -88,6 +89,6 @@ lock: ## write the locks anew from pyproject.toml (UPGRADE=1 moves the pins)
 	compile pyproject.toml --extra otel --constraint locks/runtime.txt --output-file locks/otel.txt; \
 	compile pyproject.toml --extra otel --group dev --group bench --constraint locks/otel.txt --constraint locks/runtime.txt --constraint locks/build.txt --output-file locks/dev.txt
 
-clean: ## remove what the other targets made, .venv too
-	@rm -rf $(VENV) build dist demo-data bench/out .pytest_cache .ruff_cache .hypothesis
+clean: ## remove what the other targets made, .venv and .venv-run too
+	@rm -rf $(VENV) $(RUN_VENV) build dist demo-data bench/out .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -54,21 +54,23 @@ class Play:
 
     def perform(self) -> int:
         """All of it; returns the exit code."""
+        self._say(f"starting  a daemon in {self._stage.root}, runtime {self._stage.runtime}")
         pid = self._stage.start()
-        self._say(f"daemon {pid} is ready, runtime {self._stage.runtime}")
+        self._say(f"ready     daemon {pid}")
         with httpx.Client(timeout=30, trust_env=False) as http, self._stage.client() as client:
             for number in (1, 2, 3):
                 self._send_local(ECHO, f"hello-{number % 2}", f"greeting {number}")
-                self._look(client, 0)
+            self._say(f"accepted  3 greetings over local, for {ECHO}")
             for number in (1, 2, 3):
                 self._send_webhook(http, f"order {number}")
-                self._look(client, 0)
+            self._say(f"accepted  3 orders over webhook, for {WORKER}")
             doomed = self._send_local(WORKER, KILLED_SESSION, "slow report")
+            self._say(f'accepted  "slow report" over local, for {WORKER}')
             incarnation, at = kill_in_mid_turn(self._stage, WORKER, KILLED_SESSION, doomed, self._timeout_s)
             self._say(f'killed    container {short(incarnation)} with SIGKILL while it worked on "slow report"')
-            self._look(client, 0)
             self._send_local(WORKER, KILLED_SESSION, "a question while it is down")
             self._send_webhook(http, "order 4")
+            self._say("accepted  a question and an order while it is down")
             self._await_answers(client)
         return self._conclude(doomed, incarnation, at)
 
@@ -77,23 +79,25 @@ class Play:
 
     def _send_local(self, agent: str, session: str, text: str) -> str:
         message_id = send_local(self._stage, agent, session, text)
-        self._accepted(message_id, "local", text, f"{agent}/{session}")
+        self._accepted(message_id, "local", text)
         return message_id
 
     def _send_webhook(self, http: httpx.Client, text: str) -> None:
         message_id = send_webhook(http, self._setting, f"demo-{text.replace(' ', '-')}", text)
-        self._accepted(message_id, "webhook", text, f"{WORKER}/orders")
+        self._accepted(message_id, "webhook", text)
 
-    def _accepted(self, message_id: str, channel: str, text: str, session: str) -> None:
+    def _accepted(self, message_id: str, channel: str, text: str) -> None:
         self._ledger.accept(message_id, channel)
         self._names[message_id] = text
-        self._say(f'accepted  "{text}" over {channel}, for {session}')
 
     def _await_answers(self, client: ControlClient) -> None:
         """Until nothing is missing or the time is over. Both ways of waiting are woken by what they wait for."""
         deadline = time.monotonic() + self._timeout_s
         while self._ledger.missing() and time.monotonic() < deadline:
+            before = len(self._ledger.answers)
             self._look(client, LOOK_S)
+            if len(self._ledger.answers) > before:
+                self._say(f"answered  {len(self._ledger.answers)} of {len(self._ledger.accepted)}")
 
     def _look(self, client: ControlClient, wait_s: float) -> None:
         if self._ledger.missing("local"):
@@ -104,16 +108,12 @@ class Play:
     def _read_mailbox(self, client: ControlClient, wait_s: float) -> None:
         for entry in client.read_mailbox(MAILBOX, self._cursor, 100, wait_s):
             self._cursor = entry.cursor
-            self._answered(answered_ids(entry.in_reply_to, json.loads(entry.content)), "local")
+            self._ledger.answer(answered_ids(entry.in_reply_to, json.loads(entry.content)))
 
     def _read_receiver(self, wait_s: float) -> None:
         for answer in self._receiver.wait_new(self._heard, wait_s):
             self._heard += 1
-            self._answered(answered_ids(answer.get("in_reply_to"), answer["content"]), "webhook")
-
-    def _answered(self, message_ids: frozenset[str], channel: str) -> None:
-        for message_id in self._ledger.answer(sorted(message_ids)):
-            self._say(f'answered  "{self._names[message_id]}" over {channel}')
+            self._ledger.answer(answered_ids(answer.get("in_reply_to"), answer["content"]))
 
     def _story(self, doomed: str, incarnation: str, at: int) -> list[Row]:
         """The life of the killed message, once it is whole: the receipt is written a moment after the answer is there."""
@@ -133,9 +133,10 @@ class Play:
 
     def _conclude(self, doomed: str, incarnation: str, at: int) -> int:
         rows = self._story(doomed, incarnation, at)
-        console = Console(width=None if sys.stdout.isatty() else 110)
+        console = Console(width=None if sys.stdout.isatty() else 80)
         console.print()
         console.print(table_of(f'The life of "slow report" ({doomed})', rows))
+        print(f"The demo ends its daemon and its agents. To remove what stays: {self._stage.clean_up()}")
         gaps = check_story(rows)
         for message_id in self._ledger.missing():
             print(f'lost: "{self._names[message_id]}" ({message_id})')

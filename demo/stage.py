@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
 
 from daemon.api.client import ControlClient
+from daemon.config.models import DEFAULT_IMAGE
 from daemon.core.clock import SystemClock
 from daemon.core.commands import KillSession
 from daemon.inspect.reports import session_report, status_report
@@ -123,6 +124,15 @@ class Stage:
         with suppress(OSError):
             return "\n".join(self._stderr.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
         return ""
+
+    def clean_up(self) -> str:
+        """The commands that remove what stays after `close`, on one line."""
+        steps = ["make clean"]
+        if self.runtime == "docker":
+            steps.insert(0, f"docker image rm {DEFAULT_IMAGE}")
+        if self._keep:
+            steps.insert(0, f"rm -r {self.root}")
+        return " && ".join(steps)
 
     def close(self) -> None:
         """End the agents, the daemon and what is left of either; then remove the folder, unless it is to be kept."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 from rich import box
 from rich.table import Table
 
-from schema.instants import to_text
+from schema.instants import from_text
 
 # What the history calls it -> what a reader of the demo calls it. What is not here is shown under its own name.
 _NAMES: Final[Mapping[str, str]] = MappingProxyType(
@@ -80,13 +80,11 @@ def check_story(rows: Sequence[Row]) -> list[str]:
 def table_of(title: str, rows: Sequence[Row]) -> Table:
     """For a terminal."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("time (UTC)")
     table.add_column("after", justify="right")
     table.add_column("what")
     table.add_column("which", overflow="fold")
     for row in rows:
-        after = (row.at - rows[0].at) / 1000
-        table.add_row(to_text(row.at)[11:23], f"{after:.3f} s", row.event, row.detail)
+        table.add_row(f"{(row.at - rows[0].at) / 1000:.3f} s", row.event, row.detail)
     return table
 
 
@@ -98,14 +96,15 @@ def short(incarnation: str) -> str:
 def _life_row(event: Mapping[str, Any]) -> Row:
     detail: Mapping[str, Any] = event.get("detail") or {}
     parts: list[str] = []
-    if detail.get("incarnation"):
+    if detail.get("incarnation") and detail.get("tries") is None:
         parts.append(f"container {short(str(detail['incarnation']))}")
     if detail.get("from"):
         parts.append(f"from {detail['from']}")
     if detail.get("tries") is not None:
         parts.append(f"try {detail['tries']} used")
-    if detail.get("process_after"):
-        parts.append(f"not before {str(detail['process_after'])[11:23]}")
+    again = from_text(detail.get("process_after"))
+    if again is not None:
+        parts.append(f"the next after {(again - int(event['at'])) / 1000:g} s")
     if detail.get("text"):
         parts.append(f'"{detail["text"]}"')
     return Row(int(event["at"]), _NAMES.get(event["event"], str(event["event"])), ", ".join(parts))

@@ -1,6 +1,8 @@
 """The parts of the demo: its count, its story, its receiver, its agent, and what it ends of its own."""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from rich.console import Console
 
 from daemon.config.models import load_config
 from daemon.runtimes.process_table import boot_id, read_stat
@@ -18,7 +21,8 @@ from demo.leftovers import end_processes, leader_of
 from demo.receiver import Receiver, sign
 from demo.setting import Setting
 from demo.stage import DemoFailed, Stage, poll
-from demo.story import check_story, rows_of
+from demo.story import check_story, rows_of, table_of
+from schema.instants import to_text
 
 AGENT: Final = Path(agent.__file__)
 
@@ -133,6 +137,36 @@ def test_the_configuration_is_one(runtime: str, python: str) -> None:
         assert (stage.data / "agents" / "worker" / "agent.py").read_text() == AGENT.read_text()
         assert "secret" not in repr(Setting(port=1, reply_url="x"))
     assert not stage.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("runtime", "keep", "commands"),
+    [
+        ("process", False, ["make clean"]),
+        ("docker", False, ["docker image rm clawbus-runner:latest", "make clean"]),
+        ("process", True, ["rm -r {root}", "make clean"]),
+    ],
+)
+def test_it_says_how_to_clean_up(runtime: str, keep: bool, commands: list[str]) -> None:
+    stage = Stage(runtime, keep=keep)
+    with stage:
+        assert stage.clean_up().split(" && ") == [one.format(root=stage.root) for one in commands]
+    assert stage.root.exists() is keep
+    shutil.rmtree(stage.root, ignore_errors=True)
+
+
+def test_the_story_fits_into_80_columns() -> None:
+    late: dict[str, Any] = {
+        "at": 1700,
+        "event": "retry_scheduled",
+        "detail": {"incarnation": "FIRST-000001", "tries": 1},
+    }
+    late["detail"]["process_after"] = to_text(2200)
+    rows = rows_of([*LIFE, late], INCARNATIONS, 1600, "FIRST-000001")
+    assert any(row.detail == "try 1 used, the next after 0.5 s" for row in rows)
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(table_of('The life of "slow report" (01M8GQ2WPKR996YY6759X8K0H2)', rows))
+    assert max(len(line.rstrip()) for line in console.export_text().splitlines()) <= 80
 
 
 def test_polling_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
