@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 
 from daemon.cli.command import Invocation, add, add_group
-from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
+from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.names import pair
-from daemon.cli.operator import ReasonOption, SessionScope, user
+from daemon.cli.operator import ReasonOption, SessionScope, carry_out, user
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import one_word
 from daemon.core.commands import DropDead, RequeueDead
-from daemon.core.errors import AmbiguousIdError, DaemonDownError, DaemonSilentError, UnknownMessageError
-from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,25 +212,14 @@ def _by_arrival(invocation: Invocation, letters: list[str], scope: tuple[str, st
 
 
 def _repair(invocation: Invocation, action: str, chosen: _Chosen, reason: str | None) -> Outcome:
-    """Work on each letter by itself: what is refused is reported, and the others are done."""
-    from daemon.cli.executor import executor  # noqa: PLC0415
-
-    done: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
-    problem: Problem | None = None
+    """Carry out the action on each letter."""
     verb = RequeueDead if action == "requeue" else DropDead
-    with executor(invocation) as found:
-        for scope, letter in chosen.letters:
-            try:
-                named = scope or _find(invocation, letter)
-                closed = found.execute(verb(*named, by=user(), reason=reason, id=letter))
-                done.append({"agent": named[0], "session": named[1], **closed})
-            except (DaemonDownError, DaemonSilentError):
-                raise
-            except ClawbusError as error:
-                problem = problem or problem_of(error)
-                code = problem_of(error).code
-                refused.append({"id": letter, "error": {"code": code, "message": str(error)}, "fix": error.hint})
+    done, refused, problem = carry_out(
+        invocation,
+        lambda key, letter: verb(*key, by=user(), reason=reason, id=letter),
+        chosen.letters,
+        lambda letter: _find(invocation, letter),
+    )
     result = {
         "done": done, "refused": refused, "left": chosen.left, "not_examined": chosen.not_examined,
         "errors": list(chosen.errors),
@@ -248,23 +235,15 @@ def _find(invocation: Invocation, letter: str) -> tuple[str, str]:
         lambda client: client.dead_letters(letter_id=letter),
         lambda: _reports().dead_letters_report(invocation.config.data_dir, SystemClock(), letter_id=letter),
     )
-    return _only(report, letter)
+    from daemon.inspect.finding import the_only  # noqa: PLC0415
 
-
-def _only(report: Mapping[str, Any], letter: str) -> tuple[str, str]:
-    """Return the session that has this dead letter. Raise UnknownMessageError, or AmbiguousIdError for several."""
-    found = sorted({(one["agent"], one["session"]) for one in report["letters"]})
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join("/".join(one) for one in found)
-        raise AmbiguousIdError(f"several sessions have a dead letter {letter!r}: {names}.")
-    unseen = " in the sessions that could be looked at" if report["not_examined"] or report["errors"] else ""
-    raise UnknownMessageError(
-        f"there is no open dead letter {letter!r}{unseen}.",
-        hint="`clawbus dead list` lists them, `clawbus delivery list` answers that are still tried; with --session AGENT/SESSION also one"
-        " that was dealt with is found.",
+    hint = (
+        "`clawbus dead list` lists them, `clawbus delivery list` answers that are still tried; with --session"
+        " AGENT/SESSION also one that was dealt with is found."
     )
+    unread = report["not_examined"] + len(report["errors"])
+    found = [(one["agent"], one["session"]) for one in report["letters"]]
+    return the_only(found, "an open dead letter", letter, unread=unread, hint=hint)
 
 
 def _read(invocation: Invocation, ask: Callable[[ControlClient], T], look: Callable[[], T]) -> tuple[T, str]:

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from daemon.cli.command import Invocation, add, add_group
-from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
+from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import pair
-from daemon.cli.operator import ReasonOption, SessionScope, user
+from daemon.cli.operator import ReasonOption, SessionScope, carry_out, user
 from daemon.core.clock import SystemClock
 from daemon.core.commands import DropAnswer, RetryAnswer
-from daemon.core.errors import AmbiguousIdError, DaemonDownError, DaemonSilentError, UnknownMessageError
-from schema.errors import ClawbusError
 from schema.rows import DeliveryState
 
 if TYPE_CHECKING:
@@ -110,25 +108,14 @@ def _report(invocation: Invocation, session: str | None, limit: int, letter: str
 def _repair(
     invocation: Invocation, action: str, answers: Sequence[str], session: str | None, reason: str | None
 ) -> Outcome:
-    """Each id on its own: what is refused is told, and the others are done. Without ids: every failing one."""
-    from daemon.cli.executor import executor  # noqa: PLC0415
-
-    done: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
-    problem: Problem | None = None
+    """Carry out the action on each answer; without ids on every failing one."""
     verb = RetryAnswer if action == "retry" else DropAnswer
-    with executor(invocation) as found:
-        for key, answer in _chosen(invocation, answers, session):
-            try:
-                named = key or _only(_report(invocation, None, _ALL, answer), answer)
-                result = found.execute(verb(*named, by=user(), reason=reason, id=answer))
-                done.append({"agent": named[0], "session": named[1], **result})
-            except (DaemonDownError, DaemonSilentError):
-                raise
-            except ClawbusError as error:
-                problem = problem or problem_of(error)
-                code = problem_of(error).code
-                refused.append({"id": answer, "error": {"code": code, "message": str(error)}, "fix": error.hint})
+    done, refused, problem = carry_out(
+        invocation,
+        lambda key, answer: verb(*key, by=user(), reason=reason, id=answer),
+        _chosen(invocation, answers, session),
+        lambda answer: _find(invocation, answer),
+    )
     steps = (NextAction("clawbus delivery list", "what is still on its way"),)
     result = {"done": done, "refused": refused}
     return Outcome(result, lambda console: _show_repairs(console, action, done, refused), steps, problem)
@@ -144,20 +131,15 @@ def _chosen(
     return [((one["agent"], one["session"]), one["id"]) for one in found if one["state"] == DeliveryState.RETRYING]
 
 
-def _only(report: Mapping[str, Any], answer: str) -> tuple[str, str]:
-    """Return the session that has this answer. Raise UnknownMessageError, or AmbiguousIdError for several."""
-    found = sorted({(one["agent"], one["session"]) for one in report["answers"]})
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join("/".join(one) for one in found)
-        raise AmbiguousIdError(
-            f"several sessions have an answer {answer!r}: {names}.", hint="Name the one you mean with --session."
-        )
-    raise UnknownMessageError(
-        f"no session has an answer {answer!r} on its way.",
-        hint="`clawbus delivery list` lists them, `clawbus dead list` what was given up.",
-    )
+def _find(invocation: Invocation, answer: str) -> tuple[str, str]:
+    """Return the only session that has this answer. Raise UnknownMessageError, AmbiguousIdError."""
+    from daemon.inspect.finding import the_only  # noqa: PLC0415
+
+    report = _report(invocation, None, _ALL, answer)
+    hint = "`clawbus delivery list` lists them, `clawbus dead list` what was given up."
+    unread = report["not_examined"] + len(report["errors"])
+    found = [(one["agent"], one["session"]) for one in report["answers"]]
+    return the_only(found, "an answer on its way", answer, unread=unread, hint=hint)
 
 
 def _typed(answer: Mapping[str, Any]) -> str:

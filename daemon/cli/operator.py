@@ -1,16 +1,20 @@
-"""Who asks for a repair, for the history; and the session that a message belongs to."""
+"""What the operator's commands share: who asks, for the history; the session of an id; a verb carried out on several rows."""
 
 from __future__ import annotations
 
 import os
 import pwd
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
 
 import typer
 
 from daemon.cli.command import Invocation
+from daemon.cli.envelope import Problem, problem_of
 from daemon.cli.names import pair
-from daemon.core.errors import AmbiguousIdError, UnknownMessageError
+from daemon.core.commands import RowVerb
+from daemon.core.errors import DaemonDownError, DaemonSilentError
+from schema.errors import ClawbusError
 
 ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; goes into the history.")]
 SessionScope = Annotated[
@@ -29,30 +33,41 @@ def user() -> str:
 
 
 def session_of(invocation: Invocation, message_id: str, session: str | None) -> tuple[str, str]:
-    """Return the session of a message: the named one, or the only one that has it. Raise UnknownMessageError."""
+    """Return the session of a message: the named one, or the only one that has it. Raise UnknownMessageError, AmbiguousIdError."""
     if session is not None:
         return pair(session, None)
-    from daemon.inspect.session_reading import open_inbound  # noqa: PLC0415
-    from daemon.store.data_folder import Layout  # noqa: PLC0415
-    from daemon.store.rebuild import found_sessions  # noqa: PLC0415
-    from schema.errors import ClawbusError  # noqa: PLC0415
-    from schema.ids import session_path  # noqa: PLC0415
-    from schema.layout import SessionFolder  # noqa: PLC0415
+    from daemon.inspect.central_reading import read_central  # noqa: PLC0415
+    from daemon.inspect.finding import sessions_with, the_only  # noqa: PLC0415
 
-    sessions_dir = Layout(invocation.config.data_dir).sessions_dir
-    found: list[tuple[str, str]] = []
-    unread = 0
-    for key in sorted(found_sessions(sessions_dir)):
-        try:
-            with open_inbound(SessionFolder(session_path(sessions_dir, *key))) as db:
-                if db.one("SELECT 1 FROM messages_in WHERE id = ?", (message_id,)) is not None:
-                    found.append(key)
-        except ClawbusError:
-            unread += 1
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join("/".join(one) for one in found)
-        raise AmbiguousIdError(f"several sessions have a message {message_id!r}: {names}.")
-    unseen = f"; {unread} sessions could not be read" if unread else ""
-    raise UnknownMessageError(f"no session has a message {message_id!r}{unseen}.")
+    data_dir = invocation.config.data_dir
+    found, unread = sessions_with(data_dir, read_central(data_dir).known(), message_id)
+    return the_only(found, "a message", message_id, unread=unread)
+
+
+def carry_out(
+    invocation: Invocation,
+    verb: Callable[[tuple[str, str], str], RowVerb],
+    chosen: Iterable[tuple[tuple[str, str] | None, str]],
+    find: Callable[[str], tuple[str, str]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Problem | None]:
+    """Carry out a verb on each row, by (session or None, id): what is refused is reported, and the others are done.
+
+    Returns what was done, what was refused, and the first refusal's problem. `find` finds the session of an id.
+    """
+    from daemon.cli.executor import executor  # noqa: PLC0415
+
+    done: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
+    problem: Problem | None = None
+    with executor(invocation) as found:
+        for scope, identity in chosen:
+            try:
+                named = scope or find(identity)
+                done.append({"agent": named[0], "session": named[1], **found.execute(verb(named, identity))})
+            except (DaemonDownError, DaemonSilentError):
+                raise
+            except ClawbusError as error:
+                this = problem_of(error)
+                problem = problem or this
+                refused.append({"id": identity, "error": {"code": this.code, "message": str(error)}, "fix": error.hint})
+    return done, refused, problem

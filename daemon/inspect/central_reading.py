@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from daemon.core.errors import DataFolderError
+from daemon.inspect.session_reading import open_current
 from daemon.store.data_folder import Layout, check_ours
 from daemon.store.rebuild import is_session
-from schema.connect import Reader, open_reader
+from schema.connect import Reader
 from schema.errors import ClawbusError, SchemaTooNewError
 from schema.ids import check_name, check_session, session_of_folder, session_path
 from schema.layout import SessionFolder
-from schema.migrate import VERSION
 
 MAX_SESSIONS: Final = 20_000
 _INCARNATIONS: Final = 500
@@ -55,7 +55,7 @@ def read_central(data_dir: Path) -> CentralSeen:
         seen.missing = True
     else:
         try:
-            with _open(path) as reader:
+            with open_current(path) as reader:
                 _read(reader, seen)
         except SchemaTooNewError:
             raise
@@ -76,7 +76,7 @@ def incarnations_of(data_dir: Path, key: Key) -> dict[str, Mapping[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        with _open(path) as reader:
+        with open_current(path) as reader:
             rows = reader.all(
                 "SELECT * FROM incarnations WHERE agent = ? AND session = ? ORDER BY created_at DESC LIMIT ?",
                 (*key, _INCARNATIONS),
@@ -92,7 +92,7 @@ def read_install_id(data_dir: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        with _open(path) as reader:
+        with open_current(path) as reader:
             row = reader.one("SELECT install_id FROM install WHERE id = 1")
     except ClawbusError:
         return None
@@ -105,7 +105,7 @@ def live_runtimes(data_dir: Path) -> frozenset[str]:
     if not path.is_file():
         return frozenset()
     try:
-        with _open(path) as reader:
+        with open_current(path) as reader:
             return frozenset(
                 row[0] for row in reader.all("SELECT DISTINCT runtime FROM incarnations WHERE ended_at IS NULL")
             )
@@ -122,7 +122,7 @@ def live_containers(data_dir: Path, runtime: str) -> frozenset[str | None]:
     if not path.is_file():
         return frozenset()
     try:
-        with _open(path) as reader:
+        with open_current(path) as reader:
             rows = reader.all(
                 "SELECT container_id FROM incarnations WHERE ended_at IS NULL AND runtime = ?", (runtime,)
             )
@@ -148,19 +148,6 @@ def folder_of(data_dir: Path, key: Key) -> SessionFolder:
     return SessionFolder(
         session_path(Layout(data_dir).sessions_dir, check_name("agent", key[0]), check_session(key[1]))
     )
-
-
-def _open(path: Path) -> Reader:
-    reader = open_reader(path)
-    try:
-        row = reader.one("PRAGMA user_version")
-    except ClawbusError:
-        reader.close()
-        raise
-    if row is not None and int(row[0]) > VERSION:
-        reader.close()
-        raise SchemaTooNewError(f"{path} has schema version {row[0]}; this clawbus knows {VERSION}.")
-    return reader
 
 
 def _read(reader: Reader, seen: CentralSeen) -> None:

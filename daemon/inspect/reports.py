@@ -20,17 +20,16 @@ from daemon.core.errors import DataFolderError, RegistryGoneError, UnknownMessag
 from daemon.inspect.answer_reading import read_open_answers
 from daemon.inspect.dead_reading import Wanted, in_order_of_arrival, read_dead_letter, read_dead_letters
 from daemon.inspect.explain import explain, held_up, state_of
-from daemon.inspect.session_reading import Queues, open_inbound, read_detail, read_life, read_queues
+from daemon.inspect.session_reading import Queues, open_current, open_inbound, read_detail, read_life, read_queues
 from daemon.store.data_folder import Layout
 from daemon.store.install import InstallFile
 from daemon.store.mailbox import MailboxEntry, read_mailbox
 from daemon.store.pruned import read as read_pruned
 from daemon.store.rebuild import REMAKE_HINT, found_sessions, is_session
-from schema.connect import Reader, ReadLimits, open_reader
-from schema.errors import ClawbusError, SchemaTooNewError, StorageError
+from schema.connect import Reader, ReadLimits
+from schema.errors import ClawbusError, StorageError
 from schema.ids import check_name, check_session, session_path
 from schema.layout import SessionFolder
-from schema.migrate import VERSION
 from schema.rows import DeliveryState
 
 CENTRAL_DB: Final = "central.db"
@@ -319,12 +318,7 @@ def _open_central(data_dir: Path) -> Reader:
         if _has_sessions(data_dir / "sessions"):
             raise RegistryGoneError(f"{path} is lost; the sessions are there.", hint=REMAKE_HINT)
         raise DataFolderError(f"{data_dir} has no {CENTRAL_DB} yet.", hint="Start the daemon once: `clawbus run`.")
-    reader = open_reader(path)
-    found = _number(reader.one("PRAGMA user_version"))
-    if found > VERSION:
-        reader.close()
-        raise SchemaTooNewError(f"{path} has schema version {found}; this clawbus knows {VERSION}.")
-    return reader
+    return open_current(path)
 
 
 def _has_sessions(sessions_dir: Path) -> bool:

@@ -12,14 +12,13 @@ from typing import Any, Final
 from daemon.config.models import Config
 from daemon.config.policies import read_limits
 from daemon.core.clock import Clock
-from daemon.core.errors import AmbiguousIdError, UnknownMessageError, UnknownSessionError
+from daemon.core.errors import UnknownMessageError, UnknownSessionError
 from daemon.core.run_evidence import RunRead, RuntimeContext
 from daemon.inspect.central_reading import CentralSeen, Key, folder_of, incarnations_of, read_central
 from daemon.inspect.containers import RuntimeSeen, context_of, install_id_of, look_at_runtime
 from daemon.inspect.doctor import LookAtRuntime
+from daemon.inspect.finding import sessions_with, the_only
 from daemon.inspect.reading import RunsRead, read_newest_runs, read_runs_of
-from daemon.inspect.session_reading import open_inbound, table_rows
-from schema.errors import ClawbusError
 from schema.layout import SessionFolder
 
 BUDGET_S: Final = 10.0
@@ -98,16 +97,12 @@ class Runs:
         """
         keys = self._keys(session)
         message_id, incarnation = identity, None
-        holders = self._holders(keys, identity)
+        holders, unread = sessions_with(self._config.data_dir, keys, identity)
         if not holders and "@" in identity:  # an id may hold an @ itself
             message_id, _, incarnation = identity.rpartition("@")
-            holders = self._holders(keys, message_id)
-        if not holders:
-            raise UnknownMessageError(f"no session has a message {message_id!r}.")
-        if len(holders) > 1:
-            names = ", ".join("/".join(key) for key in holders[:5])
-            raise AmbiguousIdError(f"{len(holders)} sessions have a message {message_id!r}: {names}.")
-        return self._found(holders[0], message_id, incarnation)
+            holders, unread = sessions_with(self._config.data_dir, keys, message_id)
+        key = the_only(holders, "a message", message_id, unread=unread)
+        return self._found(key, message_id, incarnation)
 
     def _found(self, key: Key, message_id: str, incarnation: str | None) -> Found:
         folder, incarnations = folder_of(self._config.data_dir, key), incarnations_of(self._config.data_dir, key)
@@ -128,9 +123,6 @@ class Runs:
         if session not in known:
             raise UnknownSessionError(f"there is no session {'/'.join(session)}.")
         return [session]
-
-    def _holders(self, keys: list[Key], message_id: str) -> list[Key]:
-        return [key for key in keys if _has(folder_of(self._config.data_dir, key), message_id)]
 
     def _context(self, key: Key, incarnations: Mapping[str, Mapping[str, Any]]) -> RuntimeContext:
         return context_of(self.listing, key, incarnations, self._clock.now_ms(), synced=self._synced)
@@ -189,11 +181,3 @@ def _matches(run: RunRead, query: RunQuery) -> bool:
     if query.stale and not run.verdict.stale:
         return False
     return query.since is None or run.at >= query.since
-
-
-def _has(folder: SessionFolder, message_id: str) -> bool:
-    try:
-        with open_inbound(folder) as reader:
-            return bool(table_rows(reader, "messages_in", "SELECT 1 FROM messages_in WHERE id = ?", message_id))
-    except ClawbusError:
-        return False

@@ -1,0 +1,42 @@
+"""Finds the one session that an id belongs to, for every command that takes an id without its session. Read-only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from daemon.core.errors import AmbiguousIdError, UnknownMessageError
+from daemon.inspect.central_reading import Key, folder_of
+from daemon.inspect.session_reading import open_inbound, table_rows
+from schema.errors import ClawbusError
+
+_NAMED = 5
+
+
+def sessions_with(data_dir: Path, keys: Iterable[Key], message_id: str) -> tuple[list[Key], int]:
+    """Return the sessions that have a message of this id, and how many sessions could not be read."""
+    found: list[Key] = []
+    unread = 0
+    for key in keys:
+        try:
+            with open_inbound(folder_of(data_dir, key)) as reader:
+                if table_rows(reader, "messages_in", "SELECT 1 FROM messages_in WHERE id = ?", message_id):
+                    found.append(key)
+        except ClawbusError:
+            unread += 1
+    return found, unread
+
+
+def the_only(found: Iterable[Key], what: str, identity: str, *, unread: int = 0, hint: str | None = None) -> Key:
+    """Return the only session that has it. `what`: "a message", "an answer on its way", "an open dead letter".
+
+    Raises UnknownMessageError with `hint`, or AmbiguousIdError. `unread` sessions were not looked at.
+    """
+    keys = sorted(set(found))
+    if len(keys) == 1:
+        return keys[0]
+    if keys:
+        names = ", ".join("/".join(key) for key in keys[:_NAMED])
+        raise AmbiguousIdError(f"{len(keys)} sessions have {what} {identity!r}: {names}.")
+    unseen = f"; {unread} sessions could not be read" if unread else ""
+    raise UnknownMessageError(f"no session has {what} {identity!r}{unseen}.", hint=hint)
