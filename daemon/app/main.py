@@ -147,7 +147,9 @@ async def _main(
             if not starting.cancelled_caught:
                 await _serve_signals(house, pipeline, notifier, reload, signals, tasks)
             notifier.stopping()
-            log.info("daemon_stopping", containers_left_running=len(house.supervisor.alive()))
+            left = len(house.supervisor.alive())
+            hint = {"hint": "`clawbus session kill --all` ends them, too"} if left else {}
+            log.info("daemon_stopping", containers_left_running=left, **hint)
             monitoring.health.started = False
             await stop_house(house, tasks, _SHUTDOWN_GRACE_S)
     finally:

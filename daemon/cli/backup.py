@@ -141,7 +141,7 @@ def _refuse_running(invocation: Invocation, backup: Path) -> None:
             more = f" and {len(found.containers) - _NAMED} more" if len(found.containers) > _NAMED else ""
             raise RestoreRefusedError(
                 f"{len(found.containers)} containers of this installation still run: {names}{more}.",
-                hint=_how_to_end(config.runtime.kind),
+                hint=_how_to_end(own=install_id == recorded_install_id(config.data_dir)),
             )
 
 
@@ -151,9 +151,10 @@ def _how_to_ask(found: RuntimeSeen) -> str:
     return "Start the container runtime"
 
 
-def _how_to_end(kind: str) -> str:
-    stop = "Start the daemon, end them with `clawbus session stop AGENT SESSION`, stop it"
-    return f"{stop} (or `docker rm -f ID`), then repeat." if kind == "docker" else f"{stop}, then repeat."
+def _how_to_end(*, own: bool) -> str:
+    if not own:
+        return "They belong to the backup's installation, not to this folder: `docker rm -f ID`, then repeat."
+    return "Stop the daemon and end them with `clawbus session kill --all`, then repeat."
 
 
 def _limits(invocation: Invocation) -> FolderLimits:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from daemon.api.client import ControlClient
 from daemon.cli.command import Invocation
 from daemon.core.clock import SystemClock
-from daemon.core.commands import Verb
-from daemon.core.errors import NotListeningError, RemoteError
+from daemon.core.commands import KillSession, Verb
+from daemon.core.errors import NotListeningError, RemoteError, RuntimeUnavailableError
 from daemon.core.repair_errors import RestoreRefusedError
 from daemon.inspect.content import error_of
+from daemon.maintenance.container_ends import KilledAgent
 from daemon.maintenance.stale_drive import CANARY_SESSION, Key
+from daemon.store.dead_letters import Operator
+from schema.errors import ClawbusError
 from schema.ids import session_of_folder
+
+_AT_ONCE: Final = 8
 
 
 class Executor(Protocol):
@@ -37,6 +44,10 @@ class Executor(Protocol):
         """See stale_drive.StaleAccess."""
         ...
 
+    def kill_all(self, operator: Operator) -> Sequence[KilledAgent]:
+        """Kill every agent that runs, and return what became of each. One that does not end keeps no other alive."""
+        ...
+
 
 @contextmanager
 def executor(invocation: Invocation, *, changes: bool = True) -> Generator[Executor]:
@@ -52,10 +63,10 @@ def executor(invocation: Invocation, *, changes: bool = True) -> Generator[Execu
             if invocation.silent_daemon() is not None or not _is_data_folder(invocation):
                 raise
         except RemoteError:  # a daemon of another version: it runs, and answers for itself
-            yield DaemonClient(client)
+            yield DaemonClient(client, invocation.client)
             return
         else:
-            yield DaemonClient(client)
+            yield DaemonClient(client, invocation.client)
             return
     from daemon.maintenance.offline import offline_executor  # noqa: PLC0415 - only without a daemon
 
@@ -78,13 +89,35 @@ class DaemonClient:
 
     source = "daemon"
 
-    def __init__(self, client: ControlClient) -> None:
+    def __init__(self, client: ControlClient, connect: Callable[[], ControlClient]) -> None:
         self._client = client
+        self._connect = connect
         self.execute = client.execute
 
     def sessions(self) -> Sequence[Key]:
         """Return the sessions that the daemon lists."""
         return [(one["agent"], one["session"]) for one in self._client.sessions()]
+
+    def kill_all(self, operator: Operator) -> Sequence[KilledAgent]:
+        """Kill what the daemon runs, several at a time: each call returns only after its agent's confirmed exit."""
+        live = self._client.live()
+        if live["runtime"]["state"] != "available":
+            why = next((one["why"] for one in live["degraded"] if one["what"] == "runtime"), "it does not answer")
+            raise RuntimeUnavailableError(
+                f"whether agents run cannot be determined: {why.rstrip('.')}.",
+                hint="`clawbus doctor` says what to do about the runtime; then repeat the command.",
+            )
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(partial(self._kill_one, operator), live["running"]))
+
+    def _kill_one(self, operator: Operator, slot: Mapping[str, Any]) -> KilledAgent:
+        agent, session, incarnation = slot["agent"], slot["session"], slot["incarnation"]
+        try:
+            with self._connect() as client:
+                done = client.execute(KillSession(agent, session, by=operator.name, reason=operator.reason))
+        except ClawbusError as error:
+            return KilledAgent(agent, session, incarnation, error=error)
+        return KilledAgent(agent, session, done["incarnation"] or incarnation, done["exit_code"])
 
     def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
         """See StaleAccess. The agent has a turn of its own for it, in a session that nothing else uses."""

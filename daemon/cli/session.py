@@ -96,18 +96,30 @@ def stop(invocation: Invocation, agent: AgentArgument, session: SessionArgument 
 
 def kill(
     invocation: Invocation,
-    agent: AgentArgument,
+    agent: Annotated[
+        str | None, typer.Argument(metavar="AGENT", help="The agent; or AGENT/SESSION in one word.")
+    ] = None,
     session: SessionArgument = None,
+    every: Annotated[bool, typer.Option("--all", help="Kill every agent of this installation.")] = False,
     reason: ReasonOption = None,
 ) -> Outcome:
-    """Kill a session's container, and return when its exit is confirmed.
+    """Kill a session's container, or with --all every one, and return when each exit is confirmed.
 
     Use it when `stop` does not help. The message in progress is tried again by a new container; that costs it one try.
+    With --all nothing of the installation is left running, also while the daemon is down: stop the daemon first, or it
+    starts an agent again as soon as a message is due.
 
     \b
     Example:
       clawbus session kill echo demo --reason 'runs in circles'
+      clawbus session kill --all --reason 'uninstall'
     """
+    if every == (agent is not None):
+        raise typer.BadParameter("name one session (AGENT SESSION), or every agent with --all.")
+    if agent is None:
+        from daemon.cli.kill_all import kill_all  # noqa: PLC0415
+
+        return kill_all(invocation, reason)
     verb = KillSession(*pair(agent, session), by=user(), reason=reason)
     return _execute(invocation, verb, "killed", "nothing was running")
 

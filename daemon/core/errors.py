@@ -217,7 +217,7 @@ class RuntimeChangedError(ConfigError, EngineChangedError):
     """[runtime] kind is not what this folder's containers run under, and they live or may live. Nothing was started."""
 
     code = "RUNTIME_CHANGED"
-    default_hint = "Set [runtime] kind back, start, end the sessions with `clawbus session stop`, then change it."
+    default_hint = "End the agents with `clawbus session kill --all`, then start; or set [runtime] kind back."
 
 
 class ImageError(ClawbusError):

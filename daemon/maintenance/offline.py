@@ -7,7 +7,7 @@ they outlive a daemon. A runtime that does not answer is never taken for one wit
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import anyio
@@ -31,7 +31,6 @@ from daemon.core.commands import (
 )
 from daemon.core.errors import (
     DataFolderError,
-    NotConfirmedError,
     RegistryGoneError,
     RuntimeUnavailableError,
     UnknownSessionError,
@@ -40,7 +39,8 @@ from daemon.core.facts import Container
 from daemon.core.run_evidence import RuntimeContext
 from daemon.inspect.central_reading import incarnations_of
 from daemon.inspect.containers import RuntimeSeen, context_of, look_at_runtime
-from daemon.maintenance import session_repair, stale_sweep
+from daemon.maintenance import container_ends, session_repair, stale_sweep
+from daemon.maintenance.container_ends import KilledAgent
 from daemon.maintenance.row_verbs import change_row, operator_of
 from daemon.maintenance.session_deletion import delete_from_files
 from daemon.runtimes.factory import build_runtime
@@ -92,7 +92,7 @@ class OfflineExecutor:
         """Carry out one verb and return its result. Raises UnknownSessionError and what the verb's own part raises."""
         key, operator, now = SessionKey(verb.agent, verb.session), operator_of(verb), self._clock.now_ms()
         files = self._files(key)
-        if self._registry.session(key) is None and not files.folder.root.is_dir():
+        if not self._is_known(key):
             raise UnknownSessionError(f"there is no session {key}.")
         match verb:
             case RowVerb():
@@ -139,16 +139,20 @@ class OfflineExecutor:
 
     def _container(self, key: SessionKey) -> Container | None:
         """Return the session's running container. Raises RuntimeUnavailableError when nobody can say."""
-        listed = self._listing.containers
-        if listed is None:
-            why = (self._listing.error or "the runtime does not answer").rstrip(".")
-            raise RuntimeUnavailableError(
-                f"whether a container of session {key} runs cannot be determined: {why}.",
-                hint=f"`{self._listing.repair}`, then repeat the command."
-                if self._listing.repair
-                else "`clawbus doctor` says what to do about the runtime; then repeat the command.",
-            )
+        listed = self._listed(f"whether a container of session {key} runs")
         return next((one for one in listed if (one.agent, one.session) == key), None)
+
+    def _listed(self, question: str) -> Sequence[Container]:
+        """Return the containers that run. Raises RuntimeUnavailableError, with the question, when nobody can say."""
+        if self._listing.containers is not None:
+            return self._listing.containers
+        why = (self._listing.error or "the runtime does not answer").rstrip(".")
+        raise RuntimeUnavailableError(
+            f"{question} cannot be determined: {why}.",
+            hint=f"`{self._listing.repair}`, then repeat the command."
+            if self._listing.repair
+            else "`clawbus doctor` says what to do about the runtime; then repeat the command.",
+        )
 
     def _end(self, key: SessionKey, *, graceful: bool) -> dict[str, Any] | None:
         """End the session's container: {incarnation, exit_code}, or None if none runs.
@@ -165,23 +169,38 @@ class OfflineExecutor:
         return {"incarnation": container.incarnation, "exit_code": code}
 
     async def _end_container(self, container: Container, graceful: bool) -> int | None:
-        runtime = build_runtime(self._config, self._folder, self._install_id, self._clock)
-        confirm_s = self._config.runtime.kill_confirm_s
-        try:
-            await runtime.forbid_restart(container.container_id)
+        async with aclosing(build_runtime(self._config, self._folder, self._install_id, self._clock)) as runtime:
             if graceful:
-                await runtime.stop(container.container_id)
+                await container_ends.stop(runtime, container)
                 return None
-            await runtime.kill(container.container_id)
-            with anyio.fail_after(confirm_s):
-                return (await runtime.wait(container.container_id, container.started_at)).code
-        except TimeoutError as error:
-            raise NotConfirmedError(
-                f"the exit of container {container.container_id} was not confirmed within {confirm_s:g} s.",
-                hint="Repeat the command; `clawbus doctor` says whether the runtime answers.",
-            ) from error
-        finally:
-            await runtime.aclose()
+            return await container_ends.kill(runtime, container, self._config.runtime.kill_confirm_s)
+
+    def kill_all(self, operator: Operator) -> list[KilledAgent]:
+        """Kill every container of the installation, also of sessions that are gone, and return what became of each.
+
+        Where the containers run under another runtime than the configured one, they are ended there. Raises
+        RuntimeUnavailableError when nobody can say which run.
+        """
+        if self._listing.other_kind is not None:
+            runtime = self._config.runtime.model_copy(update={"kind": self._listing.other_kind})
+            self._config = self._config.model_copy(update={"runtime": runtime})
+            self._listing = self._look(self._config, self._install_id)
+        containers = self._listed("whether agents run")
+        for one in containers:
+            key = SessionKey(one.agent, one.session)
+            if self._is_known(key):
+                self._try_note(self._files(key), "session_killed", operator)
+        ends = anyio.run(self._kill_each, containers)
+        self._listing = self._look(self._config, self._install_id)
+        for one in containers:
+            key = SessionKey(one.agent, one.session)
+            if self._is_known(key):
+                self._registry.activate(key, self._clock.now_ms())
+        return container_ends.killed_agents(containers, ends, self._listing.alive or frozenset())
+
+    async def _kill_each(self, containers: Sequence[Container]) -> list[int | ClawbusError | None]:
+        async with aclosing(build_runtime(self._config, self._folder, self._install_id, self._clock)) as runtime:
+            return await container_ends.kill_each(runtime, containers, self._config.runtime.kill_confirm_s)
 
     # --- sessions
 
@@ -250,6 +269,10 @@ class OfflineExecutor:
         except ClawbusError:
             return False
         return True
+
+    def _is_known(self, key: SessionKey) -> bool:
+        folder = session_path(self._folder.sessions_dir, *key)
+        return self._registry.session(key) is not None or folder.is_dir()
 
     # --- what the runtime says
 

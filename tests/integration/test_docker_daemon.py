@@ -251,6 +251,35 @@ def test_docker_may_go_away_and_come_back(make_daemon: Make, image: str) -> None
         proxy.close()
 
 
+def test_every_container_is_ended_without_a_daemon_and_the_next_one_goes_on(make_daemon: Make, image: str) -> None:
+    daemon = make_daemon(agents(image), runtime="docker")
+    proxy = SocketProxy(daemon.root / "docker.sock", Path("/var/run/docker.sock"))
+    daemon.environment["DOCKER_HOST"] = f"unix://{proxy.path}"
+    give_program(daemon)
+    proxy.open()
+    try:
+        daemon.start()
+        message_id = in_mid_turn(daemon, "busy")
+        daemon.ask("say up", agent="prog", session="idle")
+        containers = [daemon.container("prog", session)["container_id"] for session in ("busy", "idle")]
+        proxy.close()
+        eventually("noticed", lambda: daemon.status()["live"]["runtime"]["state"] == "unavailable")
+        assert daemon.cli("session", "kill", "--all").error == "RUNTIME_UNAVAILABLE", "with the daemon up"
+        daemon.kill()
+        assert daemon.cli("session", "kill", "--all").error == "RUNTIME_UNAVAILABLE", "and down"
+        proxy.open()
+        assert all(inspect(container)["State"]["Running"] for container in containers)
+        assert daemon.cli("session", "kill", "--all").result["killed"] == 2
+        assert not any(inspect(container)["State"]["Running"] for container in containers)
+        daemon.start()
+        finish(daemon, "busy")
+        assert daemon.answer(message_id, agent="prog", session="busy") == {"text": "done"}
+        assert daemon.message("prog", "busy", message_id)["tries"] == 1
+    finally:
+        daemon.end_daemons()
+        proxy.close()
+
+
 def test_sessions_of_the_process_runtime_go_on_in_containers(make_daemon: Make, image: str) -> None:
     """What the daemon's own user made must be writable for the containers' user."""
     daemon = make_daemon(agents(image))
@@ -278,6 +307,11 @@ def test_a_living_container_refuses_a_start_under_the_process_runtime(daemon: Re
     daemon.config.write_text(text, encoding="utf-8")
     daemon.start()
     assert daemon.container("prog", "s")["container_id"] == before["container_id"]
+    daemon.stop()
+    daemon.config.write_text(text.replace('kind = "docker"', 'kind = "process"'), encoding="utf-8")
+    assert "`clawbus session kill --all`" in daemon.refused().envelope["fix"]
+    assert daemon.cli("session", "kill", "--all").result["killed"] == 1
+    daemon.start()
 
 
 def test_a_changed_agent_gets_a_new_container_after_a_restart(daemon: RealDaemon) -> None:

@@ -152,7 +152,7 @@ def test_with_another_runtime_configured_living_agents_are_not_taken_for_gone(da
     daemon.stop()
     leader = daemon.leader("echo", "a")
     still_runs = daemon.cli("restore", str(target), "--replace")
-    assert "session stop" in still_runs.envelope["fix"]
+    assert "session kill --all" in still_runs.envelope["fix"]
     assert "docker" not in still_runs.envelope["fix"]
     text = daemon.config.read_text(encoding="utf-8")
     daemon.config.write_text(text.replace('kind = "process"', 'kind = "docker"'), encoding="utf-8")

@@ -85,5 +85,5 @@ def _refusal(name: str, kind: str, sessions: Collection[str], why: str) -> Runti
     return RuntimeChangedError(
         f'[runtime] kind is "{name}", and containers under "{kind}" belong to {len(sessions)} sessions: {named};'
         f" {why}.",
-        hint=f'Set kind = "{kind}" again, start, end them with `clawbus session stop AGENT SESSION`, then change it.',
+        hint=f'End them with `clawbus session kill --all`, then start; or set kind = "{kind}" again.',
     )

@@ -45,7 +45,7 @@ async def test_living_containers_of_another_runtime_refuse_the_start(other: Othe
     assert all(f'"{kind}"' in str(refused.value) for kind in ("process", "docker"))
     assert refused.value.hint is not None
     assert 'kind = "docker"' in refused.value.hint
-    assert "session stop" in refused.value.hint
+    assert "`clawbus session kill --all`" in refused.value.hint
 
 
 async def test_a_runtime_that_does_not_answer_is_no_word_that_they_are_gone(other: Other) -> None:

@@ -1,0 +1,75 @@
+"""Ends containers through their runtime while no daemon runs. Must never report an exit that the runtime has not confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import anyio
+
+from daemon.core.errors import NotConfirmedError
+from daemon.core.facts import Container
+from daemon.runtimes.protocol import ContainerRuntime
+from schema.errors import ClawbusError
+
+
+@dataclass(frozen=True, slots=True)
+class KilledAgent:
+    """What became of one agent that was to be killed. `error`: why its exit is not confirmed."""
+
+    agent: str
+    session: str
+    incarnation: str | None
+    exit_code: int | None = None
+    error: ClawbusError | None = None
+
+
+async def stop(runtime: ContainerRuntime, container: Container) -> None:
+    """Ask for a graceful end and return without waiting."""
+    await runtime.forbid_restart(container.container_id)
+    await runtime.stop(container.container_id)
+
+
+async def kill(runtime: ContainerRuntime, container: Container, confirm_s: float) -> int | None:
+    """Kill the container, wait for the confirmed exit and return its code. Raises NotConfirmedError."""
+    await runtime.forbid_restart(container.container_id)
+    await runtime.kill(container.container_id)
+    try:
+        with anyio.fail_after(confirm_s):
+            return (await runtime.wait(container.container_id, container.started_at)).code
+    except TimeoutError as error:
+        raise NotConfirmedError(
+            f"the exit of container {container.container_id} was not confirmed within {confirm_s:g} s.",
+            hint="Repeat the command; `clawbus doctor` says whether the runtime answers.",
+        ) from error
+
+
+async def kill_each(
+    runtime: ContainerRuntime, containers: Sequence[Container], confirm_s: float
+) -> list[int | ClawbusError | None]:
+    """Kill all of them at once, and return each one's exit code or why it is not confirmed, in their order."""
+    ends: list[int | ClawbusError | None] = [None] * len(containers)
+
+    async def one(index: int) -> None:
+        try:
+            ends[index] = await kill(runtime, containers[index], confirm_s)
+        except ClawbusError as error:  # one that does not end keeps no other alive
+            ends[index] = error
+
+    async with anyio.create_task_group() as tasks:
+        for index in range(len(containers)):
+            tasks.start_soon(one, index)
+    return ends
+
+
+def killed_agents(
+    containers: Sequence[Container], ends: Sequence[int | ClawbusError | None], alive: Collection[str]
+) -> list[KilledAgent]:
+    """Combine what became of each container with the incarnations that the runtime still lists afterwards."""
+    killed: list[KilledAgent] = []
+    for one, end in zip(containers, ends, strict=True):
+        error, code = (end, None) if isinstance(end, ClawbusError) else (None, end)
+        if error is None and one.incarnation in alive:
+            error = NotConfirmedError(f"container {one.container_id} runs again: something has restarted it.")
+        killed.append(KilledAgent(one.agent, one.session, one.incarnation, code, error))
+    return killed
