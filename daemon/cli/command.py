@@ -44,7 +44,11 @@ JsonFlag = Annotated[
 ]
 ConfigFlag = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="The configuration file. Default: $CLAWBUS_CONFIG, ./clawbus.toml."),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="The configuration file. Default: $CLAWBUS_CONFIG, ./clawbus.toml, /etc/clawbus/clawbus.toml.",
+    ),
 ]
 DataFlag = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="The data folder, instead of the configured one.")

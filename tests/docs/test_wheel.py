@@ -31,9 +31,21 @@ def test_every_file_of_the_packages_is_in_it(wheel: zipfile.ZipFile) -> None:
         for file in (ROOT / package).rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
-    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    packed = {name for name in wheel.namelist() if ".dist-info/" not in name and ".data/" not in name}
     assert packed == ours
     assert {"container_runner/requirements.lock", *(f"{package}/py.typed" for package in PACKAGES)} <= packed
+
+
+def test_the_files_of_a_service_are_in_it(wheel: zipfile.ZipFile) -> None:
+    ours = {
+        file.relative_to(ROOT).as_posix()
+        for folder in ("systemd", "deploy")
+        for file in (ROOT / folder).rglob("*")
+        if file.is_file()
+    }
+    packed = {name.partition(".data/data/share/clawbus/")[2] for name in wheel.namelist() if ".data/" in name}
+    assert packed == ours
+    assert {"systemd/clawbus.service", "deploy/prometheus/alerts.yml"} <= packed
 
 
 def test_its_entry_points_are_the_command_and_the_channels(wheel: zipfile.ZipFile) -> None:
