@@ -64,3 +64,12 @@ CREATE TABLE IF NOT EXISTS pruned (
   at      INTEGER NOT NULL,                      -- the last time
   through INTEGER NOT NULL                       -- nothing that ended later was taken
 );
+
+-- Sessions whose files were read and found idle, so that a report need not open them while they look the same.
+CREATE TABLE IF NOT EXISTS verified_idle (
+  agent   TEXT NOT NULL,
+  session TEXT NOT NULL,
+  at      INTEGER NOT NULL,                      -- when they were read
+  stamp   TEXT NOT NULL,                         -- what lstat(2) said of in/, out/ and the two files, before and after
+  PRIMARY KEY (agent, session)
+) WITHOUT ROWID;

@@ -37,6 +37,7 @@ from daemon.engine.watch import Watch
 from daemon.logs.engine_log import EngineLog
 from daemon.maintenance.retention import Retention
 from daemon.maintenance.session_deletion import Deletions
+from daemon.maintenance.verification import Verification
 from daemon.monitoring.monitoring import Watched
 from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.factory import images_of, spec_maker
@@ -75,6 +76,7 @@ class House:
     ingress: Ingress
     pulse: Pulse
     retention: Retention
+    verification: Verification
     channel_problems: dict[str, tuple[int, str]]
     telemetry: Telemetry
     events: Events
@@ -299,6 +301,7 @@ def build_house(
             links.due,
             partial(_expire, Deletions(sessions, supervisor, folder.sessions_dir, clock)),
         ),
+        verification=Verification(sessions, read_limits(config), clock),
         channel_problems={},
         telemetry=telemetry,
         events=events,

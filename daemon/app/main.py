@@ -244,6 +244,7 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     )
     channels_run.set()
     tasks.start_soon(house.retention.run, name="retention")
+    tasks.start_soon(house.verification.run, name="verification")
     return DaemonOperations(
         data_dir=house.config.data_dir,
         clock=house.clock,

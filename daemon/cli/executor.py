@@ -63,10 +63,10 @@ def executor(invocation: Invocation, *, changes: bool = True) -> Generator[Execu
             if invocation.silent_daemon() is not None or not _is_data_folder(invocation):
                 raise
         except RemoteError:  # a daemon of another version: it runs, and answers for itself
-            yield DaemonClient(client, invocation.client)
+            yield DaemonClient(client, invocation.client, invocation.config.data_dir)
             return
         else:
-            yield DaemonClient(client, invocation.client)
+            yield DaemonClient(client, invocation.client, invocation.config.data_dir)
             return
     from daemon.maintenance.offline import offline_executor  # noqa: PLC0415 - only without a daemon
 
@@ -89,14 +89,20 @@ class DaemonClient:
 
     source = "daemon"
 
-    def __init__(self, client: ControlClient, connect: Callable[[], ControlClient]) -> None:
+    def __init__(self, client: ControlClient, connect: Callable[[], ControlClient], data_dir: Path) -> None:
         self._client = client
         self._connect = connect
+        self._data_dir = data_dir
         self.execute = client.execute
 
     def sessions(self) -> Sequence[Key]:
-        """Return the sessions that the daemon lists."""
-        return [(one["agent"], one["session"]) for one in self._client.sessions()]
+        """Return every session of the registry; when that cannot be read here, those that the daemon lists."""
+        from daemon.inspect.central_reading import read_central  # noqa: PLC0415
+
+        central = read_central(self._data_dir)
+        if central.missing or central.error is not None:
+            return [(one["agent"], one["session"]) for one in self._client.sessions()]
+        return list(central.sessions)
 
     def kill_all(self, operator: Operator) -> Sequence[KilledAgent]:
         """Kill what the daemon runs, several at a time: each call returns only after its agent's confirmed exit."""

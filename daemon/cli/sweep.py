@@ -15,6 +15,7 @@ from daemon.cli.envelope import NextAction, Outcome, problem_of
 from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, user
 from daemon.cli.output import progress
+from daemon.core.clock import SystemClock
 from daemon.core.command_words import one_word, two_words
 from schema.errors import ClawbusError
 
@@ -88,6 +89,7 @@ def stale(
 
 def _sweep(invocation: Invocation, scope: Scope, reason: str | None, *, apply: bool, canary_s: float | None) -> Outcome:
     from daemon.cli.executor import executor  # noqa: PLC0415
+    from daemon.inspect.central_reading import idle_sessions  # noqa: PLC0415
     from daemon.maintenance.stale_drive import Drive  # noqa: PLC0415
     from daemon.store.dead_letters import Operator  # noqa: PLC0415
 
@@ -96,7 +98,8 @@ def _sweep(invocation: Invocation, scope: Scope, reason: str | None, *, apply: b
 
     error: ClawbusError | None = None
     with executor(invocation, changes=apply) as access:
-        drive = Drive(access, scope, tell, apply=apply)
+        idle = idle_sessions(invocation.config.data_dir, SystemClock().now_ms())
+        drive = Drive(access, scope, tell, apply=apply, idle=idle)
         try:
             drive.run(Operator(user(), reason), canary_s=canary_s)
         except ClawbusError as refusal:

@@ -14,6 +14,7 @@ from daemon.core.errors import DataFolderError
 from daemon.inspect.session_reading import open_current
 from daemon.store.data_folder import Layout, check_ours
 from daemon.store.rebuild import is_session
+from daemon.store.verified_idle import still_idle
 from schema.connect import Reader
 from schema.errors import ClawbusError, SchemaTooNewError
 from schema.ids import check_name, check_session, session_of_folder, session_path
@@ -97,6 +98,21 @@ def read_install_id(data_dir: Path) -> str | None:
     except ClawbusError:
         return None
     return row["install_id"] if row is not None else None
+
+
+def idle_sessions(data_dir: Path, now: int) -> frozenset[Key]:
+    """Return the sessions whose files were found idle and have not changed since; empty when central.db cannot be read.
+
+    `now` is epoch ms.
+    """
+    layout = Layout(data_dir)
+    if not layout.central_db.is_file():
+        return frozenset()
+    try:
+        with open_current(layout.central_db) as reader:
+            return still_idle(reader, layout.sessions_dir, now)
+    except ClawbusError:
+        return frozenset()
 
 
 def live_runtimes(data_dir: Path) -> frozenset[str]:

@@ -31,6 +31,7 @@ from daemon.inspect.central_reading import (
     CentralSeen,
     Key,
     folder_of,
+    idle_sessions,
     incarnations_of,
     read_central,
     without_registry,
@@ -120,12 +121,10 @@ class Doctor:
         if first.daemon is not DaemonState.UP or not any(one.code in _PASSING for one in first.diagnoses):
             return first
         pause(SECOND_LOOK_S)
-        second = self._look(session)
-        seen = {_subject(one) for one in first.diagnoses}
-        second.diagnoses = [one for one in second.diagnoses if one.code not in _PASSING or _subject(one) in seen]
-        return second
+        return _both(first, self._look(session, first))
 
-    def _look(self, only: Key | None) -> Examination:
+    def _look(self, only: Key | None, first: Examination | None = None) -> Examination:
+        """Examine the host, and every session or the one session; after a `first` look only what that saw in passing."""
         now = self._clock.now_ms()
         deadline = self._clock.monotonic() + self._budget_s
         word = self._ask()
@@ -136,6 +135,8 @@ class Doctor:
         listing = self._runtime(self._config, install_id_of(self._config.data_dir, central.install_id))
         host = host_facts(self._config, now, word, central, listing)
         host = replace(host, holders=slot_holders(self._config, central))
+        if first is not None and first.host is not None:
+            host = replace(host, clock=_further(host.clock, first.host.clock))
         found = Examination(now, word.state)
         of_sessions: list[Diagnosis] = []
         failing, near = _failing(word), _near_limits(word)
@@ -143,10 +144,16 @@ class Doctor:
         keys += [key for key in _strays_only(listing, central) if only in (None, key)]
         if only is not None and not keys:
             raise UnknownSessionError(f"there is no session {'/'.join(only)}.")
+        idle = self._idle(central, listing, {*failing, *near}) if only is None else frozenset[Key]()
+        if first is not None:
+            again = _passing(first)
+            keys = [key for key in keys if key in again]
         for key in keys:
-            if self._clock.monotonic() > deadline:
-                break
+            if key not in idle and self._clock.monotonic() > deadline:
+                continue
             found.sessions += 1
+            if key in idle:
+                continue
             by_daemon = SessionFacts(*key, failing=failing.get(key, ()), near_limit=near.get(key))
             told, clock, runs = self._session(key, host, central, listing, by_daemon)
             found.runs += runs
@@ -156,6 +163,13 @@ class Doctor:
         found.diagnoses = [*diagnose_host(host), *of_sessions]
         found.host = host
         return found
+
+    def _idle(self, central: CentralSeen, listing: RuntimeSeen, troubled: set[Key]) -> frozenset[Key]:
+        """Return the sessions of which neither their files, which did not change, nor anybody else has anything to tell."""
+        if central.missing or central.error is not None:
+            return frozenset()
+        with_container = {(one.agent, one.session) for one in listing.containers or ()}
+        return idle_sessions(self._config.data_dir, self._clock.now_ms()) - with_container - troubled
 
     def _session(
         self, key: Key, host: HostFacts, central: CentralSeen, listing: RuntimeSeen, by_daemon: SessionFacts
@@ -190,6 +204,31 @@ class Doctor:
             of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, context))
             told += [one for one in of_runs if one is not None]
         return told, seen.clock, len(runs.runs)
+
+
+def _passing(found: Examination) -> frozenset[Key]:
+    """Return the sessions with a finding that may pass by itself."""
+    return frozenset(
+        (one.agent, one.session)
+        for one in found.diagnoses
+        if one.code in _PASSING and one.agent is not None and one.session is not None
+    )
+
+
+def _both(first: Examination, second: Examination) -> Examination:
+    """Return what two looks say together: of what may have passed, what both saw; of the other sessions, the first's word."""
+    again = _passing(first)
+    seen = {_subject(one) for one in first.diagnoses}
+    kept = [one for one in second.diagnoses if one.code not in _PASSING or _subject(one) in seen]
+    others = [one for one in first.diagnoses if one.session is not None and (one.agent, one.session) not in again]
+    return replace(
+        first,
+        at=second.at,
+        daemon=second.daemon,
+        diagnoses=[*kept, *others],
+        not_examined=first.not_examined + second.not_examined,
+        host=second.host,
+    )
 
 
 def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen, listing: RuntimeSeen) -> HostFacts:

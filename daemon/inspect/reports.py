@@ -26,6 +26,7 @@ from daemon.store.install import InstallFile
 from daemon.store.mailbox import MailboxEntry, read_mailbox
 from daemon.store.pruned import read as read_pruned
 from daemon.store.rebuild import REMAKE_HINT, found_sessions, is_session
+from daemon.store.verified_idle import still_idle
 from schema.connect import Reader, ReadLimits
 from schema.errors import ClawbusError, StorageError
 from schema.ids import check_name, check_session, session_path
@@ -184,12 +185,9 @@ def dead_letters_report(
 
     The newest come first, or, to be worked on, the oldest (`oldest_first`). With `letter_id` or `code` only those. Raises UnknownSessionError, DataFolderError, RegistryGoneError.
     """
-    deadline = clock.monotonic() + budget_s
+    now, deadline = clock.now_ms(), clock.monotonic() + budget_s
     with _open_central(data_dir) as central:
-        keys = [(row["agent"], row["session"]) for row in central.all(_KEYS, (MAX_SESSIONS,))]
-        if session is not None:
-            _known(central, *session)
-            keys = [session]
+        keys = _keys_to_read(data_dir, central, session, now)
     wanted = Wanted(limit, letter_id, code, oldest_first)
     letters: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
@@ -248,10 +246,7 @@ def open_answers_report(
     """
     now, deadline = clock.now_ms(), clock.monotonic() + budget_s
     with _open_central(data_dir) as central:
-        keys = [(row["agent"], row["session"]) for row in central.all(_KEYS, (MAX_SESSIONS,))]
-        if session is not None:
-            _known(central, *session)
-            keys = [session]
+        keys = _keys_to_read(data_dir, central, session, now)
     answers: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     total, examined = 0, 0
@@ -296,7 +291,16 @@ def _known(central: Reader, agent: str, session: str) -> None:
         raise UnknownSessionError(f"there is no session {agent}/{session}.")
 
 
-_KEYS: Final = "SELECT agent, session FROM sessions ORDER BY active DESC, agent, session LIMIT ?"
+def _keys_to_read(data_dir: Path, central: Reader, only: tuple[str, str] | None, now: int) -> list[tuple[str, str]]:
+    """Return the sessions whose files have to be read, those with work first. Raise UnknownSessionError for `only`."""
+    if only is not None:
+        _known(central, *only)
+        return [only]
+    idle = still_idle(central, data_dir / "sessions", now)
+    return [key for row in central.all(_KEYS) if (key := (row["agent"], row["session"])) not in idle]
+
+
+_KEYS: Final = "SELECT agent, session FROM sessions ORDER BY active DESC, agent, session"
 _LIVE: Final = "SELECT * FROM incarnations WHERE ended_at IS NULL"
 
 
@@ -333,6 +337,7 @@ def _look(data_dir: Path, central: Reader, clock: Clock, limit: int, budget_s: f
     now = clock.now_ms()
     deadline = clock.monotonic() + budget_s
     live = {(row["agent"], row["session"]): dict(row) for row in central.all(_LIVE)}
+    idle = still_idle(central, data_dir / "sessions", now)
     rows: Iterable[sqlite3.Row] = central.all(
         "SELECT * FROM sessions ORDER BY active DESC, quarantined_at IS NULL, agent, session LIMIT ?", (limit,)
     )
@@ -340,8 +345,8 @@ def _look(data_dir: Path, central: Reader, clock: Clock, limit: int, budget_s: f
     for row in rows:
         registry = dict(row)
         container = live.get((row["agent"], row["session"]))
-        queues = None
-        if clock.monotonic() <= deadline:
+        queues = Queues() if (row["agent"], row["session"]) in idle else None
+        if queues is None and clock.monotonic() <= deadline:
             queues = read_queues(session_folder(data_dir, row["agent"], row["session"]), now)
         looked.append(_Looked(registry, container, state_of(registry, container, now), queues, now))
     return looked

@@ -14,7 +14,7 @@ from daemon.config.policies import read_limits
 from daemon.core.clock import Clock
 from daemon.core.errors import UnknownMessageError, UnknownSessionError
 from daemon.core.run_evidence import RunRead, RuntimeContext
-from daemon.inspect.central_reading import CentralSeen, Key, folder_of, incarnations_of, read_central
+from daemon.inspect.central_reading import CentralSeen, Key, folder_of, idle_sessions, incarnations_of, read_central
 from daemon.inspect.containers import RuntimeSeen, context_of, install_id_of, look_at_runtime
 from daemon.inspect.doctor import LookAtRuntime
 from daemon.inspect.finding import sessions_with, the_only
@@ -67,6 +67,9 @@ class Runs:
         """
         deadline = self._clock.monotonic() + BUDGET_S
         keys = self._keys(query.session)
+        if query.stale and query.session is None:  # in an idle session every run is finished, and its sources agree
+            idle = idle_sessions(self._config.data_dir, self._clock.now_ms()) - self._with_container()
+            keys = [key for key in keys if key not in idle]
         matching: list[tuple[Key, RunRead]] = []
         errors: list[dict[str, Any]] = []
         examined = 0
@@ -126,6 +129,9 @@ class Runs:
 
     def _context(self, key: Key, incarnations: Mapping[str, Mapping[str, Any]]) -> RuntimeContext:
         return context_of(self.listing, key, incarnations, self._clock.now_ms(), synced=self._synced)
+
+    def _with_container(self) -> frozenset[Key]:
+        return frozenset((one.agent, one.session) for one in self.listing.containers or ())
 
 
 def summary(key: Key, run: RunRead) -> dict[str, Any]:

@@ -64,13 +64,19 @@ class Report:
 
 
 class Drive:
-    """One sweep. `report` is complete after `run` and as far as it came when that raises. `tell` gets each step."""
+    """One sweep. `report` is complete after `run` and as far as it came when that raises. `tell` gets each step.
 
-    def __init__(self, access: StaleAccess, scope: Scope, tell: Tell, *, apply: bool) -> None:
+    `idle` names sessions that were read before and have not changed since: no run in them is stale.
+    """
+
+    def __init__(
+        self, access: StaleAccess, scope: Scope, tell: Tell, *, apply: bool, idle: frozenset[Key] = frozenset()
+    ) -> None:
         check_scope(scope, apply=apply)
         self._access = access
         self._scope = scope
         self._tell = tell
+        self._idle = idle if scope.session is None else frozenset[Key]()
         self.report = Report(apply, access.source)
 
     def run(self, operator: Operator, *, canary_s: float | None) -> Report:
@@ -101,6 +107,8 @@ class Drive:
         keys = in_scope(self._scope, self._access.sessions())
         found: dict[Key, list[str]] = {}
         for key in keys:
+            if key in self._idle:
+                continue
             try:
                 seen = self._access.execute(self._verb(PreviewStale, key))
             except ClawbusError as error:

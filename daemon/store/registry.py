@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from daemon.core.errors import RegistryGoneError
+from daemon.store import verified_idle
 from daemon.store.dead_letters import Operator
 from daemon.store.pruned import note
+from daemon.store.verified_idle import Verified
 from schema.connect import Writer, open_owner
 from schema.ids import new_id
 from schema.migrate import Role
@@ -305,6 +307,7 @@ class Registry:
                 (deletion, *key, now_ms, operator.name, operator.reason),
             )
             db.execute("DELETE FROM sessions WHERE agent = ? AND session = ?", key)
+            db.execute("DELETE FROM verified_idle WHERE agent = ? AND session = ?", key)
             db.execute("DELETE FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NOT NULL", key)
 
     def undo_deletion(self, deletion: str, key: SessionKey, now_ms: int) -> None:
@@ -341,6 +344,16 @@ class Registry:
                 (*last, created_before, limit),
             )
         return [SessionKey(row["agent"], row["session"]) for row in rows]
+
+    def verified_idle(self, now_ms: int) -> dict[SessionKey, Verified]:
+        """Return the records of sessions that were found idle, if central.db still knows of nothing to do in them."""
+        with self._open() as db:
+            return {SessionKey(one.agent, one.session): one for one in verified_idle.recorded(db, now_ms)}
+
+    def record_verified(self, found: Iterable[Verified]) -> None:
+        """Record sessions whose files were read and found idle."""
+        with self._open() as db, db.transaction():
+            verified_idle.record(db, found)
 
     def add_sessions(self, keys: Iterable[SessionKey], now_ms: int) -> list[SessionKey]:
         """Record sessions whose folders were found, as having work; those that were not known before."""
