@@ -110,6 +110,9 @@ class DaemonExecutor:
 
     async def _change_row(self, key: SessionKey, verb: RowVerb, operator: Operator) -> dict[str, Any]:
         session = await self._sessions.get(key)
+        if isinstance(verb, CancelMessage):
+            # A message may be cancelled under a container only by somebody who can end that container.
+            self._check_known(key)
 
         def is_sent_now(answer_id: str) -> bool:
             return any(answer_id in ids for ids in tuple(session.sending.values()))
@@ -199,10 +202,22 @@ class DaemonExecutor:
             occupied=self._supervisor.may_run(session.key),
         )
 
+    def _check_known(self, key: SessionKey) -> None:
+        """Raise RuntimeUnavailableError while nobody can say whether a container of the session runs.
+
+        After a start with the runtime away, a session without a slot may well have one: "no container" would be a guess.
+        """
+        if self._supervisor.slot(key) is None and not self._supervisor.knows:
+            raise RuntimeUnavailableError(
+                f"whether a container of session {key} runs cannot be determined now.",
+                hint="`clawbus doctor` says what to do about the runtime; then repeat the command.",
+            )
+
     # --- sessions
 
     async def _stop(self, key: SessionKey) -> dict[str, Any]:
         found = await self._sessions.get(key)
+        self._check_known(key)
         slot = self._supervisor.begin_end(found.key, "operator_stop", graceful=True)
         incarnation = slot.incarnation if slot is not None else None
         self._log.info("operator_stop", agent=key.agent, session=key.session, incarnation=incarnation)
@@ -218,6 +233,8 @@ class DaemonExecutor:
             with anyio.move_on_after(_NOTE_S):
                 await self._try_note(key, "session_killed", operator)
         slot = await self._supervisor.end(key, "operator_kill", graceful=False)
+        if slot is None:
+            self._check_known(key)
         return {
             "killed": slot is not None,
             "incarnation": slot.incarnation if slot is not None else None,
@@ -261,8 +278,7 @@ class DaemonExecutor:
         Raises NotConfirmedError, ResetWouldLoseError or StorageError; its files are unchanged then.
         """
         session = await self._sessions.get(key)
-        if not self._supervisor.knows:
-            raise RuntimeUnavailableError("whether a container of the session lives cannot be told now.")
+        self._check_known(key)
         was, now = session.quarantined, self._clock.now_ms()
         await self._supervisor.end(key, "operator_reset", graceful=False)  # and all that its exit entails
         # From here on nothing is spawned for it; what was spawned since the exit is ended again.

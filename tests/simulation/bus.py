@@ -5,7 +5,7 @@ It wires what `daemon.app.main.run` wires, without signals, socket and log files
 
 from __future__ import annotations
 
-import contextlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from daemon.app.house import House, build_house
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.config.models import Agent, Config, Delivery, Runtime, Sweep
 from daemon.config.policies import read_limits
-from daemon.core.commands import ReleaseSession
-from daemon.core.errors import DataFolderError, NotConfirmedError, RuntimeUnavailableError
+from daemon.core.commands import Verb
+from daemon.core.errors import DataFolderError, RuntimeUnavailableError
+from daemon.core.events import ContainerExited, ExitSettled
 from daemon.engine.installation import Start, settle_install
 from daemon.store.data_folder import Layout
 from daemon.store.registry import Registry, SessionKey
 from daemon.systemd.watchdog import Pulse
-from schema.errors import ClawbusError, FileBusyError, StorageError
+from schema.errors import FileBusyError, StorageError
 from tests.simulation.host import SimHost, SimRuntime
 from tests.simulation.loop import Process
 from tests.simulation.pruning import draw_retention
@@ -143,29 +144,21 @@ class SimDaemon:
         self.world.loop.spawn(self.process, accept(), "accept")
         return True
 
-    def operator(self, key: SessionKey, *, graceful: bool) -> None:
-        """`clawbus session stop` or `kill`, as the operator's interface does it."""
-        if not self.ready:
-            return
-        assert self.house is not None
-        house = self.house
+    def execute(self, verb: Verb, answered: Callable[[dict[str, Any] | Exception], None]) -> bool:
+        """Have the daemon that serves now carry a verb out, as its control API does; otherwise as `request`."""
+        if not self.ready or self.operations is None:
+            return False
+        operations = self.operations
 
-        async def end() -> None:
-            with contextlib.suppress(NotConfirmedError):
-                await house.supervisor.end(key, "operator_stop" if graceful else "operator_kill", graceful=graceful)
+        async def execute() -> None:
+            try:
+                result: dict[str, Any] | Exception = await operations.execute(verb)
+            except Exception as error:
+                result = error
+            answered(result)
 
-        self.world.loop.spawn(self.process, end(), "operator")
-
-    def release(self, key: SessionKey) -> None:
-        """`clawbus session release`."""
-        if self.ready and self.operations is not None:
-            self.world.counts["operator_release"] += 1
-            self.world.loop.spawn(self.process, self._release(self.operations, key), "operator")
-
-    @staticmethod
-    async def _release(operations: DaemonOperations, key: SessionKey) -> None:
-        with contextlib.suppress(ClawbusError):
-            await operations.execute(ReleaseSession(key.agent, key.session))
+        self.world.loop.spawn(self.process, execute(), "operator's verb")
+        return True
 
     async def _main(self, process: Process) -> None:
         """The process. Ends by SIGTERM, or by an error that a daemon cannot start with."""
@@ -215,6 +208,7 @@ class SimDaemon:
         pulse.register("sweep", 1e9)
         folder: Any = self.layout
         house = build_house(self.config, folder, SimRuntime(self.host, install_id), install_id, world.clock, pulse)
+        _count_exits(world, house)
         async with anyio.create_task_group() as tasks:
             self.operations = await app._start(house, tasks)
             self.house = house
@@ -240,6 +234,20 @@ class SimDaemon:
 def session_root(layout: Layout, key: SessionKey) -> Path:
     """A session's folder."""
     return layout.sessions_dir / key.agent / key.session
+
+
+def _count_exits(world: World, house: House) -> None:
+    """One container has one exit, and its work is settled once: two supervisors of one container would settle two."""
+    seen: Counter[tuple[str, str]] = Counter()
+
+    def exited(event: ContainerExited | ExitSettled) -> None:
+        what = type(event).__name__
+        seen[what, event.incarnation] += 1
+        if seen[what, event.incarnation] > 1:
+            world.broken(f"{event.agent}/{event.session}: {what} of {event.incarnation} comes a second time")
+
+    house.events.subscribe(ContainerExited, exited)
+    house.events.subscribe(ExitSettled, exited)
 
 
 def _leaf(error: BaseException) -> BaseException:

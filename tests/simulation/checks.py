@@ -1,6 +1,8 @@
 """What must hold after a run has healed, from the clients' and the receivers' side; files are tests.support.invariants'.
 
-Every message is completed or failed with a reason, every outbound row has one receipt or dead letter, effects are at most
+Written from docs/contract.md and docs/reliability.md, not from the product: no function that decides anything in the bus
+is asked what it should have decided (`tests/unit/test_oracles.py` holds that). What the operator asked for is excused, by
+the operator's own records, and nothing else is. Every message is completed or failed with a reason, every outbound row has one receipt or dead letter, effects are at most
 one a key but for declared exceptions, tries are no more than claims, and order per destination held.
 """
 
@@ -11,24 +13,26 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 
 from container_runner.providers.protocol import TurnMessage
 from container_runner.store import Store
 from daemon.channels.protocol import Accepted, InDoubt
-from daemon.store import deliveries, messages
+from daemon.core.commands import CancelMessage, RequeueDead, RetryAnswer, RetryMessage, UndoStale
 from daemon.store.data_folder import Layout
 from daemon.store.registry import SessionKey
-from schema.connect import Writer, open_reader
+from schema.connect import Reader, Writer, open_reader
 from schema.errors import ClawbusError
-from schema.instants import from_text
 from schema.layout import SessionFolder
 from tests.simulation.bus import SimDaemon, session_root
+from tests.simulation.operators import Records
 from tests.simulation.pruning import Witness
 from tests.simulation.receivers import TRAITS, Receivers
 from tests.simulation.scenario import Ledger, Scenario
 from tests.simulation.world import World
 from tests.support.invariants import data_folder_violations
+from tests.support.invariants_session import epoch_ms
 
 _OVER: Final = ("completed", "failed")
 
@@ -52,9 +56,11 @@ class Claims:
         if not beside:
             self.alone.add((session, triggers[0].id))
         for message in triggers:
-            found = db.one("SELECT tries, solo FROM inbound.messages_in WHERE id = ?", (message.id,))
+            found = db.one("SELECT status, tries, solo FROM inbound.messages_in WHERE id = ?", (message.id,))
             if beside and found is not None and (found["tries"] or found["solo"]):
                 world.broken(f"{session}: {message.id} is tried again in one turn with {beside} others")
+            if found is None or found["status"] != "pending":
+                world.broken(f"{session}: {message.id} is claimed, and is {found and found['status']}")
         if world.counts["clock_jump"]:
             return  # what was due at the look may not be any more
         waiting = db.all(
@@ -62,7 +68,7 @@ class Claims:
             " AND on_wake = 0 AND holds = 1"
         )
         for row in waiting:
-            after = from_text(row["process_after"])
+            after = epoch_ms(row["process_after"])
             if after is not None and after > store._now_ms() and any(one.seq > row["seq"] for one in batch):
                 world.broken(
                     f"{session}: {[one.id for one in batch]} overtake {row['id']}, which waits for its next try"
@@ -132,16 +138,18 @@ def _real_now() -> int:
 
 def violations(scenario: Scenario, claims: Claims, witness: Witness) -> Iterator[str]:
     """Everything that is wrong with a run at rest."""
+    asked = scenario.operator.records
     pruned = bool(witness.rows) or scenario.daemon.config.retention.incarnations_s > 0
     yield from data_folder_violations(scenario.world.root, at_rest=True, pruned=pruned)
     for key in scenario.sessions:
-        yield from _messages(scenario.daemon, scenario.ledger, claims, witness, key)
+        yield from _messages(scenario.daemon, scenario.ledger, claims, witness, asked, key)
+        yield from _operated(scenario.daemon, witness, asked, key)
         yield from _answers(scenario.daemon, witness, key)
         yield from _receipts(scenario.daemon, scenario.receivers, key)
         yield from _declared(scenario.daemon, scenario.receivers, key)
         yield from _gone(scenario.daemon, witness, key)
-    yield from _effects(scenario.receivers)
-    yield from _order(scenario.daemon, scenario.receivers, witness, scenario.sessions)
+    yield from _effects(scenario.receivers, asked)
+    yield from _order(scenario.daemon, scenario.receivers, witness, asked, scenario.sessions)
 
 
 def forgotten(layout: Layout, keys: Sequence[SessionKey], now: int) -> Iterator[str]:
@@ -154,17 +162,71 @@ def forgotten(layout: Layout, keys: Sequence[SessionKey], now: int) -> Iterator[
                     "SELECT active, next_due_at, quarantined_at FROM sessions WHERE (agent, session) = (?, ?)", key
                 )
             with open_reader(folder.inbound_db) as db:
-                waiting = messages.next_due_at(db, now)
-                sends = deliveries.next_attempt_at(db)
+                soonest = min(_work(db, now), default=None)
         except ClawbusError:
             continue  # a journal is left, or there is no file yet: not now
         if row is None or row["active"] or row["quarantined_at"] is not None:
             continue
         if row["next_due_at"] is not None and row["next_due_at"] <= now:
             continue
-        soonest = min((value for value in (waiting, sends) if value is not None), default=None)
         if soonest is not None and (row["next_due_at"] is None or soonest < row["next_due_at"]):
             yield f"{key}: there is work at {soonest}, and central.db has the session idle until {row['next_due_at']}"
+
+
+def _work(db: Reader, now: int) -> Iterator[int]:
+    """When each thing that waits in inbound.db has to be looked at: epoch ms, 0 for now."""
+    waiting = [
+        (row["seq"], epoch_ms(row["process_after"]) or 0, row["holds"])
+        for row in db.all("SELECT seq, process_after, holds FROM messages_in WHERE status = 'pending' AND trigger = 1")
+    ]
+    for seq, due, _ in waiting:
+        # Behind a message that waits for its next try, a later one waits as long.
+        held = [other for before, other, holds in waiting if holds and before < seq and other > now]
+        yield max([due, *held]) if due <= now else due
+    places: dict[str, list[tuple[str, int, bool]]] = defaultdict(list)
+    for row in db.all("SELECT * FROM delivery_attempts WHERE state <> 'dead'"):
+        places[row["destination"]].append((row["state"], row["next_attempt_at"] or 0, bool(row["passed"])))
+    for rows in places.values():
+        # Behind an answer that is being retried the others wait, but for one that was set aside.
+        retried = [at for state, at, _ in rows if state == "retrying"]
+        blocked = any(state == "retrying" and not passed for state, _, passed in rows)
+        yield from retried if blocked else [at for _, at, _ in rows]
+
+
+def _operated(daemon: SimDaemon, witness: Witness, asked: Records, key: SessionKey) -> Iterator[str]:
+    """What the operator was told is done: a requeue or retry is a message that is there, and a reset lost no answer."""
+    rows = {row["id"]: row for row in _rows(daemon, key, "SELECT id, status, trigger FROM messages_in")}
+    gone = {row["id"] for row in witness.of(key, "messages_in")}
+    undone = any(one.result for one in asked.of(key, UndoStale))
+    for one in asked.of(key, RequeueDead, RetryMessage):
+        result = one.result or {}
+        again = result.get("requeued_as" if result.get("kind") == "in" else "retried_as")
+        if again is None or again in gone or (undone and again not in rows):
+            continue
+        if again not in rows:
+            yield f"{key}: {result} was answered, and {again} is not there"
+        elif rows[again]["trigger"] and rows[again]["status"] not in (*_OVER, "cancelled"):
+            yield f"{key}: {result} was answered, and {again} is {rows[again]['status']} in the end"
+    for one in asked.of(key, CancelMessage):
+        # An id that retention took may be sent again: that is another message.
+        row = rows.get(one.id) if one.id not in gone else None
+        if one.result and not undone and row is not None and row["status"] != "cancelled":
+            yield f"{key}: {one.id} was cancelled by the answer, and is {rows[one.id]['status']}"
+    for message_id, row in rows.items():
+        if row["status"] == "cancelled" and not asked.may_be_cancelled(key, message_id):
+            yield f"{key}: {message_id} is cancelled, and nobody asked for that"
+    yield from _put_aside(daemon, witness, key)
+
+
+def _put_aside(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator[str]:
+    """A reset without --discard puts no answer aside that the host has not taken note of."""
+    known = {row["id"] for row in _rows(daemon, key, "SELECT message_out_id AS id FROM delivered")}
+    known |= {row["id"] for row in _rows(daemon, key, "SELECT message_out_id AS id FROM delivery_attempts")}
+    known |= {row["id"] for row in _rows(daemon, key, "SELECT id FROM dead_letters_closed")}
+    for path in sorted(session_root(daemon.layout, key).glob("out.reset-*/outbound.db")):
+        for row in _rows_of(path, "SELECT id FROM messages_out"):
+            if row["id"] not in known and not witness.rows:
+                yield f"{key}: {row['id']} was put aside by a reset, and nobody had taken note of it"
 
 
 def _answers(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator[str]:
@@ -192,15 +254,23 @@ def _gone(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator[str]
 
 
 def _rows(daemon: SimDaemon, key: SessionKey, sql: str, *, outbound: bool = False) -> list[dict[str, Any]]:
-    folder = SessionFolder(session_root(daemon.layout, key))
-    path = folder.outbound_db if outbound else folder.inbound_db
+    """The rows of one of the two files; of the container's, with those that resets have put aside."""
+    root = session_root(daemon.layout, key)
+    folder = SessionFolder(root)
+    paths = [*sorted(root.glob("out.reset-*/outbound.db")), folder.outbound_db] if outbound else [folder.inbound_db]
+    return [row for path in paths for row in _rows_of(path, sql)]
+
+
+def _rows_of(path: Path, sql: str) -> list[dict[str, Any]]:
     if not path.exists() or not path.stat().st_size:
         return []
     with open_reader(path) as db:
         return [dict(row) for row in db.all(sql)] if db.all("SELECT 1 FROM sqlite_schema LIMIT 1") else []
 
 
-def _messages(daemon: SimDaemon, ledger: Ledger, claims: Claims, witness: Witness, key: SessionKey) -> Iterator[str]:
+def _messages(
+    daemon: SimDaemon, ledger: Ledger, claims: Claims, witness: Witness, asked: Records, key: SessionKey
+) -> Iterator[str]:
     rows = {row["id"]: row for row in _rows(daemon, key, "SELECT * FROM messages_in")}
     told: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in _rows(daemon, key, "SELECT * FROM message_history ORDER BY id"):
@@ -208,7 +278,7 @@ def _messages(daemon: SimDaemon, ledger: Ledger, claims: Claims, witness: Witnes
     for (owner, sent_as), accepted in ledger.accepted.items():
         if owner == key:
             for one in accepted:
-                yield from _kept(key, sent_as, one, rows, witness)
+                yield from _kept(key, sent_as, one, rows, witness, asked)
     for message_id, row in rows.items():
         retries = [item for item in told[message_id] if item["event"] == "retry_scheduled"]
         charged = Counter(item["incarnation"] for item in retries)
@@ -230,7 +300,12 @@ def _messages(daemon: SimDaemon, ledger: Ledger, claims: Claims, witness: Witnes
 
 
 def _kept(
-    key: SessionKey, message_id: str, accepted: Accepted, rows: dict[str, dict[str, Any]], witness: Witness
+    key: SessionKey,
+    message_id: str,
+    accepted: Accepted,
+    rows: dict[str, dict[str, Any]],
+    witness: Witness,
+    asked: Records,
 ) -> Iterator[str]:
     """What one yes said is true of a row that is there, or that was there until retention took it.
 
@@ -259,18 +334,25 @@ def _kept(
         if any(row["status"] != "failed" for row in meant):
             yield f"{key}: {message_id} was requeued, and has not failed"
     for row in work:
-        if row["trigger"] and row["status"] not in _OVER:
+        cancelled = row["status"] == "cancelled" and asked.may_be_cancelled(key, row["id"])
+        if row["trigger"] and row["status"] not in _OVER and not cancelled:
             yield f"{key}: {message_id} was accepted, and {row['id']} is {row['status']} in the end"
 
 
-def _effects(receivers: Receivers) -> Iterator[str]:
+def _effects(receivers: Receivers, asked: Records) -> Iterator[str]:
     """At most one effect a key, but where nobody could know: a failure reported after the effect, or a daemon that died
-    between send and receipt on a channel whose policy is to send again."""
+    between send and receipt on a channel whose policy is to send again. An operator who requeues a dead letter, or retries
+    an answer that is in doubt, sends it once more for each time."""
     for key, effects in receivers.effects.items():
         traits = TRAITS[effects[0].place.split("\x1f")[0]]
+        first = effects[0]
+        session = SessionKey(first.agent, first.session)
+        again = sum(one.id == first.message_out_id for one in asked.of(session, RequeueDead, RetryAnswer))
         for before, after in pairwise(effects):
             in_doubt = before.by != after.by and traits.in_doubt is InDoubt.RESEND
-            if traits.deduplicates or not (before.ambiguous or in_doubt):
+            if not traits.deduplicates and again and not (before.ambiguous or in_doubt):
+                again -= 1
+            elif traits.deduplicates or not (before.ambiguous or in_doubt):
                 yield f"{key} had an effect at {before.at:.4f} by {before.by}, and again at {after.at:.4f} by {after.by}"
 
 
@@ -295,12 +377,15 @@ def _receipts(daemon: SimDaemon, receivers: Receivers, key: SessionKey) -> Itera
             yield f"{key}: {row['message_out_id']} has a receipt, and no receiver ever saw it"
 
 
-def _order(daemon: SimDaemon, receivers: Receivers, witness: Witness, sessions: Sequence[SessionKey]) -> Iterator[str]:
-    """First effects of one session at one destination come in seq order; rows with a time of their own aside."""
+def _order(
+    daemon: SimDaemon, receivers: Receivers, witness: Witness, asked: Records, sessions: Sequence[SessionKey]
+) -> Iterator[str]:
+    """First effects of one session at one destination come in seq order; rows with a time of their own aside, and those
+    that an operator requeued: what stood behind them has gone on."""
     for key in sessions:
         rows = _rows(daemon, key, "SELECT id, seq, deliver_after FROM messages_out", outbound=True)
         rows += witness.of(key, "messages_out")
-        passed = _passed(daemon, key)
+        passed = _passed(daemon, key) | asked.ids(key, RequeueDead)
         seqs = {row["id"]: row["seq"] for row in rows if row["deliver_after"] is None and row["id"] not in passed}
         last: dict[str, int] = {}
         firsts = [effects[0] for effects in receivers.effects.values() if effects]

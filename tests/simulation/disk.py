@@ -65,7 +65,7 @@ class Disk:
         self._guard = guard
         self.living: Callable[[Path], bool] = lambda _: False
 
-    def connect(self, path: Path, mode: str) -> sqlite3.Connection:
+    def connect(self, path: Path, mode: str, more: str = "") -> sqlite3.Connection:
         """What `schema.connect._connect` does, and the faults of an open."""
         process, world = PROCESS.get(), self.world
         if process is not None:
@@ -79,7 +79,7 @@ class Disk:
                 world.fault("io_error", process.name, f"opening {path.name}: {text}")
                 raise sqlite_error(code, text)
         connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode={mode}",
+            f"{path.absolute().as_uri()}?mode={mode}{more}",
             uri=True,
             timeout=0.0,
             isolation_level=None,

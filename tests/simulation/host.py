@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -24,10 +25,11 @@ from container_runner.store import Store
 from container_runner.watch import InboundWatch
 from daemon.core.errors import ContainerGoneError, ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.runtimes.protocol import ContainerSpec, Exit, Running
+from daemon.store.registry import SessionKey
 from schema.layout import HEARTBEAT
 from schema.rows import RunnerSettings
 from tests.simulation.agent import SimProvider
-from tests.simulation.loop import Process
+from tests.simulation.loop import PROCESS, Process
 from tests.simulation.world import World
 
 T = TypeVar("T")
@@ -62,6 +64,9 @@ class SimHost:
         self.available = True
         self.containers: dict[str, Container] = {}
         self.on_exit: Callable[[str, str], None] = lambda _, __: None  # agent, session
+        self.on_created: Callable[[Container], None] = lambda _: None
+        self.on_asked: Callable[[SessionKey, str], None] = lambda _, __: None  # session, name of the daemon's process
+        self._starting: dict[str, Process] = {}  # incarnations whose start is under way, and whose it is
         self._runner_settings = runner_settings
         self._numbers = itertools.count(1)
         self._changed = asyncio.Event()
@@ -121,6 +126,7 @@ class SimHost:
         container = Container(f"c{next(self._numbers)}", spec)
         self.containers[container.id] = container
         world.step("dockerd", f"created {container.id} for {spec.session} as {spec.incarnation[-6:]}")
+        self.on_created(container)
         return container.id
 
     async def start(self, container_id: str, answer: asyncio.Future[Running]) -> None:
@@ -142,9 +148,30 @@ class SimHost:
             if not answer.done():
                 answer.set_result(running_of(container))
 
+    # --- who starts what
+
+    @contextmanager
+    def starting(self, incarnation: str) -> Generator[None]:
+        """A daemon asks for a container and waits for its start. A daemon that dies in it is over with that."""
+        process = PROCESS.get()
+        assert process is not None
+        self._starting[incarnation] = process
+        try:
+            yield
+        finally:
+            self._starting.pop(incarnation, None)
+
+    def check_not_starting(self, container: Container, what: str) -> None:
+        """A daemon ends no container that it is starting at this moment, for whichever session it does so."""
+        process = PROCESS.get()
+        if process is not None and self._starting.get(container.spec.incarnation) is process:
+            spec = container.spec
+            self.world.broken(f"{spec.session}: {container.id} is {what} by {process.name}, which is starting it")
+
     def withdraw(self, container: Container) -> None:
         """`docker rm` of what was created and not started."""
         self.world.step("dockerd", f"removes {container.id}, never started")
+        self.check_not_starting(container, "withdrawn")
         self._forget(container)
 
     async def _pause(self, low: float, high: float) -> None:
@@ -277,6 +304,7 @@ class SimHost:
         if container is not None and container.state == "running":
             raise NotConfirmedError(f"{container_id} lives.")
         if container is not None:
+            self.check_not_starting(container, "removed")
             self._forget(container)
 
 
@@ -302,6 +330,8 @@ class SimRuntime:
         self._host = host
         self._world = host.world
         self._install_id = install_id
+        process = PROCESS.get()
+        self._process = process.name if process is not None else ""
 
     @property
     def address(self) -> str:
@@ -331,6 +361,11 @@ class SimRuntime:
 
     async def spawn(self, spec: ContainerSpec) -> Running:
         """Create, then start; a request that was sent goes on without us."""
+        self._host.on_asked(SessionKey(spec.agent, spec.session), self._process)
+        with self._host.starting(spec.incarnation):
+            return await self._spawn(spec)
+
+    async def _spawn(self, spec: ContainerSpec) -> Running:
         world, loop = self._world, asyncio.get_running_loop()
         await self._call("spawn")
         world.step("daemon", f"asks for a container of {spec.session} as {spec.incarnation[-6:]}")
@@ -373,6 +408,7 @@ class SimRuntime:
         if container is not None:
             container.restarts = False
         if container is not None and container.state == "running":
+            self._host.check_not_starting(container, "stopped")
             self._host.terminate(container)
         await self._world.crash_point("stop")
 
@@ -383,6 +419,7 @@ class SimRuntime:
         if container is not None:
             container.restarts = False
         if container is not None and container.state == "running":
+            self._host.check_not_starting(container, "killed")
             slow = self._world.chance(self._world.faults.unkillable)
             if slow:
                 self._world.fault("unkillable", container_id)

@@ -45,7 +45,7 @@ from daemon.runtimes.protocol import Exit
 from daemon.store import deliveries, messages
 from daemon.store.registry import Registry
 from schema.rows import MessageIn
-from tests.simulation import mutations_retention
+from tests.simulation import mutations_operator, mutations_retention
 from tests.simulation.run import SCOPES, run_seed
 
 LIMIT: Final = 600
@@ -368,6 +368,7 @@ MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
         "no order across retries": _no_order_across_retries,
         "a requeue is accepted with its copy's seq": _seq_of_the_copy,
         "a requeue is accepted and not stored": _yes_without_requeue,
+        **mutations_operator.MUTATIONS,
         **mutations_retention.MUTATIONS,
     }
 )

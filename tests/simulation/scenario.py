@@ -5,7 +5,6 @@ Drawn from the seed before and while it runs. Calm again after `active_s`; the r
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,12 +18,12 @@ from daemon.core.errors import IdConflictError
 from daemon.store.install import mark_restored
 from daemon.store.registry import Registry, SessionKey
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits, open_reader
-from schema.errors import ClawbusError
+from schema.connect import ReadLimits
 from schema.rows import Address
 from tests.simulation.agent import BAD, LATER, POISON
 from tests.simulation.bus import AGENTS, SimDaemon, session_root
 from tests.simulation.host import Container, SimHost
+from tests.simulation.operators import Operator
 from tests.simulation.receivers import TRAITS, Receivers
 from tests.simulation.world import World
 
@@ -58,6 +57,7 @@ class Scenario:
         self.sessions = [SessionKey(AGENTS[number % 2], f"s{number}") for number in range(count)]
         self.active_s = rng.choice((10.0, 20.0, 40.0, 150.0) if self.long else (10.0, 20.0, 30.0))
         self.clock_back_ms = 0
+        self.operator = Operator(world, daemon, host, self.sessions)
         self._replies_left = rng.choice((0, 0, 2, 4))
         # From a source of its own: a draw more would make another run of every seed.
         self._repeats = Random(f"repeats {world.seed}")
@@ -90,6 +90,7 @@ class Scenario:
         """The active part."""
         world = self.world
         until = world.loop.time() + self.active_s
+        world.loop.spawn(None, self.operator.work(until), "the operator")
         for number in range(world.rng.choice((1, 2, 3, 5) if self.long else (1, 1, 2, 3))):
             world.loop.spawn(None, self._client(number, world.between(0, self.active_s * 0.7)), f"client {number}")
         while world.loop.time() < until and not world.findings:
@@ -207,7 +208,7 @@ class Scenario:
             self._dockerd_restart,
             self._clock_jump,
             self._receiver_down,
-            self._operator,
+            self.operator.act,
             self._kill_both,
             self._restart_container,
             self._restart_policy,
@@ -297,30 +298,12 @@ class Scenario:
         self.world.fault("receiver_outage", "chaos", channel)
         self.receivers.down_until[channel] = self.world.loop.time() + self.world.rng.choice((10.0, 100.0, 600.0))
 
-    def _operator(self) -> None:
-        self.world.counts["operator"] += 1
-        self.daemon.operator(self.world.rng.choice(self.sessions), graceful=self.world.rng.random() < 0.5)
-
     # --- and its end
-
-    async def _release_held(self) -> None:
-        """The operator reads what `doctor` names, and releases what was held because the folder came from a backup."""
-        while True:
-            await anyio.sleep(20.0)
-            for key in self.sessions:
-                if "is a copy" in (self._quarantine_reason(key) or ""):
-                    self.daemon.release(key)
-
-    def _quarantine_reason(self, key: SessionKey) -> str | None:
-        with contextlib.suppress(ClawbusError), open_reader(self.daemon.layout.central_db) as db:
-            row = db.one("SELECT quarantine_reason FROM sessions WHERE agent = ? AND session = ?", key)
-            return row["quarantine_reason"] if row is not None else None
-        return None
 
     def heal(self) -> None:
         """Everything works from now on."""
         self.world.step("world", "HEALS")
-        self.world.loop.spawn(None, self._release_held(), "the operator")
+        self.world.loop.spawn(None, self.operator.settle(), "the operator")
         self.world.healing = True
         self.world.faults.heal()
         self.host.set_available(True)

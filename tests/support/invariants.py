@@ -20,10 +20,9 @@ from daemon.store.data_folder import Layout
 from schema.connect import open_reader
 from schema.errors import ClawbusError
 from schema.ids import session_folder
-from schema.instants import from_text
 from schema.rows import MessageStatus
 from tests.support.invariants_files import file_violations, plain_database
-from tests.support.invariants_session import Row, SessionRows, load_session, row_violations
+from tests.support.invariants_session import Row, SessionRows, epoch_ms, load_session, row_violations
 
 
 def check_session(root: Path, *, at_rest: bool = False, hostile: bool = False, pruned: bool = False) -> None:
@@ -111,7 +110,7 @@ def _registry_violations(
     wake = registered["next_due_at"]
     for message in rows.messages:
         if message["status"] == MessageStatus.PENDING and message["trigger"]:
-            due = from_text(message["process_after"])
+            due = epoch_ms(message["process_after"])
             if wake is None or due is None or due < wake:
                 yield f"messages_in: {message['id']} is due, and central.db has the session idle until {wake}"
     for row in rows.delivery_attempts:
@@ -148,7 +147,7 @@ def _mailbox_violations(rows: SessionRows, kept: set[str]) -> Iterator[str]:
             yield f"delivered: {row['id']} has a receipt of `local`, and the mailbox has no entry"
     if rows.hostile:
         return
-    written = {row["id"] for row in (*rows.outbound, *rows.host_messages)}
+    written = {row["id"] for row in (*rows.outbound, *rows.before, *rows.host_messages)}
     for message_out_id in sorted(kept - written):
         yield f"mailbox: {message_out_id} is an entry that no row of the session explains"
 

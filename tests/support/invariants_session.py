@@ -1,19 +1,25 @@
-"""Invariants of one session's rows, over both files. Rules are generators from the loaded rows to violations, as text."""
+"""Invariants of one session's rows, over both files. Rules are generators from the loaded rows to violations, as text.
+
+Written from docs/contract.md, not from the product: what the product decides with is nothing to judge it by. It imports
+how a file is opened and what things are called.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from schema.connect import Reader, open_reader
-from schema.instants import from_text, to_text
 from schema.layout import SessionFolder
 from schema.rows import AckStatus, DeliveryState, MessageStatus
-from schema.states import TRANSITIONS
 
 Row = dict[str, Any]
 
@@ -27,6 +33,12 @@ SILENT: Final = frozenset(
         *("swept", "sweep_undone", "session_killed", "session_reset", "session_quarantined", "session_released"),
     }
 )
+# Which status may follow which. A finished message never comes back; a retry goes from pending to pending.
+STEPS: Final = {
+    MessageStatus.PENDING: {"pending", "completed", "failed", "paused", "cancelled"},
+    MessageStatus.PAUSED: {"pending", "completed", "cancelled"},
+}
+CANONICAL: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z")
 # Events whose name is not the status they lead to.
 LEADS_TO: Final = {
     "retry_scheduled": MessageStatus.PENDING,
@@ -38,7 +50,10 @@ LEADS_TO: Final = {
 
 @dataclass(frozen=True, slots=True)
 class SessionRows:
-    """Every row of both files; `outbound` and `acks` are empty when the container has made no file or is hostile."""
+    """Every row of both files; `outbound` and `acks` are empty when the container has made no file or is hostile.
+
+    `before` are the answers, and `acked_before` the finished messages, in what resets of the session have put aside.
+    """
 
     hostile: bool
     messages: list[Row]
@@ -50,6 +65,8 @@ class SessionRows:
     cursor: int
     outbound: list[Row]
     acks: dict[str, Row]
+    before: list[Row]
+    acked_before: dict[str, Row]
 
     @property
     def migrated(self) -> frozenset[str]:
@@ -78,11 +95,28 @@ def load_session(root: Path, *, hostile: bool) -> SessionRows:
         with open_reader(folder.outbound_db) as db:
             outbound = _rows(db, "messages_out", "seq")
             acks = _rows(db, "processing_ack", "message_id")
+    before, acked_before = ([], {}) if hostile else _put_aside(root)
     top = cursor["seq"] if cursor is not None else None
     return SessionRows(
         hostile=hostile, history=dict(history), cursor=top or 0, outbound=outbound,
-        acks={row["message_id"]: row for row in acks}, **found,
+        acks={row["message_id"]: row for row in acks}, before=before, acked_before=acked_before, **found,
     )  # fmt: skip
+
+
+def _put_aside(root: Path) -> tuple[list[Row], dict[str, Row]]:
+    """What resets have put aside, as far as it can be read: one that was discarded may be no database at all."""
+    before: list[Row] = []
+    acked: dict[str, Row] = {}
+    for path in sorted(root.glob("out.reset-*/outbound.db")):
+        if not path.is_symlink() and path.is_file() and path.stat().st_size:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+                db.row_factory = sqlite3.Row
+                try:
+                    before += [dict(row) for row in db.execute("SELECT * FROM messages_out ORDER BY seq")]
+                    acked |= {row["message_id"]: dict(row) for row in db.execute("SELECT * FROM processing_ack")}
+                except sqlite3.Error:
+                    continue
+    return before, acked
 
 
 def _rows(db: Reader, table: str, order: str) -> list[Row]:
@@ -142,7 +176,7 @@ def _step(status: MessageStatus | None, row: Row) -> tuple[MessageStatus | None,
             target = MessageStatus(event)
         except ValueError:
             return status, f"has the unknown event {event}"
-    if target not in TRANSITIONS[status]:
+    if target not in STEPS.get(status, ()):
         return status, f"went from {status} to {target}"
     return target, None
 
@@ -161,7 +195,7 @@ def sequences(rows: SessionRows) -> Iterator[str]:
     for row in rows.outbound:
         if not isinstance(row["seq"], int) or row["seq"] <= 0 or row["seq"] % 2 == 0:
             yield f"messages_out: {row['id']} has seq {row['seq']}, which is not odd"
-    for seq, count in Counter(row["seq"] for row in (*host, *rows.outbound)).items():
+    for seq, count in Counter(row["seq"] for row in (*host, *rows.outbound, *rows.before)).items():
         if count > 1:
             yield f"seq {seq} is used {count} times"
 
@@ -182,17 +216,33 @@ def times(rows: SessionRows) -> Iterator[str]:
         text = row[column]
         if text is None and column == "process_after":
             continue
-        instant = from_text(text)
         who = row.get("id") or row.get("message_out_id")
-        if instant is None:
+        if not is_instant(text):
             yield f"{table}: {who}: {column} is no instant: {text!r}"
-        elif to_text(instant) != text and not (who in rows.migrated or (table == "delivered" and rows.migrated)):
+        elif not CANONICAL.fullmatch(str(text)) and not (
+            who in rows.migrated or (table == "delivered" and rows.migrated)
+        ):
             yield f"{table}: {who}: {column} is not canonical: {text!r}"
     theirs = [(row, "messages_out", row["id"], "timestamp") for row in rows.outbound]
     theirs += [(row, "processing_ack", name, "status_changed") for name, row in rows.acks.items()]
     for row, table, who, column in theirs:
-        if from_text(row[column]) is None:
+        if not is_instant(row[column]):
             yield f"{table}: {who}: {column} is no instant: {row[column]!r}"
+
+
+def epoch_ms(text: object) -> int | None:
+    """Read an instant as the contract writes it, or as another runner may: UTC where it names no zone; else None."""
+    try:
+        moment = datetime.fromisoformat(str(text).strip())
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+
+
+def is_instant(text: object) -> bool:
+    """Whether it is one."""
+    return isinstance(text, str) and epoch_ms(text) is not None
 
 
 def acks(rows: SessionRows, *, at_rest: bool, pruned: bool) -> Iterator[str]:
@@ -201,7 +251,7 @@ def acks(rows: SessionRows, *, at_rest: bool, pruned: bool) -> Iterator[str]:
         return
     by_id = {message["id"]: message for message in rows.messages}
     for identity, message in by_id.items():
-        ack = rows.acks.get(identity)
+        ack = _finished(rows, identity)
         done = message["status"] == MessageStatus.COMPLETED and identity not in rows.migrated
         if done and ((ack is None and not pruned) or (ack is not None and ack["status"] != AckStatus.COMPLETED)):
             yield f"messages_in: {identity} is completed, and its ack is {ack and ack['status']}"
@@ -211,6 +261,12 @@ def acks(rows: SessionRows, *, at_rest: bool, pruned: bool) -> Iterator[str]:
             yield f"processing_ack: {identity} is no message of this session"
         elif at_rest and ack["status"] != AckStatus.PROCESSING and message["status"] == MessageStatus.PENDING:
             yield f"processing_ack: {identity} is {ack['status']}, and the message is still pending"
+
+
+def _finished(rows: SessionRows, identity: str) -> Row | None:
+    """Return the ack that finished a message, also one that a reset has put aside, or else the one that there is."""
+    before = rows.acked_before.get(identity)
+    return before if before is not None and before["status"] == AckStatus.COMPLETED else rows.acks.get(identity)
 
 
 def attempts(rows: SessionRows, *, at_rest: bool) -> Iterator[str]:
@@ -236,7 +292,7 @@ def receipts(rows: SessionRows, *, at_rest: bool, pruned: bool) -> Iterator[str]
     """Every outbound row the host took note of has a receipt or is tracked, and nothing else has."""
     receipt = {row["message_out_id"]: row["status"] for row in rows.delivered}
     tracked = {row["message_out_id"]: row for row in rows.delivery_attempts}
-    written = {row["id"] for row in (*rows.outbound, *rows.host_messages)}
+    written = {row["id"] for row in (*rows.outbound, *rows.before, *rows.host_messages)}
     for identity, status in receipt.items():
         if status not in ("delivered", "failed", "not_wanted"):
             yield f"delivered: {identity} has the unknown status {status}"

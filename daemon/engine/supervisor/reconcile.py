@@ -62,6 +62,8 @@ class Reconciler:
         try:
             listed = await self._fleet.runtime.list_running()
             await self._end_unsupervised([item for item in listed if (item.agent, item.session) == key])
+        except RuntimeUnavailableError as error:
+            self._fleet.set_unavailable(error)  # so that whoever asked does not take silence for "no container"
         except ClawbusError as error:
             self._log.warning("reconcile_failed", agent=key.agent, session=key.session, error=str(error))
 

@@ -10,8 +10,8 @@ import anyio.lowlevel
 import pytest
 
 from daemon.config.models import Agent as AgentConfig
-from daemon.core.commands import KillSession
-from daemon.core.errors import DataFolderError, ImageError
+from daemon.core.commands import CancelMessage, KillSession, ResetSession, StopSession, Verb
+from daemon.core.errors import DataFolderError, ImageError, RuntimeUnavailableError
 from daemon.engine.supervisor.slots import Phase
 from daemon.runtimes import factory
 from daemon.store.registry import Registry, SessionKey
@@ -224,6 +224,42 @@ async def test_a_runtime_that_is_away_at_start_is_a_state_and_not_an_end(kit: Ho
         await kit.fence()
         assert kit.spawned() == 1
         assert kit.house.degraded() == []
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        KillSession(AGENT, "main"),
+        StopSession(AGENT, "main"),
+        ResetSession(AGENT, "main"),
+        CancelMessage(AGENT, "main", id="m1", kill=True),
+    ],
+    ids=lambda verb: type(verb).__name__,
+)
+async def test_no_verb_takes_a_runtime_that_is_away_for_no_container(kit: HouseKit, verb: Verb) -> None:
+    container = await one_run(kit)
+    assert kit.agent().claim() is not None
+    kit.host.available = False
+    async with kit.running():
+        assert kit.slot() is None, "its container lives, and this daemon has not seen it"
+        with pytest.raises(RuntimeUnavailableError, match="whether a container of session"):
+            await kit.operations.execute(verb)
+        assert (await kit.message("m1"))["status"] == "pending"
+        kit.host.available = True
+        await until(lambda: (slot := kit.slot()) is not None and slot.phase is Phase.RUNNING)
+        await kit.operations.execute(verb)
+        await until(lambda: container.exit is not None)
+
+
+async def test_a_kill_that_meets_a_runtime_that_has_just_gone_away_does_not_say_that_nothing_runs(
+    kit: HouseKit,
+) -> None:
+    async with kit.running():
+        await kit.house.sessions.create(KEY)
+        kit.host.available = False
+        assert kit.house.supervisor.knows, "nobody has asked it since"
+        with pytest.raises(RuntimeUnavailableError):
+            await kit.operations.execute(KillSession(AGENT, "main"))
 
 
 async def test_a_registry_that_does_not_answer_at_start_is_asked_again(
