@@ -154,11 +154,10 @@ def _held_up(client: ControlClient, known: dict[str, Any]) -> str:
         report = client.session(known["agent"], known["session"])
     except ClawbusError:
         return ""
-    if report.get("state") in ("waiting", "backing_off", "quarantined"):
-        reason = report.get("held_up") or "it waits for a container (`clawbus status` says why)"
-        return f" The session is {report['state']}: {str(reason).rstrip('.')}."
     if report.get("held_up"):
         return f" {report['held_up']}"
+    if report.get("state") in ("waiting", "backing_off"):
+        return f" The session is {report['state']}: it waits for a container (`clawbus status` says why)."
     why = what_it_waits_for(report.get("messages", ()), _working_id(known), SystemClock().now_ms())
     return f" {why[0].upper()}{why[1:]}." if why is not None else ""
 

@@ -12,7 +12,7 @@ from daemon.core.diagnosis import Diagnosis
 from daemon.core.facts import HostFacts, RunFacts, SessionFacts
 from daemon.core.host_rules import HOST
 from daemon.core.run_rules import RUN
-from daemon.core.session_rules import SESSION
+from daemon.core.session_rules import BLOCKING, PASSABLE, SESSION
 
 
 def diagnose_host(host: HostFacts) -> list[Diagnosis]:
@@ -23,6 +23,12 @@ def diagnose_host(host: HostFacts) -> list[Diagnosis]:
 def diagnose_session(host: HostFacts, session: SessionFacts) -> list[Diagnosis]:
     """Return what is wrong with a session, apart from its single runs: at most one diagnosis of each aspect."""
     return _present(_first(rule(host, session) for rule in aspect) for aspect in SESSION)
+
+
+def most_pressing(host: HostFacts, session: SessionFacts, *, blocking: bool = False) -> Diagnosis | None:
+    """Return the finding that explains a session's state best, or None. `blocking`: only what keeps its next message waiting."""
+    rules = BLOCKING if blocking else (*BLOCKING, *PASSABLE)
+    return _first(rule(host, session) for rule in rules)
 
 
 def diagnose_run(host: HostFacts, session: SessionFacts, run: RunFacts) -> Diagnosis | None:

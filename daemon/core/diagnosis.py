@@ -33,6 +33,12 @@ class Diagnosis:
     cause: str | None = None
     choices: tuple[Choice, ...] = ()
 
+    @property
+    def sentence(self) -> str:
+        """Return it on one line: the summary, the first two pieces of evidence, and the command."""
+        said = ". ".join(text.rstrip(".") for text in (self.summary, *self.evidence[:2]))
+        return f"{said}: `{self.command}`"
+
 
 def span(milliseconds: int) -> str:
     """Format a duration for people: `85 s`, `12 min`, `3 h`, `2 d`."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from daemon.core.command_words import restart_command, start_command
 from daemon.core.run_state import Life, RunEvidence, Verdict
+
+HELD_MS: Final = 5 * 60_000
 
 
 class DaemonState(StrEnum):
@@ -151,6 +153,7 @@ class HostFacts:
     last_sweep_at: int | None = None
     sweep_interval_ms: int = 60_000
     claim_stuck_ms: int = 60_000
+    held_ms: int = HELD_MS  # how long an earlier message may hold others back before that is a finding
     ceiling_ms: int = 30 * 60_000
     max_declared_ms: int = 6 * 3_600_000
     claim_max_ms: Mapping[str, int] = field(default_factory=dict[str, int])  # by agent; "" for any other

@@ -19,7 +19,6 @@ from schema.instants import to_text
 # A container may be young, and a wake on its way: what lasts no longer than this is no finding.
 GRACE_MS: Final = 15_000
 UNCLAIMED_MS: Final = 60_000  # a runner that works has polled many times by then
-HELD_MS: Final = 300_000
 _HOLDERS_SHOWN: Final = 10
 _FAILURES: Final = 3
 
@@ -235,7 +234,8 @@ def _hot_journal(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def _spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    if not one.spawn_failures or one.live is not None or not one.due:
+    starting = one.live is not None and one.live.container_id is None  # that it is being tried is no news
+    if not one.spawn_failures or not one.due or (one.live is not None and not starting):
         return None
     evidence = [
         f"{one.spawn_failures} failed starts in a row, the last: {one.last_spawn_error or 'no reason recorded'}"
@@ -337,10 +337,11 @@ def _held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     if not one.held or one.oldest_held_at is None or one.holder is None:
         return None
     waited = host.now - one.oldest_held_at
-    if waited < HELD_MS:
+    if waited < host.held_ms:
         return None
     evidence = (
-        f"{counted(one.held, 'message waits', 'messages wait')}, the oldest since {span(waited)}: {one.holder_sentence}.",
+        f"{counted(one.held, 'message waits', 'messages wait')} for an earlier one: {one.holder_sentence}.",
+        f"The oldest has waited for {span(waited)}.",
         '`agents.NAME.order = "ready"` lets later messages pass; `clawbus message cancel` gives the first one up.',
     )
     return _of(
@@ -460,3 +461,10 @@ SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
     (_delivery_stuck, _answer_retrying, _answers_held_back),
     (_dead_letters,),
 )
+
+# What explains a session's state, the most pressing first: what keeps its next message waiting, and what delays nothing.
+BLOCKING: Final[tuple[SessionRule, ...]] = (
+    *(_quarantined, _too_new, _files_unreadable),
+    *(_spawn_failing, _unclaimed, _held_back),
+)
+PASSABLE: Final[tuple[SessionRule, ...]] = (_answer_retrying, _dead_letters)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from daemon.core.facts import ClockFacts, Container, LiveRecord, RunFacts, SessionFacts
 from daemon.core.host_rules import CLOCK_SLACK_MS
 from daemon.core.run_evidence import RuntimeContext
+from daemon.core.run_state import Life
 from daemon.inspect.reading import RunsRead
 from daemon.inspect.session_reading import Queues, open_inbound, read_queues, table_rows
 from schema.connect import Reader
@@ -49,10 +50,29 @@ def session_facts(
     overdue, oldest_overdue, clock, error = _delivery_and_clock(key, folder, context.now)
     if runs.news and not context.synced:
         overdue, oldest_overdue = overdue + 1, min(_changed_at(folder) or context.now, oldest_overdue or context.now)
+    errors = tuple(dict.fromkeys(text for text in (*runs.errors, queues.error, error) if text is not None))
+    life = context.life(live["id"]) if live is not None else Life.GONE
+    recorded = recorded_facts(key, row, live_record(live, life), queues)
+    facts = replace(
+        recorded,
+        container=container,
+        containers=containers,
+        journal=os.path.lexists(folder.outbox / f"{OUTBOUND_DB}-journal"),
+        claimed=queues.claimed or any(run.evidence.claimed for run in runs.runs),
+        overdue_answers=overdue,
+        oldest_overdue_at=oldest_overdue,
+        errors=errors,
+    )
+    return SessionSeen(facts, clock)
+
+
+def recorded_facts(
+    key: tuple[str, str], row: Mapping[str, Any] | None, live: LiveRecord | None, queues: Queues
+) -> SessionFacts:
+    """Return what central.db's row and the host's own file say of a session, without its container and outbound.db."""
     values = row or {}
     example, reason = _example(queues)
-    errors = tuple(dict.fromkeys(text for text in (*runs.errors, queues.error, error) if text is not None))
-    facts = SessionFacts(
+    return SessionFacts(
         agent=key[0],
         session=key[1],
         registered=row is not None,
@@ -61,17 +81,14 @@ def session_facts(
         spawn_failures=values.get("spawn_failures") or 0,
         next_spawn_at=values.get("next_spawn_at"),
         last_spawn_error=values.get("last_spawn_error"),
-        live=_live(live, context),
-        container=container,
-        containers=containers,
-        journal=os.path.lexists(folder.outbox / f"{OUTBOUND_DB}-journal"),
+        live=live,
         due=queues.due,
         oldest_due_at=queues.oldest_due_at,
         held=queues.held,
         oldest_held_at=queues.oldest_held_at,
         holder=queues.holder.message_id if queues.holder is not None else None,
         holder_sentence=queues.holder.sentence if queues.holder is not None else None,
-        claimed=queues.claimed or any(run.evidence.claimed for run in runs.runs),
+        claimed=queues.claimed,
         failed=queues.failed,
         dead=queues.dead,
         dead_example=example,
@@ -79,11 +96,15 @@ def session_facts(
         retrying=queues.retrying,
         retrying_example=queues.retrying_example,
         open_answers=queues.undelivered + queues.scheduled_answers,
-        overdue_answers=overdue,
-        oldest_overdue_at=oldest_overdue,
-        errors=errors,
+        errors=(queues.error,) if queues.error is not None else (),
     )
-    return SessionSeen(facts, clock)
+
+
+def live_record(row: Mapping[str, Any] | None, life: Life) -> LiveRecord | None:
+    """Return the record of the session's unconfirmed incarnation, None without one."""
+    if row is None:
+        return None
+    return LiveRecord(row["id"], row["container_id"], row["created_at"], row["started_at"], life)
 
 
 def oldest_claim(folder: SessionFolder) -> tuple[str, int] | None:
@@ -116,12 +137,6 @@ def run_facts(runs: RunsRead, context: RuntimeContext) -> list[RunFacts]:
     return found
 
 
-def _live(row: Mapping[str, Any] | None, context: RuntimeContext) -> LiveRecord | None:
-    if row is None:
-        return None
-    return LiveRecord(row["id"], row["container_id"], row["created_at"], row["started_at"], context.life(row["id"]))
-
-
 def _example(queues: Queues) -> tuple[str | None, str | None]:
     """Return the newest dead letter and its reason."""
     if queues.dead_example is not None:
@@ -130,7 +145,8 @@ def _example(queues: Queues) -> tuple[str | None, str | None]:
     if queues.failed_example is not None:
         event: Mapping[str, Any] = queues.failed_example.get("last_event") or {}
         detail: Mapping[str, Any] = event.get("detail") or {}
-        return str(queues.failed_example["id"]), _short(detail.get("reason") or detail.get("error"))
+        reason = detail.get("reason") or detail.get("error") or event.get("event")
+        return str(queues.failed_example["id"]), _short(reason)
     return None, None
 
 

@@ -65,7 +65,9 @@ class TestFromTheFiles:
         assert result["source"] == "files"
         assert result["sessions"] == {"total": 1, "idle": 1}
         assert result["queues"]["dead_letters"] == 1
-        assert result["attention"][0]["explanation"] == "Message m1 was given up after 5 tries: tries_exhausted."
+        explanation = result["attention"][0]["explanation"]
+        assert explanation.startswith("1 open dead letter waits for an operator.")
+        assert "The newest: m1: tries_exhausted: `clawbus dead show m1" in explanation
         assert "down (read from the files)" in cli("status", "--pretty").out
 
     def test_sessions(self, cli: CommandLine, files: Path) -> None:

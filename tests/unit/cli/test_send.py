@@ -205,12 +205,12 @@ class TestAfterTheAcceptance:
         self, cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def waiting(*_: object) -> dict[str, object]:
-            return {"state": "quarantined", "held_up": "In quarantine: outbound.db is a fifo."}
+            return {"state": "quarantined", "held_up": "The session is in quarantine. Since 12:00: a fifo."}
 
         monkeypatch.setattr(operations, "session", waiting)
         error = cli("send", "x", "-a", "mute", "-s", "s", "--wait", "0.05").envelope["error"]
         assert error["code"] == "NO_ANSWER_YET"
-        assert "The session is quarantined: In quarantine: outbound.db is a fifo." in error["message"]
+        assert error["message"].endswith(" The session is in quarantine. Since 12:00: a fifo.")
 
     def test_no_answer_yet_blames_no_dead_letter_of_another_message(
         self, cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch

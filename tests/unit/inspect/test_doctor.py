@@ -8,8 +8,7 @@ import pytest
 
 from daemon.core.diagnosis import Diagnosis
 from daemon.core.errors import UnknownSessionError
-from daemon.core.facts import Container, DaemonState
-from daemon.core.session_rules import HELD_MS
+from daemon.core.facts import HELD_MS, Container, DaemonState
 from daemon.maintenance import message_repair
 from daemon.store.data_folder import DataFolder
 from daemon.store.dead_letters import Operator

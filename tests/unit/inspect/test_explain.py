@@ -1,70 +1,101 @@
-"""The one sentence: right in number, and nothing is missing from it when nothing is recorded."""
+"""The one sentence is the doctor's own finding; nothing is missing from it when nothing is recorded."""
 
 from typing import Any
 
 import pytest
 
-from daemon.inspect.explain import UNCLAIMED_MS, explain, held_up
-from daemon.inspect.session_reading import Queues
+from daemon.core.diagnoses import diagnose_session
+from daemon.core.facts import HostFacts
+from daemon.core.run_state import Life
+from daemon.core.session_rules import UNCLAIMED_MS
+from daemon.inspect.explain import explain, held_up
+from daemon.inspect.session_facts import live_record, recorded_facts
+from daemon.inspect.session_reading import Holder, Queues
 
 REGISTRY = {"agent": "a", "session": "s", "quarantined_at": None, "spawn_failures": 0}
-LIVE = {"container_id": "c", "started_at": 1000, "created_at": 900}
-
-
-def failed(tries: int, **detail: Any) -> Queues:
-    return Queues(failed=1, failed_example={"id": "m", "tries": tries, "last_event": {"detail": detail}})
-
-
-def dead(destination: str, attempts: int) -> Queues:
-    example = {"message_out_id": "o", "destination": destination, "attempts": attempts, "last_error": "gone"}
-    return Queues(dead=1, dead_example=example)
+LIVE = {"id": "I1", "container_id": "c", "started_at": 1000, "created_at": 900}
+STARTING = {**LIVE, "container_id": None}
+NOW = 10 * UNCLAIMED_MS
+WORST = {"id": "o", "to": "webhook/x", "attempts": 3, "holds_back": 1, "error": "answered 500", "code": "X", "since": 0,
+         "next_attempt_at": None}  # fmt: skip
+HELD = Queues(held=2, oldest_held_at=NOW - 400_000, holder=Holder("m", 2, NOW + 9, "its agent asked for that, once"))
+FAILED = Queues(failed=1, failed_example={"id": "m", "tries": 5, "last_event": {"detail": {"reason": "x"}}})
+DEAD = Queues(dead=1, dead_example={"message_out_id": "o", "destination": "local/x", "last_error": "gone"})
+DUE = Queues(pending=2, due=2, oldest_due_at=500)
 
 
 @pytest.mark.parametrize(
-    ("queues", "sentence"),
+    ("registry", "live", "queues"),
     [
-        (failed(1, reason="x"), "Message m was given up after 1 try: x."),
-        (failed(5, reason="x"), "Message m was given up after 5 tries: x."),
-        (failed(5, reason="gave up after 5 tries: x"), "Message m was given up after 5 tries: x."),
-        (
-            failed(0, code="AGENT_FAILED", reason="x"),
-            "The agent failed at message m: x.",
-        ),
-        (dead("", 0), "Answer o could not be delivered: gone."),
-        (dead("local/x", 1), "Answer o could not be delivered to local/x in 1 attempt: gone."),
-        (dead("local/x", 2), "Answer o could not be delivered to local/x in 2 attempts: gone."),
+        ({"quarantined_at": 5, "quarantine_reason": "a fifo."}, None, Queues()),
+        ({"quarantined_at": 5}, None, Queues()),
+        ({}, None, Queues(error="STORAGE: it is gone.")),
+        ({"spawn_failures": 2, "last_spawn_error": "no image"}, None, DUE),
+        ({}, LIVE, DUE),
+        ({}, None, HELD),
+        ({}, None, Queues(retrying=1, retrying_example=WORST)),
+        ({}, None, FAILED),
+        ({}, None, DEAD),
     ],
 )
-def test_the_sentence(queues: Queues, sentence: str) -> None:
-    assert explain(REGISTRY, None, queues, 0) == sentence
-    assert held_up(REGISTRY, None, queues, 0) is None, "it keeps no other message waiting"
+def test_the_sentence_is_a_finding_of_the_doctor(
+    registry: dict[str, Any], live: dict[str, Any] | None, queues: Queues
+) -> None:
+    row = {**REGISTRY, **registry}
+    facts = recorded_facts(("a", "s"), row, live_record(live, Life.ALIVE), queues)
+    findings = {one.sentence for one in diagnose_session(HostFacts(NOW, "/data"), facts)}
+    assert explain(row, live, queues, NOW) in findings
+
+
+@pytest.mark.parametrize("queues", [FAILED, DEAD, Queues(retrying=1, retrying_example=WORST)])
+def test_what_failed_keeps_no_other_message_waiting(queues: Queues) -> None:
+    assert explain(REGISTRY, None, queues, NOW) is not None
+    assert held_up(REGISTRY, None, queues, NOW) is None
+
+
+def test_what_blocks_the_session_comes_before_its_dead_letters() -> None:
+    registry = {**REGISTRY, "quarantined_at": 5, "quarantine_reason": "a fifo"}
+    sentence = explain(registry, None, DEAD, NOW)
+    assert sentence == held_up(registry, None, DEAD, NOW)
+    assert sentence is not None
+    assert "a fifo" in sentence
+    assert "`clawbus session release a s`" in sentence
 
 
 def test_a_container_that_takes_nothing_explains_itself() -> None:
-    due = Queues(pending=2, due=2, oldest_due_at=500)
     later = 1000 + UNCLAIMED_MS
-    assert explain(REGISTRY, LIVE, due, later - 1) is None
-    sentence = explain(REGISTRY, LIVE, due, later)
+    assert explain(REGISTRY, LIVE, DUE, later - 1) is None
+    sentence = explain(REGISTRY, LIVE, DUE, later)
     assert sentence is not None
-    assert sentence.startswith("2 messages due for 60 s and not claimed")
+    assert "2 due for 60 s" in sentence
     assert "clawbus session stop a s" in sentence
+
+
+def test_a_message_that_is_held_back_says_so_at_once() -> None:
+    young = Queues(held=1, oldest_held_at=NOW - 1, holder=HELD.holder)
+    sentence = held_up(REGISTRY, None, young, NOW)
+    assert sentence is not None
+    assert "1 message waits for an earlier one: message m is tried again at" in sentence
 
 
 @pytest.mark.parametrize(
     ("live", "queues"),
     [
         (None, Queues(due=1, oldest_due_at=0)),
-        ({**LIVE, "container_id": None}, Queues(due=1, oldest_due_at=0)),
+        (STARTING, Queues(due=1, oldest_due_at=0)),
         (LIVE, Queues(due=1, oldest_due_at=0, claimed=True)),
         (LIVE, Queues()),
     ],
 )
 def test_one_that_works_or_has_nothing_to_do_needs_no_words(live: dict[str, Any] | None, queues: Queues) -> None:
-    assert explain(REGISTRY, live, queues, 10 * UNCLAIMED_MS) is None
+    assert explain(REGISTRY, live, queues, NOW) is None
 
 
-@pytest.mark.parametrize("live", [None, {**LIVE, "container_id": None}])
+@pytest.mark.parametrize("live", [None, STARTING])
 def test_a_start_that_is_only_being_tried_again_is_no_news(live: dict[str, Any] | None) -> None:
     registry = {**REGISTRY, "spawn_failures": 2, "last_spawn_error": "no image"}
-    assert explain(registry, live, Queues(), 0) == "Its container could not be started (2 times in a row): no image."
-    assert explain(registry, LIVE, Queues(), 0) is None
+    sentence = explain(registry, live, DUE, NOW)
+    assert sentence is not None
+    assert sentence.startswith("Its container cannot be started. 2 failed starts in a row, the last: no image")
+    assert explain(registry, live, Queues(), NOW) is None, "nothing waits for it"
+    assert explain(registry, {**LIVE, "started_at": NOW}, DUE, NOW) is None

@@ -220,13 +220,18 @@ class TestExplanations:
     def test_quarantine(self, data: Data) -> None:
         data.session("s", quarantined_at=NOW, quarantine_reason="outbound.db is not a SQLite database.")
         assert self.explanation(data) == (
-            f"In quarantine since {to_text(NOW)}: outbound.db is not a SQLite database; mend it, then"
-            " `clawbus session release a s`."
+            f"The session is in quarantine. Since {to_text(NOW)}: outbound.db is not a SQLite database:"
+            " `clawbus session release a s`"
         )
 
     def test_spawn_failures(self, data: Data) -> None:
-        data.session("s", active=1, spawn_failures=3, next_spawn_at=NOW + 9, last_spawn_error="no such image")
-        assert self.explanation(data) == "Its container could not be started (3 times in a row): no such image."
+        folder = data.session("s", active=1, spawn_failures=3, next_spawn_at=NOW + 9, last_spawn_error="no such image")
+        assert self.explanation(data) is None, "nothing waits for it"
+        add_message(folder, "m1", 2)
+        assert self.explanation(data) == (
+            "Its container cannot be started. 3 failed starts in a row, the last: no such image."
+            " The next attempt is in 0.009 s: `clawbus session show a s`"
+        )
         assert reports.sessions_report(data.path, FixedClock())[0]["state"] == "backing_off"
 
     def test_a_message_given_up(self, data: Data) -> None:
@@ -234,12 +239,16 @@ class TestExplanations:
         for number in (1, 2):
             add_message(folder, f"m{number}", 2 * number, "failed", tries=5)
             add_event(folder, f"m{number}", "failed", NOW, reason="tries_exhausted")
-        assert self.explanation(data) == "Message m2 (and 1 more) was given up after 5 tries: tries_exhausted."
+        assert self.explanation(data) == (
+            "2 open dead letters wait for an operator. 2 messages were given up, 0 answers could not be delivered."
+            " The newest: m2: tries_exhausted: `clawbus dead show m2 --session a/s`"
+        )
 
     def test_a_dead_letter(self, data: Data) -> None:
         add_delivery(data.session("s"), "out-1", "dead", last_error="404 not found")
         assert self.explanation(data) == (
-            "Answer out-1 could not be delivered to local/cli in 4 attempts: 404 not found."
+            "1 open dead letter waits for an operator. 0 messages were given up, 1 answer could not be delivered."
+            " The newest: out-1: 404 not found: `clawbus dead show out-1 --session a/s`"
         )
 
 
