@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from daemon.inspect.content import decode, preview
 from daemon.inspect.explain import next_step
 from daemon.inspect.row_values import place, values_of
-from daemon.inspect.session_reading import NOT_CLOSED, history_of, open_inbound, table_rows
+from daemon.inspect.session_reading import CONTENT, NOT_CLOSED, history_of, open_inbound, table_rows
 from daemon.store.dead_letters import CLOSED_TABLE
 from schema.connect import Reader, ReadLimits
 from schema.errors import ClawbusError
@@ -23,7 +23,6 @@ from schema.instants import from_text
 from schema.layout import SessionFolder
 from schema.outbound_copy import open_outbound_copy
 
-_CONTENT: Final = "substr(content, 1, 65536) AS content"
 _OUT: Final = "id, seq, in_reply_to, timestamp, deliver_after, kind, platform_id, channel_type, thread_id"
 _TRACKED: Final = "SELECT * FROM delivery_attempts WHERE message_out_id"
 _RECEIPT: Final = "SELECT * FROM delivered WHERE message_out_id"
@@ -80,7 +79,7 @@ def read_dead_letter(folder: SessionFolder, letter_id: str, limits: ReadLimits) 
     """All that is known of one letter, open or closed, or of what is none; None when the session has no such id."""
     found: dict[str, Any] = {"errors": []}
     with open_inbound(folder) as reader:
-        sql = f"SELECT *, {_CONTENT} FROM messages_in WHERE id = ?"
+        sql = f"SELECT *, {CONTENT} FROM messages_in WHERE id = ?"
         message = next(iter(table_rows(reader, "messages_in", sql, letter_id)), None)
         tracked = next(iter(table_rows(reader, "delivery_attempts", f"{_TRACKED} = ?", letter_id)), None)
         receipt = next(iter(table_rows(reader, "delivered", f"{_RECEIPT} = ?", letter_id)), None)
@@ -169,7 +168,7 @@ def _last(reader: Reader, message_id: str, name: str) -> dict[str, Any]:
 
 
 def _host_row(reader: Reader, letter_id: str) -> dict[str, Any] | None:
-    sql = f"SELECT *, {_CONTENT} FROM host_messages WHERE id = ?"
+    sql = f"SELECT *, {CONTENT} FROM host_messages WHERE id = ?"
     rows = table_rows(reader, "host_messages", sql, letter_id)
     return _row(rows[0]) if rows else None
 
@@ -181,7 +180,7 @@ def _agent_row(folder: SessionFolder, letter_id: str, limits: ReadLimits, errors
         if reader is None:
             return None
         with reader:
-            sql = f"SELECT {_OUT}, {_CONTENT} FROM messages_out WHERE id = ? LIMIT 1"
+            sql = f"SELECT {_OUT}, {CONTENT} FROM messages_out WHERE id = ? LIMIT 1"
             rows = table_rows(reader, "messages_out", sql, letter_id)
             return _row(rows[0]) if rows else None
     except ClawbusError as error:

@@ -14,17 +14,11 @@ from daemon.core.run_evidence import RunRead
 from daemon.core.run_state import Life, RunStatus
 from daemon.inspect.containers import container_output
 from daemon.inspect.log_reading import container_lines, daemon_lines, turn_events
+from daemon.inspect.message_life import order_of, read_life
 from daemon.inspect.runs import Found, summary, verdict_of
-from daemon.inspect.session_reading import read_life
 from schema.instants import to_text
 
 LOG_LINES: Final = 20
-# Events of the same millisecond are listed in the order in which they must have happened.
-_ORDER: Final = (
-    *("accepted", "woken", "container_found", "spawned", "claimed", "turn_started", "tool_started", "tool_ended"),
-    *("turn_failed", "turn_ended", "answered", "acked_completed", "acked_failed", "completed", "failed"),
-    *("exited", "released", "deferred", "retry_scheduled", "attempt_orphaned", "attempt_released", "attempt_deferred"),
-)
 _WAITS_AFTER: Final = ("retry_scheduled", "released", "deferred")
 
 
@@ -125,14 +119,10 @@ def _in_flight(found: Found) -> list[dict[str, Any]]:
 
 
 def _timed(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    def order(event: Mapping[str, Any]) -> tuple[bool, int, int]:
-        name = event["event"]
-        return event["at"] is None, event["at"] or 0, _ORDER.index(name) if name in _ORDER else len(_ORDER)
-
     first: int | None = None
     before: int | None = None
     told: list[dict[str, Any]] = []
-    for event in sorted(events, key=order):
+    for event in sorted(events, key=order_of):
         at: int | None = event["at"]
         first = at if first is None else first
         after = at - first if at is not None and first is not None else None

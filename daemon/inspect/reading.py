@@ -261,7 +261,7 @@ def answers_to(reader: Reader, ids: frozenset[str]) -> dict[str, list[Answer]]:
     )
     queries = [(f"in_reply_to IN ({marks(chunk)})", chunk) for chunk in chunks(sorted(ids))] + [(several, ())]
     for where, params in queries:
-        for row in _whole_rows(reader, where, params):
+        for row in whole_rows(reader, where, params):
             content = row["content"] if isinstance(row["content"], str) else ""
             identity = str(row["id"])[:200]
             for message_id in ({row["in_reply_to"]} | answered_ids(content)) & ids:
@@ -274,7 +274,7 @@ def answers_to(reader: Reader, ids: frozenset[str]) -> dict[str, list[Answer]]:
             for message_id, answers in found.items()}  # fmt: skip
 
 
-def _whole_rows(reader: Reader, where: str, params: Sequence[str]) -> Iterator[sqlite3.Row]:
+def whole_rows(reader: Reader, where: str, params: Sequence[str]) -> Iterator[sqlite3.Row]:
     """Yield outbound rows with their whole content in seq order, a bounded part of them in memory at a time."""
     sql = f"SELECT seq, id, in_reply_to, timestamp, content FROM messages_out WHERE seq > ? AND {where} ORDER BY seq LIMIT 500"
     seq = 0

@@ -20,7 +20,8 @@ from daemon.core.errors import DataFolderError, RegistryGoneError, UnknownMessag
 from daemon.inspect.answer_reading import read_open_answers
 from daemon.inspect.dead_reading import Wanted, in_order_of_arrival, read_dead_letter, read_dead_letters
 from daemon.inspect.explain import explain, held_up, state_of
-from daemon.inspect.session_reading import Queues, open_current, open_inbound, read_detail, read_life, read_queues
+from daemon.inspect.message_life import read_life
+from daemon.inspect.session_reading import Queues, open_current, open_inbound, read_detail, read_queues
 from daemon.store.data_folder import Layout
 from daemon.store.install import InstallFile
 from daemon.store.mailbox import MailboxEntry, read_mailbox

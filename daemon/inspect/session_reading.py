@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from daemon.inspect.answer_reading import retrying_example
-from daemon.inspect.content import answered_ids, preview
+from daemon.inspect.content import preview
 from daemon.inspect.row_values import place, values_of
-from daemon.store import outbound
 from daemon.store.pruned import read as read_pruned
 from schema.connect import Reader, ReadLimits, open_reader
 from schema.errors import ClawbusError, SchemaTooNewError, UnusableFileError
@@ -23,9 +22,9 @@ from schema.instants import from_text, to_text
 from schema.layout import HEARTBEAT, SessionFolder
 from schema.migrate import VERSION
 from schema.outbound_copy import open_outbound_copy
-from schema.rows import Ack, AckStatus
 
-_CONTENT: Final = "substr(content, 1, 65536) AS content"
+# The start of a content, to be shown. What is decided from a content needs all of it.
+CONTENT: Final = "substr(content, 1, 65536) AS content"
 _OLDEST: Final = 500  # rows looked at for the oldest age; ordered by seq, so the oldest is among the first
 # A condition on `key`: no operator has dealt with this dead letter. Only where the table is there.
 NOT_CLOSED: Final = " AND {key} NOT IN (SELECT id FROM dead_letters_closed)"
@@ -150,7 +149,7 @@ def _count_deliveries(reader: Reader, now_ms: int, queues: Queues) -> None:
             f"SELECT message_out_id, destination, attempts, last_error, last_error_code {buried}"
             " ORDER BY seq DESC LIMIT 1"
         )
-        queues.dead_example = _delivery(dead) if dead is not None else None
+        queues.dead_example = delivery_values(dead) if dead is not None else None
 
 
 @dataclass(slots=True)
@@ -175,9 +174,9 @@ def read_detail(folder: SessionFolder, limit: int, limits: ReadLimits, held: str
     With `held` (why) the container's file stays closed.
     """
     detail = SessionDetail()
-    _guarded(detail.errors, lambda: _read_inbound(folder, limit, detail))
+    guarded(detail.errors, lambda: _read_inbound(folder, limit, detail))
     if held is None:
-        _guarded(detail.errors, lambda: _read_outbound(folder, limit, limits, detail))
+        guarded(detail.errors, lambda: _read_outbound(folder, limit, limits, detail))
     else:
         detail.errors.append(held)
     detail.heartbeat_at = _heartbeat(folder.outbox)
@@ -201,14 +200,14 @@ def _read_inbound(folder: SessionFolder, limit: int, detail: SessionDetail) -> N
         )
         columns = ", ".join(name for name in wanted if name in reader.columns("messages_in"))
         rows = reader.all(
-            f"SELECT {columns}, {_CONTENT} FROM messages_in ORDER BY seq DESC LIMIT ?",
+            f"SELECT {columns}, {CONTENT} FROM messages_in ORDER BY seq DESC LIMIT ?",
             (limit,),
         )
         detail.messages = [_message(row, _last_event(reader, row["id"])) for row in rows]
         not_closed = _not_closed(reader, "message_out_id")
         undelivered = f"SELECT * FROM delivery_attempts WHERE true{not_closed} ORDER BY seq LIMIT ?"
         rows = table_rows(reader, "delivery_attempts", undelivered, limit)
-        detail.undelivered = [_delivery(row) for row in rows]
+        detail.undelivered = [delivery_values(row) for row in rows]
         newest = "SELECT * FROM attempts ORDER BY claimed_at DESC LIMIT ?"
         detail.attempts = [values_of(row) for row in table_rows(reader, "attempts", newest, limit)]
         named = "SELECT * FROM destinations ORDER BY name LIMIT ?"
@@ -224,7 +223,7 @@ def _read_outbound(folder: SessionFolder, limit: int, limits: ReadLimits, detail
         return
     with reader:
         claims = "SELECT * FROM processing_ack WHERE status = 'processing' LIMIT ?"
-        detail.claims = [_ack(row) for row in table_rows(reader, "processing_ack", claims, limit)]
+        detail.claims = [ack_values(row) for row in table_rows(reader, "processing_ack", claims, limit)]
         state = table_rows(reader, "container_state", "SELECT * FROM container_state WHERE id = 1 LIMIT ?", 1)
         tool = values_of(state[0]) if state else {}
         if tool.get("current_tool") is not None:
@@ -234,105 +233,6 @@ def _read_outbound(folder: SessionFolder, limit: int, limits: ReadLimits, detail
                 "declared_timeout_ms": declared if isinstance(declared, int) else None,
                 "started_at": from_text(tool.get("tool_started_at")),
             }
-
-
-def read_life(folder: SessionFolder, message_id: str, limits: ReadLimits) -> tuple[list[dict[str, Any]], list[str]]:
-    """Everything known of one message, in time order: [{at, event, detail}], and what could not be read."""
-    events: list[dict[str, Any]] = []
-    errors: list[str] = []
-    answers: list[str] = []
-    _guarded(errors, lambda: answers.extend(_outbound_life(folder, message_id, limits, events)))
-    _guarded(errors, lambda: _inbound_life(folder, message_id, answers, events))
-    # Undatable ones last; the sort is stable, so what happened in one millisecond keeps its causal order.
-    order = ("accepted", "claimed", "answered")
-    events.sort(
-        key=lambda item: (
-            item["at"] is None,
-            item["at"] or 0,
-            order.index(item["event"]) if item["event"] in order else len(order),
-        )
-    )
-    return events, errors
-
-
-def _outbound_life(
-    folder: SessionFolder, message_id: str, limits: ReadLimits, events: list[dict[str, Any]]
-) -> list[str]:
-    reader = open_outbound_copy(folder.outbox, limits)
-    if reader is None:
-        return []
-    with reader:
-        for row in table_rows(
-            reader, "processing_ack", "SELECT * FROM processing_ack WHERE message_id = ?", message_id
-        ):
-            ack = _ack(row)
-            detail = {"incarnation": ack["incarnation"], **_noted(reader, message_id, ack["incarnation"])}
-            events.append({"at": ack["changed_at"], "event": f"acked_{ack['status']}", "detail": detail})
-        # One turn may answer a batch: the first by in_reply_to, the others by the ids in its content.
-        columns = f"id, in_reply_to, timestamp, {_CONTENT}"
-        found = (
-            f"SELECT {columns} FROM messages_out WHERE in_reply_to = ?1 OR instr(content, ?1) ORDER BY seq LIMIT 1000"
-        )
-        rows = table_rows(reader, "messages_out", found, message_id)
-        return [_answer(row, events) for row in rows if row["in_reply_to"] == message_id or _answers(row, message_id)]
-
-
-def _noted(reader: Reader, message_id: str, incarnation: str | None) -> dict[str, str]:
-    """Return the runner's note for the operator about this message's last turn; empty without one."""
-    ack = Ack(message_id, AckStatus.FAILED, None, incarnation)
-    note = outbound.with_notes(reader, {message_id: ack})[message_id].note
-    return {} if note is None else {"code": note.code, "reason": note.message}
-
-
-def _answers(row: sqlite3.Row, message_id: str) -> bool:
-    return message_id in answered_ids(str(row["content"]))
-
-
-def _answer(row: sqlite3.Row, events: list[dict[str, Any]]) -> str:
-    identity = str(row["id"])[:200]
-    detail = {"message_out_id": identity, "text": preview(str(row["content"]))}
-    events.append({"at": from_text(row["timestamp"]), "event": "answered", "detail": detail})
-    return identity
-
-
-def _inbound_life(folder: SessionFolder, message_id: str, answers: list[str], events: list[dict[str, Any]]) -> None:
-    with open_inbound(folder) as reader:
-        events += history_of(reader, message_id)
-        for row in table_rows(reader, "attempts", "SELECT * FROM attempts WHERE message_id = ? LIMIT 500", message_id):
-            detail = {"incarnation": row["incarnation"]}
-            # A quick turn's claim is seen only with its end: when it was claimed is not known then, so nothing is reported.
-            if row["claimed_at"] != row["ended_at"] and not _told(events, "claimed", row["incarnation"]):
-                events.append({"at": row["claimed_at"], "event": "claimed", "detail": detail})
-            if row["outcome"] is not None and not _told(events, row["outcome"], row["incarnation"]):
-                events.append({"at": row["ended_at"], "event": f"attempt_{row['outcome']}", "detail": detail})
-        notices = f"SELECT id, timestamp, {_CONTENT} FROM host_messages WHERE in_reply_to = ? LIMIT 50"
-        answers += [_answer(row, events) for row in table_rows(reader, "host_messages", notices, message_id)]
-        for identity in answers[:50]:
-            _delivery_life(reader, identity, events)
-
-
-def _told(events: list[dict[str, Any]], name: str, incarnation: str) -> bool:
-    """Whether the history says it already."""
-    return any(event["event"] == name and event["detail"].get("incarnation") == incarnation for event in events)
-
-
-def _delivery_life(reader: Reader, message_out_id: str, events: list[dict[str, Any]]) -> None:
-    history = "SELECT * FROM message_history WHERE message_id = ? ORDER BY id LIMIT 100"
-    for row in table_rows(reader, "message_history", history, message_out_id):
-        event = _history(row)
-        event["detail"]["message_out_id"] = message_out_id
-        events.append(event)
-    for row in table_rows(reader, "delivered", "SELECT * FROM delivered WHERE message_out_id = ?", message_out_id):
-        values = values_of(row)
-        status = values.get("status", "delivered")
-        event = status if status in ("delivered", "not_wanted") else "delivery_failed"
-        detail = {"message_out_id": message_out_id, "platform_message_id": values.get("platform_message_id")}
-        events.append({"at": from_text(row["delivered_at"]), "event": event, "detail": detail})
-    open_rows = "SELECT * FROM delivery_attempts WHERE message_out_id = ?"
-    events += [
-        {"at": row["first_at"], "event": f"delivery_{row['state']}", "detail": _delivery(row)}
-        for row in table_rows(reader, "delivery_attempts", open_rows, message_out_id)
-    ]
 
 
 def table_rows(reader: Reader, table: str, sql: str, *params: object) -> list[sqlite3.Row]:
@@ -408,7 +308,7 @@ def _not_closed(reader: Reader, key: str) -> str:
 def history_of(reader: Reader, message_id: str) -> list[dict[str, Any]]:
     """Return the first 500 history rows of one id, oldest first: [{at, event, detail}]."""
     history = "SELECT * FROM message_history WHERE message_id = ? ORDER BY id LIMIT 500"
-    return [_history(row) for row in table_rows(reader, "message_history", history, message_id)]
+    return [history_row(row) for row in table_rows(reader, "message_history", history, message_id)]
 
 
 def _count(reader: Reader, sql: str) -> int:
@@ -420,10 +320,11 @@ def _last_event(reader: Reader, message_id: str) -> dict[str, Any] | None:
     if not reader.columns("message_history"):
         return None
     row = reader.one("SELECT * FROM message_history WHERE message_id = ? ORDER BY id DESC LIMIT 1", (message_id,))
-    return _history(row) if row is not None else None
+    return history_row(row) if row is not None else None
 
 
-def _history(row: sqlite3.Row) -> dict[str, Any]:
+def history_row(row: sqlite3.Row) -> dict[str, Any]:
+    """Return one row of message_history: {at, event, detail}."""
     return {"at": row["at"], "event": row["event"], "detail": _history_detail(row)}
 
 
@@ -453,13 +354,15 @@ def _message(row: sqlite3.Row, last_event: dict[str, Any] | None) -> dict[str, A
     }
 
 
-def _delivery(row: sqlite3.Row) -> dict[str, Any]:
+def delivery_values(row: sqlite3.Row) -> dict[str, Any]:
+    """Return a row of delivery_attempts, its destination as people read it."""
     values = values_of(row)
     values["destination"] = place(values["destination"])
     return values
 
 
-def _ack(row: sqlite3.Row) -> dict[str, Any]:
+def ack_values(row: sqlite3.Row) -> dict[str, Any]:
+    """Return an ack whatever the container wrote into it: {message_id, status, changed_at, incarnation}."""
     values = values_of(row)
     incarnation = values.get("incarnation")
     return {
@@ -477,7 +380,8 @@ def _heartbeat(outbox: Path) -> int | None:
         return None
 
 
-def _guarded(errors: list[str], work: Callable[[], _T]) -> _T | None:
+def guarded(errors: list[str], work: Callable[[], _T]) -> _T | None:
+    """Return the work's result, or None after adding why it failed to `errors`."""
     try:
         return work()
     except ClawbusError as error:

@@ -396,7 +396,9 @@ class TestLife:
         add_event(folder, "m2", "accepted", NOW)
         add_answer(folder, "out-1", 3, "m1", {"text": "both", "answers": ["m2"]})
         add_answer(folder, "out-2", 5, "m9", {"text": "m2 is only spoken of"})
-        assert [event["detail"].get("message_out_id") for event in self.life(data, "m2")] == [None, "out-1"]
+        add_answer(folder, "out-3", 7, "m1", {"text": "long" * 20_000, "answers": ["m2"]})
+        assert [event["detail"].get("message_out_id") for event in self.life(data, "m2")] == [None, "out-1", "out-3"]
+        assert self.life(data, "m2")[2]["detail"]["text"].startswith("longlong")
 
     def test_an_undelivered_answer_tells_its_error(self, data: Data) -> None:
         folder = data.session("s")
