@@ -18,7 +18,7 @@ import anyio
 from bench.noop_channel import ENTRY_POINT, NAME, NoopChannel
 from bench.stage import ECHO
 from container_runner.store import Store
-from daemon.app.house import House, build_house
+from daemon.app.house import House, Overrides
 from daemon.channels.protocol import Incoming
 from daemon.channels.registry import find_types
 from daemon.config.models import Agent, Config, Delivery, Runtime
@@ -56,11 +56,11 @@ async def open_house(data: Path) -> AsyncGenerator[House]:
         nowhere = opened.enter_context(Path(os.devnull).open("w", encoding="utf-8"))  # noqa: ASYNC230
         opened.callback(configure(config.logs, data, nowhere, clock).close)
         runtime = build_runtime(config, folder, "bench", clock)
-        house = build_house(config, folder, runtime, "bench", clock, Pulse(clock), types=types)
+        house = House(config, folder, runtime, "bench", clock, Pulse(clock), Overrides(types=types))
         channels_run = anyio.Event()
         channels_run.set()
         async with anyio.create_task_group() as tasks:
-            house.delivery.start(tasks, channels_run)
+            await tasks.start(house.delivery.run, channels_run)
             yield house
             await house.delivery.close(10.0)
             tasks.cancel_scope.cancel()

@@ -19,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 
 from container_runner.heartbeat import Heartbeat
 from container_runner.logs import build_logger
-from container_runner.loop import Runner
+from container_runner.loop import Identity, Runner, Upkeep
 from container_runner.providers import PROVIDERS
 from container_runner.providers.protocol import ProviderContext
 from container_runner.retention import Retention
@@ -122,20 +122,19 @@ def _build(environment: Environment, log: FilteringBoundLogger, children: Childr
         children=children or Children(),
     )
     return Runner(
-        settings=settings,
-        incarnation=environment.incarnation,
-        agent=environment.agent,
-        session=environment.session,
+        settings,
+        Identity(environment.agent, environment.session, environment.incarnation),
         store=Store(environment.in_folder, environment.out_folder, environment.incarnation, _now_ms),
         provider=PROVIDERS[settings.provider](context),
         heartbeat=Heartbeat(environment.out_folder, log),
         watch=InboundWatch(environment.in_folder, step_ms=settings.watch_step_ms, poll_s=settings.poll_s, log=log),
-        now_ms=_now_ms,
         log=log,
-        retention=_retention(environment),
-        children=children,
-        # Where folders are named, there are no mounts: /tmp is the machine's, and another container has no more room.
-        used_up=None if ENV_IN in os.environ else used_up,
+        upkeep=Upkeep(
+            _retention(environment),
+            children,
+            # Where folders are named, there are no mounts: /tmp is the machine's, and another container has no more room.
+            used_up=None if ENV_IN in os.environ else used_up,
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
@@ -66,40 +67,54 @@ async def run_sync(work: Callable[..., _T], *arguments: object) -> _T:
         return await to_thread.run_sync(work, *arguments)
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom this runner works for: an agent's session, and the incarnation that its container is."""
+
+    agent: str
+    session: str
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """What is done between turns.
+
+    `retention` prunes outbound.db; the leftovers of `children` are ended after each turn, None lets them live on;
+    `used_up` names a full folder of the container, None when its folders are not its own.
+    """
+
+    retention: Retention | None = None
+    children: Children | None = None
+    used_up: Callable[[], str | None] | None = None
+
+
 class Runner:
     """One incarnation at work. Build it, `run()` it in one task; `stop()` may be called from another."""
 
     def __init__(
         self,
-        *,
         settings: RunnerSettings,
-        incarnation: str,
-        agent: str,
-        session: str,
+        identity: Identity,
         store: Store,
         provider: Provider,
         heartbeat: Heartbeat,
         watch: InboundWatch,
-        now_ms: Callable[[], int],
         log: FilteringBoundLogger,
-        retention: Retention | None = None,
-        children: Children | None = None,
-        used_up: Callable[[], str | None] | None = None,
+        upkeep: Upkeep = Upkeep(),
     ) -> None:
         self._settings = settings
-        self._incarnation = incarnation
-        self._agent = agent
-        self._session = session
+        self._identity = identity
         self._store = store
         self._provider = provider
         self._heartbeat = heartbeat
         self._watch = watch
-        self._now_ms = now_ms
+        self._now_ms = store.now_ms
         self._looked_at = 0  # epoch milliseconds, before the latest claim
         self._log = log
-        self._retention = retention
-        self._used_up = used_up  # what the container has no room on; None: it is not this container's own
-        self._children = children  # whose leftovers are ended after each turn; None: they live on
+        self._retention = upkeep.retention
+        self._used_up = upkeep.used_up
+        self._children = upkeep.children
         self._stopping = anyio.Event()
         self._cut_off_at = float("inf")
         self._first_poll = True
@@ -223,9 +238,9 @@ class Runner:
 
     async def _work(self, batch: Batch, progress: TurnProgress) -> _Outcome | CannotStartError:
         turn = Turn(
-            agent=self._agent,
-            session=self._session,
-            incarnation=self._incarnation,
+            agent=self._identity.agent,
+            session=self._identity.session,
+            incarnation=self._identity.incarnation,
             messages=batch.messages,
             routing=batch.routing,
             destinations=batch.destinations,

@@ -103,7 +103,7 @@ class Store:
         self._inbound = in_folder / INBOUND_DB
         self._outbound = out_folder / OUTBOUND_DB
         self._incarnation = incarnation
-        self._now_ms = now_ms
+        self.now_ms = now_ms
         self._doubtful: tuple[str, ...] = ()  # claims whose commit failed, and may be in the file all the same
 
     def start(self) -> int:
@@ -143,7 +143,7 @@ class Store:
         """
         with self._both() as db:
             self._drop_doubtful(db)
-            due = _Due(db, to_text(self._now_ms()), first_poll, solo)
+            due = _Due(db, to_text(self.now_ms()), first_poll, solo)
             # A look without a lock: most polls find nothing, and must not write for it.
             if due.first_trigger() is None:
                 return None
@@ -186,7 +186,7 @@ class Store:
                 return
             self._check_claims(db, acked)
             self._insert_rows(db, rows)
-            now = to_text(self._now_ms())
+            now = to_text(self.now_ms())
             db.executemany(
                 "INSERT OR REPLACE INTO processing_ack(message_id, status, status_changed, incarnation)"
                 " VALUES (?, ?, ?, ?)",
@@ -239,7 +239,7 @@ class Store:
 
     def outbound_rows(self, replies: Sequence[Reply]) -> list[OutboundRow]:
         """Give replies their ids and a time. They get their seq at the commit."""
-        now = self._now_ms()
+        now = self.now_ms()
         return [OutboundRow(new_id(now), to_text(now), reply) for reply in replies]
 
     @contextmanager
@@ -262,7 +262,7 @@ class Store:
         return db.one("SELECT 1 FROM inbound.draining WHERE incarnation = ?", (self._incarnation,)) is not None
 
     def _insert_claims(self, db: Writer, messages: Sequence[TurnMessage]) -> None:
-        now = to_text(self._now_ms())
+        now = to_text(self.now_ms())
         db.executemany(
             # OR REPLACE: a `later` that the host has taken note of, or an ack that it has found to be void.
             "INSERT OR REPLACE INTO processing_ack(message_id, status, status_changed, incarnation)"
@@ -311,7 +311,7 @@ class Store:
             seq += 2
 
     def _insert_deferrals(self, db: Writer, acked: Sequence[str], retry_at: int | None, reason: str | None) -> None:
-        now, after = to_text(self._now_ms()), None if retry_at is None else to_text(retry_at)
+        now, after = to_text(self.now_ms()), None if retry_at is None else to_text(retry_at)
         for message_id in acked:
             row = db.one("SELECT deferrals FROM inbound.messages_in WHERE id = ?", (message_id,))
             number = (row["deferrals"] if row is not None else 0) + 1
@@ -352,7 +352,7 @@ class Store:
                 )
 
     def _set_tool(self, db: Writer, tool: Silence | None, started_at: int | None = None) -> None:
-        now = self._now_ms()
+        now = self.now_ms()
         declared = None if tool is None or tool.timeout_s is None else int(tool.timeout_s * 1000)
         started = None if tool is None else to_text(now if started_at is None else started_at)
         db.execute(

@@ -5,19 +5,17 @@ Reads a session's files only through `Session.call`, so that no other thread has
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
 import anyio
 import anyio.to_thread
 
+from daemon.api.live_status import LiveStatus
 from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Accepted, Incoming
+from daemon.config.models import Config
+from daemon.config.policies import read_limits
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
 from daemon.core.commands import Verb
@@ -25,15 +23,12 @@ from daemon.core.errors import NoAnswerError
 from daemon.engine.ingress import Ingress
 from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
-from daemon.engine.sweeper import Sweeper
 from daemon.engine.troubles import Troubles
 from daemon.engine.unanswered import unanswered
 from daemon.inspect import reports
 from daemon.maintenance.daemon_executor import DaemonExecutor
-from daemon.maintenance.retention import Retention
 from daemon.store.mailbox import MailboxEntry
 from daemon.store.registry import SessionKey
-from schema.connect import ReadLimits
 from schema.errors import ClawbusError, ReadDeadlineError
 from schema.ids import check_name, check_session
 
@@ -41,36 +36,28 @@ _LOOK_S: Final = 1.0
 
 
 class DaemonOperations:
-    """Implements daemon.api.operations.Operations. `degraded` names what does not work now, since when and why."""
+    """Implements daemon.api.operations.Operations."""
 
     def __init__(
         self,
-        *,
-        data_dir: Path,
+        config: Config,
         clock: Clock,
-        limits: ReadLimits,
         sessions: Sessions,
         ingress: Ingress,
         supervisor: Supervisor,
-        sweeper: Sweeper,
         local: LocalChannel,
-        runtime_name: str,
-        degraded: Callable[[], list[dict[str, Any]]],
-        retention: Retention,
+        executor: DaemonExecutor,
+        live: LiveStatus,
     ) -> None:
-        self._data_dir = data_dir
+        self._data_dir = config.data_dir
         self._clock = clock
-        self._limits = limits
+        self._limits = read_limits(config)
         self._sessions = sessions
         self._ingress = ingress
         self._supervisor = supervisor
-        self._sweeper = sweeper
         self._local = local
-        self._runtime_name = runtime_name
-        self._degraded = degraded
-        self._retention = retention
-        self.executor = DaemonExecutor(sessions, supervisor, clock, sweeper.poke, sweeper.delivery.given_up)
-        self._started_at = clock.now_ms()
+        self.executor = executor
+        self._live = live
 
     async def accept(self, incoming: Incoming) -> Accepted:
         """See Ingress.accept."""
@@ -115,7 +102,7 @@ class DaemonOperations:
         report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
         await self.check_holders()
         return {
-            **with_near_limits(with_troubles(report, self._sessions.troubles), self._near_limits()),
+            **with_near_limits(with_troubles(report, self._sessions.troubles), self._live.near_limits()),
             "live": self.live(),
         }
 
@@ -138,7 +125,7 @@ class DaemonOperations:
             held = f"{error.code}: {error}"
             told = await anyio.to_thread.run_sync(partial(report, held=held), abandon_on_cancel=True)
         if found.key in self._sessions.troubles.locked_out():
-            await self._sessions.check_holder(found)
+            await self._live.problems.check(found)
         use = found.use
         counted = (
             {"bytes": use.bytes, "files": use.files, "deleted_bytes": use.deleted_bytes} if use is not None else None
@@ -172,56 +159,12 @@ class DaemonOperations:
         return await found.call(report)
 
     async def check_holders(self) -> None:
-        """See Sessions.check_holders."""
-        await self._sessions.check_holders()
+        """See Problems.refresh."""
+        await self._live.problems.refresh()
 
     def live(self) -> dict[str, Any]:
-        """Return what only the live process knows."""
-        last = self._sweeper.last
-        sweep = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors}
-        return {
-            "pid": os.getpid(),
-            "version": _version(),
-            "started_at": self._started_at,
-            "agents": sorted(self._ingress.agents),
-            "runtime": {
-                "name": self._runtime_name,
-                "state": "unavailable" if self._supervisor.unavailable is not None else "available",
-            },
-            "degraded": self._degraded(),
-            "troubles": self._sessions.troubles.listing(),
-            "running": [
-                {
-                    "agent": slot.session.key.agent,
-                    "session": slot.session.key.session,
-                    "incarnation": slot.incarnation,
-                    "container_id": slot.container_id,
-                    "phase": slot.phase.value,
-                }
-                for slot in self._supervisor.slots()
-            ],
-            "waiting_spawns": [str(key) for key in self._supervisor.waiting()],
-            "last_sweep": sweep if last.at is not None else None,
-            "retention": self._retention_report(),
-            "clock": self._sweeper.clock_jump,
-            "near_limits": self._near_limits(),
-        }
-
-    def _near_limits(self) -> list[dict[str, Any]]:
-        """Return the sessions whose out/ the last sweep found near a limit: over it they are put in quarantine."""
-        limits = self._sweeper.settings.out
-        return [
-            {"agent": one.key.agent, "session": one.key.session, "sentence": sentence}
-            for one in self._sessions
-            if one.quarantined is None and one.use is not None and (sentence := one.use.near(limits)) is not None
-        ]
-
-    def _retention_report(self) -> dict[str, Any]:
-        """How long what is done is kept (seconds; None: for ever), and what the last pass took."""
-        last = self._retention.last
-        took = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors,
-                "given_back_bytes": last.given_back, "taken": dict(last.taken)}  # fmt: skip
-        return {"keep_s": dict(self._retention.ages), "last_pass": took if last.at is not None else None}
+        """See LiveStatus.report."""
+        return self._live.report()
 
 
 def with_trouble(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
@@ -261,12 +204,6 @@ def _held(key: SessionKey, message_id: str, reason: str) -> NoAnswerError:
 
 def _key(agent: str, session: str) -> SessionKey:
     return SessionKey(check_name("agent", agent), check_session(session))
-
-
-@functools.cache
-def _version() -> str:
-    """Read once: a look at a daemon that is short of descriptors must not need one."""
-    return version("clawbus")
 
 
 def with_near_limits(report: dict[str, Any], near: list[dict[str, Any]]) -> dict[str, Any]:

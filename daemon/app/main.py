@@ -21,9 +21,9 @@ from daemon.api import server as control_server
 from daemon.api.api import build_api
 from daemon.api.daemon_operations import DaemonOperations
 from daemon.api.events import EventHub, events_route
-from daemon.app.house import House, build_house
+from daemon.app.house import House, Overrides
 from daemon.app.signals import RELOAD, SignalInbox
-from daemon.channels.running import run_channel, start_channels
+from daemon.channels.running import run_channel, run_channels
 from daemon.config.models import Config
 from daemon.config.policies import read_limits
 from daemon.core.clock import Clock, SystemClock
@@ -136,7 +136,7 @@ async def _main(
     pulse = Pulse(clock)
     # A tick waits for its slowest session, which may take its whole time-out.
     pulse.register("sweep", _SWEEP_ALLOWED_S + config.sweep.session_timeout_s)
-    house = build_house(config, folder, runtime, install_id, clock, pulse, registry=registry)
+    house = House(config, folder, runtime, install_id, clock, pulse, Overrides(registry=registry))
     monitoring = Monitoring(house.watched(), house.telemetry)
     log.info("daemon_starting", data=str(config.data_dir), runtime=runtime.name, pid=os.getpid())
     try:
@@ -190,7 +190,7 @@ async def _bring_up(
 ) -> None:
     """Start everything, and report it: to the log, to /readyz and to systemd."""
     config = house.config
-    await monitoring.start(tasks, config.telemetry.listen)
+    await tasks.start(monitoring.run, config.telemetry.listen, name="monitoring")
     operations = await _start(house, tasks)
     events = EventHub()
     pipeline.listen(events.publish)
@@ -219,7 +219,8 @@ async def stop_house(house: House, tasks: anyio.abc.TaskGroup, grace_s: float) -
 async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     """Start every loop: first what delivers and repairs, then what runs agents, last what takes messages in."""
     channels_run = anyio.Event()
-    house.delivery.start(tasks, channels_run)
+    await tasks.start(house.background.run, name="background")
+    await tasks.start(house.delivery.run, channels_run, name="delivery")
     for key in await house.sessions.finish_deletions():
         structlog.get_logger("daemon").info("session_deletion_finished", agent=key.agent, session=key.session)
     await house.sessions.find_lost()
@@ -230,34 +231,18 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
             house.schedule.at(row.key, row.next_due_at)
     await tasks.start(house.watch.run, name="watch")
     await _check_runtime(house)
-    await house.supervisor.start(tasks)
+    await tasks.start(house.supervisor.run, house.keeper, name="supervisor")
     await tasks.start(house.sweeper.run, name="sweep")
-    tasks.start_soon(house.schedule.run, name="schedule")
-    await start_channels(
-        tasks,
-        {
-            name: partial(run_channel, name, channel, house.ingress.accept, house.channel_problems, house.clock)
-            for name, channel in house.channels.items()
-        },
-        house.channel_problems,
-        house.clock,
-    )
+    tasks.start_soon(house.schedule.run, house.sweeper.poke, name="schedule")
+    running = {
+        name: partial(run_channel, name, channel, house.ingress.accept, house.problems.channels, house.clock)
+        for name, channel in house.channels.items()
+    }
+    await tasks.start(partial(run_channels, running, house.problems.channels, house.clock), name="channels")
     channels_run.set()
     tasks.start_soon(house.retention.run, name="retention")
     tasks.start_soon(house.verification.run, name="verification")
-    return DaemonOperations(
-        data_dir=house.config.data_dir,
-        clock=house.clock,
-        limits=read_limits(house.config),
-        sessions=house.sessions,
-        ingress=house.ingress,
-        supervisor=house.supervisor,
-        sweeper=house.sweeper,
-        local=house.channels.local,
-        runtime_name=house.runtime.name,
-        degraded=house.degraded,
-        retention=house.retention,
-    )
+    return house.operations()
 
 
 async def _check_runtime(house: House) -> None:

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskStatus
 
 from daemon.channels.protocol import Accept, Channel
 from daemon.core.clock import Clock
@@ -50,31 +50,33 @@ class ChannelStart(TaskStatus[None]):
         await self._over.wait()
 
 
-async def start_channels(
-    tasks: TaskGroup,
+async def run_channels(
     running: Mapping[str, Running],
     problems: dict[str, tuple[int, str]],
     clock: Clock,
     *,
     start_s: float = START_S,
+    task_status: TaskStatus[None],
 ) -> None:
-    """Start every channel in `tasks`; return when each takes messages, has failed, or has used up `start_s` seconds.
+    """Run every channel until cancelled; started when each takes messages, has failed, or has used up `start_s` seconds.
 
     A channel that does not say that it takes messages is named as degraded: the others, and the operator's socket, must
     not wait for it.
     """
     starts = {name: ChannelStart(lambda name=name: problems.pop(name, None)) for name in running}
-    for name, run in running.items():
-        tasks.start_soon(_run, run, starts[name], name=f"channel {name}")
-    with anyio.move_on_after(start_s):
-        for start in starts.values():
-            await start.wait()
-    for name, start in starts.items():
-        if not start.over:
-            start.go_on()
-            why = f"it has not reported within {start_s:g} s that it takes messages (task_status.started())"
-            problems[name] = (clock.now_ms(), why)
-            structlog.get_logger("daemon").error("channel_not_started", channel=name, error=why)
+    async with anyio.create_task_group() as tasks:
+        for name, run in running.items():
+            tasks.start_soon(_run, run, starts[name], name=f"channel {name}")
+        with anyio.move_on_after(start_s):
+            for start in starts.values():
+                await start.wait()
+        for name, start in starts.items():
+            if not start.over:
+                start.go_on()
+                why = f"it has not reported within {start_s:g} s that it takes messages (task_status.started())"
+                problems[name] = (clock.now_ms(), why)
+                structlog.get_logger("daemon").error("channel_not_started", channel=name, error=why)
+        task_status.started()
 
 
 async def _run(run: Running, start: ChannelStart) -> None:

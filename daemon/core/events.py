@@ -228,6 +228,13 @@ class AnswerDeadLettered(SessionEvent):
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerDropped(SessionEvent):
+    """An operator gave an answer up."""
+
+    message_out_id: str
+
+
 # --- containers
 
 
@@ -314,6 +321,13 @@ class SessionQuarantined(SessionEvent):
     """A session is out of service until an operator releases it."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FilesLocked(SessionEvent):
+    """Work on a session's files met a lock that did not go away in time; `error` says which."""
+
+    error: str
 
 
 @dataclass(frozen=True, slots=True)

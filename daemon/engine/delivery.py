@@ -6,17 +6,20 @@ A destination has one send under way; a stalled one holds back itself alone. Suc
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from daemon.channels.protocol import Channel, InDoubt, OwnChannel
 from daemon.config.models import Delivery as DeliveryConfig
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import Bury, ChannelTraits, HeadRule, Send
+from daemon.core.events import AnswerDropped
 from daemon.core.poll_budget import BURST_S, SHARE
 from daemon.core.trace import Tracing
 from daemon.engine.delivery_steps import Means, Outcome, record_outcomes
@@ -24,16 +27,18 @@ from daemon.engine.events import Events
 from daemon.engine.message_events import poll_events, send_events
 from daemon.engine.outcomes import by_destination
 from daemon.engine.own_delivery import Handed, OwnDelivery
+from daemon.engine.read_trouble import ReadTrouble
 from daemon.engine.send_health import SendHealth
 from daemon.engine.send_slots import SLOW_S, Lane, SendSlots, SlotLimits
 from daemon.engine.sender import Sender
 from daemon.engine.sessions import Session
-from daemon.engine.troubles import COLLECT, POLL, RECORD, Troubles
+from daemon.engine.supervisor.supervisor import Supervisor
+from daemon.engine.sweep_schedule import Schedule
+from daemon.engine.troubles import COLLECT, POLL, RECORD
 from daemon.store.registry import SessionKey
 from schema.errors import (
     ClawbusError,
     FileBusyError,
-    HostileFileError,
     ReadDeadlineError,
     ReadRaceError,
     StorageError,
@@ -41,11 +46,19 @@ from schema.errors import (
 )
 
 _RACE_RETRY_MS = 50
-_TROUBLE_RETRY_MS = 1000
 _SURPRISE_RETRY_MS = 30_000
 _AHEAD_S = 0.05
-_MAX_STRIKES = 3
 _NAP_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverySettings:
+    """[delivery], the largest content in bytes, by channel how long a failing head blocks, and the draw that spreads retries."""
+
+    config: DeliveryConfig
+    max_content_bytes: int
+    head_rules: Mapping[str, HeadRule] = field(default_factory=dict[str, HeadRule])
+    jitter: Callable[[], float] = random.random
 
 
 class Delivery:
@@ -54,35 +67,21 @@ class Delivery:
     def __init__(
         self,
         channels: Mapping[str, Channel],
-        config: DeliveryConfig,
+        settings: DeliverySettings,
         clock: Clock,
-        *,
-        live_incarnation: Callable[[Session], str | None],
-        wake_at: Callable[[Session, int], None],
-        look_later: Callable[[Session], None],
-        on_settled: Callable[[], None],
-        quarantine: Callable[[Session, str], None],
-        files_held: Callable[[Session, float, ClawbusError], None],
-        unreadable_s: float,
-        max_content_bytes: int,
-        rng: random.Random,
+        supervisor: Supervisor,
+        schedule: Schedule,
+        read_trouble: ReadTrouble,
         tracing: Tracing,
         events: Events,
-        head_rules: Mapping[str, HeadRule] | None = None,
-        troubles: Troubles | None = None,
     ) -> None:
-        self._troubles = troubles or Troubles()
-        self._config = config
+        self._settings = settings
+        self._config = config = settings.config
         self._clock = clock
-        self._live = live_incarnation
-        self._wake_at = wake_at
-        self._look_later = look_later
-        self._on_settled = on_settled
-        self._quarantine = quarantine
-        self._files_held = files_held
-        self._unreadable_s = unreadable_s
-        self._max_content_bytes = max_content_bytes
-        self._rng = rng
+        self._supervisor = supervisor
+        self._schedule = schedule
+        self._read_trouble = read_trouble
+        self._troubles = read_trouble.troubles
         self._dirty: dict[Session, bool] = {}
         self._ahead: set[Session] = set()
         self._senders = 0
@@ -95,7 +94,7 @@ class Delivery:
             name: ChannelTraits(
                 c.capabilities.deduplicates,
                 c.capabilities.in_doubt is InDoubt.HOLD,
-                (head_rules or {}).get(name, HeadRule()),
+                settings.head_rules.get(name, HeadRule()),
             )
             for name, c in channels.items()
         }
@@ -108,26 +107,21 @@ class Delivery:
         self._own = OwnDelivery(channels, clock, tracing)
         self._sender = Sender(channels, config.send_timeout_s, clock, tracing)
         self._events = events
+        events.subscribe(AnswerDropped, self._dropped)
 
-    def start(self, tasks: TaskGroup, channels_run: anyio.Event | None = None) -> None:
-        """Work in this task group from now on; look into sessions once `channels_run` is set.
+    async def run(self, channels_run: anyio.Event, *, task_status: TaskStatus[None]) -> None:
+        """Deliver until cancelled; poll sessions once `channels_run` is set.
 
         A send before its channel runs would fail, and cost the row an attempt and a back-off at every start.
         """
-        self._tasks = tasks
         self._channels_run = channels_run
-
-    def later(self, work: Callable[[], Awaitable[object]]) -> None:
-        """Run something small in this engine's task group: what a synchronous callback cannot await."""
-        # In a group whose cancellation has been delivered a new task would never learn of it: it would spin until the end.
-        if self._tasks is not None and not self._tasks.cancel_scope.cancel_called:
-            self._tasks.start_soon(self._run_later, work)
-
-    async def _run_later(self, work: Callable[[], Awaitable[object]]) -> None:
         try:
-            await work()
-        except Exception:  # noqa: BLE001 - nobody waits for it who could handle it, and the daemon must not end by it
-            self._log.error("later_raised", work=repr(work), exc_info=True)
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                task_status.started()
+                await anyio.sleep_forever()
+        finally:
+            self._tasks = None  # at the daemon's end others are still at work, and may poke
 
     @property
     def senders(self) -> int:
@@ -138,9 +132,9 @@ class Delivery:
         """Channels that take nothing at one of their places: since when (epoch ms), and why."""
         return self._health.problems()
 
-    def given_up(self, key: SessionKey, answer_id: str) -> None:
+    def _dropped(self, event: AnswerDropped) -> None:
         """Forget this answer's failures: an operator gave it up, so they say nothing about its receiver any more."""
-        self._health.given_up(str(key), answer_id)
+        self._health.given_up(str(SessionKey(event.agent, event.session)), event.message_out_id)
 
     async def close(self, grace_s: float) -> None:
         """Begin nothing new, and let what is under way finish within `grace_s` seconds."""
@@ -156,13 +150,22 @@ class Delivery:
 
         False when no look will come.
         """
-        if self._tasks is None or self._closing or session.quarantined is not None:
+        if not self._is_running or self._closing or session.quarantined is not None:
             return False
         idle = session not in self._dirty
         self._dirty[session] = True
         if idle:
-            self._tasks.start_soon(self._run, session, name=f"collect {session.key}")
+            self._begin(self._run, session, name=f"collect {session.key}")
         return True
+
+    @property
+    def _is_running(self) -> bool:
+        # In a group whose cancellation has been delivered a new task would never learn of it: it would spin until the end.
+        return self._tasks is not None and not self._tasks.cancel_scope.cancel_called
+
+    def _begin(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object, name: str) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(work, *args, name=name)
 
     def _wake(self, granted: list[Session]) -> None:
         """Let the sessions look that were granted a slot; one that does not look passes its slot on."""
@@ -224,7 +227,7 @@ class Delivery:
         """`taken`: the slots that this look has taken, for as long as no send has them. `granted`: who got one by it."""
         means = self._means(session, taken, granted)
         now = self._clock.now_ms()
-        live = self._live(session)
+        live = self._supervisor.live_incarnation(session)
         try:
             async with session.lock:
                 found, handed = await session.call_locked(partial(self._own.collect, session, means, live, now))
@@ -236,19 +239,19 @@ class Delivery:
             self._log.debug(
                 "outbound_read_race", agent=session.key.agent, session=session.key.session, error=str(error)
             )
-            self.unreadable(session, error)
+            self._read_trouble.unreadable(session, error)
             self._troubles.failed(session.key, COLLECT, error, now)
-            self._wake_at(session, now + _RACE_RETRY_MS)
+            self._schedule.at(session.key, now + _RACE_RETRY_MS)
             return False
         except ClawbusError as error:
             self._charge(session, 0)
-            self.trouble(session, error, COLLECT)
+            self._read_trouble.handle(session, error, COLLECT)
             self._troubles.failed(session.key, COLLECT, error, now)
             return False
         except Exception as error:  # noqa: BLE001 - one session's surprise must not end the daemon; it is looked at again
             self._troubles.failed(session.key, COLLECT, error, now)
             self._log.error("collect_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
-            self._wake_at(session, now + _SURPRISE_RETRY_MS)
+            self._schedule.at(session.key, now + _SURPRISE_RETRY_MS)
             return False
         session.strikes.pop("collect", None)
         session.unreadable_since = None
@@ -262,16 +265,15 @@ class Delivery:
         if found.more:  # a batch shows the first rows of a queue only
             session.behind.update(key for key, _ in groups)
         for address_key, sends in groups:
-            assert self._tasks is not None
             self._senders += 1
             begun = handed.get(address_key)
-            self._tasks.start_soon(self._send_group, session, address_key, sends, begun, name=f"send {session.key}")
+            self._begin(self._send_group, session, address_key, sends, begun, name=f"send {session.key}")
         if found.sends or found.settled or found.claimed:
             session.moved(now)
         if found.settled:
-            self._on_settled()
+            self._supervisor.look_for_room()
         if found.later or any(outcome.error for outcome in told):
-            self._look_later(session)
+            self._schedule.now(session.key)
         if bool(ended) or not all(outcome.sent for outcome in told):
             return True
         return found.more and not self._wait_for_sends(session)
@@ -295,9 +297,9 @@ class Delivery:
         To look ahead meanwhile finds mostly rows that wait behind them, and each would be read and written twice; but those
         for others must not wait for a send that hangs.
         """
-        if session.sending and session not in self._ahead:
+        if session.sending and session not in self._ahead and self._is_running:
             self._ahead.add(session)
-            self.later(partial(self._look_ahead, session))
+            self._begin(self._look_ahead, session, name=f"look ahead {session.key}")
         return bool(session.sending)
 
     async def _look_ahead(self, session: Session) -> None:
@@ -311,45 +313,6 @@ class Delivery:
             self._ahead.discard(session)
         if hung or session not in self._dirty:  # a look that is under way waits for its own sends
             self.poke(session)
-
-    def trouble(self, session: Session, error: ClawbusError, look: str) -> None:
-        """Handle a failed read of the session's files: quarantine what is hostile, retry what may pass.
-
-        Strikes are counted by `look`: a file that is slow for one of them must not be excused by another one's success.
-        """
-        context = {"agent": session.key.agent, "session": session.key.session, "code": error.code, "hint": error.hint}
-        if isinstance(error, ReadDeadlineError):
-            session.strikes[look] = session.strikes.get(look, 0) + 1
-        if isinstance(error, UnusableFileError):
-            self._quarantine(session, f"{error} {error.hint}")
-            return
-        if isinstance(error, HostileFileError) or session.strikes.get(look, 0) >= _MAX_STRIKES:
-            self._quarantine(session, str(error))
-            return
-        if isinstance(error, FileBusyError):
-            self.unreadable(session, error)
-        level = (
-            self._log.warning
-            if isinstance(error, FileBusyError | ReadDeadlineError | StorageError)
-            else self._log.error
-        )
-        level("session_unreadable", error=str(error), **context)
-        self._wake_at(session, self._clock.now_ms() + _TROUBLE_RETRY_MS)
-
-    def unreadable(self, session: Session, error: ClawbusError) -> None:
-        """Note a lock or a half-written commit that keeps us from the files; if it lasts, end the container.
-
-        Its exit frees every lock, and its journal may be recovered then. Without this rule it would stay for ever as it
-        is: no ceiling can be judged over unreadable files.
-        """
-        now = self._clock.monotonic()
-        if session.unreadable_since is None:
-            session.unreadable_since, session.held_by = now, ()
-        seconds = now - session.unreadable_since
-        if seconds < self._unreadable_s or self._live(session) is None:
-            return
-        session.unreadable_since = now
-        self._files_held(session, seconds, error)
 
     def _means(self, session: Session, taken: list[Lane], granted: list[Session]) -> Means:
         under_way = frozenset(row_id for ids in session.sending.values() for row_id in ids)
@@ -370,10 +333,10 @@ class Delivery:
         return Means(
             channels=self._traits,
             config=self._config,
-            max_content_bytes=self._max_content_bytes,
+            max_content_bytes=self._settings.max_content_bytes,
             held=frozenset(session.sending),
             under_way=under_way,
-            jitter=self._rng.random(),
+            jitter=self._settings.jitter(),
             take=take,
             full=full,
             wait=wait,
@@ -410,10 +373,10 @@ class Delivery:
                 outcomes = handed.outcomes
                 await self._record(session, outcomes)
             if any(outcome.error is not None for outcome in outcomes):
-                self._look_later(session)
+                self._schedule.now(session.key)
         except Exception:  # noqa: BLE001 - nothing is known to be recorded; what was sent is in doubt, as after a crash
             self._log.error("send_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
-            self._wake_at(session, self._clock.now_ms() + _SURPRISE_RETRY_MS)
+            self._schedule.at(session.key, self._clock.now_ms() + _SURPRISE_RETRY_MS)
             return
         finally:
             self._senders -= 1
@@ -461,7 +424,7 @@ class Delivery:
                     break
                 except UnusableFileError as error:
                     # There is nothing left to record in. What was sent is in doubt once the file is restored.
-                    self.trouble(session, error, "record")
+                    self._read_trouble.handle(session, error, "record")
                     return
                 except (FileBusyError, StorageError, ReadDeadlineError) as error:
                     self._log.warning("receipt_not_recorded", agent=session.key.agent, session=session.key.session,

@@ -9,7 +9,7 @@ the answer.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -19,8 +19,12 @@ import anyio.to_thread
 import structlog
 
 from daemon.core.clock import Clock
-from daemon.engine.sessions import Session
-from daemon.engine.troubles import WRITE, Troubles
+from daemon.core.events import FilesLocked, Subscriptions
+from daemon.engine.background import Background
+from daemon.engine.sessions import Session, Sessions
+from daemon.engine.supervisor.supervisor import Supervisor
+from daemon.engine.sweep_schedule import Schedule
+from daemon.engine.troubles import WRITE
 from daemon.runtimes.members import Members, lock_holders, name_of
 from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError, FileBusyError
@@ -51,37 +55,54 @@ class Holders:
 
 
 class HeldFiles:
-    """Built once; `refused` is called in the event loop by the session whose write was refused."""
+    """Built once; subscribes to the locks that work on sessions meets."""
 
     def __init__(
         self,
+        sessions: Sessions,
+        supervisor: Supervisor,
+        schedule: Schedule,
+        background: Background,
         clock: Clock,
-        troubles: Troubles,
+        members: Members,
         *,
         limit_s: float,
-        container_of: Callable[[Session], str | None],
-        session_of: Callable[[SessionKey], Session | None],
-        members: Members,
-        end_container: Callable[[Session, str], None],
-        wake_at: Callable[[Session, int], None],
-        later: Callable[[Callable[[], Awaitable[object]]], None],
     ) -> None:
+        self._sessions = sessions
+        self._supervisor = supervisor
+        self._schedule = schedule
+        self._background = background
         self._clock = clock
-        self._troubles = troubles
-        self._limit_s = limit_s
-        self._container_of = container_of
-        self._session_of = session_of
         self._members = members
-        self._end_container = end_container
-        self._wake_at = wake_at
-        self._later = later
+        self._limit_s = limit_s
+        self._troubles = sessions.troubles
         self._log = structlog.get_logger("held_files")
 
-    def refused(self, session: Session, error: FileBusyError) -> None:
-        """Handle work on a session's files that met a lock. It names the holder as soon as the kernel says it."""
-        self._later(partial(self.check, session))
+    def subscribe(self, events: Subscriptions) -> None:
+        """Hear of locks that work on sessions meets."""
+        events.subscribe(FilesLocked, self._locked)
+
+    def _locked(self, event: FilesLocked) -> None:
+        """Name the holder as soon as the kernel says it."""
+        session = self._sessions.known(SessionKey(event.agent, event.session))
+        if session is None:
+            return
+        self._background.later(partial(self.check, session))
         if session.files.write_refused:
-            self._write_refused(session, error)
+            self._write_refused(session, FileBusyError(event.error))
+
+    def has_container(self, session: Session) -> bool:
+        """Whether a container of the session may live."""
+        return self._supervisor.slot(session.key) is not None
+
+    def members_of(self, session: Session) -> Callable[[], frozenset[int] | None] | None:
+        """Return how to list the processes of the session's running container; None when none runs."""
+        container = self._container_of(session)
+        return partial(self._members, container) if container is not None else None
+
+    def _container_of(self, session: Session) -> str | None:
+        slot = self._supervisor.slot(session.key)
+        return slot.container_id if slot is not None and not slot.exited.is_set() else None
 
     async def check(self, session: Session) -> bool:
         """Look up who holds a lock on the session's files now, and say so in its troubles and to its senders.
@@ -100,14 +121,14 @@ class HeldFiles:
         """Check every session in which work meets a lock."""
         async with anyio.create_task_group() as tasks:
             for key in self._troubles.locked_out():
-                session = self._session_of(key)
+                session = self._sessions.known(key)
                 if session is not None:
                     tasks.start_soon(self.check, session)
 
     def _write_refused(self, session: Session, error: FileBusyError) -> None:
         """Let the sweep try again soon, even without a sender; end the container when the lock has lasted too long."""
         now, now_ms = self._clock.monotonic(), self._clock.now_ms()
-        self._wake_at(session, now_ms + _PROBE_MS)
+        self._schedule.at(session.key, now_ms + _PROBE_MS)
         if session.unwritable_since is None:
             session.unwritable_since = now
             self._log.warning("session_unwritable", agent=session.key.agent, session=session.key.session,
@@ -117,13 +138,13 @@ class HeldFiles:
         container = self._container_of(session)
         if seconds >= self._limit_s and container is not None:
             session.unwritable_since = now  # counted again, should this end not come
-            self._later(partial(self._end, session, container, seconds, error))
+            self._background.later(partial(self._end, session, container, seconds, error))
 
     def unreadable(self, session: Session, seconds: float, error: ClawbusError) -> None:
         """No read of the session's files has succeeded for too long. End its container, unless others hold the lock."""
         container = self._container_of(session)
         if container is not None:
-            self._later(partial(self._end, session, container, seconds, error))
+            self._background.later(partial(self._end, session, container, seconds, error))
 
     async def _end(self, session: Session, container: str, seconds: float, error: ClawbusError) -> None:
         log = self._log.bind(agent=session.key.agent, session=session.key.session, seconds=round(seconds))
@@ -133,7 +154,7 @@ class HeldFiles:
             log.warning("file_held_by_others", processes=session.held_by)
             return
         log.error("container_keeps_files", code=error.code, error=str(error))
-        self._end_container(session, "unreadable")
+        self._supervisor.begin_end(session.key, "unreadable", graceful=False)
 
     def _note(self, session: Session, error: ClawbusError) -> None:
         self._troubles.failed(session.key, WRITE, error, self._clock.now_ms())

@@ -6,7 +6,7 @@ Never opens outbound.db and never waits for a container.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -21,7 +21,7 @@ from daemon.core.errors import ContentError, IdConflictError, MessageError, Unkn
 from daemon.core.events import MessageAccepted, MessageRefused, MessageRequeued
 from daemon.core.trace import SpanStart, Tracing
 from daemon.engine.events import Events
-from daemon.engine.held_files import end_others
+from daemon.engine.held_files import HeldFiles, end_others
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.troubles import ACCEPT, WRITE
 from daemon.store import messages
@@ -42,14 +42,14 @@ _LAST_INSTANT: Final = 253_402_300_799_999  # of the year 9999
 
 
 class Ingress:
-    """Accepts messages for known agents. `on_accepted` is called for every new row that may wake its session."""
+    """Accepts messages for known agents, and publishes each, so that its session is woken."""
 
     def __init__(
         self,
         sessions: Sessions,
         agents: Mapping[str, Agent],
         clock: Clock,
-        on_accepted: Callable[[Session, MessageIn], None],
+        held_files: HeldFiles,
         *,
         max_content_bytes: int,
         tracing: Tracing,
@@ -58,7 +58,7 @@ class Ingress:
         self.agents = agents
         self._sessions = sessions
         self._clock = clock
-        self._on_accepted = on_accepted
+        self._held_files = held_files
         self._max_content_bytes = max_content_bytes
         self._tracing = tracing
         self._events = events
@@ -91,8 +91,6 @@ class Ingress:
         session.last_activity = now
         stored = kept.counts
         self._publish(key, kept, span)
-        if stored.status is MessageStatus.PENDING:  # a duplicate, too: sending again repairs a lost wake
-            self._on_accepted(session, stored)
         again = stored.id if stored.id != kept.known.id else None
         return Accepted(
             kept.known.id, key.agent, key.session, kept.known.seq, kept.duplicate, _address_of(stored),
@@ -105,6 +103,7 @@ class Ingress:
             self._events.publish(
                 MessageRequeued(now, key.agent, key.session, kept.known.id, stored.id, SENDER.name, SENDER.reason)
             )
+        # Also of a duplicate that is still pending: sending again repairs a lost wake.
         self._events.publish(
             MessageAccepted(
                 now, key.agent, key.session, stored.id, stored.seq, stored.kind, stored.channel_type, stored.trigger,
@@ -131,7 +130,7 @@ class Ingress:
             raise
         except FileBusyError as error:
             self._sessions.troubles.failed(key, ACCEPT, error, now)
-            await self._sessions.check_holder(session)
+            await self._held_files.check(session)
             if session.held_by:
                 raise FileBusyError(
                     f"process {', '.join(session.held_by)} keeps a lock on session {key}'s files;"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, Generic, TypeVar
@@ -21,8 +22,10 @@ import structlog
 
 from daemon.core.clock import Clock
 from daemon.core.errors import RegistryGoneError, UnknownSessionError
+from daemon.core.events import FilesLocked
 from daemon.core.message_fate import Fate
 from daemon.core.poll_budget import PollBudget
+from daemon.engine.events import Events
 from daemon.engine.storage_watch import StorageWatch
 from daemon.engine.troubles import Troubles
 from daemon.store.kept_files import KeptFiles
@@ -197,6 +200,21 @@ class Session:
         self._in_thread = False
 
 
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """How sessions' files are worked on.
+
+    `owner` is the (uid, gid) of what containers write, None for our own; `threads` work at once; an operation may take
+    `operation_s` seconds; `fate_of` gives an agent's rules for what is tried again.
+    """
+
+    limits: ReadLimits
+    owner: tuple[int, int] | None = None
+    threads: int = 16
+    operation_s: float = OPERATION_S
+    fate_of: Callable[[str], Fate] = lambda _: Fate()
+
+
 class Sessions:
     """Makes, finds and forgets Session objects; iterating gives those with work, and keeps central.db's `active` flag ahead of the truth."""
 
@@ -205,19 +223,16 @@ class Sessions:
         sessions_dir: Path,
         registry: Registry,
         clock: Clock,
-        limits: ReadLimits,
-        owner: tuple[int, int] | None,
-        *,
-        threads: int = 16,
-        operation_s: float = OPERATION_S,
-        fate_of: Callable[[str], Fate] = lambda _: Fate(),
+        settings: SessionSettings,
+        events: Events,
     ) -> None:
-        self.fate_of = fate_of
+        self.fate_of = settings.fate_of
+        self._events = events
         self._dir = self.folder = sessions_dir
         self._registry = registry
         self._clock = clock
-        self._limits = limits
-        self._owner = owner
+        self._limits = settings.limits
+        self._owner = settings.owner
         self._kept = KeptFiles(_KEPT)
         # Every Session object that anybody still holds: a second one for the same files would bring a second lock.
         self._known: WeakValueDictionary[SessionKey, Session] = WeakValueDictionary()
@@ -227,16 +242,12 @@ class Sessions:
         self._central = anyio.Lock()
         self.storage = StorageWatch(sessions_dir.parent, clock)
         self.troubles = Troubles()
-        # work on a session's files that met a lock
-        self.on_refused: Callable[[Session, FileBusyError], None] = lambda _, __: None
-        self.check_holder: Callable[[Session], Awaitable[object]] = _nothing
-        self.check_holders: Callable[[], Awaitable[object]] = _nothing
         self._memory: Callable[[], Memory] | None = None
         self.registry_problem: tuple[int, str] | None = None  # (since epoch ms, why), while central.db cannot be remade
         self.central_problem: tuple[int, str] | None = None  # the same, while no operation on it succeeds
         self._log = structlog.get_logger("registry")
-        self._limiter = anyio.CapacityLimiter(threads)
-        self.operation_s = operation_s
+        self._limiter = anyio.CapacityLimiter(settings.threads)
+        self.operation_s = settings.operation_s
 
     def __iter__(self) -> Iterator[Session]:
         return iter(tuple(self._table.values()))
@@ -362,7 +373,8 @@ class Sessions:
         return session
 
     def _refused(self, session: Session, error: FileBusyError) -> None:
-        self.on_refused(session, error)  # it may be set after the session was made
+        key = session.key
+        self._events.publish(FilesLocked(self._clock.now_ms(), key.agent, key.session, str(error)))
 
     def known(self, key: SessionKey) -> Session | None:
         """Return the session's object if anything holds one, without reading a file."""
@@ -455,7 +467,3 @@ class Sessions:
         session.active = False
         session.files.let_go()
         self._table.pop(session.key, None)
-
-
-async def _nothing(*_: object) -> None:
-    """Check nothing: no house has been built around these sessions."""

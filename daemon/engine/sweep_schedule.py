@@ -17,11 +17,10 @@ _LONGEST_SLEEP_S = 5.0
 
 
 class Schedule:
-    """Remembers the earliest instant per session; calls `on_due` for each whose time has come."""
+    """Remembers the earliest instant per session; whoever runs it is called for each whose time has come."""
 
-    def __init__(self, clock: Clock, on_due: Callable[[SessionKey], None]) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._on_due = on_due
         self._heap: list[tuple[int, SessionKey]] = []
         self._earliest: dict[SessionKey, int] = {}
         self._changed = anyio.Event()
@@ -39,6 +38,10 @@ class Schedule:
         if self._heap[0][0] == when:
             self._changed.set()
 
+    def now(self, key: SessionKey) -> None:
+        """Look at the session at the next opportunity."""
+        self.at(key, 0)
+
     def pop_due(self) -> list[SessionKey]:
         """Take out every session whose time has come."""
         now = self._clock.now_ms()
@@ -50,11 +53,11 @@ class Schedule:
                 due.append(key)
         return due
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    async def run(self, on_due: Callable[[SessionKey], None]) -> None:
+        """Call `on_due` for each session when its time has come, until cancelled."""
         while True:
             for key in self.pop_due():
-                self._on_due(key)
+                on_due(key)
             wait = _LONGEST_SLEEP_S
             if self._heap:
                 wait = min(wait, max(0.0, (self._heap[0][0] - self._clock.now_ms()) / 1000))

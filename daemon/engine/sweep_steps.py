@@ -5,12 +5,12 @@ Synchronous; the caller holds the session's lock. Starts and stops no container:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from daemon.config.models import Config
+from daemon.config.models import Agent, Config
 from daemon.config.policies import agent_policy
 from daemon.core.attempt_end import AttemptEnd
 from daemon.core.lifecycle import (
@@ -84,18 +84,29 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The sweep's policy, the time zone of recurrences (an IANA name), and the limits of an out/ folder."""
+    """The sweep's policy, the time zone of recurrences (an IANA name), and the limits of an out/ folder.
+
+    `own_policies` gives an agent's own policy, as it is configured now; `policy` is that of an agent without one.
+    """
 
     policy: Policy
     timezone: str = "UTC"
     out: OutLimits = field(default_factory=OutLimits)
     fate: Fate = field(default_factory=Fate)
+    own_policies: Callable[[str], Policy] | None = None
+
+    def policy_of(self, agent: str) -> Policy:
+        """Return the agent's policy, as it is configured now."""
+        return self.own_policies(agent) if self.own_policies is not None else self.policy
 
     @classmethod
-    def of(cls, config: Config) -> Settings:
-        """Return the settings with the policy of an agent that has no table of its own."""
+    def of(cls, config: Config, agents: Mapping[str, Agent]) -> Settings:
+        """Return the settings for `agents`, a mapping that a reload may change."""
         out = OutLimits(config.limits.max_out_folder_bytes, config.limits.max_out_folder_files)
-        return cls(agent_policy(config, None), config.timezone, out)
+        return cls(
+            agent_policy(config, None), config.timezone, out,
+            own_policies=lambda agent: agent_policy(config, agents.get(agent)),
+        )  # fmt: skip
 
 
 def sweep_files(

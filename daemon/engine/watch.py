@@ -15,6 +15,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
+from daemon.core.events import ContainerAdopted, ContainerExited, ContainerSpawned, SessionEvent, Subscriptions
 from daemon.engine.sessions import Session
 from daemon.engine.watch_portable import PortableEvents
 from daemon.engine.watch_trouble import TroubleLog, hint_of
@@ -52,7 +53,7 @@ class Watch:
 
     def __init__(
         self,
-        on_change: Callable[[Session], None],
+        on_change: Callable[[Session], object],
         *,
         poll_s: float | None = None,
         rearm_s: float | None = None,
@@ -74,6 +75,18 @@ class Watch:
         self._log = structlog.get_logger("watch")
         self._portable = PortableEvents(self._heard_portably, _REARM_S if rearm_s is None else rearm_s)
 
+    def follow(self, events: Subscriptions, find: Callable[[SessionKey], Session | None]) -> None:
+        """Add sessions when their containers start or are adopted, and remove them when those have exited."""
+
+        def began(event: SessionEvent) -> None:
+            session = find(SessionKey(event.agent, event.session))
+            if session is not None:
+                self.add(session)
+
+        events.subscribe(ContainerSpawned, began)
+        events.subscribe(ContainerAdopted, began)
+        events.subscribe(ContainerExited, lambda event: self.remove(SessionKey(event.agent, event.session)))
+
     def add(self, session: Session) -> None:
         """Watch this session from now on, beginning with a look."""
         if session.key in self._watched:
@@ -83,13 +96,13 @@ class Watch:
             self._arm(watched)
         self._portable.add(session.key, session.files.folder.outbox)
 
-    def remove(self, session: Session) -> None:
-        """Stop watching it."""
-        watched = self._watched.pop(session.key, None)
+    def remove(self, key: SessionKey) -> None:
+        """Stop watching a session."""
+        watched = self._watched.pop(key, None)
         if watched is None:
             return
-        self._lingering.discard(session.key)
-        self._portable.remove(session.key)
+        self._lingering.discard(key)
+        self._portable.remove(key)
         if watched.watch is not None and self._events is not None:
             self._by_number.pop(watched.watch, None)
             self._events.unwatch(watched.watch)

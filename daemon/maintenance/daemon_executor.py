@@ -35,8 +35,10 @@ from daemon.core.commands import (
     Verb,
 )
 from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError
+from daemon.core.events import AnswerDropped
 from daemon.core.run_evidence import RuntimeContext
 from daemon.core.stale_plan import Scope
+from daemon.engine.events import Events
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.maintenance import session_repair, stale_sweep
@@ -61,7 +63,7 @@ _EVENTS: Final[Mapping[type[RowVerb], tuple[str, tuple[str, ...]]]] = MappingPro
 
 
 class DaemonExecutor:
-    """Built once. `look` is called for a session that has work again, `given_up` for an answer that was dropped."""
+    """Built once. `look` is called for a session that has work again."""
 
     def __init__(
         self,
@@ -69,14 +71,14 @@ class DaemonExecutor:
         supervisor: Supervisor,
         clock: Clock,
         look: Callable[[SessionKey], None],
-        given_up: Callable[[SessionKey, str], None],
+        events: Events,
     ) -> None:
         self.deletions = Deletions(sessions, supervisor, sessions.folder, clock)
         self._sessions = sessions
         self._supervisor = supervisor
         self._clock = clock
         self._look = look
-        self._given_up = given_up
+        self._events = events
         self._log = structlog.get_logger("operator")
 
     async def execute(self, verb: Verb) -> dict[str, Any]:
@@ -128,7 +130,7 @@ class DaemonExecutor:
         more = {row: verb.id, **{name: done[name] for name in fields}}
         self._log.warning(event, agent=key.agent, session=key.session, **more, by=operator.name, reason=operator.reason)
         if isinstance(verb, DropDead | DropAnswer):
-            self._given_up(key, verb.id)
+            self._events.publish(AnswerDropped(self._clock.now_ms(), key.agent, key.session, verb.id))
         try:
             if isinstance(verb, CancelMessage) and done["running"]:
                 await self._end_cancelled(key, verb.id)

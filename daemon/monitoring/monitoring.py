@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from anyio.abc import TaskGroup
+import anyio
+from anyio.abc import TaskStatus
 from starlette.routing import BaseRoute
 
 from daemon.core.clock import Clock
@@ -71,10 +72,12 @@ class Monitoring:
         self.exporter = Exporter(metrics.registry, sources, clock)
         self.routes: list[BaseRoute] = telemetry_routes(self.exporter, self.health)
 
-    async def start(self, tasks: TaskGroup, listen: str) -> None:
-        """Run in this task group; with `listen`, on TCP too. Raises ListenError."""
-        tasks.start_soon(self.lag.run, name="loop lag")
-        tasks.start_soon(self.health.run, name="health")
-        tasks.start_soon(self.exporter.run, name="exporter")
-        if listen:
-            await tasks.start(partial(run_listener, listen, self.routes), name="telemetry")
+    async def run(self, listen: str, *, task_status: TaskStatus[None]) -> None:
+        """Measure until cancelled; with `listen`, serve on TCP too. Raises ListenError."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.lag.run, name="loop lag")
+            tasks.start_soon(self.health.run, name="health")
+            tasks.start_soon(self.exporter.run, name="exporter")
+            if listen:
+                await tasks.start(partial(run_listener, listen, self.routes), name="telemetry")
+            task_status.started()

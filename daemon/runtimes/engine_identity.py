@@ -44,14 +44,14 @@ class EngineGuard:
     def __init__(self, file: InstallFile, install_id: str, runtime: ContainerRuntime) -> None:
         self._file = file
         self._install_id = install_id
-        self._runtime = runtime
+        self.runtime = runtime
 
     async def check(self, live: Sequence[IncarnationRow]) -> None:
         """Raise EngineChangedError when another engine answers while `live` incarnations are on record.
 
         Else this engine is recorded and pinned. Raises RuntimeUnavailableError, StorageError.
         """
-        runtime = self._runtime
+        runtime = self.runtime
         identity = await runtime.identity()
         known = await to_thread.run_sync(self._file.engine)
         recorded = [row.container_id for row in live if row.runtime == runtime.name]

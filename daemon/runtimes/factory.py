@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from daemon.config.models import Agent, Config
@@ -26,18 +25,6 @@ from schema.layout import SessionFolder
 from schema.rows import RunnerSettings
 
 
-@dataclass(frozen=True, slots=True)
-class SpecMaker:
-    """`make(key, incarnation)` builds a spec; `owner` is the (uid, gid) that containers write as, None for our own.
-
-    `prepare(key, files)` makes what a runner expects to find in the session's files; only while no container runs.
-    """
-
-    make: Callable[[SessionKey, str], ContainerSpec]
-    prepare: Callable[[SessionKey, SessionFiles], None]
-    owner: tuple[int, int] | None
-
-
 def build_runtime(
     config: Config, folder: DataFolder, install_id: str, clock: Clock, kind: str | None = None
 ) -> ContainerRuntime:
@@ -52,39 +39,52 @@ def build_runtime(
     )  # fmt: skip
 
 
-def spec_maker(config: Config, folder: DataFolder, agents: Mapping[str, Agent], install_id: str) -> SpecMaker:
-    """Specs for `agents`, a mapping that a reload may change. The source's digest is taken once, at start."""
-    in_docker = config.runtime.kind == "docker"
-    uid, gid = container_uid_gid(config.docker.user) if in_docker else (os.getuid(), os.getgid())
-    links = folder.run_dir / "workspace"
-    owner = (uid, gid) if (uid, gid) != (os.getuid(), os.getgid()) else None
-    digest = source_digest()
+class SpecMaker:
+    """Makes the specs of the containers of `agents`, a mapping that a reload may change.
 
-    def make(key: SessionKey, incarnation: str) -> ContainerSpec:
-        agent = agents.get(key.agent)
+    `owner` is the (uid, gid) that containers write as, None for our own. The source's digest is taken once, here.
+    """
+
+    def __init__(self, config: Config, folder: DataFolder, agents: Mapping[str, Agent], install_id: str) -> None:
+        self._config = config
+        self._folder = folder
+        self._agents = agents
+        self._install_id = install_id
+        self._in_docker = config.runtime.kind == "docker"
+        own = os.getuid(), os.getgid()
+        self._user = container_uid_gid(config.docker.user) if self._in_docker else own
+        self._links = folder.run_dir / "workspace"
+        self._digest = source_digest()
+        self.owner = self._user if self._user != own else None
+
+    def make(self, key: SessionKey, incarnation: str) -> ContainerSpec:
+        """Return the spec of a session's next container. Raises UnknownAgentError, DataFolderError."""
+        agent, config, folder = self._agents.get(key.agent), self._config, self._folder
         if agent is None:
             raise UnknownAgentError(f"there is no agent {key.agent!r} in the configuration any more.")
+        uid, gid = self._user
         return build_spec(
-            install_id=install_id,
+            install_id=self._install_id,
             agent=key.agent,
             session=key.session,
             incarnation=incarnation,
             runner=_runner(agent, config),
             agent_env=agent.env,
             image=image_of(agent, config),
-            image_digest=digest,
+            image_digest=self._digest,
             network=agent.network or config.docker.network,
             limits=_limits(agent, config),
             user=f"{uid}:{gid}",
             folder=SessionFolder(session_path(folder.sessions_dir, key.agent, key.session)),
-            agent_folder=_agent_folder(folder.agents_dir / key.agent, owner),
+            agent_folder=_agent_folder(folder.agents_dir / key.agent, self.owner),
             own_runner=agent.runner,
-            workspace=ensure_workspace(links) if agent.runner and in_docker else None,
+            workspace=ensure_workspace(self._links) if agent.runner and self._in_docker else None,
         )
 
-    def prepare(key: SessionKey, files: SessionFiles) -> None:
+    def prepare(self, key: SessionKey, files: SessionFiles) -> None:
+        """Make what a runner expects to find in the session's files; only while no container runs."""
         files.prepare_outbound()
-        agent = agents.get(key.agent)
+        agent = self._agents.get(key.agent)
         places = _places(agent) if agent is not None else None
         if agent is not None and agent.runner:
             with files.inbound() as db:
@@ -93,18 +93,21 @@ def spec_maker(config: Config, folder: DataFolder, agents: Mapping[str, Agent], 
             with files.inbound() as db:
                 destinations.write(db, places)
 
-    return SpecMaker(make, prepare, owner)
+    def images(self) -> set[tuple[str, bool]]:
+        """Return the images that the runtime must have for the agents, and whether their own runner is inside."""
+        return {
+            (image_of(agent, self._config), self._in_docker and bool(agent.runner)) for agent in self._agents.values()
+        }
+
+    def max_containers(self, agent: str) -> int | None:
+        """Return how many containers the agent may have at once; None without a limit of its own."""
+        found = self._agents.get(agent)
+        return found.max_containers if found is not None else None
 
 
 def image_of(agent: Agent, config: Config) -> str:
     """Return the image of the agent's containers; the process runtime takes the same name for its processes."""
     return (agent.image or config.docker.image) if config.runtime.kind == "docker" else sys.executable
-
-
-def images_of(agents: Iterable[Agent], config: Config) -> set[tuple[str, bool]]:
-    """Return the images that the runtime must have for these agents, and whether their own runner is inside."""
-    in_docker = config.runtime.kind == "docker"
-    return {(image_of(agent, config), in_docker and bool(agent.runner)) for agent in agents}
 
 
 def _places(agent: Agent) -> dict[str, destinations.Place] | None:

@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from daemon.api.daemon_operations import DaemonOperations
 from daemon.app import main as app
-from daemon.app.house import House, build_house
+from daemon.app.house import House
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.config.models import Agent, Config, Delivery, Runtime, Sweep
 from daemon.config.policies import read_limits
@@ -207,7 +207,7 @@ class SimDaemon:
         pulse = Pulse(world.clock)
         pulse.register("sweep", 1e9)
         folder: Any = self.layout
-        house = build_house(self.config, folder, SimRuntime(self.host, install_id), install_id, world.clock, pulse)
+        house = House(self.config, folder, SimRuntime(self.host, install_id), install_id, world.clock, pulse)
         _count_exits(world, house)
         async with anyio.create_task_group() as tasks:
             self.operations = await app._start(house, tasks)

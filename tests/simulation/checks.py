@@ -69,7 +69,7 @@ class Claims:
         )
         for row in waiting:
             after = epoch_ms(row["process_after"])
-            if after is not None and after > store._now_ms() and any(one.seq > row["seq"] for one in batch):
+            if after is not None and after > store.now_ms() and any(one.seq > row["seq"] for one in batch):
                 world.broken(
                     f"{session}: {[one.id for one in batch]} overtake {row['id']}, which waits for its next try"
                 )

@@ -19,7 +19,7 @@ import anyio
 import structlog
 
 from container_runner.__main__ import _exit_code
-from container_runner.loop import Runner
+from container_runner.loop import Identity, Runner, Upkeep
 from container_runner.retention import Retention
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
@@ -207,17 +207,14 @@ class SimHost:
         in_folder, out_folder = container.folder / "in", container.folder / "out"
         log = structlog.get_logger(container.id)
         container.runner = Runner(
-            settings=settings,
-            incarnation=spec.incarnation,
-            agent=spec.agent,
-            session=spec.session,
+            settings,
+            Identity(spec.agent, spec.session, spec.incarnation),
             store=Store(in_folder, out_folder, spec.incarnation, world.clock.now_ms),
             provider=SimProvider(world, container.id, lambda why: self.kill_now(container, why)),
             heartbeat=SimHeartbeat(out_folder, world),  # pyright: ignore[reportArgumentType]
             watch=InboundWatch(in_folder, step_ms=5, poll_s=settings.poll_s, log=log),
-            now_ms=world.clock.now_ms,
             log=log,
-            retention=self._retention(settings, in_folder, out_folder),
+            upkeep=Upkeep(self._retention(settings, in_folder, out_folder)),
         )
         code = await _exit_code(container.runner, log)
         self._ends(container, code)

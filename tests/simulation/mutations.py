@@ -30,9 +30,9 @@ import daemon.engine.delivery_steps
 import daemon.engine.ingress
 import daemon.engine.own_delivery
 import daemon.engine.sender
+import daemon.engine.session_sweep
 import daemon.engine.sessions
 import daemon.engine.sweep_steps
-import daemon.engine.sweeper
 import daemon.store.messages
 import daemon.store.session_files
 import daemon.store.transitions
@@ -98,7 +98,7 @@ def _recover_early() -> contextlib.AbstractContextManager[Any]:
             files.recover()
         return real(files, *arguments, **options)
 
-    return mock.patch.object(daemon.engine.sweeper, "sweep_files", sweep)
+    return mock.patch.object(daemon.engine.session_sweep, "sweep_files", sweep)
 
 
 def _send_before_intent() -> contextlib.AbstractContextManager[Any]:

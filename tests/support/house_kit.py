@@ -1,4 +1,4 @@
-"""A whole daemon in the test's process: `build_house` over a real folder, a fake host, fake channels and a moved clock.
+"""A whole daemon in the test's process: `House` over a real folder, a fake host, fake channels and a moved clock.
 
 `HouseKit` outlives the houses it runs, as a machine outlives its daemons: leave `running()` and enter it again to restart.
 """
@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 
 from daemon.api.daemon_operations import DaemonOperations
 from daemon.app import main as app
-from daemon.app.house import House, build_house
+from daemon.app.house import House, Overrides
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.channels.registry import GROUP, find_types
 from daemon.config.models import Agent as AgentConfig
@@ -78,8 +78,8 @@ class HouseKit:
         pulse.register("sweep", 30.0)
         with DataFolder.open(self.root, self.clock) as folder:
             self.runtime = FakeRuntime(INSTALL, self.host)
-            self.house = build_house(
-                self.config, folder, self.runtime, INSTALL, self.clock, pulse, timings=self.timings, types=types
+            self.house = House(
+                self.config, folder, self.runtime, INSTALL, self.clock, pulse, Overrides(self.timings, types)
             )
             async with anyio.create_task_group() as tasks:
                 self.tasks = tasks

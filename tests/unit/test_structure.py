@@ -33,7 +33,7 @@ ARROWS: Final[Mapping[str, str]] = {
     "inspect": "config core logs runtimes schema store systemd",
     "maintenance": "config core engine inspect runtimes schema store",
     "monitoring": "config core engine http schema store systemd telemetry",
-    "api": "channels core engine http inspect logs maintenance schema store",
+    "api": "channels config core engine http inspect logs maintenance schema store",
     "app": "api channels config core engine logs maintenance monitoring runtimes schema store systemd telemetry",
     "cli": "api app channels config core engine inngest inspect logs maintenance runtimes schema store systemd telemetry",
     "inngest": "core maintenance schema",
@@ -217,3 +217,55 @@ def test_every_package_says_what_it_is_for() -> None:
         if not ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8")))
     ]
     assert silent == []
+
+
+MOST_ARGUMENTS: Final = 8
+
+
+def too_many_arguments(name: str, tree: ast.Module) -> Iterator[str]:
+    """Constructors with more than eight arguments. Records are exempt: frozen dataclasses, and those without methods."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        functions = [one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+        made = next((one.args for one in functions if one.name == "__init__"), None)
+        if made is not None:
+            count = len([*made.posonlyargs, *made.args, *made.kwonlyargs]) - 1
+        else:
+            dataclass = next((ast.unparse(one) for one in node.decorator_list if "dataclass" in ast.unparse(one)), None)
+            methods = [one for one in functions if not any("property" in ast.unparse(d) for d in one.decorator_list)]
+            if dataclass is None or "frozen=True" in dataclass or not methods:
+                continue
+            count = sum(isinstance(one, ast.AnnAssign) and one.value is None for one in node.body)
+        if count > MOST_ARGUMENTS:
+            yield f"{name}.{node.name} takes {count}"
+
+
+def test_no_part_takes_more_than_eight_arguments() -> None:
+    trees = {name: ast.parse(path.read_text()) for name, path in modules().items()}
+    assert [found for name, tree in trees.items() for found in too_many_arguments(name, tree)] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("class A:\n def __init__(self, a, b, c, d, *, e, f, g, h): ...", []),
+        ("class A:\n def __init__(self, a, b, c, d, *, e, f, g, h, i): ...", ["x.A takes 9"]),
+        ("@dataclass(slots=True)\nclass A:\n" + "".join(f" f{n}: int\n" for n in range(9)) + " def run(self): ...", ["x.A takes 9"]),
+        ("@dataclass(slots=True)\nclass A:\n" + "".join(f" f{n}: int\n" for n in range(9)), []),
+        ("@dataclass(frozen=True)\nclass A:\n" + "".join(f" f{n}: int\n" for n in range(9)) + " def run(self): ...", []),
+    ],
+)  # fmt: skip
+def test_a_constructor_with_too_many_arguments_is_found(source: str, expected: list[str]) -> None:
+    assert list(too_many_arguments("x", ast.parse(source))) == expected
+
+
+def test_no_part_starts_work_in_another_part_s_task_group() -> None:
+    """A task group is a part's own attribute, or a function's own variable; only the daemon's start passes its own on."""
+    found: list[str] = []
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                types = [one.annotation for one in node.args.args if one.annotation is not None]
+                found += [f"{name}.{node.name}" for one in types if "TaskGroup" in ast.unparse(one)]
+    assert [one for one in found if not one.startswith("daemon.app.main.")] == []

@@ -100,7 +100,6 @@ class Adoption:
                     row.created_at, found.started_at,
                 )
             )  # fmt: skip
-            self._fleet.hooks.on_started(session)
         self._endings.watch(slot)
         if found is None:
             return
@@ -132,7 +131,7 @@ class Adoption:
     async def _is_wanted(self, key: SessionKey, found: Running) -> bool:
         """Only a spec that is known to be another one and could be started, or an agent that is gone, ends a working agent."""
         try:
-            if self._fleet.hooks.make_spec(key, found.incarnation).fingerprint == found.fingerprint:
+            if self._fleet.specs.make(key, found.incarnation).fingerprint == found.fingerprint:
                 return True
         except UnknownAgentError:
             return False

@@ -22,8 +22,7 @@ class Draining:
 
     def begin(self, slot: Slot, reason: str) -> None:
         """Stop the container with this reason as soon as it works on nothing, in the background."""
-        assert self._fleet.tasks is not None
-        self._fleet.tasks.start_soon(self._drain, slot, reason, name=f"drain {slot.session.key}")
+        self._fleet.begin(self._drain, slot, reason, name=f"drain {slot.session.key}")
 
     async def _drain(self, slot: Slot, reason: str) -> None:
         key, told = slot.session.key, False
@@ -41,7 +40,7 @@ class Draining:
     async def _is_at_rest(self, slot: Slot) -> bool:
         """Return whether the container works on nothing. A file that cannot be read now says nothing; read it again."""
         try:
-            return await self._fleet.hooks.drain(slot.session, slot.incarnation)
+            return await self._fleet.keeper.drain(slot.session, slot.incarnation)
         except ClawbusError:
             return False
         except Exception:  # a bug in one look must not end the daemon; it is tried again

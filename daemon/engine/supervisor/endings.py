@@ -145,7 +145,7 @@ class Endings:
         wait_s = self._fleet.timings.retry_s
         while True:
             try:
-                claimed = await self._fleet.hooks.on_exit(slot.session, slot.incarnation, reason, exit_)
+                claimed = await self._fleet.keeper.after_exit(slot.session, slot.incarnation, reason, exit_)
                 break
             except ClawbusError as error:
                 log.warning("exit_not_settled", code=error.code, error=str(error), hint=error.hint, retry_s=wait_s)
@@ -161,7 +161,7 @@ class Endings:
         )
         await self._judge_start(slot, exit_, by_itself=by_itself, claimed=claimed)
         self._fleet.release(slot)
-        self._fleet.hooks.after_exit(slot.session)
+        self._fleet.schedule.now(slot.session.key)
 
     async def _judge_start(self, slot: Slot, exit_: Exit, *, by_itself: bool, claimed: bool) -> None:
         """Judge an incarnation that ended by itself without touching a message: it did not really start, so back off.

@@ -6,8 +6,8 @@ recorded here before it is confirmed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import anyio
 import structlog
@@ -19,7 +19,9 @@ from daemon.core.errors import ImageError
 from daemon.core.events import SpawnFailed
 from daemon.engine.events import Events
 from daemon.engine.sessions import Session, Sessions
-from daemon.engine.supervisor.slots import AgentImage, Hooks, Slot, Timings
+from daemon.engine.supervisor.needs import SessionKeeper, Specs
+from daemon.engine.supervisor.slots import AgentImage, Slot, Timings
+from daemon.engine.sweep_schedule import Schedule
 from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.protocol import ContainerRuntime, Running
 from daemon.store.registry import Registry, SessionKey
@@ -29,36 +31,56 @@ T = TypeVar("T")
 
 
 class Fleet:
-    """Every slot there is, and what belongs to all of them. Built by the supervisor; `tasks` is set when it starts."""
+    """Every slot there is, and what belongs to all of them. Built by the supervisor.
+
+    `keeper` and `tasks` are set while it runs.
+    """
 
     def __init__(
         self,
-        runtime: ContainerRuntime,
+        engine: EngineGuard,
         sessions: Sessions,
         config: RuntimeConfig,
         clock: Clock,
-        hooks: Hooks,
-        timings: Timings,
+        specs: Specs,
+        schedule: Schedule,
         events: Events,
-        engine: EngineGuard,
+        timings: Timings,
     ) -> None:
-        self.runtime = runtime
+        self.engine = engine
+        self.runtime: ContainerRuntime = engine.runtime
         self.sessions = sessions
         self.config = config
         self.clock = clock
-        self.hooks = hooks
-        self.timings = timings
+        self.specs = specs
+        self.schedule = schedule
         self.events = events
-        self.engine = engine
+        self.timings = timings
         self.log = structlog.get_logger("supervisor")
         self.slots: dict[SessionKey, Slot] = {}
         # Containers of ours beside a session's supervised one, by container id: they are being ended, and they use room.
         self.extras: dict[str, Running] = {}
         self.changed = anyio.Event()  # something that the dispatch of spawns must look at
         self.tasks: TaskGroup | None = None
+        self._keeper: SessionKeeper | None = None
         self.accepting = False  # whether adoption has been done, so that spawning is safe
         self.unavailable: tuple[int, str] | None = None  # (since epoch ms, why)
         self.bad_images: dict[AgentImage, tuple[int, str]] = {}  # the same, until one of them is found usable
+
+    @property
+    def keeper(self) -> SessionKeeper:
+        """Whoever settles the sessions' files."""
+        assert self._keeper is not None
+        return self._keeper
+
+    @keeper.setter
+    def keeper(self, keeper: SessionKeeper) -> None:
+        self._keeper = keeper
+
+    def begin(self, work: Callable[..., Coroutine[Any, Any, object]], *args: object, name: str) -> None:
+        """Run something of the supervisor's own in the background; nothing begins before it runs or after its end."""
+        if self.tasks is not None:
+            self.tasks.start_soon(work, *args, name=name)
 
     def image_failed(self, image: AgentImage, why: str) -> None:
         """Nothing can be started from this image."""
@@ -69,7 +91,7 @@ class Fleet:
         """Forget images that were repaired, and those that no agent uses any more. Raises RuntimeUnavailableError."""
         for image in list(self.bad_images):
             try:
-                if image in self.hooks.images():
+                if image in self.specs.images():
                     await self.runtime.check(image[0], own_runner=image[1])
                 self.bad_images.pop(image, None)
             except ImageError as error:
@@ -111,12 +133,11 @@ class Fleet:
 
     def begin_record_start(self, slot: Slot, running: Running) -> None:
         """In the background: a disk that is full must not keep a container from being watched."""
-        assert self.tasks is not None
 
         def write(registry: Registry) -> None:
             registry.incarnation_started(slot.incarnation, running.container_id, running.started_at)
 
-        self.tasks.start_soon(self.record, write, name=f"record start {slot.session.key}")
+        self.begin(self.record, write, name=f"record start {slot.session.key}")
 
     async def back_off(self, session: Session, error: ClawbusError, limit_s: float, *, started: bool) -> None:
         """Record a failed start, and when the next may be tried: at most `limit_s` seconds from now.
@@ -132,4 +153,4 @@ class Fleet:
         self.events.publish(
             SpawnFailed(now, key.agent, key.session, error.code, str(error), error.hint, failures, wait_s, started)
         )
-        self.hooks.wake_at(session, until)
+        self.schedule.at(session.key, until)

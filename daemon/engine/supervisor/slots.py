@@ -1,17 +1,13 @@
-"""What the supervisor knows of one incarnation, what it asks of the house, and its figures. No behaviour here."""
+"""What the supervisor knows of one incarnation, and its intervals. No behaviour here."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import anyio
 
 from daemon.engine.sessions import Session
-from daemon.runtimes.protocol import ContainerSpec, Exit
-from daemon.store.registry import SessionKey
-from daemon.store.session_files import SessionFiles
 
 
 class Phase(StrEnum):
@@ -47,28 +43,6 @@ class Slot:
     overdue: bool = False
     exited: anyio.Event = field(default_factory=anyio.Event)
     done: anyio.Event = field(default_factory=anyio.Event)
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What the supervisor reports to the other parts.
-
-    `on_exit` does all that a confirmed exit entails and says whether the incarnation had claimed anything; when it raises
-    it is called again. `why_it_may_go` says why a running session may lose its slot to one that waits: "idle", another
-    reason to end it by force, or None. `drain` tells an incarnation to claim nothing more and returns whether it works on
-    nothing. `cap_of` is how many containers an agent may have at once, None for no cap of its own. `images` are those that agents' containers are made from. `prepare` makes what a runner expects in a session's files, in a thread.
-    """
-
-    make_spec: Callable[[SessionKey, str], ContainerSpec]
-    prepare: Callable[[SessionKey, SessionFiles], None]
-    on_started: Callable[[Session], None]
-    on_exit: Callable[[Session, str, str, Exit], Awaitable[bool]]
-    after_exit: Callable[[Session], None]
-    wake_at: Callable[[Session, int], None]
-    why_it_may_go: Callable[[Session], Awaitable[str | None]]
-    drain: Callable[[Session, str], Awaitable[bool]]
-    cap_of: Callable[[str], int | None] = lambda _: None
-    images: Callable[[], Collection[AgentImage]] = lambda: ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 import anyio
-from anyio.abc import TaskGroup
+from anyio.abc import TaskStatus
 
 from daemon.config.models import Runtime as RuntimeConfig
 from daemon.core.clock import Clock
@@ -20,9 +20,11 @@ from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.adoption import Adoption
 from daemon.engine.supervisor.endings import Endings
 from daemon.engine.supervisor.fleet import Fleet
+from daemon.engine.supervisor.needs import SessionKeeper, Specs
 from daemon.engine.supervisor.reconcile import Reconciler
-from daemon.engine.supervisor.slots import Hooks, Phase, Slot, Timings
+from daemon.engine.supervisor.slots import Phase, Slot, Timings
 from daemon.engine.supervisor.wake_queue import WakeQueue
+from daemon.engine.sweep_schedule import Schedule
 from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.protocol import ContainerRuntime, Running
 from daemon.store.registry import IncarnationRow, SessionKey
@@ -32,31 +34,32 @@ from schema.os_faults import as_host_error
 
 
 class Supervisor:
-    """Built once, then `start(task_group)`; `wake` may be called from anywhere in the event loop.
+    """Built once, then `run`; `wake` may be called from anywhere in the event loop.
 
-    No failure of a runtime, a hook or central.db leaves a task of this class: one session's trouble is that session's.
+    No failure of a runtime, of whoever settles files, or of central.db leaves a task of this class: one session's trouble is that session's.
     """
 
     def __init__(
         self,
-        runtime: ContainerRuntime,
+        engine: EngineGuard,
         sessions: Sessions,
         config: RuntimeConfig,
         clock: Clock,
-        hooks: Hooks,
+        specs: Specs,
+        schedule: Schedule,
         events: Events,
-        engine: EngineGuard,
         timings: Timings | None = None,
     ) -> None:
-        self._fleet = Fleet(runtime, sessions, config, clock, hooks, timings or Timings(), events, engine)
+        self._fleet = Fleet(engine, sessions, config, clock, specs, schedule, events, timings or Timings())
         self._endings = Endings(self._fleet)
         self._adoption = Adoption(self._fleet, self._endings)
         self._reconciler = Reconciler(self._fleet, self._endings, self._adoption)
-        self._runtime = runtime
+        self._runtime: ContainerRuntime = engine.runtime
         self._sessions = sessions
         self._config = config
         self._clock = clock
-        self._hooks = hooks
+        self._specs = specs
+        self._schedule = schedule
         self._events = events
         self._timings = self._fleet.timings
         self._log = self._fleet.log
@@ -71,6 +74,11 @@ class Supervisor:
         return self._fleet.unavailable
 
     @property
+    def runtime_name(self) -> str:
+        """The runtime's name, such as docker or process."""
+        return self._runtime.name
+
+    @property
     def image_problem(self) -> tuple[int, str] | None:
         """Since when (epoch ms) and why images cannot be used; None when all that agents use can."""
         bad = self._fleet.bad_images.values()
@@ -79,7 +87,7 @@ class Supervisor:
     async def look_at_images(self) -> list[ImageError]:
         """Check every image that agents use. Raises RuntimeUnavailableError."""
         found: list[ImageError] = []
-        for image, own_runner in self._fleet.hooks.images():
+        for image, own_runner in self._specs.images():
             try:
                 await self._runtime.check(image, own_runner=own_runner)
             except ImageError as error:
@@ -87,12 +95,18 @@ class Supervisor:
                 found.append(error)
         return found
 
-    async def start(self, tasks: TaskGroup) -> None:
-        """Work in this task group from now on: adopt what runs, then spawn what is asked for."""
-        self._fleet.tasks = tasks
-        await self._adoption.adopt()
-        tasks.start_soon(self._dispatch, name="dispatch spawns")
-        tasks.start_soon(self._reconciler.run, name="reconcile containers")
+    async def run(self, keeper: SessionKeeper, *, task_status: TaskStatus[None]) -> None:
+        """Adopt what runs, which is the start, then spawn what is asked for until cancelled."""
+        self._fleet.keeper = keeper
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._fleet.tasks = tasks
+                await self._adoption.adopt()
+                tasks.start_soon(self._dispatch, name="dispatch spawns")
+                tasks.start_soon(self._reconciler.run, name="reconcile containers")
+                task_status.started()
+        finally:
+            self._fleet.tasks = None  # at the daemon's end others are still at work, and may ask for an end
 
     @property
     def knows(self) -> bool:
@@ -158,10 +172,10 @@ class Supervisor:
             row = await self._sessions.central(lambda registry: registry.session(key))
         except ClawbusError as error:
             self._log.warning("wake_postponed", agent=key.agent, session=key.session, code=error.code, error=str(error))
-            self._hooks.wake_at(session, self._clock.now_ms() + int(self._timings.probe_s * 1000))
+            self._schedule.at(key, self._clock.now_ms() + int(self._timings.probe_s * 1000))
             return False
         if row is not None and row.next_spawn_at is not None and row.next_spawn_at > self._clock.now_ms():
-            self._hooks.wake_at(session, row.next_spawn_at)
+            self._schedule.at(key, row.next_spawn_at)
             return False
         if key in self._fleet.slots or not self._queue.add(key):
             return False
@@ -225,7 +239,7 @@ class Supervisor:
         return len(self.alive()) + len(self._fleet.extras) < self._config.max_containers
 
     def _has_room_for(self, agent: str) -> bool:
-        cap = self._hooks.cap_of(agent)
+        cap = self._specs.max_containers(agent)
         return cap is None or sum(slot.session.key.agent == agent for slot in self.alive()) < cap
 
     async def _probe(self) -> None:
@@ -233,7 +247,7 @@ class Supervisor:
         await self._adoption.adopt()
         if adopted_before and self._fleet.unavailable is None:
             for session in self._sessions:
-                self._hooks.after_exit(session)
+                self._schedule.now(session.key)
 
     async def _start(self, key: SessionKey) -> None:
         if key in self._fleet.slots or self._fleet.tasks is None:
@@ -248,7 +262,7 @@ class Supervisor:
         now = self._clock.now_ms()
         slot = Slot(session, new_id(now), now)
         self._fleet.slots[key] = slot
-        self._fleet.tasks.start_soon(self._spawn, slot, name=f"spawn {key}")
+        self._fleet.begin(self._spawn, slot, name=f"spawn {key}")
 
     async def _spawn(self, slot: Slot) -> None:
         key = slot.session.key
@@ -277,11 +291,11 @@ class Supervisor:
         key, now = slot.session.key, slot.spawned_at
         # A sweep that found nothing running may be recovering a journal. It holds the session's lock, so it is done when
         # this call begins, and the next sweep sees the slot.
-        await slot.session.call(partial(self._hooks.prepare, key, slot.session.files))
+        await slot.session.call(partial(self._specs.prepare, key, slot.session.files))
         if slot.session.quarantined is not None:
             await self._give_up(slot, "quarantine", None)
             return None
-        spec = self._hooks.make_spec(key, slot.incarnation)
+        spec = self._specs.make(key, slot.incarnation)
         row = IncarnationRow(slot.incarnation, key, self._runtime.name, spec.fingerprint, None, now)
         if not await self._sessions.central(lambda registry: registry.begin_incarnation(row)):
             # An incarnation is recorded that we do not know of: look at what runs before anything else is started.
@@ -311,7 +325,6 @@ class Supervisor:
                 self._runtime.name, asked_at,
             )
         )  # fmt: skip
-        self._hooks.on_started(slot.session)
         self._endings.watch(slot)
         self._fleet.begin_record_start(slot, running)
 
@@ -339,7 +352,7 @@ class Supervisor:
             limit = self._timings.soft_backoff_max_s if soft else self._config.spawn_backoff_max_s
             await self._fleet.back_off(slot.session, error, limit, started=False)
         self._fleet.release(slot)
-        self._hooks.after_exit(slot.session)
+        self._schedule.now(slot.session.key)
 
     async def _make_room(self, agent: str | None = None) -> None:
         """Somebody waits and the cap is reached: stop the container that has been idle longest, else one that is overdue.
@@ -355,7 +368,7 @@ class Supervisor:
         for slot in sorted(running, key=lambda item: item.session.last_activity):
             reason: str | None = None
             with anyio.move_on_after(self._timings.look_s):  # its files may be held; others wait for this loop
-                reason = await self._hooks.why_it_may_go(slot.session)
+                reason = await self._fleet.keeper.why_it_may_go(slot.session)
             if reason == "idle":
                 self._evict(slot, "evicted")
                 return

@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from container_runner.heartbeat import Heartbeat
-from container_runner.loop import Runner
+from container_runner.loop import Identity, Runner
 from container_runner.providers.protocol import Answer, OutMessage, Progress, Silence, Turn
 from container_runner.shared.errors import AnswerInvalidError, ClaimLostError, CommandExitError, TurnDeferredError
 from container_runner.store import Store
@@ -61,15 +61,12 @@ def build(kit: SessionKit, provider: Scripted, events: list[dict[str, Any]] | No
     options = quick(**settings)
     folder = kit.folder
     return Runner(
-        settings=options,
-        incarnation="I1",
-        agent="a",
-        session="s",
+        options,
+        Identity("a", "s", "I1"),
         store=Store(folder.inbox, folder.outbox, "I1", lambda: time.time_ns() // 1_000_000),
         provider=provider,
         heartbeat=Heartbeat(folder.outbox, log),
         watch=InboundWatch(folder.inbox, step_ms=options.watch_step_ms, poll_s=options.poll_s, log=log),
-        now_ms=lambda: time.time_ns() // 1_000_000,
         log=log,
     )
 

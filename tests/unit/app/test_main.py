@@ -175,10 +175,10 @@ async def test_a_channel_that_fails_is_begun_again_and_disturbs_nobody(
     async with kit.running() as house:
         fake = kit.fake
         fake.fail(ValueError("a bug"))
-        await until(lambda: [item["what"] for item in house.degraded()] == ["channel fake"])
+        await until(lambda: [item["what"] for item in house.problems.degraded()] == ["channel fake"])
         await kit.send()
         await kit.started()
-        await until(lambda: fake.runs == 2 and house.degraded() == [])
+        await until(lambda: fake.runs == 2 and house.problems.degraded() == [])
 
 
 async def test_a_channel_that_cannot_start_stops_the_start(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +217,7 @@ async def test_status_tells_what_runs_waits_and_is_degraded(tmp_path: Path) -> N
         assert live["waiting_spawns"] == [f"{AGENT}/two"]
         assert (live["last_sweep"]["sessions"], live["last_sweep"]["errors"]) == (2, 0)
         assert report["sessions"]["total"] == 2
-        assert kit.house.degraded() == []
+        assert kit.house.problems.degraded() == []
         assert kit.house.status_line() == "1 containers, 1 waiting, 2 active sessions"
         shown = await kit.operations.session(AGENT, "one")
         assert shown
@@ -227,20 +227,22 @@ async def test_status_tells_what_runs_waits_and_is_degraded(tmp_path: Path) -> N
 async def test_an_unusable_image_is_named_at_once_and_stops_no_start(kit: HouseKit) -> None:
     kit.host.check_error = ImageError("built from other sources")
     async with kit.running():
-        assert [(item["what"], item["why"]) for item in kit.house.degraded()] == [("image", "built from other sources")]
+        assert [(item["what"], item["why"]) for item in kit.house.problems.degraded()] == [
+            ("image", "built from other sources")
+        ]
         assert "degraded: built from other sources" in kit.house.status_line()
         await kit.send()
         await kit.started()
-        await until(lambda: kit.house.degraded() == [])
+        await until(lambda: kit.house.problems.degraded() == [])
 
 
 async def test_a_mended_image_is_noticed_without_a_spawn(kit: HouseKit) -> None:
     kit.host.check_error = ImageError("built from other sources")
     kit.timings = replace(QUICK, reconcile_s=0.05)
     async with kit.running():
-        assert [item["what"] for item in kit.house.degraded()] == ["image"]
+        assert [item["what"] for item in kit.house.problems.degraded()] == ["image"]
         kit.host.check_error = None
-        await until(lambda: kit.house.degraded() == [])
+        await until(lambda: kit.house.problems.degraded() == [])
 
 
 async def test_stop_and_kill_of_a_session(kit: HouseKit) -> None:
@@ -339,7 +341,7 @@ async def test_work_that_fails_in_the_background_ends_nothing(kit: HouseKit) -> 
 
     async with kit.running() as house:
         with capture_logs() as logs:
-            house.delivery.later(raises)
+            house.background.later(raises)
             await until(lambda: any(entry["event"] == "later_raised" for entry in logs))
         await kit.send()
         await kit.started()

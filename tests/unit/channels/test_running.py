@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.channels.protocol import Channel
-from daemon.channels.running import run_channel, start_channels
+from daemon.channels.running import run_channel, run_channels
 from daemon.core.clock import SystemClock
 
 pytestmark = [pytest.mark.anyio]
@@ -49,7 +49,7 @@ async def start(tasks: Any, *ways: str) -> tuple[dict[str, Odd], dict[str, tuple
         for way, channel in channels.items()
     }
     with anyio.fail_after(30):
-        await start_channels(tasks, running, problems, clock, start_s=0.05)
+        await tasks.start(partial(run_channels, running, problems, clock, start_s=0.05))
     return channels, problems
 
 

@@ -208,7 +208,7 @@ async def test_a_runtime_that_is_away_at_start_is_a_state_and_not_an_end(kit: Ho
     journal.touch()
     kit.host.available = False
     async with kit.running():
-        assert [item["what"] for item in kit.house.degraded()] == ["runtime"]
+        assert [item["what"] for item in kit.house.problems.degraded()] == ["runtime"]
         accepted = await kit.send(message_id="m2")
         assert accepted.message_id == "m2"
         await kit.house.sweeper.tick()
@@ -223,7 +223,7 @@ async def test_a_runtime_that_is_away_at_start_is_a_state_and_not_an_end(kit: Ho
         assert slot.container_id == container.id
         await kit.fence()
         assert kit.spawned() == 1
-        assert kit.house.degraded() == []
+        assert kit.house.problems.degraded() == []
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ async def test_a_container_whose_start_was_never_recorded_is_found_by_its_incarn
     registry = Registry(kit.root / "central.db")
     [row] = registry.live_incarnations()
     assert row.container_id is None
-    spec = kit.house.supervisor._hooks.make_spec(KEY, row.id)
+    spec = kit.house.supervisor._specs.make(KEY, row.id)
     container = kit.host.start(spec)
     async with kit.running():
         slot = kit.slot()
@@ -329,7 +329,7 @@ async def test_a_registry_that_cannot_be_read_is_not_reported_as_a_runtime_that_
 
     monkeypatch.setattr(Registry, "live_incarnations", live_incarnations)
     async with kit.running():
-        assert "runtime" not in [one["what"] for one in kit.house.degraded()]
+        assert "runtime" not in [one["what"] for one in kit.house.problems.degraded()]
         assert kit.house.supervisor.unavailable is None
         busy = False
         await until(lambda: kit.slot() is not None)

@@ -133,13 +133,17 @@ async def test_nothing_is_begun_in_a_group_that_is_ending(kit: HouseKit) -> None
     async def work() -> None:
         begun.append("work")
 
-    delivery = kit.house.delivery
-    tasks = delivery._tasks
+    background, delivery = kit.house.background, kit.house.delivery
+    await working(kit)
+    session = await kit.session()
+    await kit.settle()
+    tasks = background._tasks, delivery._tasks
     async with anyio.create_task_group() as ending:
-        delivery._tasks = ending
+        background._tasks = delivery._tasks = ending
         ending.cancel_scope.cancel()
-        delivery.later(work)
-    delivery._tasks = tasks
+        background.later(work)
+        assert not delivery.poke(session)
+    background._tasks, delivery._tasks = tasks
     assert begun == []
 
 
@@ -168,7 +172,7 @@ async def test_a_pile_behind_a_send_is_not_looked_at_before_its_end_unless_that_
         agent = await working(kit)
         await kit.settle()
         session = await kit.session()
-        kit.house.watch.remove(session)  # nobody looks but whom we ask, and the end of a send
+        kit.house.watch.remove(session.key)  # nobody looks but whom we ask, and the end of a send
         written.clear()
         kit.fake.stalled["p1"] = anyio.Event()
         say(agent, "p1", A, B, C, A, B, C)
@@ -205,7 +209,7 @@ async def test_sends_that_take_turns_are_none_that_hangs(tmp_path: Path, monkeyp
         agent = await working(kit)
         await kit.settle()
         session = await kit.session()
-        kit.house.watch.remove(session)
+        kit.house.watch.remove(session.key)
         written.clear()
         first, second = anyio.Event(), anyio.Event()
         kit.fake.stalled["p1"] = first
@@ -510,7 +514,7 @@ async def test_a_read_race_is_debug_and_tried_again(kit: HouseKit, monkeypatch: 
         return real(*arguments)
 
     monkeypatch.setattr(own_delivery, "collect", races_first)
-    kit.house.watch.remove(await kit.session())  # nothing but the retry may look again
+    kit.house.watch.remove((await kit.session()).key)  # nothing but the retry may look again
     with capture_logs() as logs:
         kit.house.delivery.poke(await kit.session())
         await until(lambda: not failures)
@@ -532,7 +536,7 @@ async def test_a_bug_in_a_look_is_logged_and_ends_nothing(kit: HouseKit, monkeyp
         return real(*arguments)
 
     monkeypatch.setattr(own_delivery, "collect", fails_first)
-    kit.house.watch.remove(await kit.session())
+    kit.house.watch.remove((await kit.session()).key)
     kit.house.delivery.poke(await kit.session())
     await until(lambda: not failures)
     await kit.settle()

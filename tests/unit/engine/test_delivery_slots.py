@@ -216,15 +216,15 @@ async def test_a_channel_that_takes_nothing_is_degraded_with_its_cause_and_heals
     await look(kit, "main")
     await until(lambda: len(channel.texts("place")) == 3)
     await kit.settle()
-    assert kit.house.degraded() == []  # it takes others
+    assert kit.house.problems.degraded() == []  # it takes others
     channel.script["place"].extend(TransientDeliveryError("answered 503") for _ in range(5))
     kit.advance(10)
     await until(lambda: not channel.script["place"])
     await kit.settle()
-    (degraded,) = kit.house.degraded()
+    (degraded,) = kit.house.problems.degraded()
     assert degraded["what"] == "channel web"
     assert degraded["why"] == "sends to place fail (5 in a row): answered 503"
     kit.advance(3600)
     await until(lambda: len(channel.texts("place")) == 8)
     await kit.settle()
-    assert kit.house.degraded() == []
+    assert kit.house.problems.degraded() == []

@@ -351,7 +351,7 @@ async def test_a_running_daemon_believes_no_other_engine_and_goes_on_with_its_ow
         elsewhere.identity = "engine-b"
         back = swap(kit.runtime, elsewhere)
         await until(lambda: house.supervisor.unavailable is not None)
-        assert "engine-b" in str(house.degraded())
+        assert "engine-b" in str(house.problems.degraded())
         await kit.send("second")
         await house.sweeper.tick()
         with anyio.move_on_after(0.2):
@@ -365,7 +365,7 @@ async def test_a_running_daemon_believes_no_other_engine_and_goes_on_with_its_ow
         await until(lambda: house.supervisor.unavailable is None)
         await kit.started("second")
         assert container.exit is None
-        assert house.degraded() == []
+        assert house.problems.degraded() == []
 
 
 async def test_a_session_with_a_chats_name_is_held_too(site: Site) -> None:

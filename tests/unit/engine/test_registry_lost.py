@@ -112,7 +112,7 @@ async def test_a_registry_lost_under_the_daemon_is_remade_with_its_live_containe
         slot = kit.slot()
         assert slot is not None
         assert slot.incarnation in {row.id for row in registry.live_incarnations() if row.key.session == "main"}
-        assert kit.house.degraded() == []
+        assert kit.house.problems.degraded() == []
         kit.crash()
     async with kit.running():
         assert container.exit is None  # known again, so the next daemon adopts it
@@ -130,12 +130,12 @@ async def test_while_it_cannot_be_remade_nothing_is_accepted_and_status_says_so(
         assert not (kit.root / "sessions" / AGENT / "fresh" / "in" / "inbound.db").exists() or not await kit.inbound(
             "SELECT 1 FROM messages_in", session="fresh"
         )
-        assert "registry" in [one["what"] for one in kit.house.degraded()]
+        assert "registry" in [one["what"] for one in kit.house.problems.degraded()]
         central.rmdir()
         await kit.send("fresh", message_id="m2")
         await kit.house.sweeper.tick()
         await kit.house.sweeper.tick()  # a storage failure is over when a whole round has passed without one
-        assert kit.house.degraded() == []
+        assert kit.house.problems.degraded() == []
 
 
 @pytest.mark.anyio

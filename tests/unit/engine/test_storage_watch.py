@@ -27,7 +27,7 @@ async def swept(kit: HouseKit) -> AsyncGenerator[None]:
 
 
 def whats(kit: HouseKit) -> list[str]:
-    return [one["what"] for one in kit.house.degraded()]
+    return [one["what"] for one in kit.house.problems.degraded()]
 
 
 async def test_a_write_that_failed_is_told_until_a_write_works(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ async def test_few_inodes_are_told_although_there_are_bytes(tmp_path: Path, monk
         if (room := data_folder.free_room(kit.root)) is None or room.inodes is None:
             pytest.skip("this file system counts no inodes")
         await kit.house.sweeper.tick()
-        (found,) = kit.house.degraded()
+        (found,) = kit.house.problems.degraded()
         assert found["what"] == "disk"
         assert "inodes" in found["why"]
         assert "df -i" in found["why"]
@@ -111,7 +111,7 @@ async def test_what_this_host_has_run_out_of_is_named_with_its_limit_and_heals(t
         for failing in (session.call(exhausted), kit.house.sessions.central(lambda _: exhausted())):
             with pytest.raises(HostTroubleError):
                 await failing
-            (found,) = kit.house.degraded()
+            (found,) = kit.house.problems.degraded()
             assert (found["what"], found["code"]) == ("storage", "HOST_TROUBLE")
             assert "LimitNOFILE" in found["why"]
             await kit.house.sweeper.tick()
@@ -134,5 +134,5 @@ async def test_no_thread_that_can_be_started_is_the_hosts_trouble(
             patch.setattr(anyio.to_thread, "run_sync", no_thread)
             with pytest.raises(HostTroubleError, match="no thread"):
                 await session.call(lambda: None)
-            assert [one["code"] for one in kit.house.degraded()] in ([], ["HOST_TROUBLE"])
+            assert [one["code"] for one in kit.house.problems.degraded()] in ([], ["HOST_TROUBLE"])
         assert await session.call(lambda: 1) == 1

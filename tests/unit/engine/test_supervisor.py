@@ -14,7 +14,7 @@ import pytest
 from daemon.config.models import Agent as AgentConfig
 from daemon.core.commands import KillSession
 from daemon.core.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
-from daemon.engine import sweeper as sweeper_module
+from daemon.engine import session_sweep
 from daemon.engine.supervisor.slots import Phase, Timings
 from daemon.runtimes.protocol import Exit
 from daemon.store.registry import IncarnationRow, Registry, SessionKey
@@ -295,10 +295,10 @@ async def test_a_missing_image_is_asked_for_again_within_half_a_minute_and_named
     row = await kit.row()
     assert row.next_spawn_at is not None
     assert row.next_spawn_at - kit.clock.now_ms() == 30_000
-    assert [item["what"] for item in kit.house.degraded()] == ["image"]
+    assert [item["what"] for item in kit.house.problems.degraded()] == ["image"]
     kit.advance(30)
     await kit.started()
-    await until(lambda: kit.house.degraded() == [])
+    await until(lambda: kit.house.problems.degraded() == [])
 
 
 async def test_a_runtime_that_lists_but_does_not_spawn_is_backed_off(kit: HouseKit) -> None:
@@ -427,7 +427,7 @@ class SettleScript:
         self.errors = errors or {}
         self.during: list[Any] = []
         self.look: Any = lambda: None
-        real = sweeper_module.finish_incarnation
+        real = session_sweep.finish_incarnation
 
         def finish(files: SessionFiles, *values: Any) -> Any:
             name = files.folder.root.name
@@ -437,7 +437,7 @@ class SettleScript:
                 raise self.errors[name].pop(0)
             return real(files, *values)
 
-        monkeypatch.setattr(sweeper_module, "finish_incarnation", finish)
+        monkeypatch.setattr(session_sweep, "finish_incarnation", finish)
 
 
 async def test_recovery_and_reset_follow_the_confirmed_exit_and_nothing_else(

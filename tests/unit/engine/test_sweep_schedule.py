@@ -30,7 +30,7 @@ class MovedClock:
 
 def make() -> tuple[Schedule, MovedClock, list[SessionKey]]:
     clock, due = MovedClock(), list[SessionKey]()
-    return Schedule(clock, due.append), clock, due
+    return Schedule(clock), clock, due
 
 
 def test_a_session_is_due_at_its_instant_and_once() -> None:
@@ -107,11 +107,11 @@ async def test_the_loop_tells_at_once_what_is_due_and_is_woken_by_an_earlier_wis
         due.append(key)
         told.set()
 
-    schedule = Schedule(clock, on_due)
+    schedule = Schedule(clock)
     schedule.at(A, clock.now + 3_600_000)
     with anyio.fail_after(4):  # less than the loop's own longest sleep: it must be woken
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(schedule.run)
+            tasks.start_soon(schedule.run, on_due)
             await anyio.wait_all_tasks_blocked()
             assert due == []
             schedule.at(B, clock.now)

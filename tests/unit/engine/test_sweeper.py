@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.core.commands import ReleaseSession
+from daemon.engine import session_sweep
 from daemon.engine import sweeper as sweeper_module
 from daemon.engine.supervisor.slots import Phase
 from daemon.engine.sweeper import _pass_pause
@@ -36,7 +37,7 @@ class SweepScript:
         self.looks: list[str] = []
         self.errors: dict[str, Exception] = {}
         self.gates: dict[str, threading.Event] = {}
-        real = sweeper_module.sweep_files
+        real = session_sweep.sweep_files
 
         def sweep(files: Any, *arguments: Any, **named: Any) -> Any:
             name = files.folder.root.name
@@ -47,7 +48,7 @@ class SweepScript:
                 raise self.errors[name]
             return real(files, *arguments, **named)
 
-        monkeypatch.setattr(sweeper_module, "sweep_files", sweep)
+        monkeypatch.setattr(session_sweep, "sweep_files", sweep)
 
 
 async def running(kit: HouseKit, session: str = "main") -> Any:
@@ -307,7 +308,7 @@ async def test_an_answer_that_was_not_delivered_yet_keeps_the_session_active(
         real(self, key, next_due_at)
 
     monkeypatch.setattr(Registry, "deactivate", noted)
-    kit.house.watch.remove(await kit.session())
+    kit.house.watch.remove((await kit.session()).key)
     agent.answer(batch)
     kit.host.exit_now(kit.host.of_session("main").id)
     await kit.gone()
@@ -351,7 +352,7 @@ def claimed_again(agent: Any) -> Any:
 
 async def test_an_exit_into_a_hostile_file_is_a_quarantine_and_the_slot_is_given_back(kit: HouseKit) -> None:
     agent = await running(kit)
-    kit.house.watch.remove(await kit.session())
+    kit.house.watch.remove((await kit.session()).key)
     (agent.outbox / "outbound.db").write_bytes(b"no database" * 1000)
     kit.host.exit_now(kit.host.of_session("main").id, 1)
     await kit.gone()
@@ -372,7 +373,7 @@ async def test_an_exit_whose_files_stay_slow_is_a_quarantine_and_not_a_loop(
     def slow(*_: Any) -> Any:
         raise ReadDeadlineError("slow")
 
-    monkeypatch.setattr(sweeper_module, "finish_incarnation", slow)
+    monkeypatch.setattr(session_sweep, "finish_incarnation", slow)
     kit.host.exit_now(kit.host.of_session("main").id, 1)
     await kit.gone()
     assert (await kit.session()).quarantined is not None
@@ -382,7 +383,7 @@ async def test_a_release_settles_what_the_quarantined_exit_left(kit: HouseKit) -
     agent = await running(kit)
     path = agent.outbox / "outbound.db"
     good = path.read_bytes()
-    kit.house.watch.remove(await kit.session())
+    kit.house.watch.remove((await kit.session()).key)
     path.write_bytes(b"no database" * 1000)
     kit.host.exit_now(kit.host.of_session("main").id, 1)
     await kit.gone()

@@ -166,7 +166,7 @@ async def test_arming_anew_loses_nothing(folders: Folders, armings: list[tuple[s
             await until(lambda: "one" in folders.seen)
             write(other)
             await until(lambda wanted=other.key.session: wanted in folders.seen)
-            watch.remove(other)
+            watch.remove(other.key)
             await armed_again(folders, armings)
 
 
@@ -182,7 +182,7 @@ async def test_a_session_that_was_removed_is_watched_no_more(folders: Folders, a
         watch.add(one)
         watch.add(two)
         await armed(folders, armings, "one", "two")
-        watch.remove(one)
+        watch.remove(one.key)
         await until(lambda: armings[-1] == ("two",))
         folders.seen.clear()
         write(one)

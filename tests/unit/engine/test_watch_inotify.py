@@ -65,7 +65,7 @@ class Folders:
         ring(last.files.folder.outbox)
         await until(lambda: self.seen.count(last.key.session) > count)
         assert [name for name in self.seen if not name.startswith("last")] == names
-        watch.remove(last)
+        watch.remove(last.key)
         self.seen.clear()
 
 
@@ -154,7 +154,7 @@ async def test_one_that_was_removed_is_watched_no_more(folders: Folders) -> None
     async with folders.watching(poll_s=0.001, linger_s=0.0) as watch:
         watch.add(one)
         await folders.heard(watch, ["one"])
-        watch.remove(one)
+        watch.remove(one.key)
         ring(one.files.folder.outbox)
         commit(one)
         await folders.heard(watch, [])
@@ -169,7 +169,7 @@ async def test_a_folder_that_goes_away_disturbs_no_other(folders: Folders) -> No
         gone.files.folder.outbox.rmdir()
         ring(one.files.folder.outbox)
         await folders.heard(watch, ["one"])
-        watch.remove(gone)
+        watch.remove(gone.key)
 
 
 async def test_a_folder_that_is_no_folder_is_left_to_the_poll(folders: Folders) -> None:

@@ -1,0 +1,97 @@
+"""The part of the status that only the live process knows, from memory, without reading any file."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from daemon.config.models import Agent
+from daemon.core.clock import Clock
+from daemon.engine.problems import Problems
+from daemon.engine.sessions import Sessions
+from daemon.engine.supervisor.supervisor import Supervisor
+from daemon.engine.sweeper import Sweeper
+from daemon.maintenance.retention import Retention
+from daemon.store.out_folder import OutLimits
+
+
+class LiveStatus:
+    """Built once, at the daemon's start, which it reports as `started_at`."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        agents: Mapping[str, Agent],
+        sessions: Sessions,
+        supervisor: Supervisor,
+        sweeper: Sweeper,
+        retention: Retention,
+        problems: Problems,
+        out_limits: OutLimits,
+    ) -> None:
+        self.problems = problems
+        self._agents = agents
+        self._sessions = sessions
+        self._supervisor = supervisor
+        self._sweeper = sweeper
+        self._retention = retention
+        self._out_limits = out_limits
+        self._started_at = clock.now_ms()
+
+    def report(self) -> dict[str, Any]:
+        """Return `live` of the status."""
+        last = self._sweeper.last
+        sweep = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors}
+        return {
+            "pid": os.getpid(),
+            "version": _version(),
+            "started_at": self._started_at,
+            "agents": sorted(self._agents),
+            "runtime": {
+                "name": self._supervisor.runtime_name,
+                "state": "unavailable" if self._supervisor.unavailable is not None else "available",
+            },
+            "degraded": self.problems.degraded(),
+            "troubles": self._sessions.troubles.listing(),
+            "running": [
+                {
+                    "agent": slot.session.key.agent,
+                    "session": slot.session.key.session,
+                    "incarnation": slot.incarnation,
+                    "container_id": slot.container_id,
+                    "phase": slot.phase.value,
+                }
+                for slot in self._supervisor.slots()
+            ],
+            "waiting_spawns": [str(key) for key in self._supervisor.waiting()],
+            "last_sweep": sweep if last.at is not None else None,
+            "retention": self._retention_report(),
+            "clock": self._sweeper.clock_jump,
+            "near_limits": self.near_limits(),
+        }
+
+    def near_limits(self) -> list[dict[str, Any]]:
+        """Return the sessions whose out/ the last sweep found near a limit: over it they are put in quarantine."""
+        return [
+            {"agent": one.key.agent, "session": one.key.session, "sentence": sentence}
+            for one in self._sessions
+            if one.quarantined is None
+            and one.use is not None
+            and (sentence := one.use.near(self._out_limits)) is not None
+        ]
+
+    def _retention_report(self) -> dict[str, Any]:
+        """Return how long what is done is kept (seconds; None: for ever), and what the last pass took."""
+        last = self._retention.last
+        took = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors,
+                "given_back_bytes": last.given_back, "taken": dict(last.taken)}  # fmt: skip
+        return {"keep_s": dict(self._retention.ages), "last_pass": took if last.at is not None else None}
+
+
+@functools.cache
+def _version() -> str:
+    """Read once: a look at a daemon that is short of descriptors must not need one."""
+    return version("clawbus")

@@ -1,0 +1,265 @@
+"""One session's sweep: observe and decide over its files, then wake, stop or kill. Also what a confirmed exit entails.
+
+It decides nothing itself (`core/lifecycle.py`) and writes nothing itself (`sweep_steps.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+import structlog
+
+from daemon.core.clock import Clock
+from daemon.core.events import Event, JournalRecovered, SeriesRearmed
+from daemon.core.lifecycle import IDLE, Container, Kill, Policy, Stop, Wake
+from daemon.engine.delivery import Delivery
+from daemon.engine.events import Events
+from daemon.engine.message_events import action_events, stuck, verdict_events
+from daemon.engine.read_trouble import ReadTrouble
+from daemon.engine.sessions import Session, Sessions
+from daemon.engine.supervisor.slots import Phase, Slot
+from daemon.engine.supervisor.supervisor import Supervisor
+from daemon.engine.sweep_schedule import Schedule
+from daemon.engine.sweep_steps import Settings, Swept, drain, finish_incarnation, sweep_files
+from daemon.engine.troubles import ACCEPT, EXIT, SWEEP, WRITE
+from daemon.runtimes.protocol import Exit
+from daemon.store.registry import SessionKey
+from schema.errors import (
+    ClawbusError,
+    FileBusyError,
+    HostileFileError,
+    ReadDeadlineError,
+    ReadRaceError,
+    UnusableFileError,
+)
+
+FAILED_RETRY_MS: Final = 5000
+_RACE_RETRY_MS: Final = 50
+_CLOCK_JUMP_MS: Final = 2000
+
+
+@dataclass(slots=True)
+class ClockWatch:
+    """Tells how old evidence may be: nothing dated before a jump of the wall clock can be compared with now."""
+
+    offset_ms: float | None = None
+    floor: int = 0
+    by_ms: int = 0
+
+    def look(self, clock: Clock) -> int:
+        """Return the floor, in epoch ms."""
+        now = clock.now_ms()
+        offset = now - clock.monotonic() * 1000
+        if self.offset_ms is not None and abs(offset - self.offset_ms) > _CLOCK_JUMP_MS:
+            self.floor, self.by_ms = now, round(offset - self.offset_ms)
+            structlog.get_logger("sweep").warning("clock_jumped", by_ms=self.by_ms)
+        self.offset_ms = offset
+        return self.floor
+
+
+class SessionSweep:
+    """Built once. One session is swept by one task at a time, which its caller sees to."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        supervisor: Supervisor,
+        delivery: Delivery,
+        schedule: Schedule,
+        clock: Clock,
+        settings: Settings,
+        read_trouble: ReadTrouble,
+        events: Events,
+    ) -> None:
+        self._sessions = sessions
+        self._supervisor = supervisor
+        self._delivery = delivery
+        self._schedule = schedule
+        self._clock = clock
+        self._settings = settings
+        self._read_trouble = read_trouble
+        self._events = events
+        self._troubles = sessions.troubles
+        self.wall = ClockWatch()
+        self._log = structlog.get_logger("sweep")
+
+    async def sweep(self, key: SessionKey) -> None:
+        """Observe, decide and act on one session. Raises what opening its files does; the caller tries again."""
+        session = await self._sessions.get(key)
+        if session.quarantined is not None:
+            return
+        unknown = False
+        try:
+            async with session.lock:
+                # Under the lock: the supervisor passes through it between taking a slot and starting a container, so
+                # with no slot here none can run before this is done.
+                slot = self._supervisor.slot(key)
+                # Until adoption has been done, a session without a slot may have a container that lives.
+                unknown = slot is None and self._supervisor.may_run(key)
+                now, floor = self._clock.now_ms(), self.wall.look(self._clock)
+                container = _container(slot, session, now, floor)
+                occupied = unknown or (slot is not None and container is None)
+                swept = await session.call_locked(
+                    partial(
+                        sweep_files, session.files, container, now, self._settings_of(key),
+                        occupied=occupied, floor=floor, last_tool=session.tool, members=self._read_trouble.held_files.members_of(session),
+                    )
+                )  # fmt: skip
+                session.use = swept.use
+                if container is not None:
+                    session.shows_tool(swept.tool, now)
+                if swept.held:
+                    session.held_at = now
+                session.strikes.pop("sweep", None)
+                session.unreadable_since = None
+                await self._prove_writable(session)
+                idle = slot is None and not unknown and not session.sending and self._supervisor.slot(key) is None
+                idle = (
+                    idle
+                    and not session.files.write_refused
+                    and swept.next_at != 0
+                    and (swept.next_at is None or swept.next_at > now)
+                )
+                if idle:
+                    await self._sessions.retire(session, swept.next_at, swept.dead)
+                else:
+                    await self._sessions.activate(session)
+        except ReadRaceError as error:
+            self._log.debug("sweep_read_race", agent=key.agent, session=key.session, error=str(error))
+            self._read_trouble.unreadable(session, error)
+            self._troubles.failed(key, SWEEP, error, self._clock.now_ms())
+            # A journal that must not be touched before Docker answers may stay for long.
+            self._schedule.at(key, self._clock.now_ms() + (FAILED_RETRY_MS if unknown else _RACE_RETRY_MS))
+            return
+        except (HostileFileError, ReadDeadlineError, FileBusyError, UnusableFileError) as error:
+            self._read_trouble.handle(session, error, SWEEP)
+            self._troubles.failed(key, SWEEP, error, self._clock.now_ms())
+            return
+        self._troubles.healed(key, SWEEP)
+        self._events.publish_all(_sweep_events(key, swept, now))
+        if unknown and swept.due:
+            await self._supervisor.wake(
+                session
+            )  # it waits for the adoption, and is forgotten if that finds a container
+        await self._act(session, swept, now, container.incarnation if container is not None else None)
+        if not idle:  # a retired session has nothing for delivery either; to look again would be half of what this cost
+            self._delivery.poke(session)
+
+    async def _prove_writable(self, session: Session) -> None:
+        """After a refused write: does one come through now? That it does not is noted by the session itself."""
+        if session.files.write_refused:
+            with suppress(FileBusyError):
+                await session.call_locked(session.files.prove_writable)
+        if not session.files.write_refused:
+            self._troubles.healed(session.key, WRITE)
+            if self._sessions.storage.problem is None:
+                self._troubles.healed(session.key, ACCEPT)  # the next sender may find out better
+
+    async def _act(self, session: Session, swept: Swept, now: int, incarnation: str | None) -> None:
+        for action in swept.actions:
+            if isinstance(action, Wake):
+                await self._supervisor.wake(session)
+            elif isinstance(action, Kill):
+                self._supervisor.begin_end(session.key, action.reason, graceful=True, incarnation=incarnation)
+            elif isinstance(action, Stop):
+                self._supervisor.begin_end(session.key, "idle", graceful=True, incarnation=incarnation)
+        if swept.next_at is not None and swept.next_at > now:
+            self._schedule.at(session.key, swept.next_at)
+        if swept.expires_at is not None and swept.expires_at > now:
+            self._schedule.at(session.key, swept.expires_at)
+
+    async def after_exit(self, session: Session, incarnation: str, reason: str, exit_: Exit) -> bool:
+        """All that a confirmed exit entails in the session's files. Whether the incarnation had claimed anything."""
+        now = self._clock.now_ms()
+        log = self._log.bind(agent=session.key.agent, session=session.key.session, incarnation=incarnation)
+        if session.quarantined is not None:
+            log.warning("exit_not_settled", reason="the session is in quarantine; its release settles it")
+            return True
+        try:
+            claimed, actions, endings, verdicts = await session.call(
+                partial(finish_incarnation, session.files, incarnation, reason, now, self._settings_of(session.key))
+            )
+        except (HostileFileError, ReadDeadlineError, UnusableFileError) as error:
+            self._read_trouble.handle(session, error, EXIT)
+            if session.quarantined is None:
+                self._troubles.failed(session.key, EXIT, error, now)
+                raise  # it is called again
+            return True
+        except Exception as error:
+            self._troubles.failed(session.key, EXIT, error, now)
+            raise  # it is called again
+        self._troubles.healed(session.key, EXIT)
+        self._events.publish_all(verdict_events(session.key, verdicts, now))
+        self._events.publish_all(action_events(session.key, actions, endings, now, exit_.code))
+        return claimed
+
+    async def why_it_may_go(self, session: Session) -> str | None:
+        """Why a running session may lose its slot to one that waits: IDLE, CLAIM_OVERDUE; None while it is at work."""
+        now = self._clock.now_ms()
+        slot = self._supervisor.slot(session.key)
+        if slot is None:
+            return None
+        asked = self._settings_of(session.key)
+        floor = self.wall.look(self._clock)
+        container = _container(slot, session, now, floor)
+        if container is None:
+            return None
+        try:
+            swept = await session.call(
+                partial(
+                    sweep_files, session.files, replace(container, last_activity=0), now,
+                    replace(asked, policy=_contended(asked.policy)),
+                    occupied=False, floor=floor, last_tool=session.tool,
+                )
+            )  # fmt: skip
+        except ClawbusError:
+            return None
+        session.shows_tool(swept.tool, now)
+        for action in swept.actions:
+            if isinstance(action, Stop):
+                return IDLE
+            if isinstance(action, Kill):
+                self._events.publish(stuck(session.key, action, now))
+                return action.reason
+        return None
+
+    def _settings_of(self, key: SessionKey) -> Settings:
+        return replace(
+            self._settings, policy=self._settings.policy_of(key.agent), fate=self._sessions.fate_of(key.agent)
+        )
+
+    async def drain(self, session: Session, incarnation: str) -> bool:
+        """Tell the incarnation to claim nothing more. True once none of its claims is open. Raises as opening files does."""
+        return await session.call(partial(drain, session.files, incarnation, self._clock.now_ms()))
+
+
+def _sweep_events(key: SessionKey, swept: Swept, now: int) -> Iterator[Event]:
+    if swept.recovered:
+        yield JournalRecovered(now, key.agent, key.session)
+    yield from verdict_events(key, swept.verdicts, now)
+    yield from action_events(key, swept.actions, swept.endings, now)
+    for message in swept.rearmed:
+        yield SeriesRearmed(now, key.agent, key.session, message.id, message.series_id, message.process_after)
+
+
+def _container(slot: Slot | None, session: Session, now: int, floor: int) -> Container | None:
+    """Return the container to judge. A time later than now was set by a clock that has gone back since."""
+    if slot is None or slot.phase is not Phase.RUNNING:
+        return None
+    spawned = slot.spawned_at if slot.spawned_at <= now else floor
+    return Container(
+        slot.incarnation,
+        spawned,
+        last_activity=session.last_activity if session.last_activity <= now else floor,
+        moved_at=session.moved_at if session.moved_at <= now else floor,
+        held_at=session.held_at if session.held_at <= now else floor,
+    )
+
+
+def _contended(policy: Policy) -> Policy:
+    """For a slot that somebody waits for: who has nothing to do goes at once, who makes no progress after its turn."""
+    return replace(policy, contended=True, idle_stop=0)

@@ -1,0 +1,42 @@
+"""Sees to it that an accepted message is worked on: its session is woken at once, or looked at when the message is due."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from daemon.core.clock import Clock
+from daemon.core.events import MessageAccepted, Subscriptions
+from daemon.core.message_fate import EXPIRY_GRACE
+from daemon.engine.background import Background
+from daemon.engine.sessions import Sessions
+from daemon.engine.supervisor.supervisor import Supervisor
+from daemon.engine.sweep_schedule import Schedule
+from daemon.store.registry import SessionKey
+
+
+class Waking:
+    """Subscribes to accepted messages. A wake that is lost with a crash is repaired by the sweep."""
+
+    def __init__(
+        self, sessions: Sessions, supervisor: Supervisor, schedule: Schedule, background: Background, clock: Clock
+    ) -> None:
+        self._sessions = sessions
+        self._supervisor = supervisor
+        self._schedule = schedule
+        self._background = background
+        self._clock = clock
+
+    def subscribe(self, events: Subscriptions) -> None:
+        """Hear of accepted messages."""
+        events.subscribe(MessageAccepted, self._accepted)
+
+    def _accepted(self, event: MessageAccepted) -> None:
+        session = self._sessions.known(SessionKey(event.agent, event.session))
+        if not event.pending or session is None:
+            return
+        if event.not_after is not None:
+            self._schedule.at(session.key, event.not_after + EXPIRY_GRACE)
+        if event.process_after is not None and event.process_after > self._clock.now_ms():
+            self._schedule.at(session.key, event.process_after)
+        elif event.trigger and self._supervisor.slot(session.key) is None:
+            self._background.later(partial(self._supervisor.wake, session))
