@@ -136,7 +136,10 @@ class House:
             held_files, limit_s=config.sweep.claim_stuck_s,
         )  # fmt: skip
         settings = DeliverySettings(
-            config.delivery, config.limits.max_content_bytes, head_rules(config), random.Random().random
+            config.delivery,
+            config.limits.max_content_bytes,
+            head_rules(config),
+            random.Random().random,  # noqa: S311 - spreads retries; nothing secret
         )
         delivery = Delivery(
             self.channels, settings, clock, self.supervisor, self.schedule, read_trouble, self.telemetry, events
