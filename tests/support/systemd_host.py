@@ -37,6 +37,7 @@ from daemon.cli.main import main
 sys.exit(main())
 END
 chmod 755 /opt/clawbus/bin/clawbus
+ln -sf /opt/clawbus/bin/clawbus /usr/local/bin/clawbus
 install -Dm 644 /opt/systemd/clawbus.sysusers /usr/local/lib/sysusers.d/clawbus.conf
 install -Dm 644 /opt/systemd/clawbus.tmpfiles /usr/local/lib/tmpfiles.d/clawbus.conf
 install -Dm 644 /opt/systemd/clawbus.service /etc/systemd/system/clawbus.service

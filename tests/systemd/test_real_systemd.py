@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,3 +123,30 @@ def test_the_command_line_reads_the_journal(service: SystemdHost) -> None:
     assert (found["source"], len(found["events"])) == ("journal", 3)
     assert {(event["agent"], event["session"]) for event in found["events"]} == {("echo", "told")}
     assert service.clawbus("logs", "--journal", "--unit", "nobody")["events"] == []
+
+
+def uninstall_steps() -> Iterator[str]:
+    """The shell blocks of docs/install.md, Uninstall, without Docker's. The image has no sudo."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "install.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Uninstall\n")[2]
+    for block in re.findall(r"^```sh\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL):
+        if "docker" not in block:
+            yield block.replace("sudo -u clawbus ", "setpriv --reuid clawbus --regid clawbus --init-groups -- ")
+
+
+def test_uninstalled_as_documented_nothing_is_left(service: SystemdHost) -> None:
+    """The last of this file: the machine has no clawbus after it."""
+    ask(service, "hello", "last")
+    assert agent(service, "last")
+    steps = list(uninstall_steps())
+    assert len(steps) == 2
+    for step in steps:
+        done = service.run("sh", "-e", "-c", step)
+        assert done.returncode == 0, (step, done.stdout, done.stderr)
+    left = service.run("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").stdout
+    assert "container_runner" not in left
+    assert "clawbus" not in left
+    assert service.run("systemctl", "cat", "clawbus").returncode != 0
+    assert service.run("id", "clawbus").returncode != 0
+    found = service.run("find", "/etc", "/usr/local", "/var/lib", "/opt", "-xdev", "-name", "*clawbus*").stdout
+    assert found == "", "-xdev: not in the mounted source"
