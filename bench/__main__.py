@@ -15,7 +15,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from bench import busy_sessions, cold_start, commits, drain, history, idle_sessions, peers, retention, round_trip, steps
+from bench import (
+    busy_sessions,
+    cold_start,
+    commits,
+    drain,
+    history,
+    idle_sessions,
+    peers,
+    reads,
+    retention,
+    round_trip,
+    steps,
+)
 from bench.figures import Result, missed
 from bench.neighbours import busy_share, disturbance
 from bench.picture import draw
@@ -33,6 +45,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Settings], Result]]] = MappingProxyType
         "history": history.measure,
         "idle-sessions": idle_sessions.measure,
         "busy-sessions": busy_sessions.measure,
+        "reads": reads.measure,
         "peers": peers.measure,
         "retention": retention.measure,
     }

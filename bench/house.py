@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, asynccontextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, cast
 
@@ -29,11 +30,13 @@ from daemon.engine.sessions import Session
 from daemon.logs.pipeline import configure
 from daemon.runtimes.factory import build_runtime
 from daemon.store.data_folder import DataFolder
-from daemon.store.messages import insert, next_even_seq, set_routing
+from daemon.store.messages import insert, next_even_seq, note_claim, set_routing
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
+from daemon.store.transitions import change_status
+from daemon.store.verified_idle import recorded
 from daemon.systemd.watchdog import Pulse
-from schema.connect import Writer, open_owner
+from schema.connect import Writer, open_owner, open_reader
 from schema.instants import to_text
 from schema.migrate import Role
 from schema.rows import Address, MessageIn, MessageStatus
@@ -192,6 +195,37 @@ def register_idle(data: Path, sessions: int) -> None:
             "INSERT INTO sessions(agent, session, created_at, active) VALUES (?, ?, ?, 0)",
             [(ECHO, session_name(number), number + 1) for number in range(sessions)],
         )
+
+
+class Odd(StrEnum):
+    """What is wrong with one session of many."""
+
+    DEAD = "dead"  # a message that was given up
+    STUCK = "stuck"  # a message that is claimed, and no progress
+    GHOST = "ghost"  # a message that the host takes for claimed, and its container never said so
+
+
+def make_odd(files: SessionFiles, odd: Odd) -> None:
+    """Leave a message in that state, a day old, as the product's own functions write it."""
+    at = SystemClock().now_ms() - 86_400_000
+    accept_question(files)
+    with files.inbound() as db, db.transaction():
+        if odd is Odd.DEAD:
+            change_status(db, QUESTION, MessageStatus.FAILED, "failed", at)
+        else:
+            note_claim(db, QUESTION, f"incarnation-{odd}", at, at)
+    if odd is Odd.STUCK:
+        with open_owner(files.folder.outbound_db, Role.OUTBOUND) as db, db.transaction():
+            db.execute(
+                "INSERT INTO processing_ack(message_id, status, status_changed, incarnation) VALUES (?, ?, ?, ?)",
+                (QUESTION, "processing", to_text(at), f"incarnation-{odd}"),
+            )
+
+
+def records_of_idle(data: Path, now: int) -> int:
+    """How many sessions the daemon has read and recorded as idle."""
+    with open_reader(data / "central.db") as db:
+        return len(recorded(db, now))
 
 
 def session_name(number: int) -> str:

@@ -88,6 +88,11 @@ class BenchStage:
         assert self._daemon is not None
         return self._daemon.pid
 
+    @property
+    def runs(self) -> bool:
+        """Whether the daemon runs."""
+        return self._daemon is not None and self._daemon.poll() is None
+
     def client(self) -> ControlClient:
         """A client of its control socket."""
         return ControlClient(self.data / "control.sock")
@@ -108,7 +113,7 @@ class BenchStage:
 
     def stop(self) -> None:
         """SIGTERM, then the end of the process; agents go on."""
-        if self._daemon is None or self._daemon.poll() is not None:
+        if self._daemon is None or not self.runs:
             return
         self._daemon.send_signal(signal.SIGTERM)
         try:
