@@ -5,7 +5,9 @@ Read-only. Without central.db the session folders are the list of sessions, as t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -62,7 +64,7 @@ def read_central(data_dir: Path) -> CentralSeen:
             raise
         except ClawbusError as error:
             seen.error = f"{error.code}: {error}"
-    seen.folders = [key for key in _folders(data_dir) if key not in seen.sessions]
+    seen.folders = _folders(data_dir, seen.sessions)
     return seen
 
 
@@ -178,24 +180,33 @@ def _read(reader: Reader, seen: CentralSeen) -> None:
     seen.newest_at = newest["at"] if newest is not None else None
 
 
-def _folders(data_dir: Path) -> list[Key]:
-    """Return the folders that the registry should know. A half-made folder, before any acceptance, holds nothing."""
+def _folders(data_dir: Path, known: Container[Key] = ()) -> list[Key]:
+    """Return the sessions that have a folder and should be known. A half-made folder, before any acceptance, holds nothing."""
+    sessions_dir = Layout(data_dir).sessions_dir
     found: list[Key] = []
+    for agent in _names(sessions_dir):
+        if not _is_agent(agent):
+            continue
+        for name in _names(sessions_dir / agent):
+            session = session_of_folder(name)
+            if session is None or (agent, session) in known:
+                continue
+            with suppress(OSError):
+                if is_session(SessionFolder(sessions_dir / agent / name)):
+                    found.append((agent, session))
+    return found[:MAX_SESSIONS]
+
+
+def _names(folder: Path) -> list[str]:
     try:
-        for agent in sorted(Layout(data_dir).sessions_dir.iterdir()):
-            found += [
-                (agent.name, session)
-                for folder in sorted(agent.iterdir())
-                if (session := session_of_folder(folder.name)) is not None and is_session(SessionFolder(folder))
-            ]
+        return sorted(os.listdir(folder))  # noqa: PTH208 - ten thousand Path objects cost more than all else here
     except OSError:
-        return found
-    return [key for key in found[:MAX_SESSIONS] if _is_named(key)]
+        return []
 
 
-def _is_named(key: Key) -> bool:
+def _is_agent(name: str) -> bool:
     try:
-        check_name("agent", key[0])
+        check_name("agent", name)
     except ClawbusError:
         return False
     return True

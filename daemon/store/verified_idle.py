@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from schema.connect import Reader, Writer
-from schema.ids import session_path
+from schema.ids import session_folder
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 
 # What the check asks for. A clawbus that asks for more uses another number, and believes no older record.
@@ -54,19 +54,19 @@ class Verified(NamedTuple):
     stamp: str
 
 
-def take_stamp(root: Path) -> Stamp | None:
+def take_stamp(root: Path | str) -> Stamp | None:
     """Look at the files of the session at `root`; None when one cannot be looked at. Opens nothing."""
     parts: list[str] = [_CHECK]
-    latest, folder = 0, str(root)
+    latest = 0
     for name in _LOOKED_AT:
         try:
-            status = os.lstat(f"{folder}/{name}")
+            status = os.lstat(f"{root}/{name}")
         except FileNotFoundError:
             parts.append("-")
             continue
         except OSError:
             return None
-        latest = max(latest, status.st_mtime_ns, status.st_ctime_ns)
+        latest = max(latest, status.st_ctime_ns)
         parts.append(f"{status.st_ino} {status.st_mode} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
     return Stamp("/".join(parts), latest)
 
@@ -94,6 +94,6 @@ def still_idle(db: Reader, sessions_dir: Path, now: int) -> frozenset[tuple[str,
     return frozenset(
         (one.agent, one.session)
         for one in recorded(db, now)
-        if (stamp := take_stamp(session_path(sessions_dir, one.agent, one.session))) is not None
+        if (stamp := take_stamp(f"{sessions_dir}/{one.agent}/{session_folder(one.session)}")) is not None
         and stamp.text == one.stamp
     )
