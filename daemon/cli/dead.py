@@ -12,7 +12,7 @@ import typer
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.names import pair
-from daemon.cli.operator import ReasonOption, SessionScope, carry_out, user
+from daemon.cli.operator import ReasonOption, SessionScope, carry_out, not_examined, user
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import one_word
 from daemon.core.commands import DropDead, RequeueDead
@@ -158,15 +158,8 @@ class _Chosen:
     @property
     def problem(self) -> Problem | None:
         """Why this may not be every letter that was meant; None when it is."""
-        if not (self.not_examined or self.errors):
-            return None
-        said = [f"{self.not_examined} sessions were not examined (no time)"] if self.not_examined else []
-        said += [f"{one['agent']}/{one['session']} could not be read ({one['error']})" for one in self.errors]
-        return Problem(
-            "DEAD_LETTERS_NOT_EXAMINED",
-            "; ".join(said) + ". Dead letters there were left alone.",
-            "Repeat it with --session AGENT/SESSION for those sessions.",
-        )
+        report = {"not_examined": self.not_examined, "errors": self.errors}
+        return not_examined(report, "DEAD_LETTERS_NOT_EXAMINED", "Dead letters")
 
 
 def _chosen(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from daemon.cli.command import Invocation, add, add_group
-from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.names import pair
-from daemon.cli.operator import ReasonOption, SessionScope, carry_out, user
+from daemon.cli.operator import ReasonOption, SessionScope, carry_out, not_examined, user
 from daemon.core.clock import SystemClock
 from daemon.core.commands import DropAnswer, RetryAnswer
 from schema.rows import DeliveryState
@@ -110,25 +110,24 @@ def _repair(
 ) -> Outcome:
     """Carry out the action on each answer; without ids on every failing one."""
     verb = RetryAnswer if action == "retry" else DropAnswer
+    missed: Problem | None = None
+    if answers:
+        scope = pair(session, None) if session is not None else None
+        chosen = [(scope, one) for one in answers]
+    else:
+        report = _report(invocation, session, _ALL)
+        missed = not_examined(report, "ANSWERS_NOT_EXAMINED", "Answers")
+        failing = [one for one in report["answers"] if one["state"] == DeliveryState.RETRYING]
+        chosen = [((one["agent"], one["session"]), one["id"]) for one in failing]
     done, refused, problem = carry_out(
         invocation,
         lambda key, answer: verb(*key, by=user(), reason=reason, id=answer),
-        _chosen(invocation, answers, session),
+        chosen,
         lambda answer: _find(invocation, answer),
     )
     steps = (NextAction("clawbus delivery list", "what is still on its way"),)
     result = {"done": done, "refused": refused}
-    return Outcome(result, lambda console: _show_repairs(console, action, done, refused), steps, problem)
-
-
-def _chosen(
-    invocation: Invocation, answers: Sequence[str], session: str | None
-) -> list[tuple[tuple[str, str] | None, str]]:
-    if answers:
-        scope = pair(session, None) if session is not None else None
-        return [(scope, one) for one in answers]
-    found = _report(invocation, session, _ALL)["answers"]
-    return [((one["agent"], one["session"]), one["id"]) for one in found if one["state"] == DeliveryState.RETRYING]
+    return Outcome(result, lambda console: _show_repairs(console, action, done, refused), steps, problem or missed)
 
 
 def _find(invocation: Invocation, answer: str) -> tuple[str, str]:

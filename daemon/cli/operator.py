@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -71,3 +71,13 @@ def carry_out(
                 problem = problem or this
                 refused.append({"id": identity, "error": {"code": this.code, "message": str(error)}, "fix": error.hint})
     return done, refused, problem
+
+
+def not_examined(report: Mapping[str, Any], code: str, what: str) -> Problem | None:
+    """Return why --all may not have meant every one of `what`, or None: sessions that the report could not read."""
+    if not (report["not_examined"] or report["errors"]):
+        return None
+    said = [f"{report['not_examined']} sessions were not examined (no time)"] if report["not_examined"] else []
+    said += [f"{one['agent']}/{one['session']} could not be read ({one['error']})" for one in report["errors"]]
+    message = f"{'; '.join(said)}. {what} there were left alone."
+    return Problem(code, message, "Repeat it with --session AGENT/SESSION for those sessions.")

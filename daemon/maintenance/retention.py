@@ -116,9 +116,11 @@ class Retention:
     async def _prune_sessions(self, this: LastPass) -> None:
         cutoff = self._cutoff(self._config.messages_s)
         after: SessionKey | None = None
+        there: set[SessionKey] = set()
         while True:
             page_after = after
             keys = await self._sessions.central(lambda registry, at=page_after: registry.all_keys(at, _PAGE))
+            there.update(keys)
             for key in keys:
                 marks = _marks(self._sessions.files_of(key))
                 if marks is None or not self._may_have_old(key, marks):
@@ -127,8 +129,10 @@ class Retention:
                     self._looked[key] = marks, self._clock.now_ms()
                 await anyio.sleep(_BETWEEN_SESSIONS_S)
             if len(keys) < _PAGE:
-                return
+                break
             after = keys[-1]
+        for key in self._looked.keys() - there:  # a deleted session costs no memory
+            del self._looked[key]
 
     def _may_have_old(self, key: SessionKey, marks: _Marks) -> bool:
         """Whether a look is worth its cost: idle sessions cost a stat, however many there are."""

@@ -63,3 +63,11 @@ def test_a_named_session_is_not_ambiguous(
 ) -> None:
     done = cli(*command, identity, "--session", "echo/two").result["done"]
     assert [(one["agent"], one["session"], one["id"]) for one in done] == [("echo", "two", identity)]
+
+
+def test_all_failing_answers_are_not_all_where_a_session_cannot_be_read(cli: CommandLine, folder: Path) -> None:
+    (folder / "sessions" / "echo" / "two" / "in" / "inbound.db").write_bytes(b"not a database" * 100)
+    answer = cli("delivery", "retry", "--all")
+    assert (answer.code, answer.envelope["error"]["code"]) == (1, "ANSWERS_NOT_EXAMINED")
+    assert "echo/two could not be read" in answer.envelope["error"]["message"]
+    assert [one["session"] for one in answer.envelope["result"]["done"]] == ["one"]

@@ -12,6 +12,7 @@ import pytest
 import daemon.maintenance.retention
 from container_runner.retention import Retention as RunnerRetention
 from daemon.config.models import load_config
+from daemon.core.commands import DeleteSession
 from daemon.core.errors import ConfigError
 from daemon.inspect.reports import session_report, status_report
 from daemon.store.mailbox import NewEntry
@@ -117,6 +118,18 @@ async def test_a_session_that_has_not_changed_costs_no_look(tmp_path: Path, monk
         assert looked[3:] == ["aa", "zz"]
         month_later(kit, "aa")
         assert (await house.retention.prune()).taken["messages"] == 1
+
+
+async def test_a_session_that_is_deleted_is_forgotten(tmp_path: Path) -> None:
+    kit = HouseKit(tmp_path)
+    async with kit.running() as house:
+        for name in ("aa", "zz"):
+            await answered(kit, f"{name}1", session=name)
+        await house.retention.prune()
+        assert {key.session for key in house.retention._looked} == {"aa", "zz"}
+        await house.executor.execute(DeleteSession(AGENT, "aa", by="root"))
+        await house.retention.prune()
+        assert {key.session for key in house.retention._looked} == {"zz"}
 
 
 async def test_old_containers_and_mailbox_entries_go_by_their_own_ages(tmp_path: Path) -> None:
