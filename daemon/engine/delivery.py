@@ -18,15 +18,15 @@ from anyio.abc import TaskGroup, TaskStatus
 from daemon.channels.protocol import Channel, InDoubt, OwnChannel
 from daemon.config.models import Delivery as DeliveryConfig
 from daemon.core.clock import Clock
-from daemon.core.delivery_plan import Bury, ChannelTraits, HeadRule, Send
+from daemon.core.delivery_plan import ChannelTraits, HeadRule, Send
 from daemon.core.events import AnswerDropped
 from daemon.core.poll_budget import BURST_S, SHARE
 from daemon.core.trace import Tracing
-from daemon.engine.delivery_steps import Means, Outcome, record_outcomes
+from daemon.engine.delivery_steps import HandOver, Means, Outcome, record_outcomes
 from daemon.engine.events import Events
 from daemon.engine.message_events import poll_events, send_events
 from daemon.engine.outcomes import by_destination
-from daemon.engine.own_delivery import Handed, OwnDelivery
+from daemon.engine.own_delivery import OwnDelivery
 from daemon.engine.read_trouble import ReadTrouble
 from daemon.engine.send_health import SendHealth
 from daemon.engine.send_slots import SLOW_S, Lane, SendSlots, SlotLimits
@@ -258,7 +258,10 @@ class Delivery:
         self._troubles.healed(session.key, COLLECT)
         self._charge(session, len(found.sends) + len(found.settled) + len(found.claimed) + len(found.buried))
         self._events.publish_all(poll_events(session.key, found, now))
-        told = self._handed_over(session, handed)
+        told = [outcome for one in handed.values() for outcome in one.outcomes]
+        for one in handed.values():
+            if one.dead is not None:
+                self._recorded(session, one)
         # Behind a send that has ended meanwhile nothing waits for: look again. Behind another one, its end looks.
         ended = found.queued - session.sending.keys()
         session.behind |= found.queued - ended
@@ -278,18 +281,11 @@ class Delivery:
             return True
         return found.more and not self._wait_for_sends(session)
 
-    def _handed_over(self, session: Session, handed: Mapping[str, Handed]) -> list[Outcome]:
-        """Tell what came of the rows that a look has handed over itself."""
-        for one in handed.values():
-            if one.buried is not None:
-                self._publish_sends(session, one.outcomes, one.buried)
-            if one.outcomes:
-                self._health.note(_lane(one.outcomes[0].send), one.outcomes, str(session.key))
-        return [outcome for one in handed.values() for outcome in one.outcomes]
-
-    def _publish_sends(self, session: Session, outcomes: Sequence[Outcome], dead: Sequence[Bury]) -> None:
-        """Publish what came of sends, once it is recorded; `dead` are those of them that were given up."""
-        self._events.publish_all(send_events(session.key, outcomes, dead, self._clock.now_ms()))
+    def _recorded(self, session: Session, done: HandOver) -> None:
+        """Publish what came of a hand-over, now that it is recorded, and note how its receiver does."""
+        now = self._clock.now_ms()
+        self._events.publish_all(send_events(session.key, done.outcomes, done.dead or (), now))
+        self._health.note(done.lane, done.outcomes, str(session.key))
 
     def _wait_for_sends(self, session: Session) -> bool:
         """Whether the rest of a pile waits for the end of the sends under way; the last one's end looks.
@@ -346,17 +342,17 @@ class Delivery:
         )
 
     def _claim_destinations(
-        self, session: Session, sends: Sequence[Send], handed: Mapping[str, Handed]
+        self, session: Session, sends: Sequence[Send], handed: Mapping[str, HandOver]
     ) -> list[tuple[str, list[Send]]]:
         """Mark the destinations with something left to send or to record."""
-        done = {key for key, one in handed.items() if one.buried is not None}
+        done = {key for key, one in handed.items() if one.dead is not None}
         groups = {key: members for key, members in by_destination(sends).items() if key not in done}
         for key, members in groups.items():
             session.sending[key] = frozenset(member.candidate.row.id for member in members)
         return list(groups.items())
 
     async def _send_group(
-        self, session: Session, address_key: str, sends: list[Send], handed: Handed | None = None
+        self, session: Session, address_key: str, sends: list[Send], handed: HandOver | None = None
     ) -> None:
         """Send one destination's rows in order, stop at the first failure, record, and look again if more wait behind.
 
@@ -368,10 +364,9 @@ class Delivery:
             if handed is None:
                 outcomes = await self._send_in_order(session, sends)
                 slow = _slow(outcomes, self._clock.monotonic() - began)
-                self._health.note(lane, outcomes, str(session.key))
             else:
                 outcomes = handed.outcomes
-                await self._record(session, outcomes)
+                await self._record(session, handed)
             if any(outcome.error is not None for outcome in outcomes):
                 self._schedule.now(session.key)
         except Exception:  # noqa: BLE001 - nothing is known to be recorded; what was sent is in doubt, as after a crash
@@ -408,10 +403,10 @@ class Delivery:
         finally:
             outcomes += [Outcome(send, sent=False) for send in sends[begun:]]
             if outcomes:
-                await self._record(session, outcomes)
+                await self._record(session, HandOver(outcomes))
         return outcomes
 
-    async def _record(self, session: Session, outcomes: list[Outcome]) -> None:
+    async def _record(self, session: Session, done: HandOver) -> None:
         """Record until it is recorded: a receipt that is lost would be sent again."""
         means, wait = self._means(session, [], []), 0.1
         # A shutdown must not tear a receipt off its send; it waits a bounded time for this.
@@ -420,7 +415,7 @@ class Delivery:
                 try:
                     scope.shield = True
                     now = self._clock.now_ms()
-                    buried = await session.call(partial(record_outcomes, session.files, outcomes, means, now))
+                    done.dead = await session.call(partial(record_outcomes, session.files, done.outcomes, means, now))
                     break
                 except UnusableFileError as error:
                     # There is nothing left to record in. What was sent is in doubt once the file is restored.
@@ -434,7 +429,7 @@ class Delivery:
                 await anyio.sleep(wait)
                 wait = min(wait * 2, 5.0)
             self._troubles.healed(session.key, RECORD)
-            self._publish_sends(session, outcomes, buried)
+            self._recorded(session, done)
 
 
 def _lane(send: Send) -> Lane:

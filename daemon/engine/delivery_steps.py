@@ -87,6 +87,23 @@ class Outcome:
         )  # fmt: skip
 
 
+@dataclass(slots=True)
+class HandOver:
+    """What came of handing one destination's rows to its channel, whichever way they went.
+
+    `dead` are those of them that were given up; None until the outcomes are recorded.
+    """
+
+    outcomes: list[Outcome]
+    dead: Sequence[Bury] | None = None
+
+    @property
+    def lane(self) -> tuple[str, str]:
+        """The channel and the place of its rows."""
+        address = self.outcomes[0].send.address
+        return address.channel_type, address.platform_id
+
+
 @dataclass(frozen=True, slots=True)
 class Means:
     """What the session's delivery works with; `held` destinations have a send under way.

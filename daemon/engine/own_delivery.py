@@ -6,27 +6,18 @@ here is left as it is, intended or handed over, and goes on the ordinary way (`d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import structlog
 
 from daemon.channels.protocol import Channel, OwnChannel
 from daemon.core.clock import Clock
-from daemon.core.delivery_plan import Bury, Send
+from daemon.core.delivery_plan import Send
 from daemon.core.trace import Tracing
-from daemon.engine.delivery_steps import Collected, Means, Outcome, collect, record_outcomes
+from daemon.engine.delivery_steps import Collected, HandOver, Means, Outcome, collect, record_outcomes
 from daemon.engine.outcomes import by_destination, note_results, outgoing
 from daemon.engine.sessions import Session
 from schema.errors import ClawbusError
-
-
-@dataclass(slots=True)
-class Handed:
-    """What came of one destination's sends. `buried` None: it is still to be recorded."""
-
-    outcomes: list[Outcome]
-    buried: Sequence[Bury] | None = None
 
 
 class OwnDelivery:
@@ -43,17 +34,17 @@ class OwnDelivery:
 
     def collect(
         self, session: Session, means: Means, live: str | None, now: int
-    ) -> tuple[Collected, dict[str, Handed]]:
+    ) -> tuple[Collected, dict[str, HandOver]]:
         """Take note and intend; then hand over and record what can be here, by destination. Raises as `collect` does."""
         found = collect(session.files, means, live, now)
-        handed: dict[str, Handed] = {}
+        handed: dict[str, HandOver] = {}
         failed: set[str] = set()  # what fails may have waited for a lock, and this thread holds the session's
         for address_key, sends in by_destination(found.sends).items():
             name = sends[0].address.channel_type
             channel = self._channels.get(name) if name not in failed else None
             outcomes = self._hand_over(session, sends, channel, means) if channel is not None else []
             if outcomes:
-                handed[address_key] = Handed(outcomes)
+                handed[address_key] = HandOver(outcomes)
             if any(outcome.error for outcome in outcomes):
                 failed.add(name)
         if handed:
@@ -78,7 +69,7 @@ class OwnDelivery:
         told = [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
         return told + [Outcome(send, sent=False) for send in sends[len(told) :]]
 
-    def _record(self, session: Session, handed: Mapping[str, Handed], means: Means) -> None:
+    def _record(self, session: Session, handed: Mapping[str, HandOver], means: Means) -> None:
         outcomes = [outcome for one in handed.values() for outcome in one.outcomes]
         try:
             buried = record_outcomes(session.files, outcomes, means, self._clock.now_ms())
@@ -86,4 +77,4 @@ class OwnDelivery:
             return  # the ordinary way goes on until it is recorded, and says why it could not be
         for one in handed.values():
             own = {outcome.send.candidate.row.id for outcome in one.outcomes}
-            one.buried = [dead for dead in buried if dead.candidate.row.id in own]
+            one.dead = [dead for dead in buried if dead.candidate.row.id in own]
