@@ -158,8 +158,8 @@ class _Chosen:
     @property
     def problem(self) -> Problem | None:
         """Why this may not be every letter that was meant; None when it is."""
-        report = {"not_examined": self.not_examined, "errors": self.errors}
-        return not_examined(report, "DEAD_LETTERS_NOT_EXAMINED", "Dead letters")
+        missed = not_examined({"not_examined": self.not_examined, "errors": self.errors}, "Dead letters")
+        return Problem("DEAD_LETTERS_NOT_EXAMINED", *missed) if missed is not None else None
 
 
 def _chosen(

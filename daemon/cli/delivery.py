@@ -110,13 +110,13 @@ def _repair(
 ) -> Outcome:
     """Carry out the action on each answer; without ids on every failing one."""
     verb = RetryAnswer if action == "retry" else DropAnswer
-    missed: Problem | None = None
+    missed: tuple[str, str] | None = None
     if answers:
         scope = pair(session, None) if session is not None else None
         chosen = [(scope, one) for one in answers]
     else:
         report = _report(invocation, session, _ALL)
-        missed = not_examined(report, "ANSWERS_NOT_EXAMINED", "Answers")
+        missed = not_examined(report, "Answers")
         failing = [one for one in report["answers"] if one["state"] == DeliveryState.RETRYING]
         chosen = [((one["agent"], one["session"]), one["id"]) for one in failing]
     done, refused, problem = carry_out(
@@ -127,7 +127,9 @@ def _repair(
     )
     steps = (NextAction("clawbus delivery list", "what is still on its way"),)
     result = {"done": done, "refused": refused}
-    return Outcome(result, lambda console: _show_repairs(console, action, done, refused), steps, problem or missed)
+    if problem is None and missed is not None:
+        problem = Problem("ANSWERS_NOT_EXAMINED", *missed)
+    return Outcome(result, lambda console: _show_repairs(console, action, done, refused), steps, problem)
 
 
 def _find(invocation: Invocation, answer: str) -> tuple[str, str]:

@@ -73,11 +73,11 @@ def carry_out(
     return done, refused, problem
 
 
-def not_examined(report: Mapping[str, Any], code: str, what: str) -> Problem | None:
-    """Return why --all may not have meant every one of `what`, or None: sessions that the report could not read."""
+def not_examined(report: Mapping[str, Any], what: str) -> tuple[str, str] | None:
+    """Return a problem's message and fix where --all could not mean every one of `what`: sessions were not read."""
     if not (report["not_examined"] or report["errors"]):
         return None
     said = [f"{report['not_examined']} sessions were not examined (no time)"] if report["not_examined"] else []
     said += [f"{one['agent']}/{one['session']} could not be read ({one['error']})" for one in report["errors"]]
     message = f"{'; '.join(said)}. {what} there were left alone."
-    return Problem(code, message, "Repeat it with --session AGENT/SESSION for those sessions.")
+    return message, "Repeat it with --session AGENT/SESSION for those sessions."
