@@ -15,6 +15,8 @@ from typing import Any, Final, TypeVar, cast
 from daemon.inspect.answer_reading import retrying_example
 from daemon.inspect.content import preview
 from daemon.inspect.row_values import place, values_of
+from daemon.store.backlog import dead_answers, failed_messages, read_answers
+from daemon.store.dead_letters import CLOSED_TABLE
 from daemon.store.pruned import read as read_pruned
 from schema.connect import Reader, ReadLimits, open_reader
 from schema.errors import ClawbusError, SchemaTooNewError, UnusableFileError
@@ -117,11 +119,12 @@ def _count_messages(reader: Reader, now_ms: int, queues: Queues) -> None:
     rows = reader.all(f"SELECT * {pending} ORDER BY seq LIMIT {_OLDEST}")
     stamps = [stamp for row in rows if (stamp := from_text(row["timestamp"])) is not None]
     queues.oldest_pending_at = min(stamps, default=None)
-    queues.scheduled = sum((from_text(row["process_after"]) or 0) > now_ms for row in rows)
+    later = f"SELECT count(*) {pending} AND julianday(process_after) > julianday(?)"
+    queues.scheduled = _count(reader, later, to_text(now_ms))
     _count_due(reader, [_Open.of(row) for row in rows], now_ms, queues)
     running = "SELECT 1 FROM attempts WHERE outcome IS NULL LIMIT ?"
     queues.claimed = bool(table_rows(reader, "attempts", running, 1))
-    failed = f"FROM messages_in WHERE status = 'failed'{_not_closed(reader, 'id')}"
+    failed = failed_messages(closed=bool(reader.columns(CLOSED_TABLE)))
     queues.failed = _count(reader, f"SELECT count(*) {failed}")
     if queues.failed:
         row = reader.one(f"SELECT id, tries {failed} ORDER BY seq DESC LIMIT 1")
@@ -132,17 +135,12 @@ def _count_messages(reader: Reader, now_ms: int, queues: Queues) -> None:
 def _count_deliveries(reader: Reader, now_ms: int, queues: Queues) -> None:
     if not reader.columns("delivery_attempts"):
         return
-    scheduled = "(state = 'queued' AND coalesce(next_attempt_at, 0) > ?1)"
-    row = reader.one(
-        f"SELECT count(*) FILTER (WHERE NOT {scheduled}) AS n, count(*) FILTER (WHERE {scheduled}) AS later,"
-        f" min(first_at) FILTER (WHERE NOT {scheduled}) AS first FROM delivery_attempts WHERE state != 'dead'",
-        (now_ms,),
-    )
-    if row is not None:
-        queues.undelivered, queues.oldest_undelivered_at = row["n"], row["first"]
-        queues.scheduled_answers = row["later"]
+    answers = read_answers(reader, now_ms)
+    queues.undelivered = sum(one.count for one in answers)
+    queues.oldest_undelivered_at = min((one.oldest_at for one in answers if one.oldest_at is not None), default=None)
+    queues.scheduled_answers = sum(one.scheduled for one in answers)
     queues.retrying, queues.retrying_example = retrying_example(reader, now_ms)
-    buried = f"FROM delivery_attempts WHERE state = 'dead'{_not_closed(reader, 'message_out_id')}"
+    buried = dead_answers(closed=bool(reader.columns(CLOSED_TABLE)))
     queues.dead = _count(reader, f"SELECT count(*) {buried}")
     if queues.dead:
         dead = reader.one(
@@ -302,7 +300,7 @@ def _times(number: int) -> str:
 
 
 def _not_closed(reader: Reader, key: str) -> str:
-    return NOT_CLOSED.format(key=key) if reader.columns("dead_letters_closed") else ""
+    return NOT_CLOSED.format(key=key) if reader.columns(CLOSED_TABLE) else ""
 
 
 def history_of(reader: Reader, message_id: str) -> list[dict[str, Any]]:
@@ -311,8 +309,8 @@ def history_of(reader: Reader, message_id: str) -> list[dict[str, Any]]:
     return [history_row(row) for row in table_rows(reader, "message_history", history, message_id)]
 
 
-def _count(reader: Reader, sql: str) -> int:
-    row = reader.one(sql)
+def _count(reader: Reader, sql: str, *params: object) -> int:
+    row = reader.one(sql, params)
     return int(row[0]) if row is not None else 0
 
 

@@ -36,11 +36,11 @@ def unfinished_work(files: SessionFiles) -> list[str]:
     try:
         with files.inbound() as db:
             pending = db.one("SELECT count(*) AS n FROM messages_in WHERE status IN ('pending', 'paused')")
-            waiting = db.one("SELECT count(*) AS n FROM delivery_attempts WHERE state != 'dead'")
+            waiting = deliveries.count_open(db)
             if pending is not None and pending["n"]:
                 found.append(f"{pending['n']} messages are not finished")
-            if waiting is not None and waiting["n"]:
-                found.append(f"{waiting['n']} answers are not delivered")
+            if waiting:
+                found.append(f"{waiting} answers are not delivered")
             with files.outbound() as out:
                 if out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id)):
                     found.append("out/ holds answers that nobody has taken note of")

@@ -67,8 +67,7 @@ def reset(files: SessionFiles, operator: Operator, now: int, *, discard: bool) -
 
 
 def _refuse_losses(files: SessionFiles, db: Reader) -> None:
-    row = db.one("SELECT count(*) AS n FROM delivery_attempts WHERE state != 'dead' AND source = 'agent'")
-    waiting = int(row["n"]) if row is not None else 0
+    waiting = deliveries.count_open(db, of_agent=True)
     if waiting:
         raise ResetWouldLoseError(f"{waiting} answers in out/ are still to be delivered.")
     try:

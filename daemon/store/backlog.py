@@ -1,4 +1,4 @@
-"""SQL over one session's inbound.db: what waits in it, in numbers. Reads only; costs what is open, not what was."""
+"""SQL over one session's inbound.db: what waits in it, in numbers, for reports, metrics and the sweep alike. Reads only; costs what is open, not what was."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ _DESTINATIONS: Final = 1000
 _SEPARATOR: Final = "char(31)"  # between the parts of a destination (schema.rows.Address.key)
 _SCHEDULED: Final = "(state = 'queued' AND coalesce(next_attempt_at, 0) > ?1)"
 _DUE_AT: Final = "coalesce(julianday(process_after), julianday(timestamp))"
+_NOT_CLOSED: Final = " AND NOT EXISTS (SELECT 1 FROM dead_letters_closed c WHERE c.id = {})"
 _CLAIMED: Final = "EXISTS (SELECT 1 FROM attempts a WHERE a.message_id = m.id AND a.outcome IS NULL)"
 
 
@@ -48,29 +49,40 @@ def read_backlog(db: Reader, now: int) -> Backlog:
         {"now": to_text(now)},
     )
     claimed = db.one("SELECT count(*) AS n FROM attempts WHERE outcome IS NULL")
-    answers = db.all(
+    return Backlog(
+        waiting=int(waiting["n"]) if waiting is not None else 0,
+        oldest_at=_from_julian(waiting["oldest"]) if waiting is not None else None,
+        claimed=int(claimed["n"]) if claimed is not None else 0,
+        answers=read_answers(db, now),
+        dead=count_dead(db),
+    )
+
+
+def read_answers(db: Reader, now: int) -> tuple[Queued, ...]:
+    """Return the answers without a receipt by channel, at `now` (epoch milliseconds)."""
+    rows = db.all(
         f"SELECT substr(destination, 1, instr(destination, {_SEPARATOR}) - 1) AS channel,"
         f" count(*) FILTER (WHERE NOT {_SCHEDULED}) AS n, count(*) FILTER (WHERE {_SCHEDULED}) AS later,"
         f" min(first_at) FILTER (WHERE NOT {_SCHEDULED}) AS oldest"
         " FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying') GROUP BY channel LIMIT ?2",
         (now, _DESTINATIONS),
     )
-    return Backlog(
-        waiting=int(waiting["n"]) if waiting is not None else 0,
-        oldest_at=_from_julian(waiting["oldest"]) if waiting is not None else None,
-        claimed=int(claimed["n"]) if claimed is not None else 0,
-        answers=tuple(Queued(str(row["channel"]), row["n"], row["oldest"], row["later"]) for row in answers),
-        dead=count_dead(db),
-    )
+    return tuple(Queued(str(row["channel"]), row["n"], row["oldest"], row["later"]) for row in rows)
+
+
+def failed_messages(*, closed: bool = True) -> str:
+    """Return the FROM and WHERE of the messages that are open dead letters. `closed`: the file has dead_letters_closed."""
+    return "FROM messages_in WHERE status = 'failed'" + (_NOT_CLOSED.format("messages_in.id") if closed else "")
+
+
+def dead_answers(*, closed: bool = True) -> str:
+    """Return the FROM and WHERE of the answers that are open dead letters. `closed`: as above."""
+    return "FROM delivery_attempts WHERE state = 'dead'" + (_NOT_CLOSED.format("message_out_id") if closed else "")
 
 
 def count_dead(db: Reader) -> int:
     """Dead letters, in and out, that no operator has dealt with."""
-    closed = "EXISTS (SELECT 1 FROM dead_letters_closed c WHERE c.id = {})"
-    row = db.one(
-        f"SELECT (SELECT count(*) FROM delivery_attempts WHERE state = 'dead' AND NOT {closed.format('message_out_id')})"
-        f" + (SELECT count(*) FROM messages_in WHERE status = 'failed' AND NOT {closed.format('messages_in.id')}) AS n"
-    )
+    row = db.one(f"SELECT (SELECT count(*) {dead_answers()}) + (SELECT count(*) {failed_messages()}) AS n")
     return int(row["n"]) if row is not None else 0
 
 

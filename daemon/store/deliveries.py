@@ -112,9 +112,10 @@ def probing_destinations(db: Reader) -> frozenset[str]:
     return frozenset(row["destination"] for row in rows)
 
 
-def count_open(db: Reader) -> int:
-    """Rows that are neither delivered nor dead."""
-    row = db.one("SELECT count(*) AS n FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying')")
+def count_open(db: Reader, *, of_agent: bool = False) -> int:
+    """Return how many rows are neither delivered nor dead; `of_agent`: without the host's own."""
+    own = " AND source = 'agent'" if of_agent else ""
+    row = db.one(f"SELECT count(*) AS n FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying'){own}")
     return int(row["n"]) if row is not None else 0
 
 
