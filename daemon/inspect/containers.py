@@ -22,7 +22,7 @@ from daemon.inspect.central_reading import Key, live_containers, live_runtimes, 
 from daemon.logs.pipeline import configure
 from daemon.runtimes.agent_images import agent_images
 from daemon.runtimes.engine_identity import another_engine, is_witness
-from daemon.runtimes.process import ProcessRuntime
+from daemon.runtimes.factory import build_runtime
 from daemon.runtimes.protocol import ContainerRuntime
 from daemon.store.data_folder import Layout
 from daemon.store.install import Install, InstallFile, is_copied
@@ -150,7 +150,7 @@ async def _look(config: Config, install_id: str) -> RuntimeSeen:
 
 async def _processes_live(config: Config, install_id: str) -> bool:
     """Whether agents live as plain processes, also when a lost registry has no record of them."""
-    runtime = _processes(config, install_id)
+    runtime = _runtime(config, install_id, "process")
     try:
         return bool(await runtime.list_running())
     except RuntimeUnavailableError:
@@ -169,24 +169,8 @@ async def _output(config: Config, install_id: str, container_id: str, max_bytes:
         await runtime.aclose()
 
 
-def _runtime(config: Config, install_id: str) -> ContainerRuntime:
-    if config.runtime.kind == "process":
-        return _processes(config, install_id)
-    from daemon.runtimes.docker import DockerRuntime  # noqa: PLC0415 - a process-only install need not load docker-py
-    from daemon.runtimes.image_source import source_digest  # noqa: PLC0415
-
-    timeout_s = min(config.docker.timeout_s, PATIENCE_S)
-    return DockerRuntime(
-        install_id,
-        image=config.docker.image,
-        source_digest=source_digest(),
-        timeout_s=timeout_s,
-        base_url=config.docker.host or None,
-    )
-
-
-def _processes(config: Config, install_id: str) -> ProcessRuntime:
-    return ProcessRuntime(install_id, Layout(config.data_dir).run_dir / "process", clock=SystemClock())
+def _runtime(config: Config, install_id: str, kind: str | None = None) -> ContainerRuntime:
+    return build_runtime(config, Layout(config.data_dir), install_id, SystemClock(), kind, patience_s=PATIENCE_S)
 
 
 def _images_seen(config: Config) -> RuntimeSeen:

@@ -10,14 +10,14 @@ from pathlib import Path
 from daemon.config.models import Agent, Config
 from daemon.core.clock import Clock
 from daemon.core.errors import DataFolderError, UnknownAgentError
-from daemon.runtimes.image_build import source_digest
+from daemon.runtimes.image_source import source_digest
 from daemon.runtimes.process import ProcessRuntime
 from daemon.runtimes.protocol import ContainerRuntime, ContainerSpec, Limits
 from daemon.runtimes.spec import build_spec
 from daemon.runtimes.users import container_uid_gid
 from daemon.runtimes.workspace import ensure_workspace
 from daemon.store import destinations
-from daemon.store.data_folder import DataFolder
+from daemon.store.data_folder import DataFolder, Layout
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.ids import session_path
@@ -26,15 +26,25 @@ from schema.rows import RunnerSettings
 
 
 def build_runtime(
-    config: Config, folder: DataFolder, install_id: str, clock: Clock, kind: str | None = None
+    config: Config,
+    folder: Layout,
+    install_id: str,
+    clock: Clock,
+    kind: str | None = None,
+    *,
+    patience_s: float | None = None,
 ) -> ContainerRuntime:
-    """Build the runtime that [runtime] kind names, or that of another `kind`, to ask what still runs there."""
+    """Build the runtime that [runtime] kind names, or that of another `kind`, to ask what still runs there.
+
+    `patience_s`: wait no longer than that for an answer, whatever the configuration says.
+    """
     if (kind or config.runtime.kind) == "process":
         return ProcessRuntime(install_id, folder.run_dir / "process", clock=clock)
     from daemon.runtimes.docker import DockerRuntime  # noqa: PLC0415 - a process-only install need not load docker-py
 
+    timeout_s = min(config.docker.timeout_s, patience_s or config.docker.timeout_s)
     return DockerRuntime(
-        install_id, image=config.docker.image, source_digest=source_digest(), timeout_s=config.docker.timeout_s,
+        install_id, image=config.docker.image, source_digest=source_digest(), timeout_s=timeout_s,
         base_url=config.docker.host or None,
     )  # fmt: skip
 
