@@ -89,7 +89,9 @@ def stale(
 
 def _sweep(invocation: Invocation, scope: Scope, reason: str | None, *, apply: bool, canary_s: float | None) -> Outcome:
     from daemon.cli.executor import executor  # noqa: PLC0415
-    from daemon.inspect.central_reading import idle_sessions  # noqa: PLC0415
+    from daemon.config.policies import read_limits  # noqa: PLC0415
+    from daemon.inspect.central_reading import read_central  # noqa: PLC0415
+    from daemon.inspect.idle_check import IdleSessions  # noqa: PLC0415
     from daemon.maintenance.stale_drive import Drive  # noqa: PLC0415
     from daemon.store.dead_letters import Operator  # noqa: PLC0415
 
@@ -98,8 +100,10 @@ def _sweep(invocation: Invocation, scope: Scope, reason: str | None, *, apply: b
 
     error: ClawbusError | None = None
     with executor(invocation, changes=apply) as access:
-        idle = idle_sessions(invocation.config.data_dir, SystemClock().now_ms())
-        drive = Drive(access, scope, tell, apply=apply, idle=idle)
+        config = invocation.config
+        central = read_central(config.data_dir)
+        idle = IdleSessions(config.data_dir, central, read_limits(config), SystemClock().now_ms())
+        drive = Drive(access, scope, tell, apply=apply, is_idle=idle.covers)
         try:
             drive.run(Operator(user(), reason), canary_s=canary_s)
         except ClawbusError as refusal:

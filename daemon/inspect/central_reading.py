@@ -48,6 +48,12 @@ class CentralSeen:
         """Every session that is known from anywhere."""
         return [*self.sessions, *self.folders]
 
+    def knows_nothing_of(self, key: Key) -> bool:
+        """Whether the session is registered, and no work, schedule, trouble or container of it is on record."""
+        row = self.sessions.get(key)
+        asks = ("active", "next_due_at", "quarantined_at", "spawn_failures", "dead_letters")
+        return row is not None and key not in self.live and not any(row.get(name) for name in asks)
+
 
 def read_central(data_dir: Path) -> CentralSeen:
     """All of it that forensics needs at once. Raises DataFolderError when there is no data folder, and SchemaTooNewError."""

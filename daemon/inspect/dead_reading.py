@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from daemon.inspect.content import decode, preview
 from daemon.inspect.explain import next_step
 from daemon.inspect.row_values import place, values_of
-from daemon.inspect.session_reading import CONTENT, NOT_CLOSED, history_of, open_inbound, table_rows
+from daemon.inspect.session_reading import CONTENT, NOT_CLOSED, history_of, holds_nothing_open, open_inbound, table_rows
 from daemon.store.dead_letters import CLOSED_TABLE
 from schema.connect import Reader, ReadLimits
 from schema.errors import ClawbusError
@@ -46,6 +46,8 @@ def read_dead_letters(folder: SessionFolder, wanted: Wanted) -> tuple[list[dict[
     of arrival; newest first is by `at`, when it was given up. Raises ClawbusError when the file cannot be read.
     """
     with open_inbound(folder) as reader:
+        if holds_nothing_open(reader):
+            return [], 0
         closed = bool(reader.columns(CLOSED_TABLE))
         failed = _open_rows(reader, "messages_in", "id", "status = 'failed'", closed, wanted)
         dead = _open_rows(reader, "delivery_attempts", "message_out_id", "state = 'dead'", closed, wanted)

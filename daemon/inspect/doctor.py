@@ -31,12 +31,12 @@ from daemon.inspect.central_reading import (
     CentralSeen,
     Key,
     folder_of,
-    idle_sessions,
     incarnations_of,
     read_central,
     without_registry,
 )
 from daemon.inspect.containers import RuntimeSeen, context_of, install_id_of, look_at_runtime
+from daemon.inspect.idle_check import IdleSessions
 from daemon.inspect.lock_owners import container_processes, foreign_holders
 from daemon.inspect.open_files import access_repair, limits_of, machine_files, mount_of, open_files_used_up
 from daemon.inspect.reading import read_suspect_runs
@@ -144,15 +144,15 @@ class Doctor:
         keys += [key for key in _strays_only(listing, central) if only in (None, key)]
         if only is not None and not keys:
             raise UnknownSessionError(f"there is no session {'/'.join(only)}.")
-        idle = self._idle(central, listing, {*failing, *near}) if only is None else frozenset[Key]()
+        idle = self._idle(central, listing, now, {*failing, *near, *([only] if only is not None else ())})
         if first is not None:
             again = _passing(first)
             keys = [key for key in keys if key in again]
         for key in keys:
-            if key not in idle and self._clock.monotonic() > deadline:
+            if not idle.is_recorded(key) and self._clock.monotonic() > deadline:
                 continue
             found.sessions += 1
-            if key in idle:
+            if idle.covers(key):
                 continue
             by_daemon = SessionFacts(*key, failing=failing.get(key, ()), near_limit=near.get(key))
             told, clock, runs = self._session(key, host, central, listing, by_daemon)
@@ -164,12 +164,9 @@ class Doctor:
         found.host = host
         return found
 
-    def _idle(self, central: CentralSeen, listing: RuntimeSeen, troubled: set[Key]) -> frozenset[Key]:
-        """Return the sessions of which neither their files, which did not change, nor anybody else has anything to tell."""
-        if central.missing or central.error is not None:
-            return frozenset()
+    def _idle(self, central: CentralSeen, listing: RuntimeSeen, now: int, asked: set[Key]) -> IdleSessions:
         with_container = {(one.agent, one.session) for one in listing.containers or ()}
-        return idle_sessions(self._config.data_dir, self._clock.now_ms()) - with_container - troubled
+        return IdleSessions(self._config.data_dir, central, read_limits(self._config), now, with_container | asked)
 
     def _session(
         self, key: Key, host: HostFacts, central: CentralSeen, listing: RuntimeSeen, by_daemon: SessionFacts

@@ -38,7 +38,7 @@ _NEWEST_ANSWERS: Final = 2000
 _KEPT_ANSWERS: Final = 1000  # of one message
 _CHARACTERS: Final = 16 * 1024**2
 _CONTENT: Final = "substr(content, 1, 8192) AS content"
-_ENDINGS: Final = ("completed", "failed", "cancelled", "retry_scheduled", "released", "deferred", "migrated")
+ENDINGS: Final = ("completed", "failed", "cancelled", "retry_scheduled", "released", "deferred", "migrated")
 
 
 @dataclass(slots=True)
@@ -163,9 +163,9 @@ def read_host_rows(reader: Reader, rows: Iterable[sqlite3.Row], host: HostRows) 
             host.attempts.setdefault(row["message_id"], []).append(dict(row))
         history = (
             f"SELECT * FROM message_history WHERE message_id IN ({marks(chunk)})"
-            f" AND event IN ({marks(_ENDINGS)}) ORDER BY id"
+            f" AND event IN ({marks(ENDINGS)}) ORDER BY id"
         )
-        for row in table_rows(reader, "message_history", history, *chunk, *_ENDINGS):
+        for row in table_rows(reader, "message_history", history, *chunk, *ENDINGS):
             ending = _ending(row)
             if ending is not None:
                 host.endings.setdefault(row["message_id"], []).append((row["incarnation"], ending))
@@ -225,11 +225,11 @@ def _read_box(
                 f"{SchemaTooNewError.code}: outbound.db has schema version {row[0]}; a runner of this clawbus knows {VERSION}."
             )
         found.tool = outbound.tool_in_flight(reader)
-        found.news = _any_news(inbound, reader)
+        found.news = any_news(inbound, reader)
         return BoxRows(read_acks(reader, ids), answers_to(reader, frozenset(ids)))
 
 
-def _any_news(inbound: Reader, reader: Reader) -> bool:
+def any_news(inbound: Reader, reader: Reader) -> bool:
     """Whether outbound.db has rows that the host has taken no note of."""
     cursor = _cursor(inbound)
     seen = cursor[0] if cursor is not None and cursor[1] in ("", reader.file_id) else 0

@@ -36,7 +36,7 @@ from schema.rows import DeliveryState
 
 CENTRAL_DB: Final = "central.db"
 MAX_SESSIONS: Final = 20_000
-_BUDGET_S: Final = 3.0  # for looking into sessions; a status that comes late is no status
+_BUDGET_S: Final = 6.0  # for looking into sessions; a status that comes late is no status
 _ATTENTION: Final = 50
 
 

@@ -14,14 +14,15 @@ from daemon.config.policies import read_limits
 from daemon.core.clock import Clock
 from daemon.core.errors import UnknownMessageError, UnknownSessionError
 from daemon.core.run_evidence import RunRead, RuntimeContext
-from daemon.inspect.central_reading import CentralSeen, Key, folder_of, idle_sessions, incarnations_of, read_central
+from daemon.inspect.central_reading import CentralSeen, Key, folder_of, incarnations_of, read_central
 from daemon.inspect.containers import RuntimeSeen, context_of, install_id_of, look_at_runtime
 from daemon.inspect.doctor import LookAtRuntime
 from daemon.inspect.finding import sessions_with, the_only
+from daemon.inspect.idle_check import IdleSessions
 from daemon.inspect.reading import RunsRead, read_newest_runs, read_runs_of
 from schema.layout import SessionFolder
 
-BUDGET_S: Final = 10.0
+BUDGET_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +68,18 @@ class Runs:
         """
         deadline = self._clock.monotonic() + BUDGET_S
         keys = self._keys(query.session)
-        if query.stale and query.session is None:  # in an idle session every run is finished, and its sources agree
-            idle = idle_sessions(self._config.data_dir, self._clock.now_ms()) - self._with_container()
-            keys = [key for key in keys if key not in idle]
+        # A stale run can only be in a session that is not idle; any other run may be in all of them.
+        idle = self._idle() if query.stale and query.session is None else None
         matching: list[tuple[Key, RunRead]] = []
         errors: list[dict[str, Any]] = []
         examined = 0
         for key in keys:
-            if self._clock.monotonic() > deadline:
-                break
+            recorded = idle is not None and idle.is_recorded(key)
+            if not recorded and self._clock.monotonic() > deadline:
+                continue
             examined += 1
+            if idle is not None and idle.covers(key):
+                continue
             folder = folder_of(self._config.data_dir, key)
             # A status may match few of the newest messages: more of them are looked at then.
             depth = query.limit if query.status is None and not query.stale else max(query.limit, 1000)
@@ -130,8 +133,10 @@ class Runs:
     def _context(self, key: Key, incarnations: Mapping[str, Mapping[str, Any]]) -> RuntimeContext:
         return context_of(self.listing, key, incarnations, self._clock.now_ms(), synced=self._synced)
 
-    def _with_container(self) -> frozenset[Key]:
-        return frozenset((one.agent, one.session) for one in self.listing.containers or ())
+    def _idle(self) -> IdleSessions:
+        with_container = {(one.agent, one.session) for one in self.listing.containers or ()}
+        config = self._config
+        return IdleSessions(config.data_dir, self._central, read_limits(config), self._clock.now_ms(), with_container)
 
 
 def summary(key: Key, run: RunRead) -> dict[str, Any]:

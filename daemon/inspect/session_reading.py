@@ -30,6 +30,16 @@ CONTENT: Final = "substr(content, 1, 65536) AS content"
 _OLDEST: Final = 500  # rows looked at for the oldest age; ordered by seq, so the oldest is among the first
 # A condition on `key`: no operator has dealt with this dead letter. Only where the table is there.
 NOT_CLOSED: Final = " AND {key} NOT IN (SELECT id FROM dead_letters_closed)"
+_NO_OPERATOR: Final = "NOT EXISTS (SELECT 1 FROM dead_letters_closed AS c WHERE c.id = {})"
+# Whether anything waits, is under way or is an open dead letter. What is finished costs nothing: indexes answer it, and a
+# table of what is open or dead. A file of an older shape cannot answer it.
+UNFINISHED: Final = (
+    "SELECT EXISTS (SELECT 1 FROM messages_in WHERE status = 'pending')"
+    " OR EXISTS (SELECT 1 FROM attempts WHERE outcome IS NULL)"
+    " OR EXISTS (SELECT 1 FROM delivery_attempts WHERE state != 'dead')"
+    f" OR EXISTS (SELECT 1 FROM delivery_attempts AS d WHERE state = 'dead' AND {_NO_OPERATOR.format('d.message_out_id')})"
+    f" OR EXISTS (SELECT 1 FROM messages_in AS m WHERE status = 'failed' AND {_NO_OPERATOR.format('m.id')})"
+)
 _T = TypeVar("_T")
 
 
@@ -83,11 +93,22 @@ def read_queues(folder: SessionFolder, now_ms: int) -> Queues:
     queues = Queues()
     try:
         with open_inbound(folder) as reader:
+            if holds_nothing_open(reader):
+                return queues
             _count_messages(reader, now_ms, queues)
             _count_deliveries(reader, now_ms, queues)
     except ClawbusError as error:
         queues.error = f"{error.code}: {error}"
     return queues
+
+
+def holds_nothing_open(reader: Reader) -> bool:
+    """Whether nothing waits, is under way or is an open dead letter. Of a file of an older shape that is not known: False."""
+    try:
+        row = reader.one(UNFINISHED)
+    except ClawbusError:  # the questions that allow for older shapes say what is wrong
+        return False
+    return row is not None and not row[0]
 
 
 def open_inbound(folder: SessionFolder) -> Reader:

@@ -63,20 +63,30 @@ class Report:
         return {name: getattr(self, name) for name in Report.__dataclass_fields__}
 
 
+def _never(_: Key) -> bool:
+    return False
+
+
 class Drive:
     """One sweep. `report` is complete after `run` and as far as it came when that raises. `tell` gets each step.
 
-    `idle` names sessions that were read before and have not changed since: no run in them is stale.
+    No run is stale in a session that `is_idle`.
     """
 
     def __init__(
-        self, access: StaleAccess, scope: Scope, tell: Tell, *, apply: bool, idle: frozenset[Key] = frozenset()
+        self,
+        access: StaleAccess,
+        scope: Scope,
+        tell: Tell,
+        *,
+        apply: bool,
+        is_idle: Callable[[Key], bool] = _never,
     ) -> None:
         check_scope(scope, apply=apply)
         self._access = access
         self._scope = scope
         self._tell = tell
-        self._idle = idle if scope.session is None else frozenset[Key]()
+        self._is_idle = is_idle if scope.session is None else _never
         self.report = Report(apply, access.source)
 
     def run(self, operator: Operator, *, canary_s: float | None) -> Report:
@@ -107,7 +117,7 @@ class Drive:
         keys = in_scope(self._scope, self._access.sessions())
         found: dict[Key, list[str]] = {}
         for key in keys:
-            if key in self._idle:
+            if self._is_idle(key):
                 continue
             try:
                 seen = self._access.execute(self._verb(PreviewStale, key))

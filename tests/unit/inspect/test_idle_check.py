@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from daemon.core.run_evidence import RuntimeContext
 from daemon.inspect.idle_check import is_idle
+from daemon.inspect.reading import read_newest_runs
 from schema.connect import ReadLimits
 from tests.support.forensic_world import AGENT, ForensicWorld
 from tests.support.idle_sessions import finished
@@ -100,6 +102,49 @@ ODD: dict[str, Change] = {
 def test_it_is_not_idle_with(session: SessionWorld, change: str) -> None:
     ODD[change](session)
     assert not idle(session)
+
+
+def unack(session: SessionWorld) -> None:
+    session.unclaim("m0")
+
+
+def ack_twice(session: SessionWorld) -> None:
+    """As a runner's file without the contract's key may say it."""
+    with session.runner() as db, db.transaction():
+        db.execute("ALTER TABLE processing_ack RENAME TO old")
+        db.execute("CREATE TABLE processing_ack(message_id TEXT, status TEXT, status_changed TEXT, incarnation TEXT)")
+        db.execute("INSERT INTO processing_ack SELECT message_id, status, status_changed, incarnation FROM old")
+        db.execute("INSERT INTO processing_ack SELECT message_id, 'failed', status_changed, incarnation FROM old")
+
+
+TOLD: dict[str, Change] = {
+    "by one run, as all sources say": sql(),
+    "by an attempt that failed": sql("UPDATE attempts SET outcome = 'failed'"),
+    "by an attempt that was given back": sql("UPDATE attempts SET outcome = 'released'"),
+    "by no attempt": sql("DELETE FROM attempts"),
+    "by two attempts": sql("INSERT INTO attempts VALUES ('m0', 'I9', 2, 3, 'orphaned')"),
+    "by a later attempt that failed": sql(f"INSERT INTO attempts VALUES ('m0', 'I9', {NOW + 1}, {NOW + 2}, 'failed')"),
+    "in the history of another run": sql("UPDATE message_history SET incarnation = 'I9' WHERE event = 'completed'"),
+    "in the history of no run": sql("UPDATE message_history SET incarnation = NULL WHERE event = 'completed'"),
+    "beside a failure": sql("INSERT INTO message_history(message_id, event, incarnation, at) VALUES ('m0', 'failed', 'I0', 1)"),
+    "after a try": sql("INSERT INTO message_history(message_id, event, at) VALUES ('m0', 'retry_scheduled', 1)"),
+    "by migration": sql("UPDATE message_history SET event = 'migrated', detail = '{\"status\":\"completed\"}' WHERE event = 'completed'"),
+    "with an ack of another run": lambda session: session.ack("completed", "m0", by="I9"),
+    "with an ack of nobody": lambda session: session.ack("completed", "m0", by=None),
+    "with an ack that is void": sql("UPDATE messages_in SET void_ack = (SELECT timestamp FROM messages_in)"),
+    "with a claim": ack("processing"),
+    "with two acks": ack_twice,
+    "without an ack": unack,
+    "as cancelled": sql("UPDATE messages_in SET status = 'cancelled'", "UPDATE message_history SET event = 'cancelled' WHERE event = 'completed'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", TOLD)
+def test_what_is_finished_is_judged_as_the_list_of_stale_runs_judges_it(session: SessionWorld, how: str) -> None:
+    TOLD[how](session)
+    read = read_newest_runs(session.files.folder, 1000, RuntimeContext(NOW, synced=False), ReadLimits())
+    assert (read.errors, read.news) == ([], False)
+    assert idle(session) is not any(run.verdict.stale for run in read.runs)
 
 
 @pytest.mark.parametrize(
