@@ -11,6 +11,8 @@ import math
 import re
 from typing import Final, cast
 
+from schema.ids import is_message_id
+
 MAX_DEPTH: Final = 100
 _HALF: Final = re.compile("[\ud800-\udfff]")
 _MAY_BE_TOO_LARGE: Final = re.compile(r"[0-9][eE]\+?[0-9]{2}|[0-9]{300}")
@@ -80,6 +82,17 @@ def without_halves(text: str) -> str:
 def encode(value: object) -> str:
     """Compact JSON. Raises ValueError for what `sendable` would refuse."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def answered_ids(content: object) -> tuple[str, ...]:
+    """Return the ids of the further messages that a content (parsed JSON) says it answers: {"answers": [...]}.
+
+    Anything there that cannot be a message's id is left out.
+    """
+    listed = cast("dict[str, object]", content).get("answers") if isinstance(content, dict) else None
+    if not isinstance(listed, list):
+        return ()
+    return tuple(cast("str", one) for one in cast("list[object]", listed) if is_message_id(one))
 
 
 def _number(value: float) -> float:

@@ -27,7 +27,7 @@ from daemon.store.data_folder import Layout
 from daemon.store.mailbox import MAX_ANSWERS, MAX_NAME, Mailbox, MailboxEntry, NewEntry, is_mailbox_name
 from schema.errors import ClawbusError
 from schema.handles import once_more
-from schema.ids import is_message_id
+from schema.json_text import answered_ids
 
 _HERE_S: Final = 2.0  # a thread waits no longer for another one's commit: it holds a session meanwhile
 
@@ -212,18 +212,11 @@ def _new_entry(message: Outgoing, now_ms: int) -> NewEntry:
 
 
 def _answers(content: str) -> tuple[str, ...]:
-    """Return the ids in the content's "answers", without whatever is not an id."""
+    """Return the ids in the content's "answers", as far as a mailbox takes them."""
     try:
-        parsed: object = json.loads(content)
+        return answered_ids(json.loads(content))[:MAX_ANSWERS]
     except (ValueError, RecursionError) as error:
         raise PermanentDeliveryError(f"the content is not JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        return ()
-    answers = cast("dict[str, object]", parsed).get("answers")
-    if not isinstance(answers, list):
-        return ()
-    found = (one for one in cast("list[object]", answers)[:MAX_ANSWERS] if is_message_id(one))
-    return tuple(cast("str", one) for one in found)
 
 
 class _Bells:

@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any, Final, cast
 
+from schema import json_text
+
 _TEXT_KEYS: Final = ("text", "markdown", "message", "body")
 
 
@@ -49,12 +51,8 @@ def error_of(content: str) -> str | None:
 
 
 def answered_ids(content: str) -> frozenset[str]:
-    """Ids of further messages that this answers ("answers": [...]), besides the one it is in reply to."""
-    value = decode(content)
-    listed = cast("dict[str, Any]", value).get("answers") if isinstance(value, dict) else None
-    if not isinstance(listed, list):
-        return frozenset()
-    return frozenset(one for one in cast("list[object]", listed) if isinstance(one, str))
+    """Return the ids of further messages that this answers, besides the one it is in reply to."""
+    return frozenset(json_text.answered_ids(decode(content)))
 
 
 def preview(content: str, width: int = 200) -> str:
