@@ -307,7 +307,10 @@ def settled_detail(action: Settle) -> dict[str, str] | None:
 
 
 def record_outcomes(files: SessionFiles, outcomes: Sequence[Outcome], means: Means, now: int) -> list[Bury]:
-    """Receipts, retries and dead letters of sends, in one transaction. The dead letters are returned for the log."""
+    """Receipts, retries and dead letters of sends, in one transaction. The dead letters are returned for the log.
+
+    Recording the same outcomes again changes nothing: a commit that was reported as failed may have reached the file.
+    """
     buried: list[Bury] = []
     taken: dict[str, str] = {}
     with files.inbound() as db, db.transaction():
@@ -320,7 +323,8 @@ def record_outcomes(files: SessionFiles, outcomes: Sequence[Outcome], means: Mea
                 if dead:
                     buried.append(dead)
             elif outcome.not_wanted:
-                deliveries.not_wanted(db, candidate.row.id, now)
+                if deliveries.state_of(db, candidate.row.id) is not None:
+                    deliveries.not_wanted(db, candidate.row.id, now)
             else:
                 deliveries.delivered(db, candidate.row.id, outcome.platform_message_id, now)
                 taken[outcome.send.address.key] = candidate.row.id
@@ -340,6 +344,9 @@ def _expire_dead(db: Writer, limit: int, now: int) -> None:
 def _failed(db: Writer, outcome: Outcome, means: Means, now: int) -> Bury | None:
     send = outcome.send
     code, error = outcome.error_code or "DELIVERY_TRANSIENT", outcome.error or ""
+    state = deliveries.state_of(db, send.candidate.row.id)
+    if state != "intended":  # recorded already, or an operator has dropped it meanwhile
+        return Bury(send.candidate, code, error, send.address) if state == "dead" else None
     attempts = send.candidate.attempts + 1
     first_at = send.candidate.first_at or now
     if outcome.permanent or now - first_at > means.config.retry_for_s * 1000:

@@ -202,6 +202,12 @@ def intend(db: Writer, message_out_id: str, destination: str) -> None:
     )
 
 
+def state_of(db: Reader, message_out_id: str) -> str | None:
+    """Return the state of a tracked row; None when it is not open any more."""
+    row = db.one("SELECT state FROM delivery_attempts WHERE message_out_id = ?", (message_out_id,))
+    return str(row["state"]) if row is not None else None
+
+
 def unsend(db: Writer, message_out_id: str) -> None:
     """Put a row back into its queue: the intended attempt did not begin."""
     db.execute(

@@ -106,6 +106,22 @@ def test_a_row_is_intended_with_the_cursor_before_it_is_sent_and_then_has_a_rece
     check_session(world.root, at_rest=True)
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"permanent": True}, {"in_doubt": True}, {"error": None, "error_code": None, "not_wanted": True}]
+)
+def test_an_outcome_that_is_recorded_twice_counts_once(world: SessionWorld, fields: dict[str, Any]) -> None:
+    """Whoever records an outcome repeats it when its commit was reported as failed, and that may have been wrong."""
+    world.say("o1", in_reply_to="m1")
+    (send,) = look(world).sends
+    outcomes = [failed(send, **fields)]
+    first = record_outcomes(world.files, outcomes, MEANS, world.now)
+    recorded = dump(world)
+    again = record_outcomes(world.files, outcomes, MEANS, world.now)
+    assert dump(world) == recorded
+    assert [one.candidate for one in again] == [one.candidate for one in first]
+    check_session(world.root)
+
+
 @pytest.fixture
 def commit_fails_afterwards(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Let the next commit reach the file and be reported as failed, as when the sync of the folder fails."""
