@@ -1,4 +1,4 @@
-"""The engine's events as log lines, under the names that docs/operating.md lists."""
+"""The engine's events as log lines, under the names that docs/log-events.md lists."""
 
 from __future__ import annotations
 

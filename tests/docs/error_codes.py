@@ -1,4 +1,4 @@
-"""The table of error codes in docs/operating.md, made from the classes. `python -m tests.docs.error_codes` rewrites it."""
+"""The table of error codes in docs/error-codes.md, made from the classes. `python -m tests.docs.error_codes` rewrites it."""
 
 import importlib
 import inspect
@@ -14,7 +14,7 @@ import daemon
 import schema
 from schema.errors import ClawbusError
 
-PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "operating.md"
+PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "error-codes.md"
 BEGIN: Final = "<!-- error-codes -->\n"
 END: Final = "<!-- /error-codes -->"
 

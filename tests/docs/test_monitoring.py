@@ -16,7 +16,7 @@ from tests.support.house_kit import HouseKit
 from tests.support.monitored import Scraped, monitored
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PAGE: Final = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+PAGE: Final = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
 ALERTS: Final = ROOT / "deploy" / "prometheus" / "alerts.yml"
 DASHBOARD: Final = json.loads((ROOT / "deploy" / "grafana" / "clawbus.json").read_text(encoding="utf-8"))
 EVERYBODYS: Final = {"instance", "job", "le"}  # Prometheus's own labels
@@ -98,7 +98,7 @@ def test_every_alert_has_a_runbook_and_no_runbook_lacks_its_alert() -> None:
     told = re.findall(r"^### (\w+)$", part, re.MULTILINE)
     assert told == [rule["alert"] for rule in rules()]
     for rule in rules():
-        assert rule["annotations"]["runbook"] == f"docs/operating.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook"] == f"docs/monitoring.md#{rule['alert'].lower()}"
         assert {"summary", "description"} <= rule["annotations"].keys()
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}
 

@@ -18,7 +18,21 @@ from daemon.cli.main import command_tree
 from daemon.config.models import load_config
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PAGES: Final = ("README.md", "docs/install.md", "docs/operating.md")
+PAGES: Final = (
+    "README.md",
+    "docs/install.md",
+    "docs/operating.md",
+    "docs/findings.md",
+    "docs/reference.md",
+    "docs/backup.md",
+    "docs/monitoring.md",
+    "docs/log-events.md",
+)
+LINKED: Final = (
+    "README.md",
+    "ARCHITECTURE.md",
+    *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md"))),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +137,20 @@ def test_every_make_target_is_one() -> None:
     assert {"demo", "test", "clawbus"} <= named <= make_targets()
 
 
-@pytest.mark.parametrize("page", PAGES)
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", LINKED)
 def test_every_link_leads_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text)]
-    missing = [
-        target for target in targets if target and "://" not in target and not ((ROOT / page).parent / target).exists()
-    ]
+    missing: list[str] = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        if "://" not in link and not (target.exists() and (not anchor or anchor in anchors(target))):
+            missing.append(link)
     assert missing == []
 
 

@@ -1,4 +1,4 @@
-"""Every code that `doctor` can print: docs/operating.md has a row of it, and here is who tries that its repair ends it.
+"""Every code that `doctor` can print: docs/findings.md has a row of it, and here is who tries that its repair ends it.
 
 A new code without a row here fails. UNTRIED names the codes whose repair nobody runs yet.
 """
@@ -92,8 +92,8 @@ def test_each_row_names_a_test_that_speaks_of_the_code() -> None:
 
 
 def test_the_operator_s_page_has_a_row_of_each_code() -> None:
-    page = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
-    table = page.partition("### What the doctor finds")[2].partition("### A night")[0]
+    page = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
+    table = page.partition("## Codes")[2].partition("## The order of truth")[0]
     told = [
         code
         for cell in re.findall(r"^\| (`[^|]*`) \|", table, flags=re.MULTILINE)
