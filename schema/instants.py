@@ -18,6 +18,11 @@ def to_text(epoch_ms: int) -> str:
     return moment.isoformat(timespec="milliseconds") + "Z"
 
 
+def file_stamp(epoch_ms: int) -> str:
+    """Return `20261121T022032Z` for epoch milliseconds: a whole second, for names of files that are put aside."""
+    return (_EPOCH + epoch_ms * _MS).strftime("%Y%m%dT%H%M%SZ")
+
+
 def from_text(text: object) -> int | None:
     """Epoch milliseconds of a text instant, or None if it is no instant.
 

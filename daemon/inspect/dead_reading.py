@@ -6,16 +6,23 @@ no dead_letters_closed, and then nothing is closed.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from daemon.inspect.content import decode, preview
 from daemon.inspect.explain import next_step
 from daemon.inspect.row_values import place, values_of
-from daemon.inspect.session_reading import CONTENT, NOT_CLOSED, history_of, holds_nothing_open, open_inbound, table_rows
+from daemon.inspect.session_reading import (
+    CONTENT,
+    NOT_CLOSED,
+    history_of,
+    history_row,
+    holds_nothing_open,
+    open_inbound,
+    table_rows,
+)
 from daemon.store.dead_letters import CLOSED_TABLE
 from schema.connect import Reader, ReadLimits
 from schema.errors import ClawbusError
@@ -160,13 +167,7 @@ def _dead(reader: Reader, row: sqlite3.Row) -> dict[str, Any]:
 def _last(reader: Reader, message_id: str, name: str) -> dict[str, Any]:
     sql = "SELECT * FROM message_history WHERE message_id = ? AND event = ? ORDER BY id DESC LIMIT 1"
     rows = table_rows(reader, "message_history", sql, message_id, name)
-    if not rows:
-        return {}
-    try:
-        detail = cast("object", json.loads(rows[0]["detail"] or "{}"))
-    except (ValueError, TypeError, RecursionError):
-        detail = {}
-    return {"at": rows[0]["at"], "detail": detail if isinstance(detail, dict) else {}}
+    return history_row(rows[0]) if rows else {}
 
 
 def _host_row(reader: Reader, letter_id: str) -> dict[str, Any] | None:

@@ -6,11 +6,10 @@ Inside the daemon this runs under the session's lock (`Session.call`); see daemo
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from daemon.core.run_evidence import BoxRows, HostRows, MessageSeen, RunRead, RuntimeContext, runs_of
 from daemon.core.run_state import (
@@ -20,7 +19,7 @@ from daemon.core.run_state import (
     outcome_of,
 )
 from daemon.inspect.content import answered_ids, error_of, preview
-from daemon.inspect.session_reading import open_inbound, table_rows
+from daemon.inspect.session_reading import history_row, open_inbound, table_rows
 from daemon.store import outbound
 from daemon.store.messages import chunks, marks
 from schema.connect import Reader, ReadLimits
@@ -195,11 +194,7 @@ def _status(value: object) -> MessageStatus:
 
 
 def _ending(row: sqlite3.Row) -> Ending | None:
-    try:
-        detail = cast("object", json.loads(row["detail"] or "{}"))
-    except (ValueError, TypeError, RecursionError):
-        detail = {}
-    fields = cast("dict[str, Any]", detail) if isinstance(detail, dict) else {}
+    fields = history_row(row)["detail"]
     name = {"retry_scheduled": "orphaned", "migrated": str(fields.get("status"))}.get(row["event"], row["event"])
     status = outcome_of(name)
     if status is None:

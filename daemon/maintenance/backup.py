@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +22,7 @@ from daemon.core.repair_errors import (
 )
 from schema.connect import Reader, copy_database, open_reader, open_still_reader, overwrite_database
 from schema.errors import ClawbusError, FileBusyError
+from schema.instants import file_stamp
 from schema.lockfree import Patience, copy_unlocked, uses_wal
 
 SUFFIX: Final = ".sqlite"
@@ -95,7 +95,7 @@ def back_up(
     The copy and the source's row counts are taken under one read transaction, so a file in use is copied at one instant.
     `unlocked`: of another program's DELETE-mode file, whose commits a lock of ours would fail. Raises BackupFailedError or BackupNotVerifiedError; then there is no new file, and the source is as it was.
     """
-    partial, final = _reserve(folder or source.parent, f"{source.name}.{purpose}-{_stamp(now_ms)}")
+    partial, final = _reserve(folder or source.parent, f"{source.name}.{purpose}-{file_stamp(now_ms)}")
     return Backup(
         final,
         source,
@@ -317,10 +317,6 @@ def _difference(wanted: Contents, found: Contents) -> str:
     if wanted.broken_references != found.broken_references:
         return f"{found.broken_references} broken references instead of {wanted.broken_references}"
     return "its schema"
-
-
-def _stamp(now_ms: int) -> str:
-    return datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
 
 
 def _silent(_step: str, _done: int, _total: int) -> None:

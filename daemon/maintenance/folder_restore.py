@@ -10,7 +10,6 @@ import json
 import os
 import stat
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, cast
 
@@ -22,6 +21,7 @@ from daemon.store.data_folder import INSTALL_NAME, INSTALL_RECORD, Layout
 from daemon.store.install import mark_restored
 from daemon.store.mailbox import raise_cursors
 from schema.errors import ClawbusError, SchemaTooNewError
+from schema.instants import file_stamp
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 
 _DATABASES: Final = ("central.db", "mailbox.db", INBOUND_DB)
@@ -82,7 +82,7 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
             hint="Name another folder with --data, or move what is there aside with --replace.",
         )
     fresh = data_dir.with_name(f"{data_dir.name}.restoring")
-    before = data_dir.with_name(f"{data_dir.name}.before-restore-{_stamp(now_ms)}") if data_dir.exists() else None
+    before = data_dir.with_name(f"{data_dir.name}.before-restore-{file_stamp(now_ms)}") if data_dir.exists() else None
     try:
         fresh.mkdir(mode=0o700)
         for number, one in enumerate(files):
@@ -151,7 +151,3 @@ def _open_folders(fresh: Path) -> None:
         *fresh.glob("sessions/*/*/out/outbox/**/"),
     ):
         folder.chmod(0o755)
-
-
-def _stamp(now_ms: int) -> str:
-    return datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")

@@ -7,7 +7,6 @@ deleted: what is put aside stays beside the new folder. Never writes outbound.db
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +24,7 @@ from schema.errors import (
     ReadRaceError,
     StorageError,
 )
+from schema.instants import file_stamp
 from schema.rows import AckStatus
 
 # The history's name for the session itself: no message may be called that.
@@ -92,7 +92,7 @@ def _put_aside(outbox: Path, now: int) -> Path | None:
     """Rename the folder to a name with the time. Return None if there is none."""
     if not os.path.lexists(outbox):
         return None
-    stamp = datetime.fromtimestamp(now / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
+    stamp = file_stamp(now)
     for number in range(100):
         target = outbox.with_name(f"{outbox.name}.reset-{stamp}{f'-{number}' if number else ''}")
         if os.path.lexists(target):
