@@ -1,4 +1,4 @@
-"""Any program as the agent: the turn as JSON on its stdin, its answer on its stdout. docs/contract.md has the format.
+"""Any program as the agent: the turn as JSON on its stdin, its answer on its stdout. docs/write-an-agent.md has the format.
 
 The program runs in a process group of its own, and nothing of that group outlives the turn. Nothing of the runner's
 own environment (CLAWBUS_*, its virtual environment, PYTHON*) reaches it.

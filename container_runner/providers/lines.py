@@ -1,6 +1,6 @@
 """What a program's stdout means: plain text, JSON lines, or JSON lines of progress and then text. Pure: bytes in, values out.
 
-Works as the output comes, so that a tool's start is known when it starts. docs/contract.md describes the format.
+Works as the output comes, so that a tool's start is known when it starts. docs/write-an-agent.md describes the format.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class TurnMessage:
             return self.content
 
     def to_json(self) -> dict[str, object]:
-        """As an agent program sees it (docs/contract.md)."""
+        """As an agent program sees it (docs/write-an-agent.md)."""
         return {
             "id": self.id,
             "seq": self.seq,

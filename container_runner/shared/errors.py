@@ -81,10 +81,10 @@ class UnknownDestinationError(TurnFailedError):
 
 
 class AnswerInvalidError(TurnFailedError):
-    """A line of a JSON-lines answer is not what docs/contract.md describes."""
+    """A line of a JSON-lines answer is not what docs/write-an-agent.md describes."""
 
     code = "ANSWER_INVALID"
-    default_hint = "After a first JSON line every line must be one; docs/contract.md lists the types."
+    default_hint = "After a first JSON line every line must be one; docs/write-an-agent.md lists the types."
 
 
 class AnswerNotTextError(TurnFailedError):

@@ -1,4 +1,4 @@
-"""docs/contract.md is true: its runner runs and answers, and its tables name what the code has."""
+"""docs/contract.md and docs/write-an-agent.md are true: their programs run and answer, and their tables name what the code has."""
 
 import dataclasses
 import json
@@ -16,21 +16,24 @@ from container_runner import __main__ as program
 from container_runner.providers.lines import TYPES, OutputParser
 from container_runner.providers.protocol import Destination, Turn, TurnMessage
 from container_runner.shared import errors
+from daemon.config.models import load_config
 from schema import layout
 from schema.rows import Address, RunnerSettings
 from tests.support.session_kit import SessionKit, eventually
 
-PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "contract.md").read_text(encoding="utf-8")
+DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
+RUNNER: Final = (DOCS / "contract.md").read_text(encoding="utf-8")
+AGENT: Final = (DOCS / "write-an-agent.md").read_text(encoding="utf-8")
 
 
-def block(language: str) -> str:
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+def block(page: str, language: str) -> str:
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     return found
 
 
-def first_cells(heading: str) -> list[str]:
-    """The first column of the table whose head's first cell is `heading`; code marks taken off."""
-    lines = PAGE.splitlines()
+def first_cells(page: str, heading: str) -> list[str]:
+    """Return the first column of the table whose head's first cell is `heading`."""
+    lines = page.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(f"| {heading} |"))
     rows = lines[start + 2 :]
     end = next(number for number, line in enumerate(rows) if not line.startswith("|"))
@@ -50,7 +53,7 @@ def started(script: Path, environment: dict[str, str]) -> Iterator[subprocess.Po
 async def test_its_runner_answers_a_message(tmp_path: Path) -> None:
     kit = SessionKit(tmp_path / "session")
     script = tmp_path / "runner.py"
-    script.write_text(block("python"), encoding="utf-8")
+    script.write_text(block(RUNNER, "python"), encoding="utf-8")
     kit.add("m1", "hello", on_wake=1)
     with kit.runner_file() as db, db.transaction():
         db.execute("INSERT INTO processing_ack VALUES ('m1', 'processing', '2026-11-21T00:00:00.000Z', 'I0')")
@@ -70,7 +73,9 @@ async def test_its_runner_answers_a_message(tmp_path: Path) -> None:
 
 
 def test_its_settings_are_the_settings() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `?([^|`]+)`? \|", PAGE[PAGE.index("| key of `CLAWBUS_RUNNER`") :], re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| `?([^|`]+)`? \|", RUNNER[RUNNER.index("| key of `CLAWBUS_RUNNER`") :], re.MULTILINE
+    )
     told = dict(rows[: len(dataclasses.fields(RunnerSettings))])
     defaults = {
         field.name: list(default) if isinstance(default := field.default, tuple) else default
@@ -80,7 +85,7 @@ def test_its_settings_are_the_settings() -> None:
 
 
 def test_its_variables_are_the_variables() -> None:
-    named = set(re.findall(r"`(CLAWBUS_[A-Z_]*[A-Z])`", PAGE))
+    named = set(re.findall(r"`(CLAWBUS_[A-Z_]*[A-Z])`", RUNNER))
     assert named == {value for name, value in vars(layout).items() if name.startswith("ENV_")}
 
 
@@ -95,11 +100,31 @@ def test_its_turn_is_the_turn() -> None:
         destinations=(Destination("ops", "channel", "Ops", "webhook", "ops-hook"),),
         state={"thread": "42"},
     )
-    assert json.loads(block("json")) == turn.to_json()
+    assert json.loads(block(AGENT, "json")) == turn.to_json()
+
+
+def test_its_agent_counts_the_messages_of_its_session() -> None:
+    message = TurnMessage("m1", 2, "chat", "2026-11-21T02:20:32.123Z", '{"text": "hello"}', True, "local", "me")
+    turn = Turn("helper", "first", "I1", (message,), Address("local", "me"), (), {"count": "2"})
+    command = [sys.executable, "-I", "-c", block(AGENT, "python")]
+    done = subprocess.run(
+        command, input=json.dumps(turn.to_json()).encode(), capture_output=True, timeout=30, check=True
+    )
+    parser = OutputParser()
+    for line in done.stdout.splitlines():
+        parser.feed(line)
+    answer = parser.answer()
+    assert [one.content for one in answer.messages] == [{"text": "message 3: hello"}]
+    assert answer.state == {"count": "3"}
+
+
+def test_its_agent_s_configuration_is_valid(tmp_path: Path) -> None:
+    (tmp_path / "clawbus.toml").write_text(block(AGENT, "toml"), encoding="utf-8")
+    assert load_config(tmp_path / "clawbus.toml").agents["helper"].command == ("python3", "helper.py")
 
 
 def test_its_lines_are_the_lines() -> None:
-    lines = [cell.strip("`") for cell in first_cells("line")]
+    lines = [cell.strip("`") for cell in first_cells(AGENT, "line")]
     assert {json.loads(line)["type"] for line in lines} == TYPES
     parser = OutputParser()
     for line in lines:
@@ -108,11 +133,11 @@ def test_its_lines_are_the_lines() -> None:
 
 
 def test_its_codes_are_the_codes() -> None:
-    told = {code for cell in first_cells("code") for code in re.findall(r"`(\w+)`", cell)}
+    told = {code for cell in first_cells(AGENT, "code") for code in re.findall(r"`(\w+)`", cell)}
     failures = [errors.TurnFailedError, *errors.TurnFailedError.__subclasses__()]
     assert told == {failure.code for failure in failures}
 
 
 def test_its_exit_codes_are_the_exit_codes() -> None:
-    told = {int(cell) for cell in first_cells("exit code")}
+    told = {int(cell) for cell in first_cells(RUNNER, "exit code")}
     assert told == {0} | {value for name, value in vars(program).items() if name.startswith("EXIT_")}

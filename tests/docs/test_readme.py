@@ -21,6 +21,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 PAGES: Final = (
     "README.md",
     "docs/install.md",
+    "docs/write-an-agent.md",
     "docs/operating.md",
     "docs/findings.md",
     "docs/reference.md",
