@@ -16,13 +16,13 @@ from daemon.inspect.explain import next_step
 from daemon.inspect.row_values import place, values_of
 from daemon.inspect.session_reading import (
     CONTENT,
-    NOT_CLOSED,
     history_of,
     history_row,
     holds_nothing_open,
     open_inbound,
     table_rows,
 )
+from daemon.store.backlog import dead_answers, failed_messages
 from daemon.store.dead_letters import CLOSED_TABLE
 from schema.connect import Reader, ReadLimits
 from schema.errors import ClawbusError
@@ -56,8 +56,8 @@ def read_dead_letters(folder: SessionFolder, wanted: Wanted) -> tuple[list[dict[
         if holds_nothing_open(reader):
             return [], 0
         closed = bool(reader.columns(CLOSED_TABLE))
-        failed = _open_rows(reader, "messages_in", "id", "status = 'failed'", closed, wanted)
-        dead = _open_rows(reader, "delivery_attempts", "message_out_id", "state = 'dead'", closed, wanted)
+        failed = _open_rows(reader, "messages_in", "id", failed_messages(closed=closed), wanted)
+        dead = _open_rows(reader, "delivery_attempts", "message_out_id", dead_answers(closed=closed), wanted)
         letters = [_failed(reader, row) for row in failed[0]] + [_dead(reader, row) for row in dead[0]]
     total = failed[1] + dead[1]
     if wanted.code is not None:
@@ -114,20 +114,17 @@ def read_dead_letter(folder: SessionFolder, letter_id: str, limits: ReadLimits) 
     return found
 
 
-def _open_rows(
-    reader: Reader, table: str, key: str, condition: str, closed: bool, wanted: Wanted
-) -> tuple[list[sqlite3.Row], int]:
+def _open_rows(reader: Reader, table: str, key: str, where: str, wanted: Wanted) -> tuple[list[sqlite3.Row], int]:
     if not reader.columns(table):
         return [], 0
-    where = f"FROM {table} AS t WHERE {condition}" + (NOT_CLOSED.format(key=f"t.{key}") if closed else "")
     values: tuple[object, ...] = ()
     if wanted.letter_id is not None:
-        where, values = f"{where} AND t.{key} = ?", (wanted.letter_id,)
+        where, values = f"{where} AND {key} = ?", (wanted.letter_id,)
     total = reader.one(f"SELECT count(*) {where}", values)
     # A message's code is in its history alone: only the caller knows which rows have it.
     limit = wanted.limit if wanted.code is None else -1
     order = "ASC" if wanted.oldest_first else "DESC"
-    rows = reader.all(f"SELECT * {where} ORDER BY t.seq {order} LIMIT ?", (*values, limit))
+    rows = reader.all(f"SELECT * {where} ORDER BY seq {order} LIMIT ?", (*values, limit))
     return rows, int(total[0]) if total is not None else 0
 
 

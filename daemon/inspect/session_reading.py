@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar, cast
 from daemon.inspect.answer_reading import retrying_example
 from daemon.inspect.content import preview
 from daemon.inspect.row_values import place, values_of
-from daemon.store.backlog import dead_answers, failed_messages, read_answers
+from daemon.store.backlog import NOT_CLOSED, dead_answers, failed_messages, read_answers
 from daemon.store.dead_letters import CLOSED_TABLE
 from daemon.store.pruned import read as read_pruned
 from schema.connect import Reader, ReadLimits, open_reader
@@ -28,17 +28,13 @@ from schema.outbound_copy import open_outbound_copy
 # The start of a content, to be shown. What is decided from a content needs all of it.
 CONTENT: Final = "substr(content, 1, 65536) AS content"
 _OLDEST: Final = 500  # rows looked at for the oldest age; ordered by seq, so the oldest is among the first
-# A condition on `key`: no operator has dealt with this dead letter. Only where the table is there.
-NOT_CLOSED: Final = " AND {key} NOT IN (SELECT id FROM dead_letters_closed)"
-_NO_OPERATOR: Final = "NOT EXISTS (SELECT 1 FROM dead_letters_closed AS c WHERE c.id = {})"
 # Whether anything waits, is under way or is an open dead letter. What is finished costs nothing: indexes answer it, and a
 # table of what is open or dead. A file of an older shape cannot answer it.
 UNFINISHED: Final = (
     "SELECT EXISTS (SELECT 1 FROM messages_in WHERE status = 'pending')"
     " OR EXISTS (SELECT 1 FROM attempts WHERE outcome IS NULL)"
     " OR EXISTS (SELECT 1 FROM delivery_attempts WHERE state != 'dead')"
-    f" OR EXISTS (SELECT 1 FROM delivery_attempts AS d WHERE state = 'dead' AND {_NO_OPERATOR.format('d.message_out_id')})"
-    f" OR EXISTS (SELECT 1 FROM messages_in AS m WHERE status = 'failed' AND {_NO_OPERATOR.format('m.id')})"
+    f" OR EXISTS (SELECT 1 {dead_answers()}) OR EXISTS (SELECT 1 {failed_messages()})"
 )
 _T = TypeVar("_T")
 
@@ -321,7 +317,7 @@ def _times(number: int) -> str:
 
 
 def _not_closed(reader: Reader, key: str) -> str:
-    return NOT_CLOSED.format(key=key) if reader.columns(CLOSED_TABLE) else ""
+    return NOT_CLOSED.format(key) if reader.columns(CLOSED_TABLE) else ""
 
 
 def history_of(reader: Reader, message_id: str) -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ _DESTINATIONS: Final = 1000
 _SEPARATOR: Final = "char(31)"  # between the parts of a destination (schema.rows.Address.key)
 _SCHEDULED: Final = "(state = 'queued' AND coalesce(next_attempt_at, 0) > ?1)"
 _DUE_AT: Final = "coalesce(julianday(process_after), julianday(timestamp))"
-_NOT_CLOSED: Final = " AND NOT EXISTS (SELECT 1 FROM dead_letters_closed c WHERE c.id = {})"
+# A condition on `{}`, the id of a dead letter: no operator has dealt with it. Only where the table is there.
+NOT_CLOSED: Final = " AND NOT EXISTS (SELECT 1 FROM dead_letters_closed c WHERE c.id = {})"
 _CLAIMED: Final = "EXISTS (SELECT 1 FROM attempts a WHERE a.message_id = m.id AND a.outcome IS NULL)"
 
 
@@ -72,12 +73,12 @@ def read_answers(db: Reader, now: int) -> tuple[Queued, ...]:
 
 def failed_messages(*, closed: bool = True) -> str:
     """Return the FROM and WHERE of the messages that are open dead letters. `closed`: the file has dead_letters_closed."""
-    return "FROM messages_in WHERE status = 'failed'" + (_NOT_CLOSED.format("messages_in.id") if closed else "")
+    return "FROM messages_in WHERE status = 'failed'" + (NOT_CLOSED.format("messages_in.id") if closed else "")
 
 
 def dead_answers(*, closed: bool = True) -> str:
     """Return the FROM and WHERE of the answers that are open dead letters. `closed`: as above."""
-    return "FROM delivery_attempts WHERE state = 'dead'" + (_NOT_CLOSED.format("message_out_id") if closed else "")
+    return "FROM delivery_attempts WHERE state = 'dead'" + (NOT_CLOSED.format("message_out_id") if closed else "")
 
 
 def count_dead(db: Reader) -> int:
