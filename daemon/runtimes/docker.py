@@ -40,7 +40,7 @@ _LOG_LINES: Final = 2000
 class DockerRuntime:
     """ContainerRuntime over dockerd.
 
-    `image` is the default agent image; every image must carry `source_digest` (ops.image.source_digest). Seconds:
+    `image` is the default agent image; every image must carry `source_digest` (runtimes/image_source.py). Seconds:
     `timeout_s` is for one API call, `poll_s` is how often a wait polls without an event.
     """
 

@@ -60,7 +60,7 @@ def usable_image(client: DockerClient, image: str, source_digest: str | None) ->
 
 
 class ImageBuilder:
-    """What `ops.image` needs of Docker. `timeout_s` is the longest silence of a build step, in seconds."""
+    """What building an image needs of Docker. `timeout_s` is the longest silence of a build step, in seconds."""
 
     def __init__(self, *, base_url: str | None = None, timeout_s: float = 900.0) -> None:
         self._client = DockerClient(base_url=base_url, timeout_s=timeout_s)
