@@ -65,7 +65,7 @@ def list_(
     report, source = _read(
         invocation,
         lambda client: client.dead_letters(scope, limit=limit),
-        lambda: _reports().dead_letters_report(invocation.config.data_dir, SystemClock(), session=scope, limit=limit),
+        lambda: _from_files(invocation, session=scope, limit=limit),
     )
     steps: tuple[NextAction, ...] = ()
     if report["letters"]:
@@ -190,9 +190,7 @@ def _oldest(invocation: Invocation, scope: tuple[str, str] | None, code: str | N
     report, _ = _read(
         invocation,
         lambda client: client.dead_letters(scope, limit=_ALL, code=code, oldest_first=True),
-        lambda: _reports().dead_letters_report(
-            invocation.config.data_dir, SystemClock(), session=scope, limit=_ALL, code=code, oldest_first=True
-        ),
+        lambda: _from_files(invocation, session=scope, limit=_ALL, code=code, oldest_first=True),
     )
     return report
 
@@ -226,7 +224,7 @@ def _find(invocation: Invocation, letter: str) -> tuple[str, str]:
     report, _ = _read(
         invocation,
         lambda client: client.dead_letters(letter_id=letter),
-        lambda: _reports().dead_letters_report(invocation.config.data_dir, SystemClock(), letter_id=letter),
+        lambda: _from_files(invocation, letter_id=letter),
     )
     from daemon.inspect.finding import the_only  # noqa: PLC0415
 
@@ -244,6 +242,12 @@ def _read(invocation: Invocation, ask: Callable[[ControlClient], T], look: Calla
     from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
 
     return daemon_or_files(invocation, ask, look)
+
+
+def _from_files(invocation: Invocation, **query: Any) -> dict[str, Any]:
+    reports = _reports()
+    clock = SystemClock()
+    return reports.dead_letters_report(invocation.config.data_dir, clock, budget_s=reports.PATIENT_BUDGET_S, **query)
 
 
 def _reports() -> Any:

@@ -67,12 +67,12 @@ def read_status(invocation: Invocation) -> tuple[dict[str, Any], str]:
 
 
 def _from_files(invocation: Invocation, why: str | None) -> dict[str, Any]:
-    from daemon.inspect.reports import status_report  # noqa: PLC0415
+    from daemon.inspect.reports import PATIENT_BUDGET_S, status_report  # noqa: PLC0415
     from daemon.store.data_folder import VERSION_NAME  # noqa: PLC0415
 
     data_dir = invocation.config.data_dir
     try:
-        return status_report(data_dir, SystemClock())
+        return status_report(data_dir, SystemClock(), budget_s=PATIENT_BUDGET_S)
     except ClawbusError as error:
         # One that was never started has nothing to report; one that was, has its sessions' folders.
         if isinstance(error, DataFolderError) and not (data_dir / VERSION_NAME).exists():

@@ -26,7 +26,7 @@ _PAGE: Final = 200
 _FIRST_S: Final = 2.0
 _INTERVAL_S: Final = 300.0  # a round costs four calls of lstat for each idle session
 _ODD_MS: Final = 3_600_000
-_BETWEEN_SESSIONS_S: Final = 0.01  # a tenth of a core, at most, while many sessions are new to it
+_BETWEEN_SESSIONS_S: Final = 0.005  # a quarter of a core, at most, while many sessions are new to it
 
 
 class Verification:

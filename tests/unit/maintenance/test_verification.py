@@ -22,7 +22,8 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def settled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody else writes these files, and nobody else needs the processor."""
+    """Nobody else writes these files, nobody else needs the processor, and the daemon's own rounds do not come in between."""
+    monkeypatch.setattr(verification, "_FIRST_S", 3600.0)
     monkeypatch.setattr(verified_idle, "SETTLED_NS", 0)
     monkeypatch.setattr(verification, "_BETWEEN_SESSIONS_S", 0.0)
 
