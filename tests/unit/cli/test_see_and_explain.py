@@ -217,11 +217,18 @@ def test_a_journal_that_refuses_says_why(cli: CommandLine, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("text", "milliseconds"), [("90s", 90_000), ("15m", 900_000), ("2h", 7_200_000), ("3d", 259_200_000), ("5ms", 5)]
+    ("text", "milliseconds"),
+    [("90s", 90_000), ("15m", 900_000), ("30min", 1_800_000), ("2h", 7_200_000), ("3d", 259_200_000), ("5ms", 5)],
 )
 def test_durations(text: str, milliseconds: int) -> None:
     assert span_ms(text) == milliseconds
     assert since_ms(text, 10**12) == 10**12 - milliseconds
+
+
+def test_every_option_that_takes_a_duration_takes_the_same_ones(cli: CommandLine, folder: SessionWorld) -> None:
+    for words, code in (("30min", 0), ("30 m", 0), ("30 weeks", 2)):
+        for option in (("runs", "--since"), ("sweep", "stale", "--older-than")):
+            assert cli(*option, words).code == code, (option, words)
 
 
 @pytest.mark.parametrize("text", ["", "h", "-5s", "5 weeks", "1e3s", "99999999999s"])

@@ -14,7 +14,8 @@ import anyio
 import pytest
 
 from container_runner.shared.errors import ClaimLostError
-from daemon.core.commands import KillSession
+from daemon.core.commands import CancelMessage, KillSession
+from daemon.core.errors import NotConfirmedError
 from daemon.engine.supervisor.slots import Phase
 from daemon.store.registry import SessionKey
 from tests.support.fake_agent import Agent
@@ -216,3 +217,19 @@ async def test_two_at_once_who_end_an_unsupervised_container_make_one_slot(kit: 
     assert any(one["killed"] for one in killed)
     removals = [about for method, about in kit.host.calls if method == "remove"].count(stray.id)
     assert removals - waits == 1, "one watch saw its exit"
+
+
+async def test_a_cancel_whose_kill_is_not_confirmed_says_so_and_is_finished_by_a_repeat(tmp_path: Path) -> None:
+    kit = HouseKit(tmp_path / "data", runtime={"kill_confirm_s": 0.05})
+    kit.host.unkillable.add("main")
+    async with kit.running():
+        container = await working(kit)
+        cancel = CancelMessage(AGENT, "main", by="root", id="m1", kill=True)
+        with pytest.raises(NotConfirmedError, match="m1 is cancelled, but its container still runs"):
+            await kit.operations.execute(cancel)
+        assert (await kit.message("m1"))["status"] == "cancelled"
+        kit.host.unkillable.clear()
+        kit.host.exit_now(container.id, 137)
+        done = await kit.operations.execute(cancel)
+        assert (done["id"], done["was"]) == ("m1", "cancelled")
+        await replaced(kit, container)
