@@ -102,7 +102,7 @@ class BenchStage:
         began = time.monotonic()
         with self._output.open("ab") as output:
             self._daemon = subprocess.Popen(
-                [str(Path(sys.executable).with_name("clawbus")), "run", "--config", str(self.config), "--json"],
+                [str(Path(sys.executable).with_name("clawbus")), "serve", "--config", str(self.config), "--json"],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment(), start_new_session=True,
             )  # fmt: skip
         while not self._is_ready():

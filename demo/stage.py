@@ -105,7 +105,7 @@ class Stage:
         """Start the daemon and wait until it is ready; returns its process id."""
         with self._stderr.open("ab") as log:
             self._daemon = subprocess.Popen(
-                [str(self._clawbus), "run", "--config", str(self.config), "--json"],
+                [str(self._clawbus), "serve", "--config", str(self.config), "--json"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -104,7 +104,7 @@ def restore(
         if result["before"] is not None:
             say(console, f"What was there before is in {result['before']}.")
 
-    return Outcome(result, people, (NextAction("clawbus run", "start the daemon on it"),))
+    return Outcome(result, people, (NextAction("clawbus serve", "start the daemon on it"),))
 
 
 def _refuse_running(invocation: Invocation, backup: Path) -> None:

@@ -57,6 +57,7 @@ DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of 
 
 
 _OURS: Final = re.compile(r"(?:^|(?<=&& ))clawbus(?= )")  # the command itself, not a path of that name
+_MAY_BE_EMPTY: Final = frozenset({"text", "reason"})
 _RUN: Final = start_command(None)
 LOOK: Final = (NextAction("clawbus logs -n 50", "what it does instead"),)
 SILENT_FIX: Final = (
@@ -112,7 +113,7 @@ class Invocation:
 
     @staticmethod
     def _warn(fault: str) -> None:
-        progress(f"warning: {fault.rstrip('.')}; `clawbus run` refuses it")
+        progress(f"warning: {fault.rstrip('.')}; `clawbus serve` refuses it")
 
     @cached_property
     def strict_config(self) -> Config:
@@ -171,12 +172,12 @@ def add(
     full = f"{path} {name}".strip()
 
     def run(ctx: typer.Context, **values: Any) -> None:
-        if full != "run":
+        if full != "serve":
             release()
         options = Globals(values.pop("json"), values.pop("config"), values.pop("data"), values.pop("debug"))
         outer = ctx.find_object(Globals) or Globals()
         invocation = Invocation(full, options.over(outer))
-        given = {name: _as_text(name, value) for name, value in values.items()}
+        given = {name: _not_empty(name, _as_text(name, value)) for name, value in values.items()}
         code = finish(invocation, _outcome(invocation, lambda: function(invocation, **given)))  # pyright: ignore[reportCallIssue]
         if code:
             raise typer.Exit(code)
@@ -242,7 +243,7 @@ def _after(code: str) -> tuple[NextAction, ...]:
     if code == "DAEMON_DOWN":
         return (NextAction(_RUN, "start the daemon"), NextAction("clawbus logs -n 50", "why it ended"))
     if code in ("UNKNOWN_SESSION", "UNKNOWN_MESSAGE"):
-        return (NextAction("clawbus sessions", "list the sessions"),)
+        return (NextAction("clawbus session list", "list the sessions"),)
     return ()
 
 
@@ -321,6 +322,14 @@ def _as_text(name: str, value: object) -> object:
                 f"the bytes of {value!r} are not UTF-8 text ({where}). Convert it first, for example with `iconv -t UTF-8`."
             ) from None
     return value
+
+
+def _not_empty(name: str, value: object) -> object:
+    """Return an argument that names something. Raise a usage error for an empty one: an unset variable of a shell."""
+    words = cast("list[object]", value if isinstance(value, list) else [value])
+    if name not in _MAY_BE_EMPTY and any(isinstance(word, str) and not word.strip() for word in words):
+        raise typer.BadParameter(f"{name.rstrip('_').replace('_', '-')} is empty (is a variable empty?).")
+    return words if isinstance(value, list) else value
 
 
 def wants_json(arguments: Sequence[str]) -> bool:

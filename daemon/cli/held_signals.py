@@ -1,4 +1,4 @@
-"""Holds signals back while `clawbus run` is still being imported, which takes longer than some of them take to come.
+"""Holds signals back while `clawbus serve` is still being imported, which takes longer than some of them take to come.
 
 Blocked, they stay pending in the kernel; `daemon.app.signals` takes them over once its handlers are there. Imports next to
 nothing, because it runs before everything else.
@@ -28,7 +28,7 @@ def release() -> None:
 
 
 def _may_be_daemon() -> bool:
-    """By the command line alone: `clawbus ... run ...`, or `python -m daemon.cli`. Not in a program that imports us."""
+    """By the command line alone: `clawbus ... serve ...`, or `python -m daemon.cli`. Not in a program that imports us."""
     program = sys.argv[0] if sys.argv else ""
     ours = program == "-m" or program.endswith(("/clawbus", "/daemon/cli/__main__.py"))
-    return ours and "run" in sys.argv[1:]
+    return ours and "serve" in sys.argv[1:]

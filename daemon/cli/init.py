@@ -68,7 +68,7 @@ def init(invocation: Invocation, runtime: RuntimeOption = "docker") -> Outcome:
     if problem is not None:
         return Outcome(problem=problem)
     named = "" if file == Path.cwd() / "clawbus.toml" else f" --config {file}"
-    steps = [NextAction(f"clawbus run{named}", "start the daemon")]
+    steps = [NextAction(f"clawbus serve{named}", "start the daemon")]
     if runtime == "docker":
         steps.insert(0, NextAction(f"clawbus image build{named}", "build the agents' image, once"))
     steps.append(NextAction(f"clawbus send{named} 'hello' --agent echo --session demo --wait 30", "then talk to it"))

@@ -83,12 +83,12 @@ def renew(invocation: Invocation) -> Outcome:
     with DataFolder.open(root, SystemClock()) as folder:
         found = renew_install(folder)
     if found is None:
-        raise DataFolderError(f"no daemon of this version has started on {root}.", hint="Start it: `clawbus run`.")
+        raise DataFolderError(f"no daemon of this version has started on {root}.", hint="Start it: `clawbus serve`.")
 
     def people(console: Console) -> None:
         from daemon.cli.present import say  # noqa: PLC0415
 
         say(console, f"{root} is no longer {found.install_id}; its next start gives it a new id")
 
-    step = NextAction("clawbus run", "start the daemon")
+    step = NextAction("clawbus serve", "start the daemon")
     return Outcome({"data_dir": str(root), "was": found.install_id}, people, (step,))

@@ -29,10 +29,9 @@ from daemon.cli import (
     mailbox,
     message,
     run,
-    runs,
     send,
+    serve,
     session,
-    sessions,
     status,
     sweep,
     top,
@@ -50,18 +49,19 @@ from daemon.cli.command import (
     wants_json,
 )
 from daemon.cli.envelope import INTERRUPTED, USAGE, NextAction, Outcome, Problem
+from daemon.cli.groups import RootGroup
 from daemon.cli.output import Output, OutputLostError, lost, prepare
 
 # A chat's number, or a word after a single dash; `-x` and `--typo` are options that do not exist.
 _LIKE_A_NAME: Final = re.compile(r"-(\d|[^-]{2})")
 _HELP = """The message bus between this host and the agent containers it runs.
 
-A message goes in with `send`, wakes the agent's container, and its answer lands in a mailbox. Start with `init` and `run`.
+A message goes in with `send`, wakes the agent's container, and its answer lands in a mailbox. Start with `init` and `serve`.
 Every command takes --json (one envelope: ok, command, result, error, fix, next_actions) and exits with 0 only when ok.
 
 \b
 Example:
-  clawbus init && clawbus run &
+  clawbus init && clawbus serve &
   clawbus send 'hello' --agent echo --session demo --wait 30
 """
 
@@ -69,6 +69,7 @@ Example:
 def build_app() -> typer.Typer:
     """Build the whole tree of commands."""
     app = typer.Typer(
+        cls=RootGroup,
         help=_HELP,
         add_completion=False,
         rich_markup_mode=None,
@@ -88,15 +89,14 @@ def build_app() -> typer.Typer:
 
     for module in (
         init,
-        run,
+        serve,
         backup,
-        runs,
+        run,
         send,
         chat,
         mailbox,
         status,
         top,
-        sessions,
         session,
         message,
         sweep,

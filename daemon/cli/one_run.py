@@ -1,4 +1,4 @@
-"""`clawbus run ID`: one run from acceptance to receipt, the truth about it, and what explains it. Changes nothing."""
+"""`clawbus run show ID`: one run from acceptance to receipt, the truth about it, and what explains it. Changes nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def one_run(invocation: Invocation, identity: str, session: str | None) -> Outco
     ours = [one for one in explained if one.cause is None and one.command.startswith("clawbus ")]
     steps = tuple(NextAction(one.command, f"{one.code}: repair") for one in ours)
     if not steps and life["other_runs"]:
-        steps = (NextAction(f"clawbus run {life['other_runs'][-1]['run_id']}", "another run of this message"),)
+        steps = (NextAction(f"clawbus run show {life['other_runs'][-1]['run_id']}", "another run of this message"),)
     return Outcome(result, lambda console: _show(console, result), steps[:3])
 
 

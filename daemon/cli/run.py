@@ -1,72 +1,73 @@
-"""`clawbus run`: the daemon in the foreground; `clawbus run ID`: the whole life of one run."""
+"""`clawbus run list|show`: what agents worked on, and the whole life of one run."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
-from daemon.cli.command import Invocation, add
-from daemon.cli.envelope import Outcome, Problem
-from daemon.cli.held_signals import release
+from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.envelope import Outcome
+from daemon.cli.output import progress
+from daemon.cli.runs import runs
 
-if TYPE_CHECKING:
-    from daemon.app.signals import SignalInbox
+_ONE: Final = typer.Argument(metavar="ID", help="A message's id, or one run's, MESSAGE@INCARNATION.")
+_SERVE: Final = (
+    "`clawbus run` does not start the daemon: that is `clawbus serve`. To show a run, name its id: `clawbus run show ID`"
+    " (is a variable empty?)."
+)
 
-_ONE = typer.Argument(metavar="[ID]", help="Show this run (a message's id, or MESSAGE@INCARNATION); start nothing.")
+
+class RunGroup(TyperGroup):
+    """The group, which still takes `run ID` for `run show ID`, and says what became of `run` alone."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Refuse a missing command with the name of the one that starts the daemon."""
+        if not ctx._protected_args and not ctx.args:  # noqa: SLF001
+            ctx.fail(_SERVE)
+        return super().invoke(ctx)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Take a word that is no command for the id of a run."""
+        word = args[0]
+        if not word.strip():
+            ctx.fail(_SERVE)
+        if word not in self.commands and not word.startswith("-"):
+            progress("note: `clawbus run ID` is `clawbus run show ID` now.")
+            args = ["show", *args]
+        return super().resolve_command(ctx, args)
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "run", run)
+    """Add the group."""
+    group = typer.Typer(
+        cls=RunGroup,
+        help="What agents work on and worked on: list runs, or show the whole life of one.\n\n\b\nExample:\n"
+        "  clawbus run list --status running",
+        rich_markup_mode=None,
+    )
+    add(group, "list", runs, path="run")
+    add(group, "show", show, path="run")
+    add_group(app, group, "run")
 
 
-def run(
+def show(
     invocation: Invocation,
-    identity: Annotated[str | None, _ONE] = None,
+    identity: Annotated[str, _ONE],
     session: Annotated[
-        str | None, typer.Option("--session", "-s", metavar="A/S", help="With ID: the session, when several have it.")
+        str | None, typer.Option("--session", "-s", metavar="A/S", help="The session, when several have the id.")
     ] = None,
 ) -> Outcome:
-    """Run the daemon in the foreground until it is told to stop (Ctrl-C, SIGTERM); with ID, show one run instead.
+    """Show one run's whole life, the truth about it, and its container's last words.
 
-    Use it under systemd or in a terminal. Events go to standard error and to <data>/logs/clawbus.log. Stopping it
-    stops no agent: the next start takes over what runs. With the id of a message, or of one of its runs
-    (MESSAGE@INCARNATION), nothing is started: it shows that run's whole life, the truth about it, and its container's
-    last words. That works from the files, the daemon up or down.
+    Use it to see what became of a message, by its id, or of one of its runs (MESSAGE@INCARNATION). It works from the
+    files, the daemon up or down.
 
     \b
     Example:
-      clawbus run --config /etc/clawbus/clawbus.toml
-      clawbus run 01JD0000000000000000000000
+      clawbus run show 01JD0000000000000000000000
     """
-    if identity is not None:
-        release()
-        from daemon.cli.one_run import one_run  # noqa: PLC0415
+    from daemon.cli.one_run import one_run  # noqa: PLC0415
 
-        return one_run(invocation, identity, session)
-    if session is not None:
-        raise typer.BadParameter("--session goes with the ID of a run; without one this starts the daemon.")
-    # Before anything else is imported or opened: a signal from now on neither ends the start nor is lost.
-    from daemon.app.signals import SignalInbox  # noqa: PLC0415
-
-    signals = SignalInbox()
-    with signals.installed():
-        release()
-        code = _serve(invocation, signals)
-    if code:
-        problem = Problem("DAEMON_FAILED", f"the daemon ended with exit code {code}.", "`clawbus logs -n 50` says why.")
-        return Outcome({"exit_code": code}, problem=problem, exit_code=code)
-    # Under systemd nobody reads standard output as a pipe: an envelope only for who asked.
-    return Outcome({"exit_code": 0}, silent=invocation.options.json is None)
-
-
-def _serve(invocation: Invocation, signals: SignalInbox) -> int:
-    from daemon.cli.guard import check_foreign_packages  # noqa: PLC0415 - reads every installed distribution's metadata
-
-    check_foreign_packages()
-    config = invocation.strict_config
-    from daemon.app import main as app  # noqa: PLC0415 - the whole daemon
-    from daemon.config.models import load_config  # noqa: PLC0415
-
-    return app.run(config, lambda: load_config(invocation.config_file, data_dir=invocation.options.data), signals)
+    return one_run(invocation, identity, session)

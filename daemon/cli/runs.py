@@ -1,4 +1,4 @@
-"""`clawbus runs`: what agents worked on, newest first, each with the truth about it."""
+"""`clawbus run list`: what agents worked on, newest first, each with the truth about it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import Invocation
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import pair
 from daemon.core.clock import SystemClock
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Status = Literal["waiting", "running", "completed", "failed", "cancelled", "orphaned", "released"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "runs", runs)
 
 
 def runs(
@@ -41,8 +36,8 @@ def runs(
 
     \b
     Example:
-      clawbus runs --status running
-      clawbus runs --session echo/demo --since 2h
+      clawbus run list --status running
+      clawbus run list --session echo/demo --since 2h
     """
     from daemon.cli.daemon_word import daemon_word  # noqa: PLC0415
     from daemon.cli.durations import since_ms  # noqa: PLC0415
@@ -65,7 +60,7 @@ def runs(
     if doubtful is not None:
         steps = (NextAction("clawbus doctor", "what is wrong, and what repairs it"),)
     elif found["runs"]:
-        steps = (NextAction(f"clawbus run {found['runs'][0]['run_id']}", "the whole life of the newest one"),)
+        steps = (NextAction(f"clawbus run show {found['runs'][0]['run_id']}", "the whole life of the newest one"),)
     return Outcome(result, lambda console: _show(console, result), steps)
 
 

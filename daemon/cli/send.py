@@ -207,7 +207,7 @@ def _answered(accepted: dict[str, Any], entry: MailboxEntry | None, wait_s: floa
     result = {**accepted, "answer": answer}
     if answer["error"] is not None:
         problem = Problem(
-            "AGENT_FAILED", why or str(answer["error"]), f"`clawbus run {accepted['message_id']}` says why."
+            "AGENT_FAILED", why or str(answer["error"]), f"`clawbus run show {accepted['message_id']}` says why."
         )
         return Outcome(result, problem=problem, next_actions=_next(accepted))
 

@@ -1,4 +1,4 @@
-"""`clawbus session show|stop|kill|release|quarantine|reset`: one session."""
+"""`clawbus session list|show|stop|kill|release|quarantine|reset`: one session."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import AgentArgument, SessionArgument, pair
 from daemon.cli.operator import ReasonOption, user
+from daemon.cli.sessions import sessions
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words
 from daemon.core.commands import (
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        help="Look at one session, stop or kill its container, put it in quarantine, release or reset it.\n\n\b\nExample:\n"
+        help="List the sessions; look at one, stop or kill its container, put it in quarantine, release or reset it.\n\n\b\nExample:\n"
         "  clawbus session show echo demo",
         rich_markup_mode=None,
     )
+    add(group, "list", sessions, path="session")
     for name, function in (("show", show), ("stop", stop), ("kill", kill), ("release", release)):
         add(group, name, function, path="session")
     add(group, "quarantine", quarantine, path="session")

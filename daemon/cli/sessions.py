@@ -1,23 +1,16 @@
-"""`clawbus sessions`: every session on one line."""
+"""`clawbus session list`: every session on one line."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import Invocation
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add(app, "sessions", sessions)
 
 
 def sessions(invocation: Invocation) -> Outcome:
@@ -27,7 +20,7 @@ def sessions(invocation: Invocation) -> Outcome:
 
     \b
     Example:
-      clawbus sessions
+      clawbus session list
     """
     from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
 

@@ -36,7 +36,7 @@ def status(invocation: Invocation) -> Outcome:
     report, source = read_status(invocation)
     steps: tuple[NextAction, ...] = ()
     if source == "files":
-        steps = LOOK if report["silent"] is not None else (NextAction("clawbus run", "start the daemon"),)
+        steps = LOOK if report["silent"] is not None else (NextAction("clawbus serve", "start the daemon"),)
     for entry in report.get("attention", [])[:1]:
         steps += (
             NextAction(f"clawbus session show {two_words(entry['agent'], entry['session'])}", "what needs attention"),
@@ -103,7 +103,7 @@ def show(console: Console, report: Mapping[str, Any], source: str) -> None:
         rows = [(f"{entry['agent']}/{entry['session']}", entry["explanation"]) for entry in report["attention"]]
         console.print(table("Needs attention", ("session", "why"), rows))
         if report["attention_total"] > len(rows):
-            say(console, f"and {report['attention_total'] - len(rows)} more: clawbus sessions")
+            say(console, f"and {report['attention_total'] - len(rows)} more: clawbus session list")
 
 
 def facts_of(report: Mapping[str, Any], source: str) -> dict[str, object]:

@@ -19,11 +19,11 @@ def one_word(agent: str, session: str) -> str:
 
 def start_command(unit: str | None) -> str:
     """Return the command that starts the daemon: systemd's where a unit runs it."""
-    return f"systemctl start {unit}" if unit is not None else "clawbus run"
+    return f"systemctl start {unit}" if unit is not None else "clawbus serve"
 
 
 def restart_command(unit: str | None, pid: int | None) -> str:
-    """Return the command that ends a daemon that runs. Without a unit, `clawbus run` starts the next one."""
+    """Return the command that ends a daemon that runs. Without a unit, `clawbus serve` starts the next one."""
     if unit is None and pid is not None:
         return f"kill -KILL {pid}"
     return f"systemctl restart {unit or 'clawbus'}"

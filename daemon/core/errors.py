@@ -78,7 +78,7 @@ class DaemonDownError(ClawbusError):
     """No daemon answers on the control socket."""
 
     code = "DAEMON_DOWN"
-    default_hint = "Start it with `clawbus run` or `systemctl start clawbus`."
+    default_hint = "Start it with `clawbus serve` or `systemctl start clawbus`."
 
 
 class NotListeningError(DaemonDownError):
@@ -119,7 +119,7 @@ class UnknownSessionError(ClawbusError):
     """No such session."""
 
     code = "UNKNOWN_SESSION"
-    default_hint = "`clawbus sessions` lists what there is; a first message makes a new one."
+    default_hint = "`clawbus session list` lists what there is; a first message makes a new one."
 
 
 class UnknownMessageError(ClawbusError):

@@ -48,7 +48,7 @@ class StaleScopeEmptyError(ClawbusError):
     """The stale sweep's scope matches no session. Nothing was changed."""
 
     code = "STALE_SCOPE_EMPTY"
-    default_hint = "`clawbus sessions` lists what there is."
+    default_hint = "`clawbus session list` lists what there is."
 
 
 class StaleScopeTooBroadError(ClawbusError):
@@ -78,7 +78,9 @@ class StaleInconsistentError(ClawbusError):
     """A run in scope has sources that contradict each other or cannot be read; none may be chosen. Nothing was changed."""
 
     code = "STALE_INCONSISTENT"
-    default_hint = "Look at it (`clawbus run ID`), and leave its session out of the scope; the others can be swept."
+    default_hint = (
+        "Look at it (`clawbus run show ID`), and leave its session out of the scope; the others can be swept."
+    )
 
 
 class StaleChangedError(ClawbusError):
@@ -92,9 +94,7 @@ class StaleNotVerifiedError(ClawbusError):
     """The sweep was applied, and what was looked at afterwards is not as it should be."""
 
     code = "STALE_NOT_VERIFIED"
-    default_hint = (
-        "Look at the named runs (`clawbus run ID`); `clawbus sweep stale --restore BACKUP` undoes a session's sweep."
-    )
+    default_hint = "Look at the named runs (`clawbus run show ID`); `clawbus sweep stale --restore BACKUP` undoes a session's sweep."
 
 
 class CanaryFailedError(ClawbusError):

@@ -22,7 +22,11 @@ def _contradiction(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnos
         return None
     summary = "The sources contradict each other about how it ended; no command may choose between them."
     return _about(
-        one, run, "CONTRADICTION", summary, f"clawbus run {_run_id(run)} --session {one_word(one.agent, one.session)}"
+        one,
+        run,
+        "CONTRADICTION",
+        summary,
+        f"clawbus run show {_run_id(run)} --session {one_word(one.agent, one.session)}",
     )
 
 

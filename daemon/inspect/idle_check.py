@@ -1,6 +1,6 @@
 """Whether anything in a session's files deserves a report: by the daemon's record of it, or read in one opening of each file.
 
-Read-only. It answers for every report at once (`status`, `dead list`, `doctor`, `runs --stale`, `sweep stale`), and errs on the
+Read-only. It answers for every report at once (`status`, `dead list`, `doctor`, `run list --stale`, `sweep stale`), and errs on the
 side of "yes": what cannot be read, is of an older shape, or is merely unusual is left to the reports themselves.
 """
 
@@ -23,7 +23,7 @@ from schema.layout import OUTBOUND_DB, SessionFolder
 from schema.migrate import VERSION
 from schema.outbound_copy import open_outbound_copy
 
-_NEWEST: Final = 1000  # runs that `runs --stale` judges
+_NEWEST: Final = 1000  # runs that `run list --stale` judges
 # These read every row: a state that nobody knows, and a status without the history that belongs to it.
 _UNUSUAL: Final = (
     "SELECT EXISTS (SELECT 1 FROM messages_in WHERE status IS NULL OR status NOT IN ('completed', 'failed', 'cancelled'))"

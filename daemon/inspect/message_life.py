@@ -1,6 +1,6 @@
 """The life of one message, from its acceptance to its answers' receipts: what the files say, in order. Read-only.
 
-The one reader for `session show --message` and `run ID`; a run's own events are picked out of it (`life.py`).
+The one reader for `session show --message` and `run show`; a run's own events are picked out of it (`life.py`).
 outbound.db is opened as hostile input, and a file that cannot be read is a line among the errors.
 """
 

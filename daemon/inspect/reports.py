@@ -323,7 +323,7 @@ def _open_central(data_dir: Path) -> Reader:
     if not present:
         if _has_sessions(data_dir / "sessions"):
             raise RegistryGoneError(f"{path} is lost; the sessions are there.", hint=REMAKE_HINT)
-        raise DataFolderError(f"{data_dir} has no {CENTRAL_DB} yet.", hint="Start the daemon once: `clawbus run`.")
+        raise DataFolderError(f"{data_dir} has no {CENTRAL_DB} yet.", hint="Start the daemon once: `clawbus serve`.")
     return open_current(path)
 
 

@@ -303,7 +303,7 @@ def _make_or_check(root: Path) -> None:
         # Root could, but would leave files behind that the service's own user cannot open.
         raise DataFolderError(
             f"{root} belongs to the user with id {status.st_uid}, and this is root.",
-            hint="Run it as that user (`sudo -u clawbus clawbus run ...`, or `systemctl start clawbus`).",
+            hint="Run it as that user (`sudo -u clawbus clawbus serve ...`, or `systemctl start clawbus`).",
         )
     if not os.access(root, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         raise DataFolderError(f"{root} cannot be read and written by this user (id {os.geteuid()}).")

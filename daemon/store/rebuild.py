@@ -17,7 +17,7 @@ from schema.ids import check_name, session_of_folder
 from schema.layout import SessionFolder
 from schema.os_faults import host_error
 
-REMAKE_HINT: Final = "Start the daemon once (`clawbus run`): it remakes it from the session folders."
+REMAKE_HINT: Final = "Start the daemon once (`clawbus serve`): it remakes it from the session folders."
 _INSTALL_ID: Final = re.compile(r"[0-9a-z]{1,64}\Z")
 
 

@@ -184,10 +184,10 @@ def test_a_message_that_kills_its_runner_is_a_dead_letter_though_docker_restarts
 @pytest.mark.parametrize(
     ("name", "code", "repair"),
     [
-        ("restart", "CONTAINER_RESTARTED", "clawbus run"),
+        ("restart", "CONTAINER_RESTARTED", "clawbus serve"),
         ("pause", "CONTAINER_PAUSED", "docker unpause"),
-        ("rm", "GHOST_CONTAINER", "clawbus run"),
-        ("made again", "ORPHANED_CONTAINER", "clawbus run"),
+        ("rm", "GHOST_CONTAINER", "clawbus serve"),
+        ("made again", "ORPHANED_CONTAINER", "clawbus serve"),
     ],
 )
 def test_doctor_names_it_while_the_daemon_is_down_and_its_repair_ends_it(
@@ -256,7 +256,7 @@ def test_a_copy_leaves_a_working_agent_alone_and_holds_its_message(
     container = daemon.container("patient", "s")["container_id"]
     before = inspect(container)["State"]["StartedAt"]
     second = copy()
-    assert doctor(second)["COPIED_FOLDER"] == "clawbus run"
+    assert doctor(second)["COPIED_FOLDER"] == "clawbus serve"
     for _ in range(2):  # each start of the second one ended the first one's agents once
         second.start()
         assert second.install_id() != daemon.install_id()

@@ -318,7 +318,7 @@ def test_text_of_an_agent_moves_no_terminal_and_forges_no_line(daemon: HostileBu
     daemon.bystander()
     assert daemon.events("forged_event") == []
     shown = "".join(daemon.people(*words.split()) for words in (
-        "session show evil escape", "status", "sessions", "logs --session evil/escape -n 200", "mailbox cli"))  # fmt: skip
+        "session show evil escape", "status", "session list", "logs --session evil/escape -n 200", "mailbox cli"))  # fmt: skip
     raw = (daemon.data / "logs" / "clawbus.log").read_text() + daemon.people("logs", "--raw", "-n", "200")
     for text in (shown, raw):
         assert not [letter for letter in text if letter in "\x1b\x07\r\u202e"]

@@ -165,12 +165,13 @@ def look_at(answer: Answer, command: str) -> None:
 
 
 FROM_FILES = (
-    ("status",), ("top", "--once"), ("sessions",), ("session", "show", "echo", "s"),
+    ("status",), ("top", "--once"), ("session", "list"), ("session", "show", "echo", "s"),
     ("session", "show", "echo", "s", "--message", "m2"), ("session", "show", "echo", "s", "--message", LINES),
-    ("dead", "list"), ("dead", "show", "m2"), ("dead", "show", LINES), ("dead", "show", "o3"), ("doctor",), ("runs",),
-    ("run", "m1"), ("run", "m2"), ("run", "m3"), ("run", LINES), ("logs",), ("sweep", "stale", "--older-than", "1s"),
+    ("dead", "list"), ("dead", "show", "m2"), ("dead", "show", LINES), ("dead", "show", "o3"), ("doctor",), ("run", "list"),
+    ("run", "show", "m1"), ("run", "show", "m2"), ("run", "show", "m3"), ("run", "show", LINES), ("logs",),
+    ("sweep", "stale", "--older-than", "1s"),
     ("backup", "copy"), ("config", "check"), ("message", "retry", LINES), ("dead", "requeue", LINES), ("send", LINES),
-    ("session", "show", LINES), ("mailbox", LINES), ("run", "nosuch" + LINES), ("logs", "--session", f"echo/{LINES}"),
+    ("session", "show", LINES), ("mailbox", LINES), ("run", "show", "nosuch" + LINES), ("logs", "--session", f"echo/{LINES}"),
     ("image", "show", LINES), (LINES,), ("logs", "--level", LINES), ("inngest", "runs", "--db", LINES.replace("/", "")),
 )  # fmt: skip
 

@@ -462,7 +462,7 @@ def test_an_answer_that_is_always_refused_is_named_lets_others_pass_and_can_be_r
     (found,) = [one for one in daemon.cli("doctor").envelope["result"]["diagnoses"] if one["code"] == "ANSWER_RETRYING"]
     assert "answered 500" in found["evidence"][0]
     assert found["command"].endswith(f" delivery retry {answer['id']} --session prog/main")
-    (session,) = daemon.cli("sessions").result["sessions"]
+    (session,) = daemon.cli("session", "list").result["sessions"]
     assert "answered 500" in session["explanation"]
 
     # Retried at once, whatever its back-off, until its place is named; then given up, and all is quiet again.

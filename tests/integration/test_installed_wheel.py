@@ -97,7 +97,7 @@ def test_the_units_and_the_alert_rules_are_installed(installed: Installed) -> No
 def test_a_message_is_answered_and_nothing_is_left(installed: Installed) -> None:
     assert installed.clawbus("version")["version"]
     installed.clawbus("init", "--runtime", "process")
-    daemon = installed.begin("clawbus", "run", "--json")
+    daemon = installed.begin("clawbus", "serve", "--json")
     try:
         said = eventually("the daemon is up", lambda: _answered(installed, daemon), 60)
         assert said == "hello"

@@ -52,8 +52,8 @@ def manager(daemon: RealDaemon) -> Iterator[Manager]:
 
 
 def begin(daemon: RealDaemon, *, terminal: int | None = None) -> subprocess.Popen[bytes]:
-    """`clawbus run` as it is, without waiting for anything."""
-    command = [CLAWBUS, "--config", str(daemon.config), "run"]
+    """`clawbus serve` as it is, without waiting for anything."""
+    command = [CLAWBUS, "--config", str(daemon.config), "serve"]
     if terminal is not None:
         command = [sys.executable, "-c", _IN_TERMINAL, *command]
     with (daemon.root / "run.log").open("ab") as output:
@@ -121,7 +121,7 @@ def test_a_signal_during_the_imports_is_held_back(daemon: RealDaemon, manager: M
 
 def test_another_command_is_interrupted_as_ever(daemon: RealDaemon) -> None:
     daemon.start()
-    for arguments in (("mailbox", "run", "--follow"), ("logs", "--follow", "-m", "run")):
+    for arguments in (("mailbox", "serve", "--follow"), ("logs", "--follow", "-m", "serve")):
         process = daemon.begin_stream(*arguments)
         eventually("it can be interrupted", lambda process=process: catches_interrupts(process.pid))
         process.send_signal(signal.SIGINT)

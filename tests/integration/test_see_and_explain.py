@@ -75,11 +75,11 @@ def test_one_night(make_daemon: Make) -> None:
     message_id = hanging(daemon)
     assert codes(daemon) == []
 
-    (running,) = daemon.cli("runs", "--status", "running").result["runs"]
+    (running,) = daemon.cli("run", "list", "--status", "running").result["runs"]
     incarnation = daemon.container("prog", "night")["incarnation"]
     assert running["run_id"] == f"{message_id}@{incarnation}"
     assert (running["stale"], running["confidence"]) == (False, "high")
-    one = daemon.cli("run", message_id).result
+    one = daemon.cli("run", "show", message_id).result
     told = [event["event"] for event in one["events"]]
     for name in ("accepted", "woken", "spawned", "claimed", "turn_started"):
         assert name in told, told
@@ -96,16 +96,16 @@ def test_one_night(make_daemon: Make) -> None:
     by_code = {item["code"]: item for item in found}
     assert {"DAEMON_DOWN", "GHOST_RUN", "GHOST_CONTAINER"} <= set(by_code)
     assert by_code["GHOST_RUN"]["message_id"] == message_id
-    one = daemon.cli("run", message_id).result
+    one = daemon.cli("run", "show", message_id).result
     assert (one["status"], one["listed"], one["stale"], one["daemon"]) == ("orphaned", "running", True, "down")
     assert "GHOST_RUN" in [item["code"] for item in one["diagnoses"]]
 
     (daemon.root / "mark.go").touch()
     daemon.start()
     daemon.answer(message_id, agent="prog", session="night")
-    assert daemon.cli("run", message_id).result["run_id"] != running["run_id"]
+    assert daemon.cli("run", "show", message_id).result["run_id"] != running["run_id"]
     eventually("healthy", lambda: codes(daemon) == [])
-    first = daemon.cli("run", running["run_id"]).result
+    first = daemon.cli("run", "show", running["run_id"]).result
     assert (first["status"], first["stale"]) == ("orphaned", False)
     told = [event["event"] for event in first["events"]]
     assert told.index("claimed") < told.index("exited") < told.index("retry_scheduled")
@@ -122,7 +122,7 @@ def test_a_daemon_that_hangs_is_seen_from_the_files(make_daemon: Make) -> None:
         status = daemon.cli("status").result
         assert (status["source"], status["sessions"]["total"]) == ("files", 1)
         assert status["silent"]
-        assert daemon.cli("runs").result["runs"][0]["status"] == "completed"
+        assert daemon.cli("run", "list").result["runs"][0]["status"] == "completed"
     finally:
         daemon.resume()
     eventually("healthy", lambda: codes(daemon) == [])
@@ -142,12 +142,12 @@ def test_an_answer_that_the_daemon_never_saw(make_daemon: Make) -> None:
     assert daemon.rows("echo", "first", kit_rows) == [{"status": "pending"}]
     found = {one["code"]: one for one in daemon.cli("doctor").envelope["result"]["diagnoses"]}
     assert found["LOST_ACK"]["message_id"] == "lost"
-    one = daemon.cli("run", "lost").result
+    one = daemon.cli("run", "show", "lost").result
     assert (one["status"], one["stale"], one["verdict"]["decided_by"]) == ("completed", True, "trace")
     assert one["verdict"]["lacks"] == ["history", "list"]
     daemon.start()
     eventually("healthy", lambda: codes(daemon) == [])
-    assert daemon.cli("run", "lost").result["stale"] is False
+    assert daemon.cli("run", "show", "lost").result["stale"] is False
 
 
 def test_one_screen_and_its_live_form(make_daemon: Make) -> None:

@@ -59,10 +59,10 @@ def test_a_session_is_named_as_given_everywhere(bus: RealDaemon, name: str) -> N
             capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
         assert json.loads(shown.stdout)["result"]["session"] == name
-    assert name in {one["session"] for one in bus.cli("sessions").result["sessions"]}
-    assert bus.cli("run", message).result["session"] == name
+    assert name in {one["session"] for one in bus.cli("session", "list").result["sessions"]}
+    assert bus.cli("run", "show", message).result["session"] == name
     assert bus.cli("logs", "--session", f"echo/{name}").result["events"]
-    assert bus.cli("runs", "--session", f"echo/{name}").result["runs"]
+    assert bus.cli("run", "list", "--session", f"echo/{name}").result["runs"]
     assert bus.cli("session", "kill", f"echo/{name}", "--reason", "a test").ok
     folder = bus.show("echo", name)["folder"]
     assert Path(folder).parent == bus.data / "sessions" / "echo"
@@ -78,14 +78,14 @@ def test_a_webhook_names_one_in_its_path(bus: RealDaemon, name: str) -> None:
 
 
 def test_they_are_in_a_backup_and_come_back_without_the_registry(bus: RealDaemon, tmp_path: Path) -> None:
-    before = {one["session"] for one in bus.cli("sessions").result["sessions"]}
+    before = {one["session"] for one in bus.cli("session", "list").result["sessions"]}
     assert before >= set(NAMES)
     assert bus.cli("backup", str(tmp_path / "copy")).result["sessions"] == len(before)
     assert bus.stop() == 0
     for file in bus.data.glob("central.db*"):
         file.unlink()
     bus.start()
-    assert {one["session"] for one in bus.cli("sessions").result["sessions"]} == before
+    assert {one["session"] for one in bus.cli("session", "list").result["sessions"]} == before
     said = bus.cli("send", "still there", "--agent", "echo", "--session", NAMES[0], "--wait", "30")
     assert said.result["answer"]["text"] == "still there"
 

@@ -174,7 +174,7 @@ def test_commands_say_what_to_do_when_no_daemon_runs(make_daemon: Make) -> None:
     daemon = make_daemon(ECHO)
     said = daemon.cli("send", "x", "--agent", "echo", "--session", "s")
     assert said.error == "DAEMON_DOWN"
-    assert "clawbus run" in said.envelope["fix"]
+    assert "clawbus serve" in said.envelope["fix"]
     daemon.start()
     daemon.ask("hello", agent="echo", session="s")
     daemon.stop()

@@ -1,4 +1,4 @@
-"""A real daemon for tests: `clawbus run` as a subprocess over a temporary folder, and the real command line.
+"""A real daemon for tests: `clawbus serve` as a subprocess over a temporary folder, and the real command line.
 
 It ends everything that it started, by pid and by install label, whatever the test did. It never waits a fixed time:
 `eventually` polls with a deadline, and what waits for the daemon waits through its socket.
@@ -173,7 +173,7 @@ class RealDaemon:
         assert self.process is None or self.process.poll() is not None, "one at a time"
         with self._output.open("ab") as output:
             self.process = subprocess.Popen(
-                [CLAWBUS, "--config", str(self.config), "run"],
+                [CLAWBUS, "--config", str(self.config), "serve"],
                 stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=self._environ(environment),
                 start_new_session=True,
             )  # fmt: skip
@@ -197,7 +197,7 @@ class RealDaemon:
     def refused(self, *, environment: Mapping[str, str] | None = None) -> Said:
         """Start a daemon that must refuse to: what it answered."""
         done = subprocess.run(
-            [CLAWBUS, "--config", str(self.config), "run", "--json"],
+            [CLAWBUS, "--config", str(self.config), "serve", "--json"],
             capture_output=True, text=True, timeout=READY_S, env=self._environ(environment), check=False,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr

@@ -54,8 +54,8 @@ def healthy(daemon: RealDaemon, seconds: float = 30.0) -> None:
 
 
 def explained(daemon: RealDaemon, message_id: str, session: str = "prog/s") -> dict[str, Any]:
-    """What `clawbus run ID` says of a message's latest run."""
-    return daemon.cli("run", message_id, "--session", session).result
+    """What `clawbus run show ID` says of a message's latest run."""
+    return daemon.cli("run", "show", message_id, "--session", session).result
 
 
 def codes(told: dict[str, Any]) -> list[str]:
@@ -64,7 +64,7 @@ def codes(told: dict[str, Any]) -> list[str]:
 
 
 def repair(daemon: RealDaemon, command: str, by_hand: Mapping[str, Callable[[], None]] | None = None) -> Said | None:
-    """Run the command that doctor named, as it stands. `clawbus run` starts the daemon; what is no command of clawbus is
+    """Run the command that doctor named, as it stands. `clawbus serve` starts the daemon; what is no command of clawbus is
     done by `by_hand`, by how it begins."""
     for begins, act in (by_hand or {}).items():
         if command.startswith(begins):
@@ -72,7 +72,7 @@ def repair(daemon: RealDaemon, command: str, by_hand: Mapping[str, Callable[[], 
             return None
     words = shlex.split(command)
     assert words[0] == "clawbus", f"nobody here can run: {command}"
-    if words == ["clawbus", "--config", str(daemon.config), "run"]:
+    if words == ["clawbus", "--config", str(daemon.config), "serve"]:
         daemon.start()
         return None
     said = daemon.cli(*words[1:], timeout_s=120)

@@ -115,7 +115,7 @@ def unit_setting(section: str, key: str) -> str:
 
 def test_the_service_and_the_code_name_the_same_places() -> None:
     words = unit_setting("Service", "ExecStart").split()
-    assert words == [COMMAND, "run", "--config", "/etc/clawbus/clawbus.toml"]
+    assert words == [COMMAND, "serve", "--config", "/etc/clawbus/clawbus.toml"]
     default = Config.model_fields["data_dir"].default
     assert default == Path("/var/lib") / unit_setting("Service", "StateDirectory")
     assert Path("/etc") / unit_setting("Service", "ConfigurationDirectory") == Path(words[3]).parent

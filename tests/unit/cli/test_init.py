@@ -119,16 +119,16 @@ class TestRun:
         return module
 
     def test_it_gets_the_configuration_and_ends_silently(self, cli: CommandLine, app: ModuleType) -> None:
-        answer = cli("run", "--data", "/somewhere")
+        answer = cli("serve", "--data", "/somewhere")
         assert (answer.code, answer.out) == (0, "")
         assert app.__dict__["seen"][0].data_dir == Path("/somewhere")
 
     def test_an_envelope_for_who_asks(self, cli: CommandLine, app: ModuleType) -> None:
-        assert cli("run", "--json").result == {"exit_code": 0}
+        assert cli("serve", "--json").result == {"exit_code": 0}
 
     def test_its_exit_code_is_the_daemon_s(self, cli: CommandLine, app: ModuleType) -> None:
         app.__dict__["ends_with"] = 7
-        answer = cli("run")
+        answer = cli("serve")
         assert (answer.code, answer.envelope["error"]["code"]) == (7, "DAEMON_FAILED")
 
     def test_it_refuses_beside_a_foreign_package(
@@ -136,7 +136,7 @@ class TestRun:
     ) -> None:
         install(tmp_path, "other", {"top_level.txt": "schema\n"})
         monkeypatch.syspath_prepend(tmp_path)
-        assert cli("run").envelope["error"]["code"] == "FOREIGN_PACKAGE"
+        assert cli("serve").envelope["error"]["code"] == "FOREIGN_PACKAGE"
         assert app.__dict__["seen"] == []
 
 

@@ -12,8 +12,8 @@ from tests.support.impatient_writer import begin, impatient_writer, outcome, pre
 from tests.support.session_world import SessionWorld
 
 LOOKS = (
-    ("doctor",), ("status",), ("sessions",), ("session", "show", "echo", "s"), ("session", "show", "echo/s", "--message", "m1"),
-    ("runs",), ("run", "m1"), ("dead", "list"), ("sweep", "stale"), ("mailbox",), ("logs",),
+    ("doctor",), ("status",), ("session", "list"), ("session", "show", "echo", "s"), ("session", "show", "echo/s", "--message", "m1"),
+    ("run", "list"), ("run", "show", "m1"), ("dead", "list"), ("sweep", "stale"), ("mailbox",), ("logs",),
 )  # fmt: skip
 ROUNDS = 3
 

@@ -128,8 +128,8 @@ def test_next_actions_lead_to_the_same_place(cli: CommandLine, home: Path) -> No
             "next_actions"
         ]
     ]
-    assert commands[0] == f"clawbus --config '{given}' --data d run"
-    assert cli("send", "x", "-a", "a", "-s", "s").envelope["next_actions"][0]["command"] == "clawbus run"
+    assert commands[0] == f"clawbus --config '{given}' --data d serve"
+    assert cli("send", "x", "-a", "a", "-s", "s").envelope["next_actions"][0]["command"] == "clawbus serve"
 
 
 def test_the_environment_names_the_file(

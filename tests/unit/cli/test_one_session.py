@@ -8,7 +8,7 @@ from daemon.store.registry import Registry, SessionKey
 from tests.support.command_line import CommandLine
 from tests.support.session_world import NOW, SessionWorld
 
-OF_MESSAGES = (("run",), ("message", "retry"), ("message", "cancel"))
+OF_MESSAGES = (("run", "show"), ("message", "retry"), ("message", "cancel"))
 OF_ANSWERS = (("delivery", "retry"), ("delivery", "drop"))
 OF_LETTERS = (("dead", "requeue"), ("dead", "drop"))
 EVERY = tuple(

@@ -49,7 +49,7 @@ def test_an_answer_that_the_encoding_cannot_show_is_escaped(home: Path, operatio
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("status",), ("sessions",), ("session", "show", "echo", "s"), ("dead", "list"), ("logs",), ("logs", "--raw"),
+        ("status",), ("session", "list"), ("session", "show", "echo", "s"), ("dead", "list"), ("logs",), ("logs", "--raw"),
         ("config", "check"), ("version",), ("--help",), ("send", "--help"), ("top", "--once"),
     ],
 )  # fmt: skip

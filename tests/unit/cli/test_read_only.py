@@ -71,9 +71,9 @@ class TestFromTheFiles:
         assert "down (read from the files)" in cli("status", "--pretty").out
 
     def test_sessions(self, cli: CommandLine, files: Path) -> None:
-        result = cli("sessions").result
+        result = cli("session", "list").result
         assert (result["source"], result["sessions"][0]["failed"]) == ("files", 1)
-        assert "echo/demo" in cli("sessions", "--pretty").out
+        assert "echo/demo" in cli("session", "list", "--pretty").out
 
     @pytest.mark.parametrize("named", [("echo", "demo"), ("echo/demo",)])
     def test_session_show(self, cli: CommandLine, files: Path, named: tuple[str, ...]) -> None:
@@ -125,7 +125,7 @@ class TestFromTheDaemon:
         assert "\x1b" not in shown.out
 
     def test_sessions(self, cli: CommandLine, operations: FakeOperations) -> None:
-        assert cli("sessions").result["sessions"][0]["state"] == "running"
+        assert cli("session", "list").result["sessions"][0]["state"] == "running"
 
     def test_acting_on_a_session(self, cli: CommandLine, operations: FakeOperations) -> None:
         assert cli("session", "stop", "echo/s").result["stopping"] is True

@@ -45,17 +45,17 @@ def hung(home: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
 
 @pytest.mark.usefixtures("hung")
 def test_a_daemon_that_hangs_hides_nothing(cli: CommandLine, folder: SessionWorld) -> None:
-    result = cli("sessions").result
+    result = cli("session", "list").result
     assert (result["source"], [one["session"] for one in result["sessions"]]) == ("files", ["s"])
-    assert "does not answer" in cli("sessions", "--pretty").out
+    assert "does not answer" in cli("session", "list", "--pretty").out
     for command in (("session", "show", "echo", "s"), ("dead", "list"), ("mailbox",)):
         assert cli(*command).result["source"] == "files", command
 
 
 @pytest.mark.usefixtures("hung")
 def test_runs_tells_a_daemon_that_hangs_from_one_that_is_down(cli: CommandLine, folder: SessionWorld) -> None:
-    assert cli("runs").result["daemon"] == "silent"
-    assert "the daemon is silent" in cli("runs", "--pretty").out
+    assert cli("run", "list").result["daemon"] == "silent"
+    assert "the daemon is silent" in cli("run", "list", "--pretty").out
 
 
 def test_the_doctor_s_exit_code_fix_and_commands(cli: CommandLine, folder: SessionWorld) -> None:
@@ -63,10 +63,10 @@ def test_the_doctor_s_exit_code_fix_and_commands(cli: CommandLine, folder: Sessi
     assert answer.code == 1
     envelope = answer.envelope
     assert envelope["error"]["code"] == "UNHEALTHY"
-    assert envelope["fix"] == "Run: clawbus run"
+    assert envelope["fix"] == "Run: clawbus serve"
     assert (envelope["result"]["daemon"], envelope["result"]["healthy"]) == ("down", False)
     assert [one["code"] for one in envelope["result"]["diagnoses"]] == ["DAEMON_DOWN", "WORK_WAITING"]
-    assert envelope["next_actions"] == [{"command": "clawbus run", "description": "DAEMON_DOWN"}]
+    assert envelope["next_actions"] == [{"command": "clawbus serve", "description": "DAEMON_DOWN"}]
 
 
 def test_the_doctor_for_people(cli: CommandLine, folder: SessionWorld) -> None:
@@ -74,7 +74,7 @@ def test_the_doctor_for_people(cli: CommandLine, folder: SessionWorld) -> None:
     assert said.code == 1
     assert "1. DAEMON_DOWN" in said.out
     assert "2. WORK_WAITING  echo/s" in said.out
-    assert "repair: clawbus run   (because of DAEMON_DOWN; goes away with it)" in said.out
+    assert "repair: clawbus serve   (because of DAEMON_DOWN; goes away with it)" in said.out
     assert "the daemon is down, read from the files" in " ".join(said.out.split()), "wrapped at words"
 
 
@@ -91,13 +91,13 @@ def test_a_command_of_somebody_else_is_a_fix_and_no_next_action(
 
 def test_a_folder_that_is_not_there_is_refused(cli: CommandLine, home: Path) -> None:
     (home / "data").rmdir()
-    for command in (("doctor",), ("runs",), ("run", "m1")):
+    for command in (("doctor",), ("run", "list"), ("run", "show", "m1")):
         assert cli(*command).envelope["error"]["code"] == "DATA_FOLDER"
 
 
 def test_a_folder_that_is_somebody_s_is_no_healthy_data_folder(cli: CommandLine, home: Path) -> None:
     (home / "data" / "thesis.txt").touch()
-    for command in (("doctor",), ("runs",), ("run", "m1")):
+    for command in (("doctor",), ("run", "list"), ("run", "show", "m1")):
         envelope = cli(*command).envelope
         assert envelope["error"]["code"] == "DATA_FOLDER"
         assert "--data" in envelope["fix"]
@@ -112,46 +112,46 @@ def test_every_command_that_is_named_is_for_the_place_that_was_asked(
 ) -> None:
     place = f"--data {home / 'data'}"
     envelope = cli("doctor", "--data", str(home / "data")).envelope
-    assert envelope["fix"] == f"Run: clawbus {place} run"
-    assert [one["command"] for one in envelope["result"]["diagnoses"]] == [f"clawbus {place} run"] * 2
-    assert [step["command"] for step in envelope["next_actions"]] == [f"clawbus {place} run"]
-    assert f"repair: clawbus {place} run" in cli("doctor", "--data", str(home / "data"), "--pretty").out
-    explained = cli("run", "m1", "--data", str(home / "data")).result["diagnoses"]
-    assert [one["command"] for one in explained] == [f"clawbus {place} run"] * 2
+    assert envelope["fix"] == f"Run: clawbus {place} serve"
+    assert [one["command"] for one in envelope["result"]["diagnoses"]] == [f"clawbus {place} serve"] * 2
+    assert [step["command"] for step in envelope["next_actions"]] == [f"clawbus {place} serve"]
+    assert f"repair: clawbus {place} serve" in cli("doctor", "--data", str(home / "data"), "--pretty").out
+    explained = cli("run", "show", "m1", "--data", str(home / "data")).result["diagnoses"]
+    assert [one["command"] for one in explained] == [f"clawbus {place} serve"] * 2
     (home / "data" / "central.db").write_bytes(b"no database" * 100)
     broken = cli("doctor", "--data", str(home / "data")).envelope["fix"]
     assert broken.startswith("Run: mv /")
-    assert broken.endswith(f"central.db.broken && clawbus {place} run")
+    assert broken.endswith(f"central.db.broken && clawbus {place} serve")
     invocation = Invocation("doctor", Globals(data=Path("/d")))
-    assert invocation.here("mv /lib/clawbus/x y && clawbus run") == "mv /lib/clawbus/x y && clawbus --data /d run"
+    assert invocation.here("mv /lib/clawbus/x y && clawbus serve") == "mv /lib/clawbus/x y && clawbus --data /d serve"
     assert invocation.here("df -h /lib/clawbus") == "df -h /lib/clawbus"
 
 
 def test_runs_in_both_forms(cli: CommandLine, folder: SessionWorld) -> None:
-    result = cli("runs").result
+    result = cli("run", "list").result
     assert (result["source"], result["daemon"]) == ("files", "down")
     assert [(run["run_id"], run["status"], run["stale"]) for run in result["runs"]] == [("m1", "waiting", False)]
-    assert cli("runs", "--status", "failed").result["runs"] == []
-    text = cli("runs", "--pretty").out
+    assert cli("run", "list", "--status", "failed").result["runs"] == []
+    text = cli("run", "list", "--pretty").out
     assert "waiting" in text
     assert "hello  there" in text
     assert "\x1b" not in text
-    assert cli("runs", "--status", "lost").code == 2
-    wrong = cli("runs", "--since", "yesterday")
+    assert cli("run", "list", "--status", "lost").code == 2
+    wrong = cli("run", "list", "--since", "yesterday")
     assert wrong.code == 2
     assert "an instant" in wrong.out + wrong.err
-    assert cli("runs", "--session", "echo/t").envelope["error"]["code"] == "UNKNOWN_SESSION"
+    assert cli("run", "list", "--session", "echo/t").envelope["error"]["code"] == "UNKNOWN_SESSION"
 
 
 def test_one_run_in_both_forms(cli: CommandLine, folder: SessionWorld) -> None:
-    result = cli("run", "m1").result
+    result = cli("run", "show", "m1").result
     assert (result["status"], result["verdict"]["decided_by"]) == ("waiting", "list")
     assert [event["event"] for event in result["events"]] == ["accepted"]
     assert {one["code"] for one in result["diagnoses"]} == {"DAEMON_DOWN", "WORK_WAITING"}
-    text = cli("run", "m1", "--pretty").out
+    text = cli("run", "show", "m1", "--pretty").out
     assert "DAEMON_DOWN: No daemon runs on this data folder." in text
     assert "accepted" in text
-    assert cli("run", "m9").envelope["error"]["code"] == "UNKNOWN_MESSAGE"
+    assert cli("run", "show", "m9").envelope["error"]["code"] == "UNKNOWN_MESSAGE"
 
 
 def test_a_session_without_an_id_starts_nothing(
@@ -164,9 +164,11 @@ def test_a_session_without_an_id_starts_nothing(
         return 0
 
     monkeypatch.setattr(app, "run", start)
-    assert cli("run").code == 0
-    assert len(started) == 1, "without --session the same command line does start the daemon"
-    assert cli("run", "--session", "echo/s").envelope["error"]["code"] == "USAGE"
+    for words in ((), ("",), (" ",), ("show",), ("show", ""), ("show", "--session", "echo/s")):
+        assert not cli("run", *words).envelope["ok"], words
+    assert "clawbus serve" in cli("run").envelope["error"]["message"]
+    assert started == []
+    assert cli("serve").code == 0
     assert len(started) == 1
 
 

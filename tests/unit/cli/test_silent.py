@@ -19,4 +19,4 @@ def test_a_folder_that_is_held_is_said_to_be(cli: CommandLine, home: Path) -> No
 def test_a_name_that_a_killed_daemon_left_counts_for_nothing(cli: CommandLine, home: Path) -> None:
     (home / "data" / "clawbus.lock").write_text('{"pid": 1, "since": "2026-01-01T00:00:00.000Z"}')
     assert live_holder(home / "data") is None
-    assert cli("send", "x", "-a", "echo", "-s", "s").envelope["next_actions"][0]["command"] == "clawbus run"
+    assert cli("send", "x", "-a", "echo", "-s", "s").envelope["next_actions"][0]["command"] == "clawbus serve"

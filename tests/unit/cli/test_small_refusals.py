@@ -85,7 +85,7 @@ class TestUnderSystemd:
 def test_without_systemd_the_next_step_is_a_start_in_the_terminal(cli: CommandLine, home: Path) -> None:
     DataFolder.open(home / "data").close()
     Registry(home / "data" / "central.db").install_id(1)
-    assert cli("status").envelope["next_actions"][0]["command"] == "clawbus run"
+    assert cli("status").envelope["next_actions"][0]["command"] == "clawbus serve"
 
 
 def test_a_mailbox_with_a_space_is_quoted(cli: CommandLine, operations: FakeOperations) -> None:

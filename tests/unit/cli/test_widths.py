@@ -52,7 +52,7 @@ def long_names(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ("status",), ("sessions",), ("runs",), ("dead", "list"), ("dead", "show", MESSAGE), ("delivery", "list"), ("doctor",),
+        ("status",), ("session", "list"), ("run", "list"), ("dead", "list"), ("dead", "show", MESSAGE), ("delivery", "list"), ("doctor",),
         ("session", "show", AGENT, SESSION),
     ],
     ids=" ".join,

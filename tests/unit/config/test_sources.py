@@ -184,7 +184,7 @@ class TestVariables:
         answer = cli("logs")
         assert answer.result["events"] == [{"event": "x"}]
         assert answer.err.startswith("warning: environment variable CLAWBUS_AGENT__X")
-        for command in (("config", "check"), ("run",)):
+        for command in (("config", "check"), ("serve",)):
             assert cli(*command).envelope["error"]["code"] == "CONFIG_INVALID"
 
 

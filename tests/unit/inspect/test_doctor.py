@@ -106,7 +106,7 @@ def test_a_ghost_run(world: ForensicWorld) -> None:
     assert ghost.command == "clawbus session kill a s"
     world.state, world.live = DaemonState.DOWN, None
     found = one(world, "GHOST_RUN")
-    assert (found.command, found.cause) == ("clawbus run", "DAEMON_DOWN"), (
+    assert (found.command, found.cause) == ("clawbus serve", "DAEMON_DOWN"), (
         "a sweep would cancel what a start tries again"
     )
 
@@ -121,7 +121,7 @@ def test_a_lost_ack(world: ForensicWorld) -> None:
     assert found.command == "clawbus sweep stale --session a/s --apply"
     world.state = DaemonState.DOWN
     found = one(world, "LOST_ACK")
-    assert (found.command, found.cause) == ("clawbus run", "DAEMON_DOWN")
+    assert (found.command, found.cause) == ("clawbus serve", "DAEMON_DOWN")
     world.state = DaemonState.SILENT
     assert one(world, "LOST_ACK").cause == "DAEMON_SILENT"
 
@@ -134,7 +134,7 @@ def test_an_orphaned_container(world: ForensicWorld) -> None:
     assert [(item.session, item.incarnation) for item in found] == [("s", "I9"), ("nobody", "I8")]
     assert found[0].command == "clawbus session kill a s"
     world.state = DaemonState.DOWN
-    assert one_command(world, "ORPHANED_CONTAINER") == "clawbus run"
+    assert one_command(world, "ORPHANED_CONTAINER") == "clawbus serve"
 
 
 def one_command(world: ForensicWorld, code: str) -> str:
@@ -301,7 +301,7 @@ def test_due_work_and_nothing_running(world: ForensicWorld) -> None:
     assert found.command == "clawbus session release a s"
     world.state = DaemonState.DOWN
     waiting = one(world, "WORK_WAITING")
-    assert (waiting.command, waiting.cause) == ("clawbus run", "DAEMON_DOWN")
+    assert (waiting.command, waiting.cause) == ("clawbus serve", "DAEMON_DOWN")
 
 
 def test_a_container_that_takes_nothing(world: ForensicWorld) -> None:
@@ -363,7 +363,7 @@ def test_answers_of_a_restored_file_are_known_by_their_receipts(world: ForensicW
 
 def test_the_daemon_down_or_silent(world: ForensicWorld) -> None:
     world.state, world.live = DaemonState.DOWN, None
-    assert one(world, "DAEMON_DOWN").command == "clawbus run"
+    assert one(world, "DAEMON_DOWN").command == "clawbus serve"
     world.state = DaemonState.SILENT
     assert world.codes() == ["DAEMON_SILENT"]
 
@@ -379,7 +379,7 @@ def test_a_missing_registry(world: ForensicWorld) -> None:
     (world.root / "central.db").unlink()
     world.state, world.live = DaemonState.DOWN, None
     found = one(world, "REGISTRY_GONE")
-    assert found.command == "clawbus run"
+    assert found.command == "clawbus serve"
     assert "ORPHANED_CONTAINER" not in world.codes(), "which containers are supervised is not known"
     assert world.look().sessions == 1, "its folder is there"
 
@@ -398,7 +398,7 @@ def test_a_session_that_the_registry_does_not_know(world: ForensicWorld) -> None
     found = one(world, "UNREGISTERED")
     assert (found.session, found.command) == ("stranger", "clawbus session release a stranger")
     world.state = DaemonState.DOWN
-    assert one(world, "UNREGISTERED").command == "clawbus run"
+    assert one(world, "UNREGISTERED").command == "clawbus serve"
 
 
 def test_files_that_cannot_be_read(world: ForensicWorld) -> None:
@@ -418,7 +418,7 @@ def test_sources_that_contradict_each_other(world: ForensicWorld) -> None:
     session.change("UPDATE attempts SET outcome = NULL")
     later(world)
     found = one(world, "CONTRADICTION")
-    assert found.command == "clawbus run m1@I1 --session a/s"
+    assert found.command == "clawbus run show m1@I1 --session a/s"
     assert any("finish says failed" in line for line in found.evidence)
 
 
@@ -440,7 +440,7 @@ def test_a_history_without_its_status(world: ForensicWorld) -> None:
     assert found.summary.startswith("It is listed as waiting and is completed")
     assert found.evidence == ("The history says completed, the list waiting.",)
     world.state = DaemonState.DOWN
-    assert one(world, "STALE_RUN").command == "clawbus run"
+    assert one(world, "STALE_RUN").command == "clawbus serve"
 
 
 def test_a_message_that_is_tried_again_is_fine(world: ForensicWorld) -> None:

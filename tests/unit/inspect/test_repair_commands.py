@@ -53,7 +53,7 @@ def test_a_daemon_of_systemd_is_started_by_systemd(tmp_path: Path) -> None:
     assert unit_of(service, root=tmp_path) is None, "there is no unit"
     units = tmp_path / "etc/systemd/system"
     units.mkdir(parents=True)
-    starts = "[Service]\nExecStart=/opt/clawbus/bin/clawbus run --config /etc/clawbus/clawbus.toml\n"
+    starts = "[Service]\nExecStart=/opt/clawbus/bin/clawbus serve --config /etc/clawbus/clawbus.toml\n"
     (units / "clawbus.service").write_text(starts)
     assert unit_of(service, root=tmp_path) == "clawbus"
     assert unit_of(own, root=tmp_path) is None, "another folder on the same machine"
@@ -66,8 +66,8 @@ def test_a_daemon_of_systemd_is_started_by_systemd(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "lines",
     [
-        "ExecStart=/opt/clawbus/bin/clawbus run --data /srv/bus",
-        "ExecStart=/opt/clawbus/bin/clawbus run\nEnvironment=CLAWBUS_DATA_DIR=/srv/bus",
+        "ExecStart=/opt/clawbus/bin/clawbus serve --data /srv/bus",
+        "ExecStart=/opt/clawbus/bin/clawbus serve\nEnvironment=CLAWBUS_DATA_DIR=/srv/bus",
     ],
 )
 def test_a_unit_of_another_name_is_found_by_its_folder(tmp_path: Path, lines: str) -> None:
@@ -82,7 +82,7 @@ def test_a_unit_of_another_name_is_found_by_its_folder(tmp_path: Path, lines: st
 
 def test_the_daemon_s_repairs_fit_the_machine() -> None:
     down, silent = replace(HOST, daemon=DaemonState.DOWN), replace(HOST, daemon=DaemonState.SILENT, holder_pid=4711)
-    assert [one.command for one in diagnose_host(down)] == ["clawbus run"]
+    assert [one.command for one in diagnose_host(down)] == ["clawbus serve"]
     assert [one.command for one in diagnose_host(replace(down, unit="second-bus"))] == ["systemctl start second-bus"]
     assert [one.command for one in diagnose_host(silent)] == ["kill -KILL 4711"]
     assert [one.command for one in diagnose_host(replace(silent, unit="second-bus"))] == [

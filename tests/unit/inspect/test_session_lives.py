@@ -27,7 +27,7 @@ def test_a_container_in_its_first_life_is_no_finding() -> None:
 
 @pytest.mark.parametrize(
     ("daemon", "command"),
-    [(DaemonState.UP, "clawbus session kill helper main"), (DaemonState.DOWN, "clawbus run")],
+    [(DaemonState.UP, "clawbus session kill helper main"), (DaemonState.DOWN, "clawbus serve")],
 )
 def test_a_restarted_container_is_named(daemon: DaemonState, command: str) -> None:
     again = replace(CALM, container=replace(OWN, started_at=NOW - 1000))

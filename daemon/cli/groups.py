@@ -1,0 +1,41 @@
+"""The root of the tree of commands: former names of commands still work, and say the new name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from typer.core import TyperGroup
+
+from daemon.cli.output import progress
+
+_RENAMED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"runs": ("run", "list"), "sessions": ("session", "list")}
+)
+_ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "start": "`clawbus serve` starts the daemon in the foreground, `systemctl start clawbus` as a service.",
+        "stop": "Ctrl-C or `systemctl stop clawbus` ends the daemon; `clawbus session stop` or `kill` ends an agent.",
+        "restart": "`systemctl restart clawbus` restarts a service; in a terminal Ctrl-C and `clawbus serve`.",
+        "reload": "`systemctl reload clawbus`, or SIGHUP, makes the daemon read its configuration again.",
+        "ps": "`clawbus session list` lists the sessions, `clawbus run list --status running` what they work on.",
+    }
+)
+
+
+class RootGroup(TyperGroup):
+    """The commands by their names of today; a former name is translated, one of other tools gets an explanation."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command of the first word."""
+        word = args[0]
+        if word in _RENAMED:
+            now = _RENAMED[word]
+            progress(f"note: `clawbus {word}` is `clawbus {' '.join(now)}` now.")
+            args = [*now, *args[1:]]
+        elif word in _ELSEWHERE:
+            ctx.fail(f"There is no command {word!r}. {_ELSEWHERE[word]}")
+        elif not word.strip():
+            ctx.fail("The command is empty (is a variable empty?).")
+        return super().resolve_command(ctx, args)
