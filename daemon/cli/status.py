@@ -67,7 +67,7 @@ def read_status(invocation: Invocation) -> tuple[dict[str, Any], str]:
 
 
 def _from_files(invocation: Invocation, why: str | None) -> dict[str, Any]:
-    from daemon.inspect.reports import PATIENT_BUDGET_S, status_report  # noqa: PLC0415
+    from daemon.inspect.reports import PATIENT_BUDGET_S, status_report, status_without_registry  # noqa: PLC0415
     from daemon.store.data_folder import VERSION_NAME  # noqa: PLC0415
 
     data_dir = invocation.config.data_dir
@@ -77,9 +77,7 @@ def _from_files(invocation: Invocation, why: str | None) -> dict[str, Any]:
         # One that was never started has nothing to report; one that was, has its sessions' folders.
         if isinstance(error, DataFolderError) and not (data_dir / VERSION_NAME).exists():
             raise
-        from daemon.inspect.folder_report import folder_report  # noqa: PLC0415
-
-        return folder_report(data_dir, SystemClock(), why or str(error))
+        return status_without_registry(data_dir, SystemClock(), why or str(error), budget_s=PATIENT_BUDGET_S)
 
 
 def _versions() -> dict[str, Any]:

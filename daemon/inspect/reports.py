@@ -10,7 +10,9 @@ Closing a file drops this process's POSIX locks on it (fcntl(2)), so inside the 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +20,7 @@ from typing import Any, Final
 from daemon.core.clock import Clock
 from daemon.core.errors import DataFolderError, RegistryGoneError, UnknownMessageError, UnknownSessionError
 from daemon.inspect.answer_reading import read_open_answers
+from daemon.inspect.central_reading import Key, read_central
 from daemon.inspect.dead_reading import Wanted, in_order_of_arrival, read_dead_letter, read_dead_letters
 from daemon.inspect.explain import explain, held_up, state_of
 from daemon.inspect.message_life import read_life
@@ -64,23 +67,45 @@ def status_report(data_dir: Path, clock: Clock, *, budget_s: float = _BUDGET_S) 
         looked = _look(data_dir, central, clock, MAX_SESSIONS, budget_s)
         live = [dict(row) for row in central.all(f"{_LIVE} ORDER BY created_at LIMIT 1000")]
         pruned = read_pruned(central)
-    states: dict[str, int] = {}
-    for one in looked:
-        states[one.state] = states.get(one.state, 0) + 1
-    attention = [_attention(one) for one in looked]
-    needing = [entry for entry in attention if entry is not None]
+    status = _status(data_dir, looked, now)
     return {
-        "data_dir": str(data_dir),
+        **status,
         "install_id": install["install_id"] if install is not None else None,
-        **install_report(data_dir),
-        "at": now,
-        "sessions": {"total": total, **dict(sorted(states.items()))},
-        "queues": sum_queues([one.queues for one in looked if one.queues is not None], now),
+        "sessions": {"total": total, **status["sessions"]},
         "incarnations": live,
         "pruned": pruned,
+        "not_examined": total - len(looked) + status["not_examined"],
+    }
+
+
+def status_without_registry(data_dir: Path, clock: Clock, why: str, *, budget_s: float = _BUDGET_S) -> dict[str, Any]:
+    """As `status_report` while central.db is missing or broken, from the session folders; `registry_error` is `why`.
+
+    Raises DataFolderError, SchemaTooNewError.
+    """
+    rows = [_unregistered(*key) for key in read_central(data_dir).known()]
+    looked = _read(data_dir, rows, {}, frozenset(), clock, budget_s)
+    return {
+        **_status(data_dir, looked, clock.now_ms()),
+        "registry_error": why,
+        "sessions": {"total": len(rows)},
+        "incarnations": [],
+    }
+
+
+def _status(data_dir: Path, looked: Sequence[_Looked], now: int) -> dict[str, Any]:
+    """Return what a status says of these sessions; `sessions` are their states alone."""
+    needing = [entry for one in looked if (entry := _attention(one)) is not None]
+    return {
+        "data_dir": str(data_dir),
+        "install_id": None,
+        **install_report(data_dir),
+        "at": now,
+        "sessions": dict(sorted(Counter(one.state for one in looked).items())),
+        "queues": sum_queues([one.queues for one in looked if one.queues is not None], now),
         "attention": needing[:_ATTENTION],
         "attention_total": len(needing),
-        "not_examined": total - sum(one.queues is not None for one in looked),
+        "not_examined": sum(one.queues is None for one in looked),
     }
 
 
@@ -336,21 +361,31 @@ def _has_sessions(sessions_dir: Path) -> bool:
 
 def _look(data_dir: Path, central: Reader, clock: Clock, limit: int, budget_s: float) -> list[_Looked]:
     """Sessions with the queues of as many as the time allows; those with work come first, so they are looked at."""
-    now = clock.now_ms()
-    deadline = clock.monotonic() + budget_s
     live = {(row["agent"], row["session"]): dict(row) for row in central.all(_LIVE)}
-    idle = still_idle(central, data_dir / "sessions", now)
-    rows: Iterable[sqlite3.Row] = central.all(
+    rows = central.all(
         "SELECT * FROM sessions ORDER BY active DESC, quarantined_at IS NULL, agent, session LIMIT ?", (limit,)
     )
+    idle = still_idle(central, data_dir / "sessions", clock.now_ms())
+    return _read(data_dir, [dict(row) for row in rows], live, idle, clock, budget_s)
+
+
+def _read(
+    data_dir: Path,
+    rows: Iterable[Mapping[str, Any]],
+    live: Mapping[Key, Mapping[str, Any]],
+    idle: AbstractSet[Key],
+    clock: Clock,
+    budget_s: float,
+) -> list[_Looked]:
+    """Read the queues of as many of these sessions as the time allows; those of `idle` ones are known to be empty."""
+    now, deadline = clock.now_ms(), clock.monotonic() + budget_s
     looked: list[_Looked] = []
     for row in rows:
-        registry = dict(row)
-        container = live.get((row["agent"], row["session"]))
-        queues = Queues() if (row["agent"], row["session"]) in idle else None
+        key = (row["agent"], row["session"])
+        queues = Queues() if key in idle else None
         if queues is None and clock.monotonic() <= deadline:
-            queues = read_queues(session_folder(data_dir, row["agent"], row["session"]), now)
-        looked.append(_Looked(registry, container, state_of(registry, container, now), queues, now))
+            queues = read_queues(session_folder(data_dir, *key), now)
+        looked.append(_Looked(row, live.get(key), state_of(row, live.get(key), now), queues, now))
     return looked
 
 

@@ -183,10 +183,13 @@ def test_top_is_one_look_in_a_pipe(cli: CommandLine, folder: SessionWorld) -> No
 
 
 def test_status_tells_what_the_folders_tell(cli: CommandLine, folder: SessionWorld, home: Path) -> None:
+    folder.accept("m2")
+    folder.change("UPDATE messages_in SET status = 'failed' WHERE id = 'm2'")
     (home / "data" / "central.db").write_bytes(b"no database" * 500)
     result = cli("status").result
     assert result["sessions"] == {"total": 1}
     assert result["queues"]["pending"] == 1
+    assert "clawbus dead show m2" in result["attention"][0]["explanation"]
     assert result["registry_error"]
     assert "registry" in cli("status", "--pretty").out
 
