@@ -1,7 +1,7 @@
-"""From an answer to outbound rows: who is answered, where, in reply to what. Pure: no I/O, no clock, no ids.
+"""Turns an agent's answer into outbound rows: who gets it, where, in reply to what. Pure: no I/O, no clock, generates no ids.
 
-The rules: every trigger message of a turn is visibly answered; an answer without `to` goes once to each address the
-triggers came from; the latest message of an address is the one replied to, and `answers` names the others too.
+The rules: every trigger of a turn is visibly answered. An answer without `to` goes once to each address that the triggers
+came from. It replies to the latest message from that address; if there were several, `answers` lists them all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FAILED_TEXT: Final = "The agent could not answer this message."
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A row of messages_out without id, seq and timestamp. `content` is JSON text; `deliver_after` epoch ms."""
+    """A row of messages_out without id, seq and timestamp. `content` is JSON text, `deliver_after` epoch milliseconds."""
 
     kind: str
     content: str
@@ -34,7 +34,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The rows to write, and the names that no destination has."""
+    """The rows to write. `unknown`: names in the answer that match no usable destination."""
 
     replies: tuple[Reply, ...]
     unknown: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """An address that triggers came from, with their ids in seq order. No address: the session has none either."""
+    """An address that triggers came from, with their ids in seq order. None: neither they nor the session have one."""
 
     address: Address | None
     ids: tuple[str, ...]
@@ -54,9 +54,9 @@ def plan_replies(
     routing: Address | None,
     destinations: Sequence[Destination],
 ) -> Plan:
-    """Return the rows of an answer in order. An output to an unknown destination is left out and named.
+    """Return the rows of an answer, in order. An output to an unknown destination is left out and listed in `unknown`.
 
-    Raises AnswerInvalidError for content that no channel can send.
+    Raise AnswerInvalidError for content that no channel can send.
     """
     origins = _origins(messages, routing)
     known = {destination.name: destination for destination in destinations}
@@ -77,10 +77,10 @@ def plan_replies(
 def failure_replies(
     failure: TurnFailedError, messages: Sequence[TurnMessage], routing: Address | None, *, open_detail: bool
 ) -> Plan:
-    """Return the error answer for every address that waits for one.
+    """Return the error answer for every address that a trigger came from.
 
-    Whoever wrote may be a stranger, and an error's text may quote keys, paths and addresses. So it says only that the turn
-    failed, and the reference under which the operator finds why; with `open_detail` it says why as well.
+    The sender may be a stranger, and an error's text may quote keys, paths and addresses. So the answer says only that the
+    turn failed, with a reference by which the operator finds the reason. With `open_detail` it gives the reason.
     """
     return Plan(replies=tuple(_failure_reply(failure, origin, open_detail) for origin in _origins(messages, routing)))
 
@@ -121,7 +121,7 @@ def _to_place(
     origins: Sequence[_Origin],
     routing: Address | None,
 ) -> Reply:
-    """To a named destination. Its thread is that of the latest message from there, unless the output names one."""
+    """Return the reply to a named destination. It goes to the thread of the latest message from there, or the output's own."""
     there = [
         address
         for message in sorted(messages, key=lambda message: message.seq)
@@ -150,7 +150,7 @@ def _reply(output: OutMessage, origin: _Origin, address: Address | None) -> Repl
 
 
 def _encoded(content: Mapping[str, object]) -> str:
-    """Return content that any channel can send. Raise AnswerInvalidError: a provider may return anything."""
+    """Encode the content as JSON that any channel can send. Raise AnswerInvalidError if it cannot: providers return anything."""
     try:
         return encode(sendable(content))
     except ValueError as error:

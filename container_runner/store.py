@@ -1,7 +1,7 @@
-"""All SQL of the runner: what is due, claims, and the commit of a turn. Knows no provider and no loop.
+"""All of the runner's SQL: reading due messages, claiming them and committing a turn. Independent of providers and the loop.
 
-outbound.db is ours; inbound.db is only ever attached read-only. Every method opens, works and closes, and is one
-transaction. Every method blocks (a lock may be waited for): while a turn runs, call it in a worker thread.
+The runner owns outbound.db; inbound.db is only ever attached read-only. Every method opens the files, runs one transaction
+and closes them. Every method blocks (it may wait for a lock): while a turn runs, call it in a worker thread.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from schema.rows import AckStatus, Address, TurnNote
 _INBOUND: Final = "inbound"
 MAX_NOTE: Final = 2000
 
-# What an older host's messages_in may lack, and what its absence means.
+# Columns that an older host's messages_in may lack, and the value to assume then.
 _OPTIONAL: Final = (
     ("trigger", "1"), ("on_wake", "0"), ("tries", "0"), ("solo", "0"), ("holds", "0"), ("deferrals", "0"),
     ("not_after", "NULL"), ("void_ack", "NULL"),
 )  # fmt: skip
-_NEVER: Final = 1e9  # a julianday beyond every calendar
+_NEVER: Final = 1e9  # a Julian day later than any real date
 
-# An ack keeps its message from being claimed, but for two: a `later` that the host has taken note of, and one that the
-# host has found to be older than the message.
+# A message with an ack is not claimed, with two exceptions: a `later` that the host has recorded, and an ack that the host
+# declared void (`void_ack`) because it is older than the message.
 _DUE: Final = f"""
   FROM (SELECT id, seq, kind, timestamp, content, status, process_after, channel_type, platform_id, thread_id,
                {{trigger}} AS wakes, {{on_wake}} AS on_wake, {{tries}} AS tries, {{solo}} AS solo,
@@ -57,25 +57,26 @@ _COLUMNS: Final = (
     "SELECT m.id, m.seq, m.kind, m.timestamp, m.content, m.wakes, m.channel_type, m.platform_id, m.thread_id,"
     " m.tries, m.solo"
 )
-# The first message that waits for its next try: everything behind it waits as well.
+# The first message that waits for its next try. Everything behind it waits as well.
 _HELD_FROM: Final = f"""
 SELECT min(seq) AS seq FROM inbound.messages_in
  WHERE status = 'pending' AND {{trigger}} <> 0 AND {{on_wake}} = 0 AND {{holds}} <> 0
    AND julianday(process_after) > julianday(:now) AND coalesce(julianday({{not_after}}), {_NEVER}) > julianday(:now)
 """
-# The same for a `later` that the host has not seen yet: until it has, it is unknown whether others may pass.
+# The same for a `later` that the host has not recorded yet: until then it is unknown whether others may overtake it.
 _UNSEEN_LATER: Final = """
 SELECT min(m.seq) AS seq FROM main.deferrals AS d JOIN inbound.messages_in AS m ON m.id = d.message_id
  WHERE m.status = 'pending' AND d.deferral > {deferrals}
 """
 _NO_SEQ: Final = 2**63 - 1
-# Context that was in two turns that died rides with no message that is tried alone: one of the two may be the cause.
+# Context with this many tries (turns that died) is left out of a turn that retries one message alone: the context may be
+# what kills the turns.
 _SUSPECT_TRIES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Claimed rows in seq order, and what belongs to a turn, read in the same transaction.
+    """Claimed rows in seq order, and what else a turn needs, read in the same transaction.
 
     `alone`: no other trigger may join the turn.
     """
@@ -89,7 +90,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class OutboundRow:
-    """A reply with its identity: made once, so that a repeated commit is the same commit."""
+    """A reply with its id and timestamp. They are assigned once, so that repeating a commit writes the same row."""
 
     id: str
     timestamp: str
@@ -97,20 +98,20 @@ class OutboundRow:
 
 
 class Store:
-    """One incarnation's hands on its session's two files. `now_ms` is the clock: epoch milliseconds."""
+    """One incarnation's access to its session's two files. `now_ms` is the clock: epoch milliseconds."""
 
     def __init__(self, in_folder: Path, out_folder: Path, incarnation: str, now_ms: Callable[[], int]) -> None:
         self._inbound = in_folder / INBOUND_DB
         self._outbound = out_folder / OUTBOUND_DB
         self._incarnation = incarnation
         self.now_ms = now_ms
-        self._doubtful: tuple[str, ...] = ()  # claims whose commit failed, and may be in the file all the same
+        self._doubtful: tuple[str, ...] = ()  # claims whose commit failed but may still have reached the file
 
     def start(self) -> int:
-        """Before anything else: drop every 'processing' row and the tool in flight; both are a predecessor's.
+        """Delete every 'processing' row and clear the tool in flight: a predecessor left them. Call this before anything else.
 
-        Returns the number of rows dropped. Raises ClaimLostError when one is of this very incarnation: its container was
-        started a second time. The host charges the message to that incarnation once; dropped here, it never would.
+        Return the number of rows deleted. Raise ClaimLostError when one belongs to this incarnation: its container was
+        started a second time. The host must charge that try; if the row were deleted here, it never would.
         """
         with open_owner(self._outbound, Role.OUTBOUND) as db, db.transaction():
             own = db.one(
@@ -135,16 +136,16 @@ class Store:
         solo: Collection[str] = frozenset(),
         joins: bool = False,
     ) -> Batch | None:
-        """Claim what is due, oldest first, at most `limit` rows; None when there is no trigger among what is due.
+        """Claim due messages, oldest first, at most `limit` rows. Return None when no trigger is due.
 
-        A message that is being retried, or is named in `solo`, gets a turn without any other trigger: nothing is claimed
-        for a turn that runs already (`joins`) when such a message is next. With `silence`,
-        container_state says so in the same transaction. Raises InboundUnreadableError.
+        A message that is being retried, or is named in `solo`, gets a turn without any other trigger. So with `joins` (the
+        claim is for a turn that already runs) nothing is claimed when such a message is next. `silence`, if given, is
+        written to container_state in the same transaction. Raise InboundUnreadableError.
         """
         with self._both() as db:
             self._drop_doubtful(db)
             due = _Due(db, to_text(self.now_ms()), first_poll, solo)
-            # A look without a lock: most polls find nothing, and must not write for it.
+            # Check without a lock first: most polls find nothing, and must not write.
             if due.first_trigger() is None:
                 return None
             with db.transaction():
@@ -161,7 +162,7 @@ class Store:
             return batch
 
     def _drop_doubtful(self, db: Writer) -> None:
-        """Give back what a failed commit claimed: otherwise it would stay claimed, and no turn would work on it."""
+        """Release what a failed commit may have claimed. Otherwise it would stay claimed and no turn would work on it."""
         if self._doubtful:
             with db.transaction():
                 self._release(db, self._doubtful)
@@ -177,9 +178,9 @@ class Store:
         state: Mapping[str, str | None] | None = None,
         note: TurnNote | None = None,
     ) -> None:
-        """Commit a turn as one transaction: outbound rows, acks, state, the operator's note, and no tool in flight.
+        """Commit a turn in one transaction: outbound rows, acks, state, the operator's note; clear the tool in flight.
 
-        Repeating it after an error of unknown effect is safe. Raises InboundUnreadableError, ClaimLostError.
+        Safe to repeat after an error that leaves the outcome unknown. Raise InboundUnreadableError or ClaimLostError.
         """
         with self._both() as db, db.transaction():
             if self._is_finished(db, acked, status):
@@ -202,10 +203,10 @@ class Store:
     def defer(
         self, acked: Sequence[str], *, retry_at: int | None, reason: str | None, released: Sequence[str] = ()
     ) -> bool:
-        """Commit that a turn's messages are to be tried later; all or nothing. False from a host that knows no `later`.
+        """Commit a `later` for all of a turn's messages. Return False when the host is too old to support `later`.
 
-        `retry_at` is epoch milliseconds, None for the host's own back-off. Repeating it after an error of unknown effect
-        is safe. Raises InboundUnreadableError, ClaimLostError.
+        `retry_at` is epoch milliseconds, None for the host's own back-off. Safe to repeat after an error that leaves the
+        outcome unknown. Raise InboundUnreadableError or ClaimLostError.
         """
         with self._both() as db, db.transaction():
             if "deferrals" not in db.columns("messages_in", _INBOUND):
@@ -219,13 +220,16 @@ class Store:
         return True
 
     def give_back(self, message_ids: Sequence[str]) -> None:
-        """Give these claims back and clear the tool: their messages are claimed again. Repeating it is safe."""
+        """Release these claims and clear the tool in flight. Their messages can be claimed again. Safe to repeat."""
         with open_owner(self._outbound, Role.OUTBOUND) as db, db.transaction():
             self._release(db, message_ids)
             self._set_tool(db, None)
 
     def release_all(self) -> int:
-        """Give every claim of this incarnation back and clear the tool: the end of a runner that must go."""
+        """Release every claim of this incarnation and clear the tool in flight, for a runner that must exit.
+
+        Return the number of claims released.
+        """
         with open_owner(self._outbound, Role.OUTBOUND) as db, db.transaction():
             self._set_tool(db, None)
             return db.execute(
@@ -233,12 +237,12 @@ class Store:
             )
 
     def set_tool(self, tool: Silence | None, started_at: int) -> None:
-        """Say what is in flight since `started_at` (epoch milliseconds)."""
+        """Record the tool in flight since `started_at` (epoch milliseconds), or None for no tool."""
         with open_owner(self._outbound, Role.OUTBOUND) as db, db.transaction():
             self._set_tool(db, tool, started_at)
 
     def outbound_rows(self, replies: Sequence[Reply]) -> list[OutboundRow]:
-        """Give replies their ids and a time. They get their seq at the commit."""
+        """Assign the replies their ids and timestamp. Their seq is assigned at the commit."""
         now = self.now_ms()
         return [OutboundRow(new_id(now), to_text(now), reply) for reply in replies]
 
@@ -252,10 +256,10 @@ class Store:
             yield db
 
     def _is_draining(self, db: Writer) -> bool:
-        """Whether the host replaces this incarnation.
+        """Return whether the host is replacing this incarnation.
 
-        Read inside the claim's transaction, which holds inbound.db's read lock: once the host has committed that row,
-        no claim follows.
+        Read inside the claim's transaction, which holds inbound.db's read lock: after the host has committed the draining
+        row, no further claim succeeds.
         """
         if not db.columns("draining", _INBOUND):
             return False
@@ -264,7 +268,7 @@ class Store:
     def _insert_claims(self, db: Writer, messages: Sequence[TurnMessage]) -> None:
         now = to_text(self.now_ms())
         db.executemany(
-            # OR REPLACE: a `later` that the host has taken note of, or an ack that it has found to be void.
+            # OR REPLACE: the old ack is a `later` that the host has recorded, or one that it has declared void.
             "INSERT OR REPLACE INTO processing_ack(message_id, status, status_changed, incarnation)"
             " VALUES (?, 'processing', ?, ?)",
             [(message.id, now, self._incarnation) for message in messages],
@@ -280,13 +284,16 @@ class Store:
         )
 
     def _is_finished(self, db: Writer, acked: Sequence[str], status: AckStatus) -> bool:
-        """Whether this very commit went through before: its claims can only have become this by it."""
+        """Return whether this same commit went through before. Only that commit can have given these acks their status."""
         found = [self._ack(db, message_id) for message_id in acked]
         wanted = (status.value, self._incarnation)
         return bool(found) and all(row is not None and (row["status"], row["incarnation"]) == wanted for row in found)
 
     def _check_claims(self, db: Writer, acked: Sequence[str]) -> None:
-        """Check that the claims are still ours. A missing claim may be finished (the agent emptied its folder)."""
+        """Raise ClaimLostError when a claim is no longer ours.
+
+        A missing claim is accepted: the agent may have emptied its folder.
+        """
         for message_id in acked:
             row = self._ack(db, message_id)
             if row is not None and (row["status"], row["incarnation"]) != ("processing", self._incarnation):
@@ -332,7 +339,7 @@ class Store:
         )
 
     def _keep_note(self, db: Writer, acked: Sequence[str], note: TurnNote | None, now: str) -> None:
-        """Store the note of the last turn, or remove the note that an earlier try left."""
+        """Replace the operator's note on these messages with this turn's, if it has one."""
         db.executemany("DELETE FROM turn_notes WHERE message_id = ?", [(message_id,) for message_id in acked])
         if note is not None:
             db.executemany(
@@ -365,14 +372,14 @@ class Store:
 
 
 def _storable(text: str) -> str:
-    """Bounded, and UTF-8: an exception's text may quote bytes that are not."""
+    """Return the text cut to MAX_NOTE characters, without NUL, encodable as UTF-8: an exception may quote any bytes."""
     return text[:MAX_NOTE].encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 class _Due:
-    """The rows of inbound.db that may be claimed now. `solo`: ids that get a turn of their own.
+    """The rows of inbound.db that may be claimed now. `solo`: ids that get a turn without any other trigger.
 
-    `alone` says of the latest batch whether its trigger does.
+    `alone` is true when the latest batch is such a turn.
     """
 
     def __init__(self, db: Writer, now: str, first_poll: bool, solo: Collection[str]) -> None:
@@ -387,15 +394,16 @@ class _Due:
         self.alone = False
 
     def first_trigger(self) -> int | None:
-        """Return the seq of the oldest row that wakes, or None."""
+        """Return the seq of the oldest due trigger, or None."""
         self._look_for_holders()
         rows = self._rows("AND m.wakes <> 0 ORDER BY m.seq LIMIT 1")
         return int(rows[0]["seq"]) if rows else None
 
     def batch(self, limit: int, *, joins: bool = False) -> tuple[TurnMessage, ...]:
-        """Return the oldest `limit` rows, or, if none of them wakes, the oldest that does with the context before it.
+        """Return the oldest `limit` rows. If none is a trigger, return the oldest trigger and the context just before it.
 
-        So context never hides a trigger, however much of it there is; what is left of it rides with later turns.
+        So no amount of context hides a trigger. Context that is left over rides along with later turns. Return nothing
+        when no trigger is due, and with `joins` when the trigger needs a turn of its own.
         """
         self._look_for_holders()
         oldest = self._rows("ORDER BY m.seq LIMIT :limit", limit=limit)
@@ -410,9 +418,9 @@ class _Due:
         return () if joins and self.alone else tuple(_message(row) for row in self._one_turn(oldest))
 
     def _one_turn(self, rows: Sequence[sqlite3.Row]) -> Sequence[sqlite3.Row]:
-        """Return the prefix of `rows` that one turn may hold.
+        """Return the first part of `rows`, as many as one turn may hold.
 
-        A trigger that is tried alone shares its turn with no other.
+        A trigger that is tried alone shares its turn with no other trigger.
         """
         triggers = [number for number, row in enumerate(rows) if row["wakes"]]
         if self.alone:
@@ -424,7 +432,7 @@ class _Due:
         return bool(row["tries"] or row["solo"]) or row["id"] in self._solo
 
     def _look_for_holders(self) -> None:
-        """Everything at or above this seq waits for a message that waits for its next try."""
+        """Find `held_from`: every message from this seq on waits behind one that waits for its next try."""
         held = self._db.one(self._held_from, self._named)
         unseen = self._db.one(self._unseen_later)
         seqs = [row["seq"] for row in (held, unseen) if row is not None and row["seq"] is not None]
@@ -464,7 +472,7 @@ def _destinations(db: Writer) -> tuple[Destination, ...]:
 
 
 def _destination(row: sqlite3.Row) -> Destination:
-    """Another agent is a place too: channel `agent`, and its group's id as the platform id."""
+    """Return a destination. For another agent the channel is `agent` and the platform id is its agent group's id."""
     channel, place = row["channel_type"], row["platform_id"]
     if row["type"] == "agent" and channel is None:
         channel, place = "agent", row["agent_group_id"]
@@ -472,7 +480,7 @@ def _destination(row: sqlite3.Row) -> Destination:
 
 
 def _max_seq(db: Writer) -> int:
-    """Above everything that either side holds, and above what the host has taken note of: below that, no row is sent."""
+    """Return the highest seq in either file and in the host's delivery cursor: the host sends no row below its cursor."""
     noted = "coalesce((SELECT seq FROM inbound.delivery_cursor WHERE id = 1), 0)"
     row = db.one(
         "SELECT max(coalesce((SELECT max(seq) FROM main.messages_out), 0),"

@@ -1,6 +1,6 @@
-"""The handles that `schema/connect.py` gives out: what a reader and a writer can do, and our errors for SQLite's.
+"""The database handles that `schema/connect.py` returns, and the translation of SQLite's errors into ours.
 
-Opens nothing itself. A reader is a different type from a writer and cannot write.
+This module opens nothing. A reader is a different type from a writer and cannot write.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from schema.os_faults import Fault, as_host_error, host_error, read_through, sql
 T = TypeVar("T")
 
 _LEAST_WAIT_S: Final = 1.0
-_WORK_SHARE: Final = 0.5  # of a deadline, from which on the time was spent on the file
-_ROW_BYTES: Final = 200  # of a row's own, whatever is in it
+_WORK_SHARE: Final = 0.5  # CPU time as a share of the deadline, from which on the file, not the host, is to blame
+_ROW_BYTES: Final = 200  # charged for each row, in addition to its content
 _HOSTILE_CODES: Final = frozenset(
     {
         sqlite3.SQLITE_CORRUPT,
@@ -44,25 +44,25 @@ _HOSTILE_CODES: Final = frozenset(
 )
 
 
-# Of a file of ours: its content is not what we wrote. Nothing transient is among these.
+# For a file of ours: its content is not what we wrote. None of these is transient.
 _BROKEN_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 def is_readonly_race(error: object) -> bool:
-    """Whether an error is the SQLITE_READONLY_* family, and that family alone.
+    """Return whether an error belongs to the SQLITE_READONLY_* family.
 
-    A read-only handle raises it when it meets a hot journal: in the commit window of a live container, or after a kill.
+    A read-only handle raises it when it finds a hot journal: while a live container commits, or after a kill.
     """
     code = getattr(error, "sqlite_errorcode", None)
     return isinstance(error, sqlite3.Error) and isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_READONLY
 
 
 def translate(error: sqlite3.Error | MemoryError, path: Path, *, hostile: bool) -> ClawbusError:
-    """Our error for SQLite's. `hostile`: whether the file belongs to a container.
+    """Translate SQLite's error into ours. `hostile`: the file belongs to a container.
 
-    What this host cannot do now (`schema/os_faults.py`) is a StorageError, whoever owns the file.
+    A fault of this host (`schema/os_faults.py`) becomes a StorageError, whoever owns the file.
     """
-    if isinstance(error, MemoryError):  # what the module raises for SQLITE_NOMEM
+    if isinstance(error, MemoryError):  # Python's sqlite3 raises it for SQLITE_NOMEM
         return as_host_error(error, path.name) or StorageError(path.name)
     code = getattr(error, "sqlite_errorcode", None)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
@@ -93,9 +93,9 @@ def translate(error: sqlite3.Error | MemoryError, path: Path, *, hostile: bool) 
 
 
 def once_more(operation: Callable[[], T]) -> T:
-    """Run the operation again, once, when SQLite found corruption: a single read error looks the same and passes.
+    """Run the operation, and once more when SQLite reports corruption: a single failed read is reported the same way.
 
-    The operation opens its files itself, so that the second time reads every page again.
+    The operation must open its files itself, so that the second run reads every page again.
     """
     try:
         return operation()
@@ -106,7 +106,7 @@ def once_more(operation: Callable[[], T]) -> T:
 
 
 def not_writable(error: object, path: Path) -> StorageError | None:
-    """Our error when an owner may not write its own file."""
+    """Return our error when an owner's write failed because the file is read-only; None for any other error."""
     if not is_readonly_race(error):
         return None
     name = getattr(error, "sqlite_errorname", "SQLITE_READONLY")
@@ -115,10 +115,11 @@ def not_writable(error: object, path: Path) -> StorageError | None:
 
 
 class Deadline:
-    """How long the statements of one look at a container's file may run: `seconds` of work, or three times that of waiting.
+    """Limits how long the statements of one read of a container's file may run.
 
-    A file that is made to be slow costs this thread's processor time. A disk that does not answer, a machine with no
-    processor to spare, or a daemon that was stopped costs none of it, and is the host's own doing.
+    After `seconds`, a statement is interrupted if the thread has used CPU time for half of them: the file is made to be
+    slow. Otherwise the thread only waited (a hung disk, an overloaded machine, a daemon that was stopped), which is the
+    host's fault; then the limit is three times `seconds`.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -129,7 +130,7 @@ class Deadline:
         self._host_is_slow = False
 
     def passed(self) -> int:
-        """For SQLite's progress handler: 1 interrupts the statement."""
+        """Serve as SQLite's progress handler: return 1 to interrupt the statement, else 0."""
         now = time.monotonic()
         if now <= self._until:
             return 0
@@ -140,7 +141,7 @@ class Deadline:
         return int(self._host_is_slow)
 
     def judged(self, error: ClawbusError) -> ClawbusError:
-        """Return the error to raise: a StorageError when time passed without any work."""
+        """Return the error to raise: a StorageError when the deadline passed because this host was slow."""
         if not isinstance(error, ReadDeadlineError) or not self._host_is_slow:
             return error
         hint = "The disk, or the whole machine, is too slow now (`dmesg`, `iostat`, `uptime`); the daemon retries by itself."
@@ -175,7 +176,7 @@ class Reader:
         self._connection.close()
 
     def all(self, sql: str, params: Sequence[object] | Mapping[str, object] = ()) -> list[sqlite3.Row]:
-        """Every row of a query. Of a container's file: HostileFileError when they are more than `max_read_bytes`."""
+        """Return every row of a query. Raise HostileFileError when a container's file yields more than `max_read_bytes`."""
         try:
             rows = self._connection.execute(sql, params)
             return rows.fetchall() if self._max_read_bytes is None else self._bounded(rows, self._max_read_bytes)
@@ -183,7 +184,10 @@ class Reader:
             raise self._translated(error) from error
 
     def some(self, sql: str, params: Sequence[object], *, budget: int, column: str | None = None) -> list[sqlite3.Row]:
-        """Rows of a query until `column`'s characters, or all columns', exceed `budget`; at least one row if any."""
+        """Return rows until the length of `column`, or of all columns, exceeds `budget`. At least one row, if there is any.
+
+        Text counts in characters, blobs in bytes.
+        """
         found: list[sqlite3.Row] = []
         try:
             for row in self._connection.execute(sql, params):
@@ -204,25 +208,25 @@ class Reader:
         return row
 
     def columns(self, table: str, alias: str = "main") -> frozenset[str]:
-        """Return the columns that a table has here; empty without such a table. Both names are our own."""
+        """Return the columns that a table has in this file; empty without such a table. Both names must be our own."""
         if alias == "main" and table in self.known_columns:
             return self.known_columns[table]
         return frozenset(row["name"] for row in self.all(f"PRAGMA {alias}.table_info({table})"))
 
     @contextmanager
     def snapshot(self) -> Generator[Self]:
-        """Every read inside sees the file at one instant. In DELETE mode no writer can commit meanwhile: keep it short."""
+        """Let every read inside see the file at one instant. In DELETE mode this blocks commits: keep it short."""
         self.one("BEGIN")
         try:
-            self.one("SELECT count(*) FROM sqlite_schema")  # a transaction takes its view with its first read
+            self.one("SELECT count(*) FROM sqlite_schema")  # a transaction's snapshot begins with its first read
             yield self
         finally:
             self._roll_back()
 
     def copy_pages(self, target: sqlite3.Connection, pages: int, stepped: Callable[[int, int, int], None]) -> None:
-        """SQLite's backup API from this file into an open one, `pages` at a time.
+        """Copy this file into an open one with SQLite's backup API, `pages` at a time.
 
-        Raises sqlite3.Error, and what `stepped` (status, pages remaining, pages in all) raises.
+        Raise sqlite3.Error, and whatever `stepped` (status, pages remaining, total pages) raises.
         """
         self._connection.backup(target, pages=pages, progress=stepped, sleep=0.02)
 
@@ -233,7 +237,7 @@ class Reader:
             raise self._translated(error) from error
 
     def _bounded(self, rows: sqlite3.Cursor, budget: int) -> list[sqlite3.Row]:
-        """Bound the rows: a file without the contract's keys may answer a question about one row with millions."""
+        """Read the rows up to `budget` bytes: a file without the contract's keys may return millions where one is expected."""
         found: list[sqlite3.Row] = []
         for row in rows:
             found.append(row)
@@ -254,31 +258,32 @@ class Reader:
 class Writer(Reader):
     """A handle of the file's owner. Every change goes through `transaction()`."""
 
-    _looks = False  # inside `looking`, and nothing written yet
+    _looks = False  # inside `looking`, before any transaction
     commits = 0  # transactions that changed the file and were committed
 
     def execute(self, sql: str, params: Sequence[object] = ()) -> int:
-        """Run one statement; returns the number of rows it changed."""
+        """Run one statement. Return the number of rows it changed."""
         try:
             return self._connection.execute(sql, params).rowcount
         except (sqlite3.Error, MemoryError) as error:
             raise self._translated(error) from error
 
     def executemany(self, sql: str, rows: Sequence[Sequence[object]]) -> int:
-        """Run one statement for each row; returns the number of rows changed."""
+        """Run one statement for each row. Return the number of rows changed."""
         try:
             return self._connection.executemany(sql, rows).rowcount
         except (sqlite3.Error, MemoryError) as error:
             raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> ClawbusError:
-        """As a reader's; but to a writer SQLITE_READONLY is no race: the folder or its file system is not writable."""
+        """Translate as a reader does, except SQLITE_READONLY: for a writer, the folder or its file system is not writable."""
         return not_writable(error, self._path) or super()._translated(error)
 
     def compact(self, *, min_free_bytes: int, max_live_bytes: int) -> int:
-        """Give pages back that nothing uses, when they are at least `min_free_bytes` and half of the file; the bytes given back.
+        """Return unused pages to the file system, if they are at least `min_free_bytes` and half of the file.
 
-        It copies what is live under an exclusive lock, so a file with more than `max_live_bytes` of it is left as it is.
+        Return the number of bytes freed. VACUUM copies the live pages under an exclusive lock, so a file with more than
+        `max_live_bytes` of them is left alone.
         """
         before, free = (self._pragma("page_count"), self._pragma("freelist_count"))
         size = self._pragma("page_size")
@@ -288,7 +293,7 @@ class Writer(Reader):
         return (before - self._pragma("page_count")) * size
 
     def prove_writable(self, timeout_ms: int) -> None:
-        """Write the file without changing anything in it. FileBusyError when a lock keeps it from that for so long."""
+        """Write to the file without changing its content. Raise FileBusyError if it stays locked for `timeout_ms`."""
         before, version = self._pragma("busy_timeout"), self._pragma("user_version")
         self.one(f"PRAGMA busy_timeout={timeout_ms}")
         try:
@@ -299,11 +304,11 @@ class Writer(Reader):
             self.one(f"PRAGMA busy_timeout={before}")
 
     def bound_cache(self, size: int) -> None:
-        """Hold no more than about `size` bytes of the file's pages in memory."""
+        """Keep at most about `size` bytes of the file's pages in memory."""
         self.one(f"PRAGMA cache_size={-(size // 1024)}")
 
     def forget_pages(self) -> None:
-        """Read every page from the file again when it is next wanted; what the schema is stays known."""
+        """Drop the cached pages, so that they are read from the file again. The parsed schema stays cached."""
         self.one("PRAGMA shrink_memory")
 
     def _pragma(self, name: str) -> int:
@@ -311,10 +316,10 @@ class Writer(Reader):
         return int(row[0]) if row is not None else 0
 
     def attach_reader(self, path: Path, alias: str) -> None:
-        """Let this handle also read a trusted file of the other side, under `alias` (one of our own names).
+        """Attach a trusted file of the other side for reading, under `alias` (one of our own names).
 
-        Read-only, so no transaction here ever writes it: a commit stays one file's and names no super-journal.
-        Looks into the file at once, so that a hot journal or a missing file shows here. Errors as of `open_reader`.
+        It is attached read-only, so no transaction here writes it: a commit touches one file and needs no super-journal.
+        Read from it at once, so that a hot journal or a missing file fails here. Raise what `open_reader` raises.
         """
         try:
             self._connection.execute(f"ATTACH DATABASE ? AS {alias}", (f"{path.absolute().as_uri()}?mode=ro",))
@@ -325,9 +330,9 @@ class Writer(Reader):
 
     @contextmanager
     def looking(self) -> Generator[Self]:
-        """Read, and perhaps end in a `transaction` on what was read: one lock and one view of the file for all of it.
+        """Read, and optionally end with a `transaction` that acts on what was read, in one snapshot of the file.
 
-        Without one it ends with nothing written, and needs no right to write.
+        Without a `transaction` nothing is written, and the file need not be writable.
         """
         self.execute("BEGIN")
         self._looks = True
@@ -340,7 +345,7 @@ class Writer(Reader):
 
     @contextmanager
     def transaction(self) -> Generator[Self]:
-        """BEGIN IMMEDIATE .. COMMIT; any exception rolls back and nothing has changed. Inside `looking` it goes on from there."""
+        """Run BEGIN IMMEDIATE .. COMMIT; on any exception roll back. Inside `looking`, continue its open transaction."""
         if self._looks:
             self._looks = False
         else:
@@ -349,10 +354,10 @@ class Writer(Reader):
         try:
             yield self
             self.execute("COMMIT")
-            # One that changed nothing is committed under any lock of somebody else's, and proves nothing.
+            # A transaction that changed nothing commits even while another process holds a lock, so it proves nothing.
             self.commits += int(self._connection.total_changes != changes)
         except BaseException:
-            # What made it fail counts. A rollback that fails too leaves a journal, and the next opening rolls it back.
+            # Report the original error. If the rollback fails too, it leaves a journal, which the next open rolls back.
             with suppress(ClawbusError):
                 self._roll_back()
             raise

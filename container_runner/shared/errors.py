@@ -1,4 +1,4 @@
-"""The runner's branch of the error tree: what stops it, and what fails a turn.
+"""The runner's errors: those that stop it, and those that fail a turn.
 
 A TurnFailedError becomes an answer that names its code; it never ends the loop.
 """
@@ -9,14 +9,14 @@ from schema.errors import ClawbusError
 
 
 class SettingsError(ClawbusError):
-    """The environment does not hold what a runner needs. The runner exits with code 64."""
+    """The environment lacks settings that the runner needs. The runner exits with code 64."""
 
     code = "RUNNER_SETTINGS"
     default_hint = "The daemon sets CLAWBUS_RUNNER and CLAWBUS_INCARNATION; docs/contract.md describes them."
 
 
 class InboundUnreadableError(ClawbusError):
-    """inbound.db is missing, locked or in the middle of the host's commit. The next poll reads it."""
+    """inbound.db is missing, locked or in the middle of the host's commit. The next poll tries again."""
 
     code = "INBOUND_UNREADABLE"
     default_hint = "Nothing to do while the daemon runs; after a crash of the host, start the daemon again."
@@ -30,9 +30,10 @@ class ClaimLostError(ClawbusError):
 
 
 class CannotStartError(ClawbusError):
-    """The container cannot start a program now: no room for a process, a descriptor, memory.
+    """The container cannot start a program now: it is out of processes, file descriptors or memory.
 
-    Its turn is given back, costs no try, and the runner ends with code 71, so that the host replaces the container.
+    The turn's claims are released and no try is charged. The runner exits with code 71, so that the host replaces the
+    container.
     """
 
     code = "CANNOT_START"
@@ -56,7 +57,7 @@ class TurnFailedError(ClawbusError):
 
 
 class TurnDeferredError(ClawbusError):
-    """The agent asks to be given the turn's messages again later. Nothing has failed; no try is used up."""
+    """The agent asks for the turn's messages again later. Nothing has failed; no try is charged."""
 
     code = "TURN_DEFERRED"
     default_hint = "Nothing to do: the message is tried again, at most for the agent's later_for_s."
@@ -68,7 +69,7 @@ class TurnDeferredError(ClawbusError):
 
 
 class ProviderCrashedError(TurnFailedError):
-    """The provider's own code raised something it did not declare."""
+    """The provider's own code raised an undeclared exception."""
 
     code = "PROVIDER_CRASHED"
 
@@ -102,27 +103,27 @@ class AnswerTooLargeError(TurnFailedError):
 
 
 class CommandNotFoundError(TurnFailedError):
-    """There is no such program."""
+    """The agent's command names a program that does not exist."""
 
     code = "COMMAND_NOT_FOUND"
     default_hint = "Correct the agent's `command`, or install the program in the image."
 
 
 class CommandNotExecutableError(TurnFailedError):
-    """The program is there, and the system refuses to run it."""
+    """The program exists, but the system refuses to run it."""
 
     code = "COMMAND_NOT_EXECUTABLE"
     default_hint = "Make it executable (chmod +x) and give a script its #! line."
 
 
 class CommandExitError(TurnFailedError):
-    """The program ended with another exit code than 0."""
+    """The program exited with a code other than 0."""
 
     code = "COMMAND_EXIT"
 
 
 class CommandSignalError(TurnFailedError):
-    """The program was ended by a signal."""
+    """The program was killed by a signal."""
 
     code = "COMMAND_SIGNAL"
     default_hint = "SIGKILL that nobody sent is the memory limit."

@@ -1,7 +1,7 @@
-"""The operator API: HTTP routes over `Operations`, and nothing that decides anything.
+"""The operator API: HTTP routes that parse requests and call `Operations`. It makes no decisions of its own.
 
-Every answer is JSON: {ok: true, result} or {ok: false, error: {code, message}, fix}. No exception ever leaves as text
-or traceback. Long-polls are bounded, end when the client goes and end when the daemon does.
+Every response is JSON: {ok: true, result} or {ok: false, error: {code, message}, fix}. No exception reaches the client as
+plain text or a traceback. A long poll is bounded, and ends when the client disconnects or the daemon stops.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from schema.ids import check_name, check_session
 from schema.os_faults import as_host_error
 from schema.rows import Address, Kind
 
-MAX_WAIT_S: Final = 60.0  # one long-poll; a client that wants to wait longer asks again
+MAX_WAIT_S: Final = 60.0  # one long poll; to wait longer, the client repeats the request
 MAX_LIMIT: Final = 1000
 DEFAULT_BODY_BYTES: Final = 4 * 1024 * 1024
 
@@ -81,7 +81,7 @@ class _AddressBody(BaseModel):
 
 
 class _MessageBody(BaseModel):
-    """POST /v1/messages. `process_after` and `not_after` are epoch milliseconds."""
+    """The body of POST /v1/messages. `process_after` and `not_after` are epoch milliseconds."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -102,9 +102,9 @@ class _MessageBody(BaseModel):
 def build_api(
     operations: Operations, more: Sequence[BaseRoute] = (), *, max_body_bytes: int = DEFAULT_BODY_BYTES
 ) -> Starlette:
-    """Build the ASGI app. `max_body_bytes` bounds a request's body; the content's own limit is the ingress's.
+    """Build the ASGI app. `max_body_bytes` limits a request's body; the ingress has its own limit for the content.
 
-    `more` are routes of others on the same socket: telemetry's, and the event stream.
+    `more` are other routes on the same socket: telemetry and the event stream.
     """
     api = _Api(operations, max_body_bytes)
 
@@ -193,7 +193,7 @@ class _Api:
         return await self._operations.session(*_named(request.path_params))
 
     async def execute(self, adapter: TypeAdapter[Verb], request: Request) -> object:
-        """Carry out a verb. Its values come from the body; names also from the path, and who and why from the query."""
+        """Execute a verb. Its values come from the body; names also from the path, operator and reason from the query."""
         body = await read_body(request, self._max_body_bytes)
         values: dict[str, Any] = {**request.query_params, **request.path_params}
         return await self._operations.execute(parse_verb(adapter, values, body))
@@ -217,7 +217,7 @@ class _Api:
 
 
 def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-    """Put a handler's result or refusal into an envelope."""
+    """Wrap a handler, so that its result or its error becomes an envelope."""
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -226,7 +226,7 @@ def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
             return _refused(error)
         except ClientDisconnect:
             return Response(status_code=499)
-        except Exception as error:  # noqa: BLE001 - the last place that can tell: traceback to the log, a code to the client
+        except Exception as error:  # noqa: BLE001 - the last handler: traceback to the log, a code to the client
             host = as_host_error(error, "this request could not be answered")
             if host is not None:
                 structlog.get_logger("control").warning(
@@ -268,7 +268,7 @@ def _json(status: int, body: object) -> Response:
 
 
 async def _until_gone(request: Request, work: Callable[[], Awaitable[_T]]) -> _T | None:
-    """Await `work`, but give up (None) as soon as the client has gone or the daemon is stopping."""
+    """Return the result of `work`, or None as soon as the client disconnects or the daemon is stopping."""
     result: _T | None = None
     refusal: ClawbusError | None = None
     closing = request.scope.get(CLOSING)
@@ -297,7 +297,7 @@ async def _until_gone(request: Request, work: Callable[[], Awaitable[_T]]) -> _T
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Return the request's body. Raise BodyTooLargeError above `limit` bytes."""
+    """Return the request's body. Raise BodyTooLargeError if it is over `limit` bytes."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -310,7 +310,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def parse_body(model: type[_Model], body: bytes) -> _Model:
-    """Parse JSON into the model. Raise RequestRefusedError that names each fault and its field."""
+    """Parse JSON into the model. Raise RequestRefusedError, which names each invalid field and its fault."""
     try:
         return model.model_validate(json.loads(body))
     except ValidationError as error:
@@ -320,12 +320,12 @@ def parse_body(model: type[_Model], body: bytes) -> _Model:
 
 
 def parse_verb(adapter: TypeAdapter[Verb], values: Mapping[str, Any], body: bytes) -> Verb:
-    """Build a verb from what a request holds. Raises RequestRefusedError, or what the verb itself refuses."""
+    """Build a verb from a request's values and body. Raise RequestRefusedError, or what the verb's own checks raise."""
     try:
         given: object = json.loads(body or b"{}")
         if not isinstance(given, dict):
             raise RequestRefusedError("the request's body is not a JSON object.")
-        # As JSON once more: pydantic's strict mode takes a dataclass from JSON only.
+        # Encode as JSON again: in strict mode, pydantic builds a dataclass from JSON only.
         return adapter.validate_json(json.dumps({**cast("dict[str, Any]", given), **values}))
     except ValidationError as error:
         raise _wrong(error) from error
@@ -362,5 +362,5 @@ def _seconds(request: Request, name: str) -> float:
         value = float(text)
     except ValueError as error:
         raise RequestRefusedError(f"{name} must be a number of seconds.") from error
-    # `nan` compares false with everything.
+    # NaN compares false with everything, so it becomes 0.
     return min(value, MAX_WAIT_S) if value >= 0 else 0.0

@@ -1,6 +1,6 @@
-"""The daemon as the control API sees it: the reports from the files, what only the live process knows, and the levers.
+"""What the control API can ask of the daemon: reports from the files, the process's live state, and operators' verbs.
 
-Reads a session's files only through `Session.call`, so that no other thread has them open meanwhile.
+A session's files are read only through `Session.call`, so that no other thread has them open at the same time.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ class DaemonOperations:
         return await self._ingress.accept(incoming)
 
     async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
-        """Return the first answer in a mailbox, or None when none came in time.
+        """Return the first answer to a message, or None when none arrived within `timeout_s` seconds.
 
-        Raises NoAnswerError as soon as it is known that none will: the message is finished and nothing is on its way,
-        or its session is in quarantine.
+        Raise NoAnswerError as soon as it is known that none will arrive: the message is finished and no answer is on its
+        way, or its session is quarantined.
         """
         until = self._clock.monotonic() + timeout_s
         while True:
@@ -80,7 +80,7 @@ class DaemonOperations:
                 raise error
 
     async def _no_answer(self, key: SessionKey, message_id: str) -> NoAnswerError | None:
-        """Return why no answer is to be expected, or None while one may come or nothing is known."""
+        """Return the error that says why no answer will arrive. None while one may arrive, and when this is unknown."""
         try:
             found = await self._sessions.get(key)
             if found.quarantined is not None:
@@ -98,7 +98,7 @@ class DaemonOperations:
         return await self._local.read(mailbox, after, limit)
 
     async def status(self) -> dict[str, Any]:
-        """Return the files' report and the live part."""
+        """Return the status: the report from the files plus `live`, the process's own part."""
         report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
         await self.check_holders()
         return {
@@ -113,9 +113,9 @@ class DaemonOperations:
         return [with_trouble(one, self._sessions.troubles) for one in found]
 
     async def session(self, agent: str, session: str) -> dict[str, Any]:
-        """See reports.session_report. Raises UnknownSessionError.
+        """See reports.session_report. Raise UnknownSessionError.
 
-        A session whose container makes an open hang explains itself all the same, from the host's own files.
+        When reading the container's file passes its deadline, the report comes from the host's own files alone.
         """
         found = await self._sessions.get(_key(agent, session))
         report = partial(reports.session_report, self._data_dir, agent, session, self._clock, limits=self._limits)
@@ -168,7 +168,11 @@ class DaemonOperations:
 
 
 def with_trouble(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
-    """Explain a session's report by what the daemon fails at in it, unless it explains itself."""
+    """Add the daemon's own troubles with this session to its report.
+
+    The first one becomes the explanation, unless the session is quarantined or its report already explains why it is held
+    up.
+    """
     found = troubles.of(SessionKey(report["agent"], report["session"]))
     told = {**report, "troubles": [one.sentence for one in found]}
     if found and report["state"] != "quarantined" and (not report["explanation"] or report.get("held_up") is None):
@@ -179,7 +183,7 @@ def with_trouble(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
 
 
 def with_troubles(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
-    """Return the status report; sessions in which the daemon fails at something need attention."""
+    """Return the status report, with the sessions in which the daemon fails at something added to `attention`."""
     named = {(one["agent"], one["session"]) for one in report["attention"]}
     more = [
         {"agent": key.agent, "session": key.session, "state": "failing", "explanation": found[0].sentence}
@@ -194,7 +198,7 @@ def with_troubles(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
 
 
 def _held(key: SessionKey, message_id: str, reason: str) -> NoAnswerError:
-    """Its message is kept, and worked on as soon as the session is released."""
+    """Return the error for a quarantined session. Its message is kept, and worked on once the session is released."""
     name = two_words(key.agent, key.session)
     return NoAnswerError(
         f"no answer to {message_id} comes while session {key} is in quarantine: {reason.rstrip('.')}. The message is kept.",
@@ -207,7 +211,7 @@ def _key(agent: str, session: str) -> SessionKey:
 
 
 def with_near_limits(report: dict[str, Any], near: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the status report; sessions whose out/ is near a limit need attention."""
+    """Return the status report, with the sessions whose out/ folder is close to a limit added to `attention`."""
     named = {(one["agent"], one["session"]) for one in report["attention"]}
     more = [
         {"agent": one["agent"], "session": one["session"], "state": "near_limit", "explanation": one["sentence"]}

@@ -1,4 +1,4 @@
-"""The part of the status that only the live process knows, from memory, without reading any file."""
+"""The part of the status that only the running daemon knows. It comes from memory; no file is read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LiveStatus:
         self._started_at = clock.now_ms()
 
     def report(self) -> dict[str, Any]:
-        """Return `live` of the status."""
+        """Return the status report's `live` object."""
         last = self._sweeper.last
         sweep = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors}
         return {
@@ -74,7 +74,7 @@ class LiveStatus:
         }
 
     def near_limits(self) -> list[dict[str, Any]]:
-        """Return the sessions whose out/ the last sweep found near a limit: over it they are put in quarantine."""
+        """Return the sessions whose out/ folder was close to a limit at the last sweep. Over the limit, they are quarantined."""
         return [
             {"agent": one.key.agent, "session": one.key.session, "sentence": sentence}
             for one in self._sessions
@@ -84,7 +84,7 @@ class LiveStatus:
         ]
 
     def _retention_report(self) -> dict[str, Any]:
-        """Return how long what is done is kept (seconds; None: for ever), and what the last pass took."""
+        """Return how long finished data is kept (seconds; None: for ever), and what the last retention pass removed."""
         last = self._retention.last
         took = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors,
                 "given_back_bytes": last.given_back, "taken": dict(last.taken)}  # fmt: skip
@@ -93,5 +93,5 @@ class LiveStatus:
 
 @functools.cache
 def _version() -> str:
-    """Read once: a look at a daemon that is short of descriptors must not need one."""
+    """Return the installed version. Cached, so that a status request opens no file when descriptors have run out."""
     return version("clawbus")

@@ -1,6 +1,6 @@
-"""The daemon's life: start-up, signals and an orderly end; one task group owns one named task per loop.
+"""The daemon's start-up, signal handling and orderly shutdown. One task group owns one named task for each loop.
 
-What it starts is built and wired in `house.py`. Decides nothing and does no other work. No agent is killed by its end.
+`house.py` builds and wires what is started here. This file makes no other decisions. Stopping the daemon kills no agent.
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ _TERMINAL_CHECK_S = 0.5
 
 
 def run(config: Config, reload: Callable[[], Config] | None, signals: SignalInbox) -> int:
-    """Run the daemon until SIGTERM or SIGINT; return the exit code. `reload` reads the configuration again on SIGHUP.
+    """Run the daemon until SIGTERM or SIGINT and return the exit code. `reload` reads the configuration again on SIGHUP.
 
-    `signals` is installed already, so that what came before is in it. After this no signal ends the process.
+    `signals` must already be installed, so that it holds the signals that arrived earlier. After this returns, no signal
+    ends the process.
 
-    Raises ClawbusError for what prevents a start (folder locked or not ours, socket path, configuration of a channel).
+    Raise ClawbusError when something prevents the start (a data folder that is locked or not ours, the socket path, a
+    channel's configuration).
     """
     control_server.check_path(config.control_socket)
     clock = SystemClock()
@@ -80,9 +82,9 @@ def run(config: Config, reload: Callable[[], Config] | None, signals: SignalInbo
 
 
 def _leave_hung_threads() -> None:
-    """End here and now when a thread waits for something that never comes (a fifo in a file's place).
+    """Exit the process at once when a thread hangs (for example on a fifo in a file's place).
 
-    The interpreter would wait for it at its own end, and the daemon could not be stopped. All else is done by now.
+    The interpreter would wait for that thread at exit, and the daemon could not be stopped. Everything else is done by now.
     """
     deadline = time.monotonic() + _THREADS_END_S
     for thread in threading.enumerate():
@@ -94,7 +96,7 @@ def _leave_hung_threads() -> None:
 
 
 def _refusal(group: BaseExceptionGroup[BaseException]) -> ClawbusError | None:
-    """Return the refusal that a task group wrapped (a port that is taken), or None if there is anything else in it."""
+    """Return the ClawbusError that a task group wrapped (a port in use, say). None if the group holds any other error."""
     refusals, rest = group.split(ClawbusError)
     if refusals is None or rest is not None:
         return None
@@ -134,7 +136,7 @@ async def _main(
         return
     runtime = build_runtime(config, folder, install_id, clock)
     pulse = Pulse(clock)
-    # A tick waits for its slowest session, which may take its whole time-out.
+    # A sweep waits for its slowest session, which may take its whole timeout.
     pulse.register("sweep", _SWEEP_ALLOWED_S + config.sweep.session_timeout_s)
     house = House(config, folder, runtime, install_id, clock, pulse, Overrides(registry=registry))
     monitoring = Monitoring(house.watched(), house.telemetry)
@@ -161,7 +163,10 @@ async def _main(
 
 
 async def _keep_lock(folder: DataFolder, clock: Clock) -> None:
-    """Take the lock again when its file was removed. Raise DataFolderLockedError, which ends the daemon, when another has it."""
+    """Take the data folder's lock again whenever its lock file was removed.
+
+    Raise DataFolderLockedError, which ends the daemon, when another process has taken it.
+    """
     log = structlog.get_logger("daemon")
     trouble: str | None = None
     while True:
@@ -170,7 +175,7 @@ async def _keep_lock(folder: DataFolder, clock: Clock) -> None:
             retaken = await anyio.to_thread.run_sync(folder.retake_lock, clock)
         except DataFolderLockedError:
             raise
-        except (OSError, ClawbusError, RuntimeError) as error:  # the host is short of something: try again
+        except (OSError, ClawbusError, RuntimeError) as error:  # the host is out of some resource: try again
             if str(error) != trouble:
                 log.warning("data_folder_lock_lost", error=str(error))
             trouble = str(error)
@@ -188,7 +193,7 @@ async def _bring_up(
     pulse: Pulse,
     notifier: Notifier,
 ) -> None:
-    """Start everything, and report it: to the log, to /readyz and to systemd."""
+    """Start everything, then report readiness in the log, at /readyz and to systemd."""
     config = house.config
     await tasks.start(monitoring.run, config.telemetry.listen, name="monitoring")
     operations = await _start(house, tasks)
@@ -198,7 +203,7 @@ async def _bring_up(
     api = build_api(operations, routes)
     await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
     tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
-    # What start-up made stays for good. Unfrozen, each full collection walks it: a stop of 50 ms for every message.
+    # The objects made so far live as long as the process. Without this, every full collection walks them: a 50 ms pause.
     gc.collect()
     gc.freeze()
     monitoring.health.started = True
@@ -210,14 +215,14 @@ async def _bring_up(
 
 
 async def stop_house(house: House, tasks: anyio.abc.TaskGroup, grace_s: float) -> None:
-    """Begin nothing new, let sends under way finish within `grace_s` seconds, end every task. Containers stay."""
+    """Start nothing new, let running sends finish within `grace_s` seconds, cancel every task. Containers keep running."""
     house.supervisor.close()
     await house.delivery.close(grace_s)
     tasks.cancel_scope.cancel()
 
 
 async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
-    """Start every loop: first what delivers and repairs, then what runs agents, last what takes messages in."""
+    """Start every loop: first those that deliver and repair, then those that run agents, last those that accept messages."""
     channels_run = anyio.Event()
     await tasks.start(house.background.run, name="background")
     await tasks.start(house.delivery.run, channels_run, name="delivery")
@@ -246,12 +251,12 @@ async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
 
 
 async def _check_runtime(house: House) -> None:
-    """Say at once what would otherwise show at the first spawn. Neither a missing image nor Docker's absence is fatal."""
+    """Log unusable images now instead of at the first spawn. Neither a missing image nor a missing Docker is fatal."""
     try:
         for error in await house.supervisor.look_at_images():
             structlog.get_logger("daemon").error("image_unusable", error=str(error), hint=error.hint)
     except RuntimeUnavailableError:
-        return  # the supervisor's adoption says it, and goes on trying
+        return  # the supervisor logs it when it adopts containers, and keeps trying
 
 
 async def _serve_signals(
@@ -262,7 +267,7 @@ async def _serve_signals(
     signals: SignalInbox,
     tasks: anyio.abc.TaskGroup,
 ) -> None:
-    """Return at SIGTERM, at SIGINT, and when the terminal that the daemon was started in is closed; reload at SIGHUP."""
+    """Reload on SIGHUP. Return on SIGTERM, on SIGINT, and when the terminal that the daemon was started in is closed."""
     log = structlog.get_logger("daemon")
     while True:
         number = await signals.next()
@@ -279,7 +284,7 @@ async def _serve_signals(
 
 
 async def _await_terminal_end(signals: SignalInbox) -> None:
-    """Ask for a while whether the terminal is gone: some shells send SIGHUP to their jobs just before that."""
+    """Check for a while whether the terminal has closed: some shells send SIGHUP to their jobs just before it does."""
     for _ in range(_TERMINAL_CHECKS):
         await anyio.sleep(_TERMINAL_CHECK_S)
         if signals.terminal_closed():
@@ -288,7 +293,7 @@ async def _await_terminal_end(signals: SignalInbox) -> None:
 
 
 def _reload(house: House, pipeline: LogPipeline, reload: Callable[[], Config] | None) -> None:
-    """Take over agents and the log level; everything else needs a restart. A broken file changes nothing."""
+    """Apply the new agents and log level; every other key needs a restart. A broken file changes nothing."""
     log = structlog.get_logger("daemon")
     if reload is None:
         return
@@ -306,6 +311,6 @@ def _reload(house: House, pipeline: LogPipeline, reload: Callable[[], Config] | 
     taken_over = {"agents": True, "logs": {"level"}}
     old = house.config.model_dump(exclude=taken_over)
     restart = sorted(key for key, value in config.model_dump(exclude=taken_over).items() if value != old[key])
-    # What was asked for and not done is a warning: the operator believes that it holds now.
+    # Warn about changes that were not applied: the operator may believe that they are.
     say = log.warning if restart else log.info
     say("config_reloaded", agents=sorted(house.agents), level=config.logs.level, restart_needed_for=restart)

@@ -1,6 +1,7 @@
-"""Puts into the mailbox share commits: those that come while one commit runs go into the next one.
+"""Group commit for the mailbox: entries that arrive while one commit runs all go into the next one.
 
-A durable commit costs the same for one row as for many. Tasks and threads wait in one queue, and the one that has the file commits for all that wait.
+A durable commit costs the same for one row as for many. Tasks and threads wait in one queue; the one that holds the file
+commits for everyone who waits.
 """
 
 from __future__ import annotations
@@ -21,35 +22,38 @@ _MAX_GROUP: Final = 256  # rows in one commit
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One entry's place in the queue; in the end it has a cursor or an error."""
+    """One entry's place in the queue. When decided, it has a cursor or an error."""
 
     entry: NewEntry
-    before: Ticket | None = None  # of the same run: this one must not be stored when that one was not
+    before: Ticket | None = (
+        None  # the entry before it in the same run: if that one was not stored, this one must not be
+    )
     cursor: int | None = None
     error: Exception | None = None
 
     @property
     def done(self) -> bool:
-        """Whether it is decided."""
+        """Whether the entry was stored or has failed."""
         return self.cursor is not None or self.error is not None
 
 
 class GroupCommit:
-    """A run is the entries of one caller, in order: behind one that cannot be stored none is.
+    """Commits runs. A run is one caller's entries, in order: after one that cannot be stored, none is stored.
 
-    `on_stored` is called in the event loop with every row that a task's thread stored. A caller of `put_here` reports its own.
+    `on_stored` is called in the event loop with every entry that a task's thread stored. A caller of `put_here` must report
+    the entries that `put_here` returns as stored.
     """
 
     def __init__(self, mailbox: Mailbox, on_stored: Callable[[Sequence[Ticket]], None]) -> None:
         self._mailbox = mailbox
         self._on_stored = on_stored
-        self._runs: list[list[Ticket]] = []  # that wait
-        self._mutex = threading.Lock()  # of that list, for moments
-        self._gate = threading.Lock()  # one thread in the file: SQLite would make a second one wait by sleeping
-        self._turn = anyio.Lock()  # one task in a thread at the gate: the others wait as tasks
+        self._runs: list[list[Ticket]] = []  # waiting
+        self._mutex = threading.Lock()  # guards `_runs`, held only briefly
+        self._gate = threading.Lock()  # lets one thread use the file: a second one would wait in SQLite's sleep loop
+        self._turn = anyio.Lock()  # lets one task's thread wait at the gate: the other tasks wait without a thread
 
     async def put(self, entry: NewEntry) -> int:
-        """Commit the entry, alone or with others; its cursor. Cancelled: it may or may not have been committed."""
+        """Commit the entry, alone or with others, and return its cursor. If cancelled, the entry may still be committed."""
         (ticket,) = await self.put_many([entry])
         if ticket.error is not None:
             raise ticket.error
@@ -57,25 +61,26 @@ class GroupCommit:
         return ticket.cursor
 
     async def put_many(self, entries: Sequence[NewEntry]) -> list[Ticket]:
-        """Put several entries, in order."""
+        """Commit several entries as one run, in order. Return their tickets."""
         run = self._join(entries)
         try:
             async with self._turn:
                 stored: Sequence[Ticket] | None = None
                 if not _done(run):
-                    # One task commits for others: its own cancellation must not take their rows along.
+                    # This task also commits other callers' entries: its cancellation must not drop them.
                     with anyio.CancelScope(shield=True):
                         stored = await anyio.to_thread.run_sync(self._commit, run)
-                # Not left to the callers: one that was cancelled meanwhile would leave its readers asleep.
+                # Report here, not in the callers: a cancelled caller would leave its waiting readers asleep.
                 self._on_stored(stored or ())
         finally:
             self._leave(run)
         return run
 
     def put_here(self, entries: Sequence[NewEntry], timeout_s: float) -> tuple[list[Ticket], Sequence[Ticket]] | None:
-        """`put_many` in this thread: its tickets, and all that this thread stored, which the caller reports.
+        """Do what `put_many` does, in this thread. Return the entries' tickets, and all tickets that this thread stored.
 
-        None when the file is not free within `timeout_s` seconds; then they may have been stored by another one.
+        The caller must report the latter. Return None when the file is not free within `timeout_s` seconds; another thread
+        may still have stored the entries.
         """
         run = self._join(entries)
         try:
@@ -97,7 +102,10 @@ class GroupCommit:
             self._runs = [other for other in self._runs if other is not run]
 
     def _commit(self, own: list[Ticket], timeout_s: float = -1) -> list[Ticket] | None:
-        """Put all that waits, unless another one has put `own` meanwhile; what was stored. None when it took too long."""
+        """Commit every waiting run, unless another thread has already committed `own`. Return the stored tickets.
+
+        Return None when the gate is not free within `timeout_s` seconds (-1: wait for ever).
+        """
         if not self._gate.acquire(timeout=timeout_s):
             return None
         try:
@@ -108,7 +116,7 @@ class GroupCommit:
     def _put_waiting(self, own: list[Ticket]) -> list[Ticket]:
         with self._mutex:
             runs, self._runs = self._runs, []
-        if not any(run is own for run in runs):  # taken by a thread that failed with it
+        if not any(run is own for run in runs):  # another thread took it from the queue and failed
             runs.append(own)
         group = [ticket for run in runs for ticket in run]
         for start in range(0, len(group), _MAX_GROUP):
@@ -125,7 +133,7 @@ class GroupCommit:
             cursors = self._mailbox.put_many([ticket.entry for ticket in group])
         except Exception as error:  # noqa: BLE001 - every waiter gets it; nothing is swallowed
             if len(group) > 1 and not isinstance(error, FileBusyError):
-                # One entry that cannot be stored must not hold back its neighbours. (A lock holds back all alike.)
+                # One entry that cannot be stored must not hold back the others. (A lock would hold back all of them.)
                 for ticket in group:
                     self._put([ticket])
                 return

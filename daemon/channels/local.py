@@ -1,7 +1,7 @@
 """The `local` channel: answers land in a durable mailbox that clients of the control socket read by cursor.
 
-Messages come in through the control API, which calls the bus itself; this channel is the way out. It must never report a
-delivery before its row is committed, and never poll the file: waiters are woken by the commit.
+Messages come in through the control API, which calls the ingress directly; this channel only delivers. It must never
+report a delivery before its row is committed, and never poll the file: the commit wakes whoever waits.
 """
 
 from __future__ import annotations
@@ -29,19 +29,22 @@ from schema.errors import ClawbusError
 from schema.handles import once_more
 from schema.json_text import answered_ids
 
-_HERE_S: Final = 2.0  # a thread waits no longer for another one's commit: it holds a session meanwhile
+_HERE_S: Final = 2.0  # longest wait for another thread's commit: the waiting thread holds its session's lock
 
 _T = TypeVar("_T")
 
 
 class LocalSettings(BaseModel):
-    """[channels.local] has no keys of its own."""
+    """[channels.local] has no settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class LocalChannel:
-    """Built by the registry, always. `deliver`, `read` and the waits work before, during and after `run`."""
+    """The local channel. The channel registry always builds it.
+
+    `deliver`, `deliver_many`, `read` and the waits also work before and after `run`; `deliver_here` returns None then.
+    """
 
     Settings: ClassVar[type[BaseModel]] = LocalSettings
 
@@ -56,11 +59,11 @@ class LocalChannel:
         self._group = GroupCommit(self._mailbox, self._announce)
         self._log = structlog.get_logger("local")
         self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
-        self._top: int | None = None  # the highest cursor that was announced; None before the file was read
+        self._top: int | None = None  # the highest cursor in the mailbox that waiters were woken for; None before `run`
 
     async def run(self, accept: Accept, *, task_status: TaskStatus[None]) -> None:
-        """Make the mailbox ready and stay until cancelled. Raises ChannelError when the file cannot be used."""
-        del accept  # what comes in over the control socket is accepted there
+        """Prepare the mailbox file and run until cancelled. Raise ChannelError when the file cannot be used."""
+        del accept  # the control API accepts this channel's messages
         try:
             await anyio.to_thread.run_sync(self._prepare)
             self._top = await anyio.to_thread.run_sync(self._mailbox.top)
@@ -75,7 +78,7 @@ class LocalChannel:
             self._loop = None
 
     def _prepare(self) -> None:
-        """Open the mailbox. It is made before any session, so where there are sessions, a missing file was lost."""
+        """Open the mailbox file. It is created before any session, so if there are sessions, a missing file was lost."""
         self._mailbox.prepare(known=self._sessions.is_dir() and any(self._sessions.iterdir()))
 
     def _report_loss(self, first: int) -> None:
@@ -85,9 +88,9 @@ class LocalChannel:
         )  # fmt: skip
 
     async def deliver(self, message: Outgoing) -> Receipt:
-        """Put one message into the mailbox that its address names; the receipt is its cursor.
+        """Store one message in the mailbox that its address names. Return its cursor as the receipt.
 
-        Raises PermanentDeliveryError for what no mailbox can hold, TransientDeliveryError when the file cannot be
+        Raise PermanentDeliveryError when no mailbox can hold the message, TransientDeliveryError when the file cannot be
         written now.
         """
         entry = _new_entry(message, self._clock.now_ms())
@@ -98,14 +101,14 @@ class LocalChannel:
         return Receipt(platform_message_id=str(cursor))
 
     async def deliver_many(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure]:
-        """Deliver several in one commit, up to the first that no mailbox can hold or that cannot be written now."""
+        """Deliver several messages in one commit. Stop at the first that no mailbox can hold or that cannot be written now."""
         entries, refused = self._entries(messages)
         return _results(await self._group.put_many(entries), refused)
 
     def deliver_here(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
-        """Deliver in the calling thread; return None when the file is busy for long.
+        """Deliver in the calling thread. Return None when the channel is not running or the file stays busy.
 
-        Waiters are woken through the loop.
+        Waiting clients are woken through the event loop.
         """
         loop = self._loop
         if loop is None:
@@ -116,12 +119,12 @@ class LocalChannel:
             return None
         own, stored = found
         if stored:
-            with suppress(RuntimeError):  # the loop has ended meanwhile, and with it everybody who waited
+            with suppress(RuntimeError):  # the event loop has ended, and every waiting client with it
                 loop.call_soon_threadsafe(self._announce, stored)
         return _results(own, refused)
 
     def _entries(self, messages: Sequence[Outgoing]) -> tuple[list[NewEntry], PermanentDeliveryError | None]:
-        """Return the rows before the first one that no mailbox can hold, and why that one cannot be stored."""
+        """Return the rows for the messages up to the first that no mailbox can hold, and that one's error, if any."""
         entries: list[NewEntry] = []
         for message in messages:
             try:
@@ -131,23 +134,23 @@ class LocalChannel:
         return entries, None
 
     async def read(self, mailbox: str, after: int, limit: int = 100) -> list[MailboxEntry]:
-        """Entries above the cursor `after`, oldest first, at most `limit`. Only an empty list is the end."""
+        """Return at most `limit` entries above the cursor `after`, oldest first. Only an empty list means there are no more."""
         return await anyio.to_thread.run_sync(once_more, partial(self._mailbox.read, mailbox, after, limit))
 
     async def wait_new(self, mailbox: str, after: int, timeout_s: float, limit: int = 100) -> list[MailboxEntry]:
-        """`read`, but wait up to `timeout_s` seconds for the first entry. Empty when none came."""
+        """Like `read`, but wait up to `timeout_s` seconds for the first entry. Return an empty list when none arrived."""
 
         async def look() -> list[MailboxEntry]:
-            # A client that has everything waits again at once: then there is nothing to open the file for.
+            # A client that has read everything long-polls again at once; do not open the file for that.
             known = self._top is not None and after >= self._top
             return [] if known else await self.read(mailbox, after, limit)
 
         return await self._bells.wait_until(("mailbox", mailbox), look, timeout_s) or []
 
     async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
-        """Return the first entry that answers this message, or None when none came within `timeout_s` seconds.
+        """Return the first entry that answers this message, or None when none arrived within `timeout_s` seconds.
 
-        An entry answers a message by its in_reply_to or by the ids in its content's "answers".
+        An entry answers a message when its in_reply_to or its content's "answers" holds the message's id.
         """
 
         async def look() -> MailboxEntry | None:
@@ -157,21 +160,24 @@ class LocalChannel:
         return await self._bells.wait_until(("reply", agent, session, message_id), look, timeout_s)
 
     def _announce(self, stored: Sequence[Ticket]) -> None:
-        """Wake those who wait for one of them."""
+        """Wake the clients that wait for any of these entries."""
         for ticket in stored:
             assert ticket.cursor is not None
             if self._top is not None:
                 self._top = max(self._top, ticket.cursor)
             self._bells.ring(("mailbox", ticket.entry.mailbox))
             for message_id in ticket.entry.replied:
-                # It is the first answer: its waiters have read the mailbox and found none before.
+                # These clients read the mailbox and found no answer, so this is the first one.
                 self._bells.ring(
                     ("reply", ticket.entry.agent, ticket.entry.session, message_id), ticket.entry.at(ticket.cursor)
                 )
 
 
 def _results(tickets: Sequence[Ticket], refused: PermanentDeliveryError | None) -> list[Receipt | DeliveryFailure]:
-    """Return a receipt for each stored entry, up to the first that is not; then `refused`, which came after them."""
+    """Return a receipt for each stored entry, up to the first that was not stored, and that one's error.
+
+    When all were stored, `refused` follows, if there is one: the error of the message after them.
+    """
     results: list[Receipt | DeliveryFailure] = []
     for ticket in tickets:
         if ticket.cursor is None:
@@ -185,7 +191,7 @@ def _results(tickets: Sequence[Ticket], refused: PermanentDeliveryError | None) 
 
 
 def _new_entry(message: Outgoing, now_ms: int) -> NewEntry:
-    """Return the row for a message. All of it came out of a container, so all of it is checked."""
+    """Return the mailbox row for a message. Every field came from a container, so every field is checked."""
     mailbox = message.address.platform_id
     if not is_mailbox_name(mailbox):
         raise PermanentDeliveryError(
@@ -212,7 +218,7 @@ def _new_entry(message: Outgoing, now_ms: int) -> NewEntry:
 
 
 def _answers(content: str) -> tuple[str, ...]:
-    """Return the ids in the content's "answers", as far as a mailbox takes them."""
+    """Return the ids in the content's "answers", at most MAX_ANSWERS. Raise PermanentDeliveryError if it is not JSON."""
     try:
         return answered_ids(json.loads(content))[:MAX_ANSWERS]
     except (ValueError, RecursionError) as error:
@@ -220,23 +226,23 @@ def _answers(content: str) -> tuple[str, ...]:
 
 
 class _Bells:
-    """Wakes those who wait for a key. A bell lives while it has waiters."""
+    """One event ("bell") for each key that somebody waits for. A bell is dropped with its last waiter."""
 
     def __init__(self) -> None:
         self._bells: dict[Hashable, _Bell] = {}
 
     def ring(self, key: Hashable, found: object = None) -> None:
-        """Wake the waiters. `found` is the entry that they waited for, so that none of them needs to read the file."""
+        """Wake the waiters of a key. `found`, if given, is what they wait for, so that none has to read the file."""
         bell = self._bells.pop(key, None)
         if bell is not None:
             bell.found = found
             bell.rung.set()
 
     async def wait_until(self, key: Hashable, look: Callable[[], Awaitable[_T]], timeout_s: float) -> _T | None:
-        """Return what `look` finds, or None after `timeout_s` seconds. It is called at least once."""
+        """Return what `look` finds, or None after `timeout_s` seconds. Call `look` at least once, and after each ring."""
         deadline = anyio.current_time() + max(timeout_s, 0.0)
         while True:
-            # The bell hangs before the look: what is committed after the look rings it.
+            # Register the bell before calling `look`: a commit that `look` misses rings it.
             bell = self._bells.setdefault(key, _Bell(anyio.Event()))
             bell.waiters += 1
             try:

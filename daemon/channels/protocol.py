@@ -1,7 +1,7 @@
-"""What a channel owes the bus, and the messages that cross between them. Entry-point group: `clawbus.channels`.
+"""The channel protocol, and the messages that channels and the bus exchange. Entry-point group: `clawbus.channels`.
 
-A channel never touches session files. In: it calls `accept` and says yes outside only after that returned.
-Out: `deliver` returns a receipt or raises; it never reports success for something it did not hand over.
+A channel never touches session files. In: it calls `accept`, and confirms to the sender only after that has returned.
+Out: `deliver` returns a receipt or raises. It never reports success for something it did not hand over.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from schema.rows import Address, Kind, MessageStatus
 
 
 class InDoubt(StrEnum):
-    """What to do with a send that a crash left without a receipt, on a channel that does not deduplicate."""
+    """What to do with an answer in doubt (a crash left it without a receipt), on a channel that does not deduplicate."""
 
     RESEND = "resend"
     HOLD = "hold"  # dead letter; an operator decides
@@ -29,7 +29,7 @@ class InDoubt(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a channel can do. `deduplicates`: the same idempotency key twice has one effect at the receiver."""
+    """What a channel can do. `deduplicates`: sending the same idempotency key twice has one effect at the receiver."""
 
     deduplicates: bool = False
     threads: bool = False
@@ -41,8 +41,8 @@ class Capabilities:
 class Incoming:
     """A message as a channel or operator hands it in. `content` is anything JSON can hold.
 
-    `message_id` None lets the bus make one. Times are epoch milliseconds. `traceparent` is the W3C trace context that it
-    came with, if any; one that is none is ignored.
+    If `message_id` is None, the bus generates one. Times are epoch milliseconds. `traceparent` is the W3C trace context
+    that it came with, if any; a malformed one is ignored.
     """
 
     agent: str
@@ -57,16 +57,16 @@ class Incoming:
     recurrence: str | None = None
     create_session: bool = True
     traceparent: str | None = None
-    not_after: int | None = None  # from then on it is not begun, and its sender is informed
+    not_after: int | None = None  # expiry: from then on no turn begins with it, and its sender is informed
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The durable yes: the row is committed. `duplicate`: it had been before, with the same content.
+    """The durable confirmation: the row is committed. `duplicate`: a row with this id and content was already stored.
 
-    `address` is the stored row's: where its answers go, also when this one named another place. `state` is that of the
-    message that counts: the one of this id or, where that one failed (`previous`), the one that does its work again,
-    `requeued_as`.
+    `address` is the stored row's: answers go there, even if a duplicate named another place. `state` is that of this
+    id's message. If that message failed and was requeued, `state` is that of its successor, whose id is `requeued_as`, and
+    `previous` is the failed one's.
     """
 
     message_id: str
@@ -84,7 +84,7 @@ class Accepted:
 class Outgoing:
     """One row to hand over. `key` is the idempotency key, the same on every attempt. `content` is JSON text.
 
-    `traceparent` is the W3C trace context to hand on, if there is one; each attempt may have another.
+    `traceparent` is the W3C trace context to pass on, if there is one; it may differ between attempts.
     """
 
     key: str
@@ -102,9 +102,9 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof of hand-over. `platform_message_id` is the receiver's own id, if it gave one.
+    """Proof of hand-over. `platform_message_id` is the receiver's own id, if it returned one.
 
-    `not_wanted`: nothing was handed over, because the configuration wants no answers at this place.
+    `not_wanted`: nothing was handed over, because the configuration asks for no answers at this destination.
     """
 
     platform_message_id: str | None = None
@@ -115,7 +115,7 @@ class Accept(Protocol):
     """The bus's ingress, as a channel sees it."""
 
     async def __call__(self, incoming: Incoming) -> Accepted:
-        """Store and return, or raise a ClawbusError that says why not; then nothing is stored."""
+        """Store the message durably and return. Raise a ClawbusError that says why it cannot; then nothing is stored."""
         ...
 
 
@@ -140,14 +140,14 @@ class Channel(Protocol):
     def __init__(self, context: ChannelContext) -> None: ...
 
     async def run(self, accept: Accept, *, task_status: TaskStatus[None]) -> None:
-        """Serve until cancelled. `task_status.started()` once it can take messages; ChannelError if it cannot."""
+        """Serve until cancelled. Call `task_status.started()` once ready for messages; raise ChannelError if that fails."""
         ...
 
     async def deliver(self, message: Outgoing) -> Receipt:
         """Hand one message over.
 
-        Raise TransientDeliveryError or PermanentDeliveryError; anything else counts as transient. The bus sets its
-        own time-out around this.
+        Raise TransientDeliveryError or PermanentDeliveryError; any other exception is treated as transient. The bus
+        applies its own timeout to this call.
         """
         ...
 
@@ -157,29 +157,30 @@ DeliveryFailure = TransientDeliveryError | PermanentDeliveryError
 
 @runtime_checkable
 class ManyChannel(Protocol):
-    """A channel that can also take several messages at once. Only one that deduplicates is asked to.
+    """A channel that can also deliver several messages at once. The bus uses this only if the channel deduplicates.
 
-    The bus uses it for a run of messages to one destination; everything else goes through `deliver`.
+    It is called for consecutive messages to one destination; everything else goes through `deliver`.
     """
 
     async def deliver_many(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure]:
-        """Hand them over in order, up to the first that fails: a receipt for each, then that one's error if there is one.
+        """Hand the messages over in order, up to the first that fails. Return a receipt for each, then that one's error.
 
-        What is not in the result was not handed over. When this raises, nothing is known of any: all are sent again.
+        A message without an entry in the result was not handed over. When this raises, the outcome of all is unknown, and
+        all are sent again.
         """
         ...
 
 
 @runtime_checkable
 class OwnChannel(Protocol):
-    """A channel that is its own receiver, in a file of the daemon's. Only one that deduplicates is asked to.
+    """A channel that is its own receiver and stores in a file of the daemon. Used only if the channel deduplicates.
 
-    Its rows need not go back to the event loop between the intent and the receipt: a thread's hop costs half of a commit.
+    Intent, send and receipt can then happen in one worker thread: a switch back to the event loop costs half a commit.
     """
 
     def deliver_here(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
-        """`deliver_many` in the calling thread, which is never the event loop's; raises nothing of its own making.
+        """Do what `deliver_many` does, in the calling thread, which is never the event loop's. Return failures, do not raise.
 
-        None, and nothing done, where it would have to wait for another thread for long: then the messages go the ordinary way.
+        Return None when it would have to wait long for another thread; the messages are then delivered the ordinary way.
         """
         ...

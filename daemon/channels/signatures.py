@@ -1,10 +1,10 @@
-r"""HMAC-SHA256 over raw bytes, in clawbus's form and in GitHub's, and Retry-After: pure, no clock and no I/O.
+r"""HMAC-SHA256 signatures over raw bytes, in clawbus's and GitHub's formats, and Retry-After. Pure: no clock, no I/O.
 
-Comparisons take constant time, and no result or message ever holds a secret or the signature that would have been right.
+Comparisons take constant time. No result or message ever holds a secret or the expected signature.
 
-Requests to clawbus sign what they are: `<timestamp>\\n<path>\\n<id>\\n<body>`. A line end is in none of the first three, so no part
-can be passed off as another, and an eavesdropper can only send the same message again: a duplicate. Answers of
-clawbus sign `<timestamp>.<body>`; GitHub signs the body alone
+A request to clawbus signs `<timestamp>\\n<path>\\n<id>\\n<body>`. None of the first three can hold a newline, so no part can
+be passed off as another, and an eavesdropper can only repeat the same message, which is a duplicate. An answer from
+clawbus signs `<timestamp>.<body>`. GitHub signs the body alone
 (docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries).
 """
 
@@ -24,16 +24,16 @@ _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}\Z", re.ASCII)
 
 
 def sign(secret: bytes, body: bytes) -> str:
-    """`sha256=<hex>` over the body: the value of X-Hub-Signature-256."""
+    """Return `sha256=<hex>` over the body: the value of X-Hub-Signature-256."""
     return _PREFIX + hmac.new(secret, body, hashlib.sha256).hexdigest()
 
 
 def signed_request(timestamp: str, path: str, message_id: str, body: bytes) -> bytes:
-    """Return the text that X-Clawbus-Signature of a hook's request signs. `message_id` is "" without one.
+    """Return the bytes that a request's X-Clawbus-Signature signs. `message_id` is "" when the request has none.
 
-    `timestamp` is epoch seconds as its header has it, `path` begins with /hooks/.
+    `timestamp` is epoch seconds as in the header; `path` begins with /hooks/.
     """
-    # Headers are Latin-1 by ASGI, and a path may hold anything: neither may raise here.
+    # ASGI decodes headers as Latin-1, and a path may hold anything: neither may raise here.
     head = (
         timestamp.encode("latin-1", "replace"),
         _bytes(path),
@@ -43,18 +43,18 @@ def signed_request(timestamp: str, path: str, message_id: str, body: bytes) -> b
 
 
 def sign_at(secret: bytes, timestamp: int, body: bytes) -> str:
-    """`sha256=<hex>` over `<timestamp>.<body>`: X-Clawbus-Signature of an answer. `timestamp` is epoch seconds."""
+    """Return an answer's X-Clawbus-Signature: `sha256=<hex>` over `<timestamp>.<body>`. `timestamp` is epoch seconds."""
     return sign(secret, b"%d." % timestamp + body)
 
 
 def matches(secret: bytes, signed: bytes, given: str) -> bool:
-    """Whether `given` is the signature of `signed`. Takes the same time wherever they differ."""
+    """Return whether `given` is the signature of `signed`. The comparison takes constant time."""
     # Bytes, because compare_digest refuses text that is not ASCII, and a header may hold anything.
     return hmac.compare_digest(sign(secret, signed).encode(), _bytes(given))
 
 
 def _bytes(text: str) -> bytes:
-    """Return the bytes that were decoded to this text. Impossible text gives some bytes and never an error."""
+    """Return the bytes that this text was decoded from. Never raise, also for text that no bytes decode to."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -62,7 +62,7 @@ def _bytes(text: str) -> bytes:
 
 
 def read_timestamp(text: str, now_ms: int, window_s: int = WINDOW_S) -> int | None:
-    """Return the timestamp header as epoch seconds if it is one and at most `window_s` seconds from now, else None."""
+    """Return the timestamp header as epoch seconds. None if it is malformed or more than `window_s` seconds from now."""
     if not _TIMESTAMP.match(text):
         return None
     moment = int(text)
@@ -70,9 +70,9 @@ def read_timestamp(text: str, now_ms: int, window_s: int = WINDOW_S) -> int | No
 
 
 def retry_after_s(value: str | None, now_ms: int) -> float | None:
-    """Seconds to wait by a Retry-After header: a number of seconds or an HTTP date (RFC 9110, 10.2.3).
+    """Return the seconds to wait, from a Retry-After header: a number of seconds or an HTTP date (RFC 9110, 10.2.3).
 
-    Never negative, at most a day. None for no header and for one that is neither.
+    Never negative, at most a day. None without a header, and for one that is neither form.
     """
     if value is None or len(value) > 64:
         return None
@@ -83,6 +83,6 @@ def retry_after_s(value: str | None, now_ms: int) -> float | None:
         moment = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    if moment.tzinfo is None:  # the format has no zone but GMT, and some senders leave it out
+    if moment.tzinfo is None:  # the only time zone allowed is GMT, and some senders leave it out
         moment = moment.replace(tzinfo=UTC)
     return min(max(moment.timestamp() - now_ms / 1000, 0.0), MAX_RETRY_AFTER_S)

@@ -1,7 +1,7 @@
 """The `webhook` channel: signed HTTP requests in, signed HTTP requests out.
 
-This file joins the two directions and owns the listening socket. The socket is bound before the channel says that it has
-started, so that an address in use is an error at the start and not a log line later.
+This file joins the two directions and owns the listening socket. The socket is bound before the channel reports that it
+has started, so that an address in use fails the start instead of only appearing in the log later.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class WebhookChannel:
         self._log = structlog.get_logger("webhook")
 
     async def run(self, accept: Accept, *, task_status: TaskStatus[None]) -> None:
-        """Serve until cancelled. Raises ChannelError when the address cannot be listened on."""
+        """Serve until cancelled. Raise ChannelError when the address cannot be bound."""
         sock = self._bind()
         try:
             self.bound_address = bound_address(sock)
@@ -63,7 +63,7 @@ class WebhookChannel:
             sock.close()
 
     async def deliver(self, message: Outgoing) -> Receipt:
-        """Post one answer to its hook's reply_url. Raises TransientDeliveryError or PermanentDeliveryError."""
+        """POST one answer to its hook's reply_url. Raise TransientDeliveryError or PermanentDeliveryError on failure."""
         return await self._out.deliver(message)
 
     def _full(self, turned_away: bool) -> None:

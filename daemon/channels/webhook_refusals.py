@@ -1,7 +1,7 @@
-"""Why the webhook channel refuses a request, and with which status. Pure.
+"""The reasons why the webhook channel refuses a request, and their HTTP status. Pure.
 
-A 4xx says what the sender must change; a 5xx that it is not the sender's fault and that nothing is known to be stored.
-No refusal says what would have been accepted.
+A 4xx tells the sender what to change. A 5xx means that it is not the sender's fault, and that the message may not have been
+stored. No refusal reveals what would have been accepted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class UnknownHookError(RequestRefusedError):
 
 
 class MethodRefusedError(RequestRefusedError):
-    """405: hooks take POST alone."""
+    """405: hooks accept only POST."""
 
     code = "METHOD_REFUSED"
     default_hint = "Use POST."
@@ -58,7 +58,7 @@ class BodyTimeoutError(RequestRefusedError):
 
 
 class MediaTypeError(RequestRefusedError):
-    """415: a content type that hooks do not take."""
+    """415: a content type that hooks do not accept."""
 
     code = "MEDIA_TYPE"
     default_hint = "Send application/json, text/plain or application/x-www-form-urlencoded."
@@ -74,7 +74,7 @@ _STATUS: Final[tuple[tuple[type[ClawbusError], int], ...]] = (
     (RequestRefusedError, 400),
     (InvalidNameError, 400),
     (MessageError, 400),
-    # JSON was checked before; what is left is the bus's own limit on one message's content.
+    # The JSON was already checked, so this is the bus's own limit on the size of a message's content.
     (ContentError, 413),
     (UnknownAgentError, 404),
     (UnknownSessionError, 404),
@@ -83,5 +83,5 @@ _STATUS: Final[tuple[tuple[type[ClawbusError], int], ...]] = (
 
 
 def status_of(error: ClawbusError) -> int:
-    """Return the HTTP status of a refusal; 503 for whatever the sender cannot correct."""
+    """Return the HTTP status of a refusal: 503 for anything that the sender cannot correct."""
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 503)

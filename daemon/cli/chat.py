@@ -1,7 +1,7 @@
 """`clawbus chat`: a conversation in the terminal, or lines from a pipe.
 
-Each chat has a mailbox of its own, so two at once do not read each other's answers, and what comes after the end is
-still there to be read.
+Each chat has its own mailbox, so two chats at once do not read each other's answers, and answers that arrive after the chat
+has ended can still be read.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def chat(
 
 
 class _Talk:
-    """One conversation. A thread reads the mailbox while this one reads the lines."""
+    """One conversation. A second thread reads the mailbox while the calling thread reads the lines."""
 
     def __init__(self, invocation: Invocation, agent: str, session: str, mailbox: str) -> None:
         self._invocation = invocation
@@ -102,7 +102,7 @@ class _Talk:
         self.lost: OutputLostError | None = None
 
     def run(self, wait_s: float) -> None:
-        """Until the input ends and everything is answered, `wait_s` seconds have passed since, or a call failed."""
+        """Run until the input ends. Then wait until everything is answered, `wait_s` seconds have passed or a call fails."""
         listener = self._invocation.client()
         thread = threading.Thread(target=self._listen, args=(listener,), name="mailbox", daemon=True)
         thread.start()
@@ -122,16 +122,16 @@ class _Talk:
             self.interrupted = True
         finally:
             self._ended = True
-            listener.close()  # it may sit in a long-poll
+            listener.close()  # it may be in a long poll
             thread.join(_END_S)
 
     def unanswered(self) -> list[str]:
-        """Ids of messages without an answer."""
+        """Return the ids of messages without an answer."""
         with self._changed:
             return self._open()
 
     def exchanges(self) -> list[dict[str, Any]]:
-        """Each message with its answers, then answers to nothing that was said here."""
+        """Return each message with its answers, then the answers that belong to no message of this chat."""
         with self._changed:
             said = [
                 {
@@ -199,6 +199,6 @@ class _Talk:
         assert self._console is not None
         try:
             say_block(self._console, answer["text"], "! " if answer["error"] is not None else "< ", "  ")
-        except OutputLostError as error:  # in the listener's thread, which goes on: the messages are still counted
+        except OutputLostError as error:  # in the listener's thread, which continues: answers are still collected
             self._console = None
             self.lost = error

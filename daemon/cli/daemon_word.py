@@ -1,4 +1,4 @@
-"""Asks the daemon, for commands that must also work when it is down, hangs, or cannot read its own files."""
+"""Queries the daemon, for commands that must also work when it is down, hangs, or cannot read its own files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PATIENCE_S: Final = 5.0
 
 
 def daemon_word(invocation: Invocation) -> DaemonWord:
-    """Whether it is up, and what only it knows. Raises ConfigError alone."""
+    """Return whether the daemon is up, and its live report. Raise nothing but ConfigError."""
     try:
         with invocation.client(answer_s=PATIENCE_S) as client:
             try:
                 return DaemonWord(DaemonState.UP, client.live())
-            except RemoteError as error:  # it lives: it is short of something, or of another version
+            except RemoteError as error:  # it runs, but is out of some resource or is another version
                 return DaemonWord(DaemonState.UP, None, f"{error.remote_code}: {error}", error.remote_code)
     except DaemonSilentError as error:
         return DaemonWord(DaemonState.SILENT, None, invocation.silent_daemon() or str(error))
@@ -34,7 +34,7 @@ def daemon_word(invocation: Invocation) -> DaemonWord:
 
 
 def daemon_or_files(invocation: Invocation, ask: Callable[[ControlClient], T], look: Callable[[], T]) -> tuple[T, str]:
-    """Return the daemon's report, or the files' when it is down or silent, and which of them it is."""
+    """Return a report and its source: from the "daemon", or from the "files" when the daemon is down or silent."""
     try:
         with invocation.client(answer_s=2 * PATIENCE_S) as client:
             return ask(client), "daemon"

@@ -1,4 +1,4 @@
-"""`clawbus dead list|show|requeue|drop`: what was given up, and what an operator does about it."""
+"""`clawbus dead list|show|requeue|drop`: lists dead letters, explains one, and requeues or drops them."""
 
 from __future__ import annotations
 
@@ -145,9 +145,9 @@ def drop(
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """The letters to work on, in that order: (session if it is known, id) of each.
+    """The dead letters to work on, in order, each as (session if known, id).
 
-    With --all: how many more match (`left`), and which sessions could not be looked at.
+    With --all: `left` is how many more match, `not_examined` and `errors` name the sessions that could not be searched.
     """
 
     letters: Sequence[tuple[tuple[str, str] | None, str]]
@@ -157,7 +157,7 @@ class _Chosen:
 
     @property
     def problem(self) -> Problem | None:
-        """Why this may not be every letter that was meant; None when it is."""
+        """The problem that some matching letters may be missing, because sessions were not searched; else None."""
         missed = not_examined({"not_examined": self.not_examined, "errors": self.errors}, "Dead letters")
         return Problem("DEAD_LETTERS_NOT_EXAMINED", *missed) if missed is not None else None
 
@@ -165,7 +165,7 @@ class _Chosen:
 def _chosen(
     invocation: Invocation, letters: Sequence[str], session: str | None, code: str | None, *, every: bool
 ) -> _Chosen:
-    """Return what to work on, oldest first. Raises a usage error for a request that says too little or too much."""
+    """Return the letters to work on, oldest first. Raise a usage error when the arguments are too few or contradictory."""
     scope = pair(session, None) if session is not None else None
     if not every:
         if not letters or code is not None:
@@ -186,7 +186,7 @@ def _chosen(
 
 
 def _oldest(invocation: Invocation, scope: tuple[str, str] | None, code: str | None) -> dict[str, Any]:
-    """Return the report of the oldest open dead letters."""
+    """Return the report of the oldest open dead letters, at most 1,000."""
     report, _ = _read(
         invocation,
         lambda client: client.dead_letters(scope, limit=_ALL, code=code, oldest_first=True),
@@ -196,7 +196,7 @@ def _oldest(invocation: Invocation, scope: tuple[str, str] | None, code: str | N
 
 
 def _by_arrival(invocation: Invocation, letters: list[str], scope: tuple[str, str] | None) -> list[str]:
-    """Put ids, which may be copied from a list that shows the newest first, into the order they arrived in."""
+    """Sort the ids by arrival: they may be copied from a list that shows the newest first."""
     found = _oldest(invocation, scope, None)["letters"]
     place = {one["id"]: number for number, one in enumerate(found)}
     return sorted(letters, key=lambda letter: place.get(letter, len(place)))
@@ -238,7 +238,7 @@ def _find(invocation: Invocation, letter: str) -> tuple[str, str]:
 
 
 def _read(invocation: Invocation, ask: Callable[[ControlClient], T], look: Callable[[], T]) -> tuple[T, str]:
-    """From the daemon, or from the files when it is down or hangs."""
+    """Return a report and its source: from the daemon, or from the files when it is down or hangs."""
     from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
 
     return daemon_or_files(invocation, ask, look)

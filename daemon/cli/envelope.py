@@ -1,6 +1,6 @@
-"""What every command answers with: one outcome, shown as one JSON envelope or as text for people.
+"""The outcome that every command returns, printed as one JSON envelope or as text for people.
 
-The envelope is {ok, command, result, error?, fix?, next_actions}. Its shape is a promise to scripts and agents.
+The envelope is {ok, command, result, error?, fix?, next_actions}. Scripts and agents rely on its shape; keep it stable.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INTERRUPTED: Final = 130
 
 @dataclass(frozen=True, slots=True)
 class NextAction:
-    """Something the reader may want to do now."""
+    """A command that the reader may want to run next."""
 
     command: str
     description: str
@@ -31,7 +31,7 @@ class NextAction:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why it is not ok, and what to do about it."""
+    """Why a command failed, and how to fix it."""
 
     code: str
     message: str
@@ -40,14 +40,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A command's end. `people` prints the result to a terminal; without it nothing is printed but the next actions."""
+    """A command's outcome. `people` prints the result to a terminal; without it, only the next actions are printed."""
 
     result: Mapping[str, Any] | None = None
     people: Callable[[Console], None] | None = None
     next_actions: tuple[NextAction, ...] = ()
     problem: Problem | None = None
     exit_code: int | None = None  # None: 0 when ok, else 1
-    silent: bool = False  # the command wrote all there is to say by itself
+    silent: bool = False  # the command has already written all its output
 
     @property
     def code(self) -> int:
@@ -58,12 +58,12 @@ class Outcome:
 
 
 def interrupted(message: str) -> Problem:
-    """Ctrl-C in the middle of a command that has something to tell. Its exit code is INTERRUPTED."""
+    """Return the problem for Ctrl-C in the middle of a command that has something to report. Its exit code is INTERRUPTED."""
     return Problem("INTERRUPTED", message, "Go on with the commands below, or send again with the same --id.")
 
 
 def problem_of(error: ClawbusError) -> Problem:
-    """Any refusal as code, message and fix; the daemon's refusals keep the code they had there."""
+    """Convert an error to code, message and fix. An error from the daemon keeps the daemon's code."""
     remote = getattr(error, "remote_code", None)
     return Problem(remote if isinstance(remote, str) else error.code, str(error), error.hint)
 
@@ -79,11 +79,11 @@ def envelope(command: str, outcome: Outcome) -> dict[str, Any]:
 
 
 def to_json(value: object) -> str:
-    """One line of JSON that is safe on a terminal: no control byte and no text-direction trick leaves unescaped.
+    """Return one line of JSON that is safe on a terminal: control bytes and text-direction characters are escaped.
 
-    All of it is ASCII where standard output's encoding lacks a character of it.
+    It is all ASCII when standard output's encoding lacks one of its characters.
     """
     text = json.dumps(value, ensure_ascii=False, default=str, separators=(", ", ": "))
-    if not shows(text):  # a lone surrogate, or ASCII and Latin-1
+    if not shows(text):  # a lone surrogate, or standard output is ASCII or Latin-1
         text = json.dumps(value, default=str, separators=(", ", ": "))
     return escape_json(text)

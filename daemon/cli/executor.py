@@ -1,4 +1,4 @@
-"""Who carries out an operator's verb: the daemon while it runs, else this process on the files. One rule for every verb."""
+"""Chooses who executes an operator's verb: the daemon while it runs, else this process, on the files. Same for every verb."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _AT_ONCE: Final = 8
 
 
 class Executor(Protocol):
-    """Carries out verbs, one at a time."""
+    """Executes verbs, one at a time."""
 
     source: str  # `daemon` or `files`
 
     def execute(self, verb: Verb) -> dict[str, Any]:
-        """Carry out one verb and return its result. Raises RemoteError or what the verb's own part raises."""
+        """Execute one verb and return its result. Raise RemoteError, or whatever the verb's own code raises."""
         ...
 
     def sessions(self) -> Sequence[Key]:
@@ -45,7 +45,7 @@ class Executor(Protocol):
         ...
 
     def kill_all(self, operator: Operator) -> Sequence[KilledAgent]:
-        """Kill every agent that runs, and return what became of each. One that does not end keeps no other alive."""
+        """Kill every running agent and return each one's outcome. An agent that does not end does not stop the others' kills."""
         ...
 
 
@@ -53,8 +53,8 @@ class Executor(Protocol):
 def executor(invocation: Invocation, *, changes: bool = True) -> Generator[Executor]:
     """Yield the daemon's executor when a daemon listens, else the offline one.
 
-    A process that holds the data folder without listening is a daemon that starts, stops or hangs: nothing is done then.
-    Without a data folder nothing could be done on files either. Both raise NotListeningError.
+    Raise NotListeningError when a process holds the data folder but does not listen (a daemon that is starting, stopping
+    or hanging), and when there is no data folder to work on.
     """
     with invocation.client() as client:
         try:
@@ -62,7 +62,7 @@ def executor(invocation: Invocation, *, changes: bool = True) -> Generator[Execu
         except NotListeningError:
             if invocation.silent_daemon() is not None or not _is_data_folder(invocation):
                 raise
-        except RemoteError:  # a daemon of another version: it runs, and answers for itself
+        except RemoteError:  # for example another version's daemon: it is running, so it must execute the verb
             yield DaemonClient(client, invocation.client, invocation.config.data_dir)
             return
         else:
@@ -75,7 +75,7 @@ def executor(invocation: Invocation, *, changes: bool = True) -> Generator[Execu
 
 
 def execute(invocation: Invocation, verb: Verb) -> dict[str, Any]:
-    """Have one verb carried out by whoever can."""
+    """Execute one verb, in the daemon or on the files, and return its result."""
     with executor(invocation) as found:
         return found.execute(verb)
 
@@ -85,7 +85,7 @@ def _is_data_folder(invocation: Invocation) -> bool:
 
 
 class DaemonClient:
-    """The running daemon's executor, over the control socket. Raises what the client raises."""
+    """Executes verbs in the running daemon, over the control socket. Raises what the client raises."""
 
     source = "daemon"
 
@@ -96,7 +96,7 @@ class DaemonClient:
         self.execute = client.execute
 
     def sessions(self) -> Sequence[Key]:
-        """Return every session of the registry; when that cannot be read here, those that the daemon lists."""
+        """Return every session in the registry. If this process cannot read the registry, ask the daemon."""
         from daemon.inspect.central_reading import read_central  # noqa: PLC0415
 
         central = read_central(self._data_dir)
@@ -105,7 +105,7 @@ class DaemonClient:
         return list(central.sessions)
 
     def kill_all(self, operator: Operator) -> Sequence[KilledAgent]:
-        """Kill what the daemon runs, several at a time: each call returns only after its agent's confirmed exit."""
+        """Kill every agent that the daemon runs, several in parallel: each call waits for its agent's confirmed exit."""
         live = self._client.live()
         if live["runtime"]["state"] != "available":
             why = next((one["why"] for one in live["degraded"] if one["what"] == "runtime"), "it does not answer")
@@ -126,7 +126,7 @@ class DaemonClient:
         return KilledAgent(agent, session, done["incarnation"] or incarnation, done["exit_code"])
 
     def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
-        """See StaleAccess. The agent has a turn of its own for it, in a session that nothing else uses."""
+        """See StaleAccess. The test message goes to a session of its own, which nothing else uses."""
         message: dict[str, Any] = {
             "agent": agent,
             "session": CANARY_SESSION,
@@ -146,8 +146,11 @@ class DaemonClient:
 
 
 def backup_key(path: Path, sessions_dir: Path) -> tuple[Key, str]:
-    """Which session a sweep's backup is of, by where it lies: `sessions/<agent>/<session>/in/NAME`."""
-    whole = Path(os.path.abspath(path))  # noqa: PTH100 - a link is not to be followed
+    """Return a sweep backup's session and file name, from its path `sessions/<agent>/<session>/in/NAME`.
+
+    Raise RestoreRefusedError for any other path.
+    """
+    whole = Path(os.path.abspath(path))  # noqa: PTH100 - must not follow links
     try:
         agent, session, inbox, name = whole.relative_to(Path(os.path.abspath(sessions_dir))).parts  # noqa: PTH100
     except ValueError:

@@ -1,7 +1,7 @@
-"""Refuses to start beside foreign distributions that installed our import packages' names.
+"""Refuses to start when another distribution has installed a package with one of our names.
 
-PyPI has distributions that also install a top-level `daemon` or `schema`. Whichever was installed last wins, file by
-file, so the daemon would run on a mixture; better not at all.
+Some PyPI distributions also install a top-level `daemon` or `schema`. For each file the last one installed wins, so the
+daemon would run a mixture of both.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check_foreign_packages() -> None:
 
 
 def _installed() -> Iterator[tuple[str, str]]:
-    """(distribution, top-level name) of everything installed but us."""
+    """Yield (distribution, top-level name) for everything installed, except clawbus itself."""
     for distribution in metadata.distributions():
         # A broken dist-info folder (an interrupted install) has no name.
         name = str(distribution.metadata["Name"] or "")
@@ -45,7 +45,7 @@ def _top_level(distribution: metadata.Distribution) -> set[str]:
     if listed is not None:
         return set(listed.split())
     record = distribution.read_text("RECORD")
-    if record is not None:  # what `files` would parse into an object for each of thousands of lines
+    if record is not None:  # cheaper than `files`, which makes an object for each of thousands of lines
         paths = [row[0] for row in csv.reader(record.splitlines()) if row]
     else:
         paths = [file.as_posix() for file in distribution.files or ()]

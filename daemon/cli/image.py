@@ -1,4 +1,4 @@
-"""`clawbus image build|show`: the image that agents' containers are made from."""
+"""`clawbus image build|show`: the image that agents' containers run."""
 
 from __future__ import annotations
 
@@ -78,7 +78,10 @@ def build(
 
 
 def _after_build(invocation: Invocation) -> NextAction:
-    """Return the next step: a daemon that runs may be of the source of before, and a second one is refused."""
+    """Return the next step for this host.
+
+    A daemon that is already running may still run the old source, and a second daemon on the same data folder is refused.
+    """
     from daemon.store.data_folder import live_holder  # noqa: PLC0415
 
     if live_holder(invocation.config.data_dir) is None:
@@ -147,5 +150,5 @@ def _wheel_cache() -> Path:
 
 
 def _tell(step: str) -> None:
-    """Progress, where it cannot get between the envelope and its reader."""
+    """Print a progress step, where it cannot mix with the JSON envelope."""
     progress(step)

@@ -1,7 +1,7 @@
-"""Whether the loops that matter still move, and the sign of life for systemd that depends on it.
+"""Checks that the important loops make progress, and notifies systemd's watchdog only while they do.
 
-A daemon whose event loop answers but whose sweep hangs must be restarted, so the sign of life is not a timer's: it is
-sent only while every named loop has reported progress within its own allowed age.
+A daemon whose event loop responds but whose sweep hangs must be restarted. So the watchdog notification does not come
+from a plain timer: it is sent only while every registered loop has reported progress within its own time limit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEFAULT_CHECK_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """A loop that is late. Seconds."""
+    """A loop that is late. `age_s`: seconds since its last progress."""
 
     name: str
     age_s: float
@@ -29,7 +29,7 @@ class Stall:
 
 
 class Pulse:
-    """When each loop last reported progress. Monotonic seconds; no I/O."""
+    """Records when each loop last reported progress, in monotonic seconds. No I/O."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -37,23 +37,23 @@ class Pulse:
         self._beats: dict[str, float] = {}
 
     def register(self, name: str, allowed_s: float) -> None:
-        """From now on, `name` must beat at least every `allowed_s` seconds. Registering again changes the age."""
+        """Require a beat from `name` at least every `allowed_s` seconds. Registering it again replaces the limit."""
         self._allowed[name] = allowed_s
         self._beats[name] = self._clock.monotonic()
 
     def forget(self, name: str) -> None:
-        """Forget a loop that has ended as it should."""
+        """Stop watching a loop that has ended normally."""
         self._allowed.pop(name, None)
         self._beats.pop(name, None)
 
     def beat(self, name: str) -> None:
-        """Progress. KeyError for a name that was never registered: a typo would otherwise never be missed."""
+        """Record progress. Raise KeyError for an unregistered name: a typo would otherwise go unnoticed."""
         if name not in self._allowed:
             raise KeyError(name)
         self._beats[name] = self._clock.monotonic()
 
     def ages(self) -> Mapping[str, float]:
-        """Seconds since each loop's last progress."""
+        """Return the seconds since each loop's last progress."""
         now = self._clock.monotonic()
         return {name: now - at for name, at in self._beats.items()}
 
@@ -69,7 +69,7 @@ class Pulse:
 
 
 class Watchdog:
-    """Polls the pulse, notifies systemd while all is well, and logs each stall once."""
+    """Checks the pulse, notifies systemd while no loop is late, and logs each stall once."""
 
     def __init__(self, pulse: Pulse, notifier: Notifier, status: Callable[[], str] | None = None) -> None:
         self._pulse = pulse
@@ -80,18 +80,18 @@ class Watchdog:
 
     @property
     def interval_s(self) -> float:
-        """How often to check: a third of what systemd allows, so that one late wake-up is not fatal."""
+        """Seconds between checks: at most a third of systemd's watchdog timeout, so that one late check is not fatal."""
         allowed = self._notifier.watchdog_interval
         return DEFAULT_CHECK_S if allowed is None else min(DEFAULT_CHECK_S, allowed / 3)
 
     async def run(self) -> None:
-        """Check for ever; cancelled at the daemon's end."""
+        """Check until cancelled, which happens when the daemon stops."""
         while True:
             self.check()
             await anyio.sleep(self.interval_s)
 
     def check(self) -> bool:
-        """Check once. Return True when no loop is late; systemd was notified then."""
+        """Check once. Return True when no loop is late; only then was systemd's watchdog notified."""
         late = self._pulse.stale()
         for stall in late:
             if stall.name not in self._stalled:

@@ -1,7 +1,8 @@
-"""One message's life as spans: which there are, what they are called and what they say. Pure: facts in, records out.
+"""The spans of one message's life: their names, attributes and identities. Pure: facts in, records out.
 
-A trace is accept -> wait (with the container's spawn) -> turn -> deliver; every span but the first is the child of `accept`,
-whose identity is in the message's row. So each can be told when its end is known, by whichever daemon runs then.
+A trace is accept -> wait (with the container's spawn) -> turn -> deliver. Every span but the first is a child of `accept`,
+whose identity is stored in the message's row. So each span can be reported as soon as its end is known, even by a daemon
+that was restarted meanwhile.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ SYSTEM: Final = "clawbus"
 
 
 class Role(StrEnum):
-    """OpenTelemetry's span kinds, as far as we have them."""
+    """The OpenTelemetry span kinds that clawbus uses."""
 
     PRODUCER = "producer"
     CONSUMER = "consumer"
@@ -31,7 +32,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something at an instant of a span. Epoch milliseconds."""
+    """Something that happened at one instant of a span. `at` is epoch milliseconds."""
 
     name: str
     at: int
@@ -40,7 +41,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A finished span. Epoch milliseconds; `error` is its status' text, None for a good one."""
+    """A finished span. `start` and `end` are epoch milliseconds. `error` is the status text, None for success."""
 
     name: str
     context: TraceContext
@@ -56,7 +57,7 @@ class Span:
 def about(
     agent: str, session: str, message_id: str | None, **more: str | int | bool | None
 ) -> dict[str, str | int | bool]:
-    """Return the attributes of every span; messaging names are those of OpenTelemetry's semantic conventions."""
+    """Return the attributes that every span has. `messaging.*` names follow OpenTelemetry's semantic conventions."""
     known: dict[str, str | int | bool | None] = {
         "messaging.system": SYSTEM,
         "messaging.destination.name": f"{agent}/{session}",
@@ -69,7 +70,10 @@ def about(
 
 
 def context_of_row(agent: str, session: str, message_id: str, ratio: float) -> TraceContext:
-    """Return the identity for a row without one (a repeating message, one from before tracing): always the same."""
+    """Return the trace identity for a row that stores none: a repeating message, or one from before tracing.
+
+    The same row always gets the same identity.
+    """
     digest = sha256(f"{SYSTEM}\0{agent}\0{session}\0{message_id}".encode("utf-8", "surrogatepass")).hexdigest()
     trace_id = digest[:32]
     return TraceContext(trace_id, digest[32:48], decide(trace_id, ratio))

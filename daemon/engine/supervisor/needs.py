@@ -1,4 +1,4 @@
-"""What the supervisor needs of other parts: the specs of containers, and whoever keeps a session's files. Protocols only."""
+"""Protocols that the supervisor depends on: container specs, and the keeper of a session's files."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from daemon.store.session_files import SessionFiles
 
 
 class Specs(Protocol):
-    """What the configuration says of containers, as it is now."""
+    """Container specs, made from the current configuration."""
 
     def make(self, key: SessionKey, incarnation: str) -> ContainerSpec:
-        """Return the spec of a session's next container. Raises UnknownAgentError, DataFolderError."""
+        """Return the spec of a session's next container. Raise UnknownAgentError or DataFolderError."""
         ...
 
     def prepare(self, key: SessionKey, files: SessionFiles) -> None:
-        """Make what a runner expects in a session's files: in a thread, while no container of it runs."""
+        """Prepare a session's files for a runner. Call it in a worker thread, while no container of the session runs."""
         ...
 
     def images(self) -> Collection[AgentImage]:
-        """Return the images that agents' containers are made from."""
+        """Return the images that agents' containers run."""
         ...
 
     def max_containers(self, agent: str) -> int | None:
-        """Return how many containers an agent may have at once; None without a limit of its own."""
+        """Return how many containers an agent may have at once; None if the agent has no limit of its own."""
         ...
 
 
 class SessionKeeper(Protocol):
-    """Whoever reads and settles a session's files for its container."""
+    """Reads and settles a session's files on behalf of the supervisor."""
 
     async def after_exit(self, session: Session, incarnation: str, reason: str, exit_: Exit) -> bool:
-        """Do all that a confirmed exit entails; return whether the incarnation had claimed anything.
+        """Do everything that follows a confirmed exit. Return whether the incarnation had claimed anything.
 
-        When it raises, it is called again.
+        If it raises, the supervisor calls it again.
         """
         ...
 
     async def why_it_may_go(self, session: Session) -> str | None:
-        """Return why a running session may lose its slot to one that waits: "idle", another reason, or None."""
+        """Return why a running session may give up its slot to a waiting one: "idle" or another reason; None if it may not."""
         ...
 
     async def drain(self, session: Session, incarnation: str) -> bool:
-        """Tell the incarnation to claim nothing more; return whether it works on nothing."""
+        """Ask the incarnation to stop claiming messages. Return whether it is now working on none."""
         ...
