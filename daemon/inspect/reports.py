@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -212,34 +212,13 @@ def dead_letters_report(
 
     The newest come first, or, to be worked on, the oldest (`oldest_first`). With `letter_id` or `code` only those. Raises UnknownSessionError, DataFolderError, RegistryGoneError.
     """
-    now, deadline = clock.now_ms(), clock.monotonic() + budget_s
-    with _open_central(data_dir) as central:
-        keys = _keys_to_read(data_dir, central, session, now)
     wanted = Wanted(limit, letter_id, code, oldest_first)
-    letters: list[dict[str, Any]] = []
-    errors: list[dict[str, Any]] = []
-    total, examined = 0, 0
-    for key in keys:
-        if clock.monotonic() > deadline:
-            break
-        examined += 1
-        try:
-            found, count = read_dead_letters(session_folder(data_dir, *key), wanted)
-        except ClawbusError as error:
-            errors.append({"agent": key[0], "session": key[1], "error": f"{error.code}: {error}"})
-            continue
-        total += count
-        letters += [{"agent": key[0], "session": key[1], **letter} for letter in found]
+    letters, rest = _of_sessions(data_dir, clock, session, budget_s, lambda folder: read_dead_letters(folder, wanted))
     if oldest_first:
         letters = in_order_of_arrival(letters, limit)
     else:
         letters.sort(key=lambda letter: letter["at"] or 0, reverse=True)
-    return {
-        "letters": letters[:limit],
-        "total": total,
-        "not_examined": len(keys) - examined,
-        "errors": errors[:_ATTENTION],
-    }
+    return {"letters": letters[:limit], **rest}
 
 
 def dead_letter_report(
@@ -271,31 +250,46 @@ def open_answers_report(
 
     Raises UnknownSessionError, DataFolderError, RegistryGoneError.
     """
-    now, deadline = clock.now_ms(), clock.monotonic() + budget_s
+
+    def read(folder: SessionFolder) -> tuple[list[dict[str, Any]], int]:
+        with open_inbound(folder) as db:
+            return read_open_answers(db, clock.now_ms(), limit, answer_id)
+
+    answers, rest = _of_sessions(data_dir, clock, session, budget_s, read)
+    answers.sort(key=lambda answer: answer["state"] != DeliveryState.RETRYING)
+    return {"answers": answers[:limit], **rest}
+
+
+def _of_sessions(
+    data_dir: Path,
+    clock: Clock,
+    session: Key | None,
+    budget_s: float,
+    read: Callable[[SessionFolder], tuple[list[dict[str, Any]], int]],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Read every session's inbound.db, or that of one. Return what was found, and {total, not_examined, errors}.
+
+    `read` returns rows and how many there are in all; each row gets its agent and session. Raises UnknownSessionError,
+    DataFolderError, RegistryGoneError.
+    """
+    deadline = clock.monotonic() + budget_s
     with _open_central(data_dir) as central:
-        keys = _keys_to_read(data_dir, central, session, now)
-    answers: list[dict[str, Any]] = []
+        keys = _keys_to_read(data_dir, central, session, clock.now_ms())
+    rows: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     total, examined = 0, 0
-    for key in keys:
+    for agent, name in keys:
         if clock.monotonic() > deadline:
             break
         examined += 1
         try:
-            with open_inbound(session_folder(data_dir, *key)) as db:
-                found, count = read_open_answers(db, now, limit, answer_id)
+            found, count = read(session_folder(data_dir, agent, name))
         except ClawbusError as error:
-            errors.append({"agent": key[0], "session": key[1], "error": f"{error.code}: {error}"})
+            errors.append({"agent": agent, "session": name, "error": f"{error.code}: {error}"})
             continue
         total += count
-        answers += [{"agent": key[0], "session": key[1], **answer} for answer in found]
-    answers.sort(key=lambda answer: answer["state"] != DeliveryState.RETRYING)
-    return {
-        "answers": answers[:limit],
-        "total": total,
-        "not_examined": len(keys) - examined,
-        "errors": errors[:_ATTENTION],
-    }
+        rows += [{"agent": agent, "session": name, **row} for row in found]
+    return rows, {"total": total, "not_examined": len(keys) - examined, "errors": errors[:_ATTENTION]}
 
 
 def mailbox_entries(data_dir: Path, mailbox: str, after: int, limit: int) -> list[MailboxEntry]:
