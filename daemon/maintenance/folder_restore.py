@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from contextlib import suppress
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, cast
 
@@ -82,7 +83,7 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
             hint="Name another folder with --data, or move what is there aside with --replace.",
         )
     fresh = data_dir.with_name(f"{data_dir.name}.restoring")
-    before = data_dir.with_name(f"{data_dir.name}.before-restore-{file_stamp(now_ms)}") if data_dir.exists() else None
+    before = _free_name(data_dir, now_ms) if data_dir.exists() else None
     try:
         fresh.mkdir(mode=0o700)
         for number, one in enumerate(files):
@@ -151,3 +152,10 @@ def _open_folders(fresh: Path) -> None:
         *fresh.glob("sessions/*/*/out/outbox/**/"),
     ):
         folder.chmod(0o755)
+
+
+def _free_name(data_dir: Path, now_ms: int) -> Path:
+    """Return a name for what is moved aside: another one for each restore, also within one second."""
+    stem = f"{data_dir.name}.before-restore-{file_stamp(now_ms)}"
+    names = (stem + (f"-{number}" if number else "") for number in count())
+    return next(path for name in names if not os.path.lexists(path := data_dir.with_name(name)))

@@ -46,11 +46,13 @@ from daemon.maintenance.session_deletion import delete_from_files
 from daemon.runtimes.factory import build_runtime
 from daemon.store.data_folder import DataFolder
 from daemon.store.dead_letters import Operator
-from daemon.store.rebuild import REMAKE_HINT, agree_on_install_id, found_sessions
+from daemon.store.rebuild import REMAKE_HINT, agree_on_install_id, found_sessions, is_session
 from daemon.store.registry import Registry, SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.errors import ClawbusError
 from schema.ids import session_path
+from schema.layout import SessionFolder
+from schema.os_faults import in_own_folder
 
 Look = Callable[[Config, str | None], RuntimeSeen]
 
@@ -271,8 +273,15 @@ class OfflineExecutor:
         return True
 
     def _is_known(self, key: SessionKey) -> bool:
-        folder = session_path(self._folder.sessions_dir, *key)
-        return self._registry.session(key) is not None or folder.is_dir()
+        """Whether there is such a session.
+
+        A folder without a finished inbound.db is not one yet: its next message completes it. Registered, it would count
+        as damaged.
+        """
+        if self._registry.session(key) is not None:
+            return True
+        with in_own_folder(f"the folder of {key} cannot be looked at"):
+            return is_session(SessionFolder(session_path(self._folder.sessions_dir, *key)))
 
     # --- what the runtime says
 

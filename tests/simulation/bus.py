@@ -5,9 +5,11 @@ It wires what `daemon.app.main.run` wires, without signals, socket and log files
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import anyio
@@ -23,12 +25,14 @@ from daemon.core.commands import Verb
 from daemon.core.errors import DataFolderError, RuntimeUnavailableError
 from daemon.core.events import ContainerExited, ExitSettled
 from daemon.engine.installation import Start, settle_install
-from daemon.store.data_folder import Layout
+from daemon.store.data_folder import VERSION_NAME, Layout
 from daemon.store.registry import Registry, SessionKey
 from daemon.systemd.watchdog import Pulse
 from schema.errors import FileBusyError, StorageError
+from schema.migrate import VERSION
 from tests.simulation.host import SimHost, SimRuntime
 from tests.simulation.loop import Process
+from tests.simulation.programs import Program, ProgramRuntime, carry_out_offline
 from tests.simulation.pruning import draw_retention
 from tests.simulation.world import World
 
@@ -98,17 +102,25 @@ class SimDaemon:
         self.enabled = True
         self.left_behind: Callable[[], None] = lambda: None  # told of every end
         self._stop = anyio.Event()
-        self._was_graceful = False
-        for folder in (self.layout.sessions_dir, self.layout.agents_dir, self.layout.run_dir):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.folder_held = False  # by a command that works on the files
+        self._commands = itertools.count(1)
+        self._rng = Random(f"commands {world.seed}")
+        self._prepare()
 
     @property
     def ready(self) -> bool:
         """Whether it takes messages."""
         return self.house is not None and self.process is not None and not self.process.dead
 
+    def _prepare(self) -> None:
+        """Make the data folder's folders, as `DataFolder.open` does at each start: a restored one may lack some."""
+        for folder in (self.layout.sessions_dir, self.layout.agents_dir, self.layout.run_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.world.root / VERSION_NAME).write_text(f"{VERSION}\n", encoding="ascii")
+
     def start(self) -> None:
         """A new process."""
+        self._prepare()
         self.starts += 1
         name = f"daemon {self.starts}"
         self.process = process = self.world.loop.new_process(name, "daemon")
@@ -146,6 +158,9 @@ class SimDaemon:
 
     def execute(self, verb: Verb, answered: Callable[[dict[str, Any] | Exception], None]) -> bool:
         """Have the daemon that serves now carry a verb out, as its control API does; otherwise as `request`."""
+        if self.process is not None and self.process.dead and not self.folder_held:
+            self._execute_offline(verb, answered)
+            return True
         if not self.ready or self.operations is None:
             return False
         operations = self.operations
@@ -159,6 +174,28 @@ class SimDaemon:
 
         self.world.loop.spawn(self.process, execute(), "operator's verb")
         return True
+
+    def _execute_offline(self, verb: Verb, answered: Callable[[dict[str, Any] | Exception], None]) -> None:
+        """Have a command carry a verb out on the files. It holds the folder: no daemon starts meanwhile."""
+        world, name = self.world, f"command {next(self._commands)}"
+
+        def work() -> dict[str, Any]:
+            return carry_out_offline(world, self.host, self.config, program, verb)
+
+        def ended() -> None:
+            self.folder_held = False
+            if isinstance(program.error, Exception):
+                answered(program.error)
+            elif program.error is None and program.result is not None:
+                answered(program.result)
+
+        def runtime(_config: Config, _folder: object, install_id: str, *_: object) -> ProgramRuntime:
+            return ProgramRuntime(self.host, install_id, program, self.config.runtime.kill_confirm_s)
+
+        program = Program(world, name, self._rng, work)
+        self.folder_held, program.ended, program.runtime = True, ended, runtime
+        world.counts["offline_verbs"] += 1
+        program.start()
 
     async def _main(self, process: Process) -> None:
         """The process. Ends by SIGTERM, or by an error that a daemon cannot start with."""
@@ -195,6 +232,8 @@ class SimDaemon:
 
     async def _serve(self) -> None:
         world = self.world
+        if self.folder_held:
+            raise _RefusedError from DataFolderError("a command holds the folder.")
         start = Start(self.layout, Registry(self.layout.central_db), world.clock, read_limits(self.config))
         try:
             install_id = await settle_install(start, lambda _, of_install: SimRuntime(self.host, of_install))

@@ -68,10 +68,12 @@ class Disk:
     def connect(self, path: Path, mode: str, more: str = "") -> sqlite3.Connection:
         """What `schema.connect._connect` does, and the faults of an open."""
         process, world = PROCESS.get(), self.world
+        if process is not None and process.pause is not None:
+            process.pause()
         if process is not None:
-            if mode != "ro" and process.role == "daemon" and path.name == "outbound.db":
+            if mode != "ro" and process.role != "runner" and path.name == "outbound.db":
                 self._guard(path, f"opened {mode}")
-            if mode == "ro" and process.role == "daemon" and self.living(path) and world.chance(world.faults.read_race):
+            if mode == "ro" and process.role != "runner" and self.living(path) and world.chance(world.faults.read_race):
                 world.fault("read_race", process.name)
                 raise sqlite_error(_READ_RACE, "attempt to write a readonly database")
             if world.chance(world.faults.io_error):
@@ -95,7 +97,8 @@ class Disk:
         process, world = PROCESS.get(), self.world
         if process is None:
             return connection.really("COMMIT")
-        name = f"{connection.path.parent.parent.name}/{connection.path.name}"
+        folder, name = connection.path.parent, connection.path.name
+        name = name if folder == world.root else f"{folder.parent.name}/{name}"
         if world.chance(world.faults.io_error):
             code, text = world.rng.choice(_ERRORS)
             world.fault("io_error", process.name, f"committing {name}: {text}")

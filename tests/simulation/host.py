@@ -407,7 +407,7 @@ class SimRuntime:
         if container is not None and container.state == "running":
             self._host.check_not_starting(container, "stopped")
             self._host.terminate(container)
-        await self._world.crash_point("stop")
+        await self._crash_point("stop")
 
     async def kill(self, container_id: str) -> None:
         """SIGKILL; a process in uninterruptible sleep takes its time."""
@@ -422,7 +422,7 @@ class SimRuntime:
                 self._world.fault("unkillable", container_id)
             delay = self._world.between(20, 90) if slow else self._world.between(0.0, 0.05)
             self._world.loop.world_later(delay, self._host.kill_now, container, "by docker kill")
-        await self._world.crash_point("kill")
+        await self._crash_point("kill")
 
     async def wait(self, container_id: str, started_at: int | None = None) -> Exit:
         """Until dockerd confirms the exit of that life."""
@@ -470,6 +470,9 @@ class SimRuntime:
 
     async def aclose(self) -> None:
         """Kills nothing."""
+
+    async def _crash_point(self, where: str) -> None:
+        await self._world.crash_point(where)
 
     async def _call(self, what: str) -> None:
         world = self._world

@@ -23,13 +23,17 @@ START_S: Final = 1000.0
 
 @dataclass(eq=False)
 class Process:
-    """One simulated process. `role` is daemon or runner; a dead one never runs again, a frozen one later."""
+    """One simulated process. `role` is daemon, runner or program; a dead one never runs again, a frozen one later.
+
+    `pause` of a program lets time pass in the middle of its synchronous code (programs.py).
+    """
 
     name: str
     role: str
     context: Context
     dead: bool = False
     frozen: bool = False
+    pause: Callable[[], None] | None = None
     parked: list[asyncio.Handle] = field(default_factory=list[asyncio.Handle])
 
 

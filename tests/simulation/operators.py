@@ -1,6 +1,6 @@
 """A simulated operator: asks for the product's own verbs at any time, and remembers what it was told.
 
-It asks as the command line does: the daemon while one serves. It draws the ids it names from the files, right or wrong,
+It asks as the command line does: the daemon while one serves, a program on the files while none runs. It draws the ids it names from the files, right or wrong,
 and judges each answer at the moment it comes, by the simulated machine and the files, never by the product's word.
 """
 
@@ -221,7 +221,7 @@ class Operator:
         """Pick an id that this verb is for, or now and then one that it is not for."""
         path = SessionFolder(session_root(self.daemon.layout, key)).inbound_db
         which = where if self._rng.random() < 0.85 else "1"
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(_read_only(path)) as db:
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(read_only(path)) as db:
             found = [row[0] for row in db.execute(f"SELECT {column} FROM {table} WHERE {which} ORDER BY seq")]
             return str(self._rng.choice(found)) if found else None
         return None
@@ -229,7 +229,7 @@ class Operator:
     # --- asking, and what must be so when the answer comes
 
     def ask(self, verb: Verb) -> Asked:
-        """Have one verb carried out by the daemon that serves now; by nobody when none does."""
+        """Have one verb carried out by the daemon that serves, or on the files while none runs; by nobody in between."""
         world, key = self.world, SessionKey(verb.agent, verb.session)
         name = f"{type(verb).__name__} {key} {getattr(verb, 'id', '')}".rstrip()
         process = self.daemon.process
@@ -290,13 +290,13 @@ class Operator:
 
     def _status(self, key: SessionKey, message_id: str) -> str | None:
         path = SessionFolder(session_root(self.daemon.layout, key)).inbound_db
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(_read_only(path)) as db:
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(read_only(path)) as db:
             row = db.execute("SELECT status FROM messages_in WHERE id = ?", (message_id,)).fetchone()
             return row[0] if row is not None else None
         return None
 
     def _quarantine_reason(self, key: SessionKey) -> str | None:
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(_read_only(self.daemon.layout.central_db)) as db:
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(read_only(self.daemon.layout.central_db)) as db:
             sql = "SELECT quarantine_reason FROM sessions WHERE agent = ? AND session = ?"
             row = db.execute(sql, key).fetchone()
             return row[0] if row is not None else None
@@ -307,7 +307,8 @@ def _answered_at(asked: Asked) -> float:
     return asked.answered_at or 0.0
 
 
-def _read_only(path: Path) -> sqlite3.Connection:
+def read_only(path: Path) -> sqlite3.Connection:
+    """Open a file past the simulation. A hot journal makes it unreadable (sqlite3.Error)."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=0.0)
 
 

@@ -25,10 +25,13 @@ import daemon.app.house
 import daemon.engine.sessions
 import daemon.engine.watch
 import daemon.engine.watch_portable
+import daemon.maintenance.folder_backup
+import daemon.maintenance.offline
 import daemon.runtimes.factory
 import daemon.store.session_files
 import schema.connect
 import schema.ids
+import schema.lockfree
 from daemon.channels.protocol import ChannelContext
 from daemon.store.session_files import SessionFiles
 from schema.connect import recover_outbound_journal
@@ -75,6 +78,21 @@ def watcher(world: World) -> Any:
     return awatch
 
 
+class FakeTime:
+    """Time for whoever waits in its own thread until nobody writes: it passes at once, for nobody does."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        """Seconds that were slept."""
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        """Pass them."""
+        self._now += seconds
+
+
 @contextmanager
 def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
     """The product in the simulation's hands, for one run."""
@@ -97,10 +115,18 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
             world.counts["recoveries"] += 1
         return recover_outbound_journal(folder, *options)
 
+    def build_runtime(*arguments: Any) -> Any:
+        process = PROCESS.get()
+        program = next(one for one in world.programs if one.process is process)
+        return program.runtime(*arguments)
+
     seeded = Random(f"daemon {world.seed}")
     with (
         mock.patch.object(schema.ids, "os", types.SimpleNamespace(urandom=random_bytes.randbytes)),
         mock.patch.object(schema.connect, "_connect", disk.connect),
+        mock.patch.object(schema.lockfree, "time", real_time := FakeTime()),
+        mock.patch.object(daemon.maintenance.folder_backup, "time", real_time),
+        mock.patch.object(daemon.maintenance.offline, "build_runtime", build_runtime),
         mock.patch.object(daemon.store.session_files, "recover_outbound_journal", recover),
         mock.patch.object(anyio.to_thread, "run_sync", threads.run_sync),
         mock.patch.object(container_runner.loop, "run_sync", threads.run_sync),

@@ -64,7 +64,9 @@ def base_folder() -> Path:
 def run_seed(seed: int, *, trace: bool = False) -> Result:
     """Run one seed. The same seed and code give the same run, in every process whose PYTHONHASHSEED is 0."""
     began = time.monotonic()
-    root = Path(tempfile.mkdtemp(prefix="clawbus-simulation-", dir=base_folder()))
+    folder = Path(tempfile.mkdtemp(prefix="clawbus-simulation-", dir=base_folder()))
+    root = folder / "data"
+    root.mkdir(mode=0o700)
     SCOPES.reset()
     gc.disable()
     world = World(seed, root, tracing=trace)
@@ -72,7 +74,7 @@ def run_seed(seed: int, *, trace: bool = False) -> Result:
         return _run(world, began)
     finally:
         _tear_down(world)
-        shutil.rmtree(root, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         gc.enable()
 
 
@@ -197,6 +199,8 @@ def _tear_down(world: World) -> None:
     loop = world.loop
     world.closed = True
     loop.set_exception_handler(lambda _, __: None)
+    for program in tuple(world.programs):
+        program.close()
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:

@@ -21,6 +21,7 @@ from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits
 from schema.rows import Address
 from tests.simulation.agent import BAD, LATER, POISON
+from tests.simulation.backups import Backups
 from tests.simulation.bus import AGENTS, SimDaemon, session_root
 from tests.simulation.host import Container, SimHost
 from tests.simulation.operators import Operator
@@ -57,6 +58,7 @@ class Scenario:
         self.sessions = [SessionKey(AGENTS[number % 2], f"s{number}") for number in range(count)]
         self.active_s = rng.choice((10.0, 20.0, 40.0, 150.0) if self.long else (10.0, 20.0, 30.0))
         self.clock_back_ms = 0
+        self.backups = Backups(world, daemon)
         self.operator = Operator(world, daemon, host, self.sessions)
         self._replies_left = rng.choice((0, 0, 2, 4))
         # From a source of its own: a draw more would make another run of every seed.
@@ -66,7 +68,7 @@ class Scenario:
         host.on_exit = lambda agent, session: self._converse(
             SessionKey(agent, session), Address(rng.choice(sorted(TRAITS)), "room"), rng.choice((0.05, 0.3))
         )
-        self._chaos: list[Callable[[], None]] = [
+        self._chaos: list[Callable[[], object]] = [
             item for item in self._every_chaos() if rng.random() < 0.4
         ]  # some kinds and no others
         self._chaos_every = rng.choice((3.0, 10.0, 40.0))
@@ -196,7 +198,7 @@ class Scenario:
 
     # --- trouble
 
-    def _every_chaos(self) -> list[Callable[[], None]]:
+    def _every_chaos(self) -> list[Callable[[], object]]:
         return [
             self._kill_daemon,
             self._stop_daemon,
@@ -209,6 +211,7 @@ class Scenario:
             self._clock_jump,
             self._receiver_down,
             self.operator.act,
+            self.backups.take,
             self._kill_both,
             self._restart_container,
             self._restart_policy,
@@ -230,10 +233,16 @@ class Scenario:
         record = self.daemon.layout.install_record
         if record.exists():
             self.world.fault("chaos_restored", "chaos")
+            backup = self.backups.take()
             self._kill_daemon()
+            for program in tuple(self.world.programs):
+                program.close()
             for container in self.host.running():
                 self.host.kill_now(container, "with the machine")
-            mark_restored(record, None)
+            if backup is None:
+                mark_restored(record, None)
+            else:
+                self.backups.restore(backup)
 
     def _restart_policy(self) -> None:
         container = self._container()

@@ -30,15 +30,25 @@ def test_every_invariant_holds_over_a_slice_of_seeds() -> None:
     assert found.stdout.splitlines()[-1].startswith(f"simulation: {seeds} seeds")
 
 
-def test_a_seed_repeats_itself_to_the_last_line() -> None:
-    first, second = simulate("--seed", "7", "--trace"), simulate("--seed", "7", "--trace", hash_seed="17")
+@pytest.mark.parametrize(("seed", "holds"), [("7", "READY"), ("35", "command 1 ")])
+def test_a_seed_repeats_itself_to_the_last_line(seed: str, holds: str) -> None:
+    """Also one in which commands work on the files, each in a thread, while no daemon runs."""
+    first, second = simulate("--seed", seed, "--trace"), simulate("--seed", seed, "--trace", hash_seed="17")
     assert first.returncode == 0, first.stdout + first.stderr
     assert len(first.stdout.splitlines()) > 100
+    assert holds in first.stdout
     assert first.stdout == second.stdout
 
 
 @pytest.mark.parametrize(
-    "mutation", ["a signal counts as an exit", "send before the intent", "status without history", "no dedupe"]
+    "mutation",
+    [
+        "a signal counts as an exit",
+        "send before the intent",
+        "status without history",
+        "no dedupe",
+        "answered before the exit",
+    ],
 )
 def test_it_notices_a_protection_that_is_gone(mutation: str) -> None:
     """All of them: `python -m tests.simulation.mutations`."""

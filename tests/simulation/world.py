@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from schema.instants import to_text
 from tests.simulation.loop import PROCESS, Process, SimLoop
@@ -106,6 +106,7 @@ class World:
     trace_lines: list[str] = field(default_factory=list[str])
     on_death: dict[Process, Callable[[], None]] = field(default_factory=dict[Process, Callable[[], None]])
     watchers: dict[str, list[asyncio.Event]] = field(default_factory=dict[str, list[asyncio.Event]])
+    programs: list[Any] = field(default_factory=list[Any])  # those that run now
     versions: Counter[Path] = field(default_factory=Counter[Path])
 
     def __post_init__(self) -> None:
@@ -126,7 +127,8 @@ class World:
         """A line of the trace, with virtual and wall time."""
         if self.tracing and not self.closed:
             wall = to_text(self.clock.now_ms())[11:23]
-            self.trace_lines.append(f"{self.loop.time() - 1000:12.4f} {wall} {actor:<22} {what}")
+            said = what.replace(str(self.root), "DATA")  # it has another name in every run
+            self.trace_lines.append(f"{self.loop.time() - 1000:12.4f} {wall} {actor:<22} {said}")
 
     def fault(self, kind: str, actor: str, what: str = "") -> None:
         """Count and trace an injected fault."""

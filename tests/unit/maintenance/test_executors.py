@@ -217,3 +217,27 @@ async def test_what_is_released_offline_was_quarantined_offline(kit: HouseKit) -
     assert offline(kit, lambda executor: executor.execute(of(ReleaseSession)))["was"] == "by ada: a test"
     async with kit.running():
         assert (await kit.session()).quarantined is None
+
+
+@pytest.mark.anyio
+@EXECUTORS
+@pytest.mark.parametrize(
+    "verb", [of(QuarantineSession), of(ReleaseSession), of(KillSession), of(RetryMessage, id="m1")],
+    ids=lambda one: type(one).__name__,
+)  # fmt: skip
+async def test_a_session_that_a_crash_left_half_made_is_unknown_and_completed_by_its_first_message(
+    kit: HouseKit, verb: Verb, *, up: bool
+) -> None:
+    """Registered, it would be quarantined for the loss of a file that it never had."""
+    async with kit.running():
+        pass
+    inbox = files_of(kit).folder.inbox
+    inbox.mkdir(parents=True)
+    (inbox / "inbound.db.new").write_bytes(b"half a database")
+    with pytest.raises(ClawbusError) as refused:
+        await carry_out(kit, verb, up=up)
+    assert refused.value.code == "UNKNOWN_SESSION"
+    async with kit.running():
+        await kit.send(message_id="m1")
+        await kit.started()
+        assert (await kit.session()).quarantined is None

@@ -1,0 +1,32 @@
+"""Putting a backup of a whole data folder in place of what is there."""
+
+from pathlib import Path
+from typing import Final
+
+from daemon.maintenance.folder_backup import FolderLimits, back_up_folder
+from daemon.maintenance.folder_restore import restore_folder
+from daemon.store.data_folder import DataFolder
+from daemon.store.registry import Registry
+from schema.connect import ReadLimits
+
+NOW: Final = 1_763_000_000_000
+
+
+def silent(_what: str, _done: int, _total: int) -> None:
+    return
+
+
+def test_two_restores_within_one_second_move_what_was_there_aside_twice(tmp_path: Path) -> None:
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    with DataFolder.open(data) as folder:
+        Registry(folder.central_db).install_id(NOW)
+        back_up_folder(data, backup, FolderLimits(ReadLimits(), 1024**2, 100), NOW, silent, owner=True)
+    before: list[str] = []
+    for number in range(3):
+        (data / f"since {number}").touch()
+        before.append(restore_folder(backup, data, NOW + number, silent, replace=True)["before"])
+    assert len(set(before)) == 3
+    assert [sorted(path.name for path in Path(one).glob("since *")) for one in before] == [
+        ["since 0"], ["since 1"], ["since 2"],
+    ]  # fmt: skip
+    assert (data / "central.db").is_file()
