@@ -1,6 +1,7 @@
-"""The way out: collect a session's news, send what is intended, record what came of it. One collect per session at a time.
+"""Delivery: poll a session's outbound.db, send the intended answers, record the outcomes. One poll per session at a time.
 
-A destination has one send under way; a stalled one holds back itself alone. Success is only ever a channel's receipt.
+Each destination has one send under way; a stalled send holds back only its own destination. Only a channel's receipt counts
+as success.
 """
 
 from __future__ import annotations
@@ -53,7 +54,11 @@ _NAP_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class DeliverySettings:
-    """[delivery], the largest content in bytes, by channel how long a failing head blocks, and the draw that spreads retries."""
+    """Settings of Delivery.
+
+    `config` is [delivery]. `max_content_bytes` limits one answer. `head_rules` says for each channel how long a failing
+    answer blocks those behind it. `jitter` returns the random number that spreads retries.
+    """
 
     config: DeliveryConfig
     max_content_bytes: int
@@ -62,7 +67,7 @@ class DeliverySettings:
 
 
 class Delivery:
-    """Built once; `poke` may be called from anywhere in the event loop, as often as one likes."""
+    """Delivers every session's answers. `poke` may be called from anywhere in the event loop, as often as needed."""
 
     def __init__(
         self,
@@ -98,7 +103,7 @@ class Delivery:
             )
             for name, c in channels.items()
         }
-        # A channel that writes a file of ours delays no session, and takes its rows in the poll itself.
+        # A channel that stores in a file of the daemon delays no other session, and takes its rows during the poll itself.
         self._unbounded = frozenset(name for name, one in channels.items() if isinstance(one, OwnChannel))
         self._slots: SendSlots[Session] = SendSlots(
             SlotLimits(config.max_sends_per_channel, config.max_sends_per_place, config.max_sends_per_session)
@@ -112,7 +117,7 @@ class Delivery:
     async def run(self, channels_run: anyio.Event, *, task_status: TaskStatus[None]) -> None:
         """Deliver until cancelled; poll sessions once `channels_run` is set.
 
-        A send before its channel runs would fail, and cost the row an attempt and a back-off at every start.
+        A send before its channel runs would fail, so every start would cost the row an attempt and a back-off.
         """
         self._channels_run = channels_run
         try:
@@ -121,34 +126,34 @@ class Delivery:
                 task_status.started()
                 await anyio.sleep_forever()
         finally:
-            self._tasks = None  # at the daemon's end others are still at work, and may poke
+            self._tasks = None  # while the daemon stops, other tasks still run and may call `poke`
 
     @property
     def senders(self) -> int:
-        """Sends under way."""
+        """The number of sends under way."""
         return self._senders
 
     def problems(self) -> dict[str, tuple[int, str]]:
-        """Channels that take nothing at one of their places: since when (epoch ms), and why."""
+        """Channels that accept nothing at one of their places: since when (epoch milliseconds), and why."""
         return self._health.problems()
 
     def _dropped(self, event: AnswerDropped) -> None:
-        """Forget this answer's failures: an operator gave it up, so they say nothing about its receiver any more."""
+        """Forget this answer's failures: an operator dropped it, so they no longer indicate a problem at its receiver."""
         self._health.given_up(str(SessionKey(event.agent, event.session)), event.message_out_id)
 
     async def close(self, grace_s: float) -> None:
-        """Begin nothing new, and let what is under way finish within `grace_s` seconds."""
+        """Start no new polls or sends, and let those under way finish within `grace_s` seconds."""
         self._closing = True
         with anyio.move_on_after(grace_s):
-            # A look that is under way may yet intend something, and then takes it back.
+            # A poll under way may still write intents; their sends do not begin, and the intents are taken back.
             while self._senders or self._dirty:
                 self._drained = anyio.Event()
                 await self._drained.wait()
 
     def poke(self, session: Session) -> bool:
-        """Something of this session may be new: look soon. Calls during a look make it look once more.
+        """Poll this session soon, because it may have news. Calls during a poll cause one more poll.
 
-        False when no look will come.
+        Return False when no poll will follow.
         """
         if not self._is_running or self._closing or session.quarantined is not None:
             return False
@@ -160,7 +165,7 @@ class Delivery:
 
     @property
     def _is_running(self) -> bool:
-        # In a group whose cancellation has been delivered a new task would never learn of it: it would spin until the end.
+        # A task started in a group that was already cancelled would not be cancelled itself, and would spin for ever.
         return self._tasks is not None and not self._tasks.cancel_scope.cancel_called
 
     def _begin(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object, name: str) -> None:
@@ -168,7 +173,7 @@ class Delivery:
         self._tasks.start_soon(work, *args, name=name)
 
     def _wake(self, granted: list[Session]) -> None:
-        """Let the sessions look that were granted a slot; one that does not look passes its slot on."""
+        """Poll the sessions that were granted a slot. A session that cannot be polled passes its slot on."""
         while granted:
             session = granted.pop()
             if not self.poke(session):
@@ -190,7 +195,7 @@ class Delivery:
             self._drained.set()
 
     async def _over_budget(self, session: Session) -> bool:
-        """Wait a little when the session's polls have used up their share of the processor. True when it waited."""
+        """Wait a little when the session's polls have used up their share of CPU time. Return whether it waited."""
         wait_s = session.budget.wait_s(self._clock.monotonic())
         if wait_s <= 0:
             return False
@@ -202,38 +207,41 @@ class Delivery:
             session.throttled = True
             self._log.warning("session_throttled", agent=session.key.agent, session=session.key.session,
                               share=SHARE, wait_s=round(wait_s, 1))  # fmt: skip
-        await anyio.sleep(min(wait_s, _NAP_S))  # in pieces, so that closing does not wait for it
+        await anyio.sleep(min(wait_s, _NAP_S))  # in short naps, so that `close` need not wait for all of it
         return True
 
     def _charge(self, session: Session, rows: int) -> None:
-        """Charge what the session's files have cost since the last poll, sweeps included."""
+        """Charge the session's budget with the CPU time spent on its files since the last poll, sweeps included."""
         used, session.charged_s = session.cpu_s - session.charged_s, session.cpu_s
         if session.budget.charge(self._clock.monotonic(), used, rows) == 0 and session.budget.credit >= BURST_S / 2:
             session.throttled = False
             self._troubles.healed(session.key, POLL)
 
     async def _collect(self, session: Session) -> bool:
-        """One look. True when more is known to wait."""
+        """Poll once. Return True when more rows are known to wait."""
         taken: list[Lane] = []
         granted: list[Session] = []
         try:
             return await self._look(session, taken, granted)
         finally:
-            for lane in taken:  # a look that failed has begun no send
+            for lane in taken:  # the poll failed, so no send began
                 granted += self._slots.give_back(session, lane)
             self._wake(granted)
 
     async def _look(self, session: Session, taken: list[Lane], granted: list[Session]) -> bool:
-        """`taken`: the slots that this look has taken, for as long as no send has them. `granted`: who got one by it."""
+        """Poll once, and begin the sends. `taken` and `granted` are filled in.
+
+        `taken`: the slots that this poll took and no send owns yet. `granted`: the sessions that were granted a slot by it.
+        """
         means = self._means(session, taken, granted)
         now = self._clock.now_ms()
         live = self._supervisor.live_incarnation(session)
         try:
             async with session.lock:
                 found, handed = await session.call_locked(partial(self._own.collect, session, means, live, now))
-                # Under the lock: a destination is marked before anybody else can plan for it.
+                # Mark the destinations while holding the lock, before any other task can plan for them.
                 groups = self._claim_destinations(session, found.sends, handed)
-                taken.clear()  # from here on each group gives its slot back
+                taken.clear()  # from here on each send group releases its own slot
         except ReadRaceError as error:
             self._charge(session, 0)
             self._log.debug(
@@ -248,7 +256,7 @@ class Delivery:
             self._read_trouble.handle(session, error, COLLECT)
             self._troubles.failed(session.key, COLLECT, error, now)
             return False
-        except Exception as error:  # noqa: BLE001 - one session's surprise must not end the daemon; it is looked at again
+        except Exception as error:  # noqa: BLE001 - an unexpected error in one session must not end the daemon; it is polled again
             self._troubles.failed(session.key, COLLECT, error, now)
             self._log.error("collect_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
             self._schedule.at(session.key, now + _SURPRISE_RETRY_MS)
@@ -262,10 +270,10 @@ class Delivery:
         for one in handed.values():
             if one.dead is not None:
                 self._recorded(session, one)
-        # Behind a send that has ended meanwhile nothing waits for: look again. Behind another one, its end looks.
+        # Rows queued behind a send that has ended since: poll again. Behind a send still under way: its end polls.
         ended = found.queued - session.sending.keys()
         session.behind |= found.queued - ended
-        if found.more:  # a batch shows the first rows of a queue only
+        if found.more:  # a batch holds only the first rows of a queue
             session.behind.update(key for key, _ in groups)
         for address_key, sends in groups:
             self._senders += 1
@@ -282,16 +290,16 @@ class Delivery:
         return found.more and not self._wait_for_sends(session)
 
     def _recorded(self, session: Session, done: HandOver) -> None:
-        """Publish what came of a hand-over, now that it is recorded, and note how its receiver does."""
+        """Publish a hand-over's outcomes, now that they are recorded, and update the receiver's health."""
         now = self._clock.now_ms()
         self._events.publish_all(send_events(session.key, done.outcomes, done.dead or (), now))
         self._health.note(done.lane, done.outcomes, str(session.key))
 
     def _wait_for_sends(self, session: Session) -> bool:
-        """Whether the rest of a pile waits for the end of the sends under way; the last one's end looks.
+        """Return whether the remaining rows wait for the sends under way. The end of the last of them polls again.
 
-        To look ahead meanwhile finds mostly rows that wait behind them, and each would be read and written twice; but those
-        for others must not wait for a send that hangs.
+        A poll before that would mostly find rows that wait behind those sends, and read and write each twice. But rows for
+        other destinations must not wait for a send that hangs, so `_look_ahead` polls when one does.
         """
         if session.sending and session not in self._ahead and self._is_running:
             self._ahead.add(session)
@@ -307,7 +315,7 @@ class Delivery:
                 hung = any(one is other for one in before for other in session.sending.values())
         finally:
             self._ahead.discard(session)
-        if hung or session not in self._dirty:  # a look that is under way waits for its own sends
+        if hung or session not in self._dirty:  # a poll under way decides for itself whether to wait
             self.poke(session)
 
     def _means(self, session: Session, taken: list[Lane], granted: list[Session]) -> Means:
@@ -344,7 +352,7 @@ class Delivery:
     def _claim_destinations(
         self, session: Session, sends: Sequence[Send], handed: Mapping[str, HandOver]
     ) -> list[tuple[str, list[Send]]]:
-        """Mark the destinations with something left to send or to record."""
+        """Mark the destinations that have something left to send or record as under way. Return their sends, grouped."""
         done = {key for key, one in handed.items() if one.dead is not None}
         groups = {key: members for key, members in by_destination(sends).items() if key not in done}
         for key, members in groups.items():
@@ -354,9 +362,9 @@ class Delivery:
     async def _send_group(
         self, session: Session, address_key: str, sends: list[Send], handed: HandOver | None = None
     ) -> None:
-        """Send one destination's rows in order, stop at the first failure, record, and look again if more wait behind.
+        """Send one destination's rows in order, up to the first failure; record; poll again if more rows wait behind.
 
-        What has been handed over already is only to be recorded.
+        With `handed`, the rows were already handed over and are only recorded.
         """
         lane = _lane(sends[0])
         began, slow = self._clock.monotonic(), None
@@ -369,7 +377,7 @@ class Delivery:
                 await self._record(session, handed)
             if any(outcome.error is not None for outcome in outcomes):
                 self._schedule.now(session.key)
-        except Exception:  # noqa: BLE001 - nothing is known to be recorded; what was sent is in doubt, as after a crash
+        except Exception:  # noqa: BLE001 - the outcomes may not be recorded, so the sent rows are in doubt, as after a crash
             self._log.error("send_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
             self._schedule.at(session.key, self._clock.now_ms() + _SURPRISE_RETRY_MS)
             return
@@ -381,12 +389,15 @@ class Delivery:
             self._drained.set()
         if address_key in session.behind or any(outcome.error or not outcome.sent for outcome in outcomes):
             session.behind.discard(address_key)
-            # Of a pile, the last send's end looks, or whoever finds that one hangs (`_look_ahead`).
+            # With a backlog, only the end of the last send polls, or `_look_ahead` when a send hangs.
             if not (session.sending and session in self._ahead):
                 self.poke(session)
 
     async def _send_in_order(self, session: Session, sends: list[Send]) -> list[Outcome]:
-        """Each row's outcome, recorded; also of those before the one that a shutdown cuts, which stays in doubt."""
+        """Send the rows in order, record the outcomes and return them.
+
+        On shutdown the outcomes so far are recorded too; the row whose send was interrupted stays in doubt.
+        """
         outcomes: list[Outcome] = []
         begun = 0
         try:
@@ -407,9 +418,9 @@ class Delivery:
         return outcomes
 
     async def _record(self, session: Session, done: HandOver) -> None:
-        """Record until it is recorded: a receipt that is lost would be sent again."""
+        """Record the outcomes, retrying until it works: an answer whose receipt is lost would be sent again."""
         means, wait = self._means(session, [], []), 0.1
-        # A shutdown must not tear a receipt off its send; it waits a bounded time for this.
+        # A shutdown must not separate a receipt from its send, so each try is shielded. `close` waits only a bounded time.
         with anyio.CancelScope() as scope:
             while True:
                 try:
@@ -418,7 +429,7 @@ class Delivery:
                     done.dead = await session.call(partial(record_outcomes, session.files, done.outcomes, means, now))
                     break
                 except UnusableFileError as error:
-                    # There is nothing left to record in. What was sent is in doubt once the file is restored.
+                    # The file to record in is unusable. The sent rows are in doubt once it is restored.
                     self._read_trouble.handle(session, error, "record")
                     return
                 except (FileBusyError, StorageError, ReadDeadlineError) as error:
@@ -437,7 +448,7 @@ def _lane(send: Send) -> Lane:
 
 
 def _slow(outcomes: Sequence[Outcome], seconds: float) -> bool | None:
-    """Whether a place holds slots without taking anything; None when nothing is known of it."""
+    """Return whether a place holds slots without accepting anything; None when that is unknown."""
     if any(outcome.error is not None for outcome in outcomes):
         return True if seconds > SLOW_S else None
     return False if any(outcome.sent for outcome in outcomes) else None

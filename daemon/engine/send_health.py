@@ -1,7 +1,7 @@
-"""Which places of which channels take nothing at present, and why: for `degraded` in status, doctor and readiness.
+"""Tracks which places of which channels accept nothing at present, and why: for `degraded`, doctor and readiness.
 
-A success at a place ends its trouble. So does giving up every answer that failed there, and silence for longer than any
-retry waits, because then nothing is tried there.
+A place's trouble ends with a success. It also ends when every answer that failed there was given up, and when nothing was
+tried for longer than any retry waits.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from daemon.engine.delivery_steps import Outcome
 from daemon.engine.send_slots import Lane
 
 _MANY = 5  # failures in a row
-_LONG_MS = 60_000  # or two of them, so far apart
+_LONG_MS = 60_000  # or two failures, this far apart
 _NAMED = 3
 _PLACES = 1000
-_ANSWERS = 1000  # of one place; with more, only a success or silence ends its trouble
+_ANSWERS = 1000  # failed answers remembered for one place; beyond that, only a success or silence ends its trouble
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class _Trouble:
 
 
 class SendHealth:
-    """Built once; called in the event loop. `retry_max_s` and `send_timeout_s` as configured."""
+    """Tracks every place's failures. Call it in the event loop. `retry_max_s` and `send_timeout_s` are as configured."""
 
     def __init__(self, clock: Clock, retry_max_s: float, send_timeout_s: float) -> None:
         self._clock = clock
@@ -43,9 +43,9 @@ class SendHealth:
         self._troubles: dict[Lane, _Trouble] = {}
 
     def note(self, lane: Lane, outcomes: Sequence[Outcome], owner: str = "") -> None:
-        """Note what came of a session's sends to one place; `owner` is the session.
+        """Record the outcomes of a session's sends to one place. `owner` is the session.
 
-        A permanent refusal is a dead letter, and says nothing of the next send.
+        A permanent refusal becomes a dead letter and says nothing about the next send.
         """
         if any(one.sent and one.error is None for one in outcomes):
             self._troubles.pop(lane, None)
@@ -62,7 +62,7 @@ class SendHealth:
             trouble.answers.update((owner, one.send.candidate.row.id) for one in failed)
 
     def given_up(self, owner: str, answer_id: str) -> None:
-        """Note that an operator gave this answer up. A place with no other failed answer is no longer in trouble."""
+        """Record that an operator gave this answer up. A place with no other failed answer is no longer in trouble."""
         for lane, trouble in list(self._troubles.items()):
             if (owner, answer_id) not in trouble.answers or len(trouble.answers) > _ANSWERS:
                 continue
@@ -71,7 +71,7 @@ class SendHealth:
                 del self._troubles[lane]
 
     def problems(self) -> dict[str, tuple[int, str]]:
-        """By channel: since when (epoch ms), and why."""
+        """Return each troubled channel with since when (epoch milliseconds) and why."""
         now = self._clock.now_ms()
         self._troubles = {lane: one for lane, one in self._troubles.items() if now < one.until}
         found: dict[str, list[tuple[Lane, _Trouble]]] = {}

@@ -1,8 +1,8 @@
-"""Notices that a container wrote: the kernel's events over the live sessions' out/ folders, and a cheap poll beside them.
+"""Notices when a container writes: kernel events on the live sessions' out/ folders, with a cheap stat poll as a backup.
 
-An event is a hint: the callback looks into the file. A runner's bell is answered at once; a commit without one a moment later,
-so that a look does not meet the turn that is being worked on. The poll (a stat a session) covers file systems whose events
-do not cross, and quickens by itself for a session whose changes it sees without an event.
+An event is only a hint; the callback reads the file. A runner's bell triggers the callback at once. A commit without a bell
+triggers it a moment later, so that the read does not collide with the turn in progress. The stat poll (one stat for each
+session) covers file systems that pass on no events, and runs more often for a session whose changes arrive without any.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from schema.layout import OUTBOUND_DB
 
 _POLL_S = 0.5
 _DEAF_POLL_S = 0.05
-_DEAF_AFTER = 2  # changes in a row that the poll saw without an event
+_DEAF_AFTER = 2  # consecutive changes that the stat poll saw without an event
 _REARM_S = 5.0
 _LINGER_S = 0.02
-# A commit makes and deletes a journal; and whatever else is put beside the file is looked at, too.
+# A commit creates and deletes a journal. Any other file that appears beside the database triggers a check as well.
 _TOUCHED = IN_CREATE | IN_MOVED_TO | IN_DELETE
-_BURST_S = 0.005  # a container that rings without end gets a look that often, and no more
+_BURST_S = 0.005  # at most one check in this time for a container that rings without end
 
 
 @dataclass(eq=False, slots=True)
 class _Watched:
-    """One live session: what its file looked like, and whether its events are heard."""
+    """One live session. `mark`: its file's state at the last check. `unheard`: consecutive changes without an event."""
 
     session: Session
     mark: tuple[int, int] | None = None
-    watch: int | None = None  # inotify's number
+    watch: int | None = None  # inotify's watch descriptor
     unheard: int = 0
     looked_at: float = field(default=float("-inf"))
 
 
 class Watch:
-    """`add` and `remove` sessions as their containers come and go; `on_change` is called in the event loop.
+    """Watches the sessions that were added. `on_change` is called in the event loop when one may have written.
 
-    `open_events` makes the kernel's event source; where it raises OSError, watchfiles takes its place.
+    `open_events` opens the kernel's event source. If it raises OSError, watchfiles is used instead.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Watch:
         self._portable = PortableEvents(self._heard_portably, _REARM_S if rearm_s is None else rearm_s)
 
     def follow(self, events: Subscriptions, find: Callable[[SessionKey], Session | None]) -> None:
-        """Add sessions when their containers start or are adopted, and remove them when those have exited."""
+        """Subscribe: add a session when its container starts or is adopted, and remove it when the container has exited."""
 
         def began(event: SessionEvent) -> None:
             session = find(SessionKey(event.agent, event.session))
@@ -88,7 +88,7 @@ class Watch:
         events.subscribe(ContainerExited, lambda event: self.remove(SessionKey(event.agent, event.session)))
 
     def add(self, session: Session) -> None:
-        """Watch this session from now on, beginning with a look."""
+        """Watch this session from now on, and check it once at the start."""
         if session.key in self._watched:
             return
         watched = self._watched[session.key] = _Watched(session)
@@ -122,7 +122,7 @@ class Watch:
             try:
                 for watched in tuple(self._watched.values()):
                     self._arm(watched)
-                # A callback and no task: what is heard costs the loop one turn.
+                # A reader callback instead of a task: an event then costs only one iteration of the event loop.
                 asyncio.get_running_loop().add_reader(self._events.fileno(), self._hear)
                 task_status.started()
                 await anyio.sleep_forever()
@@ -134,13 +134,13 @@ class Watch:
     # --- the kernel's events
 
     def _arm(self, watched: _Watched) -> None:
-        """Watch its folder, then look: what happened before is found by the look."""
+        """Watch the session's folder, then check it: the check finds what was written before the watch began."""
         assert self._events is not None
         try:
             watched.watch = self._events.watch(watched.session.files.folder.outbox, BELL_EVENTS | _TOUCHED)
             self._by_number[watched.watch] = watched
         except OSError as error:
-            # A folder that went away, or the machine is out of inotify watches.
+            # The folder is gone, or the machine is out of inotify watches.
             if self._trouble.is_news(error, anyio.current_time()):
                 self._log.warning("watch_failed", error=str(error), fallback="poll", hint=hint_of(error),
                                   agent=watched.session.key.agent, session=watched.session.key.session)  # fmt: skip
@@ -167,7 +167,7 @@ class Watch:
                 self._look(watched)
         elif event.name.startswith(OUTBOUND_DB) and event.mask & _TOUCHED:
             watched.unheard = 0
-            if watched.session.key not in self._lingering:  # a commit makes three events, and the look notes the file
+            if watched.session.key not in self._lingering:  # a commit makes three events; one check is enough
                 watched.mark = watched.session.files.outbound_mark()
                 self._look_soon(watched)
 
@@ -198,7 +198,7 @@ class Watch:
     # --- the poll
 
     async def _poll(self) -> None:
-        """Every session now and then; those whose events do not come, often."""
+        """Check the mark of every session each `poll_s` seconds, and more often for sessions whose events do not arrive."""
         slow_at = anyio.current_time() + self._poll_s
         while True:
             quick = [watched for watched in self._watched.values() if watched.unheard >= _DEAF_AFTER]

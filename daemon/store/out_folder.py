@@ -1,7 +1,7 @@
-"""How much a container keeps of the host's disk: a bounded look into its out/ folder that follows no link and opens no file.
+"""Measures a container's use of the host's disk: a bounded scan of its out/ folder that follows no link and opens no file.
 
-The folder lies on the host's disk, and no limit of a container bounds what it writes there. What cannot be counted (a
-folder that its owner has closed to the daemon) counts as over the limit: otherwise it would be the place to hide in.
+The folder is on the host's disk, and no container limit bounds what is written there. A folder that cannot be counted
+(its owner closed it to the daemon) counts as over the limit: otherwise a container could hide files there.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _BLOCK: Final = 512  # the unit of st_blocks, whatever the file system's own is 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOOK_AT: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CLOSED: Final = frozenset({errno.EACCES, errno.EPERM})
-# It vanished, or another thing took its name: the container is at work, and the next sweep counts again.
+# The entry vanished, or something else took its name: the container is working, and the next sweep counts again.
 _MOVED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 @dataclass(frozen=True, slots=True)
 class OutLimits:
-    """What a session's out/ folder may hold: bytes on disk (a hole costs none), and files and folders together."""
+    """Limits of a session's out/ folder: bytes on disk (holes are free), and the number of files and folders together."""
 
     max_bytes: int = 2 * 1024**3
     max_files: int = 100_000
@@ -39,8 +39,8 @@ class OutLimits:
 class OutUse:
     """What was counted.
 
-    `deleted_bytes` are of files without a name that the container's processes keep open; None when its processes are
-    not visible here, or may not be looked into.
+    `deleted_bytes` is the size of deleted files that the container's processes keep open; None when those processes cannot
+    be seen or inspected from here.
     """
 
     bytes: int
@@ -58,10 +58,10 @@ class OutUse:
 
 
 def check_out_folder(folder: Path, limits: OutLimits, pids: Iterable[int] | None = None) -> OutUse:
-    """Count what a container keeps. Raise HostileFileError when that is more than it may. It looks no further than the limit.
+    """Count what a container keeps on disk. Raise HostileFileError as soon as a limit is exceeded; nothing more is counted.
 
-    `pids` are the container's processes. What vanishes meanwhile counts nothing: the container may be at work.
-    Raises StorageError when this host cannot look now.
+    `pids` are the container's processes. Entries that vanish during the count are ignored: the container may be working.
+    Raise StorageError when this host cannot count now.
     """
     count = _Count(limits)
     device = count.add(folder)
@@ -77,12 +77,12 @@ def check_out_folder(folder: Path, limits: OutLimits, pids: Iterable[int] | None
 class _Count:
     def __init__(self, limits: OutLimits) -> None:
         self._limits = limits
-        self._twice: set[tuple[int, int]] = set()  # files with several names that were counted
+        self._twice: set[tuple[int, int]] = set()  # files with several hard links that were already counted
         self.bytes = 0
         self.files = 0
 
     def add(self, folder: Path) -> int | None:
-        """Count all that the folder holds; the number of its device, None when there is no such folder."""
+        """Count everything in the folder. Return its device number, or None when there is no such folder."""
         descriptor = _open(str(folder), None, "out/")
         if descriptor is None:
             return None
@@ -128,7 +128,7 @@ class _Count:
             )
 
     def _counted(self, status: os.stat_result) -> bool:
-        """Whether this file was found under another name: it is on the disk once."""
+        """Return whether this file was already counted under another hard link: it is on the disk only once."""
         if stat.S_ISDIR(status.st_mode) or status.st_nlink < 2:
             return False
         identity = status.st_dev, status.st_ino
@@ -138,7 +138,7 @@ class _Count:
 
 
 def _open(name: str, parent: int | None, what: str) -> int | None:
-    """Return a folder's descriptor, or None when it is gone or not a folder. Make one readable that is closed to us."""
+    """Open a folder and return its descriptor; None when it is gone or not a folder. Make it readable first if needed."""
     try:
         return os.open(name, _FOLDER, dir_fd=parent)
     except OSError as error:
@@ -150,7 +150,7 @@ def _open(name: str, parent: int | None, what: str) -> int | None:
 
 
 def _open_up(name: str, parent: int | None, what: str) -> int | None:
-    """Give the folder's owner, who is us, the right to list it back. Raises HostileFileError when it is somebody else's."""
+    """Restore our right to list a folder that we own, and open it. Raise HostileFileError when we do not own it."""
     try:
         handle = os.open(name, _LOOK_AT, dir_fd=parent)
     except OSError as error:
@@ -158,7 +158,7 @@ def _open_up(name: str, parent: int | None, what: str) -> int | None:
             return None
         raise HostileFileError(_closed(what)) from error
     try:
-        # By descriptor: a link that takes the name's place meanwhile is not followed.
+        # Use a descriptor, so that a link that replaces the name in the meantime is not followed.
         Path(f"/proc/self/fd/{handle}").chmod(stat.S_IMODE(os.fstat(handle).st_mode) | stat.S_IRWXU)
         return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -170,7 +170,7 @@ def _open_up(name: str, parent: int | None, what: str) -> int | None:
 
 
 def _status(name: str, parent: int) -> os.stat_result | None:
-    """Return the status of the entry, or None when it is gone. Make a folder searchable that lists without access."""
+    """Return the entry's stat result, or None when it is gone. Make the parent folder searchable first if needed."""
     for last in (False, True):
         try:
             return os.stat(name, dir_fd=parent, follow_symlinks=False)

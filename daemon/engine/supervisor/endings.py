@@ -1,6 +1,6 @@
-"""A container's end: signal, escalate, await the confirmed exit, then all that the exit entails.
+"""Ends containers: signal, escalate, wait for the confirmed exit, then settle it.
 
-Nothing that an exit entails (journal recovery, reset of claims, the next spawn) happens before `runtime.wait` returned.
+Nothing that follows an exit (journal recovery, resetting claims, the next spawn) happens before `runtime.wait` has returned.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Endings:
         self._log = fleet.log
 
     def begin_end(self, key: SessionKey, reason: str, *, graceful: bool, incarnation: str | None = None) -> Slot | None:
-        """Begin to stop or kill the session's container, in the background. With `incarnation`, only if it is that one."""
+        """Start to stop or kill the session's container, in the background. With `incarnation`, only if it is that one."""
         slot = self._fleet.slots.get(key)
         if slot is None or self._fleet.tasks is None or incarnation not in (None, slot.incarnation):
             return slot
@@ -43,7 +43,7 @@ class Endings:
         return slot
 
     def end_extra(self, found: Running) -> None:
-        """End a container beside a session's supervised one, in the background: two would write one file."""
+        """End, in the background, a second container of a session that already has one: both would write the same file."""
         if self._fleet.tasks is None or found.container_id in self._fleet.extras:
             return
         self._log.warning("container_extra", agent=found.agent, session=found.session, container=found.container_id)
@@ -63,14 +63,14 @@ class Endings:
                 continue
             except RuntimeUnavailableError as error:
                 self._fleet.set_unavailable(error)
-            except Exception:  # noqa: BLE001 - it is ended until it has ended
+            except Exception:  # noqa: BLE001 - retry until it has ended
                 self._log.error("end_extra_raised", container=found.container_id, exc_info=True)
             await anyio.sleep(self._fleet.timings.probe_s)
         del self._fleet.extras[found.container_id]
         self._fleet.changed.set()
 
     def watch(self, slot: Slot) -> None:
-        """From now on, its exit is noticed and settled."""
+        """Watch the slot's container from now on, and settle its exit."""
         assert self._fleet.tasks is not None
         self._fleet.tasks.start_soon(self._watch, slot, name=f"wait {slot.session.key}")
 
@@ -82,10 +82,10 @@ class Endings:
         await self._ended(slot, exit_)
 
     async def _final_exit(self, slot: Slot) -> Exit:
-        """Wait for the exit of the slot's one life, until its container can live no more.
+        """Wait for the slot's container to exit, and until it can no longer be restarted. Return its first exit.
 
-        Others may start a container again. What an exit entails writes to the session's files, so it waits until the
-        container is removed: the runtime refuses either the removal or the start.
+        Somebody else may restart a container. Settling an exit writes to the session's files, so it must wait until the
+        container is removed: the runtime then refuses either the removal or the restart.
         """
         first: Exit | None = None
         while slot.container_id is not None:
@@ -98,22 +98,22 @@ class Endings:
                 continue
             except RuntimeUnavailableError as error:
                 self._fleet.set_unavailable(error)
-            except Exception:  # noqa: BLE001 - an answer that is none is no exit
+            except Exception:  # noqa: BLE001 - an unexpected error does not confirm the exit
                 self._log.error("wait_raised", container=slot.container_id, exc_info=True)
             await anyio.sleep(self._fleet.timings.probe_s)
         return Exit(None)
 
     async def _is_removed(self, container_id: str) -> bool:
-        """Remove an exited container. False: it runs again. Raises RuntimeUnavailableError when that is unknown.
+        """Remove an exited container. Return False if it runs again. Raise RuntimeUnavailableError when that is unknown.
 
-        One that the runtime cannot remove (a busy disk) holds nothing up while it does not run.
+        A container that the runtime cannot remove (a busy disk) is accepted as long as it does not run.
         """
         runtime = self._fleet.runtime
         try:
             await runtime.remove(container_id)
         except NotConfirmedError:
             return False
-        except Exception as error:  # noqa: BLE001 - litter, not a fault: the next spawn of the session clears it
+        except Exception as error:  # noqa: BLE001 - harmless: the session's next spawn removes it
             listed = await runtime.list_running()
             if any(one.container_id == container_id for one in listed):
                 return False
@@ -121,7 +121,7 @@ class Endings:
         return True
 
     async def _restarted(self, slot: Slot) -> None:
-        """End a container that others started again: its second life is unsupervised, and another container follows."""
+        """End a container that somebody else restarted: its new incarnation is unsupervised, and another one will follow."""
         slot.started_at = None
         slot.reason = slot.reason or "restarted"
         key = slot.session.key
@@ -134,7 +134,7 @@ class Endings:
 
     async def _ended(self, slot: Slot, exit_: Exit) -> None:
         key = slot.session.key
-        ended_at = self._fleet.clock.now_ms()  # recorded only once all that the exit entails is done
+        ended_at = self._fleet.clock.now_ms()  # recorded only once the exit has been settled
         reason = slot.reason or ("exited" if exit_.code == 0 else "crashed")
         by_itself = slot.reason is None
         slot.phase = Phase.EXITED
@@ -149,7 +149,7 @@ class Endings:
                 break
             except ClawbusError as error:
                 log.warning("exit_not_settled", code=error.code, error=str(error), hint=error.hint, retry_s=wait_s)
-            except Exception:  # not settled is not settled; nothing may follow before it is
+            except Exception:  # nothing may follow before the exit is settled: retry
                 log.exception("exit_raised", retry_s=wait_s)
             await anyio.sleep(wait_s)
             wait_s = min(wait_s * 2, self._fleet.timings.retry_max_s)
@@ -164,9 +164,10 @@ class Endings:
         self._fleet.schedule.now(slot.session.key)
 
     async def _judge_start(self, slot: Slot, exit_: Exit, *, by_itself: bool, claimed: bool) -> None:
-        """Judge an incarnation that ended by itself without touching a message: it did not really start, so back off.
+        """Back off when a young incarnation exited by itself without claiming a message: it did not really start.
 
-        So did one that could start no program from the beginning; an older one had worked, and is replaced at once.
+        The same applies to a young one that could not start the agent's program. An older one had worked, and is replaced
+        at once.
         """
         key = slot.session.key
         cannot = exit_.code == CANNOT_START_CODE
@@ -185,11 +186,11 @@ class Endings:
             await self._fleet.record(lambda registry: registry.spawn_recovered(key))
 
     async def _terminate(self, slot: Slot, graceful: bool) -> None:
-        """Signal, escalate, and go on until the exit is confirmed."""
+        """Signal the container, escalate, and repeat until its exit is confirmed."""
         while slot.container_id is None and not slot.done.is_set():
-            with anyio.move_on_after(0.1):  # still starting: there is nothing to signal yet
+            with anyio.move_on_after(0.1):  # it is still starting, so there is nothing to signal yet
                 await slot.done.wait()
-        # While the runtime is away nothing can be sent; that is no reason to skip the grace.
+        # While the runtime is unavailable no signal can be sent, but the container still gets its grace period.
         while graceful and not slot.forced and not slot.exited.is_set():
             if await self._signal(slot, self._fleet.runtime.stop):
                 with anyio.move_on_after(self._fleet.config.stop_grace_s):

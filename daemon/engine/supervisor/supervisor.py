@@ -1,7 +1,7 @@
-"""Who gets a container, and when: one a session, capped, fair, backed off after failures.
+"""Decides which session gets a container, and when: one per session, capped, fair, with back-off after failures.
 
-What runs already is adopted (`adoption.py`), what must end is ended (`endings.py`); nothing starts for a session before all that
-its last container's exit entails is done.
+`adoption.py` adopts the containers that already run, `endings.py` ends those that must end. Nothing starts for a session
+until the exit of its last container has been settled.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from schema.os_faults import as_host_error
 
 
 class Supervisor:
-    """Built once, then `run`; `wake` may be called from anywhere in the event loop.
+    """Starts and ends containers. `wake` may be called from anywhere in the event loop.
 
-    No failure of a runtime, of whoever settles files, or of central.db leaves a task of this class: one session's trouble is that session's.
+    No error of the runtime, of the session keeper or of central.db escapes from this class's tasks: a session's failure
+    affects only that session.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Supervisor:
 
     @property
     def unavailable(self) -> tuple[int, str] | None:
-        """Since when (epoch ms) and why the runtime does not answer; None while it does."""
+        """Since when (epoch milliseconds) and why the runtime does not answer; None while it does."""
         return self._fleet.unavailable
 
     @property
@@ -80,12 +81,12 @@ class Supervisor:
 
     @property
     def image_problem(self) -> tuple[int, str] | None:
-        """Since when (epoch ms) and why images cannot be used; None when all that agents use can."""
+        """Since when (epoch milliseconds) and why images cannot be used; None when every agent's image can."""
         bad = self._fleet.bad_images.values()
         return (min(since for since, _ in bad), " ".join(dict.fromkeys(why for _, why in bad))) if bad else None
 
     async def look_at_images(self) -> list[ImageError]:
-        """Check every image that agents use. Raises RuntimeUnavailableError."""
+        """Check every image that agents use and return the errors. Raise RuntimeUnavailableError."""
         found: list[ImageError] = []
         for image, own_runner in self._specs.images():
             try:
@@ -96,7 +97,7 @@ class Supervisor:
         return found
 
     async def run(self, keeper: SessionKeeper, *, task_status: TaskStatus[None]) -> None:
-        """Adopt what runs, which is the start, then spawn what is asked for until cancelled."""
+        """Adopt the running containers, report that the supervisor has started, then spawn on request until cancelled."""
         self._fleet.keeper = keeper
         try:
             async with anyio.create_task_group() as tasks:
@@ -106,15 +107,15 @@ class Supervisor:
                 tasks.start_soon(self._reconciler.run, name="reconcile containers")
                 task_status.started()
         finally:
-            self._fleet.tasks = None  # at the daemon's end others are still at work, and may ask for an end
+            self._fleet.tasks = None  # while the daemon stops, other tasks still run and may ask to end a container
 
     @property
     def knows(self) -> bool:
-        """Whether a session without a slot is known to have no container: adoption is done and the runtime answers."""
+        """Return whether a session without a slot is known to have no container: adoption is done and the runtime answers."""
         return self._fleet.accepting and self._fleet.unavailable is None
 
     def may_run(self, key: SessionKey) -> bool:
-        """Whether a container of the session may live. Before adoption is done, that is so of each."""
+        """Return whether a container of the session may be running. True for every session until adoption is done."""
         return not self._fleet.accepting or key in self._fleet.slots
 
     def slot(self, key: SessionKey) -> Slot | None:
@@ -126,11 +127,11 @@ class Supervisor:
         return tuple(self._fleet.slots.values())
 
     def alive(self) -> tuple[Slot, ...]:
-        """Those whose exit is not confirmed: a container that has exited uses nothing, even while its files wait to be settled."""
+        """Return the slots whose exit is not confirmed. A container that has exited uses nothing, even if not settled yet."""
         return tuple(slot for slot in self._fleet.slots.values() if not slot.exited.is_set())
 
     def incarnations(self) -> tuple[IncarnationRow, ...]:
-        """Every slot as the registry would have it; the fingerprint is known to the runtime alone."""
+        """Return every slot as a registry row, without the fingerprint, which only the runtime knows."""
         return tuple(
             IncarnationRow(
                 slot.incarnation,
@@ -145,26 +146,26 @@ class Supervisor:
         )
 
     def live_incarnation(self, session: Session) -> str | None:
-        """Return the incarnation whose container may be working for the session."""
+        """Return the incarnation whose container may be working for the session, or None."""
         slot = self._fleet.slots.get(session.key)
         return slot.incarnation if slot is not None else None
 
     def waiting(self) -> tuple[SessionKey, ...]:
-        """Sessions that wait for a container."""
+        """Return the sessions that wait for a container."""
         return self._queue.keys()
 
     def look_for_room(self) -> None:
-        """Check whether an idle container can make room for a waiting session, now that one has finished something."""
+        """Check again whether an idle container can make room for a waiting session. Call it when a turn has finished."""
         if len(self._queue):
             self._fleet.changed.set()
 
     def close(self) -> None:
-        """Spawn nothing more. Running containers stay: a daemon restart kills no agent."""
+        """Stop spawning. Running containers keep running: a daemon restart kills no agent."""
         self._closed = True
         self._fleet.changed.set()
 
     async def wake(self, session: Session) -> bool:
-        """See to it that a container runs or will. False if that must wait (back-off, quarantine) or is so already."""
+        """Queue the session for a container. Return False if it has one or is queued, or must wait (back-off, quarantine)."""
         key = session.key
         if key in self._fleet.slots or session.quarantined is not None:
             return False
@@ -183,13 +184,13 @@ class Supervisor:
         return True
 
     async def end(self, key: SessionKey, reason: str, *, graceful: bool) -> Slot | None:
-        """Stop or kill the session's container and return after all that its exit entails. None if it has none.
+        """Stop or kill the session's container. Return once its exit has been settled; None if it has no container.
 
-        Raises NotConfirmedError when that does not happen in time; the attempt goes on all the same.
+        Raise NotConfirmedError when that does not happen in time; the attempt continues in the background.
         """
         self._queue.discard(key)
         if self.slot(key) is None:
-            # One may run that nobody supervises: whoever asks for its end must reach it.
+            # An unsupervised container may be running: find it, so that it can be ended as well.
             await self._reconciler.look_at(key)
         slot = self._endings.begin_end(key, reason, graceful=graceful)
         if slot is None:
@@ -202,22 +203,22 @@ class Supervisor:
         raise NotConfirmedError(f"the exit of {key} ({slot.container_id}) {what}.")
 
     def begin_end(self, key: SessionKey, reason: str, *, graceful: bool, incarnation: str | None = None) -> Slot | None:
-        """Begin to stop or kill the session's container, in the background. With `incarnation`, only if it is that one."""
+        """Start to stop or kill the session's container, in the background. With `incarnation`, only if it is that one."""
         return self._endings.begin_end(key, reason, graceful=graceful, incarnation=incarnation)
 
     # --- spawning
 
     async def _dispatch(self) -> None:
-        """One loop gives out the room there is; it also probes a runtime that went away."""
+        """Run the only loop that assigns free slots. It also probes a runtime that has become unavailable."""
         while not self._closed:
-            # Made before the look, so that whatever happens during it is looked at next.
+            # Create the event before checking, so that a change during the check triggers another one.
             changed = self._fleet.changed = anyio.Event()
             try:
                 if self._fleet.unavailable is not None or not self._fleet.accepting:
                     await self._probe()
                 if self._fleet.accepting and self._fleet.unavailable is None:
                     await self._give_out()
-            except Exception:  # noqa: BLE001 - the loop that starts every agent must outlive a bug in one look
+            except Exception:  # noqa: BLE001 - the loop that starts every agent must survive a bug in one pass
                 self._log.error("dispatch_raised", exc_info=True)
             waiting = self._fleet.unavailable is not None or not self._fleet.accepting or len(self._queue) > 0
             with anyio.move_on_after(self._timings.probe_s if waiting else 3600):
@@ -231,7 +232,7 @@ class Supervisor:
         if not self._has_room():
             await self._make_room()
             return
-        # There is room, but not for these: each has as many containers as it may, and only its own can make way.
+        # There is room, but each waiting agent is at its own limit, so only one of its own containers can make room.
         for agent in self._queue.groups():
             await self._make_room(agent)
 
@@ -276,7 +277,7 @@ class Supervisor:
         except ClawbusError as error:
             running = None
             await self._give_up(slot, "spawn_failed", error)
-        except Exception as error:  # noqa: BLE001 - a bug in one spawn must not end the daemon; it is backed off and logged
+        except Exception as error:  # noqa: BLE001 - a bug in one spawn must not end the daemon; log it and back off
             running = None
             refusal: ClawbusError | None = as_host_error(error, f"the container of {key} cannot be started")
             if refusal is None:
@@ -298,7 +299,7 @@ class Supervisor:
         spec = self._specs.make(key, slot.incarnation)
         row = IncarnationRow(slot.incarnation, key, self._runtime.name, spec.fingerprint, None, now)
         if not await self._sessions.central(lambda registry: registry.begin_incarnation(row)):
-            # An incarnation is recorded that we do not know of: look at what runs before anything else is started.
+            # The registry has an incarnation that we do not know. List the running containers before starting another.
             self._log.error("incarnation_conflict", agent=key.agent, session=key.session)
             self._fleet.accepting = False
             await self._give_up(slot, "conflict", None)
@@ -329,13 +330,16 @@ class Supervisor:
         self._fleet.begin_record_start(slot, running)
 
     async def _find_out(self, slot: Slot) -> Running | None:
-        """Keep the session taken until the runtime, which went away in mid-spawn, says whether the container exists."""
+        """Wait until the runtime, which became unavailable during a spawn, reports whether the container exists.
+
+        The session keeps its slot meanwhile.
+        """
         while True:
             try:
                 found = await self._runtime.find_started(slot.incarnation)
             except RuntimeUnavailableError:
                 pass
-            except Exception:  # noqa: BLE001 - no answer is no answer
+            except Exception:  # noqa: BLE001 - any failure means that it is still unknown
                 self._log.error("listing_raised", exc_info=True)
             else:
                 self._fleet.set_available()
@@ -346,7 +350,7 @@ class Supervisor:
         now = self._clock.now_ms()
         await self._fleet.record(lambda registry: registry.end_incarnation(slot.incarnation, now, None, reason))
         if error is not None:
-            # Not the session's doing: it is tried again soon, whatever the number of failures.
+            # A `soft` error is not the session's fault: retry soon, however often it has failed.
             soft = isinstance(error, ImageError | RuntimeUnavailableError | StorageError | FileBusyError)
             self._sessions.storage.failed(error)
             limit = self._timings.soft_backoff_max_s if soft else self._config.spawn_backoff_max_s
@@ -355,19 +359,21 @@ class Supervisor:
         self._schedule.now(slot.session.key)
 
     async def _make_room(self, agent: str | None = None) -> None:
-        """Somebody waits and the cap is reached: stop the container that has been idle longest, else one that is overdue.
+        """Stop the container that has been idle longest, else one that is overdue: the cap is reached and a session waits.
 
-        With `agent`, that agent's own cap is reached, and only its containers count.
+        With `agent`, that agent's own cap is reached, and only its containers are considered.
         """
         alive = [slot for slot in self.alive() if agent in {None, slot.session.key.agent}]
-        # One that does not end although it was killed is no reason to let everybody else wait for it.
+        # Wait for a container that is already stopping, unless it is overdue: it may never end.
         if any(slot.phase is Phase.STOPPING and not slot.overdue for slot in alive):
             return
         running = [slot for slot in alive if slot.phase is Phase.RUNNING]
         overdue: tuple[Slot, str] | None = None
         for slot in sorted(running, key=lambda item: item.session.last_activity):
             reason: str | None = None
-            with anyio.move_on_after(self._timings.look_s):  # its files may be held; others wait for this loop
+            with anyio.move_on_after(
+                self._timings.look_s
+            ):  # its files may be locked, and other sessions wait for this loop
                 reason = await self._fleet.keeper.why_it_may_go(slot.session)
             if reason == "idle":
                 self._evict(slot, "evicted")
