@@ -1,6 +1,6 @@
 """A sample of the errno walk in every run: each operation of daemon and runner that matters, with some of twelve errnos.
 
-The whole walk: `python -m tests.faults.errnos` (docs/reliability.md).
+The whole walk: `python -m tests.faults.errnos` (tests/README.md).
 """
 
 from __future__ import annotations
