@@ -6,11 +6,11 @@ Read-only. Without central.db the session folders are the list of sessions, as t
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from daemon.core.errors import DataFolderError
 from daemon.inspect.session_reading import open_current
@@ -26,6 +26,7 @@ MAX_SESSIONS: Final = 20_000
 _INCARNATIONS: Final = 500
 
 Key = tuple[str, str]
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -81,30 +82,14 @@ def without_registry(data_dir: Path, error: ClawbusError) -> CentralSeen:
 
 def incarnations_of(data_dir: Path, key: Key) -> dict[str, Mapping[str, Any]]:
     """Return a session's newest incarnations by id; empty when central.db cannot be read."""
-    path = Layout(data_dir).central_db
-    if not path.is_file():
-        return {}
-    try:
-        with open_current(path) as reader:
-            rows = reader.all(
-                "SELECT * FROM incarnations WHERE agent = ? AND session = ? ORDER BY created_at DESC LIMIT ?",
-                (*key, _INCARNATIONS),
-            )
-    except ClawbusError:
-        return {}
+    sql = "SELECT * FROM incarnations WHERE agent = ? AND session = ? ORDER BY created_at DESC LIMIT ?"
+    rows = _ask(data_dir, lambda reader: reader.all(sql, (*key, _INCARNATIONS)), [])
     return {row["id"]: dict(row) for row in rows}
 
 
 def read_install_id(data_dir: Path) -> str | None:
     """Return the install's id in central.db, or None when it has none or cannot be read."""
-    path = Layout(data_dir).central_db
-    if not path.is_file():
-        return None
-    try:
-        with open_current(path) as reader:
-            row = reader.one("SELECT install_id FROM install WHERE id = 1")
-    except ClawbusError:
-        return None
+    row = _ask(data_dir, lambda reader: reader.one("SELECT install_id FROM install WHERE id = 1"), None)
     return row["install_id"] if row is not None else None
 
 
@@ -113,28 +98,14 @@ def idle_sessions(data_dir: Path, now: int) -> frozenset[Key]:
 
     `now` is epoch ms.
     """
-    layout = Layout(data_dir)
-    if not layout.central_db.is_file():
-        return frozenset()
-    try:
-        with open_current(layout.central_db) as reader:
-            return still_idle(reader, layout.sessions_dir, now)
-    except ClawbusError:
-        return frozenset()
+    sessions_dir = Layout(data_dir).sessions_dir
+    return _ask(data_dir, lambda reader: still_idle(reader, sessions_dir, now), frozenset[Key]())
 
 
 def live_runtimes(data_dir: Path) -> frozenset[str]:
     """Return the kinds of runtime of unconfirmed incarnations; empty when central.db cannot be read."""
-    path = Layout(data_dir).central_db
-    if not path.is_file():
-        return frozenset()
-    try:
-        with open_current(path) as reader:
-            return frozenset(
-                row[0] for row in reader.all("SELECT DISTINCT runtime FROM incarnations WHERE ended_at IS NULL")
-            )
-    except ClawbusError:
-        return frozenset()
+    sql = "SELECT DISTINCT runtime FROM incarnations WHERE ended_at IS NULL"
+    return frozenset(row["runtime"] for row in _ask(data_dir, lambda reader: reader.all(sql), []))
 
 
 def live_containers(data_dir: Path, runtime: str) -> frozenset[str | None]:
@@ -142,17 +113,20 @@ def live_containers(data_dir: Path, runtime: str) -> frozenset[str | None]:
 
     None stands for a container that was just asked for.
     """
+    sql = "SELECT container_id FROM incarnations WHERE ended_at IS NULL AND runtime = ?"
+    return frozenset(row["container_id"] for row in _ask(data_dir, lambda reader: reader.all(sql, (runtime,)), []))
+
+
+def _ask(data_dir: Path, read: Callable[[Reader], _T], otherwise: _T) -> _T:
+    """Return what `read` finds in central.db, or `otherwise` when that is missing or cannot be read."""
     path = Layout(data_dir).central_db
     if not path.is_file():
-        return frozenset()
+        return otherwise
     try:
         with open_current(path) as reader:
-            rows = reader.all(
-                "SELECT container_id FROM incarnations WHERE ended_at IS NULL AND runtime = ?", (runtime,)
-            )
-            return frozenset(row["container_id"] for row in rows)
+            return read(reader)
     except ClawbusError:
-        return frozenset()
+        return otherwise
 
 
 def check_data_folder(data_dir: Path) -> None:
