@@ -46,7 +46,7 @@ from daemon.store.data_folder import LOW_BYTES, VERSION_NAME, FreeRoom, Layout, 
 from daemon.systemd.service import unit_of
 from schema.errors import ClawbusError, FileBusyError, HostTroubleError, SchemaTooNewError, StorageError
 
-BUDGET_S: Final = 20.0
+BUDGET_S: Final = 60.0  # of which a folder whose idle sessions are recorded needs a moment
 SECOND_LOOK_S: Final = 1.5
 # What a daemon that works puts right by itself within moments.
 _PASSING: Final = frozenset(
@@ -144,15 +144,18 @@ class Doctor:
         keys += [key for key in _strays_only(listing, central) if only in (None, key)]
         if only is not None and not keys:
             raise UnknownSessionError(f"there is no session {'/'.join(only)}.")
-        idle = self._idle(central, listing, now, {*failing, *near, *([only] if only is not None else ())})
+        idle = None
         if first is not None:
             again = _passing(first)
             keys = [key for key in keys if key in again]
+        elif only is None:
+            idle = self._idle(central, listing, now, {*failing, *near})
         for key in keys:
-            if not idle.is_recorded(key) and self._clock.monotonic() > deadline:
+            recorded = idle is not None and idle.is_recorded(key)
+            if not recorded and self._clock.monotonic() > deadline:
                 continue
             found.sessions += 1
-            if idle.covers(key):
+            if idle is not None and idle.covers(key):
                 continue
             by_daemon = SessionFacts(*key, failing=failing.get(key, ()), near_limit=near.get(key))
             told, clock, runs = self._session(key, host, central, listing, by_daemon)

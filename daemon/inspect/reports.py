@@ -40,7 +40,7 @@ from schema.rows import DeliveryState
 CENTRAL_DB: Final = "central.db"
 MAX_SESSIONS: Final = 20_000
 _BUDGET_S: Final = 6.0  # for looking into sessions; a status that comes late is no status
-PATIENT_BUDGET_S: Final = 20.0  # when the files are the only source: a report that leaves nothing out is worth the wait
+PATIENT_BUDGET_S: Final = 60.0  # when the files are the only source: a report that leaves nothing out is worth the wait
 _ATTENTION: Final = 50
 
 

@@ -22,7 +22,7 @@ from daemon.inspect.idle_check import IdleSessions
 from daemon.inspect.reading import RunsRead, read_newest_runs, read_runs_of
 from schema.layout import SessionFolder
 
-BUDGET_S: Final = 20.0
+BUDGET_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,13 +53,12 @@ class Verification:
     async def verify(self) -> int:
         """Read each idle session whose record does not count any more; return how many were recorded. Raises StorageError."""
         now = self._clock.now_ms()
-        known = await self._sessions.central(lambda registry: registry.verified_idle(now))
         after: SessionKey | None = None
         recorded, idle = 0, set[SessionKey]()
         while True:
             page = await self._idle_page(after, now)
             idle.update(page)
-            recorded += await self._verify_page(page, known, now)
+            recorded += await self._verify_page(page, now)
             if len(page) < _PAGE:
                 break
             after = page[-1]
@@ -69,7 +68,10 @@ class Verification:
     async def _idle_page(self, after: SessionKey | None, now: int) -> list[SessionKey]:
         return await self._sessions.central(lambda registry: registry.idle_sessions(after, _PAGE, now + VALID_MS))
 
-    async def _verify_page(self, page: list[SessionKey], known: Mapping[SessionKey, Verified], now: int) -> int:
+    async def _verify_page(self, page: list[SessionKey], now: int) -> int:
+        if not page:
+            return 0
+        known = await self._sessions.central(lambda registry: registry.verified_idle(now, page[0], page[-1]))
         wanted = await anyio.to_thread.run_sync(self._changed, page, known, now)
         found: list[Verified] = []
         for key in wanted:

@@ -345,10 +345,11 @@ class Registry:
             )
         return [SessionKey(row["agent"], row["session"]) for row in rows]
 
-    def verified_idle(self, now_ms: int) -> dict[SessionKey, Verified]:
+    def verified_idle(self, now_ms: int, first: SessionKey, last: SessionKey) -> dict[SessionKey, Verified]:
         """Return the records of sessions that were found idle, if central.db still knows of nothing to do in them."""
         with self._open() as db:
-            return {SessionKey(one.agent, one.session): one for one in verified_idle.recorded(db, now_ms)}
+            found = verified_idle.recorded(db, now_ms, first, last)
+        return {SessionKey(one.agent, one.session): one for one in found}
 
     def record_verified(self, found: Iterable[Verified]) -> None:
         """Record sessions whose files were read and found idle."""

@@ -76,15 +76,21 @@ def record(db: Writer, found: Iterable[Verified]) -> None:
     db.executemany(f"INSERT OR REPLACE INTO {_TABLE}(agent, session, at, stamp) VALUES (?, ?, ?, ?)", list(found))
 
 
-def recorded(db: Reader, now: int) -> list[Verified]:
-    """Return the records that may count at `now` (epoch ms), of sessions in which central.db knows of nothing to do."""
+def recorded(
+    db: Reader, now: int, first: tuple[str, str] = ("", ""), last: tuple[str, str] | None = None
+) -> list[Verified]:
+    """Return the records that may count at `now` (epoch ms), of sessions in which central.db knows of nothing to do.
+
+    Only of the sessions from `first` to `last` by name (None: to the end).
+    """
     if not db.columns(_TABLE):
         return []
+    upper = " AND (v.agent, v.session) <= (?, ?)" if last is not None else ""
     # One of the future is of a clock that was set back: what was dated then may be ahead of the clock now.
     rows = db.all(
         f"SELECT v.agent, v.session, v.at, v.stamp FROM {_TABLE} AS v JOIN sessions AS s USING (agent, session)"
-        f" WHERE v.at BETWEEN ? AND ? AND {_IDLE}",
-        (now - VALID_MS, now),
+        f" WHERE v.at BETWEEN ? AND ? AND {_IDLE} AND (v.agent, v.session) >= (?, ?){upper}",
+        (now - VALID_MS, now, *first, *(last or ())),
     )
     return [Verified(*row) for row in rows]
 
