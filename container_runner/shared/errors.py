@@ -92,7 +92,7 @@ class AnswerNotTextError(TurnFailedError):
     """The answer is not UTF-8."""
 
     code = "ANSWER_NOT_UTF8"
-    default_hint = "Write UTF-8 to stdout, and files to the outbox."
+    default_hint = "Write UTF-8 to stdout; channels send text, not files."
 
 
 class AnswerTooLargeError(TurnFailedError):
