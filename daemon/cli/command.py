@@ -10,13 +10,12 @@ import inspect
 import os
 import re
 import shlex
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec, cast
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, Literal, ParamSpec, cast, get_args
 
 import typer
 
@@ -35,12 +34,15 @@ if TYPE_CHECKING:
     from daemon.config.models import Config
 
 P = ParamSpec("P")
+Form = Literal["text", "wide", "json"]
 
 JsonFlag = Annotated[
     bool | None,
-    typer.Option(
-        "--json/--no-json", " /--pretty", help="One JSON envelope, or text for people. Default: JSON unless a terminal."
-    ),
+    typer.Option("--json/--no-json", " /--pretty", help="One JSON envelope, or text. Default: text, in a pipe too."),
+]
+OutputOption = Annotated[
+    Form | None,
+    typer.Option("--output", "-o", help="json is --json; wide: text that no width cuts or wraps. Or $CLAWBUS_OUTPUT."),
 ]
 ConfigFlag = Annotated[
     Path | None,
@@ -57,6 +59,7 @@ DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of 
 
 
 _OURS: Final = re.compile(r"(?:^|(?<=&& ))clawbus(?= )")  # the command itself, not a path of that name
+_OUTPUT: Final = "CLAWBUS_OUTPUT"
 _MAY_BE_EMPTY: Final = frozenset({"text", "reason"})
 _RUN: Final = start_command(None)
 LOOK: Final = (NextAction("clawbus logs -n 50", "what it does instead"),)
@@ -70,15 +73,27 @@ SILENT_FIX: Final = (
 class Globals:
     """The options that every command takes, in both places."""
 
-    json: bool | None = None
+    form: Form | None = None
     config: Path | None = None
     data: Path | None = None
     debug: bool = False
 
+    @classmethod
+    def given(
+        cls, json: bool | None, output: Form | None, config: Path | None, data: Path | None, *, debug: bool
+    ) -> Globals:
+        """Return the options of one place. Raise a usage error where --json and --output say different things."""
+        if json is not None and output is not None and json != (output == "json"):
+            raise typer.BadParameter(f"--output {output} and {'--json' if json else '--no-json'} exclude each other.")
+        form: Form | None = output
+        if form is None and json is not None:
+            form = "json" if json else "text"
+        return cls(form, config, data, debug)
+
     def over(self, outer: Globals) -> Globals:
         """Return these options, with those given before the subcommand in place of missing ones."""
         return Globals(
-            self.json if self.json is not None else outer.json,
+            self.form or outer.form,
             self.config or outer.config,
             self.data or outer.data,
             self.debug or outer.debug,
@@ -95,7 +110,7 @@ class Invocation:
     @property
     def json(self) -> bool:
         """Whether to answer with an envelope."""
-        return self.options.json if self.options.json is not None else not sys.stdout.isatty()
+        return self.options.form == "json"
 
     @property
     def config_file(self) -> Path | None:
@@ -162,7 +177,7 @@ class Invocation:
         """Where people read."""
         from daemon.cli.present import make_console  # noqa: PLC0415
 
-        return make_console()
+        return make_console(wide=self.options.form == "wide")
 
 
 def add(
@@ -174,9 +189,16 @@ def add(
     def run(ctx: typer.Context, **values: Any) -> None:
         if full != "serve":
             release()
-        options = Globals(values.pop("json"), values.pop("config"), values.pop("data"), values.pop("debug"))
-        outer = ctx.find_object(Globals) or Globals()
-        invocation = Invocation(full, options.over(outer))
+        options = Globals.given(
+            values.pop("json"),
+            values.pop("output"),
+            values.pop("config"),
+            values.pop("data"),
+            debug=values.pop("debug"),
+        ).over(ctx.find_object(Globals) or Globals())
+        invocation = Invocation(
+            full, options if options.form is not None else replace(options, form=form_of_environment())
+        )
         given = {name: _not_empty(name, _as_text(name, value)) for name, value in values.items()}
         code = finish(invocation, _outcome(invocation, lambda: function(invocation, **given)))  # pyright: ignore[reportCallIssue]
         if code:
@@ -187,6 +209,7 @@ def add(
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     shared = [
         inspect.Parameter("json", keyword, default=None, annotation=JsonFlag),
+        inspect.Parameter("output", keyword, default=None, annotation=OutputOption),
         inspect.Parameter("config", keyword, default=None, annotation=ConfigFlag),
         inspect.Parameter("data", keyword, default=None, annotation=DataFlag),
         inspect.Parameter("debug", keyword, default=False, annotation=DebugFlag),
@@ -205,11 +228,12 @@ def add_group(app: typer.Typer, group: typer.Typer, name: str) -> None:
     def options(
         ctx: typer.Context,
         json: JsonFlag = None,
+        output: OutputOption = None,
         config: ConfigFlag = None,
         data: DataFlag = None,
         debug: DebugFlag = False,
     ) -> None:
-        ctx.obj = Globals(json, config, data, debug).over(ctx.find_object(Globals) or Globals())
+        ctx.obj = Globals.given(json, output, config, data, debug=debug).over(ctx.find_object(Globals) or Globals())
 
     app.add_typer(group, name=name)
 
@@ -335,7 +359,19 @@ def _not_empty(name: str, value: object) -> object:
 def wants_json(arguments: Sequence[str]) -> bool:
     """How to report that the arguments could not be read: what they ask for as far as that can be told."""
     options = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
-    for option in reversed(options):
+    for at, option in reversed(list(enumerate(options))):
         if option in ("--json", "--no-json", "--pretty"):
             return option == "--json"
-    return not sys.stdout.isatty()
+        if option.startswith(("-o", "--output")):
+            named = options[at + 1] if option in ("-o", "--output") and at + 1 < len(options) else option
+            return named.removeprefix("--output").removeprefix("-o").removeprefix("=") == "json"
+    return os.environ.get(_OUTPUT) == "json"
+
+
+def form_of_environment() -> Form:
+    """Return the form that CLAWBUS_OUTPUT names, else text. Raise a usage error for another word."""
+    named = os.environ.get(_OUTPUT, "text")
+    for form in cast("tuple[Form, ...]", get_args(Form)):
+        if named == form:
+            return form
+    raise typer.BadParameter(f"the environment variable {_OUTPUT} is {named!r}: use text, wide or json.")

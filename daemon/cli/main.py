@@ -45,6 +45,7 @@ from daemon.cli.command import (
     Globals,
     Invocation,
     JsonFlag,
+    OutputOption,
     finish,
     wants_json,
 )
@@ -81,11 +82,12 @@ def build_app() -> typer.Typer:
     def root(
         ctx: typer.Context,
         json: JsonFlag = None,
+        output: OutputOption = None,
         config: ConfigFlag = None,
         data: DataFlag = None,
         debug: DebugFlag = False,
     ) -> None:
-        ctx.obj = Globals(json, config, data, debug)
+        ctx.obj = Globals.given(json, output, config, data, debug=debug)
 
     for module in (
         init,
@@ -154,7 +156,7 @@ def _usage(error: typer.TyperException, given: Sequence[str]) -> int:
         fix = f"A name that begins with `-` goes after `--`, behind all options: `{behind}`."
         steps.insert(0, NextAction(behind, "with the name taken for a name"))
     problem = Problem("USAGE", error.format_message(), fix)
-    invocation = Invocation(path.removeprefix("clawbus").strip(), Globals(json=wants_json(given)))
+    invocation = Invocation(path.removeprefix("clawbus").strip(), Globals("json" if wants_json(given) else "text"))
     return finish(
         invocation,
         Outcome(problem=problem, exit_code=USAGE, next_actions=tuple(steps)),

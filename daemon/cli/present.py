@@ -17,12 +17,18 @@ from daemon.cli.listing import Listing, named_lines
 from daemon.cli.output import Output
 from daemon.core.printable import block, one_line
 
+_WIDE: Final = 10_000  # cells; a row has a few hundred
 _UNITS: Final = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"))
 
 
-def make_console() -> Console:
-    """Return a console on standard output, without markup and highlighting: text is never a command."""
-    return Console(file=cast("TextIO", Output()), markup=False, highlight=False, emoji=False, soft_wrap=False)
+def make_console(*, wide: bool = False) -> Console:
+    """Return a console on standard output, without markup and highlighting: text is never a command.
+
+    `wide`: every row of a table is one line, however wide.
+    """
+    output = cast("TextIO", Output())
+    width = _WIDE if wide else None
+    return Console(file=output, markup=False, highlight=False, emoji=False, soft_wrap=False, width=width)
 
 
 def say(console: Console, *lines: object) -> None:

@@ -39,8 +39,7 @@ def serve(invocation: Invocation) -> Outcome:
     if code:
         problem = Problem("DAEMON_FAILED", f"the daemon ended with exit code {code}.", "`clawbus logs -n 50` says why.")
         return Outcome({"exit_code": code}, problem=problem, exit_code=code)
-    # Under systemd nobody reads standard output as a pipe: an envelope only for who asked.
-    return Outcome({"exit_code": 0}, silent=invocation.options.json is None)
+    return Outcome({"exit_code": 0}, silent=not invocation.json)
 
 
 def _serve(invocation: Invocation, signals: SignalInbox) -> int:

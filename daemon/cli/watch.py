@@ -29,21 +29,22 @@ def watch(
         Literal["debug", "info", "warning", "error"], typer.Option("--level", help="Only of this level and above.")
     ] = "debug",
 ) -> Outcome:
-    """Follow the daemon's events as they happen, one JSON value a line, until Ctrl-C or the daemon's end.
+    """Follow the daemon's events as they happen, until Ctrl-C or the daemon's end.
 
     Use it to drive a program, or while trying something: it comes from the daemon itself, at once. What has happened
-    before is in `clawbus logs`. With --pretty the events are text for people.
+    before is in `clawbus logs`. With --json each event is
+    one JSON value on a line.
 
     \b
     Example:
-      clawbus watch --session echo/demo
+      clawbus watch --session echo/demo --json
     """
     query = {"level": level}
     if session is not None:
         query["session"] = "/".join(pair(session, None))
     if message is not None:
         query["message"] = message
-    console = invocation.console() if invocation.options.json is False else None
+    console = None if invocation.json else invocation.console()
     begun = False
     try:
         with invocation.client() as client:

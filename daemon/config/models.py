@@ -29,7 +29,7 @@ from schema.ids import check_name
 _PREFIX: Final = "CLAWBUS_"
 # Ours and no keys: where the file is, what a runner and an agent's program are given, what tests and checks look at.
 _NO_KEYS: Final = (
-    "CONFIG", "RUNNER", "INCARNATION", "IN", "OUT", "AGENT", "AGENT_NAME", "SESSION_NAME", "CRASH_POINTS",
+    "CONFIG", "OUTPUT", "RUNNER", "INCARNATION", "IN", "OUT", "AGENT", "AGENT_NAME", "SESSION_NAME", "CRASH_POINTS",
     "DOCKERD_LOG", "DEBIAN_MIRROR",
 )  # fmt: skip
 _NO_KEYS_BEGIN: Final = ("TEST_", "REQUIRE_")

@@ -9,7 +9,9 @@ from tests.docs.error_codes import error_classes
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-GLOBAL: Final = frozenset({"--json", "--no-json", "--pretty", "--config", "--data", "--debug", "--help", "-h"})
+GLOBAL: Final = frozenset(
+    {"--json", "--no-json", "--pretty", "--output", "-o", "--config", "--data", "--debug", "--help", "-h"}
+)
 
 
 def leaves() -> dict[str, Any]:

@@ -203,7 +203,7 @@ def test_the_log_of_one_message(make_daemon: Make) -> None:
 @contextmanager
 def watching(daemon: RealDaemon, *options: str) -> Iterator[Iterator[dict[str, Any]]]:
     """`clawbus watch` in the background, line by line; it must have ended with the daemon."""
-    process = daemon.begin_stream("watch", *options)
+    process = daemon.begin_stream("watch", "--json", *options)
     assert process.stdout is not None
     assert process.stderr is not None
     try:

@@ -45,7 +45,7 @@ class Answer:
 
 
 class CommandLine:
-    """`cli("status")` runs it where `config` is the folder's own."""
+    """`cli("status")` runs it where `config` is the folder's own, with --json unless the arguments name a form."""
 
     def __init__(self, capfd: pytest.CaptureFixture[str], config: Path) -> None:
         self._capfd = capfd
@@ -53,6 +53,7 @@ class CommandLine:
 
     def __call__(self, *arguments: str) -> Answer:
         self._capfd.readouterr()
-        code = main(list(arguments))
+        form = () if {"--pretty", "--no-json", "--output", "-o"} & set(arguments) else ("--json",)
+        code = main([*form, *arguments])
         out, err = self._capfd.readouterr()
         return Answer(code, out, err)

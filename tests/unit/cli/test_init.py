@@ -26,7 +26,7 @@ class Run:
         self._capfd = capfd
 
     def __call__(self, *arguments: str) -> Answer:
-        code = main(list(arguments))
+        code = main(["--json", *arguments])
         out, err = self._capfd.readouterr()
         return Answer(code, out, err)
 
@@ -119,7 +119,7 @@ class TestRun:
         return module
 
     def test_it_gets_the_configuration_and_ends_silently(self, cli: CommandLine, app: ModuleType) -> None:
-        answer = cli("serve", "--data", "/somewhere")
+        answer = cli("serve", "--data", "/somewhere", "--pretty")
         assert (answer.code, answer.out) == (0, "")
         assert app.__dict__["seen"][0].data_dir == Path("/somewhere")
 

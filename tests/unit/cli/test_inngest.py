@@ -143,5 +143,5 @@ def test_it_needs_no_configuration(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLAWBUS_CONFIG", str(tmp_path / "missing.toml"))
     assert main(["inngest", "runs", "--db", str(night.db.path)]) == 0
-    assert main(["inngest", "runs", "--db", str(night.db.path), "--exec", "false"]) == 1
+    assert main(["inngest", "runs", "--db", str(night.db.path), "--exec", "false", "--json"]) == 1
     assert "INNGEST_EXEC_FAILED" in capfd.readouterr().out

@@ -137,7 +137,7 @@ def test_the_environment_names_the_file(
 ) -> None:
     (home / "named.toml").write_text("[agents.named]\n")
     monkeypatch.setenv("CLAWBUS_CONFIG", str(home / "named.toml"))
-    assert main(["config", "check"]) == 0
+    assert main(["config", "check", "--json"]) == 0
     assert "named" in json.loads(capfd.readouterr().out)["result"]["agents"]
 
 
@@ -206,9 +206,9 @@ def test_a_reader_that_goes_is_no_traceback(home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "banned"),
     [
-        (["version"], ("docker", "uvicorn", "starlette", "httpx", "pydantic_settings", "rich.console")),
-        (["send", "x", "--agent", "a", "--session", "s"], ("docker", "uvicorn", "starlette", "httpx")),
-        (["status"], ("docker", "uvicorn", "starlette", "httpx")),
+        (["version", "--json"], ("docker", "uvicorn", "starlette", "httpx", "pydantic_settings", "rich.console")),
+        (["send", "x", "--agent", "a", "--session", "s", "--json"], ("docker", "uvicorn", "starlette", "httpx")),
+        (["status", "--json"], ("docker", "uvicorn", "starlette", "httpx")),
     ],
 )
 def test_start_up_imports_no_more_than_it_needs(home: Path, arguments: list[str], banned: tuple[str, ...]) -> None:

@@ -64,3 +64,12 @@ def test_no_line_is_wider_than_the_pipe(cli: CommandLine, command: tuple[str, ..
         "a path stays whole"
     )
     assert f"{AGENT}/{SESSION}" in said, "a name stays whole"
+
+
+@pytest.mark.usefixtures("long_names")
+@pytest.mark.parametrize("command", [("dead", "list"), ("run", "list")], ids=" ".join)
+def test_a_wide_row_is_one_line_with_everything_in_it(cli: CommandLine, command: tuple[str, ...]) -> None:
+    lines = cli(*command, "-o", "wide").out.splitlines()
+    (row,) = [line for line in lines if MESSAGE in line]
+    assert f"{AGENT}/{SESSION}" in row
+    assert TEXT in row
