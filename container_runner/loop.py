@@ -1,6 +1,7 @@
-"""The loop: look, claim, run a turn, commit, look again. Holds the rules of stopping and of what may fail.
+"""The runner's loop: poll, claim, run a turn, commit, repeat. Decides when to stop and how to handle failures.
 
-Never answers twice, never acks what was not answered, and never ends for a fault of the provider or of a file.
+It never answers twice, never acks a message that was not answered, and never exits because of an error of the provider or
+of a file that can pass.
 """
 
 from __future__ import annotations
@@ -46,30 +47,30 @@ _PRUNE_RETRY_S: Final = 10.0
 _GIVE_BACK_S: Final = 10.0
 _SIGNAL_STEPS: Final = 10
 _LAST_TRIES_S: Final = (0.1, 0.3, 0.6)
-_BETWEEN_STEPS_S: Final = 0.05  # for the host, which looks at every change
+_BETWEEN_STEPS_S: Final = 0.05  # a pause for the host, which polls after every change
 
 _T = TypeVar("_T")
 
 
 async def run_here(work: Callable[[], _T]) -> _T:
-    """File work on the loop's own thread. Only while no turn runs: nothing else is served until it is done.
+    """Run file work on the event loop's own thread. Use it only while no turn runs: it blocks the loop.
 
-    To wake a thread and be woken by it costs half of what a durable commit does, and no other work would use that time.
+    Switching to a worker thread and back costs half as much as a durable commit, and nothing else needs the loop then.
     """
-    await checkpoint()  # a backlog must not keep a signal from being heard
+    await checkpoint()  # let signals be handled even during a long backlog
     with typed_host_errors("the files cannot be used"):
         return work()
 
 
 async def run_sync(work: Callable[..., _T], *arguments: object) -> _T:
-    """File work in a thread, while a turn runs. Raises HostTroubleError when no thread can be started."""
+    """Run file work in a worker thread, while a turn runs. Raise HostTroubleError when no thread can be started."""
     with typed_host_errors("the files cannot be used"):
         return await to_thread.run_sync(work, *arguments)
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom this runner works for: an agent's session, and the incarnation that its container is."""
+    """The agent and session that this runner works for, and its container's incarnation."""
 
     agent: str
     session: str
@@ -78,10 +79,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Upkeep:
-    """What is done between turns.
+    """Maintenance between turns.
 
-    `retention` prunes outbound.db; the leftovers of `children` are ended after each turn, None lets them live on;
-    `used_up` names a full folder of the container, None when its folders are not its own.
+    `retention` prunes outbound.db. `children` ends the processes that a turn left running; None leaves them alone.
+    `used_up` returns the name of a full folder of the container; it is None when the container's folders are not its own.
     """
 
     retention: Retention | None = None
@@ -90,7 +91,7 @@ class Upkeep:
 
 
 class Runner:
-    """One incarnation at work. Build it, `run()` it in one task; `stop()` may be called from another."""
+    """Runs one incarnation. Call `run()` in one task; `stop()` may be called from another."""
 
     def __init__(
         self,
@@ -118,19 +119,22 @@ class Runner:
         self._stopping = anyio.Event()
         self._cut_off_at = float("inf")
         self._first_poll = True
-        # Messages of a turn of several that failed: each of them is tried alone, so that only the bad one fails.
+        # Messages whose shared turn failed: each is tried again alone, so that only the bad one fails.
         self._solo: set[str] = set()
         self._last_trouble: str | None = None
 
     def stop(self) -> None:
-        """Claim nothing more; the turn in hand has grace_s from now. Calling it again changes nothing."""
+        """Stop claiming. The current turn has `grace_s` seconds from now to finish. Calling it again has no effect."""
         if not self._stopping.is_set():
             self._cut_off_at = anyio.current_time() + self._settings.grace_s
             self._stopping.set()
             self._watch.poke()
 
     async def run(self) -> None:
-        """Until `stop()`. Raises SchemaTooNewError, ClaimLostError and CannotStartError; anything else is waited out or answered."""
+        """Run until `stop()`. Raise only SchemaTooNewError, ClaimLostError or CannotStartError.
+
+        Any other error is retried, or becomes the turn's answer.
+        """
         fatal: ClawbusError | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(self._watch.run)
@@ -161,9 +165,9 @@ class Runner:
     async def _look(
         self, run: Callable[[Callable[[], Batch | None]], Awaitable[Batch | None]], *, joins: bool = False
     ) -> Batch | None:
-        """Claim what is due, for a turn of its own or (`joins`) for the one that runs.
+        """Claim due messages, for a new turn or (`joins`) for the one that is running.
 
-        Whatever is wrong with a file, the next poll tries again.
+        Return None when nothing was claimed, and when a file could not be used: the next poll tries again.
         """
         looked_at = self._now_ms()
         claim = partial(
@@ -186,9 +190,9 @@ class Runner:
         return batch
 
     async def _prune(self) -> bool:
-        """One small step of retention, only when there is nothing to do: a message that comes waits for no more than that.
+        """Run one small retention step. Return True when another step is due.
 
-        True when another step is due. Whatever is wrong with a file, it is tried again.
+        Called only when no message is due, so a new message waits for at most one step. A step that fails is retried later.
         """
         if self._retention is None or not self._retention.due or self._stopping.is_set():
             return False
@@ -230,7 +234,7 @@ class Runner:
         self._retire_if_used_up()
 
     def _retire_if_used_up(self) -> None:
-        """End between two turns rather than let the next ones fail for what former ones left: a fresh container has room."""
+        """Stop between two turns when a folder is full: earlier turns filled it, and a fresh container has room again."""
         full = self._used_up() if self._used_up is not None else None
         if full is not None and not self._stopping.is_set():
             self._log.warning("container_used_up", folder=full)
@@ -246,29 +250,29 @@ class Runner:
             destinations=batch.destinations,
             state=batch.state,
         )
-        # Dated before the claim: the ceiling counts from here, and a turn that makes no progress at all is claim-stuck.
+        # Date the heartbeat before the claim: the ceiling counts from here, and a turn without progress is claim-stuck.
         self._heartbeat.touch(self._looked_at)
         try:
             return await self._provider.run(turn, progress)
         except (TurnFailedError, TurnDeferredError, CannotStartError) as ending:
             return ending
-        except Exception as error:  # noqa: BLE001 -- whatever a provider raises is its turn's end, not the loop's
-            if passes(error):  # a MemoryError is not among them: it may be this message's own doing
+        except Exception as error:  # noqa: BLE001 -- a provider's exception ends its turn, not the loop
+            if passes(error):  # MemoryError does not: this message may have caused it
                 return CannotStartError(str(as_host_error(error, "the turn cannot go on") or error))
             self._log.exception("provider_crashed")
             return ProviderCrashedError(f"The provider raised {type(error).__name__}: {error}"[:_MAX_REASON])
 
     async def _feed(self, progress: TurnProgress) -> None:
-        """Claim what arrives while the turn runs and push it in. Nothing is claimed once the runner is stopping."""
+        """Claim messages that arrive while the turn runs and push them into it. Claim nothing once the runner is stopping."""
         while not self._stopping.is_set():
             await self._watch.wait()
             if self._stopping.is_set():
                 return
             try:
-                batch = await self._look(run_sync, joins=True)  # the turn goes on meanwhile
+                batch = await self._look(run_sync, joins=True)  # in a worker thread, because the turn is running
             except SchemaTooNewError:
-                return  # the loop meets it too, after this turn's end
-            # No await between the claim and the push: a claimed message is never forgotten.
+                return  # the main loop raises it after this turn
+            # There is no await between the claim and the push, so no claimed message can be lost.
             if batch is not None:
                 progress.follow_ups_inbox.push(batch.messages)
 
@@ -287,15 +291,15 @@ class Runner:
                 level("leftovers_ended", programs=ended.names, count=ended.count, remain=ended.remain)
 
     async def _give_back(self, log: FilteringBoundLogger, why: CannotStartError) -> None:
-        """Release the claims, on this thread: there may be no room for another one."""
+        """Release the claims. Use this thread, because it may be impossible to start another one."""
         log.error("turn_given_back", code=why.code, error=str(why), hint=why.hint)
         with suppress(_StoppedError), anyio.move_on_after(_GIVE_BACK_S):
             await self._insist("release_failed", self._store.release_all)
 
     async def _is_being_ended(self) -> bool:
-        """Whether a signal to end has come, one included that is only on its way through the event loop.
+        """Return whether a stop signal has arrived, including one that the event loop has not handled yet.
 
-        A container that is ended while it is frozen thaws with its signal pending.
+        A container that is stopped while it is frozen thaws with its signal pending.
         """
         for _ in range(_SIGNAL_STEPS):
             if self._stopping.is_set():
@@ -304,11 +308,13 @@ class Runner:
         return self._stopping.is_set()
 
     async def _abandon(self, log: FilteringBoundLogger) -> None:
-        """Give the claims back, so that the next incarnation gets them and no try is lost."""
+        """Release the claims, so that the next incarnation can claim the messages and no try is charged."""
         log.warning("turn_abandoned", grace_s=self._settings.grace_s)
-        for pause_s in _LAST_TRIES_S:  # a claim that stays would be charged to its message
+        for pause_s in _LAST_TRIES_S:  # a claim that is not released costs its message a try
             try:
-                await run_here(self._store.release_all)  # on this thread: there may be no room for another one
+                await run_here(
+                    self._store.release_all
+                )  # on this thread, because it may be impossible to start another one
             except ClawbusError as error:
                 log.warning("release_failed", code=error.code, error=str(error))
                 await anyio.sleep(pause_s)
@@ -323,14 +329,14 @@ class Runner:
         released: Sequence[str],
         log: FilteringBoundLogger,
     ) -> str:
-        """Write the turn's end, however long the file refuses. Returns what became of the messages."""
+        """Commit the turn's end, retrying for as long as the file cannot be written. Return the messages' new status."""
         if isinstance(outcome, TurnDeferredError):
             if await self._defer(outcome, messages, released, log):
                 return AckStatus.LATER.value
             outcome = TurnFailedError(f"{outcome} This host cannot give it again later.")
         plan, failure = self._planned(outcome, batch, messages, log)
         if failure is not None and await self._is_being_ended():
-            # Whoever ends this container may have cut what it worked with. That must not be the message's end.
+            # The container is being stopped, which may have caused the failure. The message must not fail for that.
             log.warning("turn_cut", code=failure.code, error=str(failure), detail=failure.detail)
             await self._abandon(log)
             return "abandoned"
@@ -357,9 +363,9 @@ class Runner:
         return status.value
 
     async def _split(self, messages: Sequence[TurnMessage], released: Sequence[str], log: FilteringBoundLogger) -> str:
-        """Give a failed turn's messages back, to try each trigger alone: one bad message must not fail the others.
+        """Release a failed turn's messages, so that each trigger is tried alone: one bad message must not fail the others.
 
-        A death in between loses only the note: the next turn has them all again, and is split again.
+        If the runner dies in between, the list of messages to try alone is lost; the next shared turn fails and splits again.
         """
         ids = [message.id for message in messages]
         self._solo.update(message.id for message in messages if message.trigger)
@@ -378,7 +384,7 @@ class Runner:
         released: Sequence[str],
         log: FilteringBoundLogger,
     ) -> bool:
-        """Tell the host that the messages are to be tried later. False when it cannot do that."""
+        """Ask the host to try the messages later. Return False when it does not support that."""
         retry_at = None if outcome.after_s is None else self._now_ms() + int(outcome.after_s * 1000)
         reason = None if outcome.reason is None else outcome.reason[:_MAX_REASON]
         log.warning("turn_deferred", after_s=outcome.after_s, reason=reason)
@@ -420,7 +426,7 @@ class Runner:
         return failure_replies(failure, messages, batch.routing, open_detail=open_detail)
 
     async def _show_tool(self, log: FilteringBoundLogger, tool: Silence | None, started_at: int) -> None:
-        """Record the tool in the file, by which the host judges, and in the log, which explains later what took so long."""
+        """Record the tool in outbound.db, from which the host judges the turn, and in the log, for whoever reads it later."""
         if tool is None or tool == self._provider.silence:
             log.info("tool_ended")
         else:
@@ -428,11 +434,11 @@ class Runner:
         try:
             await run_sync(self._store.set_tool, tool, started_at)
         except ClawbusError as error:
-            # The turn goes on; at worst the host believes the tool to be shorter than it is.
+            # The turn continues; at worst the host assumes a shorter timeout for the tool.
             self._log.warning("tool_state_failed", code=error.code, error=str(error))
 
     async def _insist(self, event: str, work: Callable[[], _T]) -> _T:
-        """Repeat until it works. Once stopping, until the grace is over; then raises _StoppedError."""
+        """Repeat `work` until it succeeds. While stopping, only until the grace is over; then raise _StoppedError."""
         for attempt in range(2**31):
             try:
                 return await run_here(work)
@@ -448,7 +454,7 @@ class Runner:
         raise _StoppedError(event)
 
     def _note_trouble(self, event: str, error: ClawbusError) -> None:
-        """Log a problem once, and again when it changes. A host in mid-commit is normal and is not logged."""
+        """Log a problem once, and again when it changes. InboundUnreadableError (the host commits) is logged as debug only."""
         quiet = isinstance(error, InboundUnreadableError) or self._last_trouble == error.code
         (self._log.debug if quiet else self._log.warning)(event, code=error.code, error=str(error))
         if not isinstance(error, InboundUnreadableError):
@@ -473,12 +479,12 @@ def _note(outcome: _Outcome) -> TurnNote | None:
 
 
 def _is_shared(messages: Sequence[TurnMessage]) -> bool:
-    """Whether a turn's end is about more than one message that woke it."""
+    """Return whether the turn has more than one trigger."""
     return sum(message.trigger for message in messages) > 1
 
 
 def _refusal(plan: Plan, max_bytes: int) -> TurnFailedError | None:
-    """Why a plan is no answer, if it is none: nothing left of it, or a row that the host would not read."""
+    """Return why a plan cannot be sent: no row of it has a known destination, or a row is too large; None if it can."""
     if plan.unknown and not plan.replies:
         return UnknownDestinationError(f"The answer went to {plan.unknown[0][:200]!r}, which is no destination here.")
     if any(len(reply.content.encode()) > max_bytes for reply in plan.replies):

@@ -1,6 +1,6 @@
-"""What a program's stdout means: plain text, JSON lines, or JSON lines of progress and then text. Pure: bytes in, values out.
+"""Parses a program's stdout: plain text, JSON lines, or JSON lines of progress followed by text. Pure: bytes in, values out.
 
-Works as the output comes, so that a tool's start is known when it starts. docs/write-an-agent.md describes the format.
+It parses line by line as output arrives, so that a tool's start is known when it starts. docs/write-an-agent.md describes the format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from schema.json_text import UnsendableError, sendable
 from schema.rows import Kind, TurnNote
 
 TYPES: Final = frozenset({"message", "progress", "tool", "tool_end", "state", "later"})
-_HELD: Final = frozenset({"message", "state"})  # what is part of the answer; progress may be reported without an end
+_HELD: Final = frozenset(
+    {"message", "state"}
+)  # types that are part of the answer and count toward its size; others may be sent without limit
 _ENVELOPE: Final = frozenset({"type", "to", "thread_id", "deliver_after", "kind", "content", "text"})
 _MAX_KEY: Final = 200
 _MAX_IGNORED: Final = 100
@@ -29,14 +31,14 @@ _NAMES_A_TYPE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ProgressNote:
-    """Something moved. `note` is for the log."""
+    """The turn made progress. `note` is for the log."""
 
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolStart:
-    """A tool began; `timeout_s` is what it may take, if it said so."""
+    """A tool started. `timeout_s` is how many seconds it may take, if declared."""
 
     name: str
     timeout_s: float | None = None
@@ -44,12 +46,12 @@ class ToolStart:
 
 @dataclass(frozen=True, slots=True)
 class ToolEnd:
-    """The tool is done."""
+    """The tool has finished."""
 
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """The program asks to be given the turn again: after so many seconds, or when the host likes."""
+    """The program asks to get the turn again: after the given number of seconds, or when the host chooses."""
 
     after_s: float | None = None
     reason: str | None = None
@@ -59,15 +61,15 @@ Event = ProgressNote | ToolStart | ToolEnd
 
 
 class OutputParser:
-    """Feed it lines without their ends, in order; then ask for the answer.
+    """Parses a program's output. Feed it the lines in order, without newlines, then call `answer`.
 
-    `mode` is the agent's `output`: text (all of it is the answer), lines (every line must be ours), or auto (what the first
-    line is; progress may come before a text). `held` is how many bytes of answer there are so far.
+    `mode` is the agent's `output`: text (everything is the answer), lines (every line must be in the contract's format), or
+    auto (the first line decides; progress lines may come before a text). `held` is the answer's size so far, in bytes.
     """
 
     def __init__(self, mode: str = "auto") -> None:
         self._mode = mode
-        # None until the first line that is not blank
+        # None until the first non-blank line
         self._rich: bool | None = {"text": False, "lines": True}.get(mode)
         self.held = 0
         self._counts: dict[str, int] = {}
@@ -79,7 +81,7 @@ class OutputParser:
         self.later: Later | None = None
 
     def feed(self, line: bytes) -> Event | None:
-        """Take one line; return what it reports while the turn runs. Raises AnswerInvalidError, AnswerNotTextError."""
+        """Parse one line. Return the event that it reports, if any. Raise AnswerInvalidError or AnswerNotTextError."""
         self._number += 1
         blank = not line.strip()
         if self._rich is None and not blank:
@@ -94,11 +96,11 @@ class OutputParser:
         return None if blank else self._take(line)
 
     def _begins_text(self, line: bytes) -> bool:
-        """Whether an answer in plain text follows lines that only reported progress, tools and state."""
+        """Return whether this line starts a plain-text answer, after lines that only reported progress, tools and state."""
         return self._mode == "auto" and not self._messages and not _is_meant_as_ours(line)
 
     def answer(self) -> Answer:
-        """All that was fed. Plain output is one message, without its trailing line ends."""
+        """Return the answer made of all lines. Plain text becomes one message, without its trailing newlines."""
         ignored = tuple(dict.fromkeys(self.ignored))
         if self._rich:
             note = None if self._messages else TurnNote("NOTHING_SENT", self._why_nothing())
@@ -141,7 +143,7 @@ class OutputParser:
                 self.later = Later(self._wait(fields), self._text(fields, "reason"))
                 return ProgressNote()
             case str(other):
-                # A later contract may know it. What we do know is still worth sending.
+                # A newer contract may define this type. Ignore it, and send what we do know.
                 if len(self.ignored) < _MAX_IGNORED:
                     self.ignored.append(other[:_MAX_KEY])
                 return None
@@ -172,7 +174,10 @@ class OutputParser:
         )
 
     def _content(self, fields: Mapping[str, object]) -> Mapping[str, object]:
-        """Whatever the line says beside where and when it goes: an answer that happens to look like a line loses nothing."""
+        """Return the line's content: every field except those that say where and when to send it.
+
+        So a program's own JSON that happens to look like one of our lines loses nothing.
+        """
         content, text = fields.get("content"), fields.get("text")
         rest = {key: value for key, value in fields.items() if key not in _ENVELOPE}
         if content is not None and not isinstance(content, str | dict):
@@ -245,15 +250,15 @@ def _is_rich(line: bytes) -> bool:
 
 
 def _is_meant_as_ours(line: bytes) -> bool:
-    """Return whether a line was meant as one of ours. A broken one is refused, and never sent to a person as text."""
+    """Return whether a line was meant to be in our format. A malformed one is refused, never sent to a person as text."""
     return _type_of(line) is not None or bool(_NAMES_A_TYPE.match(line))
 
 
 def _type_of(line: bytes) -> str | None:
     """Return the `type` of a JSON object, or None for anything else.
 
-    JSON that nobody can read (nested too deep, an endless number) is taken for what it names: it is refused then, and not
-    sent to a person as text.
+    For JSON that cannot be parsed (nested too deep, a number too long), return the type that its text names, so that it is
+    refused and not sent to a person as text.
     """
     try:
         value: object = json.loads(line)

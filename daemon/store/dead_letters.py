@@ -1,8 +1,8 @@
-"""SQL over one session's dead letters in inbound.db: finding one, sending it on its way again, closing it.
+"""SQL over one session's dead letters in inbound.db: find, requeue and close them.
 
-A dead letter is a failed message or a dead delivery that `dead_letters_closed` does not name. Nothing is ever deleted
-but an answer's `failed` receipt. Functions that write must be called inside `Writer.transaction()`, and each writes the
-operator's name and reason into the history.
+A dead letter is a failed message or a dead delivery that is not listed in `dead_letters_closed`. The only row ever deleted
+is an answer's `failed` receipt. Functions that write must be called inside `Writer.transaction()`; each records the
+operator's name and reason in the history.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from schema.connect import Reader, Writer
 from schema.instants import to_text
 from schema.rows import DeliveryState, MessageIn, MessageStatus
 
-# For a file whose tables are older than this one; a reader degrades.
+# For a file with an older schema that lacks the table; a reader then assumes that it is empty.
 CLOSED_TABLE: Final = "dead_letters_closed"
 _REQUEUED: Final = re.compile(r"\+r[0-9]{1,9}\Z")
 _LONGEST_STORY: Final = 10_000
 _DROPPED: Final = "dropped"
 _REQUEUE: Final = "requeued"
 EXPIRED: Final = "expired"
-BY_RULE: Final = "clawbus"  # who closed a letter that no operator did
+BY_RULE: Final = "clawbus"  # recorded as the operator when a rule closed the letter
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def dead_letter(db: Reader, letter_id: str) -> DeadLetter:
 
 
 def requeue_answer(db: Writer, letter: DeadAnswer, operator: Operator, at: int) -> None:
-    """Back into the queue, under its own id, with the whole time for retries before it again."""
+    """Put an answer back into the queue, under its own id, with the full time for retries."""
     identity = letter.message_out_id
     detail = operator.detail(attempts=letter.attempts, code=letter.code, error=letter.error)
     record(db, identity, _REQUEUE, at, detail=detail)
@@ -94,7 +94,7 @@ def requeue_answer(db: Writer, letter: DeadAnswer, operator: Operator, at: int) 
 
 
 def latest_requeue(db: Reader, message: MessageIn) -> MessageIn:
-    """Return the id of the message that works in this one's place: its last requeue, or itself."""
+    """Return the message that does this one's work now: its last requeued copy, or itself."""
     latest = message
     for _ in range(_LONGEST_STORY):
         row = db.one(f"SELECT requeued_as FROM {CLOSED_TABLE} WHERE id = ?", (latest.id,))
@@ -108,9 +108,9 @@ def latest_requeue(db: Reader, message: MessageIn) -> MessageIn:
 def requeue_message(
     db: Writer, message: MessageIn, operator: Operator, at: int, *, not_after: int | None = None
 ) -> MessageIn:
-    """Write a new message with the failed one's content and address, due at once; close the failed one.
+    """Write a new message with the failed one's content and address, due at once. Close the failed one.
 
-    It gets a turn of its own, and no expiry but `not_after`: the failed one's may be what ended it.
+    The new one is tried alone. It expires only at `not_after`, if given: the old expiry may be why the message failed.
     """
     new_id = free_id(db, _REQUEUED.sub("", message.id))
     again = replace(
@@ -132,7 +132,7 @@ def drop(db: Writer, letter: DeadLetter, operator: Operator, at: int) -> None:
 
 
 def expire(db: Writer, letter_id: str, at: int, rule: str) -> None:
-    """Close a dead letter by a rule of the configuration: it is listed no more. Its rows stay until retention takes them."""
+    """Close a dead letter by a rule of the configuration. It is no longer listed; its rows stay until retention."""
     by = Operator(BY_RULE, rule)
     record(db, letter_id, EXPIRED, at, detail=by.detail())
     _close(db, letter_id, EXPIRED, by, at)
@@ -142,7 +142,7 @@ def _close(
     db: Writer, letter_id: str, outcome: str, operator: Operator, at: int, *, requeued_as: str | None = None
 ) -> None:
     db.execute(
-        # OR REPLACE: one that an operator dropped, and that its sender sends again.
+        # OR REPLACE: an operator may have dropped a message that its sender then sent again.
         f"INSERT OR REPLACE INTO {CLOSED_TABLE}(id, outcome, at, by, reason, requeued_as) VALUES (?, ?, ?, ?, ?, ?)",
         (letter_id, outcome, at, operator.name, operator.reason, requeued_as),
     )

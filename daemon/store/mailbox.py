@@ -1,9 +1,9 @@
 """mailbox.db: answers on the `local` channel, kept so that a client that comes back later misses nothing.
 
-The daemon is its only writer, and keeps it open between two writes; the command line reads it read-only when the daemon is
-down. Every read opens, works and closes. All of it is synchronous: callers on the event loop go through a worker thread. It
-must never change or reorder an entry once it is written, and never use a cursor again: clients keep them. Retention takes
-the oldest entries away. A lost file, an older copy under the daemon and a restored backup go on above every cursor used.
+The daemon is its only writer, and keeps the file open between writes. The command line opens it read-only when the daemon is
+down. Every read opens and closes the file. Everything is synchronous: callers on the event loop use a worker thread. An
+entry must never be changed or reordered once written, and a cursor never reused, because clients remember cursors.
+Retention deletes the oldest entries. After a lost file, an older copy or a restored backup, cursors continue above all used.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from schema.migrate import Role
 MAX_LIMIT: Final = 1000
 MAX_ANSWERS: Final = 1000
 MAX_NAME: Final = 200  # characters of a mailbox's name
-# What one read may hold in memory; it always returns at least one entry, so that a reader gets on.
+# Limits what one read holds in memory. A read always returns at least one entry, so that the reader makes progress.
 READ_BUDGET_CHARS: Final = 16 * 1024**2
 
 _COLUMNS: Final = "cursor, mailbox, message_out_id, agent, session, in_reply_to, kind, thread_id, content, delivered_at"
 
 
 def is_mailbox_name(name: str) -> bool:
-    """Whether a mailbox may have this name: 1 to MAX_NAME printable characters."""
+    """Return whether a mailbox may have this name: 1 to MAX_NAME printable characters."""
     return 1 <= len(name) <= MAX_NAME and name.isprintable()
 
 
 @dataclass(frozen=True, slots=True)
 class MailboxEntry:
-    """A row of the mailbox. `cursor` grows for ever; `content` is JSON text; `delivered_at` is epoch milliseconds."""
+    """A row of the mailbox. `cursor` only grows; `content` is JSON text; `delivered_at` is epoch milliseconds."""
 
     cursor: int
     mailbox: str
@@ -54,7 +54,7 @@ class MailboxEntry:
 
 @dataclass(frozen=True, slots=True)
 class NewEntry:
-    """What is put in. `answers`: ids of further messages that it answers besides `in_reply_to`, at most MAX_ANSWERS."""
+    """An entry to store. `answers`: ids of further messages that it answers besides `in_reply_to`, at most MAX_ANSWERS."""
 
     mailbox: str
     message_out_id: str
@@ -74,7 +74,7 @@ class NewEntry:
         return tuple(dict.fromkeys((*first, *self.answers[:MAX_ANSWERS])))
 
     def at(self, cursor: int) -> MailboxEntry:
-        """Return the entry as it is stored at that cursor."""
+        """Return the stored entry, with this cursor."""
         return MailboxEntry(
             cursor, self.mailbox, self.message_out_id, self.agent, self.session, self.in_reply_to, self.kind,
             self.thread_id, self.content, self.delivered_at,
@@ -87,36 +87,36 @@ class Mailbox:
     def __init__(
         self, path: Path, clock: Clock | None = None, on_lost: Callable[[int], object] = lambda _: None
     ) -> None:
-        """`on_lost` is called, in any thread, with the first cursor of a file that had to be made in a lost one's place."""
+        """Create the handle. `on_lost` is called, in any thread, with the first cursor of a file that replaces a lost one."""
         self.path = path
         self._kept = KeptFiles(1)
         self._clock = clock or SystemClock()
         self._on_lost = on_lost
-        self._known = False  # the file was there once
-        self._highest = 0  # of the cursors that this process has stored
+        self._known = False  # the file existed once
+        self._highest = 0  # the highest cursor that this process has stored
 
     def prepare(self, *, known: bool = False) -> None:
-        """Make or migrate the file, and let SQLite finish what a crash left. Raises SchemaTooNewError, StorageError.
+        """Create or migrate the file, and let SQLite recover from a crash. Raise SchemaTooNewError or StorageError.
 
-        `known`: there was a mailbox before, so that a missing file is a lost one.
+        `known`: there was a mailbox before, so a missing file was lost.
         """
         self._known = self._known or known
         self._open_owner().close()
 
     def put(self, entry: NewEntry) -> int:
-        """Store one entry; returns its cursor, the first one's if it was there before."""
+        """Store one entry and return its cursor. If it was stored before, return the existing cursor."""
         return self.put_many((entry,))[0]
 
     def put_many(self, entries: Sequence[NewEntry]) -> list[int]:
-        """Store all or none in one transaction; the cursors in the same order.
+        """Store all or none of the entries in one transaction. Return their cursors in the same order.
 
-        An entry with a known agent, session and message_out_id is the known entry: the first content stands.
-        Raises FileBusyError or StorageError; nothing is stored then.
+        An entry whose agent, session and message_out_id are already stored is a duplicate: the first content is kept.
+        Raise FileBusyError or StorageError; then nothing is stored.
         """
         try:
             with self._writer() as db, db.transaction():
                 cursors = [_put(db, entry) for entry in entries]
-        except (UnicodeError, OverflowError) as error:  # text that is not UTF-8: SQLite's module says so in its own way
+        except (UnicodeError, OverflowError) as error:  # sqlite3 raises these for text that is not UTF-8
             raise StorageError(f"{self.path.name}: {error}") from error
         self._highest = max((self._highest, *cursors))
         return cursors
@@ -125,7 +125,7 @@ class Mailbox:
         return self._kept.using(self.path, self._open_owner)
 
     def _open_owner(self) -> Writer:
-        """Open the file; let a new one, or an older copy in its place, go on above every cursor that was used."""
+        """Open the file. In a new file, or an older copy, continue above every cursor that was used."""
         floor = self._clock.now_ms()
         lost = self._known and not self.path.exists()
         if lost:
@@ -152,9 +152,9 @@ class Mailbox:
         return int(row["top"] or 0) if row is not None else 0
 
     def prune(self, cutoff: int, after: int, limit: int) -> tuple[int, int | None]:
-        """Take those of the next `limit` entries above the cursor `after` that were delivered before `cutoff` (epoch ms).
+        """Delete those of the next `limit` entries above the cursor `after` that were delivered before `cutoff` (epoch ms).
 
-        Returns how many went, and the cursor to go on from, or None when nothing old comes above it.
+        Return how many were deleted, and the cursor to continue from, or None when no old entries remain above it.
         """
         if not self.path.exists():
             return 0, None
@@ -179,14 +179,14 @@ class Mailbox:
         session: str | None = None,
         in_reply_to: str | None = None,
     ) -> list[MailboxEntry]:
-        """Entries of one mailbox above the cursor `after`, oldest first, at most `limit` (1 to MAX_LIMIT).
+        """Return at most `limit` (1 to MAX_LIMIT) entries of one mailbox above the cursor `after`, oldest first.
 
-        A long answer may make the list shorter than `limit` though there is more: only an empty list is the end.
+        Large entries may make the list shorter than `limit` although there are more: only an empty list means the end.
         """
         return read_mailbox(self.path, mailbox, after, limit, agent=agent, session=session, in_reply_to=in_reply_to)
 
     def first_reply(self, agent: str, session: str, message_id: str) -> MailboxEntry | None:
-        """Return the oldest entry that answers this message, in whatever mailbox, or None."""
+        """Return the oldest entry that answers this message, in any mailbox, or None."""
         if not self.path.exists():
             return None
         with _open(self.path) as reader:
@@ -208,9 +208,9 @@ def read_mailbox(
     session: str | None = None,
     in_reply_to: str | None = None,
 ) -> list[MailboxEntry]:
-    """Read as `Mailbox.read` does, from another process: opens read-only, makes nothing. No file means no entries.
+    """Read as `Mailbox.read` does, from another process. Open read-only, create nothing. A missing file has no entries.
 
-    Raises StorageError, also when a daemon died inside a commit: the next daemon finishes that; and CursorAheadError when
+    Raise StorageError, also when a daemon died during a commit, which the next daemon recovers. Raise CursorAheadError when
     `after` is above every cursor that the file ever used.
     """
     if not path.exists():
@@ -235,13 +235,13 @@ def read_mailbox(
 
 
 def raise_cursors(path: Path, now_ms: int) -> None:
-    """Let a restored mailbox go on above every cursor that was used since its backup was made. Errors as of `open_owner`."""
+    """Let a restored mailbox continue above every cursor used since its backup. Raise what `open_owner` raises."""
     with open_owner(path, Role.MAILBOX) as db:
         _raise_cursors(db, now_ms)
 
 
 def _raise_cursors(db: Writer, now_ms: int) -> None:
-    """Begin at the time of day: no mailbox gets a thousand entries a second, so every earlier cursor was below it."""
+    """Continue at the current epoch milliseconds: no mailbox gets a thousand entries a second, so all used ones are lower."""
     floor = max(now_ms, _last_cursor(db))
     with db.transaction():
         db.execute("DELETE FROM sqlite_sequence WHERE name = 'mailbox'")
@@ -256,7 +256,7 @@ def _last_cursor(db: Reader) -> int:
 
 @contextmanager
 def _open(path: Path) -> Generator[Reader]:
-    """Open the file read-only. A journal that a dead daemon left is explained in words that fit this file."""
+    """Open the file read-only. Raise an error of this file's own for a journal that a dead daemon left."""
     try:
         with open_reader(path) as reader:
             yield reader

@@ -1,8 +1,8 @@
-"""SQL of retention over one session's inbound.db: which rows are done and old, and taking them away.
+"""Retention's SQL over one session's inbound.db: finds rows that are finished and old, and deletes them.
 
-Never takes what is not done, an open dead letter, what an answer on its way still needs, a row that the container's file
-still speaks of (its ack, its answer: they keep a repeated id or a replaced file from doing a thing twice), or the row with
-the highest seq. Synchronous; the caller holds the session's lock. One step is one look and one short transaction.
+It never deletes an unfinished message, an open dead letter, a row that an answer on its way still needs, a row that the
+container's file still refers to (its ack or answer prevents a repeated id or a replaced file from repeating work), or the
+row with the highest seq. Synchronous; the caller holds the session's lock. One step is one read and one short transaction.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from schema.layout import INBOX_FILES
 from schema.rows import DeliveryState, MessageStatus
 
 _OVER: Final = frozenset({MessageStatus.COMPLETED, MessageStatus.FAILED, MessageStatus.CANCELLED})
-# With more answers than this on their way or dead, what they reply to is not worked out; nothing is pruned meanwhile.
+# With more answers than this on their way or dead, it is too much work to find what they reply to; nothing is pruned then.
 _MAX_ON_THEIR_WAY: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`taken` rows went; the next step begins behind `position`. `done`: nothing old comes behind it."""
+    """One step's result. `taken`: rows deleted. The next step begins after `position`; with `done` there is none."""
 
     taken: int
     position: int
@@ -39,9 +39,9 @@ class Step:
 
 
 def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now: int) -> Step:
-    """Delete those of the next `limit` messages behind seq `after` that ended before `cutoff` (epoch ms).
+    """Delete those of the next `limit` messages after seq `after` that ended before `cutoff` (epoch milliseconds).
 
-    Their history, attempts and closed dead letters go with them. Raises what opening the files raises; nothing is deleted then.
+    Delete their history, attempts and closed dead letters too. Raise what opening the files raises; then nothing is deleted.
     """
     with files.inbound() as db:
         rows = db.all(
@@ -54,7 +54,7 @@ def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now
             return Step(0, after, done=True)
         with files.outbound() as out:
             if out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id)):
-                return Step(0, after, done=True)  # a new answer may reply to any of them; it is taken note of first
+                return Step(0, after, done=True)  # a new answer may reply to any of them; it must be recorded first
             taken = _finished(db, out, old, cutoff)
         if taken:
             _remove_files(files, taken)
@@ -69,10 +69,10 @@ def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now
 
 
 def prune_receipts(files: SessionFiles, cutoff: int, after: int, limit: int, now: int) -> Step:
-    """Delete those of the next `limit` receipts behind rowid `after` that are older than `cutoff` (epoch ms).
+    """Delete those of the next `limit` receipts after rowid `after` that are older than `cutoff` (epoch milliseconds).
 
-    Their answer must be gone from the container's file, or be the host's own; what else is known of it goes too. Raises
-    what opening the files raises; nothing is deleted then.
+    Only when the answer is gone from the container's file, or is the host's own; its other records are deleted too. Raise
+    what opening the files raises; then nothing is deleted.
     """
     with files.inbound() as db:
         rows = db.all(
@@ -85,7 +85,7 @@ def prune_receipts(files: SessionFiles, cutoff: int, after: int, limit: int, now
             return Step(0, after, done=True)
         own = _in_table(db, "host_messages", "id", old)
         with files.outbound() as out:
-            # No file is no proof: one that was moved away may come back.
+            # A missing file proves nothing: it may have been moved away and come back.
             kept = outbound.present(out, old) if out is not None else set(old) - own
         kept |= _unfinished_answers(db, old, cutoff) | _highest_notice(db) | _in_table(db, "messages_in", "id", old)
         taken = [identity for identity in old if identity not in kept]
@@ -101,7 +101,7 @@ def prune_receipts(files: SessionFiles, cutoff: int, after: int, limit: int, now
 
 
 def _finished(db: Reader, out: Reader | None, rows: Sequence[sqlite3.Row], cutoff: int) -> list[str]:
-    """Return the messages of `rows` that ended before `cutoff` and that nothing needs any more."""
+    """Return the ids of the `rows` that ended before `cutoff` and that nothing needs any longer."""
     over = [row for row in rows if row["status"] in _OVER and not _to_rearm(row)]
     ids = [row["id"] for row in over]
     ended = _last_events(db, ids)
@@ -122,7 +122,7 @@ def _to_rearm(row: sqlite3.Row) -> bool:
 
 
 def _last_events(db: Reader, ids: Sequence[str]) -> dict[str, int]:
-    """When each was last heard of. A message without any history is not dated, and stays."""
+    """Return the time of each message's last history row. A message without history has none, and is kept."""
     found: dict[str, int] = {}
     for chunk in chunks(ids):
         rows = db.all(
@@ -149,7 +149,7 @@ def _open_or_requeued(db: Reader, rows: Sequence[sqlite3.Row]) -> set[str]:
 
 
 def _first_of_live_series(db: Reader, rows: Sequence[sqlite3.Row]) -> set[str]:
-    """First occurrences whose series goes on: were that id sent again, it would begin the series a second time."""
+    """Return first occurrences whose series is still active: if that id was sent again, the series would start twice."""
     kept: set[str] = set()
     for chunk in chunks([row["id"] for row in rows if row["series_id"] == row["id"]]):
         found = db.all(
@@ -170,9 +170,9 @@ def _open_attempts(db: Reader, ids: Sequence[str]) -> set[str]:
 
 
 def _answered_by_unfinished(db: Reader, out: Reader | None) -> frozenset[str] | None:
-    """Return what unsent answers and dead letters reply to: their permission to go there comes from it.
+    """Return the messages that unsent answers and dead letters reply to: these give them permission for their destination.
 
-    None when they are too many to look at.
+    None when there are too many to check.
     """
     rows = db.all(
         "SELECT message_out_id FROM delivery_attempts WHERE message_out_id NOT IN (SELECT id FROM dead_letters_closed)"
@@ -190,7 +190,7 @@ def _answered_by_unfinished(db: Reader, out: Reader | None) -> frozenset[str] | 
 
 
 def _unfinished_answers(db: Reader, ids: Sequence[str], cutoff: int) -> set[str]:
-    """Those that are still tracked, but for dead letters that an operator closed before `cutoff`."""
+    """Return the answers that are still tracked, except dead letters that were closed before `cutoff`."""
     found: set[str] = set()
     for chunk in chunks(ids):
         rows = db.all(

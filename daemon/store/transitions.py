@@ -40,9 +40,9 @@ def change_status(
     incarnation: str | None = None,
     detail: Mapping[str, object] | None = None,
 ) -> bool:
-    """Move a message to `target`, history first. False if there is no such message or it is there already.
+    """Move a message to `target`, history first. Return False if it does not exist or already has that status.
 
-    Raises IllegalTransitionError, and then nothing has changed.
+    Raise IllegalTransitionError; then nothing has changed.
     """
     row = db.one("SELECT status FROM messages_in WHERE id = ?", (message_id,))
     if row is None:
@@ -68,11 +68,11 @@ def repair_status(
     incarnation: str | None = None,
     finish: Callable[[], object] = lambda: None,
 ) -> bool:
-    """Give an unfinished message the status that the evidence says, in the order of truth: history, finish, status.
+    """Give an unfinished message the status that the evidence shows. Write history first, then the attempt, then the status.
 
-    `by` (who and why) is recorded as `swept`; then `target`'s own row, unless the history has it already (`told`); then
-    `finish` ends the attempt; last the status. False if the message is gone. Raises IllegalTransitionError; nothing has
-    changed then.
+    First record `by` (who and why) as `swept`. Then record `target`'s own history row, unless there is one already
+    (`told`). Then `finish` ends the attempt. Last comes the status. Return False if the message is gone. Raise
+    IllegalTransitionError; then nothing has changed.
     """
     row = db.one("SELECT status FROM messages_in WHERE id = ?", (message_id,))
     if row is None:
@@ -90,9 +90,9 @@ def schedule_retry(
     db: Writer, message_id: str, tries: int, process_after: int, at: int, *, incarnation: str, reason: str,
     holds: bool = False,
 ) -> None:  # fmt: skip
-    """Charge a try and schedule the next one at `process_after` (epoch ms); the message stays pending.
+    """Charge a try and schedule the next one at `process_after` (epoch milliseconds). The message stays pending.
 
-    From now on it is tried alone; with `holds` the later messages of its session wait for it.
+    From now on it is tried alone. With `holds`, the session's later messages wait for it.
     """
     detail = {"tries": tries, "process_after": to_text(process_after), "reason": reason}
     record(db, message_id, "retry_scheduled", at, incarnation=incarnation, detail=detail)
@@ -106,7 +106,7 @@ def defer(
     db: Writer, message_id: str, number: int, process_after: int, at: int, *, incarnation: str | None,
     reason: str | None, holds: bool,
 ) -> None:  # fmt: skip
-    """Schedule a message again because its agent asked for that; it costs no try. `number` counts such requests."""
+    """Schedule a message again because its agent asked for `later`. No try is charged. `number` counts such requests."""
     detail = {"process_after": to_text(process_after), "deferrals": number, **({"reason": reason} if reason else {})}
     record(db, message_id, "deferred", at, incarnation=incarnation, detail=detail)
     db.execute(
@@ -116,5 +116,5 @@ def defer(
 
 
 def void_ack(db: Writer, message_id: str, changed_text: str) -> None:
-    """Mark the ack of this time as not about the message: the runner may claim it in spite of that ack."""
+    """Mark the ack with this `status_changed` as void: the runner may claim the message despite it."""
     db.execute("UPDATE messages_in SET void_ack = ? WHERE id = ? AND status = 'pending'", (changed_text, message_id))
