@@ -20,7 +20,7 @@ from schema.rows import Kind, TurnNote
 TYPES: Final = frozenset({"message", "progress", "tool", "tool_end", "state", "later"})
 _HELD: Final = frozenset(
     {"message", "state"}
-)  # types that are part of the answer and count toward its size; others may be sent without limit
+)  # types that count toward the answer's size; the others may be sent without limit
 _ENVELOPE: Final = frozenset({"type", "to", "thread_id", "deliver_after", "kind", "content", "text"})
 _MAX_KEY: Final = 200
 _MAX_IGNORED: Final = 100

@@ -1,7 +1,7 @@
-"""The webhook channel's way in: POST /hooks/NAME[/SESSION], as an ASGI app.
+"""Incoming webhook requests: POST /hooks/NAME[/SESSION], as an ASGI app.
 
-It says 202 only after the bus has committed the row. Everything before the signature check is hostile: nothing is
-parsed, at most `max_body_bytes` are kept, and a refusal says why without saying what would have been right.
+It responds 202 only after the bus has committed the row. Until the signature is checked, a request is untrusted: nothing is
+parsed, at most `max_body_bytes` are kept, and a refusal gives the reason without revealing what would have been accepted.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _FORM_FIELDS: Final = 1000
 _REFUSALS: Final = 60
 _REFUSALS_S: Final = 60.0
 _IN_THREAD_BYTES: Final = 64 * 1024
-# Kept with the message because they say what it is. Nothing that differs between two deliveries of one event (a date, a
-# client's version): the same id with other content is refused as a conflict.
+# Headers stored with the message because they describe it. Leave out headers that differ between two deliveries of one
+# event (a date, a client's version): the same id with other content is refused as a conflict.
 _KEPT_HEADERS: Final = (
     "content-type",
     "x-github-hook-id",
@@ -50,7 +50,7 @@ _KEPT_HEADERS: Final = (
 
 
 class _RefusalLog:
-    """A stranger's flood of requests must not turn the log over: so many lines a minute, and then a count."""
+    """Limits the log lines for refusals per minute and counts the rest, so that a flood cannot push out other log lines."""
 
     def __init__(self) -> None:
         self.unlogged = 0
@@ -58,7 +58,7 @@ class _RefusalLog:
         self._count = 0
 
     def allows(self, now: float) -> bool:
-        """Whether this refusal has a line of its own. `now` is monotonic seconds."""
+        """Return whether this refusal gets its own log line. `now` is monotonic seconds."""
         if self._begun is None or now - self._begun >= _REFUSALS_S:
             self._begun, self._count = now, 0
         self._count += 1
@@ -68,13 +68,13 @@ class _RefusalLog:
         return True
 
     def take_unlogged(self) -> int:
-        """Return how many requests had no line since the last one, and reset the count."""
+        """Return how many refusals were not logged since the last log line, and reset the count."""
         found, self.unlogged = self.unlogged, 0
         return found
 
 
 class WebhookIn:
-    """Takes signed requests for the configured hooks and hands them to the bus."""
+    """Accepts signed requests for the configured hooks and passes them to the bus."""
 
     def __init__(self, name: str, settings: WebhookSettings, keys: Mapping[str, Keys], clock: Clock) -> None:
         self._name = name
@@ -117,7 +117,7 @@ class WebhookIn:
         except ClawbusError as error:
             return await self._refuse(request, error)
         except Exception:  # noqa: BLE001 - logged and answered; a bug in the bus must not close the channel
-            # A bug, not a refusal: the caller learns only that it is ours, and may send again.
+            # A bug, not a refusal: tell the caller only that the fault is ours and that it may send again.
             self._log.exception("webhook_failed", hook=name)
             return _failure(500, "INTERNAL", "the bus failed; nothing is known to be stored.", "Send it again later.")
         self._log.info(
@@ -136,7 +136,7 @@ class WebhookIn:
         return JSONResponse(body, status_code=202)
 
     async def _checked(self, request: Request, name: str) -> Incoming | str:
-        """Return the message in a request, or a text that its sender wants back."""
+        """Return the request's message, or a text that the sender expects in the response."""
         hook = self._settings.hooks.get(name)
         if hook is None:
             raise refusals.UnknownHookError("there is no such hook.")
@@ -146,7 +146,7 @@ class WebhookIn:
         message_id = form.check(
             self._keys[name].inbound, Signed(request.headers, request.scope["path"], body, self._clock.now_ms())
         )
-        # From here on the sender is known, and answers may say more.
+        # The sender is authenticated from here on, so responses may reveal more.
         setattr(request.state, TRUSTED, True)
         session = _session(hook, request.path_params.get("session"))
         content_type = request.headers.get("content-type", "")
@@ -176,7 +176,7 @@ class WebhookIn:
     async def _body(self, request: Request) -> bytes:
         """Read the raw body.
 
-        Raise BodyTooLargeError as soon as it is over the limit, BodyTimeoutError when it is slow.
+        Raise BodyTooLargeError as soon as it exceeds the limit, BodyTimeoutError when it arrives too slowly.
         """
         limit = self._settings.max_body_bytes
         declared = request.headers.get("content-length", "")
@@ -210,7 +210,7 @@ class WebhookIn:
             more = {"unlogged_before": self._refusals.take_unlogged()} if self._refusals.unlogged else {}
             level("webhook_refused", path=request.url.path[:200], status=status, code=error.code, client=client, **more)
         if status >= 500:
-            # What is wrong inside is the log's; the sender needs to know only that it is not its fault.
+            # Log the internal cause; tell the sender only that it is not at fault.
             self._log.warning("webhook_not_stored", code=error.code, error=str(error), hint=error.hint)
             response = _failure(
                 status, error.code, "the bus cannot store this now.", "Send it again after Retry-After."
@@ -226,9 +226,9 @@ class WebhookIn:
 
 
 def read_payload(content_type: str, body: bytes, *, strict: bool = False) -> dict[str, object]:
-    """`{"body": ...}` of JSON or a form, `{"text": ...}` of plain text. Raises BodyRefusedError or MediaTypeError.
+    """Return `{"body": ...}` for JSON or a form, `{"text": ...}` for plain text. Raise BodyRefusedError or MediaTypeError.
 
-    A form whose only field is `payload`, with JSON in it, is that JSON; with `strict` it has to be.
+    A form whose only field is a `payload` that holds JSON is read as that JSON. With `strict`, other forms are refused.
     """
     media = content_type.partition(";")[0].strip().lower()
     try:
@@ -245,7 +245,7 @@ def read_payload(content_type: str, body: bytes, *, strict: bool = False) -> dic
 
 
 def _form(body: bytes, *, strict: bool) -> object:
-    """Parse the fields of a form; several of one name become a list. Raise ValueError."""
+    """Parse a form's fields. Several fields with one name become a list. Raise ValueError if the form is malformed."""
     fields = parse_qs(
         body.decode("ascii"), keep_blank_values=True, strict_parsing=bool(body) and not strict,
         max_num_fields=_FORM_FIELDS, errors="strict",
@@ -259,19 +259,19 @@ def _form(body: bytes, *, strict: bool) -> object:
 
 
 def _json(text: str) -> object:
-    """JSON as RFC 8259 has it. Python's reader alone would take NaN, infinities and lone surrogates."""
+    """Parse JSON as RFC 8259 defines it. Python's parser alone would accept NaN, infinities and lone surrogates."""
 
     def constant(name: str) -> object:
         raise ValueError(f"{name} is no JSON")
 
     value: object = json.loads(text, parse_constant=constant)
-    # What cannot be written again could not be stored: 1e999 became an infinity, "\ud800" is no Unicode text.
+    # Refuse a value that cannot be stored: 1e999 parses as infinity, and "\ud800" is not valid Unicode.
     json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     return value
 
 
 def _not_after(text: str | None) -> int | None:
-    """When the message expires, as its sender says: an ISO-8601 time, or epoch seconds."""
+    """Parse the sender's expiry time: ISO 8601, or epoch seconds."""
     if text is None:
         return None
     instant = int(text) * 1000 if text.isascii() and text.isdigit() and len(text) <= 12 else from_text(text)
@@ -291,12 +291,12 @@ def _session(hook: Hook, given: str | None) -> str:
 
 
 async def _finish(request: Request, error: ClawbusError) -> bool:
-    """Read the rest of a refused request's body, within bounds; False when it does not end and the connection must.
+    """Read the rest of a refused request's body, within limits. Return False when the connection must be closed instead.
 
-    A connection closed on unread data is reset, and the client would see that instead of the answer.
+    Closing a connection with unread data resets it, and the client would see the reset instead of the response.
     """
     if getattr(request.state, "body_read", False):
-        return True  # asking for more would wait for the client to hang up
+        return True  # reading more would wait until the client disconnects
     if isinstance(error, refusals.BodyTimeoutError) or request.headers.get("expect", "").lower() == "100-continue":
         return False
     left = _DRAIN_BYTES

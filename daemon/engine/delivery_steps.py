@@ -1,6 +1,6 @@
-"""The two transactions of delivery over one session's files: take note and intend; record what came of it.
+"""Delivery's two transactions over one session's files: record news and intend sends; then record the outcomes.
 
-Synchronous; the caller holds the session's lock. Sends nothing.
+Synchronous; the caller holds the session's lock. Nothing is sent here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _LARGE: Final = 1024**2  # characters; a batch of new rows is cut short well abo
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What one look at a session found and committed. `sends` are intended and must be sent now."""
+    """What one poll of a session found and committed. `sends` are intended and must be sent now."""
 
     sends: tuple[Send, ...] = ()
     buried: tuple[Bury, ...] = ()
@@ -55,14 +55,14 @@ class Collected:
     claimed: tuple[Ack, ...] = ()
     endings: tuple[AttemptEnd, ...] = ()
     more: bool = False
-    later: bool = False  # something waits for a known instant, or a series must be armed again
+    later: bool = False  # something waits for a known time, or a recurring series must be rearmed
     queued: frozenset[str] = frozenset()  # destinations with rows that wait only for their turn
     verdicts: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one intended send. `error` None with `sent`: a receipt. Not `sent`: it never began."""
+    """The outcome of one intended send. Not `sent`: it never began. `sent` without `error`: there is a receipt."""
 
     send: Send
     sent: bool
@@ -71,15 +71,15 @@ class Outcome:
     error: str | None = None
     permanent: bool = False
     retry_after_s: float | None = None
-    in_doubt: bool = False  # of a failure: it may have arrived
-    not_wanted: bool = False  # its channel says that it is not wanted
+    in_doubt: bool = False  # for a failure: the answer may have arrived
+    not_wanted: bool = False  # the channel reports that it does not want it
     begun: SpanStart | None = None
     ended_at: int = 0
 
     def at(self, begun: SpanStart, ended_at: int) -> Outcome:
         """Return the outcome with its times.
 
-        A drain makes one for each row; `dataclasses.replace` takes three times as long.
+        Draining a backlog calls this for every row, and `dataclasses.replace` takes three times as long.
         """
         return Outcome(
             self.send, self.sent, self.platform_message_id, self.error_code, self.error, self.permanent,
@@ -89,9 +89,9 @@ class Outcome:
 
 @dataclass(slots=True)
 class HandOver:
-    """What came of handing one destination's rows to its channel, whichever way they went.
+    """The outcomes of handing one destination's rows to its channel.
 
-    `dead` are those of them that were given up; None until the outcomes are recorded.
+    `dead` are the rows that were given up; None until the outcomes are recorded.
     """
 
     outcomes: list[Outcome]
@@ -106,11 +106,12 @@ class HandOver:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What the session's delivery works with; `held` destinations have a send under way.
+    """What a session's delivery depends on.
 
-    `take` takes a send's slot at (channel, place), if there is one; there is none at the places in `full`, for which `wait`
-    says that something waits. `few`: at most so many rows are read again, since no more can be sent. `unconfirmed`: rows
-    whose intent was committed with an error, so that it may be in the file though nothing was sent; `collect` keeps it.
+    `held`: destinations with a send under way. `take(channel, place)` takes a slot for a send, if one is free. No slot is
+    free at the places in `full`; `wait(channel, place)` registers that something waits there. `few`: the most tracked rows
+    to read, since no more can be sent. `unconfirmed`: rows whose intent's commit failed but may have reached the file,
+    although nothing was sent; `collect` maintains it.
     """
 
     channels: Mapping[str, ChannelTraits]
@@ -137,9 +138,9 @@ class _Batch:
 
 
 def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Collected:
-    """Settle final acks, note claims, plan deliveries and commit all of it with the cursor, in one transaction.
+    """Settle final acks, record claims, plan deliveries and commit all of it with the cursor, in one transaction.
 
-    Raises ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; nothing has changed then.
+    Raise ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; then nothing has changed.
     """
     if means.unconfirmed:
         _revert_unconfirmed(files, means.unconfirmed)
@@ -156,7 +157,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         planned = _with_slots(planned, means.take)
         for channel, place in {(d.address.channel_type, d.address.platform_id) for d in planned if _blocked(d)}:
             means.wait(channel, place)
-        # A row that waits in the queue already goes on waiting: nothing to write.
+        # A row that is already queued and stays so needs no write.
         decisions = [d for d in planned if not (isinstance(d, Queue) and d.candidate.state is not None)]
         _check_dead(db, decisions, means.config.max_dead_letters)
         queued = frozenset(
@@ -164,7 +165,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
         )
         if not decisions and not settles and not claims and not judged.verdicts and batch.top_seq is None:
             return Collected(more=batch.more, queued=queued, later=judged.suspect)
-        # A row that was intended before stays in doubt: an earlier send of it may have begun.
+        # Not rows that were intended before: an earlier send of theirs may have begun, so they stay in doubt.
         means.unconfirmed.update(
             d.candidate.row.id
             for d in decisions
@@ -200,9 +201,9 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
 
 
 def _revert_unconfirmed(files: SessionFiles, unconfirmed: set[str]) -> None:
-    """Put the rows of a failed commit back into their queue: the error came before any send.
+    """Put the rows of a failed commit back into their queue: the commit failed before any send.
 
-    A commit may fail after it has reached the file (the sync of the folder fails when the journal is gone already).
+    A commit may report an error after it has reached the file (if syncing the folder fails once the journal is deleted).
     """
     with files.inbound() as db, db.transaction():
         for row_id in unconfirmed:
@@ -211,7 +212,7 @@ def _revert_unconfirmed(files: SessionFiles, unconfirmed: set[str]) -> None:
 
 
 def _without_cut(batch: _Batch, judged: Judged) -> tuple[_Batch, list[str]]:
-    """Return the batch without answers of failures that do not count, and their ids: those messages are tried again."""
+    """Return the batch without the error answers of void acks, and their ids: those messages are tried again."""
     void = {verdict.message_id for verdict in judged.verdicts if isinstance(verdict, Void)}
     void |= {message.id for message in judged.pending if message.void_ack is not None}
     cut = [
@@ -237,7 +238,7 @@ def _blocked(item: Decision) -> TypeGuard[Queue]:
 
 
 def _with_slots(planned: Sequence[Decision], take: Callable[[str, str], bool]) -> list[Decision]:
-    """Give each destination with a send a slot. Without one its rows wait, and are not intended."""
+    """Take a slot for each destination with a send. If there is none, its rows stay queued and are not intended."""
     has: dict[str, bool] = {}
     found: list[Decision] = []
     for item in planned:
@@ -256,10 +257,10 @@ def _with_slots(planned: Sequence[Decision], take: Callable[[str, str], bool]) -
 def unfinished(
     db: Reader, out: Reader | None, now: int, also: Sequence[str] = ()
 ) -> tuple[list[MessageIn], dict[str, Ack]]:
-    """Messages that are not finished, and what the container says of them; those of `also` in any case.
+    """Return the unfinished messages (those of `also` in any case) and the container's acks for them.
 
-    Of a backlog beyond the window, those are added that the container wrote of last: it takes the context nearest to
-    what woke it, which may lie anywhere.
+    If the backlog exceeds the window, also include the messages that the container acked last: it claims the context next
+    to its trigger, which may be anywhere in the backlog.
     """
     pending = messages.pending(db, now)
     wanted = dict.fromkeys(also)
@@ -273,9 +274,10 @@ def unfinished(
 
 
 def _check_dead(db: Reader, decisions: Sequence[Decision], limit: int) -> None:
-    """Each row that cannot be sent costs rows of ours: a container must not fill the host's file with them.
+    """Raise HostileFileError when the container has written too many answers that cannot be sent.
 
-    What its channel refuses is not the session's doing, and never puts it in quarantine.
+    Each of them adds rows to the host's file, which a container must not fill. Answers that a channel refuses are not the
+    session's fault and never quarantine it.
     """
     refused = any(isinstance(item, Bury) and item.reason in OF_CONTAINER for item in decisions)
     if refused and deliveries.too_many_dead(db, limit, OF_CONTAINER):
@@ -285,7 +287,7 @@ def _check_dead(db: Reader, decisions: Sequence[Decision], limit: int) -> None:
 
 
 def settle(db: Writer, action: Settle, now: int) -> None:
-    """Turn a final ack into a status, and end the attempt it belongs to."""
+    """Turn a final ack into the message's status, and end its attempt."""
     done = action.status is AckStatus.COMPLETED
     target = MessageStatus.COMPLETED if done else MessageStatus.FAILED
     detail = settled_detail(action)
@@ -297,7 +299,7 @@ def settle(db: Writer, action: Settle, now: int) -> None:
 
 
 def settled_detail(action: Settle) -> dict[str, str] | None:
-    """Return the history's detail of a turn's end: for a failure the reason that the runner noted."""
+    """Return the history detail for a turn's end. For a failure, it is the reason that the runner noted."""
     note = action.note
     if action.status is AckStatus.COMPLETED:
         return None if note is None else {"note": note.code, "reason": note.message}
@@ -307,9 +309,9 @@ def settled_detail(action: Settle) -> dict[str, str] | None:
 
 
 def record_outcomes(files: SessionFiles, outcomes: Sequence[Outcome], means: Means, now: int) -> list[Bury]:
-    """Receipts, retries and dead letters of sends, in one transaction. The dead letters are returned for the log.
+    """Record the receipts, retries and dead letters of sends in one transaction. Return the dead letters, for the log.
 
-    Recording the same outcomes again changes nothing: a commit that was reported as failed may have reached the file.
+    Recording the same outcomes twice changes nothing: a commit that was reported as failed may have reached the file.
     """
     buried: list[Bury] = []
     taken: dict[str, str] = {}
@@ -336,7 +338,7 @@ def record_outcomes(files: SessionFiles, outcomes: Sequence[Outcome], means: Mea
 
 
 def _expire_dead(db: Writer, limit: int, now: int) -> None:
-    """Close the oldest refused answers beyond the limit, so that they do not fill the file; retention removes them."""
+    """Close the oldest refused answers beyond the limit, so that they do not fill the file. Retention deletes them."""
     for letter_id in deliveries.open_dead_beyond(db, limit, OF_CONTAINER):
         expire(db, letter_id, now, "delivery.max_dead_letters")
 
@@ -368,7 +370,7 @@ def _failed(db: Writer, outcome: Outcome, means: Means, now: int) -> Bury | None
 
 
 def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
-    """Read what there is to plan. New rows come only when no tracked one was left out, so that order holds."""
+    """Read the rows to plan. Read new ones only if no tracked row was left out, so that the order is kept."""
     batch = means.config.batch
     limit = batch if means.few is None else min(batch, means.few)
     held = means.held | deliveries.retrying_destinations(db, now)
@@ -383,7 +385,7 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
     if out is not None and len(every_due) < limit and not left_out:
         new = outbound.rows_after(out, deliveries.cursor(db, out.file_id), batch)
     room = means.config.max_open_answers
-    if new:  # what is more waits in the container's own file
+    if new:  # rows beyond the limit wait in the container's file
         room = max(0, room - deliveries.count_open(db))
     held_back, new = len(new) > room, new[:room]
     known = deliveries.known(db, [row.id for row in new])
@@ -409,7 +411,7 @@ def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
 def _agent_rows(
     out: Reader | None, due: list[deliveries.Tracked]
 ) -> tuple[dict[str, MessageOut], list[deliveries.Tracked], bool]:
-    """Return the container's rows behind tracked ones, and the first of `due` that can be judged now, in order."""
+    """Return the container's rows for the tracked ones, the leading part of `due` that was read, and whether more is left."""
     ours = [row.message_out_id for row in due if not row.from_host]
     if out is None:
         return {}, due, False
@@ -421,9 +423,9 @@ def _agent_rows(
 
 
 def _first_of_each(new: Sequence[MessageOut], known: frozenset[str]) -> list[MessageOut]:
-    """Rows whose id was never seen: an id used again by the container is the same message and is not sent again.
+    """Return the rows whose id is new: an id that the container uses again is the same message and is not sent again.
 
-    Used twice in one batch, too: a file without the contract's keys may hold that.
+    This also holds within one batch: a file without the contract's keys may hold an id twice.
     """
     first: dict[str, MessageOut] = {}
     for row in new:
@@ -436,7 +438,7 @@ _Origins = Mapping[str, deliveries.Origin]
 
 
 def _row_of(row: deliveries.Tracked, rows: Mapping[str, MessageOut]) -> MessageOut | None:
-    """Keep the seq that was recorded first: the container may have rewritten the row since."""
+    """Return the row with the seq that was recorded first: the container may have rewritten the row since."""
     found = rows.get(row.message_out_id)
     return found if found is None or found.seq == row.seq else replace(found, seq=row.seq)
 
@@ -484,14 +486,14 @@ def _rules(db: Reader, batch: _Batch, means: Means, now: int) -> Rules:
 
 
 def _scheduled_room(db: Reader, batch: _Batch, means: Means, now: int) -> int:
-    """Count the free places for scheduled rows. Called only when a new row wants a time of its own."""
+    """Return how many more scheduled rows are allowed. They are counted only if a new row asks for a delivery time."""
     limit = means.config.max_scheduled_answers
     asked = any(one.state is None and (one.row.deliver_after or 0) > now for one in batch.candidates)
     return limit - deliveries.count_scheduled(db, now) if asked else limit
 
 
 def _new_claims(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], live: str | None) -> list[Ack]:
-    """Claims of the live incarnation that have not been noted yet."""
+    """Return the claims of the live incarnation that are not recorded yet."""
     if live is None:
         return []
     ids = {message.id for message in pending}
@@ -531,7 +533,7 @@ def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
 
 
 def _tell_of_unsendable(db: Writer, decision: Bury, now: int) -> None:
-    """Inform the sender that an answer cannot be sent: the message counts as completed, and nothing else would say so."""
+    """Inform the sender that an answer cannot be sent. The message counts as completed, so nothing else informs it."""
     candidate = decision.candidate
     answered = candidate.row.in_reply_to
     if decision.reason not in _UNSENDABLE or candidate.from_host or answered is None:
@@ -561,6 +563,6 @@ def _track_new(db: Writer, decision: Decision, now: int) -> None:
         destination=address.key if address is not None else "",
         state=state,
         not_before=decision.not_before if isinstance(decision, Queue) else None,
-        # Its life begins when it is due: the time for retries must not be over by then.
+        # Its time for retries begins when it is due, not when it was written.
         at=decision.not_before or now if isinstance(decision, Queue) else now,
     )

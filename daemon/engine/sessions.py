@@ -1,7 +1,7 @@
-"""The sessions that have work, in memory: one object and one lock each. Idle sessions are rows in central.db only.
+"""The sessions that have work, in memory: one object and one lock for each. Idle sessions are only rows in central.db.
 
-Everything that opens a session's files goes through `Session.call`, which serialises it: closing one descriptor of a
-file drops this process's SQLite locks on it, so two threads must never have the same outbound.db open.
+Everything that opens a session's files goes through `Session.call`, which serialises it. Closing one descriptor of a file
+drops all of this process's SQLite locks on it, so two threads must never have the same outbound.db open.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ T = TypeVar("T")
 
 _RACES: Final = 40
 _RACE_S: Final = 0.05
-_KEPT: Final = 128  # descriptors; well below the 1,024 that a process has unless it is given more
-OPERATION_S: Final = 24.0  # two busy time-outs, a read's deadline, and a slow disk
+_KEPT: Final = 128  # file descriptors; well below the usual limit of 1,024 for a process
+OPERATION_S: Final = 24.0  # enough for two busy timeouts, one read deadline and a slow disk
 
 
 class _Job(Generic[T]):
-    """An operation on its way to a thread: either it runs and then says so, or it is withdrawn and never runs."""
+    """An operation handed to a thread. Either it runs, or it is withdrawn and never runs. Then `came_back` is called."""
 
     def __init__(self, operation: Callable[[], T], came_back: Callable[[], None]) -> None:
         self._operation = operation
@@ -60,7 +60,7 @@ class _Job(Generic[T]):
 
     def run(self) -> T:
         if not self._decide():
-            raise RuntimeError("withdrawn")  # nobody waits for this
+            raise RuntimeError("withdrawn")  # the caller has left, so nobody sees this
         try:
             return self._operation()
         finally:
@@ -71,17 +71,17 @@ class _Job(Generic[T]):
             self._came_back()
 
     def _decide(self) -> bool:
-        """Return True for the first caller."""
+        """Return True for the first caller, of `run` and `withdraw`, only."""
         with self._gate:
             first, self._decided = not self._decided, True
             return first
 
 
 class Session:
-    """One active session. `operation_s` is the seconds that one operation may take.
+    """One active session. `operation_s` is how many seconds one operation may take.
 
-    `last_activity` (epoch ms) is when a message was last accepted, claimed, answered or settled; `moved_at` the same
-    without acceptances, which are no work of the container's.
+    `last_activity` (epoch milliseconds) is when a message was last accepted, claimed, answered or settled. `moved_at` is the
+    same without acceptances, because the container does not do those.
     """
 
     def __init__(
@@ -104,52 +104,54 @@ class Session:
         self.active = False
         self.last_activity = 0
         self.moved_at = 0
-        self.held_at = 0  # epoch ms: when the sweep last saw messages that wait for an earlier one's next try
+        self.held_at = 0  # epoch ms: when the sweep last saw messages waiting behind one that waits for its next try
         self.tool: ToolInFlight | None = None  # the container's declared tool as the host last saw it
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
-        self.unconfirmed: set[str] = set()  # ids whose intent was committed with an error: nothing of them was sent
+        self.unconfirmed: set[str] = set()  # ids whose intent's commit failed but may be in the file; nothing was sent
         self.behind: set[str] = set()  # destinations with rows that wait for a send under way
-        self.strikes: dict[str, int] = {}  # which look -> how often in a row it took too long
-        self.unreadable_since: float | None = None  # monotonic: since when no look has come through
-        self.unwritable_since: float | None = None  # monotonic: since when no write of inbound.db has come through
-        self.use: OutUse | None = None  # what the last sweep counted in its out/
+        self.strikes: dict[str, int] = {}  # kind of read -> how many times in a row it passed its deadline
+        self.unreadable_since: float | None = None  # monotonic: since when every read has failed
+        self.unwritable_since: float | None = None  # monotonic: since when every write to inbound.db has failed
+        self.use: OutUse | None = None  # the use of its out/ folder at the last sweep
         self.deleted = False
         self.budget = PollBudget()
-        self.cpu_s = 0.0  # processor time of all operations on its files
-        self.charged_s = 0.0  # of these, what the budget has been asked for
+        self.cpu_s = 0.0  # CPU time of all operations on its files
+        self.charged_s = 0.0  # the part of `cpu_s` that was charged to the budget
         self.throttled = False
-        self.held_by: tuple[str, ...] = ()  # processes outside of its container that hold a lock on inbound.db
+        self.held_by: tuple[str, ...] = ()  # processes outside its container that hold a lock on inbound.db
         self._limiter = limiter
-        self._unbounded = anyio.CapacityLimiter(math.inf)  # the bound is `limiter`, whose wait does not count as work
+        self._unbounded = anyio.CapacityLimiter(
+            math.inf
+        )  # `limiter` is the real bound; waiting for it does not count toward `operation_s`
         self.operation_s = operation_s
         self._in_thread = False
 
     def moved(self, now_ms: int) -> None:
-        """Its container claimed, answered or settled something."""
+        """Record that the container claimed, answered or settled something."""
         self.last_activity = self.moved_at = now_ms
 
     def shows_tool(self, tool: ToolInFlight | None, now_ms: int) -> None:
-        """Its container declares this tool; another one than before is progress."""
+        """Record the tool that the container declares. A different one than before counts as progress."""
         if tool is not None and tool != self.tool:
             self.moved_at = now_ms
         self.tool = tool
 
     @property
     def fate(self) -> Fate:
-        """Its agent's rules for what is tried again, as they are configured now."""
+        """The agent's current retry rules."""
         return self._fate_of(self.key.agent)
 
     async def call(self, operation: Callable[[], T]) -> T:
-        """Run a synchronous operation on the session's files in a thread, alone. Not re-entrant."""
+        """Run a synchronous operation on the session's files in a thread, holding `lock`. Not re-entrant."""
         async with self.lock:
             return await self.call_locked(operation)
 
     async def call_locked(self, operation: Callable[[], T]) -> T:
         """Run an operation for a caller that holds `lock`.
 
-        An operation that does not come back in time, or whose caller is cancelled, is left behind: a container can make
-        an open hang for ever (a fifo put in a file's place between our check and SQLite's open). Until its thread is
-        back, every call raises ReadDeadlineError: the lock alone no longer keeps a second thread from the same files.
+        An operation that does not return in time, or whose caller is cancelled, is abandoned: a container can make an open
+        hang for ever (by putting a fifo in a file's place between our check and SQLite's open). Until its thread returns,
+        every call raises ReadDeadlineError: the lock alone no longer keeps a second thread from the same files.
         """
         if self.deleted:
             raise UnknownSessionError(f"session {self.key} was deleted.")
@@ -158,15 +160,15 @@ class Session:
         job = _Job(partial(self._watched, operation), self._came_back)
         self._in_thread = True
         try:
-            # Only the operation's own time counts: to wait for a thread is no fault of this session's.
+            # Only the operation's own time counts, not the wait for a thread, which is not this session's fault.
             me = object()
             try:
-                self._limiter.acquire_on_behalf_of_nowait(me)  # without a turn of the loop, when there is room
+                self._limiter.acquire_on_behalf_of_nowait(me)  # without yielding to the event loop if a thread is free
             except anyio.WouldBlock:
                 await self._limiter.acquire_on_behalf_of(me)
             try:
                 with anyio.fail_after(self.operation_s):
-                    with typed_host_errors(f"the files of {self.key}"):  # no thread may be left
+                    with typed_host_errors(f"the files of {self.key}"):  # it may be impossible to start a thread
                         done = await anyio.to_thread.run_sync(job.run, limiter=self._unbounded, abandon_on_cancel=True)
                 if not self.files.write_refused:
                     self.unwritable_since = None
@@ -202,10 +204,10 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """How sessions' files are worked on.
+    """Settings for work on sessions' files.
 
-    `owner` is the (uid, gid) of what containers write, None for our own; `threads` work at once; an operation may take
-    `operation_s` seconds; `fate_of` gives an agent's rules for what is tried again.
+    `owner` is the (uid, gid) of files that containers write, None for our own. `threads` is how many operations run at once.
+    One operation may take `operation_s` seconds. `fate_of` returns an agent's retry rules.
     """
 
     limits: ReadLimits
@@ -216,7 +218,10 @@ class SessionSettings:
 
 
 class Sessions:
-    """Makes, finds and forgets Session objects; iterating gives those with work, and keeps central.db's `active` flag ahead of the truth."""
+    """Creates, finds and forgets Session objects. Iterating yields those with work.
+
+    central.db's `active` flag is set before a session gets work, and cleared only after it has none.
+    """
 
     def __init__(
         self,
@@ -234,17 +239,17 @@ class Sessions:
         self._limits = settings.limits
         self._owner = settings.owner
         self._kept = KeptFiles(_KEPT)
-        # Every Session object that anybody still holds: a second one for the same files would bring a second lock.
+        # Every Session object that is still referenced: a second object for the same files would have a second lock.
         self._known: WeakValueDictionary[SessionKey, Session] = WeakValueDictionary()
         self._table: dict[SessionKey, Session] = {}
         self._making: WeakValueDictionary[SessionKey, anyio.Lock] = WeakValueDictionary()
-        self._unregistered: set[SessionKey] = set()  # made, and not in central.db yet
+        self._unregistered: set[SessionKey] = set()  # their folder was created, but their row is not in central.db yet
         self._central = anyio.Lock()
         self.storage = StorageWatch(sessions_dir.parent, clock)
         self.troubles = Troubles()
         self._memory: Callable[[], Memory] | None = None
-        self.registry_problem: tuple[int, str] | None = None  # (since epoch ms, why), while central.db cannot be remade
-        self.central_problem: tuple[int, str] | None = None  # the same, while no operation on it succeeds
+        self.registry_problem: tuple[int, str] | None = None  # (since epoch ms, why) while central.db cannot be rebuilt
+        self.central_problem: tuple[int, str] | None = None  # the same, while every operation on it fails
         self._log = structlog.get_logger("registry")
         self._limiter = anyio.CapacityLimiter(settings.threads)
         self.operation_s = settings.operation_s
@@ -256,9 +261,9 @@ class Sessions:
         return len(self._table)
 
     async def central(self, operation: Callable[[Registry], T]) -> T:
-        """Run a registry operation in a thread, one at a time: SQLite would make them wait by sleeping.
+        """Run a registry operation in a thread, one at a time: otherwise they would wait in SQLite's sleep loop.
 
-        A registry that is gone is remade first; while that cannot be done, its error is raised and nothing has happened.
+        If central.db is gone, rebuild it first. If that fails, raise the rebuild's error; the operation was not run.
         """
         async with self._central:
             try:
@@ -266,7 +271,7 @@ class Sessions:
                     done = await self._ask(operation)
             except ClawbusError as error:
                 if isinstance(error, StorageError) and self.storage.failed(error):
-                    raise  # the disk's trouble, not the file's
+                    raise  # the disk is at fault, not the file
                 since = self.central_problem[0] if self.central_problem is not None else self._clock.now_ms()
                 self.central_problem = since, f"{error.code}: {error}"
                 raise
@@ -281,7 +286,7 @@ class Sessions:
             return await anyio.to_thread.run_sync(partial(operation, self._registry))
 
     def remember_with(self, live: Callable[[], tuple[IncarnationRow, ...]], install_id: str) -> None:
-        """From where a registry that vanishes is remade: the folders, these incarnations, and what is known here."""
+        """Set what a registry that vanishes is rebuilt from, besides the folders and this object: the live incarnations."""
 
         def memory() -> Memory:
             held = {key: one.quarantined for key, one in self._known.items() if one.quarantined is not None}
@@ -295,9 +300,9 @@ class Sessions:
         return await self.central(lambda registry: finish_deletions(registry, self._dir, now))
 
     async def find_lost(self) -> int:
-        """Record the sessions that have a folder and no row in central.db: how many. They count as having work."""
+        """Record the sessions that have a folder but no row in central.db, as having work. Return how many there were."""
         now = self._clock.now_ms()
-        # The folders are read outside the registry's turn: with many of them, everybody else would wait for it.
+        # Read the folders without holding the registry: with many of them, everybody else would have to wait.
         try:
             keys = await anyio.to_thread.run_sync(lambda: list(found_sessions(self._dir)))
         except StorageError as error:
@@ -332,7 +337,7 @@ class Sessions:
             return session
         row = await self.central(lambda registry: registry.session(key))
         if row is None and await anyio.to_thread.run_sync(self._is_made, key):
-            # A folder that the registry does not know, as a crash leaves one: whoever names it takes it in.
+            # A crash can leave a folder that the registry does not know. Register it when somebody names it.
             now = self._clock.now_ms()
             await self.central(lambda registry: registry.add_sessions([key], now))
             row = await self.central(lambda registry: registry.session(key))
@@ -341,7 +346,7 @@ class Sessions:
         return self.adopt(row)
 
     def _is_made(self, key: SessionKey) -> bool:
-        """Whether the folder is a session's: one without a finished inbound.db holds nothing, and is completed by `create`."""
+        """Return whether the session's folder is complete. Without a finished inbound.db it is empty; `create` completes it."""
         with in_own_folder(f"the folder of {key} cannot be looked at"):
             return is_session(self.files_of(key).folder)
 
@@ -354,7 +359,7 @@ class Sessions:
         return self._object(row) if row is not None else None
 
     def adopt(self, row: SessionRow) -> Session:
-        """Return the session object for a row of the registry, marked active."""
+        """Return the session object for a registry row that is marked active."""
         session = self._object(row)
         self._table[row.key] = session
         return session
@@ -377,15 +382,15 @@ class Sessions:
         self._events.publish(FilesLocked(self._clock.now_ms(), key.agent, key.session, str(error)))
 
     def known(self, key: SessionKey) -> Session | None:
-        """Return the session's object if anything holds one, without reading a file."""
+        """Return the session's object if one is still referenced, without reading a file."""
         return self._known.get(key)
 
     def files_of(self, key: SessionKey) -> SessionFiles:
-        """Return the files of a session by name. Whoever made the key has checked the name."""
+        """Return the files of a session by name. The key's creator must have checked the name."""
         return SessionFiles(session_path(self._dir, key.agent, key.session), self._limits, self._owner, self._kept)
 
     async def create(self, key: SessionKey) -> Session:
-        """Return the session, creating it if needed: the folder first, then the registry, so that a known one is whole.
+        """Return the session, creating it if needed: first the folder, then the row, so that a registered one is complete.
 
         A crash or a full disk between the two leaves a folder that the next attempt completes.
         """
@@ -405,15 +410,15 @@ class Sessions:
                 self.storage.failed(error)
                 raise
             now = self._clock.now_ms()
-            # From here on there is a folder. Whatever keeps it out of the registry (a lock, a full disk, a client that
-            # leaves), the sweep registers it later.
+            # The folder exists from here on. If registering it fails (a lock, a full disk, a client that disconnects), the
+            # sweep registers it later.
             self._unregistered.add(key)
             await self.central(lambda registry: registry.activate(key, now))
             self._unregistered.discard(key)
             return await self.get(key)
 
     async def register_made(self) -> None:
-        """Register the sessions whose folders were made and whose rows could not be written then."""
+        """Register the sessions whose folders were created but whose rows could not be written at the time."""
         keys = tuple(self._unregistered)
         if not keys:
             return
@@ -421,7 +426,7 @@ class Sessions:
         fresh = await self.central(lambda registry: registry.add_sessions(keys, now))
         self._unregistered.difference_update(keys)
         for key in fresh:
-            await self.get(key)  # as one with work: the next sweep sees that there is none
+            await self.get(key)  # loads it as having work; the next sweep finds out whether it has
         if fresh:
             self._log.info("sessions_registered_late", sessions=len(fresh))
 
@@ -429,7 +434,7 @@ class Sessions:
         """Record that the session has work, before the work is written. Call with the session's lock held."""
         if session.deleted:
             raise UnknownSessionError(f"session {session.key} was deleted.")
-        # Whoever waited for the lock may have got the object before it was retired.
+        # The caller may have got this object before it was retired, and then waited for the lock.
         self._table[session.key] = session
         if not session.active:
             now = self._clock.now_ms()
@@ -437,9 +442,9 @@ class Sessions:
             session.active = True
 
     async def change(self, session: Session, work: Callable[[int], T]) -> T:
-        """Write work into the session's files, recorded as active first; past the moments in which a container commits.
+        """Write work into the session's files, after recording the session as active. Retry while a container commits.
 
-        `work` gets the time in epoch milliseconds. Raises what it raises; ReadRaceError only after two seconds of it.
+        `work` receives the time in epoch milliseconds. Raise what it raises; ReadRaceError only after two seconds of retries.
         """
         for _ in range(_RACES):
             try:
@@ -450,19 +455,19 @@ class Sessions:
 
     async def _change(self, session: Session, work: Callable[[int], T]) -> T:
         async with session.lock:
-            # Before the work is written, as everywhere: a crash in between errs on the side of looking.
+            # Activate before the work is written: after a crash in between, the session is swept for nothing, not forgotten.
             await self.activate(session)
             return await session.call_locked(partial(work, self._clock.now_ms()))
 
     def forget(self, session: Session) -> None:
-        """Forget a deleted session, with its lock held: old references are refused, and its name makes a new one."""
+        """Forget a deleted session. Call with its lock held. Old references are refused; its name creates a new session."""
         session.deleted, session.quarantined = True, session.quarantined or "It was deleted."
         self._table.pop(session.key, None)
         self._known.pop(session.key, None)
         self.troubles.forget(session.key)
 
     async def retire(self, session: Session, next_due_at: int | None, dead_letters: int | None = None) -> None:
-        """Record that the session has nothing to do (before `next_due_at`) and forget it. Call with its lock held."""
+        """Record that the session has no work (until `next_due_at`) and drop it from memory. Call with its lock held."""
         await self.central(lambda registry: registry.deactivate(session.key, next_due_at, dead_letters))
         session.active = False
         session.files.let_go()

@@ -35,13 +35,13 @@ class Tracked:
 
 
 def cursor(db: Reader, file_id: str) -> int:
-    """Return the highest seq recorded for this very outbound.db; 0 for a recreated file (known ids are skipped)."""
+    """Return the highest seq recorded for this outbound.db file; 0 for a recreated one (ids already known are skipped)."""
     row = db.one("SELECT seq FROM delivery_cursor WHERE id = 1 AND file_id IS ?", (file_id,))
     return int(row["seq"]) if row is not None else 0
 
 
 def advance(db: Writer, seq: int, file_id: str) -> None:
-    """Move the cursor forward; back only when the container's file is another one than before."""
+    """Move the cursor forward. It moves back only when the container's file was replaced by another one."""
     db.execute(
         "INSERT INTO delivery_cursor(id, seq, file_id) VALUES (1, ?, ?) ON CONFLICT(id) DO UPDATE SET"
         " seq = CASE WHEN file_id IS excluded.file_id THEN max(seq, excluded.seq) ELSE excluded.seq END,"
@@ -59,12 +59,12 @@ def due(
     full: frozenset[tuple[str, str]] = frozenset(),
     only: tuple[str, str] | None = None,
 ) -> list[Tracked]:
-    """Open rows whose time has come and whose destination is not in `held`, in seq order.
+    """Return open rows that are due and whose destination is not in `held`, in seq order.
 
-    None at a (channel, place) in `full`; with `only` those at that one alone.
+    Leave out every (channel, place) in `full`. With `only`, return the rows for that one alone.
     """
     blocked = tuple(held)
-    # A destination's key begins with its channel and place, each with a separator behind it (schema.rows.Address.key).
+    # A destination's key begins with its channel and place, each followed by a separator (schema.rows.Address.key).
     places = [f"{channel}\x1f{place}" for channel, place in ((only,) if only is not None else full)]
     bounds = [edge for place in places for edge in (f"{place}\x1f", f"{place}\x20")]
     within = (
@@ -97,7 +97,7 @@ def due(
 
 
 def retrying_destinations(db: Reader, now: int) -> frozenset[str]:
-    """Destinations whose head failed, holds them back, and whose next attempt is not due yet."""
+    """Return destinations that are held back by a failed head whose next attempt is not due yet."""
     rows = db.all(
         "SELECT DISTINCT destination FROM delivery_attempts WHERE state = 'retrying' AND passed = 0"
         " AND next_attempt_at > ?",
@@ -107,20 +107,20 @@ def retrying_destinations(db: Reader, now: int) -> frozenset[str]:
 
 
 def probing_destinations(db: Reader) -> frozenset[str]:
-    """Destinations whose head lets one later row try."""
+    """Return destinations whose failing head lets one later row try."""
     rows = db.all("SELECT DISTINCT destination FROM delivery_attempts WHERE state = 'retrying' AND passed = 1")
     return frozenset(row["destination"] for row in rows)
 
 
 def count_open(db: Reader, *, of_agent: bool = False) -> int:
-    """Return how many rows are neither delivered nor dead; `of_agent`: without the host's own."""
+    """Return how many rows are neither delivered nor dead. `of_agent`: do not count the host's own."""
     own = " AND source = 'agent'" if of_agent else ""
     row = db.one(f"SELECT count(*) AS n FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying'){own}")
     return int(row["n"]) if row is not None else 0
 
 
 def count_scheduled(db: Reader, now: int) -> int:
-    """Rows that wait for a time of their own."""
+    """Return how many rows wait for a time that their agent set."""
     row = db.one(
         "SELECT count(*) AS n FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying')"
         " AND state = 'queued' AND next_attempt_at > ?",
@@ -130,7 +130,7 @@ def count_scheduled(db: Reader, now: int) -> int:
 
 
 def scheduled_of_agent(db: Reader, now: int, after: int, limit: int) -> list[MessageOut]:
-    """Return the container's rows with a time of their own above `after`, in seq order, without contents."""
+    """Return the container's rows that wait for a time they set, with a seq above `after`, in seq order, without content."""
     rows = db.all(
         "SELECT message_out_id, seq FROM delivery_attempts WHERE state IN ('queued', 'intended', 'retrying')"
         " AND state = 'queued' AND source = 'agent' AND next_attempt_at > ? AND seq > ? ORDER BY seq LIMIT ?",
@@ -140,9 +140,9 @@ def scheduled_of_agent(db: Reader, now: int, after: int, limit: int) -> list[Mes
 
 
 def next_attempt_at(db: Reader) -> int | None:
-    """Return the earliest instant at which an open row has something to do; 0 for at once, None if none is open.
+    """Return the earliest time at which an open row is due (epoch milliseconds); 0 for at once, None if none is open.
 
-    A row behind a head that is being retried has nothing to do before that head has.
+    A row behind a head that is being retried is not due before that head.
     """
     row = db.one(
         "SELECT min(coalesce(next_attempt_at, 0)) AS soonest FROM delivery_attempts"
@@ -153,7 +153,7 @@ def next_attempt_at(db: Reader) -> int | None:
 
 
 def known(db: Reader, ids: Sequence[str]) -> frozenset[str]:
-    """Which of these rows have a receipt or are tracked already: a container that reuses an id gets no second send."""
+    """Return the ids that have a receipt or are tracked already: a container that reuses an id gets no second send."""
     found: set[str] = set()
     for chunk in chunks(ids):
         for table in ("delivered", "delivery_attempts"):
@@ -172,7 +172,7 @@ def track(
     not_before: int | None,
     at: int,
 ) -> None:
-    """Take note of a new row. `intended` counts as its first attempt."""
+    """Record a new row. The state `intended` counts as its first attempt."""
     db.execute(
         "INSERT INTO delivery_attempts(message_out_id, source, seq, destination, state, attempts, next_attempt_at, first_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -190,10 +190,10 @@ def track(
 
 
 def intend(db: Writer, message_out_id: str, destination: str) -> None:
-    """Write ahead: an attempt begins.
+    """Record, before the send, that an attempt begins.
 
-    `destination` is where it goes now, which a row without an address of its own may not have known when it was taken
-    note of. Its time is over: in doubt after a crash it is due at once, also when the clock was set back meanwhile.
+    `destination` is where it goes now; a row without its own address may not have had one when it was first recorded. The
+    row's next attempt time is cleared: if a crash leaves it in doubt it is due at once, even if the clock is set back.
     """
     db.execute(
         "UPDATE delivery_attempts SET state = 'intended', attempts = attempts + 1, destination = ?,"
@@ -203,7 +203,7 @@ def intend(db: Writer, message_out_id: str, destination: str) -> None:
 
 
 def state_of(db: Reader, message_out_id: str) -> str | None:
-    """Return the state of a tracked row; None when it is not open any more."""
+    """Return the state of a tracked row; None when it is no longer tracked."""
     row = db.one("SELECT state FROM delivery_attempts WHERE message_out_id = ?", (message_out_id,))
     return str(row["state"]) if row is not None else None
 
@@ -243,7 +243,7 @@ def retry(
 
 
 def head_that_lets_try(db: Reader, destination: str, message_out_id: str) -> bool:
-    """Whether another row of this destination keeps failing and lets this one try."""
+    """Return whether another row of this destination keeps failing and lets this one try."""
     sql = (
         "SELECT 1 FROM delivery_attempts WHERE destination = ? AND state = 'retrying' AND passed = 1"
         " AND message_out_id <> ?"
@@ -254,7 +254,7 @@ def head_that_lets_try(db: Reader, destination: str, message_out_id: str) -> boo
 def probe_failed(
     db: Writer, message_out_id: str, destination: str, at: int, code: str, error: str, *, in_doubt: bool = False
 ) -> None:
-    """Record that the receiver refused a later row too: both wait, in order, for the head's next attempt."""
+    """Record that a later row failed too: both wait, in order, for the head's next attempt."""
     db.execute(
         "UPDATE delivery_attempts SET state = 'queued', next_attempt_at = NULL, last_error_code = ?, last_error = ?,"
         " doubts = doubts + ? WHERE message_out_id = ?",
@@ -269,7 +269,7 @@ def probe_failed(
 
 
 def set_aside(db: Writer, destination: str, message_out_id: str, at: int) -> None:
-    """Record that the receiver took a later row: the one that keeps failing no longer holds back others."""
+    """Record that the receiver accepted a later row: the one that keeps failing no longer holds back others."""
     passed = db.all(
         "SELECT message_out_id FROM delivery_attempts WHERE destination = ? AND state = 'retrying' AND passed = 1",
         (destination,),
@@ -280,7 +280,7 @@ def set_aside(db: Writer, destination: str, message_out_id: str, at: int) -> Non
 
 
 def resend(db: Writer, message_out_id: str, at: int, attempt: int, *, deduplicates: bool) -> None:
-    """Declare that a row is sent again because a crash left the last attempt without a receipt."""
+    """Record that a row is sent again because a crash left its last attempt without a receipt."""
     db.execute("UPDATE delivery_attempts SET doubts = doubts + 1 WHERE message_out_id = ?", (message_out_id,))
     effect = "the receiver knows the key" if deduplicates else "the receiver may have it twice"
     record(db, message_out_id, "delivery_in_doubt", at, detail={"attempt": attempt, "sent_again": effect})
@@ -293,7 +293,7 @@ def delivered(db: Writer, message_out_id: str, platform_message_id: str | None, 
 
 
 def not_wanted(db: Writer, message_out_id: str, at: int) -> None:
-    """Nobody wants this answer, as its channel's configuration says: it is over, and no dead letter."""
+    """Close an answer that its channel's configuration does not want. It does not become a dead letter."""
     _receipt(db, message_out_id, "not_wanted", None, at)
     record(db, message_out_id, "not_wanted", at)
     db.execute("DELETE FROM delivery_attempts WHERE message_out_id = ?", (message_out_id,))
@@ -309,7 +309,7 @@ def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_ag
     record(db, row.id, "dead_lettered", at, detail={"code": code, "error": error[:1000]})
     _receipt(db, row.id, "failed", None, at)
     if tell_agent:
-        # The channel's own words stay here: they may name a receiver's address, and an agent may repeat what it reads.
+        # Do not pass on the channel's error text: it may hold a receiver's address, and an agent may repeat what it reads.
         why = f"it was not delivered, and will not be by itself ({code})"
         content = {
             "text": f"Your answer {row.id}: {why}.",
@@ -332,15 +332,15 @@ def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_ag
 
 
 def tell_sender(db: Writer, message: MessageIn, address: Address, code: str, text: str, at: int) -> None:
-    """Queue the host's own answer to a message that failed for good; one notice a message.
+    """Queue the host's own answer to a message that failed for good. At most one notice per message.
 
-    `text` goes to the sender, who may be a stranger: no path, no address, no word of an error. The operator finds the rest
-    in the message's history, under the reference.
+    `text` goes to the sender, who may be a stranger: it must hold no path, no address and no error text. The operator finds
+    the details in the message's history, by the reference.
     """
     if db.one("SELECT 1 FROM host_messages WHERE in_reply_to = ?", (message.id,)) is not None:
         return
     notice_id = f"failed:{message.id}"
-    if known(db, [notice_id]):  # the container has used that id for a row of its own
+    if known(db, [notice_id]):  # the container has already used that id for one of its rows
         notice_id = f"{notice_id}:{new_id(at)}"
     sentence = f"{text[:1].upper()}{text[1:].rstrip('.')}."
     error = {"code": code, "message": sentence, "reference": message.id}
@@ -385,7 +385,7 @@ def host_rows(db: Reader, ids: Sequence[str]) -> dict[str, MessageOut]:
 
 
 def too_many_dead(db: Reader, limit: int, codes: Collection[str]) -> bool:
-    """Whether more than `limit` answers are open dead letters of these codes."""
+    """Return whether more than `limit` answers are open dead letters with one of these codes."""
     row = db.one(
         "SELECT count(*) AS n FROM (SELECT 1 FROM delivery_attempts WHERE state = 'dead'"
         f" AND last_error_code IN ({marks(tuple(codes))}) AND message_out_id NOT IN (SELECT id FROM dead_letters_closed) LIMIT ?)",
@@ -395,7 +395,7 @@ def too_many_dead(db: Reader, limit: int, codes: Collection[str]) -> bool:
 
 
 def open_dead_beyond(db: Reader, limit: int, codes: Collection[str]) -> list[str]:
-    """Return the oldest open dead answers beyond the newest `limit`, without those of these codes."""
+    """Return the oldest open dead answers beyond the newest `limit`. Ignore those with one of these codes."""
     dead = (
         "FROM delivery_attempts WHERE state = 'dead'"
         f" AND coalesce(last_error_code, '') NOT IN ({marks(tuple(codes))})"
@@ -418,14 +418,14 @@ def routing(db: Reader) -> Address | None:
 
 
 def allowed_places(db: Reader) -> frozenset[tuple[str, str]]:
-    """(channel_type, platform_id) of every channel destination the session may write to."""
+    """Return (channel_type, platform_id) of every channel destination that the session may write to."""
     rows = db.all("SELECT channel_type, platform_id FROM destinations WHERE type = 'channel'")
     return frozenset((row["channel_type"], row["platform_id"]) for row in rows if row["channel_type"])
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A message that a row replies to: where it came from, and what is reported about it."""
+    """A message that a row replies to: where it came from, and its cause for traces and metrics."""
 
     address: Address | None
     cause: Cause
@@ -448,7 +448,7 @@ def origins(db: Reader, message_ids: Sequence[str]) -> dict[str, Origin]:
 
 
 def _due_at(row: sqlite3.Row) -> int | None:
-    """When a message's wait began: its acceptance, or its schedule. A retry's back-off is part of the wait."""
+    """Return when a message's wait began: at its acceptance or its scheduled time. A retry's back-off is part of the wait."""
     accepted, scheduled = from_text(row["timestamp"]), from_text(row["process_after"])
     if accepted is None or scheduled is None or row["tries"]:
         return accepted
