@@ -155,6 +155,11 @@ def test_every_link_leads_somewhere(page: str) -> None:
     assert missing == []
 
 
+def test_the_page_for_the_night_stays_one_page() -> None:
+    """Whoever is woken reads it from top to bottom; tables of everything belong into the pages beside it."""
+    assert len((ROOT / "docs/operating.md").read_text(encoding="utf-8").split()) <= 1200
+
+
 def test_every_file_that_is_installed_is_there() -> None:
     words = [word for page, line in shell_lines() if page == "docs/install.md" for word in line.split()]
     files = [word for word in words if re.match(r"(systemd|locks)/", word)]
