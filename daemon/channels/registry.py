@@ -1,7 +1,7 @@
 """Finds channel types through the entry-point group `clawbus.channels` and builds the configured ones.
 
-A type that is not configured is never imported. An unknown type, a key with a typo or a wrong value stops the start with
-the key's full name; no message ever repeats a value, because a channel's table may hold secrets.
+A type that is not configured is never imported. An unknown type, a misspelt key or a wrong value prevents the start, with an
+error that names the full key. No error repeats a value, because a channel's table may hold secrets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HINT: Final = "Correct the named key in clawbus.toml; docs/channels.md describe
 
 
 class Channels(Mapping[str, Channel]):
-    """The channels that were built, by name: the `channel_type` of an address. Immutable; `local` is always there."""
+    """The channels that were built, by name (an address's `channel_type`). Immutable; `local` is always included."""
 
     def __init__(self, built: Mapping[str, Channel]) -> None:
         self._built = MappingProxyType(dict(built))
@@ -47,14 +47,14 @@ class Channels(Mapping[str, Channel]):
 
     @property
     def local(self) -> LocalChannel:
-        """The channel whose mailbox the control socket reads."""
+        """The `local` channel, whose mailboxes clients read over the control socket."""
         channel = self._built[LOCAL]
         assert isinstance(channel, LocalChannel)
         return channel
 
 
 class _Common(BaseModel):
-    """The keys that every channel's table may have; the rest is the channel's own."""
+    """The keys that every channel's table may have; all others belong to the channel."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -65,7 +65,7 @@ class _Common(BaseModel):
 
 
 def find_types() -> dict[str, EntryPoint]:
-    """Every installed channel type by name, none imported yet. Raises ChannelError when two packages claim one name."""
+    """Return every installed channel type by name, without importing it. Raise ChannelError if two packages use one name."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         other = found.setdefault(point.name, point)
@@ -78,9 +78,9 @@ def find_types() -> dict[str, EntryPoint]:
 
 
 def build_channels(config: Config, clock: Clock, types: Mapping[str, EntryPoint] | None = None) -> Channels:
-    """Build every configured channel, and `local`. `types` defaults to what is installed.
+    """Build every configured channel, and `local`. `types` defaults to the installed types.
 
-    Raises ConfigError for a wrong table and ChannelError for a type that is unknown or cannot be loaded.
+    Raise ConfigError for an invalid table, ChannelError for a type that is unknown or cannot be loaded.
     """
     known = find_types() if types is None else types
     tables: dict[str, dict[str, Any]] = {LOCAL: {}, **config.channels}
@@ -126,7 +126,7 @@ def _build(
     try:
         settings = cls.Settings.model_validate(table)
     except ValidationError as error:
-        # Not chained: the original quotes its input, which may be a secret.
+        # Do not chain the original error: it quotes its input, which may be a secret.
         raise _explained(name, error, cls.Settings) from None
     faults = list(booleans_for_numbers(cls.Settings, table, f"channels.{name}."))
     if faults:
@@ -144,7 +144,7 @@ def _build(
 
 
 def head_rules(config: Config) -> dict[str, HeadRule]:
-    """For each configured channel, how long an answer that keeps failing holds back later ones. After `build_channels`."""
+    """Return, for each configured channel, how long a failing answer holds back later ones. Call after `build_channels`."""
     found: dict[str, HeadRule] = {}
     for name, table in {LOCAL: {}, **config.channels}.items():
         own, delivery = _common(name, table), config.delivery
@@ -157,10 +157,10 @@ def head_rules(config: Config) -> dict[str, HeadRule]:
 
 @runtime_checkable
 class NamesAgents(Protocol):
-    """Settings that name agents may say which, so that one that is not configured is found before a message comes."""
+    """Implemented by settings that name agents, so that an unconfigured agent is found at start-up, not at a message."""
 
     def named_agents(self) -> Mapping[str, str]:
-        """Return the agents' names by the key that names each, as written below the channel's own table."""
+        """Return the agents' names by the key that names each, relative to the channel's table."""
         ...
 
 
@@ -175,7 +175,7 @@ def _check_agents(name: str, settings: BaseModel, config: Config) -> None:
 
 
 def _check_times(name: str, settings: BaseModel, config: Config) -> None:
-    """Check the time-outs: a channel that takes longer than the bus waits would have every slow send in doubt."""
+    """Check the timeouts: if the channel's were longer than the bus's, every slow send would be in doubt."""
     total: object = getattr(settings, "total_timeout_s", None)
     if isinstance(total, float) and total > config.delivery.send_timeout_s:
         raise ConfigError(
@@ -195,7 +195,7 @@ def _load(name: str, type_name: str, known: Mapping[str, EntryPoint]) -> type[Ch
         )
     try:
         loaded = point.load()
-    except Exception as error:  # another package's import may raise anything
+    except Exception as error:  # importing another package may raise anything
         raise ChannelError(
             f"channels.{name}: channel type {type_name!r} of {_origin(point)} cannot be imported:"
             f" {type(error).__name__}: {error}"
@@ -220,7 +220,7 @@ def _check_class(name: str, type_name: str, loaded: object) -> None:
 
 
 def _explained(name: str, error: ValidationError, model: type[BaseModel]) -> ConfigError:
-    """One line for every wrong key, without any value."""
+    """Return an error with one line for each wrong key, without its value."""
     lines: list[str] = []
     for item in error.errors(include_url=False, include_input=False):
         key = ".".join(("channels", name, *map(str, item["loc"])))
@@ -233,13 +233,13 @@ def _explained(name: str, error: ValidationError, model: type[BaseModel]) -> Con
 
 
 def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys at a place of a model, through fields and through tables of named sub-tables."""
+    """Return the valid keys at a location in a model, following fields and tables of named sub-tables."""
     current: object = model
     for part in location:
         if isinstance(current, type) and issubclass(current, BaseModel):
             field = current.model_fields.get(str(part))
             current = field.annotation if field is not None else None
-        else:  # dict[str, Table]: the part is a name, the table its value's type
+        else:  # dict[str, Table]: this part of the location is a name; go on with the value's type
             arguments = get_args(current)
             current = arguments[-1] if arguments else None
     if isinstance(current, type) and issubclass(current, BaseModel):

@@ -1,4 +1,4 @@
-"""The acks that are neither claims nor plain ends, and what expires: evidence read, verdicts written into inbound.db.
+"""Judges special acks (`later`, void, too old) and expired messages, and writes the verdicts to inbound.db.
 
 Synchronous; the caller holds the session's lock. Functions that write must be called inside `Writer.transaction()`.
 """
@@ -30,7 +30,7 @@ from schema.rows import Ack, AckStatus, MessageIn, MessageStatus
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The messages and acks as they are after `verdicts`. `suspect`: a final ack looks older than its message."""
+    """The messages and acks as `verdicts` will leave them. `suspect`: an ack looks older than its message."""
 
     pending: tuple[MessageIn, ...]
     acks: Mapping[str, Ack]
@@ -39,7 +39,7 @@ class Judged:
 
 
 def judge(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], fate: Fate, now: int) -> Judged:
-    """Take note of every "later". An ack that looks older than its message is left out: the sweep judges it."""
+    """Judge every `later` ack. Leave out an ack that looks older than its message: the sweep judges it."""
     verdicts: list[Verdict] = []
     left = dict(acks)
     after: dict[str, MessageIn] = {}
@@ -51,7 +51,7 @@ def judge(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], fat
         if is_noted(message, ack):
             del left[message.id]
         elif ack.status is AckStatus.FAILED and ack.incarnation is not None and ack.incarnation == _forced_out(db):
-            # Its own end may be why: the message is tried again, as one whose container has died.
+            # The host was ending this container, which may have caused the failure: retry, as if the container had died.
             del left[message.id]
             verdicts.append(Void(message.id, ack))
         elif looks_older(message, ack):
@@ -59,7 +59,8 @@ def judge(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], fat
             del left[message.id]
         elif ack.status is AckStatus.LATER:
             del left[message.id]
-            # A message that is scheduled cannot have been worked on: note it when it is due, so that a container cannot make the host spin.
+            # Nobody can have worked on a message before it is due. Record its `later` only then, so that a container cannot
+            # make the host loop.
             if message.process_after is None or message.process_after <= now:
                 verdict = deferred(message, ack, messages.first_deferred_at(db, message.id), fate, now)
                 verdicts.append(verdict)
@@ -70,7 +71,7 @@ def judge(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], fat
 
 
 def _forced_out(db: Reader) -> str | None:
-    """Return the incarnation that the host decided to end for being stuck."""
+    """Return the incarnation that the host decided to end because it was stuck, or None."""
     row = db.one("SELECT incarnation FROM draining WHERE forced <> 0")
     return str(row["incarnation"]) if row is not None else None
 
@@ -78,10 +79,10 @@ def _forced_out(db: Reader) -> str | None:
 def judge_suspects(
     db: Reader, out: Reader | None, pending: Sequence[MessageIn], acks: Mapping[str, Ack], floor: int
 ) -> tuple[list[Void], dict[str, Ack]]:
-    """Split the acks that look older than their messages: those that are, and those that count all the same.
+    """Split the acks that look older than their messages into void ones and valid ones.
 
-    One that was claimed while we looked, or that an answer goes with, is the message's own: the clock was set back. So
-    may it have been whenever we know of a jump (`floor`).
+    An ack is valid if the host saw the claim or if an answer belongs to it: then the clock was set back. After a known clock
+    jump (`floor` is not 0) all of them are valid.
     """
     void: list[Void] = []
     good: dict[str, Ack] = {}
@@ -100,7 +101,7 @@ def judge_suspects(
 def expired(
     pending: Sequence[MessageIn], acks: Mapping[str, Ack], charged: frozenset[tuple[str, str]], now: int, *, alive: bool
 ) -> list[Expire]:
-    """Return the messages whose time to begin is over. One that a living container works on has begun."""
+    """Return the messages that expired before a turn began. One that a live container works on has begun in time."""
     found: list[Expire] = []
     for message in pending:
         if message.not_after is None or not is_expired(message, now - EXPIRY_GRACE):

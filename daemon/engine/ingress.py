@@ -1,4 +1,4 @@
-"""The way in: check, store, wake. Returns only after the row is committed; a refusal stores nothing.
+"""Accepts messages: check, store, wake. Returns only after the row is committed; a refusal stores nothing.
 
 Never opens outbound.db and never waits for a container.
 """
@@ -36,13 +36,13 @@ from schema.rows import Address, Kind, MessageIn, MessageStatus
 
 MAX_ADDRESS_BYTES: Final = 1000
 MAX_CRON: Final = 200
-_CRON_FIELDS: Final = 5  # the library takes a sixth for seconds, which would be a message each second
+_CRON_FIELDS: Final = 5  # the library accepts a sixth field for seconds, which would allow a message every second
 SENDER: Final = Operator("sender", "the same id was sent again")
-_LAST_INSTANT: Final = 253_402_300_799_999  # of the year 9999
+_LAST_INSTANT: Final = 253_402_300_799_999  # the end of the year 9999, in epoch milliseconds
 
 
 class Ingress:
-    """Accepts messages for known agents, and publishes each, so that its session is woken."""
+    """Accepts messages for known agents, and publishes an event for each, which wakes its session."""
 
     def __init__(
         self,
@@ -66,8 +66,8 @@ class Ingress:
     async def accept(self, incoming: Incoming) -> Accepted:
         """Store one message.
 
-        Raises InvalidNameError, UnknownAgentError, UnknownSessionError, ContentError, MessageError, IdConflictError;
-        or StorageError and FileBusyError when it cannot be stored now.
+        Raise InvalidNameError, UnknownAgentError, UnknownSessionError, ContentError, MessageError or IdConflictError;
+        StorageError or FileBusyError when it cannot be stored now.
         """
         try:
             return await self._accept(incoming, self._tracing.begin(incoming.traceparent))
@@ -103,7 +103,7 @@ class Ingress:
             self._events.publish(
                 MessageRequeued(now, key.agent, key.session, kept.known.id, stored.id, SENDER.name, SENDER.reason)
             )
-        # Also of a duplicate that is still pending: sending again repairs a lost wake.
+        # Publish for a duplicate that is still pending as well: sending again repairs a lost wake.
         self._events.publish(
             MessageAccepted(
                 now, key.agent, key.session, stored.id, stored.seq, stored.kind, stored.channel_type, stored.trigger,
@@ -115,7 +115,7 @@ class Ingress:
         try:
             return await self._store_in(session, message, incoming, now)
         except UnknownSessionError:
-            # Deleted while this message waited for its lock: it begins a new session of that name.
+            # The session was deleted while this message waited for its lock: create a new one with that name.
             if not session.deleted or not incoming.create_session:
                 raise
             return await self._store_in(await self._sessions.create(session.key), message, incoming, now)
@@ -198,7 +198,7 @@ def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
 
 
 def check_recurrence(expression: str) -> None:
-    """Raise MessageError unless it is a cron expression of five fields that will ever fire."""
+    """Raise MessageError unless it is a cron expression of five fields that will fire at some time."""
     fields = len(expression.split())
     if fields != _CRON_FIELDS or len(expression) > MAX_CRON:
         raise MessageError(
@@ -220,7 +220,7 @@ def check_instant(name: str, instant: int) -> None:
 
 
 def check_expiry(not_after: int | None, due: int) -> None:
-    """Raise MessageError unless a message that is due then (epoch milliseconds) can be begun before it expires."""
+    """Raise MessageError if a message would expire before it is due (both epoch milliseconds)."""
     if not_after is not None and not_after <= due:
         raise MessageError(
             f"not_after {to_text(not_after)} is over before the message is due.", hint="Name a later time, or none."
@@ -228,7 +228,7 @@ def check_expiry(not_after: int | None, due: int) -> None:
 
 
 def _default_expiry(agent: Agent, message: MessageIn, now: int) -> int | None:
-    """When a message expires whose sender says nothing of it: epoch milliseconds, or None."""
+    """Return when a message expires if its sender gave no expiry: epoch milliseconds, or None for never."""
     if not agent.expire_after_s:
         return None
     wanted = max(now, message.process_after or 0) + int(agent.expire_after_s * 1000)
@@ -245,7 +245,7 @@ def check_address(address: Address) -> None:
     if not all(0 < size <= MAX_ADDRESS_BYTES for size in sizes):
         raise MessageError(f"each part of an address has 1 to {MAX_ADDRESS_BYTES} bytes.")
     if address.channel_type == "local" and not is_mailbox_name(address.platform_id):
-        # Accepted, its answer would become a dead letter after all the work.
+        # Refuse it now: otherwise its answer would become a dead letter after all the work.
         raise MessageError(
             f"{address.platform_id[:MAX_NAME]!r} is no mailbox name.", hint=f"Use 1 to {MAX_NAME} printable characters."
         )
@@ -253,9 +253,9 @@ def check_address(address: Address) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What an acceptance found or made. `known` has the id that was asked for; `counts` is the message that does the work.
+    """The result of storing. `known` is the message with the requested id; `counts` is the message that does its work.
 
-    They differ where the known one failed and was given again: now (`requeued`) or before.
+    They differ when the known one failed and was requeued: now (`requeued`) or earlier.
     """
 
     known: MessageIn
@@ -265,14 +265,14 @@ class Stored:
 
     @property
     def failed(self) -> bool:
-        """Whether the message of the id that was asked for had failed."""
+        """Whether the message with the requested id had failed."""
         return self.duplicate and self.known.status is MessageStatus.FAILED
 
 
 def store(session: Session, message: MessageIn, incoming: Incoming, now: int) -> Stored:
     """Write the row, its history and the session's route in one transaction.
 
-    An id that failed is given again, as an operator's requeue does: its sender still wants it done.
+    If the message with this id has failed, requeue it as an operator would: its sender still wants it done.
     """
     with session.files.inbound() as db, db.transaction():
         known = messages.find(db, message.id)

@@ -1,6 +1,6 @@
-"""What follows when a session's files cannot be read: a quarantine, another try, or the end of the container that is in the way.
+"""Handles errors from reading a session's files: quarantine it, retry, or end the container that blocks the files.
 
-Polls, sweeps and settled exits all bring their errors here, so that one rule holds for each of them.
+Polls, sweeps and the settling of exits all report their errors here, so that one rule applies to all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAX_STRIKES = 3
 
 
 class ReadTrouble:
-    """Built once. `limit_s` is how long no read may succeed before the container is ended."""
+    """Handles read errors. `limit_s`: seconds without a successful read after which the container is ended."""
 
     def __init__(
         self, clock: Clock, troubles: Troubles, schedule: Schedule, quarantine: Quarantine, held_files: HeldFiles,
@@ -42,9 +42,9 @@ class ReadTrouble:
         self._log = structlog.get_logger("delivery")
 
     def handle(self, session: Session, error: ClawbusError, look: str) -> None:
-        """Handle a failed read of the session's files: quarantine what is hostile, retry what may pass.
+        """Handle a failed read of the session's files: quarantine hostile or unusable files, retry transient errors.
 
-        Strikes are counted by `look`: a file that is slow for one of them must not be excused by another one's success.
+        Missed deadlines are counted for each kind of read (`look`): one kind's success must not reset another's count.
         """
         context = {"agent": session.key.agent, "session": session.key.session, "code": error.code, "hint": error.hint}
         if isinstance(error, ReadDeadlineError):
@@ -63,10 +63,10 @@ class ReadTrouble:
         self._schedule.at(session.key, self._clock.now_ms() + _RETRY_MS)
 
     def unreadable(self, session: Session, error: ClawbusError) -> None:
-        """Note a lock or a half-written commit that keeps us from the files; if it lasts, end the container.
+        """Record that a lock or an unfinished commit blocks the files. If it lasts, end the container.
 
-        Its exit frees every lock, and its journal may be recovered then. Without this rule it would stay for ever as it
-        is: no ceiling can be judged over unreadable files.
+        The exit releases every lock, and then the journal can be recovered. Without this rule the session could be blocked
+        for ever: a ceiling cannot be checked while the files are unreadable.
         """
         now = self._clock.monotonic()
         if session.unreadable_since is None:

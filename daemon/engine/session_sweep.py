@@ -1,6 +1,6 @@
-"""One session's sweep: observe and decide over its files, then wake, stop or kill. Also what a confirmed exit entails.
+"""Sweeps one session: read its files and decide, then wake, stop or kill. It also settles a confirmed exit.
 
-It decides nothing itself (`core/lifecycle.py`) and writes nothing itself (`sweep_steps.py`).
+The decisions are made in `core/lifecycle.py`, the writes in `sweep_steps.py`.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _CLOCK_JUMP_MS: Final = 2000
 
 @dataclass(slots=True)
 class ClockWatch:
-    """Tells how old evidence may be: nothing dated before a jump of the wall clock can be compared with now."""
+    """Detects jumps of the wall clock: a time from before the last jump (`floor`) cannot be compared with now."""
 
     offset_ms: float | None = None
     floor: int = 0
     by_ms: int = 0
 
     def look(self, clock: Clock) -> int:
-        """Return the floor, in epoch ms."""
+        """Check for a jump. Return the floor: the time of the last jump in epoch milliseconds, 0 if there was none."""
         now = clock.now_ms()
         offset = now - clock.monotonic() * 1000
         if self.offset_ms is not None and abs(offset - self.offset_ms) > _CLOCK_JUMP_MS:
@@ -62,7 +62,7 @@ class ClockWatch:
 
 
 class SessionSweep:
-    """Built once. One session is swept by one task at a time, which its caller sees to."""
+    """Sweeps single sessions. The caller must run only one sweep of a session at a time."""
 
     def __init__(
         self,
@@ -88,17 +88,17 @@ class SessionSweep:
         self._log = structlog.get_logger("sweep")
 
     async def sweep(self, key: SessionKey) -> None:
-        """Observe, decide and act on one session. Raises what opening its files does; the caller tries again."""
+        """Read one session's files, decide and act. Raise what opening its files raises; the caller tries again."""
         session = await self._sessions.get(key)
         if session.quarantined is not None:
             return
         unknown = False
         try:
             async with session.lock:
-                # Under the lock: the supervisor passes through it between taking a slot and starting a container, so
-                # with no slot here none can run before this is done.
+                # Hold the lock: the supervisor acquires it between taking a slot and starting a container. So if there
+                # is no slot now, no container can start before the sweep is done.
                 slot = self._supervisor.slot(key)
-                # Until adoption has been done, a session without a slot may have a container that lives.
+                # Until adoption is done, a session without a slot may still have a running container.
                 unknown = slot is None and self._supervisor.may_run(key)
                 now, floor = self._clock.now_ms(), self.wall.look(self._clock)
                 container = _container(slot, session, now, floor)
@@ -132,7 +132,7 @@ class SessionSweep:
             self._log.debug("sweep_read_race", agent=key.agent, session=key.session, error=str(error))
             self._read_trouble.unreadable(session, error)
             self._troubles.failed(key, SWEEP, error, self._clock.now_ms())
-            # A journal that must not be touched before Docker answers may stay for long.
+            # While the runtime does not answer, the journal must not be touched, so the race may last long.
             self._schedule.at(key, self._clock.now_ms() + (FAILED_RETRY_MS if unknown else _RACE_RETRY_MS))
             return
         except (HostileFileError, ReadDeadlineError, FileBusyError, UnusableFileError) as error:
@@ -142,22 +142,22 @@ class SessionSweep:
         self._troubles.healed(key, SWEEP)
         self._events.publish_all(_sweep_events(key, swept, now))
         if unknown and swept.due:
-            await self._supervisor.wake(
-                session
-            )  # it waits for the adoption, and is forgotten if that finds a container
+            await self._supervisor.wake(session)  # queued until adoption is done; dropped if adoption finds a container
         await self._act(session, swept, now, container.incarnation if container is not None else None)
-        if not idle:  # a retired session has nothing for delivery either; to look again would be half of what this cost
+        if not idle:  # a retired session has nothing to deliver either, and a poll costs half as much as the sweep
             self._delivery.poke(session)
 
     async def _prove_writable(self, session: Session) -> None:
-        """After a refused write: does one come through now? That it does not is noted by the session itself."""
+        """After a refused write, test whether a write succeeds now. The session itself records a failure."""
         if session.files.write_refused:
             with suppress(FileBusyError):
                 await session.call_locked(session.files.prove_writable)
         if not session.files.write_refused:
             self._troubles.healed(session.key, WRITE)
             if self._sessions.storage.problem is None:
-                self._troubles.healed(session.key, ACCEPT)  # the next sender may find out better
+                self._troubles.healed(
+                    session.key, ACCEPT
+                )  # if accepting still fails, the next sender's message reports it again
 
     async def _act(self, session: Session, swept: Swept, now: int, incarnation: str | None) -> None:
         for action in swept.actions:
@@ -173,7 +173,7 @@ class SessionSweep:
             self._schedule.at(session.key, swept.expires_at)
 
     async def after_exit(self, session: Session, incarnation: str, reason: str, exit_: Exit) -> bool:
-        """All that a confirmed exit entails in the session's files. Whether the incarnation had claimed anything."""
+        """Settle a confirmed exit in the session's files. Return whether the incarnation had claimed anything."""
         now = self._clock.now_ms()
         log = self._log.bind(agent=session.key.agent, session=session.key.session, incarnation=incarnation)
         if session.quarantined is not None:
@@ -198,7 +198,7 @@ class SessionSweep:
         return claimed
 
     async def why_it_may_go(self, session: Session) -> str | None:
-        """Why a running session may lose its slot to one that waits: IDLE, CLAIM_OVERDUE; None while it is at work."""
+        """Return why a running session may give up its slot to a waiting one: IDLE or CLAIM_OVERDUE; None if it may not."""
         now = self._clock.now_ms()
         slot = self._supervisor.slot(session.key)
         if slot is None:
@@ -233,7 +233,7 @@ class SessionSweep:
         )
 
     async def drain(self, session: Session, incarnation: str) -> bool:
-        """Tell the incarnation to claim nothing more. True once none of its claims is open. Raises as opening files does."""
+        """Ask the incarnation to stop claiming. Return True once it has no open claim. Raise what opening files raises."""
         return await session.call(partial(drain, session.files, incarnation, self._clock.now_ms()))
 
 
@@ -247,7 +247,7 @@ def _sweep_events(key: SessionKey, swept: Swept, now: int) -> Iterator[Event]:
 
 
 def _container(slot: Slot | None, session: Session, now: int, floor: int) -> Container | None:
-    """Return the container to judge. A time later than now was set by a clock that has gone back since."""
+    """Return the container to judge, None if it does not run. A time in the future (the clock was set back) becomes `floor`."""
     if slot is None or slot.phase is not Phase.RUNNING:
         return None
     spawned = slot.spawned_at if slot.spawned_at <= now else floor
@@ -261,5 +261,8 @@ def _container(slot: Slot | None, session: Session, now: int, floor: int) -> Con
 
 
 def _contended(policy: Policy) -> Policy:
-    """For a slot that somebody waits for: who has nothing to do goes at once, who makes no progress after its turn."""
+    """Return the policy for a slot that another session waits for.
+
+    An idle container is stopped at once, and one that makes no progress when its turn's time is over.
+    """
     return replace(policy, contended=True, idle_stop=0)

@@ -1,6 +1,6 @@
-"""Whether the data folder can be written: reported by the operations that failed, and checked by the sweep.
+"""Tracks whether the data folder can be written. Failed operations report to it, and the sweep checks it.
 
-It decides nothing and stops no attempt; it is what `status` shows of a full disk.
+It decides nothing and prevents no attempt; `status` uses it to report a full disk.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _PROBE_BYTES: Final = 64 * 1024
 
 
 class StorageWatch:
-    """`problem` and `low` are (since epoch ms, why) while they last. `folder` is on the data folder's file system.
+    """`problem` and `low` are (since epoch ms, why) while they last, else None. `folder` is on the data folder's file system.
 
-    `code` is the problem's: STORAGE for the disk, HOST_TROUBLE when this host has run out of something else.
+    `code` is the problem's code: STORAGE for the disk, HOST_TROUBLE when the host has run out of another resource.
     """
 
     def __init__(self, folder: Path, clock: Clock) -> None:
@@ -35,29 +35,29 @@ class StorageWatch:
         self._clock = clock
         self.problem: tuple[int, str] | None = None
         self.code = StorageError.code
-        self.resource: str | None = None  # what this host has run out of
+        self.resource: str | None = None  # the resource that this host has run out of
         self.low: tuple[int, str] | None = None
-        self._again = False  # whether something failed since the last look
+        self._again = False  # whether an operation has failed since the last check
         self._one = anyio.Lock()
         self._log = structlog.get_logger("storage")
 
     def failed(self, error: ClawbusError) -> bool:
-        """Note that an operation on our files failed; False for a file that is gone or corrupt: that is not the disk."""
+        """Record that an operation on our files failed. Return False if the disk is not at fault (a lost or corrupt file)."""
         if not isinstance(error, StorageError) or isinstance(error, UnusableFileError | RegistryGoneError):
             return False
         if self.problem is None:
             self._log.error("storage_failing", error=str(error), hint=error.hint)
         self.code, self._again = error.code, True
         self.resource = error.resource if isinstance(error, HostTroubleError) else None
-        # What has run out is not to be seen in the data folder, so the limit is named with it.
+        # The exhausted resource is not visible in the data folder, so add the hint, which names the limit.
         why = f"{error} {error.hint}" if isinstance(error, HostTroubleError) else str(error)
         self.problem = (self.problem[0] if self.problem else self._clock.now_ms()), why
         return True
 
     async def look(self) -> None:
-        """Look at the free space; after a failure also try whether writing works again (reading proves nothing).
+        """Check the free space. After a failure, also test whether writing works again (reading proves nothing).
 
-        May be called by several; they look one after the other.
+        Concurrent calls run one after the other.
         """
         async with self._one:
             await self._look()
@@ -65,7 +65,7 @@ class StorageWatch:
     async def _look(self) -> None:
         try:
             free = await anyio.to_thread.run_sync(free_room, self._folder)
-            # What the probe cannot see may fail on: it is over when a whole round of looks has passed without a failure.
+            # The test cannot detect every failure, so the problem ends only when nothing failed since the last check.
             again, self._again = self._again, False
             works = self.problem is not None and not again and await anyio.to_thread.run_sync(self._can_write)
         except RuntimeError as error:  # no thread can be started

@@ -1,6 +1,6 @@
-"""The sweep's transactions over one session's files: observe and decide, then what belongs into inbound.db.
+"""The sweep's transactions over one session's files: read, decide, and write the decisions to inbound.db.
 
-Synchronous; the caller holds the session's lock. Starts and stops no container: those actions are returned.
+Synchronous; the caller holds the session's lock. No container is started or stopped here: those actions are returned.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ FORCED: Final = frozenset({CEILING, CLAIM_STUCK, CLAIM_OVERDUE, "unreadable"})
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What one pass over a session did and what is left.
+    """What one sweep of a session did, and what is left to do.
 
-    `next_at`: epoch ms of the earliest known work, 0 for now, None for none. `due`: messages that wait for an agent.
-    `dead`: open dead letters. `tool`: what the container said it is at.
+    `next_at`: when the earliest known work is due (epoch ms), 0 for now, None for none. `due`: number of messages that wait
+    for an agent. `dead`: number of open dead letters. `tool`: the tool in flight that the container declared.
     """
 
     actions: tuple[Action, ...]
@@ -74,7 +74,7 @@ class Swept:
 
 
 class Finished(NamedTuple):
-    """What a confirmed exit left. `claimed`: whether the incarnation had claimed anything."""
+    """The result of settling a confirmed exit. `claimed`: whether the incarnation had claimed anything."""
 
     claimed: bool
     actions: list[Action]
@@ -86,7 +86,7 @@ class Finished(NamedTuple):
 class Settings:
     """The sweep's policy, the time zone of recurrences (an IANA name), and the limits of an out/ folder.
 
-    `own_policies` gives an agent's own policy, as it is configured now; `policy` is that of an agent without one.
+    `own_policies` returns an agent's own policy, as currently configured; `policy` applies to agents without one.
     """
 
     policy: Policy
@@ -96,7 +96,7 @@ class Settings:
     own_policies: Callable[[str], Policy] | None = None
 
     def policy_of(self, agent: str) -> Policy:
-        """Return the agent's policy, as it is configured now."""
+        """Return the agent's policy, as currently configured."""
         return self.own_policies(agent) if self.own_policies is not None else self.policy
 
     @classmethod
@@ -120,13 +120,14 @@ def sweep_files(
     last_tool: ToolInFlight | None = None,
     members: Callable[[], Iterable[int] | None] | None = None,
 ) -> Swept:
-    """Observe, decide, apply. Raises what opening the files raises; then nothing has changed.
+    """Read the files, decide and apply. Raise what opening the files raises; then nothing has changed.
 
-    `last_tool` is what the last pass saw: another one is progress. `members` gives the container's processes. With nothing running, a stranded journal is recovered first: there was a confirmed exit, or never a container.
+    `last_tool` is the tool at the last sweep: a different one is progress. `members` returns the container's processes. When
+    no container is running, recover a leftover journal first: there was a confirmed exit, or never a container.
     """
     use = check_out_folder(files.folder.outbox, settings.out, members() if members is not None else None)
     if container is not None:
-        with suppress(OSError):  # a log that cannot be cut holds nothing up
+        with suppress(OSError):  # failing to shorten the log must not block the sweep
             output_log.cut(files.folder.logs / STDERR_LOG)
     recovered = False
     if container is None and not occupied and files.has_journal():
@@ -169,18 +170,18 @@ def sweep_files(
                         note_draining(db, container.incarnation, now, forced=True)
                 for attempt in stale:
                     messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
-                # Only now: an occurrence that was settled just above is armed in the same transaction.
+                # After the loops above, so that a series whose occurrence was just settled is rearmed in this transaction.
                 missed = [
                     message for message in judged.pending if message.id in over and message.recurrence is not None
                 ]
                 rearmed = recurrence.rearm(db, [*missed, *messages.to_rearm(db)], now, settings.timezone)
-        # An answer that delivery has not taken note of is work: a session is not retired over it.
+        # An answer that delivery has not recorded yet is work, so its session must not be retired.
         next_at = 0 if news else next_work(db, now)
         due, dead = messages.count_due(db, now), count_dead(db)
         ended = endings(db, seen.pending, seen.acks, actions, now)
         expiry = messages.next_expiry(db)
     if (due or void) and container is not None:
-        files.ring()  # what has come due by the clock alone: no commit notifies the runner
+        files.ring()  # a message may have come due by the clock alone, without a commit that would notify the runner
     expires_at = expiry + EXPIRY_GRACE if expiry is not None else None
     return Swept(
         tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended, container.tool if container else None,
@@ -189,16 +190,15 @@ def sweep_files(
 
 
 def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: int, settings: Settings) -> Finished:
-    """All that a CONFIRMED exit entails in the files: journal recovery, settling, reset of claims.
+    """Settle a CONFIRMED exit in the files: recover the journal, settle acks, reset claims. Safe to repeat.
 
-    Repeating it changes nothing more.
-    A claim that the runner gave back costs no try, unless we had to force the container out.
+    A claim that the runner released costs no try, unless the host had to force the container to end.
     """
     files.recover()
     with files.inbound() as db:
         with files.outbound() as out:
             raw = _observe(db, out, now)
-            # Only what is proven to be the message's own counts here; the rest is the next sweep's to judge.
+            # Count only acks that are proven to belong to their message; the next sweep judges the others.
             _, good = judge_suspects(db, out, raw.pending, raw.acks, floor=0)
         judged = judge(db, raw.pending, raw.acks, settings.fate, now)
         seen = replace(raw, pending=judged.pending, acks={**judged.acks, **good})
@@ -232,9 +232,9 @@ def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: 
 
 
 def disown_incarnation(files: SessionFiles, incarnation: str, now: int) -> int:
-    """Give back, without a try, what a container of another installation had in hand when this folder was copied.
+    """Release, without charging a try, what another installation's container had claimed when this folder was copied.
 
-    Returns the number of its unfinished messages. No container of ours has written to these files.
+    Return the number of released messages. None of our containers may have written to these files.
     """
     files.recover()
     with files.inbound() as db:
@@ -252,10 +252,10 @@ def disown_incarnation(files: SessionFiles, incarnation: str, now: int) -> int:
 
 
 def drain(files: SessionFiles, incarnation: str, now: int) -> bool:
-    """Note that this incarnation is to claim nothing more; return whether it works on nothing.
+    """Ask this incarnation, in inbound.db, to stop claiming. Return whether it works on nothing.
 
-    After the note's commit our runner claims no more, so that "nothing" stays true. Another one may claim in between, and
-    then has the grace of every stop.
+    After the commit our runner makes no further claim, so "works on nothing" stays true. A runner that ignores the request
+    may still claim; it then gets the usual grace before it is stopped.
     """
     with files.inbound() as db:
         if not is_draining(db, incarnation):
@@ -263,23 +263,23 @@ def drain(files: SessionFiles, incarnation: str, now: int) -> bool:
                 note_draining(db, incarnation, now, forced=False)
         with files.outbound() as out:
             seen = _observe(db, out, now)
-        # With its ack open a message may also be finished in the runner and only its commit be missing: that is work.
+        # An open claim counts as work even if the turn is finished: its commit may still be missing.
         return not any(claimed_by(claim, incarnation, time_of(incarnation)) for claim in seen.claims)
 
 
 def is_draining(db: Reader, incarnation: str) -> bool:
-    """Return whether this incarnation was asked to claim nothing more."""
+    """Return whether this incarnation was asked to stop claiming."""
     return db.one("SELECT 1 FROM draining WHERE incarnation = ?", (incarnation,)) is not None
 
 
 def note_draining(db: Writer, incarnation: str, now: int, *, forced: bool) -> None:
-    """Tell an incarnation to claim nothing more; `forced`: from now on, a failure that it acks does not count."""
-    db.execute("DELETE FROM draining")  # at most one lives, and a predecessor's is over
+    """Ask an incarnation to stop claiming. `forced`: from now on, a failure that it acks does not count."""
+    db.execute("DELETE FROM draining")  # at most one incarnation is live, so other rows are a predecessor's
     db.execute("INSERT INTO draining(incarnation, since, forced) VALUES (?, ?, ?)", (incarnation, now, int(forced)))
 
 
 def apply(db: Writer, action: Action, now: int, fate: Fate) -> None:
-    """Do what an action means in inbound.db. Inside a transaction."""
+    """Apply an action to inbound.db. Call inside a transaction."""
     if isinstance(action, Settle):
         settle(db, action, now)
     elif isinstance(action, Reset):
@@ -295,7 +295,7 @@ def apply(db: Writer, action: Action, now: int, fate: Fate) -> None:
 
 
 def next_work(db: Reader, now: int) -> int | None:
-    """Return the earliest instant with work: a message due, a row to send, a series to arm. 0 means now."""
+    """Return when the next work is due (epoch ms): a message, a row to send, a series to rearm. 0 for now, None for none."""
     if messages.to_rearm(db, 1):
         return 0
     expiry = messages.next_expiry(db)
@@ -324,7 +324,7 @@ def _fail(db: Writer, action: Fail, now: int) -> None:
 def _observe(db: Reader, out: Reader | None, now: int) -> Observation:
     claims = outbound.claims(out) if out is not None else []
     pending, acks = unfinished(db, out, now, [claim.message_id for claim in claims])
-    # However many claims a container makes up, those on our own messages are seen.
+    # A container may invent any number of claims; add those on our own messages that the limited list missed.
     listed = {(claim.message_id, claim.incarnation) for claim in claims}
     claims += [
         ack for ack in acks.values()
@@ -338,12 +338,12 @@ def _observe(db: Reader, out: Reader | None, now: int) -> Observation:
 
 
 def _ended_attempts(db: Reader, seen: Observation) -> Sequence[messages.Attempt]:
-    """Return the open attempts of containers that are gone, whose claim is gone too: they were given back.
+    """Return the open attempts of containers that are gone and whose claim is gone as well: the claim was released.
 
-    A session has one container at a time, so an attempt of another incarnation than the living one's has ended.
+    A session has one container at a time, so an attempt of any incarnation but the live one has ended.
     """
     if seen.container is None and seen.occupied:
-        return ()  # something of this session may still run, and nothing says which incarnation it is
+        return ()  # a container of this session may still run, but its incarnation is unknown
     alive = seen.container.incarnation if seen.container is not None else None
     held = {(claim.message_id, claim.incarnation) for claim in seen.claims}
     return [

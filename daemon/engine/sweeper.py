@@ -1,7 +1,7 @@
-"""The repair pass: every interval over the sessions with work, at once for one whose container exits.
+"""Schedules sweeps: of every session with work at each interval, and of one session at once when its container exits.
 
-One session's failure or slowness never reaches another: each is swept in its own task, bounded in time. What a sweep does
-is in `session_sweep.py`.
+Each session is swept in its own task with a timeout, so that a failing or slow session does not affect others.
+`session_sweep.py` does the sweep itself.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from schema.errors import ClawbusError, ReadDeadlineError
 
 _CONCURRENT = 16
 _SLOW = "its sweep did not end within sweep.session_timeout_s."
-_FAILED_LATER_MS = 30_000  # also of a session that counts as idle: its trouble is reported until a sweep succeeds
+_FAILED_LATER_MS = 30_000  # even for a session that counts as idle: its trouble is reported until a sweep succeeds
 _POSTPONED_S = 60.0
 _PAGE = 20
 _LONGEST_PAUSE_S = 60.0
-_SPREAD = 0.5  # of the interval
+_SPREAD = 0.5  # share of the interval over which sweeps are spread
 _LONGEST_SPACING_S = 0.2
 
 
 @dataclass(slots=True)
 class LastSweep:
-    """What the last full tick did: for `status`. `duration_ms` without the pauses between its sessions."""
+    """The last full tick's result, for `status`. `duration_ms` excludes the pauses between its sessions."""
 
     at: int | None = None
     duration_ms: int = 0
@@ -46,7 +46,7 @@ class LastSweep:
 
 
 class Sweeper:
-    """Built once; `poke` may be called from anywhere in the event loop."""
+    """Runs the sweeps. `poke` may be called from anywhere in the event loop."""
 
     def __init__(
         self,
@@ -74,29 +74,29 @@ class Sweeper:
 
     @property
     def clock_jump(self) -> dict[str, int] | None:
-        """{jumped_at, by_ms} of the last jump of the wall clock that was seen, epoch ms and ms; None for none."""
+        """The last jump of the wall clock: {jumped_at (epoch ms), by_ms (ms)}; None if there was none."""
         return {"jumped_at": self._one.wall.floor, "by_ms": self._one.wall.by_ms} if self._one.wall.floor else None
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Tick until cancelled; started once it can take pokes."""
+        """Tick until cancelled. Report as started once `poke` works."""
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 tasks.start_soon(self._full_passes, name="full pass")
                 task_status.started()
-                interval_s, spread_s = self._config.interval_s, 0.0  # after a start what waits is not kept waiting
+                interval_s, spread_s = self._config.interval_s, 0.0  # right after the start, do not delay waiting work
                 while True:
                     began = self._clock.monotonic()
                     await self.tick(spread_s)
                     spread_s = interval_s * _SPREAD
                     await self._pause(interval_s - min(self._clock.monotonic() - began, spread_s))
         finally:
-            self._tasks = None  # at the daemon's end others are still at work, and may poke
+            self._tasks = None  # while the daemon stops, other tasks still run and may call `poke`
 
     async def tick(self, spread_s: float = 0.0) -> None:
-        """One pass over every session with work, begun over up to `spread_s` seconds.
+        """Sweep every session with work. Their starts are spread over up to `spread_s` seconds.
 
-        Begun all together, the sweeps of fifty busy sessions would hold up every message for most of a second.
+        If they all started together, the sweeps of fifty busy sessions would delay every message by most of a second.
         """
         started = self._clock.monotonic()
         self._pulse.beat("sweep")
@@ -116,16 +116,16 @@ class Sweeper:
                 tasks.start_soon(one, key, name=f"sweep {key}")
                 if spacing:
                     await anyio.sleep(spacing)
-        # Its pauses are not work: the log shows how far it fell behind them.
+        # Pauses are not work; subtract them from the duration.
         took_s = max(self._clock.monotonic() - started - spacing * len(keys), 0.0)
         self.last = LastSweep(self._clock.now_ms(), int(took_s * 1000), len(keys), errors)
         self._events.publish(SweepFinished(self._clock.now_ms(), len(keys), errors, took_s))
 
     async def _look_at_registry(self) -> None:
-        """One that vanished is noticed and remade here, even when nothing else asks for it. So is a disk's room."""
+        """Notice and rebuild a registry that vanished, even when nothing else uses it. Check the disk's free space too."""
         await self._sessions.storage.look()
         try:
-            # After a failure the whole way is tried; a stat may work where an opening does not.
+            # After a failure, try a full operation: stat may work where opening the file does not.
             failing = self._sessions.storage.problem is not None
             await self._sessions.central(lambda registry: registry.probe() if failing else registry.check())
             await self._sessions.register_made()
@@ -133,7 +133,7 @@ class Sweeper:
             self._log.error("registry_unusable", code=error.code, error=str(error), hint=error.hint)
 
     def poke(self, key: SessionKey) -> None:
-        """Sweep this session soon. Calls during its sweep make it be swept once more."""
+        """Sweep this session soon. Calls during its sweep cause one more sweep."""
         if self._tasks is None or self._tasks.cancel_scope.cancel_called:  # see Background.later
             return
         if key in self._busy:
@@ -142,7 +142,7 @@ class Sweeper:
         self._tasks.start_soon(self.sweep, key, name=f"sweep {key}")
 
     async def sweep(self, key: SessionKey) -> bool:
-        """Sweep one session. False when it failed; that has been logged and will be tried again."""
+        """Sweep one session. Return False when it failed; the failure is logged and the sweep will be retried."""
         if key in self._busy:
             self._busy[key] = True
             return True
@@ -163,22 +163,22 @@ class Sweeper:
                 fine = False
                 self._sessions.troubles.failed(key, SWEEP, error, self._clock.now_ms())
                 self._log.error("sweep_failed", agent=key.agent, session=key.session, code=error.code, error=str(error))
-            except Exception as error:  # noqa: BLE001 - one session's surprise must not end the pass for the others
+            except Exception as error:  # noqa: BLE001 - one session's unexpected error must not end the pass for the others
                 fine = False
                 self._sessions.troubles.failed(key, SWEEP, error, self._clock.now_ms())
                 self._log.error("sweep_raised", agent=key.agent, session=key.session, exc_info=True)
             finally:
                 again = self._busy.pop(key, False)
-                if not fine:  # not at once: what failed now is likely to fail again
+                if not fine:  # not at once: it would probably fail again
                     wait_ms = FAILED_RETRY_MS if again else _FAILED_LATER_MS
                     self._schedule.at(key, self._clock.now_ms() + wait_ms)
                     again = False
         return fine
 
     async def _full_passes(self) -> None:
-        """Slowly look at every session there is, a page at a time: heals whatever `active` and `next_due_at` missed.
+        """Slowly sweep every session, a page at a time, to find work that `active` and `next_due_at` missed.
 
-        A pass is spread over its whole interval: opening every session's files costs, and nothing waits for it.
+        A pass is spread over its whole interval: opening every session's files is expensive, and nothing waits for it.
         """
         began, count = self._clock.monotonic(), 0
         while True:
@@ -198,7 +198,7 @@ class Sweeper:
             await anyio.sleep(_pass_pause(self._page, count, self._config.full_pass_s, self._clock.monotonic() - began))
 
     async def _pause(self, seconds: float) -> None:
-        """Sleep in pieces, so that the watchdog sees the loop alive between two ticks."""
+        """Sleep in short pieces, so that the watchdog sees progress between two ticks."""
         until = self._clock.monotonic() + seconds
         while (left := until - self._clock.monotonic()) > 0:
             self._pulse.beat("sweep")
@@ -206,7 +206,10 @@ class Sweeper:
 
 
 def _pass_pause(page: SessionKey | None, count: int, interval_s: float, elapsed_s: float) -> float:
-    """Seconds until the next page of a full pass over `count` sessions, or, after the last one, until the next pass."""
+    """Return the seconds until a full pass's next page, or, after its last page, until the next pass.
+
+    The pass covers `count` sessions.
+    """
     if page is None:
         return max(interval_s - elapsed_s, min(interval_s, 1.0))
     return min(interval_s * _PAGE / max(count, _PAGE), _LONGEST_PAUSE_S)

@@ -1,4 +1,4 @@
-"""What an operator reads when file events fail: the limit that is used up, and not the same line every few seconds. Pure."""
+"""What is logged when file events fail: the limit that was reached, and not the same line every few seconds. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _INSTANCES: Final = (
 )
 _WATCHES: Final = "No inotify watch is left: raise `sysctl fs.inotify.max_user_watches`. Polling goes on meanwhile."
 _OTHER: Final = "Polling goes on; look at the named folder and at `dmesg` if this stays."
-# What watchfiles says, which has no errno: its notify library writes it into the text.
+# watchfiles raises errors without an errno: its notify library puts the number into the text.
 _TEXTS: Final = (("os error 24", errno.EMFILE), ("os error 28", errno.ENOSPC), ("watch limit", errno.ENOSPC))
 
 
@@ -26,7 +26,7 @@ def number_of(error: BaseException) -> int:
 
 
 def hint_of(error: BaseException) -> str:
-    """Return what to do about it."""
+    """Return the hint for this error: what the operator can do."""
     number = number_of(error)
     if number in (errno.EMFILE, errno.ENFILE):
         return _INSTANCES
@@ -34,13 +34,13 @@ def hint_of(error: BaseException) -> str:
 
 
 class TroubleLog:
-    """Whether a failure is worth a line: a new kind of it is, the same one again only once an hour."""
+    """Decides whether to log a failure: a new kind always, the same one again only once an hour."""
 
     def __init__(self) -> None:
         self._last: tuple[str, float] | None = None
 
     def is_news(self, error: BaseException, now: float) -> bool:
-        """`now` is monotonic seconds."""
+        """Return whether to log this failure. `now` is monotonic seconds."""
         kind = f"{type(error).__name__} {number_of(error) or error}"
         if self._last is not None and self._last[0] == kind and now - self._last[1] < _REPEAT_S:
             return False

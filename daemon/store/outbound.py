@@ -1,6 +1,6 @@
-"""SQL over one session's outbound.db, read-only and as hostile input. Missing tables and columns degrade to nothing.
+"""SQL over one session's outbound.db, read-only, as untrusted input. Missing tables and columns read as empty.
 
-Every value is typed here or refused with HostileFileError; nothing from this file becomes a path or a query.
+Every value's type is checked here, or HostileFileError is raised. Nothing from this file is used as a path or in SQL text.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def rows_after(db: Reader, seq: int, limit: int) -> list[MessageOut]:
         return []
     sql = "SELECT * FROM messages_out WHERE seq > ? ORDER BY seq LIMIT ?"
     found = [_message(row) for row in db.some(sql, (seq, limit), budget=_BATCH_CHARACTERS)]
-    # A broken index gives rows in any order, and a table without its key gives one seq to many: the cursor would pass
-    # over what it never saw.
+    # With a broken index the order may be wrong, and without the key several rows may share a seq: the cursor would then
+    # skip rows that were never read.
     if any(later.seq <= earlier.seq for earlier, later in pairwise(found)):
         raise HostileFileError("messages_out does not give its rows in the order of their seqs.")
     return found
 
 
 def has_after(db: Reader, seq: int) -> bool:
-    """Whether there are outbound rows above `seq`."""
+    """Return whether there are outbound rows above `seq`."""
     return bool(db.columns("messages_out")) and db.one("SELECT 1 FROM messages_out WHERE seq > ?", (seq,)) is not None
 
 
@@ -62,7 +62,7 @@ def rows_by_id(db: Reader, ids: Sequence[str]) -> tuple[dict[str, MessageOut], i
 
 
 def acks_for(db: Reader, message_ids: Sequence[str]) -> dict[str, Ack]:
-    """Return what the container says of these messages. The cost follows what is asked, not what was ever acked."""
+    """Return the container's acks for these messages. The cost depends on their number, not on how many were ever acked."""
     columns = db.columns("processing_ack")
     if not message_ids or not columns:
         return {}
@@ -77,7 +77,7 @@ def acks_for(db: Reader, message_ids: Sequence[str]) -> dict[str, Ack]:
 
 
 def is_answered(db: Reader, message_id: str, above: int) -> bool:
-    """Whether an outbound row above this seq says that it answers the message."""
+    """Return whether an outbound row above the given seq replies to the message."""
     if "in_reply_to" not in db.columns("messages_out"):
         return False
     sql = "SELECT 1 FROM messages_out WHERE in_reply_to = ? AND seq > ? LIMIT 1"
@@ -85,7 +85,7 @@ def is_answered(db: Reader, message_id: str, above: int) -> bool:
 
 
 def _deferrals(db: Reader, message_ids: Sequence[str]) -> dict[str, Deferral]:
-    """Return the counters of these `later` acks. An ack without its row is the first of its message."""
+    """Return the deferrals of these `later` acks. An ack without a deferrals row is its message's first."""
     found = dict.fromkeys(message_ids, Deferral(1))
     if message_ids and {"message_id", "deferral"} <= db.columns("deferrals"):
         for chunk in chunks(message_ids):
@@ -115,7 +115,7 @@ def with_notes(db: Reader, acks: Mapping[str, Ack]) -> dict[str, Ack]:
 
 
 def _note(row: sqlite3.Row) -> TurnNote | None:
-    """As one line of printable text: a container wrote it, and people read it."""
+    """Return the note as one line of printable text: a container wrote it, and people read it."""
     code, message = row["code"], row["message"]
     if not isinstance(code, str) or not isinstance(message, str) or not _NOTE_CODE.match(code):
         return None
@@ -128,7 +128,7 @@ def _one_line(text: str) -> str:
 
 
 def claims(db: Reader) -> list[Ack]:
-    """Return what the container says it is working on, at most 1,000 rows."""
+    """Return the container's claims, at most 1,000."""
     columns = db.columns("processing_ack")
     if not columns:
         return []
@@ -137,7 +137,7 @@ def claims(db: Reader) -> list[Ack]:
 
 
 def recently_acked(db: Reader, limit: int) -> list[str]:
-    """Return the messages that the container wrote about last, newest first."""
+    """Return the ids of the messages that the container acked last, newest first."""
     if not db.columns("processing_ack"):
         return []
     rows = db.all("SELECT message_id FROM processing_ack ORDER BY rowid DESC LIMIT ?", (limit,))
@@ -145,12 +145,12 @@ def recently_acked(db: Reader, limit: int) -> list[str]:
 
 
 def acked(db: Reader, message_ids: Sequence[str]) -> set[str]:
-    """Those of the named messages that have an ack of any kind, also one that says nothing we know."""
+    """Return those of the given messages that have an ack of any kind, even with an unknown status."""
     return _there(db, "processing_ack", "message_id", message_ids)
 
 
 def present(db: Reader, ids: Sequence[str]) -> set[str]:
-    """Those of the named outbound rows that are there."""
+    """Return those of the given outbound rows that exist."""
     return _there(db, "messages_out", "id", ids)
 
 
@@ -164,7 +164,7 @@ def _there(db: Reader, table: str, key: str, values: Sequence[str]) -> set[str]:
 
 
 def replied_to(db: Reader, ids: Sequence[str]) -> set[str]:
-    """Return the messages that the named outbound rows reply to."""
+    """Return the messages that the given outbound rows reply to."""
     found: set[str] = set()
     if ids and "in_reply_to" in db.columns("messages_out"):
         for chunk in chunks(ids):
@@ -190,7 +190,7 @@ def tool_in_flight(db: Reader) -> ToolInFlight | None:
 
 
 def heartbeat_at(folder: SessionFolder) -> int | None:
-    """When the container last made progress (epoch ms), or None. A link in its place is no heartbeat."""
+    """Return when the container last made progress (epoch milliseconds), or None. A symbolic link is not accepted."""
     try:
         status = os.lstat(folder.outbox / HEARTBEAT)
     except OSError:
@@ -204,7 +204,7 @@ def _ack_columns(columns: frozenset[str]) -> str:
 
 
 def _ack(row: sqlite3.Row) -> Ack | None:
-    """Return a typed ack, or None for one in a state we do not know: it counts as absent."""
+    """Return a typed ack, or None for an ack with an unknown status, which is ignored."""
     try:
         status = AckStatus(row["status"])
     except ValueError:

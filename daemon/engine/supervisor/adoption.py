@@ -1,7 +1,7 @@
-"""Adoption: what runs already when the daemon starts, or when a runtime that was away answers again.
+"""Adopts the containers that already run when the daemon starts, or when an unavailable runtime answers again.
 
-The runtime's listing is the truth about what runs; central.db's record says what we believe about it. A daemon restart kills
-no agent: only what is of another spec (when one of that could be started), of no known session or in quarantine is ended.
+The runtime's listing decides what runs; central.db records what we believe. A daemon restart kills no agent. A container is
+ended only if its spec is outdated (and a new one could be started), if it is not on record, or if its session is quarantined.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from schema.errors import ClawbusError
 
 
 class Adoption:
-    """Makes slots of what runs. May be done again at any time: what has a slot is left alone.
+    """Creates slots for running containers. May be repeated at any time: a container with a slot is left alone.
 
-    `lock` is held while slots are made from a listing: two at once would watch one container twice.
+    `lock` is held while slots are created from a listing: two at once would watch one container twice.
     """
 
     def __init__(self, fleet: Fleet, endings: Endings) -> None:
@@ -35,10 +35,10 @@ class Adoption:
         self.lock = anyio.Lock()
 
     async def adopt(self) -> bool:
-        """Make our record and the runtime's listing agree. False when one of them does not answer; it is tried again.
+        """Make central.db and the runtime's listing agree. Return False when one cannot be read; the caller tries again.
 
-        Containers of a live incarnation whose fingerprint is still the wanted one are kept, others end after their turn;
-        incarnations whose container is gone go through the exit path.
+        A live incarnation's container is kept if its fingerprint is current; otherwise it is ended after its turn. An
+        incarnation whose container is gone is settled like any exit.
         """
         async with self.lock:
             try:
@@ -47,7 +47,7 @@ class Adoption:
                 self._fleet.set_unavailable(error)
                 return False
             except ClawbusError as error:
-                # The registry's trouble, not the runtime's. Nothing is adopted now; it is tried again.
+                # The registry failed, not the runtime. Nothing is adopted now; the caller tries again.
                 self._fleet.sessions.storage.failed(error)
                 self._log.warning("adoption_postponed", code=error.code, error=str(error), hint=error.hint)
                 return False
@@ -56,7 +56,7 @@ class Adoption:
         return agreed
 
     async def _adopt(self) -> bool:
-        """Whether every live incarnation on record has its own slot now."""
+        """Adopt. Return whether every live incarnation on record now has its own slot."""
         await self._fleet.engine.check(
             await self._fleet.sessions.central(lambda registry: registry.live_incarnations())
         )
@@ -65,12 +65,12 @@ class Adoption:
         for row in await self._fleet.sessions.central(lambda registry: registry.live_incarnations()):
             slot = self._fleet.slots.get(row.key)
             if slot is not None:
-                # Starting, running or ending: whoever does that looks after its container. It is never withdrawn here.
+                # The slot is starting, running or ending, and other code handles its container. Never withdraw it here.
                 agreed = agreed and slot.incarnation == row.id
                 continue
             found = _container_of(row, listed.values())
             if found is None and row.container_id is None:
-                # The daemon before us died in its spawn: what it had asked for must not start behind our back.
+                # The previous daemon died during a spawn: find out whether the container that it asked for has started.
                 found = await self._fleet.runtime.find_started(row.id)
             await self._adopt_recorded(row, found)
         supervised = {slot.container_id for slot in self._fleet.slots.values()}
@@ -90,7 +90,7 @@ class Adoption:
         if found is None:
             log.warning("incarnation_gone", container=row.container_id)
             if row.container_id is None:
-                slot.reason = "never_started"  # the daemon before us died first: that is no failed start of the agent's
+                slot.reason = "never_started"  # the previous daemon died before the start, so this is not a failed start of the agent
         else:
             if row.container_id is None:
                 self._fleet.begin_record_start(slot, found)
@@ -110,7 +110,7 @@ class Adoption:
             self._draining.begin(slot, "outdated")
 
     async def adopt_stray(self, found: Running) -> None:
-        """End a container of ours without a record, and let no other one start beside it until then.
+        """End one of our containers that is not on record. Give it the session's slot, so that no other one starts meanwhile.
 
         The caller holds the lock.
         """
@@ -120,7 +120,7 @@ class Adoption:
             return
         self._log.warning("container_stray", agent=key.agent, session=key.session, container=found.container_id)
         session = await self._fleet.sessions.create(key)
-        if key in self._fleet.slots:  # a start began meanwhile
+        if key in self._fleet.slots:  # a spawn began in the meantime
             self._endings.end_extra(found)
             return
         slot = Slot(session, found.incarnation, found.started_at, Phase.RUNNING, found.container_id)
@@ -129,19 +129,22 @@ class Adoption:
         self._endings.begin_end(key, "stray", graceful=True)
 
     async def _is_wanted(self, key: SessionKey, found: Running) -> bool:
-        """Only a spec that is known to be another one and could be started, or an agent that is gone, ends a working agent."""
+        """Return whether to keep a running container.
+
+        False if its agent is no longer configured, or if its spec is known to be outdated and a new one could be started.
+        """
         try:
             if self._fleet.specs.make(key, found.incarnation).fingerprint == found.fingerprint:
                 return True
         except UnknownAgentError:
             return False
-        except Exception as error:  # noqa: BLE001 - a full disk or a bug in making specs says nothing about the container
+        except Exception as error:  # noqa: BLE001 - a full disk, or a bug in making specs, does not make the container outdated
             self._log.warning("fingerprint_unknown", agent=key.agent, session=key.session, error=str(error))
             return True
         return not await self._could_replace(key, found)
 
     async def _could_replace(self, key: SessionKey, found: Running) -> bool:
-        """Whether the runtime would start another one now: an agent that works is better than none."""
+        """Return whether the runtime could start a container now: an outdated agent that works is better than none."""
         try:
             await self._fleet.runtime.check()
         except ClawbusError as error:
@@ -154,7 +157,7 @@ class Adoption:
 
 
 def _container_of(row: IncarnationRow, listed: Iterable[Running]) -> Running | None:
-    """Return the recorded container. One that others recreated with its labels is another one."""
+    """Return the recorded container, if it is listed. A container that others recreated with its labels does not count."""
     for item in listed:
         if item.incarnation == row.id and row.container_id in {None, item.container_id}:
             return item

@@ -1,6 +1,6 @@
-"""Replacing a container without cutting its turn: it claims nothing more, finishes, and is stopped then.
+"""Replaces a container without interrupting its turn: it stops claiming, finishes its turn and is then stopped.
 
-Its turn is bounded by the limits of every turn (time-out, ceiling, claim-stuck); nothing here ends one.
+The turn is bounded by the usual limits (timeout, ceiling, claim-stuck); nothing here ends a turn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from schema.errors import ClawbusError
 
 
 class Draining:
-    """Watches each container that is to be replaced until it is at rest."""
+    """Watches each container that is to be replaced until it works on nothing."""
 
     def __init__(self, fleet: Fleet, endings: Endings) -> None:
         self._fleet = fleet
@@ -38,11 +38,11 @@ class Draining:
                 await slot.exited.wait()
 
     async def _is_at_rest(self, slot: Slot) -> bool:
-        """Return whether the container works on nothing. A file that cannot be read now says nothing; read it again."""
+        """Return whether the container works on nothing. False when a file cannot be read now; the caller asks again."""
         try:
             return await self._fleet.keeper.drain(slot.session, slot.incarnation)
         except ClawbusError:
             return False
-        except Exception:  # a bug in one look must not end the daemon; it is tried again
+        except Exception:  # a bug in one check must not end the daemon; try again
             self._fleet.log.exception("drain_raised", session=slot.session.key.session)
             return False

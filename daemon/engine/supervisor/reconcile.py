@@ -1,8 +1,8 @@
-"""While the daemon runs: compares the runtime's listing with the slots, at every event of the runtime and every few seconds.
+"""Compares the runtime's listing with the slots, at every event of the runtime and every few seconds while the daemon runs.
 
-A container may be started, made or changed by others at any time. One without a slot is ended, one beside a session's
-supervised container, too; a restart policy is taken away. It never ends what a slot supervises: a supervised container that
-was restarted is noticed by its own watch (`endings.py`).
+Others may create, start or change a container at any time. A container without a slot is ended, and so is a second one of a
+session; a restart policy is removed. It never ends a container that a slot supervises: `endings.py` notices when a
+supervised container was restarted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from schema.errors import ClawbusError
 
 
 class Reconciler:
-    """One loop, and one look at a single session for whoever asks for its end."""
+    """Runs the comparison in a loop, and once for a single session when somebody asks to end its container."""
 
     def __init__(self, fleet: Fleet, endings: Endings, adoption: Adoption) -> None:
         self._fleet = fleet
@@ -30,23 +30,23 @@ class Reconciler:
         self._log = fleet.log
 
     async def run(self) -> None:
-        """Compare until cancelled. No failure ends it."""
+        """Compare until cancelled. No error ends the loop."""
         timings = self._fleet.timings
         while True:
             with anyio.move_on_after(timings.reconcile_s):
                 await self._event()
-                await anyio.sleep(timings.settle_s)  # events come in crowds, and so do their causes
+                await anyio.sleep(timings.settle_s)  # events come in bursts: wait for all of them
             try:
                 await self.reconcile()
             except RuntimeUnavailableError as error:
                 self._fleet.set_unavailable(error)
-            except Exception:  # noqa: BLE001 - the next look may succeed
+            except Exception:  # noqa: BLE001 - the next comparison may succeed
                 self._log.error("reconcile_raised", exc_info=True)
 
     async def reconcile(self) -> None:
-        """One comparison. Raises RuntimeUnavailableError."""
+        """Compare once. Raise RuntimeUnavailableError."""
         if not self._fleet.accepting or self._fleet.unavailable is not None:
-            return  # adoption does it
+            return  # adoption will do it
         listed = await self._fleet.runtime.list_running()
         for item in listed:
             if item.restarts:
@@ -55,7 +55,10 @@ class Reconciler:
         await self._fleet.check_images()
 
     async def look_at(self, key: SessionKey) -> None:
-        """Adopt an unsupervised container of this session. Never raises; touches no other session."""
+        """Find an unsupervised container of this session, so that it can be ended. Never raises.
+
+        Before adoption is done, this runs the adoption of all sessions; afterwards no other session is touched.
+        """
         if not self._fleet.accepting:
             await self._adoption.adopt()
             return
@@ -63,7 +66,7 @@ class Reconciler:
             listed = await self._fleet.runtime.list_running()
             await self._end_unsupervised([item for item in listed if (item.agent, item.session) == key])
         except RuntimeUnavailableError as error:
-            self._fleet.set_unavailable(error)  # so that whoever asked does not take silence for "no container"
+            self._fleet.set_unavailable(error)  # so that the caller does not conclude that there is no container
         except ClawbusError as error:
             self._log.warning("reconcile_failed", agent=key.agent, session=key.session, error=str(error))
 
@@ -72,7 +75,7 @@ class Reconciler:
         if not suspects:
             return
         async with self._adoption.lock:
-            # A listing is older than our answer to it: what ended meanwhile is not there a second time.
+            # The listing is older than the lock: list again, because a container may have ended since.
             still = {item.container_id for item in await self._fleet.runtime.list_running()}
             for item in suspects:
                 if item.container_id in still and not self._is_supervised(item):
