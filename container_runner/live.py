@@ -38,21 +38,31 @@ class FollowUps:
 
 
 class TurnProgress:
-    """The Progress that a provider is given. `silence` is what it declared for the whole turn."""
+    """The Progress that a provider is given. `silence` is what it declared for the whole turn, `log` takes its program's words."""
 
     def __init__(
-        self, heartbeat: Heartbeat, set_tool: SetTool, now_ms: Callable[[], int], silence: Silence | None
+        self,
+        heartbeat: Heartbeat,
+        set_tool: SetTool,
+        now_ms: Callable[[], int],
+        silence: Silence | None,
+        log: Callable[[str], None],
     ) -> None:
         self.follow_ups_inbox = FollowUps()
         self._heartbeat = heartbeat
         self._set_tool = set_tool
         self._now_ms = now_ms
         self._silence = silence
+        self._log = log
         self._began_at = now_ms()
 
     def event(self) -> None:
         """Touch the heartbeat."""
         self._heartbeat.touch()
+
+    def wrote(self, line: str) -> None:
+        """Log it."""
+        self._log(line)
 
     async def tool_started(self, name: str, timeout_s: float | None = None) -> None:
         """Put the tool into container_state."""

@@ -211,7 +211,8 @@ class Runner:
         log.info("turn_started")
         began = anyio.current_time()
         show_tool = partial(self._show_tool, log)
-        progress = TurnProgress(self._heartbeat, show_tool, self._now_ms, self._provider.silence)
+        wrote = partial(_log_words, log)
+        progress = TurnProgress(self._heartbeat, show_tool, self._now_ms, self._provider.silence, wrote)
         outcome: _Outcome | CannotStartError | None = None
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
@@ -490,3 +491,7 @@ def _refusal(plan: Plan, max_bytes: int) -> TurnFailedError | None:
     if any(len(reply.content.encode()) > max_bytes for reply in plan.replies):
         return AnswerTooLargeError(f"A message of the answer has more than {max_bytes} bytes as JSON.")
     return None
+
+
+def _log_words(log: FilteringBoundLogger, line: str) -> None:
+    log.info("program_wrote", text=line)

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import sys
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final, TypeVar
@@ -19,6 +18,7 @@ from typing import Final, TypeVar
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream, Process
 
+from container_runner.providers.error_output import ErrorOutput, last_words, own_reason
 from container_runner.providers.lines import Event, OutputParser, ProgressNote, ToolStart
 from container_runner.providers.protocol import Answer, Progress, ProviderContext, Silence, Turn
 from container_runner.shared.errors import (
@@ -35,11 +35,9 @@ from container_runner.shared.errors import (
 from container_runner.shared.running_time import cancel_after_running
 from schema.os_faults import Fault, as_host_error, fault_of
 
-_STDERR_TAIL: Final = 8192
 _TERM_WAIT_S: Final = 1.0
 # What left the group may hold stdout open for ever; what the program itself wrote is read long before this.
 _DRAIN_S: Final = 1.0
-_LAST_WORDS: Final = 300
 # What says that the program, or how it is called, is wrong; all else that fork and exec refuse is the machine's.
 _THE_PROGRAMS_OWN: Final = frozenset({errno.E2BIG, errno.ETXTBSY, errno.EINVAL, errno.ELIBBAD, errno.ELIBACC})
 _RUNNERS_OWN: Final = ("CLAWBUS_", "VIRTUAL_ENV", "PYTHON")
@@ -111,7 +109,7 @@ class _Conversation:
         self._progress = progress
         self._parser = OutputParser(output)
         self._failure: TurnFailedError | None = None
-        self._stderr: deque[bytes] = deque()
+        self._stderr = ErrorOutput(progress.wrote)
 
     async def run(self, turn: Turn, timeout_s: float) -> Answer:
         code = 0
@@ -121,9 +119,10 @@ class _Conversation:
                 code = await self._talk(json.dumps(turn.to_json(), ensure_ascii=True).encode() + b"\n")
                 group.cancel_scope.cancel()
         if limit.cancelled_caught:
-            raise CommandTimeoutError(f"The program did not end within {timeout_s:g} s.", detail=self._stderr_tail())
+            tail = self._stderr.tail()
+            raise CommandTimeoutError(f"The program did not end within {timeout_s:g} s.{last_words(tail)}", detail=tail)
         if self._failure is not None:
-            self._failure.detail = self._stderr_tail()
+            self._failure.detail = self._stderr.tail()
             raise self._failure
         self._check_later(code)
         self._check_exit(code)
@@ -135,7 +134,7 @@ class _Conversation:
         async with anyio.create_task_group() as group:
             reading = anyio.Event()
             group.start_soon(_send, _opened(self._process.stdin), turn)
-            group.start_soon(self._read_stderr, _opened(self._process.stderr))
+            group.start_soon(self._stderr.read, _opened(self._process.stderr))
             group.start_soon(self._read_answer, _opened(self._process.stdout), reading, group.cancel_scope)
             code = await self._process.wait()
             # What the program left running in its group would keep the pipes open.
@@ -186,33 +185,24 @@ class _Conversation:
             case _:
                 await self._progress.tool_ended()
 
-    async def _read_stderr(self, stream: ByteReceiveStream) -> None:
-        size = 0
-        async for chunk in stream:
-            self._stderr.append(chunk)
-            size += len(chunk)
-            while size - len(self._stderr[0]) >= _STDERR_TAIL:
-                size -= len(self._stderr.popleft())
-
-    def _stderr_tail(self) -> str:
-        return b"".join(self._stderr)[-_STDERR_TAIL:].decode("utf-8", errors="replace")
-
     def _check_later(self, code: int) -> None:
         """Raise TurnDeferredError when the program asked to be tried later: by its exit code, or by a line of its own."""
         wish = self._parser.later
         if code == os.EX_TEMPFAIL:
             reason = wish.reason if wish is not None else None
-            raise TurnDeferredError(reason or _own_reason(self._stderr_tail()), after_s=wish.after_s if wish else None)
+            raise TurnDeferredError(reason or own_reason(self._stderr.tail()), after_s=wish.after_s if wish else None)
         if code == 0 and wish is not None:
             raise TurnDeferredError(wish.reason, after_s=wish.after_s)
 
     def _check_exit(self, code: int) -> None:
         if code == 0:
             return
-        tail = self._stderr_tail()
+        tail = self._stderr.tail()
         if code < 0:
-            raise CommandSignalError(f"The program was ended by {_signal_name(-code)}{_by_whom(-code)}.", detail=tail)
-        raise CommandExitError(f"The program ended with exit code {code}.{_last_line(tail)}", detail=tail)
+            raise CommandSignalError(
+                f"The program was ended by {_signal_name(-code)}{_by_whom(-code)}.{last_words(tail)}", detail=tail
+            )
+        raise CommandExitError(f"The program ended with exit code {code}.{last_words(tail)}", detail=tail)
 
 
 def program_environment(environ: Mapping[str, str], runner_prefix: str) -> dict[str, str]:
@@ -259,18 +249,6 @@ def _signal_name(number: int) -> str:
 def _by_whom(number: int) -> str:
     """Explain a SIGKILL that is not ours: the runner kills a program only for its time or its answer, and says so."""
     return ": the system does that to a program that reaches its memory limit" if number == signal.SIGKILL else ""
-
-
-def _last_line(tail: str) -> str:
-    """Return the last line of stderr, which mostly is the reason, cut to the length of a report's line."""
-    lines = tail.strip().splitlines()
-    return f" Its last words: {lines[-1][:_LAST_WORDS]}" if lines else ""
-
-
-def _own_reason(tail: str) -> str | None:
-    """Return the last line of stderr, which mostly is the reason, or None if it wrote nothing."""
-    lines = tail.strip().splitlines()
-    return lines[-1][:_LAST_WORDS] if lines else None
 
 
 def _opened(stream: _Stream | None) -> _Stream:

@@ -147,6 +147,10 @@ class Progress(Protocol):
         """Touch the heartbeat: the agent did something. Never call this from a timer."""
         ...
 
+    def wrote(self, line: str) -> None:
+        """Log a line of the program's standard error: of a turn that never ends there is nothing else."""
+        ...
+
     async def tool_started(self, name: str, timeout_s: float | None = None) -> None:
         """Declare that a tool runs. Without a time-out of its own it has the rest of the turn's."""
         ...

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from daemon.cli.present import brief, moment
 from daemon.core.printable import block, one_line
+from daemon.logs.filter import parse_event
 from schema.instants import from_text
 
 _STYLES: Final[Mapping[str, str]] = MappingProxyType(
@@ -30,6 +31,19 @@ def event_line(event: Mapping[str, Any]) -> Text:
         for part in block(event["traceback"], "    | ", "    | "):
             line.append(f"\n{part}", "dim")
     return line
+
+
+def container_line(line: str) -> str:
+    """One line of what a container wrote, for people: the runner's events in words, the program's own words as they are."""
+    event = parse_event(line.encode("utf-8", "replace"))
+    if len(event) == 1:
+        return one_line(line)
+    at = _time(event.get("timestamp"))
+    if event.get("event") == "program_wrote":
+        return f"{at} | {one_line(event.get('text', ''))}"
+    hidden = ("timestamp", "level", "event", "incarnation", "messages")
+    rest = {key: value for key, value in event.items() if key not in hidden}
+    return f"{at} {one_line(event.get('event', ''))}" + (f"  {one_line(brief(rest))}" if rest else "")
 
 
 def print_events(console: Console, events: Iterable[Mapping[str, Any]]) -> None:

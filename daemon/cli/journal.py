@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from daemon.core.errors import JournalError
+from daemon.logs.journal_line import read_entry
+from daemon.logs.render import json_line
 
 PROGRAM: Final = "journalctl"
 
 
 def last_entries(unit: str, count: int, wanted: Callable[[bytes], bool]) -> list[bytes]:
-    """Return the last `count` wanted messages of a unit, oldest first."""
+    """Return the last `count` wanted events of a unit as lines of JSON, oldest first."""
     found: list[bytes] = []
     if count <= 0:
         return found
@@ -28,14 +31,23 @@ def last_entries(unit: str, count: int, wanted: Callable[[bytes], bool]) -> list
 
 
 def follow_entries(unit: str) -> Iterator[bytes]:
-    """Messages from now on; never ends by itself."""
+    """Events from now on as lines of JSON; never ends by itself."""
     with _lines(unit, "--follow", "--lines=0") as lines:
         yield from lines
 
 
+def _event(line: bytes) -> bytes | None:
+    try:
+        entry: object = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    event = read_entry(cast("dict[str, object]", entry)) if isinstance(entry, dict) else None
+    return json_line(event).rstrip(b"\n") if event is not None else None
+
+
 @contextmanager
 def _lines(unit: str, *options: str) -> Generator[Iterator[bytes]]:
-    command = [PROGRAM, f"--unit={unit}", "--output=cat", "--no-pager", "--quiet", *options]
+    command = [PROGRAM, f"--unit={unit}", "--output=json", "--all", "--no-pager", "--quiet", *options]
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path("/")
@@ -46,7 +58,7 @@ def _lines(unit: str, *options: str) -> Generator[Iterator[bytes]]:
     assert process.stderr is not None
     ended = False
     try:
-        yield (line.rstrip(b"\n") for line in process.stdout)
+        yield (event for line in process.stdout if (event := _event(line)) is not None)
         ended = True
     finally:
         whole = ended and not process.stdout.read(1)

@@ -64,6 +64,7 @@ def _explain(invocation: Invocation, found: Found) -> list[Diagnosis]:
 
 
 def _show(console: Console, result: Mapping[str, Any]) -> None:
+    from daemon.cli.event_lines import container_line  # noqa: PLC0415
     from daemon.cli.present import age, brief, moment, pairs, say, table, when  # noqa: PLC0415
 
     now = SystemClock().now_ms()
@@ -99,7 +100,8 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         say(console, f"   repair: {one['command']}")
         say(console, *(f"   or, {choice['when']}: {choice['command']}" for choice in one["choices"]))
     if result["container_log"]:
-        say(console, "", "The end of what its container wrote:", *(f"  {line}" for line in result["container_log"]))
+        wrote = (f"  {container_line(line)}" for line in result["container_log"])
+        say(console, "", "The end of what its container wrote:", *wrote)
     if result["other_runs"]:
         others = [(other["run_id"], _status(other), when(other["claimed_at"], now)) for other in result["other_runs"]]
         console.print(table("Other runs of this message", ("run", "status", "claimed"), others))

@@ -158,7 +158,7 @@ class Control(_Table):
 
 
 class Logs(_Table):
-    """[logs]: auto means JSON unless stderr is a terminal. The file `<data>/logs/clawbus.log` is always JSON."""
+    """[logs]: auto: pretty on a terminal, plain words in the journal, else JSON. The file `<data>/logs/clawbus.log` is always JSON."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "pretty"] = "auto"

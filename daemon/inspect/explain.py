@@ -14,9 +14,7 @@ from daemon.inspect.session_facts import live_record, recorded_facts
 from daemon.inspect.session_reading import Queues
 
 _ANSWER: Final = "Mend what the reason names, then requeue it; or drop it."
-_MESSAGE: Final = (
-    "Find out what the message does to the agent (the session's container log), then requeue it; or drop it."
-)
+_MESSAGE: Final = "Find out what the message does to the agent (its run has what the container wrote last), then requeue it; or drop it."
 _STEPS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "IN_DOUBT": "Ask the receiver whether it has this id: requeue it if not, drop it if so.",

@@ -23,6 +23,7 @@ import structlog
 
 from daemon.config.models import Logs
 from daemon.core.clock import Clock, SystemClock
+from daemon.logs.journal_line import journal_line, priority
 from daemon.logs.render import EventDict, explain_error, json_line, ordered, pretty_renderer
 from daemon.logs.sinks import RotatingFile, Sink, StandardError
 from schema.instants import to_text
@@ -35,10 +36,6 @@ _SAME_TEXT: Final = 60  # characters by which texts are distinguished; what foll
 _ACCEPTING: Final = re.compile(r"socket\.accept\(\) out of system resource|_accept_connection\(")
 _LEVELS: Final[Mapping[str, int]] = MappingProxyType(
     {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
-)
-# sd-daemon(3): a line's priority for the journal, as syslog numbers them.
-_PRIORITY: Final[Mapping[str, bytes]] = MappingProxyType(
-    {"debug": b"<7>", "info": b"<6>", "warning": b"<4>", "error": b"<3>", "critical": b"<2>"}
 )
 
 
@@ -179,11 +176,13 @@ def configure(settings: Logs, data_dir: Path | None, stderr: TextIO | None, cloc
 
 def _renderer(settings: Logs, stderr: TextIO | None) -> Callable[[Mapping[str, object]], bytes]:
     terminal = _is_terminal(stderr)
-    if settings.format == "pretty" or (settings.format == "auto" and terminal):
+    if (settings.format == "pretty" and not _is_journal(stderr)) or (settings.format == "auto" and terminal):
         return pretty_renderer(colors=terminal and "NO_COLOR" not in os.environ)
-    if _is_journal(stderr):
-        return lambda event: _PRIORITY.get(str(event.get("level")), b"<6>") + json_line(event)
-    return json_line
+    if not _is_journal(stderr):
+        return json_line
+    if settings.format == "json":
+        return lambda event: priority(event) + json_line(event)
+    return journal_line
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

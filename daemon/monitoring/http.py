@@ -6,6 +6,7 @@ They change nothing and reveal nothing of what messages hold. A scrape never blo
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
@@ -13,8 +14,9 @@ import anyio
 import anyio.to_thread
 import structlog
 from anyio.abc import TaskStatus
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -30,6 +32,18 @@ from daemon.monitoring.health import Health
 _FRESH_S: Final = 1.0  # scrapes closer together share what was read from the files
 _PATIENCE_S: Final = 2.0
 _LIMITS: Final = ConnectionLimits(max_connections=100, max_per_peer=50, patience_s=30.0)
+
+
+class _WithoutCreated(Collector):
+    """Every instrument without its `_created` samples: Prometheus stores each as a series of its own, for nothing."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
 
 
 class Exporter:
@@ -74,7 +88,7 @@ class Exporter:
                 await self._looked.wait()
         async with self._one:
             self._house.take()
-            body = await anyio.to_thread.run_sync(encode, self._registry)
+            body = await anyio.to_thread.run_sync(encode, _WithoutCreated(self._registry))
         return body, content_type
 
 

@@ -1,6 +1,5 @@
 """clawbus as a service of a real systemd: ready when it is, restarted when it dies, its agents spared, its lines in the journal."""
 
-import json
 import os
 import re
 import tempfile
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from daemon.logs.journal_line import read_entry
 from tests.support.daemon import eventually
 from tests.support.systemd_host import SystemdHost, build_site
 
@@ -109,10 +109,10 @@ def test_a_daemon_that_hangs_is_ended_by_the_watchdog(service: SystemdHost) -> N
 def test_its_lines_in_the_journal_are_events(service: SystemdHost) -> None:
     ask(service, "hello", "logged")
     lines = [entry for entry in service.journal() if entry["_COMM"] == "clawbus"]
-    events = [json.loads(entry["MESSAGE"]) for entry in lines if entry["MESSAGE"].startswith("{")]
-    assert {"daemon_ready", "message_accepted", "container_spawned"} <= {event.get("event") for event in events}
-    accepted = next(event for event in events if event.get("event") == "message_accepted")
-    assert accepted["session"]
+    events = [event for entry in lines if (event := read_entry(entry)) is not None]
+    assert {"daemon_ready", "message_accepted", "container_spawned"} <= {event["event"] for event in events}
+    accepted = next(entry["MESSAGE"] for entry in lines if entry["MESSAGE"].startswith("message_accepted"))
+    assert accepted.startswith("message_accepted agent=echo session="), "for eyes, without a second time and level"
     assert {entry["PRIORITY"] for entry in lines if "daemon_ready" in entry["MESSAGE"]} == {"6"}
 
 

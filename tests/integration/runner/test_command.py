@@ -27,6 +27,9 @@ class Recorder:
     def event(self) -> None:
         self.told.append(("event",))
 
+    def wrote(self, line: str) -> None:
+        self.told.append(("wrote", line))
+
     async def tool_started(self, name: str, timeout_s: float | None = None) -> None:
         self.told.append(("tool", name, str(timeout_s)))
 
@@ -85,6 +88,13 @@ async def test_a_program_need_not_read_its_turn(tmp_path: Path) -> None:
         ("echo broken >&2; exit 3", {}, errors.CommandExitError, "exit code 3. Its last words: broken"),
         ("kill -KILL $$", {}, errors.CommandSignalError, "SIGKILL"),
         ("sleep 30", {"timeout_s": 0.2}, errors.CommandTimeoutError, "0.2 s"),
+        (
+            "echo asking the source >&2; exec sleep 30",
+            {"timeout_s": 1.0},
+            errors.CommandTimeoutError,
+            "Its last words: asking the source",
+        ),
+        ("echo my heap is gone >&2; kill -SEGV $$", {}, errors.CommandSignalError, "Its last words: my heap is gone"),
         ("trap '' TERM; sleep 30", {"timeout_s": 0.2}, errors.CommandTimeoutError, "0.2 s"),
         ("printf 'caf\\351'", {}, errors.AnswerNotTextError, "UTF-8"),
         ("yes", {"max_answer_bytes": 1000}, errors.AnswerTooLargeError, "1000"),
@@ -251,3 +261,23 @@ async def test_the_program_finds_nothing_of_the_runner(tmp_path: Path, monkeypat
     text = str(answer.messages[0].content["text"])
     assert "CLAWBUS_" not in text
     assert sys.prefix not in text.partition("PATH=")[2].partition("\n")[0]
+
+
+@pytest.mark.anyio
+async def test_what_a_program_writes_to_stderr_is_logged_while_it_works(tmp_path: Path) -> None:
+    progress = Recorder()
+    go_on = tmp_path / "go on"
+    script = f"echo one >&2; printf 'two, without an end' >&2; until [ -e '{go_on}' ]; do sleep 0.05; done; echo done"
+    async with anyio.create_task_group() as group:
+        group.start_soon(run, tmp_path, script, progress)
+        await eventually(lambda: ("wrote", "two, without an end") in progress.told, 20)
+        assert ("wrote", "one") in progress.told
+        go_on.touch()
+
+
+@pytest.mark.anyio
+async def test_a_flood_on_stderr_does_not_fill_the_log(tmp_path: Path) -> None:
+    progress = Recorder()
+    await run(tmp_path, "yes 'the same again and again' | head -n 200000 >&2; echo done", progress)
+    logged = sum(len(words) for name, words in progress.told if name == "wrote")
+    assert 30_000 < logged < 1_000_000, "5.6 MB were written"

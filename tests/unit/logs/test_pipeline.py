@@ -403,19 +403,32 @@ def test_a_line_longer_than_a_pipes_promise_arrives_whole_while_somebody_reads()
     assert got == [line]
 
 
-def test_to_the_journal_a_line_carries_its_priority(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def in_journal(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str = "auto") -> list[str]:
+    """Return what two events are in the journal."""
     path = tmp_path / "err"
     with path.open("w") as stderr:
         status = os.fstat(stderr.fileno())
         monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
-        start(None, stderr)
-        structlog.get_logger().warning("odd")
+        start(None, stderr, format=form)
+        structlog.get_logger().warning("disk_low", free=12, why="a full disk")
         structlog.get_logger().error("bad")
-    first, second = path.read_bytes().splitlines()
-    assert first.startswith(b'<4>{"timestamp": ')
-    assert second.startswith(b"<3>{")
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("form", ["auto", "pretty"])
+def test_the_journal_gets_words_with_their_priority(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """The journal has the time and the level itself."""
+    assert in_journal(start, tmp_path, monkeypatch, form) == ['<4>disk_low free=12 why="a full disk"', "<3>bad"]
+
+
+def test_the_journal_gets_json_where_that_is_configured(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = in_journal(start, tmp_path, monkeypatch, "json")
+    assert first.startswith('<4>{"timestamp": ')
+    assert second.startswith("<3>{")
 
 
 def test_a_terminal_gets_text_and_a_pipe_gets_json(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
