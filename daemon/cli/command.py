@@ -90,6 +90,10 @@ class Globals:
             form = "json" if json else "text"
         return cls(form, config, data, debug)
 
+    def with_form(self) -> Globals:
+        """Return these options with the environment's form where none was given. Raise a usage error for an unknown one."""
+        return self if self.form is not None else replace(self, form=_form_of_environment())
+
     def over(self, outer: Globals) -> Globals:
         """Return these options, with those given before the subcommand in place of missing ones."""
         return Globals(
@@ -106,6 +110,7 @@ class Invocation:
 
     command: str
     options: Globals = field(default_factory=Globals)
+    context: Any = None  # of the command line's parser, where it was read by one
 
     @property
     def json(self) -> bool:
@@ -196,9 +201,7 @@ def add(
             values.pop("data"),
             debug=values.pop("debug"),
         ).over(ctx.find_object(Globals) or Globals())
-        invocation = Invocation(
-            full, options if options.form is not None else replace(options, form=form_of_environment())
-        )
+        invocation = Invocation(full, options.with_form(), ctx)
         given = {name: _not_empty(name, _as_text(name, value)) for name, value in values.items()}
         code = finish(invocation, _outcome(invocation, lambda: function(invocation, **given)))  # pyright: ignore[reportCallIssue]
         if code:
@@ -368,7 +371,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
     return os.environ.get(_OUTPUT) == "json"
 
 
-def form_of_environment() -> Form:
+def _form_of_environment() -> Form:
     """Return the form that CLAWBUS_OUTPUT names, else text. Raise a usage error for another word."""
     named = os.environ.get(_OUTPUT, "text")
     for form in cast("tuple[Form, ...]", get_args(Form)):

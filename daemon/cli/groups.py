@@ -1,4 +1,4 @@
-"""The root of the tree of commands: former names of commands still work, and say the new name."""
+"""The root of the tree of commands: its help in sections, and former names, which still work and say the new one."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ _ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+_SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "Begin": ("init", "serve", "send", "chat", "mailbox"),
+        "See": ("status", "doctor", "top", "session", "run", "logs", "watch"),
+        "Repair": ("message", "delivery", "dead", "sweep"),
+        "Host": ("config", "image", "install", "backup", "restore"),
+    }
+)
+_REST: Final = "More"
+
 
 class RootGroup(TyperGroup):
     """The commands by their names of today; a former name is translated, one of other tools gets an explanation."""
@@ -39,3 +49,12 @@ class RootGroup(TyperGroup):
         elif not word.strip():
             ctx.fail("The command is empty (is a variable empty?).")
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands in sections, each with its whole first sentence."""
+        placed = {name for names in _SECTIONS.values() for name in names}
+        rest = tuple(name for name in self.commands if name not in placed)
+        for title, names in (*_SECTIONS.items(), (_REST, rest)):
+            shown = [(name, self.commands[name]) for name in names if name in self.commands]
+            with formatter.section(title):
+                formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in shown])

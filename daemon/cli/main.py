@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -32,6 +32,7 @@ from daemon.cli import (
     send,
     serve,
     session,
+    show_help,
     status,
     sweep,
     top,
@@ -78,7 +79,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
 
-    @app.callback()
+    @app.callback(invoke_without_command=True)
     def root(
         ctx: typer.Context,
         json: JsonFlag = None,
@@ -86,8 +87,11 @@ def build_app() -> typer.Typer:
         config: ConfigFlag = None,
         data: DataFlag = None,
         debug: DebugFlag = False,
+        show_version: Annotated[bool, typer.Option("--version", "-V", help="Which clawbus this is.")] = False,
     ) -> None:
         ctx.obj = Globals.given(json, output, config, data, debug=debug)
+        if ctx.invoked_subcommand is None:
+            _without_command(ctx, show_version=show_version)
 
     for module in (
         init,
@@ -112,9 +116,22 @@ def build_app() -> typer.Typer:
         config_check,
         inngest,
         version,
+        show_help,
     ):
         module.register(app)
     return app
+
+
+def _without_command(ctx: typer.Context, *, show_version: bool) -> None:
+    """Show the version if that was asked for, else the help."""
+    options: Globals = ctx.obj.with_form()
+    if show_version:
+        invocation = Invocation("version", options, ctx)
+        raise typer.Exit(finish(invocation, version.version(invocation)))
+    if options.form == "json":
+        ctx.fail("Missing command.")
+    invocation = Invocation("help", options, ctx)
+    raise typer.Exit(finish(invocation, show_help.help_(invocation)))
 
 
 @functools.cache

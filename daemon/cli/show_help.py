@@ -1,0 +1,57 @@
+"""`clawbus help [COMMAND]`: what `--help` prints, for a command that is named in words."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import Outcome
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "help", help_)
+
+
+def help_(
+    invocation: Invocation,
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[COMMAND]...", help="The command's words; none for the list of all.")
+    ] = None,
+) -> Outcome:
+    """Show what a command is for, its options and an example.
+
+    Use it as `--help`, which every command takes.
+
+    \b
+    Example:
+      clawbus help
+      clawbus help session show
+    """
+    context = _context_of(invocation.context.find_root(), command or [])
+    text = str(context.get_help())
+
+    def people(console: Console) -> None:
+        from rich.text import Text  # noqa: PLC0415
+
+        console.print(Text(text), soft_wrap=True)
+
+    return Outcome({"help": text}, people)
+
+
+def _context_of(context: Any, words: list[str]) -> Any:
+    """Return the context of the command that the words name. Raise a usage error."""
+    for word in words:
+        children: dict[str, Any] = getattr(context.command, "commands", {})
+        if word not in children:
+            close = get_close_matches(word, list(children))
+            meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise typer.BadParameter(f"`{context.command_path}` has no command {word!r}.{meant}")
+        context = context.command.context_class(children[word], info_name=word, parent=context)
+    return context

@@ -1,0 +1,55 @@
+"""The ways to the help and the version that other tools have taught people."""
+
+import re
+from typing import Any
+
+import pytest
+
+from daemon.cli.main import command_tree, main
+from tests.support.command_line import CommandLine
+
+
+def test_help_in_words_is_what_the_option_prints(cli: CommandLine, capfd: pytest.CaptureFixture[str]) -> None:
+    for words in ((), ("status",), ("session",), ("session", "show"), ("help",)):
+        assert main([*words, "--help"]) == 0
+        wanted = capfd.readouterr().out
+        assert cli("help", *words, "--pretty").out == wanted, words
+        assert cli("help", *words, "--json").result == {"help": wanted.removesuffix("\n")}, words
+
+
+def test_a_command_that_help_does_not_find_is_wrong_usage_with_a_suggestion(cli: CommandLine) -> None:
+    for words, meant in ((("statsu",), "'status'"), (("session", "shwo"), "'show'"), (("status", "x"), "")):
+        answer = cli("help", *words)
+        assert (answer.code, answer.envelope["error"]["code"]) == (2, "USAGE")
+        assert meant in answer.envelope["error"]["message"]
+
+
+def test_the_command_alone_shows_the_help(cli: CommandLine) -> None:
+    alone = cli("--pretty")
+    assert (alone.code, alone.out) == (0, cli("help", "--pretty").out)
+    assert cli().envelope["error"]["code"] == "USAGE", "a program that asks for JSON has forgotten something"
+
+
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_the_version_is_an_option_too(cli: CommandLine, option: str) -> None:
+    assert cli(option, "--pretty").out == cli("version", "--pretty").out
+    assert cli(option).result == cli("version").result
+
+
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_the_list_of_commands_has_each_once_with_its_whole_sentence(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    tree: Any = command_tree()
+    text = cli("help", "--pretty").out
+    sections = re.split(r"^(\w+):$", text, flags=re.MULTILINE)
+    listed = [
+        name
+        for title, body in zip(sections[1::2], sections[2::2], strict=True)
+        if title != "Options"
+        for name in re.findall(r"^  ([a-z]+)\b", body, re.MULTILINE)
+    ]
+    assert sorted(listed) == sorted(tree.commands)
+    assert "..." not in text.split("Begin:")[1]
+    assert all(len(line) <= int(columns) for line in text.split("Begin:")[1].splitlines())
