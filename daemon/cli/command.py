@@ -58,7 +58,8 @@ DataFlag = Annotated[
 DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected failure.")]
 
 
-_OURS: Final = re.compile(r"(?:^|(?<=&& ))clawbus(?= )")  # the command itself, not a path of that name
+_OURS: Final = re.compile(r"^clawbus(?= )")  # the command itself, not a path of that name
+_CHAIN: Final = " && "
 _OUTPUT: Final = "CLAWBUS_OUTPUT"
 _MAY_BE_EMPTY: Final = frozenset({"text", "reason"})
 _RUN: Final = start_command(None)
@@ -315,12 +316,15 @@ def _same_place(action: NextAction, options: Globals) -> NextAction:
 
 
 def _in_place(command: str, options: Globals) -> str:
+    """Add the options that say which installation is meant to each command of ours in a chain."""
+    if _CHAIN in command:
+        return _CHAIN.join(_in_place(one, options) for one in command.split(_CHAIN))
     place = ""
     if options.config is not None and "--config" not in command:
         place += f" --config {shlex.quote(str(options.config))}"
     if options.data is not None and "--data" not in command and "--config" not in command:
         place += f" --data {shlex.quote(str(options.data))}"
-    return _OURS.sub(lambda found: found.group() + place, command, count=1)
+    return _OURS.sub(lambda found: found.group() + place, command)
 
 
 def _show_end(outcome: Outcome) -> None:

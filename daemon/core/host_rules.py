@@ -184,7 +184,11 @@ def _runtime_changed(host: HostFacts) -> Diagnosis | None:
         return None
     evidence = (host.runtime_error or f'The containers run under "{host.other_runtime}".',)
     summary = f"The configuration names the runtime {host.runtime}, and the containers run under {host.other_runtime}."
-    return Diagnosis("RUNTIME_CHANGED", summary, evidence, "clawbus config check")
+    evidence = (*evidence, f'To keep the containers, set runtime.kind to "{host.other_runtime}" again.')
+    begin = host.start if host.daemon is DaemonState.DOWN else host.restart
+    command = f"clawbus session kill --all --reason 'the runtime was changed' && {begin}"
+    choices = (Choice("once runtime.kind is set back", host.start),)
+    return Diagnosis("RUNTIME_CHANGED", summary, evidence, command, choices=choices)
 
 
 def image_unusable(host: HostFacts) -> Diagnosis | None:

@@ -398,13 +398,12 @@ def _answers_held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     summary = "The session has as many open answers as it may have (delivery.max_open_answers)."
     where = one_word(one.agent, one.session)
     retry = f"clawbus delivery retry --all --session {where} --reason 'the receiver is mended'"
-    choices = [Choice("once the receiver is mended", retry)]
+    choices = [Choice("to see them", f"clawbus delivery list --session {where}")]
     if one.retrying_example is not None:
         answer = shlex.quote(one.retrying_example["id"])
         drop = f"clawbus delivery drop {answer} --session {where} --reason 'its receiver is gone'"
         choices.append(Choice("to give up the one that has failed most", drop))
-    command = f"clawbus delivery list --session {where}"
-    return _of(one, "ANSWERS_HELD_BACK", summary, evidence, command, choices=tuple(choices))
+    return _of(one, "ANSWERS_HELD_BACK", summary, evidence, retry, choices=tuple(choices))
 
 
 def _dead_letters(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -458,7 +457,7 @@ SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
     (_restart_policy, _paused),
     (_spawn_failing, _work_waiting, _unclaimed),
     (_held_back,),
-    (_delivery_stuck, _answer_retrying, _answers_held_back),
+    (_delivery_stuck, _answers_held_back, _answer_retrying),
     (_dead_letters,),
 )
 

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import Make
+from tests.integration.test_delivery_http import tables
 from tests.support.ageing import change
 from tests.support.agents import ECHO, obedient
 from tests.support.daemon import RealDaemon, eventually
+from tests.support.http_receiver import place
 from tests.support.lock_holder import locked
 from tests.support.mounts import read_only
+from tests.support.webhooks import receiving
 from tests.support.wreck import Finding, findings, found, gone, healthy, repair
 
 pytestmark = pytest.mark.faults
@@ -191,3 +194,52 @@ def test_files_of_a_newer_clawbus_are_ended_by_a_backup_of_before(daemon: RealDa
     daemon.start()
     healthy(daemon)
     assert daemon.ask("again", agent="echo", session="s") == {"text": "again"}
+
+
+def test_a_registry_that_the_running_daemon_cannot_use(daemon: RealDaemon) -> None:
+    """The daemon says so itself, and goes on with what it has; another process's lock is the reason."""
+    with locked(daemon.data / "central.db") as holder:
+        assert not daemon.cli("send", "x", "--agent", "echo", "--session", "new").ok
+        one = found(daemon, "DEGRADED", 30)
+        assert any("central.db" in line for line in one["evidence"]), one
+        assert one["command"] == f"kill {holder.pid}"
+        run_literally(one["command"])
+        holder.wait(timeout=10)
+        gone(daemon, "DEGRADED")
+        healthy(daemon)
+
+
+def test_a_runtime_that_was_changed_under_living_containers(daemon: RealDaemon) -> None:
+    daemon.kill()
+    text = daemon.config.read_text(encoding="utf-8")
+    changed = text.replace('kind = "process"', 'kind = "docker"')
+    assert changed != text
+    daemon.config.write_text(changed, encoding="utf-8")
+    one = found(daemon, "RUNTIME_CHANGED")
+    end, _, start = one["command"].partition(" && ")
+    repair(daemon, end)
+    daemon.config.write_text(text, encoding="utf-8")  # Docker need not be here; nothing of the old runtime lives now
+    repair(daemon, start)
+    healthy(daemon, 60)
+    assert daemon.ask("again", agent="echo", session="s") == {"text": "again"}
+
+
+@pytest.mark.parametrize("way", ["retry", "drop"])
+def test_as_many_answers_as_a_session_may_have_open(make_daemon: Make, way: str) -> None:
+    with receiving(failures=10**6) as receiver:
+        daemon = make_daemon(tables(work=receiver.url))
+        text = daemon.config.read_text(encoding="utf-8")
+        slow = "retry_base_s = 3600.0\nretry_max_s = 3600.0\nmax_open_answers = 1"
+        daemon.config.write_text(text.replace("retry_base_s = 0.1\nretry_max_s = 0.5", slow), encoding="utf-8")
+        daemon.start()
+        daemon.post("say answer", agent="prog", session="s", address=place("work"))
+        one = found(daemon, "ANSWERS_HELD_BACK", 30)
+        if way == "retry":
+            receiver.failures = 0
+            assert " delivery retry --all " in one["command"]
+            repair(daemon, one["command"])
+        else:
+            repair(daemon, offered(one, " delivery drop "))
+        gone(daemon, "ANSWERS_HELD_BACK")
+        receiver.failures = 0
+        daemon.at_rest = False

@@ -1,6 +1,6 @@
 """Every code that `doctor` can print: docs/findings.md has a row of it, and here is who tries that its repair ends it.
 
-A new code without a row here fails. UNTRIED names the codes whose repair nobody runs yet.
+A new code without a row here fails.
 """
 
 from __future__ import annotations
@@ -59,12 +59,9 @@ TRIED: Final = {
     "CONTAINER_PAUSED": LIVES,
     "CONTRADICTION": DOCTOR,
     "STALE_RUN": DOCTOR,
-}
-# Nobody runs their repair in a test of its own yet: they need an engine, or a receiver that fails.
-UNTRIED: Final = {
-    "DEGRADED",
-    "RUNTIME_CHANGED",
-    "ANSWERS_HELD_BACK",
+    "DEGRADED": MORE,
+    "RUNTIME_CHANGED": MORE,
+    "ANSWERS_HELD_BACK": MORE,
 }
 
 
@@ -82,8 +79,7 @@ def codes() -> set[str]:
 
 
 def test_every_code_has_a_row_here_and_none_that_there_is_not() -> None:
-    assert codes() == set(TRIED) | UNTRIED
-    assert not set(TRIED) & UNTRIED
+    assert codes() == set(TRIED)
 
 
 def test_each_row_names_a_test_that_speaks_of_the_code() -> None:
