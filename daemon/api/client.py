@@ -177,6 +177,10 @@ class ControlClient:
         """One session's report."""
         return self._call("GET", f"/v1/sessions/{_part(agent)}/{_part(session)}")
 
+    def reload(self) -> dict[str, Any]:
+        """Have the daemon read its configuration again; return what is in force, and what needs a restart."""
+        return self._call("POST", "/v1/reload", body={})
+
     def execute(self, verb: Verb) -> dict[str, Any]:
         """Have the daemon carry out an operator's verb, and return its result."""
         names = {"{agent}": _part(verb.agent), "{session:path}": _part(verb.session)}

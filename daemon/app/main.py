@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 
 import anyio
@@ -21,6 +21,7 @@ from daemon.api import server as control_server
 from daemon.api.api import build_api
 from daemon.api.daemon_operations import DaemonOperations
 from daemon.api.events import EventHub, events_route
+from daemon.api.reloading import Reloaded, reload_route
 from daemon.app.house import House, Overrides
 from daemon.app.signals import RELOAD, SignalInbox
 from daemon.channels.running import run_channel, run_channels
@@ -145,7 +146,15 @@ async def _main(
         async with anyio.create_task_group() as tasks:
             with signals.interruptible_start() as starting:
                 tasks.start_soon(_keep_lock, folder, clock, name="data folder lock")
-                await _bring_up(house, tasks, monitoring, pipeline, pulse, notifier)
+                await _bring_up(
+                    house,
+                    tasks,
+                    monitoring,
+                    partial(_reload_as_asked, house, pipeline, notifier, reload),
+                    pipeline,
+                    pulse,
+                    notifier,
+                )
             if not starting.cancelled_caught:
                 await _serve_signals(house, pipeline, notifier, reload, signals, tasks)
             notifier.stopping()
@@ -189,6 +198,7 @@ async def _bring_up(
     house: House,
     tasks: anyio.abc.TaskGroup,
     monitoring: Monitoring,
+    reload_now: Callable[[], Reloaded],
     pipeline: LogPipeline,
     pulse: Pulse,
     notifier: Notifier,
@@ -199,7 +209,7 @@ async def _bring_up(
     operations = await _start(house, tasks)
     events = EventHub()
     pipeline.listen(events.publish)
-    routes = [*monitoring.routes, events_route(events)]
+    routes = [*monitoring.routes, events_route(events), reload_route(reload_now)]
     api = build_api(operations, routes)
     await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
     tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
@@ -292,25 +302,42 @@ async def _await_terminal_end(signals: SignalInbox) -> None:
             return
 
 
+def _reload_as_asked(
+    house: House, pipeline: LogPipeline, notifier: Notifier, reload: Callable[[], Config] | None
+) -> Reloaded:
+    """Reload for a client that waits for the outcome. Raise what refused it."""
+    notifier.reloading()
+    try:
+        return reload_config(house, pipeline, reload or (lambda: house.config))
+    finally:
+        notifier.ready(house.status_line())
+
+
 def _reload(house: House, pipeline: LogPipeline, reload: Callable[[], Config] | None) -> None:
-    """Apply the new agents and log level; every other key needs a restart. A broken file changes nothing."""
+    """Reload at SIGHUP, where nobody waits for an answer: the log has it."""
+    with suppress(Exception):  # a reload that fails changes nothing, and ends nothing
+        if reload is not None:
+            reload_config(house, pipeline, reload)
+
+
+def reload_config(house: House, pipeline: LogPipeline, reload: Callable[[], Config]) -> Reloaded:
+    """Take over agents and the log level; everything else needs a restart. A broken file changes nothing, and is raised."""
     log = structlog.get_logger("daemon")
-    if reload is None:
-        return
     try:
         config = reload()
     except ClawbusError as error:
         log.error("reload_refused", error=str(error), hint=error.hint)
-        return
-    except Exception:  # a reload that fails changes nothing, and ends nothing
+        raise
+    except Exception:
         log.exception("reload_raised")
-        return
+        raise
     pipeline.set_level(config.logs.level)
     house.agents.clear()
     house.agents.update(config.agents)
     taken_over = {"agents": True, "logs": {"level"}}
     old = house.config.model_dump(exclude=taken_over)
     restart = sorted(key for key, value in config.model_dump(exclude=taken_over).items() if value != old[key])
-    # Warn about changes that were not applied: the operator may believe that they are.
+    # What was asked for and not done is a warning: the operator believes that it holds now.
     say = log.warning if restart else log.info
     say("config_reloaded", agents=sorted(house.agents), level=config.logs.level, restart_needed_for=restart)
+    return Reloaded(tuple(sorted(house.agents)), config.logs.level, tuple(restart))

@@ -18,7 +18,6 @@ _ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
         "start": "`clawbus serve` starts the daemon in the foreground, `systemctl start clawbus` as a service.",
         "stop": "Ctrl-C or `systemctl stop clawbus` ends the daemon; `clawbus session stop` or `kill` ends an agent.",
         "restart": "`systemctl restart clawbus` restarts a service; in a terminal Ctrl-C and `clawbus serve`.",
-        "reload": "`systemctl reload clawbus`, or SIGHUP, makes the daemon read its configuration again.",
         "ps": "`clawbus session list` lists the sessions, `clawbus run list --status running` what they work on.",
     }
 )

@@ -28,6 +28,7 @@ from daemon.cli import (
     logs,
     mailbox,
     message,
+    reload,
     run,
     send,
     serve,
@@ -96,6 +97,7 @@ def build_app() -> typer.Typer:
     for module in (
         init,
         serve,
+        reload,
         backup,
         run,
         send,

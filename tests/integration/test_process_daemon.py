@@ -218,6 +218,25 @@ def test_status_for_people_tells_what_is_alive(daemon: RealDaemon) -> None:
     assert "running, 0 waiting" in said
 
 
+def test_the_reload_command_says_whether_all_is_in_force(daemon: RealDaemon) -> None:
+    right = daemon.config.read_text(encoding="utf-8")
+    daemon.config.write_text(right + ECHO.replace("echo]", "added]"), encoding="utf-8")
+    said = daemon.cli("reload")
+    assert said.ok
+    assert "added" in said.envelope["result"]["agents"]
+    assert daemon.ask("hello", agent="added", session="s") == {"text": "hello"}
+    daemon.config.write_text(right + "\n[telemetry]\ntrace_sample_ratio = 0.5\n", encoding="utf-8")
+    said = daemon.cli("reload")
+    assert said.error == "RESTART_NEEDED"
+    assert said.envelope["result"]["restart_needed_for"] == ["telemetry"]
+    assert "added" not in said.envelope["result"]["agents"], "what can be done at once is done"
+    daemon.config.write_text(right + "\n[agents.bad]\nprovider = 'claude'\n", encoding="utf-8")
+    refused = daemon.cli("reload")
+    assert refused.error == "CONFIG_INVALID"
+    assert "agents.bad.provider" in refused.envelope["error"]["message"]
+    assert daemon.ask("hello", agent="echo", session="s") == {"text": "hello"}
+
+
 def test_a_reload_takes_a_new_agent_over_and_a_broken_file_changes_nothing(daemon: RealDaemon) -> None:
     assert daemon.cli("send", "x", "--agent", "added", "--session", "s").error == "UNKNOWN_AGENT"
     right = daemon.config.read_text(encoding="utf-8")

@@ -55,7 +55,7 @@ def installed(tmp_path: Path) -> str:
     command.write_text("#!/bin/sh\n", encoding="utf-8")
     command.chmod(0o755)
     text = SERVICE.read_text(encoding="utf-8")
-    assert text.count(COMMAND) == 1
+    assert text.count(COMMAND) == 2, "its start and its reload"
     return text.replace(COMMAND, str(command))
 
 
@@ -67,7 +67,7 @@ def test_the_service_verifies(tmp_path: Path, installed: str) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "complaint"),
     [
-        ("ExecReload=/bin/sh", "ExecReload=/nowhere/sh", "not executable"),
+        ("ExecReload=/", "ExecReload=/nowhere/", "not executable"),
         ("WatchdogSec=30", "WatchdogSeconds=30", "'WatchdogSeconds'"),
         ("Restart=always", "Restart=allways", "Failed to parse service restart specifier"),
         ("SystemCallFilter=~@privileged", "SystemCallFilter=~@priviledged", "Unknown system call group"),

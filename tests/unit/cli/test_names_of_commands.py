@@ -22,7 +22,7 @@ def test_a_former_name_works_and_says_the_new_one(
     assert "note:" not in new.err
 
 
-@pytest.mark.parametrize("word", ["start", "stop", "restart", "reload", "ps"])
+@pytest.mark.parametrize("word", ["start", "stop", "restart", "ps"])
 def test_a_word_of_other_tools_is_explained(cli: CommandLine, word: str) -> None:
     error = cli(word, "--json").envelope["error"]
     assert error["code"] == "USAGE"

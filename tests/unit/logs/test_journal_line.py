@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.logs.journal_line import journal_line, read_entry
@@ -35,6 +35,7 @@ def entry(line: bytes, **more: object) -> dict[str, object]:
     return {"MESSAGE": line[3:-1].decode(), "PRIORITY": chr(line[1]), "__REALTIME_TIMESTAMP": micros, **more}
 
 
+@settings(deadline=None)
 @given(fields=st.dictionaries(KEYS, VALUES, max_size=5), level=st.sampled_from(["debug", "info", "warning", "error"]))
 def test_an_event_reads_back_as_it_was(fields: dict[str, Any], level: str) -> None:
     event = ordered({"timestamp": STAMP, "level": level, "event": "message_accepted", **fields})

@@ -1,0 +1,32 @@
+"""The route by which a client has the configuration read again, and learns what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from starlette.requests import Request
+from starlette.routing import Route
+
+from daemon.api.api import enveloped
+
+ROUTE: Final = "/v1/reload"
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What is in force now, and the tables whose changes are not: they need a restart."""
+
+    agents: tuple[str, ...]
+    level: str
+    restart_needed_for: tuple[str, ...]
+
+
+def reload_route(reload_now: Callable[[], Reloaded]) -> Route:
+    """POST /v1/reload. A configuration that cannot be used is the refusal that `config check` gives."""
+
+    async def reload(_: Request) -> object:
+        return asdict(reload_now())
+
+    return Route(ROUTE, enveloped(reload), methods=["POST"])

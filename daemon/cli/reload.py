@@ -1,0 +1,49 @@
+"""`clawbus reload`: the daemon reads its configuration again, and the exit code says whether all of it is in force."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from daemon.cli.command import Invocation, add
+from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.core.command_words import restart_command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add(app, "reload", reload)
+
+
+def reload(invocation: Invocation) -> Outcome:
+    """Have the daemon read its configuration again: agents and log level.
+
+    Use it after an edit. It fails when the file cannot be used, and when tables have changed that need a restart.
+
+    \b
+    Example:
+      clawbus reload
+    """
+    with invocation.client() as client:
+        result = client.reload()
+    left = ", ".join(result["restart_needed_for"])
+    if not left:
+        return Outcome(result, lambda console: _show(console, result))
+    command = restart_command(invocation.unit, None)
+    problem = Problem(
+        "RESTART_NEEDED",
+        f"{left} changed too, and takes effect only at a restart; agents and logs.level are in force.",
+        f"Restart the daemon: `{command}`. No agent is ended.",
+    )
+    action = NextAction(command, "restart the daemon; no agent is ended")
+    return Outcome(result, lambda console: _show(console, result), (action,), problem)
+
+
+def _show(console: Console, result: dict[str, Any]) -> None:
+    from daemon.cli.present import say  # noqa: PLC0415
+
+    say(console, f"reloaded: agents {', '.join(result['agents']) or 'none'}; log level {result['level']}")
