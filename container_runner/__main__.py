@@ -1,7 +1,7 @@
-"""`python -m container_runner`: reads the environment, builds the runner, serves until a signal. Exit codes below.
+"""`python -m container_runner`: reads the environment, builds the runner and runs it until a signal. Exit codes below.
 
-0 stopped by SIGTERM or SIGINT · 64 wrong environment · 65 outbound.db is from a newer version · 70 a defect ·
-71 this container can start no program · 75 another incarnation took over.
+0 stopped by SIGTERM or SIGINT · 64 invalid environment · 65 outbound.db is from a newer version · 70 a bug ·
+71 this container cannot start programs · 75 another incarnation took over.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EXIT_SUPERSEDED: Final = 75
 
 
 def main() -> int:
-    """Run the runner until it is told to stop; return the exit code."""
+    """Run the runner until a signal stops it. Return the exit code."""
     try:
         environment = read_environment(os.environ, tuple(PROVIDERS))
     except SettingsError as error:
@@ -50,7 +50,7 @@ def main() -> int:
     log = build_logger(sys.stderr, environment.incarnation, environment.settings.log_level)
     try:
         return anyio.run(_serve, environment, log)
-    except OSError as error:  # before a first claim: an event loop needs descriptors of its own
+    except OSError as error:  # before the first claim: creating the event loop needs file descriptors
         if not passes(error):
             raise
         log.critical("runner_cannot_begin", error=str(error))
@@ -62,7 +62,7 @@ async def _serve(environment: Environment, log: FilteringBoundLogger) -> int:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         children = _children_to_end(environment, log)
         runner = _build(environment, log, children)
-        gc.freeze()  # what the start made stays for good: no collection need walk it again
+        gc.freeze()  # start-up objects live as long as the process: keep the garbage collector from walking them
         async with anyio.create_task_group() as group:
             group.start_soon(_stop_on_signal, signals, runner, log)
             if children is not None:
@@ -79,7 +79,7 @@ async def _stop_on_signal(signals: AsyncIterator[signal.Signals], runner: Runner
 
 
 def _children_to_end(environment: Environment, log: FilteringBoundLogger) -> Children | None:
-    """Whose leftovers are ended after each turn; None when they are to live, or cannot be found here."""
+    """Return what ends a turn's leftover processes. None when they may live on, or cannot be found on this system."""
     if environment.settings.leftovers == "keep":
         return None
     if not become_subreaper():
@@ -107,7 +107,7 @@ async def _exit_code(runner: Runner, log: FilteringBoundLogger) -> int:
         log.critical("runner_superseded", code=error.code, error=str(error), hint=error.hint)
         return EXIT_SUPERSEDED
     except Exception:
-        # The last thing a defect does is to leave its trace in the log.
+        # A bug: log the traceback before exiting.
         log.critical("runner_crashed", exc_info=True)
         return EXIT_DEFECT
     return 0
@@ -132,7 +132,7 @@ def _build(environment: Environment, log: FilteringBoundLogger, children: Childr
         upkeep=Upkeep(
             _retention(environment),
             children,
-            # Where folders are named, there are no mounts: /tmp is the machine's, and another container has no more room.
+            # With named folders there are no mounts: /tmp is the machine's, so a new container would have no more room.
             used_up=None if ENV_IN in os.environ else used_up,
         ),
     )

@@ -1,7 +1,7 @@
-"""When to look into inbound.db: at once when the host rings, soon after a commit, and in any case after poll_s.
+"""Decides when to poll inbound.db: at once when the host rings, soon after a commit, and at the latest after poll_s seconds.
 
-VM mounts give no file events and a machine may be out of watches, so events only ever make the look come earlier. Where the
-poll keeps finding changes that no event announced, the file is polled (a stat) more often.
+VM mounts pass on no file events and a machine may be out of watches, so events only make a poll happen earlier. If the
+stat poll keeps finding changes without an event, the file is checked more often.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from schema.inotify import IN_IGNORED, IN_Q_OVERFLOW, Inotify
 from schema.layout import INBOUND_DB
 
 _RETRY_S: Final = 30.0
-# A burst of commits is looked at after this many steps at the latest.
+# During a burst of commits, poll after this many steps at the latest.
 _BURST_STEPS: Final = 4
 _DEAF_POLL_S: Final = 0.05
 _DEAF_AFTER: Final = 2
 
 
 class InboundWatch:
-    """One waiter's alarm. Times in seconds; `step_ms` is the quiet time after which a commit without a notification is reported.
+    """Wakes one waiter. Times are in seconds, except `step_ms`: milliseconds from a commit without a bell to the wake-up.
 
-    `open_events` makes the kernel's event source; where it raises OSError, watchfiles takes its place.
+    `open_events` opens the kernel's event source. If it raises OSError, watchfiles is used instead.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class InboundWatch:
         self._open_events = open_events
         self._changed = anyio.Event()
         self._closed = anyio.Event()
-        self._rung = False  # whether this host rings at all: then its other commits are none of our business
+        self._rung = False  # whether this host rings at all; if so, ignore its commits without a bell
         self._mark: tuple[int, int] | None = None
         self._unheard = 0
 
@@ -56,18 +56,18 @@ class InboundWatch:
         self._changed.set()
 
     def close(self) -> None:
-        """Let `run` return: a thread under it hears this event, and no cancellation."""
+        """Let `run` return. It may wait in a thread, which notices this event but not a cancellation."""
         self._closed.set()
 
     async def wait(self, at_most_s: float | None = None) -> None:
-        """Return on a change since the last return, or after poll_s (or `at_most_s`, where that is less)."""
+        """Wait for a change since the last return, at most poll_s seconds, or `at_most_s` if that is less."""
         with anyio.move_on_after(self._poll_s if at_most_s is None else min(at_most_s, self._poll_s)):
             await self._changed.wait()
-        # Replaced before the caller looks: a change during its look ends the next wait.
+        # Replace the event before the caller polls, so that a change during its poll ends the next wait.
         self._changed = anyio.Event()
 
     async def run(self) -> None:
-        """Turn file events into pokes until closed. Without events the poll goes on alone."""
+        """Turn file events into pokes until closed. Without events, only the stat poll continues."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._poll)
             try:
@@ -83,9 +83,9 @@ class InboundWatch:
         loop = asyncio.get_running_loop()
         try:
             events.watch(self._folder, BELL_EVENTS)
-            # A callback and no task: what is heard costs the loop one turn.
+            # A reader callback instead of a task: an event then costs only one iteration of the event loop.
             loop.add_reader(events.fileno(), self._hear, events)
-            self.poke()  # whatever came before it was armed
+            self.poke()  # for anything that happened before the watch was armed
         except OSError as error:
             self._log.warning("watch_unavailable", error=str(error), poll_s=self._poll_s)
         try:
@@ -112,7 +112,7 @@ class InboundWatch:
                 self.poke()
             elif is_commit(event, INBOUND_DB):
                 self._heard()
-                # Of an older host, which does not ring, any commit may be a message.
+                # An older host does not ring, so any of its commits may be a message.
                 if not self._rung:
                     asyncio.get_running_loop().call_later(self._step_ms / 1000, self.poke)
 
@@ -121,7 +121,7 @@ class InboundWatch:
         self._mark = self._look_at_file()
 
     async def _poll(self) -> None:
-        """Stat the file now and then, and often once changes were found that no event announced."""
+        """Stat the file every poll_s seconds, and more often once changes were found without an event."""
         self._mark = self._look_at_file()
         while True:
             await anyio.sleep(_DEAF_POLL_S if self._unheard >= _DEAF_AFTER else self._poll_s)
@@ -160,5 +160,5 @@ class InboundWatch:
 
 
 def _is_inbound(_: Change, path: str) -> bool:
-    # The journal counts too: the commit is the moment at which it goes.
+    # Include the journal: deleting it is the commit.
     return Path(path).name.startswith(INBOUND_DB)

@@ -1,7 +1,7 @@
-"""Any program as the agent: the turn as JSON on its stdin, its answer on its stdout. docs/write-an-agent.md has the format.
+"""Runs any program as the agent: the turn as JSON on its stdin, the answer on its stdout (docs/write-an-agent.md).
 
-The program runs in a process group of its own, and nothing of that group outlives the turn. Nothing of the runner's
-own environment (CLAWBUS_*, its virtual environment, PYTHON*) reaches it.
+The program runs in its own process group, and no process of that group outlives the turn. The runner's own variables
+(CLAWBUS_*, its virtual environment, PYTHON*) are not passed on.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from container_runner.shared.running_time import cancel_after_running
 from schema.os_faults import Fault, as_host_error, fault_of
 
 _TERM_WAIT_S: Final = 1.0
-# What left the group may hold stdout open for ever; what the program itself wrote is read long before this.
+# A process that left the group may hold stdout open for ever. The program's own output is read long before this.
 _DRAIN_S: Final = 1.0
-# What says that the program, or how it is called, is wrong; all else that fork and exec refuse is the machine's.
+# Errors that are the fault of the program or its arguments. Any other error of fork and exec is the machine's fault.
 _THE_PROGRAMS_OWN: Final = frozenset({errno.E2BIG, errno.ETXTBSY, errno.EINVAL, errno.ELIBBAD, errno.ELIBACC})
 _RUNNERS_OWN: Final = ("CLAWBUS_", "VIRTUAL_ENV", "PYTHON")
 
@@ -58,7 +58,7 @@ class CommandProvider:
         self._children = context.children
         self._cwd = context.agent_folder if context.agent_folder.is_dir() else None
         self._environ = program_environment(context.environ, sys.prefix)
-        # The kill is part of what may take time without a sign of life.
+        # Killing the program also takes time without any progress, so include it.
         self.silence: Silence | None = Silence("command", self._timeout_s + _TERM_WAIT_S)
 
     async def run(self, turn: Turn, progress: Progress) -> Answer:
@@ -85,7 +85,7 @@ class CommandProvider:
             if error.errno not in _THE_PROGRAMS_OWN and fault_of(error) is Fault.HOST:
                 raise CannotStartError(f"the program {program!r} cannot be started: {error.strerror}.") from error
             raise TurnFailedError(f"The program {program!r} cannot be started: {error.strerror}.") from error
-        except RuntimeError as error:  # whoever waits for the program is a thread of its own
+        except RuntimeError as error:  # a thread waits for the program, and may fail to start
             if (trouble := as_host_error(error, f"the program {program!r} cannot be started")) is None:
                 raise
             raise CannotStartError(str(trouble)) from error
@@ -129,7 +129,7 @@ class _Conversation:
         return self._parser.answer()
 
     async def _talk(self, turn: bytes) -> int:
-        """Write the turn, read everything, return the exit code. A wrong answer ends it early, the failure kept."""
+        """Write the turn, read all output and return the exit code. An invalid answer ends it early and sets `_failure`."""
         code = -int(signal.SIGTERM)
         async with anyio.create_task_group() as group:
             reading = anyio.Event()
@@ -137,7 +137,7 @@ class _Conversation:
             group.start_soon(self._stderr.read, _opened(self._process.stderr))
             group.start_soon(self._read_answer, _opened(self._process.stdout), reading, group.cancel_scope)
             code = await self._process.wait()
-            # What the program left running in its group would keep the pipes open.
+            # Kill the rest of its process group, which would keep the pipes open.
             _signal(self._process, signal.SIGKILL)
             with anyio.move_on_after(_DRAIN_S):
                 await reading.wait()
@@ -153,7 +153,7 @@ class _Conversation:
         done.set()
 
     async def _read_lines(self, stream: ByteReceiveStream) -> None:
-        """Count only what is part of the answer: progress may be reported for as long as the turn lasts."""
+        """Read and parse the lines. Limit only the answer's size: progress may be reported without limit."""
         rest = bytearray()
         async for chunk in stream:
             rest += chunk
@@ -171,7 +171,7 @@ class _Conversation:
         await self._tell(self._parser.feed(line))
 
     def _check_size(self, more: int) -> None:
-        if self._parser.held + more > self._max_bytes + 1:  # the last line's end is not part of an answer
+        if self._parser.held + more > self._max_bytes + 1:  # the last newline is not part of the answer
             raise AnswerTooLargeError(f"The answer has more than {self._max_bytes} bytes.")
 
     async def _tell(self, event: Event | None) -> None:
@@ -186,7 +186,7 @@ class _Conversation:
                 await self._progress.tool_ended()
 
     def _check_later(self, code: int) -> None:
-        """Raise TurnDeferredError when the program asked to be tried later: by its exit code, or by a line of its own."""
+        """Raise TurnDeferredError when the program asked to be tried later: by its exit code, or by a `later` line."""
         wish = self._parser.later
         if code == os.EX_TEMPFAIL:
             reason = wish.reason if wish is not None else None
@@ -224,7 +224,7 @@ async def _send(stream: ByteSendStream, turn: bytes) -> None:
 
 
 async def _end(process: Process) -> None:
-    """Whatever lives in the program's group is ended and reaped: SIGTERM, a moment, SIGKILL."""
+    """End and reap everything in the program's process group: SIGTERM, up to _TERM_WAIT_S seconds, SIGKILL."""
     if process.returncode is None:
         _signal(process, signal.SIGTERM)
         with anyio.move_on_after(_TERM_WAIT_S):
@@ -234,7 +234,7 @@ async def _end(process: Process) -> None:
 
 
 def _signal(process: Process, number: signal.Signals) -> None:
-    # start_new_session made the program its group's leader: the group's id is its own.
+    # start_new_session made the program its group's leader, so the group's id is its pid.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
@@ -247,7 +247,7 @@ def _signal_name(number: int) -> str:
 
 
 def _by_whom(number: int) -> str:
-    """Explain a SIGKILL that is not ours: the runner kills a program only for its time or its answer, and says so."""
+    """Return the likely reason for a SIGKILL that the runner did not send; its own kills are reported as other errors."""
     return ": the system does that to a program that reaches its memory limit" if number == signal.SIGKILL else ""
 
 

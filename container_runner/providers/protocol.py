@@ -1,6 +1,7 @@
-"""What a provider owes the loop, and what it gets. A provider works on one turn; it never touches a session file.
+"""The provider protocol, and the values that the loop and a provider exchange.
 
-It returns an Answer or raises a TurnFailedError. Anything else that it raises fails the turn as PROVIDER_CRASHED.
+A provider works on one turn and never touches a session file. It returns an Answer or raises a TurnFailedError. Any other
+exception fails the turn as PROVIDER_CRASHED.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class TurnMessage:
             return self.content
 
     def to_json(self) -> dict[str, object]:
-        """As an agent program sees it (docs/write-an-agent.md)."""
+        """Return the message as an agent program sees it (docs/write-an-agent.md)."""
         return {
             "id": self.id,
             "seq": self.seq,
@@ -65,7 +66,7 @@ class Destination:
     platform_id: str | None = None
 
     def to_json(self) -> dict[str, object]:
-        """As an agent program sees it."""
+        """Return the destination as an agent program sees it."""
         return {
             "name": self.name,
             "type": self.type,
@@ -77,7 +78,7 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One batch and what belongs to it. `messages` are in seq order and hold at least one trigger."""
+    """One batch of messages and what else a turn needs. `messages` are in seq order and include at least one trigger."""
 
     agent: str
     session: str
@@ -110,7 +111,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class OutMessage:
-    """One message of an answer. `to` None: to where the turn's messages came from. `deliver_after`: epoch ms."""
+    """One message of an answer. `to` None: send it to where the turn's messages came from. `deliver_after`: epoch ms."""
 
     content: Mapping[str, object]
     to: str | None = None
@@ -121,9 +122,9 @@ class OutMessage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a turn came to. All of it is committed together, or none. A state of None removes the key.
+    """A turn's result. All of it is committed together, or none. A `state` value of None removes the key.
 
-    `ignored` are unknown types of lines, `note` is for the operator: why nothing is sent.
+    `ignored` lists unknown line types. `note` tells the operator why nothing is sent.
     """
 
     messages: Sequence[OutMessage] = ()
@@ -134,14 +135,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """A provider that is silent on purpose says so, as a tool does: its name and how long it may take, in seconds."""
+    """Declares that a provider shows no progress during a turn, as a tool does: its name, and the seconds it may take."""
 
     name: str
     timeout_s: float | None
 
 
 class Progress(Protocol):
-    """How a running turn reports progress, and takes messages that arrive during it."""
+    """How a running turn reports progress and receives messages that arrive during it."""
 
     def event(self) -> None:
         """Touch the heartbeat: the agent did something. Never call this from a timer."""
@@ -152,7 +153,7 @@ class Progress(Protocol):
         ...
 
     async def tool_started(self, name: str, timeout_s: float | None = None) -> None:
-        """Declare that a tool runs. Without a time-out of its own it has the rest of the turn's."""
+        """Declare that a tool runs. Without `timeout_s` it may take the rest of the turn's timeout."""
         ...
 
     async def tool_ended(self) -> None:
@@ -160,18 +161,18 @@ class Progress(Protocol):
         ...
 
     async def follow_ups(self) -> tuple[TurnMessage, ...]:
-        """Wait for messages that arrived after the turn began. What is returned is acked with this turn."""
+        """Wait for messages that arrive after the turn began. The returned messages are acked with this turn."""
         ...
 
 
 class Provider(Protocol):
-    """An agent of some kind, one turn at a time."""
+    """Runs one kind of agent, one turn at a time."""
 
     accepts_follow_ups: bool
     silence: Silence | None
 
     async def run(self, turn: Turn, progress: Progress) -> Answer:
-        """Work. May be cancelled at any await, and must then leave no process behind."""
+        """Work on the turn. May be cancelled at any await, and must then leave no process behind."""
         ...
 
 
@@ -179,7 +180,7 @@ class Provider(Protocol):
 class ProviderContext:
     """What a provider is built with.
 
-    `environ` is the runner's own environment; a provider that starts processes names them to `children`.
+    `environ` is the runner's own environment. A provider that starts processes must register them with `children`.
     """
 
     settings: RunnerSettings

@@ -1,8 +1,8 @@
-"""The runner's own child processes, and those that it inherits: what a turn left running is ended with the turn.
+"""The runner's child processes, its own and inherited ones: ends the processes that a turn left running.
 
-The runner is a subreaper (prctl(2)): a process whose parent has died becomes its child, whatever session or group it made for
-itself. So everything that a turn started stays below the runner, and is found by descent alone. Linux only; elsewhere, and
-where the kernel refuses, a turn ends its program's process group and no more.
+The runner is a subreaper (prctl(2)): a process whose parent has died becomes the runner's child, whatever session or group it
+created. So every process that a turn started stays a descendant of the runner and can be found as such. Linux only; elsewhere,
+and where the kernel refuses, only the program's process group is ended.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NAMES: Final = 5
 
 
 def become_subreaper() -> bool:
-    """Let orphans of this process's descendants become its children. False where the kernel does not have that."""
+    """Make this process the new parent of its descendants' orphans. Return False where the kernel does not support that."""
     try:
         prctl = ctypes.CDLL(None, use_errno=True).prctl
     except (OSError, AttributeError):
@@ -36,7 +36,7 @@ def become_subreaper() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What was left of a turn: names of the first of its programs, how many there were, and how many live on."""
+    """A turn's leftover processes: the names of the first ones, how many there were, and how many are still running."""
 
     names: tuple[str, ...] = ()
     count: int = 0
@@ -44,7 +44,10 @@ class Ended:
 
 
 class Children:
-    """Children that a task here waits for, which must not be reaped elsewhere. Processes older than this object are spared."""
+    """Tracks the children that a task here waits for; they must not be reaped elsewhere.
+
+    Processes older than this object are never ended.
+    """
 
     def __init__(self) -> None:
         self._awaited: set[int] = set()
@@ -53,7 +56,7 @@ class Children:
 
     @contextmanager
     def starting(self) -> Generator[None]:
-        """Nothing is reaped inside: a program that has just been started has no name here yet."""
+        """Suspend reaping: a program that is just being started is not registered yet."""
         self._starting += 1
         try:
             yield
@@ -61,23 +64,23 @@ class Children:
             self._starting -= 1
 
     def await_(self, pid: int) -> None:
-        """Somebody waits for this child, and takes its exit code."""
+        """Register a child that a task waits for and whose exit code it collects."""
         self._awaited.add(pid)
 
     def forget(self, pid: int) -> None:
-        """Nobody waits for it any more."""
+        """Unregister a child that no task waits for any longer."""
         self._awaited.discard(pid)
 
     def reap(self) -> None:
-        """Reap inherited children that have ended: each keeps a place in the process table until then."""
+        """Reap inherited children that have exited: until then each occupies a slot in the process table."""
         if self._starting:
-            return  # the next end of a process, or the turn's, reaps them
+            return  # they are reaped when the next process exits, or at the end of the turn
         for pid in self._inherited():
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 
     async def end_leftovers(self) -> Ended:
-        """End every process below this one that no task here waits for. Call it when no turn runs."""
+        """End every descendant that no task here waits for. Call it when no turn runs."""
         found: dict[int, str] = {}
         stopped: set[int] = set()
         deadline = anyio.current_time() + _GIVE_UP_S
@@ -85,7 +88,7 @@ class Children:
             for pid in left - found.keys():
                 found[pid] = _name(pid)
             if fresh := left - stopped:
-                # Stopped first: a process that forks as fast as it is killed would never be caught.
+                # Stop it before killing: a process that forks as fast as it is killed would never be caught.
                 _signal_each(fresh, signal.SIGSTOP, left)
                 stopped |= fresh
             else:
@@ -112,7 +115,7 @@ class Children:
 
 
 def _has_children() -> bool:
-    """One call, and sure: a list of children may miss one while another ends."""
+    """Return whether there are children, reliably in one call: a list of children may miss one while another exits."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -121,7 +124,7 @@ def _has_children() -> bool:
 
 
 def _children(pid: int) -> Iterator[int]:
-    """Return the living and unreaped children of a process."""
+    """Yield the running and unreaped children of a process."""
     try:
         tasks = [task.name for task in (_PROC / str(pid) / "task").iterdir()]
         for task in tasks:
@@ -129,14 +132,14 @@ def _children(pid: int) -> Iterator[int]:
             yield from (int(word) for word in text.split())
     except FileNotFoundError:
         if pid != os.getpid():
-            return  # it has just ended (or the kernel has no such file, and the scan below found all at once)
+            return  # it has just exited (or the kernel lacks this file, and `_scan` has found all descendants at once)
         yield from _scan(pid)
     except (ProcessLookupError, PermissionError):
         return
 
 
 def _scan(ancestor: int) -> set[int]:
-    """All descendants, for a kernel without lists of children."""
+    """Return all descendants, on a kernel without lists of children."""
     parents: dict[int, int] = {}
     for entry in _PROC.iterdir():
         if entry.name.isdigit() and (fields := _stat(int(entry.name))):
@@ -173,9 +176,9 @@ def _name(pid: int) -> str:
 def _signal_each(pids: set[int], number: signal.Signals, family: set[int]) -> None:
     parents = {str(pid) for pid in (*family, os.getpid())}
     for pid in pids:
-        # One that is another user's (sudo) is not ours to end: it counts as what remains.
+        # We may not end another user's process (sudo): it counts as still running.
         with suppress(ProcessLookupError, PermissionError), _handle(pid) as handle:
-            # Looked at after the handle is held: a number that was given to another process meanwhile is none of ours.
+            # Check again while holding the handle: the pid may have been reused by a process that is not ours.
             if (fields := _stat(pid)) and fields[1] in parents:
                 if handle is None:
                     os.kill(pid, number)
@@ -185,7 +188,7 @@ def _signal_each(pids: set[int], number: signal.Signals, family: set[int]) -> No
 
 @contextmanager
 def _handle(pid: int) -> Generator[int | None]:
-    """Return a descriptor of exactly this process, or None where the kernel or a seccomp filter offers none."""
+    """Yield a descriptor of exactly this process, or None where the kernel or a seccomp filter does not allow it."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:

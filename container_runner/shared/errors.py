@@ -126,7 +126,7 @@ class CommandSignalError(TurnFailedError):
     """The program was killed by a signal."""
 
     code = "COMMAND_SIGNAL"
-    default_hint = "SIGKILL that nobody sent is the memory limit."
+    default_hint = "If nobody sent the SIGKILL, the program reached its memory limit."
 
 
 class CommandTimeoutError(TurnFailedError):

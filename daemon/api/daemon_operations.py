@@ -202,7 +202,7 @@ def _held(key: SessionKey, message_id: str, reason: str) -> NoAnswerError:
     name = two_words(key.agent, key.session)
     return NoAnswerError(
         f"no answer to {message_id} comes while session {key} is in quarantine: {reason.rstrip('.')}. The message is kept.",
-        hint=f"`clawbus session show {name}` tells why; mend that, then `clawbus session release {name}`.",
+        hint=f"Run `clawbus session show {name}` for the reason and repair it, then `clawbus session release {name}`.",
     )
 
 

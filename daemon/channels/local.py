@@ -195,7 +195,7 @@ def _new_entry(message: Outgoing, now_ms: int) -> NewEntry:
     mailbox = message.address.platform_id
     if not is_mailbox_name(mailbox):
         raise PermanentDeliveryError(
-            f"{mailbox[:MAX_NAME]!r} is no mailbox name.", hint=f"Use 1 to {MAX_NAME} printable characters."
+            f"{mailbox[:MAX_NAME]!r} is not a valid mailbox name.", hint=f"Use 1 to {MAX_NAME} printable characters."
         )
     entry = NewEntry(
         mailbox=mailbox,

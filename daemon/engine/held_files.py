@@ -1,10 +1,9 @@
-"""A lock that keeps the host from writing its own inbound.db: whose it is, and how long it may last.
+"""Handles locks that keep the host from writing its own inbound.db: who holds them, and how long they may last.
 
-The container has the file through a read-only mount, and a read lock needs no more. Every read of the host's passes it,
-so a sweep that reads well proves nothing: only a write that is committed does. While none comes through, the senders are
-refused with a retryable error; after `limit_s` the container is ended, unless the lock is provably somebody else's.
-The holder is looked up at the first refusal, and again whenever somebody asks: what is said about it is never older than
-the answer.
+The container has the file through a read-only mount, which is enough for a read lock. The host can still read, so a
+successful sweep proves nothing; only a committed write does. While writes fail, senders are refused with a retryable error.
+After `limit_s` seconds the container is ended, unless the lock is provably somebody else's. The holder is looked up at the
+first refusal and again for every report, so a report never names an outdated holder.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _LOOKUP_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Holders:
-    """The processes that hold a lock on a session's files. `own`: whether one is its container's; None: not known."""
+    """The processes that hold a lock on a session's files. `own`: whether one belongs to its container; None: unknown."""
 
     processes: tuple[str, ...]
     own: bool | None
@@ -55,7 +54,7 @@ class Holders:
 
 
 class HeldFiles:
-    """Built once; subscribes to the locks that work on sessions meets."""
+    """Tracks locks on sessions' files. It subscribes to events about locks that block work on a session."""
 
     def __init__(
         self,
@@ -79,11 +78,11 @@ class HeldFiles:
         self._log = structlog.get_logger("held_files")
 
     def subscribe(self, events: Subscriptions) -> None:
-        """Hear of locks that work on sessions meets."""
+        """Subscribe to events about locks that block work on a session."""
         events.subscribe(FilesLocked, self._locked)
 
     def _locked(self, event: FilesLocked) -> None:
-        """Name the holder as soon as the kernel says it."""
+        """Look up the holder of a lock that was just met."""
         session = self._sessions.known(SessionKey(event.agent, event.session))
         if session is None:
             return
@@ -92,11 +91,11 @@ class HeldFiles:
             self._write_refused(session, FileBusyError(event.error))
 
     def has_container(self, session: Session) -> bool:
-        """Whether a container of the session may live."""
+        """Return whether a container of the session may be running."""
         return self._supervisor.slot(session.key) is not None
 
     def members_of(self, session: Session) -> Callable[[], frozenset[int] | None] | None:
-        """Return how to list the processes of the session's running container; None when none runs."""
+        """Return a function that lists the processes of the session's running container; None when none runs."""
         container = self._container_of(session)
         return partial(self._members, container) if container is not None else None
 
@@ -105,11 +104,11 @@ class HeldFiles:
         return slot.container_id if slot is not None and not slot.exited.is_set() else None
 
     async def check(self, session: Session) -> bool:
-        """Look up who holds a lock on the session's files now, and say so in its troubles and to its senders.
+        """Look up who holds a lock on the session's files now, and name them in its troubles and in senders' errors.
 
-        Return whether that could be found out in time.
+        Return whether the lookup finished in time.
         """
-        with anyio.move_on_after(_LOOKUP_S):  # a disk that hangs must not keep an answer
+        with anyio.move_on_after(_LOOKUP_S):  # a hung disk must not delay the report
             container = self._container_of(session)
             found = await anyio.to_thread.run_sync(self._holders, session, container, abandon_on_cancel=True)
             session.held_by = found.others
@@ -118,7 +117,7 @@ class HeldFiles:
         return False
 
     async def check_all(self) -> None:
-        """Check every session in which work meets a lock."""
+        """Check every session whose work is blocked by a lock."""
         async with anyio.create_task_group() as tasks:
             for key in self._troubles.locked_out():
                 session = self._sessions.known(key)
@@ -137,11 +136,11 @@ class HeldFiles:
         seconds = now - session.unwritable_since
         container = self._container_of(session)
         if seconds >= self._limit_s and container is not None:
-            session.unwritable_since = now  # counted again, should this end not come
+            session.unwritable_since = now  # start counting again, in case the container does not end
             self._background.later(partial(self._end, session, container, seconds, error))
 
     def unreadable(self, session: Session, seconds: float, error: ClawbusError) -> None:
-        """No read of the session's files has succeeded for too long. End its container, unless others hold the lock."""
+        """End the container of a session whose reads have failed for `seconds`, unless others hold the lock."""
         container = self._container_of(session)
         if container is not None:
             self._background.later(partial(self._end, session, container, seconds, error))
@@ -149,7 +148,7 @@ class HeldFiles:
     async def _end(self, session: Session, container: str, seconds: float, error: ClawbusError) -> None:
         log = self._log.bind(agent=session.key.agent, session=session.key.session, seconds=round(seconds))
         if not await self.check(session):
-            return  # nobody is blamed by guess; the limit is counted again
+            return  # it is unknown who holds the lock, so end nothing; start counting again
         if session.held_by:
             log.warning("file_held_by_others", processes=session.held_by)
             return

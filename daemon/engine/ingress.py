@@ -247,7 +247,8 @@ def check_address(address: Address) -> None:
     if address.channel_type == "local" and not is_mailbox_name(address.platform_id):
         # Refuse it now: otherwise its answer would become a dead letter after all the work.
         raise MessageError(
-            f"{address.platform_id[:MAX_NAME]!r} is no mailbox name.", hint=f"Use 1 to {MAX_NAME} printable characters."
+            f"{address.platform_id[:MAX_NAME]!r} is not a valid mailbox name.",
+            hint=f"Use 1 to {MAX_NAME} printable characters.",
         )
 
 

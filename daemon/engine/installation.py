@@ -1,7 +1,8 @@
-"""At the daemon's start: whose data folder is this? A copy, and a restored backup, become an installation of their own.
+"""Decides at start-up whose data folder this is. A copy, or a restored backup, becomes an installation of its own.
 
-A copy owns no container: those on its record are the original's, which may work on. It ends, adopts and removes none of them.
-What they had in hand is worked on here when their end is proved, and held for an operator when it is not.
+A copy owns no containers: those on its record are the original's, which may still be running. It ends, adopts and removes
+none of them. The messages that they had claimed are worked on here if their exit is proved; otherwise the session is held for
+an operator.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from schema.connect import ReadLimits
 from schema.errors import ClawbusError
 from schema.ids import new_id, session_path
 
-# Makes a runtime of this kind for an install's id, to be asked only.
+# Builds a runtime of the given kind for an installation's id. It is used only for queries.
 Build = Callable[[str, str], ContainerRuntime]
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What the start works with."""
+    """What the start-up check needs."""
 
     folder: Layout
     registry: Registry
@@ -42,15 +43,15 @@ class Start:
 
     @property
     def file(self) -> InstallFile:
-        """The record of the install."""
+        """The installation's record, install.json."""
         return InstallFile(self.folder.install_record)
 
 
 async def settle_install(start: Start, build: Build) -> str:
-    """Return this installation's id. A copied or restored folder gets a new one, after all that this entails.
+    """Return this installation's id. A copied or restored folder first becomes an installation of its own, with a new id.
 
-    Raises StorageError; DataFolderError when the copy shares its sessions with the original, or took its place while a
-    container of it runs; RuntimeUnavailableError when it is unknown whether one does.
+    Raise StorageError. Raise DataFolderError when the copy shares its sessions with the original, or lies in the original's
+    place while one of its containers runs; RuntimeUnavailableError when it is unknown whether one runs.
     """
     install_id = await to_thread.run_sync(
         agree_on_install_id, start.registry, start.folder.install_file, start.clock.now_ms()
@@ -63,7 +64,7 @@ async def settle_install(start: Start, build: Build) -> str:
 
 
 async def _become_own(start: Start, found: Install, build: Build) -> str:
-    """Crash-proof: the place is recorded last, so that an interrupted start begins again."""
+    """Make the copy an installation of its own. The place is recorded last, so that an interrupted start is repeated."""
     log = structlog.get_logger("install")
     here = await to_thread.run_sync(place_of, start.folder.root)
     if found.place is not None and None is not found.place.sessions == here.sessions:
@@ -91,9 +92,10 @@ async def _become_own(start: Start, found: Install, build: Build) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What the original's own engine says of its containers.
+    """What the original's engine reports about its containers.
 
-    `living` are container ids, or an incarnation's where the record has none; `silence`: it said nothing.
+    `living` are ids of running containers, or an incarnation's id where no container id is on record. `silence` is why the
+    engine could not be asked.
     """
 
     gone: set[str] = field(default_factory=set[str])
@@ -102,7 +104,7 @@ class _Answer:
 
 
 async def _ask(rows: Sequence[IncarnationRow], found: Install, build: Build) -> _Answer:
-    """Ask which containers the original's own engine still has. Another engine proves nothing."""
+    """Ask the original's own engine which of its containers still exist. Another engine's answer would prove nothing."""
     engine = found.engine
     if engine is None or not engine.id:
         return _Answer()
@@ -112,13 +114,13 @@ async def _ask(rows: Sequence[IncarnationRow], found: Install, build: Build) -> 
         async with aclosing(build(engine.kind, found.install_id)) as runtime:
             if await runtime.identity() != engine.id:
                 return _Answer()
-            # The record may be older than the containers: a backup's is.
+            # The record may be older than the containers, as a backup's is.
             living |= {one.container_id for one in await runtime.list_running()}
             for row in (row for row in rows if row.runtime == engine.kind):
                 if await runtime.may_live(row.id):
                     living.add(row.container_id or row.id)
                 elif row.container_id is not None:
-                    # Without a container's id its daemon was about to start it when the copy was made.
+                    # No container id on record: its daemon was about to start it when the copy was made.
                     gone.add(row.id)
     except ClawbusError as error:
         return _Answer(gone, tuple(sorted(living)), error)
@@ -128,12 +130,12 @@ async def _ask(rows: Sequence[IncarnationRow], found: Install, build: Build) -> 
 def _refuse_beside_containers(answer: _Answer, rows: Sequence[IncarnationRow], path: str) -> None:
     """Raise unless the original's containers are gone.
 
-    This folder lies where they mount theirs, so a restarted one would write here, unseen by this installation.
+    This folder is in the place that they mount, so a restarted one would write here without this installation knowing.
     """
     if answer.living:
         names = ", ".join(answer.living)
         known = [one for one in answer.living if one not in {row.id for row in rows}]
-        # A container whose id is not on record is found by its label.
+        # A container without an id on record is found by its label.
         asked = [
             f"$(docker ps -aq --filter label={LABEL_INCARNATION}={one})" for one in answer.living if one not in known
         ]
@@ -151,12 +153,12 @@ def _refuse_beside_containers(answer: _Answer, rows: Sequence[IncarnationRow], p
 
 
 def _disown(start: Start, row: IncarnationRow, gone: bool, origin: Origin) -> None:
-    """Give back, without a try, what the original's container had in hand; hold the session if it may still work on it."""
+    """Release, without charging a try, what the original's container had claimed. Hold the session if it may still run."""
     log = structlog.get_logger("install").bind(agent=row.key.agent, session=row.key.session, incarnation=row.id)
     files = SessionFiles(session_path(start.folder.sessions_dir, *row.key), start.limits)
     try:
         in_hand = disown_incarnation(files, row.id, start.clock.now_ms())
-    except ClawbusError as error:  # a file that cannot be read is the sweep's to judge
+    except ClawbusError as error:  # the sweep handles a file that cannot be read
         log.warning("disown_failed", code=error.code, error=str(error))
         return
     if in_hand and not gone:
@@ -181,11 +183,9 @@ def _note_place(start: Start, found: Install | None, install_id: str) -> None:
 
 
 def renew(folder: Layout) -> Install | None:
-    """Let the next start begin another installation, whose record has no containers. The caller holds the folder's lock.
+    """Make the next start create a new installation, without containers on record. The caller holds the folder's lock.
 
-    None: no daemon of this version has started on it.
-
-    Raises StorageError.
+    Return None when no daemon of this version has started on the folder. Raise StorageError.
     """
     file = InstallFile(folder.install_record)
     found = file.read()

@@ -1,6 +1,6 @@
-"""What goes to a channel and what its answer means: between the rows' Send and Outcome and the channel's words. No I/O.
+"""Converts between delivery's Send and Outcome and the channel's Outgoing, Receipt and errors. No I/O.
 
-A channel is other people's code: whatever it returns that is no receipt is no delivery.
+A channel may be somebody else's code: only a Receipt counts as a delivery.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from schema.json_text import without_halves
 
 
 def by_destination(sends: Iterable[Send]) -> dict[str, list[Send]]:
-    """In order, by the address's key."""
+    """Group the sends by destination (the address's key), in order."""
     groups: dict[str, list[Send]] = {}
     for send in sends:
         groups.setdefault(send.address.key, []).append(send)
@@ -26,7 +26,7 @@ def by_destination(sends: Iterable[Send]) -> dict[str, list[Send]]:
 
 
 def outgoing(key: SessionKey, send: Send, traceparent: str | None) -> Outgoing:
-    """Return the row as a channel gets it."""
+    """Return the row as the channel receives it."""
     row = send.candidate.row
     return Outgoing(
         key=f"{key.agent}/{key.session}/{row.id}",
@@ -52,7 +52,7 @@ def success(send: Send, receipt: object) -> Outcome:
 
 
 def failure(send: Send, error: Exception, timeout_s: float) -> Outcome:
-    """Return the outcome of a failed send. `timeout_s` is the bus's own, for the text."""
+    """Return the outcome of a failed send. `timeout_s` is the bus's own timeout in seconds, for the text."""
     if isinstance(error, TimeoutError):
         text = f"no answer within {timeout_s:g} s"
         return Outcome(send, sent=True, error_code=TransientDeliveryError.code, error=text, in_doubt=True)
@@ -71,7 +71,10 @@ def failure(send: Send, error: Exception, timeout_s: float) -> Outcome:
 def note_results(
     outcomes: list[Outcome], sends: Sequence[Send], results: Sequence[Receipt | DeliveryFailure], timeout_s: float
 ) -> None:
-    """Add what a channel said of a run of rows, up to the first failure. Raises TypeError at what is no receipt."""
+    """Append the outcomes of several rows to `outcomes`, up to the first failure.
+
+    Raise TypeError if a result is neither a receipt nor a delivery error.
+    """
     for send, result in zip(sends, results, strict=False):
         if isinstance(result, PermanentDeliveryError | TransientDeliveryError):
             outcomes.append(failure(send, result, timeout_s))

@@ -1,7 +1,7 @@
-"""The short way out: intend, hand over and record in one thread, for a channel that is its own receiver (`OwnChannel`).
+"""The fast path of delivery: intend, send and record in one thread, for a channel that is its own receiver (`OwnChannel`).
 
-The order is that of every delivery: the intent is committed, then the receiver's row, then the receipt. What cannot be done
-here is left as it is, intended or handed over, and goes on the ordinary way (`delivery.py`).
+The order is that of every delivery: commit the intent, then the receiver's row, then the receipt. Rows that cannot be
+finished here stay intended or handed over, and continue the ordinary way (`delivery.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from schema.errors import ClawbusError
 
 
 class OwnDelivery:
-    """Built once. `collect` runs in a thread, with the session's lock held by the caller."""
+    """Delivers over own channels. `collect` runs in a thread; the caller holds the session's lock."""
 
     def __init__(self, channels: Mapping[str, Channel], clock: Clock, tracing: Tracing) -> None:
         self._clock = clock
@@ -35,10 +35,13 @@ class OwnDelivery:
     def collect(
         self, session: Session, means: Means, live: str | None, now: int
     ) -> tuple[Collected, dict[str, HandOver]]:
-        """Take note and intend; then hand over and record what can be here, by destination. Raises as `collect` does."""
+        """Record news and intend sends; then hand over and record what this path can, by destination.
+
+        Raise what `delivery_steps.collect` raises.
+        """
         found = collect(session.files, means, live, now)
         handed: dict[str, HandOver] = {}
-        failed: set[str] = set()  # what fails may have waited for a lock, and this thread holds the session's
+        failed: set[str] = set()  # channels that failed: do not wait for their lock again while holding the session's
         for address_key, sends in by_destination(found.sends).items():
             name = sends[0].address.channel_type
             channel = self._channels.get(name) if name not in failed else None
@@ -52,14 +55,14 @@ class OwnDelivery:
         return found, handed
 
     def _hand_over(self, session: Session, sends: list[Send], channel: OwnChannel, means: Means) -> list[Outcome]:
-        """Empty when it cannot be done here."""
+        """Hand the rows over and return their outcomes; an empty list when the channel cannot do it in this thread."""
         key = session.key
         begun = [self._tracing.sending(key.agent, key.session, send.candidate.cause) for send in sends]
         outcomes: list[Outcome] = []
         try:
             results = channel.deliver_here([outgoing(key, send, None) for send in sends])
             note_results(outcomes, sends, results or (), means.config.send_timeout_s)
-        except Exception:  # noqa: BLE001 - as in any send; what it had taken it knows, when the rest is sent again
+        except Exception:  # noqa: BLE001 - as in any send; the channel deduplicates rows that it took when all are sent again
             structlog.get_logger("delivery").error(
                 "channel_raised", channel=sends[0].address.channel_type, exc_info=True
             )
@@ -74,7 +77,7 @@ class OwnDelivery:
         try:
             buried = record_outcomes(session.files, outcomes, means, self._clock.now_ms())
         except ClawbusError:
-            return  # the ordinary way goes on until it is recorded, and says why it could not be
+            return  # the ordinary way retries until it is recorded, and logs why it failed
         for one in handed.values():
             own = {outcome.send.candidate.row.id for outcome in one.outcomes}
             one.dead = [dead for dead in buried if dead.candidate.row.id in own]

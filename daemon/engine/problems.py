@@ -1,4 +1,4 @@
-"""What does not work now, since when and why: of the host, the runtime, the images and the channels."""
+"""Collects what does not work at present (host, runtime, images, channels), with since when and why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from daemon.engine.supervisor.supervisor import Supervisor
 
 
 class Problems:
-    """Built once. `channels` is what running them reports: by name, since when (epoch ms) and why."""
+    """The current problems. `channels`: the channels that do not run, by name, with since when (epoch ms) and why."""
 
     def __init__(self, sessions: Sessions, supervisor: Supervisor, delivery: Delivery, held_files: HeldFiles) -> None:
         self._sessions = sessions
@@ -21,7 +21,7 @@ class Problems:
         self.channels: dict[str, tuple[int, str]] = {}
 
     async def refresh(self) -> None:
-        """Look up again who holds the locks that work on sessions meets, before an answer speaks of them."""
+        """Look up again who holds the locks that block work on sessions, before a report names them."""
         await self._held_files.check_all()
 
     async def check(self, session: Session) -> None:
@@ -29,7 +29,7 @@ class Problems:
         await self._held_files.check(session)
 
     def degraded(self) -> list[dict[str, Any]]:
-        """Return what does not work now: {what, since, why}; {code, resource} too for storage."""
+        """Return what does not work now, as {what, since, why}; for storage also {code, resource}."""
         sessions, storage = self._sessions, self._sessions.storage
         found = [
             *_entries("registry", sessions.registry_problem),

@@ -1,7 +1,7 @@
-"""Arming the next occurrence of a series, in the same transaction that ends the last one.
+"""Schedules a series' next occurrence, in the same transaction that ends the last one.
 
-The next instant is computed from the scheduled time, so a late run does not shift the series; instants that passed
-meanwhile are skipped. The new row's id is made from series and instant, so a series cannot fork.
+The next time is computed from the scheduled time, so a late run does not shift the series; times that have already passed
+are skipped. The new row's id is derived from the series and the time, so a series cannot fork.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def next_instant(expression: str, scheduled: int, now: int, timezone: str) -> int | None:
-    """Return the first instant of a cron expression after `scheduled` and `now` (epoch ms), or None.
+    """Return the first time of a cron expression after `scheduled` and `now` (epoch milliseconds), or None.
 
     Computed on the wall clock of `timezone`, so "09:00" stays 09:00 over daylight-saving changes.
     """
@@ -37,7 +37,7 @@ def next_instant(expression: str, scheduled: int, now: int, timezone: str) -> in
 
 
 def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) -> list[MessageIn]:
-    """Insert each series' next occurrence and take the recurrence off the finished row. Inside a transaction."""
+    """Insert each series' next occurrence and clear the finished row's recurrence. Call inside a transaction."""
     armed: list[MessageIn] = []
     for message in finished:
         accepted = from_text(message.timestamp)
@@ -65,7 +65,7 @@ def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) ->
             deferrals=0,
             void_ack=None,
             not_after=_expiry(message, scheduled, instant),
-            traceparent=None,  # an occurrence is a trace of its own, not the rest of the one before
+            traceparent=None,  # each occurrence has its own trace
         )
         messages.insert(db, following, now, event="rearmed")
         armed.append(following)
@@ -73,14 +73,14 @@ def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) ->
 
 
 def _expiry(message: MessageIn, scheduled: int | None, instant: int) -> int | None:
-    """As long after its time as the occurrence before; None if that one never expires."""
+    """Return the new occurrence's expiry: as long after its time as the previous one's. None if that one never expires."""
     if message.not_after is None or scheduled is None:
         return None
     return instant + max(0, message.not_after - scheduled)
 
 
 def _occurrence_id(series: str, instant: int) -> str:
-    """Return the one id that this occurrence can have. Ids have at most 200 characters, and long ones must not meet."""
+    """Return the only id that this occurrence can have. It has at most 200 characters; long series ids must not collide."""
     if len(series) > 150:
         series = f"{series[:117]}-{sha256(series.encode()).hexdigest()[:32]}"
     return f"{series}@{instant}"

@@ -1,7 +1,7 @@
-"""What fails in a session and has not succeeded since: for the doctor, `status` and `session show`. In memory, no I/O.
+"""Tracks work on sessions that keeps failing, for the doctor, `status` and `session show`. In memory, no I/O.
 
-Each kind of work on a session (its sweep, a look for answers, the acceptance of a message, ...) has one entry, from its
-first failure to its next success. Without it, work that is stopped would look like work that is idle.
+Each kind of work on a session (its sweep, a poll, accepting a message, ...) has one entry, from its first failure to its next
+success. Without it, a blocked session would look like an idle one.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _LABELS: Final[Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """One kind of work that fails: `since` and `last_at` are epoch ms, `code` and `reason` are of the last failure.
+    """One kind of work that fails. `since` and `last_at` are epoch ms; `code` and `reason` belong to the last failure.
 
-    `held` says who holds the lock that it met, as of the last check.
+    `held` names the holders of the lock that blocks it, as of the last check.
     """
 
     what: str
@@ -49,7 +49,7 @@ class Trouble:
     since: int
     last_at: int
     times: int = 1
-    resource: str | None = None  # what this host has run out of
+    resource: str | None = None  # the resource that this host has run out of
     held: str = ""
 
     @property
@@ -66,13 +66,13 @@ class Trouble:
 
 
 class Troubles:
-    """Every session's. All methods are called from the event loop."""
+    """All sessions' troubles. All methods are called from the event loop."""
 
     def __init__(self) -> None:
         self._found: dict[SessionKey, dict[str, Trouble]] = {}
 
     def failed(self, key: SessionKey, what: str, error: BaseException, now_ms: int) -> None:
-        """Note a failure; one that goes on keeps its beginning."""
+        """Record a failure. While the work keeps failing, `since` stays at its first failure."""
         code = error.code if isinstance(error, ClawbusError) else type(error).__name__
         text = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
         known = self._found.setdefault(key, {})
@@ -86,20 +86,20 @@ class Troubles:
         known[what] = fresh
 
     def hold(self, key: SessionKey, held: str) -> None:
-        """Replace what is said about the holders of the lock that a session's work meets."""
+        """Replace the description of who holds the lock that blocks a session's work."""
         known = self._found.get(key, {})
         for what, one in known.items():
             if one.code == FileBusyError.code:
                 known[what] = replace(one, held=held)
 
     def locked_out(self) -> list[SessionKey]:
-        """Return the sessions in which work meets a lock."""
+        """Return the sessions whose work is blocked by a lock."""
         return [
             key for key, found in self._found.items() if any(one.code == FileBusyError.code for one in found.values())
         ]
 
     def healed(self, key: SessionKey, *what: str) -> None:
-        """Note a success: what failed before is past."""
+        """Record a success: these kinds of work no longer fail."""
         known = self._found.get(key)
         if known is not None:
             for one in what:
@@ -108,7 +108,7 @@ class Troubles:
                 del self._found[key]
 
     def forget(self, key: SessionKey) -> None:
-        """Drop all of a session's: it was released, reset or deleted."""
+        """Drop all troubles of a session that was released, reset or deleted."""
         self._found.pop(key, None)
 
     def of(self, key: SessionKey) -> tuple[Trouble, ...]:
@@ -116,11 +116,11 @@ class Troubles:
         return tuple(sorted(self._found.get(key, {}).values(), key=lambda one: one.since))
 
     def all(self) -> dict[SessionKey, tuple[Trouble, ...]]:
-        """Every session that has any."""
+        """Return every session that has troubles."""
         return {key: self.of(key) for key in sorted(self._found)}
 
     def listing(self) -> list[dict[str, Any]]:
-        """All of them as the live status has them."""
+        """Return all troubles in the live status's format."""
         return [_entry(key, one) for key, found in self.all().items() for one in found]
 
 

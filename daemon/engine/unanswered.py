@@ -1,4 +1,4 @@
-"""Whether an answer to a message may still come, from one session's files. Reads only; the caller holds the lock."""
+"""Decides, from one session's files, whether a message may still be answered. Only reads; the caller holds the lock."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _OPEN = (MessageStatus.PENDING, MessageStatus.PAUSED)
 
 
 def unanswered(files: SessionFiles, message_id: str, *, alive: bool) -> str | None:
-    """Why no answer will come any more; None while one may. Raises what opening the files raises.
+    """Return why no answer will arrive; None while one may. Raise what opening the files raises.
 
-    A finished message's answer was committed together with its ack, so it is known already: delivered, on its way, or
-    given up. While anything of the session is on its way, that may be it. A runner that stamps no incarnation keeps no
-    such rule: it may ack what it has only begun, and while its container is `alive` the answer may come.
+    A finished message's answer was committed together with its ack, so it is already known: delivered, on its way, or given
+    up. Any answer of the session that is on its way may be the one. A runner that stamps no incarnation does not follow this
+    rule: it may ack a message that it has only begun, so an answer may arrive while its container is `alive`.
     """
     with files.inbound() as db:
         message = messages.find(db, message_id)
@@ -36,7 +36,7 @@ def unanswered(files: SessionFiles, message_id: str, *, alive: bool) -> str | No
 
 
 def _noted(db: Reader, message_id: str) -> str:
-    """Return what the runner noted for the operator when the turn sent nothing, or nothing."""
+    """Return the reason that the runner noted for a turn that sent nothing, as `: REASON`, or an empty text."""
     row = db.one(
         "SELECT detail FROM message_history WHERE message_id = ? AND event = 'completed' ORDER BY id DESC LIMIT 1",
         (message_id,),
