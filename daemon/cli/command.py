@@ -24,6 +24,7 @@ from daemon.cli.held_signals import release
 from daemon.cli.output import Output, OutputLostError, lost, progress
 from daemon.core.command_words import start_command
 from daemon.core.errors import FileAccessError, NotListeningError
+from daemon.core.short_ids import is_part
 from daemon.systemd.service import unit_of
 from schema.errors import ClawbusError
 
@@ -61,6 +62,7 @@ DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of 
 _OURS: Final = re.compile(r"^clawbus(?= )")  # the command itself, not a path of that name
 _CHAIN: Final = " && "
 _OUTPUT: Final = "CLAWBUS_OUTPUT"
+_IDS: Final = frozenset({"message", "identity", "letter", "letters", "answers"})
 _MAY_BE_EMPTY: Final = frozenset({"text", "reason"})
 _RUN: Final = start_command(None)
 LOOK: Final = (NextAction("clawbus logs -n 50", "what it does instead"),)
@@ -204,7 +206,11 @@ def add(
         ).over(ctx.find_object(Globals) or Globals())
         invocation = Invocation(full, options.with_form(), ctx)
         given = {name: _not_empty(name, _as_text(name, value)) for name, value in values.items()}
-        code = finish(invocation, _outcome(invocation, lambda: function(invocation, **given)))  # pyright: ignore[reportCallIssue]
+
+        def work() -> Outcome:
+            return function(invocation, **{name: _whole(invocation, name, value) for name, value in given.items()})  # pyright: ignore[reportCallIssue]
+
+        code = finish(invocation, _outcome(invocation, work))
         if code:
             raise typer.Exit(code)
 
@@ -353,6 +359,22 @@ def _as_text(name: str, value: object) -> object:
                 f"the bytes of {value!r} are not UTF-8 text ({where}). Convert it first, for example with `iconv -t UTF-8`."
             ) from None
     return value
+
+
+def _whole(invocation: Invocation, name: str, value: object) -> object:
+    """Return the ids that short ones mean, for a parameter that takes ids. Raise AmbiguousIdError."""
+    if name not in _IDS:
+        return value
+    if isinstance(value, list):
+        return [_whole(invocation, name, one) for one in cast("list[object]", value)]
+    message, at, incarnation = value.partition("@") if isinstance(value, str) else ("", "", "")
+    if not is_part(message):
+        return value
+    from daemon.inspect.central_reading import read_central  # noqa: PLC0415
+    from daemon.inspect.finding import whole_id  # noqa: PLC0415
+
+    data_dir = invocation.config.data_dir
+    return f"{whole_id(data_dir, read_central(data_dir).known(), message)}{at}{incarnation}"
 
 
 def _not_empty(name: str, value: object) -> object:

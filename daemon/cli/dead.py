@@ -264,13 +264,14 @@ def _typed(letter: Mapping[str, Any]) -> str:
 
 
 def _show_list(console: Console, report: Mapping[str, Any], source: str) -> None:
-    from daemon.cli.present import say, table, when  # noqa: PLC0415
+    from daemon.cli.present import say, short_ids, table, when  # noqa: PLC0415
 
     now = SystemClock().now_ms()
+    ids = short_ids(console, [one["id"] for one in report["letters"]])
     rows = [
-        (f"{one['agent']}/{one['session']}", one["kind"], one["id"], when(one["at"], now), one["where"], one["code"],
+        (f"{one['agent']}/{one['session']}", one["kind"], short, when(one["at"], now), one["where"], one["code"],
          one["reason"])
-        for one in report["letters"]
+        for one, short in zip(report["letters"], ids, strict=True)
     ]  # fmt: skip
     columns = ("session", "kind", "id", "when", "to or from", "code", "reason")
     console.print(table(f"{report['total']} dead letters", columns, rows))

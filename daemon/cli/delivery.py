@@ -150,13 +150,14 @@ def _typed(answer: Mapping[str, Any]) -> str:
 
 
 def _show(console: Console, report: Mapping[str, Any]) -> None:
-    from daemon.cli.present import say, table, when  # noqa: PLC0415
+    from daemon.cli.present import say, short_ids, table, when  # noqa: PLC0415
 
     now = SystemClock().now_ms()
+    ids = short_ids(console, [one["id"] for one in report["answers"]])
     rows = [
-        (f"{one['agent']}/{one['session']}", one["id"], one["to"], one["state"], str(one["attempts"]),
+        (f"{one['agent']}/{one['session']}", short, one["to"], one["state"], str(one["attempts"]),
          when(one["next_attempt_at"], now) if one["next_attempt_at"] else "-", str(one["holds_back"]), one["error"] or "-")
-        for one in report["answers"]
+        for one, short in zip(report["answers"], ids, strict=True)
     ]  # fmt: skip
     columns = ("session", "id", "to", "state", "attempts", "next", "behind", "last error")
     console.print(table(f"{report['total']} answers on their way", columns, rows))

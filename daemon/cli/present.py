@@ -16,6 +16,7 @@ from rich.text import Text
 from daemon.cli.listing import Listing, named_lines
 from daemon.cli.output import Output
 from daemon.core.printable import block, one_line
+from daemon.core.short_ids import shortened
 
 _WIDE: Final = 10_000  # cells; a row has a few hundred
 _UNITS: Final = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"))
@@ -51,6 +52,12 @@ def age(milliseconds: int | None) -> str:
         if milliseconds >= size:
             return f"{milliseconds // size} {unit}"
     return f"{max(0, milliseconds)} ms"
+
+
+def short_ids(console: Console, identities: Sequence[str]) -> list[str]:
+    """Return the ids of a table in their short forms, which every command takes; whole ones where the form is wide."""
+    whole = [str(one) for one in identities]
+    return whole if console.width >= _WIDE else shortened(whole)
 
 
 def duration(seconds: float | None) -> str:

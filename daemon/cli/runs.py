@@ -65,19 +65,20 @@ def runs(
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:
-    from daemon.cli.present import age, say, table, when  # noqa: PLC0415
+    from daemon.cli.present import age, say, short_ids, table, when  # noqa: PLC0415
 
     now = SystemClock().now_ms()
+    ids = short_ids(console, [run["run_id"] for run in result["runs"]])
     rows = [
         (
-            run["run_id"],
+            short,
             f"{run['agent']}/{run['session']}",
             _status(run),
             when(run["at"] or None, now),
             age(run["duration_ms"]),
             run["text"],
         )
-        for run in result["runs"]
+        for run, short in zip(result["runs"], ids, strict=True)
     ]
     if rows:
         columns = ("run", "session", "status", "last change", "worked", "text")

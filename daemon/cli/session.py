@@ -269,32 +269,34 @@ def _counted(use: dict[str, Any]) -> str:
 
 
 def _tables(console: Console, report: dict[str, Any], now: int) -> None:
-    from daemon.cli.present import brief, table, when  # noqa: PLC0415
+    from daemon.cli.present import brief, short_ids, table, when  # noqa: PLC0415
 
+    ids = short_ids(console, [one["id"] for one in report["messages"]])
     messages = [
         (
-            one["id"],
+            short,
             one["status"],
             one["tries"],
             when(one["timestamp"], now),
             one["text"],
             f"{one['last_event']['event']} {brief(one['last_event']['detail'])}" if one["last_event"] else "",
         )
-        for one in report["messages"]
+        for one, short in zip(report["messages"], ids, strict=True)
     ]
     if messages:
         columns = ("id", "status", "tries", "accepted", "text", "last event")
         console.print(table("Messages, newest first", columns, messages))
+    answers = short_ids(console, [one["message_out_id"] for one in report["undelivered"]])
     undelivered = [
         (
-            one["message_out_id"],
+            short,
             one["state"],
             one["destination"],
             one["attempts"],
             when(one["next_attempt_at"], now),
             one["last_error"],
         )
-        for one in report["undelivered"]
+        for one, short in zip(report["undelivered"], answers, strict=True)
     ]
     if undelivered:
         columns = ("answer", "state", "to", "attempts", "next attempt", "last error")

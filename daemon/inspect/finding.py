@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from daemon.core.errors import AmbiguousIdError, UnknownMessageError
+from daemon.core.short_ids import means
 from daemon.inspect.central_reading import Key, folder_of
 from daemon.inspect.session_reading import open_inbound, table_rows
 from schema.errors import ClawbusError
 
 _NAMED = 5
+_IDS = (("messages_in", "id"), ("delivery_attempts", "message_out_id"))
 
 
 def sessions_with(data_dir: Path, keys: Iterable[Key], message_id: str) -> tuple[list[Key], int]:
@@ -40,3 +43,25 @@ def the_only(found: Iterable[Key], what: str, identity: str, *, unread: int = 0,
         raise AmbiguousIdError(f"{len(keys)} sessions have {what} {identity!r}: {names}.")
     unseen = f"; {unread} sessions could not be read" if unread else ""
     raise UnknownMessageError(f"no session has {what} {identity!r}{unseen}.", hint=hint)
+
+
+def whole_id(data_dir: Path, keys: Iterable[Key], part: str) -> str:
+    """Return the id of the message or answer that a part of it means; the part itself where it is an id or means none.
+
+    Raises AmbiguousIdError.
+    """
+    found: set[str] = set()
+    for key in keys:
+        with contextlib.suppress(ClawbusError), open_inbound(folder_of(data_dir, key)) as reader:
+            for table, column in _IDS:
+                sql = f"SELECT {column} FROM {table} WHERE substr({column}, 1, ?1) = ?2 OR substr({column}, -?1) = ?2"
+                found |= {str(row[0]) for row in table_rows(reader, table, sql, len(part), part)}
+    if part in found:
+        return part
+    meant = sorted(identity for identity in found if means(part, identity))
+    if len(meant) > 1:
+        named = ", ".join(meant[:_NAMED])
+        raise AmbiguousIdError(
+            f"{part!r} is a part of {len(meant)} ids: {named}.", hint="Give more of it, or a whole id."
+        )
+    return meant[0] if meant else part

@@ -14,6 +14,7 @@ from daemon.config.policies import read_limits
 from daemon.core.clock import Clock
 from daemon.core.errors import UnknownMessageError, UnknownSessionError
 from daemon.core.run_evidence import RunRead, RuntimeContext
+from daemon.core.short_ids import is_part, means
 from daemon.inspect.central_reading import CentralSeen, Key, folder_of, incarnations_of, read_central
 from daemon.inspect.containers import RuntimeSeen, context_of, install_id_of, look_at_runtime
 from daemon.inspect.doctor import LookAtRuntime
@@ -113,7 +114,7 @@ class Runs:
     def _found(self, key: Key, message_id: str, incarnation: str | None) -> Found:
         folder, incarnations = folder_of(self._config.data_dir, key), incarnations_of(self._config.data_dir, key)
         runs = read_runs_of(folder, [message_id], self._context(key, incarnations), read_limits(self._config))
-        named = [run for run in runs.runs if incarnation is None or run.evidence.incarnation == incarnation]
+        named = [run for run in runs.runs if incarnation is None or _is_of(run, incarnation)]
         if not named:
             told = ", ".join(run.run_id for run in runs.runs) or "; ".join(runs.errors)
             raise UnknownMessageError(
@@ -180,6 +181,12 @@ def verdict_of(run: RunRead) -> Mapping[str, Any]:
         "reasons": [{"code": reason.code, "text": reason.text} for reason in verdict.reasons],
         "since": verdict.since,
     }
+
+
+def _is_of(run: RunRead, incarnation: str) -> bool:
+    """Whether a run is of this incarnation, named whole or by a part."""
+    whole = run.evidence.incarnation
+    return whole == incarnation or (whole is not None and is_part(incarnation) and means(incarnation, whole))
 
 
 def _duration(start: int | None, end: int | None) -> int | None:

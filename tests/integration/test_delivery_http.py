@@ -366,7 +366,8 @@ def test_dead_letters_from_end_to_end(make_daemon: Make, receiver: Receiver) -> 
         ("out", out["id"], "DELIVERY_PERMANENT"), ("in", failed, "AGENT_FAILED"),
     }  # fmt: skip
     assert daemon.status()["queues"]["dead_letters"] == 2
-    assert failed in daemon.people("dead", "list")
+    assert failed[-8:] in daemon.people("dead", "list")
+    assert daemon.cli("dead", "show", failed[-8:]).result["id"] == failed
     assert "410" not in daemon.people("dead", "show", out["id"])
 
     daemon.stop()

@@ -73,3 +73,42 @@ def test_a_wide_row_is_one_line_with_everything_in_it(cli: CommandLine, command:
     (row,) = [line for line in lines if MESSAGE in line]
     assert f"{AGENT}/{SESSION}" in row
     assert TEXT in row
+
+
+@pytest.mark.usefixtures("long_names")
+def test_a_list_shows_short_ids_and_every_command_takes_them(cli: CommandLine) -> None:
+    short = MESSAGE[-8:]
+    for command in (("dead", "list"), ("run", "list")):
+        text = cli(*command, "--pretty").out
+        assert short in text
+        assert MESSAGE not in text.partition("next:")[0], command
+    for part in (short, MESSAGE[:10]):
+        assert cli("run", "show", part).result["message_id"] == MESSAGE
+        assert cli("dead", "show", part).result["id"] == MESSAGE
+        assert cli("session", "show", f"{AGENT}/{SESSION}", "--message", part).result["message_id"] == MESSAGE
+    assert cli("run", "show", short.lower()).envelope["error"]["code"] == "UNKNOWN_MESSAGE"
+    assert cli("message", "retry", short, "--reason", "x").result["retried_as"].startswith(MESSAGE)
+
+
+@pytest.mark.usefixtures("long_names")
+def test_a_part_of_several_ids_is_ambiguous_in_every_command(cli: CommandLine, home: Path) -> None:
+    session = SessionWorld(session_path(home / "data" / "sessions", AGENT, SESSION))
+    other = MESSAGE[:10] + "0" * 16
+    session.accept(other)
+    for command in (
+        ("run", "show"), ("dead", "show"), ("dead", "requeue"), ("dead", "drop"), ("delivery", "retry"), ("delivery", "drop"),
+        ("message", "retry"), ("message", "cancel"), ("session", "show", f"{AGENT}/{SESSION}", "--message"), ("logs", "--message"),
+    ):  # fmt: skip
+        error = cli(*command, MESSAGE[:10]).envelope["error"]
+        assert error["code"] == "AMBIGUOUS_ID", command
+        assert MESSAGE in error["message"]
+        assert other in error["message"]
+
+
+@pytest.mark.usefixtures("long_names")
+def test_a_part_never_means_an_id_that_a_sender_chose(cli: CommandLine, home: Path) -> None:
+    session = SessionWorld(session_path(home / "data" / "sessions", AGENT, SESSION))
+    session.accept("ABCDEF-4711")
+    assert cli("run", "show", "ABCDEF").envelope["error"]["code"] == "UNKNOWN_MESSAGE"
+    session.accept("2C10N7")
+    assert cli("run", "show", "2C10N7").result["message_id"] == "2C10N7", "a whole id goes before a part of another"
