@@ -112,7 +112,7 @@ class UnknownAgentError(ClawbusError):
     """No such agent in the configuration."""
 
     code = "UNKNOWN_AGENT"
-    default_hint = "Add an [agents.NAME] table to clawbus.toml and restart, or use one that `clawbus status` lists."
+    default_hint = "Use one of these, or add an [agents.NAME] table to clawbus.toml and run `clawbus reload`."
 
 
 class UnknownSessionError(ClawbusError):

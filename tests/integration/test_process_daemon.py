@@ -218,6 +218,19 @@ def test_status_for_people_tells_what_is_alive(daemon: RealDaemon) -> None:
     assert "running, 0 waiting" in said
 
 
+def test_a_reload_takes_a_new_agent_over_and_a_broken_file_changes_nothing(daemon: RealDaemon) -> None:
+    assert daemon.cli("send", "x", "--agent", "added", "--session", "s").error == "UNKNOWN_AGENT"
+    right = daemon.config.read_text(encoding="utf-8")
+    daemon.config.write_text(right + ECHO.replace("echo]", "added]"), encoding="utf-8")
+    daemon.reload()
+    eventually("reloaded", lambda: daemon.events("config_reloaded"))
+    daemon.config.write_text("[runtme]\n", encoding="utf-8")
+    daemon.reload()
+    eventually("refused", lambda: daemon.events("reload_refused"))
+    assert daemon.ask("hello", agent="added", session="s") == {"text": "hello"}
+    daemon.config.write_text(right, encoding="utf-8")
+
+
 def test_the_reload_command_says_whether_all_is_in_force(daemon: RealDaemon) -> None:
     right = daemon.config.read_text(encoding="utf-8")
     daemon.config.write_text(right + ECHO.replace("echo]", "added]"), encoding="utf-8")
@@ -235,16 +248,5 @@ def test_the_reload_command_says_whether_all_is_in_force(daemon: RealDaemon) -> 
     assert refused.error == "CONFIG_INVALID"
     assert "agents.bad.provider" in refused.envelope["error"]["message"]
     assert daemon.ask("hello", agent="echo", session="s") == {"text": "hello"}
-
-
-def test_a_reload_takes_a_new_agent_over_and_a_broken_file_changes_nothing(daemon: RealDaemon) -> None:
-    assert daemon.cli("send", "x", "--agent", "added", "--session", "s").error == "UNKNOWN_AGENT"
-    right = daemon.config.read_text(encoding="utf-8")
-    daemon.config.write_text(right + ECHO.replace("echo]", "added]"), encoding="utf-8")
-    daemon.reload()
-    eventually("reloaded", lambda: daemon.events("config_reloaded"))
-    daemon.config.write_text("[runtme]\n", encoding="utf-8")
-    daemon.reload()
-    eventually("refused", lambda: daemon.events("reload_refused"))
-    assert daemon.ask("hello", agent="added", session="s") == {"text": "hello"}
-    daemon.config.write_text(right, encoding="utf-8")
+    daemon.config.write_text(right, encoding="utf-8")  # the daemon is shared by these tests
+    assert daemon.cli("reload").ok
