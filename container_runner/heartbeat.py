@@ -1,6 +1,6 @@
 """`.heartbeat`: its modification time is the last progress of the turn. Never touched by a timer.
 
-A heartbeat that cannot be written must not fail a turn: the host then judges by the claim's age and says so.
+A heartbeat that cannot be written must not fail a turn: the host then judges the turn by the claim's age and logs that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from schema.layout import HEARTBEAT
 
 
 class Heartbeat:
-    """Touches one file. The agent program may write in the same folder, so no link is followed."""
+    """Touches one file. The agent program may write to the same folder, so symbolic links are not followed."""
 
     def __init__(self, out_folder: Path, log: FilteringBoundLogger) -> None:
         self._path = out_folder / HEARTBEAT
@@ -22,7 +22,7 @@ class Heartbeat:
         self._failed = False
 
     def touch(self, at_ms: int | None = None) -> None:
-        """Progress was made now, or at that epoch millisecond. Never raises."""
+        """Record progress made now, or at `at_ms` (epoch milliseconds). Never raise."""
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(self._path, flags, 0o644)

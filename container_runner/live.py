@@ -1,4 +1,4 @@
-"""A turn while it runs: what it holds, how it reports progress, and what arrived since it began. Decides nothing."""
+"""The state of a running turn: its progress reports, and the messages that have arrived since it began. Decides nothing."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ SetTool = Callable[[Silence | None, int], Awaitable[None]]
 
 @dataclass(slots=True)
 class FollowUps:
-    """Messages that were claimed after the turn began: pushed by the loop, taken by the provider or given back."""
+    """Messages that were claimed after the turn began. The loop pushes them; the provider takes them, or they are released."""
 
     waiting: list[TurnMessage] = field(default_factory=list[TurnMessage])
     taken: list[TurnMessage] = field(default_factory=list[TurnMessage])
     _arrived: anyio.Event = field(default_factory=anyio.Event)
 
     def push(self, messages: tuple[TurnMessage, ...]) -> None:
-        """They are claimed from here on, and must be acked or released with the turn."""
+        """Add claimed messages. From here on they must be acked or released with the turn."""
         self.waiting.extend(messages)
         self._arrived.set()
 
     async def take(self) -> tuple[TurnMessage, ...]:
-        """Wait for some; what is returned belongs to the turn."""
+        """Wait for messages and return them. The returned messages belong to the turn."""
         while not self.waiting:
             self._arrived = anyio.Event()
             await self._arrived.wait()
@@ -65,19 +65,19 @@ class TurnProgress:
         self._log(line)
 
     async def tool_started(self, name: str, timeout_s: float | None = None) -> None:
-        """Put the tool into container_state."""
+        """Record the tool in container_state."""
         self._heartbeat.touch()
         if timeout_s is None and self._silence is not None:
-            # It may take what is left of the turn, so it is dated by the turn's beginning.
+            # It may take the rest of the turn's timeout, so its start is the turn's start.
             await self._set_tool(Silence(name, self._silence.timeout_s), self._began_at)
         else:
             await self._set_tool(Silence(name, timeout_s), self._now_ms())
 
     async def tool_ended(self) -> None:
-        """Put back what the provider declared for the whole turn."""
+        """Record again what the provider declared for the whole turn."""
         self._heartbeat.touch()
         await self._set_tool(self._silence, self._began_at)
 
     async def follow_ups(self) -> tuple[TurnMessage, ...]:
-        """Wait for more."""
+        """Wait for more messages."""
         return await self.follow_ups_inbox.take()

@@ -1,6 +1,6 @@
-"""The runner's log: one JSON object a line on stderr, every line bound to the incarnation. Writes nowhere else.
+"""The runner's log: one JSON object per line on stderr, each with the incarnation. It writes nowhere else.
 
-stdout stays unused, so that nothing the runner says is ever taken for an answer.
+stdout stays unused, so that no output of the runner can be mistaken for an answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from structlog.typing import FilteringBoundLogger
 
 
 def build_logger(stream: TextIO, incarnation: str, level: str) -> FilteringBoundLogger:
-    """Return a logger and leave structlog's global configuration alone. `level` is a lower-case name."""
+    """Return a logger, without changing structlog's global configuration. `level` is a lower-case name."""
     logger: FilteringBoundLogger = structlog.wrap_logger(
         structlog.PrintLogger(stream),
         processors=[

@@ -1,7 +1,7 @@
-"""Pruning of outbound.db by its owner: delivered answers and finished acks, once the host has provably taken note of them.
+"""Prunes outbound.db, which the runner owns: deletes delivered answers and finished acks that the host has provably recorded.
 
-Never takes a row that the host has no receipt for, an ack whose message the host may still hold to be unfinished, or the
-row with the highest seq. inbound.db is only ever attached read-only. A step is one short transaction; every method blocks.
+It never deletes an answer without the host's receipt, an ack whose message may still be unfinished for the host, or the row
+with the highest seq. inbound.db is only ever attached read-only. A step is one short transaction; every method blocks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EVERY_MS: Final = 3_600_000
 _MIN_FREE_BYTES: Final = 4 * 1024**2
 _MAX_LIVE_BYTES: Final = 16 * 1024**2
 
-# The cursor first: a row above it is one that the host has not seen. The highest row stays, for the next seq.
+# Rows above the host's cursor are not selected: the host has not read them. The highest row stays, for the next seq.
 _ANSWERS: Final = """
 SELECT o.seq AS position, o.id, o.timestamp AS at, d.status AS receipt, d.delivered_at, t.state AS tracked, c.at AS closed_at
   FROM main.messages_out AS o
@@ -52,7 +52,7 @@ _FINISHED_MESSAGE: Final = frozenset({MessageStatus.COMPLETED, MessageStatus.FAI
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """`more`: another step is due. At a pass's end, what all of it took: rows, and bytes of the file that were given back."""
+    """A step's result. `more`: another step is due. At the end of a pass: its total of rows deleted and of bytes freed."""
 
     answers: int = 0
     acks: int = 0
@@ -61,7 +61,7 @@ class Pruned:
 
 
 class Retention:
-    """Steps through the file, answers first, then acks; then rests for an hour. `keep_ms` is the age, above 0."""
+    """Steps through the file: first the answers, then the acks; then pauses for an hour. `keep_ms` (above 0): age to keep."""
 
     def __init__(
         self, in_folder: Path, out_folder: Path, *, keep_ms: int, batch: int, now_ms: Callable[[], int]
@@ -79,23 +79,23 @@ class Retention:
 
     @property
     def due(self) -> bool:
-        """Whether a step is to be taken now."""
+        """Whether a step is due now."""
         return self._now_ms() >= self._rest_until
 
     def rest(self) -> None:
-        """Schedule the next pass in an hour: this one has ended."""
+        """End this pass and schedule the next one in an hour."""
         self._rest_until = self._now_ms() + _EVERY_MS
         self._answers_done, self._position = False, 0
         self._answers_taken, self._acks_taken = 0, 0
 
     def postpone(self, seconds: float) -> None:
-        """Go on later from here: the files cannot be used now."""
+        """Continue from here in `seconds`: the files cannot be used now."""
         self._rest_until = self._now_ms() + int(seconds * 1000)
 
     def step(self) -> Pruned:
-        """Look at the next `batch` rows and take what may go, in one transaction.
+        """Check the next `batch` rows and delete those that may go, in one transaction.
 
-        Raises InboundUnreadableError, and what opening one's own file raises.
+        Raise InboundUnreadableError, and what opening outbound.db raises.
         """
         with open_owner(self._out_folder / OUTBOUND_DB, Role.OUTBOUND) as db:
             try:
@@ -103,7 +103,7 @@ class Retention:
             except ClawbusError as error:
                 raise InboundUnreadableError(str(error)) from error
             if any(not db.columns(table, _INBOUND) for table in _NEEDED):
-                self.rest()  # a host that keeps no receipts of this kind proves nothing
+                self.rest()  # an older host without these receipts: nothing is proved
                 return Pruned()
             return self._acks(db) if self._answers_done else self._answers(db)
 
@@ -111,7 +111,7 @@ class Retention:
         rows, cutoff = db.all(_ANSWERS, (self._position, self._batch)), self._now_ms() - self._keep_ms
         taken = [row["id"] for row in rows if may_go(row, cutoff)]
         if taken:
-            # The files before the row that names them: a death between the two leaves no unknown file.
+            # Delete the files before the row that names them, so that a crash in between leaves no unknown file.
             self._remove_files(taken)
             with db.transaction():
                 db.executemany("DELETE FROM messages_out WHERE id = ?", [(identity,) for identity in taken])
@@ -139,7 +139,7 @@ class Retention:
         return pruned
 
     def _moved_on(self, rows: Sequence[sqlite3.Row], cutoff: int) -> bool:
-        """Go on behind these rows. False when none follows, or when none of these is old: the younger ones come behind."""
+        """Continue after these rows. Return False when none follow, or when none of these is old: later ones are younger."""
         if len(rows) < self._batch or all((from_text(row["at"]) or 0) >= cutoff for row in rows):
             return False
         self._position = rows[-1]["position"]
@@ -148,13 +148,13 @@ class Retention:
     def _remove_files(self, ids: Sequence[str]) -> None:
         for identity in ids:
             if is_message_id(identity):
-                # The agent may have done anything here, a nest too deep to walk as well; a folder that stays does no harm.
+                # The agent may have created anything here, even folders nested too deep to walk. A leftover does no harm.
                 with suppress(OSError, RecursionError):
                     shutil.rmtree(self._out_folder / OUTBOX_FILES / identity)
 
 
 def may_go(row: sqlite3.Row, cutoff: int) -> bool:
-    """Whether an answer is old and the host is done with it: delivered, or a dead letter that an operator has closed."""
+    """Return whether an answer is old and finished for the host: delivered, or a closed dead letter."""
     if row["receipt"] in ("delivered", "not_wanted"):
         at = from_text(row["delivered_at"])
         return row["tracked"] is None and at is not None and at < cutoff
@@ -162,9 +162,9 @@ def may_go(row: sqlite3.Row, cutoff: int) -> bool:
 
 
 def is_final(row: sqlite3.Row, cutoff: int) -> bool:
-    """Whether an ack is old and its message is over in the host's file: then that id cannot be claimed again.
+    """Return whether an ack is old and its message is finished in the host's file, so that the id cannot be claimed again.
 
-    An ack whose message is not there stays: without the host's word, it is all that keeps the id from being worked on twice.
+    Keep an ack whose message is missing there: then only the ack prevents the id from being worked on twice.
     """
     at = from_text(row["at"])
     old = at is not None and at < cutoff

@@ -1,7 +1,7 @@
-"""Whether turns have used up what their container has no more of: the memory file systems that all of them share.
+"""Checks whether turns have filled the container's memory file systems, which all turns share.
 
-What a turn leaves in /tmp stays there, in memory, for as long as the container lives. A container without room fails one turn
-after the other; a fresh one has room.
+Files that a turn leaves in /tmp stay in memory for as long as the container lives. Once these are full, one turn after the
+other fails; a fresh container has room again.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-SHARED: Final = ("/tmp", "/dev/shm")  # noqa: S108 - looked at, not written
+SHARED: Final = ("/tmp", "/dev/shm")  # noqa: S108 - only checked, never written
 _LEAST: Final = 0.05
 
 
 def used_up(folders: Sequence[str] = SHARED) -> str | None:
-    """Return the first of these file systems without room for another turn, or None if all have room."""
+    """Return the first of these folders whose file system lacks room for another turn, or None if all have room."""
     for folder in folders:
         try:
             room = os.statvfs(folder)

@@ -1,6 +1,6 @@
-"""The runner's settings: environment variables in, checked values out. Reads nothing else and keeps nothing.
+"""The runner's settings: environment variables in, checked values out. Reads nothing else and keeps no state.
 
-Every refusal is a SettingsError that names the variable and the key.
+Every invalid value raises a SettingsError that names the variable and the key.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _ZERO_OR_ABOVE: Final = ("grace_s", "keep_s")
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A runner's whole input: its settings, its names and its three folders.
+    """All of a runner's input: its settings, names and three folders.
 
-    `agent` and `session` are for the agent program and may be empty; the runner finds its files by its folders.
+    `agent` and `session` are only for the agent program and may be empty; the runner finds its files by its folders.
     """
 
     settings: RunnerSettings
@@ -47,7 +47,7 @@ class Environment:
 
 
 def read_environment(environ: Mapping[str, str], providers: typing.Collection[str]) -> Environment:
-    """Everything from the environment, checked. `providers` are the names there are. Raises SettingsError."""
+    """Read and check the environment. `providers` are the names of the available providers. Raise SettingsError."""
     incarnation = environ.get(layout.ENV_INCARNATION, "")
     if not is_message_id(incarnation):
         raise SettingsError(f"{layout.ENV_INCARNATION} must be the id of this spawn; it is {incarnation!r}.")

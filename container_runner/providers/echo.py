@@ -1,4 +1,4 @@
-"""Answers with what it was sent: for a first run and for tests of everything around a provider."""
+"""Answers with the text that it was sent: for a first run, and for tests of everything around a provider."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from container_runner.providers.protocol import (
 
 
 class EchoProvider:
-    """The texts of the turn's trigger messages, one a line."""
+    """Answers with the texts of the turn's triggers, one per line."""
 
     accepts_follow_ups = False
     silence: Silence | None = None
@@ -26,7 +26,7 @@ class EchoProvider:
         pass
 
     async def run(self, turn: Turn, progress: Progress) -> Answer:
-        """Never fails."""
+        """Return the answer. Never fails."""
         progress.event()
         text = "\n".join(_text(message) for message in turn.messages if message.trigger)
         return Answer(messages=(OutMessage(content={"text": text}),))

@@ -1,7 +1,7 @@
-"""A limit that counts only the time in which this process could run.
+"""Timeouts that count only the time in which this process could run.
 
-While a container is frozen (docker pause, SIGSTOP, a suspended machine) every clock of the machine goes on. A turn must not
-fail at its thaw for time that it never had.
+While a container is frozen (docker pause, SIGSTOP, a suspended machine) the machine's clocks continue. A turn must not time
+out when it thaws, for time in which it could not run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,6 @@ async def sleep_running(seconds: float) -> None:
 
 
 async def cancel_after_running(scope: anyio.CancelScope, seconds: float) -> None:
-    """Cancel the scope once this process has run so long."""
+    """Cancel the scope once this process has run for `seconds`."""
     await sleep_running(seconds)
     scope.cancel()

@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 
 class Background:
-    """`later` may be called from anywhere in the event loop; before `run` and after its end it does nothing."""
+    """Runs background work. `later` may be called from anywhere in the event loop; unless `run` is running, it does nothing."""
 
     def __init__(self) -> None:
         self._tasks: TaskGroup | None = None
@@ -27,13 +27,13 @@ class Background:
             self._tasks = None
 
     def later(self, work: Callable[[], Awaitable[object]]) -> None:
-        """Run `work` soon. What it raises is logged and ends nothing else."""
-        # In a group whose cancellation has been delivered a new task would never learn of it: it would spin until the end.
+        """Run `work` soon. An exception that it raises is logged and affects nothing else."""
+        # A task started in a group that was already cancelled would not be cancelled itself, and would spin for ever.
         if self._tasks is not None and not self._tasks.cancel_scope.cancel_called:
             self._tasks.start_soon(self._run, work)
 
     async def _run(self, work: Callable[[], Awaitable[object]]) -> None:
         try:
             await work()
-        except Exception:  # noqa: BLE001 - nobody waits for it who could handle it, and the daemon must not end by it
+        except Exception:  # noqa: BLE001 - no caller waits who could handle it, and it must not end the daemon
             self._log.error("later_raised", work=repr(work), exc_info=True)

@@ -1,6 +1,6 @@
-"""An operator's repairs of dead letters: requeue and drop, each one transaction in the session's own file.
+"""An operator's repairs of dead letters: requeue and drop, each in one transaction in the session's own file.
 
-Never sends anything and never writes outbound.db: what is requeued goes the usual way, and the sweep is asked to run.
+It never sends anything and never writes outbound.db: a requeued letter takes the usual path.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def requeue(files: SessionFiles, letter_id: str, operator: Operator, now: int) -
 
 
 def _check_row(files: SessionFiles, db: Reader, letter: DeadAnswer) -> None:
-    """Raise RowGoneError when there is nothing left to send."""
+    """Raise RowGoneError when the answer's row no longer exists."""
     identity = letter.message_out_id
     if letter.from_host:
         found = identity in deliveries.host_rows(db, [identity])
@@ -48,7 +48,7 @@ def _check_row(files: SessionFiles, db: Reader, letter: DeadAnswer) -> None:
 
 
 def drop_one(files: SessionFiles, letter_id: str, operator: Operator, now: int) -> str:
-    """Close one dead letter; in or out. Synchronous; the caller holds the session's lock."""
+    """Close one dead letter. Return its kind, in or out. Synchronous; the caller holds the session's lock."""
     with files.inbound() as db:
         letter = dead_letter(db, letter_id)
         with db.transaction():

@@ -1,6 +1,6 @@
-"""What became of tries that have just ended: the facts that metrics and traces are made of, read with the decision's rows.
+"""Facts about tries that have just ended, for metrics and traces, read together with the rows of the decision.
 
-Reads only; decides nothing. A container dates its own claims and acks: what it says is kept within what we know.
+Only reads; decides nothing. A container dates its own claims and acks, so its times are limited to what the host knows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from schema.rows import Ack, AckStatus, MessageIn
 def endings(
     db: Reader, pending: Iterable[MessageIn], acks: Mapping[str, Ack], actions: Iterable[Action], now: int
 ) -> tuple[AttemptEnd, ...]:
-    """Return the tries that these actions ended. `pending` is from before them, `db` from after them."""
+    """Return the tries that these actions ended. `pending` was read before the actions; `db` already holds their changes."""
     over = [action for action in actions if isinstance(action, Settle | Reset | Fail)]
     if not over:
         return ()
@@ -32,7 +32,7 @@ def endings(
         due = _within(0, _due_at(message), now)
         ended = _within(due, ack.changed_at if ack is not None else None, now)
         claimed = messages.claimed_at(db, message.id, action.incarnation)
-        # Seen with its end only: it was too short to be seen by itself.
+        # The host first saw this attempt when it had ended: it was too short to be seen while it ran.
         found.append(
             AttemptEnd(message, action.incarnation, _outcome(action), due, _within(due, claimed, ended), ended)
         )
@@ -40,7 +40,7 @@ def endings(
 
 
 def _due_at(message: MessageIn) -> int | None:
-    """When it could first be claimed for this try: after its acceptance, its schedule or its back-off."""
+    """Return when the message could first be claimed for this try: after its acceptance, schedule or back-off."""
     known = [at for at in (from_text(message.timestamp), message.process_after) if at is not None]
     return max(known) if known else None
 

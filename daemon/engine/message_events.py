@@ -1,6 +1,6 @@
-"""The events of decisions that were committed: decisions in, events out. Pure.
+"""Turns committed decisions into events. Pure.
 
-Delivery's polls, the sweep and the end of a container all settle messages; what they did is put into events here, once.
+Polls, sweeps and container exits all settle messages; this is the one place that makes the events for them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from schema.rows import AckStatus
 def action_events(
     key: SessionKey, actions: Iterable[Action], attempts: Iterable[AttemptEnd], now: int, exit_code: int | None = None
 ) -> Iterator[Event]:
-    """Yield what these committed actions did. `exit_code` is that of the container whose end caused them."""
+    """Yield the events of these committed actions. `exit_code` is that of the container whose exit caused them."""
     ended = {(attempt.message.id, attempt.incarnation): attempt for attempt in attempts}
     for action in actions:
         match action:
@@ -69,7 +69,7 @@ def stuck(key: SessionKey, action: Kill, now: int) -> ContainerStuck:
 
 
 def verdict_events(key: SessionKey, verdicts: Iterable[Verdict], now: int) -> Iterator[Event]:
-    """Yield what these committed verdicts did."""
+    """Yield the events of these committed verdicts."""
     for verdict in verdicts:
         at = (now, key.agent, key.session, verdict.message_id)
         match verdict:
@@ -84,7 +84,7 @@ def verdict_events(key: SessionKey, verdicts: Iterable[Verdict], now: int) -> It
 
 
 def poll_events(key: SessionKey, found: Collected, now: int) -> Iterator[Event]:
-    """Yield what a poll of a session's files found and committed."""
+    """Yield the events of what a poll of a session's files found and committed."""
     agent, session = key
     for claim in found.claimed:
         yield MessageClaimed(now, agent, session, claim.message_id, claim.incarnation)
@@ -103,7 +103,7 @@ def poll_events(key: SessionKey, found: Collected, now: int) -> Iterator[Event]:
 
 
 def send_events(key: SessionKey, outcomes: Sequence[Outcome], dead: Sequence[Bury], now: int) -> Iterator[Event]:
-    """Yield what came of recorded sends; `dead` are those of them that were given up."""
+    """Yield the events of recorded sends. `dead` are the answers among them that were given up."""
     agent, session = key
     delivered: list[DeliveredAnswer] = []
     rest: list[Event] = []

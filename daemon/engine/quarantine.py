@@ -16,7 +16,7 @@ from schema.errors import ClawbusError
 
 
 class Quarantine:
-    """Built once. Only an operator's release ends a quarantine."""
+    """Begins quarantines. Only an operator's release ends one."""
 
     def __init__(
         self, sessions: Sessions, supervisor: Supervisor, events: Events, background: Background, clock: Clock
@@ -29,7 +29,7 @@ class Quarantine:
         self._log = structlog.get_logger("quarantine")
 
     def begin(self, session: Session, reason: str) -> None:
-        """Take the session out of service from this moment on; record it and end its container in the background."""
+        """Take the session out of service at once. Record that, and end its container, in the background."""
         session.quarantined = reason
         self._background.later(partial(self._record, session, reason))
 

@@ -1,7 +1,7 @@
-"""Concurrency limits of sends, per channel, per place and per session, and whose turn it is when a slot comes free.
+"""Concurrency limits for sends, per channel, per place and per session, and the order in which free slots are granted.
 
-A row is intended only when its send has a slot, so what waits for a slot is never in doubt. A freed slot is granted to
-the session that has waited longest, at once and under the same lock: a later one cannot take it.
+A row is intended only when its send has a slot, so a row that waits for a slot is never in doubt. A freed slot is granted to
+the session that has waited longest, at once and under the same lock, so that a later session cannot take it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Final, Generic, TypeVar
 _S = TypeVar("_S")
 
 Lane = tuple[str, str]  # channel and place, for example webhook and a hook's name
-SLOW_S: Final = 1.0  # a failure that took longer than this holds slots that others need
-_REMEMBERED: Final = 1000  # lanes without a send whose last failure is kept in mind
+SLOW_S: Final = 1.0  # seconds; a failure that took longer than this occupies slots that others need
+_REMEMBERED: Final = 1000  # number of idle lanes whose last failure is remembered
 
 
 @dataclass(frozen=True, slots=True)
 class SlotLimits:
-    """The most sends under way: over one channel, to one place, and of one session to one place."""
+    """The most sends under way over one channel, to one place, and from one session to one place."""
 
     channel: int = 100
     place: int = 16
@@ -31,7 +31,7 @@ class SlotLimits:
 @dataclass(slots=True)
 class _Lane(Generic[_S]):
     in_use: int = 0  # slots that are taken or granted
-    slow: bool = False  # the last send ended in a failure that took long: one send at a time until one succeeds
+    slow: bool = False  # the last send failed slowly: allow one send at a time until one succeeds
     of: Counter[_S] = field(default_factory=Counter[_S])
     granted: Counter[_S] = field(default_factory=Counter[_S])
     waiting: dict[_S, None] = field(default_factory=dict[_S, None])  # in the order of arrival
@@ -46,7 +46,7 @@ class SendSlots(Generic[_S]):
         self._lanes: dict[Lane, _Lane[_S]] = {}
 
     def take(self, session: _S, lane: Lane) -> bool:
-        """Take a slot, a granted one first. When there is none the session waits for one, and will be granted it."""
+        """Take a slot, preferably one already granted, and return True. If none is free, queue the session and return False."""
         with self._gate:
             state = self._lanes.setdefault(lane, _Lane[_S]())
             if state.granted[session] > 0:
@@ -60,7 +60,7 @@ class SendSlots(Generic[_S]):
             return False
 
     def wait(self, session: _S, lane: Lane) -> list[_S]:
-        """Wait for a slot in a lane that was full a moment ago. By now there may be one, which is granted at once."""
+        """Queue for a slot in a lane that was full a moment ago. If one is free by now, grant it at once."""
         with self._gate:
             self._lanes.setdefault(lane, _Lane[_S]()).waiting[session] = None
             return self._grant(lane[0])
@@ -74,7 +74,7 @@ class SendSlots(Generic[_S]):
             )  # fmt: skip
 
     def give_back(self, session: _S, lane: Lane, *, slow: bool | None = None) -> list[_S]:
-        """Free a slot. `slow`: True after a failure that took long, False after a success, None when neither is known."""
+        """Free a slot. `slow`: True after a slow failure, False after a success, None otherwise."""
         with self._gate:
             state = self._lanes[lane]
             state.in_use -= 1
@@ -84,7 +84,7 @@ class SendSlots(Generic[_S]):
             return self._grant(lane[0])
 
     def forgo(self, session: _S) -> list[_S]:
-        """Give up what was granted to this session and not taken: it has nothing to send, or may not."""
+        """Give up the slots that were granted to this session but not taken: it has nothing to send, or may not send."""
         woken: list[_S] = []
         with self._gate:
             for lane, state in tuple(self._lanes.items()):
@@ -96,12 +96,12 @@ class SendSlots(Generic[_S]):
         return woken
 
     def in_use(self, channel: str) -> int:
-        """Slots of this channel that are taken or granted."""
+        """Return how many slots of this channel are taken or granted."""
         with self._gate:
             return self._used(channel)
 
     def _grant(self, channel: str) -> list[_S]:
-        """Hand free slots to the waiting sessions, one each and in turn, until none can be given more."""
+        """Grant free slots to the waiting sessions, one each in turn, until no more can be granted."""
         woken: list[_S] = []
         for lane, state in tuple(self._lanes.items()):
             if lane[0] != channel:
@@ -117,21 +117,21 @@ class SendSlots(Generic[_S]):
             if not state.in_use and not state.waiting and (not state.slow or len(self._lanes) > _REMEMBERED):
                 del self._lanes[lane]
             elif granted:
-                self._lanes[lane] = self._lanes.pop(lane)  # another lane comes first next time
+                self._lanes[lane] = self._lanes.pop(lane)  # move it to the end, so that another lane comes first next time
         return woken
 
     def _entitled(self, lane: Lane, state: _Lane[_S]) -> Iterator[_S]:
         return (session for session in state.waiting if self._free(lane, state, session))
 
     def _free(self, lane: Lane, state: _Lane[_S], session: _S) -> bool:
-        """Whether this session may have one more slot of this lane."""
+        """Return whether this session may have one more slot in this lane."""
         limits, used = self._limits, self._used(lane[0])
         if state.in_use >= (1 if state.slow else limits.place) or state.of[session] >= limits.session:
             return False
         if state.in_use and used >= max(1, limits.channel * 3 // 4):
-            return False  # the last quarter is for places that have no send under way
+            return False  # the last quarter is reserved for places without a send under way
         if state.slow and self._used_by_slow(lane[0]) >= max(1, limits.channel // 2):
-            return False  # however many receivers hang, half of the channel is for the others
+            return False  # slow places may use at most half of the channel's slots
         return used < limits.channel
 
     def _used(self, channel: str) -> int:

@@ -1,6 +1,6 @@
-"""Sends what was intended, over its channel, and says what came of it. Records nothing.
+"""Sends intended rows over their channel and returns the outcomes. Records nothing.
 
-A channel's bug, hang or lie is a failed send, and nothing else.
+A channel's bug, hang or wrong return value only makes the send fail.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from daemon.engine.sessions import Session
 
 
 class Sender:
-    """A send may take `timeout_s` seconds; longer, it is in doubt."""
+    """Sends rows. A send that takes longer than `timeout_s` seconds is in doubt."""
 
     def __init__(self, channels: Mapping[str, Channel], timeout_s: float, clock: Clock, tracing: Tracing) -> None:
         self._channels = channels
@@ -31,11 +31,11 @@ class Sender:
         }
 
     def takes_many(self, sends: list[Send]) -> bool:
-        """Whether these rows of one destination can go in one call."""
+        """Return whether these rows of one destination can be sent in one call."""
         return len(sends) > 1 and sends[0].address.channel_type in self._many
 
     async def one(self, session: Session, send: Send) -> Outcome:
-        """Send one row. Whatever its channel raises is the outcome's."""
+        """Send one row. An exception of its channel becomes part of the outcome."""
         begun = self._begin(session, send)
         outcome = await self._try_send(session, send, begun.traceparent)
         return outcome.at(begun, self._clock.now_ms())
@@ -48,11 +48,11 @@ class Sender:
         try:
             with anyio.fail_after(self._timeout_s):
                 return success(send, await channel.deliver(outgoing(session.key, send, traceparent)))
-        except Exception as error:  # noqa: BLE001 - a channel's bug must not stop other channels; it is retried and logged
+        except Exception as error:  # noqa: BLE001 - a channel's bug must not stop other channels; log it and retry
             return failure(send, error, self._timeout_s)
 
     async def many(self, session: Session, sends: list[Send]) -> list[Outcome]:
-        """Send a run of rows in one call. Rows without a result were not begun, or are sent again: the channel deduplicates."""
+        """Send several rows in one call. Rows without a result are sent again later, which is safe: the channel deduplicates."""
         outcomes: list[Outcome] = []
         begun = [self._begin(session, send) for send in sends]
         messages = [outgoing(session.key, send, one.traceparent) for send, one in zip(sends, begun, strict=True)]
@@ -60,9 +60,9 @@ class Sender:
             with anyio.fail_after(self._timeout_s):
                 results = await self._many[sends[0].address.channel_type].deliver_many(messages)
             note_results(outcomes, sends, results, self._timeout_s)
-        except Exception as error:  # noqa: BLE001 - as in a single send; the row that it met first bears it
+        except Exception as error:  # noqa: BLE001 - as in a single send; the first row gets the error
             outcomes.append(failure(sends[len(outcomes)], error, self._timeout_s))
-        # A channel without any result would be asked again at once, for ever.
+        # Treat an empty result as a failure: otherwise the channel would be called again at once, for ever.
         outcomes = outcomes or [failure(sends[0], TypeError("deliver_many returned nothing"), self._timeout_s)]
         ended_at = self._clock.now_ms()
         return [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]

@@ -1,6 +1,6 @@
-"""When which session has something to do next: a heap of instants, and the loop that sleeps until the first.
+"""The next time at which each session has work: a heap of times, and the loop that sleeps until the earliest.
 
-The wall clock may jump, so the loop never trusts a sleep longer than a few seconds.
+The wall clock may jump, so the loop never sleeps longer than a few seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LONGEST_SLEEP_S = 5.0
 
 
 class Schedule:
-    """Remembers the earliest instant per session; whoever runs it is called for each whose time has come."""
+    """Stores the earliest due time of each session. `run` calls back for each session that is due."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -29,7 +29,7 @@ class Schedule:
         return len(self._earliest)
 
     def at(self, key: SessionKey, when: int) -> None:
-        """Look at the session at `when` (epoch ms) or earlier. A later instant than the known one changes nothing."""
+        """Schedule the session for `when` (epoch milliseconds) or earlier. A later time than the known one has no effect."""
         known = self._earliest.get(key)
         if known is not None and known <= when:
             return
@@ -39,11 +39,11 @@ class Schedule:
             self._changed.set()
 
     def now(self, key: SessionKey) -> None:
-        """Look at the session at the next opportunity."""
+        """Schedule the session for as soon as possible."""
         self.at(key, 0)
 
     def pop_due(self) -> list[SessionKey]:
-        """Take out every session whose time has come."""
+        """Remove and return every session that is due."""
         now = self._clock.now_ms()
         due: list[SessionKey] = []
         while self._heap and self._heap[0][0] <= now:
@@ -54,7 +54,7 @@ class Schedule:
         return due
 
     async def run(self, on_due: Callable[[SessionKey], None]) -> None:
-        """Call `on_due` for each session when its time has come, until cancelled."""
+        """Call `on_due` for each session when it is due, until cancelled."""
         while True:
             for key in self.pop_due():
                 on_due(key)

@@ -1,4 +1,4 @@
-"""Sees to it that an accepted message is worked on: its session is woken at once, or looked at when the message is due."""
+"""Makes sure that an accepted message is worked on: wakes its session at once, or schedules it for when the message is due."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from daemon.store.registry import SessionKey
 
 
 class Waking:
-    """Subscribes to accepted messages. A wake that is lost with a crash is repaired by the sweep."""
+    """Subscribes to accepted messages. The sweep repairs a wake that was lost in a crash."""
 
     def __init__(
         self, sessions: Sessions, supervisor: Supervisor, schedule: Schedule, background: Background, clock: Clock
@@ -27,7 +27,7 @@ class Waking:
         self._clock = clock
 
     def subscribe(self, events: Subscriptions) -> None:
-        """Hear of accepted messages."""
+        """Subscribe to accepted messages."""
         events.subscribe(MessageAccepted, self._accepted)
 
     def _accepted(self, event: MessageAccepted) -> None:

@@ -1,4 +1,7 @@
-"""Who is spawned next when there is room: first come first served within an agent group, round robin between groups. Pure."""
+"""The order in which waiting sessions get a container: first in, first out within an agent group; round robin between groups.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ class WakeQueue:
         return key in self._groups.get(key.agent, ())
 
     def add(self, key: SessionKey) -> bool:
-        """Join the queue; False if it waits there already."""
+        """Add the session to the queue. Return False if it is already queued."""
         group = self._groups.setdefault(key.agent, OrderedDict())
         if key in group:
             return False
@@ -29,7 +32,7 @@ class WakeQueue:
         return True
 
     def discard(self, key: SessionKey) -> None:
-        """Leave the queue, if in it."""
+        """Remove the session from the queue, if it is queued."""
         group = self._groups.get(key.agent)
         if group is not None:
             group.pop(key, None)
@@ -37,7 +40,7 @@ class WakeQueue:
                 del self._groups[key.agent]
 
     def pop(self, may: Callable[[str], bool] = lambda _: True) -> SessionKey | None:
-        """Return the next session of a group that `may` start one, and move its group to the back."""
+        """Remove and return the next session of a group for which `may` returns True. Move its group to the back."""
         agent = next((agent for agent in self._groups if may(agent)), None)
         if agent is None:
             return None
@@ -52,5 +55,5 @@ class WakeQueue:
         return tuple(self._groups)
 
     def keys(self) -> tuple[SessionKey, ...]:
-        """All that wait, group by group."""
+        """Return all waiting sessions, group by group."""
         return tuple(key for group in self._groups.values() for key in group)
