@@ -117,7 +117,9 @@ class SendSlots(Generic[_S]):
             if not state.in_use and not state.waiting and (not state.slow or len(self._lanes) > _REMEMBERED):
                 del self._lanes[lane]
             elif granted:
-                self._lanes[lane] = self._lanes.pop(lane)  # move it to the end, so that another lane comes first next time
+                self._lanes[lane] = self._lanes.pop(
+                    lane
+                )  # move it to the end, so that another lane comes first next time
         return woken
 
     def _entitled(self, lane: Lane, state: _Lane[_S]) -> Iterator[_S]:

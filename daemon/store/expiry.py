@@ -1,7 +1,7 @@
-"""What retention closes in one session's inbound.db: dead letters by a rule, and scheduled answers whose row is gone.
+"""Closes rows of one session's inbound.db for retention: dead letters by a rule, and scheduled answers whose row is gone.
 
-It deletes nothing: what is closed is old enough one day for `store/pruning.py`. Synchronous; the caller holds the session's
-lock. One step is one look and one short transaction.
+It deletes nothing: `store/pruning.py` deletes closed rows once they are old. Synchronous; the caller holds the session's lock.
+One step is one read and one short transaction.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OPEN: Final = "NOT IN (SELECT id FROM dead_letters_closed)"
 
 
 def expire_dead_letters(files: SessionFiles, cutoff: int, limit: int, now: int) -> int:
-    """Close up to `limit` open dead letters that were given up before `cutoff` (epoch ms): how many."""
+    """Close up to `limit` open dead letters that were given up before `cutoff` (epoch milliseconds). Return how many."""
     with files.inbound() as db:
         letters = [*_answers(db, cutoff, limit), *_messages(db, cutoff, limit)][:limit]
         if letters:
@@ -31,16 +31,16 @@ def expire_dead_letters(files: SessionFiles, cutoff: int, limit: int, now: int) 
 
 
 def drop_gone(files: SessionFiles, after: int, limit: int, now: int) -> tuple[list[str], int | None]:
-    """Close those of the next `limit` scheduled answers above seq `after` whose row the container has taken away.
+    """Close those of the next `limit` scheduled answers above seq `after` whose row the container has deleted.
 
-    Their ids, and where to go on, None at the end. Noticed when they are due they would fill the file until then.
+    Return their ids and the seq to continue from (None at the end). Otherwise they would fill the file until they are due.
     """
     with files.inbound() as db:
         waiting = deliveries.scheduled_of_agent(db, now, after, limit)
         if not waiting:
             return [], None
         with files.outbound() as out:
-            # Another file, or none, is no proof: the one that was moved away may come back.
+            # A missing or replaced file proves nothing: the original may have been moved away and come back.
             if out is None or not deliveries.cursor(db, out.file_id):
                 return [], None
             there = outbound.present(out, [row.id for row in waiting])

@@ -1,9 +1,9 @@
-"""Files of our own that stay open between two operations: the most recently used ones, each in one operation's hands at a time.
+"""Keeps our own most recently used files open between operations. Each is used by one operation at a time.
 
-To open a session's inbound.db and parse its schema costs as much as everything that an operation does in it. Only for files
-that this daemon alone writes: a reader of the other side's file is opened for each look (`schema/connect.py` says why).
-A file that is not what we left (replaced, truncated, restored, touched) is opened again, with every check of an opening.
-Its pages are read again by each operation, as by an opening: one that was torn behind an operation's back is seen by the next.
+Opening a session's inbound.db and parsing its schema costs as much as a whole operation on it. Only files that this daemon
+alone writes are kept; the other side's file is opened for each read (`schema/connect.py` explains why). A file that has
+changed since the last operation (replaced, truncated, restored, touched) is opened again, with all checks. Each operation
+reads the file's pages again, as after an open, so that damage between two operations is noticed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Final, NamedTuple
 
 from schema.connect import Writer
 
-_CACHE_BYTES: Final = 128 * 1024  # of each open file's pages; a batch of a drain changes less
+_CACHE_BYTES: Final = 128 * 1024  # page cache of each open file; one delivery batch changes less
 
 
 class _Mark(NamedTuple):
-    """What a file looked like when we were done with it. Times are the file system's, in nanoseconds."""
+    """A file's stat values at the end of our last operation. Times are the file system's, in nanoseconds."""
 
     device: int
     inode: int
@@ -36,18 +36,18 @@ class _Kept(NamedTuple):
 
 
 class KeptFiles:
-    """At most `room` open files; the one that was not used for longest is closed first. Methods may run in any thread."""
+    """Keeps at most `room` files open and closes the least recently used first. Methods may run in any thread."""
 
     def __init__(self, room: int) -> None:
         self._room = room
         self._lock = threading.Lock()
         self._kept: dict[Path, _Kept] = {}
-        # Whoever forgets this object leaves no file open behind it.
+        # Close the files when this object is garbage-collected.
         weakref.finalize(self, _close_all, self._kept)
 
     @contextmanager
     def using(self, path: Path, opened: Callable[[], Writer]) -> Generator[Writer]:
-        """Yield the open file, or what `opened` gives, for one operation at a time; close it after an error."""
+        """Yield the open file, or the result of `opened`, for one operation at a time. Close it after an error."""
         db = self._take(path)
         if db is None:
             db = opened()
@@ -56,7 +56,7 @@ class KeptFiles:
             yield db
             db.forget_pages()
         except BaseException:
-            db.close()  # whatever it was in the middle of is undone with that
+            db.close()  # this rolls back an unfinished transaction
             raise
         self._keep(path, db)
 
@@ -95,7 +95,7 @@ def _close_all(kept: dict[Path, _Kept]) -> None:
 
 
 def _mark(path: Path) -> _Mark | None:
-    """None when there is no file, or nothing in it."""
+    """Return the file's mark; None when the file is missing or empty."""
     try:
         found = path.stat()
     except OSError:

@@ -1,6 +1,6 @@
-"""Files without a name that processes keep: no folder shows them, and they fill the disk until they are closed.
+"""Measures deleted files that processes still hold: they are in no folder, and use disk space until they are closed.
 
-From /proc alone: the descriptors of a process, and what it has mapped. Synchronous and bounded.
+It reads only /proc: a process's descriptors and memory maps. Synchronous and bounded.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import Final
 
 _PROC: Final = Path("/proc")
 _BLOCK: Final = 512
-_MAX_DESCRIPTORS: Final = 100_000  # of all processes together
+_MAX_DESCRIPTORS: Final = 100_000  # limit for all processes together
 _MAP_FIELDS: Final = 5
 
 
 def deleted_bytes(pids: Iterable[int], device: int) -> int | None:
-    """Bytes on this device of deleted files that the processes have open or mapped; None when none could be looked into.
+    """Return the bytes, on this device, of deleted files that the processes have open or mapped.
 
-    A process that ends meanwhile keeps nothing. One that may not be looked into is left out.
+    Return None when no process could be inspected. A process that exits during the check holds nothing; one that may not be
+    inspected is left out.
     """
-    found: dict[int, int] = {}  # inode -> bytes
+    found: dict[int, int] = {}  # bytes by inode
     looked, left = False, _MAX_DESCRIPTORS
     for pid in pids:
         try:
@@ -41,7 +42,7 @@ def deleted_bytes(pids: Iterable[int], device: int) -> int | None:
 
 def _note_descriptor(path: str, device: int, found: dict[int, int]) -> None:
     try:
-        status = os.stat(path)  # noqa: PTH116 - of what is open, whatever its name was
+        status = os.stat(path)  # noqa: PTH116 - stat the open file, whatever its name was
     except OSError:
         return
     if status.st_nlink == 0 and status.st_dev == device and stat.S_ISREG(status.st_mode):
@@ -49,7 +50,7 @@ def _note_descriptor(path: str, device: int, found: dict[int, int]) -> None:
 
 
 def _note_maps(path: Path, device: int, found: dict[int, int]) -> None:
-    """Ranges of deleted files; what is mapped of one is the least that it holds."""
+    """Add mapped ranges of deleted files to `found`. The mapped size is a lower bound for the file's size."""
     wanted, sizes = f"{os.major(device):02x}:{os.minor(device):02x}", dict[int, int]()
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         fields = line.split()

@@ -1,7 +1,7 @@
-"""central.db: which sessions there are, which have work, which incarnations live. Only the daemon writes it.
+"""central.db: which sessions exist, which have work, which incarnations are live. Only the daemon writes it.
 
-Synchronous; callers hop to a thread. Never opens a session's own files. Only the first opening may make the file: one that
-is gone or another one later is an error, never an empty registry (see `daemon/store/rebuild.py`).
+Synchronous; callers use a worker thread. It never opens a session's files. Only the first open may create the file: if it is
+gone or replaced later, that is an error, never an empty registry (see `daemon/store/rebuild.py`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class IncarnationRow:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What the registry knows of sessions that are not looked into: the quarantined ones, open dead letters by session."""
+    """What the registry knows without opening sessions: the quarantined ones, and open dead letters by session."""
 
     quarantined: tuple[SessionKey, ...] = ()
     dead_letters: Mapping[SessionKey, int] = field(default_factory=dict[SessionKey, int])
@@ -71,7 +71,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a running daemon knows of its registry without the file."""
+    """What a running daemon knows about its registry without reading the file."""
 
     install_id: str
     sessions: frozenset[SessionKey]
@@ -80,9 +80,9 @@ class Memory:
 
 
 class _Anchor:
-    """Holds on to a file, so that its inode cannot be given to the one that replaces it.
+    """Keeps a file open, so that its inode number cannot be reused by a file that replaces it.
 
-    O_PATH: such a descriptor is none to SQLite's locks, which closing an ordinary one would drop (open(2), fcntl(2)).
+    The descriptor is O_PATH: closing an ordinary one would drop SQLite's locks on the file (open(2), fcntl(2)).
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +93,7 @@ class _Anchor:
         weakref.finalize(self, os.close, self._descriptor)
 
     def holds(self, path: Path) -> bool:
-        """Whether this very file lies at `path`, and is not empty. Raises StorageError."""
+        """Return whether `path` is still this same file and not empty. Raise StorageError."""
         try:
             there, here = path.stat(), os.fstat(self._descriptor)
         except (FileNotFoundError, NotADirectoryError):
@@ -111,7 +111,7 @@ class Registry:
         self._anchor: _Anchor | None = None  # the file that was opened first
 
     def install_id(self, now_ms: int, kept: str | None = None) -> str:
-        """Return this install's id. A file without one gets `kept`, or a new id."""
+        """Return this installation's id. A file without one gets `kept`, or a new id."""
         with self._open() as db, db.transaction():
             db.execute(
                 "INSERT OR IGNORE INTO install(id, install_id, created_at) VALUES (1, ?, ?)",
@@ -122,19 +122,19 @@ class Registry:
         return str(row["install_id"])
 
     def begin_install(self, install_id: str, now_ms: int) -> None:
-        """Become another installation: the containers on record are another one's, and none of them is ours any more."""
+        """Become a new installation. The containers on record belong to the old one, so none of them is ours any longer."""
         with self._open() as db, db.transaction():
             db.execute("UPDATE install SET install_id = ?, created_at = ? WHERE id = 1", (install_id, now_ms))
             db.execute("UPDATE incarnations SET ended_at = ?, end_reason = 'copied' WHERE ended_at IS NULL", (now_ms,))
 
     def session(self, key: SessionKey) -> SessionRow | None:
-        """One session, or None."""
+        """Return one session, or None."""
         with self._open() as db:
             row = db.one("SELECT * FROM sessions WHERE agent = ? AND session = ?", key)
         return _session(row) if row is not None else None
 
     def with_work(self) -> list[SessionRow]:
-        """Sessions that were active when last written, or that will have work at a known time."""
+        """Return the sessions that are marked active, or that will have work at a known time."""
         with self._open() as db:
             rows = db.all(
                 "SELECT * FROM sessions WHERE active = 1 UNION SELECT * FROM sessions WHERE next_due_at IS NOT NULL"
@@ -152,13 +152,13 @@ class Registry:
         return [SessionKey(row["agent"], row["session"]) for row in rows]
 
     def count_sessions(self) -> int:
-        """How many there are."""
+        """Return the number of sessions."""
         with self._open() as db:
             row = db.one("SELECT count(*) AS n FROM sessions")
         return int(row["n"]) if row is not None else 0
 
     def activate(self, key: SessionKey, now_ms: int) -> None:
-        """Record the session and that it has work. Called before its first row of work is written."""
+        """Record the session and that it has work. Call this before writing its first row of work."""
         with self._open() as db, db.transaction():
             db.execute(
                 "INSERT INTO sessions(agent, session, created_at, active) VALUES (?, ?, ?, 1)"
@@ -167,10 +167,10 @@ class Registry:
             )
 
     def deactivate(self, key: SessionKey, next_due_at: int | None, dead_letters: int | None = None) -> None:
-        """Record that nothing is left to do, or nothing before `next_due_at`; and how many dead letters stay (None: as many).
+        """Record that the session has no work, or none before `next_due_at`, and its open dead letters (None: unchanged).
 
-        Writes nothing where that is known: the slow full pass asks this of every session there is, and a commit for each
-        would be most of what it costs.
+        Write nothing if nothing changes: the slow full pass calls this for every session, and the commits would be most of its
+        cost.
         """
         with self._open() as db, db.transaction():
             db.execute(
@@ -181,7 +181,7 @@ class Registry:
             )
 
     def totals(self) -> Totals:
-        """Return the totals that need no session to be opened. The cost follows quarantines and dead letters."""
+        """Return the totals, without opening a session. The cost depends on the number of quarantines and dead letters."""
         with self._open() as db:
             quarantined = db.all("SELECT agent, session FROM sessions WHERE quarantined_at IS NOT NULL")
             dead = db.all("SELECT agent, session, dead_letters FROM sessions WHERE dead_letters > 0")
@@ -191,7 +191,7 @@ class Registry:
         )
 
     def probe(self) -> None:
-        """Raise what an operation would raise now: the file is opened, and read."""
+        """Open and read the file, to raise what an operation would raise now."""
         with self._open() as db:
             db.one("SELECT 1 FROM sessions LIMIT 1")
 
@@ -200,7 +200,7 @@ class Registry:
         self._update(key, "quarantined_at = ?, quarantine_reason = ?", (now_ms, reason))
 
     def release(self, key: SessionKey) -> None:
-        """Put a quarantined session back into service, with a clean slate for spawning."""
+        """Put a quarantined session back into service, and clear its spawn failures."""
         self._update(
             key,
             "quarantined_at = NULL, quarantine_reason = NULL, spawn_failures = 0, next_spawn_at = NULL, active = 1",
@@ -218,7 +218,7 @@ class Registry:
         self._update(key, "spawn_failures = 0, next_spawn_at = NULL, last_spawn_error = NULL", ())
 
     def begin_incarnation(self, row: IncarnationRow) -> bool:
-        """Record an incarnation before its container exists. False if the session already has another live one."""
+        """Record an incarnation before its container exists. Return False if the session already has another live one."""
         with self._open() as db, db.transaction():
             taken = db.one("SELECT id FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NULL", row.key)
             if taken is not None:
@@ -230,7 +230,7 @@ class Registry:
         return True
 
     def incarnation_started(self, incarnation: str, container_id: str, started_at: int) -> None:
-        """Record that its container runs."""
+        """Record that the incarnation's container runs."""
         with self._open() as db, db.transaction():
             db.execute(
                 "UPDATE incarnations SET container_id = ?, started_at = ? WHERE id = ?",
@@ -238,7 +238,7 @@ class Registry:
             )
 
     def end_incarnation(self, incarnation: str, at: int, exit_code: int | None, reason: str) -> None:
-        """Record a confirmed exit, after all that it entails has been done. Repeating it changes nothing."""
+        """Record a confirmed exit, after it has been settled. Safe to repeat."""
         with self._open() as db, db.transaction():
             db.execute(
                 "UPDATE incarnations SET ended_at = ?, exit_code = ?, end_reason = ? WHERE id = ? AND ended_at IS NULL",
@@ -246,9 +246,9 @@ class Registry:
             )
 
     def prune_incarnations(self, cutoff: int, after: str, limit: int, now_ms: int) -> tuple[int, str | None]:
-        """Take those of the next `limit` incarnations behind id `after` that ended before `cutoff`; each session's newest stays.
+        """Delete those of the next `limit` incarnations after id `after` that ended before `cutoff`; keep each session's newest.
 
-        Returns how many went, and the id to go on from, or None when nothing old comes behind it. Times are epoch ms.
+        Return how many were deleted, and the id to continue from, or None when no old ones follow. Times are epoch milliseconds.
         """
         with self._open() as db:
             rows = db.all(
@@ -263,7 +263,7 @@ class Registry:
                 with db.transaction():
                     db.executemany("DELETE FROM incarnations WHERE id = ?", old)
                     note(db, "incarnations", len(old), now_ms, cutoff)
-        # Ids grow with time: behind a page on which none is old, none is.
+        # Ids grow with time: if no incarnation on this page is old, no later one is.
         return len(old), rows[-1]["id"] if ended and len(rows) == limit else None
 
     def note_pruned(self, taken: Mapping[str, int], now_ms: int, through: int) -> None:
@@ -273,7 +273,7 @@ class Registry:
                 note(db, what, rows, now_ms, through)
 
     def live_incarnations(self) -> list[IncarnationRow]:
-        """Every incarnation without a confirmed exit."""
+        """Return every incarnation without a confirmed exit."""
         with self._open() as db:
             rows = db.all("SELECT * FROM incarnations WHERE ended_at IS NULL ORDER BY id")
         return [
@@ -290,7 +290,7 @@ class Registry:
         ]
 
     def ended_incarnations(self, key: SessionKey) -> dict[str, int]:
-        """Return a session's confirmed exits and when they came (epoch ms); the newest 10,000."""
+        """Return when a session's incarnations exited (epoch milliseconds), by id; the newest 10,000."""
         with self._open() as db:
             rows = db.all(
                 "SELECT id, ended_at FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NOT NULL"
@@ -300,7 +300,7 @@ class Registry:
         return {row["id"]: row["ended_at"] for row in rows}
 
     def begin_deletion(self, deletion: str, key: SessionKey, now_ms: int, operator: Operator) -> None:
-        """Forget the session and its containers, and remember that it is being deleted."""
+        """Delete the session and its incarnations from the registry, and record that it is being deleted."""
         with self._open() as db, db.transaction():
             db.execute(
                 "INSERT INTO session_deletions(id, agent, session, at, by, reason) VALUES (?, ?, ?, ?, ?, ?)",
@@ -311,29 +311,29 @@ class Registry:
             db.execute("DELETE FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NOT NULL", key)
 
     def undo_deletion(self, deletion: str, key: SessionKey, now_ms: int) -> None:
-        """Its folder could not be put aside: the session is there as before."""
+        """Undo a deletion whose folder could not be moved to the trash: the session exists as before."""
         with self._open() as db, db.transaction():
             db.execute("DELETE FROM session_deletions WHERE id = ?", (deletion,))
             _insert_sessions(db, [key], now_ms)
 
     def deletion_moved(self, deletion: str) -> None:
-        """Record that the folder lies in the trash: from now on a session of that name is a new one."""
+        """Record that the folder is in the trash: from now on a session with that name is a new one."""
         with self._open() as db, db.transaction():
             db.execute("UPDATE session_deletions SET moved = 1 WHERE id = ?", (deletion,))
 
     def deletion_done(self, deletion: str, now_ms: int) -> None:
-        """Record that nothing of it is left."""
+        """Record that the deletion is complete."""
         with self._open() as db, db.transaction():
             db.execute("UPDATE session_deletions SET finished_at = ? WHERE id = ?", (now_ms, deletion))
 
     def open_deletions(self) -> list[tuple[str, SessionKey, bool]]:
-        """Return unfinished deletions: (id, session, whether the folder was moved aside)."""
+        """Return unfinished deletions: (id, session, whether its folder is in the trash)."""
         with self._open() as db:
             rows = db.all("SELECT * FROM session_deletions WHERE finished_at IS NULL ORDER BY id")
         return [(row["id"], SessionKey(row["agent"], row["session"]), bool(row["moved"])) for row in rows]
 
     def idle_sessions(self, after: SessionKey | None, limit: int, created_before: int) -> list[SessionKey]:
-        """Return a page of sessions without work, quarantine, open dead letters or container, older than an instant."""
+        """Return a page of sessions without work, quarantine, open dead letters or container, created before a time."""
         last = after if after is not None else SessionKey("", "")
         with self._open() as db:
             rows = db.all(
@@ -357,7 +357,7 @@ class Registry:
             verified_idle.record(db, found)
 
     def add_sessions(self, keys: Iterable[SessionKey], now_ms: int) -> list[SessionKey]:
-        """Record sessions whose folders were found, as having work; those that were not known before."""
+        """Record sessions whose folders were found, as having work. Return those that were not known before."""
         with self._open() as db:
             known = {SessionKey(row["agent"], row["session"]) for row in db.all("SELECT agent, session FROM sessions")}
             fresh = sorted(set(keys) - known)
@@ -367,14 +367,14 @@ class Registry:
         return fresh
 
     def check(self) -> None:
-        """Raise RegistryGoneError unless central.db is the file it was. One stat."""
+        """Raise RegistryGoneError unless central.db is still the same file. Costs one stat."""
         if self._anchor is not None and not self._anchor.holds(self._path):
             raise RegistryGoneError(f"{self._path.name} was deleted, emptied or replaced while the daemon runs.")
 
     def remake(self, keys: Iterable[SessionKey], memory: Memory, now_ms: int) -> None:
-        """Take the file that is there now, or make it, and bring it to what the running daemon knows.
+        """Use the file that exists now, or create one, and update it with what the running daemon knows.
 
-        Sessions that it lacks come back as having work; an unsupervised incarnation is ended in it.
+        Missing sessions are added as having work. Incarnations without a slot are recorded as ended.
         """
         with open_owner(self._path, Role.CENTRAL) as db, db.transaction():
             db.execute(

@@ -1,8 +1,7 @@
-"""One session's folder on the host: making it, and opening its two files each in the only way the host may.
+"""One session's folder on the host: creates it, and opens each of its two files in the only way that the host may.
 
-Never writes to an outbound.db that a container may hold. There are two exceptions, both while no container runs:
-`prepare_outbound` makes the file before the session's first container, and `recover` rolls back a journal after a
-confirmed exit.
+The host never writes an outbound.db, with two exceptions while no container runs: `prepare_outbound` creates the file before
+the session's first container, and `recover` rolls back a journal after a confirmed exit.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ _PROBE_MS: Final = 200
 
 
 class SessionFiles:
-    """Opens for one operation and closes; with `kept`, inbound.db stays open for the next one.
+    """Opens the files for one operation and closes them. With `kept`, inbound.db stays open for the next one.
 
-    Synchronous: callers hold the session's lock and hop to a thread.
+    Synchronous: callers hold the session's lock and use a worker thread.
 
     `owner` is the (uid, gid) that the container runs as, when that is not the daemon's own.
     """
@@ -51,17 +50,18 @@ class SessionFiles:
         self._kept = kept
         self._inbound = self.folder.inbound_db
         self._outbound = str(self.folder.outbound_db)
-        self.write_refused = False  # a lock kept us from writing inbound.db, and no write has succeeded since
+        self.write_refused = False  # a lock prevented a write to inbound.db, and no write has succeeded since
 
     def create(self) -> None:
-        """Make the folders and inbound.db. Repeating it changes nothing, and completes what a crash left half made.
+        """Create the folders and inbound.db. Safe to repeat; it completes what a crash left unfinished.
 
-        An inbound.db is there whole or not at all: it is made under another name. Raises StorageError, UnusableFileError.
+        inbound.db is created under another name and renamed, so it exists complete or not at all. Raise StorageError or
+        UnusableFileError.
         """
         try:
             for path in (self.folder.inbox, self.folder.outbox, self.folder.logs):
                 path.mkdir(parents=True, exist_ok=True)
-            # The container may run as another user; it comes here only through its mounts.
+            # The container may run as another user; it reaches this folder only through its mounts.
             self.folder.inbox.chmod(0o755)
             self.folder.outbox.chmod(0o755)
             self.folder.logs.chmod(0o700)
@@ -74,7 +74,7 @@ class SessionFiles:
         open_owner(self._inbound, Role.INBOUND, create=False).close()
 
     def _holds_nothing(self) -> bool:
-        """Whether no inbound.db was ever finished here. Raises UnusableFileError for one that was emptied."""
+        """Return whether no inbound.db was ever completed here. Raise UnusableFileError for one that was emptied."""
         with in_own_folder(f"{self._inbound} cannot be looked at"):
             try:
                 size = self._inbound.lstat().st_size
@@ -85,10 +85,10 @@ class SessionFiles:
         return size == 0
 
     def prepare_outbound(self) -> None:
-        """Make outbound.db with its tables, and `outbox/`, if they are missing. Call it only while no container runs.
+        """Create outbound.db with its tables, and `outbox/`, if they are missing. Call it only while no container runs.
 
-        A runner of another make expects the tables at its start. The file is made outside of `out/` and moved there, so
-        that a crash leaves none or a whole one. Raises StorageError, HostileFileError.
+        Other runners may expect the tables at their start. The file is created outside `out/` and moved there, so that a crash
+        leaves no file or a complete one. Raise StorageError or HostileFileError.
         """
         target, draft = self.folder.outbound_db, self.folder.root / f"{OUTBOUND_DB}.new"
         try:
@@ -107,7 +107,7 @@ class SessionFiles:
 
     def _make_outbox(self) -> None:
         folder = self.folder.outbox / OUTBOX_FILES
-        if os.path.lexists(folder):  # whatever a container made of it is the container's
+        if os.path.lexists(folder):  # it belongs to the container, whatever the container made of it
             return
         folder.mkdir(mode=0o755)
         if self._owner is not None:
@@ -117,8 +117,8 @@ class SessionFiles:
     def inbound(self) -> Generator[Writer]:
         """Open the host's own file for one operation.
 
-        It must exist and hold something: a deleted or truncated file is an error, not an empty session. (`create` has
-        put the tables in before anybody comes here.)
+        It must exist and not be empty: a deleted or truncated file is an error, not an empty session. (`create` has already
+        created the tables.)
         """
         try:
             with (
@@ -133,7 +133,7 @@ class SessionFiles:
                     if db.commits != before:
                         self.write_refused = False
         except FileBusyError as error:
-            # A reader's lock lets every read of ours pass: only a write that is committed proves that it is gone.
+            # A reader's lock does not block our reads: only a committed write proves that the lock is gone.
             self.write_refused = self.write_refused or error.path == self._inbound
             raise
 
@@ -143,7 +143,7 @@ class SessionFiles:
             if path.stat().st_size == 0:
                 raise UnusableFileError(f"{path} is empty: it was truncated.")
         except OSError:
-            pass  # the opening reports what is missing or unreadable
+            pass  # opening the file reports what is missing or unreadable
         try:
             return open_owner(path, Role.INBOUND, create=False)
         except StorageError as error:
@@ -152,18 +152,18 @@ class SessionFiles:
             raise UnusableFileError(f"{path} is gone.") from error
 
     def prove_writable(self) -> None:
-        """Write inbound.db without changing it. Raises FileBusyError soon when somebody keeps it locked."""
+        """Write to inbound.db without changing its content. Raise FileBusyError after a short wait if it is locked."""
         with self.inbound() as db:
             db.prove_writable(_PROBE_MS)
 
     def let_go(self) -> None:
-        """Nobody will need these files soon: keep none of them open."""
+        """Close any kept file: they will not be needed soon."""
         if self._kept is not None:
             self._kept.let_go(self._inbound)
 
     @contextmanager
     def outbound(self) -> Generator[Reader | None]:
-        """Open the container's file read-only, as hostile input; yield None while the runner has not made it."""
+        """Open the container's file read-only, as untrusted input. Yield None if the runner has not created it yet."""
         reader = open_outbound_reader(self.folder.outbox, self.limits)
         if reader is None:
             yield None
@@ -172,19 +172,19 @@ class SessionFiles:
             yield reader
 
     def ring(self) -> None:
-        """Tell a running container that there is something for it. Call it after the commit and with the file closed."""
+        """Notify a running container that it has messages. Call it after the commit, with the file closed."""
         ring(self.folder.inbox)
 
     def has_journal(self) -> bool:
-        """Whether something lies where outbound.db's journal would."""
+        """Return whether anything exists under the name of outbound.db's journal."""
         return lies_there(self.folder.outbox, f"{OUTBOUND_DB}-journal")
 
     def recover(self) -> bool:
-        """Roll back what a dead container left half written. Only after its confirmed exit. True if there was any."""
+        """Roll back a dead container's unfinished transaction. Call only after its confirmed exit. Return whether there was one."""
         return recover_outbound_journal(self.folder.outbox, self.limits)
 
     def outbound_mark(self) -> tuple[int, int] | None:
-        """(mtime in ns, size) of outbound.db: cheap evidence that it changed."""
+        """Return (mtime in nanoseconds, size in bytes) of outbound.db, a cheap sign of changes."""
         try:
             status = os.lstat(self._outbound)
         except OSError:
@@ -193,7 +193,7 @@ class SessionFiles:
 
 
 def _holds_something(path: Path) -> bool:
-    """Return whether anything but an empty plain file lies there."""
+    """Return whether the path exists and is anything but an empty regular file."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -202,7 +202,7 @@ def _holds_something(path: Path) -> bool:
 
 
 def _is_gone(path: Path) -> bool:
-    """Whether nothing lies there. Not knowing is no: a session is held for good because of this."""
+    """Return whether nothing exists at the path. False when that is unknown, because True holds the session for good."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -213,7 +213,7 @@ def _is_gone(path: Path) -> bool:
 
 
 def _is_there(folder: Path) -> bool:
-    """Whether a folder can be looked into: a disk that is not mounted or cannot be read has lost no session."""
+    """Return whether a folder can be read: an unmounted or unreadable disk does not mean that a session is lost."""
     try:
         return any(folder.iterdir())
     except OSError:

@@ -1,7 +1,7 @@
-"""A deleted session's folder: renamed aside first, then removed, so that a death in between leaves nothing half deleted.
+"""Deletes a session's folder: first renames it, then removes it, so that a crash in between leaves nothing half deleted.
 
-Synchronous. The trash lies beside the agents' folders, on the same file system, under a name that no agent can have.
-What is removed was a container's: any tree, followed nowhere, of any depth.
+Synchronous. The trash is beside the agents' folders, on the same file system, under a name that no agent can have. A container
+wrote the content, so it may be a tree of any depth; links are never followed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.E
 
 
 def trash_of(sessions_dir: Path, deletion: str) -> Path:
-    """Where the folder of this deletion lies until it is removed."""
+    """Return where this deletion's folder is kept until it is removed."""
     return sessions_dir / f".trash-{deletion}"
 
 
 def move_to_trash(sessions_dir: Path, key: SessionKey, deletion: str) -> None:
-    """Rename the session's folder; nothing to do when there is none. Raises StorageError."""
+    """Move the session's folder to the trash. Do nothing when there is none. Raise StorageError."""
     folder = session_path(sessions_dir, key.agent, key.session)
     try:
         folder.rename(trash_of(sessions_dir, deletion))
@@ -42,7 +42,7 @@ def move_to_trash(sessions_dir: Path, key: SessionKey, deletion: str) -> None:
 
 
 def remove_trash(sessions_dir: Path, deletion: str) -> None:
-    """Remove what was put aside. Repeating it goes on with what is left. Raises StorageError."""
+    """Remove this deletion's folder from the trash. A repeated call continues with what is left. Raise StorageError."""
     path = trash_of(sessions_dir, deletion)
     try:
         descriptor = os.open(path, _FOLDER)
@@ -60,13 +60,13 @@ def remove_trash(sessions_dir: Path, deletion: str) -> None:
 
 
 def finish_deletions(registry: Registry, sessions_dir: Path, now_ms: int) -> list[SessionKey]:
-    """Finish what an earlier daemon began, before anything looks for sessions; those that are finished now."""
+    """Finish the deletions that an earlier daemon began, before anything searches for sessions. Return the finished ones."""
     done: list[SessionKey] = []
     for deletion, key, moved in registry.open_deletions():
         if not moved:
             move_to_trash(sessions_dir, key, deletion)
             registry.deletion_moved(deletion)
-        with suppress(StorageError):  # the next start tries again; the session itself is gone
+        with suppress(StorageError):  # the next start tries again; the session itself is already gone
             remove_trash(sessions_dir, deletion)
             registry.deletion_done(deletion, now_ms)
             done.append(key)
@@ -74,7 +74,7 @@ def finish_deletions(registry: Registry, sessions_dir: Path, now_ms: int) -> lis
 
 
 def _empty(root: int) -> None:
-    """Remove all that a folder holds, level by level: each folder's own folders are moved up before it goes."""
+    """Remove a folder's content level by level: each subfolder's own folders are moved up before it is removed."""
     number = 0
     while names := os.listdir(root):
         for name in names:
@@ -113,7 +113,7 @@ def _opened(name: str, parent: int) -> int:
     """Open a folder so that it can be emptied, whatever its mode was."""
     handle = os.open(name, _LOOK_AT, dir_fd=parent)
     try:
-        with suppress(PermissionError):  # another user's: what its mode allows
+        with suppress(PermissionError):  # another user owns it: try with the mode that it has
             Path(f"/proc/self/fd/{handle}").chmod(0o700)
         return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     finally:
