@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -16,6 +17,7 @@ from daemon.cli.operator import ReasonOption, SessionScope, carry_out, not_exami
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import one_word
 from daemon.core.commands import DropDead, RequeueDead
+from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,11 +64,7 @@ def list_(
       clawbus dead list --session echo/demo
     """
     scope = pair(session, None) if session is not None else None
-    report, source = _read(
-        invocation,
-        lambda client: client.dead_letters(scope, limit=limit),
-        lambda: _from_files(invocation, session=scope, limit=limit),
-    )
+    report, source = _letters(invocation, session=scope, limit=limit)
     steps: tuple[NextAction, ...] = ()
     if report["letters"]:
         first = report["letters"][0]
@@ -187,12 +185,7 @@ def _chosen(
 
 def _oldest(invocation: Invocation, scope: tuple[str, str] | None, code: str | None) -> dict[str, Any]:
     """Return the report of the oldest open dead letters, at most 1,000."""
-    report, _ = _read(
-        invocation,
-        lambda client: client.dead_letters(scope, limit=_ALL, code=code, oldest_first=True),
-        lambda: _from_files(invocation, session=scope, limit=_ALL, code=code, oldest_first=True),
-    )
-    return report
+    return _letters(invocation, session=scope, limit=_ALL, code=code, oldest_first=True)[0]
 
 
 def _by_arrival(invocation: Invocation, letters: list[str], scope: tuple[str, str] | None) -> list[str]:
@@ -221,11 +214,7 @@ def _repair(invocation: Invocation, action: str, chosen: _Chosen, reason: str | 
 
 
 def _find(invocation: Invocation, letter: str) -> tuple[str, str]:
-    report, _ = _read(
-        invocation,
-        lambda client: client.dead_letters(letter_id=letter),
-        lambda: _from_files(invocation, letter_id=letter),
-    )
+    report, _ = _letters(invocation, letter_id=letter)
     from daemon.inspect.finding import the_only  # noqa: PLC0415
 
     hint = (
@@ -242,6 +231,17 @@ def _read(invocation: Invocation, ask: Callable[[ControlClient], T], look: Calla
     from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
 
     return daemon_or_files(invocation, ask, look)
+
+
+def _letters(invocation: Invocation, **query: Any) -> tuple[dict[str, Any], str]:
+    """Return the open dead letters, and who was asked for them. What a daemon has no time for is read from the files."""
+    report, source = _read(
+        invocation, lambda client: client.dead_letters(**query), lambda: _from_files(invocation, **query)
+    )
+    if source == "daemon" and report["not_examined"]:
+        with suppress(ClawbusError):  # the files cannot be read here: the daemon's report says what is missing
+            return _from_files(invocation, **query), source
+    return report, source
 
 
 def _from_files(invocation: Invocation, **query: Any) -> dict[str, Any]:

@@ -57,13 +57,31 @@ def read_status(invocation: Invocation) -> tuple[dict[str, Any], str]:
     try:
         with invocation.client(answer_s=2 * PATIENCE_S) as client:
             try:
-                return {**versions, **client.status()}, "daemon"
+                return {**versions, **_completed(invocation, client.status())}, "daemon"
             except RemoteError as error:  # it lives, and cannot read what the report is made of
                 live = client.live()
                 return {**versions, **_from_files(invocation, str(error)), "silent": None, "live": live}, "daemon"
     except (DaemonDownError, DaemonSilentError) as error:
         silent = invocation.silent_daemon() or (str(error) if isinstance(error, DaemonSilentError) else None)
     return {**versions, "silent": silent, **_from_files(invocation, None)}, "files"
+
+
+def _completed(invocation: Invocation, report: dict[str, Any]) -> dict[str, Any]:
+    """Return the daemon's report; of sessions that it had no time for, what their files say."""
+    if not report.get("not_examined"):
+        return report
+    try:
+        files = _from_files(invocation, None)
+    except ClawbusError:  # they cannot be read here: the report says how many are missing
+        return report
+    named = {(one["agent"], one["session"]) for one in report["attention"]}
+    more = [one for one in files["attention"] if (one["agent"], one["session"]) not in named]
+    return {
+        **report,
+        **{name: files[name] for name in ("sessions", "queues", "not_examined")},
+        "attention": [*report["attention"], *more],
+        "attention_total": max(report["attention_total"] + len(more), files["attention_total"]),
+    }
 
 
 def _from_files(invocation: Invocation, why: str | None) -> dict[str, Any]:

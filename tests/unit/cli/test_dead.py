@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
+from daemon.store.registry import Registry, SessionKey
+from daemon.store.transitions import change_status
 from schema.connect import open_owner
 from schema.layout import SessionFolder
 from schema.migrate import Role
+from schema.rows import MessageStatus
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import NOW, FakeOperations
+from tests.support.session_world import SessionWorld
 
 USER = pwd.getpwuid(os.getuid()).pw_name
 
@@ -196,3 +200,31 @@ class TestRepairs:
         assert [action[:4] for action in operations.actions] == [
             ("drop", "echo", "two", "o1"), ("drop", "echo", "two", "o2"),
         ]  # fmt: skip
+
+
+def test_what_the_daemon_had_no_time_for_is_read_from_the_files(
+    cli: CommandLine, operations: FakeOperations, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the status counts it, and keeps what only the daemon knows."""
+    (home / "data" / "clawbus.version").write_text("1\n")
+    registry = Registry(home / "data" / "central.db")
+    registry.install_id(1)
+    registry.activate(SessionKey("echo", "s"), 1)
+    session = SessionWorld(home / "data" / "sessions" / "echo" / "s")
+    session.accept("m1")
+    with session.files.inbound() as db, db.transaction():
+        change_status(db, "m1", MessageStatus.FAILED, "failed", 1)
+    operations.letters, operations.not_examined = [], 4180
+    listed = cli("dead", "list").result
+    assert (listed["source"], listed["not_examined"]) == ("daemon", 0)
+    assert [one["id"] for one in listed["letters"]] == ["m1"]
+    whole = operations.status
+
+    async def hurried() -> dict[str, Any]:
+        return {**await whole(), "not_examined": 4180}
+
+    monkeypatch.setattr(operations, "status", hurried)
+    status = cli("status").result
+    assert (status["source"], status["not_examined"], status["queues"]["dead_letters"]) == ("daemon", 0, 1)
+    assert ("echo", "s") in [(one["agent"], one["session"]) for one in status["attention"]]
+    assert status["live"]["pid"]
