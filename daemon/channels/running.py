@@ -1,4 +1,4 @@
-"""Keeps a channel running: restarts it after a failure, and names it as degraded until then. Others are not disturbed."""
+"""Keeps channels running: restarts a channel after a failure and reports it as degraded until then. Others are unaffected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from daemon.channels.protocol import Accept, Channel
 from daemon.core.clock import Clock
 from schema.errors import ClawbusError
 
-START_S: Final = 10.0  # so long does the daemon's start wait for its channels
+START_S: Final = 10.0  # seconds that the daemon's start waits for its channels
 
 
 class Running(Protocol):
@@ -25,7 +25,7 @@ class Running(Protocol):
 
 
 class ChannelStart(TaskStatus[None]):
-    """Whether the daemon's start still waits for a channel. Takes every `started` as a sign of health."""
+    """Tracks whether the daemon's start still waits for a channel. Every call of `started` marks the channel as healthy."""
 
     def __init__(self, healthy: Callable[[], object] = lambda: None) -> None:
         self._healthy = healthy
@@ -33,7 +33,7 @@ class ChannelStart(TaskStatus[None]):
 
     @property
     def over(self) -> bool:
-        """Whether the daemon's start has gone on. From then on nothing that the channel does may end the daemon."""
+        """Whether the daemon's start has continued. From then on no failure of the channel may end the daemon."""
         return self._over.is_set()
 
     def started(self, value: None = None) -> None:
@@ -42,7 +42,7 @@ class ChannelStart(TaskStatus[None]):
         self._over.set()
 
     def go_on(self) -> None:
-        """Let the daemon's start go on without this channel."""
+        """Let the daemon's start continue without this channel."""
         self._over.set()
 
     async def wait(self) -> None:
@@ -58,10 +58,10 @@ async def run_channels(
     start_s: float = START_S,
     task_status: TaskStatus[None],
 ) -> None:
-    """Run every channel until cancelled; started when each takes messages, has failed, or has used up `start_s` seconds.
+    """Run every channel until cancelled. Report as started when each is ready or has failed, at most after `start_s` seconds.
 
-    A channel that does not say that it takes messages is named as degraded: the others, and the operator's socket, must
-    not wait for it.
+    A channel that has not reported that it is ready counts as degraded: the others, and the control socket, must not wait for
+    it.
     """
     starts = {name: ChannelStart(lambda name=name: problems.pop(name, None)) for name in running}
     async with anyio.create_task_group() as tasks:
@@ -96,8 +96,8 @@ async def run_channel(
 ) -> None:
     """Run a channel until cancelled.
 
-    One that refuses to start stops the daemon's start; one that fails later, or ends, is begun again after a while,
-    is named as degraded meanwhile, and disturbs nobody else.
+    A channel that fails to start makes the daemon's start fail. One that fails or ends later is restarted after a delay and
+    counts as degraded until then; the other channels are unaffected.
     """
     log = structlog.get_logger("daemon").bind(channel=name)
     wait_s = retry_s

@@ -1,7 +1,7 @@
-"""The forms in which services sign their webhooks: who sent this request, and under which id is it known. Pure.
+"""The ways in which services sign their webhooks: verify a request's sender and find its id. Pure.
 
-Each form says from a request's headers and body whether the sender has the hook's secret, which id a redelivery of the
-same event has again, and what kind of event it is. No refusal says what would have been accepted.
+From a request's headers and body, each form decides whether the sender has the hook's secret, and finds the id (the same for a
+redelivery of the same event) and the kind of event. No refusal reveals what would have been accepted.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from daemon.channels import webhook_refusals as refusals
 from daemon.channels.signatures import matches, read_timestamp, signed_request
 from schema.ids import check_message_id, is_message_id
 
-_STRIPE_SIGNATURES: Final = 8  # at most so many v1= of one header are looked at
+_STRIPE_SIGNATURES: Final = 8  # the most v1= signatures of one header that are checked
 _DATED: Final = "is missing, no whole number of epoch seconds, or over 5 minutes off."
 
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """One request, as far as its signature is about it. `path` is decoded; header names are lower case."""
+    """The parts of a request that a signature may cover. `path` is decoded; header names are lower case."""
 
     headers: Mapping[str, str]
     path: str
@@ -42,11 +42,11 @@ class SignatureForm(Protocol):
 
     @property
     def strict_forms(self) -> bool:
-        """Whether a form post has to be one field `payload` with JSON in it."""
+        """Whether a form post must have one field, `payload`, that holds JSON."""
         ...
 
     def early(self, headers: Mapping[str, str], now_ms: int) -> None:
-        """Raise SignatureRefusedError for what is unsigned or old already without its body."""
+        """Raise SignatureRefusedError if the headers alone show that the request is unsigned or too old."""
         ...
 
     def check(self, secret: bytes, request: Signed) -> str:
@@ -70,7 +70,7 @@ class Clawbus:
             raise refusals.SignatureRefusedError(f"X-Clawbus-Timestamp {_DATED}")
 
     def check(self, secret: bytes, request: Signed) -> str:
-        """See SignatureForm. Without an id of the sender's the signature is the id: the same request is the same message."""
+        """See SignatureForm. Without a sender's id, the signature is the id, so the same request is the same message."""
         given, stamp = request.headers["x-clawbus-signature"], request.headers["x-clawbus-timestamp"]
         message_id = request.headers.get("x-clawbus-id")
         if not matches(secret, signed_request(stamp, request.path, message_id or "", request.body), given):
@@ -111,7 +111,7 @@ class GitLab:
     def check(self, secret: bytes, request: Signed) -> str:
         """See SignatureForm."""
         given = request.headers["x-gitlab-token"].encode("utf-8", "surrogateescape")
-        # Digests, because compare_digest reveals the length of what it compares.
+        # Compare digests, because compare_digest reveals the length of its arguments.
         if not hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(secret).digest()):
             raise refusals.SignatureRefusedError("X-Gitlab-Token is wrong.")
         key = request.headers.get("idempotency-key")
@@ -183,7 +183,7 @@ class Hmac:
         given = request.headers[self.signature_header.lower()].strip()
         made = hmac.new(secret, request.body, hashlib.sha256).digest()
         forms = (made.hex(), f"sha256={made.hex()}", base64.b64encode(made).decode())
-        text = given.lower() if len(given) >= len(forms[0]) else given  # hex in capitals is hex
+        text = given.lower() if len(given) >= len(forms[0]) else given  # accept upper-case hex
         found = [hmac.compare_digest(one.encode(), text.encode("utf-8", "surrogateescape")) for one in forms]
         if not any(found):
             raise refusals.SignatureRefusedError(f"{self.signature_header} is wrong.")
@@ -196,7 +196,7 @@ class Hmac:
 
 
 def slack_challenge(payload: Mapping[str, object]) -> str | None:
-    """Return what Slack wants back when it checks a new address (url_verification), or None for other requests."""
+    """Return the challenge that Slack expects back when it checks a new URL (url_verification); None for other requests."""
     body = payload.get("body")
     if not isinstance(body, dict):
         return None
@@ -206,7 +206,7 @@ def slack_challenge(payload: Mapping[str, object]) -> str | None:
 
 
 def raw_of(body: bytes) -> dict[str, str]:
-    """Return the body's exact bytes for the agent: as text, or in base64 where they are not text."""
+    """Return the body's exact bytes for the agent: as text, or as base64 if they are not text."""
     try:
         return {"raw": body.decode("utf-8")}
     except UnicodeDecodeError:
@@ -219,7 +219,7 @@ def _needed(headers: Mapping[str, str], name: str) -> None:
 
 
 def _stripe(header: str) -> tuple[str, list[str]]:
-    """(timestamp, the v1 signatures); a service rolls its secret by sending two."""
+    """Return (timestamp, v1 signatures) of the header. A service that rotates its secret sends two signatures."""
     parts = [part.strip().partition("=") for part in header.split(",")[:32]]
     stamp = next((value for name, _, value in parts if name == "t"), "")
     return stamp, [value for name, _, value in parts if name == "v1"][:_STRIPE_SIGNATURES]
@@ -236,7 +236,7 @@ def _field(body: bytes, name: str) -> str | None:
 
 
 def _as_id(text: str) -> str:
-    """Return the sender's id where a message may have it, else a digest of it."""
+    """Return the sender's id if it is a valid message id, else its digest."""
     return text if is_message_id(text) else f"id-{_digest(text.encode('utf-8', 'surrogatepass'))}"
 
 

@@ -1,7 +1,7 @@
-"""The webhook channel's way out: an answer as a signed POST to its hook's reply_url.
+"""Outgoing webhook answers: a signed POST to the hook's reply_url.
 
-A receipt is a 2xx and nothing else; every other end of the request is an exception. The reply_url may hold a token, so
-no error and no log line holds more of it than its host.
+Only a 2xx response is a receipt; any other outcome raises. The reply_url may hold a token, so errors and log lines show only
+its host.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.http.pool import HttpPool
 from daemon.http.resolver import Resolver
 
-# 409: a receiver that knows the key answers so while the first delivery is still being worked on.
+# 409: a receiver that knows the key responds with this while it still works on the first delivery.
 TRANSIENT: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-# Servers that will never do it. Any other 5xx (507, a proxy's 52x) may pass, and a retry costs less than an answer.
+# Permanent server errors. Any other 5xx (507, a proxy's 52x) may be transient, and a retry costs less than a lost answer.
 PERMANENT_5XX: Final = frozenset({501, 505})
 _MAX_RESPONSE_BYTES: Final = 64 * 1024
 _RESPONSE_S: Final = 2.0
 _MAX_ID: Final = 200
 _MAX_KEY: Final = 512
-# Printable ASCII but for the percent sign, so that no two keys are written alike.
+# Printable ASCII except the percent sign, so that different keys stay different when encoded.
 _KEY_SAFE: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 
 
 class WebhookOut:
-    """Posts answers for the configured hooks. Usable inside `open()`; outside every delivery is put off."""
+    """Posts answers for the configured hooks. It delivers only inside `open()`; outside, every delivery fails as transient."""
 
     def __init__(self, name: str, settings: WebhookSettings, keys: Mapping[str, Keys], clock: Clock) -> None:
         self._name = name
@@ -53,10 +53,10 @@ class WebhookOut:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
-        """Keep connections for as long as this is open."""
-        # httpx logs every request's whole URL at level info.
+        """Open the HTTP client, whose connections are reused until this context ends."""
+        # httpx logs every request's full URL at level info.
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        # The machine's certificate store, loaded in a thread: it takes tens of milliseconds.
+        # Load the machine's certificate store in a thread: it takes tens of milliseconds.
         trust = await anyio.to_thread.run_sync(ssl.create_default_context)
         settings = self._settings
         timeout = httpx.Timeout(
@@ -73,7 +73,7 @@ class WebhookOut:
                 self._pool = None
 
     async def deliver(self, message: Outgoing) -> Receipt:
-        """Post one message. Raises TransientDeliveryError or PermanentDeliveryError; returns only for a 2xx."""
+        """Post one message and return a receipt for a 2xx. Raise TransientDeliveryError or PermanentDeliveryError otherwise."""
         hook_name = message.address.platform_id
         hook = self._settings.hooks.get(hook_name)
         if hook is not None and hook.reply == "none":
@@ -92,7 +92,7 @@ class WebhookOut:
             return await self._send(client, request, f"{hook_name} ({request.url.host})")
 
     async def _send(self, client: httpx.AsyncClient, request: httpx.Request, where: str) -> Receipt:
-        """One attempt, bounded in all its parts and in total."""
+        """Make one attempt, with a timeout for each step and for the whole."""
         try:
             with anyio.fail_after(self._settings.total_timeout_s):
                 response = await client.send(request, stream=True)
@@ -125,7 +125,7 @@ class WebhookOut:
         return PermanentDeliveryError(f"{text}.", hint=hint)
 
     def _headers(self, message: Outgoing, key: bytes, body: bytes) -> dict[str, str]:
-        # Signed for each attempt: a receiver may refuse what was signed too long ago.
+        # Sign each attempt anew: a receiver may refuse an old signature.
         timestamp = self._clock.now_ms() // 1000
         trace = {"traceparent": message.traceparent} if message.traceparent is not None else {}
         return {
@@ -168,7 +168,7 @@ def _body(message: Outgoing) -> bytes:
 
 
 async def _platform_id(response: httpx.Response) -> str | None:
-    """Return the receiver's own id for the message, if it gave one. The 2xx is the receipt, whatever this finds."""
+    """Return the receiver's own id for the message, if its response holds one. The 2xx is the receipt in any case."""
     given = response.headers.get("x-message-id")
     if given is None and "json" in response.headers.get("content-type", ""):
         body = bytearray()
@@ -202,6 +202,6 @@ def _version() -> str:
 
 
 def _header_key(key: str) -> str:
-    """Return the key as a header's value: what is not printable ASCII is percent-encoded, a very long key is its digest."""
+    """Return the key as a header value: percent-encode anything but printable ASCII; replace a very long key by its digest."""
     written = quote(key, safe=_KEY_SAFE, errors="surrogatepass")
     return written if len(written) <= _MAX_KEY else hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,4 +1,4 @@
-"""[channels.webhook]: the settings of the webhook channel, checked; and its secrets, read. No socket is opened here.
+"""[channels.webhook]: checks the webhook channel's settings and reads its secrets. Opens no socket.
 
 A secret never appears in an error, a log line or a repr: it is a SecretStr until it becomes the bytes of an HMAC key.
 """
@@ -28,7 +28,7 @@ ANY_SESSION: Final = "*"
 _HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,100}\Z")
 MIN_SECRET: Final = 8
 _MAX_SECRET_FILE: Final = 4096
-# RFC 1918, RFC 4193, loopback and link-local. Spelled out: `ipaddress.is_private` also holds 0.0.0.0, which is everybody.
+# RFC 1918, RFC 4193, loopback and link-local. Listed, because `ipaddress.is_private` includes 0.0.0.0, which means everybody.
 _PRIVATE: Final = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -39,7 +39,7 @@ _PRIVATE: Final = tuple(
 
 
 class Hook(BaseModel):
-    """[channels.webhook.hooks.NAME]: who may post under this name, and where its answers go."""
+    """[channels.webhook.hooks.NAME]: who may post to this hook, and where its answers go."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -93,7 +93,7 @@ class Hook(BaseModel):
 
     @property
     def form(self) -> SignatureForm:
-        """How its requests are signed."""
+        """How the hook's requests are signed."""
         if self.signature_header is not None:
             return Hmac(self.signature_header, self.id_header)
         forms: dict[str, SignatureForm] = {
@@ -116,11 +116,11 @@ class Hook(BaseModel):
 
 
 class WebhookSettings(BaseModel):
-    """The table itself. Seconds and bytes."""
+    """The table [channels.webhook]. Times are in seconds, sizes in bytes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    allow_public: bool = False  # before `listen`, whose check needs it
+    allow_public: bool = False  # must come before `listen`, whose validator needs it
     listen: str = "127.0.0.1:8650"
     max_body_bytes: int = Field(default=1024**2, ge=1, le=64 * 1024**2)
     body_timeout_s: float = Field(default=10.0, gt=0, le=600)
@@ -137,7 +137,7 @@ class WebhookSettings(BaseModel):
 
     @property
     def per_peer(self) -> int:
-        """Connections that one address may have at once: half of all, unless it is configured."""
+        """The number of connections that one address may have at once: half of all by default."""
         return self.max_connections_per_peer or max(1, self.max_connections // 2)
 
     def named_agents(self) -> dict[str, str]:
@@ -165,7 +165,7 @@ class WebhookSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """A hook's secrets as HMAC keys. Not in the repr."""
+    """A hook's secrets as HMAC keys, hidden from the repr."""
 
     inbound: bytes
     reply: bytes | None
@@ -182,7 +182,7 @@ def is_private(host: str) -> bool:
 
 
 def read_keys(channel: str, settings: WebhookSettings) -> dict[str, Keys]:
-    """Every hook's secrets. Raises ConfigError that names the key of a secret that is missing, short or used twice."""
+    """Read every hook's secrets. Raise ConfigError, naming the key, for a secret that is missing, too short or used twice."""
     keys: dict[str, Keys] = {}
     for name, hook in settings.hooks.items():
         where = f"channels.{channel}.hooks.{name}"
@@ -192,7 +192,7 @@ def read_keys(channel: str, settings: WebhookSettings) -> dict[str, Keys]:
             f"{where}.reply_secret", hook.reply_secret, hook.reply_secret_env, hook.reply_secret_file, os.environ
         )
         if reply == inbound:
-            # Both directions sign the same way: with one key, our own answer would pass as a request to this hook.
+            # Both directions sign alike: with the same key, our own answer would be accepted as a request to this hook.
             raise ConfigError(
                 f"{where}.reply_secret: must not be the hook's own secret.",
                 hint="Give the receiver a secret of its own.",
@@ -229,7 +229,7 @@ def _read(where: str, path: Path) -> bytes:
         raise ConfigError(f"{where}: {path} cannot be read: {error.strerror}.") from error
     if len(found) > _MAX_SECRET_FILE:
         raise ConfigError(f"{where}: {path} is over {_MAX_SECRET_FILE} bytes; that is no secret.")
-    return found.rstrip(b"\r\n")  # an editor ends a file with a newline; the secret does not
+    return found.rstrip(b"\r\n")  # editors end a file with a newline, which is not part of the secret
 
 
 def _named(what: str, value: str) -> str:

@@ -1,7 +1,7 @@
-"""File events where the C library has no inotify: watchfiles, armed again whenever the set of folders changes.
+"""File events where the C library has no inotify: uses watchfiles, restarted whenever the set of folders changes.
 
-It wakes later than the kernel's own events and costs a little while nothing happens, but it knows other systems. Whatever
-fails here is logged now and then, and left to the poll.
+It reports later than the kernel's own events and costs a little while idle, but works on other systems. Its failures are logged
+from time to time; the stat poll then finds the changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DEBOUNCE_MS = 20
 
 
 class PortableEvents:
-    """`on_change` is called with the key of a folder in which something was committed, and once for each that is armed."""
+    """Watches folders. `on_change` is called with a folder's key after a commit in it, and once when its watch starts."""
 
     def __init__(self, on_change: Callable[[SessionKey], None], rearm_s: float) -> None:
         self._on_change = on_change
@@ -33,12 +33,12 @@ class PortableEvents:
         self._log = structlog.get_logger("watch")
 
     def add(self, key: SessionKey, folder: Path) -> None:
-        """Watch this folder, too."""
+        """Watch this folder as well."""
         self._by_folder[str(folder.absolute())] = key
         self._rearm.set()
 
     def remove(self, key: SessionKey) -> None:
-        """Watch that one no more."""
+        """Stop watching the folder of this session."""
         for folder in [folder for folder, owner in self._by_folder.items() if owner == key]:
             del self._by_folder[folder]
             self._rearm.set()
@@ -54,18 +54,18 @@ class PortableEvents:
                     await self._rearm.wait()
                     continue
                 try:
-                    # It runs at this task's first wait, which is after the watcher has been armed.
+                    # The scan runs when this task first waits, so after the watcher has started.
                     tasks.start_soon(self._scan, name="scan live sessions")
                     await self._events(folders)
-                except Exception as error:  # noqa: BLE001 - the poll carries on, whatever the watcher's trouble
-                    # A folder that went away, or the machine is out of watches.
+                except Exception as error:  # noqa: BLE001 - the stat poll continues, whatever fails here
+                    # A folder is gone, or the machine is out of watches.
                     if self._trouble.is_news(error, anyio.current_time()):
                         self._log.warning("watch_failed", error=str(error), fallback="poll", hint=hint_of(error))
                     with anyio.move_on_after(self._rearm_s):
                         await self._rearm.wait()
 
     async def _events(self, folders: list[str]) -> None:
-        """One armed watcher, until the set of folders changes."""
+        """Run one watcher until the set of folders changes."""
         changes = awatch(
             *folders,
             watch_filter=_is_outbound,
@@ -83,7 +83,7 @@ class PortableEvents:
                     self._on_change(self._by_folder[folder])
 
     async def _end_with_us(self) -> None:
-        """End the watcher through its event: it waits in a thread that a cancelled task cannot leave by itself."""
+        """End the watcher through its event when cancelled: it waits in a thread that a cancellation does not end."""
         try:
             await anyio.sleep_forever()
         finally:

@@ -1,7 +1,7 @@
-"""What supervising shares: the table of slots, whether the runtime answers, and central.db asked until it does.
+"""State shared by the supervisor's parts: the slots, whether the runtime answers, and writes to central.db with retries.
 
-State and its record, no decisions: starting is `supervisor.py`, adoption `adoption.py`, the end `endings.py`. An exit is never
-recorded here before it is confirmed.
+It makes no decisions: `supervisor.py` starts containers, `adoption.py` adopts them, `endings.py` ends them. An exit is never
+recorded before it is confirmed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Fleet:
-    """Every slot there is, and what belongs to all of them. Built by the supervisor.
+    """All slots, and the state that they share. Built by the supervisor.
 
     `keeper` and `tasks` are set while it runs.
     """
@@ -58,9 +58,9 @@ class Fleet:
         self.timings = timings
         self.log = structlog.get_logger("supervisor")
         self.slots: dict[SessionKey, Slot] = {}
-        # Containers of ours beside a session's supervised one, by container id: they are being ended, and they use room.
+        # Our containers in addition to a session's supervised one, by container id: they are being ended, but still count.
         self.extras: dict[str, Running] = {}
-        self.changed = anyio.Event()  # something that the dispatch of spawns must look at
+        self.changed = anyio.Event()  # set when `_dispatch` must check for spawns
         self.tasks: TaskGroup | None = None
         self._keeper: SessionKeeper | None = None
         self.accepting = False  # whether adoption has been done, so that spawning is safe
@@ -69,7 +69,7 @@ class Fleet:
 
     @property
     def keeper(self) -> SessionKeeper:
-        """Whoever settles the sessions' files."""
+        """The keeper that settles the sessions' files."""
         assert self._keeper is not None
         return self._keeper
 
@@ -78,17 +78,17 @@ class Fleet:
         self._keeper = keeper
 
     def begin(self, work: Callable[..., Coroutine[Any, Any, object]], *args: object, name: str) -> None:
-        """Run something of the supervisor's own in the background; nothing begins before it runs or after its end."""
+        """Start one of the supervisor's tasks in the background. Does nothing unless the supervisor is running."""
         if self.tasks is not None:
             self.tasks.start_soon(work, *args, name=name)
 
     def image_failed(self, image: AgentImage, why: str) -> None:
-        """Nothing can be started from this image."""
+        """Record that no container can be started from this image."""
         since, _ = self.bad_images.get(image, (self.clock.now_ms(), ""))
         self.bad_images[image] = since, why
 
     async def check_images(self) -> None:
-        """Forget images that were repaired, and those that no agent uses any more. Raises RuntimeUnavailableError."""
+        """Forget images that were repaired or that no agent uses any longer. Raise RuntimeUnavailableError."""
         for image in list(self.bad_images):
             try:
                 if image in self.specs.images():
@@ -98,41 +98,41 @@ class Fleet:
                 self.image_failed(image, str(error))
 
     async def record(self, operation: Callable[[Registry], T]) -> T:
-        """Ask central.db until it answers: a full disk must delay an exit's record, not lose it."""
+        """Run an operation on central.db, retrying until it succeeds: a full disk must delay an exit's record, not lose it."""
         wait_s = self.timings.retry_s
         while True:
             try:
                 return await self.sessions.central(operation)
             except ClawbusError as error:
                 self.log.warning("registry_not_written", error=str(error), hint=error.hint, retry_s=wait_s)
-            except Exception:  # the slot depends on this; it may not end with an error
+            except Exception:  # the slot depends on this, so it must not fail
                 self.log.exception("registry_raised", retry_s=wait_s)
             await anyio.sleep(wait_s)
             wait_s = min(wait_s * 2, self.timings.retry_max_s)
 
     def release(self, slot: Slot) -> None:
-        """Free the slot: its exit is confirmed, or it never began, and all that this entails is done."""
+        """Free the slot: its exit has been settled, or its container never started."""
         self.slots.pop(slot.session.key, None)
         slot.exited.set()
         slot.done.set()
         self.changed.set()
 
     def set_unavailable(self, error: ClawbusError) -> None:
-        """Note that the runtime does not answer: log it once, and let the dispatch probe it."""
+        """Record that the runtime does not answer. Log it once, and let the dispatch loop probe it."""
         if self.unavailable is None:
             self.unavailable = (self.clock.now_ms(), str(error))
             self.log.error("runtime_unavailable", runtime=self.runtime.name, error=str(error), hint=error.hint)
             self.changed.set()
 
     def set_available(self) -> None:
-        """Note that the runtime answers again."""
+        """Record that the runtime answers again."""
         if self.unavailable is not None:
             self.log.info("runtime_available", runtime=self.runtime.name)
             self.unavailable = None
         self.changed.set()
 
     def begin_record_start(self, slot: Slot, running: Running) -> None:
-        """In the background: a disk that is full must not keep a container from being watched."""
+        """Record a container's start in the background: a full disk must not keep the container from being watched."""
 
         def write(registry: Registry) -> None:
             registry.incarnation_started(slot.incarnation, running.container_id, running.started_at)
@@ -142,7 +142,7 @@ class Fleet:
     async def back_off(self, session: Session, error: ClawbusError, limit_s: float, *, started: bool) -> None:
         """Record a failed start, and when the next may be tried: at most `limit_s` seconds from now.
 
-        `started`: a container ran, and ended by itself before it did anything.
+        `started`: a container ran, but exited by itself before it did anything.
         """
         key, now = session.key, self.clock.now_ms()
         row = await self.record(lambda registry: registry.session(key))

@@ -1,4 +1,4 @@
-"""What the supervisor knows of one incarnation, and its intervals. No behaviour here."""
+"""The supervisor's record of one incarnation, and its intervals. No behaviour here."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from daemon.engine.sessions import Session
 
 
 class Phase(StrEnum):
-    """Where a slot is in its life."""
+    """The phase of a slot's life."""
 
     STARTING = "starting"
     RUNNING = "running"
     STOPPING = "stopping"
-    EXITED = "exited"  # confirmed; what that entails is being done
+    EXITED = "exited"  # confirmed; the exit is being settled
 
 
-AgentImage = tuple[str, bool]  # its name, and whether agents bring a runner of their own in it
+AgentImage = tuple[str, bool]  # its name, and whether it contains an agent's own runner
 
 
 @dataclass(eq=False, slots=True)
 class Slot:
-    """One incarnation under supervision, which is one life of one container.
+    """One supervised incarnation.
 
-    `started_at` is that life's beginning by the runtime; None before it is known, and once the container was restarted by
-    others: then any end counts. `exited`: its exit is confirmed; `done`: all that entails is done, too.
-    `forced`: it is being killed; `overdue`: that was done and its exit is still not confirmed.
+    `started_at` is when the runtime started it; None before that is known, and after others restarted the container: then any
+    exit counts. `exited`: its exit is confirmed. `done`: the exit has been settled. `forced`: it is being killed. `overdue`: it
+    was killed, but its exit is still not confirmed.
     """
 
     session: Session
@@ -47,12 +47,12 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """The supervisor's own intervals in seconds; the configuration has those an operator would change.
+    """The supervisor's internal intervals in seconds; those that an operator would change are in the configuration.
 
-    `soft_backoff_max_s` bounds the back-off where a person is about to repair the cause (an image, the runtime), `healthy_s`
-    is how long a container must have lived for its end to be no failed start, `look_s` how long a look whether a
-    container is idle may take, `drain_s` how often one that is to be replaced is looked at, `reconcile_s` how
-    often the runtime's listing is compared with the slots although no event asked for it, `settle_s` how long events are collected before that.
+    `soft_backoff_max_s`: longest back-off for a cause that a person repairs (an image, the runtime). `healthy_s`: an exit
+    before this age is a failed start. `look_s`: timeout for checking whether a container is idle. `drain_s`: how often a
+    container that is to be replaced is checked. `reconcile_s`: how often the runtime's listing is compared with the slots
+    without an event. `settle_s`: how long events are collected before a comparison.
     """
 
     probe_s: float = 5.0
