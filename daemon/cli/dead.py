@@ -98,6 +98,11 @@ def show(
             NextAction(f"clawbus dead requeue {_typed(report)}", "send it on its way again"),
             NextAction(f"clawbus dead drop {_typed(report)}", "take it off the list"),
         )
+        if report["kind"] == "in":
+            steps = (
+                NextAction(f"clawbus run show {_typed(report)}", "its life, and what its container wrote last"),
+                *steps,
+            )
     return Outcome({"source": source, **report}, lambda console: _show_one(console, report), steps)
 
 

@@ -24,6 +24,8 @@ from daemon.core.commands import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
 
 
@@ -290,7 +292,7 @@ def _tables(console: Console, report: dict[str, Any], now: int) -> None:
     undelivered = [
         (
             short,
-            one["state"],
+            _sent(one, now),
             one["destination"],
             one["attempts"],
             when(one["next_attempt_at"], now),
@@ -307,3 +309,9 @@ def _tables(console: Console, report: dict[str, Any], now: int) -> None:
     ]
     if containers:
         console.print(table("Containers", ("incarnation", "made", "ended", "exit", "why"), containers))
+
+
+def _sent(answer: Mapping[str, Any], now: int) -> str:
+    """Return an answer's state as `delivery list` says it: one that its agent wants sent later is not queued."""
+    waits = answer["state"] == "queued" and (answer["next_attempt_at"] or 0) > now
+    return "scheduled" if waits else str(answer["state"])

@@ -63,6 +63,8 @@ def _tell(invocation: Invocation, console: Console | None, event: dict[str, Any]
     if console is None:
         invocation.emit(event)
         return
+    if event == {"event": "watching"}:  # for programs: from here on nothing is missed
+        return
     from daemon.cli.event_lines import print_events  # noqa: PLC0415
 
     print_events(console, [event])

@@ -194,6 +194,8 @@ def _duration(start: int | None, end: int | None) -> int | None:
 
 
 def _matches(run: RunRead, query: RunQuery) -> bool:
+    if run.evidence.incarnation is None and not run.message.trigger:
+        return False  # it wakes nobody (a notice of the host, `send --context`), and nobody has been given it
     if query.status is not None and query.status not in (run.verdict.status.value, run.verdict.listed.value):
         return False
     if query.stale and not run.verdict.stale:

@@ -97,6 +97,7 @@ class TestFromTheFiles:
         assert answer.result["source"] == "files"
         assert (answer.result["session"], answer.result["open"], answer.result["attempts"]) == ("one", True, 5)
         assert [step["command"] for step in answer.envelope["next_actions"]] == [
+            "clawbus run show m1 --session echo/one",
             "clawbus dead requeue m1 --session echo/one",
             "clawbus dead drop m1 --session echo/one",
         ]

@@ -75,6 +75,14 @@ def test_a_message_that_nobody_claimed_has_a_run_of_its_own_id(world: ForensicWo
     assert (run["run_id"], run["status"], run["incarnation"]) == ("m1", "waiting", None)
 
 
+def test_a_message_that_wakes_nobody_is_no_run_before_it_is_given_to_one(world: ForensicWorld) -> None:
+    session = world.session()
+    session.accept("m1")
+    session.accept("dead-letter:m0", trigger=False)
+    assert ids(world.runs().newest(RunQuery())) == ["m1"]
+    assert ids(world.runs().newest(RunQuery(status="waiting"))) == ["m1"]
+
+
 def test_an_interrupted_message_waits_as_a_run_of_its_own(world: ForensicWorld) -> None:
     session = world.session()
     session.accept("m1")
