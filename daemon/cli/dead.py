@@ -13,7 +13,7 @@ import typer
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.names import pair
-from daemon.cli.operator import ReasonOption, SessionScope, carry_out, not_examined, user
+from daemon.cli.operator import AgentFilter, ReasonOption, SessionScope, carry_out, known_agent, not_examined, user
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import one_word
 from daemon.core.commands import DropDead, RequeueDead
@@ -52,6 +52,7 @@ def register(app: typer.Typer) -> None:
 def list_(
     invocation: Invocation,
     session: SessionScope = None,
+    agent: AgentFilter = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 100,
 ) -> Outcome:
     """List the open dead letters, newest first: out (an answer) and in (a message), with code and reason.
@@ -64,12 +65,20 @@ def list_(
       clawbus dead list --session echo/demo
     """
     scope = pair(session, None) if session is not None else None
-    report, source = _letters(invocation, session=scope, limit=limit)
+    wanted = known_agent(invocation, agent)
+    if wanted is not None:  # which the daemon cannot be asked for
+        report, source = _from_files(invocation, session=scope, limit=limit, agent=wanted), "files"
+    else:
+        report, source = _letters(invocation, session=scope, limit=limit)
     steps: tuple[NextAction, ...] = ()
     if report["letters"]:
         first = report["letters"][0]
         steps = (NextAction(f"clawbus dead show {_typed(first)}", "all about the newest one"),)
-    return Outcome({"source": source, **report}, lambda console: _show_list(console, report, source), steps)
+    return Outcome(
+        {"source": source, **report},
+        lambda console: _show_list(console, report, source if wanted is None else ""),
+        steps,
+    )
 
 
 def show(

@@ -10,7 +10,7 @@ import typer
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.names import pair
-from daemon.cli.operator import ReasonOption, SessionScope, carry_out, not_examined, user
+from daemon.cli.operator import AgentFilter, ReasonOption, SessionScope, carry_out, known_agent, not_examined, user
 from daemon.core.clock import SystemClock
 from daemon.core.commands import DropAnswer, RetryAnswer
 from schema.rows import DeliveryState
@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
 def list_(
     invocation: Invocation,
     session: SessionScope = None,
+    agent: AgentFilter = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 100,
 ) -> Outcome:
     """List the answers without a receipt: state, attempts, last error, next attempt, and how many wait behind.
@@ -49,7 +50,7 @@ def list_(
     Example:
       clawbus delivery list --session echo/demo
     """
-    report = _report(invocation, session, limit)
+    report = _report(invocation, session, limit, agent=known_agent(invocation, agent))
     failing = [one for one in report["answers"] if one["state"] == DeliveryState.RETRYING]
     steps: tuple[NextAction, ...] = ()
     if failing:
@@ -98,11 +99,15 @@ def drop(
     return _repair(invocation, "drop", answers, session, reason)
 
 
-def _report(invocation: Invocation, session: str | None, limit: int, letter: str | None = None) -> dict[str, Any]:
+def _report(
+    invocation: Invocation, session: str | None, limit: int, letter: str | None = None, agent: str | None = None
+) -> dict[str, Any]:
     from daemon.inspect.reports import open_answers_report  # noqa: PLC0415
 
     scope = pair(session, None) if session is not None else None
-    return open_answers_report(invocation.config.data_dir, SystemClock(), session=scope, limit=limit, answer_id=letter)
+    return open_answers_report(
+        invocation.config.data_dir, SystemClock(), session=scope, limit=limit, answer_id=letter, agent=agent
+    )
 
 
 def _repair(

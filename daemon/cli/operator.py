@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -13,13 +14,30 @@ from daemon.cli.command import Invocation
 from daemon.cli.envelope import Problem, problem_of
 from daemon.cli.names import pair
 from daemon.core.commands import RowVerb
-from daemon.core.errors import DaemonDownError, DaemonSilentError
+from daemon.core.errors import DaemonDownError, DaemonSilentError, UnknownAgentError
 from schema.errors import ClawbusError
 
 ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; goes into the history.")]
 SessionScope = Annotated[
     str | None, typer.Option("--session", "-s", metavar="A/S", help="Only of this session, AGENT/SESSION.")
 ]
+
+AgentFilter = Annotated[str | None, typer.Option("--agent", "-a", metavar="NAME", help="Only of this agent.")]
+
+
+def known_agent(invocation: Invocation, agent: str | None) -> str | None:
+    """Return the agent of a filter, None for none. Raise UnknownAgentError for one without a table and without a session."""
+    if agent is None:
+        return None
+    from daemon.inspect.central_reading import read_central  # noqa: PLC0415
+
+    config = invocation.config
+    known = {*config.agents, *(name for name, _ in read_central(config.data_dir).known())}
+    if agent in known:
+        return agent
+    close = get_close_matches(agent, known)
+    told = f"did you mean {' or '.join(close)}?" if close else f"there is: {', '.join(sorted(known)[:10]) or 'none'}."
+    raise UnknownAgentError(f"there is no agent {agent!r}; {told}", hint="Name one of these, or leave --agent out.")
 
 
 def user() -> str:

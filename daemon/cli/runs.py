@@ -9,6 +9,7 @@ import typer
 from daemon.cli.command import Invocation
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import pair
+from daemon.cli.operator import AgentFilter, known_agent
 from daemon.core.clock import SystemClock
 
 if TYPE_CHECKING:
@@ -19,8 +20,11 @@ Status = Literal["waiting", "running", "completed", "failed", "cancelled", "orph
 
 def runs(
     invocation: Invocation,
-    status: Annotated[Status | None, typer.Option("--status", help="Only those that are so, or are listed so.")] = None,
+    status: Annotated[
+        Status | None, typer.Option("--status", "--state", help="Only those that are so, or are listed so.")
+    ] = None,
     session: Annotated[str | None, typer.Option("--session", "-s", metavar="A/S", help="Only of this session.")] = None,
+    agent: AgentFilter = None,
     since: Annotated[
         str | None,
         typer.Option("--since", metavar="TIME", help="Only what happened since: 90s, 15m, 2h, 3d or an instant."),
@@ -37,7 +41,7 @@ def runs(
     \b
     Example:
       clawbus run list --status running
-      clawbus run list --session echo/demo --since 2h
+      clawbus run list --agent echo --since 2h
     """
     from daemon.cli.daemon_word import daemon_word  # noqa: PLC0415
     from daemon.cli.durations import since_ms  # noqa: PLC0415
@@ -47,6 +51,7 @@ def runs(
     clock = SystemClock()
     query = RunQuery(
         session=pair(session, None) if session is not None else None,
+        agent=known_agent(invocation, agent),
         status=status,
         stale=stale,
         since=since_ms(since, clock.now_ms()) if since is not None else None,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
 
 from daemon.cli.command import Invocation
 from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.operator import AgentFilter, known_agent
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words
 
@@ -13,14 +16,21 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def sessions(invocation: Invocation) -> Outcome:
+State = Literal["idle", "scheduled", "waiting", "starting", "running", "backing_off", "quarantined"]
+
+
+def sessions(
+    invocation: Invocation,
+    agent: AgentFilter = None,
+    state: Annotated[State | None, typer.Option("--state", help="Only those in this state.")] = None,
+) -> Outcome:
     """List the sessions with their state and what is unfinished in each.
 
     Use it to find the session you mean, then `session show`. It works from the files when the daemon is down or hangs.
 
     \b
     Example:
-      clawbus session list
+      clawbus session list --agent echo --state waiting
     """
     from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
 
@@ -29,7 +39,9 @@ def sessions(invocation: Invocation) -> Outcome:
 
         return sessions_report(invocation.config.data_dir, SystemClock())
 
-    found, source = daemon_or_files(invocation, lambda client: client.sessions(), look)
+    wanted = known_agent(invocation, agent)
+    every, source = daemon_or_files(invocation, lambda client: client.sessions(), look)
+    found = [one for one in every if wanted in (None, one["agent"]) and state in (None, one["state"])]
     steps = tuple(
         NextAction(f"clawbus session show {two_words(one['agent'], one['session'])}", "why it needs attention")
         for one in [one for one in found if one.get("explanation")][:1]

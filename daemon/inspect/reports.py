@@ -205,6 +205,7 @@ def dead_letters_report(
     letter_id: str | None = None,
     limit: int = 100,
     code: str | None = None,
+    agent: str | None = None,
     oldest_first: bool = False,
     budget_s: float = _BUDGET_S,
 ) -> dict[str, Any]:
@@ -213,7 +214,9 @@ def dead_letters_report(
     The newest come first, or, to be worked on, the oldest (`oldest_first`). With `letter_id` or `code` only those. Raises UnknownSessionError, DataFolderError, RegistryGoneError.
     """
     wanted = Wanted(limit, letter_id, code, oldest_first)
-    letters, rest = _of_sessions(data_dir, clock, session, budget_s, lambda folder: read_dead_letters(folder, wanted))
+    letters, rest = _of_sessions(
+        data_dir, clock, session, budget_s, lambda folder: read_dead_letters(folder, wanted), agent=agent
+    )
     if oldest_first:
         letters = in_order_of_arrival(letters, limit)
     else:
@@ -243,6 +246,7 @@ def open_answers_report(
     *,
     session: tuple[str, str] | None = None,
     answer_id: str | None = None,
+    agent: str | None = None,
     limit: int = 100,
     budget_s: float = _BUDGET_S,
 ) -> dict[str, Any]:
@@ -255,7 +259,7 @@ def open_answers_report(
         with open_inbound(folder) as db:
             return read_open_answers(db, clock.now_ms(), limit, answer_id)
 
-    answers, rest = _of_sessions(data_dir, clock, session, budget_s, read)
+    answers, rest = _of_sessions(data_dir, clock, session, budget_s, read, agent=agent)
     answers.sort(key=lambda answer: answer["state"] != DeliveryState.RETRYING)
     return {"answers": answers[:limit], **rest}
 
@@ -266,29 +270,32 @@ def _of_sessions(
     session: Key | None,
     budget_s: float,
     read: Callable[[SessionFolder], tuple[list[dict[str, Any]], int]],
+    *,
+    agent: str | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Read every session's inbound.db, or that of one. Return what was found, and {total, not_examined, errors}.
+    """Read every session's inbound.db, or those of one agent, or that of one. Return what was found, and {total, not_examined, errors}.
 
     `read` returns rows and how many there are in all; each row gets its agent and session. Raises UnknownSessionError,
     DataFolderError, RegistryGoneError.
     """
     deadline = clock.monotonic() + budget_s
     with _open_central(data_dir) as central:
-        keys = _keys_to_read(data_dir, central, session, clock.now_ms())
+        known = _keys_to_read(data_dir, central, session, clock.now_ms())
+    keys = [key for key in known if agent in (None, key[0])]
     rows: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     total, examined = 0, 0
-    for agent, name in keys:
+    for owner, name in keys:
         if clock.monotonic() > deadline:
             break
         examined += 1
         try:
-            found, count = read(session_folder(data_dir, agent, name))
+            found, count = read(session_folder(data_dir, owner, name))
         except ClawbusError as error:
-            errors.append({"agent": agent, "session": name, "error": f"{error.code}: {error}"})
+            errors.append({"agent": owner, "session": name, "error": f"{error.code}: {error}"})
             continue
         total += count
-        rows += [{"agent": agent, "session": name, **row} for row in found]
+        rows += [{"agent": owner, "session": name, **row} for row in found]
     return rows, {"total": total, "not_examined": len(keys) - examined, "errors": errors[:_ATTENTION]}
 
 

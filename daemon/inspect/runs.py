@@ -31,6 +31,7 @@ class RunQuery:
     """What a list shows. `status`: the truth or what a list says; `since`: epoch ms of the last thing that happened."""
 
     session: Key | None = None
+    agent: str | None = None
     status: str | None = None
     stale: bool = False
     since: int | None = None
@@ -68,7 +69,7 @@ class Runs:
         Raises UnknownSessionError, DataFolderError.
         """
         deadline = self._clock.monotonic() + BUDGET_S
-        keys = self._keys(query.session)
+        keys = [key for key in self._keys(query.session) if query.agent in (None, key[0])]
         # A stale run can only be in a session that is not idle; any other run may be in all of them.
         idle = self._idle() if query.stale and query.session is None else None
         matching: list[tuple[Key, RunRead]] = []
