@@ -73,7 +73,10 @@ class WebhookOut:
                 self._pool = None
 
     async def deliver(self, message: Outgoing) -> Receipt:
-        """Post one message and return a receipt for a 2xx. Raise TransientDeliveryError or PermanentDeliveryError otherwise."""
+        """Post one message. Return a receipt for a 2xx, or `not_wanted` if the hook asks for no answers.
+
+        Raise TransientDeliveryError or PermanentDeliveryError otherwise.
+        """
         hook_name = message.address.platform_id
         hook = self._settings.hooks.get(hook_name)
         if hook is not None and hook.reply == "none":
@@ -125,7 +128,7 @@ class WebhookOut:
         return PermanentDeliveryError(f"{text}.", hint=hint)
 
     def _headers(self, message: Outgoing, key: bytes, body: bytes) -> dict[str, str]:
-        # Sign each attempt anew: a receiver may refuse an old signature.
+        # Sign every attempt again: a receiver may refuse an old signature.
         timestamp = self._clock.now_ms() // 1000
         trace = {"traceparent": message.traceparent} if message.traceparent is not None else {}
         return {

@@ -1,4 +1,7 @@
-"""SQL over one session's inbound.db: what waits in it, in numbers, for reports, metrics and the sweep alike. Reads only; costs what is open, not what was."""
+"""SQL that counts what is open in one session's inbound.db, for reports, metrics and the sweep.
+
+It only reads. The cost depends on what is open, not on what was ever stored.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _DESTINATIONS: Final = 1000
 _SEPARATOR: Final = "char(31)"  # between the parts of a destination (schema.rows.Address.key)
 _SCHEDULED: Final = "(state = 'queued' AND coalesce(next_attempt_at, 0) > ?1)"
 _DUE_AT: Final = "coalesce(julianday(process_after), julianday(timestamp))"
-# A condition on `{}`, the id of a dead letter: no operator has dealt with it. Only where the table is there.
+# A condition on `{}`, a dead letter's id: it is not closed. Use it only if the table exists.
 NOT_CLOSED: Final = " AND NOT EXISTS (SELECT 1 FROM dead_letters_closed c WHERE c.id = {})"
 _CLAIMED: Final = "EXISTS (SELECT 1 FROM attempts a WHERE a.message_id = m.id AND a.outcome IS NULL)"
 
@@ -82,7 +85,7 @@ def dead_answers(*, closed: bool = True) -> str:
 
 
 def count_dead(db: Reader) -> int:
-    """Dead letters, in and out, that no operator has dealt with."""
+    """Return the number of open dead letters, in and out."""
     row = db.one(f"SELECT (SELECT count(*) {dead_answers()}) + (SELECT count(*) {failed_messages()}) AS n")
     return int(row["n"]) if row is not None else 0
 

@@ -1,7 +1,8 @@
-"""Which installation a data folder is, where it lies, and on which engine its containers run: `install.json`.
+"""`install.json`: which installation a data folder is, where it is, and on which engine its containers run.
 
-An id alone travels with a copy: two folders would own each other's containers. So the id counts only for the folder that it was
-given to, known by its inode and birth, which no copy has. Synchronous; decides nothing about containers.
+An id alone would be copied with the folder, and two folders would own each other's containers. So the id is valid only for the
+folder that it was given to, identified by inode and birth time, which no copy shares. Synchronous; decides nothing about
+containers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _MAX_BYTES: Final = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A folder as the file system knows it. `born` is its birth in nanoseconds, None where the file system keeps none.
+    """A folder's identity in the file system. `born` is its birth time in nanoseconds, None if the file system has none.
 
     `sessions` is (device, inode) of the folder's sessions/, which may be a link to another disk.
     """
@@ -36,10 +37,10 @@ class Place:
     sessions: tuple[int, int] | None = None
 
     def is_same(self, other: Place) -> bool:
-        """Whether both are one folder.
+        """Return whether both are the same folder.
 
-        It may have been moved on its disk, or its disk may have another number since a boot; a copy has another inode
-        or another birth, and a clone of the whole disk another number and path.
+        It may have been moved on its disk, and its disk's number may have changed at a boot. A copy has another inode or birth
+        time; a clone of the whole disk has another number and path.
         """
         if self.inode != other.inode or (None not in {self.born, other.born} and self.born != other.born):
             return False
@@ -79,13 +80,13 @@ class Install:
 
 
 class InstallFile:
-    """Reads and writes the file. Only who holds the data folder's lock may write."""
+    """Reads and writes the file. Only the holder of the data folder's lock may write."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> Install | None:
-        """None when there is none, or it is not one of ours: a folder of an earlier version. Raises StorageError."""
+        """Return the content. None without a valid file, as in a folder of an earlier version. Raise StorageError."""
         try:
             with self._path.open("rb") as file:
                 text = file.read(_MAX_BYTES)
@@ -99,7 +100,7 @@ class InstallFile:
             return None
 
     def write(self, install: Install) -> None:
-        """Replace it as a whole. Raises StorageError."""
+        """Replace the whole file. Raise StorageError."""
         fresh = self._path.with_name(f"{self._path.name}.new")
         try:
             with fresh.open("w", encoding="utf-8") as file:
@@ -123,16 +124,16 @@ class InstallFile:
 
 
 def is_copied(found: Install | None, root: Path) -> bool:
-    """Whether the folder's id was given to another folder. Raises StorageError."""
+    """Return whether the folder's id was given to another folder. Raise StorageError."""
     return found is not None and (found.place is None or not found.place.is_same(place_of(root)))
 
 
 def mark_restored(file: Path, install_id: str | None) -> None:
-    """Before a restored folder is put in its place: its first start makes it an installation of its own."""
+    """Mark a restored folder, before it is moved to its place: its first start makes it an installation of its own."""
     kept = InstallFile(file)
     found = kept.read()
     if found is not None:
-        # A folder that was restored and never started on has no place; where its original lay must not be lost.
+        # A folder that was restored but never started has no place; keep the record of where its original was.
         origin = found.place.path if found.place is not None else found.origin and found.origin.path
         kept.write(replace(found, place=None, origin=Origin(found.install_id, origin, 0)))
     elif install_id is not None:
@@ -140,7 +141,7 @@ def mark_restored(file: Path, install_id: str | None) -> None:
 
 
 def place_of(root: Path) -> Place:
-    """Where this folder lies. Raises StorageError."""
+    """Return this folder's place. Raise StorageError."""
     real = os.path.realpath(root)
     try:
         status = os.stat(real)  # noqa: PTH116 - beside statx
@@ -152,7 +153,7 @@ def place_of(root: Path) -> Place:
 
 
 def _birth(path: str) -> int | None:
-    """statx(2), which the standard library has no function for. The offsets are the kernel's ABI (struct statx)."""
+    """Return the birth time from statx(2), which the standard library lacks. The offsets are the kernel's (struct statx)."""
     try:
         statx = ctypes.CDLL(None, use_errno=True).statx
     except (OSError, AttributeError):

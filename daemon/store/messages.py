@@ -15,19 +15,19 @@ from schema.ids import MAX_ID
 from schema.instants import from_text, to_text
 from schema.rows import Address, MessageIn, MessageStatus
 
-# A container's seq may not be above this; the host's own go on above it, with room for 2**62 more in SQLite's 64 bits.
+# The highest seq that a container may use. The host's own continue above it; SQLite's 64 bits have room for 2**62 more.
 MAX_SEQ = 2**53
 
-# The outcome of an attempt that its agent put off: it has cost nothing yet.
+# The outcome of an attempt that ended with `later`: no try has been charged yet.
 _DEFERRED = "deferred"
 
-# How many unfinished messages one look at a session takes in.
+# How many unfinished messages one poll or sweep of a session reads.
 WINDOW = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A row of attempts that has not ended."""
+    """An open attempt: a row of `attempts` that has not ended."""
 
     message_id: str
     incarnation: str
@@ -35,7 +35,7 @@ class Attempt:
 
 def next_even_seq(db: Reader) -> int:
     """Return the host's next seq: even, and above every seq that either side is known to have used."""
-    # Only the cursor is the container's doing. Our own maximum is never cut: the next seq would be taken.
+    # Limit only the cursor, which the container controls. Limiting our own maximum would make the next seq a duplicate.
     row = db.one(
         "SELECT max(coalesce((SELECT max(seq) FROM messages_in), 0), coalesce((SELECT max(seq) FROM host_messages), 0),"
         " min(coalesce((SELECT seq FROM delivery_cursor WHERE id = 1), 0), ?)) AS top",
@@ -46,13 +46,13 @@ def next_even_seq(db: Reader) -> int:
 
 
 def find(db: Reader, message_id: str) -> MessageIn | None:
-    """One message, or None."""
+    """Return one message, or None."""
     row = db.one("SELECT * FROM messages_in WHERE id = ?", (message_id,))
     return to_message(row) if row is not None else None
 
 
 def free_id(db: Reader, wanted: str) -> str:
-    """`wanted`, or where that is taken `wanted+r1` and so on: the next one of the same story."""
+    """Return `wanted`, or, if that id is taken, the next free one of `wanted+r1`, `wanted+r2` and so on."""
     candidate, number = wanted, 0
     while db.one("SELECT 1 FROM messages_in WHERE id = ?", (candidate,)) is not None:
         number += 1
@@ -107,7 +107,7 @@ _NOT_EXPIRED = "coalesce(julianday(not_after), 1e9) > julianday(:now)"
 # What `fate.held_from` says, in SQL.
 _HOLDS = f"holds = 1 AND trigger = 1 AND on_wake = 0 AND julianday(process_after) > julianday(:now) AND {_NOT_EXPIRED}"
 _HELD_FROM = f"SELECT min(seq) FROM messages_in WHERE status = 'pending' AND {_HOLDS}"
-# Whether a pending row may be begun at :now.
+# Whether a turn may begin with a pending row at :now.
 DUE = (
     f"coalesce(julianday(process_after), 0) <= julianday(:now) AND {_NOT_EXPIRED}"
     f" AND seq < coalesce(({_HELD_FROM}), {2**63 - 1})"
@@ -115,9 +115,9 @@ DUE = (
 
 
 def pending(db: Reader, now: int, limit: int = WINDOW) -> list[MessageIn]:
-    """Messages that are not finished: first those that should wake an agent now, then context, then what is scheduled.
+    """Return unfinished messages: first those that should wake an agent now, then context, then scheduled ones.
 
-    So no backlog hides a message that is due, nor one that holds others back. Cost follows what is pending, not what was.
+    So no backlog hides a due message, or one that holds others back. The cost depends only on the pending messages.
     """
     order = f"NOT (({DUE}) OR ({_HOLDS})), trigger = 0, seq"
     sql = f"SELECT * FROM messages_in WHERE status = 'pending' ORDER BY {order} LIMIT :limit"
@@ -125,7 +125,7 @@ def pending(db: Reader, now: int, limit: int = WINDOW) -> list[MessageIn]:
 
 
 def pending_of(db: Reader, message_ids: Sequence[str]) -> list[MessageIn]:
-    """Those of the named messages that are not finished."""
+    """Return those of the given messages that are not finished."""
     found: list[MessageIn] = []
     for chunk in chunks(message_ids):
         sql = f"SELECT * FROM messages_in WHERE status = 'pending' AND id IN ({marks(chunk)})"
@@ -134,17 +134,17 @@ def pending_of(db: Reader, message_ids: Sequence[str]) -> list[MessageIn]:
 
 
 def count_due(db: Reader, now: int) -> int:
-    """How many messages should wake an agent now."""
+    """Return how many messages should wake an agent now."""
     sql = f"SELECT count(*) AS due FROM messages_in WHERE status = 'pending' AND trigger = 1 AND {DUE}"
     row = db.one(sql, {"now": to_text(now)})
     return int(row["due"]) if row is not None else 0
 
 
 def next_due_at(db: Reader, now: int) -> int | None:
-    """When the next message should wake an agent (epoch ms): 0 for now, None for never."""
+    """Return when the next message should wake an agent (epoch milliseconds): 0 for now, None for never."""
     if count_due(db, now):
         return 0
-    # One that is held back has no time of its own: it is due when the one that holds it is.
+    # Ignore a message that is held back: it is due only when the one that holds it back is.
     row = db.one(
         "SELECT process_after FROM messages_in WHERE status = 'pending' AND trigger = 1"
         " AND julianday(process_after) > julianday(:now) ORDER BY julianday(process_after) LIMIT 1",
@@ -154,7 +154,7 @@ def next_due_at(db: Reader, now: int) -> int | None:
 
 
 def next_expiry(db: Reader) -> int | None:
-    """When the next unfinished message expires (epoch ms), or expired; None for never."""
+    """Return when the next unfinished message expires or expired (epoch milliseconds); None for never."""
     row = db.one(
         "SELECT not_after FROM messages_in WHERE status = 'pending' AND not_after IS NOT NULL"
         " ORDER BY julianday(not_after) LIMIT 1"
@@ -163,21 +163,21 @@ def next_expiry(db: Reader) -> int | None:
 
 
 def first_deferred_at(db: Reader, message_id: str) -> int | None:
-    """When its agent asked for the first time that a message be tried later (epoch ms); None if it never did."""
+    """Return when the agent first answered a message with `later` (epoch milliseconds); None if it never did."""
     row = db.one("SELECT min(at) AS at FROM message_history WHERE message_id = ? AND event = 'deferred'", (message_id,))
     return row["at"] if row is not None else None
 
 
 def ever_claimed(db: Reader, incarnation: str) -> bool:
-    """Whether an incarnation is known to have worked on anything."""
+    """Return whether an incarnation is known to have claimed anything."""
     return db.one("SELECT 1 FROM attempts WHERE incarnation = ? LIMIT 1", (incarnation,)) is not None
 
 
 def note_claim(db: Writer, message_id: str, incarnation: str, claimed_at: int, at: int) -> bool:
-    """Record that an incarnation was seen working on a message. False if that is known already.
+    """Record that an incarnation has claimed a message. Return False if that is already known.
 
-    `claimed_at` is the container's word: it may not lie in the future. One that it had put off is worked on again: the
-    attempt is open again, and may yet cost its one try.
+    The container reports `claimed_at`, so it is limited to the present. If the attempt had ended with `later`, it is open again
+    and may still be charged its one try.
     """
     claimed_at = min(claimed_at, at)
     known = db.one("SELECT outcome FROM attempts WHERE message_id = ? AND incarnation = ?", (message_id, incarnation))
@@ -193,7 +193,7 @@ def note_claim(db: Writer, message_id: str, incarnation: str, claimed_at: int, a
 
 
 def noted(db: Reader, message_ids: Sequence[str], incarnation: str) -> frozenset[str]:
-    """Which of these messages an incarnation is known to have claimed."""
+    """Return those of these messages that an incarnation is known to have claimed."""
     found: set[str] = set()
     for chunk in chunks(message_ids):
         sql = (
@@ -205,7 +205,7 @@ def noted(db: Reader, message_ids: Sequence[str], incarnation: str) -> frozenset
 
 
 def noted_at(db: Reader, message_ids: Sequence[str], incarnation: str) -> dict[str, int]:
-    """When the host noted that an incarnation claimed each of these messages (epoch ms)."""
+    """Return when the host recorded an incarnation's claim of each of these messages (epoch milliseconds)."""
     found: dict[str, int] = {}
     for chunk in chunks(message_ids):
         sql = (
@@ -217,7 +217,7 @@ def noted_at(db: Reader, message_ids: Sequence[str], incarnation: str) -> dict[s
 
 
 def claimed_at(db: Reader, message_id: str, incarnation: str | None) -> int | None:
-    """When an incarnation claimed a message (epoch ms), or the last one of an unknown name; None if nothing is known."""
+    """Return when an incarnation (None: the last one) claimed a message (epoch milliseconds); None if unknown."""
     row = db.one(
         "SELECT max(claimed_at) AS at FROM attempts WHERE message_id = ? AND incarnation = coalesce(?, incarnation)",
         (message_id, incarnation),
@@ -226,7 +226,7 @@ def claimed_at(db: Reader, message_id: str, incarnation: str | None) -> int | No
 
 
 def end_attempt(db: Writer, message_id: str, incarnation: str, at: int, outcome: str) -> bool:
-    """Close an attempt, making it if it was never seen open. False if it had ended: then it costs nothing more."""
+    """End an attempt, creating it if it was never seen open. Return False if it had ended: then nothing more is charged."""
     row = db.one("SELECT outcome FROM attempts WHERE message_id = ? AND incarnation = ?", (message_id, incarnation))
     if row is not None and row["outcome"] not in (None, _DEFERRED):
         return False
@@ -239,7 +239,7 @@ def end_attempt(db: Writer, message_id: str, incarnation: str, at: int, outcome:
 
 
 def end_open_attempts(db: Writer, message_id: str, at: int, outcome: str) -> None:
-    """Close whatever attempts of a message are open: its runner stamps no incarnation on its acks."""
+    """End all open attempts of a message, for a runner that stamps no incarnation on its acks."""
     db.execute(
         "UPDATE attempts SET ended_at = ?, outcome = ? WHERE message_id = ? AND outcome IS NULL",
         (at, outcome, message_id),
@@ -266,7 +266,7 @@ def charged(db: Reader, message_ids: Sequence[str]) -> frozenset[tuple[str, str]
 
 
 def to_rearm(db: Reader, limit: int = 100) -> list[MessageIn]:
-    """Finished occurrences whose series has not been armed again."""
+    """Return finished occurrences whose series has not been rearmed yet."""
     rows = db.all(
         "SELECT * FROM messages_in WHERE recurrence IS NOT NULL AND status IN ('completed', 'failed')"
         " ORDER BY seq LIMIT ?",
@@ -276,7 +276,7 @@ def to_rearm(db: Reader, limit: int = 100) -> list[MessageIn]:
 
 
 def clear_recurrence(db: Writer, message_id: str) -> None:
-    """Clear the recurrence of this occurrence: its series was armed again or has ended."""
+    """Clear the recurrence of this occurrence: its series was rearmed or has ended."""
     db.execute("UPDATE messages_in SET recurrence = NULL WHERE id = ?", (message_id,))
 
 
@@ -309,19 +309,19 @@ def to_message(row: sqlite3.Row) -> MessageIn:
 
 
 def address_of(message: MessageIn) -> Address | None:
-    """Where a message came from, if it says."""
+    """Return the address that a message came from, or None."""
     if message.channel_type is None or message.platform_id is None:
         return None
     return Address(message.channel_type, message.platform_id, message.thread_id)
 
 
 def chunks(values: Sequence[str], size: int = 400) -> Iterable[Sequence[str]]:
-    """Slices small enough for SQLite's variable limit."""
+    """Yield slices that are small enough for SQLite's limit of variables."""
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def marks(values: Sequence[str]) -> str:
-    """`?,?,?` for an IN list."""
+    """Return `?,?,?` for an IN list."""
     return ",".join("?" * len(values))
 
 
