@@ -32,7 +32,7 @@ from tests.simulation.receivers import TRAITS, Receivers
 from tests.simulation.scenario import Ledger, Scenario
 from tests.simulation.world import World
 from tests.support.invariants import data_folder_violations
-from tests.support.invariants_session import epoch_ms
+from tests.support.invariants_session import epoch_ms, sends_due
 
 _OVER: Final = ("completed", "failed")
 
@@ -183,14 +183,8 @@ def _work(db: Reader, now: int) -> Iterator[int]:
         # Behind a message that waits for its next try, a later one waits as long.
         held = [other for before, other, holds in waiting if holds and before < seq and other > now]
         yield max([due, *held]) if due <= now else due
-    places: dict[str, list[tuple[str, int, bool]]] = defaultdict(list)
-    for row in db.all("SELECT * FROM delivery_attempts WHERE state <> 'dead'"):
-        places[row["destination"]].append((row["state"], row["next_attempt_at"] or 0, bool(row["passed"])))
-    for rows in places.values():
-        # Behind an answer that is being retried the others wait, but for one that was set aside.
-        retried = [at for state, at, _ in rows if state == "retrying"]
-        blocked = any(state == "retrying" and not passed for state, _, passed in rows)
-        yield from retried if blocked else [at for _, at, _ in rows]
+    tracked = [dict(row) for row in db.all("SELECT * FROM delivery_attempts WHERE state <> 'dead'")]
+    yield from (due for _, due in sends_due(tracked))
 
 
 def _operated(daemon: SimDaemon, witness: Witness, asked: Records, key: SessionKey) -> Iterator[str]:
@@ -219,7 +213,9 @@ def _operated(daemon: SimDaemon, witness: Witness, asked: Records, key: SessionK
 
 
 def _put_aside(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator[str]:
-    """A reset without --discard puts no answer aside that the host has not taken note of."""
+    """A reset without --discard puts no answer aside that the host has not taken note of, or has not delivered."""
+    gone = _rows(daemon, key, "SELECT message_out_id AS id FROM delivery_attempts WHERE last_error_code = 'ROW_GONE'")
+    lost = {row["id"] for row in gone}
     known = {row["id"] for row in _rows(daemon, key, "SELECT message_out_id AS id FROM delivered")}
     known |= {row["id"] for row in _rows(daemon, key, "SELECT message_out_id AS id FROM delivery_attempts")}
     known |= {row["id"] for row in _rows(daemon, key, "SELECT id FROM dead_letters_closed")}
@@ -227,6 +223,8 @@ def _put_aside(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator
         for row in _rows_of(path, "SELECT id FROM messages_out"):
             if row["id"] not in known and not witness.rows:
                 yield f"{key}: {row['id']} was put aside by a reset, and nobody had taken note of it"
+            if row["id"] in lost:
+                yield f"{key}: {row['id']} was put aside by a reset, and had not been delivered"
 
 
 def _answers(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator[str]:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 from unittest import mock
 
+import daemon.maintenance.container_ends
+import daemon.maintenance.folder_backup
 import daemon.maintenance.message_repair
 import daemon.maintenance.session_repair
+import daemon.maintenance.stale_sweep
+from daemon.core.run_state import Life
 from daemon.engine.supervisor.adoption import Adoption
 from daemon.engine.supervisor.endings import Endings
 from daemon.engine.supervisor.reconcile import Reconciler
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.maintenance.daemon_executor import DaemonExecutor
+from daemon.maintenance.offline import OfflineExecutor
 from daemon.store.registry import Registry
 
 
@@ -110,6 +117,55 @@ def _retry_is_not_stored() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(daemon.maintenance.message_repair, "_anew", lambda _db, message, *_: f"{message.id}+r1")
 
 
+def _offline_silence_is_none() -> contextlib.AbstractContextManager[Any]:
+    """While no daemon runs, a runtime that does not answer counts as one without containers."""
+    return mock.patch.object(OfflineExecutor, "_listed", lambda self, _: self._listing.containers or ())
+
+
+def _offline_kill_is_answered_at_once() -> contextlib.AbstractContextManager[Any]:
+    """While no daemon runs, the answer to a kill comes when the signal is sent."""
+
+    async def kill(runtime: Any, container: Any, _: float) -> None:
+        await runtime.kill(container.container_id)
+
+    return mock.patch.object(daemon.maintenance.container_ends, "kill", kill)
+
+
+def _sweep_cancels_what_lives() -> contextlib.AbstractContextManager[Any]:
+    """A sweep takes every container for gone and every run for old."""
+    real = daemon.maintenance.stale_sweep.plan
+
+    def plan(runs: Any, scope: Any) -> Any:
+        gone = [
+            replace(
+                one, session_alive=False, verdict=replace(one.verdict, stale=True),
+                evidence=replace(one.evidence, life=Life.GONE, claimed_at=0),
+            )
+            for one in runs
+        ]  # fmt: skip
+        return real(gone, scope)
+
+    return mock.patch.object(daemon.maintenance.stale_sweep, "plan", plan)
+
+
+def _backup_without_answers() -> contextlib.AbstractContextManager[Any]:
+    """A backup leaves out what the containers have written."""
+    return mock.patch.object(daemon.maintenance.folder_backup, "_outbound", lambda *_: iter(()))
+
+
+def _backup_of_another_moment() -> contextlib.AbstractContextManager[Any]:
+    """A backup lacks the last row of each history."""
+    real = daemon.maintenance.folder_backup.copy_verified
+
+    def copy(source: Any, final: Any) -> Any:
+        done = real(source, final)
+        with contextlib.closing(sqlite3.connect(final)) as db, contextlib.suppress(sqlite3.Error), db:
+            db.execute("DELETE FROM message_history WHERE id = (SELECT max(id) FROM message_history)")
+        return done
+
+    return mock.patch.object(daemon.maintenance.folder_backup, "copy_verified", copy)
+
+
 MUTATIONS: Final[Mapping[str, Callable[[], contextlib.AbstractContextManager[Any]]]] = MappingProxyType(
     {
         "a kill withdraws what others start": _kill_asks_for_every_start,
@@ -122,5 +178,10 @@ MUTATIONS: Final[Mapping[str, Callable[[], contextlib.AbstractContextManager[Any
         "a cancel is answered and not written": _cancel_leaves_the_status,
         "a cancel takes others with it": _cancel_any,
         "a retry is answered and not stored": _retry_is_not_stored,
+        "an offline command takes silence for no container": _offline_silence_is_none,
+        "an offline kill is answered before the exit": _offline_kill_is_answered_at_once,
+        "a sweep cancels what lives": _sweep_cancels_what_lives,
+        "a backup lacks the answers": _backup_without_answers,
+        "a backup lacks rows": _backup_of_another_moment,
     }
 )

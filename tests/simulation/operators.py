@@ -118,6 +118,8 @@ class Operator:
         self._kinds = [kind for kind in every if rng.random() < 0.6] or every
         self._every_s = rng.choice((None, 2.0, 8.0, 20.0))
         self._meddles = rng.random() < 0.4
+        self._examines = rng.random() < 0.3
+        self._examined: set[SessionKey] = set()  # in quarantine for as long as a sweep wants a run to be old
         host.on_created = self._created
         host.on_asked = self._container_asked_for
 
@@ -132,6 +134,9 @@ class Operator:
 
     async def work(self, until: float) -> None:
         """Ask for something now and then."""
+        if self._examines:
+            after = self._rng.uniform(0.0, until - self.world.loop.time())
+            self.world.loop.world_later(after, self._examine, self._rng.choice(self.sessions))
         while self._every_s is not None and self.world.loop.time() < until and not self.world.findings:
             await anyio.sleep(self._rng.expovariate(1 / self._every_s))
             self.act()
@@ -142,7 +147,7 @@ class Operator:
             await anyio.sleep(20.0)
             for key in self.sessions:
                 reason = self._quarantine_reason(key) or ""
-                if "is a copy" in reason or reason.startswith(f"by {NAME}"):
+                if key not in self._examined and ("is a copy" in reason or reason.startswith(f"by {NAME}")):
                     self.ask(ReleaseSession(*key))
 
     def _created(self, container: Container) -> None:
@@ -210,6 +215,17 @@ class Operator:
             if self._rng.random() < 0.3:
                 await anyio.sleep(self._rng.uniform(0.0, 10.0))
                 await self._answer_to(UndoStale(*key, backup=Path(swept["backup"]["path"]).name))
+
+    def _examine(self, key: SessionKey) -> None:
+        self.world.loop.spawn(None, self._examine_long(key), "an examination")
+
+    async def _examine_long(self, key: SessionKey) -> None:
+        """Take a session out of service until what it left is old enough for a sweep, sweep it, and put it back."""
+        self._examined.add(key)
+        self.ask(QuarantineSession(*key, reason="to be examined"))
+        await anyio.sleep(_STALE_MS / 1000 + self._rng.uniform(1.0, 60.0))
+        await self._sweep_stale(key)
+        self._examined.discard(key)
 
     async def _answer_to(self, verb: Verb) -> dict[str, Any] | None:
         asked = self.ask(verb)
@@ -279,6 +295,13 @@ class Operator:
             case QuarantineSession():
                 if self.records.held(key) is asked and not self._quarantine_reason(key):
                     broken(f"{key}: is in quarantine by the answer, and central.db has no reason")
+            case ApplyStale():
+                ended = {str(one["run"]).partition("@")[2] for one in result["swept"]}
+                alive = [one.id for one in self.host.running() if one.spec.incarnation in ended]
+                if alive:
+                    broken(f"{key}: a sweep has ended runs of {alive}, which still works")
+                if result["swept"] and not Path(result["backup"]["path"]).is_file():
+                    broken(f"{key}: a sweep has no backup at {result['backup']['path']}")
             case _:
                 pass
 

@@ -22,7 +22,7 @@ from schema.errors import ClawbusError
 from schema.ids import session_folder
 from schema.rows import MessageStatus
 from tests.support.invariants_files import file_violations, plain_database
-from tests.support.invariants_session import Row, SessionRows, epoch_ms, load_session, row_violations
+from tests.support.invariants_session import Row, SessionRows, epoch_ms, load_session, row_violations, sends_due
 
 
 def check_session(root: Path, *, at_rest: bool = False, hostile: bool = False, pruned: bool = False) -> None:
@@ -113,8 +113,8 @@ def _registry_violations(
             due = epoch_ms(message["process_after"])
             if wake is None or due is None or due < wake:
                 yield f"messages_in: {message['id']} is due, and central.db has the session idle until {wake}"
-    for row in rows.delivery_attempts:
-        if row["state"] != "dead" and (wake is None or (row["next_attempt_at"] or 0) < wake):
+    for row, due in sends_due(rows.delivery_attempts):
+        if wake is None or due < wake:
             yield f"delivery_attempts: {row['message_out_id']} is open, and central.db has the session idle until {wake}"
 
 

@@ -10,7 +10,7 @@ import json
 import re
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -238,6 +238,21 @@ def epoch_ms(text: object) -> int | None:
         return None
     moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+
+
+def sends_due(tracked: Iterable[Row]) -> Iterator[tuple[Row, int]]:
+    """When each open answer has to be looked at (epoch ms, 0 for now), where it is not another one's turn.
+
+    Behind an answer that is being retried the others of its destination wait, unless that one was set aside.
+    """
+    places: dict[str, list[Row]] = defaultdict(list)
+    for row in tracked:
+        if row["state"] != DeliveryState.DEAD:
+            places[row["destination"]].append(row)
+    for rows in places.values():
+        retried = [row for row in rows if row["state"] == DeliveryState.RETRYING]
+        blocked = any(not row["passed"] for row in retried)
+        yield from ((row, row["next_attempt_at"] or 0) for row in (retried if blocked else rows))
 
 
 def is_instant(text: object) -> bool:
