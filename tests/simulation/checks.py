@@ -32,7 +32,7 @@ from tests.simulation.receivers import TRAITS, Receivers
 from tests.simulation.scenario import Ledger, Scenario
 from tests.simulation.world import World
 from tests.support.invariants import data_folder_violations
-from tests.support.invariants_session import epoch_ms, sends_due
+from tests.support.invariants_session import epoch_ms, messages_due, sends_due
 
 _OVER: Final = ("completed", "failed")
 
@@ -162,7 +162,7 @@ def forgotten(layout: Layout, keys: Sequence[SessionKey], now: int) -> Iterator[
                     "SELECT active, next_due_at, quarantined_at FROM sessions WHERE (agent, session) = (?, ?)", key
                 )
             with open_reader(folder.inbound_db) as db:
-                soonest = min(_work(db, now), default=None)
+                soonest = min(_work(db), default=None)
         except ClawbusError:
             continue  # a journal is left, or there is no file yet: not now
         if row is None or row["active"] or row["quarantined_at"] is not None:
@@ -173,18 +173,11 @@ def forgotten(layout: Layout, keys: Sequence[SessionKey], now: int) -> Iterator[
             yield f"{key}: there is work at {soonest}, and central.db has the session idle until {row['next_due_at']}"
 
 
-def _work(db: Reader, now: int) -> Iterator[int]:
+def _work(db: Reader) -> Iterator[int]:
     """When each thing that waits in inbound.db has to be looked at: epoch ms, 0 for now."""
-    waiting = [
-        (row["seq"], epoch_ms(row["process_after"]) or 0, row["holds"])
-        for row in db.all("SELECT seq, process_after, holds FROM messages_in WHERE status = 'pending' AND trigger = 1")
-    ]
-    for seq, due, _ in waiting:
-        # Behind a message that waits for its next try, a later one waits as long.
-        held = [other for before, other, holds in waiting if holds and before < seq and other > now]
-        yield max([due, *held]) if due <= now else due
+    pending = [dict(row) for row in db.all("SELECT * FROM messages_in WHERE status = 'pending' AND trigger = 1")]
     tracked = [dict(row) for row in db.all("SELECT * FROM delivery_attempts WHERE state <> 'dead'")]
-    yield from (due for _, due in sends_due(tracked))
+    yield from (due for _, due in (*messages_due(pending), *sends_due(tracked)))
 
 
 def _operated(daemon: SimDaemon, witness: Witness, asked: Records, key: SessionKey) -> Iterator[str]:

@@ -20,9 +20,8 @@ from daemon.store.data_folder import Layout
 from schema.connect import open_reader
 from schema.errors import ClawbusError
 from schema.ids import session_folder
-from schema.rows import MessageStatus
 from tests.support.invariants_files import file_violations, plain_database
-from tests.support.invariants_session import Row, SessionRows, epoch_ms, load_session, row_violations, sends_due
+from tests.support.invariants_session import Row, SessionRows, load_session, messages_due, row_violations, sends_due
 
 
 def check_session(root: Path, *, at_rest: bool = False, hostile: bool = False, pruned: bool = False) -> None:
@@ -108,11 +107,9 @@ def _registry_violations(
         return
     # An idle session is looked at again at next_due_at and not before: nothing may be waiting for longer.
     wake = registered["next_due_at"]
-    for message in rows.messages:
-        if message["status"] == MessageStatus.PENDING and message["trigger"]:
-            due = epoch_ms(message["process_after"])
-            if wake is None or due is None or due < wake:
-                yield f"messages_in: {message['id']} is due, and central.db has the session idle until {wake}"
+    for message, due in messages_due(rows.messages):
+        if wake is None or due < wake:
+            yield f"messages_in: {message['id']} is due, and central.db has the session idle until {wake}"
     for row, due in sends_due(rows.delivery_attempts):
         if wake is None or due < wake:
             yield f"delivery_attempts: {row['message_out_id']} is open, and central.db has the session idle until {wake}"

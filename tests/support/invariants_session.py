@@ -240,6 +240,15 @@ def epoch_ms(text: object) -> int | None:
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
 
 
+def messages_due(messages: Iterable[Row]) -> Iterator[tuple[Row, int]]:
+    """When each waiting message has to be looked at (epoch ms, 0 for now): not before one that waits for its next try and
+    holds the later ones back."""
+    waiting = [row for row in messages if row["status"] == MessageStatus.PENDING and row["trigger"]]
+    for row in waiting:
+        holders = [one for one in waiting if one["holds"] and one["seq"] < row["seq"]]
+        yield row, max(epoch_ms(one["process_after"]) or 0 for one in (row, *holders))
+
+
 def sends_due(tracked: Iterable[Row]) -> Iterator[tuple[Row, int]]:
     """When each open answer has to be looked at (epoch ms, 0 for now), where it is not another one's turn.
 
