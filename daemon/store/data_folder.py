@@ -1,9 +1,9 @@
-"""The daemon's data folder: checked, locked against a second daemon, and of a version that this clawbus may touch.
+"""The daemon's data folder: checks it and its version, and locks it against a second daemon.
 
 The folder is 0700: containers, which may run as other users, reach into it only through bind mounts, and a mount needs
-no permission on the folders above it. The lock is flock(2), on the folder itself and on `clawbus.lock`: it ends with the
-process however that ends, and no child inherits it. The folder's lock cannot be removed apart from the data, as the file
-can; the file's keeps out earlier versions, which know no other. The file's text is for people; only the locks count.
+no permission on the folders above it. The lock is flock(2), on the folder itself and on `clawbus.lock`. It is released when the
+process ends, in whatever way, and no child inherits it. The lock file can be removed, but the folder cannot be removed without
+the data; the file's lock keeps out earlier versions, which check no other. The file's text is only for people.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _OURS: Final = (
 
 
 class Layout:
-    """Where things lie in a data folder. Paths only, for the command line too: nothing is opened, made or checked."""
+    """The paths in a data folder, also for the command line. Nothing is opened, created or checked."""
 
     def __init__(self, root: Path) -> None:
         self.root: Final = root
@@ -86,7 +86,7 @@ class Layout:
 
     @property
     def run_dir(self) -> Path:
-        """What only matters while something runs."""
+        """Files that matter only while something runs."""
         return self.root / "run"
 
     @property
@@ -102,7 +102,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who wrote itself into the lock file. `since` is a UTC instant as text."""
+    """The process named in the lock file. `since` is a UTC time as text."""
 
     pid: int
     since: str
@@ -110,7 +110,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class FreeRoom:
-    """What this user can still use of a file system. `inodes` is None where the file system counts none."""
+    """The room that this user has left on a file system. `inodes` is None where the file system does not count them."""
 
     bytes: int
     inodes: int | None
@@ -127,14 +127,14 @@ class FreeRoom:
         return self.bytes < LOW_BYTES or self.few_inodes
 
     def __str__(self) -> str:
-        """For people: what is short is named."""
+        """Return the text for people, which names what is short."""
         if self.few_inodes:
             return f"{self.inodes} inodes (new files; `df -i`) and {self.bytes // 1024**2} MiB are free"
         return f"{self.bytes // 1024**2} MiB are free"
 
 
 def free_room(folder: Path) -> FreeRoom | None:
-    """How much room a folder's file system has; None when it does not say."""
+    """Return the free room on a folder's file system; None if it does not report it."""
     try:
         status = os.statvfs(folder)
     except OSError:
@@ -147,7 +147,7 @@ def free_room(folder: Path) -> FreeRoom | None:
 
 
 class DataFolder(Layout):
-    """An open, locked data folder. `close()` gives the lock back; so does the end of the process.
+    """An open, locked data folder. `close()` releases the lock; so does the end of the process.
 
     `was_open` names what the group or others could read or write until now.
     """
@@ -222,7 +222,7 @@ class DataFolder(Layout):
         return True
 
     def close(self) -> None:
-        """Give the lock back. Safe to call twice. The file stays: without it two daemons could lock two files."""
+        """Release the lock. Safe to call twice. The lock file stays: without it, two daemons could lock two files."""
         lock, self._lock = self._lock, None
         if lock is None:
             return
@@ -234,7 +234,7 @@ class DataFolder(Layout):
 
 
 def read_holder(root: Path) -> Holder | None:
-    """Who says to hold the folder. For people: a daemon that was killed leaves its name behind."""
+    """Return the process named in the lock file, for people only: a daemon that was killed leaves its name there."""
     try:
         loaded: object = json.loads((root / LOCK_NAME).read_bytes()[:4096])
     except (OSError, ValueError):
@@ -310,9 +310,9 @@ def _make_or_check(root: Path) -> None:
 
 
 def check_ours(root: Path, hint: str) -> None:
-    """Somebody's home or project must not be taken for a data folder by a slip of the hand (`--data .`).
+    """Refuse a folder that is not ours, such as somebody's home or project given by mistake (`--data .`).
 
-    Raises DataFolderError with this hint, or PermissionError.
+    Raise DataFolderError with this hint, or PermissionError.
     """
     if (root / VERSION_NAME).exists():
         return
@@ -365,7 +365,7 @@ def _take_lock(root: Path) -> int:
 
 
 def _lies_at(path: Path, descriptor: int) -> bool:
-    """Whether `path` is still what the descriptor was opened on. A data folder may be reached through a link."""
+    """Return whether `path` is still the file that the descriptor was opened on. The path may lead through a link."""
     try:
         found = path.stat(follow_symlinks=path.name != LOCK_NAME)
     except FileNotFoundError:
@@ -396,7 +396,7 @@ def _write_holder(lock: int, clock: Clock) -> None:
 
 
 def _close_to_others(path: Path) -> bool:
-    """Take away what the group and others may do with a file or folder of ours. False when there was nothing to take."""
+    """Remove the permissions of group and others from one of our files or folders. Return False when there were none."""
     try:
         mode = stat.S_IMODE(path.lstat().st_mode)
     except FileNotFoundError:
