@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from daemon.cli.colours import state_style
 from daemon.core.printable import one_line
 
 _PROSE: Final = 24  # a column of several words gets at least this many cells, or all that it needs
@@ -41,7 +42,8 @@ class Listing:
         for column, width in zip(self._columns, widths, strict=True):
             made.add_column(column, overflow="fold", width=width)
         for row in self._rows:
-            made.add_row(*(Text(cell) for cell in row))
+            cells = zip(self._columns, row, strict=True)
+            made.add_row(*(Text(cell, style=state_style(column, cell)) for column, cell in cells))
         return made
 
     def _records(self, width: int) -> Iterator[Text]:
@@ -51,7 +53,9 @@ class Listing:
             yield Text("")
             for column, cell in zip(self._columns, row, strict=True):
                 if cell not in _EMPTY:
-                    yield from named_lines(f"  {column:<{label}}  ", cell, width)
+                    for line in named_lines(f"  {column:<{label}}  ", cell, width):
+                        line.stylize(state_style(column, cell), label + _INDENT)
+                        yield line
 
 
 def column_widths(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:

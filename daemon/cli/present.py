@@ -13,6 +13,7 @@ from typing import Any, Final, TextIO, cast
 from rich.console import Console
 from rich.text import Text
 
+from daemon.cli.colours import state_style
 from daemon.cli.listing import Listing, named_lines
 from daemon.cli.output import Output
 from daemon.core.printable import block, one_line
@@ -108,6 +109,7 @@ def pairs(console: Console, values: Mapping[str, object]) -> None:
     for name, value in values.items():
         shown = "-" if value is None else value
         for line in named_lines(one_line(f"{name:<{width}}  "), one_line(shown), console.width, fold=False):
+            line.stylize(state_style(name, str(shown)), width + 2)
             console.print(line, soft_wrap=True)
 
 
