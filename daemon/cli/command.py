@@ -62,7 +62,7 @@ DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of 
 _OURS: Final = re.compile(r"^clawbus(?= )")  # the command itself, not a path of that name
 _CHAIN: Final = " && "
 _OUTPUT: Final = "CLAWBUS_OUTPUT"
-_IDS: Final = frozenset({"message", "identity", "letter", "letters", "answers"})
+ID_PARAMETERS: Final = frozenset({"message", "identity", "letter", "letters", "answers"})
 _MAY_BE_EMPTY: Final = frozenset({"text", "reason"})
 _RUN: Final = start_command(None)
 LOOK: Final = (NextAction("clawbus logs -n 50", "what it does instead"),)
@@ -363,7 +363,7 @@ def _as_text(name: str, value: object) -> object:
 
 def _whole(invocation: Invocation, name: str, value: object) -> object:
     """Return the ids that short ones mean, for a parameter that takes ids. Raise AmbiguousIdError."""
-    if name not in _IDS:
+    if name not in ID_PARAMETERS:
         return value
     if isinstance(value, list):
         return [_whole(invocation, name, one) for one in cast("list[object]", value)]

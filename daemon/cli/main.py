@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shlex
 import sys
@@ -17,6 +18,7 @@ import typer
 from daemon.cli import (
     backup,
     chat,
+    completion,
     config_check,
     dead,
     delivery,
@@ -119,6 +121,7 @@ def build_app() -> typer.Typer:
         inngest,
         version,
         show_help,
+        completion,
     ):
         module.register(app)
     return app
@@ -139,7 +142,10 @@ def _without_command(ctx: typer.Context, *, show_version: bool) -> None:
 @functools.cache
 def command_tree() -> Callable[..., Any]:
     """Return what parses a command line, made from the tree once."""
-    return typer.main.get_command(build_app())
+    root = typer.main.get_command(build_app())
+    if "_CLAWBUS_COMPLETE" in os.environ:
+        completion.offer_names(root)
+    return root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

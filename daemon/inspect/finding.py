@@ -65,3 +65,14 @@ def whole_id(data_dir: Path, keys: Iterable[Key], part: str) -> str:
             f"{part!r} is a part of {len(meant)} ids: {named}.", hint="Give more of it, or a whole id."
         )
     return meant[0] if meant else part
+
+
+def newest_ids(data_dir: Path, keys: Iterable[Key], limit: int) -> list[str]:
+    """Return the ids of the newest messages and answers of these sessions, `limit` of each kind and session at most."""
+    found: list[str] = []
+    for key in keys:
+        with contextlib.suppress(ClawbusError), open_inbound(folder_of(data_dir, key)) as reader:
+            for table, column in _IDS:
+                rows = table_rows(reader, table, f"SELECT {column} FROM {table} ORDER BY seq DESC LIMIT ?", limit)
+                found += [str(row[0]) for row in rows]
+    return found
