@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from difflib import get_close_matches
+from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import Outcome
+from daemon.cli.man_page import man_page
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +27,7 @@ def help_(
     command: Annotated[
         list[str] | None, typer.Argument(metavar="[COMMAND]...", help="The command's words; none for the list of all.")
     ] = None,
+    man: Annotated[bool, typer.Option("--man", help="The manual page of all commands, for `man -l -`.")] = False,
 ) -> Outcome:
     """Show what a command is for, its options and an example.
 
@@ -33,9 +37,10 @@ def help_(
     Example:
       clawbus help
       clawbus help session show
+      clawbus help --man | man -l -
     """
     context = _context_of(invocation.context.find_root(), command or [])
-    text = str(context.get_help())
+    text = man_page(metadata.version("clawbus"), _every(context)) if man else str(context.get_help())
 
     def people(console: Console) -> None:
         from rich.text import Text  # noqa: PLC0415
@@ -43,6 +48,13 @@ def help_(
         console.print(Text(text), soft_wrap=True)
 
     return Outcome({"help": text}, people)
+
+
+def _every(context: Any) -> Iterator[tuple[str, str]]:
+    """Yield the path and the help of a command and of all below it."""
+    yield context.command_path, str(context.get_help())
+    for name, child in getattr(context.command, "commands", {}).items():
+        yield from _every(context.command.context_class(child, info_name=name, parent=context))
 
 
 def _context_of(context: Any, words: list[str]) -> Any:

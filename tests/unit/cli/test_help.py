@@ -53,3 +53,15 @@ def test_the_list_of_commands_has_each_once_with_its_whole_sentence(
     assert sorted(listed) == sorted(tree.commands)
     assert "..." not in text.split("Begin:")[1]
     assert all(len(line) <= int(columns) for line in text.split("Begin:")[1].splitlines())
+
+
+def test_the_manual_page_has_every_command_and_no_line_of_a_text_is_a_request(cli: CommandLine) -> None:
+    page = cli("help", "--man", "--pretty").out
+    tree: Any = command_tree()
+    for name, command in tree.commands.items():
+        for path in (name, *(f"{name} {child}" for child in getattr(command, "commands", {}))):
+            assert f'.SS "clawbus {path}"'.replace("-", "\\-") in page
+    requests = {line.split()[0] for line in page.splitlines() if line.startswith((".", "'"))}
+    assert requests == {".TH", ".SH", ".SS", ".nf", ".fi"}
+    assert "Use it in a bug report" in page
+    assert "\\-\\-json" in page
