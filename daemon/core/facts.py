@@ -231,6 +231,8 @@ class SessionFacts:
     oldest_held_at: int | None = None
     holder: str | None = None
     holder_sentence: str | None = None
+    crashing: str | None = None  # a message whose container ended several times before it was done, and that waits
+    crashing_sentence: str | None = None
     overdue_answers: int = 0
     oldest_overdue_at: int | None = None
     errors: tuple[str, ...] = ()

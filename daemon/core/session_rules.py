@@ -350,6 +350,25 @@ def _held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )  # fmt: skip
 
 
+def _message_retrying(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Name a message on which the container dies again and again, before it is given up."""
+    if one.crashing is None or _held_back(host, one) is not None:
+        return None
+    named = f"{shlex.quote(one.crashing)} --session {one_word(one.agent, one.session)}"
+    evidence = (
+        f"M{(one.crashing_sentence or 'message')[1:]}.",
+        "Mend what ends the container and retry it; after its last try the message is given up.",
+    )
+    choices = (
+        Choice("to see what its container wrote last", f"clawbus run show {named}"),
+        Choice("to give it up", f"clawbus message cancel {named} --reason 'its container ends each time'"),
+    )
+    return _of(
+        one, "MESSAGE_RETRYING", "Its container ends each time before a message is done.", evidence,
+        f"clawbus message retry {named}", choices=choices,
+    )  # fmt: skip
+
+
 def _delivery_stuck(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     if not one.overdue_answers or one.oldest_overdue_at is None:
         return None
@@ -456,7 +475,7 @@ SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
     (_orphaned_container, _container_gone, _container_restarted, _hot_journal),
     (_restart_policy, _paused),
     (_spawn_failing, _work_waiting, _unclaimed),
-    (_held_back,),
+    (_held_back, _message_retrying),
     (_delivery_stuck, _answers_held_back, _answer_retrying),
     (_dead_letters,),
 )
@@ -466,4 +485,4 @@ BLOCKING: Final[tuple[SessionRule, ...]] = (
     *(_quarantined, _too_new, _files_unreadable),
     *(_spawn_failing, _unclaimed, _held_back),
 )
-PASSABLE: Final[tuple[SessionRule, ...]] = (_answer_retrying, _dead_letters)
+PASSABLE: Final[tuple[SessionRule, ...]] = (_message_retrying, _answer_retrying, _dead_letters)

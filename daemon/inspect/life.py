@@ -40,6 +40,7 @@ def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, A
     lines: list[str] = []
     if seen.incarnation is not None:
         lines = container_lines(found.folder, seen.incarnation, row.get("created_at"), row.get("ended_at"), output)
+    log = lines or _before(found)
     events, errors = read_life(found.folder, seen.message_id, read_limits(config))
     own = [event for event in events if _is_of(event, run)]
     own += _of_container(row, run) + list(turn_events(lines, seen.message_id))
@@ -54,11 +55,21 @@ def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, A
         "deliveries": [event for event in told if str(event["event"]).startswith(("delivered", "delivery_", "dead_"))],
         "container": dict(row) if row else None,
         "container_lives": seen.life.value if seen.incarnation is not None else None,
-        "container_log": lines[-LOG_LINES:],
+        "container_log": log[-LOG_LINES:],
         "daemon_log": daemon_lines(config.data_dir, seen.message_id, seen.incarnation, LOG_LINES),
         "other_runs": [summary(found.key, other) for other in found.runs.runs if other is not run],
         "errors": [*found.runs.errors, *(error for error in errors if error not in found.runs.errors)],
     }
+
+
+def _before(found: Found) -> list[str]:
+    """Return what the container of the try before wrote, for a message that waits for its next one."""
+    before = [run.evidence.incarnation for run in found.runs.runs if run.evidence.incarnation is not None]
+    if found.wanted.evidence.incarnation is not None or not before:
+        return []
+    last = before[-1]
+    row = found.incarnations.get(last, {})
+    return container_lines(found.folder, last, row.get("created_at"), row.get("ended_at"))
 
 
 def _next_try(run: RunRead) -> int | None:

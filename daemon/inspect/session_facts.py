@@ -88,6 +88,8 @@ def recorded_facts(
         oldest_held_at=queues.oldest_held_at,
         holder=queues.holder.message_id if queues.holder is not None else None,
         holder_sentence=queues.holder.sentence if queues.holder is not None else None,
+        crashing=queues.crashing.message_id if queues.crashing is not None else None,
+        crashing_sentence=queues.crashing.sentence if queues.crashing is not None else None,
         claimed=queues.claimed,
         failed=queues.failed,
         dead=queues.dead,

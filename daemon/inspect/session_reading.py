@@ -36,6 +36,7 @@ UNFINISHED: Final = (
     " OR EXISTS (SELECT 1 FROM delivery_attempts WHERE state != 'dead')"
     f" OR EXISTS (SELECT 1 {dead_answers()}) OR EXISTS (SELECT 1 {failed_messages()})"
 )
+_CRASHES: Final = 2  # one may be anybody's: a restart of the host, a container that was killed
 _T = TypeVar("_T")
 
 
@@ -65,6 +66,7 @@ class Queues:
     held: int = 0  # of the pending ones: wait for the holder's next try
     oldest_held_at: int | None = None
     holder: Holder | None = None
+    crashing: Holder | None = None  # the first one whose container ended several times before it was done
     oldest_due_at: int | None = None
     claimed: bool = False  # the host knows of a turn that has not ended
     failed: int = 0
@@ -293,6 +295,8 @@ def _count_due(reader: Reader, rows: Sequence[_Open], now_ms: int, queues: Queue
         if row.until > now_ms:
             if row.holds and queues.holder is None:
                 queues.holder = Holder(row.message_id, row.seq, row.until, _why_later(reader, row))
+            if row.tries >= _CRASHES and queues.crashing is None:
+                queues.crashing = Holder(row.message_id, row.seq, row.until, _why_later(reader, row))
         elif queues.holder is not None:
             held.append(row.since)
         else:

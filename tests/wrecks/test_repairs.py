@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import subprocess
+from functools import partial
 
 import pytest
 
@@ -113,3 +114,28 @@ def test_dead_letters_are_ended_by_either_choice(make_daemon: Make) -> None:
     daemon.post("more", agent="prog", session="s")
     repair(daemon, offered(found(daemon, "DEAD_LETTERS"), " dead drop "))
     eventually("healthy", lambda: not findings(daemon))
+
+
+@pytest.mark.parametrize("way", ["retry", "cancel"])
+def test_a_message_on_which_the_container_dies_again_and_again(make_daemon: Make, way: str) -> None:
+    script = "cat >/dev/null; [ -e mended ] && echo done && exit; echo my heap is gone >&2; sleep 0.5; kill -9 $PPID"
+    daemon = make_daemon(command_agent("frail", ["sh", "-c", script]))
+    daemon.environment = {"CLAWBUS_SWEEP__BACKOFF_BASE_S": "600"}  # it waits for the operator, not for the next try
+    daemon.start()
+    message_id = daemon.post("hello", agent="frail", session="s")
+    life = partial(daemon.life, "frail", "s", message_id)
+    eventually("it died once", lambda: life().count("retry_scheduled") == 1, 60)
+    assert "MESSAGE_RETRYING" not in findings(daemon), "one death may be anybody's"
+    assert daemon.cli("message", "retry", message_id, "--reason", "again").ok
+    eventually("it died twice", lambda: life().count("retry_scheduled") == 2, 60)
+    one = found(daemon, "MESSAGE_RETRYING", 60)
+    assert any("ended before it was done" in line for line in one["evidence"]), one
+    said = daemon.cli(*shlex.split(offered(one, "run show"))[1:])
+    assert any("my heap is gone" in line for line in said.result["container_log"]), said.result["container_log"]
+    (listed,) = daemon.cli("session", "list").result["sessions"]
+    assert "before a message is done" in listed["explanation"]
+    (daemon.data / "agents" / "frail" / "mended").touch()
+    repair(daemon, one["command"] if way == "retry" else offered(one, "cancel"))
+    if way == "retry":
+        assert daemon.answer(message_id, agent="frail", session="s") == {"text": "done"}
+    healthy(daemon)
