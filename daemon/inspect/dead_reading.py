@@ -133,6 +133,7 @@ def _failed(reader: Reader, row: sqlite3.Row) -> dict[str, Any]:
     detail: Mapping[str, Any] = event.get("detail") or {}
     names = row.keys()
     address = [row[name] for name in ("channel_type", "platform_id", "thread_id") if name in names]
+    code = detail.get("code") or ("FAILED" if row["status"] == "failed" else None)
     return {
         "kind": "in",
         "id": row["id"],
@@ -140,10 +141,15 @@ def _failed(reader: Reader, row: sqlite3.Row) -> dict[str, Any]:
         "arrived_at": from_text(row["timestamp"]),
         "at": event.get("at") or from_text(row["timestamp"]),
         "where": "/".join(str(part) for part in address if part) or None,
-        "code": detail.get("code") or ("FAILED" if row["status"] == "failed" else None),
+        "code": code,
         "reason": _line(detail.get("reason") or detail.get("error")),
-        "attempts": row["tries"],
+        "attempts": attempts_of(row["tries"], code),
     }
+
+
+def attempts_of(tries: int, code: str | None) -> int:
+    """Return how often a message was worked on. `tries` counts the containers that died, not the turn that failed."""
+    return tries + (code == "AGENT_FAILED")
 
 
 def _dead(reader: Reader, row: sqlite3.Row) -> dict[str, Any]:
