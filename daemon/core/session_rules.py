@@ -33,7 +33,8 @@ def _quarantined(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     summary = "The session is in quarantine."
     if _is_broken(one.errors):  # released, it would be in quarantine again at once
         command = f"clawbus session show {_two(one)}"
-        return _of(one, "QUARANTINED", summary, evidence, command, choices=_ways_out(one))
+        back = f"Once its files are back in place, `clawbus session release {_two(one)}` ends it."
+        return _of(one, "QUARANTINED", summary, (evidence[0], back, *one.errors), command, choices=_ways_out(one))
     command = _anew(one) if _is_hostile(one.errors) else f"clawbus session release {_two(one)}"
     return _of(one, "QUARANTINED", summary, evidence, command)
 
