@@ -13,13 +13,13 @@ from typing import Final
 
 import anyio
 
+from bench.bus import make_session, noop, open_house, receipts, say
 from bench.figures import Curve, Figure, Of, Result, Target
 from bench.floor import commit_times, rows_per_second
-from bench.house import make_session, noop, open_house, receipts, say
 from bench.settings import Settings
 from bench.spread import median, noise, spread
 from bench.stage import BenchFailed
-from daemon.app.house import House
+from daemon.app.bus import Bus
 
 _ROWS: Final = 10_000
 _REPEATS: Final = 5
@@ -43,16 +43,16 @@ class Drained:
     cpu_us: float
 
 
-async def drain_once(house: House, name: str, rows: int, places: int) -> Drained:
+async def drain_once(bus: Bus, name: str, rows: int, places: int) -> Drained:
     """Deliver `rows` answers of a session of its own. Raises BenchFailed when one has no receipt."""
-    session = await make_session(house, name)
+    session = await make_session(bus, name)
     await session.call(partial(say, session.files, rows, places))
-    before = noop(house).count
+    before = noop(bus).count
     began, cpu_began = time.perf_counter(), time.process_time()
-    house.delivery.poke(session)
+    bus.delivery.poke(session)
     with anyio.move_on_after(_LONGEST_S):
-        await noop(house).until(before + rows)
-        while house.delivery.senders:  # noqa: ASYNC110 - the last receipts; nobody tells of them
+        await noop(bus).until(before + rows)
+        while bus.delivery.senders:  # noqa: ASYNC110 - the last receipts; nobody tells of them
             await anyio.sleep(_LOOK_S)
     seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
     found = await session.call(lambda: receipts(session.files))
@@ -63,18 +63,16 @@ async def drain_once(house: House, name: str, rows: int, places: int) -> Drained
 
 async def drain(data: Path, rows: int, repeats: int, places: int) -> list[Drained]:
     """Each repetition; the first one warms up and is not told."""
-    async with open_house(data) as house:
-        await drain_once(house, "warm", max(rows // 10, 10), places)
-        return [await drain_once(house, f"drain-{number}", rows, places) for number in range(repeats)]
+    async with open_house(data) as bus:
+        await drain_once(bus, "warm", max(rows // 10, 10), places)
+        return [await drain_once(bus, f"drain-{number}", rows, places) for number in range(repeats)]
 
 
 async def drain_piles(data: Path, piles: Sequence[int]) -> Curve:
     """Rows a second against the pile's size, each in a session of its own."""
-    async with open_house(data) as house:
-        await drain_once(house, "warm", piles[0], 1)
-        points = [
-            (float(rows), (await drain_once(house, f"pile-{rows}", rows, 1)).rate) for rows in dict.fromkeys(piles)
-        ]
+    async with open_house(data) as bus:
+        await drain_once(bus, "warm", piles[0], 1)
+        points = [(float(rows), (await drain_once(bus, f"pile-{rows}", rows, 1)).rate) for rows in dict.fromkeys(piles)]
     return Curve("one destination", tuple(points))
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from bench.bus import accept_question, fill_history, look, runner_look
 from bench.figures import Curve, Figure, Of, Result, Target
-from bench.house import accept_question, fill_history, look, runner_look
 from bench.settings import Settings
 from bench.spread import Spread, noise, spread
 from daemon.store.session_files import SessionFiles

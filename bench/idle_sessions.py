@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench.bus import fill_history, know_outbound, register_idle, session_name
 from bench.figures import Curve, Figure, Of, Result, Target
-from bench.house import fill_history, know_outbound, register_idle, session_name
 from bench.settings import Settings
 from bench.spread import median
 from bench.stage import ECHO, BenchFailed, BenchStage

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, cast
 
-from bench.house import session_name
+from bench.bus import session_name
 from bench.stage import ECHO, BenchFailed, BenchStage
 from schema.errors import ClawbusError
 

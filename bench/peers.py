@@ -20,10 +20,10 @@ import anyio
 from huey.storage import SqliteStorage  # pyright: ignore[reportMissingTypeStubs] - it has none
 from persistqueue import SQLiteAckQueue
 
+from bench.bus import accept_many, open_house
 from bench.drain import drain_once
 from bench.figures import Figure, Result
 from bench.floor import commit_times
-from bench.house import accept_many, open_house
 from bench.settings import Settings
 from bench.spread import median, noise, spread
 
@@ -125,13 +125,13 @@ async def own_rate(data: Path, messages: int, repeats: int) -> Rate:
     """The bus's own: messages through its ingress one after the other, answers through its delivery."""
     put: list[float] = []
     take: list[float] = []
-    async with open_house(data) as house:
-        await accept_many(house, "warm", max(1, messages // 10))
+    async with open_house(data) as bus:
+        await accept_many(bus, "warm", max(1, messages // 10))
         for number in range(repeats):
             began = time.perf_counter()
-            await accept_many(house, f"put-{number}", messages)
+            await accept_many(bus, f"put-{number}", messages)
             put.append(messages / (time.perf_counter() - began))
-            take.append((await drain_once(house, f"take-{number}", messages, 1)).rate)
+            take.append((await drain_once(bus, f"take-{number}", messages, 1)).rate)
     return Rate(tuple(put), tuple(take))
 
 

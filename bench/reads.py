@@ -18,8 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from bench.bus import Odd, make_odd, records_of_idle, register_idle, session_name
 from bench.figures import Figure, Of, Result, Target
-from bench.house import Odd, make_odd, records_of_idle, register_idle, session_name
 from bench.idle_sessions import make_sessions
 from bench.settings import Settings
 from bench.spread import median

@@ -11,9 +11,9 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final
 
+from bench.bus import fill_history
 from bench.figures import Curve, Figure, Result
 from bench.floor import commit_times
-from bench.house import fill_history
 from bench.settings import Settings
 from bench.spread import noise, spread
 from container_runner.retention import Retention

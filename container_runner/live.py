@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import anyio
 
 from container_runner.heartbeat import Heartbeat
-from container_runner.providers.protocol import Silence, TurnMessage
+from container_runner.providers.protocol import DeclaredTimeout, TurnMessage
 
-SetTool = Callable[[Silence | None, int], Awaitable[None]]
+SetTool = Callable[[DeclaredTimeout | None, int], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class TurnProgress:
         heartbeat: Heartbeat,
         set_tool: SetTool,
         now_ms: Callable[[], int],
-        silence: Silence | None,
+        silence: DeclaredTimeout | None,
         log: Callable[[str], None],
     ) -> None:
         self.follow_ups_inbox = FollowUps()
@@ -69,9 +69,9 @@ class TurnProgress:
         self._heartbeat.touch()
         if timeout_s is None and self._silence is not None:
             # It may take the rest of the turn's timeout, so its start is the turn's start.
-            await self._set_tool(Silence(name, self._silence.timeout_s), self._began_at)
+            await self._set_tool(DeclaredTimeout(name, self._silence.timeout_s), self._began_at)
         else:
-            await self._set_tool(Silence(name, timeout_s), self._now_ms())
+            await self._set_tool(DeclaredTimeout(name, timeout_s), self._now_ms())
 
     async def tool_ended(self) -> None:
         """Record again what the provider declared for the whole turn."""

@@ -19,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 
 from container_runner.heartbeat import Heartbeat
 from container_runner.live import TurnProgress
-from container_runner.providers.protocol import Answer, Provider, Silence, Turn, TurnMessage
+from container_runner.providers.protocol import Answer, DeclaredTimeout, Provider, Turn, TurnMessage
 from container_runner.replies import Plan, failure_replies, plan_replies
 from container_runner.retention import Retention
 from container_runner.shared.children import Children
@@ -426,7 +426,7 @@ class Runner:
         open_detail = self._settings.error_detail == "sender"
         return failure_replies(failure, messages, batch.routing, open_detail=open_detail)
 
-    async def _show_tool(self, log: FilteringBoundLogger, tool: Silence | None, started_at: int) -> None:
+    async def _show_tool(self, log: FilteringBoundLogger, tool: DeclaredTimeout | None, started_at: int) -> None:
         """Record the tool in outbound.db, from which the host judges the turn, and in the log, for whoever reads it later."""
         if tool is None or tool == self._provider.silence:
             log.info("tool_ended")

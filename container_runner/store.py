@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from container_runner.providers.protocol import Destination, Silence, TurnMessage
+from container_runner.providers.protocol import DeclaredTimeout, Destination, TurnMessage
 from container_runner.replies import Reply
 from container_runner.shared.errors import ClaimLostError, InboundUnreadableError
 from schema.bell import ring
@@ -132,7 +132,7 @@ class Store:
         limit: int,
         *,
         first_poll: bool,
-        silence: Silence | None = None,
+        silence: DeclaredTimeout | None = None,
         solo: Collection[str] = frozenset(),
         joins: bool = False,
     ) -> Batch | None:
@@ -236,7 +236,7 @@ class Store:
                 "DELETE FROM processing_ack WHERE status = 'processing' AND incarnation = ?", (self._incarnation,)
             )
 
-    def set_tool(self, tool: Silence | None, started_at: int) -> None:
+    def set_tool(self, tool: DeclaredTimeout | None, started_at: int) -> None:
         """Record the tool in flight since `started_at` (epoch milliseconds), or None for no tool."""
         with open_owner(self._outbound, Role.OUTBOUND) as db, db.transaction():
             self._set_tool(db, tool, started_at)
@@ -358,7 +358,7 @@ class Store:
                     (key, value, now),
                 )
 
-    def _set_tool(self, db: Writer, tool: Silence | None, started_at: int | None = None) -> None:
+    def _set_tool(self, db: Writer, tool: DeclaredTimeout | None, started_at: int | None = None) -> None:
         now = self.now_ms()
         declared = None if tool is None or tool.timeout_s is None else int(tool.timeout_s * 1000)
         started = None if tool is None else to_text(now if started_at is None else started_at)

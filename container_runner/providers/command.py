@@ -20,7 +20,7 @@ from anyio.abc import ByteReceiveStream, ByteSendStream, Process
 
 from container_runner.providers.error_output import ErrorOutput, last_words, own_reason
 from container_runner.providers.lines import Event, OutputParser, ProgressNote, ToolStart
-from container_runner.providers.protocol import Answer, Progress, ProviderContext, Silence, Turn
+from container_runner.providers.protocol import Answer, DeclaredTimeout, Progress, ProviderContext, Turn
 from container_runner.shared.errors import (
     AnswerTooLargeError,
     CannotStartError,
@@ -59,7 +59,7 @@ class CommandProvider:
         self._cwd = context.agent_folder if context.agent_folder.is_dir() else None
         self._environ = program_environment(context.environ, sys.prefix)
         # Killing the program also takes time without any progress, so include it.
-        self.silence: Silence | None = Silence("command", self._timeout_s + _TERM_WAIT_S)
+        self.silence: DeclaredTimeout | None = DeclaredTimeout("command", self._timeout_s + _TERM_WAIT_S)
 
     async def run(self, turn: Turn, progress: Progress) -> Answer:
         """Run the program and return its answer. Raise a TurnFailedError; when cancelled, kill the program first."""

@@ -7,10 +7,10 @@ from typing import cast
 
 from container_runner.providers.protocol import (
     Answer,
+    DeclaredTimeout,
     OutMessage,
     Progress,
     ProviderContext,
-    Silence,
     Turn,
     TurnMessage,
 )
@@ -20,7 +20,7 @@ class EchoProvider:
     """Answers with the texts of the turn's triggers, one per line."""
 
     accepts_follow_ups = False
-    silence: Silence | None = None
+    silence: DeclaredTimeout | None = None
 
     def __init__(self, context: ProviderContext) -> None:
         pass

@@ -134,7 +134,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Silence:
+class DeclaredTimeout:
     """Declares that a provider shows no progress during a turn, as a tool does: its name, and the seconds it may take."""
 
     name: str
@@ -169,7 +169,7 @@ class Provider(Protocol):
     """Runs one kind of agent, one turn at a time."""
 
     accepts_follow_ups: bool
-    silence: Silence | None
+    silence: DeclaredTimeout | None
 
     async def run(self, turn: Turn, progress: Progress) -> Answer:
         """Work on the turn. May be cancelled at any await, and must then leave no process behind."""

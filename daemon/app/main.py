@@ -1,6 +1,6 @@
 """The daemon's start-up, signal handling and orderly shutdown. One task group owns one named task for each loop.
 
-`house.py` builds and wires what is started here. This file makes no other decisions. Stopping the daemon kills no agent.
+`bus.py` builds and wires what is started here. This file makes no other decisions. Stopping the daemon kills no agent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from daemon.api.api import build_api
 from daemon.api.daemon_operations import DaemonOperations
 from daemon.api.events import EventHub, events_route
 from daemon.api.reloading import Reloaded, reload_route
-from daemon.app.house import House, Overrides
+from daemon.app.bus import Bus, Overrides
 from daemon.app.signals import RELOAD, SignalInbox
 from daemon.channels.running import run_channel, run_channels
 from daemon.config.models import Config
@@ -139,35 +139,35 @@ async def _main(
     pulse = Pulse(clock)
     # A sweep waits for its slowest session, which may take its whole timeout.
     pulse.register("sweep", _SWEEP_ALLOWED_S + config.sweep.session_timeout_s)
-    house = House(config, folder, runtime, install_id, clock, pulse, Overrides(registry=registry))
-    monitoring = Monitoring(house.watched(), house.telemetry)
+    bus = Bus(config, folder, runtime, install_id, clock, pulse, Overrides(registry=registry))
+    monitoring = Monitoring(bus.watched(), bus.telemetry)
     log.info("daemon_starting", data=str(config.data_dir), runtime=runtime.name, pid=os.getpid())
     try:
         async with anyio.create_task_group() as tasks:
             with signals.interruptible_start() as starting:
                 tasks.start_soon(_keep_lock, folder, clock, name="data folder lock")
                 await _bring_up(
-                    house,
+                    bus,
                     tasks,
                     monitoring,
-                    partial(_reload_as_asked, house, pipeline, notifier, reload),
+                    partial(_reload_as_asked, bus, pipeline, notifier, reload),
                     pipeline,
                     pulse,
                     notifier,
                 )
             if not starting.cancelled_caught:
-                await _serve_signals(house, pipeline, notifier, reload, signals, tasks)
+                await _serve_signals(bus, pipeline, notifier, reload, signals, tasks)
             notifier.stopping()
-            left = len(house.supervisor.alive())
+            left = len(bus.supervisor.alive())
             hint = {"hint": "`clawbus session kill --all` ends them, too"} if left else {}
             log.info("daemon_stopping", containers_left_running=left, **hint)
             monitoring.health.started = False
-            await stop_house(house, tasks, _SHUTDOWN_GRACE_S)
+            await stop_bus(bus, tasks, _SHUTDOWN_GRACE_S)
     finally:
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(_SHUTDOWN_GRACE_S):
                 await runtime.aclose()
-            await house.telemetry.tracer.aclose()
+            await bus.telemetry.tracer.aclose()
     log.info("daemon_stopped")
 
 
@@ -195,7 +195,7 @@ async def _keep_lock(folder: DataFolder, clock: Clock) -> None:
 
 
 async def _bring_up(
-    house: House,
+    bus: Bus,
     tasks: anyio.abc.TaskGroup,
     monitoring: Monitoring,
     reload_now: Callable[[], Reloaded],
@@ -204,73 +204,73 @@ async def _bring_up(
     notifier: Notifier,
 ) -> None:
     """Start everything, then report readiness in the log, at /readyz and to systemd."""
-    config = house.config
+    config = bus.config
     await tasks.start(monitoring.run, config.telemetry.listen, name="monitoring")
-    operations = await _start(house, tasks)
+    operations = await _start(bus, tasks)
     events = EventHub()
     pipeline.listen(events.publish)
     routes = [*monitoring.routes, events_route(events), reload_route(reload_now)]
     api = build_api(operations, routes)
     await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
-    tasks.start_soon(Watchdog(pulse, notifier, house.status_line).run, name="watchdog")
+    tasks.start_soon(Watchdog(pulse, notifier, bus.status_line).run, name="watchdog")
     # The objects made so far live as long as the process. Without this, every full collection walks them: a 50 ms pause.
     gc.collect()
     gc.freeze()
     monitoring.health.started = True
-    notifier.ready(house.status_line())
+    notifier.ready(bus.status_line())
     structlog.get_logger("daemon").info(
-        "daemon_ready", socket=str(config.control_socket), agents=sorted(house.agents),
-        channels=sorted(house.channels), active_sessions=len(house.sessions),
+        "daemon_ready", socket=str(config.control_socket), agents=sorted(bus.agents),
+        channels=sorted(bus.channels), active_sessions=len(bus.sessions),
     )  # fmt: skip
 
 
-async def stop_house(house: House, tasks: anyio.abc.TaskGroup, grace_s: float) -> None:
+async def stop_bus(bus: Bus, tasks: anyio.abc.TaskGroup, grace_s: float) -> None:
     """Start nothing new, let running sends finish within `grace_s` seconds, cancel every task. Containers keep running."""
-    house.supervisor.close()
-    await house.delivery.close(grace_s)
+    bus.supervisor.close()
+    await bus.delivery.close(grace_s)
     tasks.cancel_scope.cancel()
 
 
-async def _start(house: House, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
+async def _start(bus: Bus, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     """Start every loop: first those that deliver and repair, then those that run agents, last those that accept messages."""
     channels_run = anyio.Event()
-    await tasks.start(house.background.run, name="background")
-    await tasks.start(house.delivery.run, channels_run, name="delivery")
-    for key in await house.sessions.finish_deletions():
+    await tasks.start(bus.background.run, name="background")
+    await tasks.start(bus.delivery.run, channels_run, name="delivery")
+    for key in await bus.sessions.finish_deletions():
         structlog.get_logger("daemon").info("session_deletion_finished", agent=key.agent, session=key.session)
-    await house.sessions.find_lost()
-    for row in await house.sessions.central(lambda registry: registry.with_work()):
+    await bus.sessions.find_lost()
+    for row in await bus.sessions.central(lambda registry: registry.with_work()):
         if row.active:
-            house.sessions.adopt(row)
+            bus.sessions.adopt(row)
         elif row.next_due_at is not None:
-            house.schedule.at(row.key, row.next_due_at)
-    await tasks.start(house.watch.run, name="watch")
-    await _check_runtime(house)
-    await tasks.start(house.supervisor.run, house.keeper, name="supervisor")
-    await tasks.start(house.sweeper.run, name="sweep")
-    tasks.start_soon(house.schedule.run, house.sweeper.poke, name="schedule")
+            bus.schedule.at(row.key, row.next_due_at)
+    await tasks.start(bus.watch.run, name="watch")
+    await _check_runtime(bus)
+    await tasks.start(bus.supervisor.run, bus.keeper, name="supervisor")
+    await tasks.start(bus.sweeper.run, name="sweep")
+    tasks.start_soon(bus.schedule.run, bus.sweeper.poke, name="schedule")
     running = {
-        name: partial(run_channel, name, channel, house.ingress.accept, house.problems.channels, house.clock)
-        for name, channel in house.channels.items()
+        name: partial(run_channel, name, channel, bus.ingress.accept, bus.problems.channels, bus.clock)
+        for name, channel in bus.channels.items()
     }
-    await tasks.start(partial(run_channels, running, house.problems.channels, house.clock), name="channels")
+    await tasks.start(partial(run_channels, running, bus.problems.channels, bus.clock), name="channels")
     channels_run.set()
-    tasks.start_soon(house.retention.run, name="retention")
-    tasks.start_soon(house.verification.run, name="verification")
-    return house.operations()
+    tasks.start_soon(bus.retention.run, name="retention")
+    tasks.start_soon(bus.verification.run, name="verification")
+    return bus.operations()
 
 
-async def _check_runtime(house: House) -> None:
+async def _check_runtime(bus: Bus) -> None:
     """Log unusable images now instead of at the first spawn. Neither a missing image nor a missing Docker is fatal."""
     try:
-        for error in await house.supervisor.look_at_images():
+        for error in await bus.supervisor.check_images():
             structlog.get_logger("daemon").error("image_unusable", error=str(error), hint=error.hint)
     except RuntimeUnavailableError:
         return  # the supervisor logs it when it adopts containers, and keeps trying
 
 
 async def _serve_signals(
-    house: House,
+    bus: Bus,
     pipeline: LogPipeline,
     notifier: Notifier,
     reload: Callable[[], Config] | None,
@@ -287,8 +287,8 @@ async def _serve_signals(
         if number != RELOAD:
             return
         notifier.reloading()
-        _reload(house, pipeline, reload)
-        notifier.ready(house.status_line())
+        _reload(bus, pipeline, reload)
+        notifier.ready(bus.status_line())
         if signals.has_terminal:
             tasks.start_soon(_await_terminal_end, signals, name="terminal")
 
@@ -303,24 +303,24 @@ async def _await_terminal_end(signals: SignalInbox) -> None:
 
 
 def _reload_as_asked(
-    house: House, pipeline: LogPipeline, notifier: Notifier, reload: Callable[[], Config] | None
+    bus: Bus, pipeline: LogPipeline, notifier: Notifier, reload: Callable[[], Config] | None
 ) -> Reloaded:
     """Reload for a client that waits for the outcome. Raise what refused it."""
     notifier.reloading()
     try:
-        return reload_config(house, pipeline, reload or (lambda: house.config))
+        return reload_config(bus, pipeline, reload or (lambda: bus.config))
     finally:
-        notifier.ready(house.status_line())
+        notifier.ready(bus.status_line())
 
 
-def _reload(house: House, pipeline: LogPipeline, reload: Callable[[], Config] | None) -> None:
+def _reload(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config] | None) -> None:
     """Reload at SIGHUP, where nobody waits for an answer: the log has it."""
     with suppress(Exception):  # a reload that fails changes nothing, and ends nothing
         if reload is not None:
-            reload_config(house, pipeline, reload)
+            reload_config(bus, pipeline, reload)
 
 
-def reload_config(house: House, pipeline: LogPipeline, reload: Callable[[], Config]) -> Reloaded:
+def reload_config(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config]) -> Reloaded:
     """Take over agents and the log level; everything else needs a restart. A broken file changes nothing, and is raised."""
     log = structlog.get_logger("daemon")
     try:
@@ -332,12 +332,12 @@ def reload_config(house: House, pipeline: LogPipeline, reload: Callable[[], Conf
         log.exception("reload_raised")
         raise
     pipeline.set_level(config.logs.level)
-    house.agents.clear()
-    house.agents.update(config.agents)
+    bus.agents.clear()
+    bus.agents.update(config.agents)
     taken_over = {"agents": True, "logs": {"level"}}
-    old = house.config.model_dump(exclude=taken_over)
+    old = bus.config.model_dump(exclude=taken_over)
     restart = sorted(key for key, value in config.model_dump(exclude=taken_over).items() if value != old[key])
     # What was asked for and not done is a warning: the operator believes that it holds now.
     say = log.warning if restart else log.info
-    say("config_reloaded", agents=sorted(house.agents), level=config.logs.level, restart_needed_for=restart)
-    return Reloaded(tuple(sorted(house.agents)), config.logs.level, tuple(restart))
+    say("config_reloaded", agents=sorted(bus.agents), level=config.logs.level, restart_needed_for=restart)
+    return Reloaded(tuple(sorted(bus.agents)), config.logs.level, tuple(restart))

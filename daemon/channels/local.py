@@ -43,7 +43,7 @@ class LocalSettings(BaseModel):
 class LocalChannel:
     """The local channel. The channel registry always builds it.
 
-    `deliver`, `deliver_many`, `read` and the waits also work before and after `run`; `deliver_here` returns None then.
+    `deliver`, `deliver_many`, `read` and the waits also work before and after `run`; `deliver_inline` returns None then.
     """
 
     Settings: ClassVar[type[BaseModel]] = LocalSettings
@@ -105,7 +105,7 @@ class LocalChannel:
         entries, refused = self._entries(messages)
         return _results(await self._group.put_many(entries), refused)
 
-    def deliver_here(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
+    def deliver_inline(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
         """Deliver in the calling thread. Return None when the channel is not running or the file stays busy.
 
         Waiting clients are woken through the event loop.

@@ -172,13 +172,13 @@ class ManyChannel(Protocol):
 
 
 @runtime_checkable
-class OwnChannel(Protocol):
+class InlineChannel(Protocol):
     """A channel that is its own receiver and stores in a file of the daemon. Used only if the channel deduplicates.
 
     Intent, send and receipt can then happen in one worker thread: a switch back to the event loop costs half a commit.
     """
 
-    def deliver_here(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
+    def deliver_inline(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
         """Do what `deliver_many` does, in the calling thread, which is never the event loop's. Return failures, do not raise.
 
         Return None when it would have to wait long for another thread; the messages are then delivered the ordinary way.

@@ -242,7 +242,7 @@ def _find(invocation: Invocation, letter: str) -> tuple[str, str]:
 
 def _read(invocation: Invocation, ask: Callable[[ControlClient], T], look: Callable[[], T]) -> tuple[T, str]:
     """Return a report and its source: from the daemon, or from the files when it is down or hangs."""
-    from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
+    from daemon.cli.daemon_status import daemon_or_files  # noqa: PLC0415
 
     return daemon_or_files(invocation, ask, look)
 

@@ -41,11 +41,11 @@ def doctor(
     Example:
       clawbus doctor
     """
-    from daemon.cli.daemon_word import daemon_word  # noqa: PLC0415
+    from daemon.cli.daemon_status import daemon_status  # noqa: PLC0415
     from daemon.inspect.doctor import Doctor  # noqa: PLC0415 - the runtimes
 
     named = pair(session, None) if session is not None else None
-    found = Doctor(invocation.config, SystemClock(), lambda: daemon_word(invocation)).examine(named)
+    found = Doctor(invocation.config, SystemClock(), lambda: daemon_status(invocation)).examine(named)
     found.diagnoses = [here(invocation, one) for one in found.diagnoses]
     result: dict[str, Any] = {
         "source": "daemon" if found.daemon.value == "up" else "files",

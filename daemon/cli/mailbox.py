@@ -81,7 +81,7 @@ def _follow(invocation: Invocation, name: str, after: int, limit: int) -> None:
 
 
 def _read(invocation: Invocation, name: str, after: int, limit: int, wait_s: float) -> tuple[list[MailboxEntry], str]:
-    from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
+    from daemon.cli.daemon_status import daemon_or_files  # noqa: PLC0415
 
     def look() -> list[MailboxEntry]:
         from daemon.inspect.reports import mailbox_entries  # noqa: PLC0415

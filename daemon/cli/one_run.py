@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from daemon.cli.command import Invocation
-from daemon.cli.daemon_word import daemon_word
+from daemon.cli.daemon_status import daemon_status
 from daemon.cli.doctor import here
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import pair
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def one_run(invocation: Invocation, identity: str, session: str | None) -> Outcome:
     """Show the run of this id, or this message's latest run; name the message's other runs."""
     clock = SystemClock()
-    word = daemon_word(invocation)
+    word = daemon_status(invocation)
     runs = Runs(invocation.config, clock, synced=word.state is DaemonState.UP)
     found = runs.find(identity, pair(session, None) if session is not None else None)
     life = life_of(invocation.config, found, runs.install_id)
@@ -55,7 +55,7 @@ def _is_fine(found: Found, life: Mapping[str, Any]) -> bool:
 
 def _explain(invocation: Invocation, found: Found) -> list[Diagnosis]:
     """Return what is wrong with the run, its session and the host."""
-    doctor = Doctor(invocation.config, SystemClock(), lambda: daemon_word(invocation))
+    doctor = Doctor(invocation.config, SystemClock(), lambda: daemon_status(invocation))
     message_id = found.wanted.evidence.message_id
     every = doctor.examine(found.key).diagnoses
     ours = [one for one in every if one.agent is None or one.message_id in (None, message_id)]

@@ -43,7 +43,7 @@ def runs(
       clawbus run list --status running
       clawbus run list --agent echo --since 2h
     """
-    from daemon.cli.daemon_word import daemon_word  # noqa: PLC0415
+    from daemon.cli.daemon_status import daemon_status  # noqa: PLC0415
     from daemon.cli.durations import since_ms  # noqa: PLC0415
     from daemon.core.facts import DaemonState  # noqa: PLC0415
     from daemon.inspect.runs import RunQuery, Runs  # noqa: PLC0415 - the runtimes
@@ -57,7 +57,7 @@ def runs(
         since=since_ms(since, clock.now_ms()) if since is not None else None,
         limit=limit,
     )
-    state = daemon_word(invocation).state
+    state = daemon_status(invocation).state
     found = Runs(invocation.config, clock, synced=state is DaemonState.UP).newest(query)
     result: dict[str, Any] = {"source": "files", "daemon": state.value, **found}
     steps: tuple[NextAction, ...] = ()

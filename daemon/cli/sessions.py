@@ -32,7 +32,7 @@ def sessions(
     Example:
       clawbus session list --agent echo --state waiting
     """
-    from daemon.cli.daemon_word import daemon_or_files  # noqa: PLC0415
+    from daemon.cli.daemon_status import daemon_or_files  # noqa: PLC0415
 
     def look() -> list[dict[str, Any]]:
         from daemon.inspect.reports import sessions_report  # noqa: PLC0415

@@ -51,7 +51,7 @@ def status(invocation: Invocation) -> Outcome:
 
 def read_status(invocation: Invocation) -> tuple[dict[str, Any], str]:
     """Return the report, and whether it is of the `daemon` or the `files`. Raise DataFolderError, ConfigError."""
-    from daemon.cli.daemon_word import PATIENCE_S  # noqa: PLC0415
+    from daemon.cli.daemon_status import PATIENCE_S  # noqa: PLC0415
 
     versions = {"versions": _versions(), "runtime": invocation.config.runtime.kind}
     try:

@@ -92,7 +92,7 @@ def _sweep(invocation: Invocation, scope: Scope, reason: str | None, *, apply: b
     from daemon.config.policies import read_limits  # noqa: PLC0415
     from daemon.inspect.central_reading import read_central  # noqa: PLC0415
     from daemon.inspect.idle_check import IdleSessions  # noqa: PLC0415
-    from daemon.maintenance.stale_drive import Drive  # noqa: PLC0415
+    from daemon.maintenance.stale_drive import StaleSweep  # noqa: PLC0415
     from daemon.store.dead_letters import Operator  # noqa: PLC0415
 
     def tell(step: Mapping[str, Any]) -> None:
@@ -103,7 +103,7 @@ def _sweep(invocation: Invocation, scope: Scope, reason: str | None, *, apply: b
         config = invocation.config
         central = read_central(config.data_dir)
         idle = IdleSessions(config.data_dir, central, read_limits(config), SystemClock().now_ms())
-        drive = Drive(access, scope, tell, apply=apply, is_idle=idle.covers)
+        drive = StaleSweep(access, scope, tell, apply=apply, is_idle=idle.covers)
         try:
             drive.run(Operator(user(), reason), canary_s=canary_s)
         except ClawbusError as refusal:

@@ -131,7 +131,7 @@ class Defer:
 
 
 @dataclass(frozen=True, slots=True)
-class Bury:
+class DeadLetterDecision:
     """A dead letter at once. `reason` is its code: one of Reason, or the channel's own."""
 
     candidate: Candidate
@@ -140,7 +140,7 @@ class Bury:
     address: Address | None = None
 
 
-Decision = Send | Queue | Defer | Bury
+Decision = Send | Queue | Defer | DeadLetterDecision
 
 
 def plan(candidates: Iterable[Candidate], rules: Rules) -> list[Decision]:
@@ -154,7 +154,7 @@ def plan(candidates: Iterable[Candidate], rules: Rules) -> list[Decision]:
             room -= 1
             if room < 0:
                 error = "too many answers of this session wait for a time of their own (delivery.max_scheduled_answers)"
-                decision = Bury(candidate, Reason.TOO_MANY_SCHEDULED, error, decision.address)
+                decision = DeadLetterDecision(candidate, Reason.TOO_MANY_SCHEDULED, error, decision.address)
         found.append((candidate.row.seq, decision))
         if isinstance(decision, Defer) or (isinstance(decision, Send) and not _batches(decision.address, rules)):
             held.add(decision.address.key)
@@ -171,19 +171,19 @@ def _turn(candidate: Candidate, rules: Rules) -> tuple[bool, int]:
 
 def _decide(candidate: Candidate, rules: Rules, held: set[str]) -> Decision:
     if candidate.gone:
-        return Bury(candidate, Reason.ROW_GONE, "the row is no longer in outbound.db")
+        return DeadLetterDecision(candidate, Reason.ROW_GONE, "the row is no longer in outbound.db")
     refused = _refuse_row(candidate, rules)
     if refused is not None:
         return refused
     address = _address(candidate, rules)
-    if isinstance(address, Bury):
+    if isinstance(address, DeadLetterDecision):
         return address
     row = candidate.row
     if candidate.state is None and row.deliver_after is not None and row.deliver_after > rules.now:
         if row.deliver_after - rules.now > rules.max_ahead_ms:
             days = rules.max_ahead_ms / 86_400_000
             error = f"deliver_after is more than {days:g} days away (delivery.max_ahead_s)"
-            return Bury(candidate, Reason.TOO_FAR_AHEAD, error, address)
+            return DeadLetterDecision(candidate, Reason.TOO_FAR_AHEAD, error, address)
         return Queue(candidate, address, row.deliver_after)
     if address.key in held:
         return Queue(candidate, address, None)
@@ -197,32 +197,34 @@ def _decide(candidate: Candidate, rules: Rules, held: set[str]) -> Decision:
     in_doubt = candidate.state is DeliveryState.INTENDED
     if in_doubt and not traits.deduplicates and traits.hold_in_doubt:
         error = "a crash left it unknown whether this was sent, and the channel's policy is to hold"
-        return Bury(candidate, Reason.IN_DOUBT, error, address)
+        return DeadLetterDecision(candidate, Reason.IN_DOUBT, error, address)
     return Send(candidate, address, in_doubt=in_doubt)
 
 
-def _refuse_row(candidate: Candidate, rules: Rules) -> Bury | None:
+def _refuse_row(candidate: Candidate, rules: Rules) -> DeadLetterDecision | None:
     row = candidate.row
     if row.kind not in DELIVERABLE:
-        return Bury(candidate, Reason.UNKNOWN_KIND, f"nothing delivers rows of kind {row.kind!r}")
+        return DeadLetterDecision(candidate, Reason.UNKNOWN_KIND, f"nothing delivers rows of kind {row.kind!r}")
     if len(row.content.encode("utf-8", "surrogatepass")) > rules.max_content_bytes:
-        return Bury(candidate, Reason.BAD_CONTENT, f"content is over {rules.max_content_bytes} bytes")
+        return DeadLetterDecision(candidate, Reason.BAD_CONTENT, f"content is over {rules.max_content_bytes} bytes")
     try:
         check(row.content)
     except UnsendableError as error:
-        return Bury(candidate, Reason.BAD_CONTENT, f"content {error}")
+        return DeadLetterDecision(candidate, Reason.BAD_CONTENT, f"content {error}")
     except ValueError:
-        return Bury(candidate, Reason.BAD_CONTENT, "content is not JSON")
+        return DeadLetterDecision(candidate, Reason.BAD_CONTENT, "content is not JSON")
     return None
 
 
-def _address(candidate: Candidate, rules: Rules) -> Address | Bury:
+def _address(candidate: Candidate, rules: Rules) -> Address | DeadLetterDecision:
     """Where the row goes: as it says, else where what it answers came from, else the session's route."""
     row = candidate.row
     if row.channel_type is None or row.platform_id is None:
         default = candidate.origin or rules.routing
         if default is None:
-            return Bury(candidate, Reason.NO_ROUTE, "it names no destination and the session has no route")
+            return DeadLetterDecision(
+                candidate, Reason.NO_ROUTE, "it names no destination and the session has no route"
+            )
         return Address(default.channel_type, default.platform_id, row.thread_id or default.thread_id)
     wanted = Address(row.channel_type, row.platform_id, row.thread_id)
     own = [place for place in (candidate.origin, rules.routing) if place is not None]
@@ -230,7 +232,7 @@ def _address(candidate: Candidate, rules: Rules) -> Address | Bury:
     if candidate.from_host or place in rules.allowed or any(place == (o.channel_type, o.platform_id) for o in own):
         return wanted
     error = f"the session may not write to {wanted.channel_type}:{wanted.platform_id}"
-    return Bury(candidate, Reason.UNAUTHORISED, error, wanted)
+    return DeadLetterDecision(candidate, Reason.UNAUTHORISED, error, wanted)
 
 
 def _batches(address: Address, rules: Rules) -> bool:

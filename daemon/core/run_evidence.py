@@ -97,7 +97,7 @@ class RunRead:
 
 
 @dataclass(slots=True)
-class HostRows:
+class InboundRows:
     """What inbound.db says, by message."""
 
     messages: list[MessageSeen] = field(default_factory=list[MessageSeen])
@@ -108,7 +108,7 @@ class HostRows:
 
 
 @dataclass(slots=True)
-class BoxRows:
+class OutboundRows:
     """What outbound.db says, by message. `unreadable` names the sources that could not be asked."""
 
     acks: dict[str, Ack] = field(default_factory=dict[str, Ack])
@@ -116,7 +116,7 @@ class BoxRows:
     unreadable: frozenset[Source] = frozenset()
 
 
-def runs_of(message: MessageSeen, host: HostRows, box: BoxRows, context: RuntimeContext) -> list[RunRead]:
+def runs_of(message: MessageSeen, host: InboundRows, box: OutboundRows, context: RuntimeContext) -> list[RunRead]:
     """Return the runs of one message in the order of their claims, each with its evidence and verdict."""
     attempts = host.attempts.get(message.message_id, [])
     ack = _ack_of(message, box)
@@ -144,7 +144,7 @@ def runs_of(message: MessageSeen, host: HostRows, box: BoxRows, context: Runtime
     return runs
 
 
-def _ack_of(message: MessageSeen, box: BoxRows) -> Ack | None:
+def _ack_of(message: MessageSeen, box: OutboundRows) -> Ack | None:
     """Return the ack about this message, unless it is a "later", which ends nothing, or was found void."""
     ack = box.acks.get(message.message_id)
     if ack is None or ack.status is AckStatus.LATER:

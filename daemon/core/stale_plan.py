@@ -31,7 +31,7 @@ MAX_RUNS: Final = 200
 SAMPLE: Final = 25
 
 
-class Gate(StrEnum):
+class SkipReason(StrEnum):
     """Why a run in scope is not swept."""
 
     ALIVE = "alive"  # its container lives, or may start to work on it at any moment
@@ -42,7 +42,7 @@ class Gate(StrEnum):
 
 
 # In the way of the whole scope; a run that is only young is left out, and the others are swept.
-_STOPS: Final = (Gate.ALIVE, Gate.UNKNOWN, Gate.INCONSISTENT, Gate.DOUBTFUL)
+_STOPS: Final = (SkipReason.ALIVE, SkipReason.UNKNOWN, SkipReason.INCONSISTENT, SkipReason.DOUBTFUL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +117,13 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class Skipped:
     """A stale run that is not swept, and why."""
 
     agent: str
     session: str
     run_id: str
-    gate: Gate
+    gate: SkipReason
     why: str
 
     def report(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class Plan:
     """What a sweep would do."""
 
     endings: tuple[Ending, ...] = ()
-    left: tuple[Left, ...] = field(default=())
+    left: tuple[Skipped, ...] = field(default=())
 
 
 def check_scope(scope: Scope, *, apply: bool) -> None:
@@ -182,13 +182,13 @@ def in_scope(scope: Scope, sessions: Iterable[tuple[str, str]]) -> list[tuple[st
 def plan(runs: Iterable[Seen], scope: Scope) -> Plan:
     """Return what to write for each stale run, and which runs are left alone."""
     endings: list[Ending] = []
-    left: list[Left] = []
+    left: list[Skipped] = []
     for seen in runs:
         if not seen.verdict.stale:
             continue
         gate = _gate(seen, scope)
         if gate is not None:
-            left.append(Left(seen.agent, seen.session, seen.run_id, *gate))
+            left.append(Skipped(seen.agent, seen.session, seen.run_id, *gate))
         else:
             endings.append(_ending(seen))
     return Plan(tuple(endings), tuple(left))
@@ -199,12 +199,12 @@ def check_plan(found: Plan, scope: Scope) -> None:
     check_left(found.left, len(found.endings), scope)
 
 
-def check_left(left: Sequence[Left], endings: int, scope: Scope) -> None:
+def check_left(left: Sequence[Skipped], endings: int, scope: Scope) -> None:
     """Check several plans together: all that is left alone, and how many runs would be ended."""
     stops = [one for one in left if one.gate in _STOPS]
     for gates, error in (
-        ((Gate.INCONSISTENT, Gate.DOUBTFUL), StaleInconsistentError),
-        ((Gate.ALIVE, Gate.UNKNOWN), StaleAliveError),
+        ((SkipReason.INCONSISTENT, SkipReason.DOUBTFUL), StaleInconsistentError),
+        ((SkipReason.ALIVE, SkipReason.UNKNOWN), StaleAliveError),
     ):
         named = [one for one in stops if one.gate in gates]
         if named:
@@ -213,33 +213,33 @@ def check_left(left: Sequence[Left], endings: int, scope: Scope) -> None:
         raise StaleScopeTooBroadError(f"the scope holds {endings} stale runs; the cap is {scope.max_runs}.")
 
 
-def _refusal(error: type[ClawbusError], named: Sequence[Left]) -> ClawbusError:
+def _refusal(error: type[ClawbusError], named: Sequence[Skipped]) -> ClawbusError:
     listed = "; ".join(f"{one.run_id} of {one.agent}/{one.session}: {one.why}" for one in named[:3])
     more = f", and {len(named) - 3} more" if len(named) > 3 else ""
     return error(f"{listed}{more}.")
 
 
-def _gate(seen: Seen, scope: Scope) -> tuple[Gate, str] | None:
+def _gate(seen: Seen, scope: Scope) -> tuple[SkipReason, str] | None:
     verdict, evidence = seen.verdict, seen.evidence
     if verdict.inconsistent:
-        return Gate.INCONSISTENT, _said(verdict) or "its sources contradict each other"
+        return SkipReason.INCONSISTENT, _said(verdict) or "its sources contradict each other"
     if verdict.confidence is Confidence.LOW and evidence.unreadable:
-        return Gate.DOUBTFUL, _said(verdict) or "not every source could be read"
+        return SkipReason.DOUBTFUL, _said(verdict) or "not every source could be read"
     if verdict.status in FINISHED:
         return (
-            (Gate.DOUBTFUL, _said(verdict) or "the evidence is doubtful")
+            (SkipReason.DOUBTFUL, _said(verdict) or "the evidence is doubtful")
             if verdict.confidence is Confidence.LOW
             else None
         )
     if evidence.life is Life.ALIVE:
-        return Gate.ALIVE, "its container lives"
+        return SkipReason.ALIVE, "its container lives"
     if evidence.life is Life.UNKNOWN and evidence.incarnation is not None:
-        return Gate.UNKNOWN, "whether its container lives is not known"
+        return SkipReason.UNKNOWN, "whether its container lives is not known"
     if seen.session_alive and _takes_message(seen):
-        return Gate.ALIVE, "another container of its session lives or may live, and may take it at any moment"
+        return SkipReason.ALIVE, "another container of its session lives or may live, and may take it at any moment"
     age = evidence.now - (evidence.claimed_at if evidence.claimed_at is not None else verdict.since or evidence.now)
     if age < scope.older_than_ms:
-        return Gate.YOUNG, f"it is {max(age, 0) // 1000} s old"
+        return SkipReason.YOUNG, f"it is {max(age, 0) // 1000} s old"
     return None
 
 

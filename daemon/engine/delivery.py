@@ -16,18 +16,18 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
-from daemon.channels.protocol import Channel, InDoubt, OwnChannel
+from daemon.channels.protocol import Channel, InDoubt, InlineChannel
 from daemon.config.models import Delivery as DeliveryConfig
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import ChannelTraits, HeadRule, Send
 from daemon.core.events import AnswerDropped
 from daemon.core.poll_budget import BURST_S, SHARE
 from daemon.core.trace import Tracing
-from daemon.engine.delivery_steps import HandOver, Means, Outcome, record_outcomes
+from daemon.engine.delivery_steps import DeliveryContext, HandOver, Outcome, record_outcomes
 from daemon.engine.events import Events
+from daemon.engine.inline_delivery import InlineDelivery
 from daemon.engine.message_events import poll_events, send_events
 from daemon.engine.outcomes import by_destination
-from daemon.engine.own_delivery import OwnDelivery
 from daemon.engine.read_trouble import ReadTrouble
 from daemon.engine.send_health import SendHealth
 from daemon.engine.send_slots import SLOW_S, Lane, SendSlots, SlotLimits
@@ -104,12 +104,12 @@ class Delivery:
             for name, c in channels.items()
         }
         # A channel that stores in a file of the daemon delays no other session, and takes its rows during the poll itself.
-        self._unbounded = frozenset(name for name, one in channels.items() if isinstance(one, OwnChannel))
+        self._unbounded = frozenset(name for name, one in channels.items() if isinstance(one, InlineChannel))
         self._slots: SendSlots[Session] = SendSlots(
             SlotLimits(config.max_sends_per_channel, config.max_sends_per_place, config.max_sends_per_session)
         )
         self._health = SendHealth(clock, config.retry_max_s, config.send_timeout_s)
-        self._own = OwnDelivery(channels, clock, tracing)
+        self._own = InlineDelivery(channels, clock, tracing)
         self._sender = Sender(channels, config.send_timeout_s, clock, tracing)
         self._events = events
         events.subscribe(AnswerDropped, self._dropped)
@@ -222,13 +222,13 @@ class Delivery:
         taken: list[Lane] = []
         granted: list[Session] = []
         try:
-            return await self._look(session, taken, granted)
+            return await self._poll(session, taken, granted)
         finally:
             for lane in taken:  # the poll failed, so no send began
                 granted += self._slots.give_back(session, lane)
             self._wake(granted)
 
-    async def _look(self, session: Session, taken: list[Lane], granted: list[Session]) -> bool:
+    async def _poll(self, session: Session, taken: list[Lane], granted: list[Session]) -> bool:
         """Poll once, and begin the sends. `taken` and `granted` are filled in.
 
         `taken`: the slots that this poll took and no send owns yet. `granted`: the sessions that were granted a slot by it.
@@ -261,10 +261,10 @@ class Delivery:
             self._log.error("collect_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
             self._schedule.at(session.key, now + _SURPRISE_RETRY_MS)
             return False
-        session.strikes.pop("collect", None)
+        session.consecutive_timeouts.pop("collect", None)
         session.unreadable_since = None
         self._troubles.healed(session.key, COLLECT)
-        self._charge(session, len(found.sends) + len(found.settled) + len(found.claimed) + len(found.buried))
+        self._charge(session, len(found.sends) + len(found.settled) + len(found.claimed) + len(found.dead_lettered))
         self._events.publish_all(poll_events(session.key, found, now))
         told = [outcome for one in handed.values() for outcome in one.outcomes]
         for one in handed.values():
@@ -282,7 +282,7 @@ class Delivery:
         if found.sends or found.settled or found.claimed:
             session.moved(now)
         if found.settled:
-            self._supervisor.look_for_room()
+            self._supervisor.check_for_room()
         if found.later or any(outcome.error for outcome in told):
             self._schedule.now(session.key)
         if bool(ended) or not all(outcome.sent for outcome in told):
@@ -299,14 +299,14 @@ class Delivery:
         """Return whether the remaining rows wait for the sends under way. The end of the last of them polls again.
 
         A poll before that would mostly find rows that wait behind those sends, and read and write each twice. But rows for
-        other destinations must not wait for a send that hangs, so `_look_ahead` polls when one does.
+        other destinations must not wait for a send that hangs, so `_poll_ahead` polls when one does.
         """
         if session.sending and session not in self._ahead and self._is_running:
             self._ahead.add(session)
-            self._begin(self._look_ahead, session, name=f"look ahead {session.key}")
+            self._begin(self._poll_ahead, session, name=f"look ahead {session.key}")
         return bool(session.sending)
 
-    async def _look_ahead(self, session: Session) -> None:
+    async def _poll_ahead(self, session: Session) -> None:
         hung = False
         try:
             while session.sending and not hung:
@@ -318,7 +318,7 @@ class Delivery:
         if hung or session not in self._dirty:  # a poll under way decides for itself whether to wait
             self.poke(session)
 
-    def _means(self, session: Session, taken: list[Lane], granted: list[Session]) -> Means:
+    def _means(self, session: Session, taken: list[Lane], granted: list[Session]) -> DeliveryContext:
         under_way = frozenset(row_id for ids in session.sending.values() for row_id in ids)
         full = self._slots.full(session)
 
@@ -334,7 +334,7 @@ class Delivery:
         def wait(channel: str, place: str) -> None:
             granted.extend(self._slots.wait(session, (channel, place)))
 
-        return Means(
+        return DeliveryContext(
             channels=self._traits,
             config=self._config,
             max_content_bytes=self._settings.max_content_bytes,
@@ -389,7 +389,7 @@ class Delivery:
             self._drained.set()
         if address_key in session.behind or any(outcome.error or not outcome.sent for outcome in outcomes):
             session.behind.discard(address_key)
-            # With a backlog, only the end of the last send polls, or `_look_ahead` when a send hangs.
+            # With a backlog, only the end of the last send polls, or `_poll_ahead` when a send hangs.
             if not (session.sending and session in self._ahead):
                 self.poke(session)
 

@@ -14,9 +14,9 @@ from daemon.config.models import Delivery as DeliveryConfig
 from daemon.core.attempt_end import AttemptEnd
 from daemon.core.delivery_plan import (
     OF_CONTAINER,
-    Bury,
     Candidate,
     ChannelTraits,
+    DeadLetterDecision,
     Decision,
     Defer,
     Queue,
@@ -49,7 +49,7 @@ class Collected:
     """What one poll of a session found and committed. `sends` are intended and must be sent now."""
 
     sends: tuple[Send, ...] = ()
-    buried: tuple[Bury, ...] = ()
+    dead_lettered: tuple[DeadLetterDecision, ...] = ()
     deferred: tuple[Defer, ...] = ()
     settled: tuple[Settle, ...] = ()
     claimed: tuple[Ack, ...] = ()
@@ -95,7 +95,7 @@ class HandOver:
     """
 
     outcomes: list[Outcome]
-    dead: Sequence[Bury] | None = None
+    dead: Sequence[DeadLetterDecision] | None = None
 
     @property
     def lane(self) -> tuple[str, str]:
@@ -105,7 +105,7 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class DeliveryContext:
     """What a session's delivery depends on.
 
     `held`: destinations with a send under way. `take(channel, place)` takes a slot for a send, if one is free. No slot is
@@ -137,7 +137,7 @@ class _Batch:
     more: bool
 
 
-def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Collected:
+def collect(files: SessionFiles, means: DeliveryContext, live: str | None, now: int) -> Collected:
     """Settle final acks, record claims, plan deliveries and commit all of it with the cursor, in one transaction.
 
     Raise ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; then nothing has changed.
@@ -147,7 +147,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
     with files.inbound() as db, db.looking():
         with files.outbound() as out:
             pending, acks = unfinished(db, out, now)
-            batch = _look(db, out, means, now)
+            batch = _read_batch(db, out, means, now)
         judged = judge(db, pending, acks, means.fate, now)
         acks = judged.acks
         settles = settled(Observation(now=now, pending=judged.pending, acks=acks))
@@ -188,7 +188,7 @@ def collect(files: SessionFiles, means: Means, live: str | None, now: int) -> Co
     means.unconfirmed.clear()
     return Collected(
         sends=tuple(item for item in decisions if isinstance(item, Send)),
-        buried=tuple(item for item in decisions if isinstance(item, Bury)),
+        dead_lettered=tuple(item for item in decisions if isinstance(item, DeadLetterDecision)),
         deferred=tuple(item for item in decisions if isinstance(item, Defer)),
         settled=tuple(settles),
         claimed=tuple(claims),
@@ -207,7 +207,7 @@ def _revert_unconfirmed(files: SessionFiles, unconfirmed: set[str]) -> None:
     """
     with files.inbound() as db, db.transaction():
         for row_id in unconfirmed:
-            deliveries.unsend(db, row_id)
+            deliveries.revert_intent(db, row_id)
     unconfirmed.clear()
 
 
@@ -279,7 +279,7 @@ def _check_dead(db: Reader, decisions: Sequence[Decision], limit: int) -> None:
     Each of them adds rows to the host's file, which a container must not fill. Answers that a channel refuses are not the
     session's fault and never quarantine it.
     """
-    refused = any(isinstance(item, Bury) and item.reason in OF_CONTAINER for item in decisions)
+    refused = any(isinstance(item, DeadLetterDecision) and item.reason in OF_CONTAINER for item in decisions)
     if refused and deliveries.too_many_dead(db, limit, OF_CONTAINER):
         raise HostileFileError(
             f"more than {limit} answers of this session cannot be delivered (delivery.max_dead_letters); `clawbus dead list`"
@@ -308,22 +308,24 @@ def settled_detail(action: Settle) -> dict[str, str] | None:
     return {"code": "AGENT_FAILED", "error_code": note.code, "reason": note.message}
 
 
-def record_outcomes(files: SessionFiles, outcomes: Sequence[Outcome], means: Means, now: int) -> list[Bury]:
+def record_outcomes(
+    files: SessionFiles, outcomes: Sequence[Outcome], means: DeliveryContext, now: int
+) -> list[DeadLetterDecision]:
     """Record the receipts, retries and dead letters of sends in one transaction. Return the dead letters, for the log.
 
     Recording the same outcomes twice changes nothing: a commit that was reported as failed may have reached the file.
     """
-    buried: list[Bury] = []
+    dead_lettered: list[DeadLetterDecision] = []
     taken: dict[str, str] = {}
     with files.inbound() as db, db.transaction():
         for outcome in outcomes:
             candidate = outcome.send.candidate
             if not outcome.sent:
-                deliveries.unsend(db, candidate.row.id)
+                deliveries.revert_intent(db, candidate.row.id)
             elif outcome.error is not None:
                 dead = _failed(db, outcome, means, now)
                 if dead:
-                    buried.append(dead)
+                    dead_lettered.append(dead)
             elif outcome.not_wanted:
                 if deliveries.state_of(db, candidate.row.id) is not None:
                     deliveries.not_wanted(db, candidate.row.id, now)
@@ -332,9 +334,9 @@ def record_outcomes(files: SessionFiles, outcomes: Sequence[Outcome], means: Mea
                 taken[outcome.send.address.key] = candidate.row.id
         for destination, row_id in taken.items():
             deliveries.set_aside(db, destination, row_id, now)
-        if buried:
+        if dead_lettered:
             _expire_dead(db, means.config.max_dead_letters, now)
-    return buried
+    return dead_lettered
 
 
 def _expire_dead(db: Writer, limit: int, now: int) -> None:
@@ -343,18 +345,18 @@ def _expire_dead(db: Writer, limit: int, now: int) -> None:
         expire(db, letter_id, now, "delivery.max_dead_letters")
 
 
-def _failed(db: Writer, outcome: Outcome, means: Means, now: int) -> Bury | None:
+def _failed(db: Writer, outcome: Outcome, means: DeliveryContext, now: int) -> DeadLetterDecision | None:
     send = outcome.send
     code, error = outcome.error_code or "DELIVERY_TRANSIENT", outcome.error or ""
     state = deliveries.state_of(db, send.candidate.row.id)
     if state != "intended":  # recorded already, or an operator has dropped it meanwhile
-        return Bury(send.candidate, code, error, send.address) if state == "dead" else None
+        return DeadLetterDecision(send.candidate, code, error, send.address) if state == "dead" else None
     attempts = send.candidate.attempts + 1
     first_at = send.candidate.first_at or now
     if outcome.permanent or now - first_at > means.config.retry_for_s * 1000:
         text = error if outcome.permanent else f"gave up after {attempts} attempts: {error}"
-        deliveries.bury(db, send.candidate.row, now, code, text, tell_agent=not send.candidate.from_host)
-        return Bury(send.candidate, code, text, send.address)
+        deliveries.make_dead_letter(db, send.candidate.row, now, code, text, tell_agent=not send.candidate.from_host)
+        return DeadLetterDecision(send.candidate, code, text, send.address)
     not_before = retry_at(
         now, attempts, base_s=means.config.retry_base_s, max_s=means.config.retry_max_s,
         retry_after_s=outcome.retry_after_s, jitter=means.jitter,
@@ -369,7 +371,7 @@ def _failed(db: Writer, outcome: Outcome, means: Means, now: int) -> Bury | None
     return None
 
 
-def _look(db: Reader, out: Reader | None, means: Means, now: int) -> _Batch:
+def _read_batch(db: Reader, out: Reader | None, means: DeliveryContext, now: int) -> _Batch:
     """Read the rows to plan. Read new ones only if no tracked row was left out, so that the order is kept."""
     batch = means.config.batch
     limit = batch if means.few is None else min(batch, means.few)
@@ -470,7 +472,7 @@ def _fresh(row: MessageOut, now: int, origins: _Origins) -> Candidate:
     )
 
 
-def _rules(db: Reader, batch: _Batch, means: Means, now: int) -> Rules:
+def _rules(db: Reader, batch: _Batch, means: DeliveryContext, now: int) -> Rules:
     return Rules(
         now=now,
         routing=deliveries.routing(db),
@@ -485,7 +487,7 @@ def _rules(db: Reader, batch: _Batch, means: Means, now: int) -> Rules:
     )
 
 
-def _scheduled_room(db: Reader, batch: _Batch, means: Means, now: int) -> int:
+def _scheduled_room(db: Reader, batch: _Batch, means: DeliveryContext, now: int) -> int:
     """Return how many more scheduled rows are allowed. They are counted only if a new row asks for a delivery time."""
     limit = means.config.max_scheduled_answers
     asked = any(one.state is None and (one.row.deliver_after or 0) > now for one in batch.candidates)
@@ -507,7 +509,7 @@ def _new_claims(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack
     return [ack for ack in working if ack.message_id not in noted]
 
 
-def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
+def _commit(db: Writer, decision: Decision, means: DeliveryContext, now: int) -> None:
     candidate = decision.candidate
     if candidate.state is None:
         _track_new(db, decision, now)
@@ -517,8 +519,10 @@ def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
             traits = means.channels.get(decision.address.channel_type)
             known = traits is not None and traits.deduplicates
             deliveries.resend(db, candidate.row.id, now, candidate.attempts + 1, deduplicates=known)
-    if isinstance(decision, Bury):
-        deliveries.bury(db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host)
+    if isinstance(decision, DeadLetterDecision):
+        deliveries.make_dead_letter(
+            db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host
+        )
         _tell_of_unsendable(db, decision, now)
     elif isinstance(decision, Defer):
         not_before = retry_at(
@@ -526,13 +530,15 @@ def _commit(db: Writer, decision: Decision, means: Means, now: int) -> None:
             retry_after_s=None, jitter=means.jitter,
         )  # fmt: skip
         if now - candidate.first_at > means.config.retry_for_s * 1000:
-            deliveries.bury(db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host)
+            deliveries.make_dead_letter(
+                db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host
+            )
         else:
             deliveries.intend(db, candidate.row.id, decision.address.key)
             deliveries.retry(db, candidate.row.id, now, not_before, decision.reason, decision.error)
 
 
-def _tell_of_unsendable(db: Writer, decision: Bury, now: int) -> None:
+def _tell_of_unsendable(db: Writer, decision: DeadLetterDecision, now: int) -> None:
     """Inform the sender that an answer cannot be sent. The message counts as completed, so nothing else informs it."""
     candidate = decision.candidate
     answered = candidate.row.in_reply_to

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from daemon.core.attempt_end import AttemptEnd
-from daemon.core.delivery_plan import Bury
+from daemon.core.delivery_plan import DeadLetterDecision
 from daemon.core.events import (
     AckVoided,
     AnswerDeadLettered,
@@ -90,7 +90,7 @@ def poll_events(key: SessionKey, found: Collected, now: int) -> Iterator[Event]:
         yield MessageClaimed(now, agent, session, claim.message_id, claim.incarnation)
     yield from action_events(key, found.settled, found.endings, now)
     yield from verdict_events(key, found.verdicts, now)
-    for dead in found.buried:
+    for dead in found.dead_lettered:
         yield _dead_letter(key, dead, now)
     for send in found.sends:
         if send.in_doubt:
@@ -102,7 +102,9 @@ def poll_events(key: SessionKey, found: Collected, now: int) -> Iterator[Event]:
         )
 
 
-def send_events(key: SessionKey, outcomes: Sequence[Outcome], dead: Sequence[Bury], now: int) -> Iterator[Event]:
+def send_events(
+    key: SessionKey, outcomes: Sequence[Outcome], dead: Sequence[DeadLetterDecision], now: int
+) -> Iterator[Event]:
     """Yield the events of recorded sends. `dead` are the answers among them that were given up."""
     agent, session = key
     delivered: list[DeliveredAnswer] = []
@@ -137,6 +139,6 @@ def send_events(key: SessionKey, outcomes: Sequence[Outcome], dead: Sequence[Bur
         yield _dead_letter(key, one, now)
 
 
-def _dead_letter(key: SessionKey, dead: Bury, now: int) -> AnswerDeadLettered:
+def _dead_letter(key: SessionKey, dead: DeadLetterDecision, now: int) -> AnswerDeadLettered:
     candidate = dead.candidate
     return AnswerDeadLettered(now, key.agent, key.session, candidate.row.id, candidate.cause, dead.reason, dead.error)

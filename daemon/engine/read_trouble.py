@@ -48,11 +48,11 @@ class ReadTrouble:
         """
         context = {"agent": session.key.agent, "session": session.key.session, "code": error.code, "hint": error.hint}
         if isinstance(error, ReadDeadlineError):
-            session.strikes[look] = session.strikes.get(look, 0) + 1
+            session.consecutive_timeouts[look] = session.consecutive_timeouts.get(look, 0) + 1
         if isinstance(error, UnusableFileError):
             self.quarantine.begin(session, f"{error} {error.hint}")
             return
-        if isinstance(error, HostileFileError) or session.strikes.get(look, 0) >= _MAX_STRIKES:
+        if isinstance(error, HostileFileError) or session.consecutive_timeouts.get(look, 0) >= _MAX_STRIKES:
             self.quarantine.begin(session, str(error))
             return
         if isinstance(error, FileBusyError):

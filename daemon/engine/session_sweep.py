@@ -114,7 +114,7 @@ class SessionSweep:
                     session.shows_tool(swept.tool, now)
                 if swept.held:
                     session.held_at = now
-                session.strikes.pop("sweep", None)
+                session.consecutive_timeouts.pop("sweep", None)
                 session.unreadable_since = None
                 await self._prove_writable(session)
                 idle = slot is None and not unknown and not session.sending and self._supervisor.slot(key) is None

@@ -28,7 +28,7 @@ from daemon.core.poll_budget import PollBudget
 from daemon.engine.events import Events
 from daemon.engine.storage_watch import StorageWatch
 from daemon.engine.troubles import Troubles
-from daemon.store.kept_files import KeptFiles
+from daemon.store.file_pool import FilePool
 from daemon.store.out_folder import OutUse
 from daemon.store.rebuild import found_sessions, is_session, remake
 from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, SessionRow
@@ -109,7 +109,7 @@ class Session:
         self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
         self.unconfirmed: set[str] = set()  # ids whose intent's commit failed but may be in the file; nothing was sent
         self.behind: set[str] = set()  # destinations with rows that wait for a send under way
-        self.strikes: dict[str, int] = {}  # kind of read -> how many times in a row it passed its deadline
+        self.consecutive_timeouts: dict[str, int] = {}  # kind of read -> how many times in a row it passed its deadline
         self.unreadable_since: float | None = None  # monotonic: since when every read has failed
         self.unwritable_since: float | None = None  # monotonic: since when every write to inbound.db has failed
         self.use: OutUse | None = None  # the use of its out/ folder at the last sweep
@@ -238,7 +238,7 @@ class Sessions:
         self._clock = clock
         self._limits = settings.limits
         self._owner = settings.owner
-        self._kept = KeptFiles(_KEPT)
+        self._kept = FilePool(_KEPT)
         # Every Session object that is still referenced: a second object for the same files would have a second lock.
         self._known: WeakValueDictionary[SessionKey, Session] = WeakValueDictionary()
         self._table: dict[SessionKey, Session] = {}
@@ -470,5 +470,5 @@ class Sessions:
         """Record that the session has no work (until `next_due_at`) and drop it from memory. Call with its lock held."""
         await self.central(lambda registry: registry.deactivate(session.key, next_due_at, dead_letters))
         session.active = False
-        session.files.let_go()
+        session.files.evict()
         self._table.pop(session.key, None)

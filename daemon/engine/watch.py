@@ -36,12 +36,12 @@ _BURST_S = 0.005  # at most one check in this time for a container that rings wi
 
 @dataclass(eq=False, slots=True)
 class _Watched:
-    """One live session. `mark`: its file's state at the last check. `unheard`: consecutive changes without an event."""
+    """One live session. `mark`: its file's state at the last check. `missed_events`: consecutive changes without an event."""
 
     session: Session
     mark: tuple[int, int] | None = None
     watch: int | None = None  # inotify's watch descriptor
-    unheard: int = 0
+    missed_events: int = 0
     looked_at: float = field(default=float("-inf"))
 
 
@@ -160,13 +160,13 @@ class Watch:
             watched.watch = None
             return
         if is_ring(event):
-            watched.unheard = 0
+            watched.missed_events = 0
             if anyio.current_time() - watched.looked_at < self._burst_s:
                 self._look_soon(watched)
             else:
                 self._look(watched)
         elif event.name.startswith(OUTBOUND_DB) and event.mask & _TOUCHED:
-            watched.unheard = 0
+            watched.missed_events = 0
             if watched.session.key not in self._lingering:  # a commit makes three events; one check is enough
                 watched.mark = watched.session.files.outbound_mark()
                 self._look_soon(watched)
@@ -201,7 +201,7 @@ class Watch:
         """Check the mark of every session each `poll_s` seconds, and more often for sessions whose events do not arrive."""
         slow_at = anyio.current_time() + self._poll_s
         while True:
-            quick = [watched for watched in self._watched.values() if watched.unheard >= _DEAF_AFTER]
+            quick = [watched for watched in self._watched.values() if watched.missed_events >= _DEAF_AFTER]
             left = max(0.0, slow_at - anyio.current_time())
             await anyio.sleep(min(left, _DEAF_POLL_S) if quick else left)
             if anyio.current_time() >= slow_at:
@@ -216,8 +216,8 @@ class Watch:
         if mark == watched.mark or key not in self._watched or key in self._lingering:
             return
         if watched.mark is not None:
-            watched.unheard += 1
-            if watched.unheard == _DEAF_AFTER:
+            watched.missed_events += 1
+            if watched.missed_events == _DEAF_AFTER:
                 self._log.warning("watch_deaf", agent=watched.session.key.agent, session=watched.session.key.session,
                                   poll_s=_DEAF_POLL_S)  # fmt: skip
         self._look(watched)

@@ -64,7 +64,7 @@ LookAtRuntime = Callable[[Config, str | None], RuntimeSeen]
 
 
 @dataclass(frozen=True, slots=True)
-class DaemonWord:
+class DaemonStatus:
     """What asking the daemon brought. `live` is the live part of its status, None without one.
 
     `code` is set when it answered with an error instead; `detail` is the reason then, or why nobody answered.
@@ -101,7 +101,7 @@ class Doctor:
         self,
         config: Config,
         clock: Clock,
-        ask: Callable[[], DaemonWord],
+        ask: Callable[[], DaemonStatus],
         *,
         runtime: LookAtRuntime = look_at_runtime,
         budget_s: float = BUDGET_S,
@@ -231,7 +231,7 @@ def _both(first: Examination, second: Examination) -> Examination:
     )
 
 
-def host_facts(config: Config, now: int, word: DaemonWord, central: CentralSeen, listing: RuntimeSeen) -> HostFacts:
+def host_facts(config: Config, now: int, word: DaemonStatus, central: CentralSeen, listing: RuntimeSeen) -> HostFacts:
     """Return the facts about the host now. Never write in order to find out whether it could."""
     live = word.live or {}
     sweep: Mapping[str, Any] = live.get("last_sweep") or {}
@@ -312,7 +312,7 @@ def mailbox_errors(data_dir: Path) -> tuple[str, ...]:
         return (f"{error.code}: {error}",)
 
 
-def _failing(word: DaemonWord) -> dict[Key, tuple[Failing, ...]]:
+def _failing(word: DaemonStatus) -> dict[Key, tuple[Failing, ...]]:
     """Return what the daemon says that it fails at, by session."""
     found: dict[Key, tuple[Failing, ...]] = {}
     for one in (word.live or {}).get("troubles") or ():
@@ -324,7 +324,7 @@ def _failing(word: DaemonWord) -> dict[Key, tuple[Failing, ...]]:
     return found
 
 
-def _near_limits(word: DaemonWord) -> dict[Key, str]:
+def _near_limits(word: DaemonStatus) -> dict[Key, str]:
     """Return what the daemon says of out/ folders near a limit, by session."""
     told = (word.live or {}).get("near_limits") or ()
     return {(str(one["agent"]), str(one["session"])): str(one["sentence"]) for one in told}
@@ -335,7 +335,7 @@ def _is_busy(*errors: str) -> bool:
     return any(FileBusyError.code in text or "database is locked" in text for text in errors)
 
 
-def _degraded(word: DaemonWord) -> tuple[Degradation, ...]:
+def _degraded(word: DaemonStatus) -> tuple[Degradation, ...]:
     """Return what the daemon says does not work. An error instead of its status is the first such thing."""
     if word.code is not None:
         what = "storage" if word.code in _SHORTAGES else "control socket"
@@ -346,7 +346,7 @@ def _degraded(word: DaemonWord) -> tuple[Degradation, ...]:
     )
 
 
-def _holder_pid(config: Config, word: DaemonWord) -> int | None:
+def _holder_pid(config: Config, word: DaemonStatus) -> int | None:
     """Return the process of the daemon, which may be unable to say so itself."""
     if word.live is not None and isinstance(pid := word.live.get("pid"), int):
         return pid

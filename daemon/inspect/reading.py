@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
-from daemon.core.run_evidence import BoxRows, HostRows, MessageSeen, RunRead, RuntimeContext, runs_of
+from daemon.core.run_evidence import InboundRows, MessageSeen, OutboundRows, RunRead, RuntimeContext, runs_of
 from daemon.core.run_state import (
     Answer,
     Ending,
@@ -83,13 +83,13 @@ def runs_over(
 
     Raises what reading inbound.db raises; an outbound.db that cannot be read is a missing source.
     """
-    found, host = RunsRead(), HostRows()
+    found, host = RunsRead(), InboundRows()
     read_host_rows(reader, rows, host)
     try:
         box = _read_box(reader, folder, limits, [message.message_id for message in host.messages], found)
     except ClawbusError as error:
         found.errors.append(f"{error.code}: {error}")
-        box = BoxRows(unreadable=frozenset({Source.TRACE, Source.FINISH}))
+        box = OutboundRows(unreadable=frozenset({Source.TRACE, Source.FINISH}))
     for message in host.messages:
         found.runs += runs_of(message, host, box, context)
     return found
@@ -153,7 +153,7 @@ def _any_unknown(reader: Reader, ids: Sequence[str]) -> bool:
     return not known.issuperset(ids)
 
 
-def read_host_rows(reader: Reader, rows: Iterable[sqlite3.Row], host: HostRows) -> None:
+def read_host_rows(reader: Reader, rows: Iterable[sqlite3.Row], host: InboundRows) -> None:
     """Add these messages, their attempts in the order of their claims, and their endings to `host`."""
     host.messages = [_message(row) for row in rows]
     for chunk in chunks([message.message_id for message in host.messages]):
@@ -208,11 +208,11 @@ def _ending(row: sqlite3.Row) -> Ending | None:
 
 def _read_box(
     inbound: Reader, folder: SessionFolder, limits: ReadLimits, ids: Sequence[str], found: RunsRead
-) -> BoxRows:
+) -> OutboundRows:
     found.heartbeat_at = outbound.heartbeat_at(folder)
     reader = open_outbound_copy(folder.outbox, limits)
     if reader is None:
-        return BoxRows()
+        return OutboundRows()
     with reader:
         row = reader.one("PRAGMA user_version")
         if row is not None and int(row[0]) > VERSION:  # the host reads on; this clawbus's runner refuses the file
@@ -221,7 +221,7 @@ def _read_box(
             )
         found.tool = outbound.tool_in_flight(reader)
         found.news = any_news(inbound, reader)
-        return BoxRows(read_acks(reader, ids), answers_to(reader, frozenset(ids)))
+        return OutboundRows(read_acks(reader, ids), answers_to(reader, frozenset(ids)))
 
 
 def any_news(inbound: Reader, reader: Reader) -> bool:

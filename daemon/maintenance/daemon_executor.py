@@ -252,7 +252,7 @@ class DaemonExecutor:
         was = found.quarantined
         await self._sessions.central(lambda registry: registry.release(key))
         found.quarantined, found.active = None, True
-        found.strikes.clear()
+        found.consecutive_timeouts.clear()
         self._sessions.troubles.forget(key)
         self._log.info("operator_release", agent=key.agent, session=key.session, was=was, by=operator.name,
                        reason=operator.reason)  # fmt: skip
@@ -297,7 +297,7 @@ class DaemonExecutor:
             self._look(key)
             raise
         session.quarantined, session.active = None, True
-        session.strikes.clear()
+        session.consecutive_timeouts.clear()
         self._log.warning("session_reset", agent=key.agent, session=key.session, was=was, moved_to=done["moved_to"],
                           by=operator.name, reason=operator.reason)  # fmt: skip
         self._look(key)

@@ -104,7 +104,7 @@ class Deletions:
         deletion = new_id(now)
         await self._sessions.central(lambda registry: registry.begin_deletion(deletion, key, now, operator))
         try:
-            session.files.let_go()
+            session.files.evict()
             await anyio.to_thread.run_sync(move_to_trash, self._dir, key, deletion)
         except StorageError:
             await self._sessions.central(lambda registry: registry.undo_deletion(deletion, key, now))
@@ -145,7 +145,7 @@ def delete_from_files(
     refuse_unfinished(key, lost, force=force)
     deletion = new_id(clock())
     registry.begin_deletion(deletion, key, clock(), operator)
-    files.let_go()
+    files.evict()
     move_to_trash(sessions_dir, key, deletion)
     registry.deletion_moved(deletion)
     remove_trash(sessions_dir, deletion)

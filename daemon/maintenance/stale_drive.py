@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from daemon.core.commands import ApplyStale, PreviewStale, Verb
 from daemon.core.repair_errors import CanaryFailedError, StaleNotVerifiedError
 from daemon.core.run_state import Life
-from daemon.core.stale_plan import Gate, Left, Scope, check_left, check_scope, in_scope
+from daemon.core.stale_plan import Scope, Skipped, SkipReason, check_left, check_scope, in_scope
 from daemon.store.dead_letters import Operator
 from schema.errors import ClawbusError
 
@@ -67,7 +67,7 @@ def _never(_: Key) -> bool:
     return False
 
 
-class Drive:
+class StaleSweep:
     """One sweep. `report` is complete after `run` and as far as it came when that raises. `tell` gets each step.
 
     No run is stale in a session that `is_idle`.
@@ -137,10 +137,11 @@ class Drive:
     def _check(self) -> None:
         """Check the gates over the whole scope, before anything in it is changed."""
         left = [
-            Left(one["agent"], one["session"], one["run"], Gate(one["gate"]), one["why"]) for one in self.report.left
+            Skipped(one["agent"], one["session"], one["run"], SkipReason(one["gate"]), one["why"])
+            for one in self.report.left
         ]
         left += [
-            Left(one["agent"], one["session"], "its files", Gate.DOUBTFUL, f"{one['code']}: {one['error']}")
+            Skipped(one["agent"], one["session"], "its files", SkipReason.DOUBTFUL, f"{one['code']}: {one['error']}")
             for one in self.report.unreadable
         ]
         check_left(left, len(self.report.runs), self._scope)
@@ -160,7 +161,7 @@ class Drive:
 
     def _look_at_running(self, keys: Sequence[Key]) -> None:
         """Only what lives is listed as running; what the sweep left for its age is named."""
-        young = {one["run"] for one in self.report.left if one["gate"] == Gate.YOUNG}
+        young = {one["run"] for one in self.report.left if one["gate"] == SkipReason.YOUNG}
         for key in keys:
             running = self._access.execute(self._verb(PreviewStale, key))["running"]
             self.report.still_running += [{"agent": key[0], "session": key[1], **one} for one in running]

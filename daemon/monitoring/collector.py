@@ -54,7 +54,7 @@ class _Gauge:
     series: dict[Labels, float] = field(default_factory=dict[Labels, float])
 
 
-class HouseCollector(Collector):
+class BusCollector(Collector):
     """Registered once; exports the last snapshot. Built without one, it exports nothing."""
 
     def __init__(self, sources: Sources) -> None:

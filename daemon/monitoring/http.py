@@ -26,7 +26,7 @@ from daemon.config.addresses import bind_tcp, bound_address
 from daemon.core.clock import Clock
 from daemon.http.asgi import serve
 from daemon.http.connections import ConnectionLimits, guarded
-from daemon.monitoring.collector import HouseCollector, Sources
+from daemon.monitoring.collector import BusCollector, Sources
 from daemon.monitoring.health import Health
 
 _FRESH_S: Final = 1.0  # scrapes closer together share what was read from the files
@@ -59,12 +59,12 @@ class Exporter:
         self._sources = sources
         self._clock = clock
         self._patience_s = patience_s
-        self._house = HouseCollector(sources)
+        self._bus = BusCollector(sources)
         self._one = anyio.Lock()
         self._wanted = anyio.Event()
         self._looked = anyio.Event()
         self._looked_at: float | None = None
-        registry.register(self._house)
+        registry.register(self._bus)
 
     async def run(self) -> None:
         """Look when asked, one look at a time, until cancelled."""
@@ -87,7 +87,7 @@ class Exporter:
             with anyio.move_on_after(self._patience_s):
                 await self._looked.wait()
         async with self._one:
-            self._house.take()
+            self._bus.take()
             body = await anyio.to_thread.run_sync(encode, _WithoutCreated(self._registry))
         return body, content_type
 

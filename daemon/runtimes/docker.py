@@ -94,7 +94,7 @@ class DockerRuntime:
         """Start a container from an image that was just checked.
 
         SpawnError when a container of this session runs already, or Docker refuses. A cancelled spawn does not start
-        what it has not started yet; what was already starting shows in `find_started`.
+        what it has not started yet; what was already starting shows in `find_or_cancel_spawn`.
         """
         cancelled = threading.Event()
         try:
@@ -140,7 +140,7 @@ class DockerRuntime:
         """Every running container with this install's label; one with broken labels is logged and left out."""
         return await self._in_thread(self._list_running)
 
-    async def find_started(self, incarnation: str) -> Running | None:
+    async def find_or_cancel_spawn(self, incarnation: str) -> Running | None:
         """Remove what was created and not started: Docker then refuses the start that may still be under way."""
         return await self._in_thread(partial(self._find_started, incarnation))
 

@@ -58,7 +58,7 @@ class EngineGuard:
         if not is_witness(known, runtime.name, identity, recorded, ()):
             assert known is not None
             runtime.pin(None)
-            found = [await runtime.find_started(row.id) for row in live if row.runtime == runtime.name]
+            found = [await runtime.find_or_cancel_spawn(row.id) for row in live if row.runtime == runtime.name]
             listed = [one.container_id for one in found if one is not None]
             if not is_witness(known, runtime.name, identity, recorded, listed):
                 runtime.pin(known.id)

@@ -161,7 +161,7 @@ class ProcessRuntime:
         """Every container of this install with a living process."""
         return await self._in_thread(self._list_running)
 
-    async def find_started(self, incarnation: str) -> Running | None:
+    async def find_or_cancel_spawn(self, incarnation: str) -> Running | None:
         """By its record: a shell without one ends by itself and runs nothing."""
         return await self._in_thread(partial(self._find_started, incarnation))
 

@@ -129,11 +129,11 @@ class ContainerRuntime(Protocol):
         """Start a container.
 
         When this raises (SpawnError, ImageError, RuntimeUnavailableError), a container of this incarnation may still
-        exist, or start later, only in the RuntimeUnavailableError case; `find_started` settles it.
+        exist, or start later, only in the RuntimeUnavailableError case; `find_or_cancel_spawn` settles it.
         """
         ...
 
-    async def find_started(self, incarnation: str) -> Running | None:
+    async def find_or_cancel_spawn(self, incarnation: str) -> Running | None:
         """Return the container of this incarnation if it was ever started, whether it still runs or not.
 
         None is a promise: there is none and none will start. What was asked for and has not begun (by a daemon that died,

@@ -208,7 +208,7 @@ def state_of(db: Reader, message_out_id: str) -> str | None:
     return str(row["state"]) if row is not None else None
 
 
-def unsend(db: Writer, message_out_id: str) -> None:
+def revert_intent(db: Writer, message_out_id: str) -> None:
     """Put a row back into its queue: the intended attempt did not begin."""
     db.execute(
         "UPDATE delivery_attempts SET state = 'queued', attempts = max(attempts - 1, 0), next_attempt_at = NULL"
@@ -299,7 +299,7 @@ def not_wanted(db: Writer, message_out_id: str, at: int) -> None:
     db.execute("DELETE FROM delivery_attempts WHERE message_out_id = ?", (message_out_id,))
 
 
-def bury(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_agent: bool) -> None:
+def make_dead_letter(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_agent: bool) -> None:
     """Make a tracked row a dead letter, and inform the agent with a row that does not wake it."""
     db.execute(
         "UPDATE delivery_attempts SET state = 'dead', next_attempt_at = NULL, last_error_code = ?, last_error = ?"

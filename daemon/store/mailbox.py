@@ -17,7 +17,7 @@ from typing import Final
 
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.errors import CursorAheadError
-from daemon.store.kept_files import KeptFiles
+from daemon.store.file_pool import FilePool
 from schema.connect import Reader, Writer, make_whole, open_owner, open_reader
 from schema.errors import ReadRaceError, StorageError
 from schema.migrate import Role
@@ -89,7 +89,7 @@ class Mailbox:
     ) -> None:
         """Create the handle. `on_lost` is called, in any thread, with the first cursor of a file that replaces a lost one."""
         self.path = path
-        self._kept = KeptFiles(1)
+        self._kept = FilePool(1)
         self._clock = clock or SystemClock()
         self._on_lost = on_lost
         self._known = False  # the file existed once

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from daemon.store.kept_files import KeptFiles
+from daemon.store.file_pool import FilePool
 from schema.bell import ring
 from schema.connect import (
     Reader,
@@ -42,7 +42,7 @@ class SessionFiles:
     """
 
     def __init__(
-        self, root: Path, limits: ReadLimits, owner: tuple[int, int] | None = None, kept: KeptFiles | None = None
+        self, root: Path, limits: ReadLimits, owner: tuple[int, int] | None = None, kept: FilePool | None = None
     ) -> None:
         self.folder = SessionFolder(root)
         self.limits = limits
@@ -156,10 +156,10 @@ class SessionFiles:
         with self.inbound() as db:
             db.prove_writable(_PROBE_MS)
 
-    def let_go(self) -> None:
+    def evict(self) -> None:
         """Close any kept file: they will not be needed soon."""
         if self._kept is not None:
-            self._kept.let_go(self._inbound)
+            self._kept.evict(self._inbound)
 
     @contextmanager
     def outbound(self) -> Generator[Reader | None]:

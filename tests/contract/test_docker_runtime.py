@@ -263,7 +263,7 @@ async def test_what_was_created_and_not_started_is_withdrawn_and_never_starts(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(spawn)
             await until(reached.is_set)
-            assert await docker_harness.runtime().find_started(spec.incarnation) is None
+            assert await docker_harness.runtime().find_or_cancel_spawn(spec.incarnation) is None
             go_on.set()
     assert await runtime.list_running() == []
 

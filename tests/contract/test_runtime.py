@@ -133,17 +133,17 @@ async def test_another_installs_containers_are_not_seen(harness: Any) -> None:
 
 async def test_what_was_started_is_found_whether_it_runs_or_ended(harness: Any) -> None:
     runtime, theirs = harness.runtime(), harness.runtime("01J0000000ANOTHERINSTALL00")
-    assert await runtime.find_started("01J00000000000000NEVERSEEN") is None
+    assert await runtime.find_or_cancel_spawn("01J00000000000000NEVERSEEN") is None
     spec = harness.spec(behaviour="exit:0")
     spawned = await runtime.spawn(spec)
-    assert await runtime.find_started(spec.incarnation) == spawned
-    assert await theirs.find_started(spec.incarnation) is None
+    assert await runtime.find_or_cancel_spawn(spec.incarnation) == spawned
+    assert await theirs.find_or_cancel_spawn(spec.incarnation) is None
     await harness.end(spawned, 0)
     with anyio.fail_after(SECONDS):
         await runtime.wait(spawned.container_id)
-    assert await runtime.find_started(spec.incarnation) == spawned
+    assert await runtime.find_or_cancel_spawn(spec.incarnation) == spawned
     await runtime.remove(spawned.container_id)
-    assert await runtime.find_started(spec.incarnation) is None
+    assert await runtime.find_or_cancel_spawn(spec.incarnation) is None
 
 
 async def test_a_session_has_one_container(harness: Any) -> None:

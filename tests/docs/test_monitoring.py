@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prometheus_client import Counter, Gauge, Histogram
 
-from tests.support.house_kit import HouseKit
+from tests.support.bus_kit import BusKit
 from tests.support.monitored import Scraped, monitored
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -27,19 +27,19 @@ NEEDS_PROMTOOL: Final = pytest.mark.skipif(PROMTOOL is None, reason="needs promt
 
 @pytest.fixture(scope="module")
 async def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scraped, dict[str, set[str]]]:
-    """A scrape of a house that has worked, and each metric's labels."""
-    kit = HouseKit(tmp_path_factory.mktemp("exported") / "data")
-    async with kit.running() as house, monitored(kit) as watched:
+    """A scrape of a bus that has worked, and each metric's labels."""
+    kit = BusKit(tmp_path_factory.mktemp("exported") / "data")
+    async with kit.running() as bus, monitored(kit) as watched:
         await kit.send()
         await kit.started()
         scraped = await watched.scrape()
         labels = {
             name: set(instrument._labelnames)
-            for instrument in vars(house.telemetry.metrics).values()
+            for instrument in vars(bus.telemetry.metrics).values()
             if isinstance(instrument, Counter | Gauge | Histogram)
             for name in [instrument._name + ("_total" if isinstance(instrument, Counter) else "")]
         }
-        labels |= {f"clawbus_{one.name}": set(one.labels) for one in watched.monitoring.exporter._house._gauges}
+        labels |= {f"clawbus_{one.name}": set(one.labels) for one in watched.monitoring.exporter._bus._gauges}
     labels["clawbus_build_info"] = {"version", "python", "runtime"}
     return scraped, labels | {name: set() for name in scraped.names if name.startswith("process_")}
 
@@ -118,7 +118,7 @@ def test_the_scrape_file_has_the_form_of_scrape_config_files_and_of_prometheus_y
 @pytest.mark.anyio
 @pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
 async def test_no_instrument_has_a_series_of_when_it_was_made(tmp_path: Path, accept: str) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with kit.running(), monitored(kit) as watched:
         await kit.send()
         body, _ = await watched.monitoring.exporter.render(accept)

@@ -1,4 +1,4 @@
-"""A container that makes the host wait: locks, a journal that stays hot, a fifo under SQLite's open. In a whole house.
+"""A container that makes the host wait: locks, a journal that stays hot, a fifo under SQLite's open. In a whole bus.
 
 Nobody else is served later, the container is ended or its session quarantined, and nothing is lost.
 """
@@ -20,8 +20,8 @@ from daemon.core.commands import ReleaseSession
 from daemon.runtimes.members import lock_holders
 from schema.errors import FileBusyError
 from schema.layout import HEARTBEAT, OUTBOUND_DB
+from tests.support.bus_kit import BusKit, until
 from tests.support.hot_journal import strand_journal
-from tests.support.house_kit import HouseKit, until
 
 pytestmark = [pytest.mark.faults, pytest.mark.anyio]
 
@@ -36,9 +36,9 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HouseKit:
+def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BusKit:
     monkeypatch.setattr(schema.connect, "BUSY_TIMEOUT_MS", 50)
-    return HouseKit(tmp_path, sweep={"session_timeout_s": 1.0, "backoff_base_s": 1.0})
+    return BusKit(tmp_path, sweep={"session_timeout_s": 1.0, "backoff_base_s": 1.0})
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def holding(uri: str, *statements: str) -> Iterator[None]:
             process.communicate()
 
 
-async def round_trip(kit: HouseKit, session: str) -> None:
+async def round_trip(kit: BusKit, session: str) -> None:
     """Return once a message to a session of its own is answered and delivered, while another session's files are held."""
     accepted = await kit.send(session)
     await kit.started(session)
@@ -62,13 +62,13 @@ async def round_trip(kit: HouseKit, session: str) -> None:
     assert batch is not None
     assert [message.id for message in batch.messages] == [accepted.message_id]
     agent.answer(batch)
-    kit.house.delivery.poke(await kit.session(session))
+    kit.bus.delivery.poke(await kit.session(session))
     await until(lambda: any(one.session == session for one in kit.fake.sent))
 
 
 @pytest.mark.parametrize("held", ["inbound.db", "outbound.db"])
-async def test_a_container_that_keeps_a_lock_is_ended(kit: HouseKit, held: str) -> None:
-    async with kit.running() as house:
+async def test_a_container_that_keeps_a_lock_is_ended(kit: BusKit, held: str) -> None:
+    async with kit.running() as bus:
         accepted = await kit.send("main")
         await kit.started()
         kit.agent().claim()
@@ -79,7 +79,7 @@ async def test_a_container_that_keeps_a_lock_is_ended(kit: HouseKit, held: str) 
         else:
             lock = holding(f"file:{folder.outbound_db}", "BEGIN EXCLUSIVE")
         with lock:
-            house.delivery.poke(await kit.session())
+            bus.delivery.poke(await kit.session())
             session = await kit.session()
             await until(lambda: session.unreadable_since is not None)
             await round_trip(kit, "other")
@@ -92,9 +92,9 @@ async def test_a_container_that_keeps_a_lock_is_ended(kit: HouseKit, held: str) 
         assert (await kit.message(accepted.message_id))["status"] == "pending"
 
 
-async def test_a_read_lock_that_refuses_every_sender_ends_its_container(kit: HouseKit) -> None:
+async def test_a_read_lock_that_refuses_every_sender_ends_its_container(kit: BusKit) -> None:
     """Nothing is claimed, the heartbeat is fresh, and every read of the host's comes through."""
-    async with kit.running() as house:
+    async with kit.running() as bus:
         await round_trip(kit, "main")
         session = await kit.session()
         incarnation = kit.slot().incarnation  # pyright: ignore[reportOptionalMemberAccess]
@@ -106,7 +106,7 @@ async def test_a_read_lock_that_refuses_every_sender_ends_its_container(kit: Hou
             for _ in range(3):
                 kit.advance(15)
                 (folder.outbox / HEARTBEAT).touch()
-                assert await house.sweeper.sweep(session.key), "a sweep that only reads is a good one"
+                assert await bus.sweeper.sweep(session.key), "a sweep that only reads is a good one"
                 assert kit.slot() is not None
             told = await kit.operations.session("helper", "main")
             assert "Writing its inbound.db fails since" in told["explanation"]
@@ -114,31 +114,31 @@ async def test_a_read_lock_that_refuses_every_sender_ends_its_container(kit: Hou
             assert set(found) >= {"accept", "write"}
             assert any(one["session"] == "main" for one in (await kit.operations.status())["attention"])
             kit.advance(20)
-            await house.sweeper.sweep(session.key)
+            await bus.sweeper.sweep(session.key)
             await until(lambda: kit.slot() is None or kit.slot().reason == "unreadable")  # pyright: ignore[reportOptionalMemberAccess]
         await until(lambda: kit.slot() is None or kit.slot().incarnation != incarnation)  # pyright: ignore[reportOptionalMemberAccess]
         await kit.send("main")
-        await house.sweeper.sweep(session.key)
+        await bus.sweeper.sweep(session.key)
         assert kit.operations.live()["troubles"] == []
 
 
 @pytest.mark.parametrize("held", ["inbound.db", "outbound.db"])
 async def test_a_foreign_exclusive_lock_ends_no_container(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch, held: str
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch, held: str
 ) -> None:
     """Not even a read succeeds. The holder is named, the container is not blamed and goes on."""
-    monkeypatch.setattr("daemon.app.house.member_finder", lambda *_: lambda _: frozenset({os.getppid()}))
-    async with kit.running() as house:
+    monkeypatch.setattr("daemon.app.bus.member_finder", lambda *_: lambda _: frozenset({os.getppid()}))
+    async with kit.running() as bus:
         await round_trip(kit, "main")
         session = await kit.session()
         slot = kit.slot()
         assert slot is not None
         folder = session.files.folder
         with holding(f"file:{folder.inbound_db if held == 'inbound.db' else folder.outbound_db}", "BEGIN EXCLUSIVE"):
-            house.delivery.poke(session)
+            bus.delivery.poke(session)
             await until(lambda: session.unreadable_since is not None)
             kit.advance(61)
-            house.delivery.poke(session)
+            bus.delivery.poke(session)
             await until(lambda: bool(session.held_by) or kit.slot() is not slot or slot.reason is not None)
             assert session.held_by
             assert kit.slot() is slot
@@ -147,35 +147,33 @@ async def test_a_foreign_exclusive_lock_ends_no_container(
                 with pytest.raises(FileBusyError, match="keeps a lock") as refused:
                     await kit.send("main")
                 assert f"End process {session.held_by[0]}" in refused.value.hint
-            assert any("is held by process" in one.error for one in house.sessions.troubles.of(session.key))
+            assert any("is held by process" in one.error for one in bus.sessions.troubles.of(session.key))
         await kit.send("main")
 
 
 async def test_a_lock_of_somebody_else_s_process_ends_no_container(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operator's open sqlite3 shell is not the container's doing: it is named, and the container goes on."""
-    monkeypatch.setattr("daemon.app.house.member_finder", lambda *_: lambda _: frozenset({os.getppid()}))
-    async with kit.running() as house:
+    monkeypatch.setattr("daemon.app.bus.member_finder", lambda *_: lambda _: frozenset({os.getppid()}))
+    async with kit.running() as bus:
         await round_trip(kit, "main")
         session = await kit.session()
         with holding(f"file:{session.files.folder.inbound_db}?mode=ro", "BEGIN", "SELECT count(*) FROM messages_in"):
             with pytest.raises(FileBusyError):
                 await kit.send("main")
             kit.advance(61)
-            await house.sweeper.sweep(session.key)
-            await until(
-                lambda: any("is held by process" in one.error for one in house.sessions.troubles.of(session.key))
-            )
+            await bus.sweeper.sweep(session.key)
+            await until(lambda: any("is held by process" in one.error for one in bus.sessions.troubles.of(session.key)))
             assert kit.slot() is not None
             assert kit.slot().reason is None  # pyright: ignore[reportOptionalMemberAccess]
 
 
 async def test_the_holder_of_a_lock_is_named_at_once_and_no_longer_than_it_holds_it(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without any time passing: neither the limit after which a container is ended, nor the next try of a write."""
-    monkeypatch.setattr("daemon.app.house.member_finder", lambda *_: lambda _: frozenset({os.getppid()}))
+    monkeypatch.setattr("daemon.app.bus.member_finder", lambda *_: lambda _: frozenset({os.getppid()}))
     async with kit.running():
         await round_trip(kit, "main")
         session = await kit.session()
@@ -197,10 +195,10 @@ async def test_the_holder_of_a_lock_is_named_at_once_and_no_longer_than_it_holds
 
 
 async def test_a_lock_of_its_container_is_said_to_be_its_container_s(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pids: set[int] = set()
-    monkeypatch.setattr("daemon.app.house.member_finder", lambda *_: lambda _: frozenset(pids))
+    monkeypatch.setattr("daemon.app.bus.member_finder", lambda *_: lambda _: frozenset(pids))
     async with kit.running():
         await round_trip(kit, "main")
         session = await kit.session()
@@ -214,8 +212,8 @@ async def test_a_lock_of_its_container_is_said_to_be_its_container_s(
             assert not session.held_by
 
 
-async def test_a_journal_that_stays_hot_ends_the_container_and_is_recovered(kit: HouseKit) -> None:
-    async with kit.running() as house:
+async def test_a_journal_that_stays_hot_ends_the_container_and_is_recovered(kit: BusKit) -> None:
+    async with kit.running() as bus:
         accepted = await kit.send("main")
         await kit.started()
         kit.agent().claim()
@@ -223,12 +221,12 @@ async def test_a_journal_that_stays_hot_ends_the_container_and_is_recovered(kit:
         strand_journal(
             session.files.folder.outbound_db, "INSERT INTO session_state VALUES ('k' || ?, hex(zeroblob(400)), 'x')"
         )
-        house.delivery.poke(session)
+        bus.delivery.poke(session)
         await until(lambda: session.unreadable_since is not None)
         assert session.files.has_journal()
         await round_trip(kit, "other")
         kit.advance(61)
-        house.delivery.poke(session)
+        bus.delivery.poke(session)
         await kit.gone()
         assert not session.files.has_journal()
         row = await kit.message(accepted.message_id)
@@ -254,15 +252,15 @@ def swapped(monkeypatch: pytest.MonkeyPatch) -> Generator[list[Path]]:
             pass
 
 
-async def test_an_open_that_never_returns_costs_one_session_and_no_other(kit: HouseKit, swapped: list[Path]) -> None:
-    async with kit.running() as house:
+async def test_an_open_that_never_returns_costs_one_session_and_no_other(kit: BusKit, swapped: list[Path]) -> None:
+    async with kit.running() as bus:
         await kit.send("main")
         await kit.started()
         kit.agent().claim()
         session = await kit.session()
         swapped.append(session.files.folder.outbox)
         threads = threading.active_count()
-        house.delivery.poke(session)
+        bus.delivery.poke(session)
         await until(lambda: session._in_thread)
         await round_trip(kit, "other")
         for _ in range(20):
@@ -286,7 +284,7 @@ async def test_an_open_that_never_returns_costs_one_session_and_no_other(kit: Ho
             if session.quarantined is not None:
                 break
             kit.advance(2)
-            house.sweeper.poke(session.key)
+            bus.sweeper.poke(session.key)
             await anyio.sleep(0.02)
         assert session.quarantined is not None
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from daemon.config.models import Delivery
-from daemon.core.delivery_plan import Bury, Send
+from daemon.core.delivery_plan import DeadLetterDecision, Send
 from daemon.core.lifecycle import Container, Fail, Kill, Release, Reset
 from daemon.engine.delivery_steps import collect
 from daemon.engine.sweep_steps import sweep_files
@@ -97,7 +97,7 @@ def test_rows_that_cannot_be_sent_are_dead_letters(
     session.remake(LOOSE)
     put(session, **column)
     found = session.collect()
-    assert [dead.reason for dead in found.buried] == [reason]
+    assert [dead.reason for dead in found.dead_lettered] == [reason]
     assert found.sends == ()
     session.sweep()
     sound(session)
@@ -124,7 +124,7 @@ def test_an_id_is_never_a_path_or_sql(session: HostileSession, identity: str) ->
     put(session, id=identity + "2", seq=5, kind="nonsense")
     found = session.collect()
     assert [send.candidate.row.id for send in found.sends] == [identity]
-    assert [dead.candidate.row.id for dead in found.buried] == [identity + "2"]
+    assert [dead.candidate.row.id for dead in found.dead_lettered] == [identity + "2"]
     assert {item for item in session.root.rglob("*") if "inbound.db" not in item.name} == {
         item for item in before if "inbound.db" not in item.name
     }
@@ -273,7 +273,7 @@ def test_rows_that_pose_as_the_hosts_own(session: HostileSession) -> None:
     """`dead-letter:` and `failed:` rows of a container are rows like any other: checked, and sent as the agent's."""
     for seq, identity in enumerate(("dead-letter:o9", "failed:m9", "dead-letter:dead-letter:x")):
         put(session, id=identity, seq=3 + 2 * seq, channel_type="local", platform_id="victim")
-    assert {dead.reason for dead in session.collect().buried} == {"UNAUTHORISED_DESTINATION"}
+    assert {dead.reason for dead in session.collect().dead_lettered} == {"UNAUTHORISED_DESTINATION"}
     sound(session)
 
 
@@ -312,7 +312,7 @@ def test_a_large_batch_of_queued_rows_is_taken_in_parts(tmp_path: Path) -> None:
     sent: list[str] = []
     while True:
         found = session.collect()
-        assert not [item for item in found.buried if isinstance(item, Bury)]
+        assert not [item for item in found.dead_lettered if isinstance(item, DeadLetterDecision)]
         assert all(isinstance(item, Send) for item in found.sends)
         if not found.sends:
             break

@@ -10,8 +10,8 @@ from daemon.store.dead_letters import Operator
 from daemon.store.registry import Registry, SessionKey
 from daemon.store.session_trash import move_to_trash, remove_trash, trash_of
 from tests.support.agents import obedient
+from tests.support.bus_kit import AGENT, BusKit, until
 from tests.support.daemon import RealDaemon, eventually
-from tests.support.house_kit import AGENT, HouseKit, until
 from tests.support.nest import nest
 
 Make = Callable[..., RealDaemon]
@@ -67,18 +67,18 @@ def test_without_a_daemon(make_daemon: Make) -> None:
     assert daemon.ask("say again", agent="prog", session="s") == {"text": "again"}
 
 
-async def idle(kit: HouseKit) -> None:
+async def idle(kit: BusKit) -> None:
     """A session that has answered and whose container is gone."""
     await kit.send()
     await kit.started()
     batch = kit.agent().claim()
     assert batch is not None
     kit.agent().answer(batch)
-    kit.house.delivery.poke(await kit.session())
+    kit.bus.delivery.poke(await kit.session())
     await until(lambda: bool(kit.fake.sent))
-    await kit.house.supervisor.end(SessionKey(AGENT, "main"), "a test", graceful=True)
+    await kit.bus.supervisor.end(SessionKey(AGENT, "main"), "a test", graceful=True)
     await kit.gone()
-    await until(lambda: len(kit.house.sessions) == 0)
+    await until(lambda: len(kit.bus.sessions) == 0)
 
 
 @pytest.mark.anyio
@@ -86,8 +86,8 @@ async def idle(kit: HouseKit) -> None:
 async def test_a_death_in_the_middle_is_finished_by_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: str
 ) -> None:
-    kit = HouseKit(tmp_path / "data")
-    async with kit.running() as house:
+    kit = BusKit(tmp_path / "data")
+    async with kit.running() as bus:
         await idle(kit)
         with monkeypatch.context() as patch:
 
@@ -98,7 +98,7 @@ async def test_a_death_in_the_middle_is_finished_by_the_next_start(
             patch.setattr(owner, dies_at, die)
             with pytest.raises(SystemError):
                 await house_delete(kit)
-        assert house is kit.house
+        assert bus is kit.bus
     async with kit.running():
         assert not (kit.root / "sessions" / AGENT / "main").exists()
         assert list((kit.root / "sessions").glob(".trash-*")) == []
@@ -109,23 +109,23 @@ async def test_a_death_in_the_middle_is_finished_by_the_next_start(
         await kit.started()
 
 
-async def house_delete(kit: HouseKit) -> None:
+async def house_delete(kit: BusKit) -> None:
     await kit.operations.executor.deletions.delete(SessionKey(AGENT, "main"), WHO, force=False)
 
 
 @pytest.mark.anyio
 async def test_a_new_session_of_the_name_outlives_the_removal_of_the_old_one(tmp_path: Path) -> None:
     """The old folder could not be removed before the daemon ended: the next start touches the trash alone."""
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with kit.running():
         await idle(kit)
         registry = Registry(kit.root / "central.db")
         key = SessionKey(AGENT, "main")
-        session = await kit.house.sessions.get(key)
+        session = await kit.bus.sessions.get(key)
         registry.begin_deletion("D1", key, 1, WHO)
         move_to_trash(kit.root / "sessions", key, "D1")
         registry.deletion_moved("D1")
-        kit.house.sessions.forget(session)
+        kit.bus.sessions.forget(session)
         accepted = await kit.send()
     async with kit.running():
         assert (await kit.message(accepted.message_id))["status"] == "pending"
@@ -136,8 +136,8 @@ async def test_a_new_session_of_the_name_outlives_the_removal_of_the_old_one(tmp
 async def test_a_folder_that_cannot_be_put_aside_leaves_the_session_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kit = HouseKit(tmp_path / "data")
-    async with kit.running() as house:
+    kit = BusKit(tmp_path / "data")
+    async with kit.running() as bus:
         await idle(kit)
 
         def full(*_: object) -> None:
@@ -150,23 +150,23 @@ async def test_a_folder_that_cannot_be_put_aside_leaves_the_session_as_it_was(
         assert Registry(kit.root / "central.db").open_deletions() == []
         await kit.send()
         await kit.started()
-        assert house is kit.house
+        assert bus is kit.bus
 
 
 @pytest.mark.anyio
 async def test_sessions_that_nobody_uses_expire_and_those_with_work_stay(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data", retention={"idle_sessions_s": 10 * 86_400.0})
-    async with kit.running() as house:
+    kit = BusKit(tmp_path / "data", retention={"idle_sessions_s": 10 * 86_400.0})
+    async with kit.running() as bus:
         await idle(kit)
         await kit.send("waits", process_after=kit.clock.now_ms() + 400 * 86_400_000)
         kit.advance(9 * 86_400)
-        await house.retention.prune()
+        await bus.retention.prune()
         assert (kit.root / "sessions" / AGENT / "main").exists()
         kit.advance(30 * 86_400)
-        await house.retention.prune()
+        await bus.retention.prune()
         assert not (kit.root / "sessions" / AGENT / "main").exists()
         assert (kit.root / "sessions" / AGENT / "waits").exists()
-        assert house.retention.last.taken["expired_sessions"] == 1
+        assert bus.retention.last.taken["expired_sessions"] == 1
 
 
 def test_any_tree_is_removed(tmp_path: Path) -> None:

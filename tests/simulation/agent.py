@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
-from container_runner.providers.protocol import Answer, OutMessage, Progress, Silence, Turn, TurnMessage
+from container_runner.providers.protocol import Answer, DeclaredTimeout, OutMessage, Progress, Turn, TurnMessage
 from container_runner.shared.errors import TurnDeferredError, TurnFailedError
 from tests.simulation.world import World
 
@@ -26,7 +26,7 @@ class SimProvider:
         self._container = container
         self._die = die
         self.accepts_follow_ups = world.chance(0.3)
-        self.silence = Silence("agent", world.between(30, 300)) if world.chance(0.3) else None
+        self.silence = DeclaredTimeout("agent", world.between(30, 300)) if world.chance(0.3) else None
 
     async def run(self, turn: Turn, progress: Progress) -> Answer:
         """One turn, well or not."""

@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from daemon.api.daemon_operations import DaemonOperations
 from daemon.app import main as app
-from daemon.app.house import House
+from daemon.app.bus import Bus
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.config.models import Agent, Config, Delivery, Runtime, Sweep
 from daemon.config.policies import read_limits
@@ -94,7 +94,7 @@ class SimDaemon:
         self.world = world
         self.host = host
         self.config = config
-        self.house: House | None = None
+        self.bus: Bus | None = None
         self.operations: DaemonOperations | None = None
         self.process: Process | None = None
         self.layout = Layout(world.root)
@@ -110,7 +110,7 @@ class SimDaemon:
     @property
     def ready(self) -> bool:
         """Whether it takes messages."""
-        return self.house is not None and self.process is not None and not self.process.dead
+        return self.bus is not None and self.process is not None and not self.process.dead
 
     def _prepare(self) -> None:
         """Make the data folder's folders, as `DataFolder.open` does at each start: a restored one may lack some."""
@@ -124,7 +124,7 @@ class SimDaemon:
         self.starts += 1
         name = f"daemon {self.starts}"
         self.process = process = self.world.loop.new_process(name, "daemon")
-        self.house = None
+        self.bus = None
         self._stop = anyio.Event()
         self.world.on_death[process] = self._died
         self.world.step("systemd", f"starts {name}")
@@ -143,12 +143,12 @@ class SimDaemon:
         """Hand a message to the daemon that runs now. False when none does; `answered` is never called if it dies."""
         if not self.ready:
             return False
-        assert self.house is not None
-        house = self.house
+        assert self.bus is not None
+        bus = self.bus
 
         async def accept() -> None:
             try:
-                result: Accepted | Exception = await house.ingress.accept(incoming)
+                result: Accepted | Exception = await bus.ingress.accept(incoming)
             except Exception as error:
                 result = error
             answered(result)
@@ -246,19 +246,19 @@ class SimDaemon:
         pulse = Pulse(world.clock)
         pulse.register("sweep", 1e9)
         folder: Any = self.layout
-        house = House(self.config, folder, SimRuntime(self.host, install_id), install_id, world.clock, pulse)
-        _count_exits(world, house)
+        bus = Bus(self.config, folder, SimRuntime(self.host, install_id), install_id, world.clock, pulse)
+        _count_exits(world, bus)
         async with anyio.create_task_group() as tasks:
-            self.operations = await app._start(house, tasks)
-            self.house = house
+            self.operations = await app._start(bus, tasks)
+            self.bus = bus
             world.step("daemon", "READY")
             await self._stop.wait()
-            house.supervisor.close()
-            await house.delivery.close(5.0)
+            bus.supervisor.close()
+            await bus.delivery.close(5.0)
             tasks.cancel_scope.cancel()
 
     def _died(self) -> None:
-        self.house = None
+        self.bus = None
         self.left_behind()
         if self.enabled:
             world = self.world
@@ -275,7 +275,7 @@ def session_root(layout: Layout, key: SessionKey) -> Path:
     return layout.sessions_dir / key.agent / key.session
 
 
-def _count_exits(world: World, house: House) -> None:
+def _count_exits(world: World, bus: Bus) -> None:
     """One container has one exit, and its work is settled once: two supervisors of one container would settle two."""
     seen: Counter[tuple[str, str]] = Counter()
 
@@ -285,8 +285,8 @@ def _count_exits(world: World, house: House) -> None:
         if seen[what, event.incarnation] > 1:
             world.broken(f"{event.agent}/{event.session}: {what} of {event.incarnation} comes a second time")
 
-    house.events.subscribe(ContainerExited, exited)
-    house.events.subscribe(ExitSettled, exited)
+    bus.events.subscribe(ContainerExited, exited)
+    bus.events.subscribe(ExitSettled, exited)
 
 
 def _leaf(error: BaseException) -> BaseException:

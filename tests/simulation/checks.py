@@ -87,11 +87,11 @@ def unrest(scenario: Scenario) -> str | None:
         return "no daemon serves"
     if scenario.host.running():
         return f"containers run: {', '.join(item.id for item in scenario.host.running())}"
-    house = scenario.daemon.house
-    assert house is not None
-    if house.supervisor.slots() or house.supervisor.waiting():
+    bus = scenario.daemon.bus
+    assert bus is not None
+    if bus.supervisor.slots() or bus.supervisor.waiting():
         return "the supervisor is at work"
-    if house.delivery.senders or house.delivery._dirty:
+    if bus.delivery.senders or bus.delivery._dirty:
         return "delivery is at work"
     for key in scenario.sessions:
         why = _session_unrest(scenario.daemon, key)

@@ -388,7 +388,7 @@ class SimRuntime:
         except TimeoutError as error:
             raise RuntimeUnavailableError("dockerd did not answer in time.") from error
 
-    async def find_started(self, incarnation: str) -> Running | None:
+    async def find_or_cancel_spawn(self, incarnation: str) -> Running | None:
         """As the Docker runtime does it: what was created and not started is removed."""
         await self._call("find")
         for container in list(self._host.containers.values()):

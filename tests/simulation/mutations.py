@@ -28,7 +28,7 @@ import daemon.core.delivery_plan
 import daemon.engine.delivery
 import daemon.engine.delivery_steps
 import daemon.engine.ingress
-import daemon.engine.own_delivery
+import daemon.engine.inline_delivery
 import daemon.engine.sender
 import daemon.engine.session_sweep
 import daemon.engine.sessions
@@ -40,7 +40,7 @@ from daemon.channels.protocol import Incoming
 from daemon.core.delivery_plan import Send
 from daemon.engine.delivery_steps import Outcome
 from daemon.engine.sessions import Sessions
-from daemon.engine.supervisor.endings import Endings
+from daemon.engine.supervisor.terminator import Terminator
 from daemon.runtimes.protocol import Exit
 from daemon.store import deliveries, messages
 from daemon.store.registry import Registry
@@ -73,7 +73,7 @@ def _charge_again() -> contextlib.AbstractContextManager[Any]:
 
 def _cursor_apart() -> contextlib.AbstractContextManager[Any]:
     """The cursor moves in a transaction of its own, before the intents."""
-    real = daemon.engine.delivery_steps._look
+    real = daemon.engine.delivery_steps._read_batch
 
     def look(db: Any, *arguments: Any) -> Any:
         batch = real(db, *arguments)
@@ -82,7 +82,7 @@ def _cursor_apart() -> contextlib.AbstractContextManager[Any]:
                 _advance(db, batch)
         return batch
 
-    return mock.patch.object(daemon.engine.delivery_steps, "_look", look)
+    return mock.patch.object(daemon.engine.delivery_steps, "_read_batch", look)
 
 
 def _advance(db: Any, batch: Any) -> None:
@@ -124,14 +124,14 @@ def _tracking_all_as_queued(real: Callable[..., None]) -> Callable[..., None]:
 
 def _end_before_exit_is_settled() -> contextlib.AbstractContextManager[Any]:
     """The incarnation is recorded as ended before its exit's work is done in the files."""
-    real = Endings._ended
+    real = Terminator._ended
 
-    async def ended(self: Endings, slot: Any, exit_: Exit) -> None:
-        now = self._fleet.clock.now_ms()
-        await self._fleet.record(lambda registry: registry.end_incarnation(slot.incarnation, now, exit_.code, "early"))
+    async def ended(self: Terminator, slot: Any, exit_: Exit) -> None:
+        now = self._state.clock.now_ms()
+        await self._state.record(lambda registry: registry.end_incarnation(slot.incarnation, now, exit_.code, "early"))
         await real(self, slot, exit_)
 
-    return mock.patch.object(Endings, "_ended", ended)
+    return mock.patch.object(Terminator, "_ended", ended)
 
 
 def _retire_without_lock() -> contextlib.AbstractContextManager[Any]:
@@ -176,15 +176,15 @@ def _no_dedupe() -> contextlib.AbstractContextManager[Any]:
 
 def _wait_guesses() -> contextlib.AbstractContextManager[Any]:
     """A signal that was sent counts as an exit."""
-    real = Endings._signal
+    real = Terminator._signal
 
-    async def signal(self: Endings, slot: Any, send: Any) -> bool:
+    async def signal(self: Terminator, slot: Any, send: Any) -> bool:
         sent = await real(self, slot, send)
-        if sent and not slot.exited.is_set() and self._fleet.tasks is not None:
-            self._fleet.tasks.start_soon(self._ended, slot, Exit(None))
+        if sent and not slot.exited.is_set() and self._state.tasks is not None:
+            self._state.tasks.start_soon(self._ended, slot, Exit(None))
         return sent
 
-    return mock.patch.object(Endings, "_signal", signal)
+    return mock.patch.object(Terminator, "_signal", signal)
 
 
 def _no_incarnation_fence() -> contextlib.AbstractContextManager[Any]:
@@ -255,7 +255,7 @@ def _no_withdrawal() -> contextlib.AbstractContextManager[Any]:
     async def find(self: SimRuntime, incarnation: str) -> Any:
         return next((item for item in await self.list_running() if item.incarnation == incarnation), None)
 
-    return mock.patch.object(SimRuntime, "find_started", find)
+    return mock.patch.object(SimRuntime, "find_or_cancel_spawn", find)
 
 
 def _no_claim_stuck() -> contextlib.AbstractContextManager[Any]:
@@ -280,18 +280,18 @@ def _lost_receipt_write() -> contextlib.AbstractContextManager[Any]:
 
     return _all(
         mock.patch.object(daemon.engine.delivery, "record_outcomes", record),
-        mock.patch.object(daemon.engine.own_delivery, "record_outcomes", record),
+        mock.patch.object(daemon.engine.inline_delivery, "record_outcomes", record),
     )
 
 
 def _handed_over_is_taken() -> contextlib.AbstractContextManager[Any]:
     """What was handed over in the look's thread gets its receipt, whatever the channel said of it."""
-    real = daemon.engine.own_delivery.OwnDelivery._hand_over
+    real = daemon.engine.inline_delivery.InlineDelivery._hand_over
 
     def hand_over(self: Any, *arguments: Any) -> list[Outcome]:
         return [replace(one, sent=True, error=None, error_code=None) for one in real(self, *arguments)]
 
-    return mock.patch.object(daemon.engine.own_delivery.OwnDelivery, "_hand_over", hand_over)
+    return mock.patch.object(daemon.engine.inline_delivery.InlineDelivery, "_hand_over", hand_over)
 
 
 @contextlib.contextmanager

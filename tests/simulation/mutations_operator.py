@@ -17,9 +17,9 @@ import daemon.maintenance.session_repair
 import daemon.maintenance.stale_sweep
 from daemon.core.run_state import Life
 from daemon.engine.supervisor.adoption import Adoption
-from daemon.engine.supervisor.endings import Endings
 from daemon.engine.supervisor.reconcile import Reconciler
 from daemon.engine.supervisor.supervisor import Supervisor
+from daemon.engine.supervisor.terminator import Terminator
 from daemon.maintenance.daemon_executor import DaemonExecutor
 from daemon.maintenance.offline import OfflineExecutor
 from daemon.store.registry import Registry
@@ -30,9 +30,9 @@ def _kill_asks_for_every_start() -> contextlib.AbstractContextManager[Any]:
     real = Reconciler.look_at
 
     async def look_at(self: Reconciler, key: Any) -> None:
-        for row in await self._fleet.sessions.central(lambda registry: registry.live_incarnations()):
+        for row in await self._state.sessions.central(lambda registry: registry.live_incarnations()):
             if row.container_id is None:
-                await self._fleet.runtime.find_started(row.id)
+                await self._state.runtime.find_or_cancel_spawn(row.id)
         await real(self, key)
 
     return mock.patch.object(Reconciler, "look_at", look_at)
@@ -42,13 +42,13 @@ def _adopt_side_by_side() -> contextlib.AbstractContextManager[Any]:
     """Two adoptions at once, neither of which minds the slots that the other makes."""
 
     async def adopt(self: Adoption) -> bool:
-        slots, self._fleet.slots = self._fleet.slots, {}
+        slots, self._state.slots = self._state.slots, {}
         try:
             agreed = await self._adopt()
         finally:
-            self._fleet.slots = {**slots, **self._fleet.slots}
-        self._fleet.set_available()
-        self._fleet.accepting = True
+            self._state.slots = {**slots, **self._state.slots}
+        self._state.set_available()
+        self._state.accepting = True
         return agreed
 
     async def look_at(self: Reconciler, _: Any) -> None:
@@ -61,7 +61,7 @@ def _kill_is_answered_at_once() -> contextlib.AbstractContextManager[Any]:
     """The answer to a kill comes when the signal is sent."""
 
     async def end(self: Supervisor, key: Any, reason: str, *, graceful: bool) -> Any:
-        return self._endings.begin_end(key, reason, graceful=graceful)
+        return self._terminator.begin_end(key, reason, graceful=graceful)
 
     return mock.patch.object(Supervisor, "end", end)
 
@@ -78,16 +78,16 @@ def _quarantine_in_memory() -> contextlib.AbstractContextManager[Any]:
 
 def _quarantine_ends_nothing() -> contextlib.AbstractContextManager[Any]:
     """Whoever is in quarantine is given a container all the same."""
-    real = Endings.begin_end
+    real = Terminator.begin_end
 
-    def begin_end(self: Endings, key: Any, reason: str, **more: Any) -> Any:
-        slot = self._fleet.slots.get(key)
+    def begin_end(self: Terminator, key: Any, reason: str, **more: Any) -> Any:
+        slot = self._state.slots.get(key)
         if slot is not None and reason == "quarantine":
             slot.session.quarantined = None
             return slot
         return real(self, key, reason, **more)
 
-    return mock.patch.object(Endings, "begin_end", begin_end)
+    return mock.patch.object(Terminator, "begin_end", begin_end)
 
 
 def _reset_loses() -> contextlib.AbstractContextManager[Any]:

@@ -21,7 +21,7 @@ import structlog
 import container_runner.loop
 import container_runner.store
 import container_runner.watch
-import daemon.app.house
+import daemon.app.bus
 import daemon.engine.sessions
 import daemon.engine.watch
 import daemon.engine.watch_portable
@@ -145,8 +145,8 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
             "_look_at_file",
             lambda watch: world.version(watch._folder / "inbound.db"),
         ),
-        mock.patch.object(daemon.app.house, "build_channels", build_channels),
-        mock.patch.object(daemon.app.house, "random", types.SimpleNamespace(Random=lambda: seeded)),
+        mock.patch.object(daemon.app.bus, "build_channels", build_channels),
+        mock.patch.object(daemon.app.bus, "random", types.SimpleNamespace(Random=lambda: seeded)),
         mock.patch.object(daemon.runtimes.factory, "source_digest", lambda: "simulated"),
     ):
         yield

@@ -111,7 +111,7 @@ class SimChannel:
         finally:
             receivers.under_way[lane] -= 1
 
-    def deliver_here(self, messages: Sequence[Outgoing]) -> list[Receipt | TransientDeliveryError] | None:
+    def deliver_inline(self, messages: Sequence[Outgoing]) -> list[Receipt | TransientDeliveryError] | None:
         """As the `local` channel: at once, in the caller's thread. Only what deduplicates is asked to."""
         world, receivers = self.world, self.receivers
         if world.chance(0.4):

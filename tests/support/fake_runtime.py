@@ -275,9 +275,9 @@ class FakeRuntime:
             if container.exit is None and container.spec.install_id == self._install_id
         ]
 
-    async def find_started(self, incarnation: str) -> Running | None:
+    async def find_or_cancel_spawn(self, incarnation: str) -> Running | None:
         """Starting is one step here: it is there or it never will be."""
-        await self._answer("find_started", incarnation)
+        await self._answer("find_or_cancel_spawn", incarnation)
         for container in self.host.containers.values():
             if container.spec.incarnation == incarnation and container.spec.install_id == self._install_id:
                 return _running(container)

@@ -13,7 +13,7 @@ from typing import Any
 from daemon.config.models import Config, load_config
 from daemon.core.facts import Container, DaemonState
 from daemon.inspect.containers import RuntimeSeen
-from daemon.inspect.doctor import DaemonWord, Doctor, Examination
+from daemon.inspect.doctor import DaemonStatus, Doctor, Examination
 from daemon.inspect.runs import Runs
 from daemon.store import messages
 from daemon.store.data_folder import VERSION_NAME
@@ -103,9 +103,9 @@ class ForensicWorld:
             schedule_retry(db, message_id, 1, until, self.clock.now, incarnation=by, reason="it ended")
 
     def look(self, session: tuple[str, str] | None = None) -> Examination:
-        word = DaemonWord(self.state, self.live)
+        word = DaemonStatus(self.state, self.live)
         if self.refusal is not None:
-            word = DaemonWord(self.state, None, f"{self.refusal}: this request could not be answered.", self.refusal)
+            word = DaemonStatus(self.state, None, f"{self.refusal}: this request could not be answered.", self.refusal)
         doctor = Doctor(self.config, self.clock, lambda: word, runtime=lambda *_: self.listing())
         return doctor.examine(session, pause=self._pause)
 

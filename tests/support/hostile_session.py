@@ -12,7 +12,7 @@ from typing import Any, Final
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelTraits
 from daemon.core.lifecycle import Container, Policy
-from daemon.engine.delivery_steps import Collected, Means, collect
+from daemon.engine.delivery_steps import Collected, DeliveryContext, collect
 from daemon.engine.sweep_steps import Settings, Swept, finish_incarnation, sweep_files
 from daemon.inspect.message_life import read_life
 from daemon.inspect.session_reading import read_detail
@@ -26,8 +26,8 @@ LIVE: Final = "01LIVE0000000000000000000A"
 CONTENT_BYTES: Final = 1024**2
 
 
-def means(*, content_bytes: int = CONTENT_BYTES) -> Means:
-    return Means(
+def means(*, content_bytes: int = CONTENT_BYTES) -> DeliveryContext:
+    return DeliveryContext(
         channels={"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)},
         config=Delivery(),
         max_content_bytes=content_bytes,

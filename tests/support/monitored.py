@@ -1,4 +1,4 @@
-"""A house that is looked at: its monitoring, scraped and asked as others would."""
+"""A bus that is looked at: its monitoring, scraped and asked as others would."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -7,7 +7,7 @@ import anyio
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.monitoring.monitoring import Monitoring
-from tests.support.house_kit import HouseKit
+from tests.support.bus_kit import BusKit
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -36,11 +36,11 @@ class Scraped:
 
 
 class Monitored:
-    """The monitoring of a kit's house. `scrape` reads the files anew each time."""
+    """The monitoring of a kit's bus. `scrape` reads the files anew each time."""
 
-    def __init__(self, kit: HouseKit) -> None:
+    def __init__(self, kit: BusKit) -> None:
         self.kit = kit
-        self.monitoring = Monitoring(kit.house.watched(), kit.house.telemetry)
+        self.monitoring = Monitoring(kit.bus.watched(), kit.bus.telemetry)
         self.monitoring.health.started = True
 
     async def scrape(self, accept: str = "") -> Scraped:
@@ -50,8 +50,8 @@ class Monitored:
 
 
 @asynccontextmanager
-async def monitored(kit: HouseKit) -> AsyncGenerator[Monitored]:
-    """While the house runs."""
+async def monitored(kit: BusKit) -> AsyncGenerator[Monitored]:
+    """While the bus runs."""
     found = Monitored(kit)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(found.monitoring.exporter.run)

@@ -90,7 +90,7 @@ def mid_turn(daemon: RealDaemon, session: str = "s") -> tuple[str, Path]:
     return message_id, mark
 
 
-def let_go(mark: Path) -> None:
+def evict(mark: Path) -> None:
     """The turn may end, this one's and its successor's."""
     mark.with_name(f"{mark.name}.go").touch()
 

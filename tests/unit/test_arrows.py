@@ -322,7 +322,7 @@ def inspect_only_reads(module: Module) -> Iterator[str]:
 
 
 def nothing_mutable_at_module_level(module: Module) -> Iterator[str]:
-    """State lives in objects that house.py builds; a module holds constants.
+    """State lives in objects that bus.py builds; a module holds constants.
 
     A display or a container made at module level is one only when it is annotated as something immutable
     (`LIMITS: Final[Mapping[str, int]] = {...}`), and no function rebinds a module's name.

@@ -22,6 +22,7 @@ from tests.support.mounts import small_disk
 from tests.support.socket_proxy import SocketProxy
 from tests.support.wreck import (
     codes,
+    evict,
     explained,
     findings,
     found,
@@ -29,7 +30,6 @@ from tests.support.wreck import (
     healthy,
     history,
     kill_container,
-    let_go,
     mid_turn,
     repair,
 )
@@ -62,7 +62,7 @@ def test_stuck_claim(make_daemon: Make) -> None:
     assert told["status"] == "running"
     assert "STUCK_CLAIM" in codes(told)
     repair(daemon, one["command"])
-    let_go(mark)
+    evict(mark)
     assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
     assert "session_killed" in history(daemon, message_id)
     gone(daemon, "STUCK_CLAIM")
@@ -80,7 +80,7 @@ def test_ghost_running(daemon: RealDaemon) -> None:
     told = explained(daemon, message_id)
     assert (told["stale"], told["listed"], told["status"]) == (True, "running", "orphaned")
     assert one["cause"] == "DAEMON_DOWN"
-    let_go(mark)
+    evict(mark)
     repair(daemon, one["command"])  # a start tries it again: nothing is cancelled
     assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
     told_of = history(daemon, message_id)
@@ -93,7 +93,7 @@ def test_lost_ack(daemon: RealDaemon) -> None:
     """The agent finished while no daemon ran: its answer and its ack are written, and nobody took note."""
     message_id, mark = mid_turn(daemon)
     daemon.kill()
-    let_go(mark)
+    evict(mark)
     box = daemon.folder("prog", "s") / "out" / "outbound.db"
     eventually("acked", lambda: _acked(box, message_id))
     kill_container(daemon)
@@ -123,7 +123,7 @@ def test_orphaned_container(daemon: RealDaemon) -> None:
     assert "ORPHANED_CONTAINER" in codes(told)
     repair(daemon, one["command"])
     eventually("ended", lambda: stray not in [item["incarnation"] for item in daemon.status()["live"]["running"]])
-    let_go(mark)
+    evict(mark)
     assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
     assert daemon.ask("say again", agent="prog", session="s") == {"text": "again"}
     assert daemon.container("prog", "s")["incarnation"] != stray
@@ -143,7 +143,7 @@ def test_hot_journal(daemon: RealDaemon) -> None:
     told = explained(daemon, message_id)
     assert (told["stale"], told["status"]) == (True, "orphaned")
     assert "HOT_JOURNAL" in codes(told)
-    let_go(mark)
+    evict(mark)
     repair(daemon, one["command"])
     eventually("recovered", lambda: not box.with_name("outbound.db-journal").exists())
     assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
@@ -225,7 +225,7 @@ def test_full_disk() -> None:
         repair(daemon, one["command"], {"df ": disk.make_room})
         said = eventually("accepted again", lambda: _sent(daemon), 30)
         assert daemon.answer(said, agent="echo", session="s") == {"text": "again"}
-        let_go(mark)
+        evict(mark)
         assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
         healthy(daemon, 60)
         daemon.end_quietly()
@@ -248,7 +248,7 @@ def test_clock_jump(daemon: RealDaemon) -> None:
         "UPDATE messages_in SET tries = 1, process_after = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+1 day')"
         f" WHERE id = '{message_id}'",
     )
-    let_go(mark)
+    evict(mark)
     daemon.start()
     one = found(daemon, "CLOCK_JUMP")
     assert one["message_id"] == message_id

@@ -13,9 +13,9 @@ import anyio
 from daemon.core.errors import RuntimeUnavailableError, UnknownAgentError
 from daemon.core.events import ContainerAdopted
 from daemon.engine.supervisor.draining import Draining
-from daemon.engine.supervisor.endings import Endings
-from daemon.engine.supervisor.fleet import Fleet
 from daemon.engine.supervisor.slots import Phase, Slot
+from daemon.engine.supervisor.state import SupervisorState
+from daemon.engine.supervisor.terminator import Terminator
 from daemon.runtimes.protocol import Running
 from daemon.store.registry import IncarnationRow, SessionKey
 from schema.errors import ClawbusError
@@ -27,11 +27,11 @@ class Adoption:
     `lock` is held while slots are created from a listing: two at once would watch one container twice.
     """
 
-    def __init__(self, fleet: Fleet, endings: Endings) -> None:
-        self._fleet = fleet
-        self._log = fleet.log
-        self._endings = endings
-        self._draining = Draining(fleet, endings)
+    def __init__(self, state: SupervisorState, terminator: Terminator) -> None:
+        self._state = state
+        self._log = state.log
+        self._terminator = terminator
+        self._draining = Draining(state, terminator)
         self.lock = anyio.Lock()
 
     async def adopt(self) -> bool:
@@ -44,26 +44,26 @@ class Adoption:
             try:
                 agreed = await self._adopt()
             except RuntimeUnavailableError as error:
-                self._fleet.set_unavailable(error)
+                self._state.set_unavailable(error)
                 return False
             except ClawbusError as error:
                 # The registry failed, not the runtime. Nothing is adopted now; the caller tries again.
-                self._fleet.sessions.storage.failed(error)
+                self._state.sessions.storage.failed(error)
                 self._log.warning("adoption_postponed", code=error.code, error=str(error), hint=error.hint)
                 return False
-        self._fleet.set_available()
-        self._fleet.accepting = self._fleet.accepting or agreed
+        self._state.set_available()
+        self._state.accepting = self._state.accepting or agreed
         return agreed
 
     async def _adopt(self) -> bool:
         """Adopt. Return whether every live incarnation on record now has its own slot."""
-        await self._fleet.engine.check(
-            await self._fleet.sessions.central(lambda registry: registry.live_incarnations())
+        await self._state.engine.check(
+            await self._state.sessions.central(lambda registry: registry.live_incarnations())
         )
-        listed = {item.container_id: item for item in await self._fleet.runtime.list_running()}
+        listed = {item.container_id: item for item in await self._state.runtime.list_running()}
         agreed = True
-        for row in await self._fleet.sessions.central(lambda registry: registry.live_incarnations()):
-            slot = self._fleet.slots.get(row.key)
+        for row in await self._state.sessions.central(lambda registry: registry.live_incarnations()):
+            slot = self._state.slots.get(row.key)
             if slot is not None:
                 # The slot is starting, running or ending, and other code handles its container. Never withdraw it here.
                 agreed = agreed and slot.incarnation == row.id
@@ -71,21 +71,21 @@ class Adoption:
             found = _container_of(row, listed.values())
             if found is None and row.container_id is None:
                 # The previous daemon died during a spawn: find out whether the container that it asked for has started.
-                found = await self._fleet.runtime.find_started(row.id)
+                found = await self._state.runtime.find_or_cancel_spawn(row.id)
             await self._adopt_recorded(row, found)
-        supervised = {slot.container_id for slot in self._fleet.slots.values()}
-        starting = {slot.incarnation for slot in self._fleet.slots.values() if slot.container_id is None}
+        supervised = {slot.container_id for slot in self._state.slots.values()}
+        starting = {slot.incarnation for slot in self._state.slots.values() if slot.container_id is None}
         for item in listed.values():
             if item.container_id not in supervised and item.incarnation not in starting:
                 await self.adopt_stray(item)
         return agreed
 
     async def _adopt_recorded(self, row: IncarnationRow, found: Running | None) -> None:
-        session = await self._fleet.sessions.create(row.key)
+        session = await self._state.sessions.create(row.key)
         spawned = found.started_at if found is not None else row.created_at
         slot = Slot(session, row.id, spawned, Phase.RUNNING, found.container_id if found else row.container_id)
         slot.started_at = row.started_at if row.started_at is not None or found is None else found.started_at
-        self._fleet.slots[row.key] = slot
+        self._state.slots[row.key] = slot
         log = self._log.bind(agent=row.key.agent, session=row.key.session, incarnation=row.id)
         if found is None:
             log.warning("incarnation_gone", container=row.container_id)
@@ -93,18 +93,18 @@ class Adoption:
                 slot.reason = "never_started"  # the previous daemon died before the start, so this is not a failed start of the agent
         else:
             if row.container_id is None:
-                self._fleet.begin_record_start(slot, found)
-            self._fleet.events.publish(
+                self._state.begin_record_start(slot, found)
+            self._state.events.publish(
                 ContainerAdopted(
-                    self._fleet.clock.now_ms(), row.key.agent, row.key.session, row.id, found.container_id,
+                    self._state.clock.now_ms(), row.key.agent, row.key.session, row.id, found.container_id,
                     row.created_at, found.started_at,
                 )
             )  # fmt: skip
-        self._endings.watch(slot)
+        self._terminator.watch(slot)
         if found is None:
             return
         if session.quarantined is not None:
-            self._endings.begin_end(row.key, "quarantine", graceful=False)
+            self._terminator.begin_end(row.key, "quarantine", graceful=False)
         elif not await self._is_wanted(row.key, found):
             log.warning("container_outdated", container=found.container_id)
             self._draining.begin(slot, "outdated")
@@ -115,18 +115,18 @@ class Adoption:
         The caller holds the lock.
         """
         key = SessionKey(found.agent, found.session)
-        if key in self._fleet.slots:
-            self._endings.end_extra(found)
+        if key in self._state.slots:
+            self._terminator.end_extra(found)
             return
         self._log.warning("container_stray", agent=key.agent, session=key.session, container=found.container_id)
-        session = await self._fleet.sessions.create(key)
-        if key in self._fleet.slots:  # a spawn began in the meantime
-            self._endings.end_extra(found)
+        session = await self._state.sessions.create(key)
+        if key in self._state.slots:  # a spawn began in the meantime
+            self._terminator.end_extra(found)
             return
         slot = Slot(session, found.incarnation, found.started_at, Phase.RUNNING, found.container_id)
-        self._fleet.slots[key] = slot
-        self._endings.watch(slot)
-        self._endings.begin_end(key, "stray", graceful=True)
+        self._state.slots[key] = slot
+        self._terminator.watch(slot)
+        self._terminator.begin_end(key, "stray", graceful=True)
 
     async def _is_wanted(self, key: SessionKey, found: Running) -> bool:
         """Return whether to keep a running container.
@@ -134,7 +134,7 @@ class Adoption:
         False if its agent is no longer configured, or if its spec is known to be outdated and a new one could be started.
         """
         try:
-            if self._fleet.specs.make(key, found.incarnation).fingerprint == found.fingerprint:
+            if self._state.specs.make(key, found.incarnation).fingerprint == found.fingerprint:
                 return True
         except UnknownAgentError:
             return False
@@ -146,7 +146,7 @@ class Adoption:
     async def _could_replace(self, key: SessionKey, found: Running) -> bool:
         """Return whether the runtime could start a container now: an outdated agent that works is better than none."""
         try:
-            await self._fleet.runtime.check()
+            await self._state.runtime.check()
         except ClawbusError as error:
             why = str(error)
             self._log.warning(

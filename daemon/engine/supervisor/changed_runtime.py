@@ -76,7 +76,7 @@ async def _alive(runtime: ContainerRuntime, rows: Sequence[IncarnationRow], know
         for row in rows:
             if row.container_id is None:
                 # Its daemon died in the spawn: what has not begun is withdrawn, what has begun is in the listing after it.
-                await runtime.find_started(row.id)
+                await runtime.find_or_cancel_spawn(row.id)
         return {f"{one.agent}/{one.session}" for one in await runtime.list_running()}
 
 

@@ -7,42 +7,42 @@ from __future__ import annotations
 
 import anyio
 
-from daemon.engine.supervisor.endings import Endings
-from daemon.engine.supervisor.fleet import Fleet
 from daemon.engine.supervisor.slots import Phase, Slot
+from daemon.engine.supervisor.state import SupervisorState
+from daemon.engine.supervisor.terminator import Terminator
 from schema.errors import ClawbusError
 
 
 class Draining:
     """Watches each container that is to be replaced until it works on nothing."""
 
-    def __init__(self, fleet: Fleet, endings: Endings) -> None:
-        self._fleet = fleet
-        self._endings = endings
+    def __init__(self, state: SupervisorState, terminator: Terminator) -> None:
+        self._state = state
+        self._terminator = terminator
 
     def begin(self, slot: Slot, reason: str) -> None:
         """Stop the container with this reason as soon as it works on nothing, in the background."""
-        self._fleet.begin(self._drain, slot, reason, name=f"drain {slot.session.key}")
+        self._state.begin(self._drain, slot, reason, name=f"drain {slot.session.key}")
 
     async def _drain(self, slot: Slot, reason: str) -> None:
         key, told = slot.session.key, False
-        log = self._fleet.log.bind(agent=key.agent, session=key.session, incarnation=slot.incarnation)
+        log = self._state.log.bind(agent=key.agent, session=key.session, incarnation=slot.incarnation)
         while slot.phase is Phase.RUNNING and slot.session.quarantined is None:
             if await self._is_at_rest(slot):
-                self._endings.begin_end(key, reason, graceful=True, incarnation=slot.incarnation)
+                self._terminator.begin_end(key, reason, graceful=True, incarnation=slot.incarnation)
                 return
             if not told:
                 log.info("container_draining", reason=reason)
                 told = True
-            with anyio.move_on_after(self._fleet.timings.drain_s):
+            with anyio.move_on_after(self._state.timings.drain_s):
                 await slot.exited.wait()
 
     async def _is_at_rest(self, slot: Slot) -> bool:
         """Return whether the container works on nothing. False when a file cannot be read now; the caller asks again."""
         try:
-            return await self._fleet.keeper.drain(slot.session, slot.incarnation)
+            return await self._state.keeper.drain(slot.session, slot.incarnation)
         except ClawbusError:
             return False
         except Exception:  # a bug in one check must not end the daemon; try again
-            self._fleet.log.exception("drain_raised", session=slot.session.key.session)
+            self._state.log.exception("drain_raised", session=slot.session.key.session)
             return False

@@ -1,6 +1,6 @@
 """Decides which session gets a container, and when: one per session, capped, fair, with back-off after failures.
 
-`adoption.py` adopts the containers that already run, `endings.py` ends those that must end. Nothing starts for a session
+`adoption.py` adopts the containers that already run, `terminator.py` ends those that must end. Nothing starts for a session
 until the exit of its last container has been settled.
 """
 
@@ -18,11 +18,11 @@ from daemon.core.events import ContainerSpawned
 from daemon.engine.events import Events
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.adoption import Adoption
-from daemon.engine.supervisor.endings import Endings
-from daemon.engine.supervisor.fleet import Fleet
 from daemon.engine.supervisor.needs import SessionKeeper, Specs
 from daemon.engine.supervisor.reconcile import Reconciler
 from daemon.engine.supervisor.slots import Phase, Slot, Timings
+from daemon.engine.supervisor.state import SupervisorState
+from daemon.engine.supervisor.terminator import Terminator
 from daemon.engine.supervisor.wake_queue import WakeQueue
 from daemon.engine.sweep_schedule import Schedule
 from daemon.runtimes.engine_identity import EngineGuard
@@ -51,10 +51,10 @@ class Supervisor:
         events: Events,
         timings: Timings | None = None,
     ) -> None:
-        self._fleet = Fleet(engine, sessions, config, clock, specs, schedule, events, timings or Timings())
-        self._endings = Endings(self._fleet)
-        self._adoption = Adoption(self._fleet, self._endings)
-        self._reconciler = Reconciler(self._fleet, self._endings, self._adoption)
+        self._state = SupervisorState(engine, sessions, config, clock, specs, schedule, events, timings or Timings())
+        self._terminator = Terminator(self._state)
+        self._adoption = Adoption(self._state, self._terminator)
+        self._reconciler = Reconciler(self._state, self._terminator, self._adoption)
         self._runtime: ContainerRuntime = engine.runtime
         self._sessions = sessions
         self._config = config
@@ -62,8 +62,8 @@ class Supervisor:
         self._specs = specs
         self._schedule = schedule
         self._events = events
-        self._timings = self._fleet.timings
-        self._log = self._fleet.log
+        self._timings = self._state.timings
+        self._log = self._state.log
         self._queue = WakeQueue()
         self._closed = False
 
@@ -72,7 +72,7 @@ class Supervisor:
     @property
     def unavailable(self) -> tuple[int, str] | None:
         """Since when (epoch milliseconds) and why the runtime does not answer; None while it does."""
-        return self._fleet.unavailable
+        return self._state.unavailable
 
     @property
     def runtime_name(self) -> str:
@@ -82,53 +82,53 @@ class Supervisor:
     @property
     def image_problem(self) -> tuple[int, str] | None:
         """Since when (epoch milliseconds) and why images cannot be used; None when every agent's image can."""
-        bad = self._fleet.bad_images.values()
+        bad = self._state.bad_images.values()
         return (min(since for since, _ in bad), " ".join(dict.fromkeys(why for _, why in bad))) if bad else None
 
-    async def look_at_images(self) -> list[ImageError]:
+    async def check_images(self) -> list[ImageError]:
         """Check every image that agents use and return the errors. Raise RuntimeUnavailableError."""
         found: list[ImageError] = []
         for image, own_runner in self._specs.images():
             try:
                 await self._runtime.check(image, own_runner=own_runner)
             except ImageError as error:
-                self._fleet.image_failed((image, own_runner), str(error))
+                self._state.image_failed((image, own_runner), str(error))
                 found.append(error)
         return found
 
     async def run(self, keeper: SessionKeeper, *, task_status: TaskStatus[None]) -> None:
         """Adopt the running containers, report that the supervisor has started, then spawn on request until cancelled."""
-        self._fleet.keeper = keeper
+        self._state.keeper = keeper
         try:
             async with anyio.create_task_group() as tasks:
-                self._fleet.tasks = tasks
+                self._state.tasks = tasks
                 await self._adoption.adopt()
                 tasks.start_soon(self._dispatch, name="dispatch spawns")
                 tasks.start_soon(self._reconciler.run, name="reconcile containers")
                 task_status.started()
         finally:
-            self._fleet.tasks = None  # while the daemon stops, other tasks still run and may ask to end a container
+            self._state.tasks = None  # while the daemon stops, other tasks still run and may ask to end a container
 
     @property
     def knows(self) -> bool:
         """Return whether a session without a slot is known to have no container: adoption is done and the runtime answers."""
-        return self._fleet.accepting and self._fleet.unavailable is None
+        return self._state.accepting and self._state.unavailable is None
 
     def may_run(self, key: SessionKey) -> bool:
         """Return whether a container of the session may be running. True for every session until adoption is done."""
-        return not self._fleet.accepting or key in self._fleet.slots
+        return not self._state.accepting or key in self._state.slots
 
     def slot(self, key: SessionKey) -> Slot | None:
         """Return the session's slot, if a container of it is starting, running or stopping."""
-        return self._fleet.slots.get(key)
+        return self._state.slots.get(key)
 
     def slots(self) -> tuple[Slot, ...]:
         """Every slot."""
-        return tuple(self._fleet.slots.values())
+        return tuple(self._state.slots.values())
 
     def alive(self) -> tuple[Slot, ...]:
         """Return the slots whose exit is not confirmed. A container that has exited uses nothing, even if not settled yet."""
-        return tuple(slot for slot in self._fleet.slots.values() if not slot.exited.is_set())
+        return tuple(slot for slot in self._state.slots.values() if not slot.exited.is_set())
 
     def incarnations(self) -> tuple[IncarnationRow, ...]:
         """Return every slot as a registry row, without the fingerprint, which only the runtime knows."""
@@ -142,32 +142,32 @@ class Supervisor:
                 slot.spawned_at,
                 slot.started_at,
             )
-            for slot in self._fleet.slots.values()
+            for slot in self._state.slots.values()
         )
 
     def live_incarnation(self, session: Session) -> str | None:
         """Return the incarnation whose container may be working for the session, or None."""
-        slot = self._fleet.slots.get(session.key)
+        slot = self._state.slots.get(session.key)
         return slot.incarnation if slot is not None else None
 
     def waiting(self) -> tuple[SessionKey, ...]:
         """Return the sessions that wait for a container."""
         return self._queue.keys()
 
-    def look_for_room(self) -> None:
+    def check_for_room(self) -> None:
         """Check again whether an idle container can make room for a waiting session. Call it when a turn has finished."""
         if len(self._queue):
-            self._fleet.changed.set()
+            self._state.changed.set()
 
     def close(self) -> None:
         """Stop spawning. Running containers keep running: a daemon restart kills no agent."""
         self._closed = True
-        self._fleet.changed.set()
+        self._state.changed.set()
 
     async def wake(self, session: Session) -> bool:
         """Queue the session for a container. Return False if it has one or is queued, or must wait (back-off, quarantine)."""
         key = session.key
-        if key in self._fleet.slots or session.quarantined is not None:
+        if key in self._state.slots or session.quarantined is not None:
             return False
         try:
             row = await self._sessions.central(lambda registry: registry.session(key))
@@ -178,9 +178,9 @@ class Supervisor:
         if row is not None and row.next_spawn_at is not None and row.next_spawn_at > self._clock.now_ms():
             self._schedule.at(key, row.next_spawn_at)
             return False
-        if key in self._fleet.slots or not self._queue.add(key):
+        if key in self._state.slots or not self._queue.add(key):
             return False
-        self._fleet.changed.set()
+        self._state.changed.set()
         return True
 
     async def end(self, key: SessionKey, reason: str, *, graceful: bool) -> Slot | None:
@@ -192,7 +192,7 @@ class Supervisor:
         if self.slot(key) is None:
             # An unsupervised container may be running: find it, so that it can be ended as well.
             await self._reconciler.look_at(key)
-        slot = self._endings.begin_end(key, reason, graceful=graceful)
+        slot = self._terminator.begin_end(key, reason, graceful=graceful)
         if slot is None:
             return None
         grace = self._config.stop_grace_s if graceful else 0.0
@@ -204,7 +204,7 @@ class Supervisor:
 
     def begin_end(self, key: SessionKey, reason: str, *, graceful: bool, incarnation: str | None = None) -> Slot | None:
         """Start to stop or kill the session's container, in the background. With `incarnation`, only if it is that one."""
-        return self._endings.begin_end(key, reason, graceful=graceful, incarnation=incarnation)
+        return self._terminator.begin_end(key, reason, graceful=graceful, incarnation=incarnation)
 
     # --- spawning
 
@@ -212,15 +212,15 @@ class Supervisor:
         """Run the only loop that assigns free slots. It also probes a runtime that has become unavailable."""
         while not self._closed:
             # Create the event before checking, so that a change during the check triggers another one.
-            changed = self._fleet.changed = anyio.Event()
+            changed = self._state.changed = anyio.Event()
             try:
-                if self._fleet.unavailable is not None or not self._fleet.accepting:
+                if self._state.unavailable is not None or not self._state.accepting:
                     await self._probe()
-                if self._fleet.accepting and self._fleet.unavailable is None:
+                if self._state.accepting and self._state.unavailable is None:
                     await self._give_out()
             except Exception:  # noqa: BLE001 - the loop that starts every agent must survive a bug in one pass
                 self._log.error("dispatch_raised", exc_info=True)
-            waiting = self._fleet.unavailable is not None or not self._fleet.accepting or len(self._queue) > 0
+            waiting = self._state.unavailable is not None or not self._state.accepting or len(self._queue) > 0
             with anyio.move_on_after(self._timings.probe_s if waiting else 3600):
                 await changed.wait()
 
@@ -237,40 +237,40 @@ class Supervisor:
             await self._make_room(agent)
 
     def _has_room(self) -> bool:
-        return len(self.alive()) + len(self._fleet.extras) < self._config.max_containers
+        return len(self.alive()) + len(self._state.extras) < self._config.max_containers
 
     def _has_room_for(self, agent: str) -> bool:
         cap = self._specs.max_containers(agent)
         return cap is None or sum(slot.session.key.agent == agent for slot in self.alive()) < cap
 
     async def _probe(self) -> None:
-        adopted_before = self._fleet.accepting
+        adopted_before = self._state.accepting
         await self._adoption.adopt()
-        if adopted_before and self._fleet.unavailable is None:
+        if adopted_before and self._state.unavailable is None:
             for session in self._sessions:
                 self._schedule.now(session.key)
 
     async def _start(self, key: SessionKey) -> None:
-        if key in self._fleet.slots or self._fleet.tasks is None:
+        if key in self._state.slots or self._state.tasks is None:
             return
         try:
             session = await self._sessions.get(key)
         except ClawbusError as error:
             self._log.warning("wake_postponed", agent=key.agent, session=key.session, error=str(error))
             return  # the sweep wakes it again
-        if session.quarantined is not None or key in self._fleet.slots:
+        if session.quarantined is not None or key in self._state.slots:
             return
         now = self._clock.now_ms()
         slot = Slot(session, new_id(now), now)
-        self._fleet.slots[key] = slot
-        self._fleet.begin(self._spawn, slot, name=f"spawn {key}")
+        self._state.slots[key] = slot
+        self._state.begin(self._spawn, slot, name=f"spawn {key}")
 
     async def _spawn(self, slot: Slot) -> None:
         key = slot.session.key
         try:
             running = await self._try_spawn(slot)
         except RuntimeUnavailableError as error:
-            self._fleet.set_unavailable(error)
+            self._state.set_unavailable(error)
             running = await self._find_out(slot)
             if running is None:
                 await self._give_up(slot, "never_started", error)
@@ -301,16 +301,16 @@ class Supervisor:
         if not await self._sessions.central(lambda registry: registry.begin_incarnation(row)):
             # The registry has an incarnation that we do not know. List the running containers before starting another.
             self._log.error("incarnation_conflict", agent=key.agent, session=key.session)
-            self._fleet.accepting = False
+            self._state.accepting = False
             await self._give_up(slot, "conflict", None)
             return None
         image = (spec.image, bool(spec.runner))
         try:
             running = await self._runtime.spawn(spec)
         except ImageError as error:
-            self._fleet.image_failed(image, str(error))
+            self._state.image_failed(image, str(error))
             raise
-        self._fleet.bad_images.pop(image, None)
+        self._state.bad_images.pop(image, None)
         return running
 
     async def _running(self, slot: Slot, running: Running) -> None:
@@ -326,8 +326,8 @@ class Supervisor:
                 self._runtime.name, asked_at,
             )
         )  # fmt: skip
-        self._endings.watch(slot)
-        self._fleet.begin_record_start(slot, running)
+        self._terminator.watch(slot)
+        self._state.begin_record_start(slot, running)
 
     async def _find_out(self, slot: Slot) -> Running | None:
         """Wait until the runtime, which became unavailable during a spawn, reports whether the container exists.
@@ -336,26 +336,26 @@ class Supervisor:
         """
         while True:
             try:
-                found = await self._runtime.find_started(slot.incarnation)
+                found = await self._runtime.find_or_cancel_spawn(slot.incarnation)
             except RuntimeUnavailableError:
                 pass
             except Exception:  # noqa: BLE001 - any failure means that it is still unknown
                 self._log.error("listing_raised", exc_info=True)
             else:
-                self._fleet.set_available()
+                self._state.set_available()
                 return found
             await anyio.sleep(self._timings.probe_s)
 
     async def _give_up(self, slot: Slot, reason: str, error: ClawbusError | None) -> None:
         now = self._clock.now_ms()
-        await self._fleet.record(lambda registry: registry.end_incarnation(slot.incarnation, now, None, reason))
+        await self._state.record(lambda registry: registry.end_incarnation(slot.incarnation, now, None, reason))
         if error is not None:
             # A `soft` error is not the session's fault: retry soon, however often it has failed.
             soft = isinstance(error, ImageError | RuntimeUnavailableError | StorageError | FileBusyError)
             self._sessions.storage.failed(error)
             limit = self._timings.soft_backoff_max_s if soft else self._config.spawn_backoff_max_s
-            await self._fleet.back_off(slot.session, error, limit, started=False)
-        self._fleet.release(slot)
+            await self._state.back_off(slot.session, error, limit, started=False)
+        self._state.release(slot)
         self._schedule.now(slot.session.key)
 
     async def _make_room(self, agent: str | None = None) -> None:
@@ -374,7 +374,7 @@ class Supervisor:
             with anyio.move_on_after(
                 self._timings.look_s
             ):  # its files may be locked, and other sessions wait for this loop
-                reason = await self._fleet.keeper.why_it_may_go(slot.session)
+                reason = await self._state.keeper.why_it_may_go(slot.session)
             if reason == "idle":
                 self._evict(slot, "evicted")
                 return
@@ -385,4 +385,4 @@ class Supervisor:
     def _evict(self, slot: Slot, reason: str) -> None:
         key = slot.session.key
         self._log.info("container_evicted", agent=key.agent, session=key.session, reason=reason)
-        self._endings.begin_end(key, reason, graceful=True, incarnation=slot.incarnation)
+        self._terminator.begin_end(key, reason, graceful=True, incarnation=slot.incarnation)

@@ -12,7 +12,7 @@ import anyio.lowlevel
 import pytest
 
 from container_runner.providers.command import CommandProvider, program_environment
-from container_runner.providers.protocol import Answer, ProviderContext, Silence, Turn, TurnMessage
+from container_runner.providers.protocol import Answer, DeclaredTimeout, ProviderContext, Turn, TurnMessage
 from container_runner.shared import errors
 from schema.rows import RunnerSettings
 from tests.support.session_kit import eventually
@@ -236,7 +236,7 @@ async def test_progress_is_told_while_the_program_runs(tmp_path: Path) -> None:
 def test_the_whole_turn_is_declared() -> None:
     settings = RunnerSettings(provider="command", command=("x",), timeout_s=60.0)
     silence = CommandProvider(ProviderContext(settings, Path("/none"), {})).silence
-    assert silence == Silence("command", 61.0)
+    assert silence == DeclaredTimeout("command", 61.0)
 
 
 @pytest.mark.parametrize(

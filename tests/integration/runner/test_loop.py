@@ -13,7 +13,7 @@ import structlog
 
 from container_runner.heartbeat import Heartbeat
 from container_runner.loop import Identity, Runner
-from container_runner.providers.protocol import Answer, OutMessage, Progress, Silence, Turn
+from container_runner.providers.protocol import Answer, DeclaredTimeout, OutMessage, Progress, Turn
 from container_runner.shared.errors import AnswerInvalidError, ClaimLostError, CommandExitError, TurnDeferredError
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
@@ -30,7 +30,7 @@ Work = Callable[[Turn, Progress], Awaitable[Answer]]
 class Scripted:
     """A provider that does what the test says and keeps the turns it saw."""
 
-    def __init__(self, work: Work, *, accepts_follow_ups: bool = False, silence: Silence | None = None) -> None:
+    def __init__(self, work: Work, *, accepts_follow_ups: bool = False, silence: DeclaredTimeout | None = None) -> None:
         self.accepts_follow_ups = accepts_follow_ups
         self.silence = silence
         self.turns: list[list[str]] = []
@@ -387,7 +387,7 @@ async def test_a_tool_is_seen_in_flight_and_gone_after(kit: SessionKit) -> None:
         return tool.get("current_tool"), tool.get("tool_declared_timeout_ms")
 
     kit.add("m1")
-    async with running(build(kit, Scripted(work, silence=Silence("command", 600)))):
+    async with running(build(kit, Scripted(work, silence=DeclaredTimeout("command", 600)))):
         for step, expected in zip(
             steps, [("command", 600_000), ("Bash", 7_200_000), ("command", 600_000)], strict=True
         ):
@@ -456,7 +456,7 @@ async def test_after_the_grace_claims_are_given_back(kit: SessionKit) -> None:
         return say("never")
 
     kit.add("m1")
-    provider = Scripted(work, silence=Silence("command", 600))
+    provider = Scripted(work, silence=DeclaredTimeout("command", 600))
     runner = build(kit, provider, grace_s=0.0)
     async with running(runner):
         await eventually(lambda: provider.turns == [["m1"]])

@@ -23,7 +23,7 @@ def arm(folder: str) -> None:
     points = Points(Path(folder), "daemon")
     points.transactions()
     for owner, names in (
-        (LocalChannel, ("deliver", "deliver_here")),
+        (LocalChannel, ("deliver", "deliver_inline")),
         (WebhookChannel, ("deliver",)),
         (ProcessRuntime, ("_launch", "_stop", "_kill", "_remove")),
         (RecordStore, ("write", "mark_killed", "remove")),

@@ -1,4 +1,4 @@
-"""The whole house in one process: from accept to the mailbox, over restarts, with a channel that fails, and reloads."""
+"""The whole bus in one process: from accept to the mailbox, over restarts, with a channel that fails, and reloads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from daemon.config.models import Config
 from daemon.core.commands import KillSession, QuarantineSession, StopSession
 from daemon.core.errors import ChannelError, ConfigError, ImageError, NoAnswerError, UnknownSessionError
 from schema.rows import Address
+from tests.support.bus_kit import AGENT, QUICK, SECONDS, BusKit, text_of, until
 from tests.support.fake_agent import claims_and_dies, echo
 from tests.support.fake_channel import FakeChannel
 from tests.support.fake_runtime import FakeContainer
-from tests.support.house_kit import AGENT, QUICK, SECONDS, HouseKit, text_of, until
 
 pytestmark = [pytest.mark.anyio]
 
@@ -30,18 +30,18 @@ ME = Address("local", "me")
 
 
 @pytest.fixture
-def kit(tmp_path: Path) -> HouseKit:
-    return HouseKit(tmp_path / "data")
+def kit(tmp_path: Path) -> BusKit:
+    return BusKit(tmp_path / "data")
 
 
-async def answer(kit: HouseKit, message_id: str, session: str = "main") -> str:
+async def answer(kit: BusKit, message_id: str, session: str = "main") -> str:
     """What came back for a message."""
     entry = await kit.operations.wait_reply(AGENT, session, message_id, SECONDS)
     assert entry is not None
     return str(text_of(entry.content))
 
 
-async def test_a_message_is_answered_into_the_mailbox(kit: HouseKit) -> None:
+async def test_a_message_is_answered_into_the_mailbox(kit: BusKit) -> None:
     async with anyio.create_task_group() as machine:
         kit.host.run_agents(machine, echo(kit.clock))
         async with kit.running():
@@ -54,7 +54,7 @@ async def test_a_message_is_answered_into_the_mailbox(kit: HouseKit) -> None:
         machine.cancel_scope.cancel()
 
 
-async def test_a_restarted_daemon_takes_over_the_agent_and_delivers_its_answers(kit: HouseKit) -> None:
+async def test_a_restarted_daemon_takes_over_the_agent_and_delivers_its_answers(kit: BusKit) -> None:
     async with anyio.create_task_group() as machine:
         kit.host.run_agents(machine, echo(kit.clock))
         async with kit.running():
@@ -69,7 +69,7 @@ async def test_a_restarted_daemon_takes_over_the_agent_and_delivers_its_answers(
         machine.cancel_scope.cancel()
 
 
-async def test_what_is_answered_while_no_daemon_runs_is_delivered_by_the_next(kit: HouseKit) -> None:
+async def test_what_is_answered_while_no_daemon_runs_is_delivered_by_the_next(kit: BusKit) -> None:
     async with kit.running():
         await kit.send(text="hi", message_id="m1", address=ME)
         await kit.started()
@@ -86,7 +86,7 @@ async def test_what_is_answered_while_no_daemon_runs_is_delivered_by_the_next(ki
         assert kit.host.spawns == 1
 
 
-async def test_a_crash_of_the_daemon_at_any_moment_loses_nothing(kit: HouseKit) -> None:
+async def test_a_crash_of_the_daemon_at_any_moment_loses_nothing(kit: BusKit) -> None:
     """Accept, crash, restart, again and again; in the end every message is answered once."""
     async with anyio.create_task_group() as machine:
         kit.host.run_agents(machine, echo(kit.clock))
@@ -100,7 +100,7 @@ async def test_a_crash_of_the_daemon_at_any_moment_loses_nothing(kit: HouseKit) 
                     await anyio.lowlevel.checkpoint()
                 kit.crash()
         async with kit.running():
-            await kit.house.sweeper.tick()
+            await kit.bus.sweeper.tick()
             with anyio.fail_after(SECONDS):
                 entries = await kit.operations.read_mailbox("me", 0, 100, 0)
                 while len(entries) < len(accepted):
@@ -109,7 +109,7 @@ async def test_a_crash_of_the_daemon_at_any_moment_loses_nothing(kit: HouseKit) 
         machine.cancel_scope.cancel()
 
 
-async def test_an_agent_that_dies_in_mid_turn_is_started_again_and_answers(kit: HouseKit) -> None:
+async def test_an_agent_that_dies_in_mid_turn_is_started_again_and_answers(kit: BusKit) -> None:
     lives: list[str] = []
 
     async def dies_first(container: FakeContainer) -> int:
@@ -132,7 +132,7 @@ async def test_an_agent_that_dies_in_mid_turn_is_started_again_and_answers(kit: 
         machine.cancel_scope.cancel()
 
 
-async def test_after_the_last_try_the_sender_is_told(kit: HouseKit) -> None:
+async def test_after_the_last_try_the_sender_is_told(kit: BusKit) -> None:
     async with anyio.create_task_group() as machine:
         kit.host.run_agents(machine, claims_and_dies(kit.clock))
         async with kit.running():
@@ -151,7 +151,7 @@ async def test_after_the_last_try_the_sender_is_told(kit: HouseKit) -> None:
 
 
 async def test_who_waits_on_a_quarantined_session_is_told_that_its_message_is_kept(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations, "_LOOK_S", 0.001)
     async with kit.running():
@@ -169,19 +169,19 @@ async def test_who_waits_on_a_quarantined_session_is_told_that_its_message_is_ke
 
 
 async def test_a_channel_that_fails_is_begun_again_and_disturbs_nobody(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "run_channel", partial(app.run_channel, retry_s=0.2))
-    async with kit.running() as house:
+    async with kit.running() as bus:
         fake = kit.fake
         fake.fail(ValueError("a bug"))
-        await until(lambda: [item["what"] for item in house.problems.degraded()] == ["channel fake"])
+        await until(lambda: [item["what"] for item in bus.problems.degraded()] == ["channel fake"])
         await kit.send()
         await kit.started()
-        await until(lambda: fake.runs == 2 and house.problems.degraded() == [])
+        await until(lambda: fake.runs == 2 and bus.problems.degraded() == [])
 
 
-async def test_a_channel_that_cannot_start_stops_the_start(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_channel_that_cannot_start_stops_the_start(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuses(*_: Any, **__: Any) -> None:
         await anyio.lowlevel.checkpoint()
         raise ChannelError("the port is taken")
@@ -197,13 +197,13 @@ async def test_a_channel_that_cannot_start_stops_the_start(kit: HouseKit, monkey
 
 
 async def test_status_tells_what_runs_waits_and_is_degraded(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data", runtime={"max_containers": 1})
+    kit = BusKit(tmp_path / "data", runtime={"max_containers": 1})
     async with kit.running():
         await kit.send("one")
         await kit.started("one")
         await kit.send("two")
-        await until(lambda: len(kit.house.supervisor.waiting()) == 1)
-        await kit.house.sweeper.tick()
+        await until(lambda: len(kit.bus.supervisor.waiting()) == 1)
+        await kit.bus.sweeper.tick()
         report = await kit.operations.status()
         live = report["live"]
         assert set(live) == {"pid", "version", "started_at", "agents", "runtime", "degraded", "running",
@@ -217,35 +217,35 @@ async def test_status_tells_what_runs_waits_and_is_degraded(tmp_path: Path) -> N
         assert live["waiting_spawns"] == [f"{AGENT}/two"]
         assert (live["last_sweep"]["sessions"], live["last_sweep"]["errors"]) == (2, 0)
         assert report["sessions"]["total"] == 2
-        assert kit.house.problems.degraded() == []
-        assert kit.house.status_line() == "1 containers, 1 waiting, 2 active sessions"
+        assert kit.bus.problems.degraded() == []
+        assert kit.bus.status_line() == "1 containers, 1 waiting, 2 active sessions"
         shown = await kit.operations.session(AGENT, "one")
         assert shown
         assert {entry["session"] for entry in await kit.operations.sessions()} == {"one", "two"}
 
 
-async def test_an_unusable_image_is_named_at_once_and_stops_no_start(kit: HouseKit) -> None:
+async def test_an_unusable_image_is_named_at_once_and_stops_no_start(kit: BusKit) -> None:
     kit.host.check_error = ImageError("built from other sources")
     async with kit.running():
-        assert [(item["what"], item["why"]) for item in kit.house.problems.degraded()] == [
+        assert [(item["what"], item["why"]) for item in kit.bus.problems.degraded()] == [
             ("image", "built from other sources")
         ]
-        assert "degraded: built from other sources" in kit.house.status_line()
+        assert "degraded: built from other sources" in kit.bus.status_line()
         await kit.send()
         await kit.started()
-        await until(lambda: kit.house.problems.degraded() == [])
+        await until(lambda: kit.bus.problems.degraded() == [])
 
 
-async def test_a_mended_image_is_noticed_without_a_spawn(kit: HouseKit) -> None:
+async def test_a_mended_image_is_noticed_without_a_spawn(kit: BusKit) -> None:
     kit.host.check_error = ImageError("built from other sources")
     kit.timings = replace(QUICK, reconcile_s=0.05)
     async with kit.running():
-        assert [item["what"] for item in kit.house.problems.degraded()] == ["image"]
+        assert [item["what"] for item in kit.bus.problems.degraded()] == ["image"]
         kit.host.check_error = None
-        await until(lambda: kit.house.problems.degraded() == [])
+        await until(lambda: kit.bus.problems.degraded() == [])
 
 
-async def test_stop_and_kill_of_a_session(kit: HouseKit) -> None:
+async def test_stop_and_kill_of_a_session(kit: BusKit) -> None:
     async with kit.running():
         with pytest.raises(UnknownSessionError):
             await kit.operations.execute(StopSession(AGENT, "nobody"))
@@ -272,14 +272,14 @@ class _Pipeline:
         self.levels.append(level)
 
 
-def reload(kit: HouseKit, made: Any) -> tuple[_Pipeline, list[Any]]:
+def reload(kit: BusKit, made: Any) -> tuple[_Pipeline, list[Any]]:
     pipeline = _Pipeline()
     with capture_logs() as logs:
-        app._reload(kit.house, pipeline, made)  # pyright: ignore[reportArgumentType]
+        app._reload(kit.bus, pipeline, made)  # pyright: ignore[reportArgumentType]
     return pipeline, logs
 
 
-async def test_a_reload_takes_over_agents_and_log_level_and_names_what_needs_a_restart(kit: HouseKit) -> None:
+async def test_a_reload_takes_over_agents_and_log_level_and_names_what_needs_a_restart(kit: BusKit) -> None:
     def changed() -> Config:
         found = kit.configure(
             agents={"fresh": AgentConfig()}, logs={"level": "debug", "format": "json"}, runtime={"max_containers": 7}
@@ -297,14 +297,14 @@ async def test_a_reload_takes_over_agents_and_log_level_and_names_what_needs_a_r
             await kit.send()
 
 
-async def test_a_reload_that_changes_nothing_needs_no_restart(kit: HouseKit) -> None:
+async def test_a_reload_that_changes_nothing_needs_no_restart(kit: BusKit) -> None:
     async with kit.running():
         _, [event] = reload(kit, lambda: kit.configure(logs={"level": "warning"}))
         assert event["restart_needed_for"] == []
 
 
 @pytest.mark.parametrize("error", [ConfigError("agents.x: unknown key"), ValueError("a bug")])
-async def test_a_reload_that_fails_changes_nothing(kit: HouseKit, error: Exception) -> None:
+async def test_a_reload_that_fails_changes_nothing(kit: BusKit, error: Exception) -> None:
     def broken() -> Config:
         raise error
 
@@ -312,36 +312,36 @@ async def test_a_reload_that_fails_changes_nothing(kit: HouseKit, error: Excepti
         pipeline, [event] = reload(kit, broken)
         assert event["event"] in ("reload_refused", "reload_raised")
         assert pipeline.levels == []
-        assert sorted(kit.house.agents) == ["helper", "other", "third"]
+        assert sorted(kit.bus.agents) == ["helper", "other", "third"]
         reload(kit, None)
         await kit.send()
         await kit.started()
 
 
-async def test_an_agent_that_a_reload_took_away_keeps_its_messages_and_gets_them_later(kit: HouseKit) -> None:
+async def test_an_agent_that_a_reload_took_away_keeps_its_messages_and_gets_them_later(kit: BusKit) -> None:
     async with kit.running():
         kit.host.available = False
         await kit.send(message_id="m1")
         reload(kit, lambda: kit.configure(agents={"other": AgentConfig()}))
         kit.host.available = True
-        await until(lambda: kit.house.supervisor.unavailable is None)
+        await until(lambda: kit.bus.supervisor.unavailable is None)
         await kit.settle()
         await kit.gone()
         assert (await kit.message("m1"))["status"] == "pending"
         reload(kit, kit.configure)
         kit.advance(600)
-        await kit.house.sweeper.tick()
+        await kit.bus.sweeper.tick()
         await kit.started()
 
 
-async def test_work_that_fails_in_the_background_ends_nothing(kit: HouseKit) -> None:
+async def test_work_that_fails_in_the_background_ends_nothing(kit: BusKit) -> None:
     async def raises() -> None:
         await anyio.lowlevel.checkpoint()
         raise ValueError("a bug")
 
-    async with kit.running() as house:
+    async with kit.running() as bus:
         with capture_logs() as logs:
-            house.background.later(raises)
+            bus.background.later(raises)
             await until(lambda: any(entry["event"] == "later_raised" for entry in logs))
         await kit.send()
         await kit.started()

@@ -17,8 +17,8 @@ from daemon.channels.protocol import Accepted, Incoming, Outgoing, Receipt
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.store.mailbox import Mailbox, MailboxEntry, NewEntry
 from schema.errors import FileBusyError, StorageError
+from tests.support.bus_kit import until
 from tests.support.channels import SetClock, build, outgoing
-from tests.support.house_kit import until
 
 pytestmark = pytest.mark.anyio
 FAR = 30.0
@@ -280,8 +280,8 @@ async def test_a_new_process_finds_what_the_old_one_delivered(channel: LocalChan
 
 
 async def taken_here(channel: LocalChannel, *messages: Outgoing) -> Sequence[object] | None:
-    """What `deliver_here` says in a thread."""
-    return await anyio.to_thread.run_sync(channel.deliver_here, messages)
+    """What `deliver_inline` says in a thread."""
+    return await anyio.to_thread.run_sync(channel.deliver_inline, messages)
 
 
 async def nobody(_: Incoming) -> Accepted:

@@ -36,7 +36,7 @@ def folder(home: Path) -> SessionWorld:
 @pytest.fixture
 def hung(home: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """A daemon that takes calls and answers none, as one that was stopped does."""
-    monkeypatch.setattr("daemon.cli.daemon_word.PATIENCE_S", 0.05)
+    monkeypatch.setattr("daemon.cli.daemon_status.PATIENCE_S", 0.05)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(home / "data" / "control.sock"))
         listening.listen(16)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.core.delivery_plan import (
-    Bury,
     Candidate,
     ChannelTraits,
+    DeadLetterDecision,
     Decision,
     Defer,
     Queue,
@@ -67,7 +67,7 @@ CASES = {
     # where to
     "no destination: where what it answers came from": Case(new(row(), origin=AWAY), Send, AWAY),
     "no destination, nothing answered: the session's route": Case(new(row()), Send, HOME),
-    "no destination and no route": Case(new(row()), Bury, None, Reason.NO_ROUTE, {"routing": None}),
+    "no destination and no route": Case(new(row()), DeadLetterDecision, None, Reason.NO_ROUTE, {"routing": None}),
     "half a destination is none": Case(new(row(channel_type="resend")), Send, HOME),
     "the other half is none either": Case(new(row(platform_id="away")), Send, HOME),
     "its own thread on the default route": Case(new(row(thread_id="t")), Send, replace(HOME, thread_id="t")),
@@ -82,27 +82,27 @@ CASES = {
     "explicit, allowed by routing in another thread": Case(
         new(row(to=replace(HOME, thread_id="x"))), Send, replace(HOME, thread_id="x")),
     "explicit, by the host itself": Case(new(row(to=AWAY), from_host=True), Send, AWAY),
-    "unauthorised": Case(new(row(to=AWAY)), Bury, AWAY, Reason.UNAUTHORISED),
+    "unauthorised": Case(new(row(to=AWAY)), DeadLetterDecision, AWAY, Reason.UNAUTHORISED),
     "unauthorised: the right channel, another place": Case(
-        new(row(to=Address("dedup", "other"))), Bury, Address("dedup", "other"), Reason.UNAUTHORISED),
+        new(row(to=Address("dedup", "other"))), DeadLetterDecision, Address("dedup", "other"), Reason.UNAUTHORISED),
     "unauthorised: the right place, another channel": Case(
-        new(row(to=Address("resend", "home"))), Bury, Address("resend", "home"), Reason.UNAUTHORISED),
+        new(row(to=Address("resend", "home"))), DeadLetterDecision, Address("resend", "home"), Reason.UNAUTHORISED),
     "unauthorised is told before there being no channel": Case(
-        new(row(to=Address("gone", "x"))), Bury, Address("gone", "x"), Reason.UNAUTHORISED),
+        new(row(to=Address("gone", "x"))), DeadLetterDecision, Address("gone", "x"), Reason.UNAUTHORISED),
     # what
-    "unknown kind": Case(new(row(kind="telepathy")), Bury, None, Reason.UNKNOWN_KIND),
-    "system rows are nobody's business outside": Case(new(row(kind="system")), Bury, None, Reason.UNKNOWN_KIND),
-    "no kind": Case(new(row(kind="")), Bury, None, Reason.UNKNOWN_KIND),
-    "not JSON": Case(new(row(content="hi")), Bury, None, Reason.BAD_CONTENT),
-    "empty": Case(new(row(content="")), Bury, None, Reason.BAD_CONTENT),
+    "unknown kind": Case(new(row(kind="telepathy")), DeadLetterDecision, None, Reason.UNKNOWN_KIND),
+    "system rows are nobody's business outside": Case(new(row(kind="system")), DeadLetterDecision, None, Reason.UNKNOWN_KIND),
+    "no kind": Case(new(row(kind="")), DeadLetterDecision, None, Reason.UNKNOWN_KIND),
+    "not JSON": Case(new(row(content="hi")), DeadLetterDecision, None, Reason.BAD_CONTENT),
+    "empty": Case(new(row(content="")), DeadLetterDecision, None, Reason.BAD_CONTENT),
     "nested beyond reason": Case(
-        new(row(content="[" * 100_000)), Bury, None, Reason.BAD_CONTENT, {"max_content_bytes": 10**6}),
-    "over the limit": Case(new(row(content=json.dumps("x" * 999))), Bury, None, Reason.BAD_CONTENT),
+        new(row(content="[" * 100_000)), DeadLetterDecision, None, Reason.BAD_CONTENT, {"max_content_bytes": 10**6}),
+    "over the limit": Case(new(row(content=json.dumps("x" * 999))), DeadLetterDecision, None, Reason.BAD_CONTENT),
     "exactly at the limit": Case(new(row(content=json.dumps("x" * 998))), Send, HOME),
-    "the limit counts bytes": Case(new(row(content=json.dumps("ä" * 500, ensure_ascii=False))), Bury, None, Reason.BAD_CONTENT),
+    "the limit counts bytes": Case(new(row(content=json.dumps("ä" * 500, ensure_ascii=False))), DeadLetterDecision, None, Reason.BAD_CONTENT),
     "half a surrogate pair": Case(new(row(content='"\ud800"')), Send, HOME),
-    "gone": Case(new(row(), state=QUEUED, gone=True), Bury, None, Reason.ROW_GONE),
-    "gone while in doubt": Case(new(row(), state=INTENDED, gone=True), Bury, None, Reason.ROW_GONE),
+    "gone": Case(new(row(), state=QUEUED, gone=True), DeadLetterDecision, None, Reason.ROW_GONE),
+    "gone while in doubt": Case(new(row(), state=INTENDED, gone=True), DeadLetterDecision, None, Reason.ROW_GONE),
     # when
     "due later": Case(new(row(deliver_after=NOW + 1)), Queue, HOME),
     "due now": Case(new(row(deliver_after=NOW)), Send, HOME),
@@ -116,7 +116,7 @@ CASES = {
         new(row(to=Address("gone", "x")), from_host=True), Queue, Address("gone", "x"),
         rules={"held": frozenset({Address("gone", "x").key})}),
     "unauthorised though held": Case(
-        new(row(to=AWAY)), Bury, AWAY, Reason.UNAUTHORISED, {"held": frozenset({AWAY.key})}),
+        new(row(to=AWAY)), DeadLetterDecision, AWAY, Reason.UNAUTHORISED, {"held": frozenset({AWAY.key})}),
     # by which channel
     "no channel": Case(new(row(to=Address("gone", "x")), from_host=True), Defer, Address("gone", "x"), Reason.NO_CHANNEL),
     "no channel at all": Case(new(row()), Defer, HOME, Reason.NO_CHANNEL, {"channels": {}}),
@@ -125,14 +125,14 @@ CASES = {
     "in doubt where the policy is to resend": Case(
         new(row(to=AWAY), state=INTENDED, attempts=1, origin=AWAY), Send, AWAY, in_doubt=True),
     "in doubt where the policy is to hold": Case(
-        new(row(to=ELSEWHERE), state=INTENDED, attempts=1, origin=ELSEWHERE), Bury, ELSEWHERE, Reason.IN_DOUBT),
+        new(row(to=ELSEWHERE), state=INTENDED, attempts=1, origin=ELSEWHERE), DeadLetterDecision, ELSEWHERE, Reason.IN_DOUBT),
     "in doubt, deduplicating and asked to hold": Case(
         new(row(to=Address("both", "x")), state=INTENDED, from_host=True), Send, Address("both", "x"), in_doubt=True),
     "in doubt and held": Case(
         new(row(), state=INTENDED), Queue, HOME, rules={"held": frozenset({HOME.key})}),
     "retrying where the policy is to hold is no doubt": Case(
         new(row(to=ELSEWHERE), state=RETRYING, attempts=3, origin=ELSEWHERE), Send, ELSEWHERE),
-    "in doubt and no longer allowed": Case(new(row(to=AWAY), state=INTENDED), Bury, AWAY, Reason.UNAUTHORISED),
+    "in doubt and no longer allowed": Case(new(row(to=AWAY), state=INTENDED), DeadLetterDecision, AWAY, Reason.UNAUTHORISED),
 }  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def test_decision(name: str) -> None:
     assert type(decision) is case.expected
     assert decision.candidate is case.candidate
     assert decision.address == case.address
-    if isinstance(decision, Bury | Defer):
+    if isinstance(decision, DeadLetterDecision | Defer):
         assert decision.reason == case.reason
         assert decision.error
     if isinstance(decision, Send):
@@ -182,7 +182,11 @@ def test_a_row_for_later_holds_nobody_back() -> None:
 
 def test_a_dead_letter_holds_nobody_back() -> None:
     candidates = [new(row(1, kind="telepathy")), new(row(3, AWAY)), new(row(5))]
-    assert summary(plan(candidates, RULES)) == [("o1", "Bury"), ("o3", "Bury"), ("o5", "Send")]
+    assert summary(plan(candidates, RULES)) == [
+        ("o1", "DeadLetterDecision"),
+        ("o3", "DeadLetterDecision"),
+        ("o5", "Send"),
+    ]
 
 
 def test_a_deferred_head_holds_its_own_destination_and_no_other() -> None:
@@ -193,7 +197,7 @@ def test_a_deferred_head_holds_its_own_destination_and_no_other() -> None:
 
 def test_a_held_in_doubt_row_does_not_hold_the_next() -> None:
     candidates = [new(row(1, ELSEWHERE), state=INTENDED, from_host=True), new(row(3, ELSEWHERE), from_host=True)]
-    assert summary(plan(candidates, RULES)) == [("o1", "Bury"), ("o3", "Send")]
+    assert summary(plan(candidates, RULES)) == [("o1", "DeadLetterDecision"), ("o3", "Send")]
 
 
 def test_the_key_of_a_destination_cannot_be_confused() -> None:

@@ -25,7 +25,7 @@ from daemon.core.message_fate import (
     is_noted,
     looks_older,
 )
-from daemon.engine.delivery_steps import Collected, Means, collect
+from daemon.engine.delivery_steps import Collected, DeliveryContext, collect
 from daemon.engine.sweep_steps import Settings, Swept, finish_incarnation, sweep_files
 from schema.ids import new_id, time_of
 from schema.instants import to_text
@@ -36,7 +36,7 @@ from tests.support.session_world import NOW, SessionWorld
 SECOND, MINUTE, HOUR = 1000, 60_000, 3_600_000
 FATE = Fate()
 SETTINGS = Settings(Policy())
-MEANS = Means({"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000,
+MEANS = DeliveryContext({"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000,
               held=frozenset(), under_way=frozenset(), jitter=0.5)  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.core.poll_budget import BURST_S, SHARE, PollBudget
-from tests.support.house_kit import HouseKit, until
+from tests.support.bus_kit import BusKit, until
 
 
 def spent(cost: float, rows: int, seconds: float) -> float:
@@ -54,8 +54,8 @@ def test_credit_comes_back_and_is_bounded() -> None:
 @pytest.mark.anyio
 async def test_a_slow_file_and_a_bell_that_never_stops_cost_no_more_than_a_share(tmp_path: Path) -> None:
     """A table without keys: each poll reads all of it. The session is named, and goes on when its file is quick again."""
-    kit = HouseKit(tmp_path / "data")
-    async with kit.running() as house:
+    kit = BusKit(tmp_path / "data")
+    async with kit.running() as bus:
         await kit.send()
         await kit.started()
         agent = kit.agent()
@@ -66,13 +66,13 @@ async def test_a_slow_file_and_a_bell_that_never_stops_cost_no_more_than_a_share
         await until(lambda: bool(kit.fake.sent))
         session.budget.charge(kit.clock.monotonic(), 3.0, 0)  # as such a file's polls do
         with capture_logs() as logs:
-            house.delivery.poke(session)
+            bus.delivery.poke(session)
             await until(lambda: session.throttled)
         assert [one["event"] for one in logs].count("session_throttled") == 1
         assert [one["what"] for one in kit.operations.live()["troubles"]] == ["poll"]
         looked = session.cpu_s
         for _ in range(100):
-            house.delivery.poke(session)
+            bus.delivery.poke(session)
         assert session.cpu_s == looked, "it is not looked at before its time"
         kit.advance(60)
         await until(lambda: not session.throttled)
@@ -81,7 +81,7 @@ async def test_a_slow_file_and_a_bell_that_never_stops_cost_no_more_than_a_share
 
 @pytest.mark.anyio
 async def test_what_an_operation_costs_is_counted(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with kit.running():
         await kit.send()
         session = await kit.session()

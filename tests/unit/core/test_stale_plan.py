@@ -16,7 +16,7 @@ from daemon.core.repair_errors import (
     StaleTooYoungError,
 )
 from daemon.core.run_state import Confidence, Life, Reason, RunEvidence, RunStatus, Source, Verdict
-from daemon.core.stale_plan import Gate, Scope, Seen, check_plan, check_scope, in_scope, plan
+from daemon.core.stale_plan import Scope, Seen, SkipReason, check_plan, check_scope, in_scope, plan
 from schema.errors import InvalidNameError
 from schema.rows import MessageStatus
 
@@ -41,26 +41,28 @@ def seen(verdict: Verdict = GHOST, **evidence: object) -> Seen:
 @pytest.mark.parametrize(
     ("run", "gate"),
     [
-        (seen(life=Life.ALIVE), Gate.ALIVE),
-        (replace(seen(), session_alive=True), Gate.ALIVE),
-        (seen(life=Life.UNKNOWN), Gate.UNKNOWN),
-        (seen(replace(GHOST, inconsistent=True)), Gate.INCONSISTENT),
-        (seen(replace(DONE, inconsistent=True)), Gate.INCONSISTENT),
-        (seen(replace(DONE, confidence=Confidence.LOW)), Gate.DOUBTFUL),
-        (seen(replace(GHOST, confidence=Confidence.LOW), unreadable=frozenset({Source.TRACE})), Gate.DOUBTFUL),
-        (seen(claimed_at=NOW - 60_000), Gate.YOUNG),
-        (seen(claimed_at=NOW + 60_000), Gate.YOUNG),
-        (seen(claimed_at=None), Gate.YOUNG),
+        (seen(life=Life.ALIVE), SkipReason.ALIVE),
+        (replace(seen(), session_alive=True), SkipReason.ALIVE),
+        (seen(life=Life.UNKNOWN), SkipReason.UNKNOWN),
+        (seen(replace(GHOST, inconsistent=True)), SkipReason.INCONSISTENT),
+        (seen(replace(DONE, inconsistent=True)), SkipReason.INCONSISTENT),
+        (seen(replace(DONE, confidence=Confidence.LOW)), SkipReason.DOUBTFUL),
+        (seen(replace(GHOST, confidence=Confidence.LOW), unreadable=frozenset({Source.TRACE})), SkipReason.DOUBTFUL),
+        (seen(claimed_at=NOW - 60_000), SkipReason.YOUNG),
+        (seen(claimed_at=NOW + 60_000), SkipReason.YOUNG),
+        (seen(claimed_at=None), SkipReason.YOUNG),
     ],
 )
-def test_each_gate_holds(run: Seen, gate: Gate) -> None:
+def test_each_gate_holds(run: Seen, gate: SkipReason) -> None:
     found = plan([run], SCOPE)
     assert found.endings == ()
     assert [one.gate for one in found.left] == [gate]
-    if gate is Gate.YOUNG:
+    if gate is SkipReason.YOUNG:
         check_plan(found, SCOPE)
         return
-    with pytest.raises(StaleInconsistentError if gate in (Gate.INCONSISTENT, Gate.DOUBTFUL) else StaleAliveError):
+    with pytest.raises(
+        StaleInconsistentError if gate in (SkipReason.INCONSISTENT, SkipReason.DOUBTFUL) else StaleAliveError
+    ):
         check_plan(found, SCOPE)
 
 

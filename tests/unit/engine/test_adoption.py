@@ -16,7 +16,7 @@ from daemon.engine.supervisor.slots import Phase
 from daemon.runtimes import factory
 from daemon.store.registry import Registry, SessionKey
 from schema.errors import FileBusyError, StorageError
-from tests.support.house_kit import AGENT, HouseKit, until
+from tests.support.bus_kit import AGENT, BusKit, until
 
 pytestmark = [pytest.mark.anyio]
 
@@ -24,11 +24,11 @@ KEY = SessionKey(AGENT, "main")
 
 
 @pytest.fixture
-def kit(tmp_path: Path) -> HouseKit:
-    return HouseKit(tmp_path / "data")
+def kit(tmp_path: Path) -> BusKit:
+    return BusKit(tmp_path / "data")
 
 
-async def one_run(kit: HouseKit, session: str = "main") -> Any:
+async def one_run(kit: BusKit, session: str = "main") -> Any:
     """A daemon starts a container and ends; the container lives on. It has a message to work on."""
     async with kit.running():
         await kit.send(session, message_id="m1")
@@ -39,20 +39,20 @@ async def one_run(kit: HouseKit, session: str = "main") -> Any:
     return container
 
 
-async def test_a_container_that_is_still_wanted_is_kept(kit: HouseKit) -> None:
+async def test_a_container_that_is_still_wanted_is_kept(kit: BusKit) -> None:
     container = await one_run(kit)
     async with kit.running():
         slot = kit.slot()
         assert slot is not None
         assert (slot.container_id, slot.incarnation) == (container.id, container.spec.incarnation)
-        await kit.house.sweeper.tick()
+        await kit.bus.sweeper.tick()
         await kit.fence()
         assert container.signals == []
         assert kit.spawned() == 1
-        assert (await kit.session()).key in kit.house.watch._watched, "an adopted container is watched, too"
+        assert (await kit.session()).key in kit.bus.watch._watched, "an adopted container is watched, too"
 
 
-async def test_its_exit_is_noticed_and_settled(kit: HouseKit) -> None:
+async def test_its_exit_is_noticed_and_settled(kit: BusKit) -> None:
     container = await one_run(kit)
     assert kit.agent().claim() is not None
     async with kit.running():
@@ -62,7 +62,7 @@ async def test_its_exit_is_noticed_and_settled(kit: HouseKit) -> None:
         assert (await kit.message("m1"))["tries"] == 1
 
 
-async def test_an_outdated_container_ends_gracefully_and_the_message_goes_to_a_new_one(kit: HouseKit) -> None:
+async def test_an_outdated_container_ends_gracefully_and_the_message_goes_to_a_new_one(kit: BusKit) -> None:
     container = await one_run(kit)
     kit.config = kit.configure(agents={AGENT: AgentConfig(env={"NEW": "1"})})
     async with kit.running():
@@ -72,7 +72,7 @@ async def test_an_outdated_container_ends_gracefully_and_the_message_goes_to_a_n
         assert kit.host.of_session("main").spec.incarnation != container.spec.incarnation
 
 
-async def test_an_outdated_container_finishes_its_turn_and_claims_no_other_before_it_is_replaced(kit: HouseKit) -> None:
+async def test_an_outdated_container_finishes_its_turn_and_claims_no_other_before_it_is_replaced(kit: BusKit) -> None:
     container = await one_run(kit)
     agent = kit.agent()
     batch = agent.claim()
@@ -81,7 +81,7 @@ async def test_an_outdated_container_finishes_its_turn_and_claims_no_other_befor
     async with kit.running():
         await kit.send(message_id="m2")
         await until_draining(kit)
-        await kit.house.sweeper.tick()
+        await kit.bus.sweeper.tick()
         assert container.signals == [], "a turn in hand is not cut"
         agent.answer(batch)
         assert agent.claim() is None, "m2 waits for the new container"
@@ -94,7 +94,7 @@ async def test_an_outdated_container_finishes_its_turn_and_claims_no_other_befor
         assert (await kit.message("m1"))["tries"] == 0
 
 
-async def until_draining(kit: HouseKit) -> None:
+async def until_draining(kit: BusKit) -> None:
     async def noted() -> bool:
         return await kit.inbound("SELECT * FROM draining") != []
 
@@ -103,19 +103,19 @@ async def until_draining(kit: HouseKit) -> None:
             await anyio.lowlevel.checkpoint()
 
 
-async def test_an_outdated_container_is_kept_while_none_could_replace_it(kit: HouseKit) -> None:
+async def test_an_outdated_container_is_kept_while_none_could_replace_it(kit: BusKit) -> None:
     container = await one_run(kit)
     kit.config = kit.configure(agents={AGENT: AgentConfig(env={"NEW": "1"})})
     kit.host.check_error = ImageError("the image x is foreign.")
     async with kit.running():
-        await kit.house.sweeper.tick()
+        await kit.bus.sweeper.tick()
         slot = kit.slot()
         assert slot is not None
         assert (slot.container_id, slot.reason) == (container.id, None)
         assert container.signals == []
 
 
-async def test_the_container_of_an_agent_that_is_gone_ends(kit: HouseKit) -> None:
+async def test_the_container_of_an_agent_that_is_gone_ends(kit: BusKit) -> None:
     container = await one_run(kit)
     kit.config = kit.configure(agents={"other": AgentConfig()})
     async with kit.running():
@@ -126,7 +126,7 @@ async def test_the_container_of_an_agent_that_is_gone_ends(kit: HouseKit) -> Non
 
 
 async def test_an_agent_works_on_when_its_spec_cannot_be_made_just_now(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     container = await one_run(kit)
 
@@ -135,12 +135,12 @@ async def test_an_agent_works_on_when_its_spec_cannot_be_made_just_now(
 
     monkeypatch.setattr(factory, "_agent_folder", full)
     async with kit.running():
-        await kit.house.sweeper.tick()
+        await kit.bus.sweeper.tick()
         assert container.signals == []
         assert kit.slot() is not None
 
 
-async def test_a_stray_is_ended_before_another_one_starts(kit: HouseKit) -> None:
+async def test_a_stray_is_ended_before_another_one_starts(kit: BusKit) -> None:
     container = await one_run(kit)
     registry = Registry(kit.root / "central.db")
     registry.end_incarnation(container.spec.incarnation, 1, None, "a test")
@@ -156,7 +156,7 @@ async def test_a_stray_is_ended_before_another_one_starts(kit: HouseKit) -> None
         assert (await kit.row()).spawn_failures == 0
 
 
-async def test_a_stray_of_a_session_that_nobody_knows_is_ended(kit: HouseKit) -> None:
+async def test_a_stray_of_a_session_that_nobody_knows_is_ended(kit: BusKit) -> None:
     container = await one_run(kit)
     (kit.root / "central.db").unlink()
     async with kit.running():
@@ -169,7 +169,7 @@ async def test_a_stray_of_a_session_that_nobody_knows_is_ended(kit: HouseKit) ->
         await until(settled)
 
 
-async def test_an_operator_s_kill_reaches_a_container_that_nobody_supervises(kit: HouseKit) -> None:
+async def test_an_operator_s_kill_reaches_a_container_that_nobody_supervises(kit: BusKit) -> None:
     container = await one_run(kit)
     registry = Registry(kit.root / "central.db")
     registry.end_incarnation(container.spec.incarnation, 1, None, "a test")
@@ -183,7 +183,7 @@ async def test_an_operator_s_kill_reaches_a_container_that_nobody_supervises(kit
         assert container.exit is not None
 
 
-async def test_what_is_recorded_but_gone_is_settled(kit: HouseKit) -> None:
+async def test_what_is_recorded_but_gone_is_settled(kit: BusKit) -> None:
     container = await one_run(kit)
     agent = kit.agent()
     assert agent.claim() is not None
@@ -195,26 +195,26 @@ async def test_what_is_recorded_but_gone_is_settled(kit: HouseKit) -> None:
         await kit.gone()
         message = await kit.message("m1")
         assert (message["tries"], message["status"]) == (1, "pending")
-        live = await kit.house.sessions.central(lambda registry: registry.live_incarnations())
+        live = await kit.bus.sessions.central(lambda registry: registry.live_incarnations())
         assert container.spec.incarnation not in [row.id for row in live]
         kit.advance(60)
         await kit.started()
 
 
-async def test_a_runtime_that_is_away_at_start_is_a_state_and_not_an_end(kit: HouseKit) -> None:
+async def test_a_runtime_that_is_away_at_start_is_a_state_and_not_an_end(kit: BusKit) -> None:
     container = await one_run(kit)
     assert kit.agent().claim() is not None
     journal = kit.agent().outbox / "outbound.db-journal"
     journal.touch()
     kit.host.available = False
     async with kit.running():
-        assert [item["what"] for item in kit.house.problems.degraded()] == ["runtime"]
+        assert [item["what"] for item in kit.bus.problems.degraded()] == ["runtime"]
         accepted = await kit.send(message_id="m2")
         assert accepted.message_id == "m2"
-        await kit.house.sweeper.tick()
+        await kit.bus.sweeper.tick()
         assert (await kit.message("m1"))["tries"] == 0, "away is no exit"
         assert journal.exists(), "it may be a living writer's"
-        assert kit.house.retention._occupied(SessionKey(AGENT, "nobody")), "nor is a file rebuilt meanwhile"
+        assert kit.bus.retention._occupied(SessionKey(AGENT, "nobody")), "nor is a file rebuilt meanwhile"
         journal.unlink()
         kit.host.available = True
         await until(lambda: (slot := kit.slot()) is not None and slot.phase is Phase.RUNNING)
@@ -223,7 +223,7 @@ async def test_a_runtime_that_is_away_at_start_is_a_state_and_not_an_end(kit: Ho
         assert slot.container_id == container.id
         await kit.fence()
         assert kit.spawned() == 1
-        assert kit.house.problems.degraded() == []
+        assert kit.bus.problems.degraded() == []
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ async def test_a_runtime_that_is_away_at_start_is_a_state_and_not_an_end(kit: Ho
     ],
     ids=lambda verb: type(verb).__name__,
 )
-async def test_no_verb_takes_a_runtime_that_is_away_for_no_container(kit: HouseKit, verb: Verb) -> None:
+async def test_no_verb_takes_a_runtime_that_is_away_for_no_container(kit: BusKit, verb: Verb) -> None:
     container = await one_run(kit)
     assert kit.agent().claim() is not None
     kit.host.available = False
@@ -252,18 +252,18 @@ async def test_no_verb_takes_a_runtime_that_is_away_for_no_container(kit: HouseK
 
 
 async def test_a_kill_that_meets_a_runtime_that_has_just_gone_away_does_not_say_that_nothing_runs(
-    kit: HouseKit,
+    kit: BusKit,
 ) -> None:
     async with kit.running():
-        await kit.house.sessions.create(KEY)
+        await kit.bus.sessions.create(KEY)
         kit.host.available = False
-        assert kit.house.supervisor.knows, "nobody has asked it since"
+        assert kit.bus.supervisor.knows, "nobody has asked it since"
         with pytest.raises(RuntimeUnavailableError):
             await kit.operations.execute(KillSession(AGENT, "main"))
 
 
 async def test_a_registry_that_does_not_answer_at_start_is_asked_again(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     container = await one_run(kit)
     real, failures = Registry.live_incarnations, [StorageError("disk I/O error")]
@@ -280,7 +280,7 @@ async def test_a_registry_that_does_not_answer_at_start_is_asked_again(
         assert kit.spawned() == 1
 
 
-async def test_a_container_whose_start_was_never_recorded_is_found_by_its_incarnation(kit: HouseKit) -> None:
+async def test_a_container_whose_start_was_never_recorded_is_found_by_its_incarnation(kit: BusKit) -> None:
     async with kit.running():
         kit.host.spawn_gate = anyio.Event()
         await kit.send()
@@ -290,7 +290,7 @@ async def test_a_container_whose_start_was_never_recorded_is_found_by_its_incarn
     registry = Registry(kit.root / "central.db")
     [row] = registry.live_incarnations()
     assert row.container_id is None
-    spec = kit.house.supervisor._specs.make(KEY, row.id)
+    spec = kit.bus.supervisor._specs.make(KEY, row.id)
     container = kit.host.start(spec)
     async with kit.running():
         slot = kit.slot()
@@ -304,7 +304,7 @@ async def test_a_container_whose_start_was_never_recorded_is_found_by_its_incarn
         assert kit.host.spawns == 1
 
 
-async def test_a_quarantined_sessions_container_is_killed(kit: HouseKit) -> None:
+async def test_a_quarantined_sessions_container_is_killed(kit: BusKit) -> None:
     container = await one_run(kit)
     Registry(kit.root / "central.db").quarantine(KEY, "a hostile file", 1)
     async with kit.running():
@@ -316,7 +316,7 @@ async def test_a_quarantined_sessions_container_is_killed(kit: HouseKit) -> None
 
 
 async def test_a_registry_that_cannot_be_read_is_not_reported_as_a_runtime_that_is_away(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await one_run(kit)
     busy = True
@@ -329,13 +329,13 @@ async def test_a_registry_that_cannot_be_read_is_not_reported_as_a_runtime_that_
 
     monkeypatch.setattr(Registry, "live_incarnations", live_incarnations)
     async with kit.running():
-        assert "runtime" not in [one["what"] for one in kit.house.problems.degraded()]
-        assert kit.house.supervisor.unavailable is None
+        assert "runtime" not in [one["what"] for one in kit.bus.problems.degraded()]
+        assert kit.bus.supervisor.unavailable is None
         busy = False
         await until(lambda: kit.slot() is not None)
 
 
-async def test_a_start_that_died_with_its_daemon_is_no_failed_start(kit: HouseKit) -> None:
+async def test_a_start_that_died_with_its_daemon_is_no_failed_start(kit: BusKit) -> None:
     async with kit.running():
         kit.host.spawn_gate = anyio.Event()
         await kit.send()

@@ -64,13 +64,13 @@ async def test_what_was_only_asked_for_is_withdrawn_before_the_listing_counts(
 ) -> None:
     """Its daemon died in the spawn, so the record has no container: it may begin until the runtime has settled it."""
     asked = IncarnationRow(other.row.id, other.row.key, "docker", "f", None, 1)
-    real = FakeRuntime.find_started
+    real = FakeRuntime.find_or_cancel_spawn
 
     async def begins_meanwhile(runtime: FakeRuntime, incarnation: str) -> Running | None:
         await other.start()
         return await real(runtime, incarnation)
 
-    monkeypatch.setattr(FakeRuntime, "find_started", begins_meanwhile)
+    monkeypatch.setattr(FakeRuntime, "find_or_cancel_spawn", begins_meanwhile)
     with pytest.raises(RuntimeChangedError, match="helper/main; they still run"):
         await refuse_changed_runtime("process", [asked], other.build)
 

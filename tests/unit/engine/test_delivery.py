@@ -1,4 +1,4 @@
-"""Delivery in a whole house: order, failures, crashes, shutdown and quarantine, with a channel that the test drives."""
+"""Delivery in a whole bus: order, failures, crashes, shutdown and quarantine, with a channel that the test drives."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from structlog.testing import capture_logs
 from daemon.core.commands import ReleaseSession
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.engine import delivery as delivery_module
-from daemon.engine import own_delivery
+from daemon.engine import inline_delivery
 from daemon.store import deliveries
 from daemon.store.registry import SessionKey
 from schema.errors import FileBusyError, ReadDeadlineError, ReadRaceError, StorageError
+from tests.support.bus_kit import AGENT, SECONDS, BusKit, until
 from tests.support.fake_agent import Agent
-from tests.support.house_kit import AGENT, SECONDS, HouseKit, until
 
 pytestmark = [pytest.mark.anyio]
 
@@ -30,20 +30,20 @@ A, B, C = '{"n":"a"}', '{"n":"b"}', '{"n":"c"}'
 
 
 @pytest.fixture
-async def kit(tmp_path: Path) -> AsyncGenerator[HouseKit]:
-    made = HouseKit(tmp_path / "data")
+async def kit(tmp_path: Path) -> AsyncGenerator[BusKit]:
+    made = BusKit(tmp_path / "data")
     async with made.running():
         yield made
 
 
-async def working(kit: HouseKit, session: str = "main", places: Sequence[str] = ("p1", "p2")) -> Agent:
+async def working(kit: BusKit, session: str = "main", places: Sequence[str] = ("p1", "p2")) -> Agent:
     """A session with a running container that may write to these places of the fake channel."""
     await kit.send(session, message_id="m1")
     await kit.started(session)
     agent = kit.agent(session)
     batch = agent.claim()
     assert batch is not None
-    files = kit.house.sessions.files_of(SessionKey(AGENT, session))
+    files = kit.bus.sessions.files_of(SessionKey(AGENT, session))
 
     def allow() -> None:
         with files.inbound() as db, db.transaction():
@@ -79,12 +79,12 @@ def states_written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return written
 
 
-async def open_rows(kit: HouseKit) -> dict[str, dict[str, Any]]:
+async def open_rows(kit: BusKit) -> dict[str, dict[str, Any]]:
     rows = await kit.inbound("SELECT * FROM delivery_attempts ORDER BY seq")
     return {row["message_out_id"]: row for row in rows}
 
 
-async def failing(kit: HouseKit, row_id: str) -> dict[str, Any]:
+async def failing(kit: BusKit, row_id: str) -> dict[str, Any]:
     """The row, once its failed attempt is recorded."""
     with anyio.fail_after(SECONDS):
         while True:
@@ -94,11 +94,11 @@ async def failing(kit: HouseKit, row_id: str) -> dict[str, Any]:
             await anyio.lowlevel.checkpoint()
 
 
-async def test_a_thousand_pokes_are_one_drain_at_a_time(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_thousand_pokes_are_one_drain_at_a_time(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = await working(kit)
     session = await kit.session()
     now, most, looks = 0, 0, 0
-    real, gate = own_delivery.collect, threading.Lock()
+    real, gate = inline_delivery.collect, threading.Lock()
 
     def counted(*arguments: Any) -> Any:
         nonlocal now, most, looks
@@ -112,11 +112,11 @@ async def test_a_thousand_pokes_are_one_drain_at_a_time(kit: HouseKit, monkeypat
             with gate:
                 now -= 1
 
-    monkeypatch.setattr(own_delivery, "collect", counted)
+    monkeypatch.setattr(inline_delivery, "collect", counted)
     say(agent, "p1", A)
     for round_ in range(10):
         for _ in range(100):
-            kit.house.delivery.poke(session)
+            kit.bus.delivery.poke(session)
         if round_ % 3 == 0:
             await anyio.lowlevel.checkpoint()
     await until(lambda: kit.fake.texts("p1") == [A])
@@ -126,14 +126,14 @@ async def test_a_thousand_pokes_are_one_drain_at_a_time(kit: HouseKit, monkeypat
     assert len(kit.fake.calls) == 1
 
 
-async def test_nothing_is_begun_in_a_group_that_is_ending(kit: HouseKit) -> None:
+async def test_nothing_is_begun_in_a_group_that_is_ending(kit: BusKit) -> None:
     """Its cancellation may have been delivered: then a new task is never told, and spins (simulation, seed 5000033)."""
     begun: list[str] = []
 
     async def work() -> None:
         begun.append("work")
 
-    background, delivery = kit.house.background, kit.house.delivery
+    background, delivery = kit.bus.background, kit.bus.delivery
     await working(kit)
     session = await kit.session()
     await kit.settle()
@@ -147,7 +147,7 @@ async def test_nothing_is_begun_in_a_group_that_is_ending(kit: HouseKit) -> None
     assert begun == []
 
 
-async def test_a_stalled_destination_holds_back_itself_alone(kit: HouseKit) -> None:
+async def test_a_stalled_destination_holds_back_itself_alone(kit: BusKit) -> None:
     agent = await working(kit)
     kit.fake.stalled["p1"] = anyio.Event()
     say(agent, "p1", A)
@@ -165,19 +165,19 @@ async def test_a_stalled_destination_holds_back_itself_alone(kit: HouseKit) -> N
 async def test_a_pile_behind_a_send_is_not_looked_at_before_its_end_unless_that_takes_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool
 ) -> None:
-    kit = HouseKit(tmp_path / "pile", delivery={"batch": 2})
+    kit = BusKit(tmp_path / "pile", delivery={"batch": 2})
     monkeypatch.setattr(delivery_module, "_AHEAD_S", 0.001 if long else 3600)
     written = states_written(monkeypatch)
     async with kit.running():
         agent = await working(kit)
         await kit.settle()
         session = await kit.session()
-        kit.house.watch.remove(session.key)  # nobody looks but whom we ask, and the end of a send
+        kit.bus.watch.remove(session.key)  # nobody looks but whom we ask, and the end of a send
         written.clear()
         kit.fake.stalled["p1"] = anyio.Event()
         say(agent, "p1", A, B, C, A, B, C)
         say(agent, "p2", A)
-        kit.house.delivery.poke(session)
+        kit.bus.delivery.poke(session)
         if long:
             await until(lambda: kit.fake.texts("p2") == [A])
         else:
@@ -190,7 +190,7 @@ async def test_a_pile_behind_a_send_is_not_looked_at_before_its_end_unless_that_
 
 async def test_sends_that_take_turns_are_none_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a pile, each row is read and written once, however long the whole of it takes."""
-    kit = HouseKit(tmp_path / "pile", delivery={"batch": 1})
+    kit = BusKit(tmp_path / "pile", delivery={"batch": 1})
     pauses: list[anyio.Event] = []
 
     async def sleep(seconds: float) -> None:
@@ -209,12 +209,12 @@ async def test_sends_that_take_turns_are_none_that_hangs(tmp_path: Path, monkeyp
         agent = await working(kit)
         await kit.settle()
         session = await kit.session()
-        kit.house.watch.remove(session.key)
+        kit.bus.watch.remove(session.key)
         written.clear()
         first, second = anyio.Event(), anyio.Event()
         kit.fake.stalled["p1"] = first
         say(agent, "p1", A, B, C, A)
-        kit.house.delivery.poke(session)
+        kit.bus.delivery.poke(session)
         await until(lambda: len(pauses) == 1 and begun() == [A])
         kit.fake.stalled["p1"] = second
         first.set()
@@ -231,7 +231,7 @@ async def test_sends_that_take_turns_are_none_that_hangs(tmp_path: Path, monkeyp
         await until(lambda: kit.fake.texts("p1") == [A, B, C, A])
 
 
-async def test_a_failing_head_is_retried_and_holds_back_what_is_behind_it(kit: HouseKit) -> None:
+async def test_a_failing_head_is_retried_and_holds_back_what_is_behind_it(kit: BusKit) -> None:
     agent = await working(kit)
     kit.fake.script["p1"].extend([TransientDeliveryError("busy"), TransientDeliveryError("wait", retry_after_s=120)])
     head, behind = say(agent, "p1", A, B)
@@ -244,7 +244,7 @@ async def test_a_failing_head_is_retried_and_holds_back_what_is_behind_it(kit: H
     await kit.settle()
     kit.advance(7)
     await until(lambda: len([call for call in kit.fake.calls if call.message_out_id == head]) == 2)
-    await until(lambda: not kit.house.delivery.senders)
+    await until(lambda: not kit.bus.delivery.senders)
     row = await failing(kit, head)
     assert row["attempts"] == 2
     assert row["next_attempt_at"] - kit.clock.now_ms() == 120_000
@@ -254,8 +254,8 @@ async def test_a_failing_head_is_retried_and_holds_back_what_is_behind_it(kit: H
     await until(lambda: kit.fake.texts("p1") == [A, B])
 
 
-async def test_retries_are_found_again_after_a_restart(kit: HouseKit, tmp_path: Path) -> None:
-    other = HouseKit(tmp_path / "restarted")
+async def test_retries_are_found_again_after_a_restart(kit: BusKit, tmp_path: Path) -> None:
+    other = BusKit(tmp_path / "restarted")
     async with other.running():
         agent = await working(other)
         other.fake.script["p1"].append(TransientDeliveryError("busy"))
@@ -269,7 +269,7 @@ async def test_retries_are_found_again_after_a_restart(kit: HouseKit, tmp_path: 
         assert other.fake.sent[0].attempt == 2
 
 
-async def test_a_permanent_failure_is_a_dead_letter_and_the_agent_is_told_without_being_woken(kit: HouseKit) -> None:
+async def test_a_permanent_failure_is_a_dead_letter_and_the_agent_is_told_without_being_woken(kit: BusKit) -> None:
     agent = await working(kit)
     kit.fake.script["p1"].append(PermanentDeliveryError("no such room"))
     dead, later = say(agent, "p1", A, B)
@@ -280,15 +280,15 @@ async def test_a_permanent_failure_is_a_dead_letter_and_the_agent_is_told_withou
     assert (notice["kind"], notice["trigger"], notice["status"]) == ("system", 0, "pending")
     receipts = {row["message_out_id"]: row["status"] for row in await kit.inbound("SELECT * FROM delivered")}
     assert (receipts[dead], receipts[later]) == ("failed", "delivered")
-    kit.house.supervisor.begin_end(SessionKey(AGENT, "main"), "idle", graceful=True)
+    kit.bus.supervisor.begin_end(SessionKey(AGENT, "main"), "idle", graceful=True)
     await kit.gone()
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     await kit.fence()
     assert kit.spawned() == 1
 
 
 async def test_no_answer_in_time_is_transient(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data", delivery={"send_timeout_s": 0.02})
+    kit = BusKit(tmp_path / "data", delivery={"send_timeout_s": 0.02})
     async with kit.running():
         agent = await working(kit)
         kit.fake.stalled["p1"] = anyio.Event()
@@ -299,7 +299,7 @@ async def test_no_answer_in_time_is_transient(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bug", ["raises", "returns nothing"])
-async def test_a_channels_bug_is_transient_and_logged(kit: HouseKit, bug: str) -> None:
+async def test_a_channels_bug_is_transient_and_logged(kit: BusKit, bug: str) -> None:
     agent = await working(kit)
     if bug == "raises":
         kit.fake.script["p1"].append(ValueError("a bug"))
@@ -313,10 +313,10 @@ async def test_a_channels_bug_is_transient_and_logged(kit: HouseKit, bug: str) -
     kit.fake.receipts = None
     await kit.settle()
     kit.advance(7)
-    await until(lambda: kit.fake.texts("p1")[-1:] == [A] and not kit.house.delivery.senders)
+    await until(lambda: kit.fake.texts("p1")[-1:] == [A] and not kit.bus.delivery.senders)
 
 
-async def test_a_receipt_that_is_no_text_is_recorded_as_text(kit: HouseKit) -> None:
+async def test_a_receipt_that_is_no_text_is_recorded_as_text(kit: BusKit) -> None:
     from daemon.channels.protocol import Receipt  # noqa: PLC0415
 
     agent = await working(kit)
@@ -342,7 +342,7 @@ async def test_a_receipt_that_is_no_text_is_recorded_as_text(kit: HouseKit) -> N
 async def test_a_crash_after_the_intent_leaves_the_row_in_doubt(
     tmp_path: Path, table: dict[str, Any], state: str
 ) -> None:
-    kit = HouseKit(tmp_path / "data", channels={"fake": {"type": "fake", **table}})
+    kit = BusKit(tmp_path / "data", channels={"fake": {"type": "fake", **table}})
     async with kit.running():
         agent = await working(kit)
         kit.fake.stalled["p1"] = anyio.Event()
@@ -364,7 +364,7 @@ async def test_a_crash_after_the_intent_leaves_the_row_in_doubt(
 async def test_a_receipt_that_was_not_recorded_is_sent_again_with_the_same_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     real = delivery_module.record_outcomes
     tries = 0
 
@@ -387,7 +387,7 @@ async def test_a_receipt_that_was_not_recorded_is_sent_again_with_the_same_key(
         assert kit.fake.calls[0].key == first.key
 
 
-async def test_a_busy_file_delays_a_receipt_and_loses_none(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_busy_file_delays_a_receipt_and_loses_none(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = await working(kit)
     real, failures = delivery_module.record_outcomes, [FileBusyError("locked"), StorageError("disk full")]
 
@@ -398,7 +398,7 @@ async def test_a_busy_file_delays_a_receipt_and_loses_none(kit: HouseKit, monkey
 
     monkeypatch.setattr(delivery_module, "record_outcomes", fails_first)
     [row_id] = say(agent, "p1", A)
-    await until(lambda: kit.fake.texts("p1") == [A] and not kit.house.delivery.senders)
+    await until(lambda: kit.fake.texts("p1") == [A] and not kit.bus.delivery.senders)
     assert len(kit.fake.calls) == 1
     assert await kit.inbound("SELECT 1 FROM delivered WHERE message_out_id = ?", row_id)
 
@@ -407,7 +407,7 @@ async def test_a_busy_file_delays_a_receipt_and_loses_none(kit: HouseKit, monkey
 
 
 async def test_a_send_under_way_finishes_at_shutdown_and_its_receipt_is_recorded(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data", channels={"fake": {"type": "fake", "deduplicates": True}})
+    kit = BusKit(tmp_path / "data", channels={"fake": {"type": "fake", "deduplicates": True}})
     async with kit.running():
         agent = await working(kit)
         kit.fake.stalled["p1"] = anyio.Event()
@@ -415,7 +415,7 @@ async def test_a_send_under_way_finishes_at_shutdown_and_its_receipt_is_recorded
         await until(lambda: len(kit.fake.calls) == 1)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(kit.stop, SECONDS)
-            await until(lambda: kit.house.delivery._closing)
+            await until(lambda: kit.bus.delivery._closing)
             kit.fake.stalled["p1"].set()
     assert kit.fake.texts("p1") == [A], "a closing daemon begins no further send"
     async with kit.running():
@@ -426,7 +426,7 @@ async def test_a_send_under_way_finishes_at_shutdown_and_its_receipt_is_recorded
 
 
 async def test_a_stuck_send_is_cut_and_in_doubt_and_its_neighbours_are_not(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data", channels={"fake": {"type": "fake", "deduplicates": True}})
+    kit = BusKit(tmp_path / "data", channels={"fake": {"type": "fake", "deduplicates": True}})
     async with kit.running():
         agent = await working(kit)
         hold = kit.fake.stalled["p2"] = anyio.Event()
@@ -447,7 +447,7 @@ async def test_a_stuck_send_is_cut_and_in_doubt_and_its_neighbours_are_not(tmp_p
         hold.set()
         await until(lambda: [one.message_out_id for one in kit.fake.sent] == [blocker, batch[0]])
         await kit.stop(grace_s=0.05)
-    files = kit.house.sessions.files_of(SessionKey(AGENT, "main"))
+    files = kit.bus.sessions.files_of(SessionKey(AGENT, "main"))
     with files.inbound() as db:
         delivered = {row["message_out_id"] for row in db.all("SELECT message_out_id FROM delivered")}
         states = {row["message_out_id"]: row["state"] for row in db.all("SELECT * FROM delivery_attempts")}
@@ -460,7 +460,7 @@ async def test_a_stuck_send_is_cut_and_in_doubt_and_its_neighbours_are_not(tmp_p
 # --- files that cannot be read
 
 
-async def test_a_hostile_file_puts_one_session_into_quarantine_and_nothing_is_lost(kit: HouseKit) -> None:
+async def test_a_hostile_file_puts_one_session_into_quarantine_and_nothing_is_lost(kit: BusKit) -> None:
     good = await working(kit, "good")
     await kit.send("bad", message_id="m1")
     await kit.started("bad")
@@ -468,7 +468,7 @@ async def test_a_hostile_file_puts_one_session_into_quarantine_and_nothing_is_lo
     agent = kit.agent("bad")
     path = agent.outbox / "outbound.db"
     path.write_bytes(b"no database" * 1000)
-    kit.house.delivery.poke(await kit.session("bad"))
+    kit.bus.delivery.poke(await kit.session("bad"))
     await kit.gone("bad")
     assert container.signals == ["KILL"]
     row = await kit.row("bad")
@@ -476,7 +476,7 @@ async def test_a_hostile_file_puts_one_session_into_quarantine_and_nothing_is_lo
     # Said by our own look at the first bytes, or by SQLite when the file turns bad between that and a statement.
     assert re.search("not a SQLite database|not a database", row.quarantine_reason)
     await kit.send("bad", message_id="m2")  # is kept
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     await kit.fence()
     assert kit.spawned("bad") == 1, "no wake"
     say(good, "p1", A)
@@ -490,33 +490,33 @@ async def test_a_hostile_file_puts_one_session_into_quarantine_and_nothing_is_lo
 
 
 async def test_a_quarantine_outlives_a_restart(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with kit.running():
         agent = await working(kit)
         (agent.outbox / "outbound.db").write_bytes(b"no database" * 1000)
-        kit.house.delivery.poke(await kit.session())
+        kit.bus.delivery.poke(await kit.session())
         await kit.gone()
         await until(lambda: ("kill", "fake-1") in kit.host.calls)
     async with kit.running():
         await kit.send()
-        await kit.house.sweeper.tick()
+        await kit.bus.sweeper.tick()
         await kit.fence()
         assert kit.spawned() == 1
 
 
-async def test_a_read_race_is_debug_and_tried_again(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_read_race_is_debug_and_tried_again(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = await working(kit)
-    real, failures = own_delivery.collect, [ReadRaceError("hot journal")]
+    real, failures = inline_delivery.collect, [ReadRaceError("hot journal")]
 
     def races_first(*arguments: Any) -> Any:
         if failures:
             raise failures.pop()
         return real(*arguments)
 
-    monkeypatch.setattr(own_delivery, "collect", races_first)
-    kit.house.watch.remove((await kit.session()).key)  # nothing but the retry may look again
+    monkeypatch.setattr(inline_delivery, "collect", races_first)
+    kit.bus.watch.remove((await kit.session()).key)  # nothing but the retry may look again
     with capture_logs() as logs:
-        kit.house.delivery.poke(await kit.session())
+        kit.bus.delivery.poke(await kit.session())
         await until(lambda: not failures)
         await kit.settle()
         say(agent, "p1", A)
@@ -526,18 +526,18 @@ async def test_a_read_race_is_debug_and_tried_again(kit: HouseKit, monkeypatch: 
     assert [entry for entry in logs if entry["log_level"] in ("warning", "error")] == []
 
 
-async def test_a_bug_in_a_look_is_logged_and_ends_nothing(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_in_a_look_is_logged_and_ends_nothing(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = await working(kit)
-    real, failures = own_delivery.collect, [KeyError("a bug")]
+    real, failures = inline_delivery.collect, [KeyError("a bug")]
 
     def fails_first(*arguments: Any) -> Any:
         if failures:
             raise failures.pop()
         return real(*arguments)
 
-    monkeypatch.setattr(own_delivery, "collect", fails_first)
-    kit.house.watch.remove((await kit.session()).key)
-    kit.house.delivery.poke(await kit.session())
+    monkeypatch.setattr(inline_delivery, "collect", fails_first)
+    kit.bus.watch.remove((await kit.session()).key)
+    kit.bus.delivery.poke(await kit.session())
     await until(lambda: not failures)
     await kit.settle()
     say(agent, "p1", A)
@@ -546,13 +546,13 @@ async def test_a_bug_in_a_look_is_logged_and_ends_nothing(kit: HouseKit, monkeyp
 
 
 async def test_a_look_that_hangs_holds_its_session_for_a_bounded_time_and_nobody_else(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await working(kit)
     session = await kit.session()
     session.operation_s = 0.02
     entered, leave = threading.Event(), threading.Event()
-    real = own_delivery.collect
+    real = inline_delivery.collect
 
     def hangs(files: Any, *arguments: Any) -> Any:
         if files is session.files:
@@ -560,8 +560,8 @@ async def test_a_look_that_hangs_holds_its_session_for_a_bounded_time_and_nobody
             leave.wait(SECONDS)
         return real(files, *arguments)
 
-    monkeypatch.setattr(own_delivery, "collect", hangs)
-    kit.house.delivery.poke(session)
+    monkeypatch.setattr(inline_delivery, "collect", hangs)
+    kit.bus.delivery.poke(session)
     await until(entered.is_set)
     try:
         with anyio.fail_after(SECONDS):
@@ -578,14 +578,14 @@ async def test_a_look_that_hangs_holds_its_session_for_a_bounded_time_and_nobody
 async def test_a_row_that_was_never_sent_is_not_in_doubt_after_an_orderly_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kit = HouseKit(tmp_path / "data", channels={"fake": {"type": "fake", "in_doubt": "hold"}})
+    kit = BusKit(tmp_path / "data", channels={"fake": {"type": "fake", "in_doubt": "hold"}})
     entered, left = threading.Event(), threading.Event()
-    real = own_delivery.collect
+    real = inline_delivery.collect
 
     def outlasts_the_cancel(*arguments: Any) -> Any:
         entered.set()
         try:
-            while not kit.house.delivery._closing:
+            while not kit.bus.delivery._closing:
                 time.sleep(0.001)
             time.sleep(0.05)
             return real(*arguments)
@@ -594,40 +594,40 @@ async def test_a_row_that_was_never_sent_is_not_in_doubt_after_an_orderly_end(
 
     async with kit.running():
         agent = await working(kit)
-        monkeypatch.setattr(own_delivery, "collect", outlasts_the_cancel)
+        monkeypatch.setattr(inline_delivery, "collect", outlasts_the_cancel)
         say(agent, "p1", A)
         await until(entered.is_set)
         await kit.stop(SECONDS)
     assert kit.fake.calls == []
     await until(left.is_set)
-    monkeypatch.setattr(own_delivery, "collect", real)
+    monkeypatch.setattr(inline_delivery, "collect", real)
     async with kit.running():
         await until(lambda: kit.fake.texts("p1") == [A])
 
 
 async def test_three_slow_looks_in_a_row_are_a_quarantine_and_fewer_are_not(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await working(kit)
     session = await kit.session()
-    real, failures = own_delivery.collect, [ReadDeadlineError("slow")] * 2
+    real, failures = inline_delivery.collect, [ReadDeadlineError("slow")] * 2
 
     def slow_first(*arguments: Any) -> Any:
         if failures:
             raise failures.pop()
         return real(*arguments)
 
-    monkeypatch.setattr(own_delivery, "collect", slow_first)
+    monkeypatch.setattr(inline_delivery, "collect", slow_first)
     for left in (1, 0):
-        kit.house.delivery.poke(session)
+        kit.bus.delivery.poke(session)
         await until(lambda wanted=left: len(failures) == wanted)
         await kit.settle()
-    kit.house.delivery.poke(session)
+    kit.bus.delivery.poke(session)
     await kit.settle()
     assert session.quarantined is None
-    assert not session.strikes, "one good look clears them"
+    assert not session.consecutive_timeouts, "one good look clears them"
     failures.extend([ReadDeadlineError("slow")] * 3)
-    kit.house.delivery.poke(session)  # from here on its own retries, each with a sweep that reads well
+    kit.bus.delivery.poke(session)  # from here on its own retries, each with a sweep that reads well
     with anyio.fail_after(SECONDS):
         while session.quarantined is None:
             await kit.settle()

@@ -12,7 +12,7 @@ import pytest
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelTraits, HeadRule, Reason
 from daemon.core.errors import NotDeadLetterError
-from daemon.engine.delivery_steps import Collected, Means, Outcome, collect, record_outcomes
+from daemon.engine.delivery_steps import Collected, DeliveryContext, Outcome, collect, record_outcomes
 from daemon.engine.sweep_steps import next_work
 from daemon.store import deliveries
 from daemon.store.dead_letters import dead_letter
@@ -27,12 +27,12 @@ SECOND = 1000
 DAY = 86_400 * SECOND
 
 
-def means(rule: HeadRule = RULE, **config: Any) -> Means:
+def means(rule: HeadRule = RULE, **config: Any) -> DeliveryContext:
     channels = {
         "local": ChannelTraits(deduplicates=True, hold_in_doubt=False, head=rule),
         "plain": ChannelTraits(deduplicates=False, hold_in_doubt=False, head=rule),
     }
-    return Means(channels, Delivery(**config), 10_000, held=frozenset(), under_way=frozenset(), jitter=0.5)
+    return DeliveryContext(channels, Delivery(**config), 10_000, held=frozenset(), under_way=frozenset(), jitter=0.5)
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_a_row_that_is_due_in_a_thousand_years_is_refused(world: SessionWorld) -
     world.say("near", deliver_after=NOW + 365 * DAY)
     world.say("far", deliver_after=NOW + 367 * DAY)
     found = collect(world.files, means(), None, NOW)
-    assert [(dead.candidate.row.id, dead.reason) for dead in found.buried] == [("far", Reason.TOO_FAR_AHEAD)]
+    assert [(dead.candidate.row.id, dead.reason) for dead in found.dead_lettered] == [("far", Reason.TOO_FAR_AHEAD)]
     assert rows(world)["near"]["state"] == "queued"
 
 
@@ -209,11 +209,11 @@ def test_more_scheduled_rows_than_the_limit_are_refused(world: SessionWorld) -> 
         world.say(f"o{number}", deliver_after=NOW + DAY)
     few = means(max_scheduled_answers=3)
     found = collect(world.files, few, None, NOW)
-    assert [(dead.candidate.row.id, dead.reason) for dead in found.buried] == [
+    assert [(dead.candidate.row.id, dead.reason) for dead in found.dead_lettered] == [
         ("o3", Reason.TOO_MANY_SCHEDULED), ("o4", Reason.TOO_MANY_SCHEDULED),
     ]  # fmt: skip
     world.say("o5", deliver_after=NOW + DAY)
-    assert [dead.candidate.row.id for dead in collect(world.files, few, None, NOW).buried] == ["o5"]
+    assert [dead.candidate.row.id for dead in collect(world.files, few, None, NOW).dead_lettered] == ["o5"]
 
 
 def test_more_open_rows_than_the_limit_wait_in_the_containers_file_and_none_is_lost(world: SessionWorld) -> None:
@@ -237,7 +237,7 @@ def test_what_a_channel_refuses_never_puts_the_session_in_quarantine_and_is_boun
         refused = Outcome(send, sent=True, error_code="DELIVERY_PERMANENT", error="answered 404", permanent=True)
         record_outcomes(world.files, [refused], few, NOW)
     world.say("bad", to=Address("plain", "elsewhere"))
-    assert [dead.reason for dead in collect(world.files, few, None, NOW).buried] == [Reason.UNAUTHORISED]
+    assert [dead.reason for dead in collect(world.files, few, None, NOW).dead_lettered] == [Reason.UNAUTHORISED]
     closed = world.read("SELECT id, outcome, by, reason FROM dead_letters_closed ORDER BY id")
     assert [row["id"] for row in closed] == [f"o{number}" for number in range(5)]
     assert {(row["outcome"], row["by"], row["reason"]) for row in closed} == {

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from daemon.channels.protocol import Outgoing, Receipt
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from tests.support import fake_channel
+from tests.support.bus_kit import BusKit, until
 from tests.support.fake_channel import FakeChannel
-from tests.support.house_kit import HouseKit, until
 from tests.unit.engine.test_delivery import failing, open_rows, say, working
 
 pytestmark = [pytest.mark.anyio]
@@ -54,9 +54,9 @@ def many(monkeypatch: pytest.MonkeyPatch) -> ManyFake:
 
 
 @pytest.fixture
-async def kit(tmp_path: Path, many: ManyFake) -> AsyncGenerator[HouseKit]:
+async def kit(tmp_path: Path, many: ManyFake) -> AsyncGenerator[BusKit]:
     channels = {"fake": {"type": "fake", "deduplicates": True}}
-    made = HouseKit(tmp_path / "data", channels=channels, delivery={"batch": 3})
+    made = BusKit(tmp_path / "data", channels=channels, delivery={"batch": 3})
     async with made.running():
         yield made
 
@@ -65,10 +65,10 @@ def texts(count: int) -> list[str]:
     return [f'{{"n":{number}}}' for number in range(count)]
 
 
-async def test_a_queue_longer_than_a_batch_drains_by_itself(kit: HouseKit, many: ManyFake) -> None:
+async def test_a_queue_longer_than_a_batch_drains_by_itself(kit: BusKit, many: ManyFake) -> None:
     agent = await working(kit)
     say(agent, "p1", *texts(20))
-    kit.house.delivery.poke(await kit.session())
+    kit.bus.delivery.poke(await kit.session())
     await until(lambda: len(kit.fake.texts("p1")) == 20)
     await kit.settle()
     assert kit.fake.texts("p1") == texts(20)
@@ -76,14 +76,14 @@ async def test_a_queue_longer_than_a_batch_drains_by_itself(kit: HouseKit, many:
     assert max(map(len, many.runs)) == 3
 
 
-async def test_one_row_alone_is_sent_alone(kit: HouseKit, many: ManyFake) -> None:
+async def test_one_row_alone_is_sent_alone(kit: BusKit, many: ManyFake) -> None:
     agent = await working(kit)
     say(agent, "p1", *texts(1))
     await until(lambda: kit.fake.texts("p1") == texts(1))
     assert many.runs == []
 
 
-async def test_rows_behind_a_failed_one_wait_for_it(kit: HouseKit, many: ManyFake) -> None:
+async def test_rows_behind_a_failed_one_wait_for_it(kit: BusKit, many: ManyFake) -> None:
     agent = await working(kit)
     many.refuse[texts(3)[1]] = TransientDeliveryError("not now")
     ids = say(agent, "p1", *texts(3))
@@ -96,7 +96,7 @@ async def test_rows_behind_a_failed_one_wait_for_it(kit: HouseKit, many: ManyFak
     await until(lambda: kit.fake.texts("p1") == texts(3))
 
 
-async def test_rows_behind_a_dead_letter_go_on_at_once(kit: HouseKit, many: ManyFake) -> None:
+async def test_rows_behind_a_dead_letter_go_on_at_once(kit: BusKit, many: ManyFake) -> None:
     agent = await working(kit)
     many.refuse[texts(3)[0]] = PermanentDeliveryError("never")
     ids = say(agent, "p1", *texts(3))
@@ -109,7 +109,7 @@ async def test_rows_behind_a_dead_letter_go_on_at_once(kit: HouseKit, many: Many
     [(TransientDeliveryError("gone"), "DELIVERY_TRANSIENT"), (ValueError("a bug"), "CHANNEL_BUG")],
 )
 async def test_a_run_that_raises_is_borne_by_its_first_row(
-    kit: HouseKit, many: ManyFake, error: Exception, code: str
+    kit: BusKit, many: ManyFake, error: Exception, code: str
 ) -> None:
     agent = await working(kit)
     many.error = error
@@ -123,7 +123,7 @@ async def test_a_run_that_raises_is_borne_by_its_first_row(
 
 
 @pytest.mark.parametrize("answer", [[], [Receipt(), "yes"], [None]])
-async def test_what_is_no_receipt_is_no_delivery(kit: HouseKit, many: ManyFake, answer: list[Any]) -> None:
+async def test_what_is_no_receipt_is_no_delivery(kit: BusKit, many: ManyFake, answer: list[Any]) -> None:
     agent = await working(kit)
     many.answer = answer
     ids = say(agent, "p1", *texts(3))
@@ -134,7 +134,7 @@ async def test_what_is_no_receipt_is_no_delivery(kit: HouseKit, many: ManyFake, 
 
 async def test_a_run_that_hangs_ends_with_its_time_out(tmp_path: Path, many: ManyFake) -> None:
     channels = {"fake": {"type": "fake", "deduplicates": True}}
-    kit = HouseKit(tmp_path / "hang", channels=channels, delivery={"batch": 3, "send_timeout_s": 0.05})
+    kit = BusKit(tmp_path / "hang", channels=channels, delivery={"batch": 3, "send_timeout_s": 0.05})
     async with kit.running():
         agent = await working(kit)
         kit.fake.stalled["p1"] = anyio.Event()
@@ -144,7 +144,7 @@ async def test_a_run_that_hangs_ends_with_its_time_out(tmp_path: Path, many: Man
 
 async def test_many_deliveries_are_told_in_one_event(tmp_path: Path, many: ManyFake) -> None:
     channels = {"fake": {"type": "fake", "deduplicates": True}}
-    kit = HouseKit(tmp_path / "told", channels=channels)
+    kit = BusKit(tmp_path / "told", channels=channels)
     with capture_logs() as logs:
         async with kit.running():
             agent = await working(kit)

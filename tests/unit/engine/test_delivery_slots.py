@@ -15,9 +15,9 @@ from daemon.core.errors import TransientDeliveryError
 from daemon.store.registry import SessionKey
 from schema.errors import StorageError
 from schema.rows import Address
+from tests.support.bus_kit import AGENT, BusKit, until
 from tests.support.fake_agent import Agent
 from tests.support.fake_channel import FakeChannel
-from tests.support.house_kit import AGENT, HouseKit, until
 
 pytestmark = [pytest.mark.anyio]
 
@@ -25,8 +25,8 @@ THREADS = 1500
 
 
 @pytest.fixture
-async def kit(tmp_path: Path) -> AsyncGenerator[HouseKit]:
-    made = HouseKit(
+async def kit(tmp_path: Path) -> AsyncGenerator[BusKit]:
+    made = BusKit(
         tmp_path / "data", delivery={"send_timeout_s": 30.0, "max_sends_per_place": 6, "max_sends_per_session": 4},
         channels={"fake": {"type": "fake"}, "web": {"type": "fake"}},
     )  # fmt: skip
@@ -55,13 +55,13 @@ class Watched:
             self.now[key] -= 1
 
 
-async def working(kit: HouseKit, session: str, *places: str) -> Agent:
+async def working(kit: BusKit, session: str, *places: str) -> Agent:
     await kit.send(session, message_id="m1", address=Address("fake", "room"))
     await kit.started(session)
     agent = kit.agent(session)
     batch = agent.claim()
     assert batch is not None
-    files = kit.house.sessions.files_of(SessionKey(AGENT, session))
+    files = kit.bus.sessions.files_of(SessionKey(AGENT, session))
 
     def allow() -> None:
         with files.inbound() as db, db.transaction():
@@ -76,21 +76,21 @@ async def working(kit: HouseKit, session: str, *places: str) -> Agent:
     return agent
 
 
-def web(kit: HouseKit) -> FakeChannel:
-    found = kit.house.channels["web"]
+def web(kit: BusKit) -> FakeChannel:
+    found = kit.bus.channels["web"]
     assert isinstance(found, FakeChannel)
     return found
 
 
-async def look(kit: HouseKit, session: str) -> None:
-    kit.house.delivery.poke(await kit.session(session))
+async def look(kit: BusKit, session: str) -> None:
+    kit.bus.delivery.poke(await kit.session(session))
 
 
 def flood(agent: Agent, place: str, count: int) -> list[str]:
     return [agent.say(json.dumps({"n": number}), ("web", place, f"t{number}")) for number in range(count)]
 
 
-async def test_a_flood_to_a_receiver_that_hangs_is_bounded_delays_nobody_and_arrives_in_full(kit: HouseKit) -> None:
+async def test_a_flood_to_a_receiver_that_hangs_is_bounded_delays_nobody_and_arrives_in_full(kit: BusKit) -> None:
     channel = web(kit)
     watched = Watched(channel)
     channel.stalled["hangs"] = anyio.Event()
@@ -121,7 +121,7 @@ async def test_a_flood_to_a_receiver_that_hangs_is_bounded_delays_nobody_and_arr
     assert await kit.inbound("SELECT * FROM delivery_attempts", session="loud") == []
 
 
-async def test_two_sessions_that_flood_one_place_take_turns(kit: HouseKit) -> None:
+async def test_two_sessions_that_flood_one_place_take_turns(kit: BusKit) -> None:
     channel = web(kit)
     watched = Watched(channel)
     gate = channel.stalled["place"] = anyio.Event()
@@ -140,7 +140,7 @@ async def test_two_sessions_that_flood_one_place_take_turns(kit: HouseKit) -> No
     assert min(early.values()) >= 20
 
 
-async def test_after_slow_failures_a_place_is_probed_by_one_send_at_a_time(kit: HouseKit) -> None:
+async def test_after_slow_failures_a_place_is_probed_by_one_send_at_a_time(kit: BusKit) -> None:
     channel = web(kit)
     watched = Watched(channel)
     gate = channel.stalled["place"] = anyio.Event()
@@ -162,7 +162,7 @@ async def test_after_slow_failures_a_place_is_probed_by_one_send_at_a_time(kit: 
 
 
 async def test_a_look_that_fails_after_it_took_slots_gives_them_back(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from daemon.store import deliveries  # noqa: PLC0415
 
@@ -182,14 +182,14 @@ async def test_a_look_that_fails_after_it_took_slots_gives_them_back(
     while left[0]:
         await look(kit, "main")
         await kit.settle()
-        assert channel.sent or kit.house.delivery._slots.in_use("web") == 0
+        assert channel.sent or kit.bus.delivery._slots.in_use("web") == 0
     await look(kit, "main")
     await until(lambda: len(channel.texts("place")) == 30)
     await kit.settle()
-    assert kit.house.delivery._slots.in_use("web") == 0
+    assert kit.bus.delivery._slots.in_use("web") == 0
 
 
-async def test_a_quarantined_session_passes_its_turn_on(kit: HouseKit) -> None:
+async def test_a_quarantined_session_passes_its_turn_on(kit: BusKit) -> None:
     channel = web(kit)
     watched = Watched(channel)
     gate = channel.stalled["place"] = anyio.Event()
@@ -205,10 +205,10 @@ async def test_a_quarantined_session_passes_its_turn_on(kit: HouseKit) -> None:
     gate.set()
     await until(lambda: sum(one.session == "one" for one in channel.sent) == 10)
     await kit.settle()
-    assert kit.house.delivery._slots.in_use("web") == 0
+    assert kit.bus.delivery._slots.in_use("web") == 0
 
 
-async def test_a_channel_that_takes_nothing_is_degraded_with_its_cause_and_heals_by_itself(kit: HouseKit) -> None:
+async def test_a_channel_that_takes_nothing_is_degraded_with_its_cause_and_heals_by_itself(kit: BusKit) -> None:
     channel = web(kit)
     agent = await working(kit, "main", "place")
     channel.script["place"].extend(TransientDeliveryError("answered 503") for _ in range(5))
@@ -216,15 +216,15 @@ async def test_a_channel_that_takes_nothing_is_degraded_with_its_cause_and_heals
     await look(kit, "main")
     await until(lambda: len(channel.texts("place")) == 3)
     await kit.settle()
-    assert kit.house.problems.degraded() == []  # it takes others
+    assert kit.bus.problems.degraded() == []  # it takes others
     channel.script["place"].extend(TransientDeliveryError("answered 503") for _ in range(5))
     kit.advance(10)
     await until(lambda: not channel.script["place"])
     await kit.settle()
-    (degraded,) = kit.house.problems.degraded()
+    (degraded,) = kit.bus.problems.degraded()
     assert degraded["what"] == "channel web"
     assert degraded["why"] == "sends to place fail (5 in a row): answered 503"
     kit.advance(3600)
     await until(lambda: len(channel.texts("place")) == 8)
     await kit.settle()
-    assert kit.house.problems.degraded() == []
+    assert kit.bus.problems.degraded() == []

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelTraits, Reason, Send
 from daemon.engine import delivery_steps
-from daemon.engine.delivery_steps import Collected, Means, Outcome, collect, record_outcomes
+from daemon.engine.delivery_steps import Collected, DeliveryContext, Outcome, collect, record_outcomes
 from daemon.engine.outcomes import outgoing
 from daemon.inspect.dead_reading import Wanted, read_dead_letters
 from daemon.store import deliveries
@@ -41,7 +41,7 @@ CHANNELS = MappingProxyType(
         "careful": ChannelTraits(deduplicates=False, hold_in_doubt=True),
     }
 )
-MEANS = Means(CHANNELS, Delivery(), 10_000, held=frozenset(), under_way=frozenset(), jitter=0.5)
+MEANS = DeliveryContext(CHANNELS, Delivery(), 10_000, held=frozenset(), under_way=frozenset(), jitter=0.5)
 SECOND = 1000
 
 
@@ -57,7 +57,7 @@ def world(tmp_path: Path) -> SessionWorld:
 FEW = replace(MEANS, config=Delivery(batch=3))  # so that the property meets queues longer than one look
 
 
-def look(world: SessionWorld, means: Means = MEANS, live: str | None = None) -> Collected:
+def look(world: SessionWorld, means: DeliveryContext = MEANS, live: str | None = None) -> Collected:
     return collect(world.files, replace(means, unconfirmed=set()), live, world.now)
 
 
@@ -202,7 +202,7 @@ def test_an_unauthorised_row_never_reaches_a_channel_and_the_agent_is_told(world
     world.say("bad", to=Address("local", "somebody-else"), in_reply_to="m1")
     found = look(world)
     assert found.sends == ()
-    assert [(dead.candidate.row.id, dead.reason) for dead in found.buried] == [("bad", Reason.UNAUTHORISED)]
+    assert [(dead.candidate.row.id, dead.reason) for dead in found.dead_lettered] == [("bad", Reason.UNAUTHORISED)]
     assert (tracked(world), receipts(world)) == ({"bad": "dead"}, {"bad": "failed"})
     notice = world.message("dead-letter:bad")
     assert (notice["kind"], notice["trigger"], notice["status"]) == ("system", 0, "pending")
@@ -210,7 +210,7 @@ def test_an_unauthorised_row_never_reaches_a_channel_and_the_agent_is_told(world
     assert (told["message_out_id"], told["in_reply_to"], told["code"]) == ("bad", "m1", "UNAUTHORISED_DESTINATION")
     assert "bad" in told["text"]
     assert world.events("bad") == ["dead_lettered"]
-    assert look(world).buried == (), "told once"
+    assert look(world).dead_lettered == (), "told once"
     check_session(world.root)
 
 
@@ -328,7 +328,7 @@ def test_a_crash_between_intent_and_receipt(world: SessionWorld, place: Address,
         deliver(world, found)
         assert receipts(world) == {"o1": "delivered"}
     else:
-        assert [dead.reason for dead in found.buried] == [Reason.IN_DOUBT]
+        assert [dead.reason for dead in found.dead_lettered] == [Reason.IN_DOUBT]
         assert receipts(world) == {"o1": "failed"}
     check_session(world.root, at_rest=again)
 
@@ -356,7 +356,7 @@ def test_a_crash_inside_the_first_transaction_leaves_nothing(
     assert dump(world) == before
     monkeypatch.undo()
     found = look(world, live="i")
-    assert (ids(found), len(found.buried), len(found.settled), len(found.claimed)) == (["o1"], 1, 1, 1)
+    assert (ids(found), len(found.dead_lettered), len(found.settled), len(found.claimed)) == (["o1"], 1, 1, 1)
 
 
 def test_acks_and_claims_are_taken_note_of_in_passing(world: SessionWorld) -> None:
@@ -394,7 +394,7 @@ def test_whoever_waits_for_an_answer_that_cannot_be_sent_is_told(world: SessionW
             (content,),
         )
     found = look(world)
-    assert [one.reason for one in found.buried] == [code]
+    assert [one.reason for one in found.dead_lettered] == [code]
     (notice,) = world.read("SELECT * FROM host_messages")
     assert notice["in_reply_to"] == "m1"
     assert json.loads(notice["content"])["error"] == {
@@ -531,7 +531,7 @@ def test_a_row_taken_away_while_it_waits_is_a_dead_letter(world: SessionWorld) -
     with world.runner() as db:
         db.execute("DELETE FROM messages_out")
     world.now += SECOND
-    assert [dead.reason for dead in look(world).buried] == [Reason.ROW_GONE]
+    assert [dead.reason for dead in look(world).dead_lettered] == [Reason.ROW_GONE]
     assert receipts(world) == {"o1": "failed"}
 
 
@@ -542,7 +542,7 @@ def test_a_row_changed_while_it_waits_is_judged_anew(world: SessionWorld) -> Non
     with world.runner() as db:
         db.execute("UPDATE messages_out SET channel_type = 'local', platform_id = 'somebody-else'")
     world.now += SECOND
-    assert [dead.reason for dead in look(world).buried] == [Reason.UNAUTHORISED]
+    assert [dead.reason for dead in look(world).dead_lettered] == [Reason.UNAUTHORISED]
 
 
 @pytest.mark.faults

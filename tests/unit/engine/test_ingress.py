@@ -26,14 +26,14 @@ from daemon.store.session_files import SessionFiles
 from schema.errors import ClawbusError, InvalidNameError, StorageError
 from schema.instants import to_text
 from schema.rows import AckStatus, Address
-from tests.support.house_kit import AGENT, HouseKit, until
+from tests.support.bus_kit import AGENT, BusKit, until
 
 pytestmark = [pytest.mark.anyio]
 
 
 @pytest.fixture
-async def kit(tmp_path: Path) -> AsyncGenerator[HouseKit]:
-    made = HouseKit(tmp_path / "data")
+async def kit(tmp_path: Path) -> AsyncGenerator[BusKit]:
+    made = BusKit(tmp_path / "data")
     async with made.running():
         yield made
 
@@ -82,16 +82,16 @@ def deep() -> Any:
     ],
 )
 async def test_a_refusal_is_typed_has_a_hint_and_stores_nothing(
-    kit: HouseKit, changes: dict[str, Any], error: type[ClawbusError]
+    kit: BusKit, changes: dict[str, Any], error: type[ClawbusError]
 ) -> None:
     with pytest.raises(error) as caught:
-        await kit.house.ingress.accept(Incoming(**{"agent": AGENT, "session": "main", "content": "hi", **changes}))
+        await kit.bus.ingress.accept(Incoming(**{"agent": AGENT, "session": "main", "content": "hi", **changes}))
     assert caught.value.hint
-    assert await kit.house.sessions.central(lambda registry: registry.all_keys(None, 10)) == []
+    assert await kit.bus.sessions.central(lambda registry: registry.all_keys(None, 10)) == []
     assert list((kit.root / "sessions").iterdir()) == []
 
 
-async def test_the_same_id_with_the_same_content_is_one_row(kit: HouseKit) -> None:
+async def test_the_same_id_with_the_same_content_is_one_row(kit: BusKit) -> None:
     first = await kit.send(message_id="m1")
     second = await kit.send(message_id="m1")
     assert (first.duplicate, second.duplicate) == (False, True)
@@ -100,14 +100,14 @@ async def test_the_same_id_with_the_same_content_is_one_row(kit: HouseKit) -> No
     assert len(await kit.inbound("SELECT * FROM message_history WHERE event = 'accepted'")) == 1
 
 
-async def test_a_duplicate_that_names_another_place_is_told_the_first_one_s(kit: HouseKit) -> None:
+async def test_a_duplicate_that_names_another_place_is_told_the_first_one_s(kit: BusKit) -> None:
     first, second = Address("local", "first"), Address("local", "second")
     await kit.send(message_id="m1", address=first)
     again = await kit.send(message_id="m1", address=second)
     assert (again.duplicate, again.address) == (True, first)
 
 
-async def test_the_same_id_with_other_content_is_a_conflict_and_the_first_stands(kit: HouseKit) -> None:
+async def test_the_same_id_with_other_content_is_a_conflict_and_the_first_stands(kit: BusKit) -> None:
     await kit.send(text="first", message_id="m1")
     with pytest.raises(IdConflictError):
         await kit.send(text="second", message_id="m1")
@@ -115,13 +115,13 @@ async def test_the_same_id_with_other_content_is_a_conflict_and_the_first_stands
     assert row["content"] == '{"text": "first"}'
 
 
-async def test_a_duplicate_repairs_a_lost_wake(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_duplicate_repairs_a_lost_wake(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     async def lost(*_: Any) -> bool:
         await anyio.lowlevel.checkpoint()
         return False
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(kit.house.supervisor), "wake", lost)
+        patched.setattr(type(kit.bus.supervisor), "wake", lost)
         await kit.send(message_id="m1")
         await kit.settle()
         await anyio.wait_all_tasks_blocked()
@@ -130,7 +130,7 @@ async def test_a_duplicate_repairs_a_lost_wake(kit: HouseKit, monkeypatch: pytes
     await kit.started()
 
 
-async def test_a_duplicate_of_a_finished_message_wakes_nothing(kit: HouseKit) -> None:
+async def test_a_duplicate_of_a_finished_message_wakes_nothing(kit: BusKit) -> None:
     await kit.send(message_id="m1")
     await kit.started()
     agent = kit.agent()
@@ -141,12 +141,12 @@ async def test_a_duplicate_of_a_finished_message_wakes_nothing(kit: HouseKit) ->
     await kit.gone()
     assert (await kit.message("m1"))["status"] == "completed"
     assert (await kit.send(message_id="m1")).duplicate is True
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     await kit.fence()
     assert kit.spawned() == 1
 
 
-async def test_concurrent_accepts_get_unique_even_seqs(kit: HouseKit) -> None:
+async def test_concurrent_accepts_get_unique_even_seqs(kit: BusKit) -> None:
     seqs: list[int] = []
 
     async def send(number: int) -> None:
@@ -158,14 +158,14 @@ async def test_concurrent_accepts_get_unique_even_seqs(kit: HouseKit) -> None:
     assert sorted(seqs) == [2 * number for number in range(1, 41)]
 
 
-async def test_concurrent_first_messages_make_one_session(kit: HouseKit) -> None:
+async def test_concurrent_first_messages_make_one_session(kit: BusKit) -> None:
     async with anyio.create_task_group() as tasks:
         for number in range(20):
             tasks.start_soon(kit.send, "fresh", str(number))
     assert len(await kit.inbound("SELECT * FROM messages_in", session="fresh")) == 20
 
 
-async def test_a_scheduled_message_wakes_at_its_time(kit: HouseKit) -> None:
+async def test_a_scheduled_message_wakes_at_its_time(kit: BusKit) -> None:
     await kit.send(process_after=kit.clock.now_ms() + 60_000)
     await kit.fence()
     assert kit.spawned() == 0
@@ -177,12 +177,12 @@ async def test_a_scheduled_message_wakes_at_its_time(kit: HouseKit) -> None:
 
 
 async def test_a_scheduled_message_wakes_at_its_time_after_a_restart_and_a_jump_of_the_clock(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with kit.running():
         await kit.send(process_after=kit.clock.now_ms() + 3_600_000)
-        await kit.house.sweeper.tick()
+        await kit.bus.sweeper.tick()
         await kit.settle()
-        assert len(kit.house.sessions) == 0, "an idle session is a row, not an object"
+        assert len(kit.bus.sessions) == 0, "an idle session is a row, not an object"
         row = await kit.row()
         assert (row.active, row.next_due_at) == (False, kit.clock.now_ms() + 3_600_000)
     async with kit.running():
@@ -196,9 +196,9 @@ async def test_a_scheduled_message_wakes_at_its_time_after_a_restart_and_a_jump_
         await kit.started()
 
 
-async def test_context_does_not_wake_and_does_not_move_the_route(kit: HouseKit) -> None:
+async def test_context_does_not_wake_and_does_not_move_the_route(kit: BusKit) -> None:
     await kit.send(trigger=False, address=Address("fake", "elsewhere"))
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     await kit.fence()
     assert kit.spawned() == 0
     assert await kit.inbound("SELECT * FROM session_routing") == []
@@ -207,7 +207,7 @@ async def test_context_does_not_wake_and_does_not_move_the_route(kit: HouseKit) 
 
 
 async def test_a_full_disk_is_an_error_and_nothing_is_half_written(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await kit.send(message_id="m1")
 
@@ -225,7 +225,7 @@ async def test_a_full_disk_is_an_error_and_nothing_is_half_written(
 
 @pytest.mark.parametrize("where", ["folder", "registry"])
 async def test_a_session_that_could_not_be_made_can_be_made_later(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch, where: str
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     def full(*_: Any) -> None:
         raise StorageError("database or disk is full")
@@ -236,16 +236,16 @@ async def test_a_session_that_could_not_be_made_can_be_made_later(
         )
         with pytest.raises(StorageError):
             await kit.send("fresh")
-        assert await kit.house.sessions.central(lambda registry: registry.session(SessionKey(AGENT, "fresh"))) is None
+        assert await kit.bus.sessions.central(lambda registry: registry.session(SessionKey(AGENT, "fresh"))) is None
     await kit.send("fresh")
     await kit.started("fresh")
 
 
 async def test_a_session_is_recorded_as_active_before_its_first_row_of_work(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await kit.send(message_id="m1", trigger=False)
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     assert (await kit.row()).active is False
     seen: list[bool] = []
     real = ingress_module.store
@@ -261,21 +261,21 @@ async def test_a_session_is_recorded_as_active_before_its_first_row_of_work(
     assert seen == [True]
 
 
-async def test_a_message_that_waits_for_the_sweep_to_retire_its_session_is_work_again(kit: HouseKit) -> None:
+async def test_a_message_that_waits_for_the_sweep_to_retire_its_session_is_work_again(kit: BusKit) -> None:
     await kit.send(trigger=False)
     session = await kit.session()
     await kit.settle()
     async with anyio.create_task_group() as tasks, session.lock:
-        tasks.start_soon(kit.house.sweeper.sweep, session.key)
+        tasks.start_soon(kit.bus.sweeper.sweep, session.key)
         await until(lambda: session.lock.statistics().tasks_waiting == 1)
         tasks.start_soon(kit.send)
         await until(lambda: session.lock.statistics().tasks_waiting == 2)
         # The sweep retires it, then the accept activates it: it must be among those with work.
-    assert session in list(kit.house.sessions)
+    assert session in list(kit.bus.sessions)
     assert (await kit.row()).active is True
 
 
-async def test_a_session_whose_folder_was_deleted_is_an_error_and_disturbs_nobody(kit: HouseKit) -> None:
+async def test_a_session_whose_folder_was_deleted_is_an_error_and_disturbs_nobody(kit: BusKit) -> None:
     import shutil  # noqa: PLC0415
 
     await kit.send("broken")
@@ -284,20 +284,20 @@ async def test_a_session_whose_folder_was_deleted_is_an_error_and_disturbs_nobod
     kit.host.exit_now(kit.host.of_session("broken").id, 1)
     with pytest.raises(StorageError):
         await kit.send("broken")
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     await kit.send("fine")
     await kit.started("fine")
 
 
-async def test_what_wakes_rings_once_it_is_committed_and_context_does_not(kit: HouseKit) -> None:
-    bell = kit.house.sessions.files_of(SessionKey(AGENT, "main")).folder.inbox / ".bell"
+async def test_what_wakes_rings_once_it_is_committed_and_context_does_not(kit: BusKit) -> None:
+    bell = kit.bus.sessions.files_of(SessionKey(AGENT, "main")).folder.inbox / ".bell"
     await kit.send(message_id="c1", trigger=False)
     assert not bell.exists()
     await kit.send(message_id="m1")
     assert bell.exists()
 
 
-async def fail(kit: HouseKit, message_id: str) -> None:
+async def fail(kit: BusKit, message_id: str) -> None:
     """The agent answers with an error, and its container goes."""
     await kit.started()
     batch = kit.agent().claim()
@@ -309,7 +309,7 @@ async def fail(kit: HouseKit, message_id: str) -> None:
     assert (await kit.message(message_id))["status"] == "failed"
 
 
-async def test_an_id_that_failed_is_worked_on_again_when_it_is_sent_again(kit: HouseKit) -> None:
+async def test_an_id_that_failed_is_worked_on_again_when_it_is_sent_again(kit: BusKit) -> None:
     first = await kit.send(message_id="m1")
     assert (first.duplicate, first.state, first.previous, first.requeued_as) == (False, "pending", None, None)
     await fail(kit, "m1")
@@ -338,7 +338,7 @@ async def test_an_id_that_failed_is_worked_on_again_when_it_is_sent_again(kit: H
     ]  # fmt: skip
 
 
-async def test_what_an_operator_dropped_is_worked_on_when_its_sender_sends_it_again(kit: HouseKit) -> None:
+async def test_what_an_operator_dropped_is_worked_on_when_its_sender_sends_it_again(kit: BusKit) -> None:
     await kit.send(message_id="m1")
     await fail(kit, "m1")
     session = await kit.session()
@@ -347,7 +347,7 @@ async def test_what_an_operator_dropped_is_worked_on_when_its_sender_sends_it_ag
     assert (await kit.send(message_id="m1")).requeued_as == "m1+r1"
 
 
-async def test_a_message_may_expire(kit: HouseKit) -> None:
+async def test_a_message_may_expire(kit: BusKit) -> None:
     now = kit.clock.now_ms()
     for not_after, process_after in ((now, None), (now - 1, None), (now + 5, now + 5)):
         with pytest.raises(MessageError, match="before the message is due"):
@@ -361,8 +361,8 @@ async def test_a_message_may_expire(kit: HouseKit) -> None:
     assert kit.spawned() == 0, "nothing was started for it"
 
 
-async def test_an_agents_default_expiry_counts_from_when_the_message_is_due(kit: HouseKit) -> None:
-    kit.house.agents[AGENT] = kit.house.agents[AGENT].model_copy(update={"expire_after_s": 60.0})
+async def test_an_agents_default_expiry_counts_from_when_the_message_is_due(kit: BusKit) -> None:
+    kit.bus.agents[AGENT] = kit.bus.agents[AGENT].model_copy(update={"expire_after_s": 60.0})
     now = kit.clock.now_ms()
     await kit.send(message_id="m1", process_after=now + 1_000_000)
     await kit.send(message_id="m2", process_after=now + 1_000_000, not_after=now + 2_000_000)

@@ -21,8 +21,8 @@ from daemon.runtimes.protocol import ContainerRuntime
 from daemon.store.data_folder import Layout
 from daemon.store.install import InstallFile
 from daemon.store.registry import Registry, SessionKey
+from tests.support.bus_kit import AGENT, BusKit, until
 from tests.support.fake_runtime import FakeContainer, FakeHost, FakeRuntime
-from tests.support.house_kit import AGENT, HouseKit, until
 
 pytestmark = [pytest.mark.anyio]
 
@@ -33,7 +33,7 @@ class Site:
     """An original with a working agent, and copies of its folder on the same machine."""
 
     def __init__(self, root: Path) -> None:
-        self.kit = HouseKit(root / "data")
+        self.kit = BusKit(root / "data")
         self.root = root
         self.host: FakeHost = self.kit.host
 
@@ -45,7 +45,7 @@ class Site:
             await self.kit.started()
             await until(lambda: (slot := self.kit.slot()) is not None and slot.phase is Phase.RUNNING)
             assert self.kit.agent().claim() is not None
-            await self.kit.house.sweeper.tick()
+            await self.kit.bus.sweeper.tick()
             container = self.host.of_session("main")
             registry = Registry(self.kit.root / "central.db")
             await until(lambda: registry.live_incarnations()[0].container_id is not None)
@@ -153,8 +153,8 @@ async def test_nobodys_word_proves_no_end_either(site: Site, lost: str) -> None:
 
 async def test_a_session_with_nothing_in_hand_is_not_held(site: Site) -> None:
     await site.start_install(site.kit.root)
-    async with site.kit.running() as house:
-        await house.supervisor.wake(await house.sessions.create(KEY))
+    async with site.kit.running() as bus:
+        await bus.supervisor.wake(await bus.sessions.create(KEY))
         await site.kit.started()
         await until(lambda: (slot := site.kit.slot()) is not None and slot.phase is Phase.RUNNING)
         await site.kit.settle()
@@ -341,7 +341,7 @@ def swap(runtime: FakeRuntime, host: FakeHost) -> Callable[[], None]:
 async def test_a_running_daemon_believes_no_other_engine_and_goes_on_with_its_own(site: Site) -> None:
     kit = site.kit
     await site.start_install(kit.root)
-    async with kit.running() as house:
+    async with kit.running() as bus:
         await kit.send(message_id="m1")
         await kit.started()
         await until(lambda: (slot := kit.slot()) is not None and slot.phase is Phase.RUNNING)
@@ -350,10 +350,10 @@ async def test_a_running_daemon_believes_no_other_engine_and_goes_on_with_its_ow
         elsewhere = FakeHost(kit.clock)
         elsewhere.identity = "engine-b"
         back = swap(kit.runtime, elsewhere)
-        await until(lambda: house.supervisor.unavailable is not None)
-        assert "engine-b" in str(house.problems.degraded())
+        await until(lambda: bus.supervisor.unavailable is not None)
+        assert "engine-b" in str(bus.problems.degraded())
         await kit.send("second")
-        await house.sweeper.tick()
+        await bus.sweeper.tick()
         with anyio.move_on_after(0.2):
             await kit.gone()
         slot = kit.slot()
@@ -362,10 +362,10 @@ async def test_a_running_daemon_believes_no_other_engine_and_goes_on_with_its_ow
         assert elsewhere.containers == {}, "nothing was started there"
         assert (await kit.message("m1"))["tries"] == 0
         back()
-        await until(lambda: house.supervisor.unavailable is None)
+        await until(lambda: bus.supervisor.unavailable is None)
         await kit.started("second")
         assert container.exit is None
-        assert house.problems.degraded() == []
+        assert bus.problems.degraded() == []
 
 
 async def test_a_session_with_a_chats_name_is_held_too(site: Site) -> None:
@@ -376,7 +376,7 @@ async def test_a_session_with_a_chats_name_is_held_too(site: Site) -> None:
         await site.kit.started(name)
         await until(lambda: (slot := site.kit.slot(name)) is not None and slot.phase is Phase.RUNNING)
         assert site.kit.agent(name).claim() is not None
-        await site.kit.house.sweeper.tick()
+        await site.kit.bus.sweeper.tick()
     copy = site.copy()
     await site.start_install(copy)
     row = Registry(copy / "central.db").session(SessionKey(AGENT, name))

@@ -11,7 +11,7 @@ import pytest
 from daemon.store.registry import Registry, SessionKey
 from schema.errors import FileBusyError
 from schema.rows import Address
-from tests.support.house_kit import AGENT, HouseKit, until
+from tests.support.bus_kit import AGENT, BusKit, until
 
 ME = Address("local", "me")
 
@@ -20,9 +20,9 @@ ME = Address("local", "me")
 async def test_a_session_refused_for_a_locked_registry_is_in_it_after_the_next_tick(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with kit.running():
-        await until(lambda: kit.house.sweeper.last.at is not None)
+        await until(lambda: kit.bus.sweeper.last.at is not None)
 
         def locked(*_: object) -> None:
             raise FileBusyError("central.db: database is locked (SQLITE_BUSY)")
@@ -32,9 +32,9 @@ async def test_a_session_refused_for_a_locked_registry_is_in_it_after_the_next_t
             with pytest.raises(FileBusyError):
                 await kit.send("fresh", message_id="m1", address=ME)
         assert (kit.root / "sessions" / AGENT / "fresh" / "in" / "inbound.db").exists()
-        await kit.house.sweeper.tick()
+        await kit.bus.sweeper.tick()
         with closing(sqlite3.connect(kit.root / "central.db")) as db:
             assert db.execute("SELECT active FROM sessions WHERE session = 'fresh'").fetchall() == [(0,)], "and idle"
-        assert [str(one) for one in kit.house.sessions] == []
+        assert [str(one) for one in kit.bus.sessions] == []
         await kit.send("fresh", message_id="m1", address=ME)
-        assert (await kit.house.sessions.get(SessionKey(AGENT, "fresh"))).quarantined is None
+        assert (await kit.bus.sessions.get(SessionKey(AGENT, "fresh"))).quarantined is None

@@ -18,35 +18,35 @@ from daemon.store.rebuild import agree_on_install_id, found_sessions, remake
 from daemon.store.registry import Memory, Registry, SessionKey
 from schema.errors import StorageError
 from schema.rows import Address
+from tests.support.bus_kit import AGENT, INSTALL, SECONDS, BusKit, text_of, until
 from tests.support.fake_agent import echo
-from tests.support.house_kit import AGENT, INSTALL, SECONDS, HouseKit, text_of, until
 
 NOW = 1_795_219_200_000
 ME = Address("local", "me")
 
 
 @pytest.fixture
-def kit(tmp_path: Path) -> HouseKit:
-    return HouseKit(tmp_path / "data")
+def kit(tmp_path: Path) -> BusKit:
+    return BusKit(tmp_path / "data")
 
 
 @pytest.fixture
-def central(kit: HouseKit) -> Path:
+def central(kit: BusKit) -> Path:
     return kit.root / "central.db"
 
 
-async def answer(kit: HouseKit, message_id: str, session: str = "main") -> str:
+async def answer(kit: BusKit, message_id: str, session: str = "main") -> str:
     entry = await kit.operations.wait_reply(AGENT, session, message_id, SECONDS)
     assert entry is not None
     return str(text_of(entry.content))
 
 
 @pytest.mark.anyio
-async def test_a_registry_lost_between_two_daemons_is_rebuilt_from_the_folders(kit: HouseKit, central: Path) -> None:
+async def test_a_registry_lost_between_two_daemons_is_rebuilt_from_the_folders(kit: BusKit, central: Path) -> None:
     async with kit.running():
         await kit.send("quiet", text="before", message_id="m1", address=ME)
         await kit.started("quiet")
-        kit.house.supervisor.close()
+        kit.bus.supervisor.close()
     kit.host.exit_now(kit.host.of_session("quiet").id)
     central.unlink()
     with capture_logs() as logs:
@@ -59,9 +59,7 @@ async def test_a_registry_lost_between_two_daemons_is_rebuilt_from_the_folders(k
 
 
 @pytest.mark.anyio
-async def test_a_container_of_the_lost_registry_is_ended_before_another_one_starts(
-    kit: HouseKit, central: Path
-) -> None:
+async def test_a_container_of_the_lost_registry_is_ended_before_another_one_starts(kit: BusKit, central: Path) -> None:
     async with kit.running():
         await kit.send(text="before", message_id="m1")
         await kit.started()
@@ -76,7 +74,7 @@ async def test_a_container_of_the_lost_registry_is_ended_before_another_one_star
 @pytest.mark.anyio
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "replaced", "restored"])
 async def test_a_registry_lost_under_the_daemon_is_remade_with_its_live_containers(
-    kit: HouseKit, central: Path, damage: str
+    kit: BusKit, central: Path, damage: str
 ) -> None:
     async with kit.running():
         await kit.send("held", message_id="h1")
@@ -112,7 +110,7 @@ async def test_a_registry_lost_under_the_daemon_is_remade_with_its_live_containe
         slot = kit.slot()
         assert slot is not None
         assert slot.incarnation in {row.id for row in registry.live_incarnations() if row.key.session == "main"}
-        assert kit.house.problems.degraded() == []
+        assert kit.bus.problems.degraded() == []
         kit.crash()
     async with kit.running():
         assert container.exit is None  # known again, so the next daemon adopts it
@@ -120,7 +118,7 @@ async def test_a_registry_lost_under_the_daemon_is_remade_with_its_live_containe
 
 
 @pytest.mark.anyio
-async def test_while_it_cannot_be_remade_nothing_is_accepted_and_status_says_so(kit: HouseKit, central: Path) -> None:
+async def test_while_it_cannot_be_remade_nothing_is_accepted_and_status_says_so(kit: BusKit, central: Path) -> None:
     async with kit.running():
         await kit.send(message_id="m1")
         central.unlink()
@@ -130,20 +128,20 @@ async def test_while_it_cannot_be_remade_nothing_is_accepted_and_status_says_so(
         assert not (kit.root / "sessions" / AGENT / "fresh" / "in" / "inbound.db").exists() or not await kit.inbound(
             "SELECT 1 FROM messages_in", session="fresh"
         )
-        assert "registry" in [one["what"] for one in kit.house.problems.degraded()]
+        assert "registry" in [one["what"] for one in kit.bus.problems.degraded()]
         central.rmdir()
         await kit.send("fresh", message_id="m2")
-        await kit.house.sweeper.tick()
-        await kit.house.sweeper.tick()  # a storage failure is over when a whole round has passed without one
-        assert kit.house.problems.degraded() == []
+        await kit.bus.sweeper.tick()
+        await kit.bus.sweeper.tick()  # a storage failure is over when a whole round has passed without one
+        assert kit.bus.problems.degraded() == []
 
 
 @pytest.mark.anyio
-async def test_a_tick_notices_by_itself(kit: HouseKit, central: Path) -> None:
+async def test_a_tick_notices_by_itself(kit: BusKit, central: Path) -> None:
     async with kit.running():
         await kit.send(message_id="m1")
         central.unlink()
-        await kit.house.sweeper.tick()
+        await kit.bus.sweeper.tick()
         assert central.exists()
 
 
@@ -157,7 +155,7 @@ def copy_of(session: Path, target: Path) -> Path:
 
 
 @pytest.mark.anyio
-async def test_the_full_pass_finds_a_folder_without_a_row(kit: HouseKit, central: Path) -> None:
+async def test_the_full_pass_finds_a_folder_without_a_row(kit: BusKit, central: Path) -> None:
     kit.config = kit.configure(sweep={"full_pass_s": 0.05})
     async with anyio.create_task_group() as machine:
         kit.host.run_agents(machine, echo(kit.clock))

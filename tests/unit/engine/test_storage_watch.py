@@ -13,68 +13,68 @@ from structlog.testing import capture_logs
 
 from daemon.store import data_folder
 from schema.errors import HostTroubleError, StorageError, UnusableFileError
-from tests.support.house_kit import HouseKit, until
+from tests.support.bus_kit import BusKit, until
 
 pytestmark = [pytest.mark.anyio]
 
 
 @asynccontextmanager
-async def swept(kit: HouseKit) -> AsyncGenerator[None]:
-    """A house whose first sweep is over: it looks at the disk too, and would be the one that tells."""
+async def swept(kit: BusKit) -> AsyncGenerator[None]:
+    """A bus whose first sweep is over: it looks at the disk too, and would be the one that tells."""
     async with kit.running():
-        await until(lambda: kit.house.sweeper.last.at is not None)
+        await until(lambda: kit.bus.sweeper.last.at is not None)
         yield
 
 
-def whats(kit: HouseKit) -> list[str]:
-    return [one["what"] for one in kit.house.problems.degraded()]
+def whats(kit: BusKit) -> list[str]:
+    return [one["what"] for one in kit.bus.problems.degraded()]
 
 
 async def test_a_write_that_failed_is_told_until_a_write_works(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with swept(kit):
         session = (await kit.send(message_id="m1")) and await kit.session()
 
         def full() -> None:
             raise StorageError("inbound.db: database or disk is full.")
 
-        for failing in (session.call(full), kit.house.sessions.central(lambda _: full())):
+        for failing in (session.call(full), kit.bus.sessions.central(lambda _: full())):
             with pytest.raises(StorageError):
                 await failing
             assert whats(kit) == ["storage"]
             (kit.root / "write-probe").mkdir()  # nothing can be written there
-            await kit.house.sweeper.tick()
+            await kit.bus.sweeper.tick()
             assert whats(kit) == ["storage"]
             (kit.root / "write-probe").rmdir()
-            await kit.house.sweeper.tick()
+            await kit.bus.sweeper.tick()
             assert whats(kit) == []
 
 
 async def test_a_file_that_is_gone_says_nothing_about_the_disk(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with swept(kit):
-        kit.house.sessions.storage.failed(UnusableFileError("gone"))
+        kit.bus.sessions.storage.failed(UnusableFileError("gone"))
         assert whats(kit) == []
 
 
 async def test_a_disk_that_is_nearly_full_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with swept(kit):
         monkeypatch.setattr(data_folder, "LOW_BYTES", 2**62)
         with capture_logs() as logs:
-            await kit.house.sweeper.tick()
-            await kit.house.sweeper.tick()
+            await kit.bus.sweeper.tick()
+            await kit.bus.sweeper.tick()
         assert whats(kit) == ["disk"]
         assert [one["event"] for one in logs].count("disk_low") == 1
         monkeypatch.setattr(data_folder, "LOW_BYTES", 0)
-        await kit.house.sweeper.tick()
+        await kit.bus.sweeper.tick()
         assert whats(kit) == []
 
 
 async def test_two_that_look_at_once_tell_of_the_recovery_once(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with swept(kit):
-        storage = kit.house.sessions.storage
+        storage = kit.bus.sessions.storage
         storage.failed(StorageError("inbound.db: database or disk is full."))
         with capture_logs() as logs:
             async with anyio.create_task_group() as tasks:
@@ -85,37 +85,37 @@ async def test_two_that_look_at_once_tell_of_the_recovery_once(tmp_path: Path) -
 
 
 async def test_few_inodes_are_told_although_there_are_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with swept(kit):
         monkeypatch.setattr(data_folder, "LOW_INODES", 2**62)
         if (room := data_folder.free_room(kit.root)) is None or room.inodes is None:
             pytest.skip("this file system counts no inodes")
-        await kit.house.sweeper.tick()
-        (found,) = kit.house.problems.degraded()
+        await kit.bus.sweeper.tick()
+        (found,) = kit.bus.problems.degraded()
         assert found["what"] == "disk"
         assert "inodes" in found["why"]
         assert "df -i" in found["why"]
         monkeypatch.setattr(data_folder, "LOW_INODES", 0)
-        await kit.house.sweeper.tick()
+        await kit.bus.sweeper.tick()
         assert whats(kit) == []
 
 
 async def test_what_this_host_has_run_out_of_is_named_with_its_limit_and_heals(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with swept(kit):
         session = (await kit.send(message_id="m1")) and await kit.session()
 
         def exhausted() -> None:
             raise OSError(errno.EMFILE, "Too many open files")
 
-        for failing in (session.call(exhausted), kit.house.sessions.central(lambda _: exhausted())):
+        for failing in (session.call(exhausted), kit.bus.sessions.central(lambda _: exhausted())):
             with pytest.raises(HostTroubleError):
                 await failing
-            (found,) = kit.house.problems.degraded()
+            (found,) = kit.bus.problems.degraded()
             assert (found["what"], found["code"]) == ("storage", "HOST_TROUBLE")
             assert "LimitNOFILE" in found["why"]
-            await kit.house.sweeper.tick()
-            await kit.house.sweeper.tick()
+            await kit.bus.sweeper.tick()
+            await kit.bus.sweeper.tick()
             assert whats(kit) == []
         assert session.quarantined is None
 
@@ -123,7 +123,7 @@ async def test_what_this_host_has_run_out_of_is_named_with_its_limit_and_heals(t
 async def test_no_thread_that_can_be_started_is_the_hosts_trouble(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with swept(kit):
         session = (await kit.send(message_id="m1")) and await kit.session()
 
@@ -134,5 +134,5 @@ async def test_no_thread_that_can_be_started_is_the_hosts_trouble(
             patch.setattr(anyio.to_thread, "run_sync", no_thread)
             with pytest.raises(HostTroubleError, match="no thread"):
                 await session.call(lambda: None)
-            assert [one["code"] for one in kit.house.problems.degraded()] in ([], ["HOST_TROUBLE"])
+            assert [one["code"] for one in kit.bus.problems.degraded()] in ([], ["HOST_TROUBLE"])
         assert await session.call(lambda: 1) == 1

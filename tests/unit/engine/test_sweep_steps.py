@@ -13,7 +13,7 @@ from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelTraits
 from daemon.core.lifecycle import CEILING, CLAIM_STUCK, Container, Kill, Policy, Reset, Settle, Stop, Wake, is_due
 from daemon.engine import sweep_steps as steps
-from daemon.engine.delivery_steps import Means, collect
+from daemon.engine.delivery_steps import DeliveryContext, collect
 from daemon.engine.sweep_steps import Settings, Swept, finish_incarnation, sweep_files
 from daemon.runtimes import output_log
 from daemon.store import messages
@@ -145,7 +145,7 @@ def test_a_container_that_takes_the_notices_id_cannot_keep_the_message_from_fail
     world.accept("m")
     world.change("UPDATE messages_in SET tries = 4")
     world.say("failed:m", kind="telepathy")
-    collect(world.files, Means({}, Delivery(), 1000, frozenset(), frozenset(), 0.5), None, NOW)
+    collect(world.files, DeliveryContext({}, Delivery(), 1000, frozenset(), frozenset(), 0.5), None, NOW)
     assert world.read("SELECT state FROM delivery_attempts") == [{"state": "dead"}]
     world.claim("m", by="i")
     assert finish(world, "i") == (True, ["Fail"])
@@ -561,6 +561,6 @@ def claimed_by_the_next(world: SessionWorld) -> list[str]:
     return [message.id for message in batch.messages] if batch is not None else []
 
 
-def means() -> Means:
+def means() -> DeliveryContext:
     traits = {"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}
-    return Means(traits, Delivery(), 10_000, held=frozenset(), under_way=frozenset(), jitter=0.5)
+    return DeliveryContext(traits, Delivery(), 10_000, held=frozenset(), under_way=frozenset(), jitter=0.5)

@@ -1,4 +1,4 @@
-"""The sweep in a whole house: isolation, healing, jumps of the clock, idle stop, and what follows an exit."""
+"""The sweep in a whole bus: isolation, healing, jumps of the clock, idle stop, and what follows an exit."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from daemon.engine.supervisor.slots import Phase
 from daemon.engine.sweeper import _pass_pause
 from daemon.store.registry import Registry, SessionKey
 from schema.errors import ReadDeadlineError, StorageError
-from tests.support.house_kit import AGENT, SECONDS, HouseKit, until
+from tests.support.bus_kit import AGENT, SECONDS, BusKit, until
 
 pytestmark = [pytest.mark.anyio]
 
 
 @pytest.fixture
-async def kit(tmp_path: Path) -> AsyncGenerator[HouseKit]:
-    made = HouseKit(tmp_path / "data")
+async def kit(tmp_path: Path) -> AsyncGenerator[BusKit]:
+    made = BusKit(tmp_path / "data")
     async with made.running():
         yield made
 
@@ -51,7 +51,7 @@ class SweepScript:
         monkeypatch.setattr(session_sweep, "sweep_files", sweep)
 
 
-async def running(kit: HouseKit, session: str = "main") -> Any:
+async def running(kit: BusKit, session: str = "main") -> Any:
     """A session with a running container that has claimed its message."""
     await kit.send(session, message_id="m1")
     await kit.started(session)
@@ -64,50 +64,48 @@ async def running(kit: HouseKit, session: str = "main") -> Any:
 
 @pytest.mark.parametrize("error", [StorageError("disk I/O error"), ValueError("a bug")])
 async def test_a_session_that_raises_keeps_no_other_from_being_swept(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch, error: Exception
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     for name in ("bad", "good"):
         await running(kit, name)
     script = SweepScript(monkeypatch)
     script.errors["bad"] = error
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     assert sorted(script.looks) == ["bad", "good"]
-    assert (kit.house.sweeper.last.sessions, kit.house.sweeper.last.errors) == (2, 1)
+    assert (kit.bus.sweeper.last.sessions, kit.bus.sweeper.last.errors) == (2, 1)
     del script.errors["bad"]
-    await kit.house.sweeper.tick()
-    assert kit.house.sweeper.last.errors == 0
+    await kit.bus.sweeper.tick()
+    assert kit.bus.sweeper.last.errors == 0
 
 
-async def test_a_pass_is_begun_over_its_time_and_not_all_at_once(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_pass_is_begun_over_its_time_and_not_all_at_once(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b", "c"):
         await running(kit, name)
     begun: list[float] = []
     real, me = anyio.sleep, anyio.get_current_task().id
 
     async def sleep(seconds: float) -> None:
-        if anyio.get_current_task().id != me:  # others of the house sleep, too
+        if anyio.get_current_task().id != me:  # others of the bus sleep, too
             await real(seconds)
             return
         begun.append(round(seconds, 3))
         await real(0)
 
     monkeypatch.setattr(sweeper_module.anyio, "sleep", sleep)
-    await kit.house.sweeper.tick(0.3)
+    await kit.bus.sweeper.tick(0.3)
     assert begun == [0.1, 0.1, 0.1]
     begun.clear()
-    await kit.house.sweeper.tick(3600)
+    await kit.bus.sweeper.tick(3600)
     assert begun == [0.2, 0.2, 0.2], "few sessions need no hour"
     begun.clear()
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     assert begun == [], "and none when there is no time to spread it over"
 
 
 async def test_a_session_that_hangs_keeps_no_other_from_being_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kit = HouseKit(tmp_path / "data", sweep={"session_timeout_s": 0.5})
+    kit = BusKit(tmp_path / "data", sweep={"session_timeout_s": 0.5})
     async with kit.running():
         for name in ("bad", "good"):
             await running(kit, name)
@@ -117,8 +115,8 @@ async def test_a_session_that_hangs_keeps_no_other_from_being_swept(
             bad = await kit.session("bad")
             with anyio.fail_after(SECONDS):
                 # A slow machine may need more rounds: a look that found no thread in time does not count.
-                while script.looks.count("good") < 2 or bad.strikes.get("sweep", 0) < 2:
-                    await kit.house.sweeper.tick()
+                while script.looks.count("good") < 2 or bad.consecutive_timeouts.get("sweep", 0) < 2:
+                    await kit.bus.sweeper.tick()
             assert script.looks.count("bad") == 1, "a second thread on the same files"
         finally:
             del script.gates["bad"]
@@ -128,21 +126,21 @@ async def test_a_session_that_hangs_keeps_no_other_from_being_swept(
 async def test_a_session_whose_files_are_held_keeps_no_other_from_being_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kit = HouseKit(tmp_path / "data", sweep={"session_timeout_s": 1.0})
+    kit = BusKit(tmp_path / "data", sweep={"session_timeout_s": 1.0})
     async with kit.running():
         for name in ("bad", "good"):
             await running(kit, name)
         script = SweepScript(monkeypatch)
         async with (await kit.session("bad")).lock:
             with anyio.fail_after(SECONDS), capture_logs() as logs:
-                await kit.house.sweeper.tick()
+                await kit.bus.sweeper.tick()
         assert script.looks == ["good"]
         assert [entry["session"] for entry in logs if entry["event"] == "sweep_timeout"] == ["bad"]
-        assert kit.house.sweeper.last.errors == 1
+        assert kit.bus.sweeper.last.errors == 1
 
 
 async def test_a_full_pass_heals_a_wrongly_inactive_session(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with kit.running():
         await kit.send()
         kit.crash()
@@ -163,7 +161,7 @@ async def test_a_full_pass_that_cannot_read_the_registry_ends_nothing(
         raise StorageError("disk I/O error")
 
     monkeypatch.setattr(Registry, "all_keys", broken)
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with kit.running():
         await anyio.wait_all_tasks_blocked()
         await kit.send()
@@ -171,55 +169,55 @@ async def test_a_full_pass_that_cannot_read_the_registry_ends_nothing(
 
 
 @pytest.mark.parametrize("hours", [5, -5])
-async def test_a_jump_of_the_clock_kills_nothing(kit: HouseKit, hours: float) -> None:
+async def test_a_jump_of_the_clock_kills_nothing(kit: BusKit, hours: float) -> None:
     agent = await running(kit)
     agent.beat()
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     container = kit.host.of_session("main")
     kit.clock.jump(hours * 3600)
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     await kit.settle()
     assert container.signals == []
     kit.clock.advance(30)
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     assert container.signals == []
 
 
 @pytest.mark.parametrize("hours", [5, -5])
-async def test_a_hung_agent_is_found_after_a_jump_of_the_clock_too(kit: HouseKit, hours: float) -> None:
+async def test_a_hung_agent_is_found_after_a_jump_of_the_clock_too(kit: BusKit, hours: float) -> None:
     await running(kit)
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     container = kit.host.of_session("main")
     kit.clock.jump(hours * 3600)
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     kit.clock.advance(1860)
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     await until(lambda: container.exit is not None)
 
 
-async def test_a_stuck_claim_is_ended_and_costs_one_try(kit: HouseKit) -> None:
+async def test_a_stuck_claim_is_ended_and_costs_one_try(kit: BusKit) -> None:
     await running(kit)
     container = kit.host.of_session("main")
     kit.clock.advance(61)
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     await until(lambda: container.exit is not None)
     await kit.gone()
     assert container.signals == ["TERM"]
     message = await kit.message("m1")
     assert (message["tries"], message["status"]) == (1, "pending")
     for _ in range(3):
-        await kit.house.sweeper.tick()
+        await kit.bus.sweeper.tick()
     assert (await kit.message("m1"))["tries"] == 1
 
 
 async def test_a_kill_hits_the_incarnation_that_was_judged_and_no_other(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await running(kit)
     old = kit.host.of_session("main")
     kit.clock.advance(61)
     session = await kit.session()
-    real = type(kit.house.sessions).activate
+    real = type(kit.bus.sessions).activate
 
     async def exits_meanwhile(self: Any, which: Any) -> None:
         slot = kit.slot()
@@ -229,8 +227,8 @@ async def test_a_kill_hits_the_incarnation_that_was_judged_and_no_other(
         await real(self, which)
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(kit.house.sessions), "activate", exits_meanwhile)
-        await kit.house.sweeper.sweep(session.key)
+        patched.setattr(type(kit.bus.sessions), "activate", exits_meanwhile)
+        await kit.bus.sweeper.sweep(session.key)
     slot = kit.slot()
     assert slot is not None
     assert slot.phase is Phase.RUNNING
@@ -238,7 +236,7 @@ async def test_a_kill_hits_the_incarnation_that_was_judged_and_no_other(
     slot.incarnation = old.spec.incarnation
 
 
-async def test_a_quiet_container_is_stopped_and_costs_nothing(kit: HouseKit) -> None:
+async def test_a_quiet_container_is_stopped_and_costs_nothing(kit: BusKit) -> None:
     agent = await running(kit)
     container = kit.host.of_session("main")
     agent.store.release_all()
@@ -248,10 +246,10 @@ async def test_a_quiet_container_is_stopped_and_costs_nothing(kit: HouseKit) -> 
     await until(lambda: len(kit.fake.sent) == 1)
     await kit.settle()
     kit.clock.advance(890)
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     assert container.signals == []
     kit.clock.advance(20)
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     await until(lambda: container.exit is not None)
     await kit.gone()
     assert container.signals == ["TERM"]
@@ -262,30 +260,30 @@ async def test_a_quiet_container_is_stopped_and_costs_nothing(kit: HouseKit) -> 
 
 
 async def test_a_poke_during_a_sweep_sweeps_once_more_and_not_more_often(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await running(kit)
     session = await kit.session()
     script = SweepScript(monkeypatch)
     gate = script.gates["main"] = threading.Event()
-    kit.house.sweeper.poke(session.key)
+    kit.bus.sweeper.poke(session.key)
     await until(lambda: len(script.looks) == 1)
     for _ in range(50):
-        kit.house.sweeper.poke(session.key)
+        kit.bus.sweeper.poke(session.key)
     gate.set()
     await kit.settle()
     assert len(script.looks) == 2
 
 
-async def test_a_poke_during_a_sweep_that_fails_is_not_lost(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_poke_during_a_sweep_that_fails_is_not_lost(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     await running(kit)
     session = await kit.session()
     script = SweepScript(monkeypatch)
     gate = script.gates["main"] = threading.Event()
     script.errors["main"] = StorageError("disk I/O error")
-    kit.house.sweeper.poke(session.key)
+    kit.bus.sweeper.poke(session.key)
     await until(lambda: len(script.looks) == 1)
-    kit.house.sweeper.poke(session.key)
+    kit.bus.sweeper.poke(session.key)
     gate.set()
     await kit.settle()
     assert len(script.looks) == 1, "at once it would fail again"
@@ -295,7 +293,7 @@ async def test_a_poke_during_a_sweep_that_fails_is_not_lost(kit: HouseKit, monke
 
 
 async def test_an_answer_that_was_not_delivered_yet_keeps_the_session_active(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = await running(kit)
     batch = claimed_again(agent)
@@ -303,12 +301,12 @@ async def test_an_answer_that_was_not_delivered_yet_keeps_the_session_active(
     real = Registry.deactivate
 
     def noted(self: Registry, key: SessionKey, next_due_at: int | None) -> None:
-        with kit.house.sessions.files_of(key).inbound() as db:
+        with kit.bus.sessions.files_of(key).inbound() as db:
             retired.append(key) if not db.all("SELECT 1 FROM delivered") else None
         real(self, key, next_due_at)
 
     monkeypatch.setattr(Registry, "deactivate", noted)
-    kit.house.watch.remove((await kit.session()).key)
+    kit.bus.watch.remove((await kit.session()).key)
     agent.answer(batch)
     kit.host.exit_now(kit.host.of_session("main").id)
     await kit.gone()
@@ -316,20 +314,20 @@ async def test_an_answer_that_was_not_delivered_yet_keeps_the_session_active(
     assert retired == [], "retired with an answer that nobody had taken note of"
 
 
-async def test_a_look_at_an_idle_session_is_one_look(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_look_at_an_idle_session_is_one_look(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slow full pass looks at every session there is: delivery must not open the files again of one without work."""
     agent = await running(kit)
     batch = claimed_again(agent)
     pokes: list[SessionKey] = []
-    real = kit.house.delivery.poke
+    real = kit.bus.delivery.poke
 
     def noted(session: Any) -> None:
         pokes.append(session.key)
         real(session)
 
-    monkeypatch.setattr(kit.house.delivery, "poke", noted)
+    monkeypatch.setattr(kit.bus.delivery, "poke", noted)
     key = (await kit.session()).key
-    await kit.house.sweeper.sweep(key)
+    await kit.bus.sweeper.sweep(key)
     assert pokes, "a session whose agent runs is looked at"
     agent.answer(batch)
     kit.host.exit_now(kit.host.of_session("main").id)
@@ -337,7 +335,7 @@ async def test_a_look_at_an_idle_session_is_one_look(kit: HouseKit, monkeypatch:
     await until(lambda: len(kit.fake.sent) == 1)
     await kit.settle()
     pokes.clear()
-    await kit.house.sweeper.sweep(key)
+    await kit.bus.sweeper.sweep(key)
     await kit.settle()
     assert pokes == []
 
@@ -350,9 +348,9 @@ def claimed_again(agent: Any) -> Any:
     return batch
 
 
-async def test_an_exit_into_a_hostile_file_is_a_quarantine_and_the_slot_is_given_back(kit: HouseKit) -> None:
+async def test_an_exit_into_a_hostile_file_is_a_quarantine_and_the_slot_is_given_back(kit: BusKit) -> None:
     agent = await running(kit)
-    kit.house.watch.remove((await kit.session()).key)
+    kit.bus.watch.remove((await kit.session()).key)
     (agent.outbox / "outbound.db").write_bytes(b"no database" * 1000)
     kit.host.exit_now(kit.host.of_session("main").id, 1)
     await kit.gone()
@@ -366,7 +364,7 @@ async def test_an_exit_into_a_hostile_file_is_a_quarantine_and_the_slot_is_given
 
 
 async def test_an_exit_whose_files_stay_slow_is_a_quarantine_and_not_a_loop(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await running(kit)
 
@@ -379,11 +377,11 @@ async def test_an_exit_whose_files_stay_slow_is_a_quarantine_and_not_a_loop(
     assert (await kit.session()).quarantined is not None
 
 
-async def test_a_release_settles_what_the_quarantined_exit_left(kit: HouseKit) -> None:
+async def test_a_release_settles_what_the_quarantined_exit_left(kit: BusKit) -> None:
     agent = await running(kit)
     path = agent.outbox / "outbound.db"
     good = path.read_bytes()
-    kit.house.watch.remove((await kit.session()).key)
+    kit.bus.watch.remove((await kit.session()).key)
     path.write_bytes(b"no database" * 1000)
     kit.host.exit_now(kit.host.of_session("main").id, 1)
     await kit.gone()
@@ -396,11 +394,11 @@ async def test_a_release_settles_what_the_quarantined_exit_left(kit: HouseKit) -
 
 
 async def test_what_ends_after_the_sweeper_does_not_fail_the_daemons_end(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with kit.running():
         await running(kit)
-    assert kit.house.sweeper._tasks is None
-    kit.house.sweeper.poke(SessionKey(AGENT, "main"))  # must not raise
+    assert kit.bus.sweeper._tasks is None
+    kit.bus.sweeper.poke(SessionKey(AGENT, "main"))  # must not raise
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits
 from schema.inotify import Inotify
-from tests.support.house_kit import until
+from tests.support.bus_kit import until
 
 pytestmark = [pytest.mark.anyio]
 

@@ -19,7 +19,7 @@ from schema.bell import ring
 from schema.connect import ReadLimits, open_owner
 from schema.inotify import Inotify
 from schema.migrate import Role
-from tests.support.house_kit import until
+from tests.support.bus_kit import until
 
 pytestmark = [pytest.mark.anyio]
 

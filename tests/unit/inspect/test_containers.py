@@ -75,13 +75,13 @@ def test_a_sweep_with_the_wrong_configuration_ends_and_recovers_nothing(world: F
 
 
 def test_the_doctor_names_the_configuration_and_not_the_sessions(world: ForensicWorld) -> None:
-    from daemon.inspect.doctor import DaemonWord, Doctor  # noqa: PLC0415
+    from daemon.inspect.doctor import DaemonStatus, Doctor  # noqa: PLC0415
 
     session = world.session()
     session.accept("m1")
     world.incarnation("s", "I1")
     world.claimed(session, "m1", "I1")
     world.up()
-    doctor = Doctor(config(world, "process"), world.clock, lambda: DaemonWord(world.state, world.live))
+    doctor = Doctor(config(world, "process"), world.clock, lambda: DaemonStatus(world.state, world.live))
     found = doctor.examine(pause=lambda _: None).diagnoses
     assert [one.code for one in found] == ["RUNTIME_CHANGED"]

@@ -12,7 +12,7 @@ from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelTraits
 from daemon.core.errors import UnknownMessageError
 from daemon.core.repair_errors import AnswerNotOpenError, AnswerUnderWayError
-from daemon.engine.delivery_steps import Means, Outcome, collect, record_outcomes
+from daemon.engine.delivery_steps import DeliveryContext, Outcome, collect, record_outcomes
 from daemon.inspect.answer_reading import read_open_answers, retrying_example
 from daemon.maintenance.answer_repair import drop_answer, retry_answer
 from daemon.store.dead_letters import Operator
@@ -20,7 +20,7 @@ from tests.support.invariants import check_session
 from tests.support.session_world import NOW, SessionWorld
 
 WHO: Final = Operator("ada", "the receiver is mended")
-MEANS: Final = Means(
+MEANS: Final = DeliveryContext(
     {"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000, frozenset(), frozenset(), 0.5
 )
 HOUR: Final = 3_600_000

@@ -39,7 +39,7 @@ from schema.connect import ReadLimits
 from schema.errors import ClawbusError
 from schema.ids import session_path
 from schema.rows import Address, MessageStatus
-from tests.support.house_kit import AGENT, HouseKit
+from tests.support.bus_kit import AGENT, BusKit
 
 KEY: Final = SessionKey(AGENT, "main")
 FAR: Final = 10**13
@@ -100,7 +100,7 @@ REFUSED: Final = (
 EXECUTORS: Final = pytest.mark.parametrize("up", [True, False], ids=["daemon", "offline"])
 
 
-async def prepare(kit: HouseKit) -> None:
+async def prepare(kit: BusKit) -> None:
     """`dead` failed and its sender's notice keeps failing; `later` is for another day. No container runs."""
     async with kit.running():
         for name in ("dead", "later"):
@@ -111,7 +111,7 @@ async def prepare(kit: HouseKit) -> None:
         assert message is not None
         deliveries.tell_sender(db, message, Address("fake", "room"), "FAILED", "sorry", kit.clock.now_ms())
     async with kit.running():
-        kit.house.delivery.poke(await kit.session())
+        kit.bus.delivery.poke(await kit.session())
         await kit.settle()
     with files_of(kit).inbound() as db, db.transaction():
         db.execute("DELETE FROM delivered")
@@ -122,16 +122,16 @@ async def prepare(kit: HouseKit) -> None:
         )
 
 
-def files_of(kit: HouseKit) -> SessionFiles:
+def files_of(kit: BusKit) -> SessionFiles:
     return SessionFiles(session_path(kit.root / "sessions", *KEY), ReadLimits())
 
 
-def offline(kit: HouseKit, work: Callable[[OfflineExecutor], Any], seen: RuntimeSeen = NOBODY) -> Any:
+def offline(kit: BusKit, work: Callable[[OfflineExecutor], Any], seen: RuntimeSeen = NOBODY) -> Any:
     with offline_executor(kit.config, kit.clock, recover=True, look=lambda *_: seen) as executor:
         return work(executor)
 
 
-async def carry_out(kit: HouseKit, verb: Verb, *, up: bool) -> dict[str, Any]:
+async def carry_out(kit: BusKit, verb: Verb, *, up: bool) -> dict[str, Any]:
     if not up:
         return offline(kit, lambda executor: executor.execute(verb))
     refusal: ClawbusError | None = None
@@ -147,8 +147,8 @@ async def carry_out(kit: HouseKit, verb: Verb, *, up: bool) -> dict[str, Any]:
 
 
 @pytest.fixture
-def kit(tmp_path: Path) -> HouseKit:
-    return HouseKit(tmp_path / "data")
+def kit(tmp_path: Path) -> BusKit:
+    return BusKit(tmp_path / "data")
 
 
 def test_every_verb_is_in_a_table() -> None:
@@ -158,7 +158,7 @@ def test_every_verb_is_in_a_table() -> None:
 @pytest.mark.anyio
 @EXECUTORS
 @pytest.mark.parametrize("case", CASES, ids=lambda case: type(case.verb).__name__)
-async def test_a_verb_does_the_same_with_the_daemon_up_and_down(kit: HouseKit, case: Case, *, up: bool) -> None:
+async def test_a_verb_does_the_same_with_the_daemon_up_and_down(kit: BusKit, case: Case, *, up: bool) -> None:
     await prepare(kit)
     done = await carry_out(kit, case.verb, up=up)
     assert case.result.items() <= done.items()
@@ -173,7 +173,7 @@ async def test_a_verb_does_the_same_with_the_daemon_up_and_down(kit: HouseKit, c
 @EXECUTORS
 @pytest.mark.parametrize(("verb", "code"), REFUSED, ids=lambda one: one if isinstance(one, str) else type(one).__name__)
 async def test_a_refusal_is_the_same_with_the_daemon_up_and_down(
-    kit: HouseKit, verb: Verb, code: str, *, up: bool
+    kit: BusKit, verb: Verb, code: str, *, up: bool
 ) -> None:
     await prepare(kit)
     with pytest.raises(ClawbusError) as refused:
@@ -181,7 +181,7 @@ async def test_a_refusal_is_the_same_with_the_daemon_up_and_down(
     assert refused.value.code == code
 
 
-def live(kit: HouseKit) -> Registry:
+def live(kit: BusKit) -> Registry:
     """Record a container of the session that has not ended, as a killed daemon leaves it."""
     with DataFolder.open(kit.root, kit.clock) as folder:
         registry = Registry(folder.central_db)
@@ -195,7 +195,7 @@ def live(kit: HouseKit) -> Registry:
     [of(StopSession), of(KillSession), of(QuarantineSession), of(ResetSession), of(CancelMessage, id="later")],
     ids=lambda one: type(one).__name__,
 )
-async def test_a_runtime_that_does_not_answer_refuses_before_anything_changes(kit: HouseKit, verb: Verb) -> None:
+async def test_a_runtime_that_does_not_answer_refuses_before_anything_changes(kit: BusKit, verb: Verb) -> None:
     await prepare(kit)
     registry = live(kit)
     with pytest.raises(RuntimeUnavailableError, match="cannot be determined: the runtime does not answer") as refused:
@@ -209,7 +209,7 @@ async def test_a_runtime_that_does_not_answer_refuses_before_anything_changes(ki
 
 
 @pytest.mark.anyio
-async def test_what_is_released_offline_was_quarantined_offline(kit: HouseKit) -> None:
+async def test_what_is_released_offline_was_quarantined_offline(kit: BusKit) -> None:
     await prepare(kit)
     offline(kit, lambda executor: executor.execute(of(QuarantineSession)))
     async with kit.running():
@@ -226,7 +226,7 @@ async def test_what_is_released_offline_was_quarantined_offline(kit: HouseKit) -
     ids=lambda one: type(one).__name__,
 )  # fmt: skip
 async def test_a_session_that_a_crash_left_half_made_is_unknown_and_completed_by_its_first_message(
-    kit: HouseKit, verb: Verb, *, up: bool
+    kit: BusKit, verb: Verb, *, up: bool
 ) -> None:
     """Registered, it would be quarantined for the loss of a file that it never had."""
     async with kit.running():

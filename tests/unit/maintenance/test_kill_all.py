@@ -18,27 +18,27 @@ from daemon.maintenance import offline
 from daemon.maintenance.container_ends import KilledAgent
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
+from tests.support.bus_kit import AGENT, INSTALL, BusKit, until
 from tests.support.fake_runtime import FakeRuntime
-from tests.support.house_kit import AGENT, INSTALL, HouseKit, until
 
 ADA = Operator("ada", "a test")
 
 
 @pytest.fixture
-async def kit(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> HouseKit:
+async def kit(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> BusKit:
     """A folder whose daemon is gone and whose sessions `one` and `two` still have a container each."""
-    kit = HouseKit(tmp_path_factory.mktemp("data"))
+    kit = BusKit(tmp_path_factory.mktemp("data"))
     async with kit.running():
         for session in ("one", "two"):
             await kit.send(session)
-        await until(lambda: [slot.phase for slot in kit.house.supervisor.slots()] == [Phase.RUNNING] * 2)
+        await until(lambda: [slot.phase for slot in kit.bus.supervisor.slots()] == [Phase.RUNNING] * 2)
         await kit.settle()
     assert [one.exit for one in kit.host.containers.values()] == [None, None]
     monkeypatch.setattr(offline, "build_runtime", lambda *_: FakeRuntime(INSTALL, kit.host))
     return kit
 
 
-async def kill_all(kit: HouseKit, look: Callable[[Config, str | None], RuntimeSeen] | None = None) -> list[KilledAgent]:
+async def kill_all(kit: BusKit, look: Callable[[Config, str | None], RuntimeSeen] | None = None) -> list[KilledAgent]:
     """In a thread, as the command does it: the executor has its own event loop."""
 
     def listed(_config: Config, _install: str | None) -> RuntimeSeen:
@@ -62,7 +62,7 @@ def by_session(killed: list[KilledAgent]) -> dict[str, tuple[int | None, type[Ex
 
 
 @pytest.mark.anyio
-async def test_every_container_is_killed_and_the_next_daemon_goes_on(kit: HouseKit) -> None:
+async def test_every_container_is_killed_and_the_next_daemon_goes_on(kit: BusKit) -> None:
     assert by_session(await kill_all(kit)) == {"one": (137, None), "two": (137, None)}
     assert [one.signals for one in kit.host.containers.values()] == [["KILL"], ["KILL"]]
     async with kit.running():
@@ -72,13 +72,13 @@ async def test_every_container_is_killed_and_the_next_daemon_goes_on(kit: HouseK
 
 
 @pytest.mark.anyio
-async def test_one_that_does_not_end_keeps_no_other_alive(kit: HouseKit) -> None:
+async def test_one_that_does_not_end_keeps_no_other_alive(kit: BusKit) -> None:
     kit.host.unkillable.add("one")
     assert by_session(await kill_all(kit)) == {"one": (None, NotConfirmedError), "two": (137, None)}
 
 
 @pytest.mark.anyio
-async def test_one_that_is_restarted_by_others_is_not_called_killed(kit: HouseKit) -> None:
+async def test_one_that_is_restarted_by_others_is_not_called_killed(kit: BusKit) -> None:
     (first, _) = kit.host.containers.values()
     seen = RuntimeSeen(
         (Container(first.id, AGENT, first.spec.session, first.spec.incarnation, first.started_at),)
@@ -89,7 +89,7 @@ async def test_one_that_is_restarted_by_others_is_not_called_killed(kit: HouseKi
 
 
 @pytest.mark.anyio
-async def test_a_container_of_a_session_that_is_gone_is_killed(kit: HouseKit) -> None:
+async def test_a_container_of_a_session_that_is_gone_is_killed(kit: BusKit) -> None:
     container = kit.host.of_session("one")
     container.spec = replace(container.spec, session="nobody-knows")
     assert by_session(await kill_all(kit)) == {"nobody-knows": (137, None), "two": (137, None)}
@@ -97,14 +97,14 @@ async def test_a_container_of_a_session_that_is_gone_is_killed(kit: HouseKit) ->
 
 
 @pytest.mark.anyio
-async def test_a_runtime_that_does_not_answer_is_not_taken_for_an_empty_one(kit: HouseKit) -> None:
+async def test_a_runtime_that_does_not_answer_is_not_taken_for_an_empty_one(kit: BusKit) -> None:
     with pytest.raises(RuntimeUnavailableError, match="whether agents run cannot be determined: it is away"):
         await kill_all(kit, lambda *_: RuntimeSeen(None, "it is away."))
     assert [one.exit for one in kit.host.containers.values()] == [None, None]
 
 
 @pytest.mark.anyio
-async def test_a_copy_of_a_folder_kills_none_of_the_original_s(kit: HouseKit) -> None:
+async def test_a_copy_of_a_folder_kills_none_of_the_original_s(kit: BusKit) -> None:
     seen = RuntimeSeen(None, "this data folder is a copy of another.", copied_from="/elsewhere")
     with pytest.raises(RuntimeUnavailableError, match="is a copy"):
         await kill_all(kit, lambda *_: seen)

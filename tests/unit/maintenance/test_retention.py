@@ -19,8 +19,8 @@ from daemon.store.mailbox import NewEntry
 from daemon.store.registry import SessionKey
 from schema.errors import StorageError
 from schema.layout import SessionFolder
+from tests.support.bus_kit import AGENT, BusKit, until
 from tests.support.clock import MovedClock
-from tests.support.house_kit import AGENT, HouseKit, until
 
 DAY = 86_400.0
 ENTRY = NewEntry("me", "out-1", "a", "s", "in-1", "chat", None, "{}", MovedClock().now_ms())
@@ -33,7 +33,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon.maintenance.retention, "_BETWEEN_SESSIONS_S", 0.0)
 
 
-async def answered(kit: HouseKit, *ids: str, session: str = "main") -> None:
+async def answered(kit: BusKit, *ids: str, session: str = "main") -> None:
     """Messages that an agent answers, each in a turn of its own; all settled and delivered, its container stopped."""
     for message_id in ids:
         await kit.send(session, message_id=message_id)
@@ -42,14 +42,14 @@ async def answered(kit: HouseKit, *ids: str, session: str = "main") -> None:
         batch = agent.claim()
         assert batch is not None
         agent.answer(batch)
-        kit.house.delivery.poke(await kit.session(session))
+        kit.bus.delivery.poke(await kit.session(session))
         await kit.settle()
         assert (await kit.message(message_id, session))["status"] == "completed"
     await kit.ended(session)
     await kit.settle()
 
 
-def month_later(kit: HouseKit, *sessions: str) -> None:
+def month_later(kit: BusKit, *sessions: str) -> None:
     """31 days on; the sessions' runners have been there and pruned their own files."""
     kit.clock.advance(31 * DAY)
     for session in sessions or ("main",):
@@ -62,12 +62,12 @@ def month_later(kit: HouseKit, *sessions: str) -> None:
 
 
 async def test_a_pass_takes_what_is_old_and_tells_what_it_took(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path)
-    async with kit.running() as house:
+    kit = BusKit(tmp_path)
+    async with kit.running() as bus:
         await answered(kit, "m1", "m2", "m3")
-        assert (await house.retention.prune()).taken == {}
+        assert (await bus.retention.prune()).taken == {}
         month_later(kit)
-        last = await house.retention.prune()
+        last = await bus.retention.prune()
         assert dict(last.taken) == {"messages": 2, "receipts": 2}
         assert [row["id"] for row in await kit.inbound("SELECT id FROM messages_in")] == ["m3"]
         live = (await kit.operations.status())["live"]["retention"]
@@ -84,17 +84,17 @@ async def test_a_pass_takes_what_is_old_and_tells_what_it_took(tmp_path: Path) -
 
 
 async def test_an_idle_session_is_pruned_and_stays_idle(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path)
-    async with kit.running() as house:
+    kit = BusKit(tmp_path)
+    async with kit.running() as bus:
         await answered(kit, "m1", "m2")
-        await until(lambda: len(house.sessions) == 0)
+        await until(lambda: len(bus.sessions) == 0)
         month_later(kit)
-        assert (await house.retention.prune()).taken["messages"] == 1
-        assert len(house.sessions) == 0
+        assert (await bus.retention.prune()).taken["messages"] == 1
+        assert len(bus.sessions) == 0
 
 
 async def test_a_session_that_has_not_changed_costs_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kit = HouseKit(tmp_path)
+    kit = BusKit(tmp_path)
     looked: list[str] = []
     real = daemon.maintenance.retention.prune_messages
 
@@ -103,53 +103,53 @@ async def test_a_session_that_has_not_changed_costs_no_look(tmp_path: Path, monk
         return real(files, *arguments)
 
     monkeypatch.setattr("daemon.maintenance.retention.prune_messages", noted)
-    async with kit.running() as house:
+    async with kit.running() as bus:
         await answered(kit, "a1", "a2", session="aa")
         await answered(kit, "z1", "z2", session="zz")
-        await house.retention.prune()
+        await bus.retention.prune()
         assert looked == ["aa", "zz"]
-        await house.retention.prune()
+        await bus.retention.prune()
         assert looked == ["aa", "zz"]
         await kit.send("zz", message_id="z3", trigger=False)
-        await house.retention.prune()
+        await bus.retention.prune()
         assert looked == ["aa", "zz", "zz"]
         kit.clock.advance(1.1 * DAY)
-        await house.retention.prune()
+        await bus.retention.prune()
         assert looked[3:] == ["aa", "zz"]
         month_later(kit, "aa")
-        assert (await house.retention.prune()).taken["messages"] == 1
+        assert (await bus.retention.prune()).taken["messages"] == 1
 
 
 async def test_a_session_that_is_deleted_is_forgotten(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path)
-    async with kit.running() as house:
+    kit = BusKit(tmp_path)
+    async with kit.running() as bus:
         for name in ("aa", "zz"):
             await answered(kit, f"{name}1", session=name)
-        await house.retention.prune()
-        assert {key.session for key in house.retention._looked} == {"aa", "zz"}
-        await house.executor.execute(DeleteSession(AGENT, "aa", by="root"))
-        await house.retention.prune()
-        assert {key.session for key in house.retention._looked} == {"zz"}
+        await bus.retention.prune()
+        assert {key.session for key in bus.retention._looked} == {"aa", "zz"}
+        await bus.executor.execute(DeleteSession(AGENT, "aa", by="root"))
+        await bus.retention.prune()
+        assert {key.session for key in bus.retention._looked} == {"zz"}
 
 
 async def test_old_containers_and_mailbox_entries_go_by_their_own_ages(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path, retention={"incarnations_s": 2 * DAY, "messages_s": 0, "mailbox_s": 90 * DAY})
-    async with kit.running() as house:
+    kit = BusKit(tmp_path, retention={"incarnations_s": 2 * DAY, "messages_s": 0, "mailbox_s": 90 * DAY})
+    async with kit.running() as bus:
         from tests.unit.channels.test_mailbox import numbered  # noqa: PLC0415
 
-        house.retention._mailbox.put(numbered(1, delivered_at=kit.clock.now_ms()))
+        bus.retention._mailbox.put(numbered(1, delivered_at=kit.clock.now_ms()))
         await answered(kit, "m1")
         await answered(kit, "m2")
         kit.clock.advance(3 * DAY)
-        assert dict((await house.retention.prune()).taken) == {"incarnations": 1}
+        assert dict((await bus.retention.prune()).taken) == {"incarnations": 1}
         kit.clock.advance(88 * DAY)
-        assert dict((await house.retention.prune()).taken) == {"mailbox": 1}
+        assert dict((await bus.retention.prune()).taken) == {"mailbox": 1}
         assert len(await kit.inbound("SELECT id FROM messages_in")) == 2
 
 
 async def test_a_session_that_cannot_be_pruned_disturbs_no_other(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path)
-    async with kit.running() as house:
+    kit = BusKit(tmp_path)
+    async with kit.running() as bus:
         for name in ("aa", "main", "zz"):
             await answered(kit, f"{name}1", f"{name}2", session=name)
         month_later(kit, "aa", "main", "zz")
@@ -159,24 +159,24 @@ async def test_a_session_that_cannot_be_pruned_disturbs_no_other(tmp_path: Path)
             raise StorageError("the disk says no")
 
         broken.files.inbound = refuse
-        last = await house.retention.prune()
+        last = await bus.retention.prune()
         assert (last.errors, last.sessions, last.taken["messages"]) == (1, 3, 2)
 
 
 async def test_a_session_in_quarantine_is_left_as_it_is(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path)
-    async with kit.running() as house:
+    kit = BusKit(tmp_path)
+    async with kit.running() as bus:
         await answered(kit, "m1", "m2")
         month_later(kit)
         (await kit.session()).quarantined = "a test"
-        assert (await house.retention.prune()).taken == {}
+        assert (await bus.retention.prune()).taken == {}
 
 
 async def test_room_goes_back_only_while_no_container_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daemon.maintenance.retention._MIN_FREE_BYTES", 64 * 1024)
-    kit = HouseKit(tmp_path)
+    kit = BusKit(tmp_path)
     path = tmp_path / "sessions" / AGENT / "main" / "in" / "inbound.db"
-    async with kit.running() as house:
+    async with kit.running() as bus:
         for number in range(3):
             await kit.send(message_id=f"m{number}", text="x" * 200_000)
         await kit.started()
@@ -184,34 +184,34 @@ async def test_room_goes_back_only_while_no_container_runs(tmp_path: Path, monke
         batch = agent.claim()
         assert batch is not None
         agent.answer(batch)
-        kit.house.delivery.poke(await kit.session())
+        kit.bus.delivery.poke(await kit.session())
         await kit.settle()
         await kit.send(message_id="last", trigger=False)
         month_later(kit)
         before = path.stat().st_size
-        assert (await house.retention.prune()).taken["messages"] == 3
+        assert (await bus.retention.prune()).taken["messages"] == 3
         assert path.stat().st_size == before, "its container runs"
         await kit.ended()
         await kit.send(message_id="again", trigger=False)
         with sqlite3.connect(path) as db:
             db.execute("UPDATE messages_in SET status = 'cancelled' WHERE id = 'last'")
         month_later(kit)
-        last = await house.retention.prune()
+        last = await bus.retention.prune()
         assert last.given_back > 0
         assert path.stat().st_size == before - last.given_back
 
 
 async def test_the_daemon_makes_a_pass_soon_and_again(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path, retention={"interval_s": 0.01})
-    async with kit.running() as house:
+    kit = BusKit(tmp_path, retention={"interval_s": 0.01})
+    async with kit.running() as bus:
         passes: list[int | None] = []
-        real = house.retention.prune
+        real = bus.retention.prune
 
         async def counted() -> Any:
-            passes.append(house.retention.last.at)
+            passes.append(bus.retention.last.at)
             return await real()
 
-        house.retention.prune = counted
+        bus.retention.prune = counted
         await until(lambda: len(passes) >= 2)
 
 
@@ -234,12 +234,12 @@ async def test_an_age_is_never_shorter_than_what_may_be_repeated(
 
 
 async def test_a_pass_expires_old_dead_letters_also_where_messages_are_kept_for_ever(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data", retention={"messages_s": 0, "dead_letters_s": 7 * DAY})
+    kit = BusKit(tmp_path / "data", retention={"messages_s": 0, "dead_letters_s": 7 * DAY})
     async with kit.running():
         await answered(kit, "m1")
-        file_ = kit.house.sessions.files_of(SessionKey(AGENT, "main"))
+        file_ = kit.bus.sessions.files_of(SessionKey(AGENT, "main"))
 
-        def bury() -> None:
+        def make_dead_letter() -> None:
             with file_.inbound() as db, db.transaction():
                 db.execute(
                     "INSERT INTO delivery_attempts(message_out_id, seq, destination, state, first_at, last_error_code)"
@@ -247,8 +247,8 @@ async def test_a_pass_expires_old_dead_letters_also_where_messages_are_kept_for_
                 )
                 db.execute("INSERT INTO delivered VALUES ('dead', NULL, 'failed', '2000-01-01T00:00:00.000Z')")
 
-        await (await kit.session()).call(bury)
-        await kit.house.retention.prune()
+        await (await kit.session()).call(make_dead_letter)
+        await kit.bus.retention.prune()
         (closed,) = await kit.inbound("SELECT id, outcome, by FROM dead_letters_closed")
         assert closed == {"id": "dead", "outcome": "expired", "by": "clawbus"}
         assert (await kit.message("m1"))["status"] == "completed"

@@ -25,7 +25,7 @@ from daemon.core.repair_errors import (
     StaleScopeTooBroadError,
 )
 from daemon.core.run_evidence import RuntimeContext
-from daemon.core.stale_plan import Gate, Scope
+from daemon.core.stale_plan import Scope, SkipReason
 from daemon.maintenance import backup as backups
 from daemon.maintenance import stale_sweep
 from daemon.store.dead_letters import Operator
@@ -222,7 +222,7 @@ def test_a_young_run_is_left_and_named(world: SessionWorld) -> None:
     claimed(world, "young")
     swept = apply(world)
     assert [one.message_id for one in swept.plan.endings] == ["old"]
-    assert [(one.run_id, one.gate) for one in swept.plan.left] == [("young@I1", Gate.YOUNG)]
+    assert [(one.run_id, one.gate) for one in swept.plan.left] == [("young@I1", SkipReason.YOUNG)]
     assert world.message("young")["status"] == "pending"
 
 

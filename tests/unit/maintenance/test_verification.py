@@ -15,7 +15,7 @@ from daemon.store.registry import SessionKey
 from schema.errors import StorageError
 from schema.layout import SessionFolder
 from schema.rows import AckStatus
-from tests.support.house_kit import AGENT, HouseKit, until
+from tests.support.bus_kit import AGENT, BusKit, until
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ def settled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "_BETWEEN_SESSIONS_S", 0.0)
 
 
-async def finish(kit: HouseKit, session: str, status: str = "completed") -> None:
+async def finish(kit: BusKit, session: str, status: str = "completed") -> None:
     """A message that is answered, or failed at, and its session idle again."""
     await kit.send(session, message_id=f"m-{session}")
     await kit.started(session)
@@ -36,34 +36,34 @@ async def finish(kit: HouseKit, session: str, status: str = "completed") -> None
     batch = agent.claim()
     assert batch is not None
     agent.answer(batch, *(['{"error": "no"}'] if status == "failed" else []), status=AckStatus(status))
-    kit.house.delivery.poke(await kit.session(session))
+    kit.bus.delivery.poke(await kit.session(session))
     await kit.settle()
     await kit.ended(session)
     await kit.settle()
-    await kit.house.sweeper.sweep(SessionKey(AGENT, session))
+    await kit.bus.sweeper.sweep(SessionKey(AGENT, session))
     row = await kit.row(session)
     assert not row.active
 
 
-def recorded(kit: HouseKit) -> set[str]:
+def recorded(kit: BusKit) -> set[str]:
     return {session for _, session in idle_sessions(kit.root, kit.clock.now_ms())}
 
 
 async def test_idle_sessions_are_recorded_and_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kit = HouseKit(tmp_path)
+    kit = BusKit(tmp_path)
     read: list[Path] = []
     check = verification.is_idle
     monkeypatch.setattr(
         verification, "is_idle", lambda folder, *more: (read.append(folder.root), check(folder, *more))[1]
     )
-    async with kit.running() as house:
+    async with kit.running() as bus:
         await finish(kit, "one")
         await finish(kit, "two")
         await kit.send("busy")
         await kit.started("busy")
-        assert await house.verification.verify() == 2
+        assert await bus.verification.verify() == 2
         assert recorded(kit) == {"one", "two"}
-        assert await house.verification.verify() == 0
+        assert await bus.verification.verify() == 0
         assert [path.name for path in read] == ["one", "two"]
         await finish(kit, "two2")
         await kit.send("two")
@@ -71,31 +71,31 @@ async def test_idle_sessions_are_recorded_and_read_once(tmp_path: Path, monkeypa
 
 
 async def test_a_record_is_renewed_before_it_is_too_old(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path)
-    async with kit.running() as house:
+    kit = BusKit(tmp_path)
+    async with kit.running() as bus:
         await finish(kit, "one")
-        await house.verification.verify()
+        await bus.verification.verify()
         kit.clock.advance(verified_idle.RENEW_MS / 1000)
-        assert await house.verification.verify() == 1
+        assert await bus.verification.verify() == 1
         kit.clock.advance(verified_idle.VALID_MS / 1000)
         assert recorded(kit) == {"one"}
 
 
 async def test_a_file_that_changed_just_now_is_left_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its times may stay the same when it changes again within the same tick."""
-    kit = HouseKit(tmp_path)
-    async with kit.running() as house:
+    kit = BusKit(tmp_path)
+    async with kit.running() as bus:
         await finish(kit, "one")
         monkeypatch.setattr(verified_idle, "SETTLED_NS", 3_600_000_000_000)
-        assert await house.verification.verify() == 0
+        assert await bus.verification.verify() == 0
         monkeypatch.setattr(verified_idle, "SETTLED_NS", 0)
-        assert await house.verification.verify() == 1
+        assert await bus.verification.verify() == 1
 
 
 async def test_a_file_that_changes_while_it_is_read_is_not_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kit = HouseKit(tmp_path)
+    kit = BusKit(tmp_path)
     check = verification.is_idle
 
     def beside(folder: SessionFolder, *more: object) -> bool:
@@ -105,34 +105,34 @@ async def test_a_file_that_changes_while_it_is_read_is_not_recorded(
         db.close()
         return found
 
-    async with kit.running() as house:
+    async with kit.running() as bus:
         await finish(kit, "one")
         monkeypatch.setattr(verification, "is_idle", beside)
-        assert await house.verification.verify() == 0
+        assert await bus.verification.verify() == 0
     assert recorded(kit) == set()
 
 
 async def test_what_is_idle_and_odd_is_not_recorded_until_somebody_deals_with_it(tmp_path: Path) -> None:
     """central.db lags: it knows of no dead letter in a session that has one."""
-    kit = HouseKit(tmp_path)
+    kit = BusKit(tmp_path)
     key = SessionKey(AGENT, "one")
-    async with kit.running() as house:
+    async with kit.running() as bus:
         await finish(kit, "one", "failed")
-        await house.sessions.central(lambda registry: registry.deactivate(key, None, 0))
-        assert await house.verification.verify() == 0
+        await bus.sessions.central(lambda registry: registry.deactivate(key, None, 0))
+        assert await bus.verification.verify() == 0
         letters = (await kit.operations.dead_letters(None, None, 10))["letters"]
         assert [letter["id"] for letter in letters] == ["m-one"]
         await kit.operations.execute(DropDead(*key, by="me", id="m-one"))
         await kit.settle()
-        await house.sweeper.sweep(key)
+        await bus.sweeper.sweep(key)
         assert not (await kit.row("one")).active
-        assert await house.verification.verify() == 1
+        assert await bus.verification.verify() == 1
 
 
 async def test_a_failure_of_the_registry_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "_FIRST_S", 0.0)
     monkeypatch.setattr(verification, "_INTERVAL_S", 0.001)
-    kit, failed = HouseKit(tmp_path), list[str]()
+    kit, failed = BusKit(tmp_path), list[str]()
     verify = verification.Verification.verify
 
     async def fails_twice(self: verification.Verification) -> int:
@@ -151,7 +151,7 @@ async def test_a_failure_of_the_registry_ends_nothing(tmp_path: Path, monkeypatc
 async def test_a_surprise_in_one_session_keeps_no_other_from_being_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kit = HouseKit(tmp_path)
+    kit = BusKit(tmp_path)
     check = verification.is_idle
 
     def surprised(folder: SessionFolder, *more: object) -> bool:
@@ -159,9 +159,9 @@ async def test_a_surprise_in_one_session_keeps_no_other_from_being_recorded(
             raise ValueError("nobody thought of this")
         return check(folder, *more)  # pyright: ignore[reportArgumentType]
 
-    async with kit.running() as house:
+    async with kit.running() as bus:
         await finish(kit, "one")
         await finish(kit, "two")
         monkeypatch.setattr(verification, "is_idle", surprised)
-        assert await house.verification.verify() == 1
+        assert await bus.verification.verify() == 1
         assert recorded(kit) == {"two"}

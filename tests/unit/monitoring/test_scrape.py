@@ -1,4 +1,4 @@
-"""What a scrape tells of a house, and what it costs: active sessions only, no idle one opened, nobody made to wait."""
+"""What a scrape tells of a bus, and what it costs: active sessions only, no idle one opened, nobody made to wait."""
 
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -21,21 +21,21 @@ from daemon.store.data_folder import FreeRoom
 from daemon.store.registry import Registry
 from schema.errors import ReadDeadlineError, StorageError
 from schema.rows import AckStatus, Address
+from tests.support.bus_kit import AGENT, BusKit, until
 from tests.support.fake_agent import claims_and_dies, echo
-from tests.support.house_kit import AGENT, HouseKit, until
 from tests.support.monitored import Monitored, monitored
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def kit(tmp_path: Path) -> HouseKit:
-    return HouseKit(tmp_path / "data")
+def kit(tmp_path: Path) -> BusKit:
+    return BusKit(tmp_path / "data")
 
 
 @asynccontextmanager
-async def at_work(kit: HouseKit, program: Callable[[Clock], Any] = echo) -> AsyncGenerator[Monitored]:
-    """A house whose containers run this program, and its monitoring."""
+async def at_work(kit: BusKit, program: Callable[[Clock], Any] = echo) -> AsyncGenerator[Monitored]:
+    """A bus whose containers run this program, and its monitoring."""
     async with anyio.create_task_group() as machine:
         kit.host.run_agents(machine, program(kit.clock))
         async with kit.running(), monitored(kit) as watched:
@@ -43,7 +43,7 @@ async def at_work(kit: HouseKit, program: Callable[[Clock], Any] = echo) -> Asyn
         machine.cancel_scope.cancel()
 
 
-async def answered(kit: HouseKit, session: str = "main") -> None:
+async def answered(kit: BusKit, session: str = "main") -> None:
     """One message's whole life, in this session."""
     before = len(kit.fake.sent)
     await kit.send(session)
@@ -51,16 +51,16 @@ async def answered(kit: HouseKit, session: str = "main") -> None:
     await kit.settle()
 
 
-async def idle(kit: HouseKit, session: str) -> None:
+async def idle(kit: BusKit, session: str) -> None:
     """End the session's container and let it be retired."""
     slot = kit.slot(session)
     if slot is not None:
-        await kit.house.supervisor.end(slot.session.key, "a test", graceful=False)
+        await kit.bus.supervisor.end(slot.session.key, "a test", graceful=False)
     await kit.settle()
-    await until(lambda: session not in {one.key.session for one in kit.house.sessions})
+    await until(lambda: session not in {one.key.session for one in kit.bus.sessions})
 
 
-async def test_a_life_is_counted(kit: HouseKit) -> None:
+async def test_a_life_is_counted(kit: BusKit) -> None:
     async with at_work(kit) as watched:
         await answered(kit)
         await kit.send(message_id="again")
@@ -85,10 +85,10 @@ async def test_a_life_is_counted(kit: HouseKit) -> None:
         seen = await watched.scrape()
         assert seen.value("container_exits_total", agent=AGENT, reason="a test") == 1
         assert (seen.value("containers", phase="running"), seen.value("sessions_active")) == (0, 0)
-        assert kit.house.telemetry._spawned == {}, "nothing is kept of what has gone"
+        assert kit.bus.telemetry._spawned == {}, "nothing is kept of what has gone"
 
 
-async def test_times_are_those_of_the_clock(kit: HouseKit) -> None:
+async def test_times_are_those_of_the_clock(kit: BusKit) -> None:
     async with kit.running(), monitored(kit) as watched:
         await kit.send()
         await kit.started()
@@ -97,11 +97,11 @@ async def test_times_are_those_of_the_clock(kit: HouseKit) -> None:
         kit.clock.advance(7)
         batch = agent.claim()
         assert batch is not None
-        kit.house.delivery.poke(await kit.session())
+        kit.bus.delivery.poke(await kit.session())
         await kit.settle()
         kit.clock.advance(30)
         agent.answer(batch, '{"text": "at last"}')
-        kit.house.delivery.poke(await kit.session())
+        kit.bus.delivery.poke(await kit.session())
         await until(lambda: len(kit.fake.sent) == 1)
         await kit.settle()
         seen = await watched.scrape()
@@ -110,7 +110,7 @@ async def test_times_are_those_of_the_clock(kit: HouseKit) -> None:
         assert seen.value("round_trip_seconds_sum", agent=AGENT, channel="fake") == 37
 
 
-async def test_what_waits_is_told_with_its_age(kit: HouseKit) -> None:
+async def test_what_waits_is_told_with_its_age(kit: BusKit) -> None:
     async with kit.running(), monitored(kit) as watched:
         await kit.send(message_id="m1")
         await kit.started()
@@ -122,7 +122,7 @@ async def test_what_waits_is_told_with_its_age(kit: HouseKit) -> None:
         assert seen.value("messages_oldest_waiting_seconds", agent=AGENT) == 100
         assert seen.value("messages_waiting", agent="other") == 0
         assert kit.agent().claim() is not None
-        kit.house.delivery.poke(await kit.session())
+        kit.bus.delivery.poke(await kit.session())
         await kit.settle()
         seen = await watched.scrape()
         assert seen.value("messages_waiting", agent=AGENT) == 0
@@ -130,7 +130,7 @@ async def test_what_waits_is_told_with_its_age(kit: HouseKit) -> None:
         assert seen.value("messages_oldest_waiting_seconds", agent=AGENT) == 0
 
 
-async def test_answers_that_fail_wait_and_those_given_up_are_dead_letters(kit: HouseKit) -> None:
+async def test_answers_that_fail_wait_and_those_given_up_are_dead_letters(kit: BusKit) -> None:
     async with at_work(kit) as watched:
         kit.fake.script["room"].append(TransientDeliveryError("down"))
         kit.fake.script["gone"].append(PermanentDeliveryError("no such place"))
@@ -149,7 +149,7 @@ async def test_answers_that_fail_wait_and_those_given_up_are_dead_letters(kit: H
 
 
 async def test_dead_letters_of_idle_sessions_are_told_without_opening_them(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with at_work(kit):
         kit.fake.script["room"].append(PermanentDeliveryError("no such place"))
@@ -166,7 +166,7 @@ async def test_dead_letters_of_idle_sessions_are_told_without_opening_them(
             opened.append(session.key.session)
             return real(session, now)
 
-        with monkeypatch.context() as patch:  # the house itself may look into a session meanwhile
+        with monkeypatch.context() as patch:  # the bus itself may look into a session meanwhile
             patch.setattr(backlog, "_read", noting)
             seen = await watched.scrape()
         assert opened == ["busy"]
@@ -178,14 +178,14 @@ async def test_dead_letters_of_idle_sessions_are_told_without_opening_them(
 
 
 async def test_a_retry_and_the_last_try(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data", sweep={"max_tries": 2, "backoff_base_s": 1.0})
+    kit = BusKit(tmp_path / "data", sweep={"max_tries": 2, "backoff_base_s": 1.0})
     async with at_work(kit, claims_and_dies) as watched:
         await kit.send(message_id="m1")
         await until(lambda: kit.spawned() == 1)
         await kit.gone()
         while (await kit.message("m1"))["status"] == "pending":
             kit.advance(60)
-            await kit.house.sweeper.tick()
+            await kit.bus.sweeper.tick()
             await kit.settle()
         await kit.settle()
         seen = await watched.scrape()
@@ -196,7 +196,7 @@ async def test_a_retry_and_the_last_try(tmp_path: Path) -> None:
         assert (seen.value("sweep_last_completed_timestamp_seconds") or 0) > 1.8e9
 
 
-async def test_an_agent_s_error_is_a_failed_message(kit: HouseKit) -> None:
+async def test_an_agent_s_error_is_a_failed_message(kit: BusKit) -> None:
     async with kit.running(), monitored(kit) as watched:
         await kit.send()
         await kit.started()
@@ -204,19 +204,19 @@ async def test_an_agent_s_error_is_a_failed_message(kit: HouseKit) -> None:
         batch = agent.claim()
         assert batch is not None
         agent.answer(batch, '{"text": "no"}', status=AckStatus.FAILED)
-        kit.house.delivery.poke(await kit.session())
+        kit.bus.delivery.poke(await kit.session())
         await until(lambda: len(kit.fake.sent) == 1)
         await kit.settle()
         seen = await watched.scrape()
         assert seen.value("messages_finished_total", agent=AGENT, outcome="failed") == 1
 
 
-async def test_spawns_that_fail_are_counted_by_code(kit: HouseKit) -> None:
+async def test_spawns_that_fail_are_counted_by_code(kit: BusKit) -> None:
     kit.host.refuse_next(ImageError("built from other sources"))
     async with kit.running(), monitored(kit) as watched:
         kit.host.check_error = ImageError("built from other sources")
         await kit.send()
-        await until(lambda: kit.house.supervisor.image_problem is not None)
+        await until(lambda: kit.bus.supervisor.image_problem is not None)
         await kit.gone()
         seen = await watched.scrape()
         assert seen.value("container_spawns_total", agent=AGENT, outcome="IMAGE_UNUSABLE") == 1
@@ -226,19 +226,19 @@ async def test_spawns_that_fail_are_counted_by_code(kit: HouseKit) -> None:
         assert (seen.value("ready"), seen.value("check_failing", check="runtime")) == (1, 0)
 
 
-async def test_refusals_are_counted_by_code(kit: HouseKit) -> None:
+async def test_refusals_are_counted_by_code(kit: BusKit) -> None:
     async with kit.running(), monitored(kit) as watched:
         with pytest.raises(Exception, match="there is no agent"):
             await kit.send(agent="nobody")
         assert (await watched.scrape()).value("messages_refused_total", code="UNKNOWN_AGENT") == 1
 
 
-async def test_a_quarantine_is_told_also_after_a_restart(kit: HouseKit) -> None:
+async def test_a_quarantine_is_told_also_after_a_restart(kit: BusKit) -> None:
     async with kit.running(), monitored(kit) as watched:
         await kit.send()
         await kit.started()
         (kit.agent().outbox / "outbound.db").write_bytes(b"no database" * 1000)
-        kit.house.delivery.poke(await kit.session())
+        kit.bus.delivery.poke(await kit.session())
         await kit.gone()
         seen = await watched.scrape()
         assert seen.value("sessions_quarantined_total", agent=AGENT) == 1
@@ -247,7 +247,7 @@ async def test_a_quarantine_is_told_also_after_a_restart(kit: HouseKit) -> None:
         assert (await watched.scrape()).value("sessions_in_quarantine") == 1
 
 
-async def test_no_label_is_a_sender_s_or_a_container_s_to_choose(kit: HouseKit) -> None:
+async def test_no_label_is_a_sender_s_or_a_container_s_to_choose(kit: BusKit) -> None:
     async with at_work(kit) as watched:
         for number in range(5):
             await kit.send(f"s{number % 2}", message_id=f"m{number}", address=Address(f"made-up-{number}", "x"))
@@ -261,7 +261,7 @@ async def test_no_label_is_a_sender_s_or_a_container_s_to_choose(kit: HouseKit) 
         assert not {value for value in values if value.startswith(("made-up", "m", "s0", "s1"))} - {"memory"}
 
 
-async def test_a_session_that_cannot_be_read_keeps_its_figures(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_session_that_cannot_be_read_keeps_its_figures(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     async with kit.running(), monitored(kit) as watched:
         await kit.send("one")
         await kit.send("two")
@@ -276,12 +276,10 @@ async def test_a_session_that_cannot_be_read_keeps_its_figures(kit: HouseKit, mo
         seen = await watched.scrape()
         assert seen.value("messages_waiting", agent=AGENT) == 2
         assert seen.value("backlog_sessions_missed") == 1
-        assert session.strikes == {}, "being looked at costs a session nothing"
+        assert session.consecutive_timeouts == {}, "being looked at costs a session nothing"
 
 
-async def test_a_look_that_hangs_makes_no_scrape_and_no_loop_wait(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_look_that_hangs_makes_no_scrape_and_no_loop_wait(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     async with kit.running(), monitored(kit) as watched:
         await kit.send()
         await watched.scrape()
@@ -305,7 +303,7 @@ async def test_a_look_that_hangs_makes_no_scrape_and_no_loop_wait(
         await until(lambda: watched.monitoring.exporter._sources.backlog.missed == 1)
 
 
-async def test_a_defect_in_a_look_ends_nothing(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_defect_in_a_look_ends_nothing(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     async with kit.running(), monitored(kit) as watched:
         await kit.send()
 
@@ -318,7 +316,7 @@ async def test_a_defect_in_a_look_ends_nothing(kit: HouseKit, monkeypatch: pytes
         assert (await watched.scrape()).value("messages_waiting", agent=AGENT) == 1
 
 
-async def test_scrapes_close_together_share_a_look(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_scrapes_close_together_share_a_look(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     async with kit.running(), monitored(kit) as watched:
         await kit.send()
         looks = 0
@@ -340,7 +338,7 @@ async def test_scrapes_close_together_share_a_look(kit: HouseKit, monkeypatch: p
         assert looks == 2
 
 
-async def test_readiness_asks_the_registry_and_the_disk(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_readiness_asks_the_registry_and_the_disk(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     async with kit.running(), monitored(kit) as watched:
         health = watched.monitoring.health
         await health.probe()
@@ -371,19 +369,19 @@ async def test_readiness_asks_the_registry_and_the_disk(kit: HouseKit, monkeypat
         assert (seen.value("data_disk_size_bytes") or 0) > (seen.value("data_disk_free_bytes") or 0) > 0
 
 
-async def test_a_defect_in_telemetry_harms_no_message(kit: HouseKit, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_defect_in_telemetry_harms_no_message(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     async with at_work(kit):
-        house = kit.house
+        bus = kit.bus
 
         def broken(*_: Any, **__: Any) -> Any:
             raise RuntimeError("a defect")
 
         for name in ("accepted", "finished", "delivery", "spawns", "exits", "sweep", "wait"):
-            monkeypatch.setattr(house.telemetry.metrics, name, None)
-        monkeypatch.setattr(house.telemetry.tracer, "emit", broken)
+            monkeypatch.setattr(bus.telemetry.metrics, name, None)
+        monkeypatch.setattr(bus.telemetry.tracer, "emit", broken)
         with capture_logs() as logs:  # drawn as text, its tracebacks took longer than a stop may
             await answered(kit)
-            await house.sweeper.tick()
+            await bus.sweeper.tick()
             await idle(kit, "main")
         assert {log["what"] for log in logs if log["event"] == "subscriber_raised"} >= {
             "MessageAccepted", "AnswersDelivered", "ContainerSpawned",

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from container_runner.providers.protocol import Silence
+from container_runner.providers.protocol import DeclaredTimeout
 from container_runner.replies import Reply
 from container_runner.shared.errors import ClaimLostError, InboundUnreadableError
 from container_runner.store import Batch, Store
@@ -215,7 +215,7 @@ def test_start_drops_stale_claims_and_the_tool_and_keeps_what_is_done(kit: Sessi
             [("m1", "processing", "I1"), ("m2", "processing", None), ("m3", "completed", "I1"), ("m4", "failed", None)],
         )
     old = make_store(kit, "I1")
-    old.set_tool(Silence("Bash", 5), NOW)
+    old.set_tool(DeclaredTimeout("Bash", 5), NOW)
     store = make_store(kit)
     assert store.start() == 2
     assert kit.acks() == {"m3": "completed", "m4": "failed"}
@@ -228,7 +228,7 @@ def test_release_gives_back_own_claims_only(kit: SessionKit, store: Store) -> No
     kit.add("m2")
     with kit.runner_file() as db, db.transaction():
         db.execute("INSERT INTO processing_ack VALUES ('m2', 'processing', '2026-11-21T00:00:00.000Z', 'I9')")
-    store.claim(10, first_poll=False, silence=Silence("command", 60))
+    store.claim(10, first_poll=False, silence=DeclaredTimeout("command", 60))
     assert store.release_all() == 1
     assert kit.acks() == {"m2": "processing"}
     assert kit.tool()["current_tool"] is None
@@ -236,7 +236,7 @@ def test_release_gives_back_own_claims_only(kit: SessionKit, store: Store) -> No
 
 def test_a_declared_silence_stands_with_the_claim(kit: SessionKit, store: Store) -> None:
     kit.add("m1")
-    store.claim(10, first_poll=False, silence=Silence("command", 61.5))
+    store.claim(10, first_poll=False, silence=DeclaredTimeout("command", 61.5))
     tool = kit.tool()
     assert (tool["current_tool"], tool["tool_declared_timeout_ms"]) == ("command", 61_500)
     assert tool["tool_started_at"] == "2026-11-21T02:00:00.000Z"
@@ -268,7 +268,7 @@ def test_seq_goes_on_above_the_runners_own_rows(kit: SessionKit, store: Store) -
 
 def test_answer_ack_state_and_tool_are_one_commit(kit: SessionKit, store: Store) -> None:
     kit.add("m1")
-    store.claim(10, first_poll=False, silence=Silence("command", 60))
+    store.claim(10, first_poll=False, silence=DeclaredTimeout("command", 60))
     store.finish(store.outbound_rows([reply()]), ["m1"], AckStatus.COMPLETED, state={"k": "v", "gone": None})
     assert kit.acks() == {"m1": "completed"}
     assert [row["in_reply_to"] for row in kit.out()] == ["m1"]

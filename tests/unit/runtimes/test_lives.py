@@ -18,9 +18,9 @@ from daemon.core.commands import CancelMessage, KillSession
 from daemon.core.errors import NotConfirmedError
 from daemon.engine.supervisor.slots import Phase
 from daemon.store.registry import SessionKey
+from tests.support.bus_kit import AGENT, BusKit, until
 from tests.support.fake_agent import Agent
 from tests.support.fake_runtime import FakeContainer, FakeRuntime
-from tests.support.house_kit import AGENT, HouseKit, until
 
 pytestmark = [pytest.mark.anyio]
 
@@ -28,30 +28,30 @@ KEY = SessionKey(AGENT, "main")
 
 
 @pytest.fixture
-async def kit(tmp_path: Path) -> AsyncGenerator[HouseKit]:
-    made = HouseKit(tmp_path / "data")
+async def kit(tmp_path: Path) -> AsyncGenerator[BusKit]:
+    made = BusKit(tmp_path / "data")
     async with made.running():
         yield made
 
 
-async def working(kit: HouseKit) -> FakeContainer:
+async def working(kit: BusKit) -> FakeContainer:
     """A running container that has claimed m1."""
     await kit.send(message_id="m1")
     await kit.started()
     await until(lambda: (slot := kit.slot()) is not None and slot.phase is Phase.RUNNING)
     assert kit.agent().claim() is not None
-    await kit.house.sweeper.tick()  # the host has seen the claim
+    await kit.bus.sweeper.tick()  # the host has seen the claim
     return kit.host.of_session("main")
 
 
-async def replaced(kit: HouseKit, container: FakeContainer) -> None:
+async def replaced(kit: BusKit, container: FakeContainer) -> None:
     """Until the container is gone for good, and all that its exit entails is done."""
     await until(lambda: container.id not in kit.host.containers)
     await until(lambda: (slot := kit.slot()) is None or slot.incarnation != container.spec.incarnation)
 
 
-async def test_an_idle_container_that_is_restarted_is_ended_and_replaced(kit: HouseKit) -> None:
-    await kit.house.supervisor.wake(await kit.house.sessions.create(KEY))
+async def test_an_idle_container_that_is_restarted_is_ended_and_replaced(kit: BusKit) -> None:
+    await kit.bus.supervisor.wake(await kit.bus.sessions.create(KEY))
     await kit.started()
     await until(lambda: (slot := kit.slot()) is not None and slot.phase is Phase.RUNNING)
     container = kit.host.of_session("main")
@@ -64,7 +64,7 @@ async def test_an_idle_container_that_is_restarted_is_ended_and_replaced(kit: Ho
     assert (await kit.row()).spawn_failures == 0, "what others did is no failed start"
 
 
-async def test_a_restart_in_mid_turn_costs_one_try_and_settles_nothing_before_the_end(kit: HouseKit) -> None:
+async def test_a_restart_in_mid_turn_costs_one_try_and_settles_nothing_before_the_end(kit: BusKit) -> None:
     container = await working(kit)
     container.ignores_term = True
     kit.host.unkillable.add("main")
@@ -72,7 +72,7 @@ async def test_a_restart_in_mid_turn_costs_one_try_and_settles_nothing_before_th
     kit.host.restart(container.id)
     await until(lambda: "KILL" in container.signals)
     journal.touch()
-    await kit.house.sweeper.tick()
+    await kit.bus.sweeper.tick()
     assert journal.exists(), "the second life may be writing"
     assert (await kit.message("m1"))["tries"] == 0
     kit.host.exit_now(container.id, 137)
@@ -82,7 +82,7 @@ async def test_a_restart_in_mid_turn_costs_one_try_and_settles_nothing_before_th
 
 
 async def test_one_that_is_started_again_between_its_exit_and_its_removal_is_no_exit(
-    kit: HouseKit, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     container = await working(kit)
     real, races = FakeRuntime.remove, [container.id]
@@ -100,7 +100,7 @@ async def test_one_that_is_started_again_between_its_exit_and_its_removal_is_no_
     assert (await kit.message("m1"))["tries"] == 1
 
 
-async def test_a_restart_policy_is_taken_away_while_the_container_works(kit: HouseKit) -> None:
+async def test_a_restart_policy_is_taken_away_while_the_container_works(kit: BusKit) -> None:
     container = await working(kit)
     container.restart_policy = True
     kit.host.notify()
@@ -112,7 +112,7 @@ async def test_a_restart_policy_is_taken_away_while_the_container_works(kit: Hou
 
 
 async def test_a_message_that_kills_its_runner_uses_up_its_tries_under_a_restart_policy(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data", sweep={"max_tries": 3})
+    kit = BusKit(tmp_path / "data", sweep={"max_tries": 3})
     async with kit.running():
         await kit.send(message_id="m1")
         for _ in range(3):
@@ -129,7 +129,7 @@ async def test_a_message_that_kills_its_runner_uses_up_its_tries_under_a_restart
         assert (message["status"], message["tries"]) == ("failed", 3)
 
 
-async def test_a_second_life_of_a_killed_container_claims_nothing(kit: HouseKit) -> None:
+async def test_a_second_life_of_a_killed_container_claims_nothing(kit: BusKit) -> None:
     """What it dropped would be charged to nobody: a message that kills its runner would do so for ever."""
     container = await working(kit)
     second = Agent(container.spec, kit.clock)
@@ -137,7 +137,7 @@ async def test_a_second_life_of_a_killed_container_claims_nothing(kit: HouseKit)
         second.store.start()
 
 
-async def test_a_container_made_again_by_others_is_ended_and_the_supervised_one_goes_on(kit: HouseKit) -> None:
+async def test_a_container_made_again_by_others_is_ended_and_the_supervised_one_goes_on(kit: BusKit) -> None:
     container = await working(kit)
     other = kit.host.recreate(container.id)
     await until(lambda: other.id not in kit.host.containers)
@@ -150,7 +150,7 @@ async def test_a_container_made_again_by_others_is_ended_and_the_supervised_one_
 
 
 async def test_one_made_again_while_the_daemon_was_down_is_not_taken_for_the_recorded_one(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with kit.running():
         container = await working(kit)
     other = kit.host.recreate(container.id)
@@ -162,7 +162,7 @@ async def test_one_made_again_while_the_daemon_was_down_is_not_taken_for_the_rec
 
 
 async def test_a_restart_while_the_daemon_is_down_is_noticed_by_the_next(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data")
+    kit = BusKit(tmp_path / "data")
     async with kit.running():
         container = await working(kit)
     kit.host.restart(container.id)
@@ -172,7 +172,7 @@ async def test_a_restart_while_the_daemon_is_down_is_noticed_by_the_next(tmp_pat
 
 
 async def test_what_is_ended_beside_a_supervised_container_counts_for_the_cap(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data", runtime={"max_containers": 2})
+    kit = BusKit(tmp_path / "data", runtime={"max_containers": 2})
     kit.host.unkillable.add("main")
     async with kit.running():
         container = await working(kit)
@@ -180,25 +180,25 @@ async def test_what_is_ended_beside_a_supervised_container_counts_for_the_cap(tm
         other.ignores_term = True
         await until(lambda: "KILL" in other.signals)
         await kit.send("second")
-        await until(lambda: SessionKey(AGENT, "second") in kit.house.supervisor.waiting())
+        await until(lambda: SessionKey(AGENT, "second") in kit.bus.supervisor.waiting())
         assert kit.spawned("second") == 0
         kit.host.exit_now(other.id, 137)
         await kit.started("second")
 
 
-async def test_an_operators_kill_of_one_session_leaves_the_starts_of_others_alone(kit: HouseKit) -> None:
-    await kit.house.sessions.create(SessionKey(AGENT, "idle"))
+async def test_an_operators_kill_of_one_session_leaves_the_starts_of_others_alone(kit: BusKit) -> None:
+    await kit.bus.sessions.create(SessionKey(AGENT, "idle"))
     kit.host.spawn_gate = anyio.Event()
     await kit.send("starting")
     await until(lambda: ("spawn", "starting") in kit.host.calls)
     assert (await kit.operations.execute(KillSession(AGENT, "idle", reason="a test")))["killed"] is False
-    assert [about for method, about in kit.host.calls if method == "find_started"] == []
+    assert [about for method, about in kit.host.calls if method == "find_or_cancel_spawn"] == []
     kit.host.spawn_gate.set()
     await kit.started("starting")
     assert (await kit.row("starting")).spawn_failures == 0
 
 
-async def test_two_at_once_who_end_an_unsupervised_container_make_one_slot(kit: HouseKit) -> None:
+async def test_two_at_once_who_end_an_unsupervised_container_make_one_slot(kit: BusKit) -> None:
     container = await working(kit)
     kit.host.spawn_gate = anyio.Event()  # nothing takes its place
     kit.host.exit_now(container.id, 1)
@@ -220,7 +220,7 @@ async def test_two_at_once_who_end_an_unsupervised_container_make_one_slot(kit: 
 
 
 async def test_a_cancel_whose_kill_is_not_confirmed_says_so_and_is_finished_by_a_repeat(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data", runtime={"kill_confirm_s": 0.05})
+    kit = BusKit(tmp_path / "data", runtime={"kill_confirm_s": 0.05})
     kit.host.unkillable.add("main")
     async with kit.running():
         container = await working(kit)

@@ -13,13 +13,13 @@ import schema.connect
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelTraits
 from daemon.core.lifecycle import Container, Policy
-from daemon.engine.delivery_steps import Means, collect
+from daemon.engine.delivery_steps import DeliveryContext, collect
 from daemon.engine.sweep_steps import Settings, sweep_files
 from daemon.store.registry import Registry, SessionKey
 from tests.support.session_world import NOW, SessionWorld
 
 MANY = 10_000
-MEANS = Means({"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000, frozenset(),
+MEANS = DeliveryContext({"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000, frozenset(),
               frozenset(), 0.5)  # fmt: skip
 SETTINGS = Settings(Policy())
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from daemon.config.models import Delivery
-from daemon.core.delivery_plan import Bury, ChannelTraits, Send
+from daemon.core.delivery_plan import ChannelTraits, DeadLetterDecision, Send
 from daemon.core.errors import NotDeadLetterError, RowGoneError, UnknownMessageError
 from daemon.engine.dead_letters import drop_one, requeue
-from daemon.engine.delivery_steps import Means, Outcome, collect, record_outcomes
+from daemon.engine.delivery_steps import DeliveryContext, Outcome, collect, record_outcomes
 from daemon.inspect.dead_reading import Wanted, in_order_of_arrival, read_dead_letter, read_dead_letters
 from daemon.inspect.session_reading import read_queues
 from daemon.store import deliveries, messages
@@ -29,7 +29,7 @@ NOW = 1_763_000_000_000
 HOME = Address("webhook", "hook")
 WHO = Operator("ada", "it is up again")
 RETRY_FOR_S = 60
-MEANS = Means(
+MEANS = DeliveryContext(
     channels={"webhook": ChannelTraits(deduplicates=False, hold_in_doubt=True)},
     config=Delivery(retry_for_s=RETRY_FOR_S, retry_base_s=1),
     max_content_bytes=2**20,
@@ -93,7 +93,7 @@ class World:
         self.sends = {send.candidate.row.id: send for send in found.sends}
         return list(self.sends)
 
-    def outcome(self, row_id: str, error: str | None = None, *, permanent: bool = False) -> list[Bury]:
+    def outcome(self, row_id: str, error: str | None = None, *, permanent: bool = False) -> list[DeadLetterDecision]:
         send: Send = self.sends[row_id]
         code = "DELIVERY_PERMANENT" if permanent else "DELIVERY_TRANSIENT"
         done = Outcome(send, sent=True, error=error, error_code=error and code, permanent=permanent)

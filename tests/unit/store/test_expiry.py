@@ -9,7 +9,7 @@ import pytest
 
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelTraits
-from daemon.engine.delivery_steps import Means, Outcome, collect, record_outcomes
+from daemon.engine.delivery_steps import DeliveryContext, Outcome, collect, record_outcomes
 from daemon.store.dead_letters import Operator, dead_letter, drop
 from daemon.store.expiry import drop_gone, expire_dead_letters
 from daemon.store.transitions import change_status
@@ -18,7 +18,7 @@ from tests.support.invariants import check_session
 from tests.support.session_world import NOW, SessionWorld
 
 DAY = 86_400_000
-MEANS = Means(
+MEANS = DeliveryContext(
     {"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000, frozenset(), frozenset(), 0.5
 )
 

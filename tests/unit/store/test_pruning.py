@@ -88,11 +88,11 @@ def track(world: SessionWorld, db: object, row_id: str, seq: int, state: Deliver
     return row
 
 
-def bury(world: SessionWorld, row_id: str, seq: int, *, in_reply_to: str | None = None) -> None:
+def make_dead_letter(world: SessionWorld, row_id: str, seq: int, *, in_reply_to: str | None = None) -> None:
     world.say(row_id, in_reply_to=in_reply_to, to=HOME, seq=seq)
     with world.files.inbound() as db, db.transaction():
         row = track(world, db, row_id, seq, DeliveryState.INTENDED)
-        deliveries.bury(db, row, world.now, "DELIVERY_PERMANENT", "no", tell_agent=False)
+        deliveries.make_dead_letter(db, row, world.now, "DELIVERY_PERMANENT", "no", tell_agent=False)
 
 
 def forget(world: SessionWorld, row_id: str) -> None:
@@ -235,7 +235,7 @@ def test_the_highest_seq_stays_and_no_seq_is_used_again(world: SessionWorld) -> 
 def test_what_a_dead_answer_replies_to_stays(world: SessionWorld) -> None:
     """Its permission to go there comes from the message; a requeue would be refused without it."""
     accept_finished(world, "m1", "m2")
-    bury(world, "a1", 101, in_reply_to="m1")
+    make_dead_letter(world, "a1", 101, in_reply_to="m1")
     world.accept("last")
     later(world, 31)
     assert prune_all(world) == 1
@@ -257,7 +257,7 @@ def test_nothing_goes_while_an_answer_is_not_taken_note_of(world: SessionWorld) 
 def test_a_message_whose_id_a_dead_answer_has_stays(world: SessionWorld) -> None:
     """A container may call its answer as it likes; its dead letter must not lose what closed it, or its history."""
     accept_finished(world, "m1")
-    bury(world, "m1", 101)
+    make_dead_letter(world, "m1", 101)
     world.accept("last")
     later(world, 31)
     assert prune_all(world) == 0
@@ -320,8 +320,8 @@ def test_no_file_is_no_proof(world: SessionWorld) -> None:
 
 
 def test_an_open_dead_answer_stays_and_a_dropped_one_goes_with_its_history(world: SessionWorld) -> None:
-    bury(world, "a1", 1)
-    bury(world, "a2", 3)
+    make_dead_letter(world, "a1", 1)
+    make_dead_letter(world, "a2", 3)
     forget(world, "a1")
     forget(world, "a2")
     with world.files.inbound() as db, db.transaction():
@@ -335,7 +335,7 @@ def test_an_open_dead_answer_stays_and_a_dropped_one_goes_with_its_history(world
 
 
 def test_a_letter_dropped_of_late_stays(world: SessionWorld) -> None:
-    bury(world, "a1", 1)
+    make_dead_letter(world, "a1", 1)
     forget(world, "a1")
     later(world, 100)
     with world.files.inbound() as db, db.transaction():

@@ -1,4 +1,4 @@
-"""Spans: what a house tells of a message's life, and what the exporter does with it when things go wrong."""
+"""Spans: what a bus tells of a message's life, and what the exporter does with it when things go wrong."""
 
 import importlib.util
 import json
@@ -24,9 +24,9 @@ from daemon.telemetry.context import TraceContext, new_context, parse
 from daemon.telemetry.spans import Event, Role, Span
 from daemon.telemetry.tracing import NoTracer, build_tracer, check_extra
 from daemon.telemetry.tracing_otel import OtelTracer
+from tests.support.bus_kit import AGENT, SECONDS, BusKit, until
 from tests.support.clock import START
 from tests.support.fake_agent import claims_and_dies, echo
-from tests.support.house_kit import AGENT, SECONDS, HouseKit, until
 from tests.support.otlp import collecting
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -58,19 +58,19 @@ class Recorder:
 
 
 @pytest.fixture
-def kit(tmp_path: Path) -> HouseKit:
-    return HouseKit(tmp_path / "data")
+def kit(tmp_path: Path) -> BusKit:
+    return BusKit(tmp_path / "data")
 
 
-async def traceparent(kit: HouseKit, message_id: str) -> str | None:
+async def traceparent(kit: BusKit, message_id: str) -> str | None:
     return (await kit.message(message_id))["traceparent"]
 
 
 @pytest.mark.anyio
-async def test_the_row_carries_the_context_of_its_acceptance(kit: HouseKit) -> None:
-    async with kit.running() as house:
+async def test_the_row_carries_the_context_of_its_acceptance(kit: BusKit) -> None:
+    async with kit.running() as bus:
         recorder = Recorder()
-        house.telemetry.tracer = recorder
+        bus.telemetry.tracer = recorder
         await kit.send(message_id="m1", traceparent=f"00-{TRACE}-{CALLER}-01")
         await kit.send(message_id="m1", traceparent=f"00-{TRACE}-{'1' * 16}-01")  # again
         await kit.send(message_id="m2")
@@ -84,7 +84,7 @@ async def test_the_row_carries_the_context_of_its_acceptance(kit: HouseKit) -> N
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("given", "kept"), [(f"00-{TRACE}-{CALLER}-01",) * 2, ("not one", None), (None, None)])
-async def test_without_tracing_a_row_carries_what_came(kit: HouseKit, given: str | None, kept: str | None) -> None:
+async def test_without_tracing_a_row_carries_what_came(kit: BusKit, given: str | None, kept: str | None) -> None:
     async with kit.running():
         await kit.send(message_id="m1", traceparent=given)
         assert await traceparent(kit, "m1") == kept
@@ -92,18 +92,18 @@ async def test_without_tracing_a_row_carries_what_came(kit: HouseKit, given: str
 
 @pytest.mark.anyio
 async def test_a_retry_is_two_tries_in_one_trace(tmp_path: Path) -> None:
-    kit = HouseKit(tmp_path / "data", sweep={"backoff_base_s": 1.0, "max_tries": 2})
+    kit = BusKit(tmp_path / "data", sweep={"backoff_base_s": 1.0, "max_tries": 2})
     recorder = Recorder()
     async with anyio.create_task_group() as machine:
         kit.host.run_agents(machine, claims_and_dies(kit.clock))
-        async with kit.running() as house:
-            house.telemetry.tracer = recorder
+        async with kit.running() as bus:
+            bus.telemetry.tracer = recorder
             await kit.send(message_id="m1")
             await until(lambda: kit.spawned() == 1)
             await kit.gone()
             while (await kit.message("m1"))["status"] == "pending":
                 kit.advance(60)
-                await kit.house.sweeper.tick()
+                await kit.bus.sweeper.tick()
                 await kit.settle()
             await until(lambda: len(kit.fake.sent) == 1)  # the sender is told
             await kit.settle()
@@ -119,15 +119,15 @@ async def test_a_retry_is_two_tries_in_one_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_series_is_a_trace_for_each_occurrence(kit: HouseKit) -> None:
+async def test_a_series_is_a_trace_for_each_occurrence(kit: BusKit) -> None:
     recorder = Recorder()
     async with anyio.create_task_group() as machine:
         kit.host.run_agents(machine, echo(kit.clock))
-        async with kit.running() as house:
-            house.telemetry.tracer = recorder
+        async with kit.running() as bus:
+            bus.telemetry.tracer = recorder
             await kit.send(message_id="daily", recurrence="0 9 * * *")
             await until(lambda: len(kit.fake.sent) == 1)
-            await kit.house.sweeper.tick()
+            await kit.bus.sweeper.tick()
             await kit.settle()
             rearm = recorder.one("rearm")
             following = str(rearm.attributes["messaging.message.id"])
@@ -136,7 +136,7 @@ async def test_a_series_is_a_trace_for_each_occurrence(kit: HouseKit) -> None:
             kit.advance(24 * 3600)
             with anyio.fail_after(SECONDS):
                 while len(kit.fake.sent) < 2:  # the old container is ended as idle first, and may take it with it
-                    await kit.house.sweeper.tick()
+                    await kit.bus.sweeper.tick()
                     await kit.settle()
                     kit.advance(1)
             await kit.settle()
@@ -151,12 +151,12 @@ async def test_a_series_is_a_trace_for_each_occurrence(kit: HouseKit) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_dead_letter_and_its_requeue_stay_in_the_trace(kit: HouseKit) -> None:
+async def test_a_dead_letter_and_its_requeue_stay_in_the_trace(kit: BusKit) -> None:
     recorder = Recorder()
     async with anyio.create_task_group() as machine:
         kit.host.run_agents(machine, echo(kit.clock))
-        async with kit.running() as house:
-            house.telemetry.tracer = recorder
+        async with kit.running() as bus:
+            bus.telemetry.tracer = recorder
             kit.fake.script["room"].append(PermanentDeliveryError("no such place"))
             await kit.send(message_id="m1")
             await until(lambda: len(kit.fake.calls) == 1)
@@ -175,14 +175,14 @@ async def test_a_dead_letter_and_its_requeue_stay_in_the_trace(kit: HouseKit) ->
 
 
 @pytest.mark.anyio
-async def test_an_answer_to_nothing_is_a_trace_of_its_own(kit: HouseKit) -> None:
-    async with kit.running() as house:
+async def test_an_answer_to_nothing_is_a_trace_of_its_own(kit: BusKit) -> None:
+    async with kit.running() as bus:
         recorder = Recorder()
-        house.telemetry.tracer = recorder
+        bus.telemetry.tracer = recorder
         await kit.send(message_id="m1")
         await kit.started()
         kit.agent().say(json.dumps({"text": "by the way"}))
-        house.delivery.poke(await kit.session())
+        bus.delivery.poke(await kit.session())
         await until(lambda: len(kit.fake.sent) == 1)
         await kit.settle()
     deliver = recorder.one("deliver")

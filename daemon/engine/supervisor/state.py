@@ -1,6 +1,6 @@
 """State shared by the supervisor's parts: the slots, whether the runtime answers, and writes to central.db with retries.
 
-It makes no decisions: `supervisor.py` starts containers, `adoption.py` adopts them, `endings.py` ends them. An exit is never
+It makes no decisions: `supervisor.py` starts containers, `adoption.py` adopts them, `terminator.py` ends them. An exit is never
 recorded before it is confirmed.
 """
 
@@ -30,7 +30,7 @@ from schema.errors import ClawbusError
 T = TypeVar("T")
 
 
-class Fleet:
+class SupervisorState:
     """All slots, and the state that they share. Built by the supervisor.
 
     `keeper` and `tasks` are set while it runs.

@@ -12,12 +12,12 @@ from structlog.testing import capture_logs
 
 from daemon.channels.protocol import Outgoing, Receipt
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
-from daemon.engine import own_delivery
+from daemon.engine import inline_delivery
 from schema.errors import FileBusyError
 from tests.support import fake_channel
+from tests.support.bus_kit import BusKit, until
 from tests.support.fake_agent import Agent
 from tests.support.fake_channel import FakeChannel
-from tests.support.house_kit import HouseKit, until
 from tests.unit.engine.test_delivery import failing, open_rows, say, working
 
 pytestmark = [pytest.mark.anyio]
@@ -34,7 +34,7 @@ class OwnFake:
         self.error: Exception | None = None
         self.answer: list[Any] | None = None
 
-    def deliver_here(self, messages: Sequence[Outgoing]) -> Sequence[Any] | None:
+    def deliver_inline(self, messages: Sequence[Outgoing]) -> Sequence[Any] | None:
         self.threads.add(threading.get_ident())
         if self.busy:
             return None
@@ -56,22 +56,22 @@ def own(monkeypatch: pytest.MonkeyPatch) -> OwnFake:
     made = OwnFake()
 
     class OwnFakeChannel(FakeChannel):  # a class of its own: what a class can do is asked once, and remembered
-        def deliver_here(self, messages: Sequence[Outgoing]) -> Sequence[Any] | None:
-            return made.deliver_here(messages)
+        def deliver_inline(self, messages: Sequence[Outgoing]) -> Sequence[Any] | None:
+            return made.deliver_inline(messages)
 
     monkeypatch.setattr(fake_channel, "FakeChannel", OwnFakeChannel)
     return made
 
 
 @pytest.fixture
-async def kit(tmp_path: Path, own: OwnFake) -> AsyncGenerator[HouseKit]:
+async def kit(tmp_path: Path, own: OwnFake) -> AsyncGenerator[BusKit]:
     channels = {"fake": {"type": "fake", "deduplicates": True}}
-    made = HouseKit(tmp_path / "data", channels=channels, delivery={"batch": 3})
+    made = BusKit(tmp_path / "data", channels=channels, delivery={"batch": 3})
     async with made.running():
         yield made
 
 
-async def ready(kit: HouseKit, own: OwnFake) -> Agent:
+async def ready(kit: BusKit, own: OwnFake) -> Agent:
     """An agent at work; from now on the channel takes what it is handed here."""
     agent = await working(kit)
     await kit.settle()
@@ -86,11 +86,11 @@ def texts(count: int) -> list[str]:
     return [f'{{"n":{number}}}' for number in range(count)]
 
 
-async def test_a_pile_is_taken_in_order_and_every_row_has_its_receipt(kit: HouseKit, own: OwnFake) -> None:
+async def test_a_pile_is_taken_in_order_and_every_row_has_its_receipt(kit: BusKit, own: OwnFake) -> None:
     agent = await ready(kit, own)
     with capture_logs() as logs:
         say(agent, "p1", *texts(10))
-        kit.house.delivery.poke(await kit.session())
+        kit.bus.delivery.poke(await kit.session())
         await until(lambda: len(own.taken) == 10)
         await kit.settle()
     assert own.taken == texts(10)
@@ -100,7 +100,7 @@ async def test_a_pile_is_taken_in_order_and_every_row_has_its_receipt(kit: House
     assert threading.get_ident() not in own.threads
 
 
-async def test_a_channel_that_would_have_to_wait_gets_it_the_ordinary_way(kit: HouseKit, own: OwnFake) -> None:
+async def test_a_channel_that_would_have_to_wait_gets_it_the_ordinary_way(kit: BusKit, own: OwnFake) -> None:
     agent = await ready(kit, own)
     own.busy = True
     say(agent, "p1", *texts(3))
@@ -110,7 +110,7 @@ async def test_a_channel_that_would_have_to_wait_gets_it_the_ordinary_way(kit: H
 
 
 async def test_one_that_does_not_deduplicate_is_not_asked(tmp_path: Path, own: OwnFake) -> None:
-    kit = HouseKit(tmp_path / "other")
+    kit = BusKit(tmp_path / "other")
     async with kit.running():
         agent = await ready(kit, own)
         say(agent, "p1", *texts(1))
@@ -118,7 +118,7 @@ async def test_one_that_does_not_deduplicate_is_not_asked(tmp_path: Path, own: O
     assert own.taken == []
 
 
-async def test_rows_behind_a_failed_one_wait_for_it(kit: HouseKit, own: OwnFake) -> None:
+async def test_rows_behind_a_failed_one_wait_for_it(kit: BusKit, own: OwnFake) -> None:
     agent = await ready(kit, own)
     own.refuse[texts(3)[1]] = TransientDeliveryError("not now")
     ids = say(agent, "p1", *texts(3))
@@ -131,19 +131,19 @@ async def test_rows_behind_a_failed_one_wait_for_it(kit: HouseKit, own: OwnFake)
     await until(lambda: own.taken == texts(3))
 
 
-async def test_after_a_failure_the_other_places_get_theirs_the_ordinary_way(kit: HouseKit, own: OwnFake) -> None:
+async def test_after_a_failure_the_other_places_get_theirs_the_ordinary_way(kit: BusKit, own: OwnFake) -> None:
     """A failure may be a lock that was waited for; a session's lock must not be held for one such wait after another."""
     agent, session = await ready(kit, own), await kit.session()
     own.refuse[texts(2)[0]] = TransientDeliveryError("locked")
     async with session.lock:  # so that one look finds both
         ids = [*say(agent, "p1", texts(2)[0]), *say(agent, "p2", texts(2)[1])]
-    kit.house.delivery.poke(session)
+    kit.bus.delivery.poke(session)
     await until(lambda: kit.fake.texts("p2") == [texts(2)[1]])
     assert own.taken == []
     assert (await failing(kit, ids[0]))["attempts"] == 1
 
 
-async def test_rows_behind_a_dead_letter_go_on_at_once(kit: HouseKit, own: OwnFake) -> None:
+async def test_rows_behind_a_dead_letter_go_on_at_once(kit: BusKit, own: OwnFake) -> None:
     agent = await ready(kit, own)
     own.refuse[texts(3)[0]] = PermanentDeliveryError("never")
     ids = say(agent, "p1", *texts(3))
@@ -151,7 +151,7 @@ async def test_rows_behind_a_dead_letter_go_on_at_once(kit: HouseKit, own: OwnFa
     assert (await failing(kit, ids[0]))["state"] == "dead"
 
 
-async def test_a_channel_that_raises_is_told_of_and_asked_the_ordinary_way(kit: HouseKit, own: OwnFake) -> None:
+async def test_a_channel_that_raises_is_told_of_and_asked_the_ordinary_way(kit: BusKit, own: OwnFake) -> None:
     agent = await ready(kit, own)
     own.error = ValueError("a bug")
     with capture_logs() as logs:
@@ -160,7 +160,7 @@ async def test_a_channel_that_raises_is_told_of_and_asked_the_ordinary_way(kit: 
     assert any(log["event"] == "channel_raised" for log in logs)
 
 
-async def test_what_is_no_receipt_is_no_delivery(kit: HouseKit, own: OwnFake) -> None:
+async def test_what_is_no_receipt_is_no_delivery(kit: BusKit, own: OwnFake) -> None:
     agent = await ready(kit, own)
     own.answer = [Receipt("one"), "sent, trust me"]
     say(agent, "p1", *texts(2))
@@ -173,14 +173,14 @@ async def test_what_is_no_receipt_is_no_delivery(kit: HouseKit, own: OwnFake) ->
 
 
 async def test_receipts_that_cannot_be_recorded_here_are_recorded_the_ordinary_way(
-    kit: HouseKit, own: OwnFake, monkeypatch: pytest.MonkeyPatch
+    kit: BusKit, own: OwnFake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = await ready(kit, own)
 
     def locked(*_: object) -> Any:
         raise FileBusyError("locked")
 
-    monkeypatch.setattr(own_delivery, "record_outcomes", locked)
+    monkeypatch.setattr(inline_delivery, "record_outcomes", locked)
     say(agent, "p1", *texts(2))
     await until(lambda: own.taken == texts(2))
     await kit.settle()

@@ -69,7 +69,7 @@ class Overrides:
     registry: Registry | None = None
 
 
-class House:
+class Bus:
     """Everything that lives for as long as the daemon does. Nothing runs yet."""
 
     def __init__(

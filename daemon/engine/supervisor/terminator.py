@@ -12,9 +12,9 @@ import anyio.to_thread
 
 from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.core.events import ContainerExited, ExitSettled
-from daemon.engine.supervisor.fleet import Fleet
 from daemon.engine.supervisor.last_words import last_words
 from daemon.engine.supervisor.slots import Phase, Slot
+from daemon.engine.supervisor.state import SupervisorState
 from daemon.runtimes.protocol import Exit, Running
 from daemon.runtimes.spec import STDERR_LOG
 from daemon.store.registry import SessionKey
@@ -22,63 +22,63 @@ from schema.errors import ClawbusError
 from schema.layout import CANNOT_START_CODE
 
 
-class Endings:
+class Terminator:
     """Watches every container until its exit is confirmed, and ends those that must end."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
-        self._log = fleet.log
+    def __init__(self, state: SupervisorState) -> None:
+        self._state = state
+        self._log = state.log
 
     def begin_end(self, key: SessionKey, reason: str, *, graceful: bool, incarnation: str | None = None) -> Slot | None:
         """Start to stop or kill the session's container, in the background. With `incarnation`, only if it is that one."""
-        slot = self._fleet.slots.get(key)
-        if slot is None or self._fleet.tasks is None or incarnation not in (None, slot.incarnation):
+        slot = self._state.slots.get(key)
+        if slot is None or self._state.tasks is None or incarnation not in (None, slot.incarnation):
             return slot
         if slot.phase is Phase.EXITED or (slot.phase is Phase.STOPPING and (graceful or slot.forced)):
             return slot
         slot.phase = Phase.STOPPING
         slot.reason = slot.reason or reason
         slot.forced = slot.forced or not graceful
-        self._fleet.tasks.start_soon(self._terminate, slot, graceful, name=f"end {key}")
+        self._state.tasks.start_soon(self._terminate, slot, graceful, name=f"end {key}")
         return slot
 
     def end_extra(self, found: Running) -> None:
         """End, in the background, a second container of a session that already has one: both would write the same file."""
-        if self._fleet.tasks is None or found.container_id in self._fleet.extras:
+        if self._state.tasks is None or found.container_id in self._state.extras:
             return
         self._log.warning("container_extra", agent=found.agent, session=found.session, container=found.container_id)
-        self._fleet.extras[found.container_id] = found
-        self._fleet.tasks.start_soon(self._end_extra, found, name=f"end extra {found.agent}/{found.session}")
+        self._state.extras[found.container_id] = found
+        self._state.tasks.start_soon(self._end_extra, found, name=f"end extra {found.agent}/{found.session}")
 
     async def _end_extra(self, found: Running) -> None:
-        runtime, send = self._fleet.runtime, self._fleet.runtime.stop
+        runtime, send = self._state.runtime, self._state.runtime.stop
         while True:
             try:
                 await send(found.container_id)
-                with anyio.move_on_after(self._fleet.config.stop_grace_s):
+                with anyio.move_on_after(self._state.config.stop_grace_s):
                     await runtime.wait(found.container_id)
                     if await self._is_removed(found.container_id):
                         break
                 send = runtime.kill
                 continue
             except RuntimeUnavailableError as error:
-                self._fleet.set_unavailable(error)
+                self._state.set_unavailable(error)
             except Exception:  # noqa: BLE001 - retry until it has ended
                 self._log.error("end_extra_raised", container=found.container_id, exc_info=True)
-            await anyio.sleep(self._fleet.timings.probe_s)
-        del self._fleet.extras[found.container_id]
-        self._fleet.changed.set()
+            await anyio.sleep(self._state.timings.probe_s)
+        del self._state.extras[found.container_id]
+        self._state.changed.set()
 
     def watch(self, slot: Slot) -> None:
         """Watch the slot's container from now on, and settle its exit."""
-        assert self._fleet.tasks is not None
-        self._fleet.tasks.start_soon(self._watch, slot, name=f"wait {slot.session.key}")
+        assert self._state.tasks is not None
+        self._state.tasks.start_soon(self._watch, slot, name=f"wait {slot.session.key}")
 
     async def _watch(self, slot: Slot) -> None:
         exit_ = await self._final_exit(slot)
         slot.exit_code = exit_.code
         slot.exited.set()
-        self._fleet.changed.set()
+        self._state.changed.set()
         await self._ended(slot, exit_)
 
     async def _final_exit(self, slot: Slot) -> Exit:
@@ -90,17 +90,17 @@ class Endings:
         first: Exit | None = None
         while slot.container_id is not None:
             try:
-                exit_ = await self._fleet.runtime.wait(slot.container_id, slot.started_at)
+                exit_ = await self._state.runtime.wait(slot.container_id, slot.started_at)
                 first = first or exit_
                 if not exit_.restarted and await self._is_removed(slot.container_id):
                     return first
                 await self._restarted(slot)
                 continue
             except RuntimeUnavailableError as error:
-                self._fleet.set_unavailable(error)
+                self._state.set_unavailable(error)
             except Exception:  # noqa: BLE001 - an unexpected error does not confirm the exit
                 self._log.error("wait_raised", container=slot.container_id, exc_info=True)
-            await anyio.sleep(self._fleet.timings.probe_s)
+            await anyio.sleep(self._state.timings.probe_s)
         return Exit(None)
 
     async def _is_removed(self, container_id: str) -> bool:
@@ -108,7 +108,7 @@ class Endings:
 
         A container that the runtime cannot remove (a busy disk) is accepted as long as it does not run.
         """
-        runtime = self._fleet.runtime
+        runtime = self._state.runtime
         try:
             await runtime.remove(container_id)
         except NotConfirmedError:
@@ -128,40 +128,40 @@ class Endings:
         self._log.warning("container_restarted", agent=key.agent, session=key.session, incarnation=slot.incarnation,
                           container=slot.container_id)  # fmt: skip
         if slot.phase is Phase.STOPPING:
-            await self._signal(slot, self._fleet.runtime.kill)
+            await self._signal(slot, self._state.runtime.kill)
         else:
             self.begin_end(key, slot.reason, graceful=True, incarnation=slot.incarnation)
 
     async def _ended(self, slot: Slot, exit_: Exit) -> None:
         key = slot.session.key
-        ended_at = self._fleet.clock.now_ms()  # recorded only once the exit has been settled
+        ended_at = self._state.clock.now_ms()  # recorded only once the exit has been settled
         reason = slot.reason or ("exited" if exit_.code == 0 else "crashed")
         by_itself = slot.reason is None
         slot.phase = Phase.EXITED
         log = self._log.bind(agent=key.agent, session=key.session, incarnation=slot.incarnation)
-        self._fleet.events.publish(
+        self._state.events.publish(
             ContainerExited(ended_at, key.agent, key.session, slot.incarnation, reason, exit_.code, exit_.out_of_memory)
         )
-        wait_s = self._fleet.timings.retry_s
+        wait_s = self._state.timings.retry_s
         while True:
             try:
-                claimed = await self._fleet.keeper.after_exit(slot.session, slot.incarnation, reason, exit_)
+                claimed = await self._state.keeper.after_exit(slot.session, slot.incarnation, reason, exit_)
                 break
             except ClawbusError as error:
                 log.warning("exit_not_settled", code=error.code, error=str(error), hint=error.hint, retry_s=wait_s)
             except Exception:  # nothing may follow before the exit is settled: retry
                 log.exception("exit_raised", retry_s=wait_s)
             await anyio.sleep(wait_s)
-            wait_s = min(wait_s * 2, self._fleet.timings.retry_max_s)
-        self._fleet.events.publish(
-            ExitSettled(self._fleet.clock.now_ms(), key.agent, key.session, slot.incarnation, reason)
+            wait_s = min(wait_s * 2, self._state.timings.retry_max_s)
+        self._state.events.publish(
+            ExitSettled(self._state.clock.now_ms(), key.agent, key.session, slot.incarnation, reason)
         )
-        await self._fleet.record(
+        await self._state.record(
             lambda registry: registry.end_incarnation(slot.incarnation, ended_at, exit_.code, reason)
         )
         await self._judge_start(slot, exit_, by_itself=by_itself, claimed=claimed)
-        self._fleet.release(slot)
-        self._fleet.schedule.now(slot.session.key)
+        self._state.release(slot)
+        self._state.schedule.now(slot.session.key)
 
     async def _judge_start(self, slot: Slot, exit_: Exit, *, by_itself: bool, claimed: bool) -> None:
         """Back off when a young incarnation exited by itself without claiming a message: it did not really start.
@@ -171,7 +171,7 @@ class Endings:
         """
         key = slot.session.key
         cannot = exit_.code == CANNOT_START_CODE
-        young = self._fleet.clock.now_ms() - slot.spawned_at < self._fleet.timings.healthy_s * 1000
+        young = self._state.clock.now_ms() - slot.spawned_at < self._state.timings.healthy_s * 1000
         if by_itself and young and (cannot or not claimed):
             text = f"the container ended by itself (exit code {exit_.code}) before it claimed anything"
             said = await anyio.to_thread.run_sync(last_words, slot.session.files.folder.logs / STDERR_LOG)
@@ -180,10 +180,10 @@ class Endings:
             if cannot:
                 text = f"a fresh container cannot start the agent's program (exit code {exit_.code}): no room for a process"
                 hint = f"Raise agents.{key.agent}.pids or memory_bytes, or end what uses up the machine's processes or memory."
-            limit_s = self._fleet.config.spawn_backoff_max_s
-            await self._fleet.back_off(slot.session, SpawnError(text, hint=hint), limit_s, started=True)
+            limit_s = self._state.config.spawn_backoff_max_s
+            await self._state.back_off(slot.session, SpawnError(text, hint=hint), limit_s, started=True)
         else:
-            await self._fleet.record(lambda registry: registry.spawn_recovered(key))
+            await self._state.record(lambda registry: registry.spawn_recovered(key))
 
     async def _terminate(self, slot: Slot, graceful: bool) -> None:
         """Signal the container, escalate, and repeat until its exit is confirmed."""
@@ -192,18 +192,18 @@ class Endings:
                 await slot.done.wait()
         # While the runtime is unavailable no signal can be sent, but the container still gets its grace period.
         while graceful and not slot.forced and not slot.exited.is_set():
-            if await self._signal(slot, self._fleet.runtime.stop):
-                with anyio.move_on_after(self._fleet.config.stop_grace_s):
+            if await self._signal(slot, self._state.runtime.stop):
+                with anyio.move_on_after(self._state.config.stop_grace_s):
                     await slot.exited.wait()
                 break
         slot.forced = True
         while not slot.exited.is_set() and not slot.done.is_set():
-            await self._signal(slot, self._fleet.runtime.kill)
-            with anyio.move_on_after(self._fleet.config.kill_confirm_s) as scope:
+            await self._signal(slot, self._state.runtime.kill)
+            with anyio.move_on_after(self._state.config.kill_confirm_s) as scope:
                 await slot.exited.wait()
             if scope.cancelled_caught:
                 slot.overdue = True
-                self._fleet.changed.set()
+                self._state.changed.set()
                 self._log.error("exit_not_confirmed", agent=slot.session.key.agent, session=slot.session.key.session,
                                 container=slot.container_id)  # fmt: skip
 
@@ -213,10 +213,10 @@ class Endings:
         try:
             await send(slot.container_id)
         except RuntimeUnavailableError as error:
-            self._fleet.set_unavailable(error)
+            self._state.set_unavailable(error)
         except Exception:  # noqa: BLE001 - the signal is sent again until the exit is confirmed
             self._log.error("signal_raised", container=slot.container_id, exc_info=True)
         else:
             return True
-        await anyio.sleep(self._fleet.timings.retry_s)
+        await anyio.sleep(self._state.timings.retry_s)
         return False

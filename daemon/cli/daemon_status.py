@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from daemon.cli.command import Invocation
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
 from daemon.core.facts import DaemonState
-from daemon.inspect.doctor import DaemonWord
+from daemon.inspect.doctor import DaemonStatus
 
 if TYPE_CHECKING:
     from daemon.api.client import ControlClient
@@ -18,19 +18,19 @@ T = TypeVar("T")
 PATIENCE_S: Final = 5.0
 
 
-def daemon_word(invocation: Invocation) -> DaemonWord:
+def daemon_status(invocation: Invocation) -> DaemonStatus:
     """Return whether the daemon is up, and its live report. Raise nothing but ConfigError."""
     try:
         with invocation.client(answer_s=PATIENCE_S) as client:
             try:
-                return DaemonWord(DaemonState.UP, client.live())
+                return DaemonStatus(DaemonState.UP, client.live())
             except RemoteError as error:  # it runs, but is out of some resource or is another version
-                return DaemonWord(DaemonState.UP, None, f"{error.remote_code}: {error}", error.remote_code)
+                return DaemonStatus(DaemonState.UP, None, f"{error.remote_code}: {error}", error.remote_code)
     except DaemonSilentError as error:
-        return DaemonWord(DaemonState.SILENT, None, invocation.silent_daemon() or str(error))
+        return DaemonStatus(DaemonState.SILENT, None, invocation.silent_daemon() or str(error))
     except DaemonDownError as error:
         silent = invocation.silent_daemon()
-        return DaemonWord(DaemonState.SILENT if silent else DaemonState.DOWN, None, silent or str(error))
+        return DaemonStatus(DaemonState.SILENT if silent else DaemonState.DOWN, None, silent or str(error))
 
 
 def daemon_or_files(invocation: Invocation, ask: Callable[[ControlClient], T], look: Callable[[], T]) -> tuple[T, str]:

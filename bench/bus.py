@@ -19,13 +19,13 @@ import anyio
 from bench.noop_channel import ENTRY_POINT, NAME, NoopChannel
 from bench.stage import ECHO
 from container_runner.store import Store
-from daemon.app.house import House, Overrides
+from daemon.app.bus import Bus, Overrides
 from daemon.channels.protocol import Incoming
 from daemon.channels.registry import find_types
 from daemon.config.models import Agent, Config, Delivery, Runtime
 from daemon.core.clock import SystemClock
 from daemon.core.delivery_plan import ChannelTraits
-from daemon.engine.delivery_steps import Collected, Means, collect
+from daemon.engine.delivery_steps import Collected, DeliveryContext, collect
 from daemon.engine.sessions import Session
 from daemon.logs.pipeline import configure
 from daemon.runtimes.factory import build_runtime
@@ -47,7 +47,7 @@ _FILL_AT_ONCE: Final = 10_000
 
 
 @asynccontextmanager
-async def open_house(data: Path) -> AsyncGenerator[House]:
+async def open_house(data: Path) -> AsyncGenerator[Bus]:
     """A wired bus over a fresh data folder, its delivery started and nothing else."""
     clock = SystemClock()
     config = Config(data_dir=data, runtime=Runtime(kind="process"), agents={ECHO: Agent()}, channels={NAME: {}})
@@ -59,19 +59,19 @@ async def open_house(data: Path) -> AsyncGenerator[House]:
         nowhere = opened.enter_context(Path(os.devnull).open("w", encoding="utf-8"))  # noqa: ASYNC230
         opened.callback(configure(config.logs, data, nowhere, clock).close)
         runtime = build_runtime(config, folder, "bench", clock)
-        house = House(config, folder, runtime, "bench", clock, Pulse(clock), Overrides(types=types))
+        bus = Bus(config, folder, runtime, "bench", clock, Pulse(clock), Overrides(types=types))
         channels_run = anyio.Event()
         channels_run.set()
         async with anyio.create_task_group() as tasks:
-            await tasks.start(house.delivery.run, channels_run)
-            yield house
-            await house.delivery.close(10.0)
+            await tasks.start(bus.delivery.run, channels_run)
+            yield bus
+            await bus.delivery.close(10.0)
             tasks.cancel_scope.cancel()
 
 
-async def make_session(house: House, name: str) -> Session:
+async def make_session(bus: Bus, name: str) -> Session:
     """A session whose one message asked for answers on the noop channel."""
-    session = await house.sessions.create(SessionKey(ECHO, name))
+    session = await bus.sessions.create(SessionKey(ECHO, name))
     await session.call(lambda: accept_question(session.files))
     return session
 
@@ -114,9 +114,9 @@ def _place(number: int) -> str:
     return ADDRESS.platform_id if number == 0 else f"place-{number}"
 
 
-def noop(house: House) -> NoopChannel:
-    """The house's channel of that name."""
-    return cast("NoopChannel", house.channels[NAME])
+def noop(bus: Bus) -> NoopChannel:
+    """The bus's channel of that name."""
+    return cast("NoopChannel", bus.channels[NAME])
 
 
 def receipts(files: SessionFiles) -> int:
@@ -128,7 +128,7 @@ def receipts(files: SessionFiles) -> int:
 
 def look(files: SessionFiles) -> Collected:
     """One look at a session, as the delivery makes it whenever it is poked."""
-    means = Means(
+    means = DeliveryContext(
         {NAME: ChannelTraits(deduplicates=True, hold_in_doubt=False)},
         Delivery(), 1024**2, frozenset(), frozenset(), random.Random(0).random(),  # noqa: S311 - nothing is retried
     )  # fmt: skip
@@ -233,9 +233,9 @@ def session_name(number: int) -> str:
     return f"s{number:06d}"
 
 
-async def accept_many(house: House, session: str, messages: int) -> None:
+async def accept_many(bus: Bus, session: str, messages: int) -> None:
     """Messages through the ingress, one after the other. They wake nobody: they are context."""
     for number in range(messages):
-        await house.ingress.accept(
+        await bus.ingress.accept(
             Incoming(ECHO, session, {"text": "hello"}, message_id=f"put-{number}", address=ADDRESS, trigger=False)
         )

@@ -35,7 +35,7 @@ class _Kept(NamedTuple):
     mark: _Mark
 
 
-class KeptFiles:
+class FilePool:
     """Keeps at most `room` files open and closes the least recently used first. Methods may run in any thread."""
 
     def __init__(self, room: int) -> None:
@@ -60,7 +60,7 @@ class KeptFiles:
             raise
         self._keep(path, db)
 
-    def let_go(self, path: Path) -> None:
+    def evict(self, path: Path) -> None:
         """Close the file if it is open and unused."""
         with self._lock:
             kept = self._kept.pop(path, None)

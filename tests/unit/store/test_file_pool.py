@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.store.kept_files import KeptFiles
+from daemon.store.file_pool import FilePool
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits, Writer, open_owner
 from schema.errors import ClawbusError, UnusableFileError
@@ -19,7 +19,7 @@ from schema.migrate import Role
 
 @pytest.fixture
 def files(tmp_path: Path) -> SessionFiles:
-    made = SessionFiles(tmp_path / "sessions" / "a" / "s", ReadLimits(), kept=KeptFiles(4))
+    made = SessionFiles(tmp_path / "sessions" / "a" / "s", ReadLimits(), kept=FilePool(4))
     made.create()
     return made
 
@@ -145,7 +145,7 @@ def test_a_handle_in_use_is_nobody_elses(files: SessionFiles) -> None:
 
 
 def test_no_more_are_kept_than_there_is_room_for(tmp_path: Path) -> None:
-    kept = KeptFiles(2)
+    kept = FilePool(2)
     paths = [tmp_path / f"{number}.db" for number in range(3)]
     for path in paths:
         with kept.using(path, lambda path=path: open_owner(path, Role.INBOUND)) as db:
@@ -159,13 +159,13 @@ def test_no_more_are_kept_than_there_is_room_for(tmp_path: Path) -> None:
 def test_what_is_let_go_is_closed(files: SessionFiles) -> None:
     with files.inbound():
         pass
-    files.let_go()
-    files.let_go()
+    files.evict()
+    files.evict()
     assert descriptors(files.folder.inbound_db) == 0
 
 
 def test_an_opening_that_fails_keeps_nothing(tmp_path: Path) -> None:
-    kept = KeptFiles(1)
+    kept = FilePool(1)
     (tmp_path / "x.db").write_text("no database, whatever its name says; and long enough to be read as one" * 20)
     for _ in range(2):
         with (

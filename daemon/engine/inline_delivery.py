@@ -1,4 +1,4 @@
-"""The fast path of delivery: intend, send and record in one thread, for a channel that is its own receiver (`OwnChannel`).
+"""The fast path of delivery: intend, send and record in one thread, for a channel that is its own receiver (`InlineChannel`).
 
 The order is that of every delivery: commit the intent, then the receiver's row, then the receipt. Rows that cannot be
 finished here stay intended or handed over, and continue the ordinary way (`delivery.py`).
@@ -10,17 +10,17 @@ from collections.abc import Mapping
 
 import structlog
 
-from daemon.channels.protocol import Channel, OwnChannel
+from daemon.channels.protocol import Channel, InlineChannel
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import Send
 from daemon.core.trace import Tracing
-from daemon.engine.delivery_steps import Collected, HandOver, Means, Outcome, collect, record_outcomes
+from daemon.engine.delivery_steps import Collected, DeliveryContext, HandOver, Outcome, collect, record_outcomes
 from daemon.engine.outcomes import by_destination, note_results, outgoing
 from daemon.engine.sessions import Session
 from schema.errors import ClawbusError
 
 
-class OwnDelivery:
+class InlineDelivery:
     """Delivers over own channels. `collect` runs in a thread; the caller holds the session's lock."""
 
     def __init__(self, channels: Mapping[str, Channel], clock: Clock, tracing: Tracing) -> None:
@@ -29,11 +29,11 @@ class OwnDelivery:
         self._channels = {
             name: channel
             for name, channel in channels.items()
-            if isinstance(channel, OwnChannel) and channel.capabilities.deduplicates
+            if isinstance(channel, InlineChannel) and channel.capabilities.deduplicates
         }
 
     def collect(
-        self, session: Session, means: Means, live: str | None, now: int
+        self, session: Session, means: DeliveryContext, live: str | None, now: int
     ) -> tuple[Collected, dict[str, HandOver]]:
         """Record news and intend sends; then hand over and record what this path can, by destination.
 
@@ -54,13 +54,15 @@ class OwnDelivery:
             self._record(session, handed, means)
         return found, handed
 
-    def _hand_over(self, session: Session, sends: list[Send], channel: OwnChannel, means: Means) -> list[Outcome]:
+    def _hand_over(
+        self, session: Session, sends: list[Send], channel: InlineChannel, means: DeliveryContext
+    ) -> list[Outcome]:
         """Hand the rows over and return their outcomes; an empty list when the channel cannot do it in this thread."""
         key = session.key
         begun = [self._tracing.sending(key.agent, key.session, send.candidate.cause) for send in sends]
         outcomes: list[Outcome] = []
         try:
-            results = channel.deliver_here([outgoing(key, send, None) for send in sends])
+            results = channel.deliver_inline([outgoing(key, send, None) for send in sends])
             note_results(outcomes, sends, results or (), means.config.send_timeout_s)
         except Exception:  # noqa: BLE001 - as in any send; the channel deduplicates rows that it took when all are sent again
             structlog.get_logger("delivery").error(
@@ -72,12 +74,12 @@ class OwnDelivery:
         told = [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
         return told + [Outcome(send, sent=False) for send in sends[len(told) :]]
 
-    def _record(self, session: Session, handed: Mapping[str, HandOver], means: Means) -> None:
+    def _record(self, session: Session, handed: Mapping[str, HandOver], means: DeliveryContext) -> None:
         outcomes = [outcome for one in handed.values() for outcome in one.outcomes]
         try:
-            buried = record_outcomes(session.files, outcomes, means, self._clock.now_ms())
+            dead_lettered = record_outcomes(session.files, outcomes, means, self._clock.now_ms())
         except ClawbusError:
             return  # the ordinary way retries until it is recorded, and logs why it failed
         for one in handed.values():
             own = {outcome.send.candidate.row.id for outcome in one.outcomes}
-            one.dead = [dead for dead in buried if dead.candidate.row.id in own]
+            one.dead = [dead for dead in dead_lettered if dead.candidate.row.id in own]

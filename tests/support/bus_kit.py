@@ -1,6 +1,6 @@
-"""A whole daemon in the test's process: `House` over a real folder, a fake host, fake channels and a moved clock.
+"""A whole daemon in the test's process: `Bus` over a real folder, a fake host, fake channels and a moved clock.
 
-`HouseKit` outlives the houses it runs, as a machine outlives its daemons: leave `running()` and enter it again to restart.
+`BusKit` outlives the houses it runs, as a machine outlives its daemons: leave `running()` and enter it again to restart.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 
 from daemon.api.daemon_operations import DaemonOperations
 from daemon.app import main as app
-from daemon.app.house import House, Overrides
+from daemon.app.bus import Bus, Overrides
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.channels.registry import GROUP, find_types
 from daemon.config.models import Agent as AgentConfig
@@ -41,7 +41,7 @@ SECONDS = 10.0
 QUICK = Timings(probe_s=0.02, retry_s=0.01, retry_max_s=0.02, drain_s=0.01)
 
 
-class HouseKit:
+class BusKit:
     """What survives a daemon's restart, and the daemon that runs now."""
 
     def __init__(self, root: Path, **tables: Any) -> None:
@@ -49,7 +49,7 @@ class HouseKit:
         self.clock = MovedClock()
         self.host = FakeHost(self.clock)
         self.config = self.configure(**tables)
-        self.house: House
+        self.bus: Bus
         self.operations: DaemonOperations
         self.runtime: FakeRuntime
         self.tasks: TaskGroup
@@ -71,27 +71,27 @@ class HouseKit:
         return Config(data_dir=self.root, agents=agents, **base)  # pyright: ignore[reportArgumentType]
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator[House]:
+    async def running(self) -> AsyncGenerator[Bus]:
         """A daemon, from start-up to an orderly end."""
         types = {**find_types(), "fake": EntryPoint("fake", "tests.support.fake_channel:FakeChannel", GROUP)}
         pulse = Pulse(self.clock)
         pulse.register("sweep", 30.0)
         with DataFolder.open(self.root, self.clock) as folder:
             self.runtime = FakeRuntime(INSTALL, self.host)
-            self.house = House(
+            self.bus = Bus(
                 self.config, folder, self.runtime, INSTALL, self.clock, pulse, Overrides(self.timings, types)
             )
             async with anyio.create_task_group() as tasks:
                 self.tasks = tasks
                 with anyio.fail_after(SECONDS):
-                    self.operations = await app._start(self.house, tasks)
-                yield self.house
+                    self.operations = await app._start(self.bus, tasks)
+                yield self.bus
                 await self.stop()
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """What `_main` does at SIGTERM."""
         with anyio.fail_after(SECONDS):
-            await app.stop_house(self.house, self.tasks, grace_s)
+            await app.stop_bus(self.bus, self.tasks, grace_s)
 
     def crash(self) -> None:
         """The daemon ends at once, wherever it is."""
@@ -101,20 +101,20 @@ class HouseKit:
 
     @property
     def fake(self) -> FakeChannel:
-        """The fake channel of the running house."""
-        found = self.house.channels["fake"]
+        """The fake channel of the running bus."""
+        found = self.bus.channels["fake"]
         assert isinstance(found, FakeChannel)
         return found
 
     async def send(self, session: str = "main", text: str = "hello", *, agent: str = AGENT, **more: Any) -> Accepted:
         """Accept a message that comes from the fake channel."""
         address = more.pop("address", Address("fake", "room"))
-        return await self.house.ingress.accept(Incoming(agent, session, {"text": text}, address=address, **more))
+        return await self.bus.ingress.accept(Incoming(agent, session, {"text": text}, address=address, **more))
 
     def advance(self, seconds: float) -> None:
         """Let time pass, and whoever sleeps until an instant look again."""
         self.clock.advance(seconds)
-        self.house.schedule._changed.set()
+        self.bus.schedule._changed.set()
 
     def agent(self, session: str = "main") -> Agent:
         """The hands of the session's running container."""
@@ -129,13 +129,13 @@ class HouseKit:
     # --- looking
 
     async def session(self, session: str = "main", agent: str = AGENT) -> Session:
-        return await self.house.sessions.get(SessionKey(agent, session))
+        return await self.bus.sessions.get(SessionKey(agent, session))
 
     def slot(self, session: str = "main", agent: str = AGENT) -> Slot | None:
-        return self.house.supervisor.slot(SessionKey(agent, session))
+        return self.bus.supervisor.slot(SessionKey(agent, session))
 
     async def row(self, session: str = "main", agent: str = AGENT) -> SessionRow:
-        found = await self.house.sessions.central(lambda registry: registry.session(SessionKey(agent, session)))
+        found = await self.bus.sessions.central(lambda registry: registry.session(SessionKey(agent, session)))
         assert found is not None
         return found
 
@@ -143,7 +143,7 @@ class HouseKit:
         self, sql: str, *params: object, session: str = "main", agent: str = AGENT
     ) -> list[dict[str, Any]]:
         """Rows of a session's inbound.db."""
-        found = self.house.sessions.files_of(SessionKey(agent, session))
+        found = self.bus.sessions.files_of(SessionKey(agent, session))
 
         def read() -> list[dict[str, Any]]:
             with found.inbound() as db:
@@ -166,7 +166,7 @@ class HouseKit:
     async def ended(self, session: str = "main") -> None:
         """Kill the session's container, and wait until it is gone and all that entails is done."""
         with suppress(NotConfirmedError):  # not within this kit's short time; it goes on all the same
-            await self.house.supervisor.end(SessionKey(AGENT, session), "a test", graceful=False)
+            await self.bus.supervisor.end(SessionKey(AGENT, session), "a test", graceful=False)
         await self.gone(session)
 
     def spawned(self, session: str = "main") -> int:
@@ -181,7 +181,7 @@ class HouseKit:
         await self.settle()
         self.fences += 1
         name = f"fence-{self.fences}"
-        await self.house.supervisor.wake(await self.house.sessions.create(SessionKey(AGENT, name)))
+        await self.bus.supervisor.wake(await self.bus.sessions.create(SessionKey(AGENT, name)))
         await self.started(name)
         container = self.host.of_session(name)
         await self.ended(name)
@@ -190,12 +190,12 @@ class HouseKit:
 
     async def settle_collects(self) -> None:
         """The same, but for sends under way."""
-        await until(lambda: not self.house.delivery._dirty)
+        await until(lambda: not self.bus.delivery._dirty)
 
     async def settle(self) -> None:
-        """Until nothing the house does by itself is under way."""
-        await until(lambda: not self.house.delivery._dirty and not self.house.delivery.senders)
-        await until(lambda: not self.house.sweeper._busy)
+        """Until nothing the bus does by itself is under way."""
+        await until(lambda: not self.bus.delivery._dirty and not self.bus.delivery.senders)
+        await until(lambda: not self.bus.sweeper._busy)
 
 
 async def until(holds: Callable[[], bool], seconds: float = SECONDS) -> None:
