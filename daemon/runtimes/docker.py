@@ -142,7 +142,7 @@ class DockerRuntime:
 
     async def find_or_cancel_spawn(self, incarnation: str) -> Running | None:
         """Remove what was created and not started: Docker then refuses the start that may still be under way."""
-        return await self._in_thread(partial(self._find_started, incarnation))
+        return await self._in_thread(partial(self._find_or_cancel_spawn, incarnation))
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
         """Return the end of its stdout and stderr. Raise ContainerGoneError for an unknown container."""
@@ -256,7 +256,7 @@ class DockerRuntime:
         self._believe()
         return result
 
-    def _find_started(self, incarnation: str) -> Running | None:
+    def _find_or_cancel_spawn(self, incarnation: str) -> Running | None:
         wanted = [f"{LABEL_INSTALL}={self._install_id}", f"{LABEL_INCARNATION}={incarnation}"]
         try:
             found: list[dict[str, Any]] = self._client.call(

@@ -163,7 +163,7 @@ class ProcessRuntime:
 
     async def find_or_cancel_spawn(self, incarnation: str) -> Running | None:
         """By its record: a shell without one ends by itself and runs nothing."""
-        return await self._in_thread(partial(self._find_started, incarnation))
+        return await self._in_thread(partial(self._find_or_cancel_spawn, incarnation))
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
         """Return the end of its stdout and stderr. Raise ContainerGoneError for an unknown container."""
@@ -318,7 +318,7 @@ class ProcessRuntime:
             if record.install_id == self._install_id and _lives(record)
         ]
 
-    def _find_started(self, incarnation: str) -> Running | None:
+    def _find_or_cancel_spawn(self, incarnation: str) -> Running | None:
         self._reap()
         self._believe()
         record = self._read(incarnation)
