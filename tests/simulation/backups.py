@@ -61,9 +61,7 @@ class Backups:
         world = self._world
         with DataFolder.open(world.root, world.clock):
             done = restore_folder(backup, world.root, world.clock.now_ms(), _silent, replace=True)
-        # What resets have put aside is no part of a backup; the checks ask it what was answered before.
-        for aside in sorted(Path(done["before"]).glob("sessions/*/*/out.reset-*")):
-            shutil.copytree(aside, world.root / aside.relative_to(done["before"]))
+        _copy_put_aside(Path(done["before"]), world.root)
         world.counts["restores"] += 1
         world.trace("operator", f"restored {done}")
 
@@ -77,7 +75,23 @@ class Backups:
                 yield f"{relative} differs from the file that was backed up"
         # A daemon that died in its first start leaves a registry without tables, and a backup of it holds the same.
         if not found.unverified and "sessions" in (_rows(target / "central.db") or {}):
+            copied_folders = _copy_put_aside(self._world.root, target)
             yield from data_folder_violations(target, pruned=pruned)
+            for folder in copied_folders:
+                shutil.rmtree(folder)
+
+
+def _copy_put_aside(source: Path, target: Path) -> list[Path]:
+    """Copy what resets have put aside, which is no part of a backup: the checks ask it what was answered before.
+
+    Sessions that the target does not have are left out. Return the copies.
+    """
+    copies: list[Path] = []
+    for aside in sorted(source.glob("sessions/*/*/out.reset-*")):
+        copy = target / aside.relative_to(source)
+        if copy.parent.is_dir() and not copy.exists():
+            copies.append(Path(shutil.copytree(aside, copy)))
+    return copies
 
 
 def _rows(path: Path) -> dict[str, list[Any]] | None:
