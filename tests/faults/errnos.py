@@ -258,6 +258,9 @@ class Walk:
         problems += [
             f"{one[2]} has {answers.get(one[2], 0)} answers" for one in self._asked if answers.get(one[2]) != 1
         ]
+        # A failure is over when a whole round of sweeps has passed without another one.
+        with contextlib.suppress(TimeoutError):  # doctor says then what did not heal
+            self.until_degraded(None)
         said = self.daemon.cli("doctor")
         if not said.ok:
             problems.append(f"doctor: {said.envelope}")
