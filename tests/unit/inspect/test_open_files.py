@@ -14,9 +14,14 @@ from daemon.inspect.open_files import open_files_used_up
 
 @pytest.fixture
 def other() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        yield process
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
+        assert process.stdout is not None
+        # Its echo shows that the loader has closed the libraries that it opened: from now on the table of descriptors rests.
+        process.stdin.write(b"ready\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"ready\n"
+        yield process
         process.stdin.close()
 
 
