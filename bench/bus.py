@@ -24,7 +24,7 @@ from daemon.channels.protocol import Incoming
 from daemon.channels.registry import find_types
 from daemon.config.models import Agent, Config, Delivery, Runtime
 from daemon.core.clock import SystemClock
-from daemon.core.delivery_plan import ChannelTraits
+from daemon.core.delivery_plan import ChannelRules
 from daemon.engine.delivery_steps import Collected, DeliveryContext, collect
 from daemon.engine.sessions import Session
 from daemon.logs.pipeline import configure
@@ -129,7 +129,7 @@ def receipts(files: SessionFiles) -> int:
 def look(files: SessionFiles) -> Collected:
     """One look at a session, as the delivery makes it whenever it is poked."""
     means = DeliveryContext(
-        {NAME: ChannelTraits(deduplicates=True, hold_in_doubt=False)},
+        {NAME: ChannelRules(deduplicates=True, hold_in_doubt=False)},
         Delivery(), 1024**2, frozenset(), frozenset(), random.Random(0).random(),  # noqa: S311 - nothing is retried
     )  # fmt: skip
     return collect(files, means, "incarnation", SystemClock().now_ms())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from daemon.inspect.content import answered_ids, decode, error_of, text_of
+from daemon.core.content import answered_ids, decode, error_of, text_of
 from daemon.store.mailbox import MailboxEntry
 
 

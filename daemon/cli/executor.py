@@ -15,9 +15,9 @@ from daemon.api.client import ControlClient
 from daemon.cli.command import Invocation
 from daemon.core.clock import SystemClock
 from daemon.core.commands import KillSession, Verb
+from daemon.core.content import error_of
 from daemon.core.errors import NotListeningError, RemoteError, RuntimeUnavailableError
 from daemon.core.repair_errors import RestoreRefusedError
-from daemon.inspect.content import error_of
 from daemon.maintenance.container_ends import KilledAgent
 from daemon.maintenance.stale_drive import CANARY_SESSION, Key
 from daemon.store.dead_letters import Operator

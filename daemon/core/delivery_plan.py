@@ -71,8 +71,8 @@ class HeadRule:
 
 
 @dataclass(frozen=True, slots=True)
-class ChannelTraits:
-    """What the plan needs to know of a channel."""
+class ChannelRules:
+    """How the plan treats a channel: what the channel can do, and what the operator has set for it."""
 
     deduplicates: bool
     hold_in_doubt: bool
@@ -92,7 +92,7 @@ class Rules:
     now: int
     routing: Address | None
     allowed: frozenset[tuple[str, str]]
-    channels: Mapping[str, ChannelTraits]
+    channels: Mapping[str, ChannelRules]
     held: frozenset[str]
     max_content_bytes: int
     full: frozenset[tuple[str, str]] = frozenset()

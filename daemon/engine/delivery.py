@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from daemon.channels.protocol import Channel, InDoubt, InlineChannel
 from daemon.config.models import Delivery as DeliveryConfig
 from daemon.core.clock import Clock
-from daemon.core.delivery_plan import ChannelTraits, HeadRule, Send
+from daemon.core.delivery_plan import ChannelRules, HeadRule, Send
 from daemon.core.events import AnswerDropped
 from daemon.core.poll_budget import BURST_S, SHARE
 from daemon.core.trace import Tracing
@@ -95,8 +95,8 @@ class Delivery:
         self._tasks: TaskGroup | None = None
         self._channels_run: anyio.Event | None = None
         self._log = structlog.get_logger("delivery")
-        self._traits = {
-            name: ChannelTraits(
+        self._channel_rules = {
+            name: ChannelRules(
                 c.capabilities.deduplicates,
                 c.capabilities.in_doubt is InDoubt.HOLD,
                 settings.head_rules.get(name, HeadRule()),
@@ -335,7 +335,7 @@ class Delivery:
             granted.extend(self._slots.wait(session, (channel, place)))
 
         return DeliveryContext(
-            channels=self._traits,
+            channels=self._channel_rules,
             config=self._config,
             max_content_bytes=self._settings.max_content_bytes,
             held=frozenset(session.sending),

@@ -5,17 +5,17 @@ Synchronous; the caller holds the session's lock. Nothing is sent here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeGuard, cast
+from typing import Final, TypeGuard
 
 from daemon.config.models import Delivery as DeliveryConfig
 from daemon.core.attempt_end import AttemptEnd
+from daemon.core.content import is_runner_error
 from daemon.core.delivery_plan import (
     OF_CONTAINER,
     Candidate,
-    ChannelTraits,
+    ChannelRules,
     DeadLetterDecision,
     Decision,
     Defer,
@@ -114,7 +114,7 @@ class DeliveryContext:
     although nothing was sent; `collect` maintains it.
     """
 
-    channels: Mapping[str, ChannelTraits]
+    channels: Mapping[str, ChannelRules]
     config: DeliveryConfig
     max_content_bytes: int
     held: frozenset[str]
@@ -217,20 +217,12 @@ def _without_cut(batch: _Batch, judged: Judged) -> tuple[_Batch, list[str]]:
     void |= {message.id for message in judged.pending if message.void_ack is not None}
     cut = [
         one.row.id for one in batch.candidates
-        if one.state is None and one.row.in_reply_to in void and _is_failure(one.row.content)
+        if one.state is None and one.row.in_reply_to in void and is_runner_error(one.row.content)
     ]  # fmt: skip
     if not cut:
         return batch, []
     kept = tuple(one for one in batch.candidates if one.row.id not in cut)
     return replace(batch, candidates=kept), cut
-
-
-def _is_failure(content: str) -> bool:
-    try:
-        value = cast("object", json.loads(content))
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and isinstance(cast("dict[str, object]", value).get("error"), dict)
 
 
 def _blocked(item: Decision) -> TypeGuard[Queue]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from daemon.inspect.content import decode, preview
+from daemon.core.content import decode, preview
 from daemon.inspect.explain import next_step
 from daemon.inspect.row_values import place, values_of
 from daemon.inspect.session_reading import (

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
-from daemon.inspect.content import answered_ids, preview
+from daemon.core.content import answered_ids, preview
 from daemon.inspect.reading import whole_rows
 from daemon.inspect.row_values import values_of
 from daemon.inspect.session_reading import (

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
+from daemon.core.content import answered_ids, error_of, preview
 from daemon.core.run_evidence import InboundRows, MessageSeen, OutboundRows, RunRead, RuntimeContext, runs_of
 from daemon.core.run_state import (
     Answer,
@@ -18,7 +19,6 @@ from daemon.core.run_state import (
     Source,
     outcome_of,
 )
-from daemon.inspect.content import answered_ids, error_of, preview
 from daemon.inspect.session_reading import history_row, open_inbound, table_rows
 from daemon.store import outbound
 from daemon.store.messages import chunks, marks

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+from daemon.core.content import preview
 from daemon.inspect.answer_reading import retrying_example
-from daemon.inspect.content import preview
 from daemon.inspect.row_values import place, values_of
 from daemon.store.backlog import NOT_CLOSED, dead_answers, failed_messages, read_answers
 from daemon.store.dead_letters import CLOSED_TABLE

@@ -239,8 +239,8 @@ def _no_destination_order() -> contextlib.AbstractContextManager[Any]:
 
 def _hold_is_resent() -> contextlib.AbstractContextManager[Any]:
     """In doubt, a channel that asked to hold is sent to again."""
-    traits = daemon.engine.delivery.ChannelTraits
-    return mock.patch.object(daemon.engine.delivery, "ChannelTraits", lambda dedup, _, head: traits(dedup, False, head))
+    traits = daemon.engine.delivery.ChannelRules
+    return mock.patch.object(daemon.engine.delivery, "ChannelRules", lambda dedup, _, head: traits(dedup, False, head))
 
 
 def _undeclared() -> contextlib.AbstractContextManager[Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from daemon.config.models import Delivery
-from daemon.core.delivery_plan import ChannelTraits
+from daemon.core.delivery_plan import ChannelRules
 from daemon.core.lifecycle import Container, Policy
 from daemon.engine.delivery_steps import Collected, DeliveryContext, collect
 from daemon.engine.sweep_steps import Settings, Swept, finish_incarnation, sweep_files
@@ -28,7 +28,7 @@ CONTENT_BYTES: Final = 1024**2
 
 def means(*, content_bytes: int = CONTENT_BYTES) -> DeliveryContext:
     return DeliveryContext(
-        channels={"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)},
+        channels={"local": ChannelRules(deduplicates=True, hold_in_doubt=False)},
         config=Delivery(),
         max_content_bytes=content_bytes,
         held=frozenset(),

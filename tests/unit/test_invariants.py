@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from daemon.config.models import Delivery
-from daemon.core.delivery_plan import ChannelTraits
+from daemon.core.delivery_plan import ChannelRules
 from daemon.engine.delivery_steps import DeliveryContext, Outcome, collect, record_outcomes
 from daemon.store.data_folder import Layout
 from daemon.store.mailbox import Mailbox, NewEntry
@@ -18,7 +18,7 @@ from tests.support.invariants import check_data_folder, check_session, data_fold
 from tests.support.session_world import NOW, SessionWorld
 
 KEY = SessionKey("a", "s")
-MEANS = DeliveryContext({"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}, Delivery(), 1024**2, frozenset(),
+MEANS = DeliveryContext({"local": ChannelRules(deduplicates=True, hold_in_doubt=False)}, Delivery(), 1024**2, frozenset(),
               frozenset(), 0.5)  # fmt: skip
 
 

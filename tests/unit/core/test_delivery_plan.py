@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from daemon.core.delivery_plan import (
     Candidate,
-    ChannelTraits,
+    ChannelRules,
     DeadLetterDecision,
     Decision,
     Defer,
@@ -30,10 +30,10 @@ NOW = 1_795_219_200_000
 HOME, AWAY, ELSEWHERE = Address("dedup", "home"), Address("resend", "away"), Address("hold", "elsewhere")
 CHANNELS = MappingProxyType(
     {
-        "dedup": ChannelTraits(deduplicates=True, hold_in_doubt=False),
-        "resend": ChannelTraits(deduplicates=False, hold_in_doubt=False),
-        "hold": ChannelTraits(deduplicates=False, hold_in_doubt=True),
-        "both": ChannelTraits(deduplicates=True, hold_in_doubt=True),
+        "dedup": ChannelRules(deduplicates=True, hold_in_doubt=False),
+        "resend": ChannelRules(deduplicates=False, hold_in_doubt=False),
+        "hold": ChannelRules(deduplicates=False, hold_in_doubt=True),
+        "both": ChannelRules(deduplicates=True, hold_in_doubt=True),
     }
 )
 RULES = Rules(NOW, routing=HOME, allowed=frozenset(), channels=CHANNELS, held=frozenset(), max_content_bytes=1000)

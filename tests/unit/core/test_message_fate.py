@@ -11,7 +11,7 @@ import pytest
 
 from container_runner.store import Store
 from daemon.config.models import Delivery
-from daemon.core.delivery_plan import ChannelTraits
+from daemon.core.delivery_plan import ChannelRules
 from daemon.core.lifecycle import Container, Fail, Observation, Policy, Reset, Wake, decide, reset_orphans
 from daemon.core.message_fate import (
     Defer,
@@ -36,7 +36,7 @@ from tests.support.session_world import NOW, SessionWorld
 SECOND, MINUTE, HOUR = 1000, 60_000, 3_600_000
 FATE = Fate()
 SETTINGS = Settings(Policy())
-MEANS = DeliveryContext({"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000,
+MEANS = DeliveryContext({"local": ChannelRules(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000,
               held=frozenset(), under_way=frozenset(), jitter=0.5)  # fmt: skip
 
 

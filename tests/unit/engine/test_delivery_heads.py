@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from daemon.config.models import Delivery
-from daemon.core.delivery_plan import ChannelTraits, HeadRule, Reason
+from daemon.core.delivery_plan import ChannelRules, HeadRule, Reason
 from daemon.core.errors import NotDeadLetterError
 from daemon.engine.delivery_steps import Collected, DeliveryContext, Outcome, collect, record_outcomes
 from daemon.engine.sweep_steps import next_work
@@ -29,8 +29,8 @@ DAY = 86_400 * SECOND
 
 def means(rule: HeadRule = RULE, **config: Any) -> DeliveryContext:
     channels = {
-        "local": ChannelTraits(deduplicates=True, hold_in_doubt=False, head=rule),
-        "plain": ChannelTraits(deduplicates=False, hold_in_doubt=False, head=rule),
+        "local": ChannelRules(deduplicates=True, hold_in_doubt=False, head=rule),
+        "plain": ChannelRules(deduplicates=False, hold_in_doubt=False, head=rule),
     }
     return DeliveryContext(channels, Delivery(**config), 10_000, held=frozenset(), under_way=frozenset(), jitter=0.5)
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.config.models import Delivery
-from daemon.core.delivery_plan import ChannelTraits, Reason, Send
+from daemon.core.delivery_plan import ChannelRules, Reason, Send
 from daemon.engine import delivery_steps
 from daemon.engine.delivery_steps import Collected, DeliveryContext, Outcome, collect, record_outcomes
 from daemon.engine.outcomes import outgoing
@@ -36,9 +36,9 @@ from tests.support.session_world import HOME, NOW, SessionWorld
 AWAY, HELD, GONE = Address("plain", "away"), Address("careful", "held"), Address("gone", "x")
 CHANNELS = MappingProxyType(
     {
-        "local": ChannelTraits(deduplicates=True, hold_in_doubt=False),
-        "plain": ChannelTraits(deduplicates=False, hold_in_doubt=False),
-        "careful": ChannelTraits(deduplicates=False, hold_in_doubt=True),
+        "local": ChannelRules(deduplicates=True, hold_in_doubt=False),
+        "plain": ChannelRules(deduplicates=False, hold_in_doubt=False),
+        "careful": ChannelRules(deduplicates=False, hold_in_doubt=True),
     }
 )
 MEANS = DeliveryContext(CHANNELS, Delivery(), 10_000, held=frozenset(), under_way=frozenset(), jitter=0.5)

@@ -10,7 +10,7 @@ import pytest
 
 from container_runner.store import Store
 from daemon.config.models import Delivery
-from daemon.core.delivery_plan import ChannelTraits
+from daemon.core.delivery_plan import ChannelRules
 from daemon.core.lifecycle import CEILING, CLAIM_STUCK, Container, Kill, Policy, Reset, Settle, Stop, Wake, is_due
 from daemon.engine import sweep_steps as steps
 from daemon.engine.delivery_steps import DeliveryContext, collect
@@ -562,5 +562,5 @@ def claimed_by_the_next(world: SessionWorld) -> list[str]:
 
 
 def means() -> DeliveryContext:
-    traits = {"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}
+    traits = {"local": ChannelRules(deduplicates=True, hold_in_doubt=False)}
     return DeliveryContext(traits, Delivery(), 10_000, held=frozenset(), under_way=frozenset(), jitter=0.5)

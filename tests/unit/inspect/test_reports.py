@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from daemon.core.content import error_of, preview, text_of
 from daemon.core.errors import DataFolderError, RegistryGoneError, UnknownMessageError, UnknownSessionError
 from daemon.inspect import reports
-from daemon.inspect.content import error_of, preview, text_of
 from schema.connect import Writer, open_owner
 from schema.errors import InvalidNameError
 from schema.instants import to_text

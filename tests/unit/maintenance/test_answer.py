@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from daemon.config.models import Delivery
-from daemon.core.delivery_plan import ChannelTraits
+from daemon.core.delivery_plan import ChannelRules
 from daemon.core.errors import UnknownMessageError
 from daemon.core.repair_errors import AnswerNotOpenError, AnswerUnderWayError
 from daemon.engine.delivery_steps import DeliveryContext, Outcome, collect, record_outcomes
@@ -21,7 +21,7 @@ from tests.support.session_world import NOW, SessionWorld
 
 WHO: Final = Operator("ada", "the receiver is mended")
 MEANS: Final = DeliveryContext(
-    {"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000, frozenset(), frozenset(), 0.5
+    {"local": ChannelRules(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000, frozenset(), frozenset(), 0.5
 )
 HOUR: Final = 3_600_000
 

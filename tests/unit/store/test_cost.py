@@ -11,7 +11,7 @@ import pytest
 
 import schema.connect
 from daemon.config.models import Delivery
-from daemon.core.delivery_plan import ChannelTraits
+from daemon.core.delivery_plan import ChannelRules
 from daemon.core.lifecycle import Container, Policy
 from daemon.engine.delivery_steps import DeliveryContext, collect
 from daemon.engine.sweep_steps import Settings, sweep_files
@@ -19,7 +19,7 @@ from daemon.store.registry import Registry, SessionKey
 from tests.support.session_world import NOW, SessionWorld
 
 MANY = 10_000
-MEANS = DeliveryContext({"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000, frozenset(),
+MEANS = DeliveryContext({"local": ChannelRules(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000, frozenset(),
               frozenset(), 0.5)  # fmt: skip
 SETTINGS = Settings(Policy())
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from daemon.config.models import Delivery
-from daemon.core.delivery_plan import ChannelTraits, DeadLetterDecision, Send
+from daemon.core.delivery_plan import ChannelRules, DeadLetterDecision, Send
 from daemon.core.errors import NotDeadLetterError, RowGoneError, UnknownMessageError
 from daemon.engine.dead_letters import drop_one, requeue
 from daemon.engine.delivery_steps import DeliveryContext, Outcome, collect, record_outcomes
@@ -30,7 +30,7 @@ HOME = Address("webhook", "hook")
 WHO = Operator("ada", "it is up again")
 RETRY_FOR_S = 60
 MEANS = DeliveryContext(
-    channels={"webhook": ChannelTraits(deduplicates=False, hold_in_doubt=True)},
+    channels={"webhook": ChannelRules(deduplicates=False, hold_in_doubt=True)},
     config=Delivery(retry_for_s=RETRY_FOR_S, retry_base_s=1),
     max_content_bytes=2**20,
     held=frozenset(),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from daemon.config.models import Delivery
-from daemon.core.delivery_plan import ChannelTraits
+from daemon.core.delivery_plan import ChannelRules
 from daemon.engine.delivery_steps import DeliveryContext, Outcome, collect, record_outcomes
 from daemon.store.dead_letters import Operator, dead_letter, drop
 from daemon.store.expiry import drop_gone, expire_dead_letters
@@ -19,7 +19,7 @@ from tests.support.session_world import NOW, SessionWorld
 
 DAY = 86_400_000
 MEANS = DeliveryContext(
-    {"local": ChannelTraits(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000, frozenset(), frozenset(), 0.5
+    {"local": ChannelRules(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000, frozenset(), frozenset(), 0.5
 )
 
 

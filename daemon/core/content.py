@@ -50,6 +50,12 @@ def error_of(content: str) -> str | None:
     return error if isinstance(error, str) else json.dumps(error, default=str)
 
 
+def is_runner_error(content: str) -> bool:
+    """Whether the runner wrote this answer in place of the agent's: `error` is an object, as `docs/contract.md` says."""
+    value = decode(content)
+    return isinstance(value, dict) and isinstance(cast("dict[str, object]", value).get("error"), dict)
+
+
 def answered_ids(content: str) -> frozenset[str]:
     """Return the ids of further messages that this answers, besides the one it is in reply to."""
     return frozenset(json_text.answered_ids(decode(content)))
