@@ -11,7 +11,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from container_runner.providers.command import CommandProvider, program_environment
+from container_runner.providers.command import CommandProvider
+from container_runner.providers.program import program_environment
 from container_runner.providers.protocol import Answer, DeclaredTimeout, ProviderContext, Turn, TurnMessage
 from container_runner.shared import errors
 from schema.rows import RunnerSettings
