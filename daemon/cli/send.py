@@ -156,9 +156,9 @@ def _held_up(client: ControlClient, known: dict[str, Any]) -> str:
         return ""
     if report.get("held_up"):
         return f" {report['held_up']}"
-    if report.get("state") in ("waiting", "backing_off"):
-        return f" The session is {report['state']}: it waits for a container (`clawbus status` says why)."
     why = what_it_waits_for(report.get("messages", ()), _working_id(known), SystemClock().now_ms())
+    if why is None and report.get("state") in ("waiting", "backing_off"):
+        return f" The session is {report['state']}: it waits for a container (`clawbus status` says why)."
     return f" {why[0].upper()}{why[1:]}." if why is not None else ""
 
 

@@ -67,6 +67,7 @@ def show(
     if message is not None:
         return _life(invocation, named, message)
     from daemon.cli.daemon_status import daemon_or_files  # noqa: PLC0415
+    from daemon.cli.doing import with_work  # noqa: PLC0415
 
     def look() -> dict[str, Any]:
         from daemon.inspect.reports import session_report  # noqa: PLC0415
@@ -74,6 +75,7 @@ def show(
         return session_report(invocation.config.data_dir, *named, SystemClock())
 
     report, source = daemon_or_files(invocation, lambda client: client.session(*named), look)
+    (report,) = with_work(invocation, [report])
     steps: tuple[NextAction, ...] = ()
     if report["state"] == "quarantined":
         steps = (NextAction(f"clawbus session release {two_words(*named)}", "take it out of quarantine, once mended"),)
@@ -239,16 +241,15 @@ def _life(invocation: Invocation, named: tuple[str, str], message: str) -> Outco
 
 
 def _show(console: Console, report: dict[str, Any], source: str) -> None:
+    from daemon.cli.doing import doing  # noqa: PLC0415
     from daemon.cli.present import pairs, pruned, say, when  # noqa: PLC0415
 
     now = SystemClock().now_ms()
     live = report["incarnation"]
     facts: dict[str, object] = {"session": f"{report['agent']}/{report['session']}", "state": report["state"]}
-    if report["explanation"]:
-        facts["why"] = report["explanation"]
+    if said := doing(report, now):
+        facts["what"] = said
     facts["container"] = f"{live['container_id']} since {when(live['started_at'], now)}" if live else "none"
-    if report["tool"] and live:
-        facts["tool"] = f"{report['tool']['name']} since {when(report['tool']['started_at'], now)}"
     facts["heartbeat"] = when(report["heartbeat_at"], now)
     facts["unfinished"] = report["pending"]
     facts["folder"] = report["folder"]

@@ -33,7 +33,10 @@ def status(invocation: Invocation) -> Outcome:
     Example:
       clawbus status
     """
+    from daemon.cli.doing import with_work  # noqa: PLC0415
+
     report, source = read_status(invocation)
+    report["working"] = with_work(invocation, report.get("working", []))
     steps: tuple[NextAction, ...] = ()
     if source == "files":
         steps = LOOK if report["silent"] is not None else (NextAction("clawbus serve", "start the daemon"),)
@@ -112,9 +115,14 @@ def _versions() -> dict[str, Any]:
 
 def show(console: Console, report: Mapping[str, Any], source: str) -> None:
     """Print the report for people."""
+    from daemon.cli.doing import doing  # noqa: PLC0415
     from daemon.cli.present import pairs, say, table  # noqa: PLC0415
 
     pairs(console, facts_of(report, source))
+    if report["working"]:
+        now = SystemClock().now_ms()
+        rows = [(f"{one['agent']}/{one['session']}", doing(one, now)) for one in report["working"]]
+        console.print(table("At work", ("session", "on what"), rows))
     if report["attention"]:
         rows = [(f"{entry['agent']}/{entry['session']}", entry["explanation"]) for entry in report["attention"]]
         console.print(table("Needs attention", ("session", "why"), rows))
@@ -141,10 +149,13 @@ def facts_of(report: Mapping[str, Any], source: str) -> dict[str, object]:
         facts["registry"] = f"{report['registry_error']} (sessions are those that have a folder)"
     facts["sessions"] = f"{sessions['total']} ({states})" if states else sessions["total"]
     facts["messages"] = (
-        f"{queues['pending']} unfinished ({queues['scheduled']} of them scheduled),"
-        f" oldest {age(queues['oldest_pending_age_ms'])}"
+        f"{queues['pending'] - queues['scheduled']} unfinished, oldest {age(queues['oldest_pending_age_ms'])};"
+        f" {queues['scheduled']} scheduled for later"
     )
-    facts["answers"] = f"{queues['undelivered']} undelivered, oldest {age(queues['oldest_undelivered_age_ms'])}"
+    facts["answers"] = (
+        f"{queues['undelivered']} undelivered, oldest {age(queues['oldest_undelivered_age_ms'])};"
+        f" {queues.get('scheduled_answers', 0)} scheduled for later"
+    )
     facts["dead letters"] = f"{queues['dead_letters']} ({queues['failed']} messages, {queues['dead']} answers)"
     facts |= _pruned(report)
     if report.get("not_examined"):

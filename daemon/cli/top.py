@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 # What moves or needs somebody comes first.
-_RANK: Final = ("quarantined", "backing_off", "waiting", "starting", "running", "scheduled", "idle")
+_RANK: Final = ("quarantined", "backing_off", "working", "waiting", "starting", "resting", "scheduled", "idle")
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +35,7 @@ def top(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many sessions.")] = 20,
     once: Annotated[bool, typer.Option("--once", help="One look, and the end: for pipes. So with --json.")] = False,
 ) -> Outcome:
-    """Show the daemon, the queues and the busiest sessions, and draw them anew every second until Ctrl-C.
+    """Show the daemon, the queues and the busiest sessions with what each works on, every second until q or Ctrl-C.
 
     Use it while something happens: a deployment, a backlog that is worked off. It goes on from the files when the daemon
     goes down, and says so.
@@ -50,26 +49,33 @@ def top(
         return Outcome(frame, lambda console: console.print(_draw(frame)))
     from rich.live import Live  # noqa: PLC0415
 
+    from daemon.cli.keys import quit_key  # noqa: PLC0415
+
     try:
-        with Live(
-            _draw(_look(invocation, limit)), console=invocation.console(), screen=True, auto_refresh=False
-        ) as live:
-            while True:
-                time.sleep(interval)
+        with (
+            quit_key() as pressed,
+            Live(
+                _draw(_look(invocation, limit)), console=invocation.console(), screen=True, auto_refresh=False
+            ) as live,
+        ):
+            while not pressed(interval):
                 live.update(_draw(_look(invocation, limit)), refresh=True)
     except KeyboardInterrupt:
-        return Outcome(silent=True)
+        pass
+    return Outcome(silent=True)
 
 
 def _look(invocation: Invocation, limit: int) -> dict[str, Any]:
     """{source, status, sessions}: one look. What cannot be read is `error`."""
+    from daemon.cli.doing import with_work  # noqa: PLC0415
+
     report, source = read_status(invocation)
     try:
         with invocation.client(answer_s=5.0) as client:
             sessions = client.sessions()
     except (DaemonDownError, DaemonSilentError, RemoteError):
         sessions = _from_files(invocation)
-    shown = sorted(sessions, key=_rank)[:limit]
+    shown = with_work(invocation, sorted(sessions, key=_rank)[:limit])
     return {"source": source, "at": SystemClock().now_ms(), "status": report, "sessions": shown, "total": len(sessions)}
 
 
@@ -92,26 +98,15 @@ def _draw(frame: Mapping[str, Any]) -> Group:
     from rich.console import Group  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    from daemon.cli.present import age, table, when  # noqa: PLC0415
+    from daemon.cli.doing import sessions_table  # noqa: PLC0415
+    from daemon.cli.present import when  # noqa: PLC0415
     from daemon.core.printable import one_line  # noqa: PLC0415
 
     now = frame["at"]
     facts = facts_of(frame["status"], frame["source"])
     width = max(len(name) for name in facts)
     lines = "\n".join(f"{one_line(name):<{width}}  {one_line(value)}" for name, value in facts.items())
-    rows = [
-        (
-            f"{one['agent']}/{one['session']}",
-            one["state"],
-            one["pending"],
-            age(now - one["oldest_pending_at"]) if one["oldest_pending_at"] is not None else "-",
-            one["undelivered"],
-            (one["failed"] or 0) + (one["dead"] or 0),
-            one["explanation"] or "",
-        )
-        for one in frame["sessions"]
-    ]
-    columns = ("session", "state", "unfinished", "oldest", "undelivered", "dead letters", "why")
+    rows: list[dict[str, Any]] = frame["sessions"]
     more = f", {frame['total'] - len(rows)} more" if frame["total"] > len(rows) else ""
     heading = Text(f"clawbus top  {when(now, now).partition(' (')[0]}", "bold")
-    return Group(heading, Text(lines), table(f"{len(rows)} sessions{more}", columns, rows))
+    return Group(heading, Text(lines), sessions_table(f"{len(rows)} sessions{more}", rows, now))

@@ -10,6 +10,7 @@ from daemon.core.diagnoses import most_pressing
 from daemon.core.diagnosis import Diagnosis
 from daemon.core.facts import HostFacts, SessionFacts
 from daemon.core.run_state import Life
+from daemon.core.session_state import SessionState
 from daemon.inspect.session_facts import live_record, recorded_facts
 from daemon.inspect.session_reading import Queues
 
@@ -29,14 +30,27 @@ _STEPS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-def state_of(registry: Mapping[str, Any], live: Mapping[str, Any] | None, now_ms: int) -> str:
-    """quarantined, running, starting, backing_off, waiting (work, no container), scheduled or idle."""
+def state_of(
+    registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues | None, now_ms: int
+) -> SessionState:
+    """Return the session's state in a word. `queues` is None when its files were not read: the registry alone speaks then."""
     if registry.get("quarantined_at") is not None:
         return "quarantined"
     if live is not None:
-        return "running" if live.get("container_id") is not None else "starting"
+        if live.get("container_id") is None:
+            return "starting"
+        return "working" if queues is not None and queues.claimed else "resting"
     if (registry.get("next_spawn_at") or 0) > now_ms:
         return "backing_off"
+    return _without_container(registry, queues)
+
+
+def _without_container(registry: Mapping[str, Any], queues: Queues | None) -> SessionState:
+    if queues is not None and queues.error is None and not (queues.due or queues.undelivered):
+        if queues.backing_off:
+            return "backing_off"
+        if queues.scheduled or queues.scheduled_answers:
+            return "scheduled"
     if registry.get("active"):
         return "waiting"
     return "scheduled" if registry.get("next_due_at") is not None else "idle"

@@ -105,6 +105,7 @@ def _status(data_dir: Path, looked: Sequence[_Looked], now: int) -> dict[str, An
         "queues": sum_queues([one.queues for one in looked if one.queues is not None], now),
         "attention": needing[:_ATTENTION],
         "attention_total": len(needing),
+        "working": [_named(one) for one in looked if one.state == "working"][:_ATTENTION],
         "not_examined": sum(one.queues is None for one in looked),
     }
 
@@ -159,7 +160,8 @@ def session_report(
         ]
     live = next((one for one in incarnations if one["ended_at"] is None), None)
     registry = dict(row) if row is not None else _unregistered(agent, session)
-    looked = _Looked(registry, live, state_of(registry, live, now), read_queues(folder, now), now)
+    queues = read_queues(folder, now)
+    looked = _Looked(registry, live, state_of(registry, live, queues, now), queues, now)
     detail = read_detail(folder, limit, limits or ReadLimits(), held)
     return {
         **_summary(looked),
@@ -384,9 +386,9 @@ def _read(
     for row in rows:
         key = (row["agent"], row["session"])
         queues = Queues() if key in idle else None
-        if queues is None and clock.monotonic() <= deadline:
+        if queues is None and (key in live or clock.monotonic() <= deadline):  # there are few containers
             queues = read_queues(session_folder(data_dir, *key), now)
-        looked.append(_Looked(row, live.get(key), state_of(row, live.get(key), now), queues, now))
+        looked.append(_Looked(row, live.get(key), state_of(row, live.get(key), queues, now), queues, now))
     return looked
 
 
@@ -402,6 +404,7 @@ def _summary(one: _Looked) -> dict[str, Any]:
         "incarnation_id": one.live["id"] if one.live is not None else None,
         "pending": queues.pending if queues else None,
         "scheduled": queues.scheduled if queues else None,
+        "backing_off": queues.backing_off if queues else None,
         "oldest_pending_at": queues.oldest_pending_at if queues else None,
         "undelivered": queues.undelivered if queues else None,
         "scheduled_answers": queues.scheduled_answers if queues else None,
@@ -415,12 +418,11 @@ def _attention(one: _Looked) -> dict[str, Any] | None:
     sentence = explain(one.registry, one.live, one.queues or Queues(), one.at)
     if sentence is None:
         return None
-    return {
-        "agent": one.registry["agent"],
-        "session": one.registry["session"],
-        "state": one.state,
-        "explanation": sentence,
-    }
+    return {**_named(one), "state": one.state, "explanation": sentence}
+
+
+def _named(one: _Looked) -> dict[str, Any]:
+    return {"agent": one.registry["agent"], "session": one.registry["session"]}
 
 
 def sum_queues(queues: list[Queues], now: int) -> dict[str, Any]:
@@ -433,6 +435,7 @@ def sum_queues(queues: list[Queues], now: int) -> dict[str, Any]:
     return {
         "pending": sum(one.pending for one in queues),
         "scheduled": sum(one.scheduled for one in queues),
+        "backing_off": sum(one.backing_off for one in queues),
         "oldest_pending_age_ms": age(one.oldest_pending_at for one in queues),
         "undelivered": sum(one.undelivered for one in queues),
         "scheduled_answers": sum(one.scheduled_answers for one in queues),

@@ -60,8 +60,9 @@ class Queues:
     """How much of one session is unfinished. Times are epoch milliseconds."""
 
     pending: int = 0
-    scheduled: int = 0  # of the pending ones: not due yet
-    oldest_pending_at: int | None = None
+    scheduled: int = 0  # of the pending ones: their time has not come, as their sender or their agent wants it
+    backing_off: int = 0  # of the pending ones: wait for the next try after a container that ended too early
+    oldest_pending_at: int | None = None  # of those that are not scheduled
     due: int = 0  # of the pending ones: could be worked on now
     held: int = 0  # of the pending ones: wait for the holder's next try
     oldest_held_at: int | None = None
@@ -136,11 +137,17 @@ def _count_messages(reader: Reader, now_ms: int, queues: Queues) -> None:
     pending = f"FROM messages_in WHERE status = 'pending'{wakes}"
     queues.pending = _count(reader, f"SELECT count(*) {pending}")
     rows = reader.all(f"SELECT * {pending} ORDER BY seq LIMIT {_OLDEST}")
-    stamps = [stamp for row in rows if (stamp := from_text(row["timestamp"])) is not None]
-    queues.oldest_pending_at = min(stamps, default=None)
+    opened = [_Open.of(row) for row in rows]
+    queues.oldest_pending_at = min(
+        (row.accepted for row in opened if row.accepted and not row.is_scheduled(now_ms)), default=None
+    )
     later = f"SELECT count(*) {pending} AND julianday(process_after) > julianday(?)"
-    queues.scheduled = _count(reader, later, to_text(now_ms))
-    _count_due(reader, [_Open.of(row) for row in rows], now_ms, queues)
+    waiting = _count(reader, later, to_text(now_ms))
+    if "tries" in reader.columns("messages_in"):
+        own = " AND deferrals = 0" if "deferrals" in reader.columns("messages_in") else ""
+        queues.backing_off = _count(reader, f"{later} AND tries > 0{own}", to_text(now_ms))
+    queues.scheduled = waiting - queues.backing_off
+    _count_due(reader, opened, now_ms, queues)
     running = "SELECT 1 FROM attempts WHERE outcome IS NULL LIMIT ?"
     queues.claimed = bool(table_rows(reader, "attempts", running, 1))
     failed = failed_messages(closed=bool(reader.columns(CLOSED_TABLE)))
@@ -263,6 +270,7 @@ class _Open:
 
     message_id: str
     seq: int
+    accepted: int
     since: int
     until: int
     holds: bool
@@ -274,16 +282,22 @@ class _Open:
     def of(cls, row: sqlite3.Row) -> _Open:
         values = dict(row)
         until = from_text(values.get("process_after")) or 0
+        accepted = from_text(values.get("timestamp")) or 0
         return cls(
             str(values.get("id")),
             values.get("seq") or 0,
-            max(from_text(values.get("timestamp")) or 0, until),
+            accepted,
+            max(accepted, until),
             until,
             bool(values.get("holds")) and not values.get("on_wake"),
             values.get("tries") or 0,
             values.get("deferrals") or 0,
             from_text(values.get("not_after")),
         )
+
+    def is_scheduled(self, now_ms: int) -> bool:
+        """Whether it waits for a time that its sender or its agent chose. A message that is tried again is late, not scheduled."""
+        return self.until > now_ms and (self.tries == 0 or self.deferrals > 0)
 
 
 def _count_due(reader: Reader, rows: Sequence[_Open], now_ms: int, queues: Queues) -> None:

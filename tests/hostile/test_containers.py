@@ -114,7 +114,7 @@ def test_a_race_is_won_by_nobody(daemon: HostileBus, what: str) -> None:
         daemon.nudge(session)
         slowest = max(slowest, daemon.bystander())
     assert slowest < ROUND_TRIP_S
-    assert daemon.state(session) in ("quarantined", "running", "waiting", "backing_off", "starting")
+    assert daemon.state(session) in ("quarantined", "working", "resting", "waiting", "backing_off", "starting")
 
 
 def test_a_mapped_file_that_is_cut_does_not_end_the_daemon(daemon: HostileBus) -> None:
@@ -270,7 +270,7 @@ RESOURCES = {
 def test_resources_are_held_by_the_containers_limits(daemon: HostileBus, name: str) -> None:
     daemon.attack(f"resource-{name}", RESOURCES[name])
     assert daemon.meanwhile(6) < ROUND_TRIP_S
-    assert daemon.state(f"resource-{name}") in ("running", "waiting", "backing_off", "starting", "idle")
+    assert daemon.state(f"resource-{name}") in ("working", "resting", "waiting", "backing_off", "starting", "idle")
     daemon.cli("session", "kill", "evil", f"resource-{name}")
 
 

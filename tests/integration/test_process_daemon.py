@@ -100,7 +100,7 @@ def test_a_program_that_fails_is_a_typed_error_answer_and_the_loop_lives(
         "failed", lambda: (found := daemon.message(agent, session, message_id))["status"] == "failed" and found
     )
     assert row["last_event"]["event"] == "failed"
-    assert daemon.show(agent, session)["state"] == "running", "the runner outlives the failure"
+    assert daemon.show(agent, session)["state"] == "resting", "the runner outlives the failure"
     incarnation = daemon.container(agent, session)["incarnation"]
     if agent == "prog":
         assert daemon.ask("say on", agent=agent, session=session) == {"text": "on"}

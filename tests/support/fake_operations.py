@@ -114,7 +114,7 @@ class FakeOperations:
             "data_dir": "/data",
             "install_id": "i",
             "at": NOW,
-            "sessions": {"total": 1, "running": 1},
+            "sessions": {"total": 1, "working": 1},
             "queues": {
                 "pending": 2,
                 "scheduled": 1,
@@ -154,7 +154,7 @@ class FakeOperations:
             {
                 "agent": "echo",
                 "session": "demo",
-                "state": "running",
+                "state": "working",
                 "explanation": None,
                 "pending": 1,
                 "oldest_pending_at": NOW,

@@ -15,7 +15,7 @@ RED, GREEN = "\x1b[31m", "\x1b[32m"
 def printed(width: int, *, terminal: bool = True) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=terminal, color_system="standard" if terminal else None)
-    rows = [("echo/a", "quarantined", "failed"), ("echo/a-session-with-a-longer-name", "running", "x")]
+    rows = [("echo/a", "quarantined", "failed"), ("echo/a-session-with-a-longer-name", "working", "x")]
     console.print(table("Sessions", ("session", "state", "why"), rows))
     pairs(console, {"session": "failed", "state": "quarantined"})
     return out.getvalue()
@@ -26,7 +26,7 @@ def test_a_state_has_its_colour_on_a_terminal(monkeypatch: pytest.MonkeyPatch, w
     monkeypatch.delenv("NO_COLOR", raising=False)
     text = printed(width)
     assert text.count(f"{RED}quarantined") == 2
-    assert f"{GREEN}running" in text
+    assert f"{GREEN}working" in text
     assert f"{RED}failed" not in text, "prose and names that read like a state stay as they are"
 
 

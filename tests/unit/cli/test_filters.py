@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.core.session_state import SESSION_STATES
 from daemon.store.registry import Registry, SessionKey
 from schema.connect import open_owner
 from schema.migrate import Role
@@ -62,7 +63,7 @@ def test_an_agent_that_nobody_knows_is_an_error_with_a_suggestion(cli: CommandLi
 def test_sessions_of_one_state(cli: CommandLine) -> None:
     every = cli("session", "list").result["sessions"]
     states = {one["state"] for one in every}
-    for state in ("idle", "scheduled", "waiting", "starting", "running", "backing_off", "quarantined"):
+    for state in SESSION_STATES:
         found = cli("session", "list", "--state", state).result["sessions"]
         assert found == [one for one in every if one["state"] == state]
         states.discard(state)

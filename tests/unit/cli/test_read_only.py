@@ -125,7 +125,7 @@ class TestFromTheDaemon:
         assert "\x1b" not in shown.out
 
     def test_sessions(self, cli: CommandLine, operations: FakeOperations) -> None:
-        assert cli("session", "list").result["sessions"][0]["state"] == "running"
+        assert cli("session", "list").result["sessions"][0]["state"] == "working"
 
     def test_acting_on_a_session(self, cli: CommandLine, operations: FakeOperations) -> None:
         assert cli("session", "stop", "echo/s").result["stopping"] is True

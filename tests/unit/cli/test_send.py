@@ -216,7 +216,7 @@ class TestAfterTheAcceptance:
         self, cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def running(*_: object) -> dict[str, object]:
-            return {"state": "running", "explanation": "Message m0 was given up after 3 tries: x.", "held_up": None}
+            return {"state": "resting", "explanation": "Message m0 was given up after 3 tries: x.", "held_up": None}
 
         monkeypatch.setattr(operations, "session", running)
         error = cli("send", "x", "-a", "mute", "-s", "s", "--wait", "0.05").envelope["error"]

@@ -157,7 +157,7 @@ class TestStatus:
         assert report["sessions"] == {
             "total": 5,
             "idle": 1,
-            "running": 1,
+            "resting": 1,
             "scheduled": 1,
             "starting": 1,
             "waiting": 1,
@@ -165,6 +165,7 @@ class TestStatus:
         assert report["queues"] == {
             "pending": 2,
             "scheduled": 1,
+            "backing_off": 0,
             "oldest_pending_age_ms": 60_000,
             "undelivered": 1,
             "oldest_undelivered_age_ms": 30_000,
@@ -277,7 +278,7 @@ class TestSession:
             {"message_id": "m1", "status": "processing", "changed_at": NOW, "incarnation": "inc-s"}
         ]
         assert report["tool"] == {"name": "Bash", "declared_timeout_ms": 7000, "started_at": NOW}
-        assert (report["heartbeat_at"], report["errors"], report["state"]) == (5000, [], "running")
+        assert (report["heartbeat_at"], report["errors"], report["state"]) == (5000, [], "working")
         json.dumps(report)
 
     def test_rows_are_bounded_and_newest_first(self, data: Data) -> None:
