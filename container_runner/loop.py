@@ -487,7 +487,9 @@ def _is_shared(messages: Sequence[TurnMessage]) -> bool:
 def _refusal(plan: Plan, max_bytes: int) -> TurnFailedError | None:
     """Return why a plan cannot be sent: no row of it has a known destination, or a row is too large; None if it can."""
     if plan.unknown and not plan.replies:
-        return UnknownDestinationError(f"The answer went to {plan.unknown[0][:200]!r}, which is no destination here.")
+        return UnknownDestinationError(
+            f"The answer went to {plan.unknown[0][:200]!r}, which this agent may not send to."
+        )
     if any(len(reply.content.encode()) > max_bytes for reply in plan.replies):
         return AnswerTooLargeError(f"A message of the answer has more than {max_bytes} bytes as JSON.")
     return None

@@ -120,7 +120,7 @@ class Store:
             )
             if own is not None:
                 raise ClaimLostError(
-                    f"message {own['message_id']} was in hand when this container ended, and it was started again.",
+                    f"message {own['message_id']} was being worked on when this container ended; it was started again.",
                     hint="Nothing to do: the daemon ends this container and starts another one.",
                 )
             dropped = db.execute("DELETE FROM processing_ack WHERE status = 'processing'")

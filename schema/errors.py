@@ -52,11 +52,11 @@ class FileBusyError(ClawbusError):
     """The file stayed locked for the whole busy time-out."""
 
     code = "FILE_BUSY"
-    default_hint = "Find what holds the file open (`fuser FILE`); the daemon retries by itself."
+    default_hint = "Find what holds the file open (`fuser FILE`); the daemon keeps retrying."
 
     def __init__(self, message: str, *, hint: str | None = None, path: Path | None = None) -> None:
         if hint is None and path is not None:
-            hint = f"Find what holds the file open (`fuser {path}`); the daemon retries by itself."
+            hint = f"Find what holds the file open (`fuser {path}`); the daemon keeps retrying."
         super().__init__(message, hint=hint)
         self.path = path  # where SQLite's error named it
 
@@ -73,14 +73,14 @@ class StorageError(ClawbusError):
     """Any other SQLite or operating-system failure on one of our files (disk full, permission, I/O)."""
 
     code = "STORAGE"
-    default_hint = "Check free space and permissions of the data folder; the daemon retries by itself."
+    default_hint = "Check free space and permissions of the data folder; the daemon keeps retrying."
 
 
 class HostTroubleError(StorageError):
     """The host has run out of something: open files, memory, processes. Nobody else is to blame; nothing is lost."""
 
     code = "HOST_TROUBLE"
-    default_hint = "Free what has run out, or raise its limit; the daemon retries by itself."
+    default_hint = "Free what has run out, or raise its limit; the daemon keeps retrying."
 
     def __init__(self, message: str, *, hint: str | None = None, resource: str | None = None) -> None:
         super().__init__(message, hint=hint)

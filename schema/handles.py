@@ -110,7 +110,7 @@ def not_writable(error: object, path: Path) -> StorageError | None:
     if not is_readonly_race(error):
         return None
     name = getattr(error, "sqlite_errorname", "SQLITE_READONLY")
-    hint = "Make the data folder writable again (`mount` and `dmesg` say why it is not); the daemon retries by itself."
+    hint = "Make the data folder writable again (`mount` and `dmesg` say why it is not); the daemon keeps retrying."
     return StorageError(f"{path.name}: {error} ({name})", hint=hint)
 
 
@@ -144,7 +144,9 @@ class Deadline:
         """Return the error to raise: a StorageError when the deadline passed because this host was slow."""
         if not isinstance(error, ReadDeadlineError) or not self._host_is_slow:
             return error
-        hint = "The disk, or the whole machine, is too slow now (`dmesg`, `iostat`, `uptime`); the daemon retries by itself."
+        hint = (
+            "The disk, or the whole machine, is too slow now (`dmesg`, `iostat`, `uptime`); the daemon keeps retrying."
+        )
         return StorageError(f"{error} This host waited for most of that time.", hint=hint)
 
 

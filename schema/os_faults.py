@@ -78,7 +78,7 @@ RESOURCES: Final[Mapping[int, str]] = MappingProxyType(
         errno.EAGAIN: "processes",
     }
 )
-_RETRIES: Final = "the daemon retries by itself."
+_RETRIES: Final = "the daemon keeps retrying."
 _HINTS: Final[Mapping[int, str]] = {
     errno.EMFILE: "Raise the limit of open files (systemd: LimitNOFILE=, shell: ulimit -n); `ls /proc/PID/fd` shows"
     " what is open; " + _RETRIES,
@@ -88,9 +88,9 @@ _HINTS: Final[Mapping[int, str]] = {
     errno.EAGAIN: "Raise the limit of processes and threads (systemd: TasksMax=, shell: ulimit -u); " + _RETRIES,
     errno.ENOSPC: "Make room: `df -h` shows bytes and `df -i` inodes, either may be used up; " + _RETRIES,
     errno.EDQUOT: "The daemon's user has used up its disk quota (`quota`): raise it or make room; " + _RETRIES,
-    errno.EIO: "The disk fails: look at `dmesg`, and replace or remount it; " + _RETRIES,
+    errno.EIO: "The disk fails: check `dmesg`, and replace or remount it; " + _RETRIES,
     errno.ESTALE: "The network file system lost its server's handle: mount it again; " + _RETRIES,
-    errno.ETIMEDOUT: "The file system does not answer in time: look at its server and at `dmesg`; " + _RETRIES,
+    errno.ETIMEDOUT: "The file system does not answer in time: check its server and `dmesg`; " + _RETRIES,
     errno.EROFS: "Make the file system writable again (`mount` and `dmesg` say why it is not); " + _RETRIES,
     errno.EACCES: "Give the daemon's user access to the data folder again; " + _RETRIES,
     errno.EPERM: "Give the daemon's user access to the data folder again; " + _RETRIES,

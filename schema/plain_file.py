@@ -161,7 +161,7 @@ def same_file(descriptor: int, wanted: os.stat_result) -> bool:
     except OSError as error:
         if error.errno == errno.EBADF:
             return False
-        raise host_error(error, "a descriptor cannot be looked at") from error
+        raise host_error(error, "a descriptor cannot be examined") from error
     return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
 
 

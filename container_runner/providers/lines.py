@@ -183,7 +183,7 @@ class OutputParser:
         if content is not None and not isinstance(content, str | dict):
             raise self._wrong("has a `content` that is neither an object nor a text")
         if text is not None and not isinstance(text, str):
-            raise self._wrong("has a `text` that is no text")
+            raise self._wrong("has a `text` that is not a string")
         if isinstance(content, str):
             if text is not None and text != content:
                 raise self._wrong("has a `text` and another text as `content`")
@@ -208,7 +208,7 @@ class OutputParser:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 365 * 86400:
-            raise self._wrong("has a `timeout_s` that is no number of seconds above 0")
+            raise self._wrong("needs a `timeout_s` in seconds, above 0")
         return float(value)
 
     def _wait(self, fields: Mapping[str, object]) -> float | None:
@@ -216,14 +216,14 @@ class OutputParser:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 366 * 86400:
-            raise self._wrong("has an `after_s` that is no number of seconds from 0 to a year")
+            raise self._wrong("needs an `after_s` in seconds, from 0 to a year")
         return float(value)
 
     def _instant(self, fields: Mapping[str, object]) -> int | None:
         value = fields.get("deliver_after")
         instant = from_text(value)
         if value is not None and instant is None:
-            raise self._wrong("has a `deliver_after` that is no ISO-8601 time")
+            raise self._wrong("needs a `deliver_after` in ISO 8601")
         return instant
 
     def _required(self, fields: Mapping[str, object], key: str) -> str:

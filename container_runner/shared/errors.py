@@ -26,7 +26,7 @@ class ClaimLostError(ClawbusError):
     """Another incarnation holds or has finished a message of this turn. Nothing was committed; the runner must end."""
 
     code = "CLAIM_LOST"
-    default_hint = "Two runners worked in one session folder; the younger one goes on."
+    default_hint = "Two runners worked in one session folder; the newer one continues."
 
 
 class CannotStartError(ClawbusError):
@@ -126,7 +126,7 @@ class CommandSignalError(TurnFailedError):
     """The program was killed by a signal."""
 
     code = "COMMAND_SIGNAL"
-    default_hint = "If nobody sent the SIGKILL, the program reached its memory limit."
+    default_hint = "If no operator sent the SIGKILL, the program reached its memory limit."
 
 
 class CommandTimeoutError(TurnFailedError):

@@ -277,7 +277,7 @@ def _unwrap(status: int, content: bytes) -> dict[str, Any]:
         if isinstance(fault, dict):
             named = cast("dict[str, Any]", fault)
             raise RemoteError(str(named.get("code")), str(named.get("message")), hint=str(envelope.get("fix", "")))
-    raise DaemonSilentError(f"the daemon's answer is no envelope (status {status}).")
+    raise DaemonSilentError(f"the daemon's answer is not an envelope (status {status}).")
 
 
 def _entry(values: Mapping[str, Any]) -> MailboxEntry:

@@ -169,7 +169,7 @@ def _clear_stale(path: Path) -> None:
     except OSError as error:
         raise SocketPathError(f"the control socket {path} cannot be made: {error.strerror}.") from error
     if not stat.S_ISSOCK(found.st_mode):
-        raise SocketPathError(f"{path} exists and is no socket; it was left alone.")
+        raise SocketPathError(f"{path} exists and is not a socket; it was left alone.")
     if _answers(path):
         raise SocketInUseError(f"a daemon already answers on {path}.")
     _remove(path, found)

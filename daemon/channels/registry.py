@@ -113,7 +113,7 @@ def _common(name: str, table: Mapping[str, Any]) -> _Common:
         raise ConfigError("channels.local.enabled: the local channel is always on.", hint="Remove that key.")
     if (name == LOCAL) != ((common.type or name) == LOCAL):
         raise ConfigError(
-            f"channels.{name}.type: there is one local channel, under its own name, and no other may take that name.",
+            f"channels.{name}.type: `local` is the built-in channel; use another name and type.",
             hint="Give the table another name or another type.",
         )
     return common
@@ -190,7 +190,7 @@ def _load(name: str, type_name: str, known: Mapping[str, EntryPoint]) -> type[Ch
     if point is None:
         key = f"channels.{name}" if type_name == name else f"channels.{name}.type"
         raise ChannelError(
-            f"{key}: there is no channel type {type_name!r} (there is: {', '.join(sorted(known)) or 'none'}).",
+            f"{key}: unknown channel type {type_name!r} (there is: {', '.join(sorted(known)) or 'none'}).",
             hint="Set `type` to one of these, or install the package that brings it into clawbus's environment.",
         )
     try:
@@ -209,7 +209,7 @@ def _check_class(name: str, type_name: str, loaded: object) -> None:
     lacking = [member for member in ("run", "deliver") if not callable(getattr(loaded, member, None))]
     if not isinstance(loaded, type) or lacking or not (isinstance(settings, type) and issubclass(settings, BaseModel)):
         raise ChannelError(
-            f"channels.{name}: {type_name!r} is no channel: it needs to be a class with Settings (pydantic), run and deliver.",
+            f"channels.{name}: {type_name!r} is not a channel: it must be a class with Settings (pydantic), run and deliver.",
             hint="docs/channels.md has a complete example.",
         )
     if settings.model_config.get("extra") != "forbid":

@@ -283,7 +283,7 @@ def _not_after(text: str | None) -> int | None:
 def _session(hook: Hook, given: str | None) -> str:
     if hook.session != ANY_SESSION:
         if given is not None:
-            raise refusals.UnknownHookError("this hook has one session of its own.", hint="POST /hooks/NAME")
+            raise refusals.UnknownHookError("this hook always uses the same session.", hint="POST /hooks/NAME")
         return hook.session
     if given is None:
         raise refusals.UnknownHookError("this hook needs a session in its path.", hint="POST /hooks/NAME/SESSION")

@@ -148,7 +148,7 @@ class WebhookOut:
             )
         return PermanentDeliveryError(
             f"{key}.reply_url is not set, so its answers have nowhere to go.",
-            hint=f'Set {key}.reply_url and reply_secret, restart and requeue; or set reply = "none" if nobody wants answers.',
+            hint=f'Set {key}.reply_url and reply_secret, restart and requeue; or set reply = "none" if answers are not wanted.',
         )
 
 

@@ -195,7 +195,7 @@ def read_keys(channel: str, settings: WebhookSettings) -> dict[str, Keys]:
             # Both directions sign alike: with the same key, our own answer would be accepted as a request to this hook.
             raise ConfigError(
                 f"{where}.reply_secret: must not be the hook's own secret.",
-                hint="Give the receiver a secret of its own.",
+                hint="Give the receiver a different secret.",
             )
         keys[name] = Keys(inbound, reply)
     return keys
@@ -228,7 +228,7 @@ def _read(where: str, path: Path) -> bytes:
     except OSError as error:
         raise ConfigError(f"{where}: {path} cannot be read: {error.strerror}.") from error
     if len(found) > _MAX_SECRET_FILE:
-        raise ConfigError(f"{where}: {path} is over {_MAX_SECRET_FILE} bytes; that is no secret.")
+        raise ConfigError(f"{where}: {path} is over {_MAX_SECRET_FILE} bytes; that is too short for a secret.")
     return found.rstrip(b"\r\n")  # editors end a file with a newline, which is not part of the secret
 
 

@@ -131,7 +131,7 @@ def _refuse_running(invocation: Invocation, backup: Path) -> None:
         if found.containers is None:
             other = f'Use the configuration with kind = "{found.other_kind}" (--config)'
             raise RestoreRefusedError(
-                f"whether containers of this installation run cannot be told: {found.error}",
+                f"it is unknown whether containers of this installation run: {found.error}",
                 hint=f"{other if found.other_kind else _how_to_ask(found)}, then repeat.",
             )
         if found.containers:

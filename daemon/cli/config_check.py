@@ -62,7 +62,7 @@ def check(invocation: Invocation) -> Outcome:
     }
     steps: tuple[NextAction, ...] = ()
     if not config.agents:
-        steps = (NextAction("clawbus init --help", "there is no agent yet: add an [agents.NAME] table"),)
+        steps = (NextAction("clawbus init --help", "no agent is configured: add an [agents.NAME] table"),)
 
     def people(console: Console) -> None:
         from daemon.cli.present import pairs, say  # noqa: PLC0415

@@ -336,4 +336,4 @@ def _show_repairs(console: Console, *, action: str, result: Mapping[str, Any]) -
     for one in result["refused"]:
         say(console, f"{one['id']}: not {past}: {one['error']['message']}")
     if result["left"]:
-        say(console, f"{result['left']} more are open: repeat the command to go on")
+        say(console, f"{result['left']} more are open: repeat the command to continue")

@@ -26,7 +26,7 @@ Answers = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids 
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        help="Answers on their way: what is retried and why; try one now, or give it up.\n\n\b\nExample:\n"
+        help="Answers under way: list those in retry and why, retry one now, or give it up.\n\n\b\nExample:\n"
         "  clawbus delivery list",
         rich_markup_mode=None,
     )
@@ -56,7 +56,7 @@ def list_(
     if failing:
         typed = _typed(failing[0])
         steps = (
-            NextAction(f"clawbus delivery retry {typed}", "try it now, after mending its receiver"),
+            NextAction(f"clawbus delivery retry {typed}", "retry it now, after its receiver is repaired"),
             NextAction(f"clawbus delivery drop {typed}", "give it up"),
         )
     return Outcome(report, lambda console: _show(console, report), steps)

@@ -96,7 +96,9 @@ def _show(console: Console, found: Examination) -> None:
         "down": "the daemon is down, read from the files",
         "silent": "the daemon is silent",
     }
-    said = f"{found.sessions} sessions and {found.runs} unfinished or doubtful runs looked at; {where[found.daemon.value]}."
+    said = (
+        f"{found.sessions} sessions and {found.runs} unfinished or doubtful runs examined; {where[found.daemon.value]}."
+    )
     if found.not_examined:
         said += f" {found.not_examined} sessions were left out for lack of time."
     say_wrapped(console, "", said)

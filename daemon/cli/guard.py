@@ -25,7 +25,7 @@ def check_foreign_packages() -> None:
         names = " ".join(sorted({name for name, _ in found}))
         raise ForeignPackageError(
             f"this environment also holds {listed}.",
-            hint=f"Install clawbus into a virtual environment of its own, or remove them: pip uninstall {names}",
+            hint=f"Install clawbus into a separate virtual environment, or remove them: pip uninstall {names}",
         )
 
 

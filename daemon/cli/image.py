@@ -87,7 +87,7 @@ def _after_build(invocation: Invocation) -> NextAction:
     if live_holder(invocation.config.data_dir) is None:
         return NextAction(start_command(None), "start the daemon with it")
     if invocation.unit is not None:
-        return NextAction(restart_command(invocation.unit, None), "restart the daemon with it; no agent is ended")
+        return NextAction(restart_command(invocation.unit, None), "restart the daemon to use it; agents keep running")
     return NextAction("clawbus doctor", "see whether the daemon that runs accepts it")
 
 

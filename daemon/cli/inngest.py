@@ -152,7 +152,7 @@ def sweep_stale(
             metavar="URI",
             envvar="INNGEST_REDIS_URI",
             show_envvar=False,
-            help="The server's, if its queue is in Redis: what is still there is not swept.",
+            help="The server's Redis queue, if it has one: runs still queued there are not swept.",
         ),
     ] = None,
     skip_unregistered: Annotated[

@@ -110,7 +110,7 @@ def _say_end(console: Console, report: Mapping[str, Any]) -> None:
         say(console, f"written: {brief(report['written'])}")
         say(
             console,
-            f"verified: {len(checked['sampled'])} runs read as ended; still listed: {brief(checked['still_listed_as_running']) or 'none'}",
+            f"verified: {len(checked['sampled'])} runs have ended; still listed: {brief(checked['still_listed_as_running']) or 'none'}",
         )
         say(console, f"canary: not done. {report['canary']['why']}")
     elif report["refusal"]:

@@ -52,7 +52,7 @@ def show(invocation: Invocation) -> Outcome:
             return
         facts: dict[str, object] = {"install": found.install_id}
         if is_copied(found, root):
-            facts["state"] = "a copy; its first start makes it an installation of its own"
+            facts["state"] = "a copy; its first start gives it its own installation id"
         facts["place"] = found.place.path if found.place is not None else "not started since it was restored"
         engine = found.engine
         facts["engine"] = f"{engine.kind} {engine.id} at {engine.host}" if engine is not None else "not known yet"

@@ -58,7 +58,7 @@ def _problem(left: Sequence[KilledAgent], count: int) -> Problem:
 
 def _next(source: str) -> NextAction:
     if source == "daemon":
-        return NextAction("clawbus status", "the daemon goes on, and starts an agent again when a message is due")
+        return NextAction("clawbus status", "the daemon keeps running, and starts an agent again when a message is due")
     return NextAction("clawbus serve", "start the daemon: unfinished messages are tried again")
 
 

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 def logs(
     invocation: Invocation,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is logged (JSON: one event a line).")
+        bool, typer.Option("--follow", "-f", help="Keep printing new lines (JSON: one event a line).")
     ] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, max=100_000, help="The last so many events.")] = 50,
     session: Annotated[str | None, typer.Option("--session", "-s", metavar="A/S", help="Only of this session.")] = None,

@@ -39,7 +39,7 @@ def reload(invocation: Invocation) -> Outcome:
         f"{left} changed too, and takes effect only at a restart; agents and logs.level are in force.",
         f"Restart the daemon: `{command}`. No agent is ended.",
     )
-    action = NextAction(command, "restart the daemon; no agent is ended")
+    action = NextAction(command, "restart the daemon; agents keep running")
     return Outcome(result, lambda console: _show(console, result), (action,), problem)
 
 

@@ -63,7 +63,7 @@ def runs(
     steps: tuple[NextAction, ...] = ()
     doubtful = next((run for run in found["runs"] if run["stale"]), None)
     if doubtful is not None:
-        steps = (NextAction("clawbus doctor", "what is wrong, and what repairs it"),)
+        steps = (NextAction("clawbus doctor", "findings and their repairs"),)
     elif found["runs"]:
         steps = (NextAction(f"clawbus run show {found['runs'][0]['run_id']}", "the whole life of the newest one"),)
     return Outcome(result, lambda console: _show(console, result), steps)

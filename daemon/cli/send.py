@@ -120,7 +120,7 @@ def _expiry(not_after: str | None, expires_in: str | None) -> int | None:
         return SystemClock().now_ms() + span_ms(expires_in)
     instant = from_text(not_after)
     if not_after is not None and instant is None:
-        raise typer.BadParameter(f"{not_after!r} is no time; write an instant like 2026-11-21T02:00Z.")
+        raise typer.BadParameter(f"{not_after!r} is not a time; write an instant like 2026-11-21T02:00Z.")
     return instant
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        help="List the sessions; look at one, stop or kill its container, put it in quarantine, release or reset it.\n\n\b\nExample:\n"
+        help="List and show sessions; stop, kill, quarantine, release or reset one.\n\n\b\nExample:\n"
         "  clawbus session show echo demo",
         rich_markup_mode=None,
     )
@@ -78,7 +78,11 @@ def show(
     (report,) = with_work(invocation, [report])
     steps: tuple[NextAction, ...] = ()
     if report["state"] == "quarantined":
-        steps = (NextAction(f"clawbus session release {two_words(*named)}", "take it out of quarantine, once mended"),)
+        steps = (
+            NextAction(
+                f"clawbus session release {two_words(*named)}", "take it out of quarantine, once its cause is repaired"
+            ),
+        )
     elif report["messages"]:
         newest = report["messages"][0]["id"]
         steps = (
@@ -166,7 +170,10 @@ def reset(
     session: SessionArgument = None,
     reason: ReasonOption = None,
     discard: Annotated[
-        bool, typer.Option("--discard", help="Also when out/ holds answers or finished turns nobody has taken note of.")
+        bool,
+        typer.Option(
+            "--discard", help="Also when out/ holds answers or finished turns that the host has not recorded."
+        ),
     ] = False,
 ) -> Outcome:
     """Begin the container's side of a session anew: its container killed, its out/ put aside, its messages kept.

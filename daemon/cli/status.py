@@ -48,7 +48,7 @@ def status(invocation: Invocation) -> Outcome:
         steps += (NextAction("clawbus dead list", "the dead letters"),)
     live: dict[str, Any] = report.get("live") or {}
     if report["attention"] or live.get("degraded"):
-        steps += (NextAction("clawbus doctor", "what is wrong, and what repairs it"),)
+        steps += (NextAction("clawbus doctor", "findings and their repairs"),)
     return Outcome({"source": source, **report}, lambda console: show(console, report, source), steps)
 
 

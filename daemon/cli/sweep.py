@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        help="End what is listed as under way and is not.\n\n\b\nExample:\n  clawbus sweep stale",
+        help="End runs that are listed as under way and are not.\n\n\b\nExample:\n  clawbus sweep stale",
         rich_markup_mode=None,
     )
     add(group, "stale", stale, path="sweep")

@@ -371,7 +371,7 @@ def load_config(
         for fault in unknown:
             warn(fault)
     if wanted.resolve() == Path("/"):
-        faults.append("data_dir: must be a folder of its own, not the root of the file system")
+        faults.append("data_dir: name a folder for clawbus alone, not the root of the file system")
     if faults:
         text = "; ".join(faults)
         raise ConfigError(

@@ -50,7 +50,7 @@ def find_config(explicit: Path | None) -> Path | None:
                 refused.append(candidate)
     if refused:
         raise ConfigError(
-            f"{refused[0]} may not be read by this user, and there is no other configuration.",
+            f"{refused[0]} is not readable for this user, and no other configuration was found.",
             hint="Run this as the daemon's user (`sudo -u clawbus clawbus ...`), or name a file with --config.",
         )
     return None

@@ -36,7 +36,7 @@ class FileAccessError(ClawbusError):
     """A file or folder that a command needs cannot be opened, read or written."""
 
     code = "FILE_ACCESS"
-    default_hint = "Look at the named file (`ls -ld`), correct what is said of it, and run the command again."
+    default_hint = "Check the named file (`ls -ld`), correct what the message names, and run the command again."
 
     @classmethod
     def of(cls, error: OSError) -> FileAccessError:
@@ -57,7 +57,7 @@ class ForeignPackageError(ClawbusError):
     """Another distribution installed a package named daemon, schema or container_runner in this environment."""
 
     code = "FOREIGN_PACKAGE"
-    default_hint = "Install clawbus into a virtual environment of its own."
+    default_hint = "Install clawbus into a separate virtual environment."
 
 
 class SocketPathError(ClawbusError):
@@ -154,7 +154,7 @@ class RowGoneError(ClawbusError):
     """The answer's row is no longer in outbound.db, so there is nothing to send again. Nothing was changed."""
 
     code = "ROW_GONE"
-    default_hint = "Drop it (`clawbus dead drop`), and send the message that it answers anew."
+    default_hint = "Drop it (`clawbus dead drop`), and send the message again."
 
 
 class ContentError(ClawbusError):
@@ -238,7 +238,7 @@ class ContainerGoneError(ClawbusError):
     """The runtime knows no such container."""
 
     code = "CONTAINER_GONE"
-    default_hint = "Nothing to do: the sweep clears what is recorded but gone."
+    default_hint = "Nothing to do: the sweep removes records of containers that are gone."
 
 
 class NoAnswerError(ClawbusError):
@@ -246,7 +246,7 @@ class NoAnswerError(ClawbusError):
 
     code = "NO_ANSWER"
     default_hint = (
-        "`clawbus session show AGENT SESSION --message ID` tells its life; `clawbus dead list` what was given up."
+        "`clawbus session show AGENT SESSION --message ID` shows its history; `clawbus dead list` lists dead letters."
     )
 
 

@@ -97,7 +97,7 @@ def storage_repair(host: HostFacts) -> Repair:
     if storage is not None and any(words in storage.why.lower() for words in _FULL):
         said = "The file system has room, so the daemon's user may have used up its quota (`quota`): raise it or make room."
         return Repair(f"df -h {shlex.quote(host.data_dir)}", (said,), (restart_choice(host),))
-    said = "Repair or replace the disk that the kernel's log names, or mount its file system again; what waits goes on by itself."
+    said = "Repair or replace the disk that the kernel's log names, or remount its file system; waiting work then continues."
     return Repair("dmesg --level=emerg,alert,crit,err", (said,), (restart_choice(host),))
 
 
@@ -115,5 +115,5 @@ def unlocking(holders: Sequence[LockHolder], file: str | None = None) -> Repair 
 def restart_choice(host: HostFacts) -> Choice:
     """Return the way to end a passing trouble: the daemon does it by itself, or its next start does."""
     if host.daemon is DaemonState.DOWN:
-        return Choice("once its cause is mended", host.start)
-    return Choice("when it lasts although its cause is mended", host.restart)
+        return Choice("once its cause is repaired", host.start)
+    return Choice("if it remains after its cause is repaired", host.restart)

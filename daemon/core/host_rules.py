@@ -28,7 +28,7 @@ HostRule = Callable[[HostFacts], Diagnosis | None]
 def _daemon_down(host: HostFacts) -> Diagnosis | None:
     if host.daemon is not DaemonState.DOWN:
         return None
-    evidence = (host.daemon_detail or "Nobody holds the data folder's lock, and nobody answers on the socket.",)
+    evidence = (host.daemon_detail or "No process holds the data folder's lock, and none answers on the socket.",)
     # It does not start over a file that it cannot read; the command of that one starts it as well.
     unreadable = "DATA_UNREADABLE" if any(not text.startswith(TOO_NEW) for text in host.file_errors) else None
     cause = "REGISTRY_UNREADABLE" if host.registry_error is not None else unreadable
@@ -38,7 +38,7 @@ def _daemon_down(host: HostFacts) -> Diagnosis | None:
 def _daemon_silent(host: HostFacts) -> Diagnosis | None:
     if host.daemon is not DaemonState.SILENT:
         return None
-    evidence = (host.daemon_detail or "A process holds the data folder's lock, and nobody answers on the socket.",)
+    evidence = (host.daemon_detail or "A process holds the data folder's lock, and none answers on the socket.",)
     return Diagnosis("DAEMON_SILENT", "The daemon runs and does not answer.", evidence, host.restart)
 
 
@@ -87,7 +87,7 @@ def _file_unreadable(host: HostFacts) -> Diagnosis | None:
     if not any(text.startswith(_BROKEN) for text in errors):
         # A lock or a disk that fails: the file may be whole.
         return _passing(host, "DATA_UNREADABLE", summary, errors, "mailbox.db")
-    evidence = (*errors, "Answers in it that nobody has fetched yet are kept in the file that is moved away.")
+    evidence = (*errors, "Answers in it that no client has fetched stay in the file that is moved away.")
     return Diagnosis("DATA_UNREADABLE", summary, evidence, f"mv {path} {path}.broken{_then_start(host)}")
 
 
@@ -105,7 +105,7 @@ def _locked(host: HostFacts) -> Diagnosis | None:
     held = unlocking(host.lock_holders)
     if held is None or host.daemon is not DaemonState.UP:
         return None
-    summary = "Another process keeps the daemon from writing a file of its own."
+    summary = "Another process keeps the daemon from writing one of its files."
     return Diagnosis("FILE_LOCKED", summary, held.evidence, held.command)
 
 
@@ -134,7 +134,7 @@ def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
     path = f"{host.data_dir}/central.db"
     if not host.registry_error.startswith(_BROKEN):
         # A lock, a disk that fails, no descriptor left: the file may be whole, and nothing is to be moved away.
-        summary = "central.db cannot be read now; the daemon tries again by itself."
+        summary = "central.db cannot be read now; the daemon keeps trying."
         return _passing(host, "REGISTRY_UNREADABLE", summary, (host.registry_error,), "central.db")
     # The sessions' own files are the truth; the registry is remade from them.
     command = f"mv {path} {path}.broken" + (f" && {host.start}" if host.daemon is DaemonState.DOWN else "")
@@ -165,7 +165,7 @@ def _copied(host: HostFacts) -> Diagnosis | None:
         f"Its identity was given to another folder: {host.copied_from}.",
         "Containers on its record are that installation's; this one adopts and ends none of them.",
     )
-    summary = "This data folder is a copy or was restored; its first start makes it an installation of its own."
+    summary = "This data folder is a copy or was restored; its first start gives it its own installation id."
     return Diagnosis("COPIED_FOLDER", summary, evidence, host.start)
 
 
@@ -173,7 +173,7 @@ def _engine_changed(host: HostFacts) -> Diagnosis | None:
     if not host.other_engine:
         return None
     evidence = (host.runtime_error or "Another engine answers.",)
-    summary = "Another engine answers than the one that the containers run on."
+    summary = "The container engine that answers is not the one that the containers run on."
     command = "docker context ls" if host.runtime == "docker" else "clawbus install show"
     choices = (Choice("when the engine of before is gone for good", "clawbus install renew"),)
     return Diagnosis("RUNTIME_CHANGED", summary, evidence, command, choices=choices)
@@ -222,7 +222,7 @@ def disk_full(host: HostFacts) -> Diagnosis | None:
             f"{host.free_bytes // _MIB} MiB are free; below {host.low_bytes // _MIB} MiB writing soon fails."
         )
     if host.free_inodes is not None:
-        evidence.append(f"{host.free_inodes} inodes are free: without one no file can be made, whatever its size.")
+        evidence.append(f"{host.free_inodes} inodes are free: every new file needs one, whatever its size.")
     failing = host.write_error is not None or storage is not None
     full = low or disk is not None
     code = "DISK_FULL" if full else "STORAGE_FAILING"
@@ -235,9 +235,9 @@ def disk_full(host: HostFacts) -> Diagnosis | None:
     by_size = f"du -xk --max-depth=2 {shlex.quote(f'{host.data_dir}/sessions')} | sort -rn | head -n 20"
     choices = (
         Choice("to see what fills it", f"du -xh --max-depth=4 {where}"),
-        Choice("to list the largest sessions (`clawbus session delete` ends one that is over)", by_size),
+        Choice("to list the largest sessions (`clawbus session delete` removes one that is finished)", by_size),
     )
-    evidence.append("Delete or move what is not needed from this disk, or enlarge it; what waits goes on by itself.")
+    evidence.append("Free space on this disk, or enlarge it; waiting work then continues.")
     command = f"df {'-i' if host.free_inodes is not None else '-h'} {where}"
     return Diagnosis(code, f"The data folder's disk {what}.", tuple(evidence), command, choices=choices)
 
@@ -255,7 +255,7 @@ def host_trouble(host: HostFacts) -> Diagnosis | None:
         return Diagnosis(_EXHAUSTED, summary, (evidence, *repair.evidence), repair.command)
     if storage is None or storage.code != _EXHAUSTED:
         return None
-    summary = "This host has run out of open files, memory or processes; what waits goes on by itself."
+    summary = "This host has run out of open files, memory or processes; work continues when it has some again."
     repair = exhausted_repair(host, storage.resource)
     return Diagnosis(_EXHAUSTED, summary, (storage.why, *repair.evidence), repair.command, choices=repair.choices)
 
@@ -307,14 +307,14 @@ def _channel_failing(host: HostFacts) -> Diagnosis | None:
     evidence = tuple(f"{item.what}: {item.why}" for item in failing)
     held = unlocking(host.lock_holders)
     if all(item.why.startswith("sends to ") for item in failing):
-        summary = "A channel's receiver takes nothing; what waits for it is retried by itself."
+        summary = "A channel's receiver accepts nothing; the daemon keeps retrying what waits for it."
         if held is not None:
             return Diagnosis("CHANNEL_FAILING", summary, (*evidence, *held.evidence), held.command)
         more = "Mend the receiver; a success ends this, and so does giving up every answer that failed there."
         return Diagnosis("CHANNEL_FAILING", summary, (*evidence, more), "clawbus delivery list", choices=(
-            Choice("once the receiver is mended", "clawbus delivery retry --all --reason 'the receiver is mended'"),
+            Choice("once the receiver is repaired", "clawbus delivery retry --all --reason 'the receiver is repaired'"),
         ))  # fmt: skip
-    summary = "A channel has failed; it is begun again by itself."
+    summary = "A channel has failed; the daemon restarts it."
     if held is not None:
         return Diagnosis("CHANNEL_FAILING", summary, (*evidence, *held.evidence), held.command)
     more = "Mend what the reason names: end what has taken its address, or correct its table in the configuration."

@@ -62,7 +62,7 @@ class StaleTooYoungError(ClawbusError):
     """The stale sweep's age limit is below its minimum. Nothing was changed."""
 
     code = "STALE_TOO_YOUNG"
-    default_hint = "Give --older-than at least 5m: what is younger may be work that the daemon is about to settle."
+    default_hint = "Give --older-than at least 5m: the daemon may be about to settle younger work."
 
 
 class StaleAliveError(ClawbusError):
@@ -101,7 +101,7 @@ class CanaryFailedError(ClawbusError):
     """The sweep was applied and verified, and a fresh message did not come through end to end."""
 
     code = "CANARY_FAILED"
-    default_hint = "`clawbus doctor` names what is in the way; the sweep need not be repeated."
+    default_hint = "`clawbus doctor` names the obstacle; do not repeat the sweep."
 
 
 class AnswerNotOpenError(ClawbusError):
@@ -122,7 +122,7 @@ class MessageFinishedError(ClawbusError):
     """The message is finished already, so there is nothing to cancel or to try again. Nothing was changed."""
 
     code = "MESSAGE_FINISHED"
-    default_hint = "`clawbus session show AGENT SESSION --message ID` tells its life; send a new message for more."
+    default_hint = "`clawbus session show AGENT SESSION --message ID` shows its history; to have it worked on again, send a new message."
 
 
 class MessageRunningError(ClawbusError):
@@ -137,7 +137,7 @@ class ResetWouldLoseError(ClawbusError):
 
     code = "RESET_WOULD_LOSE"
     default_hint = (
-        "Release the session, so that it is delivered first; with --discard it stays in the folder that is put aside."
+        "Release the session, so that it is delivered first; with --discard it stays in the folder that is set aside."
     )
 
 

@@ -44,7 +44,7 @@ def _stuck_claim(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnosis
     if silent > allowed:
         shown = f"no progress for {span(silent)}, {span(allowed)} are allowed."
     elif age > longest:
-        shown = f"held for {span(age)}, {span(longest)} are allowed (claim_max_s), whatever it shows."
+        shown = f"held for {span(age)}, {span(longest)} are allowed (claim_max_s), whatever progress it reports."
     else:
         return None
     evidence = [f"Claimed at {to_text(seen.claimed_at)}; {shown}"]
@@ -60,7 +60,7 @@ def _lost_ack(host: HostFacts, one: SessionFacts, run: RunFacts) -> Diagnosis | 
     verdict = run.verdict
     if not verdict.stale or verdict.status not in FINISHED or verdict.listed is verdict.status or run.evidence.endings:
         return None
-    summary = f"Its agent {'finished' if verdict.status is RunStatus.COMPLETED else 'failed'} it, and nobody took note."
+    summary = f"Its agent {'finished' if verdict.status is RunStatus.COMPLETED else 'failed'} it, and the host has not recorded it."
     return _about(one, run, "LOST_ACK", summary, _settling(host, one), cause=_away(host))
 
 

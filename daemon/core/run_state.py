@@ -27,7 +27,7 @@ class RunStatus(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    ORPHANED = "orphaned"  # its container ended before it was done; that cost a try
+    ORPHANED = "orphaned"  # its container ended before the work was done; that cost a try
     RELEASED = "released"  # its container gave it back; that cost none
 
 

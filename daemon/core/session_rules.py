@@ -157,7 +157,7 @@ def _orphaned_container(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     down = host.daemon is DaemonState.DOWN
     command = host.start if down else f"clawbus session kill {_two(one)}"
     return _of(
-        one, "ORPHANED_CONTAINER", "A container of it runs that nobody supervises.", evidence, command,
+        one, "ORPHANED_CONTAINER", "It has a running container that the daemon does not supervise.", evidence, command,
         incarnation=stray.incarnation,
     )  # fmt: skip
 
@@ -169,7 +169,7 @@ def _container_restarted(host: HostFacts, one: SessionFacts) -> Diagnosis | None
     evidence = (
         (
             f"Container {container.container_id[:12]} was started at {to_text(live.started_at or 0)}, and again at"
-            f" {to_text(container.started_at)}: somebody restarted it (`docker restart`, a restart policy)."
+            f" {to_text(container.started_at)}: it was restarted from outside (`docker restart`, a restart policy)."
         ),
     )
     command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session kill {_two(one)}"
@@ -185,10 +185,10 @@ def _restart_policy(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         return None
     container = found[0]
     evidence = (
-        f"Container {container.container_id[:12]} has a restart policy: a message that ends it would be tried for ever.",
+        f"Container {container.container_id[:12]} has a restart policy: a message that ends it would be retried without end.",
     )
     return _of(
-        one, "RESTART_POLICY", "Docker would start its container again by itself.", evidence,
+        one, "RESTART_POLICY", "Docker would restart its container on its own.", evidence,
         f"docker update --restart=no {container.container_id[:12]}", incarnation=container.incarnation,
     )  # fmt: skip
 
@@ -197,9 +197,7 @@ def _paused(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     container = one.container
     if container is None or not container.paused:
         return None
-    evidence = (
-        f"Container {container.container_id[:12]} is paused: it works on nothing until it is resumed or ended.",
-    )
+    evidence = (f"Container {container.container_id[:12]} is paused: it does no work until it is resumed or ended.",)
     return _of(
         one, "CONTAINER_PAUSED", "Somebody has paused its container.", evidence,
         f"docker unpause {container.container_id[:12]}", incarnation=container.incarnation,
@@ -254,12 +252,12 @@ def _spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         command = "clawbus image build" if host.runtime == "docker" else UPGRADE
     named = cause is not None or one.containers or not command.startswith("clawbus session show")
     if not named:
-        evidence.append("Mend what the last error names. The daemon tries again by itself, later each time.")
+        evidence.append("Repair what the last error names. The daemon keeps retrying, less often each time.")
     return _of(
         one, "SPAWN_FAILING", "Its container cannot be started.", evidence, command,
         cause=cause.code if cause is not None else "ORPHANED_CONTAINER" if one.containers else None,
         choices=() if named else (
-            Choice("once its cause is mended, to have it tried now", f"clawbus session release {_two(one)}"),
+            Choice("once its cause is repaired, to retry it now", f"clawbus session release {_two(one)}"),
         ),
     )  # fmt: skip
 
@@ -268,7 +266,7 @@ def _out_nearly_full(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Its container can still make room; over the limit, the session is put in quarantine and the container ended."""
     if one.near_limit is None or one.quarantined_at is not None:
         return None
-    evidence = (one.near_limit, "Over the limit its container is ended and the session is put in quarantine.")
+    evidence = (one.near_limit, "Over the limit, the daemon ends its container and quarantines the session.")
     choices = (
         Choice("when nothing in out/ is needed any more", f"clawbus session reset {_two(one)}"),
         Choice("to see what fills it", f"du -ah --max-depth=3 {shlex.quote(one.out_folder or '')}"),
@@ -383,7 +381,13 @@ def _delivery_stuck(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     command = host.start if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"
     choices = () if down else (Choice("to have it looked at now", f"clawbus session release {_two(one)}"),)
     return _of(
-        one, "DELIVERY_STUCK", "Answers are due and nobody sends them.", evidence, command, cause=cause, choices=choices
+        one,
+        "DELIVERY_STUCK",
+        "Answers are due, and the daemon does not send them.",
+        evidence,
+        command,
+        cause=cause,
+        choices=choices,
     )
 
 
@@ -417,12 +421,12 @@ def _answers_held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )
     summary = "The session has as many open answers as it may have (delivery.max_open_answers)."
     where = one_word(one.agent, one.session)
-    retry = f"clawbus delivery retry --all --session {where} --reason 'the receiver is mended'"
+    retry = f"clawbus delivery retry --all --session {where} --reason 'the receiver is repaired'"
     choices = [Choice("to see them", f"clawbus delivery list --session {where}")]
     if one.retrying_example is not None:
         answer = shlex.quote(one.retrying_example["id"])
         drop = f"clawbus delivery drop {answer} --session {where} --reason 'its receiver is gone'"
-        choices.append(Choice("to give up the one that has failed most", drop))
+        choices.append(Choice("to give up the answer with the most failures", drop))
     return _of(one, "ANSWERS_HELD_BACK", summary, evidence, retry, choices=tuple(choices))
 
 
@@ -442,7 +446,7 @@ def _dead_letters(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         f"{shlex.quote(one.dead_example) if one.dead_example else '--all'} --session {one_word(one.agent, one.session)}"
     )
     choices = (
-        Choice("once its cause is mended", f"clawbus dead requeue {which} --reason 'its cause is mended'"),
+        Choice("once its cause is repaired", f"clawbus dead requeue {which} --reason 'its cause is repaired'"),
         Choice("to give it up", f"clawbus dead drop {which} --reason 'not needed any more'"),
     )
     return _of(one, "DEAD_LETTERS", f"{waiting} for an operator.", evidence, command, choices=choices)

@@ -22,4 +22,4 @@ def zone(name: str) -> tzinfo:
     except (ZoneInfoNotFoundError, ValueError, OSError):
         if not available_timezones():
             raise ValueError(_INSTALL) from None
-        raise ValueError("is no time zone of this machine; use a name like Europe/Vienna, or UTC") from None
+        raise ValueError("is not a time zone of this machine; use a name like Europe/Vienna, or UTC") from None

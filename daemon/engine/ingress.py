@@ -141,7 +141,7 @@ class Ingress:
             if not session.files.write_refused:
                 raise
             raise FileBusyError(
-                f"somebody keeps a lock on session {key}'s inbound.db; the message was not stored.",
+                f"another process keeps a lock on session {key}'s inbound.db; the message was not stored.",
                 hint="Send it again, with the same id, in a minute: a container that keeps the lock is ended after"
                 f" sweep.claim_stuck_s. `clawbus session show {two_words(key.agent, key.session)}` tells how it stands.",
                 path=error.path,
@@ -216,7 +216,7 @@ def check_instant(name: str, instant: int) -> None:
     try:
         to_text(instant)
     except OverflowError as error:
-        raise MessageError(f"{name} {instant} is no instant of the years 1 to 9999.") from error
+        raise MessageError(f"{name} {instant} is not an instant in the years 1 to 9999.") from error
 
 
 def check_expiry(not_after: int | None, due: int) -> None:

@@ -69,7 +69,7 @@ class StorageWatch:
             again, self._again = self._again, False
             works = self.problem is not None and not again and await anyio.to_thread.run_sync(self._can_write)
         except RuntimeError as error:  # no thread can be started
-            host = as_host_error(error, "the data folder cannot be looked at")
+            host = as_host_error(error, "the data folder cannot be examined")
             if host is None:
                 raise
             self.failed(host)

@@ -286,7 +286,7 @@ def apply(db: Writer, action: Action, now: int, fate: Fate) -> None:
         if messages.end_attempt(db, action.message_id, action.incarnation, now, "orphaned"):
             schedule_retry(
                 db, action.message_id, action.tries, action.process_after, now,
-                incarnation=action.incarnation, reason="its container ended before it was done", holds=fate.strict,
+                incarnation=action.incarnation, reason="its container ended before the work was done", holds=fate.strict,
             )  # fmt: skip
     elif isinstance(action, Release):
         messages.end_attempt(db, action.message_id, action.incarnation, now, "orphaned")
@@ -308,7 +308,7 @@ def next_work(db: Reader, now: int) -> int | None:
 
 
 def _fail(db: Writer, action: Fail, now: int) -> None:
-    text = f"gave up after {action.tries} tries: each time the agent's container ended before it was done"
+    text = f"gave up after {action.tries} tries: each time the agent's container ended before the work was done"
     message = messages.find(db, action.message_id)
     detail = {"code": "TRIES_EXHAUSTED", "tries": action.tries, "reason": text}
     change_status(

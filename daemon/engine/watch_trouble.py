@@ -8,10 +8,10 @@ from typing import Final
 _REPEAT_S: Final = 3600.0
 _INSTANCES: Final = (
     "No inotify instance or open file is left: raise `sysctl fs.inotify.max_user_instances` (all processes of one user"
-    " share it) or LimitNOFILE. Polling goes on meanwhile."
+    " share it) or LimitNOFILE. Polling continues meanwhile."
 )
-_WATCHES: Final = "No inotify watch is left: raise `sysctl fs.inotify.max_user_watches`. Polling goes on meanwhile."
-_OTHER: Final = "Polling goes on; look at the named folder and at `dmesg` if this stays."
+_WATCHES: Final = "No inotify watch is left: raise `sysctl fs.inotify.max_user_watches`. Polling continues meanwhile."
+_OTHER: Final = "Polling continues; check the named folder and `dmesg` if this remains."
 # watchfiles raises errors without an errno: its notify library puts the number into the text.
 _TEXTS: Final = (("os error 24", errno.EMFILE), ("os error 28", errno.ENOSPC), ("watch limit", errno.ENOSPC))
 

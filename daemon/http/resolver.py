@@ -67,7 +67,7 @@ class Resolver:
     def _begin(self, host: str, now: float) -> _Lookup:
         under_way = {name: one for name, one in self._lookups.items() if one.ended is None}
         if len(under_way) >= MAX_LOOKUPS:
-            raise OSError(f"{len(under_way)} look-ups of other names have not come back")
+            raise OSError(f"{len(under_way)} lookups of other names have not finished")
         lookup = _Lookup(now)
         self._lookups = {**under_way, host: lookup}
         loop = asyncio.get_running_loop()

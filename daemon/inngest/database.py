@@ -100,7 +100,7 @@ def read_shape(reader: Reader, path: Path) -> Shape:
     kinds = {row["name"]: row["type"] for row in reader.all("SELECT name, type FROM sqlite_schema")}
     there = [table for table in REQUIRED if table in kinds]
     if len(there) < 3 or any(kinds.get(table, "table") != "table" for table in _KNOWN):
-        raise InngestDbForeignError(f"{path} is no Inngest database: it has {_listed(kinds)}.")
+        raise InngestDbForeignError(f"{path} is not an Inngest database: it has {_listed(kinds)}.")
     tables = {table: reader.columns(table) for table in _KNOWN if table in kinds}
     for table, wanted in REQUIRED.items():
         missing = sorted(wanted - tables.get(table, frozenset()))

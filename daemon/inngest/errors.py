@@ -98,7 +98,7 @@ class SweepServerWouldLoseWritesError(ClawbusError):
 
     code = "SWEEP_SERVER_WOULD_LOSE_WRITES"
     default_hint = (
-        "Stop the Inngest server and repeat. To look and sweep beside it later: stop it, run `sqlite3 FILE 'PRAGMA"
+        "Stop the Inngest server and repeat. To read and sweep beside it later: stop it, run `sqlite3 FILE 'PRAGMA"
         " journal_mode=WAL'`, start it; it keeps that mode."
     )
 
@@ -133,7 +133,7 @@ class SweepDatabaseChangedError(ClawbusError):
     """Somebody wrote into the database between the backup and the sweep's own transaction. Nothing was changed."""
 
     code = "SWEEP_DATABASE_CHANGED"
-    default_hint = "Stop the Inngest server, look at the preview again, and repeat."
+    default_hint = "Stop the Inngest server, check the preview again, and repeat."
 
 
 class SweepApplyFailedError(ClawbusError):
@@ -148,7 +148,7 @@ class SweepNotVerifiedError(ClawbusError):
 
     code = "SWEEP_NOT_VERIFIED"
     default_hint = (
-        "Stop the server; look at the named runs with `clawbus inngest run ID`; the backup's path is in the result."
+        "Stop the server and check the named runs with `clawbus inngest run ID`; the backup's path is in the result."
     )
 
 

@@ -103,7 +103,7 @@ def check_scope(scope: Scope, known: Sequence[Function], *, apply: bool) -> None
     if scope.older_than_ms < MIN_AGE_MS:
         raise SweepAgeTooYoungError(f"an age limit of {scope.older_than_ms // 1000} s is below {MIN_AGE_MS // 1000} s.")
     for bad in (one for one in scope.exclude if run_key(one) is None):
-        raise InvalidSweepScopeError(f"{bad!r} is no run id (a ULID of 26 characters).")
+        raise InvalidSweepScopeError(f"{bad!r} is not a run id (a ULID of 26 characters).")
     for bad in (one for one in scope.functions if not any(_matches(one, function) for function in known)):
         raise InvalidSweepScopeError(f"no function is called {bad!r}.")
     if not apply:

@@ -91,7 +91,7 @@ def _scanned(stream: BinaryIO, *command: bytes) -> Iterator[list[bytes]]:
         if cursor == b"0":
             return
         if time.monotonic() > ends:
-            raise ValueError(f"it has too many keys to look at within {_LONGEST_S:g} s.")
+            raise ValueError(f"it has too many keys to read within {_LONGEST_S:g} s.")
 
 
 def _ask(stream: BinaryIO, *words: bytes) -> _Reply:

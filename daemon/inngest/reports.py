@@ -158,7 +158,7 @@ def _warnings(outcome: Outcome) -> list[str]:
     warnings += _about_the_queue(outcome)
     if outcome.queued:
         warnings.append(
-            f"The last queue snapshot still names {len(outcome.queued)} of these runs: look at them again after a start."
+            f"The last queue snapshot still names {len(outcome.queued)} of these runs: check them again after a start."
         )
     if any(one.verdict.conflict for one in outcome.plan.candidates):
         warnings.append(
@@ -175,13 +175,13 @@ def _about_the_queue(outcome: Outcome) -> list[str]:
     open_ = sum(not one.verdict.status.terminal for one in outcome.plan.candidates)
     if open_ and outcome.request.redis_uri is None:
         warnings.append(
-            f"If the server keeps its queue in Redis, {open_} of these runs may go on when it starts: name it with --redis-uri."
+            f"If the server keeps its queue in Redis, {open_} of these runs may continue when it starts: name it with --redis-uri."
         )
     waiting = sum(why is Held.WAITING for _, why in outcome.plan.held)
     if waiting or outcome.scheduled:
         warnings.append(
             f"{waiting} runs wait on purpose and {outcome.scheduled} are queued. If the server restarted since, and its queue"
-            " was in memory, they never go on: --queue-lost makes them candidates."
+            " was in memory, they never continue: --queue-lost makes them candidates."
         )
     return warnings
 

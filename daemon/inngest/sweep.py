@@ -141,7 +141,7 @@ def _queue_alive(request: Request, plan: Plan, holders: Sequence[Holder]) -> Cla
     leave = " ".join(f"--exclude {key}" for key in alive)
     return SweepQueueAliveError(
         f"Redis still holds {len(alive)} of {len(plan.candidates)} candidates: {', '.join(alive[:5])}.",
-        hint=f"The server goes on with them when it starts. Leave them out: {leave}",
+        hint=f"The server continues them when it starts. Leave them out: {leave}",
     )
 
 
@@ -188,7 +188,7 @@ def _verified(done: Outcome, backup: Backup, written: Written, now_ms: int, tell
         verification = verify(request.path, done.plan, request.scope, now_ms, counted, written)
     except ClawbusError as error:
         return replace(
-            done, error=SweepNotVerifiedError(f"it could not be looked at: {error} The backup is {backup.path}.")
+            done, error=SweepNotVerifiedError(f"it could not be examined: {error} The backup is {backup.path}.")
         )
     tell("verified")
     wrong = "; ".join(verification.wrong[:5])

@@ -77,7 +77,7 @@ def look_at_runtime(config: Config, install_id: str | None) -> RuntimeSeen:
     under another runtime than the configured one, this one's listing says nothing about them, and the result is unknown.
     """
     if install_id is None:
-        return RuntimeSeen(None, "this data folder has no install id, so no container can be known as its own.")
+        return RuntimeSeen(None, "this data folder has no install id, so its containers cannot be recognised.")
     record = _record(config.data_dir)
     if record is not None and is_copied(record, config.data_dir):
         return _copy(record)
@@ -118,7 +118,7 @@ def _record(data_dir: Path) -> Install | None:
 def _copy(record: Install) -> RuntimeSeen:
     path = record.place.path if record.place is not None else record.origin and record.origin.path
     where = path or f"installation {record.install_id}"
-    why = f"this data folder is a copy of {where}, whose containers are not its own; its first start makes it its own."
+    why = f"this data folder is a copy of {where}, and that installation's containers are not its own; its first start gives it its own id."
     return RuntimeSeen(None, why, copied_from=where)
 
 

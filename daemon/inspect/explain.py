@@ -19,13 +19,13 @@ _MESSAGE: Final = "Find out what the message does to the agent (its run has what
 _STEPS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "IN_DOUBT": "Ask the receiver whether it has this id: requeue it if not, drop it if so.",
-        "ROW_GONE": "There is nothing left to send: drop it, and send the message that it answers anew.",
+        "ROW_GONE": "There is nothing left to send: drop it, and send the message again.",
         "BAD_CONTENT": "Correct the agent; this row will never be sendable: drop it.",
         "UNKNOWN_KIND": "Correct the runner; this row will never be sendable: drop it.",
         "UNAUTHORISED_DESTINATION": "Add the destination if the session should write there, then requeue it; or drop it.",
         "NO_ROUTE": "Nobody knows where it goes: once a message has come in from a channel, requeue it; or drop it.",
         "NO_CHANNEL": "Configure the channel that the reason names and restart, then requeue it; or drop it.",
-        "AGENT_FAILED": "The sender was told that the agent could not answer, and this id: mend the agent, then requeue it; or drop it.",
+        "AGENT_FAILED": "The sender got an error answer with this id. Repair the agent and requeue it, or drop it.",
     }
 )
 

@@ -327,7 +327,7 @@ def _why_later(reader: Reader, row: _Open) -> str:
         reason = event["detail"].get("reason")
         said = f': "{reason}"' if reason else ""
         return f"its agent asked for that, {_times(row.deferrals)}{said}"
-    return f"its container ended before it was done, {_times(row.tries)}"
+    return f"its container ended before the work was done, {_times(row.tries)}"
 
 
 def _times(number: int) -> str:

@@ -217,7 +217,7 @@ class EngineLog:
     def _quarantined(self, event: SessionQuarantined) -> None:
         release = f"clawbus session release {two_words(event.agent, event.session)}"
         _of(self._quarantine, event).error(
-            "session_quarantined", reason=event.reason, hint=f"look at the session's out/ folder, then `{release}`"
+            "session_quarantined", reason=event.reason, hint=f"check the session's out/ folder, then `{release}`"
         )
 
     def _swept(self, event: SweepFinished) -> None:

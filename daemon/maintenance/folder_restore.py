@@ -33,7 +33,7 @@ def read_manifest(backup: Path) -> list[Copied]:
     try:
         loaded = cast("object", json.loads((backup / MANIFEST).read_text(encoding="utf-8")))
     except OSError as error:
-        raise RestoreRefusedError(f"{backup} is no backup of a data folder: it has no {MANIFEST}.") from error
+        raise RestoreRefusedError(f"{backup} is not a backup of a data folder: it has no {MANIFEST}.") from error
     except ValueError as error:
         raise BackupNotVerifiedError(f"{backup / MANIFEST} is no JSON.") from error
     manifest = cast("dict[str, Any]", loaded) if isinstance(loaded, dict) else {}
@@ -49,7 +49,7 @@ def read_manifest(backup: Path) -> list[Copied]:
     for one in files:
         parts = PurePosixPath(one.path)
         if parts.is_absolute() or ".." in parts.parts:
-            raise BackupNotVerifiedError(f"{MANIFEST} names {one.path!r}, which is no place in a data folder.")
+            raise BackupNotVerifiedError(f"{MANIFEST} names {one.path!r}, which does not belong in a data folder.")
     return files
 
 
@@ -80,7 +80,7 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
     if occupied and not replace:
         raise RestoreRefusedError(
             f"{data_dir} is not empty.",
-            hint="Name another folder with --data, or move what is there aside with --replace.",
+            hint="Name another folder with --data, or use --replace to move the existing one aside.",
         )
     fresh = data_dir.with_name(f"{data_dir.name}.restoring")
     before = _free_name(data_dir, now_ms) if data_dir.exists() else None

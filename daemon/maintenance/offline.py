@@ -311,7 +311,7 @@ def offline_executor(
     """
     if not (config.data_dir / "clawbus.version").is_file():
         raise DataFolderError(
-            f"{config.data_dir} is no data folder of clawbus.", hint="Name it with --data or --config."
+            f"{config.data_dir} is not a data folder of clawbus.", hint="Name it with --data or --config."
         )
     with DataFolder.open(config.data_dir, clock) as folder:
         if not folder.central_db.is_file():  # an empty one in its place would hide the loss

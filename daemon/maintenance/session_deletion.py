@@ -43,9 +43,9 @@ def unfinished_work(files: SessionFiles) -> list[str]:
                 found.append(f"{waiting} answers are not delivered")
             with files.outbound() as out:
                 if out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id)):
-                    found.append("out/ holds answers that nobody has taken note of")
+                    found.append("out/ holds answers that the host has not recorded")
     except ClawbusError as error:
-        found.append(f"what it holds cannot be told ({error.code}: {str(error).rstrip('.')})")
+        found.append(f"its content is unknown ({error.code}: {str(error).rstrip('.')})")
     return found
 
 
@@ -73,7 +73,7 @@ class Deletions:
         """
         session = await self._sessions.get(key)
         if not self._supervisor.knows:
-            raise RuntimeUnavailableError("whether a container of the session lives cannot be told now.")
+            raise RuntimeUnavailableError("it is unknown now whether a container of the session lives.")
         refuse_unfinished(key, await self._unfinished(session), force=force)
         await self._supervisor.end(key, "operator_delete", graceful=True)
         async with session.lock:

@@ -74,18 +74,20 @@ def _refuse_losses(files: SessionFiles, db: Reader) -> None:
         files.recover()
         with files.outbound() as out:
             if out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id)):
-                raise ResetWouldLoseError("out/ holds answers that nobody has taken note of.")
+                raise ResetWouldLoseError("out/ holds answers that the host has not recorded.")
             pending = {message.id: message for message in messages.pending(db, 0)}
             acks = outbound.acks_for(out, list(pending)) if out is not None else {}
     except (HostileFileError, ReadRaceError, ReadDeadlineError, FileBusyError) as error:
-        hint = "Repeat with --discard: out/ is kept as it is in the folder that is put aside."
-        raise ResetWouldLoseError(f"what out/ holds cannot be told: {error}", hint=hint) from error
+        hint = "Repeat with --discard: out/ is kept unchanged in the folder that is set aside."
+        raise ResetWouldLoseError(f"the content of out/ is unknown: {error}", hint=hint) from error
     finished = [
         ack.message_id for ack in acks.values()
         if ack.status not in (AckStatus.PROCESSING, AckStatus.LATER) and not is_noted(pending[ack.message_id], ack)
     ]  # fmt: skip
     if finished:
-        raise ResetWouldLoseError(f"the agent has finished {', '.join(finished[:3])}, and nobody has taken note of it.")
+        raise ResetWouldLoseError(
+            f"the agent has finished {', '.join(finished[:3])}, and the host has not recorded it."
+        )
 
 
 def _put_aside(outbox: Path, now: int) -> Path | None:
@@ -102,4 +104,4 @@ def _put_aside(outbox: Path, now: int) -> Path | None:
         except OSError as error:
             raise StorageError(f"{outbox} cannot be put aside: {error.strerror}.") from error
         return target
-    raise StorageError(f"{outbox.parent} holds a hundred folders that were put aside.", hint="Remove old ones.")
+    raise StorageError(f"{outbox.parent} holds a hundred folders that were set aside.", hint="Remove old ones.")

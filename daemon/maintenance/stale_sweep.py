@@ -31,7 +31,7 @@ _MESSAGES: Final = 10_000  # of each kind that is looked at
 _REASONS: Final[Mapping[MessageStatus, tuple[str, str]]] = MappingProxyType(
     {
         MessageStatus.FAILED: ("AGENT_FAILED", "the agent answered with an error"),
-        MessageStatus.CANCELLED: ("SWEPT", "its container was gone, and an operator ended it"),
+        MessageStatus.CANCELLED: ("SWEPT", "its container was gone, and an operator cancelled it"),
     }
 )
 # What a session's file may have gained since a backup, and a restore would lose.
@@ -150,7 +150,7 @@ def found_backup(files: SessionFiles, name: str) -> Backup:
         or not path.is_file()
         or path.is_symlink()
     ):
-        raise RestoreRefusedError(f"{name!r} is no backup beside this session's inbound.db.")
+        raise RestoreRefusedError(f"{name!r} is not a backup beside this session's inbound.db.")
     return Backup(path, files.folder.inbound_db, 0, path.stat().st_size, verify(path))
 
 

@@ -110,7 +110,7 @@ def _queues(sources: Sources) -> Iterator[_Gauge]:
     dead = {(agent,): 0.0 for agent in agents}
     for key, count in backlog.dead_letters().items():
         dead[key.agent,] = dead.get((key.agent,), 0.0) + count
-    yield _Gauge("messages_waiting", "Messages that are due and claimed by nobody.", ("agent",), waiting)
+    yield _Gauge("messages_waiting", "Messages that are due and unclaimed.", ("agent",), waiting)
     yield _Gauge("messages_oldest_waiting_seconds", "How long the oldest of them has been due.", ("agent",), oldest)
     yield _Gauge("messages_claimed", "Messages that an agent works on.", ("agent",), claimed)
     yield _Gauge("answers_waiting", "Answers that are due and have no receipt.", ("channel",), sends)

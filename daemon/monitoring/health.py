@@ -137,7 +137,7 @@ class Health:
             since, why = self._probe_error
             yield Check("database", State.FAILING, why, since)
         if self._asked is not None and (waited := self._clock.monotonic() - self._asked) > OVERDUE_S:
-            yield Check("database", State.FAILING, f"a look at central.db has not come back for {waited:.0f} s")
+            yield Check("database", State.FAILING, f"a read of central.db has not returned for {waited:.0f} s")
 
 
 def _judged(problems: Sequence[tuple[str, int, str]], name: str) -> Iterator[Check]:

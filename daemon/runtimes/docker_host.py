@@ -93,7 +93,7 @@ def _judged(host: DockerHost, error: BaseException, *, tls: bool) -> tuple[str, 
     if errno.ENOENT in codes:
         return "there is no such socket", start, "systemctl start docker"
     if errno.ECONNREFUSED in codes:
-        return "the socket is there, and nobody listens", start, "systemctl start docker"
+        return "the socket exists, and no process listens on it", start, "systemctl start docker"
     if codes & {errno.EACCES, errno.EPERM}:
         who = _user()
         hint = f"Let the daemon's user use it (`usermod -aG docker {who}`), then start the daemon again."

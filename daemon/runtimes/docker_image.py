@@ -79,7 +79,7 @@ class ImageBuilder:
         except ImageNotFound:
             return False
         except APIError as error:
-            raise ImageError(f"{tag!r} is no name for an image: {error.explanation}.", hint=_NAME_HINT) from error
+            raise ImageError(f"{tag!r} is not a valid image name: {error.explanation}.", hint=_NAME_HINT) from error
         config: dict[str, Any] = details.get("Config") or {}
         return LABEL_SOURCE_DIGEST not in (config.get("Labels") or {})
 

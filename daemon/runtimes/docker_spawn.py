@@ -75,14 +75,14 @@ class Spawner:
         found = labels_of(details)
         if found.get(LABEL_INSTALL) != self._install_id:
             raise SpawnError(
-                f"the container name {spec.name} belongs to somebody else.",
+                f"the container name {spec.name} belongs to something else.",
                 hint=f"Look at `docker inspect {spec.name}`.",
             )
         if details["State"]["Running"] or details["State"].get("Restarting"):
             raise SpawnError(
                 f"container {details['Id'][:12]} of this session still runs as incarnation"
                 f" {found.get(LABEL_INCARNATION)}.",
-                hint=f"The daemon ends it by itself; else: clawbus session kill {two_words(spec.agent, spec.session)}",
+                hint=f"The daemon ends it; if it does not: clawbus session kill {two_words(spec.agent, spec.session)}",
             )
         self._forget(details)
 

@@ -39,7 +39,7 @@ def package_folder(package: str) -> Path:
     found = importlib.util.find_spec(package)  # of a top-level name: finds it and does not import it
     if found is None or not found.submodule_search_locations:
         raise ImageError(
-            f"the package {package} is not installed.", hint="Install clawbus into a virtual environment of its own."
+            f"the package {package} is not installed.", hint="Install clawbus into a separate virtual environment."
         )
     return Path(found.submodule_search_locations[0])
 

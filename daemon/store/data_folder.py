@@ -319,7 +319,7 @@ def check_ours(root: Path, hint: str) -> None:
     foreign = sorted(item.name for item in root.iterdir() if not item.name.startswith(_OURS))
     if foreign:
         raise DataFolderError(
-            f"{root} is no clawbus data folder and is not empty: it holds {', '.join(foreign[:3])}.",
+            f"{root} is not a clawbus data folder and is not empty: it holds {', '.join(foreign[:3])}.",
             hint=hint,
         )
 

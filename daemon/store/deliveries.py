@@ -310,7 +310,7 @@ def make_dead_letter(db: Writer, row: MessageOut, at: int, code: str, error: str
     _receipt(db, row.id, "failed", None, at)
     if tell_agent:
         # Do not pass on the channel's error text: it may hold a receiver's address, and an agent may repeat what it reads.
-        why = f"it was not delivered, and will not be by itself ({code})"
+        why = f"it was not delivered, and will not be without an operator ({code})"
         content = {
             "text": f"Your answer {row.id}: {why}.",
             "type": "delivery_failed",

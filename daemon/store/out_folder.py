@@ -178,7 +178,7 @@ def _status(name: str, parent: int) -> os.stat_result | None:
             if error.errno in _MOVED:
                 return None
             if error.errno not in _CLOSED:
-                raise host_error(error, "a file in out/ cannot be looked at") from error
+                raise host_error(error, "a file in out/ cannot be examined") from error
             if last:
                 raise HostileFileError(_closed("a folder in out/")) from error
         try:

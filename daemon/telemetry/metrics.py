@@ -92,7 +92,7 @@ class Metrics:
         self.in_doubt = counter("sends_in_doubt", "Sends of which it is unknown whether they arrived.", "channel")
         self.answers_buried = counter("answers_dead_lettered", "Answers given up.", "agent", "code")
         self.delivery = histogram(
-            "delivery_duration_seconds", "One send, whatever came of it.", "channel", buckets=_MOMENTS
+            "delivery_duration_seconds", "Duration of a send, whatever its outcome.", "channel", buckets=_MOMENTS
         )
         self.round_trip = histogram(
             "round_trip_seconds", "From accepted, or due, to an answer's receipt.", "agent", "channel", buckets=_LONG

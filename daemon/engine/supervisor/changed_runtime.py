@@ -46,7 +46,7 @@ async def refuse_changed_runtime(
         except ClawbusError as error:
             if not rows:
                 continue
-            why = f"whether they still run cannot be told: {error}"
+            why = f"it is unknown whether they still run: {error}"
             raise _refusal(name, kind, {str(row.key) for row in rows}, why) from error
         if alive:
             raise _refusal(name, kind, alive, "they still run")

@@ -173,7 +173,7 @@ class Terminator:
         cannot = exit_.code == CANNOT_START_CODE
         young = self._state.clock.now_ms() - slot.spawned_at < self._state.timings.healthy_s * 1000
         if by_itself and young and (cannot or not claimed):
-            text = f"the container ended by itself (exit code {exit_.code}) before it claimed anything"
+            text = f"the container exited (exit code {exit_.code}) before it claimed anything"
             said = await anyio.to_thread.run_sync(last_words, slot.session.files.folder.logs / STDERR_LOG)
             text += f"; its runner said: {said}" if said is not None else ""
             hint = "Read the end of its log: `clawbus session show`."

@@ -19,7 +19,7 @@ from daemon.store.dead_letters import Operator
 from tests.support.invariants import check_session
 from tests.support.session_world import NOW, SessionWorld
 
-WHO: Final = Operator("ada", "the receiver is mended")
+WHO: Final = Operator("ada", "the receiver is repaired")
 MEANS: Final = DeliveryContext(
     {"local": ChannelRules(deduplicates=True, hold_in_doubt=False)}, Delivery(), 10_000, frozenset(), frozenset(), 0.5
 )
@@ -69,11 +69,11 @@ def test_a_retry_makes_it_due_now_whatever_its_back_off(world: SessionWorld) -> 
 def test_a_drop_is_a_closed_dead_letter_and_lets_the_others_go(world: SessionWorld) -> None:
     assert drop_answer(world.files, "o1", WHO, NOW, under_way=False)["was"] == "retrying"
     (closed,) = world.read("SELECT outcome, by, reason FROM dead_letters_closed")
-    assert closed == {"outcome": "dropped", "by": "ada", "reason": "the receiver is mended"}
+    assert closed == {"outcome": "dropped", "by": "ada", "reason": "the receiver is repaired"}
     assert world.events("o1") == ["delivery_failed", "dead_lettered", "dropped"]
     (row,) = world.read("SELECT detail FROM message_history WHERE event = 'dead_lettered'")
     assert json.loads(row["detail"])["error"].startswith(
-        "given up by ada: the receiver is mended (last error: answered 503"
+        "given up by ada: the receiver is repaired (last error: answered 503"
     )
     assert due(world) == ["o2", "o3"]
     check_session(world.root)

@@ -113,7 +113,7 @@ async def test_a_probe_that_does_not_come_back_is_the_finding(world: World) -> N
         assert world.check("database").state is State.OK, "it has only just begun"
         world.clock.advance(OVERDUE_S + 2)
         found = world.check("database")
-        assert (found.state, found.reason) == (State.FAILING, "a look at central.db has not come back for 12 s")
+        assert (found.state, found.reason) == (State.FAILING, "a read of central.db has not returned for 12 s")
         world.hang.set()
     assert world.check("database").state is State.OK
 

@@ -90,7 +90,7 @@ def test_a_socket_that_nobody_listens_on(home: Path, monkeypatch: pytest.MonkeyP
         made.bind(str(path))
     monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
     error = asked()
-    assert "(DOCKER_HOST): the socket is there, and nobody listens" in str(error)
+    assert "(DOCKER_HOST): the socket exists, and no process listens on it" in str(error)
 
 
 def test_a_socket_that_the_user_may_not_use() -> None:

@@ -165,7 +165,7 @@ class TestAnAnswer:
         assert [row["id"] for row in notices] == ["dead-letter:o1", "dead-letter:o1+r1"]
         assert {(row["kind"], row["trigger"]) for row in notices} == {("system", 0)}
         told = json.loads(notices[1]["content"])["error"]
-        assert told == "it was not delivered, and will not be by itself (DELIVERY_PERMANENT)"
+        assert told == "it was not delivered, and will not be without an operator (DELIVERY_PERMANENT)"
 
     def test_a_row_that_is_gone_is_refused_and_stays_dead(self, world: World) -> None:
         world.dead_answer()
