@@ -67,8 +67,8 @@ _MAY_BE_EMPTY: Final = frozenset({"text", "reason"})
 _RUN: Final = start_command(None)
 LOOK: Final = (NextAction("clawbus logs -n 50", "what it does instead"),)
 SILENT_FIX: Final = (
-    "Do not start a second one. A daemon that starts, or whose control socket was deleted, answers within seconds; is"
-    " control.socket the one that it was started with? Otherwise restart it."
+    "Do not start a second one. A daemon that is starting, or that lost its control socket, answers within seconds."
+    " Check that control.socket is the one it was started with; otherwise restart it."
 )
 
 

@@ -232,8 +232,8 @@ def _find(invocation: Invocation, letter: str) -> tuple[str, str]:
     from daemon.inspect.finding import the_only  # noqa: PLC0415
 
     hint = (
-        "`clawbus dead list` lists them, `clawbus delivery list` answers that are still tried; with --session"
-        " AGENT/SESSION also one that was dealt with is found."
+        "`clawbus dead list` lists dead letters, `clawbus delivery list` answers in retry; --session"
+        " AGENT/SESSION also finds closed ones."
     )
     unread = report["not_examined"] + len(report["errors"])
     found = [(one["agent"], one["session"]) for one in report["letters"]]

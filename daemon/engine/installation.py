@@ -140,13 +140,13 @@ def _refuse_beside_containers(answer: _Answer, rows: Sequence[IncarnationRow], p
             f"$(docker ps -aq --filter label={LABEL_INCARNATION}={one})" for one in answer.living if one not in known
         ]
         raise DataFolderError(
-            f"{path} was put in the place of an installation whose containers still run, or may start again: {names}."
+            f"{path} took the place of an installation whose containers still run, or may start again: {names}."
             " They would write to these sessions beside the new containers.",
             hint=f"End them and start again. With Docker: `docker rm -f {' '.join([*known, *asked])}`.",
         )
     if answer.silence is not None and rows:
         raise RuntimeUnavailableError(
-            f"{path} was put in the place of an installation, and whether its containers still run cannot be told:"
+            f"{path} took the place of an installation, and it is unknown whether that one's containers still run:"
             f" {answer.silence}",
             hint="Let their engine answer. When it is gone for good: `clawbus install renew`.",
         )
@@ -165,7 +165,7 @@ def _disown(start: Start, row: IncarnationRow, gone: bool, origin: Origin) -> No
         where = f" at {origin.path}" if origin.path else ""
         reason = (
             f"This folder is a copy. When it was made, a container of the original{where} worked on {in_hand} messages of"
-            " this session, and whether it still does cannot be told. Release it when the original is gone, or when the"
+            " this session, and it is unknown whether it still does. Release it when the original is gone, or when the"
             " work may be done twice."
         )
         start.registry.quarantine(row.key, reason, start.clock.now_ms())

@@ -1,6 +1,6 @@
-"""Host names to addresses, in threads of their own: one look-up a name at a time, however many sends ask for it.
+"""Host names to addresses, in threads of their own: one lookup a name at a time, however many sends ask for it.
 
-A look-up cannot be cancelled. In a shared pool, the threads of a name server that does not answer for one name would be
+A lookup cannot be cancelled. In a shared pool, the threads of a name server that does not answer for one name would be
 missing for all others; here such a name keeps one thread, and further requests for it fail at once.
 """
 
@@ -19,7 +19,7 @@ import anyio
 
 from daemon.core.clock import Clock
 
-HUNG_S: Final = 4.0  # a look-up that takes longer is not waited for by those who come later
+HUNG_S: Final = 4.0  # a lookup that takes longer is not waited for by those who come later
 FAILED_S: Final = 1.0  # for so long a failure is the answer to everybody
 MAX_LOOKUPS: Final = 256  # threads; a name has one
 
@@ -58,10 +58,10 @@ class Resolver:
         if lookup is None:
             lookup = self._begin(host, now)
         elif lookup.ended is None and now - lookup.began > HUNG_S:
-            raise OSError(f"the look-up of {host} has not come back for {now - lookup.began:.0f} s")
+            raise OSError(f"the lookup of {host} has not finished after {now - lookup.began:.0f} s")
         await lookup.done.wait()
         if lookup.error is not None:
-            raise OSError(f"the look-up of {host} failed: {lookup.error}") from lookup.error
+            raise OSError(f"the lookup of {host} failed: {lookup.error}") from lookup.error
         return lookup.addresses
 
     def _begin(self, host: str, now: float) -> _Lookup:
@@ -92,7 +92,7 @@ class Resolver:
             with suppress(RuntimeError):  # the loop is closed: no task waits any more
                 loop.call_soon_threadsafe(finish, found, problem)
 
-        # A daemon thread: a look-up that hangs must not keep the process from ending.
+        # A daemon thread: a lookup that hangs must not keep the process from ending.
         threading.Thread(target=work, name=f"look up {host[:60]}", daemon=True).start()
         return lookup
 

@@ -144,7 +144,7 @@ class DaemonExecutor:
         except NotConfirmedError as error:
             raise NotConfirmedError(
                 f"{message_id} is cancelled, but its container still runs: {error}",
-                hint="The daemon goes on ending it. Repeat the command to wait for that; `docker ps` shows whether"
+                hint="The daemon keeps trying to end it. Repeat the command to wait for that; `docker ps` shows whether"
                 " the runtime answers.",
             ) from error
 

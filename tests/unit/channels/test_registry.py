@@ -141,8 +141,8 @@ WRONG: list[tuple[dict[str, dict[str, Any]], type[ClawbusError], str]] = [
         r"channels\.broken: channel type 'broken' of .* cannot be imported: ModuleNotFoundError",
     ),
     ({"lax": {}}, ChannelError, r"channels\.lax: .*mistyped key"),
-    ({"mute": {}}, ChannelError, r"channels\.mute: 'mute' is no channel"),
-    ({"seven": {}}, ChannelError, r"channels\.seven: 'seven' is no channel"),
+    ({"mute": {}}, ChannelError, r"channels\.mute: 'mute' is not a channel"),
+    ({"seven": {}}, ChannelError, r"channels\.seven: 'seven' is not a channel"),
 ]
 
 

@@ -143,7 +143,7 @@ def test_no_secret_is_shown() -> None:
         ({"secret": "short"}, r"channels\.webhook\.hooks\.h\.secret: .* at least 8"),
         ({"secret_env": "CLAWBUS_TEST_NOT_SET"}, r"channels\.webhook\.hooks\.h\.secret_env: .*CLAWBUS_TEST_NOT_SET"),
         ({"secret_file": "/nonexistent/secret"}, r"channels\.webhook\.hooks\.h\.secret_file: .*/nonexistent/secret"),
-        ({"secret_file": "/dev/zero"}, r"channels\.webhook\.hooks\.h\.secret_file: .*no secret"),
+        ({"secret_file": "/dev/zero"}, r"channels\.webhook\.hooks\.h\.secret_file: .*too short for a secret"),
         (
             {"secret": SECRET, "reply_url": "http://127.0.0.1/", "reply_secret": SECRET},
             r"channels\.webhook\.hooks\.h\.reply_secret: must not be the hook's own",

@@ -62,7 +62,7 @@ def test_people_get_tables(cli: CommandLine, night: Night) -> None:
     assert "10 stale runs" in preview.out
     assert "--apply would refuse" in preview.out
     swept = cli("inngest", "sweep-stale", *db, *SCOPE, "--exclude", night.unregistered.key, "--apply")
-    assert "9 runs read as ended" in swept.out
+    assert "9 runs have ended" in swept.out
     assert "canary: not done" in swept.out
     assert swept.code == 0
 

@@ -98,7 +98,7 @@ class TestFiles:
         self, home: Path, system: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.close(monkeypatch, home / "clawbus.toml")
-        with pytest.raises(ConfigError, match=r"clawbus\.toml may not be read by this user"):
+        with pytest.raises(ConfigError, match=r"clawbus\.toml is not readable for this user"):
             find_config(None)
 
     def test_the_system_s_folder_that_may_not_be_entered_is_named(
@@ -106,7 +106,7 @@ class TestFiles:
     ) -> None:
         (home / "clawbus.toml").unlink()
         self.close(monkeypatch, system.parent)
-        with pytest.raises(ConfigError, match=r"etc/clawbus\.toml may not be read"):
+        with pytest.raises(ConfigError, match=r"etc/clawbus\.toml is not readable"):
             find_config(None)
 
     def test_a_current_folder_that_is_gone(self, home: Path, system: Path, monkeypatch: pytest.MonkeyPatch) -> None:

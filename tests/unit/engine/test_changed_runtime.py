@@ -50,7 +50,7 @@ async def test_living_containers_of_another_runtime_refuse_the_start(other: Othe
 
 async def test_a_runtime_that_does_not_answer_is_no_word_that_they_are_gone(other: Other) -> None:
     other.harness.take_away()
-    with pytest.raises(RuntimeChangedError, match="cannot be told"):
+    with pytest.raises(RuntimeChangedError, match="is unknown whether"):
         await refuse_changed_runtime("process", [other.row], other.build)
 
 

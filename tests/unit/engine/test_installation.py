@@ -241,7 +241,7 @@ async def test_a_copy_in_the_originals_place_waits_until_the_engine_answers(site
     root = await in_the_place_of_the_original(site)
     site.host.exit_now(container.id, 1)
     site.host.available = False
-    with pytest.raises(RuntimeUnavailableError, match="cannot be told") as refused:
+    with pytest.raises(RuntimeUnavailableError, match="it is unknown whether") as refused:
         await site.start_install(root)
     assert "clawbus install renew" in (refused.value.hint or "")
     site.host.available = True

@@ -15,7 +15,7 @@ from daemon.engine.watch_trouble import TroubleLog, hint_of
         (OSError("Too many open files (os error 24)"), "max_user_instances"),
         (OSError("OS file watch limit reached. about [\"/x\"]"), "max_user_watches"),
         (FileNotFoundError(errno.ENOENT, "No such file"), "named folder"),
-        (ValueError("a bug"), "Polling goes on"),
+        (ValueError("a bug"), "Polling continues"),
     ],
 )  # fmt: skip
 def test_the_hint_is_of_the_cause(error: Exception, words: str) -> None:

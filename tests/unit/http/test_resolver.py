@@ -1,4 +1,4 @@
-"""Name look-ups: one that hangs keeps its own thread, and nobody else waits for it."""
+"""Name lookups: one that hangs keeps its own thread, and nobody else waits for it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_after_a_while_a_name_that_hangs_is_refused_at_once_and_heals(name
     with anyio.move_on_after(0):
         await resolver.resolve("hung.test")
     clock.advance(module.HUNG_S + 1)
-    with pytest.raises(OSError, match=r"the look-up of hung\.test has not come back for 5 s"):
+    with pytest.raises(OSError, match=r"the lookup of hung\.test has not finished after 5 s"):
         await resolver.resolve("hung.test")
     names.table["hung.test"] = ["127.0.0.7"]
     names.release.set()
@@ -95,7 +95,7 @@ async def test_more_names_than_threads_is_an_error_and_no_queue(
     for number in range(3):
         with anyio.move_on_after(0):
             await resolver.resolve(f"hung{number}.test")
-    with pytest.raises(OSError, match="3 look-ups of other names"):
+    with pytest.raises(OSError, match="3 lookups of other names"):
         await resolver.resolve("good.test")
     assert await resolver.resolve("127.0.0.1") == ("127.0.0.1",)
 
