@@ -1,6 +1,6 @@
 """Where things lie in a session folder, on the host and as mounted in its container.
 
-Two folders, because a container that could create `inbound.db-journal` could roll the host's own file back.
+Two folders for the files of the bus, because a container that could create `inbound.db-journal` could roll the host's own file back.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ CONTAINER_WORKSPACE: Final = "/workspace"
 CONTAINER_IN: Final = "/workspace/in"
 CONTAINER_OUT: Final = "/workspace/out"
 CONTAINER_AGENT: Final = "/workspace/agent"
+CONTAINER_HOME: Final = "/workspace/home"
 
 ENV_INCARNATION: Final = "CLAWBUS_INCARNATION"
 ENV_RUNNER: Final = "CLAWBUS_RUNNER"  # JSON of RunnerSettings, written by the daemon, read by the runner
@@ -49,6 +50,11 @@ class SessionFolder:
     def outbox(self) -> Path:
         """Mounted read-write, hostile: `out/`."""
         return self.root / "out"
+
+    @property
+    def home(self) -> Path:
+        """Mounted read-write, hostile: `home/`, the HOME of the agent in this session alone."""
+        return self.root / "home"
 
     @property
     def logs(self) -> Path:

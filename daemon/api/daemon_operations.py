@@ -126,11 +126,12 @@ class DaemonOperations:
             told = await anyio.to_thread.run_sync(partial(report, held=held), abandon_on_cancel=True)
         if found.key in self._sessions.troubles.locked_out():
             await self._live.problems.check(found)
-        use = found.use
+        use, home = found.use, found.home_use
         counted = (
             {"bytes": use.bytes, "files": use.files, "deleted_bytes": use.deleted_bytes} if use is not None else None
         )
-        return {**with_trouble(told, self._sessions.troubles), "out_folder": counted}
+        at_home = {"bytes": home.bytes, "files": home.files} if home is not None else None
+        return {**with_trouble(told, self._sessions.troubles), "out_folder": counted, "home_folder": at_home}
 
     async def execute(self, verb: Verb) -> dict[str, Any]:
         """See DaemonExecutor.execute."""
@@ -211,7 +212,7 @@ def _key(agent: str, session: str) -> SessionKey:
 
 
 def with_near_limits(report: dict[str, Any], near: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the status report, with the sessions whose out/ folder is close to a limit added to `attention`."""
+    """Return the status report, with the sessions whose out/ or home/ folder is close to a limit added to `attention`."""
     named = {(one["agent"], one["session"]) for one in report["attention"]}
     more = [
         {"agent": one["agent"], "session": one["session"], "state": "near_limit", "explanation": one["sentence"]}

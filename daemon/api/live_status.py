@@ -15,7 +15,7 @@ from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.sweeper import Sweeper
 from daemon.maintenance.retention import Retention
-from daemon.store.out_folder import OutLimits
+from daemon.store.folder_use import SessionLimits
 
 
 class LiveStatus:
@@ -30,7 +30,7 @@ class LiveStatus:
         sweeper: Sweeper,
         retention: Retention,
         problems: Problems,
-        out_limits: OutLimits,
+        limits: SessionLimits,
     ) -> None:
         self.problems = problems
         self._agents = agents
@@ -38,7 +38,7 @@ class LiveStatus:
         self._supervisor = supervisor
         self._sweeper = sweeper
         self._retention = retention
-        self._out_limits = out_limits
+        self._limits = limits
         self._started_at = clock.now_ms()
 
     def report(self) -> dict[str, Any]:
@@ -74,13 +74,13 @@ class LiveStatus:
         }
 
     def near_limits(self) -> list[dict[str, Any]]:
-        """Return the sessions whose out/ folder was close to a limit at the last sweep. Over the limit, they are quarantined."""
+        """Return the sessions with a folder that was close to a limit at the last sweep. Over the limit, they are quarantined."""
         return [
             {"agent": one.key.agent, "session": one.key.session, "sentence": sentence}
             for one in self._sessions
             if one.quarantined is None
-            and one.use is not None
-            and (sentence := one.use.near(self._out_limits)) is not None
+            for use, limits in ((one.use, self._limits.out), (one.home_use, self._limits.home))
+            if use is not None and (sentence := use.near(limits)) is not None
         ]
 
     def _retention_report(self) -> dict[str, Any]:

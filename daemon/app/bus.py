@@ -33,6 +33,7 @@ from daemon.engine.supervisor.slots import Timings
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.sweep_schedule import Schedule
 from daemon.engine.sweep_steps import Settings as SweepSettings
+from daemon.engine.sweep_steps import session_limits
 from daemon.engine.sweeper import Sweeper
 from daemon.engine.waking import Waking
 from daemon.engine.watch import Watch
@@ -50,7 +51,6 @@ from daemon.store.data_folder import DataFolder
 from daemon.store.dead_letters import Operator
 from daemon.store.install import InstallFile
 from daemon.store.mailbox import Mailbox
-from daemon.store.out_folder import OutLimits
 from daemon.store.registry import Registry, SessionKey
 from daemon.systemd.watchdog import Pulse
 from daemon.telemetry.metrics import Metrics
@@ -170,7 +170,7 @@ class Bus:
 
     def operations(self) -> DaemonOperations:
         """Return what the control API serves."""
-        limits = OutLimits(self.config.limits.max_out_folder_bytes, self.config.limits.max_out_folder_files)
+        limits = session_limits(self.config)
         live = LiveStatus(
             self.clock, self.agents, self.sessions, self.supervisor, self.sweeper, self.retention, self.problems, limits
         )

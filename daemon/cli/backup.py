@@ -162,7 +162,13 @@ def _limits(invocation: Invocation) -> FolderLimits:
     from daemon.maintenance.folder_backup import FolderLimits  # noqa: PLC0415
 
     limits = invocation.config.limits
-    return FolderLimits(read_limits(invocation.config), limits.max_out_folder_bytes, limits.max_out_folder_files)
+    return FolderLimits(
+        read_limits(invocation.config),
+        limits.max_out_folder_bytes,
+        limits.max_out_folder_files,
+        limits.max_home_folder_bytes,
+        limits.max_home_folder_files,
+    )
 
 
 def _teller(invocation: Invocation) -> Tell:

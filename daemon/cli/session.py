@@ -262,6 +262,8 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     facts["folder"] = report["folder"]
     if report.get("out_folder"):
         facts["out/"] = _counted(report["out_folder"])
+    if home := report.get("home_folder"):
+        facts["home/"] = f"{home['bytes']} bytes in {home['files']} files and folders"
     if report["pruned"]:
         facts["pruned"] = pruned(report["pruned"], now)
     if source == "files":

@@ -142,6 +142,8 @@ class LimitsTable(_Table):
     max_outbound_file_bytes: int = Field(default=512 * 1024**2, ge=1024**2)
     max_out_folder_bytes: int = Field(default=2 * 1024**3, ge=1024**2)
     max_out_folder_files: int = Field(default=100_000, ge=100)
+    max_home_folder_bytes: int = Field(default=2 * 1024**3, ge=1024**2)
+    max_home_folder_files: int = Field(default=100_000, ge=100)
     read_deadline_s: float = Field(default=2.0, gt=0, le=60)
 
 

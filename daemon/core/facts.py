@@ -238,8 +238,8 @@ class SessionFacts:
     errors: tuple[str, ...] = ()
     failing: tuple[Failing, ...] = ()
     lock_holders: tuple[LockHolder, ...] = ()  # of its files, while one of them is busy
-    out_folder: str | None = None
-    near_limit: str | None = None  # what its out/ holds, when that is near a limit
+    folder: str | None = None
+    near_limit: str | None = None  # what its out/ or home/ holds, when that is near a limit
 
     @property
     def name(self) -> str:

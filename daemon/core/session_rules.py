@@ -35,6 +35,9 @@ def _quarantined(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         command = f"clawbus session show {_two(one)}"
         back = f"Once its files are back in place, `clawbus session release {_two(one)}` ends it."
         return _of(one, "QUARANTINED", summary, (evidence[0], back, *one.errors), command, choices=_ways_out(one))
+    if "limits.max_home_folder" in reason:  # released, it would be in quarantine again at the next sweep
+        back = f"Delete what is not needed in its home/, then `clawbus session release {_two(one)}` ends it."
+        return _of(one, "QUARANTINED", summary, (evidence[0], back), _what_fills(one, "home"))
     command = _anew(one) if _is_hostile(one.errors) else f"clawbus session release {_two(one)}"
     return _of(one, "QUARANTINED", summary, evidence, command)
 
@@ -262,18 +265,25 @@ def _spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )  # fmt: skip
 
 
-def _out_nearly_full(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+def _nearly_full(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Its container can still make room; over the limit, the session is put in quarantine and the container ended."""
     if one.near_limit is None or one.quarantined_at is not None:
         return None
     evidence = (one.near_limit, "Over the limit, the daemon ends its container and quarantines the session.")
+    if one.near_limit.startswith("home/"):
+        return _of(one, "HOME_NEARLY_FULL", "Its home/ folder is near its limit.", evidence, _what_fills(one, "home"))
     choices = (
         Choice("when nothing in out/ is needed any more", f"clawbus session reset {_two(one)}"),
-        Choice("to see what fills it", f"du -ah --max-depth=3 {shlex.quote(one.out_folder or '')}"),
+        Choice("to see what fills it", _what_fills(one, "out")),
     )
     return _of(
         one, "OUT_NEARLY_FULL", "Its out/ folder is near its limit.", evidence, choices[1].command, choices=choices[:1]
     )
+
+
+def _what_fills(one: SessionFacts, name: str) -> str:
+    path = f"{one.folder or ''}/{name}"
+    return f"du -ah --max-depth=3 {shlex.quote(path)}"
 
 
 def _work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -476,7 +486,7 @@ def _of(
 SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
     (_quarantined, _too_new, _files_unreadable, _unregistered),
     (_failing,),
-    (_out_nearly_full,),
+    (_nearly_full,),
     (_orphaned_container, _container_gone, _container_restarted, _hot_journal),
     (_restart_policy, _paused),
     (_spawn_failing, _work_waiting, _unclaimed),

@@ -109,7 +109,7 @@ class SessionSweep:
                         occupied=occupied, floor=floor, last_tool=session.tool, members=self._read_trouble.held_files.members_of(session),
                     )
                 )  # fmt: skip
-                session.use = swept.use
+                session.use, session.home_use = swept.use, swept.home_use
                 if container is not None:
                     session.shows_tool(swept.tool, now)
                 if swept.held:

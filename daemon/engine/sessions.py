@@ -29,7 +29,7 @@ from daemon.engine.events import Events
 from daemon.engine.storage_watch import StorageWatch
 from daemon.engine.troubles import Troubles
 from daemon.store.file_pool import FilePool
-from daemon.store.out_folder import OutUse
+from daemon.store.folder_use import FolderUse
 from daemon.store.rebuild import found_sessions, is_session, remake
 from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, SessionRow
 from daemon.store.session_files import SessionFiles
@@ -112,7 +112,8 @@ class Session:
         self.consecutive_timeouts: dict[str, int] = {}  # kind of read -> how many times in a row it passed its deadline
         self.unreadable_since: float | None = None  # monotonic: since when every read has failed
         self.unwritable_since: float | None = None  # monotonic: since when every write to inbound.db has failed
-        self.use: OutUse | None = None  # the use of its out/ folder at the last sweep
+        self.use: FolderUse | None = None  # the use of its out/ folder at the last sweep
+        self.home_use: FolderUse | None = None  # the same for home/
         self.deleted = False
         self.budget = PollBudget()
         self.cpu_s = 0.0  # CPU time of all operations on its files

@@ -41,7 +41,7 @@ from daemon.runtimes import output_log
 from daemon.runtimes.spec import STDERR_LOG
 from daemon.store import deliveries, messages, outbound
 from daemon.store.backlog import count_dead
-from daemon.store.out_folder import OutLimits, OutUse, check_out_folder
+from daemon.store.folder_use import FolderUse, SessionLimits, check_folder
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, record, schedule_retry
 from schema.connect import Reader, Writer
@@ -67,10 +67,11 @@ class Swept:
     dead: int = 0
     endings: tuple[AttemptEnd, ...] = ()
     tool: ToolInFlight | None = None
-    use: OutUse | None = field(default=None, compare=False)
+    use: FolderUse | None = field(default=None, compare=False)
     verdicts: tuple[Verdict, ...] = ()
     expires_at: int | None = None
     held: bool = False
+    home_use: FolderUse | None = field(default=None, compare=False)
 
 
 class Finished(NamedTuple):
@@ -84,14 +85,14 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The sweep's policy, the time zone of recurrences (an IANA name), and the limits of an out/ folder.
+    """The sweep's policy, the time zone of recurrences (an IANA name), and the limits of out/ and home/.
 
     `own_policies` returns an agent's own policy, as currently configured; `policy` applies to agents without one.
     """
 
     policy: Policy
     timezone: str = "UTC"
-    out: OutLimits = field(default_factory=OutLimits)
+    limits: SessionLimits = field(default_factory=SessionLimits)
     fate: Fate = field(default_factory=Fate)
     own_policies: Callable[[str], Policy] | None = None
 
@@ -102,11 +103,19 @@ class Settings:
     @classmethod
     def of(cls, config: Config, agents: Mapping[str, Agent]) -> Settings:
         """Return the settings for `agents`, a mapping that a reload may change."""
-        out = OutLimits(config.limits.max_out_folder_bytes, config.limits.max_out_folder_files)
         return cls(
-            agent_policy(config, None), config.timezone, out,
+            agent_policy(config, None), config.timezone, session_limits(config),
             own_policies=lambda agent: agent_policy(config, agents.get(agent)),
         )  # fmt: skip
+
+
+def session_limits(config: Config) -> SessionLimits:
+    """Return the limits of what a session's container may keep on the host's disk."""
+    limits, default = config.limits, SessionLimits()
+    return SessionLimits(
+        replace(default.out, max_bytes=limits.max_out_folder_bytes, max_files=limits.max_out_folder_files),
+        replace(default.home, max_bytes=limits.max_home_folder_bytes, max_files=limits.max_home_folder_files),
+    )
 
 
 def sweep_files(
@@ -125,7 +134,8 @@ def sweep_files(
     `last_tool` is the tool at the last sweep: a different one is progress. `members` returns the container's processes. When
     no container is running, recover a leftover journal first: there was a confirmed exit, or never a container.
     """
-    use = check_out_folder(files.folder.outbox, settings.out, members() if members is not None else None)
+    use = check_folder(files.folder.outbox, settings.limits.out, members() if members is not None else None)
+    home_use = check_folder(files.folder.home, settings.limits.home)
     if container is not None:
         with suppress(OSError):  # failing to shorten the log must not block the sweep
             output_log.cut(files.folder.logs / STDERR_LOG)
@@ -185,7 +195,7 @@ def sweep_files(
     expires_at = expiry + EXPIRY_GRACE if expiry is not None else None
     return Swept(
         tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended, container.tool if container else None,
-        use, verdicts, expires_at, held_from(seen.pending, now) is not None,
+        use, verdicts, expires_at, held_from(seen.pending, now) is not None, home_use,
     )  # fmt: skip
 
 

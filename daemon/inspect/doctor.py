@@ -189,9 +189,7 @@ class Doctor:
             return diagnose_session(host, facts), ClockFacts(), 0
         runs = read_suspect_runs(folder, context, read_limits(self._config))
         seen = session_facts(key, folder, row, live, own, strays, context, runs)
-        facts = replace(
-            seen.facts, failing=by_daemon.failing, near_limit=by_daemon.near_limit, out_folder=str(folder.outbox)
-        )
+        facts = replace(seen.facts, failing=by_daemon.failing, near_limit=by_daemon.near_limit, folder=str(folder.root))
         if _is_busy(*facts.errors, *(one.code for one in facts.failing)):
             containers = (
                 facts.live.container_id if facts.live is not None else None,
@@ -325,7 +323,7 @@ def _failing(word: DaemonStatus) -> dict[Key, tuple[Failing, ...]]:
 
 
 def _near_limits(word: DaemonStatus) -> dict[Key, str]:
-    """Return what the daemon says of out/ folders near a limit, by session."""
+    """Return what the daemon says of out/ and home/ folders near a limit, by session."""
     told = (word.live or {}).get("near_limits") or ()
     return {(str(one["agent"]), str(one["session"])): str(one["sentence"]) for one in told}
 

@@ -41,11 +41,16 @@ Tell = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FolderLimits:
-    """What of a container's files is copied: `read` bounds outbound.db, the others out/outbox and each agent's folder."""
+    """What of a container's files is copied.
+
+    `read` bounds outbound.db, `max_bytes` and `max_files` out/outbox and each agent's folder, the last two home/.
+    """
 
     read: ReadLimits
     max_bytes: int
     max_files: int
+    home_bytes: int = 2 * 1024**3
+    home_files: int = 100_000
 
 
 @dataclass(slots=True)
@@ -149,6 +154,9 @@ def _session(
         yield from copy_tree(
             source, target, f"{relative}/{name}", max_bytes=limits.max_bytes, max_files=limits.max_files
         )
+    yield from copy_tree(
+        folder.home, copy.home, f"{relative}/home", max_bytes=limits.home_bytes, max_files=limits.home_files
+    )
 
 
 def _database(source: Path, target: Path, relative: str, role: Role, *, owner: bool) -> Copied:

@@ -25,7 +25,7 @@ from schema.errors import ClawbusError, SchemaTooNewError
 from schema.instants import file_stamp
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 
-_DATABASES: Final = ("central.db", "mailbox.db", INBOUND_DB)
+_DATABASES: Final = ("central.db", "mailbox.db")
 
 
 def read_manifest(backup: Path) -> list[Copied]:
@@ -64,8 +64,14 @@ def check_backup(backup: Path, files: list[Copied], tell: Tell) -> None:
             raise BackupNotVerifiedError(f"{one.path} of the backup cannot be read: {error.strerror}.") from error
         if (size, digest) != (one.size, one.sha256):
             raise BackupNotVerifiedError(f"{one.path} of the backup is not as it was copied.")
-        if path.name in _DATABASES:
+        if _is_hosts_database(one.path):
             verify(path)
+
+
+def _is_hosts_database(path: str) -> bool:
+    """Whether the host wrote it: an agent may give the same name to anything in its own folders."""
+    parts = PurePosixPath(path).parts
+    return path in _DATABASES or (len(parts) == 5 and parts[0] == "sessions" and parts[3:] == ("in", INBOUND_DB))
 
 
 def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, replace: bool) -> dict[str, Any]:
@@ -137,6 +143,10 @@ def _own(target: Path, one: Copied) -> None:
     os.chown(target, one.uid, one.gid, follow_symlinks=False)
     if target.name == OUTBOUND_DB:
         os.chown(target.parent, one.uid, one.gid, follow_symlinks=False)
+    parts = PurePosixPath(one.path).parts
+    if parts[:1] == ("sessions",) and parts[3:4] == ("home",):  # the agent goes on writing beside its old files
+        for folder in list(target.parents)[: len(parts) - 4]:
+            os.chown(folder, one.uid, one.gid, follow_symlinks=False)
 
 
 def _open_folders(fresh: Path) -> None:
@@ -150,6 +160,7 @@ def _open_folders(fresh: Path) -> None:
         *fresh.glob("agents/**/"),
         *fresh.glob("sessions/*/*/in/inbox/**/"),
         *fresh.glob("sessions/*/*/out/outbox/**/"),
+        *fresh.glob("sessions/*/*/home/**/"),
     ):
         folder.chmod(0o755)
 

@@ -32,7 +32,6 @@ class UsableImage:
     """An image that passed the check. `id` is exact: a container made from it is made from what was checked."""
 
     id: str
-    sets_home: bool
 
 
 def usable_image(client: DockerClient, image: str, source_digest: str | None) -> UsableImage:
@@ -55,8 +54,7 @@ def usable_image(client: DockerClient, image: str, source_digest: str | None) ->
             f"the image {image} was built from source {found}; this daemon's source is {source_digest}.",
             hint=_BUILD_HINT,
         )
-    environment: list[str] = config.get("Env") or []
-    return UsableImage(details["Id"], any(entry.startswith("HOME=") for entry in environment))
+    return UsableImage(details["Id"])
 
 
 class ImageBuilder:

@@ -29,7 +29,7 @@ from daemon.runtimes.spec import (
     labels,
 )
 from schema.instants import from_text
-from schema.layout import CONTAINER_AGENT, CONTAINER_OUT, HEARTBEAT, OUTBOUND_DB
+from schema.layout import CONTAINER_AGENT, CONTAINER_HOME, CONTAINER_OUT, HEARTBEAT, OUTBOUND_DB
 from schema.os_faults import host_error, passes
 
 _TMP_BYTES_MAX: Final = 256 * 1024**2
@@ -102,7 +102,7 @@ class Spawner:
                     entrypoint=list(spec.runner) or None,  # None keeps the image's own
                     name=spec.name,
                     labels=labels(spec),
-                    environment=_environment(spec, image),
+                    environment=_environment(spec),
                     user=spec.user,
                     working_dir=CONTAINER_AGENT,
                     host_config=_host_config(api, spec),
@@ -165,8 +165,9 @@ def _hand_over(spec: ContainerSpec) -> None:
     """
     uid, _, gid = spec.user.partition(":")
     owner = int(uid), int(gid or uid)
-    for mount in (mount for mount in spec.mounts if mount.target == CONTAINER_OUT):
-        files = (mount.source / name for name in (OUTBOUND_DB, f"{OUTBOUND_DB}-journal", HEARTBEAT))
+    for mount in (mount for mount in spec.mounts if mount.target in (CONTAINER_OUT, CONTAINER_HOME)):
+        names = (OUTBOUND_DB, f"{OUTBOUND_DB}-journal", HEARTBEAT) if mount.target == CONTAINER_OUT else ()
+        files = (mount.source / name for name in names)
         for path in (mount.source, *files):
             try:
                 status = path.lstat()
@@ -228,10 +229,9 @@ def _to_milliseconds(text: object) -> object:
     return f"{head}.{digits[:3].ljust(3, '0')}{tail[len(digits) :]}"
 
 
-def _environment(spec: ContainerSpec, image: UsableImage) -> dict[str, str]:
-    # The user has no entry in the image's passwd, so its home would be "/", which is read-only.
-    home = {} if image.sets_home else {"HOME": CONTAINER_AGENT}
-    return {**home, **spec.environment}
+def _environment(spec: ContainerSpec) -> dict[str, str]:
+    # Also where the image sets a HOME of its own: that one is read-only here, and would be shared by nobody.
+    return {"HOME": CONTAINER_HOME, **spec.environment}
 
 
 def _host_config(api: Any, spec: ContainerSpec) -> Any:

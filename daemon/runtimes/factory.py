@@ -14,7 +14,7 @@ from daemon.runtimes.image_source import source_digest
 from daemon.runtimes.process import ProcessRuntime
 from daemon.runtimes.protocol import ContainerRuntime, ContainerSpec, Limits
 from daemon.runtimes.spec import build_spec
-from daemon.runtimes.users import container_uid_gid
+from daemon.runtimes.users import container_uid_gid, user_mounts
 from daemon.runtimes.workspace import ensure_workspace
 from daemon.store import destinations
 from daemon.store.data_folder import DataFolder, Layout
@@ -89,11 +89,13 @@ class SpecMaker:
             agent_folder=_agent_folder(folder.agents_dir / key.agent, self.owner),
             own_runner=agent.runner,
             workspace=ensure_workspace(self._links) if agent.runner and self._in_docker else None,
+            extra_mounts=user_mounts(folder.run_dir / "users", uid, gid) if self._in_docker else (),
         )
 
     def prepare(self, key: SessionKey, files: SessionFiles) -> None:
         """Make what a runner expects to find in the session's files; only while no container runs."""
         files.prepare_outbound()
+        files.prepare_home()
         agent = self._agents.get(key.agent)
         places = _places(agent) if agent is not None else None
         if agent is not None and agent.runner:

@@ -17,6 +17,7 @@ from daemon.core.errors import ConfigError
 from daemon.runtimes.protocol import ContainerSpec, Limits, Mount
 from schema.layout import (
     CONTAINER_AGENT,
+    CONTAINER_HOME,
     CONTAINER_IN,
     CONTAINER_OUT,
     CONTAINER_WORKSPACE,
@@ -66,10 +67,12 @@ def build_spec(
     agent_folder: Path,
     own_runner: tuple[str, ...] = (),
     workspace: Path | None = None,
+    extra_mounts: tuple[Mount, ...] = (),
 ) -> ContainerSpec:
     """Return the spec of one incarnation. `image_digest` tells two builds of `image` apart; `user` is "uid:gid".
 
     `own_runner` is the operator's own runner program; `workspace` is then the folder of links (`workspace.py`) to mount.
+    `extra_mounts` come after those that every container has.
 
     Raises ConfigError when the agent's own environment names a variable that is reserved or not one.
     """
@@ -79,6 +82,8 @@ def build_spec(
         Mount(folder.inbox, CONTAINER_IN, read_only=True),
         Mount(folder.outbox, CONTAINER_OUT, read_only=False),
         Mount(agent_folder, CONTAINER_AGENT, read_only=False),
+        Mount(folder.home, CONTAINER_HOME, read_only=False),
+        *extra_mounts,
     )
     if workspace is not None:
         mounts = (Mount(workspace, CONTAINER_WORKSPACE, read_only=True), *mounts)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Final
 
-from daemon.core.errors import ConfigError
+from daemon.core.errors import ConfigError, DataFolderError
+from daemon.runtimes.protocol import Mount
+from schema.layout import CONTAINER_HOME
 
 # The user that a daemon run by root gives its containers: "nobody" on Debian is 65534; this one owns nothing anywhere.
 UNPRIVILEGED: Final = 65532
@@ -35,3 +38,34 @@ def container_uid_gid(config_user: str) -> tuple[int, int]:
     if max(uid, gid) > _HIGHEST:
         raise ConfigError(f"docker.user: {config_user!r} is above {_HIGHEST}.", hint="Name the numbers of a real user.")
     return uid, gid
+
+
+def user_mounts(folder: Path, uid: int, gid: int) -> tuple[Mount, Mount]:
+    """Return the mounts of an /etc/passwd and an /etc/group that know the container's user as `agent`.
+
+    An image knows none of the numbers that a daemon chooses, and programs such as git and ssh refuse to run for a user
+    without an entry. The files are made in `folder` once. Raise DataFolderError.
+    """
+    own = folder / f"{uid}-{gid}"
+    users = ("root:x:0:0:root:/root:/bin/sh", "nobody:x:65534:65534:nobody:/nonexistent:/bin/false")
+    texts = (
+        ("passwd", "\n".join((*users, f"agent:x:{uid}:{gid}:agent:{CONTAINER_HOME}:/bin/sh\n"))),
+        ("group", f"root:x:0:\nnogroup:x:65534:\nagent:x:{gid}:\n"),
+    )
+    try:
+        own.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for name, text in texts:
+            _write_once(own / name, text)
+    except OSError as error:
+        raise DataFolderError(f"{own}: {error.strerror}.") from error
+    return Mount(own / "passwd", "/etc/passwd", read_only=True), Mount(own / "group", "/etc/group", read_only=True)
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Write the file, unless it has this text: containers have it mounted."""
+    if path.is_file() and path.read_text(encoding="ascii", errors="replace") == text:
+        return
+    draft = path.with_name(f"{path.name}.new")
+    draft.write_text(text, encoding="ascii")
+    draft.chmod(0o644)
+    draft.replace(path)

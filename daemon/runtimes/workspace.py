@@ -13,7 +13,7 @@ from typing import Final
 from daemon.core.errors import DataFolderError
 from schema.layout import HEARTBEAT, INBOUND_DB, INBOX_FILES, OUTBOUND_DB, OUTBOX_FILES
 
-_MOUNT_POINTS: Final = ("in", "out", "agent")
+_MOUNT_POINTS: Final = ("in", "out", "agent", "home")
 _LINKS: Final = (  # (name, target)
     (INBOUND_DB, f"in/{INBOUND_DB}"),
     (INBOX_FILES, f"in/{INBOX_FILES}"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -104,6 +104,20 @@ class SessionFiles:
             draft.rename(target)
         except OSError as error:
             raise file_error(error, f"{target} cannot be made") from error
+
+    def prepare_home(self) -> None:
+        """Make `home/` if it is missing: a session of an earlier version has none. Call it only while no container runs.
+
+        Raise StorageError.
+        """
+        home = self.folder.home
+        try:
+            with suppress(FileExistsError):
+                home.mkdir(mode=0o755)
+            if self._owner is not None:
+                os.chown(home, *self._owner, follow_symlinks=False)
+        except OSError as error:
+            raise host_error(error, f"{home} cannot be made") from error
 
     def _make_outbox(self) -> None:
         folder = self.folder.outbox / OUTBOX_FILES

@@ -49,7 +49,7 @@ async def test_inspect_shows_the_lock_down(docker_harness: DockerHarness) -> Non
     assert not config["User"].startswith("0:")
     assert labels(spec).items() <= config["Labels"].items()
     assert config["Labels"]["clawbus.source-digest"] == STUB_DIGEST
-    assert "HOME=/workspace/agent" in config["Env"]
+    assert "HOME=/workspace/home" in config["Env"]
     assert details["Name"] == f"/{spec.name}"
 
 

@@ -73,7 +73,8 @@ def test_a_message_is_answered_from_a_locked_down_container(daemon: RealDaemon, 
 
     mounts = {mount["Destination"]: mount for mount in found["Mounts"]}
     assert {place: mount["RW"] for place, mount in mounts.items()} == {
-        "/workspace/in": False, "/workspace/out": True, "/workspace/agent": True,
+        "/workspace/in": False, "/workspace/out": True, "/workspace/agent": True, "/workspace/home": True,
+        "/etc/passwd": False, "/etc/group": False,
     }  # fmt: skip
     assert Path(mounts["/workspace/in"]["Source"]) == daemon.folder("prog", "s") / "in"
 
@@ -95,8 +96,9 @@ def test_the_program_sees_nothing_of_the_runner_and_cannot_write_its_inbox(daemo
     assert not [f"{name}={value}" for name, value in seen["environ"].items() if "clawbus" in f"{name}={value}".lower()]
     assert not [name for name in seen["environ"] if name.startswith(("PYTHON", "VIRTUAL_ENV"))]
     assert seen["executable"] == "/usr/bin/python3"
-    assert seen["writable"] == ["/workspace/out", "/workspace/agent", "/tmp"]
+    assert seen["writable"] == ["/workspace/out", "/workspace/agent", "/workspace/home", "/tmp"]
     assert seen["uid"] not in (0, "0")
+    assert (seen["user"], seen["home"]) == ("agent", "/workspace/home")
 
 
 def test_a_restart_of_the_daemon_leaves_its_containers(daemon: RealDaemon) -> None:

@@ -32,10 +32,14 @@ def test_what_was_accepted_is_in_the_backup_and_is_answered_after_the_restore(da
     (daemon.data / "agents" / "prog" / "note.txt").write_text("kept", encoding="utf-8")
     (daemon.data / "agents" / "prog" / "link").symlink_to("/etc/passwd")
     (daemon.data / "agents" / "prog" / NO_TEXT).write_text("kept, too", encoding="utf-8")
+    home = daemon.folder("echo", "a") / "home"
+    (home / ".agent" / "chats").mkdir(parents=True)
+    (home / ".agent" / "chats" / "inbound.db").write_text("a transcript, and no database", encoding="utf-8")
+    (home / "link").symlink_to("/etc/passwd")
     target = daemon.root / "backup"
     made = daemon.cli("backup", str(target)).result
     assert (made["sessions"], made["unverified"]) == (2, [])
-    assert made["left_out"] == ["agents/prog/link"]
+    assert made["left_out"] == ["agents/prog/link", "sessions/echo/a/home/link"]
     assert target.stat().st_mode & 0o777 == 0o700
     assert daemon.cli("backup", str(target)).error == "BACKUP_FAILED", "nothing is overwritten"
 
@@ -58,6 +62,7 @@ def test_what_was_accepted_is_in_the_backup_and_is_answered_after_the_restore(da
     assert (Path(done["before"]) / "central.db").exists()
     assert (daemon.data / "agents" / "prog" / "note.txt").read_text(encoding="utf-8") == "kept"
     assert (daemon.data / "agents" / "prog" / NO_TEXT).read_text(encoding="utf-8") == "kept, too"
+    assert (home / ".agent" / "chats" / "inbound.db").read_text(encoding="utf-8") == "a transcript, and no database"
     daemon.start()
     assert daemon.answer(working, agent="prog", session="b") == {"text": "done"}
     assert [one["id"] for one in daemon.show("echo", "a")["messages"] if one["id"] == later] == []

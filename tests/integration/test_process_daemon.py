@@ -50,6 +50,11 @@ def test_a_program_answers_and_its_answer_is_delivered_once(daemon: RealDaemon) 
     assert daemon.message("prog", "first", said.result["message_id"])["tries"] == 0
 
 
+def test_each_session_has_a_home_of_its_own(daemon: RealDaemon) -> None:
+    homes = {name: daemon.ask("look", agent="prog", session=name)["home"] for name in ("at-home", "next-door")}
+    assert homes == {name: str(daemon.folder("prog", name) / "home") for name in homes}
+
+
 def test_twenty_messages_to_five_sessions_are_each_answered_once(daemon: RealDaemon) -> None:
     sent = [
         (daemon.post(f"text {n}", agent="echo", session=f"s{n % 5}", mailbox="many"), f"s{n % 5}") for n in range(20)

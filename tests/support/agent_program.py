@@ -10,6 +10,7 @@ what it can see and do here · eat N - takes N MiB of memory.
 import importlib.util
 import json
 import os
+import pwd
 import signal
 import sys
 import time
@@ -74,6 +75,8 @@ def look() -> dict[str, object]:
     """Who it is, what it imports from, and what the system lets it do."""
     return {
         "uid": os.getuid(),
+        "user": user_name(),
+        "home": os.environ.get("HOME"),
         "path": sys.path,
         "executable": sys.executable,
         "environ": dict(os.environ),
@@ -82,10 +85,17 @@ def look() -> dict[str, object]:
         ],
         "writable": [
             name
-            for name in ("/workspace/in", "/workspace/out", "/workspace/agent", "/opt", "/tmp", "/")
+            for name in ("/workspace/in", "/workspace/out", "/workspace/agent", "/workspace/home", "/opt", "/tmp", "/")
             if writes(name)
         ],
     }
+
+
+def user_name() -> str | None:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return None
 
 
 def found(name: str) -> bool:

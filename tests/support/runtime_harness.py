@@ -75,7 +75,7 @@ class Specs:
         folder = SessionFolder(self.root / "sessions" / "helper" / session)
         agent_folder = self.root / "agents" / "helper"
         uid, gid = container_uid_gid("")
-        for path in (folder.inbox, folder.outbox, folder.logs, agent_folder):
+        for path in (folder.inbox, folder.outbox, folder.home, folder.logs, agent_folder):
             path.mkdir(parents=True, exist_ok=True)
             if os.getuid() == 0:
                 os.chown(path, uid, gid)

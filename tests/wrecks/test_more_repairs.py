@@ -168,6 +168,26 @@ def test_an_out_folder_near_its_limit(make_daemon: Make) -> None:
     assert daemon.ask("again", agent="echo", session="s") == {"text": "again"}
 
 
+def test_a_home_folder_near_its_limit_and_over_it(make_daemon: Make) -> None:
+    daemon = make_daemon(ECHO + "\n[limits]\nmax_home_folder_bytes = 4194304\n")
+    daemon.start()
+    assert daemon.ask("hello", agent="echo", session="s") == {"text": "hello"}
+    home = daemon.folder("echo", "s") / "home"
+    (home / "cache").write_bytes(b"x" * 3_700_000)
+    one = found(daemon, "HOME_NEARLY_FULL", 30)
+    assert "limits.max_home_folder_bytes" in one["evidence"][0]
+    assert "cache" in run_literally(one["command"]), "the command shows what fills it"
+    (home / "more").write_bytes(b"x" * 1_000_000)
+    over = found(daemon, "QUARANTINED", 30)
+    assert "cache" in run_literally(over["command"])
+    (home / "cache").unlink()
+    assert "clawbus session release echo s" in over["evidence"][1]
+    assert daemon.cli("session", "release", "echo", "s").ok
+    gone(daemon, "QUARANTINED")
+    gone(daemon, "HOME_NEARLY_FULL")
+    assert daemon.ask("again", agent="echo", session="s") == {"text": "again"}
+
+
 def test_a_copied_folder(daemon: RealDaemon, make_daemon: Make) -> None:
     daemon.stop()
     daemon.end_agents()

@@ -44,6 +44,7 @@ def test_the_mounts_are_the_contracts() -> None:
         ("/data/sessions/helper/main/in", "/workspace/in", True),
         ("/data/sessions/helper/main/out", "/workspace/out", False),
         ("/data/agents/helper", "/workspace/agent", False),
+        ("/data/sessions/helper/main/home", "/workspace/home", False),
     ]
 
 

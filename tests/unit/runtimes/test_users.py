@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from daemon.core.errors import ConfigError
-from daemon.runtimes.users import UNPRIVILEGED, container_uid_gid
+from daemon.runtimes.users import UNPRIVILEGED, container_uid_gid, user_mounts
 
 
 @pytest.mark.parametrize(("text", "expected"), [("1000", (1000, 1000)), ("1000:2000", (1000, 2000))])
 def test_numbers_are_taken(text: str, expected: tuple[int, int]) -> None:
     assert container_uid_gid(text) == expected
+
+
+def test_the_containers_user_has_an_entry_and_the_files_are_made_once(tmp_path: Path) -> None:
+    passwd, group = user_mounts(tmp_path / "users", 1000, 2000)
+    assert "agent:x:1000:2000:agent:/workspace/home:/bin/sh" in passwd.source.read_text().splitlines()
+    assert "agent:x:2000:" in group.source.read_text().splitlines()
+    assert (passwd.target, group.target, passwd.read_only, group.read_only) == ("/etc/passwd", "/etc/group", True, True)
+    before = passwd.source.stat().st_ino
+    passwd.source.write_text("something else")
+    assert user_mounts(tmp_path / "users", 1000, 2000) == (passwd, group)
+    assert "agent:x:1000" in passwd.source.read_text()
+    assert passwd.source.stat().st_ino != before, "a new file, so that a running container keeps what it has mounted"
 
 
 @pytest.mark.parametrize("text", ["0", "0:0", "root", "1000:staff", "-1", "1000:", " ", "1000:1000:1"])

@@ -33,6 +33,14 @@ def test_the_tables_are_there_and_nothing_else_is_left(files: SessionFiles) -> N
     assert {path.name for path in files.folder.outbox.iterdir()} == {"outbound.db", "outbox"}
 
 
+def test_a_session_of_an_earlier_version_gets_its_home_at_the_next_start(files: SessionFiles) -> None:
+    assert not files.folder.home.exists()
+    files.prepare_home()
+    (files.folder.home / "transcript").write_text("kept")
+    files.prepare_home()
+    assert (files.folder.home / "transcript").read_text() == "kept"
+
+
 def test_a_file_that_holds_something_is_left_alone(files: SessionFiles) -> None:
     with closing(sqlite3.connect(files.folder.outbound_db)) as db:
         db.execute("CREATE TABLE mine (x)")

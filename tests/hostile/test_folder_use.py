@@ -1,4 +1,4 @@
-"""What a container keeps in out/ is counted by every sweep: bounded, without following anything, and then it is too much."""
+"""What a container keeps in out/ and home/ is counted by every sweep: bounded, without following anything, and then it is too much."""
 
 import contextlib
 import os
@@ -7,45 +7,55 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from daemon.core.lifecycle import Container, Policy
 from daemon.engine.sweep_steps import Settings, sweep_files
-from daemon.store import out_folder
-from daemon.store.out_folder import OutLimits, check_out_folder
+from daemon.store import folder_use
+from daemon.store.folder_use import SessionLimits, UseLimits, check_folder
 from schema.errors import HostileFileError
 from tests.support.hostile_session import LIVE, HostileSession
 from tests.support.nest import nest
 
 pytestmark = pytest.mark.faults
 
-LIMITS = OutLimits(max_bytes=1024**2, max_files=100)
+LIMITS = UseLimits(max_bytes=1024**2, max_files=100)
+
+
+def test_home_has_limits_of_its_own(tmp_path: Path) -> None:
+    home = SessionLimits().home
+    deep = tmp_path.joinpath(*"d" * 40)
+    deep.mkdir(parents=True)
+    assert check_folder(tmp_path, home).files == 40, "caches of programs are nested deeper than out/ may be"
+    with pytest.raises(HostileFileError, match=r"home/.*limits\.max_home_folder_files"):
+        check_folder(tmp_path, replace(home, max_files=30))
 
 
 def test_what_is_within_the_limits_passes(tmp_path: Path) -> None:
     (tmp_path / "outbox" / "m1").mkdir(parents=True)
     (tmp_path / "outbox" / "m1" / "answer.pdf").write_bytes(os.urandom(900_000))
-    check_out_folder(tmp_path, LIMITS)
-    check_out_folder(tmp_path / "gone", LIMITS)
+    check_folder(tmp_path, LIMITS)
+    check_folder(tmp_path / "gone", LIMITS)
 
 
 def test_bytes_count_where_they_lie_and_holes_do_not(tmp_path: Path) -> None:
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(10 * 1024**3)
-    check_out_folder(tmp_path, LIMITS)
+    check_folder(tmp_path, LIMITS)
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "c").write_bytes(os.urandom(1_200_000))
     with pytest.raises(HostileFileError, match="max_out_folder_bytes"):
-        check_out_folder(tmp_path, LIMITS)
+        check_folder(tmp_path, LIMITS)
 
 
 def test_a_file_with_many_names_counts_once(tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(os.urandom(500_000))
     for number in range(5):
         (tmp_path / f"name{number}").hardlink_to(tmp_path / "one")
-    check_out_folder(tmp_path, LIMITS)
+    check_folder(tmp_path, LIMITS)
 
 
 def test_however_many_files_there_are_it_looks_no_further_than_the_limit(
@@ -56,15 +66,15 @@ def test_however_many_files_there_are_it_looks_no_further_than_the_limit(
     for number in range(3000):
         (folder / str(number)).touch()
     looked: list[os.stat_result] = []
-    note = out_folder._Count._note
+    note = folder_use._Count._note
 
-    def counted(self: out_folder._Count, status: os.stat_result) -> None:
+    def counted(self: folder_use._Count, status: os.stat_result) -> None:
         looked.append(status)
         note(self, status)
 
-    monkeypatch.setattr(out_folder._Count, "_note", counted)
+    monkeypatch.setattr(folder_use._Count, "_note", counted)
     with pytest.raises(HostileFileError, match="max_out_folder_files"):
-        check_out_folder(tmp_path, OutLimits(max_files=100))
+        check_folder(tmp_path, UseLimits(max_files=100))
     assert len(looked) == 101
 
 
@@ -77,16 +87,16 @@ def test_links_are_counted_and_never_followed(tmp_path: Path) -> None:
     (out / "to a file").symlink_to(elsewhere / "large")
     (out / "to itself").symlink_to(out)
     os.mkfifo(out / "fifo")
-    check_out_folder(out, LIMITS)
+    check_folder(out, LIMITS)
     (tmp_path / "link").symlink_to(elsewhere)
-    check_out_folder(tmp_path / "link", LIMITS)
+    check_folder(tmp_path / "link", LIMITS)
 
 
 def test_a_nest_without_end_is_left_in_time(tmp_path: Path) -> None:
     with nest(tmp_path, "d", 3000):
         before = len(list(Path("/proc/self/fd").iterdir()))
         with pytest.raises(HostileFileError, match="nested"):
-            check_out_folder(tmp_path, OutLimits())
+            check_folder(tmp_path, UseLimits())
         assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -122,7 +132,7 @@ def as_another_user(work: Callable[[Path], object], prepare: Callable[[Path], ob
 
 def judged(folder: Path) -> object:
     try:
-        return check_out_folder(folder, LIMITS)
+        return check_folder(folder, LIMITS)
     except HostileFileError as error:
         return str(error)
 
@@ -171,15 +181,15 @@ def test_deleted_files_that_are_kept_open_are_counted(tmp_path: Path, how: str) 
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"held\n"
-            assert check_out_folder(tmp_path, LIMITS).deleted_bytes is None, "its processes are not known"
+            assert check_folder(tmp_path, LIMITS).deleted_bytes is None, "its processes are not known"
             with pytest.raises(HostileFileError, match="deleted files"):
-                check_out_folder(tmp_path, LIMITS, [holder.pid, 2**22 - 1])
-            use = check_out_folder(tmp_path, OutLimits(), [holder.pid])
+                check_folder(tmp_path, LIMITS, [holder.pid, 2**22 - 1])
+            use = check_folder(tmp_path, UseLimits(), [holder.pid])
             assert use.deleted_bytes is not None
             assert use.deleted_bytes >= 1_200_000
         finally:
             holder.communicate()
-    assert check_out_folder(tmp_path, LIMITS, [holder.pid]).deleted_bytes is None
+    assert check_folder(tmp_path, LIMITS, [holder.pid]).deleted_bytes is None
 
 
 def test_names_outside_of_out_hide_no_part_of_a_file(tmp_path: Path) -> None:
@@ -189,13 +199,13 @@ def test_names_outside_of_out_hide_no_part_of_a_file(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"name{number}").hardlink_to(out / "large")
     with pytest.raises(HostileFileError, match="max_out_folder_bytes"):
-        check_out_folder(out, LIMITS)
+        check_folder(out, LIMITS)
 
 
 def test_the_sweep_asks(tmp_path: Path) -> None:
     session = HostileSession(tmp_path / "s")
     session.accept("m1")
-    settings = Settings(Policy(), out=LIMITS)
+    settings = Settings(Policy(), limits=SessionLimits(out=LIMITS))
     container = Container(LIVE, session.now - 1000)
     sweep_files(session.files, container, session.now, settings, occupied=False, floor=0)
     (session.out / "large").write_bytes(os.urandom(2 * 1024**2))
