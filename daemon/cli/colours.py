@@ -9,9 +9,9 @@ from typing import Final
 _COLUMNS: Final = frozenset({"state", "status"})
 _STYLES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        **dict.fromkeys(("running", "working", "completed", "processing"), "green"),
+        **dict.fromkeys(("running", "working", "up", "completed", "processing"), "green"),
         **dict.fromkeys(("starting", "waiting", "resting", "pending", "queued"), "cyan"),
-        **dict.fromkeys(("backing_off", "retrying", "released", "orphaned", "in_doubt"), "yellow"),
+        **dict.fromkeys(("backing_off", "retrying", "released", "orphaned", "in_doubt", "degraded"), "yellow"),
         **dict.fromkeys(("quarantined", "failed", "dead", "missing"), "red"),
         **dict.fromkeys(("idle", "scheduled", "cancelled"), "dim"),
     }

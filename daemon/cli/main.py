@@ -16,7 +16,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from daemon.cli import (
+    agent,
     backup,
+    channel,
     chat,
     completion,
     config_check,
@@ -108,6 +110,8 @@ def build_app() -> typer.Typer:
         status,
         top,
         session,
+        agent,
+        channel,
         message,
         sweep,
         dead,
