@@ -33,6 +33,7 @@ class LiveStatus:
         limits: SessionLimits,
     ) -> None:
         self.problems = problems
+        self.source: Mapping[str, Any] | None = None  # which release runs, where the composition root knows it
         self._agents = agents
         self._sessions = sessions
         self._supervisor = supervisor
@@ -48,6 +49,7 @@ class LiveStatus:
         return {
             "pid": os.getpid(),
             "version": _version(),
+            "source": self.source,
             "started_at": self._started_at,
             "agents": sorted(self._agents),
             "runtime": {

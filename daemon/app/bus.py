@@ -56,17 +56,19 @@ from daemon.systemd.watchdog import Pulse
 from daemon.telemetry.metrics import Metrics
 from daemon.telemetry.telemetry import Telemetry
 from daemon.telemetry.tracing import build_tracer
+from daemon.workers.source import Origin
 
 _THREADS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a test or a benchmark replaces: the supervisor's intervals, the channel types, the registry."""
+    """What a test or a benchmark replaces: the supervisor's intervals, the channel types, the registry; and what runs."""
 
     timings: Timings | None = None
     types: Mapping[str, EntryPoint] | None = None
     registry: Registry | None = None
+    source: Origin | None = None
 
 
 class Bus:
@@ -83,6 +85,7 @@ class Bus:
         overrides: Overrides = Overrides(),
     ) -> None:
         self.config, self.clock, self.runtime, self.pulse = config, clock, runtime, pulse
+        self._source = overrides.source
         self.agents: dict[str, Agent] = dict(config.agents)
         self.channels: Channels = build_channels(config, clock, overrides.types)
         self.telemetry = _telemetry(config, self.channels, runtime, install_id, clock)
@@ -174,6 +177,7 @@ class Bus:
         live = LiveStatus(
             self.clock, self.agents, self.sessions, self.supervisor, self.sweeper, self.retention, self.problems, limits
         )
+        live.source = self._source.as_json() if self._source is not None else None
         return DaemonOperations(
             self.config,
             self.clock,

@@ -40,6 +40,7 @@ from daemon.store.install import InstallFile
 from daemon.store.registry import Registry
 from daemon.systemd.notify import Notifier
 from daemon.systemd.watchdog import Pulse, Watchdog
+from daemon.workers.source import Origin
 from schema.errors import ClawbusError
 
 _SHUTDOWN_GRACE_S = 5.0
@@ -50,8 +51,10 @@ _TERMINAL_CHECKS = 10
 _TERMINAL_CHECK_S = 0.5
 
 
-def run(config: Config, reload: Callable[[], Config] | None, signals: SignalInbox) -> int:
+def run(config: Config, reload: Callable[[], Config] | None, signals: SignalInbox, source: Origin | None = None) -> int:
     """Run the daemon until SIGTERM or SIGINT and return the exit code. `reload` reads the configuration again on SIGHUP.
+
+    `source` is the release that this process runs from, which it reports.
 
     `signals` must already be installed, so that it holds the signals that arrived earlier. After this returns, no signal
     ends the process.
@@ -66,7 +69,7 @@ def run(config: Config, reload: Callable[[], Config] | None, signals: SignalInbo
         folder.make_agents(config.agents)
         pipeline = configure(config.logs, config.data_dir, sys.stderr, clock)
         try:
-            anyio.run(partial(_main, config, folder, pipeline, clock, reload, signals))
+            anyio.run(partial(_main, config, folder, pipeline, clock, reload, signals, source))
         except BaseExceptionGroup as group:
             refusal = _refusal(group)
             if refusal is None:
@@ -114,6 +117,7 @@ async def _main(
     clock: Clock,
     reload: Callable[[], Config] | None,
     signals: SignalInbox,
+    source: Origin | None,
 ) -> None:
     log = structlog.get_logger("daemon")
     if folder.was_open:
@@ -139,7 +143,7 @@ async def _main(
     pulse = Pulse(clock)
     # A sweep waits for its slowest session, which may take its whole timeout.
     pulse.register("sweep", _SWEEP_ALLOWED_S + config.sweep.session_timeout_s)
-    bus = Bus(config, folder, runtime, install_id, clock, pulse, Overrides(registry=registry))
+    bus = Bus(config, folder, runtime, install_id, clock, pulse, Overrides(registry=registry, source=source))
     monitoring = Monitoring(bus.watched(), bus.telemetry)
     log.info("daemon_starting", data=str(config.data_dir), runtime=runtime.name, pid=os.getpid())
     try:

@@ -28,6 +28,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "See": ("status", "doctor", "top", "session", "run", "agent", "channel", "logs", "watch"),
         "Repair": ("message", "delivery", "dead", "sweep"),
         "Host": ("config", "image", "install", "backup", "restore"),
+        "Releases": ("release", "source"),
     }
 )
 _REST: Final = "More"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from daemon.cli.command import Invocation, add
-from daemon.cli.envelope import Outcome, Problem
+from daemon.cli.envelope import Outcome, Problem, problem_of
 from daemon.cli.held_signals import release
+from daemon.core.deploy_errors import EXIT_CONFIG, ReleaseInvalidError, SourceOutsideError
 
 if TYPE_CHECKING:
     from daemon.app.signals import SignalInbox
+    from daemon.config.models import Config
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +21,12 @@ def register(app: typer.Typer) -> None:
     add(app, "serve", serve)
 
 
-def serve(invocation: Invocation) -> Outcome:
+def serve(
+    invocation: Invocation,
+    developer: Annotated[
+        bool, typer.Option("--developer", help="Start from outside of a release although deploy.root is set.")
+    ] = False,
+) -> Outcome:
     """Run the daemon in the foreground until Ctrl-C or SIGTERM.
 
     Use it under systemd or in a terminal. Events go to standard error and to <data>/logs/clawbus.log. Stopping it
@@ -35,19 +42,31 @@ def serve(invocation: Invocation) -> Outcome:
     signals = SignalInbox()
     with signals.installed():
         release()
-        code = _serve(invocation, signals)
+        try:
+            code = _serve(invocation, signals, developer=developer)
+        except (SourceOutsideError, ReleaseInvalidError) as error:
+            return Outcome(problem=problem_of(error), exit_code=EXIT_CONFIG)
     if code:
         problem = Problem("DAEMON_FAILED", f"the daemon ended with exit code {code}.", "`clawbus logs -n 50` says why.")
         return Outcome({"exit_code": code}, problem=problem, exit_code=code)
     return Outcome({"exit_code": 0}, silent=not invocation.json)
 
 
-def _serve(invocation: Invocation, signals: SignalInbox) -> int:
+def _serve(invocation: Invocation, signals: SignalInbox, *, developer: bool) -> int:
     from daemon.cli.guard import check_foreign_packages  # noqa: PLC0415 - reads every installed distribution's metadata
 
     check_foreign_packages()
     config = invocation.strict_config
     from daemon.app import main as app  # noqa: PLC0415 - the whole daemon
     from daemon.config.models import load_config  # noqa: PLC0415
+    from daemon.deploy.own_images import with_own_images  # noqa: PLC0415
+    from daemon.workers.source import check_origin, origin  # noqa: PLC0415
 
-    return app.run(config, lambda: load_config(invocation.config_file, data_dir=invocation.options.data), signals)
+    found = origin()
+    check_origin(found, config.deploy.root, developer=developer)
+
+    def load() -> Config:
+        loaded = load_config(invocation.config_file, data_dir=invocation.options.data)
+        return with_own_images(loaded, found.manifest)
+
+    return app.run(with_own_images(config, found.manifest), load, signals, found)

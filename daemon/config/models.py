@@ -206,6 +206,19 @@ class Telemetry(_Table):
         return value.rstrip("/")
 
 
+class Deploy(_Table):
+    """[deploy]: where releases lie. Empty: none are used, and the daemon starts from any installation."""
+
+    root: str = ""
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if value and not value.startswith("/"):
+            raise ValueError("must be an absolute path, such as /opt/clawbus")
+        return value
+
+
 class AgentDestination(_Table):
     """[agents.NAME.destinations.PLACE]: a place besides its own that the agent may write to."""
 
@@ -301,6 +314,7 @@ class Config(BaseSettings):
     control: Control = Field(default_factory=Control)
     logs: Logs = Field(default_factory=Logs)
     telemetry: Telemetry = Field(default_factory=Telemetry)
+    deploy: Deploy = Field(default_factory=Deploy)
     agents: dict[str, Agent] = Field(default_factory=dict[str, Agent])
     # Not in the repr: a channel's table may hold secrets.
     channels: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]], repr=False)

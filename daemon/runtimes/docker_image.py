@@ -57,6 +57,18 @@ def usable_image(client: DockerClient, image: str, source_digest: str | None) ->
     return UsableImage(details["Id"])
 
 
+def image_facts(client: DockerClient, image: str) -> tuple[str, str | None]:
+    """Return an image's id and its label with the source digest, which a foreign one lacks. Raise ImageError."""
+    try:
+        details: dict[str, Any] = client.call(lambda api: api.inspect_image(image))
+    except ImageNotFound as error:
+        raise ImageError(f"the image {image} is missing.", hint=_BUILD_HINT) from error
+    except APIError as error:
+        raise ImageError(f"the image {image} cannot be used: {error.explanation}.", hint=_BUILD_HINT) from error
+    config: dict[str, Any] = details.get("Config") or {}
+    return details["Id"], cast("dict[str, str]", config.get("Labels") or {}).get(LABEL_SOURCE_DIGEST)
+
+
 class ImageBuilder:
     """What building an image needs of Docker. `timeout_s` is the longest silence of a build step, in seconds."""
 

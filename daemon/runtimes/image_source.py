@@ -19,19 +19,23 @@ _SUFFIXES: Final = frozenset({".py", ".sql"})
 _NAMES: Final = frozenset({"Dockerfile", "requirements.lock"})
 
 
-def source_digest() -> str:
-    """sha256 over the installed source of runner and schema: what the image's label must say. Reads about 30 files."""
+def source_digest(site: Path | None = None) -> str:
+    """sha256 over the source of runner and schema: what the image's label must say. Reads about 30 files.
+
+    `site`: of another environment's site-packages; None: of the installed packages that this process imports.
+    """
     digest = hashlib.sha256()
-    for name, path in source_files():
+    for name, path in source_files(site):
         content = path.read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
 
 
-def source_files() -> list[tuple[str, Path]]:
+def source_files(site: Path | None = None) -> list[tuple[str, Path]]:
     """(path in the context's app/, file), sorted: exactly what goes into the image and into the digest."""
-    return sorted((f"{package}/{name}", path) for package in PACKAGES for name, path in _files(package_folder(package)))
+    folders = {package: site / package if site is not None else package_folder(package) for package in PACKAGES}
+    return sorted((f"{package}/{name}", path) for package, folder in folders.items() for name, path in _files(folder))
 
 
 def package_folder(package: str) -> Path:

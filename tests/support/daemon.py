@@ -103,6 +103,7 @@ class RealDaemon:
         self.config = self.root / "clawbus.toml"
         self.socket = self.data / "control.sock"
         self.environment: dict[str, str] = {}
+        self.command = CLAWBUS  # a release's, for a test of releases
         # What the check after the test may ask of the files (tests/support/invariants.py).
         self.was_ready = False
         self.at_rest = False
@@ -129,7 +130,7 @@ class RealDaemon:
     def cli(self, *arguments: str, timeout_s: float = 60.0, text: str | None = None) -> Said:
         """Run one command with --json; its exit code and envelope. Nothing else may be on its standard output."""
         done = subprocess.run(
-            [CLAWBUS, "--config", str(self.config), *arguments, "--json"],
+            [self.command, "--config", str(self.config), *arguments, "--json"],
             capture_output=True, text=True, input=text, timeout=timeout_s, env=self._environ(), check=False,
         )  # fmt: skip
         lines = done.stdout.splitlines()
@@ -142,7 +143,7 @@ class RealDaemon:
     def people(self, *arguments: str) -> str:
         """What a command prints for people."""
         done = subprocess.run(
-            [CLAWBUS, "--config", str(self.config), *arguments, "--pretty"],
+            [self.command, "--config", str(self.config), *arguments, "--pretty"],
             capture_output=True, text=True, timeout=60, env={**self._environ(), "COLUMNS": "200"}, check=True,
         )  # fmt: skip
         return done.stdout
@@ -150,14 +151,14 @@ class RealDaemon:
     def begin_cli(self, *arguments: str) -> subprocess.Popen[str]:
         """The same, in the background; `end_cli` waits for it."""
         return subprocess.Popen(
-            [CLAWBUS, "--config", str(self.config), *arguments, "--json"],
+            [self.command, "--config", str(self.config), *arguments, "--json"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._environ(),
         )  # fmt: skip
 
     def begin_stream(self, *arguments: str) -> "subprocess.Popen[str]":
         """A command that goes on, in the background; its lines are the caller's to read, and its end to bring about."""
         return subprocess.Popen(
-            [CLAWBUS, "--config", str(self.config), *arguments],
+            [self.command, "--config", str(self.config), *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self._environ(),
         )  # fmt: skip
 
@@ -173,7 +174,7 @@ class RealDaemon:
         assert self.process is None or self.process.poll() is not None, "one at a time"
         with self._output.open("ab") as output:
             self.process = subprocess.Popen(
-                [CLAWBUS, "--config", str(self.config), "serve"],
+                [self.command, "--config", str(self.config), "serve"],
                 stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=self._environ(environment),
                 start_new_session=True,
             )  # fmt: skip
@@ -197,7 +198,7 @@ class RealDaemon:
     def refused(self, *, environment: Mapping[str, str] | None = None) -> Said:
         """Start a daemon that must refuse to: what it answered."""
         done = subprocess.run(
-            [CLAWBUS, "--config", str(self.config), "serve", "--json"],
+            [self.command, "--config", str(self.config), "serve", "--json"],
             capture_output=True, text=True, timeout=READY_S, env=self._environ(environment), check=False,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr

@@ -34,8 +34,10 @@ ARROWS: Final[Mapping[str, str]] = {
     "maintenance": "config core engine inspect runtimes schema store",
     "monitoring": "config core engine http schema store systemd telemetry",
     "api": "channels config core engine http inspect logs maintenance schema store",
-    "app": "api channels config core engine logs maintenance monitoring runtimes schema store systemd telemetry",
-    "cli": "api app channels config core engine inngest inspect logs maintenance runtimes schema store systemd telemetry",
+    "workers": "core runtimes",
+    "deploy": "config core runtimes schema workers",
+    "app": "api channels config core engine logs maintenance monitoring runtimes schema store systemd telemetry workers",
+    "cli": "api app channels config core deploy engine inngest inspect logs maintenance runtimes schema store systemd telemetry workers",
     "inngest": "core maintenance schema",
 }
 # The engine knows protocols and what a container leaves behind, never a runtime or a channel.

@@ -1,0 +1,52 @@
+"""What the engine says of the images that a release names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+
+from daemon.config.models import Config
+from daemon.core.errors import ImageError
+from daemon.core.release import ImageFound
+from daemon.runtimes.agent_images import agent_images
+
+
+def look_at_images(config: Config, names: Iterable[str]) -> dict[str, ImageFound]:
+    """Return {name: what was found}. Raise RuntimeUnavailableError when the engine does not answer."""
+    from daemon.runtimes.docker_client import DockerClient  # noqa: PLC0415 - the Docker client
+    from daemon.runtimes.docker_image import image_facts  # noqa: PLC0415
+
+    found: dict[str, ImageFound] = {}
+    wanted = list(names)
+    if not wanted:
+        return found
+    with closing(DockerClient(base_url=config.docker.host or None, timeout_s=config.docker.timeout_s)) as client:
+        for name in wanted:
+            try:
+                identity, label = image_facts(client, name)
+            except ImageError as error:
+                found[name] = ImageFound(error=str(error).rstrip("."))
+            else:
+                found[name] = ImageFound(identity, label)
+    return found
+
+
+def images_to_record(config: Config, source_digest: str) -> dict[str, str]:
+    """Return {name: id} of the images that a release made here binds; none with the process runtime.
+
+    Raise ImageError when one is missing or of another source, RuntimeUnavailableError without an engine.
+    """
+    if config.runtime.kind != "docker":
+        return {}
+    found = look_at_images(config, (one.image for one in agent_images(config)))
+    recorded: dict[str, str] = {}
+    for name, image in found.items():
+        if image.id is None:
+            raise ImageError(f"{image.error}.", hint=f"Build it: `clawbus image build --tag {name}`.")
+        if image.label != source_digest:
+            raise ImageError(
+                f"the image {name} was not built from this clawbus's source.",
+                hint=f"Build it with this clawbus: `clawbus image build --tag {name}`; an agent on the old one goes on.",
+            )
+        recorded[name] = image.id
+    return recorded

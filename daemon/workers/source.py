@@ -1,0 +1,133 @@
+"""Reads what is installed: a release's files and manifest, and from which release this process was started."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from daemon.core.deploy_errors import ReleaseInvalidError, SourceOutsideError
+from daemon.core.release import (
+    FILES_NAME,
+    MANIFEST_NAME,
+    Changes,
+    Manifest,
+    compare_files,
+    listing_digest,
+    read_listing,
+    read_manifest,
+)
+from daemon.runtimes.image_source import source_digest
+
+RELEASES: Final = "releases"
+_MAX_MANIFEST: Final = 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where this process comes from. `release` and `manifest` are None outside of a release."""
+
+    prefix: Path
+    manifest: Manifest | None
+    source_digest: str
+    slot: str | None = None
+
+    @property
+    def release(self) -> str | None:
+        """The release's id, or None."""
+        return self.manifest.release if self.manifest is not None else None
+
+    def as_json(self) -> dict[str, str | None]:
+        """Return what `status` shows of it."""
+        return {
+            "release": self.release,
+            "source_digest": self.source_digest,
+            "slot": self.slot,
+            "prefix": str(self.prefix),
+        }
+
+
+def origin(slot: str | None = None) -> Origin:
+    """Return this process's origin: its virtual environment, and the release that this is. Raise ReleaseInvalidError."""
+    prefix = Path(sys.prefix).resolve()
+    manifest = manifest_in(prefix) if (prefix / MANIFEST_NAME).exists() else None
+    return Origin(prefix, manifest, source_digest(), slot)
+
+
+def check_origin(found: Origin, root: str, *, developer: bool) -> None:
+    """Refuse a start from outside the releases of `root` where there is one. Raise SourceOutsideError."""
+    if not root or developer:
+        return
+    folder = (Path(root) / RELEASES).resolve()
+    if found.manifest is None or found.prefix.parent != folder:
+        raise SourceOutsideError(
+            f"deploy.root is {root}, and this clawbus runs from {found.prefix}, not from a release in {folder}."
+        )
+
+
+def manifest_in(release: Path) -> Manifest:
+    """Return the manifest of a release's folder. Raise ReleaseInvalidError."""
+    path = release / MANIFEST_NAME
+    try:
+        with path.open("rb") as file:
+            return read_manifest(file.read(_MAX_MANIFEST), str(path))
+    except OSError as error:
+        raise ReleaseInvalidError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def recorded_files(release: Path, manifest: Manifest) -> dict[str, str]:
+    """Return {path: digest} as it was when the release was made. Raise ReleaseInvalidError."""
+    path = release / FILES_NAME
+    try:
+        found = read_listing(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError as error:
+        raise ReleaseInvalidError(f"{path} cannot be read: {error.strerror}.") from error
+    if listing_digest(found) != manifest.tree_digest:
+        raise ReleaseInvalidError(f"{path} was edited: it does not have the digest in {MANIFEST_NAME}.")
+    return found
+
+
+def changes_in(release: Path, manifest: Manifest) -> Changes:
+    """Hash every file of a release and compare. Takes some tenths of a second. Raise ReleaseInvalidError."""
+    return compare_files(recorded_files(release, manifest), hash_files(release))
+
+
+def hash_files(release: Path) -> dict[str, str]:
+    """Return {path: digest} of the release's files but its manifest and listing. A link counts by its target."""
+    found: dict[str, str] = {}
+    for folder, _, names in os.walk(release):
+        for name in names:
+            path = Path(folder, name)
+            relative = path.relative_to(release).as_posix()
+            if relative not in (MANIFEST_NAME, FILES_NAME):
+                found[relative] = _digest(path)
+    return found
+
+
+def _digest(path: Path) -> str:
+    try:
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            return hashlib.sha256(b"link " + os.fsencode(path.readlink())).hexdigest()
+        if not stat.S_ISREG(status.st_mode):
+            return hashlib.sha256(b"special").hexdigest()  # a fifo is not opened
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return hashlib.sha256(f"error {error.errno}".encode()).hexdigest()
+
+
+def digest_of_source(release: Path) -> str:
+    """Return the runner's and schema's digest in a release, computed as for an image's label."""
+    return source_digest(site_of(release))
+
+
+def site_of(release: Path) -> Path:
+    """Return a release's site-packages. Raise ReleaseInvalidError."""
+    for path in sorted((release / "lib").glob("python3.*/site-packages")):
+        return path
+    raise ReleaseInvalidError(f"{release} has no lib/python3.*/site-packages.")

@@ -1,0 +1,154 @@
+"""Releases on disk: what is listed, changed, linked and pruned."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from daemon.config.models import Agent, Config, Docker
+from daemon.core.deploy_errors import ReleaseInvalidError, ReleasesUnusedError, SourceOutsideError
+from daemon.deploy.drift import repair as repair_drift
+from daemon.deploy.drift import report, running_of
+from daemon.deploy.own_images import with_own_images
+from daemon.deploy.releases import Releases, closure
+from daemon.workers.source import Origin, check_origin, manifest_in
+from tests.support.releases import small_release
+
+
+@pytest.fixture(name="root")
+def _root(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def test_without_a_root_there_are_no_releases() -> None:
+    with pytest.raises(ReleasesUnusedError):
+        Releases("")
+
+
+def test_releases_are_listed_newest_first_with_their_slots(root: Path) -> None:
+    first = small_release(root, "one")
+    second = small_release(root, "two", made_at="2026-02-01T00:00:00.000Z")
+    releases = Releases(root)
+    releases.link("blue", releases.find(first.name))
+    assert [(one.short, one.slots) for one in releases.list()] == [(second.name, ()), (first.name, ("blue",))]
+    assert (root / "slots" / "blue").resolve() == first
+
+
+def test_a_slot_moves_in_one_step(root: Path) -> None:
+    first, second = small_release(root, "one"), small_release(root, "two")
+    releases = Releases(root)
+    for path in (first, second, first):
+        releases.link("green", releases.find(path.name))
+        assert releases.slots() == {"green": path.name}
+    assert [path.name for path in (root / "slots").iterdir()] == ["green"]
+
+
+@pytest.mark.parametrize("package", ["daemon", "schema"])
+def test_a_file_changed_after_the_installation_is_named(root: Path, package: str) -> None:
+    path = small_release(root)
+    file = next(path.rglob(f"{package}/__init__.py"))
+    file.write_text("TEXT = 'other'\n")
+    releases = Releases(root)
+    found, manifest = releases.usable(path.name)
+    assert releases.changes(found, manifest).changed == (file.relative_to(path).as_posix(),)
+
+
+def test_a_missing_and_an_added_file_are_named(root: Path) -> None:
+    path = small_release(root)
+    next(path.rglob("daemon/__init__.py")).rename(path / "lib" / "moved.py")
+    releases = Releases(root)
+    changes = releases.changes(*releases.usable(path.name))
+    assert (len(changes.missing), changes.added) == (1, ("lib/moved.py",))
+
+
+def test_an_edited_listing_is_refused(root: Path) -> None:
+    path = small_release(root)
+    with (path / "files.sha256").open("a") as file:
+        file.write("0" * 64 + "  lib/more.py\n")
+    releases = Releases(root)
+    with pytest.raises(ReleaseInvalidError, match="edited"):
+        releases.changes(*releases.usable(path.name))
+
+
+def test_a_release_under_another_name_is_at_fault(root: Path) -> None:
+    path = small_release(root)
+    path.rename(path.with_name("0123456789ab"))
+    assert "holds the release" in (Releases(root).list()[0].fault or "")
+
+
+def test_prune_keeps_the_newest_the_slots_and_what_is_needed(root: Path) -> None:
+    paths = [small_release(root, str(n), made_at=f"2026-01-0{n}T00:00:00.000Z") for n in range(1, 6)]
+    releases = Releases(root)
+    releases.link("blue", releases.find(paths[0].name))
+    removed, kept = releases.prune(1, [paths[1].name])
+    assert removed == [paths[3].name, paths[2].name]
+    assert set(kept) == {paths[4].name, paths[0].name, paths[1].name}
+    assert {path.name for path in releases.folder.iterdir()} == set(kept)
+
+
+def test_what_a_crash_left_unfinished_is_no_release_and_is_removed_when_it_is_old(root: Path) -> None:
+    old, fresh = root / "releases" / ".making-old", root / "releases" / ".making-fresh"
+    for path in (old, fresh):
+        path.mkdir(parents=True)
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
+    releases = Releases(root)
+    assert releases.list() == []
+    releases.prune(3, [])
+    assert (old.exists(), fresh.exists()) == (False, True)
+
+
+def test_a_start_from_outside_is_refused_only_where_releases_are_used(root: Path) -> None:
+    inside = small_release(root)
+    outside = Origin(root, None, "")
+    other_root = Origin(inside, manifest_in(inside), "")
+    check_origin(outside, "", developer=False)
+    check_origin(outside, str(root), developer=True)
+    check_origin(other_root, str(root), developer=False)
+    for found, where in ((outside, str(root)), (other_root, "/elsewhere")):
+        with pytest.raises(SourceOutsideError):
+            check_origin(found, where, developer=False)
+
+
+def config_of(root: Path) -> Config:
+    return Config.model_validate(
+        {"data_dir": str(root / "data"), "deploy": {"root": str(root)}, "runtime": {"kind": "process"}}
+    )
+
+
+def test_the_daemon_s_drift_is_named_and_the_link_repaired(root: Path) -> None:
+    first, second = small_release(root, "one"), small_release(root, "two")
+    releases, config = Releases(root), config_of(root)
+    releases.link("blue", releases.find(first.name))
+    manifest = manifest_in(first)
+    live = {"source": {"release": manifest.release, "source_digest": manifest.source_digest, "slot": "blue"}}
+    origin = Origin(first, manifest, manifest.source_digest)
+    assert report(config, origin, live).drifts == ()
+    releases.link("blue", releases.find(second.name))
+    found = report(config, origin, live)
+    assert [(one.what, one.where) for one in found.drifts] == [("slot", "blue")]
+    assert repair_drift(releases, found, running_of(live)) == [f"slot blue points at {first.name} again"]
+    assert report(config, origin, live).drifts == ()
+
+
+def test_a_daemon_from_elsewhere_is_drift(root: Path) -> None:
+    found = report(config_of(root), Origin(root, None, ""), {"source": {"release": None, "source_digest": "x"}})
+    assert [one.what for one in found.drifts] == ["daemon"]
+
+
+def test_a_daemon_of_a_release_starts_its_agents_by_that_release_s_image_ids(root: Path) -> None:
+    manifest = manifest_in(small_release(root, images={"a:1": "sha256:a", "b:1": "sha256:b"}))
+    config = Config(
+        docker=Docker(image="a:1"),
+        agents={"x": Agent(image="b:1"), "y": Agent(), "own": Agent(image="b:1", runner=("r",))},
+    )
+    found = with_own_images(config, manifest)
+    assert (found.docker.image, found.agents["x"].image, found.agents["y"].image) == ("sha256:a", "sha256:b", None)
+    assert found.agents["own"].image == "b:1"
+    assert with_own_images(config, None) is config
+
+
+def test_the_closure_has_what_clawbus_requires_and_no_tool_of_the_developer() -> None:
+    names = {str(one.metadata["Name"]).lower() for one in closure("clawbus")}
+    assert {"clawbus", "anyio", "pydantic", "starlette"} <= names
+    assert not {"pytest", "ruff", "basedpyright"} & names
