@@ -146,6 +146,7 @@ class Runner:
                 fatal = error
             finally:
                 self._watch.close()
+                await self._provider.close()
         if fatal is not None:
             raise fatal
         self._log.info("runner_stopped")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+from container_runner.providers.acp.permissions import read_policies
 from container_runner.shared.errors import SettingsError
 from schema import layout
 from schema.ids import is_message_id
@@ -108,8 +109,13 @@ def _check(settings: RunnerSettings, providers: typing.Collection[str]) -> Runne
         raise SettingsError(
             f"{layout.ENV_RUNNER}: unknown provider {settings.provider!r}.", hint=f"One of: {', '.join(providers)}."
         )
-    if settings.provider == "command" and not settings.command:
-        raise SettingsError(f"{layout.ENV_RUNNER}: provider 'command' needs `command`, a program and its arguments.")
+    if settings.provider in ("command", "acp") and not settings.command:
+        name = settings.provider
+        raise SettingsError(f"{layout.ENV_RUNNER}: provider {name!r} needs `command`, a program and its arguments.")
+    try:
+        read_policies(settings.permissions)
+    except ValueError as error:
+        raise SettingsError(f"{layout.ENV_RUNNER}: permissions: {error}.") from error
     for key, choices in _CHOICES:
         if getattr(settings, key) not in choices:
             raise SettingsError(f"{layout.ENV_RUNNER}: {key} must be one of {', '.join(choices)}.")

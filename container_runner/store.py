@@ -450,6 +450,7 @@ def _message(row: sqlite3.Row) -> TurnMessage:
         timestamp=row["timestamp"],
         content=row["content"],
         trigger=bool(row["wakes"]),
+        tries=int(row["tries"] or 0),
         channel_type=row["channel_type"],
         platform_id=row["platform_id"],
         thread_id=row["thread_id"],

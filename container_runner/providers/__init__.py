@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from container_runner.providers.acp.provider import AcpProvider
 from container_runner.providers.command import CommandProvider
 from container_runner.providers.echo import EchoProvider
 from container_runner.providers.protocol import Provider, ProviderContext
 
 PROVIDERS: Final[Mapping[str, Callable[[ProviderContext], Provider]]] = MappingProxyType(
-    {"echo": EchoProvider, "command": CommandProvider}
+    {"echo": EchoProvider, "command": CommandProvider, "acp": AcpProvider}
 )

@@ -68,6 +68,9 @@ class CommandProvider:
                 await end_program(process)
             self._children.forget(process.pid)
 
+    async def close(self) -> None:
+        """Do nothing: no program outlives a turn."""
+
 
 class _Conversation:
     """One program's streams, from its start to its end."""

@@ -31,6 +31,9 @@ class EchoProvider:
         text = "\n".join(_text(message) for message in turn.messages if message.trigger)
         return Answer(messages=(OutMessage(content={"text": text}),))
 
+    async def close(self) -> None:
+        """Do nothing: nothing outlives a turn."""
+
 
 def _text(message: TurnMessage) -> str:
     content = message.parsed()

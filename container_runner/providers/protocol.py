@@ -32,6 +32,7 @@ class TurnMessage:
     channel_type: str | None = None
     platform_id: str | None = None
     thread_id: str | None = None
+    tries: int = 0  # earlier turns with it that died
 
     def parsed(self) -> object:
         """Return the content parsed as JSON, or the text itself if it is not JSON."""
@@ -49,6 +50,7 @@ class TurnMessage:
             "timestamp": self.timestamp,
             "content": self.parsed(),
             "trigger": self.trigger,
+            "tries": self.tries,
             "channel_type": self.channel_type,
             "platform_id": self.platform_id,
             "thread_id": self.thread_id,
@@ -173,6 +175,10 @@ class Provider(Protocol):
 
     async def run(self, turn: Turn, progress: Progress) -> Answer:
         """Work on the turn. May be cancelled at any await, and must then leave no process behind."""
+        ...
+
+    async def close(self) -> None:
+        """End what outlives a turn. Called once, after the last turn."""
         ...
 
 

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from daemon.config.addresses import docker_address_fault, is_loopback, split_listen
 from daemon.config.faults import booleans_for_numbers, fault_text
+from daemon.config.presets import PRESETS
 from daemon.config.sources import is_service_link, read_toml
 from daemon.core.errors import ConfigError
 from daemon.core.zones import zone
@@ -33,7 +34,7 @@ _NO_KEYS: Final = (
     "DOCKERD_LOG", "DEBIAN_MIRROR",
 )  # fmt: skip
 _NO_KEYS_BEGIN: Final = ("TEST_", "REQUIRE_")
-PROVIDERS: Final = ("echo", "command")  # of our own runner; another one (agents.NAME.runner) may have others
+PROVIDERS: Final = ("echo", "command", "acp")  # of our own runner; another one (agents.NAME.runner) may have others
 _LONGEST_S: Final = 10 * 366 * 86400.0
 _HINT: Final = "Correct the named keys; docs/configuration.md lists them."
 DEFAULT_IMAGE: Final = "clawbus-runner:latest"
@@ -227,14 +228,23 @@ class AgentDestination(_Table):
     display_name: str = ""
 
 
-class Agent(_Table):
-    """[agents.NAME]: one agent group. `provider` is the runner's: echo, or command with its argument list.
+ToolKind = Literal[
+    "default", "read", "edit", "delete", "move", "search", "execute", "think", "fetch", "switch_mode", "other"
+]
 
-    A table with a command and no provider means the provider `command`.
+
+class Agent(_Table):
+    """[agents.NAME]: one agent group. `provider` is the runner's: echo, or command or acp with an argument list.
+
+    A table with a preset and no provider means the provider `acp`; with a command alone, `command`. What a preset holds
+    is filled in where the table does not say otherwise.
     """
 
     provider: str = "echo"
     command: tuple[str, ...] = ()
+    preset: str = ""
+    mode: str = Field(default="", max_length=200)
+    permissions: dict[ToolKind, Literal["allow", "ask", "deny"]] = Field(default_factory=dict)
     timeout_s: float = Field(default=600.0, gt=0)
     claim_max_s: float | None = Field(default=None, gt=0)
     output: Literal["auto", "text", "lines"] = "auto"
@@ -254,12 +264,24 @@ class Agent(_Table):
     runner: tuple[str, ...] = ()
     destinations: dict[str, AgentDestination] | None = None
 
+    @property
+    def ends_turns(self) -> bool:
+        """Whether the runner ends a turn at timeout_s. With acp it does so only when that is set."""
+        return self.provider == "command" or (self.provider == "acp" and "timeout_s" in self.model_fields_set)
+
     @model_validator(mode="before")
     @classmethod
-    def _provider_of_a_command(cls, values: object) -> object:
-        if isinstance(values, dict) and "provider" not in values and "command" in values:
-            return {**cast("dict[str, object]", values), "provider": "command"}
-        return cast("object", values)
+    def _filled_in(cls, values: object) -> object:
+        """Fill in the provider and what the preset holds. An unknown preset is named later, with all other faults."""
+        if not isinstance(values, dict):
+            return values
+        given = cast("dict[str, object]", values)
+        preset, env = PRESETS.get(str(given.get("preset"))), given.get("env", {})
+        if preset is not None and isinstance(env, dict):
+            merged = {**preset.env, **cast("dict[str, object]", env)}
+            given = {"command": preset.command, "mode": preset.mode, **given, "env": merged}
+        provider = "acp" if given.get("preset") else "command" if "command" in given else "echo"
+        return {"provider": provider, **given}
 
     @field_validator("env")
     @classmethod
@@ -432,6 +454,19 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     return list(model.model_fields)
 
 
+def _acp_faults(name: str, agent: Agent) -> Iterator[str]:
+    if agent.preset and agent.preset not in PRESETS:
+        close = difflib.get_close_matches(agent.preset, PRESETS, n=1)
+        advice = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(PRESETS)}"
+        yield f"agents.{name}.preset: there is no preset {agent.preset!r}; {advice}"
+    elif agent.provider == "acp" and not agent.command:
+        yield f"agents.{name}.command: provider 'acp' needs a program, or a preset: preset = \"claude\""
+    if agent.provider != "acp":
+        for key in ("preset", "mode", "permissions"):
+            if getattr(agent, key):
+                yield f"agents.{name}.{key}: is for the provider 'acp' alone, and this one is {agent.provider!r}"
+
+
 def _faults(config: Config) -> Iterator[str]:
     """Return the faults that the tables' own types cannot see."""
     for name, agent in config.agents.items():
@@ -445,8 +480,9 @@ def _faults(config: Config) -> Iterator[str]:
             yield f"agents.{name}.provider: the runner has no provider {agent.provider!r}; {advice}"
         if agent.provider == "command" and not agent.command:
             yield f'agents.{name}.command: provider \'command\' needs a program: command = ["program", "argument"]'
+        yield from _acp_faults(name, agent)
         longest = agent.claim_max_s or config.sweep.claim_max_s
-        if agent.provider == "command" and 0 < longest <= agent.timeout_s:
+        if agent.ends_turns and 0 < longest <= agent.timeout_s:
             # The sweep would end turns that are within their time.
             key = f"agents.{name}.claim_max_s" if agent.claim_max_s else "sweep.claim_max_s"
             yield f"{key}: must be longer than agents.{name}.timeout_s, {agent.timeout_s:g}"

@@ -9,6 +9,7 @@ from daemon.core.lifecycle import Policy
 from daemon.core.message_fate import Fate
 from schema.connect import ReadLimits
 
+_NO_LIMIT_S: Final = 366 * 86400.0
 _UNCLAIMED_S: Final = 60.0  # a container on a busy machine may need as long until its runner looks
 
 
@@ -32,8 +33,7 @@ def fate_of(agent: Agent | None, config: Config) -> Fate:
 def agent_policy(config: Config, agent: Agent | None) -> Policy:
     """Return the sweep's policy for one agent's sessions, in milliseconds."""
     stuck = config.sweep.claim_stuck_s
-    timed = agent is not None and agent.provider == "command"  # the runner ends such a turn at timeout_s
-    turn = agent.timeout_s if agent is not None and timed else config.sweep.ceiling_s
+    turn = agent.timeout_s if agent is not None and agent.ends_turns else config.sweep.ceiling_s
     return Policy(
         ceiling=_ms(config.sweep.ceiling_s),
         claim_stuck=_ms(stuck),
@@ -47,12 +47,17 @@ def agent_policy(config: Config, agent: Agent | None) -> Policy:
     )
 
 
+def turn_limit_s(agent: Agent) -> float:
+    """Return the seconds after which the runner ends a turn; for acp without a timeout_s, longer than any turn."""
+    return agent.timeout_s if agent.ends_turns or agent.provider != "acp" else _NO_LIMIT_S
+
+
 def claim_max_s(config: Config, agent: Agent | None) -> float:
     """Return the longest time of a claim in seconds: the agent's, the sweep's, or what follows from the time-outs."""
     own = agent.claim_max_s if agent is not None else None
     if own is not None or config.sweep.claim_max_s > 0:
         return own if own is not None else config.sweep.claim_max_s
-    if agent is not None and agent.provider == "command":
+    if agent is not None and agent.ends_turns:
         return 2 * agent.timeout_s + config.sweep.claim_stuck_s
     return config.sweep.max_declared_s + config.sweep.ceiling_s
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from daemon.config.models import Agent, Config
+from daemon.config.policies import turn_limit_s
 from daemon.core.clock import Clock
 from daemon.core.errors import DataFolderError, UnknownAgentError
 from daemon.runtimes.image_source import source_digest
@@ -137,7 +138,9 @@ def _runner(agent: Agent, config: Config) -> RunnerSettings:
     return RunnerSettings(
         provider=agent.provider,
         command=agent.command,
-        timeout_s=agent.timeout_s,
+        mode=agent.mode,
+        permissions=tuple(f"{kind}={policy}" for kind, policy in sorted(agent.permissions.items())),
+        timeout_s=turn_limit_s(agent),
         max_batch=agent.max_batch,
         grace_s=grace,
         max_answer_bytes=config.limits.max_content_bytes,

@@ -55,6 +55,9 @@ class SimProvider:
         world.step(self._container, f"answers {' '.join(message.id for message in seen)}")
         return Answer(self._outputs(seen, turn))
 
+    async def close(self) -> None:
+        """Nothing outlives its turn."""
+
     async def _go_wrong(self, progress: Progress) -> None:
         world = self._world
         kind = world.rng.choice(("fail", "raise", "hang", "die", "silent", "tool", "slow", "boundary", "later"))

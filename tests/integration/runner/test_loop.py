@@ -40,6 +40,9 @@ class Scripted:
         self.turns.append([message.id for message in turn.messages])
         return await self._work(turn, progress)
 
+    async def close(self) -> None:
+        """Nothing outlives its turn."""
+
 
 def say(text: str, to: str | None = None) -> Answer:
     return Answer(messages=(OutMessage({"text": text}, to=to),))

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import container_runner.providers
+from container_runner.providers.acp import permissions
 from daemon.config import models as config
 from daemon.config.models import load_config
 from daemon.config.sources import find_config, service_links
@@ -192,11 +194,30 @@ class TestValues:
     def test_the_providers_are_the_runner_s(self) -> None:
         assert set(config.PROVIDERS) == set(container_runner.providers.PROVIDERS)
 
+    def test_the_kinds_of_permissions_are_the_runner_s(self) -> None:
+        assert get_args(config.ToolKind) == (permissions.DEFAULT, *permissions.KINDS)
+
+    def test_a_preset_fills_in_what_the_table_leaves_out(self, tmp_path: Path) -> None:
+        (tmp_path / "clawbus.toml").write_text(
+            '[agents.a]\npreset = "claude"\nenv = { A = "1", DISABLE_AUTOUPDATER = "0" }\n'
+            '[agents.b]\npreset = "claude"\ncommand = ["mine"]\nmode = "plan"\n'
+        )
+        a, b = load_config(tmp_path / "clawbus.toml").agents.values()
+        assert (a.provider, a.command, a.mode) == ("acp", ("claude-agent-acp",), "default")
+        assert (a.env["A"], a.env["DISABLE_AUTOUPDATER"]) == ("1", "0")
+        assert (b.provider, b.command, b.mode) == ("acp", ("mine",), "plan")
+
     @pytest.mark.parametrize(
         ("text", "key"),
         [
             ('[agents.a]\nprovider = "ehco"', "agents.a.provider"),
             ("[agents.a]\ntimeout_s = inf", "agents.a.timeout_s"),
+            ('[agents.a]\nprovider = "acp"', "agents.a.command"),
+            ('[agents.a]\npreset = "cluade"', "did you mean 'claude'"),
+            ('[agents.a]\npreset = "claude"\npermissions = { fly = "allow" }', "agents.a.permissions.fly"),
+            ('[agents.a]\npreset = "claude"\npermissions = { read = "maybe" }', "agents.a.permissions.read"),
+            ('[agents.a]\ncommand = ["x"]\nmode = "safe"', "agents.a.mode"),
+            ('[agents.a]\npreset = "codex"\ntimeout_s = 9\nclaim_max_s = 5', "agents.a.claim_max_s"),
             ("[runtime]\nidle_stop_s = 1e300", "runtime.idle_stop_s"),
             ("[sweep]\nceiling_s = nan", "sweep.ceiling_s"),
             ("[runtime]\nspawn_backoff_s = 700.0", "runtime.spawn_backoff_s"),

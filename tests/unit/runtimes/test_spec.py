@@ -51,7 +51,7 @@ def test_the_mounts_are_the_contracts() -> None:
 def test_the_environment_carries_the_runners_settings_and_the_agents_own() -> None:
     environment = make().environment
     settings = json.loads(environment["CLAWBUS_RUNNER"])
-    assert RunnerSettings(**{**settings, "command": tuple(settings["command"])}) == RunnerSettings(
+    assert RunnerSettings(**{**settings, "command": tuple(settings["command"]), "permissions": ()}) == RunnerSettings(
         provider="command", command=("cat", "-")
     )
     assert environment["CLAWBUS_INCARNATION"] == "01J1"

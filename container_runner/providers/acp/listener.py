@@ -1,0 +1,117 @@
+"""Takes what an agent sends during one turn: updates as progress and as the answer, and its requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, cast
+
+import anyio
+
+from container_runner.providers.acp.permissions import Policy, chosen, policy_for
+from container_runner.providers.acp.reply import Reply
+from container_runner.providers.acp.rpc import METHOD_NOT_FOUND, Params, RpcError
+from container_runner.providers.protocol import Progress
+from container_runner.shared.errors import AnswerTooLargeError
+from schema.json_text import whole_text
+
+# Tools do not say how long they take. The host's own limits apply besides.
+_TOOL_S: Final = 1800.0
+_TOUCH_EVERY_S: Final = 0.1
+_MAX_KINDS: Final = 1000
+_SHOWN: Final = 200
+
+
+class Listener:
+    """One turn's ear. Until `begin`, and after the turn, what the agent says belongs to no answer and is dropped."""
+
+    def __init__(self, progress: Progress, policies: Mapping[str, Policy]) -> None:
+        self._progress = progress
+        self._policies = policies
+        self._session_id = ""
+        self._reply: Reply | None = None
+        self._shown: str | None = None
+        self._touched_at = float("-inf")
+        self._kinds: dict[str, str] = {}
+        self.latest_at = float("-inf")  # when the last update came, on the event loop's clock
+        self.mode: str | None = None  # the mode that the agent changed to by itself
+        self.ended = anyio.Event()  # the prompt has ended, or must be ended
+        self.failure: AnswerTooLargeError | None = None
+
+    def begin(self, session_id: str, reply: Reply) -> None:
+        """Collect this session's updates into `reply` from now on."""
+        self._session_id, self._reply, self.ended = session_id, reply, anyio.Event()
+
+    def progressed(self) -> None:
+        """Count a response as progress."""
+        self._touch()
+
+    async def notified(self, method: str, params: Params) -> None:
+        """Take an update as progress, and as a part of the answer if it is one. Ignore other notifications."""
+        if method != "session/update":
+            return
+        self.latest_at = anyio.current_time()
+        self._touch()
+        update = _mapping(params.get("update"))
+        self._note_mode(update)
+        self._note_kind(update)
+        if self._reply is None or params.get("sessionId") != self._session_id or self.failure is not None:
+            return
+        try:
+            self._reply.update(update)
+        except AnswerTooLargeError as error:
+            self.failure = error
+            self.ended.set()
+        await self._show_tool(self._reply.tool)
+
+    async def asked(self, method: str, params: Params) -> object:
+        """Answer a permission request. Anything else is not on offer: the agent has its container's files and programs."""
+        self._touch()
+        if method == "session/request_permission":
+            return self._permission(params)
+        raise RpcError(METHOD_NOT_FOUND, f"clawbus does not offer {method[:_SHOWN]}")
+
+    def _permission(self, params: Params) -> object:
+        call = _mapping(params.get("toolCall"))
+        kind = call.get("kind") or self._kinds.get(str(call.get("toolCallId")), "other")
+        kind = kind if isinstance(kind, str) else "other"
+        policy = policy_for(kind, self._policies)
+        allowed = policy is Policy.ALLOW
+        why = "nobody can be asked here, so it is denied" if policy is Policy.ASK else f"by the policy {policy.value}"
+        title = call.get("title")
+        named = whole_text(title).strip()[:_SHOWN] if isinstance(title, str) else "a tool"
+        verdict = "allowed" if allowed else "denied"
+        self._progress.wrote(f"permission {verdict}: {named} ({kind[:_SHOWN]}): {why}")
+        return chosen(params.get("options"), allowed=allowed)
+
+    def _touch(self) -> None:
+        """Count as progress, a few times a second at most: an update may be a single word."""
+        now = anyio.current_time()
+        if now - self._touched_at >= _TOUCH_EVERY_S:
+            self._touched_at = now
+            self._progress.event()
+
+    def _note_mode(self, update: Mapping[str, object]) -> None:
+        mode = update.get("currentModeId")
+        if update.get("sessionUpdate") == "current_mode_update" and isinstance(mode, str):
+            self.mode = whole_text(mode)[:_SHOWN]
+
+    def _note_kind(self, update: Mapping[str, object]) -> None:
+        """Remember a tool call's kind: a permission request may name the call alone."""
+        number, kind = update.get("toolCallId"), update.get("kind")
+        if isinstance(number, str) and isinstance(kind, str):
+            if len(self._kinds) >= _MAX_KINDS:
+                self._kinds.clear()
+            self._kinds[number] = kind
+
+    async def _show_tool(self, name: str | None) -> None:
+        if name == self._shown:
+            return
+        self._shown = name
+        if name is None:
+            await self._progress.tool_ended()
+        else:
+            await self._progress.tool_started(name, _TOOL_S)
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
