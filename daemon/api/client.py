@@ -148,7 +148,7 @@ class ControlClient:
     def watch(self, query: Mapping[str, str]) -> Generator[dict[str, Any]]:
         """Yield the event stream until the daemon ends (LostAnswerError) or the caller closes it.
 
-        `query` may have session (A/S), message and level. The first event is {"event": "watching"}.
+        `query` may have session (A/S), agent, message and level. The first event is {"event": "watching"}.
         """
         target = f"/v1/events?{urlencode(query)}" if query else "/v1/events"
         connection = _UnixConnection(self._path, self._answer_s)

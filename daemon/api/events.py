@@ -114,7 +114,7 @@ def events_route(hub: EventHub) -> Route:
                 "fix": "",
             }
             return Response(json.dumps(body), 400, media_type="application/json")
-        wanted = EventFilter(query.get("session"), query.get("message"), level)
+        wanted = EventFilter(query.get("session"), query.get("message"), level, query.get("agent"))
         closing = request.scope.get(CLOSING)
         stream = lines(hub, wanted, closing if isinstance(closing, anyio.Event) else anyio.Event())
         return StreamingResponse(stream, media_type="application/x-ndjson")

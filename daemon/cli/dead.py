@@ -13,7 +13,17 @@ import typer
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.names import pair
-from daemon.cli.operator import AgentFilter, ReasonOption, SessionScope, carry_out, known_agent, not_examined, user
+from daemon.cli.operator import (
+    AgentFilter,
+    ReasonOption,
+    SessionScope,
+    SinceFilter,
+    carry_out,
+    known_agent,
+    not_examined,
+    since_of,
+    user,
+)
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import one_word
 from daemon.core.commands import DropDead, RequeueDead
@@ -53,30 +63,36 @@ def list_(
     invocation: Invocation,
     session: SessionScope = None,
     agent: AgentFilter = None,
+    since: SinceFilter = None,
+    code: Annotated[str | None, typer.Option("--code", metavar="CODE", help="Only those with this code.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 100,
 ) -> Outcome:
     """List the open dead letters, newest first: out (an answer) and in (a message), with code and reason.
 
-    Use it when `status` counts dead letters. It works from the files when the daemon is down or
-    hangs.
+    Use it when `status` counts dead letters. --since is when they were given up. It works from the files when the daemon is
+    down or hangs.
 
     \b
     Example:
       clawbus dead list --session echo/demo
+      clawbus dead list --since 8h --code DELIVERY_PERMANENT
     """
     scope = pair(session, None) if session is not None else None
     wanted = known_agent(invocation, agent)
-    if wanted is not None:  # which the daemon cannot be asked for
-        report, source = _from_files(invocation, session=scope, limit=limit, agent=wanted), "files"
+    begun = since_of(since, SystemClock().now_ms())
+    own = wanted is not None or begun is not None  # which the daemon cannot be asked for
+    if own:
+        query = {"session": scope, "limit": limit, "code": code, "agent": wanted, "since": begun}
+        report, source = _from_files(invocation, **query), "files"
     else:
-        report, source = _letters(invocation, session=scope, limit=limit)
+        report, source = _letters(invocation, session=scope, limit=limit, code=code)
     steps: tuple[NextAction, ...] = ()
     if report["letters"]:
         first = report["letters"][0]
         steps = (NextAction(f"clawbus dead show {_typed(first)}", "all about the newest one"),)
     return Outcome(
         {"source": source, **report},
-        lambda console: _show_list(console, report, source if wanted is None else ""),
+        lambda console: _show_list(console, report, "" if own else source),
         steps,
     )
 

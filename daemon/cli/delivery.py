@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.names import pair
-from daemon.cli.operator import AgentFilter, ReasonOption, SessionScope, carry_out, known_agent, not_examined, user
+from daemon.cli.operator import (
+    AgentFilter,
+    ReasonOption,
+    SessionScope,
+    SinceFilter,
+    carry_out,
+    known_agent,
+    not_examined,
+    since_of,
+    user,
+)
 from daemon.core.clock import SystemClock
 from daemon.core.commands import DropAnswer, RetryAnswer
 from schema.rows import DeliveryState
@@ -18,7 +28,10 @@ from schema.rows import DeliveryState
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from daemon.inspect.answer_reading import AnswersWanted
+
 _ALL: Final = 1000
+AnswerState = Literal["queued", "scheduled", "intended", "retrying"]
 
 Answers = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids that `delivery list` shows.")]
 
@@ -40,17 +53,22 @@ def list_(
     invocation: Invocation,
     session: SessionScope = None,
     agent: AgentFilter = None,
+    state: Annotated[AnswerState | None, typer.Option("--state", help="Only those in this state.")] = None,
+    since: SinceFilter = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 100,
 ) -> Outcome:
     """List the answers without a receipt: state, attempts, last error, next attempt, and how many wait behind.
 
-    Use it when `doctor` names an answer that keeps failing. It reads the files, whether the daemon runs or not.
+    Use it when `doctor` names an answer that keeps failing. --since is when the answer came. It reads the files, whether the
+    daemon runs or not.
 
     \b
     Example:
       clawbus delivery list --session echo/demo
+      clawbus delivery list --state retrying --since 2h
     """
-    report = _report(invocation, session, limit, agent=known_agent(invocation, agent))
+    wanted = _wanted(state=state, since=since_of(since, SystemClock().now_ms()))
+    report = _report(invocation, session, limit, wanted, agent=known_agent(invocation, agent))
     failing = [one for one in report["answers"] if one["state"] == DeliveryState.RETRYING]
     steps: tuple[NextAction, ...] = ()
     if failing:
@@ -99,14 +117,20 @@ def drop(
     return _repair(invocation, "drop", answers, session, reason)
 
 
+def _wanted(**values: Any) -> AnswersWanted:
+    from daemon.inspect.answer_reading import AnswersWanted  # noqa: PLC0415
+
+    return AnswersWanted(**values)
+
+
 def _report(
-    invocation: Invocation, session: str | None, limit: int, letter: str | None = None, agent: str | None = None
+    invocation: Invocation, session: str | None, limit: int, wanted: AnswersWanted, agent: str | None = None
 ) -> dict[str, Any]:
     from daemon.inspect.reports import open_answers_report  # noqa: PLC0415
 
     scope = pair(session, None) if session is not None else None
     return open_answers_report(
-        invocation.config.data_dir, SystemClock(), session=scope, limit=limit, answer_id=letter, agent=agent
+        invocation.config.data_dir, SystemClock(), wanted, session=scope, limit=limit, agent=agent
     )
 
 
@@ -120,7 +144,7 @@ def _repair(
         scope = pair(session, None) if session is not None else None
         chosen = [(scope, one) for one in answers]
     else:
-        report = _report(invocation, session, _ALL)
+        report = _report(invocation, session, _ALL, _wanted())
         missed = not_examined(report, "Answers")
         failing = [one for one in report["answers"] if one["state"] == DeliveryState.RETRYING]
         chosen = [((one["agent"], one["session"]), one["id"]) for one in failing]
@@ -141,7 +165,7 @@ def _find(invocation: Invocation, answer: str) -> tuple[str, str]:
     """Return the only session that has this answer. Raise UnknownMessageError, AmbiguousIdError."""
     from daemon.inspect.finding import the_only  # noqa: PLC0415
 
-    report = _report(invocation, None, _ALL, answer)
+    report = _report(invocation, None, _ALL, _wanted(identity=answer))
     hint = "`clawbus delivery list` lists them, `clawbus dead list` what was given up."
     unread = report["not_examined"] + len(report["errors"])
     found = [(one["agent"], one["session"]) for one in report["answers"]]

@@ -13,7 +13,9 @@ from daemon.cli.envelope import Outcome
 from daemon.cli.log_files import follow as follow_file
 from daemon.cli.log_files import last_lines
 from daemon.cli.names import pair
+from daemon.cli.operator import AgentFilter, SinceFilter, known_agent, since_of
 from daemon.cli.output import Output
+from daemon.core.clock import SystemClock
 from daemon.core.errors import DataFolderError, UnknownSessionError
 from daemon.logs.filter import EventFilter, parse_event
 from schema.ids import session_path
@@ -35,6 +37,8 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, max=100_000, help="The last so many events.")] = 50,
     session: Annotated[str | None, typer.Option("--session", "-s", metavar="A/S", help="Only of this session.")] = None,
     message: Annotated[str | None, typer.Option("--message", "-m", metavar="ID", help="Only of this message.")] = None,
+    agent: AgentFilter = None,
+    since: SinceFilter = None,
     level: Annotated[
         Literal["debug", "info", "warning", "error"], typer.Option("--level", help="Only of this level and above.")
     ] = "debug",
@@ -51,10 +55,13 @@ def logs(
     \b
     Example:
       clawbus logs -f --session echo/demo --level warning
+      clawbus logs --agent echo --since 2h
     """
     path = invocation.config.data_dir / "logs" / "clawbus.log"
     named = pair(session, None) if session is not None else None
-    wanted = _Wanted(EventFilter("/".join(named) if named is not None else None, message, level))
+    begun = since_of(since, SystemClock().now_ms())
+    known_agent(invocation, agent)
+    wanted = _Wanted(EventFilter("/".join(named) if named is not None else None, message, level, agent, begun))
     try:
         found = _from_journal(unit, lines, wanted) if journal else last_lines(path, lines, wanted)
         if follow:

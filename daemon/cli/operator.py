@@ -23,6 +23,16 @@ SessionScope = Annotated[
 ]
 
 AgentFilter = Annotated[str | None, typer.Option("--agent", "-a", metavar="NAME", help="Only of this agent.")]
+SinceFilter = Annotated[
+    str | None, typer.Option("--since", metavar="TIME", help="Only since then: 90s, 15m, 2h, 3d ago, or an instant.")
+]
+
+
+def since_of(text: str | None, now_ms: int) -> int | None:
+    """Return the instant of a filter, epoch ms, None for none. Raise a usage error."""
+    from daemon.cli.durations import since_ms  # noqa: PLC0415
+
+    return since_ms(text, now_ms) if text is not None else None
 
 
 def known_agent(invocation: Invocation, agent: str | None) -> str | None:

@@ -9,7 +9,7 @@ import typer
 from daemon.cli.command import Invocation
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import pair
-from daemon.cli.operator import AgentFilter, known_agent
+from daemon.cli.operator import AgentFilter, SinceFilter, known_agent, since_of
 from daemon.core.clock import SystemClock
 
 if TYPE_CHECKING:
@@ -25,10 +25,7 @@ def runs(
     ] = None,
     session: Annotated[str | None, typer.Option("--session", "-s", metavar="A/S", help="Only of this session.")] = None,
     agent: AgentFilter = None,
-    since: Annotated[
-        str | None,
-        typer.Option("--since", metavar="TIME", help="Only what happened since: 90s, 15m, 2h, 3d or an instant."),
-    ] = None,
+    since: SinceFilter = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 50,
     stale: Annotated[bool, typer.Option("--stale", help="Only those whose sources disagree.")] = False,
 ) -> Outcome:
@@ -44,7 +41,6 @@ def runs(
       clawbus run list --agent echo --since 2h
     """
     from daemon.cli.daemon_status import daemon_status  # noqa: PLC0415
-    from daemon.cli.durations import since_ms  # noqa: PLC0415
     from daemon.core.facts import DaemonState  # noqa: PLC0415
     from daemon.inspect.runs import RunQuery, Runs  # noqa: PLC0415 - the runtimes
 
@@ -54,7 +50,7 @@ def runs(
         agent=known_agent(invocation, agent),
         status=status,
         stale=stale,
-        since=since_ms(since, clock.now_ms()) if since is not None else None,
+        since=since_of(since, clock.now_ms()),
         limit=limit,
     )
     state = daemon_status(invocation).state

@@ -8,6 +8,7 @@ import typer
 
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.life import life
 from daemon.cli.names import AgentArgument, SessionArgument, pair
 from daemon.cli.operator import ReasonOption, user
 from daemon.cli.sessions import sessions
@@ -65,7 +66,7 @@ def show(
     """
     named = pair(agent, session)
     if message is not None:
-        return _life(invocation, named, message)
+        return life(invocation, named, message)
     from daemon.cli.daemon_status import daemon_or_files  # noqa: PLC0415
     from daemon.cli.doing import with_work  # noqa: PLC0415
 
@@ -231,22 +232,6 @@ def _execute(invocation: Invocation, verb: Verb, done: str, nothing: str, **more
     return Outcome(result, people, (NextAction(f"clawbus session show {two_words(*named)}", "its state now"),))
 
 
-def _life(invocation: Invocation, named: tuple[str, str], message: str) -> Outcome:
-    from daemon.inspect.reports import message_life  # noqa: PLC0415
-
-    found = message_life(invocation.config.data_dir, *named, message)
-
-    def people(console: Console) -> None:
-        from daemon.cli.present import brief, moment, say, table  # noqa: PLC0415
-
-        first = found["life"][0]["at"] if found["life"] else None
-        rows = [(moment(event["at"], first), event["event"], brief(event["detail"])) for event in found["life"]]
-        console.print(table(f"The life of {message} in {'/'.join(named)}", ("when", "what", "detail"), rows))
-        say(console, *(f"could not be read: {error}" for error in found["errors"]))
-
-    return Outcome({"source": "files", **found}, people)
-
-
 def _show(console: Console, report: dict[str, Any], source: str) -> None:
     from daemon.cli.doing import doing  # noqa: PLC0415
     from daemon.cli.present import pairs, pruned, say, when  # noqa: PLC0415
@@ -288,7 +273,7 @@ def _tables(console: Console, report: dict[str, Any], now: int) -> None:
         (
             short,
             one["status"],
-            one["tries"],
+            one.get("attempts", one["tries"]),
             when(one["timestamp"], now),
             one["text"],
             f"{one['last_event']['event']} {brief(one['last_event']['detail'])}" if one["last_event"] else "",
@@ -296,7 +281,7 @@ def _tables(console: Console, report: dict[str, Any], now: int) -> None:
         for one, short in zip(report["messages"], ids, strict=True)
     ]
     if messages:
-        columns = ("id", "status", "tries", "accepted", "text", "last event")
+        columns = ("id", "status", "attempts", "accepted", "text", "last event")
         console.print(table("Messages, newest first", columns, messages))
     answers = short_ids(console, [one["message_out_id"] for one in report["undelivered"]])
     undelivered = [

@@ -8,7 +8,7 @@ import typer
 
 from daemon.cli.command import Invocation
 from daemon.cli.envelope import NextAction, Outcome
-from daemon.cli.operator import AgentFilter, known_agent
+from daemon.cli.operator import AgentFilter, SinceFilter, known_agent, since_of
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words
 from daemon.core.session_state import SessionState
@@ -21,15 +21,17 @@ def sessions(
     invocation: Invocation,
     agent: AgentFilter = None,
     state: Annotated[SessionState | None, typer.Option("--state", help="Only those in this state.")] = None,
+    since: SinceFilter = None,
 ) -> Outcome:
     """List the sessions with their state, what is unfinished in each, and what each works on or waits for.
 
     Use it to see who works on what, and since when; then `session show`. It works from the files when the daemon is down
-    or hangs.
+    or hangs. --since is when one of their files changed last.
 
     \b
     Example:
       clawbus session list --agent echo --state working
+      clawbus session list --since 1h
     """
     from daemon.cli.daemon_status import daemon_or_files  # noqa: PLC0415
     from daemon.cli.doing import with_work  # noqa: PLC0415
@@ -41,9 +43,15 @@ def sessions(
 
     wanted = known_agent(invocation, agent)
     every, source = daemon_or_files(invocation, lambda client: client.sessions(), look)
-    found = with_work(
-        invocation, [one for one in every if wanted in (None, one["agent"]) and state in (None, one["state"])]
-    )
+    begun = since_of(since, SystemClock().now_ms())
+    chosen = [
+        one
+        for one in every
+        if wanted in (None, one["agent"])
+        and state in (None, one["state"])
+        and (begun is None or (one.get("changed_at") or 0) >= begun)
+    ]
+    found = with_work(invocation, chosen)
     steps = tuple(
         NextAction(f"clawbus session show {two_words(one['agent'], one['session'])}", "why it needs attention")
         for one in [one for one in found if one.get("explanation")][:1]

@@ -9,6 +9,7 @@ import typer
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import Outcome
 from daemon.cli.names import pair
+from daemon.cli.operator import AgentFilter
 from daemon.cli.output import progress
 from daemon.core.errors import LostAnswerError
 
@@ -25,6 +26,7 @@ def watch(
     invocation: Invocation,
     session: Annotated[str | None, typer.Option("--session", "-s", metavar="A/S", help="Only of this session.")] = None,
     message: Annotated[str | None, typer.Option("--message", "-m", metavar="ID", help="Only of this message.")] = None,
+    agent: AgentFilter = None,
     level: Annotated[
         Literal["debug", "info", "warning", "error"], typer.Option("--level", help="Only of this level and above.")
     ] = "debug",
@@ -44,6 +46,8 @@ def watch(
         query["session"] = "/".join(pair(session, None))
     if message is not None:
         query["message"] = message
+    if agent is not None:
+        query["agent"] = agent
     console = None if invocation.json else invocation.console()
     begun = False
     try:

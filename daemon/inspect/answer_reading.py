@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import dataclass
 from typing import Any, Final
 
 from daemon.inspect.row_values import place, values_of
@@ -15,22 +16,45 @@ NOTABLE_WAIT_MS: Final = 60_000
 _OPEN: Final = "state IN ('queued', 'intended', 'retrying')"
 
 
-def read_open_answers(
-    db: Reader, now: int, limit: int, answer_id: str | None = None
-) -> tuple[list[dict[str, Any]], int]:
-    """Return answers without a receipt, retried ones first, then in seq order; and how many there are.
+@dataclass(frozen=True, slots=True)
+class AnswersWanted:
+    """Which open answers to read: one by its `identity`, those in a `state` as lists name it, those that came `since` (epoch ms)."""
 
-    With `answer_id` only that one.
-    """
+    identity: str | None = None
+    state: str | None = None
+    since: int | None = None
+
+
+def read_open_answers(
+    db: Reader, now: int, limit: int, wanted: AnswersWanted | None = None
+) -> tuple[list[dict[str, Any]], int]:
+    """Return answers without a receipt, retried ones first, then in seq order; and how many match."""
     if not db.columns("delivery_attempts"):
         return [], 0
-    which, params = (f"{_OPEN} AND message_out_id = ?", (answer_id,)) if answer_id is not None else (_OPEN, ())
+    which, params = _matching(wanted or AnswersWanted(), now)
     row = db.one(f"SELECT count(*) AS n FROM delivery_attempts WHERE {which}", params)
     rows = db.all(
         f"SELECT * FROM delivery_attempts WHERE {which} ORDER BY state = 'retrying' DESC, seq LIMIT ?",
         (*params, limit),
     )
     return [_answer(db, one, now) for one in rows], int(row["n"]) if row is not None else 0
+
+
+def _matching(wanted: AnswersWanted, now: int) -> tuple[str, tuple[object, ...]]:
+    which, params = [_OPEN], list[object]()
+    if wanted.identity is not None:
+        which.append("message_out_id = ?")
+        params.append(wanted.identity)
+    if wanted.since is not None:
+        which.append("first_at >= ?")
+        params.append(wanted.since)
+    if wanted.state is not None:
+        which.append("state = ?")
+        params.append("queued" if wanted.state == "scheduled" else wanted.state)
+    if wanted.state in ("scheduled", "queued"):
+        which.append(f"coalesce(next_attempt_at, 0) {'>' if wanted.state == 'scheduled' else '<='} ?")
+        params.append(now)
+    return " AND ".join(which), tuple(params)
 
 
 def retrying_example(db: Reader, now: int) -> tuple[int, dict[str, Any] | None]:

@@ -43,7 +43,12 @@ class Wanted:
     limit: int
     letter_id: str | None = None
     code: str | None = None
+    since: int | None = None  # given up at or after it, epoch ms
     oldest_first: bool = False
+
+    def has(self, letter: Mapping[str, Any]) -> bool:
+        """Whether a letter has the code and the time that are asked for."""
+        return self.code in (None, letter["code"]) and (self.since is None or (letter["at"] or 0) >= self.since)
 
 
 def read_dead_letters(folder: SessionFolder, wanted: Wanted) -> tuple[list[dict[str, Any]], int]:
@@ -60,8 +65,8 @@ def read_dead_letters(folder: SessionFolder, wanted: Wanted) -> tuple[list[dict[
         dead = _open_rows(reader, "delivery_attempts", "message_out_id", dead_answers(closed=closed), wanted)
         letters = [_failed(reader, row) for row in failed[0]] + [_dead(reader, row) for row in dead[0]]
     total = failed[1] + dead[1]
-    if wanted.code is not None:
-        letters = [letter for letter in letters if letter["code"] == wanted.code]
+    if wanted.code is not None or wanted.since is not None:
+        letters = [letter for letter in letters if wanted.has(letter)]
         total = len(letters)
     if wanted.oldest_first:
         letters.sort(key=lambda letter: letter["seq"])
@@ -121,8 +126,8 @@ def _open_rows(reader: Reader, table: str, key: str, where: str, wanted: Wanted)
     if wanted.letter_id is not None:
         where, values = f"{where} AND {key} = ?", (wanted.letter_id,)
     total = reader.one(f"SELECT count(*) {where}", values)
-    # A message's code is in its history alone: only the caller knows which rows have it.
-    limit = wanted.limit if wanted.code is None else -1
+    # A letter's code and time are in its history alone: only the caller knows which rows have them.
+    limit = wanted.limit if wanted.code is None and wanted.since is None else -1
     order = "ASC" if wanted.oldest_first else "DESC"
     rows = reader.all(f"SELECT * {where} ORDER BY seq {order} LIMIT ?", (*values, limit))
     return rows, int(total[0]) if total is not None else 0

@@ -9,6 +9,8 @@ Closing a file drops this process's POSIX locks on it (fcntl(2)), so inside the 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +21,7 @@ from typing import Any, Final
 
 from daemon.core.clock import Clock
 from daemon.core.errors import DataFolderError, RegistryGoneError, UnknownMessageError, UnknownSessionError
-from daemon.inspect.answer_reading import read_open_answers
+from daemon.inspect.answer_reading import AnswersWanted, read_open_answers
 from daemon.inspect.central_reading import Key, read_central
 from daemon.inspect.dead_reading import Wanted, in_order_of_arrival, read_dead_letter, read_dead_letters
 from daemon.inspect.explain import explain, held_up, state_of
@@ -51,6 +53,7 @@ class _Looked:
     state: str
     queues: Queues | None  # None: there was no time to look
     at: int
+    changed_at: int | None  # when one of its files changed last, epoch ms
 
 
 def session_folder(data_dir: Path, agent: str, session: str) -> SessionFolder:
@@ -161,7 +164,7 @@ def session_report(
     live = next((one for one in incarnations if one["ended_at"] is None), None)
     registry = dict(row) if row is not None else _unregistered(agent, session)
     queues = read_queues(folder, now)
-    looked = _Looked(registry, live, state_of(registry, live, queues, now), queues, now)
+    looked = _Looked(registry, live, state_of(registry, live, queues, now), queues, now, _changed_at(folder))
     detail = read_detail(folder, limit, limits or ReadLimits(), held)
     return {
         **_summary(looked),
@@ -208,14 +211,15 @@ def dead_letters_report(
     limit: int = 100,
     code: str | None = None,
     agent: str | None = None,
+    since: int | None = None,
     oldest_first: bool = False,
     budget_s: float = _BUDGET_S,
 ) -> dict[str, Any]:
     """Return {letters, total, not_examined, errors}: open dead letters of all sessions or of one (agent, session).
 
-    The newest come first, or, to be worked on, the oldest (`oldest_first`). With `letter_id` or `code` only those. Raises UnknownSessionError, DataFolderError, RegistryGoneError.
+    The newest come first, or, to be worked on, the oldest (`oldest_first`). With `letter_id`, `code` or `since` (given up at or after it, epoch ms) only those. Raises UnknownSessionError, DataFolderError, RegistryGoneError.
     """
-    wanted = Wanted(limit, letter_id, code, oldest_first)
+    wanted = Wanted(limit, letter_id, code, since, oldest_first)
     letters, rest = _of_sessions(
         data_dir, clock, session, budget_s, lambda folder: read_dead_letters(folder, wanted), agent=agent
     )
@@ -245,9 +249,9 @@ def dead_letter_report(
 def open_answers_report(
     data_dir: Path,
     clock: Clock,
+    wanted: AnswersWanted | None = None,
     *,
     session: tuple[str, str] | None = None,
-    answer_id: str | None = None,
     agent: str | None = None,
     limit: int = 100,
     budget_s: float = _BUDGET_S,
@@ -259,7 +263,7 @@ def open_answers_report(
 
     def read(folder: SessionFolder) -> tuple[list[dict[str, Any]], int]:
         with open_inbound(folder) as db:
-            return read_open_answers(db, clock.now_ms(), limit, answer_id)
+            return read_open_answers(db, clock.now_ms(), limit, wanted)
 
     answers, rest = _of_sessions(data_dir, clock, session, budget_s, read, agent=agent)
     answers.sort(key=lambda answer: answer["state"] != DeliveryState.RETRYING)
@@ -388,8 +392,18 @@ def _read(
         queues = Queues() if key in idle else None
         if queues is None and (key in live or clock.monotonic() <= deadline):  # there are few containers
             queues = read_queues(session_folder(data_dir, *key), now)
-        looked.append(_Looked(row, live.get(key), state_of(row, live.get(key), queues, now), queues, now))
+        state = state_of(row, live.get(key), queues, now)
+        looked.append(_Looked(row, live.get(key), state, queues, now, _changed_at(session_folder(data_dir, *key))))
     return looked
+
+
+def _changed_at(folder: SessionFolder) -> int | None:
+    """Return when one of a session's two files changed last, None where there is none."""
+    found: list[int] = []
+    for path in (folder.inbound_db, folder.outbound_db):
+        with contextlib.suppress(OSError):
+            found.append(os.lstat(path).st_mtime_ns // 1_000_000)
+    return max(found, default=None)
 
 
 def _summary(one: _Looked) -> dict[str, Any]:
@@ -400,6 +414,7 @@ def _summary(one: _Looked) -> dict[str, Any]:
         "state": one.state,
         "explanation": explain(one.registry, one.live, queues or Queues(), one.at),
         "created_at": one.registry["created_at"],
+        "changed_at": one.changed_at,
         "next_due_at": one.registry["next_due_at"],
         "incarnation_id": one.live["id"] if one.live is not None else None,
         "pending": queues.pending if queues else None,

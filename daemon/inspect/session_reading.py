@@ -223,6 +223,7 @@ def _read_inbound(folder: SessionFolder, limit: int, detail: SessionDetail) -> N
             "deferrals",
         )
         columns = ", ".join(name for name in wanted if name in reader.columns("messages_in"))
+        columns += f", {attempts_of(reader)} AS attempts"
         rows = reader.all(
             f"SELECT {columns}, {CONTENT} FROM messages_in ORDER BY seq DESC LIMIT ?",
             (limit,),
@@ -257,6 +258,12 @@ def _read_outbound(folder: SessionFolder, limit: int, limits: ReadLimits, detail
                 "declared_timeout_ms": declared if isinstance(declared, int) else None,
                 "started_at": from_text(tool.get("tool_started_at")),
             }
+
+
+def attempts_of(reader: Reader) -> str:
+    """Return the SQL of how often a row of messages_in was begun; `tries` counts only the containers that died."""
+    counted = "(SELECT count(*) FROM attempts AS a WHERE a.message_id = messages_in.id)"
+    return counted if reader.columns("attempts") else "coalesce(tries, 0)"
 
 
 def table_rows(reader: Reader, table: str, sql: str, *params: object) -> list[sqlite3.Row]:

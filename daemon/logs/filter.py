@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, cast
 
+from schema.instants import from_text
+
 LEVELS: Final[Mapping[str, int]] = MappingProxyType(
     {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 )
@@ -15,16 +17,19 @@ LEVELS: Final[Mapping[str, int]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """`session` is AGENT/SESSION. An event without a level passes only where no level is asked for."""
+    """`session` is AGENT/SESSION, `since` epoch ms. An event without a level, or without a time, passes only where none is asked for."""
 
     session: str | None = None
     message: str | None = None
     level: str = "debug"
+    agent: str | None = None
+    since: int | None = None
 
     @property
     def everything(self) -> bool:
         """Whether nothing is asked for: then even a line that is no event is wanted."""
-        return self.session is None and self.message is None and LEVELS[self.level] <= LEVELS["debug"]
+        asked = (self.session, self.message, self.agent, self.since)
+        return all(one is None for one in asked) and LEVELS[self.level] <= LEVELS["debug"]
 
     def wants(self, event: Mapping[str, Any]) -> bool:
         """Whether this event is wanted."""
@@ -33,6 +38,10 @@ class EventFilter:
         if LEVELS.get(str(event.get("level")), 0) < LEVELS[self.level]:
             return False
         if self.session is not None and f"{event.get('agent')}/{event.get('session')}" != self.session:
+            return False
+        if self.agent is not None and event.get("agent") != self.agent:
+            return False
+        if self.since is not None and (from_text(event.get("timestamp")) or 0) < self.since:
             return False
         return self.message is None or self._is_about(event, self.message)
 

@@ -1,6 +1,8 @@
 """Lists of one agent or one state: all of it, nothing else, and a name that nobody has is an error."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -8,12 +10,14 @@ import pytest
 from daemon.core.session_state import SESSION_STATES
 from daemon.store.registry import Registry, SessionKey
 from schema.connect import open_owner
+from schema.instants import to_text
 from schema.migrate import Role
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import NOW
+from tests.support.session_world import NOW as ACCEPTED
 from tests.support.session_world import SessionWorld
 
-LISTS = (("session", "list"), ("run", "list"), ("dead", "list"), ("delivery", "list"))
+LISTS = (("session", "list"), ("run", "list"), ("dead", "list"), ("delivery", "list"), ("message", "list"))
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +77,83 @@ def test_sessions_of_one_state(cli: CommandLine) -> None:
 
 def test_runs_of_one_state(cli: CommandLine) -> None:
     assert cli("run", "list", "--state", "waiting").result == cli("run", "list", "--status", "waiting").result
+
+
+def ids(cli: CommandLine, *words: str) -> list[str]:
+    result = cli(*words).result
+    return sorted(one["id"] for one in next(value for value in result.values() if isinstance(value, list)))
+
+
+def test_since_takes_an_instant_or_an_age_in_every_list(cli: CommandLine, home: Path) -> None:
+    """What the fixture made is dated NOW, but for the files' own times."""
+    for command in (("dead", "list"), ("delivery", "list"), ("message", "list")):
+        every = ids(cli, *command)
+        assert every
+        assert ids(cli, *command, "--since", to_text(min(NOW, ACCEPTED))) == every
+        assert ids(cli, *command, "--since", to_text(max(NOW, ACCEPTED) + 3_600_000)) == []
+        assert ids(cli, *command, "--since", "3650d") == every
+    for agent, age in (("echo", 7200), ("shout", 60)):
+        for file in (home / "data" / "sessions" / agent / "s").glob("*/*.db"):
+            os.utime(file, (time.time() - age, time.time() - age))
+    assert [one["agent"] for one in cli("session", "list", "--since", "1h").result["sessions"]] == ["shout"]
+    for command in (*LISTS, ("logs",)):
+        error = cli(*command, "--since", "yesterday").envelope["error"]
+        assert (error["code"], "90s" in error["message"]) == ("USAGE", True), command
+
+
+def test_messages_of_one_status(cli: CommandLine) -> None:
+    assert ids(cli, "message", "list", "--state", "failed") == ["echo-d", "shout-d"]
+    assert ids(cli, "message", "list", "--status", "pending", "-a", "echo") == ["echo-m"]
+    assert cli("message", "list", "--limit", "1").result["total"] == 4
+    assert cli("message", "list", "-s", "echo/nosuch").envelope["error"]["code"] == "UNKNOWN_SESSION"
+
+
+def test_a_message_s_life_is_found_by_its_id_alone(cli: CommandLine) -> None:
+    shown = cli("message", "show", "echo-m").result
+    assert shown == cli("session", "show", "echo/s", "--message", "echo-m").result
+    assert cli("message", "show", "nosuch").envelope["error"]["code"] == "UNKNOWN_MESSAGE"
+
+
+def test_answers_of_one_state(cli: CommandLine, home: Path) -> None:
+    with (
+        open_owner(home / "data" / "sessions" / "echo" / "s" / "in" / "inbound.db", Role.INBOUND) as db,
+        db.transaction(),
+    ):
+        for seq, (answer, due) in enumerate((("later", 4_000_000_000_000), ("now", None))):
+            db.execute(
+                "INSERT INTO delivery_attempts(message_out_id, seq, destination, state, attempts, first_at, next_attempt_at)"
+                " VALUES (?, ?, 'webhook\x1fy\x1f', 'queued', 0, ?, ?)",
+                (answer, 11 + 2 * seq, NOW, due),
+            )
+    for state, wanted in (
+        ("scheduled", ["later"]),
+        ("queued", ["now"]),
+        ("retrying", ["echo-a", "shout-a"]),
+        ("intended", []),
+    ):
+        assert ids(cli, "delivery", "list", "--state", state) == wanted
+
+
+def test_dead_letters_of_one_code(cli: CommandLine) -> None:
+    assert ids(cli, "dead", "list", "--code", "TRIES_EXHAUSTED") == ["echo-d", "shout-d"]
+    assert ids(cli, "dead", "list", "--code", "OTHER", "--since", "3650d") == []
+
+
+def test_logs_of_one_agent_and_time(cli: CommandLine, home: Path) -> None:
+    path = home / "data" / "logs" / "clawbus.log"
+    path.parent.mkdir()
+    events = [
+        {"event": "a", "agent": "echo", "timestamp": to_text(NOW), "level": "info"},
+        {"event": "b", "agent": "shout", "timestamp": to_text(NOW), "level": "info"},
+        {"event": "c", "agent": "echo", "timestamp": to_text(NOW + 5000), "level": "info"},
+        {"event": "d"},
+    ]
+    path.write_text("".join(f"{json.dumps(event)}\n" for event in events), encoding="utf-8")
+
+    def shown(*options: str) -> list[str]:
+        return [event["event"] for event in cli("logs", *options).result["events"]]
+
+    assert shown("--agent", "echo") == ["a", "c"]
+    assert shown("--since", to_text(NOW + 1)) == ["c"]
+    assert shown("--since", to_text(NOW), "--agent", "shout") == ["b"]
+    assert cli("logs", "--agent", "ehco").envelope["error"]["code"] == "UNKNOWN_AGENT"

@@ -13,7 +13,7 @@ from daemon.core.delivery_plan import ChannelRules
 from daemon.core.errors import UnknownMessageError
 from daemon.core.repair_errors import AnswerNotOpenError, AnswerUnderWayError
 from daemon.engine.delivery_steps import DeliveryContext, Outcome, collect, record_outcomes
-from daemon.inspect.answer_reading import read_open_answers, retrying_example
+from daemon.inspect.answer_reading import AnswersWanted, read_open_answers, retrying_example
 from daemon.maintenance.answer_repair import drop_answer, retry_answer
 from daemon.store.dead_letters import Operator
 from tests.support.invariants import check_session
@@ -55,7 +55,7 @@ def test_what_is_on_its_way_is_told_with_what_waits_behind_it(world: SessionWorl
     assert count == 1
     assert worst == found[0]
     with world.files.inbound() as db:
-        assert read_open_answers(db, NOW, 9, "o4")[0][0]["state"] == "scheduled"
+        assert read_open_answers(db, NOW, 9, AnswersWanted("o4"))[0][0]["state"] == "scheduled"
 
 
 def test_a_retry_makes_it_due_now_whatever_its_back_off(world: SessionWorld) -> None:

@@ -1,0 +1,28 @@
+"""The life of one message, as `message show` and `session show --message` print it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from daemon.cli.command import Invocation
+from daemon.cli.envelope import Outcome
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def life(invocation: Invocation, named: tuple[str, str], message: str) -> Outcome:
+    """Return every step of a message with its time, from the files. Raises UnknownSessionError, UnknownMessageError."""
+    from daemon.inspect.reports import message_life  # noqa: PLC0415
+
+    found = message_life(invocation.config.data_dir, *named, message)
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import brief, moment, say, table  # noqa: PLC0415
+
+        first = found["life"][0]["at"] if found["life"] else None
+        rows = [(moment(event["at"], first), event["event"], brief(event["detail"])) for event in found["life"]]
+        console.print(table(f"The life of {message} in {'/'.join(named)}", ("when", "what", "detail"), rows))
+        say(console, *(f"could not be read: {error}" for error in found["errors"]))
+
+    return Outcome({"source": "files", **found}, people)
