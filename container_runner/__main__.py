@@ -11,12 +11,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 import anyio
 from structlog.typing import FilteringBoundLogger
 
+from container_runner.egress import WayOut, with_way_out
 from container_runner.heartbeat import Heartbeat
 from container_runner.logs import build_logger
 from container_runner.loop import Identity, Runner, Upkeep
@@ -61,15 +62,26 @@ async def _serve(environment: Environment, log: FilteringBoundLogger) -> int:
     code = EXIT_DEFECT
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         children = _children_to_end(environment, log)
-        runner = _build(environment, log, children)
-        gc.freeze()  # start-up objects live as long as the process: keep the garbage collector from walking them
         async with anyio.create_task_group() as group:
+            environ: Mapping[str, str] = os.environ
+            if (way_out := _way_out(environment, log)) is not None:
+                address: str | None = await group.start(way_out.run, name="way out")
+                if address is not None:
+                    environ = with_way_out(environ, address, environment.settings.egress_env)
+            runner = _build(environment, log, children, environ)
+            gc.freeze()  # start-up objects live as long as the process: keep the garbage collector from walking them
             group.start_soon(_stop_on_signal, signals, runner, log)
             if children is not None:
                 group.start_soon(_reap_on_signal, children)
             code = await _exit_code(runner, log)
             group.cancel_scope.cancel()
     return code
+
+
+def _way_out(environment: Environment, log: FilteringBoundLogger) -> WayOut | None:
+    """Return the way to the host's gate, if the agent has one."""
+    port = environment.settings.egress_port
+    return WayOut(environment.gate_folder, port, log) if port >= 0 else None
 
 
 async def _stop_on_signal(signals: AsyncIterator[signal.Signals], runner: Runner, log: FilteringBoundLogger) -> None:
@@ -113,12 +125,14 @@ async def _exit_code(runner: Runner, log: FilteringBoundLogger) -> int:
     return 0
 
 
-def _build(environment: Environment, log: FilteringBoundLogger, children: Children | None) -> Runner:
+def _build(
+    environment: Environment, log: FilteringBoundLogger, children: Children | None, environ: Mapping[str, str]
+) -> Runner:
     settings = environment.settings
     context = ProviderContext(
         settings=settings,
         agent_folder=environment.agent_folder,
-        environ=os.environ,
+        environ=environ,
         children=children or Children(),
     )
     return Runner(

@@ -45,6 +45,7 @@ class Environment:
     in_folder: Path
     out_folder: Path
     agent_folder: Path
+    gate_folder: Path
 
 
 def read_environment(environ: Mapping[str, str], providers: typing.Collection[str]) -> Environment:
@@ -60,6 +61,7 @@ def read_environment(environ: Mapping[str, str], providers: typing.Collection[st
         in_folder=Path(environ.get(layout.ENV_IN) or layout.CONTAINER_IN),
         out_folder=Path(environ.get(layout.ENV_OUT) or layout.CONTAINER_OUT),
         agent_folder=Path(environ.get(layout.ENV_AGENT) or layout.CONTAINER_AGENT),
+        gate_folder=Path(environ.get(layout.ENV_GATE) or layout.CONTAINER_GATE),
     )
 
 
@@ -105,6 +107,8 @@ def _check(settings: RunnerSettings, providers: typing.Collection[str]) -> Runne
     for key in _ZERO_OR_ABOVE:
         if not 0 <= float(getattr(settings, key)) < float("inf"):
             raise SettingsError(f"{layout.ENV_RUNNER}: {key} must be 0 or more.")
+    if not -1 <= settings.egress_port <= 65_535:
+        raise SettingsError(f"{layout.ENV_RUNNER}: egress_port must be a port, 0 for any, or -1 for none.")
     if settings.provider not in providers:
         raise SettingsError(
             f"{layout.ENV_RUNNER}: unknown provider {settings.provider!r}.", hint=f"One of: {', '.join(providers)}."

@@ -22,12 +22,15 @@ CONTAINER_IN: Final = "/workspace/in"
 CONTAINER_OUT: Final = "/workspace/out"
 CONTAINER_AGENT: Final = "/workspace/agent"
 CONTAINER_HOME: Final = "/workspace/home"
+CONTAINER_GATE: Final = "/run/clawbus"  # read-only; holds GATE_SOCKET, and only where the agent has a way out
+GATE_SOCKET: Final = "egress.sock"
 
 ENV_INCARNATION: Final = "CLAWBUS_INCARNATION"
 ENV_RUNNER: Final = "CLAWBUS_RUNNER"  # JSON of RunnerSettings, written by the daemon, read by the runner
 ENV_IN: Final = "CLAWBUS_IN"  # default CONTAINER_IN
 ENV_OUT: Final = "CLAWBUS_OUT"  # default CONTAINER_OUT
 ENV_AGENT: Final = "CLAWBUS_AGENT"  # default CONTAINER_AGENT
+ENV_GATE: Final = "CLAWBUS_GATE"  # default CONTAINER_GATE
 ENV_AGENT_NAME: Final = "CLAWBUS_AGENT_NAME"  # the agent group's name, for the runner's log and its programs
 ENV_SESSION_NAME: Final = "CLAWBUS_SESSION_NAME"
 

@@ -173,3 +173,5 @@ class RunnerSettings:
     output: str = "auto"  # what a program's stdout is: auto, text or lines
     leftovers: str = "end"  # what becomes of processes that a turn leaves running: end, or keep
     error_detail: str = "operator"  # who reads why a turn failed: operator, or the sender too
+    egress_port: int = -1  # where the way out listens on 127.0.0.1: 0 for any free port, -1 for none
+    egress_env: tuple[str, ...] = ()  # NAME=VALUE for the agent's program; {gate} is the way out's address

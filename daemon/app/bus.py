@@ -19,6 +19,7 @@ from daemon.channels.registry import Channels, build_channels, head_rules
 from daemon.config.models import Agent, Config
 from daemon.config.policies import fate_of, read_limits
 from daemon.core.clock import Clock
+from daemon.egress.gate import Gate
 from daemon.engine.background import Background
 from daemon.engine.delivery import Delivery, DeliverySettings
 from daemon.engine.events import Events
@@ -94,7 +95,9 @@ class Bus:
         self.telemetry.subscribe(events)
         self.background = Background()
         self.schedule = Schedule(clock)
-        specs = SpecMaker(config, folder, self.agents, install_id)
+        self.gate = Gate(config.egress, folder.run_dir / "egress", clock, events.publish)
+        self.gate.subscribe(events)
+        specs = SpecMaker(config, folder, self.agents, install_id, self.gate)
         registry = overrides.registry or Registry(folder.central_db)
         self.sessions = Sessions(
             folder.sessions_dir, registry, clock, _session_settings(config, specs.owner, self.agents), events

@@ -250,6 +250,7 @@ async def _start(bus: Bus, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
             bus.schedule.at(row.key, row.next_due_at)
     await tasks.start(bus.watch.run, name="watch")
     await _check_runtime(bus)
+    await tasks.start(bus.gate.run, name="gate")
     await tasks.start(bus.supervisor.run, bus.keeper, name="supervisor")
     await tasks.start(bus.sweeper.run, name="sweep")
     tasks.start_soon(bus.schedule.run, bus.sweeper.poke, name="schedule")

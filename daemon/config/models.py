@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from daemon.config.addresses import docker_address_fault, is_loopback, split_listen
+from daemon.config.egress import Egress, egress_faults
 from daemon.config.faults import booleans_for_numbers, fault_text
 from daemon.config.presets import PRESETS
 from daemon.config.sources import is_service_link, read_toml
@@ -31,7 +32,7 @@ _PREFIX: Final = "CLAWBUS_"
 # Ours and no keys: where the file is, what a runner and an agent's program are given, what tests and checks look at.
 _NO_KEYS: Final = (
     "CONFIG", "OUTPUT", "RUNNER", "INCARNATION", "IN", "OUT", "AGENT", "AGENT_NAME", "SESSION_NAME", "CRASH_POINTS",
-    "DOCKERD_LOG", "DEBIAN_MIRROR",
+    "DOCKERD_LOG", "DEBIAN_MIRROR", "GATE",
 )  # fmt: skip
 _NO_KEYS_BEGIN: Final = ("TEST_", "REQUIRE_")
 PROVIDERS: Final = ("echo", "command", "acp")  # of our own runner; another one (agents.NAME.runner) may have others
@@ -337,6 +338,7 @@ class Config(BaseSettings):
     logs: Logs = Field(default_factory=Logs)
     telemetry: Telemetry = Field(default_factory=Telemetry)
     deploy: Deploy = Field(default_factory=Deploy)
+    egress: Egress = Field(default_factory=Egress)
     agents: dict[str, Agent] = Field(default_factory=dict[str, Agent])
     # Not in the repr: a channel's table may hold secrets.
     channels: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]], repr=False)
@@ -495,6 +497,7 @@ def _faults(config: Config) -> Iterator[str]:
                     f" (there is: {there})"
                 )
 
+    yield from egress_faults(config.egress, config.agents)
     yield from _contradictions(config)
     for key in ("messages_s", "mailbox_s", "idle_sessions_s"):
         age = float(getattr(config.retention, key))

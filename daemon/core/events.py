@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from daemon.core.attempt_end import AttemptEnd
 from daemon.core.trace import SpanStart
@@ -337,6 +337,32 @@ class SweepFinished(Event):
     sessions: int
     errors: int
     duration_s: float
+
+
+# --- the gate
+
+EGRESS_CLIENT_GONE: Final = "EGRESS_CLIENT_GONE"  # the container did not wait for the answer: no refusal of ours
+
+
+@dataclass(frozen=True, slots=True)
+class EgressRequest(SessionEvent):
+    """A container's request at the gate is over.
+
+    `name` is the route or the table of hosts that allowed it, None if nothing did; `target` has no query. `code` is None where
+    the target answered in full. `unlogged` is the number of requests since the last one that logs may show, None if they
+    may not show this one either: a container could fill the disk with them.
+    """
+
+    name: str | None
+    method: str
+    target: str
+    status: int
+    code: str | None
+    error: str
+    bytes_up: int
+    bytes_down: int
+    duration_ms: int
+    unlogged: int | None
 
 
 E = TypeVar("E", bound=Event)

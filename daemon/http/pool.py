@@ -45,12 +45,17 @@ class Backend(httpcore.AsyncNetworkBackend):
         options = list(socket_options or ())
         try:
             with anyio.fail_after(timeout):
-                addresses = await self._resolver.resolve(host)
+                addresses = await self.addresses(host, port)
                 return await self._first(addresses, port, local_address, options)
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(f"no connection within {timeout:g} s") from error
         except OSError as error:
             raise httpcore.ConnectError(str(error)) from error
+
+    async def addresses(self, host: str, port: int) -> tuple[str, ...]:
+        """Return the addresses to connect to; a subclass may refuse some. Raise OSError."""
+        del port
+        return await self._resolver.resolve(host)
 
     async def _first(
         self, addresses: tuple[str, ...], port: int, local: str | None, options: list[httpcore.SOCKET_OPTION]

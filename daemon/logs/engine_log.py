@@ -8,6 +8,7 @@ import structlog
 
 from daemon.core.command_words import two_words
 from daemon.core.events import (
+    EGRESS_CLIENT_GONE,
     AckVoided,
     AnswerDeadLettered,
     AnswerDeferred,
@@ -18,6 +19,7 @@ from daemon.core.events import (
     ContainerIdle,
     ContainerSpawned,
     ContainerStuck,
+    EgressRequest,
     JournalRecovered,
     MessageAccepted,
     MessageClaimed,
@@ -42,6 +44,8 @@ from schema.instants import to_text
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
+# Not the agent's doing: the target, the network, or a secret file.
+_TROUBLE_OF_OURS: Final = frozenset({"EGRESS_UPSTREAM", "EGRESS_UPSTREAM_TIMEOUT", "EGRESS_SECRET", "EGRESS_BUSY"})
 _ONE_BY_ONE: Final = 20  # answers delivered in one commit; above it, one line names up to MAX_ITEMS of them
 
 
@@ -57,6 +61,26 @@ class EngineLog:
         self._subscribe_messages(events)
         self._subscribe_answers(events)
         self._subscribe_containers(events)
+        events.subscribe(EgressRequest, self._egress)
+
+    def _egress(self, event: EgressRequest) -> None:
+        if event.unlogged is None:
+            return
+        log = _of(structlog.get_logger("egress"), event)
+        fields: dict[str, Any] = {
+            "method": event.method, "target": event.target, "status": event.status, "code": event.code,
+            "error": event.error or None, "unlogged": event.unlogged or None,
+        }  # fmt: skip
+        given = {name: value for name, value in fields.items() if value is not None}
+        if event.code is None or event.code == EGRESS_CLIENT_GONE:
+            log.info(
+                "egress_request", route=event.name, bytes_up=event.bytes_up, bytes_down=event.bytes_down,
+                duration_ms=event.duration_ms, **given,
+            )  # fmt: skip
+        elif event.code in _TROUBLE_OF_OURS:
+            log.warning("egress_failed", route=event.name, **given)
+        else:
+            log.warning("egress_refused", route=event.name, **given)
 
     # --- messages
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from daemon.config.models import Agent, Config
@@ -13,7 +14,7 @@ from daemon.core.clock import Clock
 from daemon.core.errors import DataFolderError, UnknownAgentError
 from daemon.runtimes.image_source import source_digest
 from daemon.runtimes.process import ProcessRuntime
-from daemon.runtimes.protocol import ContainerRuntime, ContainerSpec, Limits
+from daemon.runtimes.protocol import ContainerRuntime, ContainerSpec, Limits, Mount, WayOut
 from daemon.runtimes.spec import build_spec
 from daemon.runtimes.users import container_uid_gid, user_mounts
 from daemon.runtimes.workspace import ensure_workspace
@@ -22,7 +23,7 @@ from daemon.store.data_folder import DataFolder, Layout
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.ids import session_path
-from schema.layout import SessionFolder
+from schema.layout import CONTAINER_GATE, SessionFolder
 from schema.rows import RunnerSettings
 
 
@@ -56,8 +57,16 @@ class SpecMaker:
     `owner` is the (uid, gid) that containers write as, None for our own. The source's digest is taken once, here.
     """
 
-    def __init__(self, config: Config, folder: DataFolder, agents: Mapping[str, Agent], install_id: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: DataFolder,
+        agents: Mapping[str, Agent],
+        install_id: str,
+        gate: WayOut | None = None,
+    ) -> None:
         self._config = config
+        self._gate = gate
         self._folder = folder
         self._agents = agents
         self._install_id = install_id
@@ -74,12 +83,13 @@ class SpecMaker:
         if agent is None:
             raise UnknownAgentError(f"there is no agent {key.agent!r} in the configuration any more.")
         uid, gid = self._user
+        gate = self._gate.folder(key.agent, key.session) if self._gate is not None else None
         return build_spec(
             install_id=self._install_id,
             agent=key.agent,
             session=key.session,
             incarnation=incarnation,
-            runner=_runner(agent, config),
+            runner=_runner(agent, config) if gate is None else self._with_gate(_runner(agent, config), key.agent),
             agent_env=agent.env,
             image=image_of(agent, config),
             image_digest=self._digest,
@@ -90,13 +100,27 @@ class SpecMaker:
             agent_folder=_agent_folder(folder.agents_dir / key.agent, self.owner),
             own_runner=agent.runner,
             workspace=ensure_workspace(self._links) if agent.runner and self._in_docker else None,
-            extra_mounts=user_mounts(folder.run_dir / "users", uid, gid) if self._in_docker else (),
+            extra_mounts=(
+                *(user_mounts(folder.run_dir / "users", uid, gid) if self._in_docker else ()),
+                *((Mount(gate, CONTAINER_GATE, read_only=True),) if gate is not None else ()),
+            ),
+        )
+
+    def _with_gate(self, runner: RunnerSettings, agent: str) -> RunnerSettings:
+        """Return the settings with the way out: at its fixed port only where the loopback is the container's own."""
+        egress = self._config.egress
+        return replace(
+            runner,
+            egress_port=egress.port if self._in_docker else 0,
+            egress_env=tuple(f"{name}={text}" for name, text in sorted(egress.environment(agent).items())),
         )
 
     def prepare(self, key: SessionKey, files: SessionFiles) -> None:
         """Make what a runner expects to find in the session's files; only while no container runs."""
         files.prepare_outbound()
         files.prepare_home()
+        if self._gate is not None:
+            self._gate.open(key.agent, key.session)
         agent = self._agents.get(key.agent)
         places = _places(agent) if agent is not None else None
         if agent is not None and agent.runner:

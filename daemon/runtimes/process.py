@@ -35,7 +35,17 @@ from daemon.runtimes import output_log, process_table
 from daemon.runtimes.answering import answering
 from daemon.runtimes.process_records import Record, RecordStore
 from daemon.runtimes.protocol import ContainerSpec, Exit, Running
-from schema.layout import CONTAINER_AGENT, CONTAINER_HOME, CONTAINER_IN, CONTAINER_OUT, ENV_AGENT, ENV_IN, ENV_OUT
+from schema.layout import (
+    CONTAINER_AGENT,
+    CONTAINER_GATE,
+    CONTAINER_HOME,
+    CONTAINER_IN,
+    CONTAINER_OUT,
+    ENV_AGENT,
+    ENV_GATE,
+    ENV_IN,
+    ENV_OUT,
+)
 from schema.os_faults import host_error
 
 T = TypeVar("T")
@@ -43,7 +53,12 @@ T = TypeVar("T")
 # Of the daemon's own environment an agent gets these and no more: neither CLAWBUS_* nor anybody's secrets.
 _INHERITED: Final = ("PATH", "LANG", "TZ")
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_TARGETS: Final = ((CONTAINER_IN, ENV_IN), (CONTAINER_OUT, ENV_OUT), (CONTAINER_AGENT, ENV_AGENT))
+_TARGETS: Final = (
+    (CONTAINER_IN, ENV_IN),
+    (CONTAINER_OUT, ENV_OUT),
+    (CONTAINER_AGENT, ENV_AGENT),
+    (CONTAINER_GATE, ENV_GATE),
+)
 _RETRY_S: Final = 1.0
 _STARTING_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 0.005
@@ -360,7 +375,7 @@ def _lives(record: Record) -> bool:
 
 def _environment(spec: ContainerSpec, sources: dict[str, str]) -> dict[str, str]:
     inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    folders = {variable: sources[target] for target, variable in _TARGETS}
+    folders = {variable: sources[target] for target, variable in _TARGETS if target in sources}
     mark = {process_table.ENV_MARK: spec.incarnation}
     home = {"HOME": sources[CONTAINER_HOME]}
     return {"PATH": _DEFAULT_PATH, **inherited, **home, **spec.environment, **folders, **mark}

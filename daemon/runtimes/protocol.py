@@ -86,6 +86,18 @@ class Exit:
     restarted: bool = False
 
 
+class WayOut(Protocol):
+    """The gate between agents and the network, as far as a container's spec needs it (daemon/egress/gate.py)."""
+
+    def folder(self, agent: str, session: str) -> Path | None:
+        """Return the folder of the session's socket, to be mounted; None where the agent may reach nothing."""
+        ...
+
+    def open(self, agent: str, session: str) -> None:
+        """Make the folder and listen in it. Call it in a worker thread, before the container starts."""
+        ...
+
+
 class ContainerRuntime(Protocol):
     """Starts, stops and watches containers of one install.
 

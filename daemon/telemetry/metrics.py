@@ -111,6 +111,10 @@ class Metrics:
         )  # fmt: skip
         self.lag = histogram("event_loop_lag_seconds", "How late the event loop came to a timer.", buckets=_MOMENTS)
         self.quarantines = counter("sessions_quarantined", "Sessions taken out of service.", "agent")
+        self.egress = counter(
+            "egress_requests", "Requests at the gate: answered, or the refusal's code.", "agent", "route", "outcome"
+        )
+        self.egress_bytes = counter("egress_bytes", "Bodies through the gate.", "agent", "route", "direction")
         self.spans = counter("trace_spans", "Spans handed to the collector: exported, failed, dropped.", "outcome")
 
 

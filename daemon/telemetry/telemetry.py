@@ -18,6 +18,7 @@ from daemon.core.events import (
     ContainerAdopted,
     ContainerSpawned,
     DeliveredAnswer,
+    EgressRequest,
     ExitSettled,
     MessageAccepted,
     MessageDeadLettered,
@@ -34,7 +35,7 @@ from daemon.core.events import (
 )
 from daemon.core.trace import SpanStart, TraceContext
 from daemon.telemetry.context import new_context, parse
-from daemon.telemetry.metrics import Metrics
+from daemon.telemetry.metrics import NONE, Metrics
 from daemon.telemetry.spans import Event, Role, Span, about, context_of_row
 from daemon.telemetry.tracing import NoTracer, Tracer
 from schema.rows import Cause
@@ -76,6 +77,7 @@ class Telemetry:
         events.subscribe(AnswerDeadLettered, self._dead_lettered)
         events.subscribe(SessionQuarantined, self._quarantined)
         events.subscribe(SweepFinished, self._swept)
+        events.subscribe(EgressRequest, self._egress)
 
     # --- starts of spans, for the engine (`core.trace.Tracing`)
 
@@ -211,6 +213,14 @@ class Telemetry:
         start = self.sending(event.agent, event.session, event.cause)
         facts = about(event.agent, event.session, event.message_out_id)
         self._emit("dead letter", start.context, start.parent, event.at, event.at, Role.INTERNAL, facts, (), event.code)
+
+    # --- the gate
+
+    def _egress(self, event: EgressRequest) -> None:
+        route = event.name or NONE
+        self.metrics.egress.labels(event.agent, route, event.code or "answered").inc()
+        self.metrics.egress_bytes.labels(event.agent, route, "up").inc(event.bytes_up)
+        self.metrics.egress_bytes.labels(event.agent, route, "down").inc(event.bytes_down)
 
     # --- the sweep
 

@@ -8,10 +8,11 @@ from typing import Final
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from daemon.config.egress import EgressConnect, EgressRoute
 from daemon.config.models import Agent, Config
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
-ROW: Final = re.compile(r"^\| `([^`]+)` \| (?:`([^`]*)`|(none)) \| (.+) \|$", re.MULTILINE)
+ROW: Final = re.compile(r"^\| `([^`]+)` \| (?:`([^`]*)`|(none|required)) \| (.+) \|$", re.MULTILINE)
 
 
 def documented() -> dict[str, str]:
@@ -29,15 +30,17 @@ def expected() -> dict[str, str]:
             found |= {f"{name}.{key}": default for key, default in _defaults(field.annotation).items()}
         else:
             found[name] = _shown(field.get_default(call_default_factory=True))
-    return found | {f"agents.NAME.{key}": default for key, default in _defaults(Agent).items()}
+    below = {"agents.NAME": Agent, "egress.routes.NAME": EgressRoute, "egress.connect.NAME": EgressConnect}
+    return found | {
+        f"{table}.{key}": default for table, model in below.items() for key, default in _defaults(model).items()
+    }
 
 
 def _defaults(model: type[BaseModel]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, field in model.model_fields.items():
         value = field.get_default(call_default_factory=True, validated_data={})
-        assert value is not PydanticUndefined
-        found[name] = _shown(value)
+        found[name] = "required" if value is PydanticUndefined else _shown(value)
     return found
 
 

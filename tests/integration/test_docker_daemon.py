@@ -1,5 +1,6 @@
 """The whole bus with Docker: the image built by the real command line, real containers, a real daemon."""
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from daemon.runtimes.image_source import source_digest
+from tests.support import egress_story
 from tests.support.daemon import RealDaemon, eventually
 from tests.support.docker_bus import agents, docker, exists, give_program, inspect
 from tests.support.socket_proxy import SocketProxy
@@ -336,3 +338,20 @@ def test_a_container_of_a_session_that_is_named_as_a_chat_is(daemon: RealDaemon,
     found = inspect(daemon.container("prog", name)["container_id"])
     assert found["Config"]["Labels"]["clawbus.session"] == name
     assert daemon.cli("session", "kill", f"prog/{name}").result["killed"] is True
+
+
+def test_a_container_without_a_network_asks_a_model_and_no_place_but_its_file_has_the_key(
+    make_daemon: Make, image: str
+) -> None:
+    with egress_story.model() as server:
+        daemon = make_daemon(f'[docker]\nimage = "{image}"\n', runtime="docker")
+        key = daemon.root / "model.key"
+        daemon.configure(daemon.config.read_text().partition("\n")[2] + egress_story.tables(server, key, "python3"))
+        egress_story.tell(daemon, server, key)
+        container = daemon.container("asks", "s")["container_id"]
+        found = inspect(container)
+        assert found["HostConfig"]["NetworkMode"] == "none"
+        assert not found["NetworkSettings"]["Ports"]
+        assert {"/run/clawbus": False}.items() <= {one["Destination"]: one["RW"] for one in found["Mounts"]}.items()
+        assert egress_story.leaks(daemon, key) == []
+        assert egress_story.SECRET not in json.dumps(found) + docker("logs", container)

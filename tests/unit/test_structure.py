@@ -29,6 +29,7 @@ ARROWS: Final[Mapping[str, str]] = {
     "telemetry": "core schema",
     "runtimes": "config core schema store",
     "channels": "config core http schema store",
+    "egress": "config core http schema",
     "engine": "channels config core runtimes schema store systemd",
     "inspect": "config core logs runtimes schema store systemd",
     "maintenance": "config core engine inspect runtimes schema store",
@@ -36,7 +37,7 @@ ARROWS: Final[Mapping[str, str]] = {
     "api": "channels config core engine http inspect logs maintenance schema store",
     "workers": "core runtimes",
     "deploy": "config core runtimes schema workers",
-    "app": "api channels config core engine logs maintenance monitoring runtimes schema store systemd telemetry workers",
+    "app": "api channels config core egress engine logs maintenance monitoring runtimes schema store systemd telemetry workers",
     "cli": "api app channels config core deploy engine inngest inspect logs maintenance runtimes schema store systemd telemetry workers",
     "inngest": "core maintenance schema",
 }

@@ -1,0 +1,160 @@
+"""What the gate does with one request: decide, add the secret, pass both bodies on as they come."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+import h11
+import httpcore
+from anyio import to_thread
+
+from daemon.egress.client import Client, ClientGoneError
+from daemon.egress.headers import request_headers, response_headers
+from daemon.egress.refusals import BadRequestError, EgressRefusal
+from daemon.egress.rules import Rules, Target
+from daemon.egress.secrets import secret_header
+from daemon.egress.upstream import Upstream, as_refusals
+
+_PIECE: Final = 64 * 1024
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a request. `code` is None where the target answered in full, whatever its status."""
+
+    method: str
+    target: Target | None = None
+    status: int = 0
+    code: str | None = None
+    error: str = ""
+
+
+class Exchanges:
+    """Carries out requests. Built once."""
+
+    def __init__(self, rules: Rules, upstream: Upstream, *, silence_s: float) -> None:
+        self._rules = rules
+        self._upstream = upstream
+        self._silence_s = silence_s
+
+    async def carry_out(self, agent: str, client: Client, request: h11.Request, outcome: Outcome) -> bool:
+        """Carry out one request and note what became of it. Return whether the connection can carry another one.
+
+        Raise ClientGoneError when the container does not wait for the answer.
+        """
+        api = "plain"
+        try:
+            target = outcome.target = self._target(agent, request)
+            if target.route is not None:
+                api = target.route.api
+            if request.method == b"CONNECT":
+                return await self._tunnel(client, target, outcome)
+            return await self._while_wanted(client, request, target, outcome)
+        except EgressRefusal as refusal:
+            outcome.code, outcome.error = refusal.code, str(refusal)
+            outcome.status = outcome.status or refusal.status
+            await client.refuse(refusal, api)
+            return False
+
+    def _target(self, agent: str, request: h11.Request) -> Target:
+        if request.method == b"CONNECT":
+            return self._rules.tunnel(agent, request.target)
+        if request.method == b"TRACE":
+            raise BadRequestError("TRACE would show the container what the gate adds.")
+        if request.target.startswith(b"/"):
+            return self._rules.routed(agent, request.target)
+        return self._rules.proxied(agent, request.target)
+
+    async def _while_wanted(self, client: Client, request: h11.Request, target: Target, outcome: Outcome) -> bool:
+        """Pass the request on until it is done or the container hangs up: then the target stops working on it, too."""
+        kept: bool | None = None
+        failure: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_when_gone, client, tasks.cancel_scope)
+            try:
+                kept = await self._pass_on(client, request, target, outcome)
+            except (EgressRefusal, ClientGoneError) as error:
+                failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if kept is None:
+            raise ClientGoneError
+        return kept
+
+    async def _pass_on(self, client: Client, request: h11.Request, target: Target, outcome: Outcome) -> bool:
+        secret = None
+        if target.route is not None and target.route.secret is not None:
+            secret = await to_thread.run_sync(secret_header, target.route.secret)
+        headers = request_headers(request.headers, target, secret)
+        async with aclosing(client.body()) as body:
+            framed = any(name in _FRAMING for name, _ in request.headers)
+            if not framed:
+                async for _ in body:
+                    pass
+            async with self._upstream.request(target, request.method, headers, body if framed else None) as response:
+                outcome.status = response.status
+                await client.begin(response.status, response_headers(response.headers, target, secret))
+                with as_refusals(f"{target.host}:{target.port}"):
+                    async for piece in response.aiter_stream():
+                        await client.piece(piece)
+        return await client.end()
+
+    async def _tunnel(self, client: Client, target: Target, outcome: Outcome) -> bool:
+        """Join both sides until one of them ends or both are silent. Nothing in it can be read here."""
+        stream = await self._upstream.connect(target)
+        try:
+            ahead = await client.switch()
+            outcome.status = 200
+            with anyio.CancelScope(deadline=anyio.current_time() + self._silence_s) as silence:
+                async with anyio.create_task_group() as tasks:
+                    tunnel = _Tunnel(client, stream, silence, self._silence_s, tasks.cancel_scope)
+                    tasks.start_soon(tunnel.outwards, ahead)
+                    tasks.start_soon(tunnel.inwards)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await stream.aclose()
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Tunnel:
+    client: Client
+    stream: httpcore.AsyncNetworkStream
+    silence: anyio.CancelScope
+    silence_s: float
+    both: anyio.CancelScope
+
+    async def outwards(self, ahead: bytes) -> None:
+        """From the container to the target."""
+        piece = ahead or await self.client.receive()
+        try:
+            while piece:
+                self._heard()
+                await self.stream.write(piece, self.silence_s)
+                piece = await self.client.receive()
+        except (httpcore.NetworkError, httpcore.TimeoutException):
+            pass
+        self.both.cancel()
+
+    async def inwards(self) -> None:
+        """From the target to the container."""
+        try:
+            while piece := await self.stream.read(_PIECE, None):
+                self._heard()
+                await self.client.send(piece)
+        except (httpcore.NetworkError, httpcore.TimeoutException, ClientGoneError):
+            pass
+        self.both.cancel()
+
+    def _heard(self) -> None:
+        self.silence.deadline = anyio.current_time() + self.silence_s
+
+
+async def _cancel_when_gone(client: Client, scope: anyio.CancelScope) -> None:
+    await client.until_gone()
+    scope.cancel()

@@ -1,0 +1,104 @@
+"""Which headers pass the gate in each direction (RFC 9110, section 7.6.1: hop-by-hop headers end here). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import urlsplit
+
+from daemon.egress.rules import Target
+
+Headers = list[tuple[bytes, bytes]]
+
+_HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
+        b"trailer", b"transfer-encoding", b"upgrade", b"http2-settings",
+    }
+)  # fmt: skip
+# A client that was given no key sends a placeholder in one of these.
+_CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie"})
+_ABOUT_THE_WAY: Final = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"via")
+
+
+def request_headers(
+    headers: Iterable[tuple[bytes, bytes]], target: Target, secret: tuple[bytes, bytes] | None
+) -> Headers:
+    """Return what the target gets: our Host, the secret, and the client's headers that are neither ours nor the hop's.
+
+    The framing headers (Content-Length, or Transfer-Encoding: chunked) come from the parsed request and stay.
+    """
+    given = [(name.lower(), value) for name, value in headers]
+    dropped = _HOP_BY_HOP | _named_by_connection(given) | {b"host", b"expect"}
+    if target.route is not None:
+        dropped |= _CREDENTIALS
+    if target.route is not None and target.route.api != "plain":
+        dropped |= {b"accept-encoding"}
+    if secret is not None:
+        dropped |= {secret[0]}
+    kept = [pair for pair in given if pair[0] not in dropped and not pair[0].startswith(_ABOUT_THE_WAY)]
+    if any(name == b"transfer-encoding" for name, _ in given):
+        kept = [pair for pair in kept if pair[0] != b"content-length"]
+        kept.append((b"transfer-encoding", b"chunked"))
+    if target.route is not None and target.route.api != "plain":
+        kept.append((b"accept-encoding", b"identity"))  # usage is read from the answer as it passes
+    return [(b"host", _host(target)), *kept, *((secret,) if secret is not None else ())]
+
+
+def response_headers(
+    headers: Iterable[tuple[bytes, bytes]], target: Target, secret: tuple[bytes, bytes] | None
+) -> Headers:
+    """Return what the client gets. A redirect stays on its route, and one to another host loses its Location."""
+    given = [(name.lower(), value) for name, value in headers]
+    dropped = _HOP_BY_HOP | _named_by_connection(given)
+    if any(name == b"transfer-encoding" for name, _ in given):
+        dropped |= {b"content-length"}
+    kept: Headers = []
+    for name, value in given:
+        if name in dropped or (secret is not None and secret[1] in value):
+            continue
+        if name in {b"location", b"content-location"} and target.route is not None:
+            here = _location(value, target)
+            kept.append((name, here) if here is not None else (b"x-clawbus-egress", b"removed-location"))
+        else:
+            kept.append((name, value))
+    return kept
+
+
+def _location(value: bytes, target: Target) -> bytes | None:
+    """Return the address as the container reaches it; None if it is not on this route."""
+    route = target.route
+    try:
+        parts = urlsplit(value.decode("ascii"))
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if route is None:
+        return value
+    if parts.scheme or parts.netloc:
+        wanted = port or (443 if (parts.scheme or route.scheme) == "https" else 80)
+        if (parts.scheme or route.scheme, host, wanted) != (route.scheme, route.host, route.port):
+            return None
+    elif not value.startswith(b"/"):
+        return value  # relative to the request's own path, which has the route in front
+    if not parts.path.startswith(f"{route.base}/"):
+        return None
+    query = f"?{parts.query}" if parts.query else ""
+    return f"/{route.name}{parts.path.removeprefix(route.base)}{query}".encode("ascii")
+
+
+def _host(target: Target) -> bytes:
+    name = f"[{target.host}]" if ":" in target.host else target.host
+    usual = {"https": 443, "http": 80}.get(target.scheme)
+    return (name if target.port == usual else f"{name}:{target.port}").encode("ascii")
+
+
+def _named_by_connection(headers: Headers) -> frozenset[bytes]:
+    return frozenset(
+        token.strip().lower()
+        for name, value in headers
+        if name == b"connection"
+        for token in value.split(b",")
+        # Somebody who names Content-Length here wants the two sides to disagree about the body's length.
+        if token.strip().lower() not in {b"content-length", b"host"}
+    )
