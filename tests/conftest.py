@@ -23,6 +23,9 @@ BASE_IMAGE_VARIABLE: Final = "CLAWBUS_TEST_BASE_IMAGE"
 SYSTEMD_IMAGE_VARIABLE: Final = "CLAWBUS_TEST_SYSTEMD_IMAGE"
 REQUIRE_VARIABLE: Final = "CLAWBUS_REQUIRE_DOCKER"
 
+ROOT: Final = Path(__file__).parents[1]
+SLOW: Final = frozenset({"faults", "hostile", "integration", "simulation", "wrecks"})
+
 # Where temporary folders lie in memory, and what must be free there: a whole run needs less than half of it.
 MEMORY: Final = Path("/dev/shm")
 ROOM: Final = 2 << 30
@@ -54,6 +57,28 @@ def pytest_sessionstart() -> None:
     """A shell's background job has Ctrl-C ignored, and so would every child that a test sends one."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests for several workers, the long ones first, and keep together what must run in one worker.
+
+    All Docker tests are one group: they share one engine, and several count its containers. So is each file: its tests
+    may share a fixture and rely on their order.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("docker" if _needs_docker(item) else str(item.path)))
+    items.sort(key=_rank)
+
+
+def _needs_docker(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) is not None for name in ("docker", "systemd"))
+
+
+def _rank(item: pytest.Item) -> int:
+    """Docker's tests, then those that wait for real processes, then the others. The sort keeps the order within each."""
+    if _needs_docker(item):
+        return 0
+    return 1 if item.path.relative_to(ROOT).parts[1] in SLOW else 2
 
 
 def pytest_collection_finish() -> None:

@@ -102,7 +102,9 @@ class Sweeper:
         self._pulse.beat("sweep")
         await self._look_at_registry()
         errors = 0
-        keys = [session.key for session in self._sessions]
+        active = [session.key for session in self._sessions]
+        # A session whose work failed may not be active, or not exist: without a sweep its trouble would outlive its cause.
+        keys = list(dict.fromkeys([*active, *self._sessions.troubles.all()]))
 
         async def one(key: SessionKey) -> None:
             nonlocal errors
@@ -154,7 +156,7 @@ class Sweeper:
                     with anyio.fail_after(self._config.session_timeout_s):
                         await self._one.sweep(key)
             except UnknownSessionError:
-                pass
+                self._sessions.troubles.forget(key)  # nothing was stored for it, and its sender was informed
             except TimeoutError:
                 fine = False
                 self._sessions.troubles.failed(key, SWEEP, ReadDeadlineError(_SLOW), self._clock.now_ms())

@@ -137,8 +137,7 @@ def test_an_answer_that_the_daemon_never_saw(make_daemon: Make) -> None:
     kit_rows = "SELECT status FROM messages_in WHERE id = 'lost'"
     _insert(daemon, "echo", "first", "lost")
     eventually("answered", lambda: _acked(daemon, "echo", "first", "lost"))
-    daemon.resume()
-    daemon.kill()
+    daemon.kill()  # while it is stopped: it must neither read the answer nor die in a transaction
     assert daemon.rows("echo", "first", kit_rows) == [{"status": "pending"}]
     found = {one["code"]: one for one in daemon.cli("doctor").envelope["result"]["diagnoses"]}
     assert found["LOST_ACK"]["message_id"] == "lost"

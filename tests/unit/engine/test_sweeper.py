@@ -16,6 +16,7 @@ from daemon.engine import session_sweep
 from daemon.engine import sweeper as sweeper_module
 from daemon.engine.supervisor.slots import Phase
 from daemon.engine.sweeper import _pass_pause
+from daemon.engine.troubles import ACCEPT
 from daemon.store.registry import Registry, SessionKey
 from schema.errors import ReadDeadlineError, StorageError
 from tests.support.bus_kit import AGENT, SECONDS, BusKit, until
@@ -60,6 +61,25 @@ async def running(kit: BusKit, session: str = "main") -> Any:
     await until(lambda: (slot := kit.slot(session)) is not None and slot.phase is Phase.RUNNING)
     await kit.settle()
     return agent
+
+
+async def test_a_failed_accept_is_forgotten_once_the_session_can_be_swept_although_no_message_comes(
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender was informed and may never come back: the finding must end with its cause."""
+    sessions, key, unregistered = kit.bus.sessions, SessionKey(AGENT, "new"), SessionKey(AGENT, "never made")
+    with monkeypatch.context() as patched:
+
+        async def fails(*_: object) -> None:
+            raise StorageError("no thread can be started")
+
+        patched.setattr(type(sessions), "activate", fails)
+        with pytest.raises(StorageError):
+            await kit.send("new")
+    sessions.troubles.failed(unregistered, ACCEPT, StorageError("no thread can be started"), kit.clock.now_ms())
+    assert list(sessions.troubles.all()) == [unregistered, key]
+    await kit.bus.sweeper.tick()
+    assert sessions.troubles.all() == {}
 
 
 @pytest.mark.parametrize("error", [StorageError("disk I/O error"), ValueError("a bug")])
