@@ -47,7 +47,7 @@ def show(
 ) -> Outcome:
     """Show one agent: how it is configured, its sessions by state, who works on what, and what needs attention.
 
-    Variables are named and not shown: they may be secrets. It reads the files, whether the daemon runs or not.
+    Use it to see what an agent may do and who works for it. Variables are named and not shown: they may be secrets. It reads the files, whether the daemon runs or not.
 
     \b
     Example:

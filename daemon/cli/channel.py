@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 def list_(invocation: Invocation) -> Outcome:
     """List the channels that are configured or have answers: type, whether they work, and what waits on each.
 
-    Whether one works is the daemon's word; without a daemon it is `unknown`. What waits is read from the files.
+    Use it when answers do not arrive. Whether a channel works is the daemon's word; without a daemon it is `unknown`. What waits is read from the files.
 
     \b
     Example:

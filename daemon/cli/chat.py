@@ -6,10 +6,11 @@ has ended can still be read.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -18,8 +19,8 @@ import typer
 from daemon.cli.answers import as_result
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
-from daemon.cli.names import AgentOption, SessionOption
-from daemon.cli.output import OutputLostError
+from daemon.cli.names import AgentOption, SessionOption, addressed
+from daemon.cli.output import Output, OutputLostError
 from daemon.cli.standard_input import read_lines
 from daemon.core.clock import SystemClock
 from daemon.core.errors import ContentError
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _POLL_S: Final = 25.0
 _END_S: Final = 5.0
+_PROMPT: Final = "you> "
+_CLEAR: Final = "\r\x1b[K"  # the line with the prompt
 
 
 def register(app: typer.Typer) -> None:
@@ -42,8 +45,8 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     invocation: Invocation,
-    agent: AgentOption,
     session: SessionOption,
+    agent: AgentOption = None,
     wait: Annotated[
         float, typer.Option("--wait", "-w", metavar="SECONDS", min=0, help="At the end, wait so long for open answers.")
     ] = 60.0,
@@ -61,6 +64,7 @@ def chat(
       clawbus chat --agent echo --session demo
       printf 'one\\ntwo\\n' | clawbus chat --agent echo --session demo --pretty
     """
+    agent, session = addressed(agent, session)
     name = mailbox or f"chat-{new_id(SystemClock().now_ms())}"
     talk = _Talk(invocation, agent, session, name)
     talk.run(wait)
@@ -94,6 +98,8 @@ class _Talk:
         self._console: Console | None = None if invocation.json else invocation.console()
         self._changed = threading.Condition()
         self._ended = False
+        self._prompts = False  # whether the prompt is on the screen
+        self._typed_so_far: Callable[[], str] = str
         self._answers: list[dict[str, Any]] = []
         self.sent: dict[str, str] = {}
         self.accepted: set[str] = set()
@@ -164,13 +170,22 @@ class _Talk:
                 yield line.rstrip("\r\n")
 
     def _typed(self) -> Iterator[str]:
+        """Yield the lines that somebody types. An answer that comes meanwhile is printed above what is typed so far."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: PLC0415 - `input` edits with it, and it knows what is typed so far
+
+            self._typed_so_far = readline.get_line_buffer
         while self.failure is None:
+            self._prompts = True
             try:
-                yield input(f"{self._agent}> ")
+                line = input(_PROMPT)
             except EOFError:
                 return
             except UnicodeDecodeError as error:
                 raise ContentError("that line is not UTF-8.", hint="Set the terminal to UTF-8.") from error
+            finally:
+                self._prompts = False
+            yield line
 
     def _listen(self, client: ControlClient) -> None:
         cursor = 0
@@ -198,7 +213,13 @@ class _Talk:
 
         assert self._console is not None
         try:
+            again = f"{_PROMPT}{self._typed_so_far()}" if self._prompts else ""
+            if again:
+                Output().write(_CLEAR)
             say_block(self._console, answer["text"], "! " if answer["error"] is not None else "< ", "  ")
+            if again:
+                Output().write(again)
+                Output().flush()
         except OutputLostError as error:  # in the listener's thread, which continues: answers are still collected
             self._console = None
             self.lost = error

@@ -22,6 +22,7 @@ import typer
 from daemon.cli.envelope import NextAction, Outcome, Problem, envelope, problem_of, to_json
 from daemon.cli.held_signals import release
 from daemon.cli.output import Output, OutputLostError, lost, progress
+from daemon.cli.suggestions import with_suggestions
 from daemon.core.command_words import start_command
 from daemon.core.errors import FileAccessError, NotListeningError
 from daemon.core.short_ids import is_part
@@ -210,7 +211,8 @@ def add(
         def work() -> Outcome:
             return function(invocation, **{name: _whole(invocation, name, value) for name, value in given.items()})  # pyright: ignore[reportCallIssue]
 
-        code = finish(invocation, _outcome(invocation, work))
+        outcome = with_suggestions(invocation, _outcome(invocation, work), given, ID_PARAMETERS)
+        code = finish(invocation, outcome)
         if code:
             raise typer.Exit(code)
 
@@ -278,6 +280,8 @@ def _after(code: str) -> tuple[NextAction, ...]:
         return (NextAction(_RUN, "start the daemon"), NextAction("clawbus logs -n 50", "why it ended"))
     if code in ("UNKNOWN_SESSION", "UNKNOWN_MESSAGE"):
         return (NextAction("clawbus session list", "list the sessions"),)
+    if code == "UNKNOWN_AGENT":
+        return (NextAction("clawbus agent list", "list the agents"),)
     return ()
 
 

@@ -77,7 +77,7 @@ def _offered(parameter: Any, beside: set[str]) -> Callable[[Any, Any, str], list
     argument = parameter.param_type_name == "argument"
     if parameter.name == "session" and not argument and "text" not in beside:
         return lambda ctx, _, begun: _fitting(begun, lambda: ["/".join(key) for key in _sessions(ctx)])
-    if parameter.name == "agent" and argument:
+    if parameter.name == "agent" and argument and "session" in beside:
         return lambda ctx, _, begun: _fitting(begun, lambda: ["/".join(key) for key in _sessions(ctx)])
     if parameter.name == "agent":
         return lambda ctx, _, begun: _fitting(begun, lambda: list(_invocation(ctx).config.agents))

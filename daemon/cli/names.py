@@ -11,11 +11,25 @@ from schema.ids import check_name, check_session
 AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="The agent; or AGENT/SESSION in one word.")]
 SessionArgument = Annotated[str | None, typer.Argument(metavar="SESSION", help="The session of that agent.")]
 AgentOption = Annotated[
-    str, typer.Option("--agent", "-a", metavar="NAME", help="An [agents.NAME] of the configuration.")
+    str | None,
+    typer.Option("--agent", "-a", metavar="NAME", help="An [agents.NAME] of the configuration; or --session A/S."),
 ]
 SessionOption = Annotated[
-    str, typer.Option("--session", "-s", metavar="NAME", help="The session; a new name makes one.")
+    str, typer.Option("--session", "-s", metavar="NAME", help="The session; a new name makes one. Or AGENT/SESSION.")
 ]
+
+
+def addressed(agent: str | None, session: str) -> tuple[str, str]:
+    """Return (agent, session) of a message to send; without an agent the session is AGENT/SESSION. Raise a usage error.
+
+    A session's name may hold a slash itself, so that with an agent it is taken as it is.
+    """
+    if agent is not None:
+        return agent, session
+    agent, slash, name = session.partition("/")
+    if not slash or not agent or not name:
+        raise typer.BadParameter("name the agent too: --agent NAME --session NAME, or --session AGENT/SESSION.")
+    return agent, name
 
 
 def pair(agent: str, session: str | None) -> tuple[str, str]:
@@ -23,5 +37,5 @@ def pair(agent: str, session: str | None) -> tuple[str, str]:
     if session is None:
         agent, slash, session = agent.partition("/")
         if not slash:
-            raise typer.BadParameter("name the session too: AGENT SESSION, or AGENT/SESSION.")
+            raise typer.BadParameter(f"{agent!r} is not AGENT/SESSION: name both, the agent and its session.")
     return check_name("agent", agent), check_session(session)

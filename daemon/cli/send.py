@@ -17,7 +17,7 @@ import typer
 from daemon.cli.answers import as_result
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
-from daemon.cli.names import AgentOption, SessionOption
+from daemon.cli.names import AgentOption, SessionOption, addressed
 from daemon.cli.standard_input import read_text
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.command_words import two_words
@@ -42,8 +42,8 @@ def register(app: typer.Typer) -> None:
 def send(
     invocation: Invocation,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say; `-` reads standard input.")],
-    agent: AgentOption,
     session: SessionOption,
+    agent: AgentOption = None,
     message_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="The message's id. The same id twice is one message.")
     ] = None,
@@ -78,6 +78,7 @@ def send(
       clawbus send 'hello' --agent echo --session demo --wait 30
       clawbus send - --agent echo --session demo < question.txt
     """
+    agent, session = addressed(agent, session)
     content = _content(read_text() if text == "-" else text, as_json=json_content)
     message = {
         "agent": agent,
