@@ -211,7 +211,7 @@ def add(
         def work() -> Outcome:
             return function(invocation, **{name: _whole(invocation, name, value) for name, value in given.items()})  # pyright: ignore[reportCallIssue]
 
-        outcome = with_suggestions(invocation, _outcome(invocation, work), given, ID_PARAMETERS)
+        outcome = with_suggestions(lambda: invocation.config.data_dir, _outcome(invocation, work), given, ID_PARAMETERS)
         code = finish(invocation, outcome)
         if code:
             raise typer.Exit(code)

@@ -64,6 +64,8 @@ def make(invocation: Invocation) -> Outcome:
 def list_(invocation: Invocation) -> Outcome:
     """List the releases, newest first, and the slots that point at them.
 
+    Use it to see what runs, and what could run instead.
+
     \b
     Example:
       clawbus release list
@@ -130,6 +132,8 @@ def prune(
     keep: Annotated[int, typer.Option("--keep", min=1, max=1000, help="How many of the newest to keep.")] = 3,
 ) -> Outcome:
     """Remove old releases. Those of the two slots stay, and so does the one that runs.
+
+    Use it when the disk fills up with environments.
 
     \b
     Example:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final, cast
+from pathlib import Path
+from typing import Any, Final, cast
 
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.core.command_words import two_words
 from schema.errors import ClawbusError
-
-if TYPE_CHECKING:
-    from daemon.cli.command import Invocation
 
 _NAMED: Final = 3
 _SESSIONS: Final = 50  # whose newest ids are compared
@@ -21,21 +19,21 @@ _UNKNOWN_SESSION, _UNKNOWN_MESSAGE = "UNKNOWN_SESSION", "UNKNOWN_MESSAGE"
 
 
 def with_suggestions(
-    invocation: Invocation, outcome: Outcome, given: Mapping[str, object], id_parameters: Iterable[str]
+    data_dir: Callable[[], Path], outcome: Outcome, given: Mapping[str, object], id_parameters: Iterable[str]
 ) -> Outcome:
     """Return the outcome; where a session or an id is unknown, with the nearest ones that there are.
 
-    `given` are the command's arguments, `id_parameters` the names of those that take ids.
+    `data_dir` may raise a ClawbusError. `given` are the command's arguments, `id_parameters` the names of those that take ids.
     """
     problem = outcome.problem
     if problem is None or problem.code not in (_UNKNOWN_SESSION, _UNKNOWN_MESSAGE):
         return outcome
     near: Callable[[], list[tuple[str, str]]]
     if problem.code == _UNKNOWN_SESSION:
-        near = lambda: _sessions(invocation, given)  # noqa: E731
+        near = lambda: _sessions(data_dir(), given)  # noqa: E731
     else:
         words = [word for name in id_parameters for word in _words(given.get(name)) if word in problem.message]
-        near = lambda: _ids(invocation, words)  # noqa: E731
+        near = lambda: _ids(data_dir(), words)  # noqa: E731
     try:
         found = near()[:_NAMED]
     except ClawbusError:  # what cannot be read cannot be suggested; the error itself stands
@@ -56,25 +54,24 @@ def nearest(word: str, names: Iterable[str]) -> list[str]:
     return [by_lower[name] for name in [*close, *parts]]
 
 
-def _sessions(invocation: Invocation, given: Mapping[str, object]) -> list[tuple[str, str]]:
+def _sessions(data_dir: Path, given: Mapping[str, object]) -> list[tuple[str, str]]:
     from daemon.inspect.central_reading import read_central  # noqa: PLC0415
 
     agent, session = (given.get(name) for name in ("agent", "session"))
     wanted = "/".join(part for part in (agent, session) if isinstance(part, str))
-    known = {"/".join(key): key for key in read_central(invocation.config.data_dir).known()}
+    known = {"/".join(key): key for key in read_central(data_dir).known()}
     name = wanted.rpartition("/")[2]
     same = [one for one, key in known.items() if key[1] == name]  # of another agent
     found = list(dict.fromkeys([*same, *nearest(wanted, known)]))
     return [(one, f"clawbus session show {two_words(*known[one])}") for one in found]
 
 
-def _ids(invocation: Invocation, words: Iterable[str]) -> list[tuple[str, str]]:
+def _ids(data_dir: Path, words: Iterable[str]) -> list[tuple[str, str]]:
     import shlex  # noqa: PLC0415
 
     from daemon.inspect.central_reading import read_central  # noqa: PLC0415
     from daemon.inspect.finding import newest_ids  # noqa: PLC0415
 
-    data_dir = invocation.config.data_dir
     ids = newest_ids(data_dir, read_central(data_dir).known()[:_SESSIONS], _IDS)
     found = [one for word in words for one in nearest(word, ids)]
     return [(one, f"clawbus message show {shlex.quote(one)}") for one in dict.fromkeys(found)]
