@@ -3,6 +3,7 @@
 #
 #   make test ARGS="-k sweep"        more arguments for pytest
 #   make demo RUNTIME=docker         the demo in containers (BASE_IMAGE=... to build on another image)
+#   make demo AGENT=scripted         the demo with an agent that speaks the Agent Client Protocol
 #   make test PYTHON=python3.13      another interpreter; the environment is made anew when it differs
 
 .DEFAULT_GOAL := help
@@ -13,6 +14,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 RUNTIME ?= process
 BASE_IMAGE ?=
+AGENT ?=
 ARGS ?=
 MINUTES ?= 10
 FUZZ ?= 100000
@@ -47,7 +49,7 @@ $(RUN_STAMP): locks/runtime.txt locks/build.txt pyproject.toml
 	@printf '%s' '$(PYTHON)' > $@
 
 demo: $(RUN_STAMP) ## the whole bus in a temporary folder, one agent killed in mid-turn, nothing lost
-	@RUNTIME='$(RUNTIME)' BASE_IMAGE='$(BASE_IMAGE)' $(RUN_BIN)/python -m demo $(ARGS)
+	@RUNTIME='$(RUNTIME)' AGENT='$(AGENT)' BASE_IMAGE='$(BASE_IMAGE)' $(RUN_BIN)/python -m demo $(ARGS)
 
 clawbus: $(RUN_STAMP) ## the command .venv-run/bin/clawbus, without the developers' tools
 	@echo 'to have it on the path of this shell: export PATH="$(CURDIR)/$(RUN_BIN):$$PATH"'

@@ -1,6 +1,7 @@
 """`python -m demo`, run by `make demo`: the promise, kept before your eyes.
 
-RUNTIME=process|docker says where agents run, BASE_IMAGE what a missing image is built on. Exits with 0 only when every
+RUNTIME=process|docker says where agents run, AGENT=plain|scripted what the worker is: a program for each turn, or an agent that
+speaks the Agent Client Protocol. BASE_IMAGE is what a missing image is built on. Exits with 0 only when every
 accepted message was answered.
 """
 
@@ -28,7 +29,7 @@ from demo.kill import kill_in_mid_turn
 from demo.ledger import Ledger, answered_ids
 from demo.receiver import Receiver
 from demo.senders import MAILBOX, send_local, send_webhook
-from demo.setting import ECHO, WORKER, Setting
+from demo.setting import AGENTS, ECHO, PLAIN, WORKER, Setting
 from demo.stage import DemoFailed, Stage, free_port, poll
 from demo.story import Row, check_story, rows_of, short, table_of
 from schema.errors import ClawbusError
@@ -159,11 +160,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runtime = os.environ.get("RUNTIME") or "process"
     if runtime not in {"process", "docker"}:
         parser.error(f"RUNTIME must be process or docker, not {runtime!r}")
+    agent = os.environ.get("AGENT") or PLAIN
+    if agent not in AGENTS:
+        parser.error(f"AGENT must be one of {', '.join(AGENTS)}, not {agent!r}")
     signal.signal(signal.SIGTERM, _leave)
     try:
         if runtime == "docker":
             check_docker()
-        return _run(runtime, keep=options.keep, timeout_s=options.timeout)
+        return _run(runtime, agent, keep=options.keep, timeout_s=options.timeout)
     except DemoFailed as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -172,11 +176,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(runtime: str, *, keep: bool, timeout_s: float) -> int:
+def _run(runtime: str, agent: str, *, keep: bool, timeout_s: float) -> int:
     reply_secret = secrets.token_hex(16)
     with Stage(runtime, keep=keep) as stage, Receiver(reply_secret) as receiver:
         setting = Setting(port=free_port(), reply_url=receiver.url)
-        setting.write(stage, image=DEFAULT_IMAGE, reply_secret=reply_secret)
+        setting.write(stage, image=DEFAULT_IMAGE, reply_secret=reply_secret, agent=agent)
         if runtime == "docker":
             ensure_image(stage, os.environ.get("BASE_IMAGE", ""))
         try:

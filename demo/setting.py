@@ -6,8 +6,10 @@ import json
 import secrets
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from demo.stage import Stage
@@ -16,6 +18,12 @@ ECHO: Final = "echo"
 WORKER: Final = "worker"
 HOOK: Final = "orders"
 HOOK_SESSION: Final = "orders"
+
+# What AGENT may be: the provider and the program of the worker.
+PLAIN: Final = "plain"
+AGENTS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {PLAIN: ("command", "agent.py"), "scripted": ("acp", "acp_agent.py")}
+)
 
 _TEMPLATE: Final = """\
 # Written by the demo. Its times are short so that a retry comes in seconds; docs/configuration.md has the defaults.
@@ -38,7 +46,7 @@ level = "debug"
 provider = "echo"
 
 [agents.worker]
-provider = "command"
+provider = {provider}
 command = [{python}, "agent.py"]
 timeout_s = 60
 
@@ -62,12 +70,14 @@ class Setting:
     reply_url: str
     secret: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
 
-    def write(self, stage: Stage, *, image: str, reply_secret: str) -> None:
-        """Put the configuration and the worker's program into the stage's folder."""
+    def write(self, stage: Stage, *, image: str, reply_secret: str, agent: str = PLAIN) -> None:
+        """Put the configuration and the worker's program into the stage's folder. `agent` is one of AGENTS."""
+        provider, program = AGENTS[agent]
         values = {
             "data": str(stage.data),
             "runtime": stage.runtime,
             "image": image,
+            "provider": provider,
             # A container has its own Python; a plain process takes the one that runs this.
             "python": "python3" if stage.runtime == "docker" else sys.executable,
             "listen": f"127.0.0.1:{self.port}",
@@ -83,5 +93,5 @@ class Setting:
         folder = stage.data / "agents" / WORKER
         folder.mkdir(parents=True, mode=0o700)
         stage.data.chmod(0o700)
-        shutil.copyfile(Path(__file__).with_name("agent.py"), folder / "agent.py")
+        shutil.copyfile(Path(__file__).with_name(program), folder / "agent.py")
         (folder / "agent.py").chmod(0o644)

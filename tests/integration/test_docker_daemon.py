@@ -133,6 +133,21 @@ def test_a_container_killed_in_mid_turn_costs_a_try_and_the_message_is_answered(
     assert not exists(first["container_id"]), "removed once its exit was settled"
 
 
+def test_an_acp_agent_killed_in_mid_turn_continues_its_session(daemon: RealDaemon) -> None:
+    daemon.ask("say hello", agent="acp", session="s")
+    message_id = daemon.post("tool build go", agent="acp", session="s")
+    eventually("in mid-turn", (daemon.data / "agents" / "acp" / "go.began").exists, 30)
+    eventually("its tool is shown", lambda: (daemon.show("acp", "s")["tool"] or {}).get("name") == "build", 30)
+    first = daemon.container("acp", "s")
+    docker("kill", first["container_id"])
+    (daemon.data / "agents" / "acp" / "go").touch()
+    assert daemon.answer(message_id, agent="acp", session="s") == {"text": "before\n\nafter"}
+    told = json.loads(str(daemon.ask("memory", agent="acp", session="s")["text"]))
+    assert told[:2] == ["say hello", "tool build go"]
+    assert told[2].startswith("[This is try 2 of this message")
+    assert daemon.container("acp", "s")["container_id"] != first["container_id"]
+
+
 def test_the_output_of_a_removed_container_is_kept(daemon: RealDaemon) -> None:
     daemon.ask("exit 3", agent="prog", session="s")
     live = daemon.container("prog", "s")

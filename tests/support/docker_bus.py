@@ -9,6 +9,7 @@ from tests.support.agents import ECHO, PROGRAM, command_agent
 from tests.support.daemon import RealDaemon
 
 TMP_MARK: Final = "/workspace/agent"
+ACP_PROGRAM: Final = PROGRAM.with_name("scripted_acp_agent.py")
 
 
 def docker(*arguments: str, stdin: str | None = None) -> str:
@@ -29,7 +30,7 @@ def exists(container: str) -> bool:
 
 
 def agents(image: str) -> str:
-    """`prog` obeys (agent_program.py), `bare` does so with an ordinary interpreter, `small` in 48 MiB."""
+    """`prog` obeys (agent_program.py), `bare` does so with an ordinary interpreter, `small` in 48 MiB; `acp` speaks ACP."""
     path = f"{TMP_MARK}/{PROGRAM.name}"
     return (
         f'[docker]\nimage = "{image}"\n'
@@ -38,14 +39,17 @@ def agents(image: str) -> str:
         + command_agent("bare", ("python3", path))
         + command_agent("small", ("python3", "-I", "-S", path))
         + f"memory_bytes = {48 * 1024**2}\n"
+        + '[agents.acp]\nprovider = "acp"\n'
+        + f'command = ["python3", "-I", "-S", "{TMP_MARK}/{ACP_PROGRAM.name}", "resume=ok", "stay"]\n'
     )
 
 
 def give_program(daemon: RealDaemon) -> None:
     """Put the program where the agents' containers see it."""
-    for name in ("prog", "bare", "small"):
+    programs = {"prog": PROGRAM, "bare": PROGRAM, "small": PROGRAM, "acp": ACP_PROGRAM}
+    for name, program in programs.items():
         folder = daemon.data / "agents" / name
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(PROGRAM, folder / PROGRAM.name)
+        shutil.copy(program, folder / program.name)
     for folder in (daemon.data, daemon.data / "agents"):
         folder.chmod(0o700)

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
+import demo.acp_agent
 from container_runner.providers.acp.agent import Times
 from container_runner.providers.acp.provider import NEW_MEMORY, STATE_KEY, AcpProvider
 from container_runner.providers.protocol import Answer, DeclaredTimeout, ProviderContext, Turn, TurnMessage
@@ -274,6 +275,20 @@ async def test_a_cancelled_turn_tells_the_agent_first(tmp_path: Path) -> None:
         group.cancel_scope.cancel()
     (session,) = json.loads((tmp_path / "acp-memory.json").read_text()).values()
     assert session[-1] == "<cancelled>"
+
+
+async def test_the_demo_s_agent_continues_its_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = (sys.executable, demo.acp_agent.__file__)
+    first = Talk(tmp_path, command=command)
+    assert await first.say("order 1") == "done: order 1 (request 1 of this conversation)"
+    assert ("tool", "think", "1800.0") in first.progress.told
+    await first.provider.close()
+    later = Talk(tmp_path, command=command)
+    later.state = first.state
+    again = await later.say("order 2", tries=1)
+    assert again == "done: order 2, once more after an interruption (request 2 of this conversation)"
+    await later.provider.close()
 
 
 def test_its_silence_is_declared(tmp_path: Path) -> None:
