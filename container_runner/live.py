@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 import anyio
 
+from container_runner.asking import Ask
 from container_runner.heartbeat import Heartbeat
 from container_runner.providers.protocol import DeclaredTimeout, TurnMessage
+from schema.questions import Decision, Question
+
+QUESTION: Final = "question"  # the tool that is declared while a question is open
 
 SetTool = Callable[[DeclaredTimeout | None, int], Awaitable[None]]
 
@@ -47,6 +52,7 @@ class TurnProgress:
         now_ms: Callable[[], int],
         silence: DeclaredTimeout | None,
         log: Callable[[str], None],
+        ask: Ask,
     ) -> None:
         self.follow_ups_inbox = FollowUps()
         self._heartbeat = heartbeat
@@ -55,6 +61,9 @@ class TurnProgress:
         self._silence = silence
         self._log = log
         self._began_at = now_ms()
+        self._ask = ask
+        self._tool = silence, self._began_at  # what is declared now
+        self._open_questions = 0
 
     def event(self) -> None:
         """Touch the heartbeat."""
@@ -69,14 +78,35 @@ class TurnProgress:
         self._heartbeat.touch()
         if timeout_s is None and self._silence is not None:
             # It may take the rest of the turn's timeout, so its start is the turn's start.
-            await self._set_tool(DeclaredTimeout(name, self._silence.timeout_s), self._began_at)
+            await self._declare(DeclaredTimeout(name, self._silence.timeout_s), self._began_at)
         else:
-            await self._set_tool(DeclaredTimeout(name, timeout_s), self._now_ms())
+            await self._declare(DeclaredTimeout(name, timeout_s), self._now_ms())
 
     async def tool_ended(self) -> None:
         """Record again what the provider declared for the whole turn."""
         self._heartbeat.touch()
-        await self._set_tool(self._silence, self._began_at)
+        await self._declare(self._silence, self._began_at)
+
+    async def ask(self, question: Question, key: str | None = None) -> Decision | None:
+        """Ask, and declare the silence until the answer comes."""
+        self._heartbeat.touch()
+        if question.notify:
+            return await self._ask(question, key)
+        self._open_questions += 1
+        await self._set_tool(DeclaredTimeout(QUESTION, question.timeout_s), self._now_ms())
+        try:
+            decision = await self._ask(question, key)
+        finally:
+            self._open_questions -= 1
+        self._heartbeat.touch()
+        if not self._open_questions:
+            await self._set_tool(*self._tool)
+        return decision
+
+    async def _declare(self, tool: DeclaredTimeout | None, started_at: int) -> None:
+        self._tool = tool, started_at
+        if not self._open_questions:
+            await self._set_tool(tool, started_at)
 
     async def follow_ups(self) -> tuple[TurnMessage, ...]:
         """Wait for more messages."""

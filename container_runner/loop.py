@@ -17,6 +17,7 @@ from anyio import to_thread
 from anyio.lowlevel import checkpoint
 from structlog.typing import FilteringBoundLogger
 
+from container_runner.asking import Asking
 from container_runner.heartbeat import Heartbeat
 from container_runner.live import TurnProgress
 from container_runner.providers.protocol import Answer, DeclaredTimeout, Provider, Turn, TurnMessage
@@ -213,7 +214,9 @@ class Runner:
         began = anyio.current_time()
         show_tool = partial(self._show_tool, log)
         wrote = partial(_log_words, log)
-        progress = TurnProgress(self._heartbeat, show_tool, self._now_ms, self._provider.silence, wrote)
+        who = (self._identity.agent, self._identity.session)
+        asking = Asking(self._store.outbox, self._watch, who, batch.messages, batch.routing, self._note_trouble)
+        progress = TurnProgress(self._heartbeat, show_tool, self._now_ms, self._provider.silence, wrote, asking.ask)
         outcome: _Outcome | CannotStartError | None = None
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:

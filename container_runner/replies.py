@@ -21,7 +21,10 @@ FAILED_TEXT: Final = "The agent could not answer this message."
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A row of messages_out without id, seq and timestamp. `content` is JSON text, `deliver_after` epoch milliseconds."""
+    """A row of messages_out without id, seq and timestamp. `content` is JSON text, `deliver_after` epoch milliseconds.
+
+    Not `final`: it is said in the middle of a turn and answers no message.
+    """
 
     kind: str
     content: str
@@ -30,6 +33,7 @@ class Reply:
     platform_id: str | None
     thread_id: str | None
     deliver_after: int | None = None
+    final: bool = True
 
 
 @dataclass(frozen=True, slots=True)

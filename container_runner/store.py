@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from container_runner.outbox import Outbox, insert_row, next_seq
 from container_runner.providers.protocol import DeclaredTimeout, Destination, TurnMessage
 from container_runner.replies import Reply
 from container_runner.shared.errors import ClaimLostError, InboundUnreadableError
@@ -105,6 +106,7 @@ class Store:
         self._outbound = out_folder / OUTBOUND_DB
         self._incarnation = incarnation
         self.now_ms = now_ms
+        self.outbox = Outbox(in_folder, out_folder, now_ms)
         self._doubtful: tuple[str, ...] = ()  # claims whose commit failed but may still have reached the file
 
     def start(self) -> int:
@@ -303,18 +305,9 @@ class Store:
         return db.one("SELECT status, incarnation FROM processing_ack WHERE message_id = ?", (message_id,))
 
     def _insert_rows(self, db: Writer, rows: Sequence[OutboundRow]) -> None:
-        seq = _next_odd(_max_seq(db))
+        seq = next_seq(db)
         for row in rows:
-            reply = row.reply
-            after = None if reply.deliver_after is None else to_text(reply.deliver_after)
-            db.execute(
-                "INSERT INTO messages_out(id, seq, in_reply_to, timestamp, deliver_after, kind, platform_id,"
-                " channel_type, thread_id, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(row.id, seq, reply.in_reply_to, row.timestamp, after, reply.kind),
-                    *(reply.platform_id, reply.channel_type, reply.thread_id, reply.content),
-                ),
-            )
+            insert_row(db, row.id, seq, row.timestamp, row.reply)
             seq += 2
 
     def _insert_deferrals(self, db: Writer, acked: Sequence[str], retry_at: int | None, reason: str | None) -> None:
@@ -478,18 +471,3 @@ def _destination(row: sqlite3.Row) -> Destination:
     if row["type"] == "agent" and channel is None:
         channel, place = "agent", row["agent_group_id"]
     return Destination(row["name"], row["type"], row["display_name"], channel, place)
-
-
-def _max_seq(db: Writer) -> int:
-    """Return the highest seq in either file and in the host's delivery cursor: the host sends no row below its cursor."""
-    noted = "coalesce((SELECT seq FROM inbound.delivery_cursor WHERE id = 1), 0)"
-    row = db.one(
-        "SELECT max(coalesce((SELECT max(seq) FROM main.messages_out), 0),"
-        " coalesce((SELECT max(seq) FROM inbound.messages_in), 0),"
-        f" {noted if db.columns('delivery_cursor', _INBOUND) else '0'}) AS seq"
-    )
-    return int(row["seq"]) if row is not None else 0
-
-
-def _next_odd(seq: int) -> int:
-    return seq + 1 if seq % 2 == 0 else seq + 2

@@ -26,7 +26,7 @@ _DEAF_AFTER: Final = 2
 
 
 class InboundWatch:
-    """Wakes one waiter. Times are in seconds, except `step_ms`: milliseconds from a commit without a bell to the wake-up.
+    """Wakes whoever waits. Times are in seconds, except `step_ms`: milliseconds from a commit without a bell to the wake-up.
 
     `open_events` opens the kernel's event source. If it raises OSError, watchfiles is used instead.
     """
@@ -46,6 +46,8 @@ class InboundWatch:
         self._log = log
         self._open_events = open_events
         self._changed = anyio.Event()
+        self.pokes = 0  # how often a waiter was woken; see `after`
+        self._poked = anyio.Event()
         self._closed = anyio.Event()
         self._rung = False  # whether this host rings at all; if so, ignore its commits without a bell
         self._mark: tuple[int, int] | None = None
@@ -54,6 +56,9 @@ class InboundWatch:
     def poke(self) -> None:
         """End the current or the next wait at once."""
         self._changed.set()
+        self.pokes += 1
+        self._poked.set()
+        self._poked = anyio.Event()
 
     def close(self) -> None:
         """Let `run` return. It may wait in a thread, which notices this event but not a cancellation."""
@@ -65,6 +70,12 @@ class InboundWatch:
             await self._changed.wait()
         # Replace the event before the caller polls, so that a change during its poll ends the next wait.
         self._changed = anyio.Event()
+
+    async def after(self, pokes: int, at_most_s: float) -> None:
+        """Wait for a change since `self.pokes` had this value, at most poll_s or `at_most_s` seconds. Any number may wait."""
+        if self.pokes == pokes:
+            with anyio.move_on_after(min(at_most_s, self._poll_s)):
+                await self._poked.wait()
 
     async def run(self) -> None:
         """Turn file events into pokes until closed. Without events, only the stat poll continues."""

@@ -148,3 +148,27 @@ CREATE TABLE IF NOT EXISTS draining (
   since       INTEGER NOT NULL,                  -- epoch ms
   forced      INTEGER NOT NULL DEFAULT 0         -- 1: it is ended for being stuck, and a failure that it acks now does not count
 );
+
+-- ours: what agents have asked, and how it ended. A container asks by a row of messages_out and reads the outcome here.
+CREATE TABLE IF NOT EXISTS questions (
+  id           TEXT PRIMARY KEY,                 -- of the row of messages_out
+  message_id   TEXT,                             -- what its turn works on; NULL: unknown
+  text         TEXT NOT NULL,
+  options      TEXT NOT NULL,                    -- JSON: [{id, label, description}]
+  free_text    INTEGER NOT NULL,                 -- 1: the answer may be any text
+  fallback     TEXT,                             -- the option that counts when the deadline comes first; NULL: none
+  notify       INTEGER NOT NULL,                 -- 1: nobody waits; the answer comes as a message that wakes the agent
+  channel_type TEXT,
+  platform_id  TEXT,
+  thread_id    TEXT,
+  asked_at     INTEGER NOT NULL,                 -- epoch ms
+  deadline     INTEGER NOT NULL,                 -- epoch ms
+  outcome      TEXT,                             -- answered | declined | timeout | cancelled; NULL while it is open
+  choice       TEXT,
+  answer       TEXT,
+  answered_by  TEXT,
+  answer_id    TEXT,                             -- the id that the reply came with: the same one twice is one answer
+  decided_at   INTEGER                           -- epoch ms
+);
+CREATE INDEX IF NOT EXISTS questions_open ON questions(deadline) WHERE outcome IS NULL;
+CREATE INDEX IF NOT EXISTS questions_message ON questions(message_id);

@@ -11,6 +11,7 @@ CREATE TABLE IF NOT EXISTS mailbox (
   thread_id      TEXT,
   content        TEXT NOT NULL,
   delivered_at   INTEGER NOT NULL,               -- epoch milliseconds
+  final          INTEGER NOT NULL DEFAULT 1,     -- 0: said in the middle of a turn; it answers no message
   -- This is what makes the channel deduplicate: a re-sent row is the same row.
   UNIQUE (agent, session, message_out_id)
 );

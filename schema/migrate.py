@@ -63,7 +63,9 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
             # An ALTER cannot add NOT NULL without a constant default; an unknown time is the epoch.
             ("session_state", "updated_at", "TEXT NOT NULL DEFAULT '1970-01-01T00:00:00.000Z'", None),
             ("processing_ack", "incarnation", "TEXT", None),
+            ("messages_out", "final", "INTEGER NOT NULL DEFAULT 1", None),
         ),
+        Role.MAILBOX: (("mailbox", "final", "INTEGER NOT NULL DEFAULT 1", None),),
         Role.CENTRAL: (("sessions", "dead_letters", "INTEGER NOT NULL DEFAULT 0", None),),
     }
 )

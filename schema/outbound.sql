@@ -12,7 +12,8 @@ CREATE TABLE IF NOT EXISTS messages_out (
   platform_id   TEXT,
   channel_type  TEXT,
   thread_id     TEXT,
-  content       TEXT NOT NULL                    -- JSON
+  content       TEXT NOT NULL,                   -- JSON
+  final         INTEGER NOT NULL DEFAULT 1       -- ours: 0: said in the middle of a turn; it answers no message
 );
 
 CREATE TABLE IF NOT EXISTS processing_ack (

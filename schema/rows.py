@@ -109,6 +109,7 @@ class MessageOut:
     channel_type: str | None = None
     platform_id: str | None = None
     thread_id: str | None = None
+    final: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from contextlib import suppress
 from typing import Final
 
 import anyio
-from anyio.abc import ByteReceiveStream, ByteSendStream, Process
+from anyio.abc import ByteReceiveStream, ByteSendStream, Process, TaskGroup
 
+from container_runner.providers.answer_pipe import AnswerPipe
 from container_runner.providers.error_output import ErrorOutput, last_words, own_reason
-from container_runner.providers.lines import Event, OutputParser, ProgressNote, ToolStart
+from container_runner.providers.lines import Ask, Event, OutputParser, ProgressNote, ToolStart
 from container_runner.providers.program import (
     TERM_WAIT_S,
     by_whom,
@@ -60,13 +61,16 @@ class CommandProvider:
 
     async def run(self, turn: Turn, progress: Progress) -> Answer:
         """Run the program and return its answer. Raise a TurnFailedError; when cancelled, kill the program first."""
-        process = await start_program(self._command, self._cwd, self._environ, self._children)
-        try:
-            return await _Conversation(process, self._max_bytes, self._output, progress).run(turn, self._timeout_s)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await end_program(process)
-            self._children.forget(process.pid)
+        with AnswerPipe() as answers:
+            passed = (answers.descriptor,)
+            process = await start_program(self._command, self._cwd, self._environ, self._children, passed)
+            try:
+                conversation = _Conversation(process, self._max_bytes, self._output, progress, answers)
+                return await conversation.run(turn, self._timeout_s)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await end_program(process)
+                self._children.forget(process.pid)
 
     async def close(self) -> None:
         """Do nothing: no program outlives a turn."""
@@ -75,20 +79,24 @@ class CommandProvider:
 class _Conversation:
     """One program's streams, from its start to its end."""
 
-    def __init__(self, process: Process, max_bytes: int, output: str, progress: Progress) -> None:
+    def __init__(self, process: Process, max_bytes: int, output: str, progress: Progress, answers: AnswerPipe) -> None:
         self._process = process
         self._max_bytes = max_bytes
         self._progress = progress
         self._parser = OutputParser(output)
         self._failure: TurnFailedError | None = None
         self._stderr = ErrorOutput(progress.wrote)
+        self._answers = answers
+        self._tasks: TaskGroup | None = None
+        self._waiting = 0  # questions that are open: the turn's clock stands meanwhile
 
     async def run(self, turn: Turn, timeout_s: float) -> Answer:
         code = 0
         with anyio.CancelScope() as limit:
             async with anyio.create_task_group() as group:
-                group.start_soon(cancel_after_running, limit, timeout_s)
-                code = await self._talk(json.dumps(turn.to_json(), ensure_ascii=True).encode() + b"\n")
+                group.start_soon(cancel_after_running, limit, timeout_s, lambda: self._waiting > 0)
+                given = {**turn.to_json(), "answers": self._answers.path}
+                code = await self._talk(json.dumps(given, ensure_ascii=True).encode() + b"\n")
                 group.cancel_scope.cancel()
         if limit.cancelled_caught:
             tail = self._stderr.tail()
@@ -105,6 +113,7 @@ class _Conversation:
         code = -int(signal.SIGTERM)
         async with anyio.create_task_group() as group:
             reading = anyio.Event()
+            self._tasks = group
             group.start_soon(_send, opened(self._process.stdin), turn)
             group.start_soon(self._stderr.read, opened(self._process.stderr))
             group.start_soon(self._read_answer, opened(self._process.stdout), reading, group.cancel_scope)
@@ -154,8 +163,23 @@ class _Conversation:
                 self._progress.event()
             case ToolStart(name, timeout_s):
                 await self._progress.tool_started(name, timeout_s)
+            case Ask():
+                assert self._tasks is not None
+                self._tasks.start_soon(self._ask, event)
             case _:
                 await self._progress.tool_ended()
+
+    async def _ask(self, event: Ask) -> None:
+        """Ask, and write the answer to the program. The program's end cancels this; the host then closes the question."""
+        self._waiting += 1
+        try:
+            decision = await self._progress.ask(event.question, event.key)
+        finally:
+            self._waiting -= 1
+        if decision is not None:
+            answer = {"type": "answer", "key": event.key, **decision.to_json()}
+            if not self._answers.write(answer):
+                self._progress.wrote("clawbus: the program does not read its answers; one is lost")
 
     def _check_later(self, code: int) -> None:
         """Raise TurnDeferredError when the program asked to be tried later: by its exit code, or by a `later` line."""

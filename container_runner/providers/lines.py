@@ -15,9 +15,10 @@ from container_runner.providers.protocol import Answer, OutMessage
 from container_runner.shared.errors import AnswerInvalidError, AnswerNotTextError
 from schema.instants import from_text
 from schema.json_text import UnsendableError, sendable
+from schema.questions import Question, QuestionError, from_fields
 from schema.rows import Kind, TurnNote
 
-TYPES: Final = frozenset({"message", "progress", "tool", "tool_end", "state", "later"})
+TYPES: Final = frozenset({"message", "progress", "tool", "tool_end", "state", "later", "question"})
 _HELD: Final = frozenset(
     {"message", "state"}
 )  # types that count toward the answer's size; the others may be sent without limit
@@ -25,7 +26,7 @@ _ENVELOPE: Final = frozenset({"type", "to", "thread_id", "deliver_after", "kind"
 _MAX_KEY: Final = 200
 _MAX_IGNORED: Final = 100
 _NAMES_A_TYPE: Final = re.compile(
-    rb"\s*\{.*\"type\"\s*:\s*\"(?:message|progress|tool|tool_end|state|later)\"", re.DOTALL
+    rb"\s*\{.*\"type\"\s*:\s*\"(?:message|progress|tool|tool_end|state|later|question)\"", re.DOTALL
 )
 
 
@@ -50,6 +51,14 @@ class ToolEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """The program asks a person. The answer goes to the program, not into the turn's answer."""
+
+    question: Question
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Later:
     """The program asks to get the turn again: after the given number of seconds, or when the host chooses."""
 
@@ -57,7 +66,7 @@ class Later:
     reason: str | None = None
 
 
-Event = ProgressNote | ToolStart | ToolEnd
+Event = ProgressNote | ToolStart | ToolEnd | Ask
 
 
 class OutputParser:
@@ -142,6 +151,8 @@ class OutputParser:
             case "later":
                 self.later = Later(self._wait(fields), self._text(fields, "reason"))
                 return ProgressNote()
+            case "question":
+                return self._ask(fields)
             case str(other):
                 # A newer contract may define this type. Ignore it, and send what we do know.
                 if len(self.ignored) < _MAX_IGNORED:
@@ -149,6 +160,12 @@ class OutputParser:
                 return None
             case _:
                 raise self._wrong("has no `type`")
+
+    def _ask(self, fields: Mapping[str, object]) -> Ask:
+        try:
+            return Ask(from_fields(fields), self._text(fields, "key"))
+        except QuestionError as error:
+            raise self._wrong(str(error)) from error
 
     def _fields(self, line: bytes) -> Mapping[str, object]:
         try:

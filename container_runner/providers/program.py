@@ -35,12 +35,19 @@ _Stream = TypeVar("_Stream", ByteReceiveStream, ByteSendStream)
 
 
 async def start_program(
-    command: Sequence[str], cwd: Path | None, environ: Mapping[str, str], children: Children
+    command: Sequence[str],
+    cwd: Path | None,
+    environ: Mapping[str, str],
+    children: Children,
+    pass_fds: Sequence[int] = (),
 ) -> Process:
-    """Start the program and register it with `children`. Raise CannotStartError or a TurnFailedError."""
+    """Start the program and register it with `children`. Raise CannotStartError or a TurnFailedError.
+
+    It inherits the descriptors in `pass_fds`, besides its three streams.
+    """
     program = command[0]
     try:
-        return await _open(command, cwd, environ, children)
+        return await _open(command, cwd, environ, children, pass_fds)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CommandNotFoundError(f"The program {program!r} does not exist.") from error
     except PermissionError as error:
@@ -57,11 +64,13 @@ async def start_program(
         raise CannotStartError(str(trouble)) from error
 
 
-async def _open(command: Sequence[str], cwd: Path | None, environ: Mapping[str, str], children: Children) -> Process:
+async def _open(
+    command: Sequence[str], cwd: Path | None, environ: Mapping[str, str], children: Children, pass_fds: Sequence[int]
+) -> Process:
     """Start the program. A cancellation takes effect after the start, so that SIGTERM comes before SIGKILL."""
     started: list[Process] = []
     with children.starting(), anyio.CancelScope(shield=True):
-        process = await anyio.open_process(command, cwd=cwd, env=environ, start_new_session=True)
+        process = await anyio.open_process(command, cwd=cwd, env=environ, start_new_session=True, pass_fds=pass_fds)
         children.await_(process.pid)
         started.append(process)
     return started[0]

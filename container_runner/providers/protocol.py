@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Final, Protocol, cast
 
 from container_runner.shared.children import Children
+from schema.questions import Decision, Question
 from schema.rows import Address, Kind, RunnerSettings, TurnNote
 
 CONTRACT: Final = 1
@@ -160,6 +161,14 @@ class Progress(Protocol):
 
     async def tool_ended(self) -> None:
         """Declare that the tool has ended; what the provider declared for the whole turn applies again."""
+        ...
+
+    async def ask(self, question: Question, key: str | None = None) -> Decision | None:
+        """Ask a person and wait for the answer, at most `question.timeout_s` seconds. The silence meanwhile is declared.
+
+        The same `key` in a later try of the same message is the same question: an answer that was recorded is returned at
+        once. Without a key, what is asked is the key. Return None, as soon as the question is stored, for one with `notify`.
+        """
         ...
 
     async def follow_ups(self) -> tuple[TurnMessage, ...]:

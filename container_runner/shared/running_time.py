@@ -6,6 +6,7 @@ out when it thaws, for time in which it could not run.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -14,16 +15,21 @@ _STEP_S: Final = 1.0
 _LATE: Final = 2.0  # a step that took longer than this many times its length was a freeze, not a busy machine
 
 
-async def sleep_running(seconds: float) -> None:
-    """Sleep this long, not counting freezes: each counts as two seconds at most."""
+def _never() -> bool:
+    return False
+
+
+async def sleep_running(seconds: float, stands: Callable[[], bool] = _never) -> None:
+    """Sleep this long, not counting freezes (each counts as two seconds at most) nor steps at whose end the clock stands."""
     left = seconds
     while left > 0:
         step, began = min(left, _STEP_S), anyio.current_time()
         await anyio.sleep(step)
-        left -= min(anyio.current_time() - began, step * _LATE)
+        if not stands():
+            left -= min(anyio.current_time() - began, step * _LATE)
 
 
-async def cancel_after_running(scope: anyio.CancelScope, seconds: float) -> None:
-    """Cancel the scope once this process has run for `seconds`."""
-    await sleep_running(seconds)
+async def cancel_after_running(scope: anyio.CancelScope, seconds: float, stands: Callable[[], bool] = _never) -> None:
+    """Cancel the scope once this process has run for `seconds`, not counting the time in which the clock `stands`."""
+    await sleep_running(seconds, stands)
     scope.cancel()

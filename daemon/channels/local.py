@@ -208,6 +208,7 @@ def _new_entry(message: Outgoing, now_ms: int) -> NewEntry:
         content=message.content,
         delivered_at=now_ms,
         answers=_answers(message.content),
+        final=message.final,
     )
     texts = (mailbox, entry.message_out_id, entry.in_reply_to, entry.kind, entry.thread_id, entry.content)
     try:

@@ -84,7 +84,8 @@ class Accepted:
 class Outgoing:
     """One row to hand over. `key` is the idempotency key, the same on every attempt. `content` is JSON text.
 
-    `traceparent` is the W3C trace context to pass on, if there is one; it may differ between attempts.
+    `traceparent` is the W3C trace context to pass on, if there is one; it may differ between attempts. Not `final`: it was
+    said in the middle of a turn (`in_reply_to` names the message), and the answer is still to come.
     """
 
     key: str
@@ -98,6 +99,7 @@ class Outgoing:
     in_reply_to: str | None = None
     attempt: int = 1
     traceparent: str | None = None
+    final: bool = True
 
 
 @dataclass(frozen=True, slots=True)

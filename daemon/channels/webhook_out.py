@@ -163,6 +163,7 @@ def _body(message: Outgoing) -> bytes:
             "session": message.session,
             "kind": message.kind,
             "timestamp": message.timestamp,
+            "final": message.final,
             "content": content,
         }
         return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")

@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import Final
 
 from daemon.core.errors import (
+    AnswerRefusedError,
     BodyTooLargeError,
     ContentError,
     IdConflictError,
     MessageError,
+    QuestionClosedError,
     RequestRefusedError,
     UnknownAgentError,
+    UnknownQuestionError,
     UnknownSessionError,
 )
 from schema.errors import ClawbusError, InvalidNameError
@@ -79,6 +82,9 @@ _STATUS: Final[tuple[tuple[type[ClawbusError], int], ...]] = (
     (UnknownAgentError, 404),
     (UnknownSessionError, 404),
     (IdConflictError, 409),
+    (UnknownQuestionError, 404),
+    (QuestionClosedError, 409),
+    (AnswerRefusedError, 400),
 )
 
 

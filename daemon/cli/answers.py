@@ -18,10 +18,13 @@ def as_result(entry: MailboxEntry) -> dict[str, Any]:
         "mailbox": entry.mailbox,
         "message_out_id": entry.message_out_id,
         "in_reply_to": entry.in_reply_to,
-        "answers": sorted({*answered_ids(entry.content), *((entry.in_reply_to,) if entry.in_reply_to else ())}),
+        "answers": []
+        if not entry.final
+        else sorted({*answered_ids(entry.content), *((entry.in_reply_to,) if entry.in_reply_to else ())}),
         "agent": entry.agent,
         "session": entry.session,
         "kind": entry.kind,
         "thread_id": entry.thread_id,
         "delivered_at": entry.delivered_at,
+        "final": entry.final,
     }

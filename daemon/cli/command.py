@@ -63,7 +63,7 @@ DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of 
 _OURS: Final = re.compile(r"^clawbus(?= )")  # the command itself, not a path of that name
 _CHAIN: Final = " && "
 _OUTPUT: Final = "CLAWBUS_OUTPUT"
-ID_PARAMETERS: Final = frozenset({"message", "identity", "letter", "letters", "answers"})
+ID_PARAMETERS: Final = frozenset({"message", "identity", "letter", "letters", "answers", "question"})
 _MAY_BE_EMPTY: Final = frozenset({"text", "reason"})
 _RUN: Final = start_command(None)
 LOOK: Final = (NextAction("clawbus logs -n 50", "what it does instead"),)

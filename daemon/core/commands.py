@@ -109,6 +109,15 @@ class DropAnswer(RowVerb):
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerQuestion(RowVerb):
+    """Answer an open question: {id, outcome, choice, text}. `answer` None: there will be no answer."""
+
+    route: ClassVar[str] = "/v1/questions/answer"
+
+    answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StopSession(Verb):
     """Ask the session's container for a graceful end, without waiting: {stopping, incarnation}."""
 
@@ -209,6 +218,7 @@ VERBS: Final[tuple[type[Verb], ...]] = (
     RetryMessage,
     RetryAnswer,
     DropAnswer,
+    AnswerQuestion,
     StopSession,
     KillSession,
     ReleaseSession,

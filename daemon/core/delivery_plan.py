@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from schema.json_text import UnsendableError, check
+from schema.questions import QuestionError, from_content, is_question
 from schema.rows import Address, Cause, DeliveryState, Kind, MessageOut
 
 DELIVERABLE: Final = frozenset({Kind.CHAT.value, Kind.CHAT_SDK.value, Kind.TASK.value, Kind.WEBHOOK.value})
@@ -29,13 +30,15 @@ class Reason(StrEnum):
     IN_DOUBT = "IN_DOUBT"
     TOO_FAR_AHEAD = "TOO_FAR_AHEAD"
     TOO_MANY_SCHEDULED = "TOO_MANY_SCHEDULED"
+    BAD_QUESTION = "BAD_QUESTION"
+    TOO_MANY_QUESTIONS = "TOO_MANY_QUESTIONS"
 
 
 # What a container's own row is refused for. Each such row costs rows of the host's file; a channel's refusal is not its doing.
 OF_CONTAINER: Final = frozenset(
     {
         Reason.UNKNOWN_KIND, Reason.BAD_CONTENT, Reason.NO_ROUTE, Reason.UNAUTHORISED, Reason.ROW_GONE,
-        Reason.TOO_FAR_AHEAD, Reason.TOO_MANY_SCHEDULED,
+        Reason.TOO_FAR_AHEAD, Reason.TOO_MANY_SCHEDULED, Reason.BAD_QUESTION, Reason.TOO_MANY_QUESTIONS,
     }
 )  # fmt: skip
 
@@ -86,7 +89,7 @@ class Rules:
     `held`: destinations with a send under way or a failed head. `full`: (channel, place) to which the session may
     begin no send now. `probing`: destinations whose head has failed for so long that one later row is tried, to find
     out whether the receiver or the head is at fault. `scheduled_room`: how many more rows may wait for a time of
-    their own, which may be `max_ahead_ms` away.
+    their own, which may be `max_ahead_ms` away. `question_room`: how many more questions may be open.
     """
 
     now: int
@@ -99,6 +102,7 @@ class Rules:
     probing: frozenset[str] = frozenset()
     scheduled_room: int = 1000
     max_ahead_ms: int = 366 * 86_400_000
+    question_room: int = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ Decision = Send | Queue | Defer | DeadLetterDecision
 def plan(candidates: Iterable[Candidate], rules: Rules) -> list[Decision]:
     """Return a decision for each candidate, in seq order. `candidates` may come in any order."""
     held = set(rules.held)
-    room = rules.scheduled_room
+    room, questions = rules.scheduled_room, rules.question_room
     found: list[tuple[int, Decision]] = []
     for candidate in sorted(candidates, key=lambda item: _turn(item, rules)):
         decision = _decide(candidate, rules, held)
@@ -155,6 +159,11 @@ def plan(candidates: Iterable[Candidate], rules: Rules) -> list[Decision]:
             if room < 0:
                 error = "too many answers of this session wait for a time of their own (delivery.max_scheduled_answers)"
                 decision = DeadLetterDecision(candidate, Reason.TOO_MANY_SCHEDULED, error, decision.address)
+        elif candidate.state is None and is_question(candidate.row.kind, candidate.row.content):
+            questions -= not isinstance(decision, DeadLetterDecision)
+            if questions < 0:
+                error = "too many questions of this session are open"
+                decision = DeadLetterDecision(candidate, Reason.TOO_MANY_QUESTIONS, error)
         found.append((candidate.row.seq, decision))
         if isinstance(decision, Defer) or (isinstance(decision, Send) and not _batches(decision.address, rules)):
             held.add(decision.address.key)
@@ -203,7 +212,8 @@ def _decide(candidate: Candidate, rules: Rules, held: set[str]) -> Decision:
 
 def _refuse_row(candidate: Candidate, rules: Rules) -> DeadLetterDecision | None:
     row = candidate.row
-    if row.kind not in DELIVERABLE:
+    asks = is_question(row.kind, row.content)
+    if row.kind not in DELIVERABLE and not asks:
         return DeadLetterDecision(candidate, Reason.UNKNOWN_KIND, f"nothing delivers rows of kind {row.kind!r}")
     if len(row.content.encode("utf-8", "surrogatepass")) > rules.max_content_bytes:
         return DeadLetterDecision(candidate, Reason.BAD_CONTENT, f"content is over {rules.max_content_bytes} bytes")
@@ -213,6 +223,11 @@ def _refuse_row(candidate: Candidate, rules: Rules) -> DeadLetterDecision | None
         return DeadLetterDecision(candidate, Reason.BAD_CONTENT, f"content {error}")
     except ValueError:
         return DeadLetterDecision(candidate, Reason.BAD_CONTENT, "content is not JSON")
+    if asks:
+        try:
+            from_content(row.id, row.content)
+        except QuestionError as error:
+            return DeadLetterDecision(candidate, Reason.BAD_QUESTION, f"the question {error}")
     return None
 
 

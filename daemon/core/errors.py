@@ -129,6 +129,27 @@ class UnknownMessageError(ClawbusError):
     default_hint = "`clawbus session show` lists a session's newest messages."
 
 
+class UnknownQuestionError(ClawbusError):
+    """No such question in this session, or it was asked in another place than the answer came from."""
+
+    code = "UNKNOWN_QUESTION"
+    default_hint = "`clawbus question list` lists the open ones."
+
+
+class QuestionClosedError(ClawbusError):
+    """The question was decided already. The first decision stands; nothing has changed."""
+
+    code = "QUESTION_CLOSED"
+    default_hint = "`clawbus question show ID` says how it ended. Send the agent a message instead."
+
+
+class AnswerRefusedError(ClawbusError):
+    """The answer is empty, too long, or none of the question's options. The question stays open."""
+
+    code = "ANSWER_REFUSED"
+    default_hint = "Answer with an option's label, id or number; `clawbus question show ID` lists them."
+
+
 class AmbiguousIdError(ClawbusError):
     """Several sessions have a message of this id."""
 

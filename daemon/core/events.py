@@ -148,6 +148,29 @@ class SeriesRearmed(SessionEvent):
     process_after: int | None
 
 
+# --- questions
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionAsked(SessionEvent):
+    """An agent asks a person; the answer is due at `deadline`. `message_id` is what its turn works on."""
+
+    question_id: str
+    message_id: str | None
+    deadline: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionDecided(SessionEvent):
+    """A question ended: answered, declined, timeout or cancelled. `notify`: its agent is told by a message."""
+
+    question_id: str
+    message_id: str | None
+    outcome: str
+    by: str | None
+    notify: bool
+
+
 # --- answers go out
 
 

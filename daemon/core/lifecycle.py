@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from daemon.core.message_fate import claimed_by, due_since, held_from, is_expired
@@ -73,7 +73,8 @@ class Observation:
 
     `occupied`: a spawn, stop or kill is under way, so neither wake nor reset may happen. `charged`: attempts that have
     ended. `noted`: when the host first saw each message claimed by the container that runs. `evidence_floor`: evidence
-    older than this was dated by a wall clock that has jumped since.
+    older than this was dated by a wall clock that has jumped since. `excused`: by message, until when its turn may have
+    been silent because it waited for the answer to a question: now while that is open.
     """
 
     now: int
@@ -85,6 +86,7 @@ class Observation:
     container: Container | None = None
     occupied: bool = False
     evidence_floor: int = 0
+    excused: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,8 @@ def judge(container: Container, seen: Observation, policy: Policy) -> Kill | Non
     own = [claim for claim in seen.claims if _is_of(claim, container)]
     if not own:
         return None
+    excused = max((seen.excused.get(claim.message_id, 0) for claim in own), default=0)
+    seen = replace(seen, evidence_floor=max(seen.evidence_floor, excused)) if excused else seen
     born = max(container.spawned_at, seen.evidence_floor)
     heartbeat = _heartbeat(container, born, seen.now)
     declared = _declared(container, policy)

@@ -31,13 +31,14 @@ from daemon.core.message_fate import Fate, Verdict, Void, claimed_by
 from daemon.core.trace import SpanStart
 from daemon.engine.endings import endings
 from daemon.engine.fate_steps import Judged, apply_verdict, judge
-from daemon.store import deliveries, messages, outbound
+from daemon.store import deliveries, messages, outbound, questions
 from daemon.store.dead_letters import expire
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
 from schema.connect import Reader, Writer
 from schema.errors import HostileFileError
 from schema.ids import time_of
+from schema.questions import from_content, is_question
 from schema.rows import Ack, AckStatus, DeliveryState, MessageIn, MessageOut, MessageStatus
 
 _UNSENDABLE: Final = frozenset({Reason.BAD_CONTENT, Reason.UNKNOWN_KIND})
@@ -58,6 +59,7 @@ class Collected:
     later: bool = False  # something waits for a known time, or a recurring series must be rearmed
     queued: frozenset[str] = frozenset()  # destinations with rows that wait only for their turn
     verdicts: tuple[Verdict, ...] = ()
+    asked: tuple[questions.Asked, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +180,7 @@ def collect(files: SessionFiles, means: DeliveryContext, live: str | None, now: 
                 settle(db, action, now)
             for claim in claims:
                 messages.note_claim(db, claim.message_id, live or "", claim.changed_at or now, now)
-            for decision in decisions:
-                _commit(db, decision, means, now)
+            asked = [one for decision in decisions if (one := _commit(db, decision, means, now)) is not None]
             for row_id in cut:
                 deliveries.not_wanted(db, row_id, now)
             if batch.top_seq is not None:
@@ -197,6 +198,7 @@ def collect(files: SessionFiles, means: DeliveryContext, live: str | None, now: 
         later=_waits(decisions) or _ends_occurrence(pending, settles) or judged.suspect or bool(judged.verdicts),
         queued=queued,
         verdicts=judged.verdicts,
+        asked=tuple(asked),
     )
 
 
@@ -476,6 +478,7 @@ def _rules(db: Reader, batch: _Batch, means: DeliveryContext, now: int) -> Rules
         probing=deliveries.probing_destinations(db),
         scheduled_room=_scheduled_room(db, batch, means, now),
         max_ahead_ms=int(means.config.max_ahead_s * 1000),
+        question_room=_question_room(db, batch),
     )
 
 
@@ -484,6 +487,12 @@ def _scheduled_room(db: Reader, batch: _Batch, means: DeliveryContext, now: int)
     limit = means.config.max_scheduled_answers
     asked = any(one.state is None and (one.row.deliver_after or 0) > now for one in batch.candidates)
     return limit - deliveries.count_scheduled(db, now) if asked else limit
+
+
+def _question_room(db: Reader, batch: _Batch) -> int:
+    """Return how many more questions may be open. They are counted only if a new row asks one."""
+    asks = any(one.state is None and is_question(one.row.kind, one.row.content) for one in batch.candidates)
+    return questions.MAX_OPEN - questions.count_open(db) if asks else questions.MAX_OPEN
 
 
 def _new_claims(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], live: str | None) -> list[Ack]:
@@ -501,10 +510,12 @@ def _new_claims(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack
     return [ack for ack in working if ack.message_id not in noted]
 
 
-def _commit(db: Writer, decision: Decision, means: DeliveryContext, now: int) -> None:
-    candidate = decision.candidate
+def _commit(db: Writer, decision: Decision, means: DeliveryContext, now: int) -> questions.Asked | None:
+    """Write one decision. Return the question that its row asks, if that is new."""
+    candidate, asked = decision.candidate, None
     if candidate.state is None:
         _track_new(db, decision, now)
+        asked = _note_question(db, decision, now)
     elif isinstance(decision, Send):
         deliveries.intend(db, candidate.row.id, decision.address.key)
         if decision.in_doubt:
@@ -528,6 +539,17 @@ def _commit(db: Writer, decision: Decision, means: DeliveryContext, now: int) ->
         else:
             deliveries.intend(db, candidate.row.id, decision.address.key)
             deliveries.retry(db, candidate.row.id, now, not_before, decision.reason, decision.error)
+    return asked
+
+
+def _note_question(db: Writer, decision: Decision, now: int) -> questions.Asked | None:
+    """Record the question that a new row asks, also when no channel can show it: an operator may answer it."""
+    row = decision.candidate.row
+    if not is_question(row.kind, row.content):
+        return None
+    if isinstance(decision, DeadLetterDecision) and decision.reason != Reason.NO_ROUTE:
+        return None
+    return questions.note_asked(db, row, from_content(row.id, row.content), decision.address, now)
 
 
 def _tell_of_unsendable(db: Writer, decision: DeadLetterDecision, now: int) -> None:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 from cronsim import CronSim, CronSimError
@@ -22,6 +23,8 @@ from daemon.core.events import MessageAccepted, MessageRefused, MessageRequeued
 from daemon.core.trace import SpanStart, Tracing
 from daemon.engine.events import Events
 from daemon.engine.held_files import HeldFiles, end_others
+from daemon.engine.message_events import question_decided
+from daemon.engine.replies import Reply, record_reply, reply_in
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.troubles import ACCEPT, WRITE
 from daemon.store import messages
@@ -84,6 +87,9 @@ class Ingress:
         message = replace(check(incoming, now, self._max_content_bytes), traceparent=span.traceparent)
         if message.not_after is None:
             message = replace(message, not_after=_default_expiry(self.agents[key.agent], message, now))
+        reply = reply_in(incoming.content)
+        if reply is not None:
+            return await self._answer(key, message, reply, incoming)
         session = await (self._sessions.create(key) if incoming.create_session else self._sessions.get(key))
         kept = await self._store(session, message, incoming, now)
         if session.deleted:
@@ -96,6 +102,17 @@ class Ingress:
             kept.known.id, key.agent, key.session, kept.known.seq, kept.duplicate, _address_of(stored),
             state=stored.status.value, previous=MessageStatus.FAILED.value if kept.failed else None, requeued_as=again,
         )  # fmt: skip
+
+    async def _answer(self, key: SessionKey, message: MessageIn, reply: Reply, incoming: Incoming) -> Accepted:
+        """Record a reply to a question. Nothing else becomes of it: the agent reads it as the question's answer."""
+        session = await self._sessions.get(key)
+        work = partial(record_reply, session.files, reply, message.id, incoming.address)
+        asked, fresh = await self._sessions.change(session, work)
+        if fresh:
+            self._events.publish(question_decided(key, asked, self._clock.now_ms()))
+        return Accepted(
+            message.id, key.agent, key.session, 0, not fresh, incoming.address, state=MessageStatus.COMPLETED.value
+        )
 
     def _publish(self, key: SessionKey, kept: Stored, span: SpanStart) -> None:
         now, stored = self._clock.now_ms(), kept.counts

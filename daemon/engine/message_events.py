@@ -25,12 +25,15 @@ from daemon.core.events import (
     MessageExpired,
     MessageRetried,
     MessageSettled,
+    QuestionAsked,
+    QuestionDecided,
     SendFailed,
     SendInDoubt,
 )
 from daemon.core.lifecycle import Action, Fail, Kill, Reset, Settle, Stop
 from daemon.core.message_fate import Defer, Expire, GiveUp, Verdict, Void
 from daemon.engine.delivery_steps import Collected, Outcome
+from daemon.store.questions import Asked
 from daemon.store.registry import SessionKey
 from schema.rows import AckStatus
 
@@ -83,6 +86,15 @@ def verdict_events(key: SessionKey, verdicts: Iterable[Verdict], now: int) -> It
                 yield MessageExpired(*at)
 
 
+def question_decided(key: SessionKey, asked: Asked, now: int) -> QuestionDecided:
+    """Return the event of a question's end. `asked` is the question as it is now."""
+    decision = asked.decision
+    return QuestionDecided(
+        now, key.agent, key.session, asked.id, asked.message_id, decision.outcome.value if decision else "",
+        decision.by if decision else None, asked.question.notify,
+    )  # fmt: skip
+
+
 def poll_events(key: SessionKey, found: Collected, now: int) -> Iterator[Event]:
     """Yield the events of what a poll of a session's files found and committed."""
     agent, session = key
@@ -90,6 +102,8 @@ def poll_events(key: SessionKey, found: Collected, now: int) -> Iterator[Event]:
         yield MessageClaimed(now, agent, session, claim.message_id, claim.incarnation)
     yield from action_events(key, found.settled, found.endings, now)
     yield from verdict_events(key, found.verdicts, now)
+    for asked in found.asked:
+        yield QuestionAsked(now, agent, session, asked.id, asked.message_id, asked.deadline)
     for dead in found.dead_lettered:
         yield _dead_letter(key, dead, now)
     for send in found.sends:

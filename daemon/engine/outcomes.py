@@ -40,6 +40,7 @@ def outgoing(key: SessionKey, send: Send, traceparent: str | None) -> Outgoing:
         in_reply_to=row.in_reply_to,
         attempt=send.candidate.attempts + 1,
         traceparent=traceparent,
+        final=row.final,
     )
 
 

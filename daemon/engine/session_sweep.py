@@ -18,7 +18,7 @@ from daemon.core.events import Event, JournalRecovered, SeriesRearmed
 from daemon.core.lifecycle import IDLE, Container, Kill, Policy, Stop, Wake
 from daemon.engine.delivery import Delivery
 from daemon.engine.events import Events
-from daemon.engine.message_events import action_events, stuck, verdict_events
+from daemon.engine.message_events import action_events, question_decided, stuck, verdict_events
 from daemon.engine.read_trouble import ReadTrouble
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.slots import Phase, Slot
@@ -242,6 +242,8 @@ def _sweep_events(key: SessionKey, swept: Swept, now: int) -> Iterator[Event]:
         yield JournalRecovered(now, key.agent, key.session)
     yield from verdict_events(key, swept.verdicts, now)
     yield from action_events(key, swept.actions, swept.endings, now)
+    for asked in swept.decided:
+        yield question_decided(key, asked, now)
     for message in swept.rearmed:
         yield SeriesRearmed(now, key.agent, key.session, message.id, message.series_id, message.process_after)
 

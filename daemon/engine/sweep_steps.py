@@ -39,7 +39,7 @@ from daemon.engine.endings import endings
 from daemon.engine.fate_steps import apply_verdict, expired, judge, judge_suspects
 from daemon.runtimes import output_log
 from daemon.runtimes.spec import STDERR_LOG
-from daemon.store import deliveries, messages, outbound
+from daemon.store import deliveries, messages, outbound, questions
 from daemon.store.backlog import count_dead
 from daemon.store.folder_use import FolderUse, SessionLimits, check_folder
 from daemon.store.session_files import SessionFiles
@@ -56,7 +56,8 @@ class Swept:
     """What one sweep of a session did, and what is left to do.
 
     `next_at`: when the earliest known work is due (epoch ms), 0 for now, None for none. `due`: number of messages that wait
-    for an agent. `dead`: number of open dead letters. `tool`: the tool in flight that the container declared.
+    for an agent. `dead`: number of open dead letters. `tool`: the tool in flight that the container declared. `decided`: the
+    questions that ended without an answer.
     """
 
     actions: tuple[Action, ...]
@@ -72,6 +73,7 @@ class Swept:
     expires_at: int | None = None
     held: bool = False
     home_use: FolderUse | None = field(default=None, compare=False)
+    decided: tuple[questions.Asked, ...] = ()
 
 
 class Finished(NamedTuple):
@@ -163,13 +165,14 @@ def sweep_files(
         over = {item.message_id for item in too_late}
         seen = replace(
             raw, pending=tuple(message for message in judged.pending if message.id not in over), acks=acks,
-            container=container, occupied=occupied, evidence_floor=floor,
+            container=container, occupied=occupied, evidence_floor=floor, excused=questions.excused(db, [claim.message_id for claim in raw.claims], now),
         )  # fmt: skip
         verdicts: tuple[Verdict, ...] = (*judged.verdicts, *void, *too_late)
         actions = decide(seen, settings.policy)
         rearmed: list[MessageIn] = []
         stale = _ended_attempts(db, seen)
-        changes = verdicts or any(not isinstance(item, Wake | Stop) for item in actions)
+        changes = verdicts or questions.to_close(db, now) or any(not isinstance(item, Wake | Stop) for item in actions)
+        closed: list[questions.Asked] = []
         if messages.to_rearm(db, 1) or stale or changes:
             with db.transaction():
                 for verdict in verdicts:
@@ -180,6 +183,7 @@ def sweep_files(
                         note_draining(db, container.incarnation, now, forced=True)
                 for attempt in stale:
                     messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
+                closed = questions.close_overdue(db, now)  # after the messages have their statuses
                 # After the loops above, so that a series whose occurrence was just settled is rearmed in this transaction.
                 missed = [
                     message for message in judged.pending if message.id in over and message.recurrence is not None
@@ -190,12 +194,12 @@ def sweep_files(
         due, dead = messages.count_due(db, now), count_dead(db)
         ended = endings(db, seen.pending, seen.acks, actions, now)
         expiry = messages.next_expiry(db)
-    if (due or void) and container is not None:
+    if (due or void or closed) and container is not None:
         files.ring()  # a message may have come due by the clock alone, without a commit that would notify the runner
     expires_at = expiry + EXPIRY_GRACE if expiry is not None else None
     return Swept(
         tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended, container.tool if container else None,
-        use, verdicts, expires_at, held_from(seen.pending, now) is not None, home_use,
+        use, verdicts, expires_at, held_from(seen.pending, now) is not None, home_use, tuple(closed),
     )  # fmt: skip
 
 
@@ -313,6 +317,7 @@ def next_work(db: Reader, now: int) -> int | None:
         messages.next_due_at(db, now),
         deliveries.next_attempt_at(db),
         expiry + EXPIRY_GRACE if expiry is not None else None,
+        questions.next_deadline(db),
     )
     return min((value for value in instants if value is not None), default=None)
 

@@ -1,11 +1,14 @@
-"""Makes sure that an accepted message is worked on: wakes its session at once, or schedules it for when the message is due."""
+"""Makes sure that an accepted message is worked on: wakes its session at once, or schedules it for when the message is due.
+
+The same for a question: its deadline is scheduled, and an answer that nobody waits for wakes the agent.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 
 from daemon.core.clock import Clock
-from daemon.core.events import MessageAccepted, Subscriptions
+from daemon.core.events import MessageAccepted, QuestionAsked, QuestionDecided, Subscriptions
 from daemon.core.message_fate import EXPIRY_GRACE
 from daemon.engine.background import Background
 from daemon.engine.sessions import Sessions
@@ -27,8 +30,17 @@ class Waking:
         self._clock = clock
 
     def subscribe(self, events: Subscriptions) -> None:
-        """Subscribe to accepted messages."""
+        """Subscribe to accepted messages and to questions."""
         events.subscribe(MessageAccepted, self._accepted)
+        events.subscribe(QuestionAsked, self._asked)
+        events.subscribe(QuestionDecided, self._decided)
+
+    def _asked(self, event: QuestionAsked) -> None:
+        self._schedule.at(SessionKey(event.agent, event.session), event.deadline)
+
+    def _decided(self, event: QuestionDecided) -> None:
+        if event.notify:
+            self._schedule.now(SessionKey(event.agent, event.session))
 
     def _accepted(self, event: MessageAccepted) -> None:
         session = self._sessions.known(SessionKey(event.agent, event.session))

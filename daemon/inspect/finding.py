@@ -13,17 +13,19 @@ from daemon.inspect.session_reading import open_inbound, table_rows
 from schema.errors import ClawbusError
 
 _NAMED = 5
-_IDS = (("messages_in", "id"), ("delivery_attempts", "message_out_id"))
+_IDS = (("messages_in", "id", "seq"), ("delivery_attempts", "message_out_id", "seq"), ("questions", "id", "rowid"))
 
 
-def sessions_with(data_dir: Path, keys: Iterable[Key], message_id: str) -> tuple[list[Key], int]:
-    """Return the sessions that have a message of this id, and how many sessions could not be read."""
+def sessions_with(
+    data_dir: Path, keys: Iterable[Key], message_id: str, *, table: str = "messages_in"
+) -> tuple[list[Key], int]:
+    """Return the sessions that have a message (or a row of `table`) of this id, and how many could not be read."""
     found: list[Key] = []
     unread = 0
     for key in keys:
         try:
             with open_inbound(folder_of(data_dir, key)) as reader:
-                if table_rows(reader, "messages_in", "SELECT 1 FROM messages_in WHERE id = ?", message_id):
+                if table_rows(reader, table, f"SELECT 1 FROM {table} WHERE id = ?", message_id):
                     found.append(key)
         except ClawbusError:
             unread += 1
@@ -53,7 +55,7 @@ def whole_id(data_dir: Path, keys: Iterable[Key], part: str) -> str:
     found: set[str] = set()
     for key in keys:
         with contextlib.suppress(ClawbusError), open_inbound(folder_of(data_dir, key)) as reader:
-            for table, column in _IDS:
+            for table, column, _ in _IDS:
                 sql = f"SELECT {column} FROM {table} WHERE substr({column}, 1, ?1) = ?2 OR substr({column}, -?1) = ?2"
                 found |= {str(row[0]) for row in table_rows(reader, table, sql, len(part), part)}
     if part in found:
@@ -72,7 +74,7 @@ def newest_ids(data_dir: Path, keys: Iterable[Key], limit: int) -> list[str]:
     found: list[str] = []
     for key in keys:
         with contextlib.suppress(ClawbusError), open_inbound(folder_of(data_dir, key)) as reader:
-            for table, column in _IDS:
-                rows = table_rows(reader, table, f"SELECT {column} FROM {table} ORDER BY seq DESC LIMIT ?", limit)
+            for table, column, order in _IDS:
+                rows = table_rows(reader, table, f"SELECT {column} FROM {table} ORDER BY {order} DESC LIMIT ?", limit)
                 found += [str(row[0]) for row in rows]
     return found

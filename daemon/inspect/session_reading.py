@@ -34,6 +34,7 @@ UNFINISHED: Final = (
     "SELECT EXISTS (SELECT 1 FROM messages_in WHERE status = 'pending')"
     " OR EXISTS (SELECT 1 FROM attempts WHERE outcome IS NULL)"
     " OR EXISTS (SELECT 1 FROM delivery_attempts WHERE state != 'dead')"
+    " OR EXISTS (SELECT 1 FROM questions WHERE outcome IS NULL)"
     f" OR EXISTS (SELECT 1 {dead_answers()}) OR EXISTS (SELECT 1 {failed_messages()})"
 )
 _CRASHES: Final = 2  # one may be anybody's: a restart of the host, a container that was killed

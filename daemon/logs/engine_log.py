@@ -29,6 +29,8 @@ from daemon.core.events import (
     MessageRequeued,
     MessageRetried,
     MessageSettled,
+    QuestionAsked,
+    QuestionDecided,
     SendFailed,
     SendInDoubt,
     SeriesRearmed,
@@ -95,6 +97,8 @@ class EngineLog:
         events.subscribe(MessageExpired, self._expired)
         events.subscribe(AckVoided, self._ack_voided)
         events.subscribe(SeriesRearmed, self._rearmed)
+        events.subscribe(QuestionAsked, self._asked)
+        events.subscribe(QuestionDecided, self._decided)
 
     def _accepted(self, event: MessageAccepted) -> None:
         if not event.duplicate:
@@ -145,6 +149,17 @@ class EngineLog:
     def _rearmed(self, event: SeriesRearmed) -> None:
         log = _of(self._sweep, event)
         log.info("series_rearmed", message=event.message_id, series=event.series_id, at=event.process_after)
+
+    def _asked(self, event: QuestionAsked) -> None:
+        log = _of(self._delivery, event)
+        log.info(
+            "question_asked", question=event.question_id, message=event.message_id, deadline=to_text(event.deadline)
+        )
+
+    def _decided(self, event: QuestionDecided) -> None:
+        _of(self._sweep, event).info(
+            "question_decided", question=event.question_id, message=event.message_id, outcome=event.outcome, by=event.by
+        )
 
     # --- answers
 

@@ -16,6 +16,7 @@ import structlog
 
 from daemon.core.clock import Clock
 from daemon.core.commands import (
+    AnswerQuestion,
     ApplyStale,
     CancelMessage,
     DeleteSession,
@@ -58,6 +59,7 @@ _EVENTS: Final[Mapping[type[RowVerb], tuple[str, tuple[str, ...]]]] = MappingPro
         RetryMessage: ("message_retried", ("retried_as",)),
         RetryAnswer: ("delivery_retried", ("was", "attempts")),
         DropAnswer: ("delivery_dropped", ("was", "attempts")),
+        AnswerQuestion: ("question_answered", ("outcome",)),
     }
 )
 
@@ -127,6 +129,7 @@ class DaemonExecutor:
         done = await self._sessions.change(session, work)
         event, fields = _EVENTS[type(verb)]
         row = "message_out" if isinstance(verb, RetryAnswer | DropAnswer) else "message"
+        row = "question" if isinstance(verb, AnswerQuestion) else row
         more = {row: verb.id, **{name: done[name] for name in fields}}
         self._log.warning(event, agent=key.agent, session=key.session, **more, by=operator.name, reason=operator.reason)
         if isinstance(verb, DropDead | DropAnswer):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from daemon.core.commands import (
+    AnswerQuestion,
     CancelMessage,
     DropAnswer,
     DropDead,
@@ -20,6 +21,7 @@ from daemon.core.commands import (
     Verb,
 )
 from daemon.engine.dead_letters import drop_one, requeue
+from daemon.engine.replies import answer_by_operator
 from daemon.maintenance import answer_repair, message_repair
 from daemon.store.dead_letters import Operator
 from daemon.store.session_files import SessionFiles
@@ -51,5 +53,7 @@ def change_row(
             return answer_repair.retry_answer(files, verb.id, operator, now, under_way=is_sent_now(verb.id))
         case DropAnswer():
             return answer_repair.drop_answer(files, verb.id, operator, now, under_way=is_sent_now(verb.id))
+        case AnswerQuestion():
+            return answer_by_operator(files, verb.id, verb.answer, operator.name, now)
         case _:
             raise NotImplementedError(type(verb).__name__)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,7 @@ MAX_NAME: Final = 200  # characters of a mailbox's name
 READ_BUDGET_CHARS: Final = 16 * 1024**2
 
 _COLUMNS: Final = "cursor, mailbox, message_out_id, agent, session, in_reply_to, kind, thread_id, content, delivered_at"
+_FINAL: Final = "final"  # a column that an older file lacks: every entry of it is final
 
 
 def is_mailbox_name(name: str) -> bool:
@@ -38,7 +39,10 @@ def is_mailbox_name(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class MailboxEntry:
-    """A row of the mailbox. `cursor` only grows; `content` is JSON text; `delivered_at` is epoch milliseconds."""
+    """A row of the mailbox. `cursor` only grows; `content` is JSON text; `delivered_at` is epoch milliseconds.
+
+    Not `final`: it was said in the middle of a turn, and answers no message.
+    """
 
     cursor: int
     mailbox: str
@@ -50,6 +54,7 @@ class MailboxEntry:
     thread_id: str | None
     content: str
     delivered_at: int
+    final: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +71,13 @@ class NewEntry:
     content: str
     delivered_at: int
     answers: tuple[str, ...] = ()
+    final: bool = True
 
     @property
     def replied(self) -> tuple[str, ...]:
-        """Every message id that this answers, each once."""
+        """Every message id that this answers, each once; none for an entry that is not final."""
+        if not self.final:
+            return ()
         first = () if self.in_reply_to is None else (self.in_reply_to,)
         return tuple(dict.fromkeys((*first, *self.answers[:MAX_ANSWERS])))
 
@@ -77,7 +85,7 @@ class NewEntry:
         """Return the stored entry, with this cursor."""
         return MailboxEntry(
             cursor, self.mailbox, self.message_out_id, self.agent, self.session, self.in_reply_to, self.kind,
-            self.thread_id, self.content, self.delivered_at,
+            self.thread_id, self.content, self.delivered_at, self.final,
         )  # fmt: skip
 
 
@@ -191,7 +199,7 @@ class Mailbox:
             return None
         with _open(self.path) as reader:
             row = reader.one(
-                f"SELECT {_COLUMNS} FROM mailbox WHERE cursor = (SELECT min(cursor) FROM mailbox_replies"
+                f"SELECT {_columns(reader)} FROM mailbox WHERE cursor = (SELECT min(cursor) FROM mailbox_replies"
                 " WHERE agent = ? AND session = ? AND message_id = ?)",
                 (agent, session, message_id),
             )
@@ -223,10 +231,10 @@ def read_mailbox(
             conditions.append(f"{column} = ?")
             values.append(value)
     values.append(max(1, min(limit, MAX_LIMIT)))
-    sql = f"SELECT {_COLUMNS} FROM mailbox WHERE {' AND '.join(conditions)} ORDER BY cursor LIMIT ?"
     with _open(path) as reader:
         if not reader.columns("mailbox"):
             return []
+        sql = f"SELECT {_columns(reader)} FROM mailbox WHERE {' AND '.join(conditions)} ORDER BY cursor LIMIT ?"
         if after > 0:
             last = _last_cursor(reader)
             if after > last:
@@ -269,7 +277,7 @@ def _open(path: Path) -> Generator[Reader]:
 def _put(db: Writer, entry: NewEntry) -> int:
     fresh = db.execute(
         "INSERT INTO mailbox (mailbox, message_out_id, agent, session, in_reply_to, kind, thread_id, content,"
-        " delivered_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (agent, session, message_out_id) DO NOTHING",
+        " delivered_at, final) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (agent, session, message_out_id) DO NOTHING",
         (
             entry.mailbox,
             entry.message_out_id,
@@ -280,6 +288,7 @@ def _put(db: Writer, entry: NewEntry) -> int:
             entry.thread_id,
             entry.content,
             entry.delivered_at,
+            int(entry.final),
         ),
     )
     row = db.one(
@@ -297,4 +306,9 @@ def _put(db: Writer, entry: NewEntry) -> int:
 
 
 def _entry(row: sqlite3.Row) -> MailboxEntry:
-    return MailboxEntry(**{name: row[name] for name in MailboxEntry.__dataclass_fields__})
+    entry = MailboxEntry(**{name: row[name] for name in MailboxEntry.__dataclass_fields__})
+    return entry if entry.final is True else replace(entry, final=bool(entry.final))
+
+
+def _columns(reader: Reader) -> str:
+    return f"{_COLUMNS}, {_FINAL if _FINAL in reader.columns('mailbox') else f'1 AS {_FINAL}'}"

@@ -77,10 +77,12 @@ def acks_for(db: Reader, message_ids: Sequence[str]) -> dict[str, Ack]:
 
 
 def is_answered(db: Reader, message_id: str, above: int) -> bool:
-    """Return whether an outbound row above the given seq replies to the message."""
-    if "in_reply_to" not in db.columns("messages_out"):
+    """Return whether an outbound row above the given seq answers the message."""
+    columns = db.columns("messages_out")
+    if "in_reply_to" not in columns:
         return False
-    sql = "SELECT 1 FROM messages_out WHERE in_reply_to = ? AND seq > ? LIMIT 1"
+    final = " AND final <> 0" if "final" in columns else ""
+    sql = f"SELECT 1 FROM messages_out WHERE in_reply_to = ? AND seq > ?{final} LIMIT 1"
     return db.one(sql, (message_id, above)) is not None
 
 
@@ -239,6 +241,7 @@ def _message(row: sqlite3.Row) -> MessageOut:
         channel_type=_text(values.get("channel_type")),
         platform_id=_text(values.get("platform_id")),
         thread_id=_text(values.get("thread_id")),
+        final=values.get("final", 1) != 0,
     )
 
 

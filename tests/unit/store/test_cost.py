@@ -111,7 +111,7 @@ def scans(world: SessionWorld, seen: list[tuple[str, str]]) -> list[str]:
             table = detail.split()[1] if detail.startswith("SCAN") else ""
             # A walk over a partial index is a walk over what is open; those tables are as small as what they route to.
             partial = ("messages_in_pending", "messages_in_rearm", "delivery_attempts_open", "delivery_attempts_retrying",
-                       "attempts_open", "processing_ack_claimed", "delivery_attempts_dead", "messages_in_failed")  # fmt: skip
+                       "attempts_open", "processing_ack_claimed", "delivery_attempts_dead", "messages_in_failed", "questions_open")  # fmt: skip
             small = (
                 "session_routing",
                 "destinations",

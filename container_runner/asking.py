@@ -1,0 +1,111 @@
+"""Asks a person for a running turn: writes the question, waits for what the host records, gives up by its own clock.
+
+The host ends a question at its deadline. The runner's own clock only counts when the host never saw the question.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+import anyio
+from anyio import to_thread
+
+from container_runner.outbox import Outbox
+from container_runner.providers.protocol import TurnMessage
+from container_runner.replies import Reply
+from container_runner.shared.errors import InboundUnreadableError
+from container_runner.watch import InboundWatch
+from schema.errors import ClawbusError
+from schema.os_faults import typed_host_errors
+from schema.questions import Decision, Outcome, Question, key_of, question_id, to_content
+from schema.rows import Address, Kind
+
+_GRACE_S: Final = 30.0  # the host may be restarting when the deadline comes
+_RETRY_S: Final = 0.5
+
+_T = TypeVar("_T")
+
+
+class Asking:
+    """The questions of one turn. `note(event, error)` logs a file that cannot be used now."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        watch: InboundWatch,
+        session: tuple[str, str],
+        messages: Sequence[TurnMessage],
+        routing: Address | None,
+        note: Callable[[str, ClawbusError], None],
+    ) -> None:
+        self._outbox = outbox
+        self._watch = watch
+        self._session = session
+        # The first trigger: in a retry, each trigger of a failed turn is tried alone, and this one asks the same again.
+        self._about = next(message for message in messages if message.trigger)
+        self._routing = routing
+        self._note = note
+        self._asked: Counter[str] = Counter()
+
+    async def ask(self, question: Question, key: str | None) -> Decision | None:
+        """Return how the question ended; None as soon as it is stored when nobody waits for it."""
+        identity = question_id(
+            *self._session, self._about.id, self._numbered(key or key_of(question), named=key is not None)
+        )
+        reply = self._reply(to_content(identity, question))
+        await self._insist(lambda: self._outbox.add(identity, reply))
+        if question.notify:
+            return None
+        deadline = anyio.current_time() + question.timeout_s + _GRACE_S
+        while (left := deadline - anyio.current_time()) > 0:
+            mark = self._watch.pokes
+            found = await self._insist(lambda: self._outbox.decision(identity))
+            if found is not None:
+                return found
+            await self._watch.after(mark, left)
+        return Decision(Outcome.TIMEOUT, question.default)
+
+    def _numbered(self, key: str, *, named: bool) -> str:
+        """Return a key of its own for each repetition of a question without a key."""
+        if named:
+            return f"k:{key}"
+        self._asked[key] += 1
+        return f"{self._asked[key]}:{key}"
+
+    def _reply(self, content: str) -> Reply:
+        about, routing = self._about, self._routing
+        if about.channel_type is not None and about.platform_id is not None:
+            address: Address | None = Address(about.channel_type, about.platform_id, about.thread_id)
+        else:
+            address = routing
+        return Reply(
+            kind=Kind.SYSTEM,
+            content=content,
+            in_reply_to=about.id,
+            channel_type=address.channel_type if address else None,
+            platform_id=address.platform_id if address else None,
+            thread_id=address.thread_id if address else None,
+            final=False,
+        )
+
+    async def _insist(self, work: Callable[[], _T]) -> _T:
+        """Repeat `work` in a worker thread until the files can be used. The turn's end cancels it."""
+        while True:
+            try:
+                return await _in_thread(work)
+            except InboundUnreadableError as error:
+                self._note("ask_delayed", error)
+                await anyio.sleep(_RETRY_S / 10)
+            except ClawbusError as error:
+                self._note("ask_delayed", error)
+                await anyio.sleep(_RETRY_S)
+
+
+async def _in_thread(work: Callable[[], _T]) -> _T:
+    with typed_host_errors("the files cannot be used"):
+        return await to_thread.run_sync(work)
+
+
+Ask = Callable[[Question, str | None], Awaitable[Decision | None]]

@@ -1,0 +1,95 @@
+"""Rows of outbound.db that are visible at once, before the turn's answer: each in one transaction of its own.
+
+A row's id follows from what it is for, so writing it again in a later try of the turn changes nothing. Every call opens the
+files, runs one transaction and closes them, and blocks: call it in a worker thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from container_runner.replies import Reply
+from container_runner.shared.errors import InboundUnreadableError
+from schema.bell import ring
+from schema.connect import Writer, open_owner, open_reader
+from schema.errors import ClawbusError
+from schema.instants import to_text
+from schema.layout import INBOUND_DB, OUTBOUND_DB
+from schema.migrate import Role
+from schema.questions import Decision, Outcome
+
+_INBOUND: Final = "inbound"
+
+
+class Outbox:
+    """Writes early rows for one session. `now_ms` is the clock: epoch milliseconds."""
+
+    def __init__(self, in_folder: Path, out_folder: Path, now_ms: Callable[[], int]) -> None:
+        self._inbound = in_folder / INBOUND_DB
+        self._outbound = out_folder / OUTBOUND_DB
+        self._now_ms = now_ms
+
+    def add(self, row_id: str, reply: Reply) -> bool:
+        """Write a row, unless there is one of this id. Return whether it is new. Raise InboundUnreadableError."""
+        with open_owner(self._outbound, Role.OUTBOUND) as db:
+            try:
+                db.attach_reader(self._inbound, _INBOUND)
+            except ClawbusError as error:
+                raise InboundUnreadableError(str(error)) from error
+            with db.transaction():
+                if db.one("SELECT 1 FROM main.messages_out WHERE id = ?", (row_id,)) is not None:
+                    return False
+                insert_row(db, row_id, next_seq(db), to_text(self._now_ms()), reply)
+        ring(self._outbound.parent)
+        return True
+
+    def decision(self, question_id: str) -> Decision | None:
+        """Return how a question ended, or None while it is open or not seen by the host. Raise InboundUnreadableError.
+
+        A question that the host refused to ask is cancelled.
+        """
+        try:
+            with open_reader(self._inbound) as reader:
+                row = None
+                if reader.columns("questions"):
+                    row = reader.one("SELECT * FROM questions WHERE id = ?", (question_id,))
+                if row is not None:
+                    return _decision(row)
+                refused = reader.one("SELECT status FROM delivered WHERE message_out_id = ?", (question_id,))
+        except ClawbusError as error:
+            raise InboundUnreadableError(str(error)) from error
+        return Decision(Outcome.CANCELLED) if refused is not None and refused["status"] == "failed" else None
+
+
+def insert_row(db: Writer, row_id: str, seq: int, timestamp: str, reply: Reply) -> None:
+    """Insert one row of messages_out. Call inside a transaction that has inbound.db attached."""
+    after = None if reply.deliver_after is None else to_text(reply.deliver_after)
+    db.execute(
+        "INSERT INTO messages_out(id, seq, in_reply_to, timestamp, deliver_after, kind, platform_id,"
+        " channel_type, thread_id, content, final) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(row_id, seq, reply.in_reply_to, timestamp, after, reply.kind),
+            *(reply.platform_id, reply.channel_type, reply.thread_id, reply.content, int(reply.final)),
+        ),
+    )
+
+
+def next_seq(db: Writer) -> int:
+    """Return the next odd seq, above the highest in either file and the host's cursor: the host sends no row below that."""
+    noted = "coalesce((SELECT seq FROM inbound.delivery_cursor WHERE id = 1), 0)"
+    row = db.one(
+        "SELECT max(coalesce((SELECT max(seq) FROM main.messages_out), 0),"
+        " coalesce((SELECT max(seq) FROM inbound.messages_in), 0),"
+        f" {noted if db.columns('delivery_cursor', _INBOUND) else '0'}) AS seq"
+    )
+    seq = int(row["seq"]) if row is not None else 0
+    return seq + 1 if seq % 2 == 0 else seq + 2
+
+
+def _decision(row: sqlite3.Row) -> Decision | None:
+    if row["outcome"] is None:
+        return None
+    return Decision(Outcome(row["outcome"]), row["choice"], row["answer"], row["answered_by"])

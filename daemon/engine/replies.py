@@ -1,0 +1,84 @@
+"""A reply that names the question that it answers: found in a message's content, recorded as the question's outcome.
+
+`{"answer_to": ID, "text": ...}`, in the content itself or in the JSON body of a webhook. Synchronous; the caller holds the
+session's lock.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final, cast
+
+from daemon.core.errors import AnswerRefusedError
+from daemon.store import questions
+from daemon.store.questions import Asked
+from daemon.store.session_files import SessionFiles
+from schema.rows import Address
+
+_ID: Final = re.compile(r"q-[a-z2-7]{16}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What somebody answered. `text` None: there will be no answer."""
+
+    question_id: str
+    text: str | None
+
+
+def reply_in(content: object) -> Reply | None:
+    """Return the reply that a message is, or None. Raise AnswerRefusedError for one without an answer."""
+    for value in (content, _body(content)):
+        fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+        named = fields.get("answer_to")
+        if isinstance(named, str) and _ID.match(named):
+            return _reply(named, fields)
+    return None
+
+
+def _reply(named: str, fields: dict[str, object]) -> Reply:
+    if fields.get("declined") is True:
+        return Reply(named, None)
+    text = fields.get("choice", fields.get("text"))
+    if not isinstance(text, str):
+        raise AnswerRefusedError(f"the answer to {named} has neither `text` nor `choice`.")
+    return Reply(named, text)
+
+
+def _body(content: object) -> object:
+    return cast("dict[str, object]", content).get("body") if isinstance(content, dict) else None
+
+
+def record_reply(
+    files: SessionFiles, reply: Reply, message_id: str, place: Address | None, now: int
+) -> tuple[Asked, bool]:
+    """Decide the question in one transaction. Return it as it is now, and whether this reply decided it.
+
+    Raise UnknownQuestionError, QuestionClosedError or AnswerRefusedError; nothing has changed then.
+    """
+    by = f"{place.channel_type}:{place.platform_id}" if place is not None else "unknown"
+    with files.inbound() as db, db.transaction():
+        before = questions.find(db, reply.question_id)
+        asked = questions.answer(db, reply.question_id, reply.text, by, now, place=place, answer_id=message_id)
+    fresh = before is not None and before.decision is None
+    if fresh:
+        files.ring()
+    return asked, fresh
+
+
+def answer_by_operator(files: SessionFiles, question_id: str, said: str | None, by: str, now: int) -> dict[str, object]:
+    """Decide the question: {id, outcome, choice, text, message_id, notify}. Raise what `record_reply` raises."""
+    with files.inbound() as db, db.transaction():
+        asked = questions.answer(db, question_id, said, by, now)
+    files.ring()
+    decision = asked.decision
+    assert decision is not None
+    return {
+        "id": asked.id,
+        "outcome": decision.outcome.value,
+        "choice": decision.choice,
+        "text": decision.text,
+        "message_id": asked.message_id,
+        "notify": asked.question.notify,
+    }

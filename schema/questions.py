@@ -1,0 +1,246 @@
+"""A question that an agent asks a person: what a container writes, and what the host records. Pure; both sides use it.
+
+A container asks with a row of messages_out, kind `system`, whose content has the type `question`. Its id follows from the
+message that the turn works on and from a key, so a turn that is tried again asks the same question and finds its answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, cast
+
+from schema.json_text import UnsendableError, encode, sendable
+
+TYPE: Final = "question"
+MAX_TEXT: Final = 4_000
+MAX_OPTIONS: Final = 20
+MAX_LABEL: Final = 200
+MAX_DESCRIPTION: Final = 500
+MIN_TIMEOUT_S: Final = 1.0
+MAX_TIMEOUT_S: Final = 7 * 86_400.0
+DEFAULT_TIMEOUT_S: Final = 3_600.0
+
+
+class Outcome(StrEnum):
+    """How a question ended: questions.outcome."""
+
+    ANSWERED = "answered"
+    DECLINED = "declined"  # somebody said that there will be no answer
+    TIMEOUT = "timeout"  # its deadline came first
+    CANCELLED = "cancelled"  # the message that it belongs to ended without it
+
+
+class QuestionError(ValueError):
+    """A question or an answer that breaks a rule; the text completes "it ..."."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One choice. `id` is what the agent gets back; people see the label."""
+
+    id: str
+    label: str
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked. `free_text`: an answer may be any text, not only an option.
+
+    `default`: the id of the option that counts when nobody answers in time; None for none, which means no.
+    `notify`: nobody waits for the answer, so it comes as a message that wakes the agent.
+    """
+
+    text: str
+    options: tuple[Option, ...] = ()
+    free_text: bool = True
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    default: str | None = None
+    notify: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise QuestionError for a question that no channel could show or nobody could answer."""
+        _check_text("text", self.text, MAX_TEXT)
+        if len(self.options) > MAX_OPTIONS:
+            raise QuestionError(f"has more than {MAX_OPTIONS} options")
+        for option in self.options:
+            _check_text("option's id", option.id, MAX_LABEL)
+            _check_text("option's label", option.label, MAX_LABEL)
+            if option.description is not None:
+                _check_text("option's description", option.description, MAX_DESCRIPTION)
+        ids = [option.id for option in self.options]
+        if len(set(ids)) < len(ids):
+            raise QuestionError("has two options with one id")
+        if not self.options and not self.free_text:
+            raise QuestionError("has no options and takes no text")
+        if self.default is not None and self.default not in ids:
+            raise QuestionError("has a default that is no option")
+        if not (math.isfinite(self.timeout_s) and MIN_TIMEOUT_S <= self.timeout_s <= MAX_TIMEOUT_S):
+            raise QuestionError(f"has a timeout_s that is not between {MIN_TIMEOUT_S:g} and {MAX_TIMEOUT_S:g} seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How a question ended. `choice` is an option's id; `text` is what was written; `by` says who answered."""
+
+    outcome: Outcome
+    choice: str | None = None
+    text: str | None = None
+    by: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the decision as an agent sees it."""
+        return {
+            "status": self.outcome.value,
+            "choice": self.choice,
+            "text": self.text,
+            "by": self.by,
+        }
+
+
+def question_id(agent: str, session: str, message_id: str, key: str) -> str:
+    """Return the id of a question: the same for the same key in every try of the same message."""
+    digest = hashlib.sha256(f"{agent}\0{session}\0{message_id}\0{key}".encode("utf-8", "replace")).digest()
+    return f"q-{base64.b32encode(digest[:10]).decode('ascii').lower()}"
+
+
+def key_of(question: Question) -> str:
+    """Return a key made from what is asked, for a caller that has none of its own."""
+    return encode([question.text, [[option.id, option.label] for option in question.options]])
+
+
+def to_content(identity: str, question: Question) -> str:
+    """Return the content of the row that asks: JSON that a channel delivers as it is."""
+    fields: dict[str, object] = {
+        "type": TYPE,
+        "question": identity,
+        "text": question.text,
+        "options": options_json(question.options),
+        "free_text": question.free_text,
+        "timeout_s": question.timeout_s,
+        "default": question.default,
+        "notify": question.notify,
+    }
+    return encode(sendable(fields))
+
+
+def options_json(options: tuple[Option, ...]) -> list[dict[str, object]]:
+    """Return the options as JSON values."""
+    return [
+        {
+            "id": option.id,
+            "label": option.label,
+            **({"description": option.description} if option.description is not None else {}),
+        }
+        for option in options
+    ]
+
+
+def is_question(kind: str, content: str) -> bool:
+    """Return whether a row is meant to ask a question, whatever is wrong with it."""
+    if kind != "system" or TYPE not in content:
+        return False
+    value = _parsed(content)
+    return value is not None and value.get("type") == TYPE
+
+
+def from_content(row_id: str, content: str) -> Question:
+    """Return the question that a container's row asks. Raise QuestionError; the row is hostile input."""
+    value = _parsed(content)
+    if value is None or value.get("type") != TYPE:
+        raise QuestionError("is no question")
+    if value.get("question") != row_id:
+        raise QuestionError("names another id than its row's")
+    return from_fields(value)
+
+
+def from_fields(value: Mapping[str, object]) -> Question:
+    """Return the question of these JSON fields. An option may be a text: then it is its own id. Raise QuestionError."""
+    text, default, timeout = value.get("text"), value.get("default"), value.get("timeout_s", DEFAULT_TIMEOUT_S)
+    if not isinstance(text, str):
+        raise QuestionError("has no `text`")
+    if default is not None and not isinstance(default, str):
+        raise QuestionError("has a `default` that is no text")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise QuestionError("has a `timeout_s` that is no number")
+    return Question(
+        text=text,
+        options=options_from(value.get("options")),
+        free_text=_flag(value, "free_text", default=True),
+        timeout_s=float(timeout),
+        default=default,
+        notify=_flag(value, "notify", default=False),
+    )
+
+
+def options_from(value: object) -> tuple[Option, ...]:
+    """Return the options of a JSON list. Raise QuestionError."""
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(cast("list[object]", value)) > MAX_OPTIONS:
+        raise QuestionError(f"has `options` that are no list of at most {MAX_OPTIONS}")
+    return tuple(_option(one) for one in cast("list[object]", value))
+
+
+def _option(value: object) -> Option:
+    if isinstance(value, str):
+        return Option(value, value)
+    fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+    label = fields.get("label")
+    identity, description = fields.get("id", label), fields.get("description")
+    if not isinstance(label, str) or not isinstance(identity, str):
+        raise QuestionError("has an option without a `label`")
+    if description is not None and not isinstance(description, str):
+        raise QuestionError("has an option whose `description` is no text")
+    return Option(identity, label, description)
+
+
+def choose(question: Question, answer: str) -> Decision:
+    """Return the decision that a person's words mean: an option by its id, label or number, else free text.
+
+    Raise QuestionError when the words are no option and free text is not taken. `by` is left to the caller.
+    """
+    said = answer.strip()
+    if not said:
+        raise QuestionError("is empty")
+    if len(said) > MAX_TEXT:
+        raise QuestionError(f"has more than {MAX_TEXT} characters")
+    folded = said.casefold()
+    for option in question.options:
+        if said == option.id or folded == option.label.casefold():
+            return Decision(Outcome.ANSWERED, option.id, option.label)
+    if said.isascii() and said.isdigit() and len(said) < 4 and 1 <= int(said) <= len(question.options):
+        option = question.options[int(said) - 1]
+        return Decision(Outcome.ANSWERED, option.id, option.label)
+    if not question.free_text:
+        known = ", ".join(f"{number} {option.label}" for number, option in enumerate(question.options, 1))
+        raise QuestionError(f"is none of the options ({known})")
+    return Decision(Outcome.ANSWERED, None, said)
+
+
+def _parsed(content: str) -> Mapping[str, object] | None:
+    try:
+        value = sendable(cast("object", json.loads(content)))
+        return cast("dict[str, object]", value) if isinstance(value, dict) else None
+    except (ValueError, RecursionError, UnsendableError):
+        return None
+
+
+def _flag(value: Mapping[str, object], name: str, *, default: bool) -> bool:
+    found = value.get(name, default)
+    if not isinstance(found, bool):
+        raise QuestionError(f"has a `{name}` that is neither true nor false")
+    return found
+
+
+def _check_text(what: str, text: str, longest: int) -> None:
+    if not text.strip() or "\0" in text:
+        raise QuestionError(f"has an empty {what}")
+    if len(text) > longest:
+        raise QuestionError(f"has a {what} of more than {longest} characters")
