@@ -24,7 +24,7 @@ _ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
 
 _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "Begin": ("init", "serve", "send", "chat", "mailbox"),
+        "Begin": ("init", "serve", "send", "chat", "mailbox", "question"),
         "See": ("status", "doctor", "top", "session", "run", "agent", "channel", "logs", "watch"),
         "Repair": ("message", "delivery", "dead", "sweep"),
         "Host": ("config", "image", "install", "backup", "restore"),

@@ -26,6 +26,7 @@ from daemon.inspect.central_reading import Key, read_central
 from daemon.inspect.dead_reading import Wanted, in_order_of_arrival, read_dead_letter, read_dead_letters
 from daemon.inspect.explain import explain, held_up, state_of
 from daemon.inspect.message_life import read_life
+from daemon.inspect.question_reading import read_questions
 from daemon.inspect.session_reading import Queues, open_current, open_inbound, read_detail, read_queues
 from daemon.store.data_folder import Layout
 from daemon.store.install import InstallFile
@@ -268,6 +269,28 @@ def open_answers_report(
     answers, rest = _of_sessions(data_dir, clock, session, budget_s, read, agent=agent)
     answers.sort(key=lambda answer: answer["state"] != DeliveryState.RETRYING)
     return {"answers": answers[:limit], **rest}
+
+
+def questions_report(
+    data_dir: Path,
+    clock: Clock,
+    *,
+    session: tuple[str, str] | None = None,
+    agent: str | None = None,
+    every: bool = False,
+    limit: int = 100,
+    budget_s: float = _BUDGET_S,
+) -> dict[str, Any]:
+    """Return {questions, total, not_examined, errors}: the open questions, the most urgent first; `total` is how many.
+
+    With `every` also those that have ended, the newest first; of sessions without work only when one is named. Raises
+    UnknownSessionError, DataFolderError, RegistryGoneError.
+    """
+    found, rest = _of_sessions(
+        data_dir, clock, session, budget_s, lambda folder: read_questions(folder, limit, every=every), agent=agent
+    )
+    found.sort(key=lambda one: -one["asked_at"] if every else one["deadline"])
+    return {"questions": found[:limit], **rest}
 
 
 def _of_sessions(

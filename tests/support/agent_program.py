@@ -4,7 +4,7 @@ say X - answers X · exit N - ends with code N · garbage - writes bytes that ar
 none · pid - answers its parent's pid, which is the runner · hang FILE - makes FILE, waits until FILE.go is there, and
 answers `done` · later MS X - answers X, to be delivered at the epoch millisecond · die N - kills the runner, until the
 counter in the file of its own folder is N · context - answers all it was given · look - answers
-what it can see and do here · eat N - takes N MiB of memory.
+what it can see and do here · ask {...} - asks the question of these fields and answers what became of it · eat N - takes N MiB of memory.
 """
 
 import importlib.util
@@ -44,6 +44,8 @@ def main() -> int:
         print(json.dumps({"type": "message", "content": {"text": "seen", **look()}}))
     elif verb == "eat":
         print(len(b"x" * (int(rest) * 1024**2)))
+    elif verb == "ask":
+        ask(turn["answers"], json.loads(rest))
     elif verb == "pid":
         print(os.getppid())
     else:
@@ -58,6 +60,15 @@ def hang(mark: Path) -> None:
     while not go.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     print("done")
+
+
+def ask(answers: str, question: dict[str, object]) -> None:
+    """Ask, wait for the answer, and say it."""
+    with Path(answers).open(encoding="utf-8") as replies:
+        print(json.dumps({"type": "question", **question}), flush=True)
+        answer = json.loads(replies.readline())
+    said = f"{answer['status']} {answer['choice']} {answer['text']}"
+    print(json.dumps({"type": "message", "text": said, "by": answer["by"]}))
 
 
 def die(times: int) -> None:

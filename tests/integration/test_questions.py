@@ -1,0 +1,108 @@
+"""Questions of a running agent, with a real daemon, real programs and the real command line: asked once, answered once."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from tests.support.agents import obedient
+from tests.support.daemon import RealDaemon, eventually
+
+Make = Callable[..., RealDaemon]
+OPTIONS = {"text": "Delete the file?", "options": ["yes", "no"], "free_text": False}
+
+
+def ask(daemon: RealDaemon, session: str, **fields: Any) -> tuple[str, str]:
+    """Have the agent ask. Return the message's and the question's id, once it is delivered."""
+    message_id = daemon.post(f"ask {json.dumps({**OPTIONS, **fields})}", agent="prog", session=session)
+    entry = eventually(
+        "asked", lambda: next((one for one in daemon.entries() if one["in_reply_to"] == message_id), None)
+    )
+    assert entry["content"]["type"] == "question"
+    assert entry["content"]["text"] == "Delete the file?"
+    return message_id, entry["content"]["question"]
+
+
+def text_of(daemon: RealDaemon, message_id: str, session: str) -> str:
+    return daemon.answer(message_id, agent="prog", session=session)["text"]
+
+
+def reply(daemon: RealDaemon, session: str, question: str, text: str, **fields: Any) -> dict[str, Any]:
+    """Answer as somebody in the chat does: with a message that names the question."""
+    content = {"answer_to": question, "text": text}
+    with daemon.client() as client:
+        return client.accept(
+            {
+                "agent": "prog",
+                "session": session,
+                "content": content,
+                "address": {"channel_type": "local", "platform_id": "cli"},
+                **fields,
+            }
+        )
+
+
+def test_a_question_is_answered_by_command_by_reply_and_by_its_deadline(make_daemon: Make) -> None:
+    daemon = make_daemon(obedient(timeout_s=1.0), sweep_keys="claim_stuck_s = 1.0")
+    daemon.start()
+    message_id, question = ask(daemon, "command")
+    replied, other = ask(daemon, "reply")
+    listed = daemon.cli("question", "list").result
+    assert {one["id"] for one in listed["questions"]} == {question, other}
+    assert "Delete the file?" in daemon.people("question", "list")
+    shown = daemon.cli("question", "show", question).result
+    assert (shown["state"], shown["message_id"], shown["where"]) == ("open", message_id, "local:cli")
+
+    refused = daemon.cli("question", "answer", question, "perhaps")
+    assert refused.error == "ANSWER_REFUSED"
+    assert daemon.cli("question", "answer", question, "1").result["choice"] == "yes"
+    assert text_of(daemon, message_id, "command") == "answered yes yes"
+    assert daemon.cli("question", "answer", question, "no").error == "QUESTION_CLOSED"
+    assert daemon.life("prog", "command", message_id).count("question_decided") == 1
+
+    first = reply(daemon, "reply", other, "No", id="r1")
+    again = reply(daemon, "reply", other, "No", id="r1")
+    assert (first["duplicate"], again["duplicate"]) == (False, True)
+    assert text_of(daemon, replied, "reply") == "answered no no"
+    assert daemon.cli("question", "show", other).result["by"] == "local:cli"
+
+    late, unanswered = ask(daemon, "late", timeout_s=3, default="no")
+    assert text_of(daemon, late, "late") == "timeout no None"
+    assert daemon.cli("question", "show", unanswered).result["state"] == "timeout"
+    for session, message in (("command", message_id), ("reply", replied), ("late", late)):
+        assert daemon.message("prog", session, message)["tries"] == 0, "its silence was declared: nothing was killed"
+    daemon.at_rest = True
+
+
+def test_an_open_question_survives_the_death_of_daemon_and_agent_and_is_asked_once(make_daemon: Make) -> None:
+    daemon = make_daemon(obedient())
+    daemon.start()
+    message_id, question = ask(daemon, "s")
+    daemon.kill()
+    os.killpg(daemon.leader("prog", "s"), signal.SIGKILL)
+    assert daemon.cli("question", "answer", question, "yes", "--reason", "it was down").result["outcome"] == "answered"
+    daemon.start()
+    assert text_of(daemon, message_id, "s") == "answered yes yes"
+    asked = [one for one in daemon.entries() if one["content"].get("type") == "question"]
+    assert [one["content"]["question"] for one in asked] == [question], "the second try found the recorded answer"
+    eventually("settled", lambda: daemon.message("prog", "s", message_id)["status"] == "completed")
+    daemon.at_rest = True
+
+
+def test_a_question_whose_message_ends_without_it_is_cancelled(make_daemon: Make) -> None:
+    daemon = make_daemon(obedient())
+    daemon.start()
+    message_id, question = ask(daemon, "s")
+    daemon.cli("message", "cancel", message_id, "--kill").result  # noqa: B018 - asserts that it worked
+    state = eventually(
+        "cancelled", lambda: (found := daemon.cli("question", "show", question).result["state"]) != "open" and found
+    )
+    assert state == "cancelled"
+
+
+def test_a_question_that_nobody_could_answer_is_refused_and_the_agent_goes_on(make_daemon: Make) -> None:
+    daemon = make_daemon(obedient())
+    daemon.start()
+    message = daemon.post('ask {"text": "x", "options": [], "free_text": false}', agent="prog", session="s")
+    assert "error" in daemon.answer(message, agent="prog", session="s")
