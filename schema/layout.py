@@ -24,6 +24,7 @@ CONTAINER_AGENT: Final = "/workspace/agent"
 CONTAINER_HOME: Final = "/workspace/home"
 CONTAINER_GATE: Final = "/run/clawbus"  # read-only; holds GATE_SOCKET, and only where the agent has a way out
 GATE_SOCKET: Final = "egress.sock"
+CONTAINER_SECRETS: Final = "/run/secrets"
 
 ENV_INCARNATION: Final = "CLAWBUS_INCARNATION"
 ENV_RUNNER: Final = "CLAWBUS_RUNNER"  # JSON of RunnerSettings, written by the daemon, read by the runner

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from daemon.config.addresses import docker_address_fault, is_loopback, split_listen
 from daemon.config.egress import Egress, egress_faults
 from daemon.config.faults import booleans_for_numbers, fault_text
+from daemon.config.mounts import HostPlaces, agent_faults
 from daemon.config.presets import PRESETS
 from daemon.config.sources import is_service_link, read_toml
 from daemon.core.errors import ConfigError
@@ -36,6 +38,7 @@ _NO_KEYS: Final = (
 )  # fmt: skip
 _NO_KEYS_BEGIN: Final = ("TEST_", "REQUIRE_")
 PROVIDERS: Final = ("echo", "command", "acp")  # of our own runner; another one (agents.NAME.runner) may have others
+_SECRET_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 _LONGEST_S: Final = 10 * 366 * 86400.0
 _HINT: Final = "Correct the named keys; docs/configuration.md lists them."
 DEFAULT_IMAGE: Final = "clawbus-runner:latest"
@@ -234,6 +237,20 @@ ToolKind = Literal[
 ]
 
 
+class AgentMount(_Table):
+    """[[agents.NAME.mounts]]: a file or folder of the host that the agent's container sees."""
+
+    source: str = Field(min_length=1)
+    target: str = Field(min_length=1)
+    read_only: bool = True
+
+    @field_validator("source", "target")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        _check_path(value)
+        return value
+
+
 class Agent(_Table):
     """[agents.NAME]: one agent group. `provider` is the runner's: echo, or command or acp with an argument list.
 
@@ -256,6 +273,9 @@ class Agent(_Table):
     later_for_s: float = Field(default=24 * 3600.0, gt=0, le=366 * 86400.0)
     expire_after_s: float = Field(default=0.0, ge=0, le=10 * 366 * 86400.0)
     env: dict[str, str] = Field(default_factory=dict[str, str])
+    env_file: str = ""
+    secret_file: dict[str, str] = Field(default_factory=dict[str, str])
+    mounts: tuple[AgentMount, ...] = ()
     image: str | None = None
     network: str | None = None
     memory_bytes: int | None = Field(default=None, ge=16 * 1024**2)
@@ -290,6 +310,17 @@ class Agent(_Table):
         for name, text in value.items():
             if not name or "=" in name or "\0" in name + text:
                 raise ValueError(f"{name!r}: a variable's name is not empty and has no '=', and neither has NUL")
+        return value
+
+    @field_validator("secret_file")
+    @classmethod
+    def _secrets(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, path in value.items():
+            if not _SECRET_NAME.match(name) or name.upper().startswith(_PREFIX):
+                raise ValueError(
+                    f"{name!r}: a secret's name has letters, digits and _, and does not begin with {_PREFIX}"
+                )
+            _check_path(path)
         return value
 
     @field_validator("command", "runner")
@@ -403,7 +434,7 @@ def load_config(
     except Exception as error:  # pydantic-settings wraps an unparsable environment variable in its own error
         raise ConfigError(f"{error}", hint="Correct or unset that environment variable.") from error
     wanted = (data_dir if data_dir is not None else config.data_dir).absolute()
-    faults = [*_faults(config)]
+    faults = [*_faults(config), *_faults_of_files(config, wanted)]
     unknown = [*_unknown_variables(config, os.environ)]
     if warn is None:
         faults += unknown
@@ -504,6 +535,16 @@ def _faults(config: Config) -> Iterator[str]:
         if 0 < age < config.delivery.retry_for_s:
             # Within it a send may be repeated, and what makes the repetition the same send must still be there.
             yield f"retention.{key}: must be 0 (never) or at least delivery.retry_for_s, {config.delivery.retry_for_s:g}"
+
+
+def _faults_of_files(config: Config, data_dir: Path) -> Iterator[str]:
+    for name, agent in config.agents.items():
+        yield from agent_faults(name, agent, host_places(config, data_dir), mountable=config.runtime.kind != "process")
+
+
+def host_places(config: Config, data_dir: Path) -> HostPlaces:
+    """Return what no agent's mount may contain. `data_dir` is the one that is used, whatever the file says."""
+    return HostPlaces(data_dir, config.docker.host, (Path(config.control.socket),) if config.control.socket else ())
 
 
 def _contradictions(config: Config) -> Iterator[str]:

@@ -255,6 +255,34 @@ class SpawnError(ClawbusError):
     default_hint = "Look at `clawbus session show`; the daemon retries with back-off."
 
 
+class AgentFileError(SpawnError):
+    """A file or folder that an agent's table names cannot be used now. Its messages wait and lose no try."""
+
+    code = "AGENT_FILE"
+    default_hint = "Repair what the error names; the daemon tries again by itself, `clawbus session release` at once."
+
+
+class SecretFileError(AgentFileError):
+    """A file of `agents.NAME.secret_file` is missing, unreadable or empty."""
+
+    code = "SECRET_FILE"
+    default_hint = "Write the value into the file and let the daemon's user read it; no reload is needed."
+
+
+class EnvFileError(AgentFileError):
+    """The file of `agents.NAME.env_file` is missing or unreadable, or has a line that is not NAME=VALUE."""
+
+    code = "ENV_FILE"
+    default_hint = "Correct the file and let the daemon's user read it; no reload is needed."
+
+
+class MountSourceError(AgentFileError):
+    """A source of `agents.NAME.mounts` is missing, or has become one that may not be mounted."""
+
+    code = "MOUNT_SOURCE"
+    default_hint = "Make the folder, mount its disk, or correct agents.NAME.mounts and run `clawbus reload`."
+
+
 class ContainerGoneError(ClawbusError):
     """The runtime knows no such container."""
 

@@ -12,6 +12,7 @@ from daemon.config.models import Agent, Config
 from daemon.config.policies import turn_limit_s
 from daemon.core.clock import Clock
 from daemon.core.errors import DataFolderError, UnknownAgentError
+from daemon.runtimes.agent_files import environment_of, operator_mounts, secret_mounts, secret_variables
 from daemon.runtimes.image_source import source_digest
 from daemon.runtimes.process import ProcessRuntime
 from daemon.runtimes.protocol import ContainerRuntime, ContainerSpec, Limits, Mount, WayOut
@@ -78,7 +79,7 @@ class SpecMaker:
         self.owner = self._user if self._user != own else None
 
     def make(self, key: SessionKey, incarnation: str) -> ContainerSpec:
-        """Return the spec of a session's next container. Raises UnknownAgentError, DataFolderError."""
+        """Return the spec of a session's next container. Raises UnknownAgentError, DataFolderError or AgentFileError."""
         agent, config, folder = self._agents.get(key.agent), self._config, self._folder
         if agent is None:
             raise UnknownAgentError(f"there is no agent {key.agent!r} in the configuration any more.")
@@ -90,7 +91,10 @@ class SpecMaker:
             session=key.session,
             incarnation=incarnation,
             runner=_runner(agent, config) if gate is None else self._with_gate(_runner(agent, config), key.agent),
-            agent_env=agent.env,
+            agent_env={
+                **environment_of(key.agent, agent),
+                **secret_variables(key.agent, agent, mounted=self._in_docker),
+            },
             image=image_of(agent, config),
             image_digest=self._digest,
             network=agent.network or config.docker.network,
@@ -101,7 +105,7 @@ class SpecMaker:
             own_runner=agent.runner,
             workspace=ensure_workspace(self._links) if agent.runner and self._in_docker else None,
             extra_mounts=(
-                *(user_mounts(folder.run_dir / "users", uid, gid) if self._in_docker else ()),
+                *(self._extra_mounts(key.agent, agent) if self._in_docker else ()),
                 *((Mount(gate, CONTAINER_GATE, read_only=True),) if gate is not None else ()),
             ),
         )
@@ -113,6 +117,13 @@ class SpecMaker:
             runner,
             egress_port=egress.port if self._in_docker else 0,
             egress_env=tuple(f"{name}={text}" for name, text in sorted(egress.environment(agent).items())),
+        )
+
+    def _extra_mounts(self, name: str, agent: Agent) -> tuple[Mount, ...]:
+        return (
+            *user_mounts(self._folder.run_dir / "users", *self._user),
+            *secret_mounts(name, agent, self._user),
+            *operator_mounts(name, agent, self._config),
         )
 
     def prepare(self, key: SessionKey, files: SessionFiles) -> None:

@@ -103,6 +103,47 @@ def test_the_program_sees_nothing_of_the_runner_and_cannot_write_its_inbox(daemo
     assert (seen["user"], seen["home"]) == ("agent", "/workspace/home")
 
 
+def test_a_secret_is_seen_by_its_agent_alone(make_daemon: Make, image: str, tmp_path: Path) -> None:
+    """And by nobody who looks at the container, the logs, the reports or a backup."""
+    value = f"sk-{os.urandom(16).hex()}"
+    key, shared = tmp_path / "key", tmp_path / "shared"
+    shared.mkdir()
+    (shared / "note.txt").write_text("from the host", encoding="utf-8")
+    read = (
+        'cat "$KEY_FILE" | tr a-z A-Z; cat /srv/shared/note.txt; touch /srv/shared/x 2>/dev/null || echo " read-only"'
+    )
+    table = f"""
+[docker]
+image = "{image}"
+[agents.keeper]
+command = ["sh", "-c", {json.dumps(read)}]
+secret_file = {{ KEY = "{key}" }}
+[[agents.keeper.mounts]]
+source = "{shared}"
+target = "/srv/shared"
+"""
+    daemon = make_daemon(table, runtime="docker")
+    daemon.start()
+    message_id = daemon.post("what is the key?", agent="keeper", session="s")
+    missing = eventually("a failed start", lambda: daemon.events("spawn_failed"))[0]
+    assert (missing["code"], value in str(missing)) == ("SECRET_FILE", False)
+    found = daemon.cli("doctor").envelope["result"]["diagnoses"]
+    assert [one["code"] for one in found if str(key) in str(one["evidence"])] == ["SPAWN_FAILING"]
+    key.write_text(value, encoding="utf-8")
+    key.chmod(0o444)
+    answer = daemon.answer(message_id, agent="keeper", session="s")["text"]
+    assert answer == f"{value.upper()}from the host read-only", "it heals by itself"
+    assert daemon.message("keeper", "s", message_id)["tries"] == 0
+    backup = daemon.root / "backup"
+    assert daemon.cli("backup", str(backup)).ok
+    reports = [daemon.cli(*words).envelope for words in (("status",), ("session", "show", "keeper", "s"), ("doctor",))]
+    seen = json.dumps(inspect(daemon.container("keeper", "s")["container_id"])) + json.dumps(reports)
+    assert value not in seen
+    assert "/run/secrets/KEY" in seen
+    for folder in (daemon.data, backup):
+        assert not [path for path in folder.rglob("*") if path.is_file() and value.encode() in path.read_bytes()]
+
+
 def test_a_restart_of_the_daemon_leaves_its_containers(daemon: RealDaemon) -> None:
     daemon.ask("say up", agent="prog", session="quiet")
     message_id = in_mid_turn(daemon, "busy")

@@ -6,10 +6,12 @@ One daemon serves all tests of this file; each has sessions of its own, and the 
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.conftest import Make
 from tests.support.agents import ECHO, command_agent, obedient
 from tests.support.daemon import RealDaemon, eventually
 
@@ -53,6 +55,29 @@ def test_a_program_answers_and_its_answer_is_delivered_once(daemon: RealDaemon) 
 def test_each_session_has_a_home_of_its_own(daemon: RealDaemon) -> None:
     homes = {name: daemon.ask("look", agent="prog", session=name)["home"] for name in ("at-home", "next-door")}
     assert homes == {name: str(daemon.folder("prog", name) / "home") for name in homes}
+
+
+def test_a_secret_that_is_not_there_yet_costs_no_try(make_daemon: Make, tmp_path: Path) -> None:
+    """And the agent works as soon as the file is there."""
+    key, variables = tmp_path / "key", tmp_path / "variables"
+    daemon = make_daemon(
+        f"""
+[agents.keeper]
+command = ["sh", "-c", 'tr a-z A-Z < "$KEY_FILE"; echo " $GREETING"']
+secret_file = {{ KEY = "{key}" }}
+env_file = "{variables}"
+"""
+    )
+    variables.write_text("GREETING=hello\n", encoding="utf-8")
+    daemon.start()
+    message_id = daemon.post("what is the key?", agent="keeper", session="s")
+    assert eventually("a failed start", lambda: daemon.events("spawn_failed"))[0]["code"] == "SECRET_FILE"
+    found = daemon.cli("doctor").envelope["result"]["diagnoses"]
+    assert [one["code"] for one in found if str(key) in str(one["evidence"])] == ["SPAWN_FAILING"]
+    key.write_text("sk-secret", encoding="utf-8")
+    assert daemon.answer(message_id, agent="keeper", session="s") == {"text": "SK-SECRET hello"}
+    assert daemon.message("keeper", "s", message_id)["tries"] == 0
+    assert b"sk-secret" not in b"".join(path.read_bytes() for path in daemon.data.rglob("*") if path.is_file())
 
 
 def test_twenty_messages_to_five_sessions_are_each_answered_once(daemon: RealDaemon) -> None:

@@ -13,7 +13,7 @@ from anyio.abc import TaskStatus
 
 from daemon.config.models import Runtime as RuntimeConfig
 from daemon.core.clock import Clock
-from daemon.core.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.core.errors import AgentFileError, ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.core.events import ContainerSpawned
 from daemon.engine.events import Events
 from daemon.engine.sessions import Session, Sessions
@@ -351,7 +351,9 @@ class Supervisor:
         await self._state.record(lambda registry: registry.end_incarnation(slot.incarnation, now, None, reason))
         if error is not None:
             # A `soft` error is not the session's fault: retry soon, however often it has failed.
-            soft = isinstance(error, ImageError | RuntimeUnavailableError | StorageError | FileBusyError)
+            soft = isinstance(
+                error, AgentFileError | ImageError | RuntimeUnavailableError | StorageError | FileBusyError
+            )
             self._sessions.storage.failed(error)
             limit = self._timings.soft_backoff_max_s if soft else self._config.spawn_backoff_max_s
             await self._state.back_off(slot.session, error, limit, started=False)

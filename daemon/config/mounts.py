@@ -1,0 +1,132 @@
+"""Which folders of the host an agent's table may mount, and where. Pure but for the resolution of links.
+
+A mount must not give a container what makes it the host's master: the data folder (every session's files, the control
+socket) or the socket of the Docker engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Final, Protocol
+
+from schema.layout import CONTAINER_GATE, CONTAINER_SECRETS, CONTAINER_WORKSPACE
+
+# What every container has, or what its own system needs. Nothing may be mounted over, into or above these.
+_TAKEN: Final = tuple(
+    PurePosixPath(path)
+    for path in (
+        *(f"{CONTAINER_WORKSPACE}/{name}" for name in ("in", "out", "agent", "home")), CONTAINER_SECRETS, CONTAINER_GATE,
+        "/tmp", "/proc", "/sys", "/dev", "/etc/passwd", "/etc/group", "/opt/clawbus",  # noqa: S108
+    )
+)  # fmt: skip
+_DOCKER_SOCKETS: Final = (Path("/var/run/docker.sock"), Path("/run/docker.sock"))
+_SOCKET_NAMES: Final = ("docker.sock", "podman.sock", "containerd.sock")
+
+
+class MountTable(Protocol):
+    """[[agents.NAME.mounts]], as far as it is judged here."""
+
+    @property
+    def source(self) -> str:
+        """A path of the host."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """A path in the container."""
+        ...
+
+
+class AgentTable(Protocol):
+    """[agents.NAME], as far as it is judged here."""
+
+    @property
+    def mounts(self) -> Sequence[MountTable]:
+        """Its mounts."""
+        ...
+
+    @property
+    def runner(self) -> Sequence[str]:
+        """A runner of its own."""
+        ...
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """Its variables."""
+        ...
+
+    @property
+    def env_file(self) -> str:
+        """A file of variables."""
+        ...
+
+    @property
+    def secret_file(self) -> Mapping[str, str]:
+        """Secrets' names and files."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlaces:
+    """What no container may see. `docker_host` is the engine's address; `sockets` are of this daemon."""
+
+    data_dir: Path
+    docker_host: str
+    sockets: tuple[Path, ...] = ()
+
+
+def agent_faults(name: str, agent: AgentTable, places: HostPlaces, *, mountable: bool) -> Iterator[str]:
+    """Yield what is wrong with an agent's mounts, secrets and environment file, each with its key."""
+    if agent.mounts and not mountable:
+        yield f"agents.{name}.mounts: the runtime `process` has no mounts; name the host's path in the command"
+    for number, mount in enumerate(agent.mounts):
+        where = f"agents.{name}.mounts[{number}]"
+        source, target = source_fault(mount.source, places), _target_fault(agent, number)
+        if source is not None:
+            yield f"{where}.source: {source}"
+        if target is not None:
+            yield f"{where}.target: {target}"
+    files = {f"secret_file.{secret}": path for secret, path in agent.secret_file.items()}
+    for key, path in {**files, **({"env_file": agent.env_file} if agent.env_file else {})}.items():
+        if not path.startswith("/"):
+            yield f"agents.{name}.{key}: must be an absolute path"
+    for variable in sorted({f"{secret}_FILE" for secret in agent.secret_file} & set(agent.env)):
+        yield f"agents.{name}.env.{variable}: is set by agents.{name}.secret_file; rename one of them"
+
+
+def source_fault(source: str, places: HostPlaces) -> str | None:
+    """Return why this path of the host may not be mounted, or None. Follow links: what counts is what a container would see."""
+    if not source.startswith("/"):
+        return "must be an absolute path"
+    real = Path(source).resolve()
+    if _overlap(real, places.data_dir.resolve()):
+        return f"must not overlap clawbus's data folder {places.data_dir}, which holds all sessions"
+    if real.name in _SOCKET_NAMES:
+        return "must not be a container engine's socket, which makes its holder root on the host"
+    host = places.docker_host
+    named = (Path(host.removeprefix("unix://")),) if host.startswith("unix://") else ()
+    for socket in (*_DOCKER_SOCKETS, *named, *places.sockets):
+        if socket.resolve().is_relative_to(real):
+            return f"must not contain the socket {socket}, which makes its holder the host's master"
+    return None
+
+
+def _target_fault(agent: AgentTable, number: int) -> str | None:
+    target = agent.mounts[number].target
+    path = PurePosixPath(target)
+    if not path.is_absolute() or ".." in path.parts or str(path) != target.rstrip("/"):
+        return "must be an absolute path without `..` and doubled slashes"
+    taken = next((one for one in _TAKEN if _overlap(path, one)), None)
+    if taken is not None:
+        return f"overlaps {taken}, which the container has already"
+    if agent.runner and path.is_relative_to(CONTAINER_WORKSPACE):
+        return f"must not lie in {CONTAINER_WORKSPACE}, which is read-only for an agent with a `runner`"
+    if any(PurePosixPath(other.target) == path for other in agent.mounts[:number]):
+        return "is the target of an earlier mount"
+    return None
+
+
+def _overlap(one: PurePath, other: PurePath) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)

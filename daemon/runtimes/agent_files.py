@@ -1,0 +1,126 @@
+"""What an agent's table names on the host: mounts, an environment file, secrets. Checked at every start of a container.
+
+A secret's value is read only to be judged. The container gets the file itself, read-only, so that the value is in no
+environment, label, log or copy. What is missing now is the host's trouble: the message waits and loses no try.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from daemon.config.models import Agent, Config, host_places
+from daemon.config.mounts import source_fault
+from daemon.core.errors import AgentFileError, EnvFileError, MountSourceError, SecretFileError
+from daemon.runtimes.protocol import Mount
+from schema.layout import CONTAINER_SECRETS
+
+_MOST: Final = 64 * 1024
+_LINE: Final = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)\Z", re.DOTALL)
+
+
+def operator_mounts(name: str, agent: Agent, config: Config) -> tuple[Mount, ...]:
+    """Return the mounts of `agents.NAME.mounts`. Raise MountSourceError for a source that is missing or not allowed now."""
+    found: list[Mount] = []
+    for number, one in enumerate(agent.mounts):
+        where = f"agents.{name}.mounts[{number}].source"
+        # Again, although the configuration was checked: a link in the path may have changed since.
+        fault = source_fault(one.source, host_places(config, config.data_dir))
+        if fault is not None:
+            raise MountSourceError(f"{where}: {one.source} {fault}.")
+        if not Path(one.source).exists():
+            raise MountSourceError(f"{where}: {one.source} is missing.")
+        found.append(Mount(Path(one.source), one.target.rstrip("/"), read_only=one.read_only))
+    return tuple(found)
+
+
+def environment_of(name: str, agent: Agent) -> dict[str, str]:
+    """Return the variables of `env_file` under those of `env`, which win. Raise EnvFileError."""
+    if not agent.env_file:
+        return dict(agent.env)
+    where = f"agents.{name}.env_file"
+    text = _read(where, agent.env_file, EnvFileError)
+    return {**_variables(f"{where}: {agent.env_file}", text), **agent.env}
+
+
+def secret_mounts(name: str, agent: Agent, user: tuple[int, int]) -> tuple[Mount, ...]:
+    """Return one read-only mount a secret, readable for `user`, the container's (uid, gid). Raise SecretFileError."""
+    _check_secrets(name, agent)
+    for secret, path in agent.secret_file.items():
+        if not _may_read(Path(path).stat(), *user):
+            uid, gid = user
+            raise SecretFileError(
+                f"agents.{name}.secret_file.{secret}: the container's user {uid}:{gid} may not read {path}.",
+                hint=f"Let its group read it: chgrp {gid} {path}; chmod 640 {path}",
+            )
+    return tuple(
+        Mount(Path(path), f"{CONTAINER_SECRETS}/{secret}", read_only=True)
+        for secret, path in sorted(agent.secret_file.items())
+    )
+
+
+def secret_variables(name: str, agent: Agent, *, mounted: bool) -> dict[str, str]:
+    """Return NAME_FILE for each secret: where the agent finds the file. Raise SecretFileError."""
+    if not mounted:  # there are no mounts: the agent reads the operator's own file, as the daemon's user
+        _check_secrets(name, agent)
+    return {
+        f"{secret}_FILE": f"{CONTAINER_SECRETS}/{secret}" if mounted else path
+        for secret, path in agent.secret_file.items()
+    }
+
+
+def _check_secrets(name: str, agent: Agent) -> None:
+    for secret, path in agent.secret_file.items():
+        where = f"agents.{name}.secret_file.{secret}"
+        if not _read(where, path, SecretFileError).strip():
+            raise SecretFileError(f"{where}: {path} is empty.")
+
+
+def _read(where: str, path: str, error_class: type[AgentFileError]) -> str:
+    """Return a small file's text. The error never quotes it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise error_class(f"{where}: {path} cannot be read: {error.strerror}.") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise error_class(f"{where}: {path} is not a regular file.")
+        raw = os.read(descriptor, _MOST + 1)
+    except OSError as error:
+        raise error_class(f"{where}: {path} cannot be read: {error.strerror}.") from error
+    finally:
+        os.close(descriptor)
+    if len(raw) > _MOST:
+        raise error_class(f"{where}: {path} has more than {_MOST} bytes.")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise error_class(f"{where}: {path} is not UTF-8.") from None
+
+
+def _variables(where: str, text: str) -> Mapping[str, str]:
+    """Parse NAME=VALUE lines. Blank lines and those that begin with # are skipped, quotes around a value are removed."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = _LINE.match(line)
+        if match is None or "\0" in line:
+            raise EnvFileError(f"{where}: line {number} is not NAME=VALUE.")
+        name, value = match[1], match[2].strip()
+        if name.startswith("CLAWBUS_"):
+            raise EnvFileError(f"{where}: line {number}: names with CLAWBUS_ are the daemon's own.")
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+        found[name] = value[1:-1] if quoted else value
+    return found
+
+
+def _may_read(status: os.stat_result, uid: int, gid: int) -> bool:
+    """Judge by the mode, as the kernel does for a user without other groups and capabilities."""
+    if status.st_uid == uid:
+        return bool(status.st_mode & stat.S_IRUSR)
+    return bool(status.st_mode & (stat.S_IRGRP if status.st_gid == gid else stat.S_IROTH))
