@@ -73,3 +73,38 @@ CREATE TABLE IF NOT EXISTS verified_idle (
   stamp   TEXT NOT NULL,                         -- what lstat(2) said of in/, out/ and the two files, before and after
   PRIMARY KEY (agent, session)
 ) WITHOUT ROWID;
+
+-- Routes that an operator added by command. Those of the configuration are not here.
+CREATE TABLE IF NOT EXISTS routes (
+  name     TEXT PRIMARY KEY,
+  keys     TEXT NOT NULL,                        -- JSON: the keys of a [[routes]] table
+  added_at INTEGER NOT NULL,
+  added_by TEXT NOT NULL,
+  reason   TEXT
+);
+
+-- Where an agent with a mention-sticky route was mentioned: what follows there needs no mention.
+CREATE TABLE IF NOT EXISTS mentioned (
+  agent   TEXT NOT NULL,
+  channel TEXT NOT NULL,
+  place   TEXT NOT NULL,
+  thread  TEXT NOT NULL,                         -- empty: the place has none
+  at      INTEGER NOT NULL,
+  PRIMARY KEY (agent, channel, place, thread)
+) WITHOUT ROWID;
+
+-- Events that reached no agent, or not this one, and why. One row for each kind of refusal; the oldest go first.
+CREATE TABLE IF NOT EXISTS refused_events (
+  channel  TEXT NOT NULL,
+  place    TEXT NOT NULL,
+  sender   TEXT NOT NULL,                        -- empty where the sender did not matter
+  agent    TEXT NOT NULL,                        -- empty: no agent at all
+  route    TEXT NOT NULL,
+  reason   TEXT NOT NULL,
+  why      TEXT NOT NULL,                        -- of the last one
+  times    INTEGER NOT NULL,
+  first_at INTEGER NOT NULL,
+  last_at  INTEGER NOT NULL,
+  PRIMARY KEY (channel, place, sender, agent, route, reason)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS refused_events_last ON refused_events(last_at);

@@ -23,9 +23,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from daemon.api.operations import Operations
-from daemon.channels.protocol import Incoming
-from daemon.core.commands import VERBS, Verb
+from daemon.channels.protocol import Incoming, PlaceMessage
+from daemon.core.commands import VERBS, AnyVerb
 from daemon.core.errors import BodyTooLargeError, RequestRefusedError
+from daemon.core.routing import PlaceEvent
 from daemon.http.asgi import CLOSING
 from schema.errors import ClawbusError, ReadDeadlineError, ReadRaceError, StorageError
 from schema.ids import check_name, check_session
@@ -34,6 +35,7 @@ from schema.rows import Address, Kind
 
 MAX_WAIT_S: Final = 60.0  # one long poll; to wait longer, the client repeats the request
 MAX_LIMIT: Final = 1000
+LOCAL: Final = "local"
 DEFAULT_BODY_BYTES: Final = 4 * 1024 * 1024
 
 _STATUS: Final[Mapping[str, int]] = MappingProxyType(
@@ -102,6 +104,21 @@ class _MessageBody(BaseModel):
     not_after: int | None = None
 
 
+class _EventBody(BaseModel):
+    """The body of POST /v1/events: something that happened at a place of the local channel."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str
+    place: str
+    text: str
+    thread: str | None = None
+    sender: str | None = None
+    direct: bool = False
+    mention: bool = False
+    not_after: int | None = None
+
+
 def build_api(
     operations: Operations, more: Sequence[BaseRoute] = (), *, max_body_bytes: int = DEFAULT_BODY_BYTES
 ) -> Starlette:
@@ -117,6 +134,7 @@ def build_api(
     return Starlette(
         routes=[
             route("/v1/messages", api.accept, "POST"),
+            route("/v1/events", api.event, "POST"),
             route("/v1/replies", api.reply),
             route("/v1/mailbox/{name}", api.mailbox),
             route("/v1/status", api.status),
@@ -160,6 +178,23 @@ class _Api:
         )
         return asdict(accepted)
 
+    async def event(self, request: Request) -> object:
+        body = parse_body(_EventBody, await read_body(request, self._max_body_bytes))
+        event = PlaceEvent(
+            LOCAL, body.place, body.id, body.text, thread=body.thread, sender=body.sender, direct=body.direct,
+            mention=body.mention,
+        )  # fmt: skip
+        content = {"text": body.text, "sender": body.sender} if body.sender is not None else {"text": body.text}
+        address = Address(LOCAL, body.place, body.thread)
+        routed = await self._operations.event(PlaceMessage(event, content, address, not_after=body.not_after))
+        return {
+            "messages": [asdict(one) for one in routed.accepted],
+            "refused": [
+                {"agent": one.agent or None, "route": one.route or None, "reason": one.reason.value, "why": one.why}
+                for one in routed.refusals
+            ],
+        }
+
     async def reply(self, request: Request) -> object:
         agent, session = _named(request.query_params)
         message_id = request.query_params.get("message_id")
@@ -195,7 +230,7 @@ class _Api:
     async def session(self, request: Request) -> object:
         return await self._operations.session(*_named(request.path_params))
 
-    async def execute(self, adapter: TypeAdapter[Verb], request: Request) -> object:
+    async def execute(self, adapter: TypeAdapter[AnyVerb], request: Request) -> object:
         """Execute a verb. Its values come from the body; names also from the path, operator and reason from the query."""
         body = await read_body(request, self._max_body_bytes)
         values: dict[str, Any] = {**request.query_params, **request.path_params}
@@ -322,7 +357,7 @@ def parse_body(model: type[_Model], body: bytes) -> _Model:
         raise RequestRefusedError(f"the request's body is not JSON: {error}") from error
 
 
-def parse_verb(adapter: TypeAdapter[Verb], values: Mapping[str, Any], body: bytes) -> Verb:
+def parse_verb(adapter: TypeAdapter[AnyVerb], values: Mapping[str, Any], body: bytes) -> AnyVerb:
     """Build a verb from a request's values and body. Raise RequestRefusedError, or what the verb's own checks raise."""
     try:
         given: object = json.loads(body or b"{}")

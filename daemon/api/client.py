@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 from urllib.parse import quote, urlencode
 
-from daemon.core.commands import Verb
+from daemon.core.commands import AnyVerb, Verb
 from daemon.core.errors import (
     DaemonDownError,
     DaemonSilentError,
@@ -117,6 +117,10 @@ class ControlClient:
             with contextlib.suppress(OSError):  # it has ended by itself
                 sock.shutdown(socket.SHUT_RDWR)
 
+    def event(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Have an event of a place of the local channel routed: {messages, refused}."""
+        return self._call("POST", "/v1/events", body=event)
+
     def accept(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """POST /v1/messages; returns {message_id, agent, session, seq, duplicate}."""
         return self._call("POST", "/v1/messages", body=message)
@@ -181,11 +185,11 @@ class ControlClient:
         """Have the daemon read its configuration again; return what is in force, and what needs a restart."""
         return self._call("POST", "/v1/reload", body={})
 
-    def execute(self, verb: Verb) -> dict[str, Any]:
+    def execute(self, verb: AnyVerb) -> dict[str, Any]:
         """Have the daemon carry out an operator's verb, and return its result."""
-        names = {"{agent}": _part(verb.agent), "{session:path}": _part(verb.session)}
         path, body = verb.route, verb.as_json()
-        if "{" in path:
+        if "{" in path and isinstance(verb, Verb):
+            names = {"{agent}": _part(verb.agent), "{session:path}": _part(verb.session)}
             for placeholder, name in names.items():
                 path = path.replace(placeholder, name)
             del body["agent"], body["session"]

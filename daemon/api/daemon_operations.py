@@ -13,14 +13,14 @@ import anyio.to_thread
 
 from daemon.api.live_status import LiveStatus
 from daemon.channels.local import LocalChannel
-from daemon.channels.protocol import Accepted, Incoming
+from daemon.channels.protocol import Accepted, Incoming, PlaceMessage, Routed
 from daemon.config.models import Config
 from daemon.config.policies import read_limits
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
-from daemon.core.commands import Verb
+from daemon.core.commands import AnyVerb
 from daemon.core.errors import NoAnswerError
-from daemon.engine.ingress import Ingress
+from daemon.engine.router import Router
 from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.troubles import Troubles
@@ -43,7 +43,7 @@ class DaemonOperations:
         config: Config,
         clock: Clock,
         sessions: Sessions,
-        ingress: Ingress,
+        router: Router,
         supervisor: Supervisor,
         local: LocalChannel,
         executor: DaemonExecutor,
@@ -53,7 +53,7 @@ class DaemonOperations:
         self._clock = clock
         self._limits = read_limits(config)
         self._sessions = sessions
-        self._ingress = ingress
+        self._router = router
         self._supervisor = supervisor
         self._local = local
         self.executor = executor
@@ -61,7 +61,11 @@ class DaemonOperations:
 
     async def accept(self, incoming: Incoming) -> Accepted:
         """See Ingress.accept."""
-        return await self._ingress.accept(incoming)
+        return await self._router(incoming)
+
+    async def event(self, message: PlaceMessage) -> Routed:
+        """See Router.event."""
+        return await self._router.event(message)
 
     async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
         """Return the first answer to a message, or None when none arrived within `timeout_s` seconds.
@@ -133,7 +137,7 @@ class DaemonOperations:
         at_home = {"bytes": home.bytes, "files": home.files} if home is not None else None
         return {**with_trouble(told, self._sessions.troubles), "out_folder": counted, "home_folder": at_home}
 
-    async def execute(self, verb: Verb) -> dict[str, Any]:
+    async def execute(self, verb: AnyVerb) -> dict[str, Any]:
         """See DaemonExecutor.execute."""
         return await self.executor.execute(verb)
 

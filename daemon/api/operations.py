@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from daemon.channels.protocol import Accepted, Incoming
-from daemon.core.commands import Verb
+from daemon.channels.protocol import Accepted, Incoming, PlaceMessage, Routed
+from daemon.core.commands import AnyVerb
 from daemon.store.mailbox import MailboxEntry
 
 
@@ -21,6 +21,10 @@ class Operations(Protocol):
 
     async def accept(self, incoming: Incoming) -> Accepted:
         """Store a message and return once it is durable. Raises what the ingress raises; then nothing is stored."""
+        ...
+
+    async def event(self, message: PlaceMessage) -> Routed:
+        """Route an event of a place, and return once every message is durable. See channels.protocol.Intake."""
         ...
 
     async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
@@ -59,7 +63,7 @@ class Operations(Protocol):
         """daemon.inspect.reports.session_report's dictionary. Raises UnknownSessionError."""
         ...
 
-    async def execute(self, verb: Verb) -> dict[str, Any]:
+    async def execute(self, verb: AnyVerb) -> dict[str, Any]:
         """Carry out an operator's verb and return its result, as daemon.core.commands says.
 
         A refusal raises before anything has changed. NotConfirmedError: a container's exit was not confirmed in time.

@@ -28,6 +28,7 @@ from daemon.engine.ingress import Ingress
 from daemon.engine.problems import Problems
 from daemon.engine.quarantine import Quarantine
 from daemon.engine.read_trouble import ReadTrouble
+from daemon.engine.router import Router
 from daemon.engine.session_sweep import SessionSweep
 from daemon.engine.sessions import Sessions, SessionSettings
 from daemon.engine.supervisor.slots import Timings
@@ -117,7 +118,8 @@ class Bus:
         self.watch = Watch(self.delivery.poke)
         self.watch.follow(events, self.sessions.known)
         self.problems = Problems(self.sessions, self.supervisor, self.delivery, held_files)
-        self.executor = DaemonExecutor(self.sessions, self.supervisor, clock, self.sweeper.poke, events)
+        self.router = Router(self.ingress, self.sessions, config.routes, clock, self.background, events, self.channels)
+        self.executor = DaemonExecutor(self.sessions, self.supervisor, clock, self.sweeper.poke, events, self.router)
         self.retention = Retention(
             self.sessions, Mailbox(folder.mailbox_db), config.retention, clock, self.supervisor.may_run,
             self.sweeper.poke, partial(_expire, self.executor.deletions),
@@ -185,7 +187,7 @@ class Bus:
             self.config,
             self.clock,
             self.sessions,
-            self.ingress,
+            self.router,
             self.supervisor,
             self.channels.local,
             self.executor,

@@ -254,8 +254,9 @@ async def _start(bus: Bus, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     await tasks.start(bus.supervisor.run, bus.keeper, name="supervisor")
     await tasks.start(bus.sweeper.run, name="sweep")
     tasks.start_soon(bus.schedule.run, bus.sweeper.poke, name="schedule")
+    await bus.router.load()
     running = {
-        name: partial(run_channel, name, channel, bus.ingress.accept, bus.problems.channels, bus.clock)
+        name: partial(run_channel, name, channel, bus.router, bus.problems.channels, bus.clock)
         for name, channel in bus.channels.items()
     }
     await tasks.start(partial(run_channels, running, bus.problems.channels, bus.clock), name="channels")
@@ -326,7 +327,7 @@ def _reload(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config] | None
 
 
 def reload_config(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config]) -> Reloaded:
-    """Take over agents and the log level; everything else needs a restart. A broken file changes nothing, and is raised."""
+    """Take over agents, routes and the log level; everything else needs a restart. A broken file changes nothing, and is raised."""
     log = structlog.get_logger("daemon")
     try:
         config = reload()
@@ -339,7 +340,8 @@ def reload_config(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config])
     pipeline.set_level(config.logs.level)
     bus.agents.clear()
     bus.agents.update(config.agents)
-    taken_over = {"agents": True, "logs": {"level"}}
+    bus.router.reload_later(config.routes)
+    taken_over = {"agents": True, "logs": {"level"}, "routes": True}
     old = bus.config.model_dump(exclude=taken_over)
     restart = sorted(key for key, value in config.model_dump(exclude=taken_over).items() if value != old[key])
     # What was asked for and not done is a warning: the operator believes that it holds now.

@@ -6,7 +6,7 @@ Out: `deliver` returns a receipt or raises. It never reports success for somethi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from daemon.core.clock import Clock
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.core.routing import EventRefusal, PlaceEvent
 from schema.rows import Address, Kind, MessageStatus
 
 
@@ -58,6 +59,7 @@ class Incoming:
     create_session: bool = True
     traceparent: str | None = None
     not_after: int | None = None  # expiry: from then on no turn begins with it, and its sender is informed
+    note: Mapping[str, object] | None = None  # what its first history row says about how it came here
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,26 @@ class Accepted:
     state: str = MessageStatus.PENDING
     previous: str | None = None
     requeued_as: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceMessage:
+    """An event of a place together with what its agents get to read. `content` is the same for the same event."""
+
+    event: PlaceEvent
+    content: object
+    address: Address
+    kind: str = Kind.CHAT
+    traceparent: str | None = None
+    not_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """What became of an event: a durable message for each agent that it went to, and why it went to no other."""
+
+    accepted: tuple[Accepted, ...] = ()
+    refusals: tuple[EventRefusal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +140,23 @@ class Accept(Protocol):
 
     async def __call__(self, incoming: Incoming) -> Accepted:
         """Store the message durably and return. Raise a ClawbusError that says why it cannot; then nothing is stored."""
+        ...
+
+
+@runtime_checkable
+class Intake(Protocol):
+    """What the daemon passes to `Channel.run` as `accept`: it takes events of places, too."""
+
+    async def __call__(self, incoming: Incoming) -> Accepted:
+        """See Accept."""
+        ...
+
+    async def event(self, message: PlaceMessage) -> Routed:
+        """Route an event and store a message for each agent that it goes to. Return only after all are stored.
+
+        Acknowledge the event to the platform after that. Raise a ClawbusError when one could not be stored: hand the event
+        in again, and what was stored is not stored twice.
+        """
         ...
 
 

@@ -22,16 +22,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from daemon.channels import webhook_refusals as refusals
-from daemon.channels.protocol import Accept, Incoming
+from daemon.channels.protocol import Accept, Incoming, Intake, PlaceMessage
+from daemon.channels.webhook_events import HookRequest, message_of
 from daemon.channels.webhook_forms import Signed, raw_of, slack_challenge
-from daemon.channels.webhook_settings import ANY_SESSION, Hook, Keys, WebhookSettings
+from daemon.channels.webhook_settings import Keys, WebhookSettings
 from daemon.core.clock import Clock
 from daemon.core.errors import BodyTooLargeError
 from daemon.http.connections import TRUSTED
 from schema.errors import ClawbusError
-from schema.ids import check_session
 from schema.instants import from_text
-from schema.rows import Address
 
 _DRAIN_BYTES: Final = 4 * 1024**2
 _DRAIN_S: Final = 1.0
@@ -110,6 +109,8 @@ class WebhookIn:
             incoming = await self._checked(request, name)
             if isinstance(incoming, str):
                 return JSONResponse({"challenge": incoming})
+            if isinstance(incoming, PlaceMessage):
+                return await self._routed(name, incoming, accept)
             accepted = await accept(incoming)
         except ClientDisconnect:
             self._log.info("webhook_client_gone", hook=name[:64])
@@ -135,7 +136,28 @@ class WebhookIn:
             body |= {"previous": accepted.previous, "requeued_as": accepted.requeued_as}
         return JSONResponse(body, status_code=202)
 
-    async def _checked(self, request: Request, name: str) -> Incoming | str:
+    async def _routed(self, name: str, message: PlaceMessage, accept: Accept) -> Response:
+        """Have an event routed, and answer once every message is stored. An event for nobody is answered, too."""
+        if not isinstance(accept, Intake):
+            raise TypeError("the bus takes no events")
+        routed = await accept.event(message)
+        self._log.info(
+            "webhook_routed", hook=name, event_id=message.event.id,
+            to=[f"{one.agent}/{one.session}" for one in routed.accepted],
+            refused=[one.reason.value for one in routed.refusals],
+        )  # fmt: skip
+        body = {
+            "ok": True,
+            "id": message.event.id,
+            "messages": [
+                {"agent": one.agent, "session": one.session, "id": one.message_id, "duplicate": one.duplicate}
+                for one in routed.accepted
+            ],
+            "refused": [one.reason.value for one in routed.refusals],
+        }
+        return JSONResponse(body, status_code=202)
+
+    async def _checked(self, request: Request, name: str) -> Incoming | PlaceMessage | str:
         """Return the request's message, or a text that the sender expects in the response."""
         hook = self._settings.hooks.get(name)
         if hook is None:
@@ -148,7 +170,6 @@ class WebhookIn:
         )
         # The sender is authenticated from here on, so responses may reveal more.
         setattr(request.state, TRUSTED, True)
-        session = _session(hook, request.path_params.get("session"))
         content_type = request.headers.get("content-type", "")
         event = request.headers.get(form.event_header or "", "")[:200]
         kept = {key: request.headers[key][:200] for key in _KEPT_HEADERS if key in request.headers}
@@ -162,15 +183,19 @@ class WebhookIn:
             return challenge
         if hook.keep_raw:
             payload |= raw_of(body)
-        return Incoming(
-            agent=hook.agent,
-            session=session,
-            content={"event": event or None, "headers": kept, **payload},
-            message_id=message_id,
-            kind=hook.kind,
-            address=Address(self._name, name),
-            traceparent=request.headers.get("traceparent"),
-            not_after=_not_after(request.headers.get("x-clawbus-not-after")),
+        return message_of(
+            hook,
+            HookRequest(
+                channel=self._name,
+                hook=name,
+                message_id=message_id,
+                event=event,
+                content={"event": event or None, "headers": kept, **payload},
+                payload=payload,
+                session=request.path_params.get("session"),
+                traceparent=request.headers.get("traceparent"),
+                not_after=_not_after(request.headers.get("x-clawbus-not-after")),
+            ),
         )
 
     async def _body(self, request: Request) -> bytes:
@@ -278,16 +303,6 @@ def _not_after(text: str | None) -> int | None:
     if instant is None:
         raise refusals.BodyRefusedError("X-Clawbus-Not-After is neither an ISO-8601 time nor epoch seconds.")
     return instant
-
-
-def _session(hook: Hook, given: str | None) -> str:
-    if hook.session != ANY_SESSION:
-        if given is not None:
-            raise refusals.UnknownHookError("this hook always uses the same session.", hint="POST /hooks/NAME")
-        return hook.session
-    if given is None:
-        raise refusals.UnknownHookError("this hook needs a session in its path.", hint="POST /hooks/NAME/SESSION")
-    return check_session(given)
 
 
 async def _finish(request: Request, error: ClawbusError) -> bool:

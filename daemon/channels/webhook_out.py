@@ -22,6 +22,7 @@ import httpx
 
 from daemon.channels.protocol import Outgoing, Receipt
 from daemon.channels.signatures import retry_after_s, sign_at
+from daemon.channels.webhook_events import hook_of
 from daemon.channels.webhook_settings import Hook, Keys, WebhookSettings
 from daemon.core.clock import Clock
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
@@ -77,7 +78,7 @@ class WebhookOut:
 
         Raise TransientDeliveryError or PermanentDeliveryError otherwise.
         """
-        hook_name = message.address.platform_id
+        hook_name = hook_of(message.address.platform_id)
         hook = self._settings.hooks.get(hook_name)
         if hook is not None and hook.reply == "none":
             return Receipt(not_wanted=True)

@@ -19,12 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, fi
 from daemon.channels.protocol import InDoubt
 from daemon.channels.webhook_forms import Clawbus, GitHub, GitLab, Hmac, SignatureForm, Slack, Stripe
 from daemon.config.addresses import split_listen
+from daemon.config.routes import session_template
 from daemon.core.errors import ConfigError
+from daemon.core.templates import parse
 from schema.errors import InvalidNameError
-from schema.ids import check_name, check_session
+from schema.ids import check_name
 from schema.rows import Kind
 
 ANY_SESSION: Final = "*"
+HOOK_VALUES: Final = frozenset(("event", "hook", "body", "text"))  # what a hook's templates may use
 _HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,100}\Z")
 MIN_SECRET: Final = 8
 _MAX_SECRET_FILE: Final = 4096
@@ -43,8 +46,12 @@ class Hook(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    agent: str
-    session: str
+    agent: str | None = None
+    session: str | None = None
+    place: str | None = None
+    thread: str | None = None
+    sender: str | None = None
+    text: str | None = None
     signature: Literal["clawbus", "github", "gitlab", "slack", "stripe", "hmac"] = "clawbus"
     signature_header: str | None = None
     id_header: str | None = None
@@ -61,13 +68,32 @@ class Hook(BaseModel):
 
     @field_validator("agent")
     @classmethod
-    def _agent(cls, value: str) -> str:
-        return _named("agent", value)
+    def _agent(cls, value: str | None) -> str | None:
+        return value if value is None else _named("agent", value)
 
     @field_validator("session")
     @classmethod
-    def _session(cls, value: str) -> str:
-        return value if value == ANY_SESSION else _named("session", value)
+    def _session(cls, value: str | None) -> str | None:
+        if value is not None and value != ANY_SESSION:
+            session_template(value, HOOK_VALUES)
+        return value
+
+    @field_validator("place", "thread", "sender", "text")
+    @classmethod
+    def _template(cls, value: str | None) -> str | None:
+        if value is not None:
+            unknown = sorted(parse(value).first_words - HOOK_VALUES)
+            if unknown:
+                raise ValueError(f"there is no {{{unknown[0]}}}; it may use {', '.join(sorted(HOOK_VALUES))}")
+        return value
+
+    @model_validator(mode="after")
+    def _way(self) -> Self:
+        if (self.agent is None) != (self.session is None):
+            raise ValueError("agent and session go together; without both, [[routes]] decide")
+        if self.agent is not None and (self.place, self.thread, self.sender, self.text) != (None,) * 4:
+            raise ValueError("place, thread, sender and text are for [[routes]]: remove them, or agent and session")
+        return self
 
     @field_validator("reply_url")
     @classmethod
@@ -142,7 +168,7 @@ class WebhookSettings(BaseModel):
 
     def named_agents(self) -> dict[str, str]:
         """See daemon.channels.registry.NamesAgents."""
-        return {f"hooks.{name}.agent": hook.agent for name, hook in self.hooks.items()}
+        return {f"hooks.{name}.agent": hook.agent for name, hook in self.hooks.items() if hook.agent is not None}
 
     @field_validator("hooks")
     @classmethod
@@ -234,7 +260,7 @@ def _read(where: str, path: Path) -> bytes:
 
 def _named(what: str, value: str) -> str:
     try:
-        return check_session(value) if what == "session" else check_name(what, value)
+        return check_name(what, value)
     except InvalidNameError as error:
         raise ValueError(f"{error} {error.hint}") from error
 

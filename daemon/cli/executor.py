@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from daemon.api.client import ControlClient
 from daemon.cli.command import Invocation
 from daemon.core.clock import SystemClock
-from daemon.core.commands import KillSession, Verb
+from daemon.core.commands import AnyVerb, KillSession
 from daemon.core.content import error_of
 from daemon.core.errors import NotListeningError, RemoteError, RuntimeUnavailableError
 from daemon.core.repair_errors import RestoreRefusedError
@@ -32,7 +32,7 @@ class Executor(Protocol):
 
     source: str  # `daemon` or `files`
 
-    def execute(self, verb: Verb) -> dict[str, Any]:
+    def execute(self, verb: AnyVerb) -> dict[str, Any]:
         """Execute one verb and return its result. Raise RemoteError, or whatever the verb's own code raises."""
         ...
 
@@ -74,7 +74,7 @@ def executor(invocation: Invocation, *, changes: bool = True) -> Generator[Execu
         yield found
 
 
-def execute(invocation: Invocation, verb: Verb) -> dict[str, Any]:
+def execute(invocation: Invocation, verb: AnyVerb) -> dict[str, Any]:
     """Execute one verb, in the daemon or on the files, and return its result."""
     with executor(invocation) as found:
         return found.execute(verb)

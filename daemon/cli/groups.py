@@ -26,6 +26,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "Begin": ("init", "serve", "send", "chat", "mailbox", "question"),
         "See": ("status", "doctor", "top", "session", "run", "agent", "channel", "logs", "watch"),
+        "People": ("route",),
         "Repair": ("message", "delivery", "dead", "sweep"),
         "Host": ("config", "image", "install", "backup", "restore"),
         "Releases": ("release", "source"),

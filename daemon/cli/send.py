@@ -17,7 +17,16 @@ import typer
 from daemon.cli.answers import as_result
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
-from daemon.cli.names import AgentOption, SessionOption, addressed
+from daemon.cli.names import AgentOption, addressed
+from daemon.cli.send_place import (
+    DirectOption,
+    LocalEvent,
+    MentionOption,
+    PlaceOption,
+    SenderOption,
+    ThreadOption,
+    send_to_place,
+)
 from daemon.cli.standard_input import read_text
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.command_words import two_words
@@ -34,6 +43,12 @@ if TYPE_CHECKING:
     from daemon.store.mailbox import MailboxEntry
 
 
+SessionOption = Annotated[
+    str | None,
+    typer.Option("--session", "-s", metavar="NAME", help="The session; a new name makes one. Or AGENT/SESSION."),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     add(app, "send", send)
@@ -42,7 +57,7 @@ def register(app: typer.Typer) -> None:
 def send(
     invocation: Invocation,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say; `-` reads standard input.")],
-    session: SessionOption,
+    session: SessionOption = None,
     agent: AgentOption = None,
     message_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="The message's id. The same id twice is one message.")
@@ -67,6 +82,11 @@ def send(
         str | None, typer.Option("--expires-in", metavar="DURATION", help="The same, from now on: 90s, 15m, 2h, 3d.")
     ] = None,
     no_create: Annotated[bool, typer.Option("--no-create", help="Refuse if the session does not exist yet.")] = False,
+    place: PlaceOption = None,
+    thread: ThreadOption = None,
+    sender: SenderOption = None,
+    mention: MentionOption = False,
+    direct: DirectOption = False,
 ) -> Outcome:
     """Send a message to an agent's session; with --wait, print its answer.
 
@@ -77,7 +97,15 @@ def send(
     Example:
       clawbus send 'hello' --agent echo --session demo --wait 30
       clawbus send - --agent echo --session demo < question.txt
+      clawbus send 'hello' --place kitchen --sender ann
     """
+    if place is not None:
+        if agent is not None or session is not None:
+            raise typer.BadParameter("--place lets the routes name agent and session: leave --agent and --session out.")
+        event = LocalEvent(message_id, place, thread, sender, mention, direct, _expiry(not_after, expires_in))
+        return send_to_place(invocation, read_text() if text == "-" else text, event)
+    if session is None:
+        raise typer.BadParameter("name --session AGENT/SESSION, or a --place that a route covers.")
     agent, session = addressed(agent, session)
     content = _content(read_text() if text == "-" else text, as_json=json_content)
     message = {

@@ -24,6 +24,7 @@ from daemon.config.egress import Egress, egress_faults
 from daemon.config.faults import booleans_for_numbers, fault_text
 from daemon.config.mounts import HostPlaces, agent_faults
 from daemon.config.presets import PRESETS
+from daemon.config.routes import RouteTable, route_faults
 from daemon.config.sources import is_service_link, read_toml
 from daemon.core.errors import ConfigError
 from daemon.core.zones import zone
@@ -371,6 +372,7 @@ class Config(BaseSettings):
     deploy: Deploy = Field(default_factory=Deploy)
     egress: Egress = Field(default_factory=Egress)
     agents: dict[str, Agent] = Field(default_factory=dict[str, Agent])
+    routes: tuple[RouteTable, ...] = ()
     # Not in the repr: a channel's table may hold secrets.
     channels: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]], repr=False)
 
@@ -530,6 +532,8 @@ def _faults(config: Config) -> Iterator[str]:
 
     yield from egress_faults(config.egress, config.agents)
     yield from _contradictions(config)
+    for name, fault in route_faults((one.route() for one in config.routes), config.agents, {"local", *config.channels}):
+        yield f"routes.{name}: {fault}"
     for key in ("messages_s", "mailbox_s", "idle_sessions_s"):
         age = float(getattr(config.retention, key))
         if 0 < age < config.delivery.retry_for_s:

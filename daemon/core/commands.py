@@ -7,7 +7,7 @@ A verb says what is wanted and does nothing. `maintenance/daemon_executor.py` ca
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
@@ -48,6 +48,46 @@ class Verb:
     def as_json(self) -> dict[str, Any]:
         """Return the request's body."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class HostVerb:
+    """One request about the whole installation, not about a session. `by` and `reason` are recorded with the change."""
+
+    __pydantic_config__: ClassVar[Mapping[str, object]] = MappingProxyType({"extra": "forbid", "strict": True})
+    route: ClassVar[str]
+    wait_s: ClassVar[float] = 0.0
+
+    by: str = "operator"
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what came from outside."""
+        _check_length("by", self.by, _MAX_BY)
+        if self.reason is not None and len(self.reason) > _MAX_REASON:
+            raise RequestRefusedError(f"reason is longer than {_MAX_REASON} characters.")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the request's body."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AddRoute(HostVerb):
+    """Add a route: {name, where}. `keys` are those of a [[routes]] table."""
+
+    route: ClassVar[str] = "/v1/routes/add"
+
+    keys: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRoute(HostVerb):
+    """Remove a route that was added by command: {name}."""
+
+    route: ClassVar[str] = "/v1/routes/remove"
+
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +251,9 @@ class UndoStale(Verb):
         _check_length("backup", self.backup, _MAX_ID)
 
 
-VERBS: Final[tuple[type[Verb], ...]] = (
+AnyVerb = Verb | HostVerb
+
+VERBS: Final[tuple[type[AnyVerb], ...]] = (
     RequeueDead,
     DropDead,
     CancelMessage,
@@ -228,6 +270,8 @@ VERBS: Final[tuple[type[Verb], ...]] = (
     PreviewStale,
     ApplyStale,
     UndoStale,
+    AddRoute,
+    RemoveRoute,
 )
 
 

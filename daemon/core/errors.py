@@ -356,3 +356,10 @@ class BodyTooLargeError(RequestRefusedError):
 
     code = "BODY_TOO_LARGE"
     default_hint = "Send a smaller message; limits.max_content_bytes bounds one message's content."
+
+
+class RouteRefusedError(ClawbusError):
+    """A route cannot be added or removed as asked. Nothing was changed."""
+
+    code = "ROUTE_REFUSED"
+    default_hint = "Correct what the message names; `clawbus route list` shows the routes that there are."

@@ -69,6 +69,20 @@ class MessageRefused(Event):
     code: str
 
 
+@dataclass(frozen=True, slots=True)
+class EventRefused(Event):
+    """Events of a place reached no agent, or not this one; `times` since that was last published."""
+
+    channel: str
+    place: str
+    sender: str
+    agent: str
+    route: str
+    reason: str
+    why: str
+    times: int
+
+
 # --- attempts
 
 

@@ -301,7 +301,7 @@ def store(session: Session, message: MessageIn, incoming: Incoming, now: int) ->
         else:
             check_expiry(message.not_after, max(now, message.process_after or 0))
             stored = replace(message, seq=messages.next_even_seq(db))
-            messages.insert(db, stored, now)
+            messages.insert(db, stored, now, detail=incoming.note)
             kept = Stored(stored, stored)
         if incoming.address is not None and incoming.trigger and not kept.duplicate:
             messages.set_routing(db, incoming.address)

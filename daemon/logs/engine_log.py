@@ -20,6 +20,7 @@ from daemon.core.events import (
     ContainerSpawned,
     ContainerStuck,
     EgressRequest,
+    EventRefused,
     JournalRecovered,
     MessageAccepted,
     MessageClaimed,
@@ -40,6 +41,7 @@ from daemon.core.events import (
     Subscriptions,
     SweepFinished,
 )
+from daemon.core.routing import RefusalReason
 from daemon.logs.render import MAX_ITEMS
 from schema.instants import to_text
 
@@ -88,6 +90,7 @@ class EngineLog:
 
     def _subscribe_messages(self, events: Subscriptions) -> None:
         events.subscribe(MessageAccepted, self._accepted)
+        events.subscribe(EventRefused, self._event_refused)
         events.subscribe(MessageRequeued, self._requeued)
         events.subscribe(MessageClaimed, self._claimed)
         events.subscribe(MessageSettled, self._settled)
@@ -99,6 +102,14 @@ class EngineLog:
         events.subscribe(SeriesRearmed, self._rearmed)
         events.subscribe(QuestionAsked, self._asked)
         events.subscribe(QuestionDecided, self._decided)
+
+    def _event_refused(self, event: EventRefused) -> None:
+        # A group's talk that is for no agent is everyday; a stranger or a route to nowhere is not.
+        say = self._ingress.debug if event.reason == RefusalReason.NOT_ENGAGED else self._ingress.info
+        say(
+            "event_refused", channel=event.channel, place=event.place, sender=event.sender or None,
+            agent=event.agent or None, route=event.route or None, reason=event.reason, why=event.why, times=event.times,
+        )  # fmt: skip
 
     def _accepted(self, event: MessageAccepted) -> None:
         if not event.duplicate:

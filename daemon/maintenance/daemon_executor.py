@@ -17,11 +17,13 @@ import structlog
 from daemon.core.clock import Clock
 from daemon.core.commands import (
     AnswerQuestion,
+    AnyVerb,
     ApplyStale,
     CancelMessage,
     DeleteSession,
     DropAnswer,
     DropDead,
+    HostVerb,
     KillSession,
     PreviewStale,
     QuarantineSession,
@@ -33,16 +35,17 @@ from daemon.core.commands import (
     RowVerb,
     StopSession,
     UndoStale,
-    Verb,
 )
 from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError
 from daemon.core.events import AnswerDropped
 from daemon.core.run_evidence import RuntimeContext
 from daemon.core.stale_plan import Scope
 from daemon.engine.events import Events
+from daemon.engine.router import Router
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
-from daemon.maintenance import session_repair, stale_sweep
+from daemon.maintenance import host_verbs, session_repair, stale_sweep
+from daemon.maintenance.host_verbs import Configured
 from daemon.maintenance.row_verbs import change_row, operator_of
 from daemon.maintenance.session_deletion import Deletions
 from daemon.store.dead_letters import Operator
@@ -74,7 +77,9 @@ class DaemonExecutor:
         clock: Clock,
         look: Callable[[SessionKey], None],
         events: Events,
+        router: Router,
     ) -> None:
+        self._router = router
         self.deletions = Deletions(sessions, supervisor, sessions.folder, clock)
         self._sessions = sessions
         self._supervisor = supervisor
@@ -83,8 +88,10 @@ class DaemonExecutor:
         self._events = events
         self._log = structlog.get_logger("operator")
 
-    async def execute(self, verb: Verb) -> dict[str, Any]:
+    async def execute(self, verb: AnyVerb) -> dict[str, Any]:
         """Carry out one verb and return its result. Raises UnknownSessionError and what the verb's own part raises."""
+        if isinstance(verb, HostVerb):
+            return await self._change_host(verb)
         key, operator = SessionKey(verb.agent, verb.session), operator_of(verb)
         match verb:
             case RowVerb():
@@ -109,6 +116,19 @@ class DaemonExecutor:
                 return await self._stale_undo(key, verb.backup, operator)
             case _:
                 raise NotImplementedError(type(verb).__name__)
+
+    # --- the whole installation
+
+    async def _change_host(self, verb: HostVerb) -> dict[str, Any]:
+        router, now = self._router, self._clock.now_ms()
+        configured = Configured(router.configured, frozenset(router.agents), router.channels)
+        done = await self._sessions.central(
+            lambda registry: registry.with_file(lambda db: host_verbs.execute(db, verb, configured, now))
+        )
+        await router.load()
+        self._log.warning("host_changed", verb=type(verb).__name__, what=done.get("name"), by=verb.by,
+                          reason=verb.reason)  # fmt: skip
+        return done
 
     # --- one row
 

@@ -16,9 +16,11 @@ from daemon.config.models import Config
 from daemon.config.policies import read_limits
 from daemon.core.clock import Clock
 from daemon.core.commands import (
+    AnyVerb,
     ApplyStale,
     CancelMessage,
     DeleteSession,
+    HostVerb,
     KillSession,
     PreviewStale,
     QuarantineSession,
@@ -39,8 +41,9 @@ from daemon.core.facts import Container
 from daemon.core.run_evidence import RuntimeContext
 from daemon.inspect.central_reading import incarnations_of
 from daemon.inspect.containers import RuntimeSeen, context_of, look_at_runtime
-from daemon.maintenance import container_ends, session_repair, stale_sweep
+from daemon.maintenance import container_ends, host_verbs, session_repair, stale_sweep
 from daemon.maintenance.container_ends import KilledAgent
+from daemon.maintenance.host_verbs import Configured
 from daemon.maintenance.row_verbs import change_row, operator_of
 from daemon.maintenance.session_deletion import delete_from_files
 from daemon.runtimes.factory import build_runtime
@@ -90,8 +93,14 @@ class OfflineExecutor:
         """Return None: no daemon is there to take a message."""
         del agent, wait_s
 
-    def execute(self, verb: Verb) -> dict[str, Any]:
+    def execute(self, verb: AnyVerb) -> dict[str, Any]:
         """Carry out one verb and return its result. Raises UnknownSessionError and what the verb's own part raises."""
+        if isinstance(verb, HostVerb):
+            configured, at = Configured.of(self._config), self._clock.now_ms()
+            return self._registry.with_file(lambda db: host_verbs.execute(db, verb, configured, at))
+        return self._execute_in_session(verb)
+
+    def _execute_in_session(self, verb: Verb) -> dict[str, Any]:
         key, operator, now = SessionKey(verb.agent, verb.session), operator_of(verb), self._clock.now_ms()
         files = self._files(key)
         if not self._is_known(key):

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from daemon.core.errors import RegistryGoneError
 from daemon.store import verified_idle
@@ -23,6 +23,8 @@ from schema.connect import Writer, open_owner
 from schema.ids import new_id
 from schema.migrate import Role
 from schema.os_faults import host_error
+
+T = TypeVar("T")
 
 
 class SessionKey(NamedTuple):
@@ -365,6 +367,11 @@ class Registry:
                 with db.transaction():
                     _insert_sessions(db, fresh, now_ms)
         return fresh
+
+    def with_file(self, work: Callable[[Writer], T]) -> T:
+        """Return what `work` does with the open file; it makes its own transactions."""
+        with self._open() as db:
+            return work(db)
 
     def check(self) -> None:
         """Raise RegistryGoneError unless central.db is still the same file. Costs one stat."""

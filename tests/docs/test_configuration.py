@@ -10,6 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from daemon.config.egress import EgressConnect, EgressRoute
 from daemon.config.models import Agent, Config
+from daemon.config.routes import RouteTable
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 ROW: Final = re.compile(r"^\| `([^`]+)` \| (?:`([^`]*)`|(none|required)) \| (.+) \|$", re.MULTILINE)
@@ -24,13 +25,18 @@ def documented() -> dict[str, str]:
 def expected() -> dict[str, str]:
     found: dict[str, str] = {}
     for name, field in Config.model_fields.items():
-        if name in ("agents", "channels"):
+        if name in ("agents", "channels", "routes"):
             continue
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found |= {f"{name}.{key}": default for key, default in _defaults(field.annotation).items()}
         else:
             found[name] = _shown(field.get_default(call_default_factory=True))
-    below = {"agents.NAME": Agent, "egress.routes.NAME": EgressRoute, "egress.connect.NAME": EgressConnect}
+    below = {
+        "routes": RouteTable,
+        "agents.NAME": Agent,
+        "egress.routes.NAME": EgressRoute,
+        "egress.connect.NAME": EgressConnect,
+    }
     return found | {
         f"{table}.{key}": default for table, model in below.items() for key, default in _defaults(model).items()
     }
@@ -53,6 +59,6 @@ def test_every_key_is_listed_with_its_default() -> None:
 
 
 def test_every_table_has_a_section() -> None:
-    titles = re.findall(r"^## \[([a-z]+)(?:\.NAME)?\]$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    titles = re.findall(r"^## \[{1,2}([a-z]+)(?:\.NAME)?\]{1,2}$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     tables = [name for name in Config.model_fields if name not in ("data_dir", "timezone")]
     assert titles == tables

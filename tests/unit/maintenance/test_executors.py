@@ -9,6 +9,8 @@ import pytest
 
 from daemon.core.commands import (
     VERBS,
+    AddRoute,
+    AnyVerb,
     ApplyStale,
     CancelMessage,
     DeleteSession,
@@ -18,6 +20,7 @@ from daemon.core.commands import (
     PreviewStale,
     QuarantineSession,
     ReleaseSession,
+    RemoveRoute,
     RequeueDead,
     ResetSession,
     RetryAnswer,
@@ -47,12 +50,14 @@ WHO: Final = {"by": "ada", "reason": "a test"}
 NOBODY: Final = RuntimeSeen(())
 SILENT: Final = RuntimeSeen(None, "the runtime does not answer.")
 
+ROUTE: Final = {"name": "kitchen", "channel": "local", "place": "kitchen", "agent": AGENT, "senders": "anyone"}
+
 
 @dataclass(frozen=True)
 class Case:
     """A verb, what it returns, and who is in the history of which row."""
 
-    verb: Verb
+    verb: AnyVerb
     result: dict[str, Any]
     event: tuple[str, str] | None = None
 
@@ -87,6 +92,7 @@ CASES: Final = (
         {"runs": [], "left": [], "running": []},
     ),
     Case(of(ApplyStale, older_than_ms=OLDER_THAN_MS, max_runs=5, expected=[]), {"swept": []}),
+    Case(AddRoute(keys=ROUTE), {"name": "kitchen"}),
 )
 REFUSED: Final = (
     (of(RequeueDead, id="later"), "NOT_A_DEAD_LETTER"),
@@ -96,6 +102,9 @@ REFUSED: Final = (
     (of(DeleteSession), "SESSION_UNFINISHED"),
     (of(UndoStale, backup="nothing"), "RESTORE_REFUSED"),
     (QuarantineSession(AGENT, "nobody"), "UNKNOWN_SESSION"),
+    (AddRoute(keys={**ROUTE, "agent": "nobody"}), "ROUTE_REFUSED"),
+    (AddRoute(keys={**ROUTE, "pattern": "("}), "ROUTE_REFUSED"),
+    (RemoveRoute(name="nowhere"), "ROUTE_REFUSED"),
 )
 EXECUTORS: Final = pytest.mark.parametrize("up", [True, False], ids=["daemon", "offline"])
 
@@ -131,7 +140,7 @@ def offline(kit: BusKit, work: Callable[[OfflineExecutor], Any], seen: RuntimeSe
         return work(executor)
 
 
-async def carry_out(kit: BusKit, verb: Verb, *, up: bool) -> dict[str, Any]:
+async def carry_out(kit: BusKit, verb: AnyVerb, *, up: bool) -> dict[str, Any]:
     if not up:
         return offline(kit, lambda executor: executor.execute(verb))
     refusal: ClawbusError | None = None
@@ -173,7 +182,7 @@ async def test_a_verb_does_the_same_with_the_daemon_up_and_down(kit: BusKit, cas
 @EXECUTORS
 @pytest.mark.parametrize(("verb", "code"), REFUSED, ids=lambda one: one if isinstance(one, str) else type(one).__name__)
 async def test_a_refusal_is_the_same_with_the_daemon_up_and_down(
-    kit: BusKit, verb: Verb, code: str, *, up: bool
+    kit: BusKit, verb: AnyVerb, code: str, *, up: bool
 ) -> None:
     await prepare(kit)
     with pytest.raises(ClawbusError) as refused:
@@ -195,7 +204,7 @@ def live(kit: BusKit) -> Registry:
     [of(StopSession), of(KillSession), of(QuarantineSession), of(ResetSession), of(CancelMessage, id="later")],
     ids=lambda one: type(one).__name__,
 )
-async def test_a_runtime_that_does_not_answer_refuses_before_anything_changes(kit: BusKit, verb: Verb) -> None:
+async def test_a_runtime_that_does_not_answer_refuses_before_anything_changes(kit: BusKit, verb: AnyVerb) -> None:
     await prepare(kit)
     registry = live(kit)
     with pytest.raises(RuntimeUnavailableError, match="cannot be determined: the runtime does not answer") as refused:
@@ -226,7 +235,7 @@ async def test_what_is_released_offline_was_quarantined_offline(kit: BusKit) -> 
     ids=lambda one: type(one).__name__,
 )  # fmt: skip
 async def test_a_session_that_a_crash_left_half_made_is_unknown_and_completed_by_its_first_message(
-    kit: BusKit, verb: Verb, *, up: bool
+    kit: BusKit, verb: AnyVerb, *, up: bool
 ) -> None:
     """Registered, it would be quarantined for the loss of a file that it never had."""
     async with kit.running():

@@ -1,0 +1,69 @@
+"""`clawbus send --place`: something is said at a place of the local channel, and the routes decide who hears it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli.command import Invocation
+from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.core.clock import SystemClock
+from schema.ids import new_id
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PlaceOption = Annotated[
+    str | None, typer.Option("--place", metavar="PLACE", help="Say it there instead: routes name the agents.")
+]
+ThreadOption = Annotated[str | None, typer.Option("--thread", metavar="THREAD", help="With --place: the thread.")]
+SenderOption = Annotated[str | None, typer.Option("--sender", metavar="ID", help="With --place: who says it.")]
+MentionOption = Annotated[bool, typer.Option("--mention", help="With --place: the agent is mentioned.")]
+DirectOption = Annotated[bool, typer.Option("--direct", help="With --place: only one person is there.")]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalEvent:
+    """What the options say. `message_id` is the event's id; None for a new one."""
+
+    message_id: str | None
+    place: str
+    thread: str | None
+    sender: str | None
+    mention: bool
+    direct: bool
+    not_after: int | None
+
+
+def send_to_place(invocation: Invocation, text: str, event: LocalEvent) -> Outcome:
+    """Hand the event in, and show whom it reached. Reaching nobody is a failure that names each reason."""
+    identity = event.message_id or new_id(SystemClock().now_ms())
+    with invocation.client() as client:
+        done = client.event(
+            {
+                "id": identity, "place": event.place, "text": text, "thread": event.thread, "sender": event.sender,
+                "mention": event.mention, "direct": event.direct, "not_after": event.not_after,
+            }
+        )  # fmt: skip
+    result = {"event": identity, "place": event.place, **done}
+    steps = (NextAction(f"clawbus mailbox {shlex.quote(event.place)}", "read the answers"),)
+    if not done["messages"]:
+        why = "; ".join(f"{one['reason']}: {one['why']}" for one in done["refused"])
+        problem = Problem(
+            "NOBODY_REACHED", f"the event reached no agent. {why}.", "`clawbus route list` shows the routes."
+        )
+        return Outcome(result, problem=problem, next_actions=(NextAction("clawbus route log", "what was refused"),))
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import say  # noqa: PLC0415
+
+        for one in done["messages"]:
+            again = ", it was there already" if one["duplicate"] else ""
+            say(console, f"accepted {one['message_id']} ({one['agent']}/{one['session']}{again})")
+        for one in done["refused"]:
+            say(console, f"not {one['agent']}: {one['reason']}: {one['why']}")
+
+    return Outcome(result, people, steps)

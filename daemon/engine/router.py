@@ -1,0 +1,195 @@
+"""Routes events of places to agents: decides with the pure router, then has the ingress store a message for each agent.
+
+The order is: note where an agent was mentioned, store each message, answer. A crash between any two of these loses
+nothing: the platform hands the event in again, and a message's id follows from the event's, so it is stored once.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+import anyio
+import structlog
+
+from daemon.channels.protocol import Accepted, Incoming, PlaceMessage, Routed
+from daemon.config.models import Agent
+from daemon.config.routes import RouteTable, stored_route
+from daemon.core.clock import Clock
+from daemon.core.errors import RequestRefusedError
+from daemon.core.events import EventRefused
+from daemon.core.routing import Directory, EventRefusal, PlaceEvent, RefusalReason, RouteTarget, decide
+from daemon.engine.background import Background
+from daemon.engine.events import Events
+from daemon.engine.ingress import Ingress
+from daemon.engine.sessions import Sessions
+from daemon.store import routes as store
+from schema.errors import ClawbusError
+
+_FLUSH_S: Final = 0.25  # between two writes of refusals, so that a flood of them costs few commits
+_MAX_PENDING: Final = 1_000
+_MAX_EVENT_ID: Final = 500  # characters
+_OVERFLOW: Final = store.RefusedKind("*", "*", "", "", "", "MORE")
+# Reasons for which the sender matters; one row of the table for each of the others' places.
+_ABOUT_SENDERS: Final = frozenset(
+    {
+        RefusalReason.UNKNOWN_SENDER,
+        RefusalReason.APPROVAL_PENDING,
+        RefusalReason.ROLE_TOO_LOW,
+        RefusalReason.SENDER_REVOKED,
+    }
+)
+
+
+class Router:
+    """Built once, called in the event loop. It is the `accept` of channels, so it passes on plain messages as well."""
+
+    def __init__(
+        self,
+        ingress: Ingress,
+        sessions: Sessions,
+        configured: Iterable[RouteTable],
+        clock: Clock,
+        background: Background,
+        events: Events,
+        channels: Iterable[str],
+    ) -> None:
+        self.channels = frozenset(channels)
+        self._ingress = ingress
+        self._sessions = sessions
+        self._configured = tuple(configured)
+        self._clock = clock
+        self._background = background
+        self._events = events
+        self._directory = Directory()
+        self._mentioned: set[store.Mentioned] = set()  # the directory's own
+        self._refused: dict[store.RefusedKind, store.RefusedCount] = {}
+        self._flushing = False
+        self._log = structlog.get_logger("router")
+
+    @property
+    def agents(self) -> Mapping[str, Agent]:
+        """The configured agents."""
+        return self._ingress.agents
+
+    @property
+    def configured(self) -> tuple[RouteTable, ...]:
+        """The routes of the configuration."""
+        return self._configured
+
+    async def __call__(self, incoming: Incoming) -> Accepted:
+        """See Accept: a message for a named session needs no route."""
+        return await self._ingress.accept(incoming)
+
+    async def load(self) -> None:
+        """Read the directory from central.db: at the start, and after each change."""
+        configured = [one.route() for one in self._configured]
+        self._directory, unusable = await self._sessions.central(
+            lambda registry: registry.with_file(lambda db: store.read_directory(db, configured, stored_route))
+        )
+        self._mentioned = set(self._directory.mentioned)
+        self._directory = replace(self._directory, mentioned=self._mentioned)
+        for name in unusable:
+            self._log.warning("route_unusable", route=name)
+
+    def reload_later(self, configured: Iterable[RouteTable]) -> None:
+        """Take over the routes of a configuration that was read again."""
+        self._configured = tuple(configured)
+        self._background.later(self.load)
+
+    async def event(self, message: PlaceMessage) -> Routed:
+        """See Intake."""
+        event = message.event
+        if not 0 < len(event.id) <= _MAX_EVENT_ID:
+            raise RequestRefusedError(f"an event's id has 1 to {_MAX_EVENT_ID} characters.")
+        decision = decide(self._directory, event, self.agents)
+        accepted: list[Accepted] = []
+        failure: ClawbusError | None = None
+        for target in decision.targets:
+            try:
+                accepted.append(await self._store(message, target))
+            except ClawbusError as error:  # the other agents get it all the same
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        for refusal in decision.refusals:
+            self._note(event, refusal)
+        return Routed(tuple(accepted), decision.refusals)
+
+    async def _store(self, message: PlaceMessage, target: RouteTarget) -> Accepted:
+        event, now = message.event, self._clock.now_ms()
+        at = (target.agent, event.channel, event.place, event.thread or "")
+        if target.sticky and not self._directory.was_mentioned(target.agent, event):
+            note = partial(store.note_mentioned, at=at, now_ms=now)
+            await self._sessions.central(lambda registry: registry.with_file(note))
+            self._mentioned.add(at)
+        return await self._ingress.accept(
+            Incoming(
+                agent=target.agent,
+                session=target.session,
+                content=message.content,
+                message_id=event_message_id(event),
+                kind=message.kind,
+                address=message.address,
+                trigger=target.trigger,
+                traceparent=message.traceparent,
+                not_after=message.not_after,
+                note={"route": target.route, "sender": event.sender, "user": target.user, "why": target.why},
+            )
+        )
+
+    # --- refusals
+
+    def _note(self, event: PlaceEvent, refusal: EventRefusal) -> None:
+        """Count a refusal. It reaches the table within a moment; a crash before that loses the count alone."""
+        now = self._clock.now_ms()
+        sender = (event.sender or "") if refusal.reason in _ABOUT_SENDERS else ""
+        kind = store.RefusedKind(
+            event.channel, storable(event.place), storable(sender), refusal.agent, refusal.route, refusal.reason.value
+        )
+        if kind not in self._refused and len(self._refused) >= _MAX_PENDING:
+            kind = _OVERFLOW
+        count = self._refused.setdefault(kind, store.RefusedCount(refusal.why, now, now))
+        count.times += 1
+        count.why, count.last_at = refusal.why, now
+        if not self._flushing:
+            self._flushing = True
+            self._background.later(self._flush_until_none)
+
+    async def _flush_until_none(self) -> None:
+        try:
+            while self._refused:
+                await self.flush()
+                await anyio.sleep(_FLUSH_S)
+        finally:
+            self._flushing = False
+
+    async def flush(self) -> None:
+        """Write the refusals that were counted, and publish them."""
+        counted, self._refused = self._refused, {}
+        await self._sessions.central(
+            lambda registry: registry.with_file(partial(store.note_refused, counted=tuple(counted.items())))
+        )
+        for kind, count in counted.items():
+            self._events.publish(
+                EventRefused(
+                    count.last_at, kind.channel, kind.place, kind.sender, kind.agent, kind.route, kind.reason,
+                    count.why, count.times,
+                )
+            )  # fmt: skip
+
+
+def storable(text: str) -> str:
+    """Return a name that a refusal tells, bounded, as text that SQLite can hold."""
+    return text[:200].encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def event_message_id(event: PlaceEvent) -> str:
+    """Return the id of the message that an event becomes: the same for the same event, at any time."""
+    parts = (event.channel, event.place, event.kind.value, event.id)
+    joined = "\0".join(f"{len(one)}:{one}" for one in parts).encode("utf-8", "surrogatepass")
+    return "ev-" + base64.b32encode(hashlib.sha256(joined).digest()[:20]).decode().lower()

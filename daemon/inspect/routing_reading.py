@@ -1,0 +1,99 @@
+"""Routes and refused events for an operator, with the daemon up or down. Read-only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from daemon.config.models import Config
+from daemon.config.routes import RouteTable, route_faults, stored_route
+from daemon.core.routing import Directory, PlaceEvent, decide
+from daemon.inspect.central_reading import check_data_folder
+from daemon.inspect.session_reading import open_current
+from daemon.store import routes as store
+from daemon.store.data_folder import Layout
+from schema.errors import UnusableFileError
+
+_DEFAULTS: Final[Mapping[str, Any]] = {
+    name: one.default for name, one in RouteTable.model_fields.items() if not one.is_required()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """What there is: every route with where it came from, and what is wrong with routes."""
+
+    directory: Directory
+    listed: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    faults: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+
+def read_routes(config: Config) -> Routes:
+    """Read the routes of the configuration and of central.db. Raise DataFolderError or what opening the file raises."""
+    configured = [one.route() for one in config.routes]
+    path = _central(config.data_dir)
+    if path is None:
+        found, stored, unusable = Directory(), [], list[str]()
+    else:
+        with open_current(path) as reader:
+            found, unusable = store.read_directory(reader, configured, stored_route)
+            stored = store.stored_routes(reader)
+    if path is None:
+        found = store.directory_of(configured)
+    listed = [_row(one.model_dump(), "config") for one in config.routes]
+    listed += [
+        {**_row({**_DEFAULTS, **one.keys}, "command"), "added_at": one.added_at, "added_by": one.added_by}
+        for one in stored
+    ]
+    usable = [stored_route(one.keys) for one in stored if one.name not in unusable]
+    faults = [*route_faults([*configured, *usable], config.agents, ("local", *config.channels))]
+    faults += [(name, "was added by another version of clawbus, and cannot be read") for name in unusable]
+    told = dict(faults)
+    for one in listed:
+        one["fault"] = told.get(one["name"])
+    return Routes(found, sorted(listed, key=lambda one: (one["channel"], one["place"], -one["priority"])), faults)
+
+
+def _row(keys: Mapping[str, Any], source: str) -> dict[str, Any]:
+    return {**keys, "source": source}
+
+
+def explain(config: Config, event: PlaceEvent) -> dict[str, Any]:
+    """Return what would become of an event now, and why, without storing anything."""
+    routes = read_routes(config)
+    covering = routes.directory.table.covering(event.channel, event.place)
+    decision = decide(routes.directory, event, config.agents)
+    return {
+        "routes": [one.name for one in covering],
+        "targets": [
+            {
+                "agent": one.agent, "session": one.session, "route": one.route, "wakes": one.trigger, "user": one.user,
+                "why": one.why,
+            }
+            for one in decision.targets
+        ],
+        "refusals": [
+            {"agent": one.agent or None, "route": one.route or None, "reason": one.reason.value, "why": one.why}
+            for one in decision.refusals
+        ],
+    }  # fmt: skip
+
+
+def read_refused(data_dir: Path, limit: int) -> list[dict[str, Any]]:
+    """Return the refusals that happened last, newest first."""
+    path = _central(data_dir)
+    if path is None:
+        return []
+    with open_current(path) as reader:
+        return [dict(one) for one in store.refused_events(reader, limit)]
+
+
+def _central(data_dir: Path) -> Path | None:
+    """Return central.db's path; None for a data folder that no daemon has used yet."""
+    check_data_folder(data_dir)
+    path = Layout(data_dir).central_db
+    if not path.is_file() and Layout(data_dir).sessions_dir.is_dir() and any(Layout(data_dir).sessions_dir.iterdir()):
+        raise UnusableFileError.of(path.name, f"{path} is missing.")
+    return path if path.is_file() else None

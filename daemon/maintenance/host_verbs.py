@@ -1,0 +1,87 @@
+"""Carries out the verbs about the whole installation, on central.db: routes. Both executors call it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from daemon.config.faults import fault_text
+from daemon.config.models import Config
+from daemon.config.routes import RouteTable, route_faults, stored_route
+from daemon.core.commands import AddRoute, HostVerb, RemoveRoute
+from daemon.core.errors import RouteRefusedError
+from daemon.store import routes
+from daemon.store.routes import StoredRoute
+from schema.connect import Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """What the configuration says that a verb must agree with."""
+
+    routes: tuple[RouteTable, ...]
+    agents: frozenset[str]
+    channels: frozenset[str]
+
+    @classmethod
+    def of(cls, config: Config, agents: Iterable[str] | None = None) -> Configured:
+        """Return it, with the agents of now if they were read again since."""
+        return cls(
+            config.routes,
+            frozenset(agents if agents is not None else config.agents),
+            frozenset(("local", *config.channels)),
+        )
+
+
+def execute(db: Writer, verb: HostVerb, configured: Configured, now_ms: int) -> dict[str, Any]:
+    """Carry out one verb and return its result. Raise a ClawbusError that says why not; then nothing has changed."""
+    match verb:
+        case AddRoute():
+            return _add_route(db, verb, configured, now_ms)
+        case RemoveRoute():
+            return _remove_route(db, verb, configured)
+        case _:
+            raise NotImplementedError(type(verb).__name__)
+
+
+def _add_route(db: Writer, verb: AddRoute, configured: Configured, now_ms: int) -> dict[str, Any]:
+    try:
+        table = RouteTable.model_validate(dict(verb.keys))
+    except ValidationError as error:
+        raise RouteRefusedError(f"{_faults(error)}.") from error
+    there = [one.route() for one in configured.routes]
+    for one in routes.stored_routes(db):
+        try:
+            there.append(stored_route(one.keys))
+        except ValueError:
+            continue  # `doctor` names it
+    new = table.route(stored=True)
+    for name, fault in route_faults([*there, new], configured.agents, configured.channels):
+        if name == table.name:
+            raise RouteRefusedError(f"route {name}: {fault}.")
+    keys = table.model_dump(exclude_defaults=True)
+    routes.add_route(db, StoredRoute(table.name, keys, now_ms, verb.by, verb.reason))
+    return {"name": table.name, "keys": keys}
+
+
+def _remove_route(db: Writer, verb: RemoveRoute, configured: Configured) -> dict[str, Any]:
+    if not routes.remove_route(db, verb.name):
+        if any(one.name == verb.name for one in configured.routes):
+            raise RouteRefusedError(
+                f"route {verb.name} is in the configuration.",
+                hint="Remove its [[routes]] table from clawbus.toml, then `clawbus reload`.",
+            )
+        raise RouteRefusedError(f"there is no route {verb.name!r}.")
+    return {"name": verb.name}
+
+
+def _faults(error: ValidationError) -> str:
+    lines: list[str] = []
+    for item in error.errors(include_url=False):
+        key = ".".join(map(str, item["loc"])) or "route"
+        text = "unknown key" if item["type"] == "extra_forbidden" else fault_text(cast("Mapping[str, Any]", item))
+        lines.append(f"{key}: {text}")
+    return "; ".join(lines).rstrip(".")
