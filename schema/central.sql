@@ -65,6 +65,22 @@ CREATE TABLE IF NOT EXISTS pruned (
   through INTEGER NOT NULL                       -- nothing that ended later was taken
 );
 
+-- What agents used at the gate. The daemon writes a day's totals as they grow; budgets go on from them after a restart.
+CREATE TABLE IF NOT EXISTS egress_usage (
+  day        TEXT NOT NULL,                      -- YYYY-MM-DD in the configured time zone
+  agent      TEXT NOT NULL,
+  route      TEXT NOT NULL,                      -- a route or a table of hosts; empty: nothing allowed it
+  requests   INTEGER NOT NULL,                   -- passed on
+  refused    INTEGER NOT NULL,
+  failed     INTEGER NOT NULL,                   -- of requests: without a whole answer
+  tokens_in  INTEGER NOT NULL,
+  tokens_out INTEGER NOT NULL,
+  estimated  INTEGER NOT NULL,                   -- answers whose tokens the service did not say
+  bytes_up   INTEGER NOT NULL,
+  bytes_down INTEGER NOT NULL,
+  PRIMARY KEY (day, agent, route)
+) WITHOUT ROWID;
+
 -- Sessions whose files were read and found idle, so that a report need not open them while they look the same.
 CREATE TABLE IF NOT EXISTS verified_idle (
   agent   TEXT NOT NULL,

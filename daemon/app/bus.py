@@ -6,7 +6,7 @@ A part gets the parts it calls; what it did it publishes as an event (`core/even
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint
@@ -19,7 +19,10 @@ from daemon.channels.registry import Channels, build_channels, head_rules
 from daemon.config.models import Agent, Config
 from daemon.config.policies import fate_of, read_limits
 from daemon.core.clock import Clock
+from daemon.core.egress_usage import UsageRow
+from daemon.core.zones import zone
 from daemon.egress.gate import Gate
+from daemon.egress.ledger import Ledger
 from daemon.engine.background import Background
 from daemon.engine.delivery import Delivery, DeliverySettings
 from daemon.engine.events import Events
@@ -96,10 +99,11 @@ class Bus:
         self.telemetry.subscribe(events)
         self.background = Background()
         self.schedule = Schedule(clock)
-        self.gate = Gate(config.egress, folder.run_dir / "egress", clock, events.publish)
+        registry = overrides.registry or Registry(folder.central_db)
+        ledger = Ledger(config.egress.daily(), zone(config.timezone), clock, _UsageKeeper(lambda: self.sessions))
+        self.gate = Gate(config.egress, folder.run_dir / "egress", clock, ledger, events.publish)
         self.gate.subscribe(events)
         specs = SpecMaker(config, folder, self.agents, install_id, self.gate)
-        registry = overrides.registry or Registry(folder.central_db)
         self.sessions = Sessions(
             folder.sessions_dir, registry, clock, _session_settings(config, specs.owner, self.agents), events
         )
@@ -201,6 +205,21 @@ class Bus:
         return f"{running} containers, {waiting} waiting, {len(self.sessions)} active sessions" + (
             f"; degraded: {trouble}" if trouble else ""
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _UsageKeeper:
+    """The gate's totals in central.db."""
+
+    sessions: Callable[[], Sessions]  # built after the gate, which the sessions' owner comes from
+
+    async def load(self, first_day: str) -> Sequence[UsageRow]:
+        """See the protocol."""
+        return await self.sessions().central(lambda registry: registry.egress_days(first_day))
+
+    async def write(self, rows: Sequence[UsageRow], before: str) -> None:
+        """See the protocol."""
+        await self.sessions().central(lambda registry: registry.write_egress(rows, before))
 
 
 def _session_settings(config: Config, owner: tuple[int, int] | None, agents: Mapping[str, Agent]) -> SessionSettings:

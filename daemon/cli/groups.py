@@ -25,7 +25,7 @@ _ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
 _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "Begin": ("init", "serve", "send", "chat", "mailbox", "question"),
-        "See": ("status", "doctor", "top", "session", "run", "agent", "channel", "logs", "watch"),
+        "See": ("status", "doctor", "top", "session", "run", "agent", "channel", "egress", "logs", "watch"),
         "People": ("route",),
         "Repair": ("message", "delivery", "dead", "sweep"),
         "Host": ("config", "image", "install", "backup", "restore"),

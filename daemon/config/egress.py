@@ -11,11 +11,11 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from daemon.core.egress_usage import EVERY_AGENT, Budget
 from daemon.core.public_addresses import is_public
 from schema.errors import InvalidNameError
 from schema.ids import check_name
 
-EVERY_AGENT: Final = "*"
 DEFAULT_PORT: Final = 3128
 
 _HEADER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*\Z")
@@ -107,6 +107,13 @@ class EgressConnect(_Table):
         return tuple(entry.lower() for entry in value)
 
 
+class EgressBudget(_Table):
+    """[egress.budgets.AGENT]: what an agent may use in a day; `"*"` is for every agent without a table of its own."""
+
+    requests_per_day: int | None = Field(default=None, ge=0)
+    tokens_per_day: int | None = Field(default=None, ge=0)
+
+
 class Egress(_Table):
     """[egress]: the gate between agents and the network. Without a route or a host for an agent, it has no gate."""
 
@@ -118,6 +125,7 @@ class Egress(_Table):
     private_targets: tuple[str, ...] = ()
     routes: dict[str, EgressRoute] = Field(default_factory=dict[str, EgressRoute])
     connect: dict[str, EgressConnect] = Field(default_factory=dict[str, EgressConnect])
+    budgets: dict[str, EgressBudget] = Field(default_factory=dict[str, EgressBudget])
 
     @field_validator("private_targets")
     @classmethod
@@ -130,6 +138,10 @@ class Egress(_Table):
         """Return whether the agent has a gate: a route or a host is its own."""
         tables = (*self.routes.values(), *self.connect.values())
         return any(is_for(table.agents, agent) for table in tables)
+
+    def daily(self) -> dict[str, Budget]:
+        """Return the budgets by agent."""
+        return {name: Budget(one.requests_per_day, one.tokens_per_day) for name, one in self.budgets.items()}
 
     def environment(self, agent: str) -> dict[str, str]:
         """Return the variables of the agent's routes; `{url}` stands for the route's address in the container."""
@@ -191,6 +203,10 @@ def egress_faults(egress: Egress, agents: Collection[str]) -> Iterator[str]:
                 f"{where}.upstream: {host} is not a public address; if that is meant, add"
                 f' "{host}:{port}" to egress.private_targets'
             )
+    for name in egress.budgets:
+        yield from _unknown_agents("egress.budgets", (name,), agents)
+    for name in egress.connect.keys() & egress.routes.keys():
+        yield f"egress.connect.{name}: a route has this name, too; they are counted by name"
     for name, table in egress.connect.items():
         yield from _named(f"egress.connect.{name}", name)
         yield from _unknown_agents(f"egress.connect.{name}", table.agents, agents)
@@ -206,7 +222,7 @@ def _named(where: str, name: str) -> Iterator[str]:
 def _unknown_agents(where: str, named: Collection[str], agents: Collection[str]) -> Iterator[str]:
     for agent in named:
         if agent != EVERY_AGENT and agent not in agents:
-            yield f"{where}.agents: there is no agent {agent!r} (there is: {', '.join(sorted(agents)) or 'none'})"
+            yield f"{where}: there is no agent {agent!r} (there is: {', '.join(sorted(agents)) or 'none'})"
 
 
 def _may_be_public(host: str) -> bool:

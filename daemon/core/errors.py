@@ -115,6 +115,13 @@ class UnknownAgentError(ClawbusError):
     default_hint = "Use one of these, or add an [agents.NAME] table to clawbus.toml and run `clawbus reload`."
 
 
+class UnknownRouteError(ClawbusError):
+    """No such route or table of hosts in [egress]."""
+
+    code = "UNKNOWN_ROUTE"
+    default_hint = "Use one of these, or add an [egress.routes.NAME] table to clawbus.toml (docs/egress.md)."
+
+
 class UnknownSessionError(ClawbusError):
     """No such session."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 from daemon.core.attempt_end import AttemptEnd
+from daemon.core.egress_usage import Usage
 from daemon.core.trace import SpanStart
 from schema.rows import Cause
 
@@ -400,6 +401,7 @@ class EgressRequest(SessionEvent):
     bytes_down: int
     duration_ms: int
     unlogged: int | None
+    usage: Usage
 
 
 E = TypeVar("E", bound=Event)

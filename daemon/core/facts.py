@@ -159,6 +159,8 @@ class HostFacts:
     claim_max_ms: Mapping[str, int] = field(default_factory=dict[str, int])  # by agent; "" for any other
     max_containers: int = 8
     holders: tuple[Holder, ...] = ()
+    secret_errors: tuple[tuple[str, str], ...] = ()  # secret files of [egress] that cannot be used: path, why
+    budgets_used_up: tuple[tuple[str, str], ...] = ()  # of this day: agent, what of what
 
     @property
     def start(self) -> str:

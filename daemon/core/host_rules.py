@@ -323,6 +323,28 @@ def _channel_failing(host: HostFacts) -> Diagnosis | None:
     ))  # fmt: skip
 
 
+def _secret_unusable(host: HostFacts) -> Diagnosis | None:
+    if not host.secret_errors:
+        return None
+    evidence = (*(why for _, why in host.secret_errors), "Requests of agents that need it are answered with 503.")
+    # Reads the secret from the terminal or a pipe, so that it is in no history.
+    command = f"(umask 077 && cat > {shlex.quote(host.secret_errors[0][0])})"
+    return Diagnosis("EGRESS_SECRET", "A route's secret cannot be read.", evidence, command)
+
+
+def _budget_used_up(host: HostFacts) -> Diagnosis | None:
+    if not host.budgets_used_up:
+        return None
+    evidence = (
+        *(f"{agent} has used {spent}." for agent, spent in host.budgets_used_up),
+        "Their requests are answered with 429 until midnight.",
+    )
+    choices = (Choice("once egress.budgets allows more", host.restart),)
+    return Diagnosis(
+        "EGRESS_BUDGET", "The budget of the day is used up.", evidence, "clawbus egress list", choices=choices
+    )
+
+
 HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
     (_daemon_silent, _daemon_down, _sweep_stalled),
     (_registry_missing, _too_new, _registry_unreadable, _file_unreadable, _locked),
@@ -331,4 +353,6 @@ HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
     (_copied, _runtime_changed, _engine_changed, runtime_away, image_unusable),
     (_clock_ahead, _clock_jumped),
     (_channel_failing,),
+    (_secret_unusable,),
+    (_budget_used_up,),
 )

@@ -16,6 +16,7 @@ import h11
 from daemon.egress.headers import Headers
 from daemon.egress.refusals import (
     BadRequestError,
+    BudgetExceededError,
     EgressRefusal,
     HeadTooLargeError,
     RequestTooLargeError,
@@ -143,7 +144,10 @@ class Client:
             (b"connection", b"close"),
             (b"x-clawbus-code", refusal.code.encode()),
         ]
-        if refusal.status == 503:
+        if isinstance(refusal, BudgetExceededError):
+            # The providers' own clients obey the second header; others would try again for minutes.
+            headers += [(b"retry-after", str(refusal.retry_after_s).encode()), (b"x-should-retry", b"false")]
+        elif refusal.status == 503:
             headers.append((b"retry-after", b"5"))
         await self.begin(refusal.status, headers)
         await self.piece(body)

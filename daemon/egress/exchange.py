@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
@@ -11,12 +11,15 @@ import h11
 import httpcore
 from anyio import to_thread
 
+from daemon.core.egress_usage import Usage
 from daemon.egress.client import Client, ClientGoneError
 from daemon.egress.headers import request_headers, response_headers
-from daemon.egress.refusals import BadRequestError, EgressRefusal
+from daemon.egress.ledger import Ledger
+from daemon.egress.refusals import BadRequestError, EgressRefusal, PrivateTargetError, UpstreamError
 from daemon.egress.rules import Rules, Target
 from daemon.egress.secrets import secret_header
 from daemon.egress.upstream import Upstream, as_refusals
+from daemon.egress.usage import Meter, is_model_call
 
 _PIECE: Final = 64 * 1024
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
@@ -31,13 +34,16 @@ class Outcome:
     status: int = 0
     code: str | None = None
     error: str = ""
+    admitted: bool = False
+    usage: Usage = field(default_factory=Usage)
 
 
 class Exchanges:
     """Carries out requests. Built once."""
 
-    def __init__(self, rules: Rules, upstream: Upstream, *, silence_s: float) -> None:
+    def __init__(self, rules: Rules, upstream: Upstream, ledger: Ledger, *, silence_s: float) -> None:
         self._rules = rules
+        self._ledger = ledger
         self._upstream = upstream
         self._silence_s = silence_s
 
@@ -51,6 +57,8 @@ class Exchanges:
             target = outcome.target = self._target(agent, request)
             if target.route is not None:
                 api = target.route.api
+            self._ledger.admit(agent, target.name)
+            outcome.admitted = True
             if request.method == b"CONNECT":
                 return await self._tunnel(client, target, outcome)
             return await self._while_wanted(client, request, target, outcome)
@@ -96,12 +104,29 @@ class Exchanges:
             if not framed:
                 async for _ in body:
                     pass
-            async with self._upstream.request(target, request.method, headers, body if framed else None) as response:
-                outcome.status = response.status
-                await client.begin(response.status, response_headers(response.headers, target, secret))
-                with as_refusals(f"{target.host}:{target.port}"):
-                    async for piece in response.aiter_stream():
-                        await client.piece(piece)
+            costs = _costs_tokens(request, target)
+            meter = Meter(stream=False) if costs else None  # until the answer's head says what it is
+            whole = False
+            try:
+                async with self._upstream.request(
+                    target, request.method, headers, body if framed else None
+                ) as response:
+                    outcome.status = response.status
+                    if meter is not None:
+                        meter = _meter_of(response)
+                    await client.begin(response.status, response_headers(response.headers, target, secret))
+                    with as_refusals(f"{target.host}:{target.port}"):
+                        async for piece in response.aiter_stream():
+                            if meter is not None:
+                                meter.feed(piece)
+                            await client.piece(piece)
+                    whole = True
+            except (UpstreamError, PrivateTargetError):
+                meter = meter if outcome.status else None  # nothing was asked of a target that was not reached
+                raise
+            finally:
+                if meter is not None:
+                    outcome.usage = meter.result(request_bytes=client.received, whole=whole)
         return await client.end()
 
     async def _tunnel(self, client: Client, target: Target, outcome: Outcome) -> bool:
@@ -153,6 +178,19 @@ class _Tunnel:
 
     def _heard(self) -> None:
         self.silence.deadline = anyio.current_time() + self.silence_s
+
+
+def _costs_tokens(request: h11.Request, target: Target) -> bool:
+    path = target.path.partition(b"?")[0].decode("ascii", "replace")
+    return target.route is not None and target.route.api != "plain" and is_model_call(request.method.decode(), path)
+
+
+def _meter_of(response: httpcore.Response) -> Meter | None:
+    """Return what counts an answer; an error costs nothing."""
+    if response.status >= 300:
+        return None
+    kinds = [value for name, value in response.headers if name.lower() == b"content-type"]
+    return Meter(stream=any(b"text/event-stream" in kind for kind in kinds))
 
 
 async def _cancel_when_gone(client: Client, scope: anyio.CancelScope) -> None:

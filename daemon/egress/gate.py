@@ -34,6 +34,7 @@ from daemon.core.events import (
 )
 from daemon.egress.client import Client, ClientGoneError
 from daemon.egress.exchange import Exchanges, Outcome
+from daemon.egress.ledger import Ledger
 from daemon.egress.line_budget import LineBudget
 from daemon.egress.refusals import EgressRefusal, GateBusyError
 from daemon.egress.rules import Rules
@@ -67,10 +68,13 @@ class _Door:
 class Gate:
     """Built before the supervisor, whose specs need its folders; `run` serves until it is cancelled."""
 
-    def __init__(self, config: Egress, folder: Path, clock: Clock, publish: Callable[[Event], None]) -> None:
+    def __init__(
+        self, config: Egress, folder: Path, clock: Clock, ledger: Ledger, publish: Callable[[Event], None]
+    ) -> None:
         self._config = config
         self._root = folder
         self._clock = clock
+        self._ledger = ledger
         self._publish = publish
         self._rules = Rules(config)
         self._doors: dict[Key, _Door] = {}
@@ -114,9 +118,10 @@ class Gate:
         upstream = Upstream(
             backend, trust, connect_s=self._config.connect_timeout_s, silence_s=self._config.silence_timeout_s
         )
-        self._exchanges = Exchanges(self._rules, upstream, silence_s=self._config.silence_timeout_s)
+        self._exchanges = Exchanges(self._rules, upstream, self._ledger, silence_s=self._config.silence_timeout_s)
         try:
             async with anyio.create_task_group() as tasks:
+                await tasks.start(self._ledger.run, name="ledger")
                 self._loop, self._tasks = asyncio.get_running_loop(), tasks
                 task_status.started()
                 await anyio.sleep_forever()
@@ -225,10 +230,17 @@ class Gate:
 
     def _report(self, door: _Door, client: Client, outcome: Outcome, began: float) -> None:
         now, target = self._clock.monotonic(), outcome.target
+        name = target.name if target is not None else ""
+        if outcome.admitted:
+            self._ledger.ended(
+                door.key[0], name, outcome.usage, client.received, client.sent, whole=outcome.code is None
+            )
+        else:
+            self._ledger.refused(door.key[0], name)
         self._publish(
             EgressRequest(
-                self._clock.now_ms(), *door.key, target.name if target is not None else None, outcome.method,
+                self._clock.now_ms(), *door.key, name or None, outcome.method,
                 target.shown if target is not None else "", outcome.status, outcome.code, outcome.error[:300],
-                client.received, client.sent, int((now - began) * 1000), door.lines.take(now),
+                client.received, client.sent, int((now - began) * 1000), door.lines.take(now), outcome.usage,
             )
         )  # fmt: skip

@@ -95,6 +95,18 @@ class UpstreamTimeoutError(EgressRefusal):
     status = 504
 
 
+class BudgetExceededError(EgressRefusal):
+    """The agent's budget of the day is used up; `retry_after_s` seconds remain of the day."""
+
+    code = "EGRESS_BUDGET"
+    default_hint = "It starts again at midnight; to allow more, raise egress.budgets.NAME and restart the daemon."
+    status = 429
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class GateBusyError(EgressRefusal):
     """All agents together hold as many connections as the gate allows."""
 

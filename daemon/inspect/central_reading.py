@@ -83,13 +83,13 @@ def without_registry(data_dir: Path, error: ClawbusError) -> CentralSeen:
 def incarnations_of(data_dir: Path, key: Key) -> dict[str, Mapping[str, Any]]:
     """Return a session's newest incarnations by id; empty when central.db cannot be read."""
     sql = "SELECT * FROM incarnations WHERE agent = ? AND session = ? ORDER BY created_at DESC LIMIT ?"
-    rows = _ask(data_dir, lambda reader: reader.all(sql, (*key, _INCARNATIONS)), [])
+    rows = ask(data_dir, lambda reader: reader.all(sql, (*key, _INCARNATIONS)), [])
     return {row["id"]: dict(row) for row in rows}
 
 
 def read_install_id(data_dir: Path) -> str | None:
     """Return the install's id in central.db, or None when it has none or cannot be read."""
-    row = _ask(data_dir, lambda reader: reader.one("SELECT install_id FROM install WHERE id = 1"), None)
+    row = ask(data_dir, lambda reader: reader.one("SELECT install_id FROM install WHERE id = 1"), None)
     return row["install_id"] if row is not None else None
 
 
@@ -99,13 +99,13 @@ def idle_sessions(data_dir: Path, now: int) -> frozenset[Key]:
     `now` is epoch ms.
     """
     sessions_dir = Layout(data_dir).sessions_dir
-    return _ask(data_dir, lambda reader: still_idle(reader, sessions_dir, now), frozenset[Key]())
+    return ask(data_dir, lambda reader: still_idle(reader, sessions_dir, now), frozenset[Key]())
 
 
 def live_runtimes(data_dir: Path) -> frozenset[str]:
     """Return the kinds of runtime of unconfirmed incarnations; empty when central.db cannot be read."""
     sql = "SELECT DISTINCT runtime FROM incarnations WHERE ended_at IS NULL"
-    return frozenset(row["runtime"] for row in _ask(data_dir, lambda reader: reader.all(sql), []))
+    return frozenset(row["runtime"] for row in ask(data_dir, lambda reader: reader.all(sql), []))
 
 
 def live_containers(data_dir: Path, runtime: str) -> frozenset[str | None]:
@@ -114,10 +114,10 @@ def live_containers(data_dir: Path, runtime: str) -> frozenset[str | None]:
     None stands for a container that was just asked for.
     """
     sql = "SELECT container_id FROM incarnations WHERE ended_at IS NULL AND runtime = ?"
-    return frozenset(row["container_id"] for row in _ask(data_dir, lambda reader: reader.all(sql, (runtime,)), []))
+    return frozenset(row["container_id"] for row in ask(data_dir, lambda reader: reader.all(sql, (runtime,)), []))
 
 
-def _ask(data_dir: Path, read: Callable[[Reader], _T], otherwise: _T) -> _T:
+def ask(data_dir: Path, read: Callable[[Reader], _T], otherwise: _T) -> _T:
     """Return what `read` finds in central.db, or `otherwise` when that is missing or cannot be read."""
     path = Layout(data_dir).central_db
     if not path.is_file():

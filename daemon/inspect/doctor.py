@@ -36,6 +36,7 @@ from daemon.inspect.central_reading import (
     without_registry,
 )
 from daemon.inspect.containers import RuntimeSeen, context_of, install_id_of, look_at_runtime
+from daemon.inspect.egress_reading import budgets_used_up, secret_errors
 from daemon.inspect.idle_check import IdleSessions
 from daemon.inspect.lock_owners import container_processes, foreign_holders
 from daemon.inspect.open_files import access_repair, limits_of, machine_files, mount_of, open_files_used_up
@@ -283,6 +284,8 @@ def host_facts(config: Config, now: int, word: DaemonStatus, central: CentralSee
             **{name: _ms(claim_max_s(config, agent)) for name, agent in config.agents.items()},
         },
         max_containers=config.runtime.max_containers,
+        secret_errors=secret_errors(config),
+        budgets_used_up=budgets_used_up(config, now),
     )
 
 

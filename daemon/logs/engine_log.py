@@ -79,7 +79,7 @@ class EngineLog:
         if event.code is None or event.code == EGRESS_CLIENT_GONE:
             log.info(
                 "egress_request", route=event.name, bytes_up=event.bytes_up, bytes_down=event.bytes_down,
-                duration_ms=event.duration_ms, **given,
+                duration_ms=event.duration_ms, tokens=(event.usage.tokens_in + event.usage.tokens_out) or None, **given,
             )  # fmt: skip
         elif event.code in _TROUBLE_OF_OURS:
             log.warning("egress_failed", route=event.name, **given)

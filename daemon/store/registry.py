@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from daemon.core.egress_usage import UsageRow
 from daemon.core.errors import RegistryGoneError
-from daemon.store import verified_idle
+from daemon.store import egress_usage, verified_idle
 from daemon.store.dead_letters import Operator
 from daemon.store.pruned import note
 from daemon.store.verified_idle import Verified
@@ -273,6 +274,16 @@ class Registry:
         with self._open() as db, db.transaction():
             for what, rows in taken.items():
                 note(db, what, rows, now_ms, through)
+
+    def egress_days(self, first_day: str) -> list[UsageRow]:
+        """Return what agents used at the gate from a day on."""
+        with self._open() as db:
+            return egress_usage.read_days(db, first_day)
+
+    def write_egress(self, rows: Sequence[UsageRow], before: str) -> None:
+        """Put totals of days and routes in the place of earlier ones; take away days before `before`."""
+        with self._open() as db, db.transaction():
+            egress_usage.write(db, rows, before)
 
     def live_incarnations(self) -> list[IncarnationRow]:
         """Return every incarnation without a confirmed exit."""

@@ -114,6 +114,7 @@ class Metrics:
         self.egress = counter(
             "egress_requests", "Requests at the gate: answered, or the refusal's code.", "agent", "route", "outcome"
         )
+        self.egress_tokens = counter("egress_tokens", "Tokens of models.", "agent", "route", "direction")
         self.egress_bytes = counter("egress_bytes", "Bodies through the gate.", "agent", "route", "direction")
         self.spans = counter("trace_spans", "Spans handed to the collector: exported, failed, dropped.", "outcome")
 

@@ -219,6 +219,8 @@ class Telemetry:
     def _egress(self, event: EgressRequest) -> None:
         route = event.name or NONE
         self.metrics.egress.labels(event.agent, route, event.code or "answered").inc()
+        self.metrics.egress_tokens.labels(event.agent, route, "in").inc(event.usage.tokens_in)
+        self.metrics.egress_tokens.labels(event.agent, route, "out").inc(event.usage.tokens_out)
         self.metrics.egress_bytes.labels(event.agent, route, "up").inc(event.bytes_up)
         self.metrics.egress_bytes.labels(event.agent, route, "down").inc(event.bytes_down)
 

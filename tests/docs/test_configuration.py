@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from daemon.config.egress import EgressConnect, EgressRoute
+from daemon.config.egress import EgressBudget, EgressConnect, EgressRoute
 from daemon.config.models import Agent, Config
 from daemon.config.routes import RouteTable
 
@@ -36,6 +36,7 @@ def expected() -> dict[str, str]:
         "agents.NAME": Agent,
         "egress.routes.NAME": EgressRoute,
         "egress.connect.NAME": EgressConnect,
+        "egress.budgets.AGENT": EgressBudget,
     }
     return found | {
         f"{table}.{key}": default for table, model in below.items() for key, default in _defaults(model).items()

@@ -5,8 +5,9 @@ import contextlib
 import json
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import pytest
 
 from daemon.config.egress import Egress
 from daemon.core.clock import SystemClock
+from daemon.core.egress_usage import Usage, UsageRow
 from daemon.core.events import EgressRequest, Event
 from daemon.egress import client as gate_client
 from daemon.egress.gate import Gate
+from daemon.egress.ledger import Ledger
 from schema.layout import GATE_SOCKET
 from tests.support.egress_target import Target, target
 
@@ -27,6 +30,17 @@ pytestmark = pytest.mark.anyio
 KEY = "sk-REAL-key-on-the-host"
 PATIENCE_S = 20.0
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the usual one reads every certificate of the machine
+
+
+class Nowhere:
+    """Where a test's counts go."""
+
+    async def load(self, first_day: str) -> Sequence[UsageRow]:
+        del first_day
+        return ()
+
+    async def write(self, rows: Sequence[UsageRow], before: str) -> None:
+        del rows, before
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -98,7 +112,9 @@ async def world(folder: Path, **more: Any) -> AsyncGenerator[World]:
         events.append(event)
 
     async with target() as there, anyio.create_task_group() as tasks:
-        gate = Gate(Egress.model_validate(tables(there, folder, **more)), folder / "egress", SystemClock(), publish)
+        table = Egress.model_validate(tables(there, folder, **more))
+        ledger = Ledger(table.daily(), UTC, SystemClock(), Nowhere())
+        gate = Gate(table, folder / "egress", SystemClock(), ledger, publish)
         await tasks.start(gate.run)
         await anyio.to_thread.run_sync(gate.open, "helper", "s")
         await anyio.to_thread.run_sync(gate.open, "other", "s")
@@ -410,3 +426,21 @@ async def world_with_route(folder: Path, port: int) -> AsyncGenerator[World]:
     route = {"upstream": f"http://{here}", "agents": ["helper", "other"]}
     async with world(folder, private_targets=[here], routes={"gone": route}, connect={}) as found:
         yield found
+
+
+async def test_tokens_are_counted_and_a_budget_stops_in_the_provider_s_own_words(tmp_path: Path) -> None:
+    async with world(tmp_path, budgets={"helper": {"tokens_per_day": 100}}) as w, w.client() as client:
+        answer = {"content": [], "usage": {"input_tokens": 60, "output_tokens": 15}}
+        w.target.bodies["/base/v1/messages"] = (200, "application/json", json.dumps(answer).encode())
+        for _ in range(2):
+            assert (await client.post("/model/v1/messages", json={})).json() == answer
+        assert (await client.get("/model/v1/models")).status_code == 429  # whatever it is: nothing more today
+        refused = await client.post("/model/v1/messages", json={})
+        assert refused.status_code == 429
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert "150 of 100 tokens" in refused.json()["error"]["message"]
+        assert refused.headers["x-should-retry"] == "false"
+        assert int(refused.headers["retry-after"]) > 0
+        assert await w.codes(4) == [None, None, "EGRESS_BUDGET", "EGRESS_BUDGET"]
+        assert [event.usage for event in w.events] == [Usage(60, 15), Usage(60, 15), Usage(), Usage()]
+        assert len(w.target.seen) == 2

@@ -16,6 +16,7 @@ WRECKS: Final = "tests/wrecks/test_wrecks.py"
 REPAIRS: Final = "tests/wrecks/test_repairs.py"
 MORE: Final = "tests/wrecks/test_more_repairs.py"
 DOCTOR: Final = "tests/unit/inspect/test_doctor.py"
+EGRESS: Final = "tests/unit/cli/test_egress.py"
 LIVES: Final = "tests/unit/inspect/test_session_lives.py"
 
 # Who makes the situation for real and runs the printed command (the first two), or who checks the command that is printed.
@@ -49,6 +50,8 @@ TRIED: Final = {
     "HOME_NEARLY_FULL": MORE,
     "OUT_NEARLY_FULL": MORE,
     "CHANNEL_FAILING": DOCTOR,
+    "EGRESS_BUDGET": EGRESS,
+    "EGRESS_SECRET": EGRESS,
     "SPAWN_FAILING": LIVES,
     "WORK_WAITING": DOCTOR,
     "UNCLAIMED": DOCTOR,

@@ -1,0 +1,115 @@
+"""The gate's routes, hosts and budgets with what agents used of them: from the configuration and central.db, the daemon up or down.
+
+No secret is kept or shown: only whether its file can be read, by the user who asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from daemon.config.egress import is_for
+from daemon.config.models import Config
+from daemon.config.secret_files import read_secret_file
+from daemon.core.egress_usage import EVERY_AGENT, UsageRow, day_of, days_before
+from daemon.core.zones import zone
+from daemon.inspect.central_reading import ask
+from daemon.store.egress_usage import read_days
+
+_SUMS = ("requests", "refused", "failed", "tokens_in", "tokens_out", "estimated", "bytes_up", "bytes_down")
+
+
+def usage_of(config: Config, now: int, days: int = 1) -> list[UsageRow]:
+    """Return the rows of the last `days` days, this one included; none when central.db cannot be read. `now` is epoch ms."""
+    first = days_before(day_of(now, zone(config.timezone)), days - 1)
+    return ask(config.data_dir, lambda reader: read_days(reader, first), [])
+
+
+def secret_errors(config: Config) -> tuple[tuple[str, str], ...]:
+    """Return (path, why) for each secret file of a route that cannot be used."""
+    found: dict[str, str] = {}
+    for route in config.egress.routes.values():
+        if route.secret_file is not None:
+            try:
+                read_secret_file(route.secret_file)
+            except ValueError as error:
+                found[str(route.secret_file)] = str(error)
+    return tuple(found.items())
+
+
+def budgets_used_up(config: Config, now: int) -> tuple[tuple[str, str], ...]:
+    """Return (agent, what of what) for each budget of this day that is used up."""
+    if not config.egress.budgets:
+        return ()
+    return tuple((one["agent"], one["used_up"]) for one in _budgets(config, usage_of(config, now)) if one["used_up"])
+
+
+def egress_report(config: Config, now: int, days: int) -> dict[str, Any]:
+    """Return routes, hosts and budgets, each with what was used in the last `days` days. `now` is epoch ms."""
+    rows = usage_of(config, now, days)
+    today = day_of(now, zone(config.timezone))
+    bad = dict(secret_errors(config))
+    routes = [
+        {
+            "name": name, "kind": "route", "targets": [route.upstream], "agents": list(route.agents),
+            "paths": list(route.paths), "api": route.api, "header": route.header or None,
+            "secret_file": str(route.secret_file) if route.secret_file is not None else None,
+            "secret_error": bad.get(str(route.secret_file)), "variables": sorted(route.env),
+            **_sum(row for row in rows if row.route == name),
+        }
+        for name, route in config.egress.routes.items()
+    ]  # fmt: skip
+    hosts = [
+        {
+            "name": name, "kind": "connect", "targets": list(table.hosts), "agents": list(table.agents),
+            "paths": [], "api": None, "header": None, "secret_file": None, "secret_error": None, "variables": [],
+            **_sum(row for row in rows if row.route == name),
+        }
+        for name, table in config.egress.connect.items()
+    ]  # fmt: skip
+    return {
+        "days": days,
+        "today": today,
+        "timezone": config.timezone,
+        "ways": [*routes, *hosts],
+        "refused_elsewhere": sum(row.refused for row in rows if not row.route),
+        "budgets": _budgets(config, [row for row in rows if row.day == today]),
+    }
+
+
+def usage_by(rows: Sequence[UsageRow], *names: str) -> list[dict[str, Any]]:
+    """Return the sums of the rows that agree in these fields, in the rows' order."""
+    groups: dict[tuple[str, ...], list[UsageRow]] = {}
+    for row in rows:
+        groups.setdefault(tuple(str(getattr(row, name)) for name in names), []).append(row)
+    return [{**dict(zip(names, key, strict=True)), **_sum(group)} for key, group in groups.items()]
+
+
+def _budgets(config: Config, today: Sequence[UsageRow]) -> list[dict[str, Any]]:
+    """Return each agent that uses the gate or has a budget, with what it used of this day's."""
+    budgets = config.egress.daily()
+    found: list[dict[str, Any]] = []
+    for agent in sorted({*(row.agent for row in today), *(name for name in budgets if name != EVERY_AGENT)}):
+        rows = [row for row in today if row.agent == agent]
+        budget = budgets.get(agent) or budgets.get(EVERY_AGENT)
+        sums = _sum(rows)
+        found.append(
+            {
+                "agent": agent,
+                **sums,
+                "requests_per_day": budget.requests if budget is not None else None,
+                "tokens_per_day": budget.tokens if budget is not None else None,
+                "used_up": budget.exceeded(rows) if budget is not None else None,
+                "ways": [
+                    name
+                    for name, table in (*config.egress.routes.items(), *config.egress.connect.items())
+                    if is_for(table.agents, agent)
+                ],
+            }
+        )
+    return found
+
+
+def _sum(rows: Iterable[UsageRow]) -> dict[str, int]:
+    listed = list(rows)
+    return {name: sum(int(getattr(row, name)) for row in listed) for name in _SUMS}
