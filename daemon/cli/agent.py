@@ -53,7 +53,7 @@ def show(
     Example:
       clawbus agent show echo
     """
-    from daemon.cli.doing import with_work  # noqa: PLC0415
+    from daemon.cli.at_work import with_work  # noqa: PLC0415
     from daemon.cli.operator import known_agent  # noqa: PLC0415
     from daemon.inspect.reports import sessions_report  # noqa: PLC0415
 

@@ -10,7 +10,7 @@ import typer
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.core.clock import SystemClock
-from daemon.core.facts import DaemonState
+from daemon.core.daemon_status import DaemonState
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -295,6 +295,9 @@ def finish(invocation: Invocation, outcome: Outcome) -> int:
     try:
         if invocation.json:
             invocation.emit(envelope(invocation.command, outcome))
+        elif outcome.text is not None:
+            Output().write(f"{outcome.text}\n")
+            Output().flush()
         elif outcome.people is not None:
             outcome.people(invocation.console())
             Output().flush()

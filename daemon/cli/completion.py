@@ -17,8 +17,6 @@ from daemon.cli.command import ID_PARAMETERS, Globals, Invocation, add
 from daemon.cli.envelope import Outcome
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from daemon.inspect.central_reading import Key
 
 _SESSIONS: Final = 50  # whose ids are offered; a shell waits for the answer
@@ -44,19 +42,17 @@ def completion(
       clawbus completion fish > ~/.config/fish/completions/clawbus.fish
     """
     script = get_completion_script(prog_name="clawbus", complete_var="_CLAWBUS_COMPLETE", shell=shell)
-
-    def people(console: Console) -> None:
-        from rich.text import Text  # noqa: PLC0415
-
-        console.print(Text(script), soft_wrap=True)
-
-    return Outcome({"shell": shell, "script": script}, people)
+    return Outcome({"shell": shell, "script": script}, text=script)
 
 
-def offer_names(root: Any) -> None:
-    """Make every parameter that takes an agent, a session or an id offer those that there are."""
+def prepare() -> None:
+    """Teach the parser the shells' ways to ask."""
     completion_init()
-    for command in _leaves(root):
+
+
+def offer_names(command_or_group: Any) -> None:
+    """Make every parameter below that takes an agent, a session or an id offer those that there are."""
+    for command in _leaves(command_or_group):
         for parameter in command.params:
             offered = _offered(parameter, {one.name for one in command.params})
             if offered is not None:
@@ -75,7 +71,9 @@ def _offered(parameter: Any, beside: set[str]) -> Callable[[Any, Any, str], list
     if parameter.name in ID_PARAMETERS:
         return lambda ctx, _, begun: _fitting(begun, lambda: _ids(ctx))
     argument = parameter.param_type_name == "argument"
-    if parameter.name == "session" and not argument and "text" not in beside:
+    if parameter.name == "session" and "mailbox" in beside:  # of a message to send
+        return lambda ctx, _, begun: _fitting(begun, lambda: _addresses(ctx))
+    if parameter.name == "session" and not argument:
         return lambda ctx, _, begun: _fitting(begun, lambda: ["/".join(key) for key in _sessions(ctx)])
     if parameter.name == "agent" and argument and "session" in beside:
         return lambda ctx, _, begun: _fitting(begun, lambda: ["/".join(key) for key in _sessions(ctx)])
@@ -110,6 +108,12 @@ def _sessions(ctx: Any) -> list[Key]:
     from daemon.inspect.central_reading import read_central  # noqa: PLC0415
 
     return read_central(_invocation(ctx).config.data_dir).known()
+
+
+def _addresses(ctx: Any) -> list[str]:
+    """Return sessions by their names where the agent is typed, else as AGENT/SESSION."""
+    wanted = ctx.params.get("agent")
+    return ["/".join(key) if wanted is None else key[1] for key in _sessions(ctx) if wanted in (None, key[0])]
 
 
 def _ids(ctx: Any) -> list[str]:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from daemon.cli.command import Invocation
+from daemon.core.daemon_status import DaemonState, DaemonStatus
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
-from daemon.core.facts import DaemonState
-from daemon.inspect.doctor import DaemonStatus
 
 if TYPE_CHECKING:
     from daemon.api.client import ControlClient

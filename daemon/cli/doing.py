@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon.cli.command import Invocation
 from daemon.cli.present import age, table
 from daemon.core.short_ids import shortened
 
@@ -14,25 +12,6 @@ if TYPE_CHECKING:
     from daemon.cli.listing import Listing
 
 _COLUMNS: Final = ("session", "state", "queue", "answers", "dead", "what")
-
-
-def with_work(invocation: Invocation, reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the sessions' reports with `work`: the oldest open turn, read from the files, or None.
-
-    Only those without a state, or in the state `working`, are read.
-    """
-    from daemon.config.policies import read_limits  # noqa: PLC0415
-    from daemon.inspect.reports import session_folder  # noqa: PLC0415
-    from daemon.inspect.work import read_work  # noqa: PLC0415
-
-    found: list[dict[str, Any]] = []
-    for one in reports:
-        work = None
-        if one.get("state", "working") == "working":
-            folder = session_folder(invocation.config.data_dir, one["agent"], one["session"])
-            work = read_work(folder, read_limits(invocation.config))
-        found.append({**one, "work": asdict(work) if work is not None else None})
-    return found
 
 
 def doing(one: Mapping[str, Any], now_ms: int) -> str:

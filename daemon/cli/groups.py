@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Final
 
+import typer
 from typer.core import TyperGroup
 
+from daemon.cli.catalogue import COMMANDS
 from daemon.cli.output import progress
 
 _RENAMED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
@@ -22,21 +25,48 @@ _ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
-_SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "Begin": ("init", "serve", "send", "chat", "mailbox", "question"),
-        "See": ("status", "doctor", "top", "session", "run", "agent", "channel", "egress", "logs", "watch"),
-        "People": ("route",),
-        "Repair": ("message", "delivery", "dead", "sweep"),
-        "Host": ("config", "image", "install", "backup", "restore"),
-        "Releases": ("release", "source"),
-    }
-)
-_REST: Final = "More"
+
+class LazyCommands(dict[str, Any]):
+    """The commands by name, each made from its module when it is first asked for. `made` is called with each new one."""
+
+    def __init__(self, made: Callable[[Any], object] = lambda _: None) -> None:
+        super().__init__(dict.fromkeys(COMMANDS))
+        self._made = made
+
+    def __getitem__(self, name: str) -> Any:
+        if super().__getitem__(name) is None:
+            app = typer.Typer(rich_markup_mode=None)
+            import_module(f"daemon.cli.{COMMANDS[name].module}").register(app)
+            for found, command in typer.main.get_group(app).commands.items():
+                self[found] = command
+                self._made(command)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """See dict."""
+        return self[name] if name in self else default  # noqa: SIM401 - that is this method
+
+    def items(self) -> Any:
+        """Return every command by its name, each made."""
+        return {name: self[name] for name in self}.items()
+
+    def values(self) -> Any:
+        """Return every command, each made."""
+        return [self[name] for name in self]
 
 
 class RootGroup(TyperGroup):
     """The commands by their names of today; a former name is translated, one of other tools gets an explanation."""
+
+    commands: Any
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self.commands = LazyCommands()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the order of the help. Imports none of the commands."""
+        return list(COMMANDS)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command of the first word."""
@@ -52,10 +82,7 @@ class RootGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands in sections, each with its whole first sentence."""
-        placed = {name for names in _SECTIONS.values() for name in names}
-        rest = tuple(name for name in self.commands if name not in placed)
-        for title, names in (*_SECTIONS.items(), (_REST, rest)):
-            shown = [(name, self.commands[name]) for name in names if name in self.commands]
+        """Write the commands in sections, each with its whole first sentence. Imports none of them."""
+        for title in dict.fromkeys(entry.section for entry in COMMANDS.values()):
             with formatter.section(title):
-                formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in shown])
+                formatter.write_dl([(name, one.summary) for name, one in COMMANDS.items() if one.section == title])

@@ -15,40 +15,6 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from daemon.cli import (
-    agent,
-    backup,
-    channel,
-    chat,
-    completion,
-    config_check,
-    dead,
-    delivery,
-    doctor,
-    egress,
-    image,
-    init,
-    inngest,
-    install,
-    logs,
-    mailbox,
-    message,
-    question,
-    release,
-    reload,
-    route,
-    run,
-    send,
-    serve,
-    session,
-    show_help,
-    source,
-    status,
-    sweep,
-    top,
-    version,
-    watch,
-)
 from daemon.cli.command import (
     ConfigFlag,
     DataFlag,
@@ -61,7 +27,7 @@ from daemon.cli.command import (
     wants_json,
 )
 from daemon.cli.envelope import INTERRUPTED, USAGE, NextAction, Outcome, Problem
-from daemon.cli.groups import RootGroup
+from daemon.cli.groups import LazyCommands, RootGroup
 from daemon.cli.output import Output, OutputLostError, lost, prepare
 
 # A chat's number, or a word after a single dash; `-x` and `--typo` are options that do not exist.
@@ -103,46 +69,13 @@ def build_app() -> typer.Typer:
         if ctx.invoked_subcommand is None:
             _without_command(ctx, show_version=show_version)
 
-    for module in (
-        init,
-        serve,
-        reload,
-        backup,
-        run,
-        send,
-        chat,
-        mailbox,
-        question,
-        status,
-        top,
-        session,
-        agent,
-        channel,
-        egress,
-        message,
-        route,
-        sweep,
-        dead,
-        delivery,
-        doctor,
-        image,
-        install,
-        release,
-        source,
-        logs,
-        watch,
-        config_check,
-        inngest,
-        version,
-        show_help,
-        completion,
-    ):
-        module.register(app)
     return app
 
 
 def _without_command(ctx: typer.Context, *, show_version: bool) -> None:
     """Show the version if that was asked for, else the help."""
+    from daemon.cli import show_help, version  # noqa: PLC0415
+
     options: Globals = ctx.obj.with_form()
     if show_version:
         invocation = Invocation("version", options, ctx)
@@ -156,9 +89,12 @@ def _without_command(ctx: typer.Context, *, show_version: bool) -> None:
 @functools.cache
 def command_tree() -> Callable[..., Any]:
     """Return what parses a command line, made from the tree once."""
-    root = typer.main.get_command(build_app())
+    root: Any = typer.main.get_command(build_app())
     if "_CLAWBUS_COMPLETE" in os.environ:
-        completion.offer_names(root)
+        from daemon.cli import completion  # noqa: PLC0415
+
+        completion.prepare()
+        root.commands = LazyCommands(completion.offer_names)
     return root
 
 

@@ -12,7 +12,7 @@ from daemon.cli.doctor import here
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.names import pair
 from daemon.core.clock import SystemClock
-from daemon.core.facts import DaemonState
+from daemon.core.daemon_status import DaemonState
 from daemon.inspect.doctor import Doctor
 from daemon.inspect.life import life_of
 from daemon.inspect.runs import Found, Runs

@@ -41,7 +41,7 @@ def runs(
       clawbus run list --agent echo --since 2h
     """
     from daemon.cli.daemon_status import daemon_status  # noqa: PLC0415
-    from daemon.core.facts import DaemonState  # noqa: PLC0415
+    from daemon.core.daemon_status import DaemonState  # noqa: PLC0415
     from daemon.inspect.runs import RunQuery, Runs  # noqa: PLC0415 - the runtimes
 
     clock = SystemClock()

@@ -67,8 +67,8 @@ def show(
     named = pair(agent, session)
     if message is not None:
         return life(invocation, named, message)
+    from daemon.cli.at_work import with_work  # noqa: PLC0415
     from daemon.cli.daemon_status import daemon_or_files  # noqa: PLC0415
-    from daemon.cli.doing import with_work  # noqa: PLC0415
 
     def look() -> dict[str, Any]:
         from daemon.inspect.reports import session_report  # noqa: PLC0415

@@ -33,8 +33,8 @@ def sessions(
       clawbus session list --agent echo --state working
       clawbus session list --since 1h
     """
+    from daemon.cli.at_work import with_work  # noqa: PLC0415
     from daemon.cli.daemon_status import daemon_or_files  # noqa: PLC0415
-    from daemon.cli.doing import with_work  # noqa: PLC0415
 
     def look() -> list[dict[str, Any]]:
         from daemon.inspect.reports import sessions_report  # noqa: PLC0415

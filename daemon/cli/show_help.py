@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import Outcome
 from daemon.cli.man_page import man_page
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def register(app: typer.Typer) -> None:
@@ -39,15 +35,11 @@ def help_(
       clawbus help session show
       clawbus help --man | man -l -
     """
+    from importlib import metadata  # noqa: PLC0415
+
     context = _context_of(invocation.context.find_root(), command or [])
     text = man_page(metadata.version("clawbus"), _every(context)) if man else str(context.get_help())
-
-    def people(console: Console) -> None:
-        from rich.text import Text  # noqa: PLC0415
-
-        console.print(Text(text), soft_wrap=True)
-
-    return Outcome({"help": text}, people)
+    return Outcome({"help": text}, text=text)
 
 
 def _every(context: Any) -> Iterator[tuple[str, str]]:

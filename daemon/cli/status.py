@@ -33,7 +33,7 @@ def status(invocation: Invocation) -> Outcome:
     Example:
       clawbus status
     """
-    from daemon.cli.doing import with_work  # noqa: PLC0415
+    from daemon.cli.at_work import with_work  # noqa: PLC0415
 
     report, source = read_status(invocation)
     report["working"] = with_work(invocation, report.get("working", []))

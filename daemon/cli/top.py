@@ -67,7 +67,7 @@ def top(
 
 def _look(invocation: Invocation, limit: int) -> dict[str, Any]:
     """{source, status, sessions}: one look. What cannot be read is `error`."""
-    from daemon.cli.doing import with_work  # noqa: PLC0415
+    from daemon.cli.at_work import with_work  # noqa: PLC0415
 
     report, source = read_status(invocation)
     try:

@@ -10,7 +10,6 @@ import typer
 
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import Outcome
-from daemon.cli.output import Output
 from schema.migrate import VERSION
 
 
@@ -33,9 +32,4 @@ def version(_: Invocation) -> Outcome:
     except metadata.PackageNotFoundError:
         own = "unknown (not installed)"
     result = {"version": own, "schema": VERSION, "python": platform.python_version(), "prefix": sys.prefix}
-
-    def people(_: object) -> None:
-        # Not with `say`: rich costs more than all else of this command.
-        Output().write(f"clawbus {own} (schema {VERSION}, Python {platform.python_version()})\n")
-
-    return Outcome(result, people)
+    return Outcome(result, text=f"clawbus {own} (schema {VERSION}, Python {platform.python_version()})")

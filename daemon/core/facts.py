@@ -7,21 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Final
 
 from daemon.core.command_words import restart_command, start_command
+from daemon.core.daemon_status import DaemonState
 from daemon.core.run_state import Life, RunEvidence, Verdict
 
 HELD_MS: Final = 5 * 60_000
-
-
-class DaemonState(StrEnum):
-    """Whether a daemon works on this data folder."""
-
-    UP = "up"
-    DOWN = "down"
-    SILENT = "silent"  # a process holds the folder, and the socket does not answer
 
 
 @dataclass(frozen=True, slots=True)

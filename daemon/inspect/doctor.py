@@ -14,6 +14,7 @@ from typing import Any, Final
 from daemon.config.models import Config
 from daemon.config.policies import claim_max_s, read_limits
 from daemon.core.clock import Clock
+from daemon.core.daemon_status import DaemonStatus
 from daemon.core.diagnoses import diagnose_host, diagnose_run, diagnose_session
 from daemon.core.diagnosis import Diagnosis
 from daemon.core.errors import UnknownSessionError
@@ -62,19 +63,6 @@ _PASSING: Final = frozenset(
 _SHORTAGES: Final = frozenset({HostTroubleError.code, StorageError.code})
 
 LookAtRuntime = Callable[[Config, str | None], RuntimeSeen]
-
-
-@dataclass(frozen=True, slots=True)
-class DaemonStatus:
-    """What asking the daemon brought. `live` is the live part of its status, None without one.
-
-    `code` is set when it answered with an error instead; `detail` is the reason then, or why nobody answered.
-    """
-
-    state: DaemonState
-    live: Mapping[str, Any] | None = None
-    detail: str | None = None
-    code: str | None = None
 
 
 @dataclass(slots=True)

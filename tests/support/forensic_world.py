@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from daemon.config.models import Config, load_config
+from daemon.core.daemon_status import DaemonStatus
 from daemon.core.facts import Container, DaemonState
 from daemon.inspect.containers import RuntimeSeen
-from daemon.inspect.doctor import DaemonStatus, Doctor, Examination
+from daemon.inspect.doctor import Doctor, Examination
 from daemon.inspect.runs import Runs
 from daemon.store import messages
 from daemon.store.data_folder import VERSION_NAME

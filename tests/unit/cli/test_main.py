@@ -20,6 +20,18 @@ from schema.migrate import VERSION
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations
 
+HEAVY = (
+    "docker",
+    "uvicorn",
+    "starlette",
+    "httpx",
+    "structlog",
+    "anyio",
+    "prometheus_client",
+    "watchfiles",
+    "pygments",
+    "container_runner",
+)
 COMMAND = [sys.executable, "-m", "daemon.cli"]
 
 
@@ -207,10 +219,17 @@ def test_a_reader_that_goes_is_no_traceback(home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "banned"),
     [
-        (["version", "--json"], ("docker", "uvicorn", "starlette", "httpx", "pydantic_settings", "rich.console")),
-        (["send", "x", "--agent", "a", "--session", "s", "--json"], ("docker", "uvicorn", "starlette", "httpx")),
-        (["status", "--json"], ("docker", "uvicorn", "starlette", "httpx")),
+        (
+            ["--help"],
+            (*HEAVY, "pydantic", "rich.console", "importlib.metadata", "daemon.cli.status", "daemon.core.facts"),
+        ),
+        (["version", "--json"], (*HEAVY, "rich.console", "daemon.core.facts")),
+        (["help", "session"], (*HEAVY, "rich.console")),
+        (["send", "x", "--agent", "a", "--session", "s", "--json"], (*HEAVY, "rich.console", "daemon.inspect.reports")),
+        (["status", "--json"], (*HEAVY, "rich.console", "daemon.inspect.doctor", "daemon.runtimes.docker")),
+        (["session", "list", "--json"], (*HEAVY, "rich.console", "daemon.inspect.doctor")),
     ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_start_up_imports_no_more_than_it_needs(home: Path, arguments: list[str], banned: tuple[str, ...]) -> None:
     script = (

@@ -75,7 +75,8 @@ def test_a_sweep_with_the_wrong_configuration_ends_and_recovers_nothing(world: F
 
 
 def test_the_doctor_names_the_configuration_and_not_the_sessions(world: ForensicWorld) -> None:
-    from daemon.inspect.doctor import DaemonStatus, Doctor  # noqa: PLC0415
+    from daemon.core.daemon_status import DaemonStatus  # noqa: PLC0415
+    from daemon.inspect.doctor import Doctor  # noqa: PLC0415
 
     session = world.session()
     session.accept("m1")

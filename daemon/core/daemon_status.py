@@ -1,0 +1,29 @@
+"""What asking the daemon brought: up, down or silent, and its own report. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class DaemonState(StrEnum):
+    """Whether a daemon works on this data folder."""
+
+    UP = "up"
+    DOWN = "down"
+    SILENT = "silent"  # a process holds the folder, and the socket does not answer
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    """What asking the daemon brought. `live` is the live part of its status, None without one.
+
+    `code` is set when it answered with an error instead; `detail` is the reason then, or why nobody answered.
+    """
+
+    state: DaemonState
+    live: Mapping[str, Any] | None = None
+    detail: str | None = None
+    code: str | None = None
