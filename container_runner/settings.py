@@ -24,6 +24,7 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _CHOICES: Final = (
     ("error_detail", ("operator", "sender")),
     ("leftovers", ("end", "keep")),
+    ("lifetime", ("turn", "container")),
     ("output", ("auto", "text", "lines")),
     ("log_level", LOG_LEVELS),
 )

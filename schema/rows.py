@@ -171,6 +171,7 @@ class RunnerSettings:
     prune_batch: int = 500
     mode: str = ""  # an ACP agent's mode
     permissions: tuple[str, ...] = ()  # an ACP agent's, as KIND=POLICY
+    lifetime: str = "turn"  # of a `command` program: turn, or container
     output: str = "auto"  # what a program's stdout is: auto, text or lines
     leftovers: str = "end"  # what becomes of processes that a turn leaves running: end, or keep
     error_detail: str = "operator"  # who reads why a turn failed: operator, or the sender too

@@ -13,11 +13,11 @@ from contextlib import suppress
 from typing import Final
 
 import anyio
-from anyio.abc import ByteReceiveStream, ByteSendStream, Process, TaskGroup
+from anyio.abc import ByteReceiveStream, ByteSendStream, Process
 
 from container_runner.providers.answer_pipe import AnswerPipe
 from container_runner.providers.error_output import ErrorOutput, last_words, own_reason
-from container_runner.providers.lines import Ask, Event, OutputParser, ProgressNote, ToolStart
+from container_runner.providers.lines import OutputParser
 from container_runner.providers.program import (
     TERM_WAIT_S,
     by_whom,
@@ -29,8 +29,8 @@ from container_runner.providers.program import (
     start_program,
 )
 from container_runner.providers.protocol import Answer, DeclaredTimeout, Progress, ProviderContext, Turn
+from container_runner.providers.turn_output import TurnOutput
 from container_runner.shared.errors import (
-    AnswerTooLargeError,
     CommandExitError,
     CommandSignalError,
     CommandTimeoutError,
@@ -81,20 +81,17 @@ class _Conversation:
 
     def __init__(self, process: Process, max_bytes: int, output: str, progress: Progress, answers: AnswerPipe) -> None:
         self._process = process
-        self._max_bytes = max_bytes
-        self._progress = progress
         self._parser = OutputParser(output)
+        self._output = TurnOutput(self._parser, max_bytes, progress, answers.write)
         self._failure: TurnFailedError | None = None
         self._stderr = ErrorOutput(progress.wrote)
         self._answers = answers
-        self._tasks: TaskGroup | None = None
-        self._waiting = 0  # questions that are open: the turn's clock stands meanwhile
 
     async def run(self, turn: Turn, timeout_s: float) -> Answer:
         code = 0
         with anyio.CancelScope() as limit:
             async with anyio.create_task_group() as group:
-                group.start_soon(cancel_after_running, limit, timeout_s, lambda: self._waiting > 0)
+                group.start_soon(cancel_after_running, limit, timeout_s, lambda: self._output.waiting > 0)
                 given = {**turn.to_json(), "answers": self._answers.path}
                 code = await self._talk(json.dumps(given, ensure_ascii=True).encode() + b"\n")
                 group.cancel_scope.cancel()
@@ -113,7 +110,7 @@ class _Conversation:
         code = -int(signal.SIGTERM)
         async with anyio.create_task_group() as group:
             reading = anyio.Event()
-            self._tasks = group
+            self._output.tasks = group
             group.start_soon(_send, opened(self._process.stdin), turn)
             group.start_soon(self._stderr.read, opened(self._process.stderr))
             group.start_soon(self._read_answer, opened(self._process.stdout), reading, group.cancel_scope)
@@ -134,52 +131,12 @@ class _Conversation:
         done.set()
 
     async def _read_lines(self, stream: ByteReceiveStream) -> None:
-        """Read and parse the lines. Limit only the answer's size: progress may be reported without limit."""
-        rest = bytearray()
         async for chunk in stream:
-            rest += chunk
-            if b"\n" in chunk:
-                *lines, last = rest.split(b"\n")
-                rest = last
-                for line in lines:
-                    await self._feed(bytes(line))
-            self._check_size(len(rest))
-        if rest:
-            await self._feed(bytes(rest))
-
-    async def _feed(self, line: bytes) -> None:
-        self._check_size(len(line))
-        await self._tell(self._parser.feed(line))
-
-    def _check_size(self, more: int) -> None:
-        if self._parser.held + more > self._max_bytes + 1:  # the last newline is not part of the answer
-            raise AnswerTooLargeError(f"The answer has more than {self._max_bytes} bytes.")
-
-    async def _tell(self, event: Event | None) -> None:
-        match event:
-            case None:
-                pass
-            case ProgressNote():
-                self._progress.event()
-            case ToolStart(name, timeout_s):
-                await self._progress.tool_started(name, timeout_s)
-            case Ask():
-                assert self._tasks is not None
-                self._tasks.start_soon(self._ask, event)
-            case _:
-                await self._progress.tool_ended()
-
-    async def _ask(self, event: Ask) -> None:
-        """Ask, and write the answer to the program. The program's end cancels this; the host then closes the question."""
-        self._waiting += 1
-        try:
-            decision = await self._progress.ask(event.question, event.key)
-        finally:
-            self._waiting -= 1
-        if decision is not None:
-            answer = {"type": "answer", "key": event.key, **decision.to_json()}
-            if not self._answers.write(answer):
-                self._progress.wrote("clawbus: the program does not read its answers; one is lost")
+            for line in self._output.lines(chunk):
+                await self._output.feed(line)
+            self._output.check_rest()
+        if rest := self._output.last():
+            await self._output.feed(rest)
 
     def _check_later(self, code: int) -> None:
         """Raise TurnDeferredError when the program asked to be tried later: by its exit code, or by a `later` line."""

@@ -262,16 +262,16 @@ class OutputParser:
 
 
 def _is_rich(line: bytes) -> bool:
-    name = _type_of(line)
+    name = type_of(line)
     return name in TYPES
 
 
 def _is_meant_as_ours(line: bytes) -> bool:
     """Return whether a line was meant to be in our format. A malformed one is refused, never sent to a person as text."""
-    return _type_of(line) is not None or bool(_NAMES_A_TYPE.match(line))
+    return type_of(line) is not None or bool(_NAMES_A_TYPE.match(line))
 
 
-def _type_of(line: bytes) -> str | None:
+def type_of(line: bytes) -> str | None:
     """Return the `type` of a JSON object, or None for anything else.
 
     For JSON that cannot be parsed (nested too deep, a number too long), return the type that its text names, so that it is

@@ -129,6 +129,28 @@ class CommandSignalError(TurnFailedError):
     default_hint = "If no operator sent the SIGKILL, the program reached its memory limit."
 
 
+class CommandNotReadyError(TurnFailedError):
+    """A program with lifetime "container" did not print its line `ready` first."""
+
+    code = "COMMAND_NOT_READY"
+    default_hint = (
+        'Print {"type": "ready"} before anything else, and logs to stderr; or leave out the agent\'s `lifetime`.'
+    )
+
+
+class CommandEndedError(TurnFailedError):
+    """A program with lifetime "container" ended, or closed its stdout, in the middle of a turn. The next turn starts it again."""
+
+    code = "COMMAND_ENDED"
+    default_hint = 'End each turn with {"type": "end"} and wait for the next one.'
+
+
+class CommandReportedError(TurnFailedError):
+    """A program with lifetime "container" ended its turn with an `error` of its own."""
+
+    code = "COMMAND_FAILED"
+
+
 class CommandTimeoutError(TurnFailedError):
     """The program did not end within timeout_s. It was killed."""
 

@@ -266,6 +266,7 @@ class Agent(_Table):
     permissions: dict[ToolKind, Literal["allow", "ask", "deny"]] = Field(default_factory=dict)
     timeout_s: float = Field(default=600.0, gt=0)
     claim_max_s: float | None = Field(default=None, gt=0)
+    lifetime: Literal["turn", "container"] = "turn"
     output: Literal["auto", "text", "lines"] = "auto"
     leftovers: Literal["end", "keep"] = "end"
     error_detail: Literal["operator", "sender"] = "operator"
@@ -516,6 +517,9 @@ def _faults(config: Config) -> Iterator[str]:
         if agent.provider == "command" and not agent.command:
             yield f'agents.{name}.command: provider \'command\' needs a program: command = ["program", "argument"]'
         yield from _acp_faults(name, agent)
+        if agent.lifetime == "container" and (agent.provider != "command" or agent.output == "text"):
+            what = "is for provider 'command'" if agent.provider != "command" else 'needs output = "lines"'
+            yield f'agents.{name}.lifetime: "container" {what}'
         longest = agent.claim_max_s or config.sweep.claim_max_s
         if agent.ends_turns and 0 < longest <= agent.timeout_s:
             # The sweep would end turns that are within their time.

@@ -181,6 +181,7 @@ def _runner(agent: Agent, config: Config) -> RunnerSettings:
         max_answer_bytes=config.limits.max_content_bytes,
         keep_s=config.retention.messages_s,
         prune_batch=config.retention.batch,
+        lifetime=agent.lifetime,
         output=agent.output,
         leftovers=agent.leftovers,
         error_detail=agent.error_detail,

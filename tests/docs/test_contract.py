@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,13 +14,15 @@ from typing import Final
 import pytest
 
 from container_runner import __main__ as program
+from container_runner.providers import PROVIDERS
 from container_runner.providers.acp import errors as acp_errors
 from container_runner.providers.lines import TYPES, OutputParser
-from container_runner.providers.protocol import Destination, Turn, TurnMessage
+from container_runner.providers.protocol import Destination, ProviderContext, Turn, TurnMessage
 from container_runner.shared import errors
 from daemon.config.models import load_config
 from schema import layout
 from schema.rows import Address, RunnerSettings
+from tests.integration.runner.test_command import Recorder
 from tests.support.session_kit import SessionKit, eventually
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
@@ -118,6 +121,20 @@ def test_its_agent_counts_the_messages_of_its_session() -> None:
     answer = parser.answer()
     assert [one.content for one in answer.messages] == [{"text": "message 3: hello"}]
     assert answer.state == {"count": "3"}
+
+
+@pytest.mark.anyio
+async def test_its_long_lived_agent_remembers_as_long_as_it_lives(tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text(block(AGENT, "python3"), encoding="utf-8")
+    settings = RunnerSettings(provider="command", command=(sys.executable, "helper.py"), lifetime="container")
+    provider = PROVIDERS["command"](ProviderContext(settings, tmp_path, os.environ))
+    said: list[object] = []
+    for text in ("hello", "again"):
+        message = TurnMessage(text, 2, "chat", "2026-11-21T02:20:32.123Z", json.dumps({"text": text}))
+        answer = await provider.run(Turn("helper", "first", "I1", (message,)), Recorder())
+        said += [one.content["text"] for one in answer.messages]
+    await provider.close()
+    assert said == ["I have heard 1: hello", "I have heard 2: hello, again"]
 
 
 def test_its_agent_s_configuration_is_valid(tmp_path: Path) -> None:

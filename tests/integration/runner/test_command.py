@@ -15,6 +15,7 @@ from container_runner.providers.command import CommandProvider
 from container_runner.providers.program import program_environment
 from container_runner.providers.protocol import Answer, DeclaredTimeout, ProviderContext, Turn, TurnMessage
 from container_runner.shared import errors
+from schema.questions import Decision, Outcome, Question
 from schema.rows import RunnerSettings
 from tests.support.session_kit import eventually
 
@@ -36,6 +37,10 @@ class Recorder:
 
     async def tool_ended(self) -> None:
         self.told.append(("tool_end",))
+
+    async def ask(self, question: Question, key: str | None = None) -> Decision | None:
+        self.told.append(("ask", question.text, str(key)))
+        return None if question.notify else Decision(Outcome.ANSWERED, "yes")
 
     async def follow_ups(self) -> tuple[TurnMessage, ...]:
         await anyio.sleep_forever()
