@@ -40,7 +40,7 @@ from container_runner.watch import InboundWatch
 from schema.errors import ClawbusError, SchemaTooNewError
 from schema.json_text import whole_text
 from schema.os_faults import as_host_error, passes, typed_host_errors
-from schema.rows import AckStatus, RunnerSettings, TurnNote
+from schema.rows import AckStatus, RunnerSettings, TurnNote, TurnUsage
 
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _MAX_REASON: Final = 1000
@@ -357,6 +357,7 @@ class Runner:
             status,
             released=released,
             state=_state(outcome) if failure is None else None,
+            usage=_usage(outcome, messages) if failure is None else None,
             note=_note(outcome) if failure is None else TurnNote(failure.code, str(failure)),
         )
         try:
@@ -471,6 +472,13 @@ _Outcome = Answer | TurnFailedError | TurnDeferredError
 
 class _StoppedError(Exception):
     """The grace ended before the work could be done."""
+
+
+def _usage(outcome: _Outcome, messages: Sequence[TurnMessage]) -> tuple[str, TurnUsage] | None:
+    """Return what the turn used, under its last trigger."""
+    if not isinstance(outcome, Answer) or outcome.usage is None:
+        return None
+    return next(message.id for message in reversed(messages) if message.trigger), outcome.usage
 
 
 def _state(outcome: _Outcome) -> dict[str, str | None] | None:

@@ -126,7 +126,7 @@ class Retention:
         taken = [row["id"] for row in rows if is_final(row, cutoff)]
         if taken:
             with db.transaction():
-                for table in ("processing_ack", "deferrals", "turn_notes"):
+                for table in ("processing_ack", "deferrals", "turn_notes", "turn_usage"):
                     db.executemany(f"DELETE FROM {table} WHERE message_id = ?", [(identity,) for identity in taken])
         self._acks_taken += len(taken)
         if self._moved_on(rows, cutoff):

@@ -24,7 +24,7 @@ from schema.ids import new_id
 from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 from schema.migrate import Role
-from schema.rows import AckStatus, Address, TurnNote
+from schema.rows import AckStatus, Address, TurnNote, TurnUsage
 
 _INBOUND: Final = "inbound"
 MAX_NOTE: Final = 2000
@@ -179,8 +179,11 @@ class Store:
         released: Sequence[str] = (),
         state: Mapping[str, str | None] | None = None,
         note: TurnNote | None = None,
+        usage: tuple[str, TurnUsage] | None = None,
     ) -> None:
-        """Commit a turn in one transaction: outbound rows, acks, state, the operator's note; clear the tool in flight.
+        """Commit a turn in one transaction: outbound rows, acks, state, note, usage; clear the tool in flight.
+
+        `usage` is kept under the id of a message of the turn.
 
         Safe to repeat after an error that leaves the outcome unknown. Raise InboundUnreadableError or ClaimLostError.
         """
@@ -196,6 +199,7 @@ class Store:
                 [(message_id, status.value, now, self._incarnation) for message_id in acked],
             )
             self._keep_note(db, acked, note, now)
+            self._keep_usage(db, usage, now)
             db.executemany("DELETE FROM deferrals WHERE message_id = ?", [(message_id,) for message_id in acked])
             self._release(db, released)
             self._keep_state(db, state or {}, now)
@@ -339,6 +343,19 @@ class Store:
                 "INSERT INTO turn_notes(message_id, incarnation, at, code, message) VALUES (?, ?, ?, ?, ?)",
                 [(message_id, self._incarnation, now, note.code, _storable(note.message)) for message_id in acked],
             )
+
+    def _keep_usage(self, db: Writer, usage: tuple[str, TurnUsage] | None, now: str) -> None:
+        if usage is None:
+            return
+        message_id, used = usage
+        db.execute(
+            "INSERT OR REPLACE INTO turn_usage(message_id, incarnation, at, input_tokens, output_tokens, cached_tokens,"
+            " cost, currency) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(message_id, self._incarnation, now),
+                *(used.input_tokens, used.output_tokens, used.cached_tokens, used.cost, used.currency),
+            ),
+        )
 
     def _keep_state(self, db: Writer, state: Mapping[str, str | None], now: str) -> None:
         for key, value in state.items():

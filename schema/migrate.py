@@ -24,7 +24,7 @@ VERSION: Final = 4
 _TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
 
 OUTBOUND_TABLES: Final = (
-    "messages_out", "processing_ack", "session_state", "container_state", "turn_notes", "deferrals",
+    "messages_out", "processing_ack", "session_state", "container_state", "turn_notes", "turn_usage", "deferrals",
 )  # fmt: skip
 
 

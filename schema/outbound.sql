@@ -48,6 +48,18 @@ CREATE TABLE IF NOT EXISTS turn_notes (
   message     TEXT NOT NULL                      -- at most 2,000 characters
 );
 
+-- ours: what a turn used, by its agent's own account. One row for each turn, under its last trigger.
+CREATE TABLE IF NOT EXISTS turn_usage (
+  message_id    TEXT PRIMARY KEY,
+  incarnation   TEXT,
+  at            TEXT NOT NULL,
+  input_tokens  INTEGER,
+  output_tokens INTEGER,
+  cached_tokens INTEGER,                         -- of the input: read from or written to a cache
+  cost          REAL,
+  currency      TEXT                             -- ISO 4217
+);
+
 -- ours: what belongs to an ack `later`. A table of its own, so that processing_ack keeps the columns that others write.
 CREATE TABLE IF NOT EXISTS deferrals (
   message_id TEXT PRIMARY KEY,

@@ -121,6 +121,17 @@ class TurnNote:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnUsage:
+    """A row of turn_usage: what a turn used, by its agent's own account. None: it did not say. `cost` is in `currency`."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    cost: float | None = None
+    currency: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Deferral:
     """A row of deferrals: what an agent said with "later". `retry_at` (epoch ms) None: it named no time."""
 
@@ -143,6 +154,7 @@ class Ack:
     note: TurnNote | None = None
     changed_text: str | None = None
     deferral: Deferral | None = None
+    usage: TurnUsage | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Final, Protocol, cast
 
 from container_runner.shared.children import Children
 from schema.questions import Decision, Question
-from schema.rows import Address, Kind, RunnerSettings, TurnNote
+from schema.rows import Address, Kind, RunnerSettings, TurnNote, TurnUsage
 
 CONTRACT: Final = 1
 
@@ -127,13 +127,14 @@ class OutMessage:
 class Answer:
     """A turn's result. All of it is committed together, or none. A `state` value of None removes the key.
 
-    `ignored` lists unknown line types. `note` tells the operator why nothing is sent.
+    `ignored` lists unknown line types. `note` tells the operator why nothing is sent. `usage` is what the turn used.
     """
 
     messages: Sequence[OutMessage] = ()
     state: Mapping[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
     ignored: Sequence[str] = ()
     note: TurnNote | None = None
+    usage: TurnUsage | None = None
 
 
 @dataclass(frozen=True, slots=True)

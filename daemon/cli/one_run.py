@@ -65,7 +65,7 @@ def _explain(invocation: Invocation, found: Found) -> list[Diagnosis]:
 
 def _show(console: Console, result: Mapping[str, Any]) -> None:
     from daemon.cli.event_lines import container_line  # noqa: PLC0415
-    from daemon.cli.present import age, brief, moment, pairs, say, table, when  # noqa: PLC0415
+    from daemon.cli.present import age, brief, moment, pairs, say, table, usage_text, when  # noqa: PLC0415
 
     now = SystemClock().now_ms()
     durations: Mapping[str, Any] = result["durations"]
@@ -79,6 +79,8 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         "delivered in": age(durations["delivered_ms"]),
         "container": _container(result),
     }
+    if result["usage"]:
+        facts["used"] = usage_text(result["usage"])
     if result["next_try_at"] is not None:
         facts["next try"] = f"{when(result['next_try_at'], now)}, after {result['tries']} that failed"
     if result["daemon"] != "up":

@@ -119,6 +119,20 @@ def say_wrapped(console: Console, first: str, text: object) -> None:
         console.print(line, soft_wrap=True)
 
 
+def usage_text(usage: Mapping[str, Any] | None) -> str | None:
+    """Return what an agent says that it used, on one line; None when it did not say."""
+    if not usage:
+        return None
+    parts = [
+        f"{count} {name}"
+        for key, name in (("input_tokens", "tokens in"), ("output_tokens", "out"), ("cached_tokens", "cached"))
+        if (count := usage.get(key)) is not None
+    ]
+    if usage.get("cost") is not None:
+        parts.append(f"{usage['cost']:.4f} {usage.get('currency')}")
+    return ", ".join(parts)
+
+
 def brief(detail: Mapping[str, Any] | None) -> str:
     """Return an event's detail on one line."""
     if not detail:

@@ -234,7 +234,7 @@ def _execute(invocation: Invocation, verb: Verb, done: str, nothing: str, **more
 
 def _show(console: Console, report: dict[str, Any], source: str) -> None:
     from daemon.cli.doing import doing  # noqa: PLC0415
-    from daemon.cli.present import pairs, pruned, say, when  # noqa: PLC0415
+    from daemon.cli.present import pairs, pruned, say, usage_text, when  # noqa: PLC0415
 
     now = SystemClock().now_ms()
     live = report["incarnation"]
@@ -244,6 +244,8 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     facts["container"] = f"{live['container_id']} since {when(live['started_at'], now)}" if live else "none"
     facts["heartbeat"] = when(report["heartbeat_at"], now)
     facts["unfinished"] = report["pending"]
+    if said := usage_text(report.get("usage")):
+        facts["used"] = said
     facts["folder"] = report["folder"]
     if report.get("out_folder"):
         facts["out/"] = _counted(report["out_folder"])

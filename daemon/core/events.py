@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeVar
 from daemon.core.attempt_end import AttemptEnd
 from daemon.core.egress_usage import Usage
 from daemon.core.trace import SpanStart
-from schema.rows import Cause
+from schema.rows import Cause, TurnUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ class MessageSettled(SessionEvent):
     incarnation: str | None
     completed: bool
     attempt: AttemptEnd | None
+    usage: TurnUsage | None = None
 
 
 @dataclass(frozen=True, slots=True)

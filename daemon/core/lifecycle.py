@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from daemon.core.message_fate import claimed_by, due_since, held_from, is_expired
-from schema.rows import Ack, AckStatus, MessageIn, ToolInFlight, TurnNote
+from schema.rows import Ack, AckStatus, MessageIn, ToolInFlight, TurnNote, TurnUsage
 
 CEILING: Final = "ceiling"
 CLAIM_STUCK: Final = "claim_stuck"
@@ -97,6 +97,7 @@ class Settle:
     status: AckStatus
     incarnation: str | None
     note: TurnNote | None = None
+    usage: TurnUsage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ def settled(seen: Observation) -> list[Settle]:
     for message in seen.pending:
         ack = seen.acks.get(message.id)
         if ack is not None and ack.status not in (AckStatus.PROCESSING, AckStatus.LATER):
-            actions.append(Settle(message.id, ack.status, ack.incarnation, ack.note))
+            actions.append(Settle(message.id, ack.status, ack.incarnation, ack.note, ack.usage))
     return actions
 
 

@@ -6,7 +6,7 @@ Synchronous; the caller holds the session's lock. Nothing is sent here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final, TypeGuard
 
 from daemon.config.models import Delivery as DeliveryConfig
@@ -35,6 +35,7 @@ from daemon.store import deliveries, messages, outbound, questions
 from daemon.store.dead_letters import expire
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
+from daemon.store.turn_usage import with_usage
 from schema.connect import Reader, Writer
 from schema.errors import HostileFileError
 from schema.ids import time_of
@@ -264,7 +265,8 @@ def unfinished(
     pending += messages.pending_of(db, [message_id for message_id in wanted if message_id not in have])
     if out is None:
         return pending, {}
-    return pending, outbound.with_notes(out, outbound.acks_for(out, [message.id for message in pending]))
+    acks = outbound.with_notes(out, outbound.acks_for(out, [message.id for message in pending]))
+    return pending, with_usage(out, acks)
 
 
 def _check_dead(db: Reader, decisions: Sequence[Decision], limit: int) -> None:
@@ -292,11 +294,14 @@ def settle(db: Writer, action: Settle, now: int) -> None:
         messages.end_open_attempts(db, action.message_id, now, target.value)
 
 
-def settled_detail(action: Settle) -> dict[str, str] | None:
-    """Return the history detail for a turn's end. For a failure, it is the reason that the runner noted."""
+def settled_detail(action: Settle) -> dict[str, object] | None:
+    """Return the history detail for a turn's end: what it used; for a failure, the reason that the runner noted."""
     note = action.note
     if action.status is AckStatus.COMPLETED:
-        return None if note is None else {"note": note.code, "reason": note.message}
+        told: dict[str, object] = {} if note is None else {"note": note.code, "reason": note.message}
+        if action.usage is not None:
+            told |= {name: value for name, value in asdict(action.usage).items() if value is not None}
+        return told or None
     if note is None:
         return {"code": "AGENT_FAILED", "reason": "the agent answered with an error"}
     return {"code": "AGENT_FAILED", "error_code": note.code, "reason": note.message}

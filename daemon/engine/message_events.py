@@ -45,9 +45,9 @@ def action_events(
     ended = {(attempt.message.id, attempt.incarnation): attempt for attempt in attempts}
     for action in actions:
         match action:
-            case Settle(message_id=message_id, incarnation=incarnation):
+            case Settle(message_id=message_id, incarnation=incarnation, usage=usage):
                 yield MessageSettled(now, key.agent, key.session, message_id, incarnation,
-                                     action.status is AckStatus.COMPLETED, ended.get((message_id, incarnation)))  # fmt: skip
+                                     action.status is AckStatus.COMPLETED, ended.get((message_id, incarnation)), usage)  # fmt: skip
             case Reset(message_id=message_id, incarnation=incarnation):
                 yield MessageRetried(now, key.agent, key.session, message_id, incarnation, action.tries,
                                      action.process_after, exit_code, ended.get((message_id, incarnation)))  # fmt: skip

@@ -6,6 +6,7 @@ Puts together what the files, the registry and the logs say. Decides nothing; th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Final
 
 from daemon.config.models import Config
@@ -17,6 +18,7 @@ from daemon.inspect.log_reading import container_lines, daemon_lines, turn_event
 from daemon.inspect.message_life import order_of, read_life
 from daemon.inspect.runs import Found, summary, verdict_of
 from schema.instants import to_text
+from schema.rows import TurnUsage
 
 LOG_LINES: Final = 20
 _WAITS_AFTER: Final = ("retry_scheduled", "released", "deferred")
@@ -52,6 +54,7 @@ def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, A
         "verdict": verdict_of(run),
         "events": told,
         "durations": _durations(told),
+        "usage": _usage(told),
         "deliveries": [event for event in told if str(event["event"]).startswith(("delivered", "delivery_", "dead_"))],
         "container": dict(row) if row else None,
         "container_lives": seen.life.value if seen.incarnation is not None else None,
@@ -60,6 +63,15 @@ def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, A
         "other_runs": [summary(found.key, other) for other in found.runs.runs if other is not run],
         "errors": [*found.runs.errors, *(error for error in errors if error not in found.runs.errors)],
     }
+
+
+def _usage(events: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return what the turn used, from the history row of its end; None when its agent did not say."""
+    for event in events:
+        if event["event"] == "completed":
+            named = {field.name for field in fields(TurnUsage)}
+            return {name: value for name, value in event["detail"].items() if name in named} or None
+    return None
 
 
 def _before(found: Found) -> list[str]:

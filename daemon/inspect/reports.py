@@ -179,6 +179,7 @@ def session_report(
         "attempts": detail.attempts,
         "claims": detail.claims,
         "tool": detail.tool,
+        "usage": detail.usage,
         "heartbeat_at": detail.heartbeat_at,
         "routing": detail.routing,
         "destinations": detail.destinations,

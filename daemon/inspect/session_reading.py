@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -18,6 +18,7 @@ from daemon.inspect.row_values import place, values_of
 from daemon.store.backlog import NOT_CLOSED, dead_answers, failed_messages, read_answers
 from daemon.store.dead_letters import CLOSED_TABLE
 from daemon.store.pruned import read as read_pruned
+from daemon.store.turn_usage import used
 from schema.connect import Reader, ReadLimits, open_reader
 from schema.errors import ClawbusError, SchemaTooNewError, UnusableFileError
 from schema.instants import from_text, to_text
@@ -188,6 +189,7 @@ class SessionDetail:
     routing: dict[str, Any] | None = None
     claims: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     tool: dict[str, Any] | None = None
+    usage: dict[str, Any] | None = None
     heartbeat_at: int | None = None
     pruned: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     errors: list[str] = field(default_factory=list[str])
@@ -250,6 +252,8 @@ def _read_outbound(folder: SessionFolder, limit: int, limits: ReadLimits, detail
     with reader:
         claims = "SELECT * FROM processing_ack WHERE status = 'processing' LIMIT ?"
         detail.claims = [ack_values(row) for row in table_rows(reader, "processing_ack", claims, limit)]
+        usage = used(reader)
+        detail.usage = asdict(usage) if usage is not None else None
         state = table_rows(reader, "container_state", "SELECT * FROM container_state WHERE id = 1 LIMIT ?", 1)
         tool = values_of(state[0]) if state else {}
         if tool.get("current_tool") is not None:

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 OTHER: Final = "other"  # a channel that is not configured
 NONE: Final = "none"  # no address at all
+CURRENCIES: Final = ("EUR", "USD")  # what a cost is counted in; any other one is OTHER
 
 _MOMENTS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LONG: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0)
@@ -85,6 +86,8 @@ class Metrics:
         self.retries = counter("message_retries", "Tries that ended with their container.", "agent")
         self.wait = histogram("message_wait_seconds", "From accepted, or due, to claimed.", "agent", buckets=_LONG)
         self.turn = histogram("turn_duration_seconds", "From claimed to acked.", "agent", buckets=_LONG)
+        self.tokens = counter("agent_tokens", "Tokens that agents say they used.", "agent", "kind")
+        self.cost = counter("agent_cost", "What agents say they cost, in the currency.", "agent", "currency")
         self.delivered = counter("answers_delivered", "Answers with a receipt.", "agent", "channel")
         self.delivery_failures = counter(
             "delivery_failures", "Sends that failed and are tried again.", "channel", "code"

@@ -35,7 +35,7 @@ from daemon.core.events import (
 )
 from daemon.core.trace import SpanStart, TraceContext
 from daemon.telemetry.context import new_context, parse
-from daemon.telemetry.metrics import NONE, Metrics
+from daemon.telemetry.metrics import CURRENCIES, NONE, OTHER, Metrics
 from daemon.telemetry.spans import Event, Role, Span, about, context_of_row
 from daemon.telemetry.tracing import NoTracer, Tracer
 from schema.rows import Cause
@@ -68,6 +68,7 @@ class Telemetry:
         events.subscribe(SpawnFailed, self._spawn_failed)
         events.subscribe(ExitSettled, self._exit_settled)
         events.subscribe(MessageSettled, self._attempt_ended)
+        events.subscribe(MessageSettled, self._used)
         events.subscribe(MessageRetried, self._attempt_ended)
         events.subscribe(MessageDeadLettered, self._attempt_ended)
         events.subscribe(AnswersDelivered, self._delivered)
@@ -149,6 +150,19 @@ class Telemetry:
         self.metrics.wait.labels(event.agent).observe((attempt.claimed_at - attempt.due_at) / 1000)
         self.metrics.turn.labels(event.agent).observe((attempt.ended_at - attempt.claimed_at) / 1000)
         self._trace_try(event.agent, event.session, attempt)
+
+    def _used(self, event: MessageSettled) -> None:
+        """Count what the agent says that the turn used."""
+        usage = event.usage
+        if usage is None:
+            return
+        counts = {"input": usage.input_tokens, "output": usage.output_tokens, "cached": usage.cached_tokens}
+        for kind, count in counts.items():
+            if count:
+                self.metrics.tokens.labels(event.agent, kind).inc(count)
+        if usage.cost:
+            currency = usage.currency if usage.currency in CURRENCIES else OTHER
+            self.metrics.cost.labels(event.agent, currency).inc(usage.cost)
 
     def _trace_try(self, agent: str, session: str, ending: AttemptEnd) -> None:
         root = self._context(agent, session, ending.message.id, ending.message.traceparent)

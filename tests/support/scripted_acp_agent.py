@@ -161,7 +161,9 @@ class Agent:
         except RefusedError as error:
             self.send(id=number, error={"code": error.code, "message": str(error), "data": {"why": "scripted"}})
             return
-        usage = {"totalTokens": 30, "inputTokens": 20, "outputTokens": 10}
+        usage = {"totalTokens": 35, "inputTokens": 20, "outputTokens": 10, "cachedReadTokens": 5}
+        cost = {"amount": 0.25 * len(sessions()[self.session]), "currency": "USD"}
+        self.update(sessionUpdate="usage_update", used=30, size=1000, cost=cost)
         self.send(id=number, result={"stopReason": "cancelled" if self.cancelled.is_set() else reason, "usage": usage})
 
     def do_say(self, text: str) -> None:

@@ -10,6 +10,7 @@ import anyio
 from container_runner.providers.acp.permissions import Policy, chosen, policy_for
 from container_runner.providers.acp.reply import Reply
 from container_runner.providers.acp.rpc import METHOD_NOT_FOUND, Params, RpcError
+from container_runner.providers.acp.usage import Meter
 from container_runner.providers.protocol import Progress
 from container_runner.shared.errors import AnswerTooLargeError
 from schema.json_text import whole_text
@@ -24,9 +25,10 @@ _SHOWN: Final = 200
 class Listener:
     """One turn's ear. Until `begin`, and after the turn, what the agent says belongs to no answer and is dropped."""
 
-    def __init__(self, progress: Progress, policies: Mapping[str, Policy]) -> None:
+    def __init__(self, progress: Progress, policies: Mapping[str, Policy], meter: Meter) -> None:
         self._progress = progress
         self._policies = policies
+        self._meter = meter
         self._session_id = ""
         self._reply: Reply | None = None
         self._shown: str | None = None
@@ -56,6 +58,7 @@ class Listener:
         self._note_kind(update)
         if self._reply is None or params.get("sessionId") != self._session_id or self.failure is not None:
             return
+        self._meter.update(update)
         try:
             self._reply.update(update)
         except AnswerTooLargeError as error:

@@ -22,6 +22,7 @@ from container_runner.providers.acp.permissions import read_policies
 from container_runner.providers.acp.prompt import prompt_text
 from container_runner.providers.acp.reply import Reply
 from container_runner.providers.acp.rpc import NotSentError, Params
+from container_runner.providers.acp.usage import Meter
 from container_runner.providers.protocol import Answer, DeclaredTimeout, OutMessage, Progress, ProviderContext, Turn
 from container_runner.shared.errors import CannotStartError, TurnFailedError
 from schema.rows import TurnNote
@@ -45,6 +46,7 @@ class AcpProvider:
         self._policies = read_policies(context.settings.permissions)
         self._agent: Agent | None = None
         self._session_id: str | None = None  # the last one of this container, which the state may not hold yet
+        self._meter: Meter | None = None
         self._progress: Progress | None = None
         self._group: TaskGroup | None = None  # of the running turn
         self.silence: DeclaredTimeout | None = DeclaredTimeout("agent", _SILENCE_S)
@@ -52,7 +54,8 @@ class AcpProvider:
     async def run(self, turn: Turn, progress: Progress) -> Answer:
         """Send the turn as a prompt and return the answer. When cancelled, end the agent first."""
         self._progress = progress
-        listener = Listener(progress, self._policies)
+        self._meter = self._meter or _metered(turn.state.get(STATE_KEY))
+        listener = Listener(progress, self._policies, self._meter)
         answer: Answer | None = None
         failure: TurnFailedError | CannotStartError | None = None
         try:
@@ -134,6 +137,8 @@ class AcpProvider:
         except BaseException:
             await self._drop()
             raise
+        if same is None or opened.session_id != same[0]:
+            cast("Meter", self._meter).reset()
         self._session_id = opened.session_id
         return opened.restored and same == known
 
@@ -172,17 +177,20 @@ class AcpProvider:
         stop_reason = str(prompting.response.get("stopReason"))
         if stop_reason == "cancelled":
             raise AcpCancelledError(f"{agent.name} ended its turn as cancelled.")
-        return self._made(agent, reply, stop_reason, restored=restored)
+        return self._made(agent, reply, prompting.response, restored=restored)
 
-    def _made(self, agent: Agent, reply: Reply, stop_reason: str, *, restored: bool) -> Answer:
+    def _made(self, agent: Agent, reply: Reply, response: Params, *, restored: bool) -> Answer:
+        stop_reason, meter = str(response.get("stopReason")), cast("Meter", self._meter)
         text = reply.text(stop_reason)
-        state = {STATE_KEY: json.dumps({"session": agent.session_id, "agent": agent.name})}
+        kept = {"session": agent.session_id, "agent": agent.name, "cost": meter.total, "currency": meter.currency}
+        state, usage = {STATE_KEY: json.dumps(kept)}, meter.turn(response)
         ignored = tuple(dict.fromkeys(reply.left_out))
         if not text:
             note = TurnNote("NOTHING_SENT", f"{agent.name} ended its turn ({stop_reason[:100]}) without any text.")
-            return Answer(state=state, ignored=ignored, note=note)
+            return Answer(state=state, ignored=ignored, note=note, usage=usage)
         notice = "" if restored else f"{NEW_MEMORY}\n\n"
-        return Answer(messages=(OutMessage(content={"text": notice + text}),), state=state, ignored=ignored)
+        messages = (OutMessage(content={"text": notice + text}),)
+        return Answer(messages=messages, state=state, ignored=ignored, usage=usage)
 
     async def _cancel(self, agent: Agent, prompting: _Prompting) -> None:
         """Cancel the prompt; end an agent that does not stop."""
@@ -232,12 +240,21 @@ class _Prompting:
 
 def _stored(value: str | None) -> tuple[str, str] | None:
     """Return the session id and the agent's name that an earlier turn kept, if they are valid."""
+    kept = _kept(value)
+    session, agent = kept.get("session"), kept.get("agent")
+    return (session, agent if isinstance(agent, str) else "") if isinstance(session, str) and session else None
+
+
+def _metered(value: str | None) -> Meter:
+    """Return the meter with the session's cost that an earlier turn kept."""
+    kept = _kept(value)
+    cost, currency = kept.get("cost"), kept.get("currency")
+    return Meter(cost, currency) if isinstance(cost, float) and isinstance(currency, str) else Meter()
+
+
+def _kept(value: str | None) -> Params:
     try:
         fields: object = json.loads(value or "")
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(fields, dict):
-        return None
-    kept = cast("dict[str, object]", fields)
-    session, agent = kept.get("session"), kept.get("agent")
-    return (session, agent if isinstance(agent, str) else "") if isinstance(session, str) and session else None
+        return {}
+    return cast("dict[str, object]", fields) if isinstance(fields, dict) else {}

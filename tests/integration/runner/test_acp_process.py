@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from container_runner.providers.acp.provider import STATE_KEY
+from daemon.store.turn_usage import used, with_usage
+from schema.connect import Reader, ReadLimits, open_outbound_reader
+from schema.rows import Ack, AckStatus, TurnUsage
 from tests.integration.runner.test_acp import AGENT
 from tests.integration.runner.test_command import lives
 from tests.integration.runner.test_process import Runners
@@ -32,6 +35,13 @@ def runners(kit: SessionKit) -> Iterator[Runners]:
     kit.check()
 
 
+def hostile(folder: Path) -> Reader:
+    """Open outbound.db as the host does."""
+    reader = open_outbound_reader(folder, ReadLimits())
+    assert reader is not None
+    return reader
+
+
 def start(runners: Runners, incarnation: str, **settings: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(AGENT), "resume=ok"]
     return runners.start(incarnation, provider="acp", command=command, **settings)
@@ -48,13 +58,13 @@ async def answer(kit: SessionKit, message_id: str, text: str) -> str:
 async def test_a_session_outlives_its_container_and_its_agent_does_not(kit: SessionKit, runners: Runners) -> None:
     first = start(runners, "I1")
     pid = int(await answer(kit, "m1", "pid"))
-    session = kit.state()[STATE_KEY]
+    session = json.loads(kit.state()[STATE_KEY])["session"]
     first.terminate()
     assert first.wait(20) == 0
     assert not lives(pid)
     start(runners, "I2")
     assert json.loads(await answer(kit, "m2", "memory")) == ["pid"]
-    assert kit.state()[STATE_KEY] == session
+    assert json.loads(kit.state()[STATE_KEY])["session"] == session
 
 
 async def test_a_kill_in_mid_turn_loses_neither_the_message_nor_the_memory(kit: SessionKit, runners: Runners) -> None:
@@ -85,6 +95,21 @@ async def test_a_stop_in_mid_turn_cancels_and_gives_the_message_back(kit: Sessio
     assert first.wait(20) == 0
     assert kit.acks() == {"m1": "completed"}
     assert not lives(pid)
+
+
+async def test_what_a_turn_used_is_committed_with_it(kit: SessionKit, runners: Runners) -> None:
+    first = start(runners, "I1")
+    await answer(kit, "m1", "say hello")
+    await answer(kit, "m2", "say again")
+    first.terminate()
+    first.wait(20)
+    start(runners, "I2")
+    await answer(kit, "m3", "say later")
+    with hostile(kit.folder.outbox) as db:
+        acks = {name: Ack(name, AckStatus.COMPLETED, None, who) for name, who in kit.claimants().items()}
+        each = TurnUsage(20, 10, 5, 0.25, "USD")
+        assert [ack.usage for ack in with_usage(db, acks).values()] == [each, each, each]
+        assert used(db) == TurnUsage(60, 30, 15, 0.75, "USD")
 
 
 async def test_the_agent_is_no_leftover_of_a_turn(kit: SessionKit, runners: Runners) -> None:

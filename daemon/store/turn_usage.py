@@ -1,0 +1,76 @@
+"""What turns used, read from outbound.db. A container wrote it, so nothing of it is trusted beyond its type and bounds."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from daemon.store.messages import chunks, marks
+from schema.connect import Reader
+from schema.rows import Ack, AckStatus, TurnUsage
+
+_COUNTS: Final = ("input_tokens", "output_tokens", "cached_tokens")
+_COLUMNS: Final = ", ".join((*_COUNTS, "cost", "currency"))
+_NEEDED: Final = frozenset({"message_id", "incarnation", *_COUNTS, "cost", "currency"})
+_MOST: Final = 10**12
+_MAX_ROWS: Final = 10_000
+_CURRENCY: Final = re.compile(r"[A-Z]{3}\Z")
+
+
+def with_usage(db: Reader, acks: Mapping[str, Ack]) -> dict[str, Ack]:
+    """Return the same acks; completed ones carry what their turn used, if that incarnation reported it."""
+    done = [message_id for message_id, ack in acks.items() if ack.status is AckStatus.COMPLETED]
+    found = dict(acks)
+    if not done or not db.columns("turn_usage") >= _NEEDED:
+        return found
+    for chunk in chunks(done):
+        sql = f"SELECT message_id, incarnation, {_COLUMNS} FROM turn_usage WHERE message_id IN ({marks(chunk)})"
+        for row in db.all(sql, chunk):
+            ack = found.get(row["message_id"])
+            if ack is not None and row["incarnation"] == ack.incarnation:
+                found[ack.message_id] = replace(ack, usage=_usage(row))
+    return found
+
+
+def used(db: Reader) -> TurnUsage | None:
+    """Return what the turns used that outbound.db still knows, the newest 10,000; None when no agent reported anything."""
+    if not db.columns("turn_usage") >= _NEEDED:
+        return None
+    found = TurnUsage()
+    for row in db.all(f"SELECT {_COLUMNS} FROM turn_usage ORDER BY rowid DESC LIMIT {_MAX_ROWS}"):
+        found = _added(found, _usage(row))
+    return None if found == TurnUsage() else found
+
+
+def _added(first: TurnUsage, second: TurnUsage) -> TurnUsage:
+    """Return the sum. A cost in another currency than the first one's is left out."""
+    same = first.currency is None or second.currency in (None, first.currency)
+    cost = second.cost if first.cost is None else first.cost + ((second.cost or 0.0) if same else 0.0)
+    return TurnUsage(
+        _sum(first.input_tokens, second.input_tokens),
+        _sum(first.output_tokens, second.output_tokens),
+        _sum(first.cached_tokens, second.cached_tokens),
+        cost,
+        first.currency or second.currency,
+    )
+
+
+def _sum(first: int | None, second: int | None) -> int | None:
+    return None if first is None and second is None else (first or 0) + (second or 0)
+
+
+def _usage(row: sqlite3.Row) -> TurnUsage:
+    counts = _count(row["input_tokens"]), _count(row["output_tokens"]), _count(row["cached_tokens"])
+    cost, currency = row["cost"], row["currency"]
+    if not isinstance(cost, int | float) or not 0 <= cost <= _MOST:
+        return TurnUsage(*counts)
+    if not isinstance(currency, str) or not _CURRENCY.match(currency):
+        return TurnUsage(*counts)
+    return TurnUsage(*counts, cost=float(cost), currency=currency)
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and 0 <= value <= _MOST else None

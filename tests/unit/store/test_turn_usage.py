@@ -1,0 +1,52 @@
+"""What a container wrote about usage: only what can be true counts."""
+
+from pathlib import Path
+
+import pytest
+
+from daemon.store.turn_usage import used, with_usage
+from schema.connect import Reader, ReadLimits, open_outbound_reader, open_owner
+from schema.migrate import Role
+from schema.rows import Ack, AckStatus, TurnUsage
+
+COLUMNS = "message_id, incarnation, at, input_tokens, output_tokens, cached_tokens, cost, currency"
+
+
+def hostile(folder: Path) -> Reader:
+    """Open outbound.db as the host does."""
+    reader = open_outbound_reader(folder, ReadLimits())
+    assert reader is not None
+    return reader
+
+
+@pytest.mark.parametrize(
+    ("row", "usage"),
+    [
+        ((1, 2, 3, 0.5, "USD"), TurnUsage(1, 2, 3, 0.5, "USD")),
+        ((None, None, None, None, None), TurnUsage()),
+        (("many", -1, 10**15, 0.5, "USD"), TurnUsage(None, None, None, 0.5, "USD")),
+        ((1, None, None, float("inf"), "USD"), TurnUsage(1)),
+        ((1, None, None, 0.5, "\x1b[31"), TurnUsage(1)),
+        ((1, None, None, b"x", "USD"), TurnUsage(1)),
+    ],
+)
+def test_a_row_is_read_within_its_bounds(tmp_path: Path, row: tuple[object, ...], usage: TurnUsage) -> None:
+    path = tmp_path / "outbound.db"
+    with open_owner(path, Role.OUTBOUND) as db, db.transaction():
+        db.execute(f"INSERT INTO turn_usage({COLUMNS}) VALUES ('m1', 'I1', 'x', ?, ?, ?, ?, ?)", row)
+        db.execute(f"INSERT INTO turn_usage({COLUMNS}) VALUES ('m2', 'I0', 'x', 1, 1, 1, 1, 'EUR')")
+    acks = {name: Ack(name, AckStatus.COMPLETED, None, "I1") for name in ("m1", "m2")}
+    with hostile(tmp_path) as db:
+        found = with_usage(db, acks)
+        assert (found["m1"].usage, found["m2"].usage) == (usage, None)
+        assert used(db) is not None
+
+
+def test_a_file_without_the_table_knows_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "outbound.db"
+    with open_owner(path, Role.OUTBOUND) as db, db.transaction():
+        db.execute("DROP TABLE turn_usage")
+    acks = {"m1": Ack("m1", AckStatus.COMPLETED, None, "I1")}
+    with hostile(tmp_path) as db:
+        assert with_usage(db, acks) == acks
+        assert used(db) is None
