@@ -20,6 +20,7 @@ from bench import (
     cold_start,
     commits,
     drain,
+    egress,
     history,
     idle_sessions,
     peers,
@@ -46,6 +47,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Settings], Result]]] = MappingProxyType
         "idle-sessions": idle_sessions.measure,
         "busy-sessions": busy_sessions.measure,
         "reads": reads.measure,
+        "egress": egress.measure,
         "peers": peers.measure,
         "retention": retention.measure,
     }

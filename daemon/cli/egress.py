@@ -10,7 +10,7 @@ import typer
 from daemon.cli.command import Invocation, add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.core.clock import SystemClock
-from daemon.core.errors import UnknownRouteError
+from daemon.core.errors import UnknownEgressError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,7 +67,7 @@ def show(
     found = next((one for one in ways if one["name"] == name), None)
     if found is None:
         there = ", ".join(one["name"] for one in ways) or "none"
-        raise UnknownRouteError(f"there is no route or table of hosts {name!r} (there is: {there}).")
+        raise UnknownEgressError(f"there is no route or table of hosts {name!r} (there is: {there}).")
     rows = [row for row in usage_of(invocation.config, now, days) if row.route == name]
     result = {"source": "files", **found, "days": days, "usage": usage_by(rows, "day", "agent")}
     return Outcome(result, lambda console: _show_one(console, result))

@@ -115,10 +115,10 @@ class UnknownAgentError(ClawbusError):
     default_hint = "Use one of these, or add an [agents.NAME] table to clawbus.toml and run `clawbus reload`."
 
 
-class UnknownRouteError(ClawbusError):
+class UnknownEgressError(ClawbusError):
     """No such route or table of hosts in [egress]."""
 
-    code = "UNKNOWN_ROUTE"
+    code = "UNKNOWN_EGRESS"
     default_hint = "Use one of these, or add an [egress.routes.NAME] table to clawbus.toml (docs/egress.md)."
 
 

@@ -157,8 +157,8 @@ class Gate:
             door = self._doors.pop((event.agent, event.session), None)
         if door is not None:
             door.close()
-            if self._tasks is not None:
-                self._tasks.start_soon(to_thread.run_sync, partial(self._discard, door.key))
+        if self._tasks is not None and self._config.may_use(event.agent):
+            self._tasks.start_soon(to_thread.run_sync, partial(self._discard, (event.agent, event.session)))
 
     def _discard(self, key: Key) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -444,3 +445,33 @@ async def test_tokens_are_counted_and_a_budget_stops_in_the_provider_s_own_words
         assert await w.codes(4) == [None, None, "EGRESS_BUDGET", "EGRESS_BUDGET"]
         assert [event.usage for event in w.events] == [Usage(60, 15), Usage(60, 15), Usage(), Usage()]
         assert len(w.target.seen) == 2
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the target's certificate")
+async def test_the_way_out_is_encrypted_and_the_target_s_name_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=model.test", "-addext", "subjectAltName=DNS:localhost"]
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, "-out", certificate]
+    await anyio.run_process([*map(str, made), "-keyout", str(key)])
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    there = Target()
+    async with await asyncio.start_server(there.serve, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        key_file = {"header": "authorization", "secret_file": str(tmp_path / "key"), "agents": ["helper"]}
+        table = {
+            "private_targets": [f"localhost:{port}", f"127.0.0.1:{port}"],
+            "routes": {
+                "named": {"upstream": f"https://localhost:{port}", **key_file},
+                "other": {"upstream": f"https://127.0.0.1:{port}", "agents": ["helper", "other"]},
+            },
+        }
+        async with world(tmp_path, **table) as w, w.client() as client:
+            seen = (await client.get("/named/x")).json()
+            assert seen["headers"]["authorization"] == f"Bearer {KEY}"
+            answer = await client.get("/other/x")
+            assert answer.status_code == 502
+            assert "certificate" in answer.json()["error"]["message"]

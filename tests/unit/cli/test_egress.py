@@ -56,7 +56,7 @@ def test_lists_and_shows_without_the_secret(cli: CommandLine) -> None:
     for form in ("--json", "--pretty"):
         assert SECRET not in cli("egress", "list", form).out + cli("egress", "show", "model", form).out
     assert "3 of 3" in cli("egress", "list", "--pretty").out
-    assert cli("egress", "show", "nothing").envelope["error"]["code"] == "UNKNOWN_ROUTE"
+    assert cli("egress", "show", "nothing").envelope["error"]["code"] == "UNKNOWN_EGRESS"
 
 
 def test_a_budget_that_is_used_up_is_a_finding_until_it_allows_more(cli: CommandLine, home: Path) -> None:
