@@ -124,3 +124,50 @@ CREATE TABLE IF NOT EXISTS refused_events (
   PRIMARY KEY (channel, place, sender, agent, route, reason)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS refused_events_last ON refused_events(last_at);
+
+-- People who may talk to agents. A revoked one stays, so that the identities stay his.
+CREATE TABLE IF NOT EXISTS users (
+  name       TEXT PRIMARY KEY,
+  added_at   INTEGER NOT NULL,
+  added_by   TEXT NOT NULL,
+  revoked_at INTEGER,
+  revoked_by TEXT,
+  reason     TEXT                                -- of the last change
+);
+
+CREATE TABLE IF NOT EXISTS user_roles (
+  user  TEXT NOT NULL REFERENCES users(name),
+  agent TEXT NOT NULL,                           -- empty: every agent
+  scope TEXT NOT NULL,                           -- any | direct | group: the kind of place that it counts in
+  role  TEXT NOT NULL,                           -- member | admin | owner
+  at    INTEGER NOT NULL,
+  by    TEXT NOT NULL,
+  PRIMARY KEY (user, agent, scope)
+) WITHOUT ROWID;
+
+-- Which user a platform's id of a person is.
+CREATE TABLE IF NOT EXISTS identities (
+  channel TEXT NOT NULL,
+  sender  TEXT NOT NULL,
+  user    TEXT NOT NULL REFERENCES users(name),
+  at      INTEGER NOT NULL,
+  by      TEXT NOT NULL,
+  PRIMARY KEY (channel, sender)
+) WITHOUT ROWID;
+
+-- Strangers who asked to talk to an agent. One that is waiting for an approver has no outcome.
+CREATE TABLE IF NOT EXISTS pairings (
+  code       TEXT PRIMARY KEY,
+  channel    TEXT NOT NULL,
+  sender     TEXT NOT NULL,
+  agent      TEXT NOT NULL,
+  scope      TEXT NOT NULL,                      -- direct | group: where it was asked, and where the role will count
+  place      TEXT NOT NULL,
+  asked_at   INTEGER NOT NULL,
+  expires_at INTEGER NOT NULL,
+  outcome    TEXT,                               -- approved | refused
+  decided_at INTEGER,
+  decided_by TEXT,
+  user       TEXT                                -- whom it was bound to
+);
+CREATE INDEX IF NOT EXISTS pairings_sender ON pairings(channel, sender, agent, scope);

@@ -190,7 +190,13 @@ class _Api:
         return {
             "messages": [asdict(one) for one in routed.accepted],
             "refused": [
-                {"agent": one.agent or None, "route": one.route or None, "reason": one.reason.value, "why": one.why}
+                {
+                    "agent": one.agent or None,
+                    "route": one.route or None,
+                    "reason": one.reason.value,
+                    "why": one.why,
+                    "code": one.code,
+                }
                 for one in routed.refusals
             ],
         }

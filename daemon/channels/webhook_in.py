@@ -154,6 +154,7 @@ class WebhookIn:
                 for one in routed.accepted
             ],
             "refused": [one.reason.value for one in routed.refusals],
+            "codes": [one.code for one in routed.refusals if one.code is not None],
         }
         return JSONResponse(body, status_code=202)
 

@@ -57,6 +57,8 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         ),
         "watch": Entry("watch", "See", "Follow the daemon's events as they happen, until Ctrl-C or the daemon's end."),
         "route": Entry("route", "People", "Routes: which place talks to which agent."),
+        "user": Entry("user", "People", "People who may talk to agents, and what they may do."),
+        "pairing": Entry("pairing", "People", "Strangers who asked to talk to an agent."),
         "message": Entry("message", "Repair", "List messages, show one's life, cancel it, or have it tried again."),
         "delivery": Entry(
             "delivery", "Repair", "Answers under way: list those in retry and why, retry one now, or give it up."

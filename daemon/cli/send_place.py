@@ -52,6 +52,7 @@ def send_to_place(invocation: Invocation, text: str, event: LocalEvent) -> Outco
     steps = (NextAction(f"clawbus mailbox {shlex.quote(event.place)}", "read the answers"),)
     if not done["messages"]:
         why = "; ".join(f"{one['reason']}: {one['why']}" for one in done["refused"])
+        why += "".join(f"; tell an approver the code {one['code']}" for one in done["refused"] if one["code"])
         problem = Problem(
             "NOBODY_REACHED", f"the event reached no agent. {why}.", "`clawbus route list` shows the routes."
         )

@@ -370,3 +370,31 @@ class RouteRefusedError(ClawbusError):
 
     code = "ROUTE_REFUSED"
     default_hint = "Correct what the message names; `clawbus route list` shows the routes that there are."
+
+
+class UnknownUserError(ClawbusError):
+    """There is no user of that name. Nothing was changed."""
+
+    code = "UNKNOWN_USER"
+    default_hint = "`clawbus user list` lists the users; `clawbus user add NAME` makes one."
+
+
+class UserRefusedError(ClawbusError):
+    """A user, a role or an identity cannot be changed as asked. Nothing was changed."""
+
+    code = "USER_REFUSED"
+    default_hint = "Correct what the message names; `clawbus user list` shows who there is."
+
+
+class PairingClosedError(ClawbusError):
+    """No stranger's request with this code can be decided: it is unknown, decided or expired. Nothing was changed."""
+
+    code = "PAIRING_CLOSED"
+    default_hint = "`clawbus pairing list` lists the requests; a stranger who writes again gets a new code."
+
+
+class NotAnApproverError(ClawbusError):
+    """Who decides has no role for that: an admin lets members in, an owner makes admins and owners. Nothing was changed."""
+
+    code = "NOT_AN_APPROVER"
+    default_hint = "Ask an admin or owner of that agent, or the operator of this host."

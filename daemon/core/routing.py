@@ -158,6 +158,7 @@ class EventRefusal:
     why: str
     agent: str = ""
     route: str = ""
+    code: str | None = None  # with APPROVAL_PENDING: what the sender tells an approver
 
 
 @dataclass(frozen=True, slots=True)

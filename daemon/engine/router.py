@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -22,12 +23,16 @@ from daemon.config.routes import RouteTable, stored_route
 from daemon.core.clock import Clock
 from daemon.core.errors import RequestRefusedError
 from daemon.core.events import EventRefused
+from daemon.core.pairing import ASK_FOR_MS, MAX_WAITING, Pairing, pairing_code
+from daemon.core.people import RoleScope
 from daemon.core.routing import Directory, EventRefusal, PlaceEvent, RefusalReason, RouteTarget, decide
 from daemon.engine.background import Background
 from daemon.engine.events import Events
 from daemon.engine.ingress import Ingress
 from daemon.engine.sessions import Sessions
+from daemon.store import people
 from daemon.store import routes as store
+from schema.connect import Reader
 from schema.errors import ClawbusError
 
 _FLUSH_S: Final = 0.25  # between two writes of refusals, so that a flood of them costs few commits
@@ -69,6 +74,7 @@ class Router:
         self._mentioned: set[store.Mentioned] = set()  # the directory's own
         self._refused: dict[store.RefusedKind, store.RefusedCount] = {}
         self._flushing = False
+        self._pairings: dict[tuple[str, str, str, str], Pairing] = {}
         self._log = structlog.get_logger("router")
 
     @property
@@ -88,9 +94,14 @@ class Router:
     async def load(self) -> None:
         """Read the directory from central.db: at the start, and after each change."""
         configured = [one.route() for one in self._configured]
-        self._directory, unusable = await self._sessions.central(
-            lambda registry: registry.with_file(lambda db: store.read_directory(db, configured, stored_route))
-        )
+        now = self._clock.now_ms()
+
+        def read(db: Reader) -> tuple[Directory, list[str], list[Pairing]]:
+            return *store.read_directory(db, configured, stored_route), people.open_pairings(db, now)
+
+        found = await self._sessions.central(lambda registry: registry.with_file(read))
+        self._directory, unusable, pairings = found
+        self._pairings = {one.asks: one for one in pairings}
         self._mentioned = set(self._directory.mentioned)
         self._directory = replace(self._directory, mentioned=self._mentioned)
         for name in unusable:
@@ -116,9 +127,37 @@ class Router:
                 failure = failure or error
         if failure is not None:
             raise failure
-        for refusal in decision.refusals:
+        refusals = tuple([await self._asked(event, one) for one in decision.refusals])
+        for refusal in refusals:
             self._note(event, refusal)
-        return Routed(tuple(accepted), decision.refusals)
+        return Routed(tuple(accepted), refusals)
+
+    async def _asked(self, event: PlaceEvent, refusal: EventRefusal) -> EventRefusal:
+        """Record a stranger's request to be let in, once. Return the refusal with the code of the request."""
+        if refusal.reason is not RefusalReason.APPROVAL_PENDING or event.sender is None:
+            return refusal
+        now = self._clock.now_ms()
+        scope = RoleScope.DIRECT if event.direct else RoleScope.GROUP
+        wanted = Pairing(
+            pairing_code(os.urandom(5)), event.channel, event.sender, refusal.agent, scope, event.place, now,
+            now + ASK_FOR_MS,
+        )  # fmt: skip
+        known = self._pairings.get(wanted.asks)
+        if known is not None and known.is_refused(now):
+            why = f"the sender {event.sender} was refused by {known.decided_by}"
+            return replace(refusal, reason=RefusalReason.UNKNOWN_SENDER, why=why)
+        if known is None or not known.waits(now):
+            ask = partial(people.ask, wanted=wanted)
+            known = await self._sessions.central(lambda registry: registry.with_file(ask))
+            if known is None:
+                why = f"{MAX_WAITING} strangers wait for an approver already"
+                return replace(refusal, reason=RefusalReason.UNKNOWN_SENDER, why=why)
+            self._pairings[known.asks] = known
+            self._log.warning(
+                "pairing_asked", code=known.code, channel=known.channel, sender=known.sender, agent=known.agent,
+                place=known.place,
+            )  # fmt: skip
+        return replace(refusal, code=known.code)
 
     async def _store(self, message: PlaceMessage, target: RouteTarget) -> Accepted:
         event, now = message.event, self._clock.now_ms()

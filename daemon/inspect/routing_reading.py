@@ -33,7 +33,7 @@ class Routes:
 def read_routes(config: Config) -> Routes:
     """Read the routes of the configuration and of central.db. Raise DataFolderError or what opening the file raises."""
     configured = [one.route() for one in config.routes]
-    path = _central(config.data_dir)
+    path = central_file(config.data_dir)
     if path is None:
         found, stored, unusable = Directory(), [], list[str]()
     else:
@@ -83,14 +83,14 @@ def explain(config: Config, event: PlaceEvent) -> dict[str, Any]:
 
 def read_refused(data_dir: Path, limit: int) -> list[dict[str, Any]]:
     """Return the refusals that happened last, newest first."""
-    path = _central(data_dir)
+    path = central_file(data_dir)
     if path is None:
         return []
     with open_current(path) as reader:
         return [dict(one) for one in store.refused_events(reader, limit)]
 
 
-def _central(data_dir: Path) -> Path | None:
+def central_file(data_dir: Path) -> Path | None:
     """Return central.db's path; None for a data folder that no daemon has used yet."""
     check_data_folder(data_dir)
     path = Layout(data_dir).central_db

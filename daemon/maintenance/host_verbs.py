@@ -1,4 +1,4 @@
-"""Carries out the verbs about the whole installation, on central.db: routes. Both executors call it."""
+"""Carries out the verbs about the whole installation, on central.db: routes and people. Both executors call it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from daemon.config.faults import fault_text
 from daemon.config.models import Config
 from daemon.config.routes import RouteTable, route_faults, stored_route
-from daemon.core.commands import AddRoute, HostVerb, RemoveRoute
+from daemon.core.commands import AddRoute, DecidePairing, HostVerb, RemoveRoute, UserVerb
 from daemon.core.errors import RouteRefusedError
+from daemon.maintenance import people_verbs
 from daemon.store import routes
 from daemon.store.routes import StoredRoute
 from schema.connect import Writer
@@ -43,6 +44,10 @@ def execute(db: Writer, verb: HostVerb, configured: Configured, now_ms: int) -> 
             return _add_route(db, verb, configured, now_ms)
         case RemoveRoute():
             return _remove_route(db, verb, configured)
+        case UserVerb():
+            return people_verbs.change_user(db, verb, configured.agents, configured.channels, now_ms)
+        case DecidePairing():
+            return people_verbs.decide_pairing(db, verb, now_ms)
         case _:
             raise NotImplementedError(type(verb).__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from daemon.core.people import People
 from daemon.core.routing import Directory, Route, RoutingTable
+from daemon.store.people import read_people
 from schema.connect import Reader, Writer
 
 MAX_REFUSED: Final = 5_000  # rows of refused_events; the ones that happened longest ago go first
@@ -68,7 +68,7 @@ def read_directory(
             found.append(read(one.keys))
         except ValueError:
             unusable.append(one.name)
-    return Directory(RoutingTable(found), People(), mentioned(db)), unusable
+    return Directory(RoutingTable(found), read_people(db), mentioned(db)), unusable
 
 
 def directory_of(configured: Iterable[Route]) -> Directory:

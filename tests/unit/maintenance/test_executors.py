@@ -10,9 +10,13 @@ import pytest
 from daemon.core.commands import (
     VERBS,
     AddRoute,
+    AddUser,
+    AnswerQuestion,
     AnyVerb,
     ApplyStale,
+    BindUser,
     CancelMessage,
+    DecidePairing,
     DeleteSession,
     DropAnswer,
     DropDead,
@@ -23,8 +27,11 @@ from daemon.core.commands import (
     RemoveRoute,
     RequeueDead,
     ResetSession,
+    RestoreUser,
     RetryAnswer,
     RetryMessage,
+    RevokeUser,
+    SetRole,
     StopSession,
     UndoStale,
     Verb,
@@ -93,6 +100,7 @@ CASES: Final = (
     ),
     Case(of(ApplyStale, older_than_ms=OLDER_THAN_MS, max_runs=5, expected=[]), {"swept": []}),
     Case(AddRoute(keys=ROUTE), {"name": "kitchen"}),
+    Case(AddUser(name="ann"), {"name": "ann"}),
 )
 REFUSED: Final = (
     (of(RequeueDead, id="later"), "NOT_A_DEAD_LETTER"),
@@ -104,7 +112,13 @@ REFUSED: Final = (
     (QuarantineSession(AGENT, "nobody"), "UNKNOWN_SESSION"),
     (AddRoute(keys={**ROUTE, "agent": "nobody"}), "ROUTE_REFUSED"),
     (AddRoute(keys={**ROUTE, "pattern": "("}), "ROUTE_REFUSED"),
+    (of(AnswerQuestion, id="nowhere", answer="1"), "UNKNOWN_QUESTION"),
     (RemoveRoute(name="nowhere"), "ROUTE_REFUSED"),
+    (BindUser(name="nobody", channel="local", sender="x"), "UNKNOWN_USER"),
+    (SetRole(name="nobody", role="owner"), "UNKNOWN_USER"),
+    (RevokeUser(name="nobody"), "UNKNOWN_USER"),
+    (RestoreUser(name="nobody"), "UNKNOWN_USER"),
+    (DecidePairing(code="NOTTHERE", approve=True), "PAIRING_CLOSED"),
 )
 EXECUTORS: Final = pytest.mark.parametrize("up", [True, False], ids=["daemon", "offline"])
 

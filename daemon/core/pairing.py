@@ -1,0 +1,66 @@
+"""When a stranger may ask to be let in, and who may decide on it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from daemon.core.people import RANK, People, RoleScope, UserRole
+
+ASK_FOR_MS: Final = 24 * 3600 * 1000  # how long a code can be approved
+REFUSED_FOR_MS: Final = 7 * ASK_FOR_MS  # how long a refused sender is not asked about again
+MAX_WAITING: Final = 200
+_LETTERS: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_CODE: Final = 8
+
+
+class PairingOutcome(StrEnum):
+    """What an approver decided."""
+
+    APPROVED = "approved"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """A stranger's request to talk to an agent. Times are epoch milliseconds."""
+
+    code: str
+    channel: str
+    sender: str
+    agent: str
+    scope: RoleScope
+    place: str
+    asked_at: int
+    expires_at: int
+    outcome: PairingOutcome | None = None
+    decided_at: int | None = None
+    decided_by: str | None = None
+    user: str | None = None
+
+    @property
+    def asks(self) -> tuple[str, str, str, str]:
+        """What makes two requests the same."""
+        return self.channel, self.sender, self.agent, self.scope.value
+
+    def waits(self, now: int) -> bool:
+        """Whether it can still be decided."""
+        return self.outcome is None and now < self.expires_at
+
+    def is_refused(self, now: int) -> bool:
+        """Whether an approver refused it lately, so that nobody is asked again."""
+        refused = self.outcome is PairingOutcome.REFUSED
+        return refused and self.decided_at is not None and now < self.decided_at + REFUSED_FOR_MS
+
+
+def pairing_code(random: bytes) -> str:
+    """Return a code that a person can read out, from 5 random bytes."""
+    number = int.from_bytes(random[:5], "big")
+    return "".join(_LETTERS[(number >> shift) & 31] for shift in range(5 * (_CODE - 1), -1, -5))
+
+
+def may_approve(people: People, approver: str, agent: str, role: UserRole) -> bool:
+    """Whether a user may give this role for this agent: an admin members, an owner everybody. His own role counts now."""
+    wanted = RANK[UserRole.ADMIN] if role is UserRole.MEMBER else RANK[UserRole.OWNER]
+    return max(people.rank(approver, agent, direct=True), people.rank(approver, agent, direct=False)) >= wanted
