@@ -1,7 +1,7 @@
 """An ACP agent that does what the prompt and its options tell it, misbehaviour included. Standard library alone.
 
 Options: version=N · garbage · silent · login · modes=a,b · mode_option=a,b · resume=ok|missing|replay|die|hang · load · noise ·
-stay (ignores the end of its input and SIGTERM) · chatty (sends an update after each response). A prompt: say X · memory
+stay (ignores the end of its input and SIGTERM) · twins (two options with one id) · chatty (sends an update after each response). A prompt: say X · memory
 (what it was told in this session) · tool NAME FILE (a tool that runs until FILE is there) · ask KIND (a permission) ·
 askcall KIND (the same, its kind told by an earlier update alone) · hang FILE (makes FILE, works until it is cancelled) · deaf FILE (the same, and ignores the cancellation) ·
 exit N · kill · fail N · abort · flood N · long N · image · empty · stop REASON · parts · fs · mode X · leave FILE · big N.
@@ -186,7 +186,11 @@ class Agent:
         self.say("after")
 
     def do_ask(self, kind: str) -> None:
-        self.say(self.permission({"toolCallId": "t1", "title": "rm -r all", "kind": kind}))
+        self.say(
+            self.permission(
+                {"toolCallId": "t1", "title": "rm -r all", "kind": kind, "rawInput": {"command": "rm -r all"}}
+            )
+        )
 
     def do_askcall(self, kind: str) -> None:
         self.update(sessionUpdate="tool_call", toolCallId="t1", title="a call", kind=kind, status="pending")
@@ -195,6 +199,8 @@ class Agent:
     def permission(self, call: dict[str, Any]) -> str:
         kinds = ("allow_always", "allow_once", "reject_once")
         options = [{"optionId": f"o-{kind}", "name": kind, "kind": kind} for kind in kinds]
+        if "twins" in OPTIONS:
+            options = [{"optionId": "o-twin", "name": "twin", "kind": "reject_once"}] * 2
         reply = self.request("session/request_permission", {"toolCall": call, "options": options})
         return reply["result"]["outcome"].get("optionId", reply["result"]["outcome"]["outcome"])
 

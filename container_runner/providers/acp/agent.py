@@ -276,8 +276,11 @@ class Agent:
             self._log(f"stdout: {line}")
 
 
-async def in_time(work: Callable[[], Awaitable[T]], limit_s: float) -> T:
-    """Return the work's result. Raise TimeoutError once this process has run for `limit_s` seconds."""
+async def in_time(work: Callable[[], Awaitable[T]], limit_s: float, stands: Callable[[], bool] = lambda: False) -> T:
+    """Return the work's result. Raise TimeoutError once this process has run for `limit_s` seconds.
+
+    The time in which the clock `stands` does not count.
+    """
     done: list[T] = []
     failed: list[Exception] = []
 
@@ -290,7 +293,7 @@ async def in_time(work: Callable[[], Awaitable[T]], limit_s: float) -> T:
     async with anyio.create_task_group() as group:
 
         async def clock() -> None:
-            await sleep_running(limit_s)
+            await sleep_running(limit_s, stands)
             group.cancel_scope.cancel()
 
         group.start_soon(clock)

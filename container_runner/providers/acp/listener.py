@@ -7,13 +7,21 @@ from typing import Final, cast
 
 import anyio
 
-from container_runner.providers.acp.permissions import Policy, chosen, policy_for
+from container_runner.providers.acp.permissions import (
+    Policy,
+    chosen,
+    is_allowed,
+    named,
+    permission_question,
+    policy_for,
+)
 from container_runner.providers.acp.reply import Reply
 from container_runner.providers.acp.rpc import METHOD_NOT_FOUND, Params, RpcError
 from container_runner.providers.acp.usage import Meter
 from container_runner.providers.protocol import Progress
 from container_runner.shared.errors import AnswerTooLargeError
 from schema.json_text import whole_text
+from schema.questions import Outcome, QuestionError
 
 # Tools do not say how long they take. The host's own limits apply besides.
 _TOOL_S: Final = 1800.0
@@ -38,6 +46,7 @@ class Listener:
         self.mode: str | None = None  # the mode that the agent changed to by itself
         self.ended = anyio.Event()  # the prompt has ended, or must be ended
         self.failure: AnswerTooLargeError | None = None
+        self.waiting = 0  # questions that are open: the turn's clock stands meanwhile
 
     def begin(self, session_id: str, reply: Reply) -> None:
         """Collect this session's updates into `reply` from now on."""
@@ -70,21 +79,38 @@ class Listener:
         """Answer a permission request. Anything else is not on offer: the agent has its container's files and programs."""
         self._touch()
         if method == "session/request_permission":
-            return self._permission(params)
+            return await self._permission(params)
         raise RpcError(METHOD_NOT_FOUND, f"clawbus does not offer {method[:_SHOWN]}")
 
-    def _permission(self, params: Params) -> object:
+    async def _permission(self, params: Params) -> object:
         call = _mapping(params.get("toolCall"))
         kind = call.get("kind") or self._kinds.get(str(call.get("toolCallId")), "other")
         kind = kind if isinstance(kind, str) else "other"
         policy = policy_for(kind, self._policies)
-        allowed = policy is Policy.ALLOW
-        why = "nobody can be asked here, so it is denied" if policy is Policy.ASK else f"by the policy {policy.value}"
-        title = call.get("title")
-        named = whole_text(title).strip()[:_SHOWN] if isinstance(title, str) else "a tool"
-        verdict = "allowed" if allowed else "denied"
-        self._progress.wrote(f"permission {verdict}: {named} ({kind[:_SHOWN]}): {why}")
-        return chosen(params.get("options"), allowed=allowed)
+        if policy is Policy.ASK:
+            outcome, why = await self._asked_a_person(call, kind, params.get("options"))
+        else:
+            outcome, why = chosen(params.get("options"), allowed=policy is Policy.ALLOW), "by the agent's permissions"
+        verdict = "allowed" if is_allowed(outcome, params.get("options")) else "denied"
+        self._progress.wrote(f"permission {verdict}: {named(call)} ({whole_text(kind)[:_SHOWN]}): {why}")
+        return outcome
+
+    async def _asked_a_person(self, call: Params, kind: str, options: object) -> tuple[Params, str]:
+        """Return the outcome that a person chose, and how. Without an answer in time it is a no."""
+        try:
+            question = permission_question(call, kind, options)
+        except QuestionError as error:
+            return chosen(options, allowed=False), f"it cannot be asked, because it {error}"
+        self.waiting += 1
+        try:
+            decision = await self._progress.ask(question)
+        finally:
+            self.waiting -= 1
+        if decision is None or decision.outcome is not Outcome.ANSWERED or decision.choice is None:
+            how = "nobody was asked" if decision is None else f"the question ended with {decision.outcome.value}"
+            return chosen(options, allowed=False), how
+        outcome: Params = {"outcome": {"outcome": "selected", "optionId": decision.choice}}
+        return outcome, f"answered by {decision.by or 'a person'}"
 
     def _touch(self) -> None:
         """Count as progress, a few times a second at most: an update may be a single word."""

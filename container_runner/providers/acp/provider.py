@@ -164,7 +164,7 @@ class AcpProvider:
         prompting = _Prompting(listener.ended)
         self._tasks().start_soon(prompting.run, agent, prompt_text(turn.messages))
         try:
-            await in_time(listener.ended.wait, settings.timeout_s)
+            await in_time(listener.ended.wait, settings.timeout_s, lambda: listener.waiting > 0)
         except TimeoutError:
             await self._cancel(agent, prompting)
             raise AcpTimeoutError(f"{agent.name} did not end its turn within {settings.timeout_s:g} s.") from None

@@ -15,6 +15,7 @@ from container_runner.providers.acp.provider import NEW_MEMORY, STATE_KEY, AcpPr
 from container_runner.providers.protocol import Answer, DeclaredTimeout, ProviderContext, Turn, TurnMessage
 from container_runner.shared.children import Children
 from container_runner.shared.errors import TurnFailedError
+from schema.questions import Decision, Outcome, Question
 from schema.rows import RunnerSettings
 from tests.integration.runner.test_command import Recorder, lives
 from tests.support.session_kit import eventually
@@ -25,12 +26,22 @@ AGENT = Path(__file__).resolve().parents[2] / "support" / "scripted_acp_agent.py
 SHORT = Times(initialize_s=30, session_s=30, cancel_s=5, quiet_s=0.3, close_s=0.5)
 
 
+class Asked(Recorder):
+    """A recorder whose questions end as the test says."""
+
+    decision: Decision | None = None
+
+    async def ask(self, question: Question, key: str | None = None) -> Decision | None:
+        self.told.append(("ask", question.text, *(option.id for option in question.options)))
+        return self.decision
+
+
 class Talk:
     """A conversation with the scripted agent: its answers, and the state that the last one committed."""
 
     def __init__(self, folder: Path, *options: str, times: Times = SHORT, **settings: Any) -> None:
         self.folder = folder
-        self.progress = Recorder()
+        self.progress = Asked()
         self.state: dict[str, str] = {}
         self.children = Children()
         given = {"provider": "acp", "command": (sys.executable, str(AGENT), *options), "timeout_s": 60.0, **settings}
@@ -172,7 +183,6 @@ async def test_the_mode_is_set_and_set_again_when_the_agent_leaves_it(tmp_path: 
         ("ask execute", ("execute=allow",), "o-allow_once"),
         ("ask execute", ("execute=deny",), "o-reject_once"),
         ("ask execute", ("default=allow",), "o-allow_once"),
-        ("ask execute", (), "o-reject_once"),  # to be asked, and nobody is there
         ("ask read", (), "o-allow_once"),
         ("ask levitate", ("other=allow",), "o-allow_once"),  # a kind that nobody knows
         ("askcall fetch", ("default=deny", "fetch=allow"), "o-allow_once"),
@@ -184,6 +194,35 @@ async def test_a_permission_follows_the_policy(
     talk = Talk(tmp_path, permissions=permissions)
     assert await talk.say(text) == outcome
     assert f"permission {'allowed' if 'allow' in outcome else 'denied'}: " in talk.wrote
+    await talk.provider.close()
+
+
+@pytest.mark.parametrize(
+    ("decision", "outcome"),
+    [
+        (Decision(Outcome.ANSWERED, "o-allow_always", by="local:me"), "o-allow_always"),
+        (Decision(Outcome.ANSWERED, "o-reject_once", by="local:me"), "o-reject_once"),
+        (Decision(Outcome.TIMEOUT, "o-reject_once"), "o-reject_once"),
+        (Decision(Outcome.DECLINED), "o-reject_once"),
+        (Decision(Outcome.CANCELLED), "o-reject_once"),
+        (None, "o-reject_once"),
+    ],
+)
+async def test_a_person_is_asked_and_no_answer_is_a_no(tmp_path: Path, decision: Decision | None, outcome: str) -> None:
+    talk = Talk(tmp_path)
+    talk.progress.decision = decision
+    assert await talk.say("ask execute") == outcome
+    (asked,) = (told for told in talk.progress.told if told[0] == "ask")
+    question = 'May the agent use this tool? rm -r all (execute)\n{"command": "rm -r all"}'
+    assert asked == ("ask", question, "o-allow_always", "o-allow_once", "o-reject_once")
+    assert ("allowed" if "allow" in outcome else "denied") in talk.wrote
+    await talk.provider.close()
+
+
+async def test_a_permission_that_cannot_be_asked_is_denied(tmp_path: Path) -> None:
+    talk = Talk(tmp_path, "twins")
+    assert await talk.say("ask execute") == "o-twin"
+    assert "it cannot be asked, because it has two options with one id" in talk.wrote
     await talk.provider.close()
 
 
