@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bench.figures import Curve, Figure, Of, Result, Target
-from bench.floor import RoundTripFloor
+from bench.floor import RoundTripFloor, commits_cpu_ms
 from bench.load import Account, Load, check, schedule
+from bench.round_trip import CPU, DAEMON_COMMITS, RUNNER_COMMITS
 from bench.settings import Settings
 from bench.spread import median, noise, percentile, spread
-from bench.stage import BenchStage, Usage
+from bench.stage import BenchStage
 
 _SESSIONS: Final = 50
 _RATE: Final = 1.0
@@ -31,6 +33,20 @@ _NOTE: Final = (
     "A message's time runs from the instant at which it was due to be sent to the answer in the mailbox reader's hands. The"
     " floor is one bare round trip (3 commits, 2 wakes) on the machine without this load, its 99th percentile."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Processor seconds of the daemon and of its runners for `messages` messages in `seconds` seconds."""
+
+    daemon_s: float
+    runners_s: float
+    seconds: float
+    messages: int
+
+    def of_message_ms(self, cpu_s: float) -> float:
+        """Return the milliseconds of one message."""
+        return 1000 * cpu_s / max(1, self.messages)
 
 
 class MemoryCurve:
@@ -75,15 +91,16 @@ def measure(settings: Settings) -> Result:
         check(Load(stage).run(schedule(sessions, _RATE, 1), "start", _START_S), "the agents' start")
         Load(stage).run(schedule(sessions, _RATE, _WARM_UP_S), "warm", _ANSWER_S)
         blocks = [_floor(settings, "before")]
-        curve, before, began = MemoryCurve(stage), stage.usage(), time.monotonic()
+        curve, before, began = MemoryCurve(stage), _used(stage), time.monotonic()
         try:
             account = Load(stage).run(schedule(sessions, _RATE, seconds), "load", _ANSWER_S)
         finally:
             curve.close()
-        after, took = stage.usage(), time.monotonic() - began
+        after, took = _used(stage), time.monotonic() - began
         blocks.append(_floor(settings, "after"))
     check(account, f"{sessions} busy sessions")
-    return _result(sessions, seconds, account, curve, _share(before, after, took), blocks)
+    cost = Cost(after[0] - before[0], after[1] - before[1], took, len(account.due))
+    return _result(sessions, seconds, account, curve, (cost, _commits_alone(settings)), blocks)
 
 
 def _floor(settings: Settings, name: str) -> list[float]:
@@ -93,13 +110,29 @@ def _floor(settings: Settings, name: str) -> list[float]:
         return floor.measure(settings.count(_FLOOR, 5))
 
 
-def _share(before: Usage, after: Usage, seconds: float) -> float:
-    return (after.cpu_s - before.cpu_s) / seconds
+def _used(stage: BenchStage) -> tuple[float, float]:
+    """Processor seconds so far of the daemon, and of all its agents together."""
+    return stage.usage().cpu_s, stage.agents_usage().cpu_s
+
+
+def _commits_alone(settings: Settings) -> tuple[float, float]:
+    """Processor milliseconds of the commits that daemon and runner make for a message, alone."""
+    count = settings.count(_FLOOR, 5)
+    daemon, runner = (
+        median(commits_cpu_ms(settings.folder, number, count)) for number in (DAEMON_COMMITS, RUNNER_COMMITS)
+    )
+    return daemon, runner
 
 
 def _result(
-    sessions: int, seconds: float, account: Account, curve: MemoryCurve, share: float, blocks: list[list[float]]
+    sessions: int,
+    seconds: float,
+    account: Account,
+    curve: MemoryCurve,
+    cpu: tuple[Cost, tuple[float, float]],
+    blocks: list[list[float]],
 ) -> Result:
+    cost, alone = cpu
     floor = spread([value for block in blocks for value in block])
     found = account.latencies()
     own = spread(found)
@@ -112,7 +145,12 @@ def _result(
             Figure(f"{name}: p50", own.p50, "ms", floor.p50),
             Figure(f"{name}: lost or doubled", 0.0, "messages", None, Target(Of.VALUE, 0), f"of {len(account.due):,}"),
             Figure(f"{name}: daemon's memory at the end", last, "MB", warm, None, "the floor here: when it was warm"),
-            Figure(f"{name}: daemon's share of a core", 100 * share, "%"),
+            Figure(f"{name}: daemon's share of a core", 100 * cost.daemon_s / cost.seconds, "%", None,
+                   Target(Of.VALUE, 40)),
+            Figure(f"{name}: processor time of a message, daemon", cost.of_message_ms(cost.daemon_s), "ms", alone[0],
+                   CPU, f"floor: {DAEMON_COMMITS} commits on the machine without this load"),
+            Figure(f"{name}: processor time of a message, runners", cost.of_message_ms(cost.runners_s), "ms",
+                   alone[1], CPU, f"floor: {RUNNER_COMMITS} commits"),
         ),
         notes=(_NOTE,),
         curves={
@@ -123,4 +161,4 @@ def _result(
             "latency": (Curve(name, tuple((percentile(found, step / 200), step / 200) for step in range(201))),),
         },
         noisy=noise(blocks),
-    )
+    )  # fmt: skip

@@ -15,7 +15,7 @@ import anyio
 
 from bench.bus import make_session, noop, open_house, receipts, say
 from bench.figures import Curve, Figure, Of, Result, Target
-from bench.floor import commit_times, rows_per_second
+from bench.floor import commit_times, row_cpu_us, rows_per_second
 from bench.settings import Settings
 from bench.spread import median, noise, spread
 from bench.stage import BenchFailed
@@ -25,6 +25,7 @@ _ROWS: Final = 10_000
 _REPEATS: Final = 5
 _COMMITS: Final = 200
 _BATCH: Final = 200
+_COMMITS_PER_BATCH: Final = 2  # intents and receipts
 _PLACES: Final = 8
 _PILES: Final = (100, 1_000, 10_000, 40_000)  # the curve: does a row cost more in a larger pile?
 _LONGEST_S: Final = 300.0
@@ -85,10 +86,12 @@ def measure(settings: Settings) -> Result:
     drained = anyio.run(drain, folder / "one", rows, repeats, 1)
     one, cpu_us = spread([each.rate for each in drained]), median([each.cpu_us for each in drained])
     blocks.append(commit_times(folder, settings.count(_COMMITS, 10)))
-    many = spread([each.rate for each in anyio.run(drain, folder / "many", rows, repeats, _PLACES)])
+    to_many = anyio.run(drain, folder / "many", rows, repeats, _PLACES)
+    many, many_cpu_us = spread([each.rate for each in to_many]), median([each.cpu_us for each in to_many])
     blocks.append(commit_times(folder, settings.count(_COMMITS, 10)))
     floor = 1000 / spread([value for block in blocks for value in block]).p50
     batched = rows_per_second(folder, rows, _BATCH)
+    floor_cpu_us = row_cpu_us(folder, rows, _BATCH, _COMMITS_PER_BATCH)
     curve = anyio.run(
         drain_piles, folder / "piles", [max(20, round(pile * min(1.0, settings.scale))) for pile in _PILES]
     )
@@ -102,8 +105,10 @@ def measure(settings: Settings) -> Result:
                    f"half of them {many.quarter:,.0f} .. {many.three_quarters:,.0f}"),
             Figure("delivery drain against bare batches", one.p50, "rows/s", batched, None,
                    f"the floor here: {_BATCH} rows in each durable commit, nothing else"),
-            Figure("delivery drain, processor time of a row", cpu_us, "us", None, None,
-                   f"a busy machine hardly moves it; alone it would allow {1_000_000 / cpu_us:,.0f} rows/s"),
+            Figure("delivery drain, processor time of a row", cpu_us, "us", floor_cpu_us, Target(Of.VALUE, 70),
+                   f"alone it would allow {1_000_000 / cpu_us:,.0f} rows/s"),
+            Figure(f"delivery drain, processor time of a row, {_PLACES} destinations", many_cpu_us, "us", floor_cpu_us,
+                   Target(Of.VALUE, 90), f"floor: the row in {_COMMITS_PER_BATCH} bare commits of {_BATCH}"),
         ),
         notes=(_NOTE,),
         curves={"messages": (curve,)},

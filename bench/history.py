@@ -21,7 +21,7 @@ _SIZES: Final = (100, 1_000, 10_000, 100_000, 1_000_000)
 _REPEATS: Final = 30
 _PER_BLOCK: Final = 20
 _WARM_UP: Final = 5
-_TARGET: Final = Target(Of.RATIO, 1.3)
+_TARGET: Final = Target(Of.RATIO, 1.1)
 _NOTE: Final = (
     "A look opens both files, asks what is due, new and unfinished, and closes them; it writes nothing. The floor is the"
     " same look at the shortest history, taken in turn with the longer ones."

@@ -43,10 +43,16 @@ class DeleteWatch:
 
     def wait(self, timeout_s: float = 10.0, *, deletions: int = 1) -> None:
         """Return after so many more deletions of the file. Raises TimeoutError."""
+        if not self.heard(timeout_s, deletions=deletions):
+            raise TimeoutError("no file event")
+
+    def heard(self, timeout_s: float, *, deletions: int = 1) -> bool:
+        """Wait for so many more deletions of the file. Return False when none came for `timeout_s` seconds."""
         while deletions > 0:
             if not select.select([self._fd], [], [], timeout_s)[0]:
-                raise TimeoutError("no file event")
+                return False
             deletions -= _deleted(os.read(self._fd, _BUFFER)).count(self._name)
+        return True
 
 
 def _deleted(events: bytes) -> list[bytes]:

@@ -34,7 +34,7 @@ def test_a_tiny_run_measures_every_figure_and_writes_what_was_asked(
     assert all(tuple(one) == KEYS for one in found)
     assert [one["name"] for one in found if one["value"] is None] == []
     judged = {one["name"] for one in found if one["met"] is not None}
-    assert len(judged) == 5
+    assert len(judged) == 9
     assert all(name in out for name in (*names, "targets met"))
     assert picture.stat().st_size > 1000
     assert sorted(path.name for path in short_path.iterdir()) == ["bench.svg", "figures.json"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.floor import SAME, RoundTripFloor, commit_times, open_durable, rows_per_second
+from bench.floor import SAME, RoundTripFloor, commit_times, commits_cpu_ms, open_durable, row_cpu_us, rows_per_second
 from bench.inotify import DeleteWatch
 
 
@@ -60,6 +60,32 @@ def test_a_watch_wakes_for_its_own_file_alone(tmp_path: Path) -> None:
         watch.wait()
         remover.join()
     assert not (tmp_path / "b").exists()
+
+
+def test_a_wake_that_came_before_the_wait_is_made_up_for(tmp_path: Path) -> None:
+    with RoundTripFloor(tmp_path) as floor:
+        floor.measure(1, warm_up=0)
+        swallowed = DeleteWatch(tmp_path / "in", "out.db-journal")  # hears nothing of the answers
+        heard, floor._watch = floor._watch, swallowed
+        assert len(floor.measure(1, warm_up=0)) == 1
+        heard.__exit__(None, None, None)
+    assert rows(tmp_path / "out" / "out.db") == 2
+
+
+def test_an_other_process_that_died_ends_the_floor(tmp_path: Path) -> None:
+    with RoundTripFloor(tmp_path) as floor:
+        floor._other.kill()
+        floor._other.wait()
+        with pytest.raises(TimeoutError):
+            floor.measure(1, warm_up=0)
+
+
+def test_the_processor_time_of_commits_is_counted_for_each_message_and_row(tmp_path: Path) -> None:
+    assert all(found > 0 for found in commits_cpu_ms(tmp_path, 3, 4))
+    assert rows(tmp_path / "cpu-a.db") == 8
+    assert rows(tmp_path / "cpu-b.db") == 4
+    assert row_cpu_us(tmp_path, 10, 5, 2) > 0
+    assert rows(tmp_path / "row-cpu.db") == 21
 
 
 def test_two_commits_before_the_first_wait_are_two_deletions(tmp_path: Path) -> None:
