@@ -89,7 +89,7 @@ def _subject(one: Any) -> str:
 
 
 def _show(console: Console, found: Examination) -> None:
-    from daemon.cli.present import say, say_wrapped  # noqa: PLC0415
+    from daemon.cli.present import say, say_whole, say_wrapped  # noqa: PLC0415
 
     where = {
         "up": "the daemon is up",
@@ -115,5 +115,5 @@ def _show(console: Console, found: Examination) -> None:
             say_wrapped(console, "   - ", line)
         # Commands stay on one line, however long: people copy them.
         because = f"   (because of {one.cause}; goes away with it)" if one.cause is not None else ""
-        say(console, f"   repair: {one.command}{because}")
-        say(console, *(f"   or, {choice.when}: {choice.command}" for choice in one.choices))
+        say_whole(console, f"   repair: {one.command}{because}")
+        say_whole(console, *(f"   or, {choice.when}: {choice.command}" for choice in one.choices))

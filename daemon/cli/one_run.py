@@ -65,7 +65,7 @@ def _explain(invocation: Invocation, found: Found) -> list[Diagnosis]:
 
 def _show(console: Console, result: Mapping[str, Any]) -> None:
     from daemon.cli.event_lines import container_line  # noqa: PLC0415
-    from daemon.cli.present import age, brief, moment, pairs, say, table, usage_text, when  # noqa: PLC0415
+    from daemon.cli.present import age, brief, moment, pairs, say, say_whole, table, usage_text, when  # noqa: PLC0415
 
     now = SystemClock().now_ms()
     durations: Mapping[str, Any] = result["durations"]
@@ -99,11 +99,12 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
     console.print(table("Its life", ("when", "after", "step", "what", "detail"), rows))
     for one in result["diagnoses"]:
         say(console, f"{one['code']}: {one['summary']}", *(f"   - {line}" for line in one["evidence"]))
-        say(console, f"   repair: {one['command']}")
-        say(console, *(f"   or, {choice['when']}: {choice['command']}" for choice in one["choices"]))
+        say_whole(console, f"   repair: {one['command']}")
+        say_whole(console, *(f"   or, {choice['when']}: {choice['command']}" for choice in one["choices"]))
     if result["container_log"]:
         wrote = (f"  {container_line(line)}" for line in result["container_log"])
-        say(console, "", "The end of what its container wrote:", *wrote)
+        say(console, "", "The end of what its container wrote:")
+        say_whole(console, *wrote)
     if result["other_runs"]:
         others = [(other["run_id"], _status(other), when(other["claimed_at"], now)) for other in result["other_runs"]]
         console.print(table("Other runs of this message", ("run", "status", "claimed"), others))

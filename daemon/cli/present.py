@@ -34,7 +34,21 @@ def make_console(*, wide: bool = False) -> Console:
 
 
 def say(console: Console, *lines: object) -> None:
-    """Lines of text, one for each argument whatever is in it, not wrapped."""
+    """Print sentences, on a terminal wrapped at words; further lines are indented as the first one is.
+
+    In a pipe a sentence is one line, for `grep`.
+    """
+    if not console.is_terminal:
+        return say_whole(console, *lines)
+    for line in lines:
+        text = one_line(line)
+        words = text.lstrip(" ").removeprefix("- ")
+        say_wrapped(console, text.removesuffix(words), words)
+    return None
+
+
+def say_whole(console: Console, *lines: object) -> None:
+    """Print lines that are copied or read by programs: one for each argument, however wide it is."""
     for line in lines:
         console.print(Text(one_line(line)), soft_wrap=True)
 

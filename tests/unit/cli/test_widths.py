@@ -1,69 +1,66 @@
-"""Every list and report in a pipe of 80 columns: no line is wider, apart from commands that people copy."""
+"""Every list and report in a terminal of 80 and of 40 columns: ids stay whole, and no line is wider, apart from what people copy."""
 
-import json
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
-from daemon.store.registry import Registry, SessionKey
-from schema.connect import open_owner
+from daemon.core.printable import clean
 from schema.ids import session_path
-from schema.migrate import Role
 from tests.support.command_line import CommandLine
-from tests.support.fake_operations import NOW
 from tests.support.session_world import SessionWorld
+from tests.unit.cli.long_names import AGENT, ANSWER, INCARNATION, MESSAGE, SESSION, TEXT, WORKING, fill
 
-AGENT = "an-agent-with-a-long-name"
-SESSION = "telegram:-1001234567890123:a-topic-with-a-name"
-MESSAGE = "01M8FHSNAY52PJVXWFNW2C10N7"
-TEXT = "a text that goes on and on, far beyond the edge of the screen, and still says something at its end"
 COMMANDS = ("repair: ", "or, ")  # one line each, so that they can be copied
+# Each with the ids that it shows. Short forms are the ids' ends, so that the end of a whole one is found too.
+SHOWN: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("status",): (WORKING[-8:],),
+    ("top", "--once"): (WORKING[-8:],),
+    ("session", "list"): (WORKING[-8:],),
+    ("session", "show", AGENT, SESSION): (MESSAGE[-8:], ANSWER[-8:], INCARNATION),
+    ("session", "show", AGENT, SESSION, "--message", WORKING): (WORKING,),
+    ("run", "list"): (f"{WORKING[-8:]}@{INCARNATION[-8:]}",),
+    ("run", "show", WORKING): (f"{WORKING}@{INCARNATION}",),
+    ("message", "list"): (MESSAGE[-8:], WORKING[-8:]),
+    ("message", "show", MESSAGE): (MESSAGE,),
+    ("dead", "list"): (MESSAGE[-8:], ANSWER[-8:]),
+    ("dead", "show", MESSAGE): (MESSAGE,),
+    ("delivery", "list"): (f"{ANSWER[-8:-1]}B",),
+    ("agent", "list"): (AGENT,),
+    ("agent", "show", AGENT): (WORKING[-8:],),
+    ("channel", "list"): ("hook-with-a-long-name",),
+    ("doctor",): (ANSWER,),
+    ("sweep", "stale"): (),
+    ("mailbox",): (),
+    ("config", "check"): (),
+    ("image", "show"): (),
+    ("install", "show"): (),
+    ("route", "list"): (),
+    ("question", "list"): (),
+}
 
 
 @pytest.fixture
 def long_names(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    with (home / "clawbus.toml").open("a") as file:
-        file.write(f"[agents.{AGENT}]\n")
-    (home / "data" / "clawbus.version").write_text("1\n")
-    registry = Registry(home / "data" / "central.db")
-    registry.install_id(1)
-    registry.activate(SessionKey(AGENT, SESSION), 1)
-    session = SessionWorld(session_path(home / "data" / "sessions", AGENT, SESSION))
-    session.accept("m1", content=json.dumps({"text": TEXT}))
-    session.accept(MESSAGE, content=json.dumps({"text": TEXT}))
-    with open_owner(session.files.folder.inbound_db, Role.INBOUND) as db, db.transaction():
-        db.execute("UPDATE messages_in SET status = 'failed', tries = 5 WHERE id = ?", (MESSAGE,))
-        db.execute(
-            "INSERT INTO message_history(message_id, event, at, detail) VALUES (?, 'failed', ?, ?)",
-            (MESSAGE, NOW, json.dumps({"code": "TRIES_EXHAUSTED", "reason": TEXT})),
-        )
-        for answer, state in (("o1", "dead"), ("o2", "retrying")):
-            db.execute(
-                "INSERT INTO delivery_attempts(message_out_id, seq, destination, state, attempts, first_at, last_error,"
-                " last_error_code, next_attempt_at) VALUES (?, ?, 'webhook\x1fhttps://example.org/hooks/of-a-bot\x1f', ?, 3,"
-                " ?, ?, 'DELIVERY_PERMANENT', ?)",
-                (answer, int(answer[1:]) * 2 + 1, state, NOW, TEXT, NOW),
-            )
+    fill(home)
 
 
 @pytest.mark.usefixtures("long_names")
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("status",), ("session", "list"), ("run", "list"), ("dead", "list"), ("dead", "show", MESSAGE), ("delivery", "list"), ("doctor",),
-        ("session", "show", AGENT, SESSION),
-    ],
-    ids=" ".join,
-)  # fmt: skip
-def test_no_line_is_wider_than_the_pipe(cli: CommandLine, command: tuple[str, ...]) -> None:
-    said = cli(*command, "--pretty").out
-    wide = [line for line in said.splitlines() if cell_len(line) > 80]
+@pytest.mark.parametrize("columns", [80, 40])
+@pytest.mark.parametrize("command", list(SHOWN), ids=" ".join)
+def test_no_line_is_wider_and_ids_stay_whole(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich takes the pipe for a terminal
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    said = clean(cli(*command, "--pretty").out)
+    wide = [line for line in said.splitlines() if cell_len(line) > columns]
     assert not [line for line in wide if not line.strip().startswith(COMMANDS) and " " in line.strip()], (
         "a path stays whole"
     )
-    assert f"{AGENT}/{SESSION}" in said, "a name stays whole"
+    assert not [identity for identity in SHOWN[command] if identity not in said], "an id stays whole"
 
 
 @pytest.mark.usefixtures("long_names")
