@@ -16,14 +16,15 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from rich.console import Console
 
 from daemon.api.client import ControlClient
 from daemon.config.models import DEFAULT_IMAGE
-from daemon.inspect.reports import message_life
+from daemon.core.clock import SystemClock
+from daemon.inspect.reports import message_life, questions_report
 from demo.image import check_docker, ensure_image
 from demo.kill import kill_in_mid_turn
 from demo.ledger import Ledger, answered_ids
@@ -35,6 +36,7 @@ from demo.story import Row, check_story, rows_of, short, table_of
 from schema.errors import ClawbusError
 
 KILLED_SESSION: Final = "night-shift"
+ASKING_SESSION: Final = "day-shift"
 LOOK_S: Final = 5.0  # one long-poll
 RECEIPT_S: Final = 10.0
 
@@ -65,6 +67,8 @@ class Play:
             for number in (1, 2, 3):
                 self._send_webhook(http, f"order {number}")
             self._say(f"accepted  3 orders over webhook, for {WORKER}")
+            if self._setting.asks:
+                self._answer_question()
             doomed = self._send_local(WORKER, KILLED_SESSION, "slow report")
             self._say(f'accepted  "slow report" over local, for {WORKER}')
             incarnation, at = kill_in_mid_turn(self._stage, WORKER, KILLED_SESSION, doomed, self._timeout_s)
@@ -74,6 +78,20 @@ class Play:
             self._say("accepted  a question and an order while it is down")
             self._await_answers(client)
         return self._conclude(doomed, incarnation, at)
+
+    def _answer_question(self) -> None:
+        """Send a request for which the agent asks for a permission, and give it."""
+        self._send_local(WORKER, ASKING_SESSION, "careful report")
+        self._say(f'accepted  "careful report" over local, for {WORKER}')
+
+        def asked() -> dict[str, Any] | None:
+            found: list[dict[str, Any]] = questions_report(self._stage.data, SystemClock(), limit=1)["questions"]
+            return found[0] if found else None
+
+        question = poll("the agent's question", asked, self._timeout_s)
+        self._say(f"asked     {question['text']}")
+        self._stage.clawbus("question", "answer", question["id"], "yes")
+        self._say("allowed   by clawbus question answer")
 
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self._began:7.2f} s  {text}", flush=True)
@@ -109,7 +127,8 @@ class Play:
     def _read_mailbox(self, client: ControlClient, wait_s: float) -> None:
         for entry in client.read_mailbox(MAILBOX, self._cursor, 100, wait_s):
             self._cursor = entry.cursor
-            self._ledger.answer(answered_ids(entry.in_reply_to, json.loads(entry.content)))
+            if entry.final:  # a question in the middle of a turn answers nothing
+                self._ledger.answer(answered_ids(entry.in_reply_to, json.loads(entry.content)))
 
     def _read_receiver(self, wait_s: float) -> None:
         for answer in self._receiver.wait_new(self._heard, wait_s):
@@ -179,8 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(runtime: str, agent: str, *, keep: bool, timeout_s: float) -> int:
     reply_secret = secrets.token_hex(16)
     with Stage(runtime, keep=keep) as stage, Receiver(reply_secret) as receiver:
-        setting = Setting(port=free_port(), reply_url=receiver.url)
-        setting.write(stage, image=DEFAULT_IMAGE, reply_secret=reply_secret, agent=agent)
+        setting = Setting(port=free_port(), reply_url=receiver.url, agent=agent)
+        setting.write(stage, image=DEFAULT_IMAGE, reply_secret=reply_secret)
         if runtime == "docker":
             ensure_image(stage, os.environ.get("BASE_IMAGE", ""))
         try:

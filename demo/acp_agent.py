@@ -1,6 +1,7 @@
 """The demo's agent for AGENT=scripted: it speaks the Agent Client Protocol over standard input and output, as Claude Code does.
 
-Standard library alone. It uses a tool in each turn, keeps its sessions in its HOME, and continues them in a later process.
+Standard library alone. It uses a tool in each turn, asks for a permission when a request begins with "careful", keeps its
+sessions in its HOME, and continues them in a later process.
 """
 
 import json
@@ -38,6 +39,20 @@ def remember(session: str, *prompts: str) -> int:
     return len(kept[session])
 
 
+def is_allowed(session: str, title: str) -> bool:
+    """Ask for a permission, and wait for the answer."""
+    choices = (("yes", "Allow", "allow_once"), ("no", "Deny", "reject_once"))
+    options = [{"optionId": option, "name": name, "kind": kind} for option, name, kind in choices]
+    call = {"toolCallId": "t1", "title": title, "kind": "execute"}
+    params = {"sessionId": session, "toolCall": call, "options": options}
+    send(id="permission", method="session/request_permission", params=params)
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message.get("id") == "permission":
+            return bool(message["result"]["outcome"].get("optionId") == "yes")
+    return False
+
+
 def work(session: str, prompt: str) -> None:
     """Use a tool, as long as the prompt deserves, and answer."""
     count = remember(session, prompt)
@@ -45,6 +60,8 @@ def work(session: str, prompt: str) -> None:
     time.sleep(SLOW_S if "slow" in prompt else QUICK_S)
     update(session, "tool_call_update", toolCallId="t1", status="completed")
     text = prompt.splitlines()[-1]
+    if text.startswith("careful"):
+        text += ", allowed" if is_allowed(session, "send the report out") else ", not allowed"
     again = ", once more after an interruption" if prompt.startswith("[This is try ") else ""
     words = f"done: {text}{again} (request {count} of this conversation)"
     update(session, "agent_message_chunk", content={"type": "text", "text": words})

@@ -64,15 +64,21 @@ reply_secret = {reply_secret}
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the demo and its daemon both know."""
+    """What the demo and its daemon both know. `agent` is one of AGENTS."""
 
     port: int
     reply_url: str
+    agent: str = PLAIN
     secret: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
 
-    def write(self, stage: Stage, *, image: str, reply_secret: str, agent: str = PLAIN) -> None:
-        """Put the configuration and the worker's program into the stage's folder. `agent` is one of AGENTS."""
-        provider, program = AGENTS[agent]
+    @property
+    def asks(self) -> bool:
+        """Whether the worker asks for a permission when a request is careful."""
+        return self.agent != PLAIN
+
+    def write(self, stage: Stage, *, image: str, reply_secret: str) -> None:
+        """Put the configuration and the worker's program into the stage's folder."""
+        provider, program = AGENTS[self.agent]
         values = {
             "data": str(stage.data),
             "runtime": stage.runtime,
