@@ -26,6 +26,7 @@ _BACKLOG: Final = 256
 _GATE_S: Final = 30.0  # how long a connection waits for a daemon that restarts
 _AGAIN_S: Final = 0.05
 _RETRY_S: Final = 1.0
+_LINGER_S: Final = 1.0
 _PIECE: Final = 64 * 1024
 _WHY: Final = b'{"ok":false,"error":{"code":"EGRESS_NO_DAEMON","message":"the clawbus daemon does not run."}}'
 _ABSENT: Final = (
@@ -85,6 +86,7 @@ class WayOut:
                 gate = await self._gate()
                 if gate is None:
                     await asyncio.get_running_loop().sock_sendall(inner, _ABSENT)
+                    await _drain(inner)
                 else:
                     with gate:
                         await _join(inner, gate)
@@ -109,21 +111,32 @@ class WayOut:
 
 
 async def _join(inner: socket.socket, gate: socket.socket) -> None:
+    """Pass bytes on in both directions until the gate ends.
+
+    What the client still sends then is taken for a moment: closed with unread bytes in it, its socket would lose the answer.
+    """
     async with anyio.create_task_group() as both:
-        both.start_soon(_pump, inner, gate, None)
-        both.start_soon(_pump, gate, inner, both.cancel_scope)
+        both.start_soon(_pump, inner, gate)
+        await _pump(gate, inner)
+        both.cancel_scope.deadline = anyio.current_time() + _LINGER_S
 
 
-async def _pump(source: socket.socket, target: socket.socket, at_end: anyio.CancelScope | None) -> None:
-    """Pass bytes on until the source ends, then the end itself. `at_end` is cancelled: nothing follows the gate's end."""
+async def _pump(source: socket.socket, target: socket.socket) -> None:
+    """Pass bytes on until the source ends, then the end itself."""
     loop = asyncio.get_running_loop()
     with suppress(OSError):
         while data := await loop.sock_recv(source, _PIECE):
             await loop.sock_sendall(target, data)
     with suppress(OSError):
         target.shutdown(socket.SHUT_WR)
-    if at_end is not None:
-        at_end.cancel()
+
+
+async def _drain(inner: socket.socket) -> None:
+    """End our side, and take what the client still sends for a moment."""
+    inner.shutdown(socket.SHUT_WR)
+    with anyio.move_on_after(_LINGER_S):
+        while await asyncio.get_running_loop().sock_recv(inner, _PIECE):
+            pass
 
 
 def _bound(port: int) -> socket.socket:

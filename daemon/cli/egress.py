@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,14 +77,16 @@ def _show_list(console: Console, report: Mapping[str, Any]) -> None:
     from daemon.cli.present import say, table  # noqa: PLC0415
 
     when = "today" if report["days"] == 1 else f"{report['days']} days"
+    trouble = any(one["secret_error"] for one in report["ways"])
     rows = [
         (
-            one["name"], ", ".join(one["targets"]), ", ".join(one["agents"]), one["requests"], one["refused"],
-            one["tokens_in"] + one["tokens_out"], one["secret_error"],
+            one["name"], _shortly([_host(text) for text in one["targets"]]), _shortly(one["agents"]),
+            one["requests"], one["refused"], one["tokens_in"] + one["tokens_out"],
+            *((one["secret_error"],) if trouble else ()),
         )
         for one in report["ways"]
     ]  # fmt: skip
-    columns = ("name", "to", "agents", "requests", "refused", "tokens", "trouble")
+    columns = ("name", "to", "agents", "requests", "refused", "tokens", *(("trouble",) if trouble else ()))
     console.print(table(f"{len(rows)} routes and hosts, {when}", columns, rows))
     if report["refused_elsewhere"]:
         say(console, f"{report['refused_elsewhere']} requests to what no table names were refused")
@@ -123,6 +125,14 @@ def _show_one(console: Console, one: Mapping[str, Any]) -> None:
     if rows:
         columns = ("day", "agent", "requests", "refused", "tokens in", "out")
         console.print(table(f"The last {one['days']} days", columns, rows))
+
+
+def _shortly(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 2 else f"{names[0]} +{len(names) - 1}"
+
+
+def _host(target: str) -> str:
+    return target.partition("://")[2].partition("/")[0] or target
 
 
 def _of(used: int, limit: int | None) -> str:

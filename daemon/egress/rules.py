@@ -158,7 +158,8 @@ def _check_path(path: bytes) -> None:
         or b"%" in decoded
         or b"\\" in decoded
         or any(byte < 0x20 or byte == 0x7F for byte in decoded)
-        or any(segment in {b".", b".."} for segment in segments)
+        # Some servers cut path parameters off first: `..;x` is `..` to them.
+        or any(segment.partition(b";")[0] in {b".", b".."} for segment in segments)
         or b"" in segments[1:-1]
     ):
         raise BadRequestError("the path has dot segments, empty segments, encoded slashes or characters no path has.")

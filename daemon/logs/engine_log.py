@@ -72,7 +72,7 @@ class EngineLog:
             return
         log = _of(structlog.get_logger("egress"), event)
         fields: dict[str, Any] = {
-            "method": event.method, "target": event.target, "status": event.status, "code": event.code,
+            "method": event.method, "target": event.target or None, "status": event.status, "code": event.code,
             "error": event.error or None, "unlogged": event.unlogged or None,
         }  # fmt: skip
         given = {name: value for name, value in fields.items() if value is not None}
