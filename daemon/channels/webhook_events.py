@@ -55,6 +55,15 @@ def message_of(hook: Hook, request: HookRequest) -> Incoming | PlaceMessage:
     )
 
 
+def is_wanted(hook: Hook, event: str, payload: Mapping[str, object]) -> bool:
+    """Whether the hook takes events of this kind: `events` names the kind, or the kind and the body's action."""
+    if not hook.events:
+        return True
+    kind = event or look_up(payload, ("body", "event", "type")) or look_up(payload, ("body", "type")) or ""
+    action = look_up(payload, ("body", "action"))
+    return kind in hook.events or (action is not None and f"{kind}.{action}" in hook.events)
+
+
 def hook_of(place: str) -> str:
     """Return the name of the hook that a place belongs to."""
     return place.partition(_OF_PLACE)[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 from urllib.parse import parse_qs
@@ -23,7 +24,7 @@ from starlette.routing import Route
 
 from daemon.channels import webhook_refusals as refusals
 from daemon.channels.protocol import Accept, Incoming, Intake, PlaceMessage
-from daemon.channels.webhook_events import HookRequest, message_of
+from daemon.channels.webhook_events import HookRequest, is_wanted, message_of
 from daemon.channels.webhook_forms import Signed, raw_of, slack_challenge
 from daemon.channels.webhook_settings import Keys, WebhookSettings
 from daemon.core.clock import Clock
@@ -46,6 +47,14 @@ _KEPT_HEADERS: Final = (
     "x-github-hook-installation-target-id",
     "x-github-hook-installation-target-type",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """A signed request of a kind that the hook does not want. It is answered with a 2xx, so that nobody sends it again."""
+
+    id: str
+    event: str
 
 
 class _RefusalLog:
@@ -109,6 +118,9 @@ class WebhookIn:
             incoming = await self._checked(request, name)
             if isinstance(incoming, str):
                 return JSONResponse({"challenge": incoming})
+            if isinstance(incoming, Ignored):
+                self._log.debug("webhook_ignored", hook=name, event_id=incoming.id, kind=incoming.event)
+                return JSONResponse({"ok": True, "id": incoming.id, "ignored": True}, status_code=202)
             if isinstance(incoming, PlaceMessage):
                 return await self._routed(name, incoming, accept)
             accepted = await accept(incoming)
@@ -158,7 +170,7 @@ class WebhookIn:
         }
         return JSONResponse(body, status_code=202)
 
-    async def _checked(self, request: Request, name: str) -> Incoming | PlaceMessage | str:
+    async def _checked(self, request: Request, name: str) -> Incoming | PlaceMessage | Ignored | str:
         """Return the request's message, or a text that the sender expects in the response."""
         hook = self._settings.hooks.get(name)
         if hook is None:
@@ -182,6 +194,8 @@ class WebhookIn:
             payload = read_payload(content_type, body, strict=form.strict_forms)
         if hook.signature == "slack" and (challenge := slack_challenge(payload)) is not None:
             return challenge
+        if not is_wanted(hook, event, payload):
+            return Ignored(message_id, event)
         if hook.keep_raw:
             payload |= raw_of(body)
         return message_of(

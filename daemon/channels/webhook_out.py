@@ -22,6 +22,7 @@ import httpx
 
 from daemon.channels.protocol import Outgoing, Receipt
 from daemon.channels.signatures import retry_after_s, sign_at
+from daemon.channels.webhook_bodies import FORMATS, encoded, made_body
 from daemon.channels.webhook_events import hook_of
 from daemon.channels.webhook_settings import Hook, Keys, WebhookSettings
 from daemon.core.clock import Clock
@@ -84,11 +85,14 @@ class WebhookOut:
             return Receipt(not_wanted=True)
         url = hook.reply_url if hook is not None else None
         key = self._keys[hook_name].reply if hook is not None else None
-        if hook is None or url is None or key is None:
+        if hook is None or url is None:
             raise self._no_route(hook_name[:64], hook)
         if self._pool is None:
             raise TransientDeliveryError(f"channel {self._name} is not running.")
-        body = _body(message)
+        made = (
+            made_body(hook.reply_body, message) if hook.reply_body is not None else FORMATS[hook.reply_format](message)
+        )
+        body = encoded(made)
         async with self._pool.lease() as client:
             request = client.build_request(
                 "POST", url.get_secret_value(), content=body, headers=self._headers(message, key, body)
@@ -128,7 +132,7 @@ class WebhookOut:
             hint = "Set reply_url to the final address."
         return PermanentDeliveryError(f"{text}.", hint=hint)
 
-    def _headers(self, message: Outgoing, key: bytes, body: bytes) -> dict[str, str]:
+    def _headers(self, message: Outgoing, key: bytes | None, body: bytes) -> dict[str, str]:
         # Sign every attempt again: a receiver may refuse an old signature.
         timestamp = self._clock.now_ms() // 1000
         trace = {"traceparent": message.traceparent} if message.traceparent is not None else {}
@@ -137,8 +141,11 @@ class WebhookOut:
             "content-type": "application/json",
             "user-agent": self._agent,
             "idempotency-key": _header_key(message.key),
-            "x-clawbus-timestamp": str(timestamp),
-            "x-clawbus-signature": sign_at(key, timestamp, body),
+            **(
+                {"x-clawbus-timestamp": str(timestamp), "x-clawbus-signature": sign_at(key, timestamp, body)}
+                if key is not None
+                else {}
+            ),
         }
 
     def _no_route(self, hook_name: str, hook: Hook | None) -> PermanentDeliveryError:
@@ -151,25 +158,6 @@ class WebhookOut:
             f"{key}.reply_url is not set, so its answers have nowhere to go.",
             hint=f'Set {key}.reply_url and reply_secret, restart and requeue; or set reply = "none" if answers are not wanted.',
         )
-
-
-def _body(message: Outgoing) -> bytes:
-    """Return the JSON that a receiver gets: the same bytes on every attempt."""
-    try:
-        content: object = json.loads(message.content)
-        fields = {
-            "id": message.message_out_id,
-            "in_reply_to": message.in_reply_to,
-            "agent": message.agent,
-            "session": message.session,
-            "kind": message.kind,
-            "timestamp": message.timestamp,
-            "final": message.final,
-            "content": content,
-        }
-        return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        raise PermanentDeliveryError(f"the content is not JSON: {str(error)[:200]}") from error
 
 
 async def _platform_id(response: httpx.Response) -> str | None:

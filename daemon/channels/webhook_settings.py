@@ -11,12 +11,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from daemon.channels.protocol import InDoubt
+from daemon.channels.webhook_bodies import check_body
 from daemon.channels.webhook_forms import Clawbus, GitHub, GitLab, Hmac, SignatureForm, Slack, Stripe
 from daemon.config.addresses import split_listen
 from daemon.config.routes import session_template
@@ -29,6 +30,8 @@ from schema.rows import Kind
 ANY_SESSION: Final = "*"
 HOOK_VALUES: Final = frozenset(("event", "hook", "body", "text"))  # what a hook's templates may use
 _HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,100}\Z")
+_EVENT: Final = re.compile(r"[A-Za-z0-9_:.-]{1,100}\Z")
+MAX_EVENTS: Final = 100
 MIN_SECRET: Final = 8
 _MAX_SECRET_FILE: Final = 4096
 # RFC 1918, RFC 4193, loopback and link-local. Listed, because `ipaddress.is_private` includes 0.0.0.0, which means everybody.
@@ -60,7 +63,10 @@ class Hook(BaseModel):
     secret_env: str | None = None
     secret_file: Path | None = None
     kind: Literal[Kind.CHAT, Kind.CHAT_SDK, Kind.TASK, Kind.WEBHOOK] = Kind.WEBHOOK
+    events: tuple[str, ...] = ()
     reply: Literal["url", "none"] = "url"
+    reply_format: Literal["clawbus", "slack", "discord", "teams", "body"] = "clawbus"
+    reply_body: dict[str, Any] | None = None
     reply_url: SecretStr | None = None
     reply_secret: SecretStr | None = None
     reply_secret_env: str | None = None
@@ -109,6 +115,28 @@ class Hook(BaseModel):
             raise ValueError("must be the name of a header, such as X-Signature")
         return value
 
+    @field_validator("events")
+    @classmethod
+    def _events(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) > MAX_EVENTS or not all(_EVENT.match(one) for one in value):
+            raise ValueError(f"holds at most {MAX_EVENTS} names such as push or pull_request.opened")
+        return value
+
+    @field_validator("reply_body")
+    @classmethod
+    def _body(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            check_body(value)
+        return value
+
+    @model_validator(mode="after")
+    def _format(self) -> Self:
+        if (self.reply_format == "body") != (self.reply_body is not None):
+            raise ValueError('reply_format = "body" needs reply_body, and no other format has one')
+        if self.reply_format != "clawbus" and self.reply_url is None:
+            raise ValueError("reply_format goes with reply_url")
+        return self
+
     @model_validator(mode="after")
     def _headers(self) -> Self:
         if (self.signature == "hmac") != (self.signature_header is not None):
@@ -133,8 +161,11 @@ class Hook(BaseModel):
             raise ValueError("set exactly one of secret, secret_env and secret_file")
         if self.reply == "none" and self.reply_url is not None:
             raise ValueError('reply = "none" and reply_url exclude each other: remove one of them')
-        wanted = 0 if self.reply_url is None else 1
-        if sum(one is not None for one in (self.reply_secret, self.reply_secret_env, self.reply_secret_file)) != wanted:
+        given = sum(one is not None for one in (self.reply_secret, self.reply_secret_env, self.reply_secret_file))
+        if self.reply_url is not None and self.reply_format != "clawbus":
+            if given > 1:
+                raise ValueError("set at most one of reply_secret, reply_secret_env and reply_secret_file")
+        elif given != (0 if self.reply_url is None else 1):
             raise ValueError(
                 "with reply_url set exactly one of reply_secret, reply_secret_env and reply_secret_file; without it none"
             )

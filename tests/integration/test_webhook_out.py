@@ -76,6 +76,7 @@ async def test_what_a_receiver_gets(app: Receiver, channel: WebhookChannel) -> N
         "session": "s",
         "kind": "chat",
         "timestamp": "2026-11-21T02:20:32.123Z",
+        "final": True,
         "content": {"text": "grüße"},
     }
     assert request.path == "/answers"

@@ -1,0 +1,137 @@
+"""What is posted to a reply_url: clawbus's own JSON, what a chat service's incoming webhook takes, or a body of the operator's. Pure.
+
+The services' forms: Slack, docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`&`, `<` and `>` are escaped, so
+that no agent can mention a whole channel); Discord, docs.discord.com/developers/resources/webhook (2,000 characters, no mentions);
+Teams, the Adaptive Card message that a Workflows webhook takes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, cast
+
+from daemon.channels.protocol import Outgoing
+from daemon.core.content import text_of
+from daemon.core.errors import PermanentDeliveryError
+from daemon.core.templates import MissingFieldError, TemplateError, parse
+
+DISCORD_LIMIT: Final = 2_000
+REPLY_VALUES: Final = frozenset(
+    ("text", "agent", "session", "id", "in_reply_to", "kind", "timestamp", "place", "thread", "content")
+)
+_MAX_DEPTH: Final = 8
+_MAX_PARTS: Final = 100
+
+
+def clawbus_body(message: Outgoing) -> object:
+    """Return the answer with all that is known about it: the same on every attempt."""
+    return {
+        "id": message.message_out_id,
+        "in_reply_to": message.in_reply_to,
+        "agent": message.agent,
+        "session": message.session,
+        "kind": message.kind,
+        "timestamp": message.timestamp,
+        "final": message.final,
+        "content": _content(message),
+    }
+
+
+def slack_body(message: Outgoing) -> object:
+    """Return what Slack's and Mattermost's incoming webhooks take."""
+    text = text_of(message.content).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    thread = message.address.thread_id
+    return {"text": text} if thread is None else {"text": text, "thread_ts": thread}
+
+
+def discord_body(message: Outgoing) -> object:
+    """Return what Discord's webhooks take. A longer text is cut, and says so: the whole one is in the session."""
+    text = text_of(message.content)
+    if len(text) > DISCORD_LIMIT:
+        note = f"\n[cut: {len(text)} characters; the whole answer is {message.message_out_id}]"
+        text = text[: DISCORD_LIMIT - len(note)] + note
+    return {"content": text, "allowed_mentions": {"parse": []}}
+
+
+def teams_body(message: Outgoing) -> object:
+    """Return what a Teams workflow for webhooks takes."""
+    card = {
+        "type": "AdaptiveCard",
+        "version": "1.4",
+        "body": [{"type": "TextBlock", "text": text_of(message.content), "wrap": True}],
+    }
+    return {
+        "type": "message",
+        "attachments": [{"contentType": "application/vnd.microsoft.card.adaptive", "content": card}],
+    }
+
+
+FORMATS: Final[Mapping[str, Callable[[Outgoing], object]]] = MappingProxyType(
+    {"clawbus": clawbus_body, "slack": slack_body, "discord": discord_body, "teams": teams_body}
+)
+
+
+def check_body(body: object) -> None:
+    """Raise ValueError for an operator's body that cannot be filled: its templates, its depth, its size."""
+    _walk(body, _checked, 0, [0])
+
+
+def made_body(body: Mapping[str, Any], message: Outgoing) -> object:
+    """Return the operator's body with its texts filled. A field without a value becomes an empty text."""
+    values = {
+        "text": text_of(message.content), "agent": message.agent, "session": message.session,
+        "id": message.message_out_id, "in_reply_to": message.in_reply_to, "kind": message.kind,
+        "timestamp": message.timestamp, "place": message.address.platform_id, "thread": message.address.thread_id,
+        "content": _content(message),
+    }  # fmt: skip
+
+    def fill(text: str) -> str:
+        try:
+            return parse(text).render(values)
+        except MissingFieldError:
+            return ""
+
+    return _walk(body, fill, 0, [0])
+
+
+def encoded(body: object) -> bytes:
+    """Return the JSON. Raise PermanentDeliveryError for what no JSON can hold."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise PermanentDeliveryError(f"the content is not JSON: {str(error)[:200]}") from error
+
+
+def _content(message: Outgoing) -> object:
+    try:
+        found: object = json.loads(message.content)
+    except (ValueError, RecursionError) as error:
+        raise PermanentDeliveryError(f"the content is not JSON: {str(error)[:200]}") from error
+    return found
+
+
+def _checked(text: str) -> str:
+    try:
+        unknown = sorted(parse(text).first_words - REPLY_VALUES)
+    except TemplateError as error:
+        raise ValueError(f"the template {error}") from error
+    if unknown:
+        raise ValueError(f"there is no {{{unknown[0]}}}; it may use {', '.join(sorted(REPLY_VALUES))}")
+    return text
+
+
+def _walk(value: object, text: Callable[[str], str], depth: int, seen: list[int]) -> object:
+    """Return a copy with every text passed through `text`. Raise ValueError for what is too deep or too large."""
+    seen[0] += 1
+    if depth > _MAX_DEPTH or seen[0] > _MAX_PARTS:
+        raise ValueError(f"has more than {_MAX_DEPTH} levels or {_MAX_PARTS} values")
+    if isinstance(value, str):
+        return text(value)
+    if isinstance(value, dict):
+        items = cast("dict[str, object]", value)
+        return {name: _walk(one, text, depth + 1, seen) for name, one in items.items()}
+    if isinstance(value, list):
+        return [_walk(one, text, depth + 1, seen) for one in cast("list[object]", value)]
+    return value
