@@ -98,6 +98,15 @@ def command_tree() -> Callable[..., Any]:
     return root
 
 
+def manual(version: str) -> str:
+    """Return the manual page of all commands, in roff."""
+    from daemon.cli.man_page import man_page  # noqa: PLC0415
+    from daemon.cli.show_help import every_help  # noqa: PLC0415
+
+    tree: Any = command_tree()
+    return man_page(version, every_help(tree.make_context("clawbus", [], resilient_parsing=True)))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)

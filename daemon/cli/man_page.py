@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from daemon.cli.catalogue import COMMANDS
+
 
 def man_page(version: str, sections: Iterable[tuple[str, str]]) -> str:
     """Return the page in roff: each command's path with its help, line by line."""
@@ -13,7 +15,14 @@ def man_page(version: str, sections: Iterable[tuple[str, str]]) -> str:
     ]  # fmt: skip
     for path, text in sections:
         lines += [f'.SS "{_escaped(path)}"', ".nf", *_body(text.splitlines()), ".fi"]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
+
+
+def short_page(version: str) -> str:
+    """Return the page with each command's sentence alone: for a build that cannot import the commands."""
+    lines = [f"{name}\n    {entry.summary}\n" for name, entry in COMMANDS.items()]
+    end = "\n`clawbus help --man` prints the page with every command and option."
+    return man_page(version, [("clawbus", "\n".join(lines) + end)])
 
 
 def _body(lines: Sequence[str]) -> list[str]:

@@ -38,15 +38,15 @@ def help_(
     from importlib import metadata  # noqa: PLC0415
 
     context = _context_of(invocation.context.find_root(), command or [])
-    text = man_page(metadata.version("clawbus"), _every(context)) if man else str(context.get_help())
+    text = man_page(metadata.version("clawbus"), every_help(context)).rstrip() if man else str(context.get_help())
     return Outcome({"help": text}, text=text)
 
 
-def _every(context: Any) -> Iterator[tuple[str, str]]:
+def every_help(context: Any) -> Iterator[tuple[str, str]]:
     """Yield the path and the help of a command and of all below it."""
     yield context.command_path, str(context.get_help())
     for name, child in getattr(context.command, "commands", {}).items():
-        yield from _every(context.command.context_class(child, info_name=name, parent=context))
+        yield from every_help(context.command.context_class(child, info_name=name, parent=context))
 
 
 def _context_of(context: Any, words: list[str]) -> Any:
