@@ -55,13 +55,13 @@ class Asking:
             *self._session, self._about.id, self._numbered(key or key_of(question), named=key is not None)
         )
         reply = self._reply(to_content(identity, question))
-        await self._insist(lambda: self._outbox.add(identity, reply))
+        await insist(lambda: self._outbox.add(identity, reply), self._note)
         if question.notify:
             return None
         deadline = anyio.current_time() + question.timeout_s + _GRACE_S
         while (left := deadline - anyio.current_time()) > 0:
             mark = self._watch.pokes
-            found = await self._insist(lambda: self._outbox.decision(identity))
+            found = await insist(lambda: self._outbox.decision(identity), self._note)
             if found is not None:
                 return found
             await self._watch.after(mark, left)
@@ -90,17 +90,18 @@ class Asking:
             final=False,
         )
 
-    async def _insist(self, work: Callable[[], _T]) -> _T:
-        """Repeat `work` in a worker thread until the files can be used. The turn's end cancels it."""
-        while True:
-            try:
-                return await _in_thread(work)
-            except InboundUnreadableError as error:
-                self._note("ask_delayed", error)
-                await anyio.sleep(_RETRY_S / 10)
-            except ClawbusError as error:
-                self._note("ask_delayed", error)
-                await anyio.sleep(_RETRY_S)
+
+async def insist(work: Callable[[], _T], note: Callable[[str, ClawbusError], None]) -> _T:
+    """Repeat `work` in a worker thread until the files can be used. The turn's end cancels it."""
+    while True:
+        try:
+            return await _in_thread(work)
+        except InboundUnreadableError as error:
+            note("write_delayed", error)
+            await anyio.sleep(_RETRY_S / 10)
+        except ClawbusError as error:
+            note("write_delayed", error)
+            await anyio.sleep(_RETRY_S)
 
 
 async def _in_thread(work: Callable[[], _T]) -> _T:

@@ -10,7 +10,8 @@ import anyio
 
 from container_runner.asking import Ask
 from container_runner.heartbeat import Heartbeat
-from container_runner.providers.protocol import DeclaredTimeout, TurnMessage
+from container_runner.providers.protocol import DeclaredTimeout, OutMessage, TurnMessage
+from container_runner.saying import Say
 from schema.questions import Decision, Question
 
 QUESTION: Final = "question"  # the tool that is declared while a question is open
@@ -53,6 +54,7 @@ class TurnProgress:
         silence: DeclaredTimeout | None,
         log: Callable[[str], None],
         ask: Ask,
+        say: Say,
     ) -> None:
         self.follow_ups_inbox = FollowUps()
         self._heartbeat = heartbeat
@@ -62,6 +64,7 @@ class TurnProgress:
         self._log = log
         self._began_at = now_ms()
         self._ask = ask
+        self._say = say
         self._tool = silence, self._began_at  # what is declared now
         self._open_questions = 0
 
@@ -86,6 +89,11 @@ class TurnProgress:
         """Record again what the provider declared for the whole turn."""
         self._heartbeat.touch()
         await self._declare(self._silence, self._began_at)
+
+    async def say(self, message: OutMessage, key: str | None = None) -> str:
+        """Store the message, to be sent at once."""
+        self._heartbeat.touch()
+        return await self._say(message, key)
 
     async def ask(self, question: Question, key: str | None = None) -> Decision | None:
         """Ask, and declare the silence until the answer comes."""

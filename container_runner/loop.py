@@ -23,6 +23,7 @@ from container_runner.live import TurnProgress
 from container_runner.providers.protocol import Answer, DeclaredTimeout, Provider, Turn, TurnMessage
 from container_runner.replies import Plan, failure_replies, plan_replies
 from container_runner.retention import Retention
+from container_runner.saying import Saying
 from container_runner.shared.children import Children
 from container_runner.shared.errors import (
     AnswerInvalidError,
@@ -215,8 +216,14 @@ class Runner:
         show_tool = partial(self._show_tool, log)
         wrote = partial(_log_words, log)
         who = (self._identity.agent, self._identity.session)
+        saying = Saying(
+            self._store.outbox, who, batch.messages, batch.routing, batch.destinations, self._settings.max_answer_bytes,
+            self._note_trouble,
+        )  # fmt: skip
         asking = Asking(self._store.outbox, self._watch, who, batch.messages, batch.routing, self._note_trouble)
-        progress = TurnProgress(self._heartbeat, show_tool, self._now_ms, self._provider.silence, wrote, asking.ask)
+        progress = TurnProgress(
+            self._heartbeat, show_tool, self._now_ms, self._provider.silence, wrote, asking.ask, saying.say
+        )
         outcome: _Outcome | CannotStartError | None = None
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:

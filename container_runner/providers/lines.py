@@ -23,6 +23,7 @@ _HELD: Final = frozenset(
     {"message", "state"}
 )  # types that count toward the answer's size; the others may be sent without limit
 _ENVELOPE: Final = frozenset({"type", "to", "thread_id", "deliver_after", "kind", "content", "text"})
+_OF_NOW: Final = frozenset({"now", "key"})  # further ones of a message that is sent at once
 _MAX_KEY: Final = 200
 _MAX_IGNORED: Final = 100
 _NAMES_A_TYPE: Final = re.compile(
@@ -66,7 +67,15 @@ class Later:
     reason: str | None = None
 
 
-Event = ProgressNote | ToolStart | ToolEnd | Ask
+@dataclass(frozen=True, slots=True)
+class SayNow:
+    """The program sends a message before its end. It is no part of the answer."""
+
+    message: OutMessage
+    key: str | None = None
+
+
+Event = ProgressNote | ToolStart | ToolEnd | Ask | SayNow
 
 
 class OutputParser:
@@ -136,6 +145,10 @@ class OutputParser:
             self._counts[name] = self._counts.get(name, 0) + 1
             self.held += len(line) if name in _HELD else 0
         match name:
+            case "message" if fields.get("now") is True:
+                self.held -= len(line)
+                rest = {key: value for key, value in fields.items() if key not in _OF_NOW}
+                return SayNow(self._message(rest), self._text(fields, "key"))
             case "message":
                 self._messages.append(self._message(fields))
                 return ProgressNote()

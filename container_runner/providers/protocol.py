@@ -164,6 +164,14 @@ class Progress(Protocol):
         """Declare that the tool has ended; what the provider declared for the whole turn applies again."""
         ...
 
+    async def say(self, message: OutMessage, key: str | None = None) -> str:
+        """Send a message now, in the middle of the turn, and return its id. It is no answer.
+
+        A second message with the same key edits the first one, where the channel can. What is said again in a later try of
+        the turn is sent once. Raise a TurnFailedError for a message that cannot be sent.
+        """
+        ...
+
     async def ask(self, question: Question, key: str | None = None) -> Decision | None:
         """Ask a person and wait for the answer, at most `question.timeout_s` seconds. The silence meanwhile is declared.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from anyio.abc import TaskGroup
 
-from container_runner.providers.lines import Ask, Event, OutputParser, ProgressNote, ToolStart
+from container_runner.providers.lines import Ask, Event, OutputParser, ProgressNote, SayNow, ToolStart
 from container_runner.providers.protocol import Progress
 from container_runner.shared.errors import AnswerTooLargeError
 
@@ -64,6 +64,8 @@ class TurnOutput:
                 self._progress.event()
             case ToolStart(name, timeout_s):
                 await self._progress.tool_started(name, timeout_s)
+            case SayNow(message, key):
+                await self._progress.say(message, key)
             case Ask():
                 assert self.tasks is not None
                 self.tasks.start_soon(self._ask, event)

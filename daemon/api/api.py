@@ -207,7 +207,10 @@ class _Api:
         if not message_id:
             raise RequestRefusedError("message_id is missing.")
         wait_s = _seconds(request, "wait_s")
-        entry = await _until_gone(request, lambda: self._operations.wait_reply(agent, session, message_id, wait_s))
+        after = _integer(request, "after", 0, 0, 2**63 - 1) if "after" in request.query_params else None
+        entry = await _until_gone(
+            request, lambda: self._operations.wait_reply(agent, session, message_id, wait_s, after)
+        )
         return {"entry": asdict(entry) if entry is not None else None}
 
     async def mailbox(self, request: Request) -> object:

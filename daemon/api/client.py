@@ -125,10 +125,13 @@ class ControlClient:
         """POST /v1/messages; returns {message_id, agent, session, seq, duplicate}."""
         return self._call("POST", "/v1/messages", body=message)
 
-    def wait_reply(self, agent: str, session: str, message_id: str, wait_s: float) -> MailboxEntry | None:
-        """One long-poll (at most 50 s) for the answer to a message."""
+    def wait_reply(
+        self, agent: str, session: str, message_id: str, wait_s: float, after: int | None = None
+    ) -> MailboxEntry | None:
+        """One long-poll (at most 50 s) for the answer to a message; with `after` (a cursor), also for what comes before it."""
         wait = min(wait_s, _POLL_S)
         query = {"agent": agent, "session": session, "message_id": message_id, "wait_s": f"{wait:.3f}"}
+        query |= {"after": str(after)} if after is not None else {}
         entry = self._call("GET", "/v1/replies", query=query, wait_s=wait)["entry"]
         return _entry(entry) if entry is not None else None
 

@@ -67,20 +67,22 @@ class DaemonOperations:
         """See Router.event."""
         return await self._router.event(message)
 
-    async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
+    async def wait_reply(
+        self, agent: str, session: str, message_id: str, timeout_s: float, after: int | None = None
+    ) -> MailboxEntry | None:
         """Return the first answer to a message, or None when none arrived within `timeout_s` seconds.
 
-        Raise NoAnswerError as soon as it is known that none will arrive: the message is finished and no answer is on its
+        With `after`, the first entry about it above this cursor, also one that was said in the middle of the turn. Raise NoAnswerError as soon as it is known that none will arrive: the message is finished and no answer is on its
         way, or its session is quarantined.
         """
         until = self._clock.monotonic() + timeout_s
         while True:
             left = until - self._clock.monotonic()
-            entry = await self._local.wait_reply(agent, session, message_id, max(0.0, min(left, _LOOK_S)))
+            entry = await self._local.wait_reply(agent, session, message_id, max(0.0, min(left, _LOOK_S)), after)
             if entry is not None or left <= _LOOK_S:
                 return entry
             error = await self._no_answer(_key(agent, session), message_id)
-            if error is not None and await self._local.wait_reply(agent, session, message_id, 0.0) is None:
+            if error is not None and await self._local.wait_reply(agent, session, message_id, 0.0, after) is None:
                 raise error
 
     async def _no_answer(self, key: SessionKey, message_id: str) -> NoAnswerError | None:

@@ -27,10 +27,13 @@ class Operations(Protocol):
         """Route an event of a place, and return once every message is durable. See channels.protocol.Intake."""
         ...
 
-    async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
+    async def wait_reply(
+        self, agent: str, session: str, message_id: str, timeout_s: float, after: int | None = None
+    ) -> MailboxEntry | None:
         """Return the first mailbox entry that answers this message, or None after `timeout_s` seconds.
 
-        An answer that is there already is returned at once.
+        An answer that is there already is returned at once. With `after` (a cursor), what was said in the middle of the
+        turn is returned too.
         """
         ...
 

@@ -147,14 +147,18 @@ class LocalChannel:
 
         return await self._bells.wait_until(("mailbox", mailbox), look, timeout_s) or []
 
-    async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
+    async def wait_reply(
+        self, agent: str, session: str, message_id: str, timeout_s: float, after: int | None = None
+    ) -> MailboxEntry | None:
         """Return the first entry that answers this message, or None when none arrived within `timeout_s` seconds.
+
+        With `after`, the first entry about it above this cursor, also one that is not final.
 
         An entry answers a message when its in_reply_to or its content's "answers" holds the message's id.
         """
 
         async def look() -> MailboxEntry | None:
-            look = partial(self._mailbox.first_reply, agent, session, message_id)
+            look = partial(self._mailbox.first_reply, agent, session, message_id, after)
             return await anyio.to_thread.run_sync(once_more, look)
 
         return await self._bells.wait_until(("reply", agent, session, message_id), look, timeout_s)
@@ -167,10 +171,10 @@ class LocalChannel:
                 self._top = max(self._top, ticket.cursor)
             self._bells.ring(("mailbox", ticket.entry.mailbox))
             for message_id in ticket.entry.replied:
-                # These clients read the mailbox and found no answer, so this is the first one.
-                self._bells.ring(
-                    ("reply", ticket.entry.agent, ticket.entry.session, message_id), ticket.entry.at(ticket.cursor)
-                )
+                # These clients read the mailbox and found no answer, so this is the first one. What is not final is for
+                # some of them only: they look again.
+                found = ticket.entry.at(ticket.cursor) if ticket.entry.final else None
+                self._bells.ring(("reply", ticket.entry.agent, ticket.entry.session, message_id), found)
 
 
 def _results(tickets: Sequence[Ticket], refused: PermanentDeliveryError | None) -> list[Receipt | DeliveryFailure]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 from daemon.core.content import answered_ids, decode, error_of, text_of
 from daemon.store.mailbox import MailboxEntry
@@ -28,3 +29,26 @@ def as_result(entry: MailboxEntry) -> dict[str, Any]:
         "delivered_at": entry.delivered_at,
         "final": entry.final,
     }
+
+
+def question_of(answer: Mapping[str, Any]) -> str | None:
+    """Return the id of the question that an entry asks, or None."""
+    content = answer["content"]
+    fields = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+    asked = fields.get("question") if fields.get("type") == "question" else None
+    return asked if isinstance(asked, str) else None
+
+
+def lines_of(answer: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a person reads of an entry that is no answer: its text; of a question its options and how to answer."""
+    mark = "? " if question_of(answer) is not None else "* "
+    for number, line in enumerate(str(answer["text"]).splitlines() or [""]):
+        yield f"{mark if number == 0 else '  '}{line}"
+    identity = question_of(answer)
+    if identity is None:
+        return
+    options = cast("dict[str, Any]", answer["content"]).get("options")
+    for number, option in enumerate(cast("list[Any]", options) if isinstance(options, list) else [], 1):
+        label = cast("dict[str, Any]", option).get("label") if isinstance(option, dict) else option
+        yield f"  {number} {label}"
+    yield f"  (clawbus question answer {identity} TEXT)"

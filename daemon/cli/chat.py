@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from daemon.cli.answers import as_result
+from daemon.cli.answers import as_result, lines_of, question_of
 from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
 from daemon.cli.names import AgentOption, SessionOption, addressed
-from daemon.cli.output import Output, OutputLostError
+from daemon.cli.output import Output, OutputLostError, progress
 from daemon.cli.standard_input import read_lines
 from daemon.core.clock import SystemClock
-from daemon.core.errors import ContentError
+from daemon.core.errors import ContentError, RemoteError
 from schema.errors import ClawbusError
 from schema.ids import new_id
 
@@ -101,6 +101,7 @@ class _Talk:
         self._prompts = False  # whether the prompt is on the screen
         self._typed_so_far: Callable[[], str] = str
         self._answers: list[dict[str, Any]] = []
+        self._questions: list[str] = []  # open ones; the next line answers the oldest
         self.sent: dict[str, str] = {}
         self.accepted: set[str] = set()
         self.interrupted = False
@@ -117,6 +118,8 @@ class _Talk:
         try:
             with self._invocation.client() as client:
                 for line in self._lines():
+                    if self._answers_question(client, line):
+                        continue
                     identity = new_id(SystemClock().now_ms())
                     with self._changed:
                         self.sent[identity] = line
@@ -133,6 +136,23 @@ class _Talk:
             listener.close()  # it may be in a long poll
             thread.join(_END_S)
 
+    def _answers_question(self, client: ControlClient, line: str) -> bool:
+        """Send the line as the answer to the oldest open question, if there is one. Return whether that was its use."""
+        while self._questions:
+            content = {"answer_to": self._questions[0], "text": line}
+            message = {**self._message(new_id(SystemClock().now_ms()), line), "content": content}
+            try:
+                client.accept(message)
+            except RemoteError as error:
+                if error.remote_code == "ANSWER_REFUSED":
+                    progress(f"{error} {error.hint}")
+                    return True
+                self._questions.pop(0)  # it has ended: the line is for another question, or a message
+                continue
+            self._questions.pop(0)
+            return True
+        return False
+
     def unanswered(self) -> list[str]:
         """Return the ids of messages without an answer."""
         with self._changed:
@@ -146,11 +166,11 @@ class _Talk:
                     "message_id": identity,
                     "text": text,
                     "accepted": identity in self.accepted or None,
-                    "answers": [one for one in self._answers if identity in one["answers"]],
+                    "answers": [one for one in self._answers if identity in _about(one)],
                 }
                 for identity, text in self.sent.items()
             ]
-            others = [one for one in self._answers if self.sent.keys().isdisjoint(one["answers"])]
+            others = [one for one in self._answers if self.sent.keys().isdisjoint(_about(one))]
         nothing = {"message_id": None, "text": None, "accepted": None}
         return [*said, *({**nothing, "answers": [one]} for one in others)]
 
@@ -207,6 +227,9 @@ class _Talk:
         if self._console is not None:
             self._print(answer)
         with self._changed:
+            asked = question_of(answer)
+            if asked is not None:
+                self._questions.append(asked)
             self._answers.append(answer)
             self._changed.notify_all()
 
@@ -218,10 +241,19 @@ class _Talk:
             again = f"{_PROMPT}{self._typed_so_far()}" if self._prompts else ""
             if again:
                 Output().write(_CLEAR)
-            say_block(self._console, answer["text"], "! " if answer["error"] is not None else "< ", "  ")
+            if answer["final"]:
+                say_block(self._console, answer["text"], "! " if answer["error"] is not None else "< ", "  ")
+            else:
+                for line in lines_of(answer):
+                    say_block(self._console, line)
             if again:
                 Output().write(again)
                 Output().flush()
         except OutputLostError as error:  # in the listener's thread, which continues: answers are still collected
             self._console = None
             self.lost = error
+
+
+def _about(answer: dict[str, Any]) -> list[str]:
+    """Return the messages that an entry is about: those that it answers, or the one whose turn it was said in."""
+    return answer["answers"] if answer["final"] else [answer["in_reply_to"]]

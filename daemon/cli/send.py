@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -129,7 +130,8 @@ def send(
             known |= {**answer, "accepted": True, "mailbox": _mailbox_of(answer, mailbox)}
             if wait is None or context:
                 return Outcome(known, lambda console: _say_accepted(console, known), _next(known))
-            entry = wait_for_reply(client, known, wait, SystemClock())
+            said: list[dict[str, Any]] = known.setdefault("said", [])
+            entry = wait_for_reply(client, known, wait, SystemClock(), lambda one: _hear(invocation, said, one))
             why = _held_up(client, known) if entry is None else _reason(client, known)
     except ClawbusError as error:
         return _failed(known, error)
@@ -209,13 +211,33 @@ def _content(text: str, *, as_json: bool) -> object:
         raise ContentError(f"TEXT is not JSON: {error}.", hint="Correct it, or leave --json-content away.") from error
 
 
-def wait_for_reply(client: ControlClient, accepted: dict[str, Any], wait_s: float, clock: Clock) -> MailboxEntry | None:
-    """Long-poll until the answer is there or `wait_s` seconds have passed."""
-    deadline = clock.monotonic() + wait_s
+def _hear(invocation: Invocation, said: list[dict[str, Any]], entry: MailboxEntry) -> None:
+    """Keep what the agent says before its answer; show it on standard error, so that standard output is the answer."""
+    from daemon.cli.answers import lines_of  # noqa: PLC0415
+    from daemon.cli.output import progress  # noqa: PLC0415
+
+    said.append(as_result(entry))
+    if not invocation.json:
+        progress(*lines_of(said[-1]))
+
+
+def wait_for_reply(
+    client: ControlClient,
+    accepted: dict[str, Any],
+    wait_s: float,
+    clock: Clock,
+    hear: Callable[[MailboxEntry], object] = lambda _: None,
+) -> MailboxEntry | None:
+    """Long-poll until the answer is there or `wait_s` seconds have passed. `hear` gets what the agent says before it."""
+    deadline, after = clock.monotonic() + wait_s, 0
     while True:
         started = clock.monotonic()
         left = max(0.0, deadline - started)
-        entry = client.wait_reply(accepted["agent"], accepted["session"], _working_id(accepted), left)
+        entry = client.wait_reply(accepted["agent"], accepted["session"], _working_id(accepted), left, after)
+        if entry is not None and not entry.final:
+            hear(entry)
+            after = entry.cursor
+            continue
         if entry is not None or clock.monotonic() >= deadline:
             return entry
         if clock.monotonic() - started < 0.05:

@@ -75,9 +75,7 @@ class NewEntry:
 
     @property
     def replied(self) -> tuple[str, ...]:
-        """Every message id that this answers, each once; none for an entry that is not final."""
-        if not self.final:
-            return ()
+        """Every message id that this answers, or is said about in the middle of a turn, each once."""
         first = () if self.in_reply_to is None else (self.in_reply_to,)
         return tuple(dict.fromkeys((*first, *self.answers[:MAX_ANSWERS])))
 
@@ -193,15 +191,19 @@ class Mailbox:
         """
         return read_mailbox(self.path, mailbox, after, limit, agent=agent, session=session, in_reply_to=in_reply_to)
 
-    def first_reply(self, agent: str, session: str, message_id: str) -> MailboxEntry | None:
-        """Return the oldest entry that answers this message, in any mailbox, or None."""
+    def first_reply(self, agent: str, session: str, message_id: str, after: int | None = None) -> MailboxEntry | None:
+        """Return the oldest entry that answers this message, in any mailbox, or None.
+
+        With `after`, the oldest one above this cursor, also one that is not final.
+        """
         if not self.path.exists():
             return None
         with _open(self.path) as reader:
             row = reader.one(
-                f"SELECT {_columns(reader)} FROM mailbox WHERE cursor = (SELECT min(cursor) FROM mailbox_replies"
-                " WHERE agent = ? AND session = ? AND message_id = ?)",
-                (agent, session, message_id),
+                f"SELECT {_columns(reader)} FROM mailbox WHERE cursor IN (SELECT cursor FROM mailbox_replies"
+                " WHERE agent = ? AND session = ? AND message_id = ? AND cursor > ?)"
+                f" AND {_FINAL} >= ? ORDER BY cursor LIMIT 1",
+                (agent, session, message_id, after or 0, int(after is None)),
             )
         return None if row is None else _entry(row)
 

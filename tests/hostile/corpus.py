@@ -62,7 +62,8 @@ def _rows(connection: sqlite3.Connection, count: int, width: int) -> None:
         reply = rng.choice((None, "m1", "m2", "m9"))
         place = rng.choice(((None, None), ("local", "me"), ("webhook", "hook"), ("nowhere", "x")))
         connection.execute(
-            "INSERT INTO messages_out VALUES (?, ?, ?, ?, ?, NULL, 'chat', ?, ?, ?, ?)",
+            "INSERT INTO messages_out(id, seq, in_reply_to, timestamp, deliver_after, recurrence, kind, platform_id,"
+            " channel_type, thread_id, content) VALUES (?, ?, ?, ?, ?, NULL, 'chat', ?, ?, ?, ?)",
             (
                 f"o{number}", 2 * number + 1, reply, STAMP, rng.choice((None, STAMP)),
                 place[1], place[0], rng.choice((None, "thread")), content,

@@ -4,7 +4,8 @@ say X - answers X · exit N - ends with code N · garbage - writes bytes that ar
 none · pid - answers its parent's pid, which is the runner · hang FILE - makes FILE, waits until FILE.go is there, and
 answers `done` · later MS X - answers X, to be delivered at the epoch millisecond · die N - kills the runner, until the
 counter in the file of its own folder is N · context - answers all it was given · look - answers
-what it can see and do here · ask {...} - asks the question of these fields and answers what became of it · eat N - takes N MiB of memory.
+what it can see and do here · ask {...} - asks the question of these fields and answers what became of it · tell A B FILE - says A and edits it to B at once, makes FILE, waits for FILE.go and answers
+done · eat N - takes N MiB of memory.
 """
 
 import importlib.util
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 
 
-def main() -> int:
+def main() -> int:  # noqa: PLR0912 -- one branch a verb
     turn = json.load(sys.stdin)
     text = turn["messages"][-1]["content"]
     text = text["text"] if "text" in text else json.dumps(text.get("body"))
@@ -44,6 +45,8 @@ def main() -> int:
         print(json.dumps({"type": "message", "content": {"text": "seen", **look()}}))
     elif verb == "eat":
         print(len(b"x" * (int(rest) * 1024**2)))
+    elif verb == "tell":
+        tell(rest)
     elif verb == "ask":
         ask(turn["answers"], json.loads(rest))
     elif verb == "pid":
@@ -60,6 +63,17 @@ def hang(mark: Path) -> None:
     while not go.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     print("done")
+
+
+def tell(rest: str) -> None:
+    first, second, mark = rest.split(" ")
+    for text in (first, second):
+        print(json.dumps({"type": "message", "text": text, "now": True, "key": "status"}), flush=True)
+    path = Path(mark)
+    path.touch()
+    while not path.with_name(path.name + ".go").exists():
+        time.sleep(0.01)
+    print(json.dumps({"type": "message", "text": "done"}))
 
 
 def ask(answers: str, question: dict[str, object]) -> None:

@@ -82,7 +82,9 @@ class FakeOperations:
             )
         )
 
-    async def wait_reply(self, agent: str, session: str, message_id: str, timeout_s: float) -> MailboxEntry | None:
+    async def wait_reply(
+        self, agent: str, session: str, message_id: str, timeout_s: float, after: int | None = None
+    ) -> MailboxEntry | None:
         for entry in self.entries:
             if (entry.agent, entry.session, entry.in_reply_to) == (agent, session, message_id):
                 return entry

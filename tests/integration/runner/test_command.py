@@ -13,7 +13,7 @@ import pytest
 
 from container_runner.providers.command import CommandProvider
 from container_runner.providers.program import program_environment
-from container_runner.providers.protocol import Answer, DeclaredTimeout, ProviderContext, Turn, TurnMessage
+from container_runner.providers.protocol import Answer, DeclaredTimeout, OutMessage, ProviderContext, Turn, TurnMessage
 from container_runner.shared import errors
 from schema.questions import Decision, Outcome, Question
 from schema.rows import RunnerSettings
@@ -38,9 +38,13 @@ class Recorder:
     async def tool_ended(self) -> None:
         self.told.append(("tool_end",))
 
+    async def say(self, message: OutMessage, key: str | None = None) -> str:
+        self.told.append(("say", str(message.content["text"]), str(key)))
+        return "n-1"
+
     async def ask(self, question: Question, key: str | None = None) -> Decision | None:
         self.told.append(("ask", question.text, str(key)))
-        return None if question.notify else Decision(Outcome.ANSWERED, "yes")
+        return Decision(Outcome.ANSWERED, None, "blue", "me")
 
     async def follow_ups(self) -> tuple[TurnMessage, ...]:
         await anyio.sleep_forever()
@@ -287,3 +291,23 @@ async def test_a_flood_on_stderr_does_not_fill_the_log(tmp_path: Path) -> None:
     await run(tmp_path, "yes 'the same again and again' | head -n 200000 >&2; echo done", progress)
     logged = sum(len(words) for name, words in progress.told if name == "wrote")
     assert 30_000 < logged < 1_000_000, "5.6 MB were written"
+
+
+@pytest.mark.anyio
+async def test_what_is_asked_and_said_now_is_no_part_of_the_answer(tmp_path: Path) -> None:
+    script = """
+answers=$(sed 's/.*"answers": "\\([^"]*\\)".*/\\1/')
+echo '{"type": "message", "text": "at once", "now": true, "key": "status"}'
+echo '{"type": "question", "text": "Which colour?", "key": "colour"}'
+read -r reply < "$answers"
+echo "{\\"type\\": \\"message\\", \\"content\\": $reply}"
+"""
+    recorder = Recorder()
+    answer = await run(tmp_path, script.replace("\\\\", "\\"), recorder)
+    assert [entry for entry in recorder.told if entry[0] in ("say", "ask")] == [
+        ("say", "at once", "status"),
+        ("ask", "Which colour?", "colour"),
+    ]
+    assert [message.content for message in answer.messages] == [
+        {"type": "answer", "key": "colour", "status": "answered", "choice": None, "text": "blue", "by": "me"}
+    ]

@@ -360,7 +360,7 @@ def test_the_answer_of_the_message_that_does_the_work_again_is_waited_for(
     async def accept(incoming: Incoming) -> Accepted:
         return Accepted(str(incoming.message_id), "echo", "s", 2, True, incoming.address, "pending", "failed", "m1+r1")
 
-    async def wait_reply(agent: str, session: str, message_id: str, wait_s: float) -> None:
+    async def wait_reply(agent: str, session: str, message_id: str, wait_s: float, after: int) -> None:
         asked.append(message_id)
 
     monkeypatch.setattr(operations, "accept", accept)

@@ -1,0 +1,86 @@
+"""Messages in the middle of a turn: each is a row of its own, sent at once, and answers nothing.
+
+A row's id follows from the message that the turn works on and from what is said, so a later try that says the same again
+sends nothing twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from container_runner.asking import insist
+from container_runner.outbox import Outbox
+from container_runner.providers.protocol import Destination, OutMessage, TurnMessage
+from container_runner.replies import Reply, plan_replies
+from container_runner.shared.errors import AnswerInvalidError, AnswerTooLargeError, UnknownDestinationError
+from schema.errors import ClawbusError
+from schema.rows import Address
+
+MAX_PER_TURN: Final = 1000
+
+Say = Callable[[OutMessage, str | None], Awaitable[str]]
+
+
+class Saying:
+    """What one turn says before its end. `note(event, error)` logs a file that cannot be used now."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        session: tuple[str, str],
+        messages: Sequence[TurnMessage],
+        routing: Address | None,
+        destinations: Sequence[Destination],
+        max_bytes: int,
+        note: Callable[[str, ClawbusError], None],
+    ) -> None:
+        self._outbox = outbox
+        self._session = session
+        self._messages = messages
+        self._about = next(message for message in messages if message.trigger)
+        self._routing = routing
+        self._destinations = destinations
+        self._max_bytes = max_bytes
+        self._note = note
+        self._said: Counter[tuple[str, str]] = Counter()
+        self._first: dict[str, str] = {}  # by key: the id of the message that later ones with this key edit
+        self._count = 0
+
+    async def say(self, message: OutMessage, key: str | None) -> str:
+        """Store a message to be sent now and return its id. With a key used before in this turn, it edits that message.
+
+        Raise UnknownDestinationError, AnswerInvalidError or AnswerTooLargeError.
+        """
+        self._count += 1
+        if self._count > MAX_PER_TURN:
+            raise AnswerTooLargeError(f"The turn has sent more than {MAX_PER_TURN} messages before its end.")
+        edited = self._first.get(key) if key is not None else None
+        if edited is not None:
+            message = replace(message, content={**message.content, "edits": edited})
+        plan = plan_replies([message], self._messages, self._routing, self._destinations)
+        if plan.unknown:
+            raise UnknownDestinationError(f"{plan.unknown[0][:200]!r} is no destination here.")
+        if any(len(reply.content.encode()) > self._max_bytes for reply in plan.replies):
+            raise AnswerTooLargeError(f"A message has more than {self._max_bytes} bytes as JSON.")
+        ids = [self._id(reply, key, place) for place, reply in enumerate(plan.replies)]
+        for identity, reply in zip(ids, plan.replies, strict=True):
+            early = replace(reply, final=False)
+            await insist(lambda one=identity, row=early: self._outbox.add(one, row), self._note)
+        if not ids:
+            raise AnswerInvalidError("The message has nowhere to go.")
+        if key is not None:
+            self._first.setdefault(key, ids[0])
+        return ids[0]
+
+    def _id(self, reply: Reply, key: str | None, place: int) -> str:
+        said = (f"{place}:{key or ''}", reply.content)
+        self._said[said] += 1
+        agent, session = self._session
+        text = f"{agent}\0{session}\0{self._about.id}\0{place}\0{key}\0{self._said[said]}\0{reply.content}"
+        digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
+        return f"n-{base64.b32encode(digest[:10]).decode('ascii').lower()}"
