@@ -139,7 +139,8 @@ def _session_of(invocation: Invocation, question: str, session: str | None) -> t
     try:
         return the_only(found, "a question", question, unread=unread)
     except UnknownMessageError as error:
-        raise UnknownQuestionError(str(error)) from error
+        hint = "A file could not be read now: name its session with --session." if unread else None
+        raise UnknownQuestionError(str(error), hint=hint) from error
 
 
 def _typed(question: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ class Recorder:
 
     async def ask(self, question: Question, key: str | None = None) -> Decision | None:
         self.told.append(("ask", question.text, str(key)))
-        return Decision(Outcome.ANSWERED, None, "blue", "me")
+        return Decision(Outcome.ANSWERED, "yes", "blue", "me")
 
     async def follow_ups(self) -> tuple[TurnMessage, ...]:
         await anyio.sleep_forever()
@@ -309,5 +309,5 @@ echo "{\\"type\\": \\"message\\", \\"content\\": $reply}"
         ("ask", "Which colour?", "colour"),
     ]
     assert [message.content for message in answer.messages] == [
-        {"type": "answer", "key": "colour", "status": "answered", "choice": None, "text": "blue", "by": "me"}
+        {"type": "answer", "key": "colour", "status": "answered", "choice": "yes", "text": "blue", "by": "me"}
     ]
