@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final, cast
 
 from schema.json_text import whole_text
@@ -19,6 +20,7 @@ DEFAULT: Final = "default"
 _WITHOUT_ASKING: Final = frozenset({"read", "search", "think"})
 _SHOWN: Final = 200
 _MAX_INPUT: Final = 1500
+_ORDER: Final = MappingProxyType({"allow_once": 0, "reject_once": 1, "allow_always": 2, "reject_always": 3})
 _WAYS: Final = {True: ("allow_once", "allow_always"), False: ("reject_once", "reject_always")}
 
 
@@ -84,13 +86,15 @@ def named(call: Mapping[str, object]) -> str:
 def permission_question(call: Mapping[str, object], kind: str, options: object) -> Question:
     """Return the question that asks a person for a permission. Raise QuestionError for one that cannot be asked.
 
-    It shows the input of the tool besides its title, because a title may say less. The options are the agent's own.
+    It shows the input of the tool besides its title, because a title may say less. The options are the agent's own; what
+    holds from then on comes after what holds once.
     """
     text = f"May the agent use this tool? {named(call)} ({_line(kind)[:_SHOWN]})"
     given = call.get("rawInput")
     if isinstance(given, dict) and given:
         text += f"\n{_line(json.dumps(given, ensure_ascii=False))[:_MAX_INPUT]}"
     offered = [cast("dict[str, object]", one) for one in _list(options)[:MAX_OPTIONS] if isinstance(one, dict)]
+    offered.sort(key=lambda one: _ORDER.get(str(one.get("kind")), len(_ORDER)))
     choices = tuple(Option(str(one.get("optionId")), _line(str(one.get("name")))[:_SHOWN]) for one in offered)
     no = next((str(one.get("optionId")) for one in offered if one.get("kind") in _WAYS[False]), None)
     return Question(text, choices, free_text=False, default=no)

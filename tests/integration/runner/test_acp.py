@@ -214,7 +214,7 @@ async def test_a_person_is_asked_and_no_answer_is_a_no(tmp_path: Path, decision:
     assert await talk.say("ask execute") == outcome
     (asked,) = (told for told in talk.progress.told if told[0] == "ask")
     question = 'May the agent use this tool? rm -r all (execute)\n{"command": "rm -r all"}'
-    assert asked == ("ask", question, "o-allow_always", "o-allow_once", "o-reject_once")
+    assert asked == ("ask", question, "o-allow_once", "o-reject_once", "o-allow_always")
     assert ("allowed" if "allow" in outcome else "denied") in talk.wrote
     await talk.provider.close()
 
