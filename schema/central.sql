@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS incarnations (
   started_at   INTEGER,
   ended_at     INTEGER,                          -- set on confirmed exit only
   exit_code    INTEGER,
+  epoch        INTEGER NOT NULL DEFAULT 0,       -- the serving slot's, when it was begun; 0 without slots
   end_reason   TEXT                              -- idle | ceiling | claim_stuck | operator | exited | ...
 );
 -- No session has two live incarnations: the file itself refuses the second.
@@ -171,3 +172,9 @@ CREATE TABLE IF NOT EXISTS pairings (
   user       TEXT                                -- whom it was bound to
 );
 CREATE INDEX IF NOT EXISTS pairings_sender ON pairings(channel, sender, agent, scope);
+
+-- The epoch of the slot that serves (deploy/state.json). A daemon with a lower one begins no incarnation.
+CREATE TABLE IF NOT EXISTS serving (
+  id    INTEGER PRIMARY KEY CHECK (id = 1),
+  epoch INTEGER NOT NULL
+);

@@ -188,6 +188,10 @@ class ControlClient:
         """Have the daemon read its configuration again; return what is in force, and what needs a restart."""
         return self._call("POST", "/v1/reload", body={})
 
+    def deploy(self, word: str = "", body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Begin a deploy, or `abort` or `rollback` it; return the state of slots."""
+        return self._call("POST", f"/v1/deploy/{word}" if word else "/v1/deploy", body=body or {})
+
     def execute(self, verb: AnyVerb) -> dict[str, Any]:
         """Have the daemon carry out an operator's verb, and return its result."""
         path, body = verb.route, verb.as_json()

@@ -20,15 +20,21 @@ import structlog
 from daemon.api import server as control_server
 from daemon.api.api import build_api
 from daemon.api.daemon_operations import DaemonOperations
+from daemon.api.deploying import deploy_routes
 from daemon.api.events import EventHub, events_route
 from daemon.api.reloading import Reloaded, reload_route
 from daemon.app.bus import Bus, Overrides
+from daemon.app.deploy_engine import BusEngine
+from daemon.app.lease import Lease
 from daemon.app.signals import RELOAD, SignalInbox
 from daemon.channels.running import run_channel, run_channels
 from daemon.config.models import Config
 from daemon.config.policies import read_limits
 from daemon.core.clock import Clock, SystemClock
+from daemon.core.deploy_errors import FencedError, NotServingError
 from daemon.core.errors import DataFolderLockedError, RuntimeUnavailableError
+from daemon.deploy.conductor import Conductor, Place
+from daemon.deploy.state_file import read_state
 from daemon.engine.installation import Start, settle_install
 from daemon.engine.supervisor.changed_runtime import refuse_changed_engine, refuse_changed_runtime
 from daemon.logs.pipeline import LogPipeline, configure
@@ -51,10 +57,17 @@ _TERMINAL_CHECKS = 10
 _TERMINAL_CHECK_S = 0.5
 
 
-def run(config: Config, reload: Callable[[], Config] | None, signals: SignalInbox, source: Origin | None = None) -> int:
+def run(
+    config: Config,
+    reload: Callable[[], Config] | None,
+    signals: SignalInbox,
+    source: Origin | None = None,
+    lease: Lease | None = None,
+) -> int:
     """Run the daemon until SIGTERM or SIGINT and return the exit code. `reload` reads the configuration again on SIGHUP.
 
-    `source` is the release that this process runs from, which it reports.
+    `source` is the release that this process runs from, which it reports; `lease` is its slot's claim of the data folder,
+    None where there are no slots.
 
     `signals` must already be installed, so that it holds the signals that arrived earlier. After this returns, no signal
     ends the process.
@@ -66,10 +79,14 @@ def run(config: Config, reload: Callable[[], Config] | None, signals: SignalInbo
     clock = SystemClock()
     with DataFolder.open(config.data_dir, clock) as folder:
         control_server.check_unanswered(config.control_socket)
+        if lease is None:
+            _refuse_beside_slots(config)
+        else:
+            lease.take()
         folder.make_agents(config.agents)
         pipeline = configure(config.logs, config.data_dir, sys.stderr, clock)
         try:
-            anyio.run(partial(_main, config, folder, pipeline, clock, reload, signals, source))
+            anyio.run(partial(_main, config, folder, pipeline, clock, reload, signals, source, lease))
         except BaseExceptionGroup as group:
             refusal = _refusal(group)
             if refusal is None:
@@ -81,8 +98,22 @@ def run(config: Config, reload: Callable[[], Config] | None, signals: SignalInbo
         finally:
             signals.close()
             pipeline.close()
+        if lease is not None and lease.handed_over:
+            return 0
+        if lease is not None:
+            lease.note_stop()
         _leave_hung_threads()
     return 0
+
+
+def _refuse_beside_slots(config: Config) -> None:
+    """Refuse a start without a slot where slots serve: its work would be in no slot's epoch. Raise NotServingError."""
+    serving = read_state(config.data_dir).serving
+    if serving is not None:
+        raise NotServingError(
+            f"slot {serving} serves {config.data_dir}, and this daemon was started without --slot.",
+            hint=f"Start the slot: `systemctl start clawbus@{serving}`, or `clawbus serve --slot {serving}`.",
+        )
 
 
 def _leave_hung_threads() -> None:
@@ -118,6 +149,7 @@ async def _main(
     reload: Callable[[], Config] | None,
     signals: SignalInbox,
     source: Origin | None,
+    lease: Lease | None,
 ) -> None:
     log = structlog.get_logger("daemon")
     if folder.was_open:
@@ -125,6 +157,8 @@ async def _main(
     notifier = Notifier(os.environ)
     registry = Registry(folder.central_db)
     with signals.interruptible_start() as beginning:
+        if lease is not None:
+            await anyio.to_thread.run_sync(registry.take_epoch, lease.epoch)
         install_id = await settle_install(
             Start(folder, registry, clock, read_limits(config)),
             lambda kind, of_install: build_runtime(config, folder, of_install, clock, kind),
@@ -149,7 +183,8 @@ async def _main(
     try:
         async with anyio.create_task_group() as tasks:
             with signals.interruptible_start() as starting:
-                tasks.start_soon(_keep_lock, folder, clock, name="data folder lock")
+                fence = registry.confirm_epoch if lease is not None else None
+                tasks.start_soon(_keep_lock, folder, clock, fence, name="data folder lock")
                 await _bring_up(
                     bus,
                     tasks,
@@ -158,10 +193,12 @@ async def _main(
                     pipeline,
                     pulse,
                     notifier,
+                    _conductor(bus, lease, signals),
                 )
             if not starting.cancelled_caught:
                 await _serve_signals(bus, pipeline, notifier, reload, signals, tasks)
-            notifier.stopping()
+            if lease is None or not lease.handed_over:
+                notifier.stopping()
             left = len(bus.supervisor.alive())
             hint = {"hint": "`clawbus session kill --all` ends them, too"} if left else {}
             log.info("daemon_stopping", containers_left_running=left, **hint)
@@ -175,10 +212,22 @@ async def _main(
     log.info("daemon_stopped")
 
 
-async def _keep_lock(folder: DataFolder, clock: Clock) -> None:
+def _conductor(bus: Bus, lease: Lease | None, signals: SignalInbox) -> Conductor | None:
+    """Return what carries deploys out; None where there are no slots."""
+    if lease is None:
+        return None
+
+    def leave() -> None:
+        lease.handed_over = True
+        signals.hang_up()
+
+    return Conductor(Place(bus.config, lease.slot, bus.clock, leave), BusEngine(bus))
+
+
+async def _keep_lock(folder: DataFolder, clock: Clock, fence: Callable[[], None] | None) -> None:
     """Take the data folder's lock again whenever its lock file was removed.
 
-    Raise DataFolderLockedError, which ends the daemon, when another process has taken it.
+    Raise DataFolderLockedError or FencedError, which ends the daemon, when another process has taken it.
     """
     log = structlog.get_logger("daemon")
     trouble: str | None = None
@@ -186,7 +235,9 @@ async def _keep_lock(folder: DataFolder, clock: Clock) -> None:
         await anyio.sleep(_LOCK_CHECK_S)
         try:
             retaken = await anyio.to_thread.run_sync(folder.retake_lock, clock)
-        except DataFolderLockedError:
+            if fence is not None:
+                await anyio.to_thread.run_sync(fence)
+        except (DataFolderLockedError, FencedError):
             raise
         except (OSError, ClawbusError, RuntimeError) as error:  # the host is out of some resource: try again
             if str(error) != trouble:
@@ -206,6 +257,7 @@ async def _bring_up(
     pipeline: LogPipeline,
     pulse: Pulse,
     notifier: Notifier,
+    conductor: Conductor | None,
 ) -> None:
     """Start everything, then report readiness in the log, at /readyz and to systemd."""
     config = bus.config
@@ -214,12 +266,16 @@ async def _bring_up(
     events = EventHub()
     pipeline.listen(events.publish)
     routes = [*monitoring.routes, events_route(events), reload_route(reload_now)]
+    if conductor is not None:
+        routes += deploy_routes(conductor)
     api = build_api(operations, routes)
     await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
     tasks.start_soon(Watchdog(pulse, notifier, bus.status_line).run, name="watchdog")
     # The objects made so far live as long as the process. Without this, every full collection walks them: a 50 ms pause.
     gc.collect()
     gc.freeze()
+    if conductor is not None:
+        tasks.start_soon(conductor.run, name="deploys")
     monitoring.health.started = True
     notifier.ready(bus.status_line())
     structlog.get_logger("daemon").info(

@@ -74,6 +74,7 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "backup": Entry("backup", "Host", "Back a data folder up, while the daemon runs or while it is down."),
         "restore": Entry("backup", "Host", "Make the data folder from a backup, with the daemon down."),
         "release": Entry("release", "Releases", "Make, list and remove releases."),
+        "deploy": Entry("deploy", "Releases", "Put another release in the place of the one that serves."),
         "source": Entry(
             "source",
             "Releases",

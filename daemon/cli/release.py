@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     add(group, "make", make, path="release")
     add(group, "list", list_, path="release")
     add(group, "show", show, path="release")
+    add(group, "link", link, path="release")
     add(group, "prune", prune, path="release")
     add_group(app, group, "release")
 
@@ -125,6 +126,44 @@ def show(invocation: Invocation, release: ReleaseArgument) -> Outcome:
             "Make the release again with `clawbus release make`, and deploy that one.",
         )
     return Outcome(result, people, problem=problem)
+
+
+def link(
+    invocation: Invocation,
+    slot: Annotated[str, typer.Argument(metavar="SLOT", help="blue or green.")],
+    release: ReleaseArgument,
+) -> Outcome:
+    """Point a slot at a release, for the first start. Later, `deploy start` does it.
+
+    Refused for the slot that serves: what it is started from next must be what passed the gates.
+
+    \b
+    Example:
+      clawbus release link blue 3f2a91c0b7de
+    """
+    from daemon.core.deploy_errors import DeployRefusedError  # noqa: PLC0415
+    from daemon.core.slots import SLOTS  # noqa: PLC0415
+    from daemon.deploy.state_file import read_state  # noqa: PLC0415
+
+    if slot not in SLOTS:
+        raise typer.BadParameter(f"{slot} is none of {', '.join(SLOTS)}.")
+    releases = _releases(invocation)
+    found, _ = releases.usable(release)
+    state = read_state(invocation.config.data_dir)
+    if state.serving == slot or state.active is not None:
+        raise DeployRefusedError(
+            f"slot {slot} serves, or a deploy is under way.", hint=f"`clawbus deploy start {found.short}`."
+        )
+    releases.link(slot, found)
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import say  # noqa: PLC0415
+
+        say(console, f"slot {slot} points at {found.short}")
+
+    return Outcome(
+        {"slot": slot, "release": found.short}, people, (NextAction(f"systemctl start clawbus@{slot}", "start it"),)
+    )
 
 
 def prune(

@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
@@ -31,7 +31,7 @@ from daemon.cli.send_place import (
 from daemon.cli.standard_input import read_text
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.command_words import two_words
-from daemon.core.errors import ContentError, DaemonSilentError, LostAnswerError
+from daemon.core.errors import ContentError, DaemonSilentError, LostAnswerError, NotListeningError
 from daemon.core.waiting import what_it_waits_for
 from schema.errors import ClawbusError
 from schema.ids import check_message_id, new_id
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
     from daemon.api.client import ControlClient
     from daemon.store.mailbox import MailboxEntry
+
+_HAND_OVER_S: Final = 10.0
+_HAND_OVER_LOOK_S: Final = 0.1
 
 
 SessionOption = Annotated[
@@ -126,7 +129,7 @@ def send(
     known["mailbox"] = mailbox
     try:
         with invocation.client() as client:
-            answer = client.accept(message)
+            answer = _accept(invocation, client, message)
             known |= {**answer, "accepted": True, "mailbox": _mailbox_of(answer, mailbox)}
             if wait is None or context:
                 return Outcome(known, lambda console: _say_accepted(console, known), _next(known))
@@ -139,6 +142,22 @@ def send(
         problem = interrupted(f"interrupted; message {known['message_id']} {_standing(known)}.")
         return Outcome(known, problem=problem, exit_code=INTERRUPTED, next_actions=_next(known))
     return _answered(known, entry, wait, why)
+
+
+def _accept(invocation: Invocation, client: ControlClient, message: dict[str, Any]) -> dict[str, Any]:
+    """Have the message accepted. Where slots are used, a moment without a daemon is a hand-over: try again for a while.
+
+    The message has its id, so an attempt whose answer was lost stores it no second time.
+    """
+    clock = SystemClock()
+    deadline = clock.monotonic() + _HAND_OVER_S
+    while True:
+        try:
+            return client.accept(message)
+        except (NotListeningError, LostAnswerError):
+            if clock.monotonic() > deadline or not (invocation.config.data_dir / "deploy" / "state.json").exists():
+                raise
+            time.sleep(_HAND_OVER_LOOK_S)
 
 
 def _expiry(not_after: str | None, expires_in: str | None) -> int | None:

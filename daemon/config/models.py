@@ -213,9 +213,17 @@ class Telemetry(_Table):
 
 
 class Deploy(_Table):
-    """[deploy]: where releases lie. Empty: none are used, and the daemon starts from any installation."""
+    """[deploy]: where releases lie, and the limits of a deploy's gates. An empty root: no releases are used."""
 
     root: str = ""
+    warm_s: float = Field(default=30.0, ge=0, le=3600)
+    warm_limit_s: float = Field(default=180.0, gt=0, le=7200)
+    probe_s: float = Field(default=60.0, gt=0, le=600)
+    drain_s: float = Field(default=60.0, gt=0, le=3600)
+    cutover_s: float = Field(default=10.0, gt=0, le=600)
+    bake_s: float = Field(default=600.0, ge=0, le=86400)
+    bake_check_s: float = Field(default=5.0, gt=0, le=600)
+    cooldown_s: float = Field(default=900.0, ge=0, le=3600)
 
     @field_validator("root")
     @classmethod

@@ -50,3 +50,58 @@ class SourceDriftError(ClawbusError):
 
     code = "SOURCE_DRIFT"
     default_hint = "`clawbus source` lists each difference; `clawbus source --repair` repairs what does not serve."
+
+
+class NotServingError(ClawbusError):
+    """The slot is not the one that serves, so it may not take the data folder. Nothing was changed."""
+
+    code = "NOT_SERVING"
+    default_hint = "`clawbus deploy status` says which slot serves; the standby waits by itself."
+
+
+class SlotStateError(ClawbusError):
+    """deploy/state.json cannot be read, so which slot serves is not known. Nothing was started."""
+
+    code = "SLOT_STATE"
+    default_hint = "Restore the file from a backup; or stop both slots, remove it, and start the slot that is to serve."
+
+
+class FencedError(ClawbusError):
+    """Another slot's daemon has taken over with a higher epoch. This one claims nothing any more and ends with 75."""
+
+    code = "FENCED"
+    default_hint = "Nothing to do: the slot that serves does the work. `clawbus deploy status` names it."
+
+
+class DeployRefusedError(ClawbusError):
+    """A deploy cannot begin, or cannot be aborted or rolled back now. Nothing was changed."""
+
+    code = "DEPLOY_STATE"
+    default_hint = "`clawbus deploy status` says which slot serves and how the last deploy stands."
+
+
+class DeployRunningError(DeployRefusedError):
+    """A deploy is under way, and there is one at a time."""
+
+    code = "DEPLOY_RUNNING"
+    default_hint = "`clawbus deploy status` shows it; `clawbus deploy abort` ends it before its cutover."
+
+
+class DeployCooldownError(DeployRefusedError):
+    """The release was rolled back a moment ago, and is refused for a while."""
+
+    code = "DEPLOY_COOLDOWN"
+    default_hint = "Wait, deploy another release, or repeat the command with --force."
+
+
+class DeployFailedError(ClawbusError):
+    """A deploy failed at one of its gates, or what must hold without a deploy does not. The message names it."""
+
+    code = "DEPLOY_FAILED"
+    default_hint = "Correct what is named; the release that served before goes on. Then make a release and deploy it."
+
+
+class DeployRolledBackError(DeployFailedError):
+    """A deploy was taken back after its cutover. The prior release serves; no message is lost by that."""
+
+    code = "DEPLOY_ROLLED_BACK"

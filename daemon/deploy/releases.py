@@ -25,11 +25,11 @@ from typing import Final
 
 from daemon.core.deploy_errors import ReleaseInvalidError, ReleaseMakeError, ReleasesUnusedError
 from daemon.core.release import FILES_NAME, MANIFEST_NAME, Changes, Manifest, find_release, listing_digest, listing_text
+from daemon.core.slots import SLOTS
 from daemon.runtimes.image_source import package_folder, source_digest
 from daemon.workers.source import RELEASES, changes_in, hash_files, manifest_in, site_of
 from schema.migrate import VERSION, Role
 
-SLOTS: Final = ("blue", "green")
 _MAKING: Final = ".making-"
 _RECENT_S: Final = 3600.0
 _PACKAGES: Final = ("daemon", "container_runner", "schema")

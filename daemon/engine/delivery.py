@@ -92,6 +92,7 @@ class Delivery:
         self._senders = 0
         self._drained = anyio.Event()
         self._closing = False
+        self._held = False
         self._tasks: TaskGroup | None = None
         self._channels_run: anyio.Event | None = None
         self._log = structlog.get_logger("delivery")
@@ -141,6 +142,23 @@ class Delivery:
         """Forget this answer's failures: an operator dropped it, so they no longer indicate a problem at its receiver."""
         self._health.given_up(str(SessionKey(event.agent, event.session)), event.message_out_id)
 
+    @property
+    def polls(self) -> int:
+        """The number of sessions whose answers are being looked at."""
+        return len(self._dirty)
+
+    @property
+    def _paused(self) -> bool:
+        return self._closing or self._held
+
+    def hold(self) -> None:
+        """Begin no poll and no send until `resume`."""
+        self._held = True
+
+    def resume(self) -> None:
+        """End a hold. The caller has the sessions looked at again."""
+        self._held = False
+
     async def close(self, grace_s: float) -> None:
         """Start no new polls or sends, and let those under way finish within `grace_s` seconds."""
         self._closing = True
@@ -155,7 +173,7 @@ class Delivery:
 
         Return False when no poll will follow.
         """
-        if not self._is_running or self._closing or session.quarantined is not None:
+        if not self._is_running or self._paused or session.quarantined is not None:
             return False
         idle = session not in self._dirty
         self._dirty[session] = True
@@ -183,7 +201,7 @@ class Delivery:
         try:
             if self._channels_run is not None:
                 await self._channels_run.wait()
-            while self._dirty.get(session) and session.quarantined is None and not self._closing:
+            while self._dirty.get(session) and session.quarantined is None and not self._paused:
                 if await self._over_budget(session):
                     continue
                 self._dirty[session] = False
@@ -402,12 +420,12 @@ class Delivery:
         begun = 0
         try:
             together = self._sender.takes_many(sends)
-            if together and not self._closing:
+            if together and not self._paused:
                 begun = len(sends)
                 outcomes += await self._sender.many(session, sends)
                 begun = len(outcomes)
             for send in sends[begun:] if not together else ():
-                if self._closing or (outcomes and outcomes[-1].error is not None):
+                if self._paused or (outcomes and outcomes[-1].error is not None):
                     break
                 begun += 1
                 outcomes.append(await self._sender.one(session, send))

@@ -39,7 +39,7 @@ LOW_INODES: Final = 1000  # the same; a new session needs about ten
 # version is written; `lost+found` is a new disk's.
 _OURS: Final = (
     "clawbus.lock", "clawbus.version", "central.db", "mailbox.db", "sessions", "agents", "logs", "run", "wheels",
-    "control.sock", "install-id", "install.json", "lost+found",
+    "control.sock", "install-id", "install.json", "deploy", "lost+found",
 )  # fmt: skip
 
 

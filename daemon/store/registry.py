@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from daemon.core.deploy_errors import FencedError
 from daemon.core.egress_usage import UsageRow
 from daemon.core.errors import RegistryGoneError
 from daemon.store import egress_usage, verified_idle
@@ -112,6 +113,19 @@ class Registry:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._anchor: _Anchor | None = None  # the file that was opened first
+        self._epoch = 0  # of the slot that this daemon serves in; 0 without slots
+
+    def take_epoch(self, epoch: int) -> None:
+        """Record that claims are made in this epoch from now on. Raise FencedError when a later one was recorded."""
+        with self._open() as db, db.transaction():
+            _check_epoch(db, epoch)
+            db.execute("INSERT OR REPLACE INTO serving(id, epoch) VALUES (1, ?)", (epoch,))
+        self._epoch = epoch
+
+    def confirm_epoch(self) -> None:
+        """Raise FencedError when another slot's daemon has taken over."""
+        with self._open() as db:
+            _check_epoch(db, self._epoch)
 
     def install_id(self, now_ms: int, kept: str | None = None) -> str:
         """Return this installation's id. A file without one gets `kept`, or a new id."""
@@ -221,14 +235,19 @@ class Registry:
         self._update(key, "spawn_failures = 0, next_spawn_at = NULL, last_spawn_error = NULL", ())
 
     def begin_incarnation(self, row: IncarnationRow) -> bool:
-        """Record an incarnation before its container exists. Return False if the session already has another live one."""
+        """Record an incarnation before its container exists. Return False if the session already has another live one.
+
+        Raise FencedError when another slot's daemon has taken over.
+        """
         with self._open() as db, db.transaction():
+            _check_epoch(db, self._epoch)
             taken = db.one("SELECT id FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NULL", row.key)
             if taken is not None:
                 return taken["id"] == row.id
             db.execute(
-                "INSERT INTO incarnations(id, agent, session, runtime, fingerprint, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-                (row.id, *row.key, row.runtime, row.fingerprint, row.created_at),
+                "INSERT INTO incarnations(id, agent, session, runtime, fingerprint, created_at, epoch)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (row.id, *row.key, row.runtime, row.fingerprint, row.created_at, self._epoch),
             )
         return True
 
@@ -435,6 +454,12 @@ class Registry:
     def _update(self, key: SessionKey, assignments: str, values: tuple[object, ...]) -> None:
         with self._open() as db, db.transaction():
             db.execute(f"UPDATE sessions SET {assignments} WHERE agent = ? AND session = ?", (*values, *key))
+
+
+def _check_epoch(db: Writer, epoch: int) -> None:
+    row = db.one("SELECT epoch FROM serving WHERE id = 1")
+    if row is not None and row["epoch"] > epoch:
+        raise FencedError(f"this daemon claims in epoch {epoch}; epoch {row['epoch']} has begun.")
 
 
 def _insert_sessions(db: Writer, keys: Iterable[SessionKey], now_ms: int) -> None:

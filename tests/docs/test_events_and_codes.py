@@ -37,7 +37,7 @@ def logged_events(tree: ast.AST) -> Iterator[str]:
 def told_events() -> set[str]:
     """The events in the first cells of the page's tables."""
     cells = re.findall(r"^\| (`[^|]*`) \|", EVENTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {event for cell in cells for event in re.findall(r"`([a-z_]+)`", cell)}
+    return {event for cell in cells for event in re.findall(r"`([a-z_.]+)`", cell)}
 
 
 def test_every_logged_event_is_told() -> None:
@@ -58,7 +58,7 @@ def test_no_event_is_told_that_nothing_logs() -> None:
 
 def test_event_names_are_names() -> None:
     sentences = [
-        event for tree in sources() for event in logged_events(tree) if not re.fullmatch(r"[a-z][a-z0-9_]+", event)
+        event for tree in sources() for event in logged_events(tree) if not re.fullmatch(r"[a-z][a-z0-9_.]+", event)
     ]
     assert sentences == []
 

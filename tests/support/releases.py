@@ -1,13 +1,15 @@
 """Releases without an environment: the folders and digests are real, the packages a few lines long."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Final
 
 from daemon.core.release import FILES_NAME, MANIFEST_NAME, Manifest, listing_digest, listing_text
 from daemon.deploy.releases import schema_versions
 from daemon.runtimes.image_source import source_digest
-from daemon.workers.source import hash_files
+from daemon.workers.source import hash_files, site_of
 
 _PACKAGES: Final = ("container_runner", "schema", "daemon")
 
@@ -27,4 +29,28 @@ def small_release(
     )  # fmt: skip
     (making / MANIFEST_NAME).write_text(json.dumps(manifest.as_json()))
     (making / FILES_NAME).write_text(listing_text(hash_files(making)))
+    return making.rename(making.with_name(manifest.short))
+
+
+def variant(release: Path, edit: str = "", *, file: str = "daemon/cli/version.py") -> Path:
+    """Another release beside a real one: the same files, linked, but for one, to whose end `edit` is added."""
+    making = release.with_name(f".making-{abs(hash((edit, file)))}")
+    shutil.copytree(release, making, symlinks=True, copy_function=os.link)
+    for folder, _, _ in os.walk(making):
+        Path(folder).chmod(0o755)
+    changed = next(making.rglob(f"site-packages/{file}"))
+    text = changed.read_text(encoding="utf-8")
+    changed.unlink()
+    changed.write_text(f"{text}\n{edit or '# another release'}\n", encoding="utf-8")
+    old = json.loads((release / MANIFEST_NAME).read_text(encoding="utf-8"))
+    del old["release"]
+    files = {name: path for name in (MANIFEST_NAME, FILES_NAME) if (path := making / name)}
+    for path in files.values():
+        path.unlink()
+    site = site_of(making)
+    manifest = Manifest(
+        **{**old, "source_digest": source_digest(site), "tree_digest": listing_digest(hash_files(making))}
+    )
+    files[FILES_NAME].write_text(listing_text(hash_files(making)), encoding="utf-8")
+    files[MANIFEST_NAME].write_text(json.dumps(manifest.as_json()), encoding="utf-8")
     return making.rename(making.with_name(manifest.short))

@@ -82,10 +82,10 @@ class SystemdHost:
         done = self.run("sh", "-c", _INSTALL)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """A command in the container, as root."""
         return subprocess.run(
-            ["docker", "exec", self.container, *command], capture_output=True, text=True, check=False, timeout=60
+            ["docker", "exec", self.container, *command], capture_output=True, text=True, check=False, timeout=timeout_s
         )
 
     def systemctl(self, *arguments: str) -> str:

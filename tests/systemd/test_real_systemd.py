@@ -1,5 +1,6 @@
 """clawbus as a service of a real systemd: ready when it is, restarted when it dies, its agents spared, its lines in the journal."""
 
+import json
 import os
 import re
 import tempfile
@@ -123,6 +124,62 @@ def test_the_command_line_reads_the_journal(service: SystemdHost) -> None:
     assert (found["source"], len(found["events"])) == ("journal", 3)
     assert {(event["agent"], event["session"]) for event in found["events"]} == {("echo", "told")}
     assert service.clawbus("logs", "--journal", "--unit", "nobody")["events"] == []
+
+
+SLOTS = """
+set -e
+printf '[deploy]\\nroot = "/opt/clawbus"\\nwarm_s = 1.0\\nbake_s = 2.0\\nbake_check_s = 0.2\\n' >> /etc/clawbus/clawbus.toml
+install -Dm 644 /opt/systemd/clawbus@.service /etc/systemd/system/clawbus@.service
+systemctl daemon-reload
+/opt/clawbus/bin/clawbus release make
+cp -a /opt/site /opt/site2
+echo '# another release' >> /opt/site2/daemon/cli/version.py
+mkdir /opt/new
+cp -a /opt/clawbus/bin /opt/clawbus/lib /opt/clawbus/pyvenv.cfg /opt/new
+echo /opt/site2 > /opt/new/lib/python3.11/site-packages/clawbus.pth
+/opt/new/bin/python -m daemon.cli release make
+rm -r /opt/new /opt/site2
+"""
+
+
+def test_a_deploy_forward_and_back_spares_the_agents_and_loses_nothing(service: SystemdHost) -> None:
+    ask(service, "hello", "carried")
+    done = service.run("sh", "-c", SLOTS, timeout_s=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    releases = [one["id"] for one in service.clawbus("release", "list")["releases"]]
+    second, first = releases
+    for slot in ("blue", "green"):
+        assert service.run("clawbus", "release", "link", slot, first).returncode == 0
+    service.systemctl("stop", "clawbus")
+    for slot in ("blue", "green"):
+        service.systemctl("start", f"clawbus@{slot}")
+    pids = [service.systemctl("show", f"clawbus@{slot}", "-p", "MainPID", "--value") for slot in ("blue", "green")]
+    try:
+        for release, slot, epoch in ((second, "green", 2), (first, "blue", 3)):
+            turn = service.clawbus(
+                "send", "before", "--agent", "echo", "--session", "carried", "--id", f"before-{slot}"
+            )
+            done = service.run("clawbus", "deploy", "start", release, "--json", timeout_s=120)
+            assert done.returncode == 0, done.stdout + done.stderr
+            state = json.loads(done.stdout)["result"]
+            assert (state["serving"], state["epoch"]) == (slot, epoch)
+            again = service.clawbus(
+                "send", "before", "--agent", "echo", "--session", "carried", "--id", turn["message_id"], "--wait", "30"
+            )
+            assert (again["duplicate"], again["answer"]["text"]) == (True, "before")
+            assert ask(service, "after", "carried") == "after"
+            assert service.clawbus("deploy", "verify-runtime")["verdict"] == "pass"
+        now = [service.systemctl("show", f"clawbus@{slot}", "-p", "MainPID", "--value") for slot in ("blue", "green")]
+        assert now == pids, "a hand-over is no restart"
+        service.systemctl("kill", "--kill-whom=main", "--signal=KILL", "clawbus@blue")
+        eventually("blue again", lambda: service.run("sh", "-c", "clawbus status --json").returncode == 0, 30)
+        assert service.clawbus("status")["live"]["source"]["slot"] == "blue", "only a deploy moves the work"
+    finally:
+        service.run("systemctl", "stop", "clawbus@blue", "clawbus@green")
+        service.run("sh", "-c", "rm -rf /etc/systemd/system/clawbus@.service /var/lib/clawbus/deploy")
+        service.run("sed", "-i", "/^.deploy.$/,$d", "/etc/clawbus/clawbus.toml")
+        service.systemctl("daemon-reload")
+        service.systemctl("start", "clawbus")
 
 
 def uninstall_steps() -> Iterator[str]:

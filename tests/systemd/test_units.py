@@ -64,6 +64,26 @@ def test_the_service_verifies(tmp_path: Path, installed: str) -> None:
     assert (done.returncode, about_ours(done.stdout)) == (0, [])
 
 
+def test_the_slots_verify_and_are_the_service_but_for_the_slot(tmp_path: Path) -> None:
+    """The hardening is written twice, because a unit cannot include another; it must not drift apart."""
+    text = (UNITS / "clawbus@.service").read_text(encoding="utf-8")
+    command = tmp_path / "clawbus"
+    command.write_text("#!/bin/sh\n", encoding="utf-8")
+    command.chmod(0o755)
+    unit = tmp_path / "clawbus@.service"
+    unit.write_text(text.replace("/opt/clawbus/slots/%i/bin/clawbus", str(command)), encoding="utf-8")
+    unit.rename(tmp_path / "clawbus@blue.service")
+    done = run([tool("systemd-analyze"), "verify", "--man=no", str(tmp_path / "clawbus@blue.service")])
+    assert (done.returncode, about_ours(done.stdout)) == (0, [])
+
+    def settings(page: str) -> set[str]:
+        return {line for line in page.splitlines() if "=" in line and not line.startswith("#")}
+
+    own = {"Description", "Conflicts", "After", "ExecStart", "ExecReload", "RestartSec"}
+    both = settings(text) ^ settings(SERVICE.read_text(encoding="utf-8"))
+    assert {line.partition("=")[0] for line in both} <= own
+
+
 @pytest.mark.parametrize(
     ("right", "wrong", "complaint"),
     [

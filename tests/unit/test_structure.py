@@ -37,7 +37,7 @@ ARROWS: Final[Mapping[str, str]] = {
     "api": "channels config core engine http inspect logs maintenance schema store",
     "workers": "core runtimes",
     "deploy": "config core runtimes schema workers",
-    "app": "api channels config core egress engine logs maintenance monitoring runtimes schema store systemd telemetry workers",
+    "app": "api channels config core deploy egress engine logs maintenance monitoring runtimes schema store systemd telemetry workers",
     "cli": "api app channels config core deploy engine inngest inspect logs maintenance runtimes schema store systemd telemetry workers",
     "inngest": "core maintenance schema",
 }

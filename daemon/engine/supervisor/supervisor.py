@@ -66,6 +66,7 @@ class Supervisor:
         self._log = self._state.log
         self._queue = WakeQueue()
         self._closed = False
+        self._held = False
 
     # --- what others ask
 
@@ -164,6 +165,15 @@ class Supervisor:
         self._closed = True
         self._state.changed.set()
 
+    def hold(self) -> None:
+        """Start no container until `resume`; whoever asks for one waits."""
+        self._held = True
+
+    def resume(self) -> None:
+        """End a hold."""
+        self._held = False
+        self._state.changed.set()
+
     async def wake(self, session: Session) -> bool:
         """Queue the session for a container. Return False if it has one or is queued, or must wait (back-off, quarantine)."""
         key = session.key
@@ -225,9 +235,13 @@ class Supervisor:
                 await changed.wait()
 
     async def _give_out(self) -> None:
-        while not self._closed and self._has_room() and (key := self._queue.pop(self._has_room_for)) is not None:
+        while (
+            not (self._closed or self._held)
+            and self._has_room()
+            and (key := self._queue.pop(self._has_room_for)) is not None
+        ):
             await self._start(key)
-        if not len(self._queue):
+        if self._held or not len(self._queue):
             return
         if not self._has_room():
             await self._make_room()

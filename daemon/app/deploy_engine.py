@@ -1,0 +1,65 @@
+"""What a deploy asks of the running bus, answered by its parts."""
+
+from __future__ import annotations
+
+from daemon.app.bus import Bus
+from daemon.core.events import AnswerDeadLettered, MessageDeadLettered, SessionQuarantined, SpawnFailed
+from daemon.core.slots import Health
+from daemon.engine.supervisor.slots import Phase
+
+
+class BusEngine:
+    """The running bus as a deploy sees it. Counts what went wrong since it was built."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._dead_letters = self._quarantined = self._spawn_failures = 0
+        bus.events.subscribe(MessageDeadLettered, self._dead)
+        bus.events.subscribe(AnswerDeadLettered, self._dead)
+        bus.events.subscribe(SessionQuarantined, self._quarantine)
+        bus.events.subscribe(SpawnFailed, self._spawn)
+
+    def hold(self) -> None:
+        """Start no container and no send until `resume`."""
+        self._bus.supervisor.hold()
+        self._bus.delivery.hold()
+
+    def resume(self) -> None:
+        """End the hold; every active session is looked at again."""
+        self._bus.supervisor.resume()
+        self._bus.delivery.resume()
+        for session in self._bus.sessions:
+            self._bus.delivery.poke(session)
+            self._bus.schedule.now(session.key)
+
+    def in_flight(self) -> dict[str, int]:
+        """Return the sends, polls and container starts under way."""
+        slots = self._bus.supervisor.slots()
+        return {
+            "sends": self._bus.delivery.senders,
+            "polls": self._bus.delivery.polls,
+            "spawns": sum(slot.phase is Phase.STARTING for slot in slots),
+        }
+
+    def carried(self) -> int:
+        """Return how many agents run."""
+        return len(self._bus.supervisor.alive())
+
+    def health(self) -> Health:
+        """Return what went wrong so far, and what is wrong now."""
+        return Health(
+            self._dead_letters,
+            self._quarantined,
+            self._spawn_failures,
+            {str(one["what"]): str(one["why"]) for one in self._bus.problems.degraded()},
+            tuple(one.name for one in self._bus.pulse.stale()),
+        )
+
+    def _dead(self, _: object) -> None:
+        self._dead_letters += 1
+
+    def _quarantine(self, _: object) -> None:
+        self._quarantined += 1
+
+    def _spawn(self, _: object) -> None:
+        self._spawn_failures += 1

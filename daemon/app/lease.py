@@ -1,0 +1,62 @@
+"""A slot's claim of the data folder: taken under the folder's lock, given up by a hand-over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from daemon.core.clock import Clock
+from daemon.core.deploy_errors import NotServingError
+from daemon.core.slots import breach_at_start, claim, roll_back, stopped
+from daemon.deploy.state_file import read_state, write_state
+
+
+@dataclass(slots=True)
+class Lease:
+    """What one slot's daemon knows of its turn. `rollback`: why it takes the folder back in a deploy, if it does."""
+
+    data_dir: Path
+    slot: str
+    release: str
+    clock: Clock
+    cooldown_s: float
+    rollback: str = ""
+    epoch: int = field(default=0)
+    handed_over: bool = field(default=False)
+
+    def take(self) -> None:
+        """Record that this slot serves. To be called with the folder's lock held.
+
+        Raise NotServingError when the other slot is to serve: recorded, or because this start is a breach of its bake.
+        """
+        state, now, boot = read_state(self.data_dir), self.clock.now_ms(), boot_id()
+        cooldown_ms = int(self.cooldown_s * 1000)
+        if (
+            self.rollback
+            and state.active is not None
+            and state.active.from_slot == self.slot
+            and state.serving != self.slot
+        ):
+            state = roll_back(state, self.rollback, now, cooldown_ms)
+        elif (breach := breach_at_start(state, self.slot, boot)) is not None:
+            state = roll_back(state, breach, now, cooldown_ms)
+            write_state(self.data_dir, state)
+            if state.serving != self.slot:
+                raise NotServingError(f"this start ends the bake: {breach}.")
+        state = claim(state, self.slot, self.release, now, boot)
+        write_state(self.data_dir, state)
+        self.epoch = state.epoch
+
+    def note_stop(self) -> None:
+        """Record that somebody asked the daemon to stop. To be called with the folder's lock held."""
+        state = read_state(self.data_dir)
+        if state.active is not None and state.serving == self.slot:
+            write_state(self.data_dir, stopped(state))
+
+
+def boot_id() -> str:
+    """Return the id of the machine's boot (random(4)); `unknown` where there is none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"

@@ -1,0 +1,63 @@
+"""A daemon in a slot: it waits as the standby, serves when its slot is the recorded one, and becomes the standby again."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+
+from daemon.app import main
+from daemon.app.lease import Lease
+from daemon.app.signals import SignalInbox
+from daemon.app.standby import Standby, say
+from daemon.config.models import Config
+from daemon.core.clock import SystemClock
+from daemon.core.deploy_errors import NotServingError
+from daemon.core.errors import DataFolderLockedError, SocketInUseError
+from daemon.deploy.releases import Releases
+from daemon.deploy.state_file import read_state
+from daemon.workers.source import Origin
+
+_BETWEEN_S: Final = 0.05
+
+
+def run_slot(
+    config: Config, reload: Callable[[], Config] | None, signals: SignalInbox, source: Origin, slot: str
+) -> int:
+    """Run as the slot's daemon until a signal, and return the exit code. Does not return at a hand-over: it starts again.
+
+    Raise ClawbusError as `main.run` does.
+    """
+    clock = SystemClock()
+    while True:
+        standby = Standby(config, slot, source, signals, clock)
+        step = anyio.run(standby.run)
+        if step == "stop":
+            return 0
+        if step == "relink":
+            say("standby_changes_release", slot=slot)
+            _start_again(config, slot)
+        rollback = standby.reason or "the new daemon did not run" if step == "roll_back" else ""
+        lease = Lease(config.data_dir, slot, source.release or "", clock, config.deploy.cooldown_s, rollback)
+        try:
+            code = main.run(config, reload, signals, source, lease)
+        except (NotServingError, DataFolderLockedError, SocketInUseError):
+            if read_state(config.data_dir).serving in (None, slot):
+                time.sleep(_BETWEEN_S)  # the former holder is about to go
+            continue
+        if not lease.handed_over:
+            return code
+        _start_again(config, slot)
+
+
+def _start_again(config: Config, slot: str) -> None:
+    """Replace this process by a fresh one of the slot's release, under the same process id: systemd sees no restart."""
+    link = Releases(config.deploy.root).slot_link(slot) / "bin" / "clawbus"
+    arguments = [str(link), *sys.argv[1:]]
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os.execv(link, arguments)  # noqa: S606 - our own release, no shell

@@ -1,0 +1,209 @@
+"""The daemon of the slot that does not serve: ready, watching, and with no file of the bus open.
+
+It reads deploy/state.json and answers on a socket of its own. When its slot becomes the serving one it takes the data
+folder; when the new slot's daemon does not run or hangs in a deploy, it goes back. It decides that, because it outlives
+the deploy's tool and the new daemon.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from daemon.api import server as control_server
+from daemon.api.client import ControlClient
+from daemon.app.signals import RELOAD, SignalInbox
+from daemon.config.models import Config
+from daemon.core.clock import Clock
+from daemon.core.deploy_errors import SlotStateError
+from daemon.core.slots import Seen, SlotState, standby_step
+from daemon.deploy.probe import Probe, own_command
+from daemon.deploy.releases import Releases
+from daemon.deploy.standby_client import get_over, standby_socket
+from daemon.deploy.state_file import FOLDER, read_state
+from daemon.store.data_folder import live_holder
+from daemon.systemd.notify import Notifier
+from daemon.workers.source import Origin
+from schema.ids import new_id
+from schema.instants import to_text
+
+_LOOK_S: Final = 0.1
+_READY_LOOK_S: Final = 0.5
+_READY_ANSWER_S: Final = 2.0
+_MOST_PROBE_S: Final = 3600.0
+
+
+@dataclass(slots=True)
+class Watching:
+    """How long what the standby watches has been as it is. Times are monotonic seconds."""
+
+    free_since: float | None = None
+    unready_since: float | None = None
+    asked_at: float = 0.0
+    ended_holder: bool = False
+
+
+@dataclass(slots=True)
+class Standby:
+    """One standby. `run` returns what is to be done next: serve, roll_back, relink or stop."""
+
+    config: Config
+    slot: str
+    source: Origin
+    signals: SignalInbox
+    clock: Clock
+    notifier: Notifier = field(default_factory=lambda: Notifier(os.environ))
+    reason: str = ""
+    _process: str = ""
+    _watching: Watching = field(default_factory=Watching)
+    _step: str = ""
+
+    async def run(self) -> str:
+        """Wait for the next step. Raise SocketPathError or SlotStateError when it cannot watch."""
+        self._process = new_id(self.clock.now_ms())
+        async with anyio.create_task_group() as tasks:
+            with self.signals.interruptible_start():
+                step = await self._look()
+                if step is None:
+                    path = standby_socket(self.config.data_dir, self.slot)
+                    await tasks.start(partial(control_server.run, self._app(), path), name="standby socket")
+                    say("standby_ready", slot=self.slot, release=(self.source.release or "")[:12])
+                    self.notifier.ready(f"standby in slot {self.slot}")
+                    tasks.start_soon(self._signals, tasks.cancel_scope, name="signals")
+                    step = await self._wait()
+                self._step = step
+            if not self._step:
+                self._step = "stop"
+            tasks.cancel_scope.cancel()
+        return self._step
+
+    async def _signals(self, scope: anyio.CancelScope) -> None:
+        while await self.signals.next() == RELOAD:
+            pass
+        scope.cancel()
+
+    async def _wait(self) -> str:
+        while True:
+            self.notifier.watchdog()
+            await anyio.sleep(_LOOK_S)
+            step = await self._look()
+            if step is not None:
+                return step
+
+    async def _look(self) -> str | None:
+        try:
+            return await anyio.to_thread.run_sync(self._look_now)
+        except SlotStateError as error:
+            if not self._process:
+                raise
+            say("standby_blind", error=str(error))
+            return None
+
+    def _look_now(self) -> str | None:
+        state = read_state(self.config.data_dir)
+        if self._is_relinked():
+            return "relink"
+        step = standby_step(state, self.slot, self._see(state), self.config.deploy.cutover_s)
+        holder = live_holder(self.config.data_dir)
+        if step == "end_holder" and holder is not None:
+            self._end_holder(holder.pid)
+            return None
+        if step in ("serve", "roll_back") and holder is None:
+            return step
+        return None
+
+    def _is_relinked(self) -> bool:
+        own = self.source.manifest
+        if own is None:
+            return False
+        releases = Releases(self.config.deploy.root)
+        name = releases.slots().get(self.slot)
+        return name is not None and name != own.short and (releases.folder / name / "bin" / "clawbus").exists()
+
+    def _see(self, state: SlotState) -> Seen:
+        """Return for how long the lock has been free, and its holder not ready. Only what may matter is asked."""
+        now, watching = time.monotonic(), self._watching
+        deploy = state.active
+        if state.serving != self.slot and (deploy is None or not deploy.is_cut_over):
+            self._watching = Watching()
+            return Seen()
+        if live_holder(self.config.data_dir) is None:
+            watching.free_since = watching.free_since or now
+            watching.unready_since = None
+            free = now - watching.free_since
+            self.reason = self.reason if watching.ended_holder else f"no daemon of the new release ran for {free:.0f} s"
+            return Seen(lock_free_s=float("inf") if watching.ended_holder else free)
+        watching.free_since = None
+        if now - watching.asked_at >= _READY_LOOK_S:
+            watching.asked_at = now
+            ready = _is_ready(self.config.control_socket)
+            watching.unready_since = None if ready else (watching.unready_since or now)
+        return Seen(not_ready_s=now - watching.unready_since if watching.unready_since is not None else 0.0)
+
+    def _end_holder(self, pid: int) -> None:
+        """Kill a daemon that holds the data folder and must not or cannot serve. Agents are not touched."""
+        say("standby_ends_holder", pid=pid, slot=self.slot)
+        self.reason = f"the new daemon was not ready for {self.config.deploy.cutover_s:g} s"
+        self._watching = Watching(ended_holder=True)
+        with suppress(OSError):
+            descriptor = os.pidfd_open(pid)  # the process is fixed before it is asked again who holds the lock
+            try:
+                holder = live_holder(self.config.data_dir)
+                if holder is not None and holder.pid == pid and pid != os.getpid():
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            finally:
+                os.close(descriptor)
+
+    # --- what others ask
+
+    def _app(self) -> Starlette:
+        async def healthz(_: Request) -> JSONResponse:
+            return JSONResponse(self.report())
+
+        async def probe(request: Request) -> JSONResponse:
+            limit = min(_MOST_PROBE_S, max(1.0, float(request.query_params.get("limit_s", "60"))))
+            return JSONResponse(await anyio.to_thread.run_sync(self._probe(limit).run))
+
+        return Starlette(routes=[Route("/healthz", healthz), Route("/probe", probe, methods=["POST"])])
+
+    def report(self) -> dict[str, Any]:
+        """Return what the standby is."""
+        return {
+            **self.source.as_json(),
+            "slot": self.slot,
+            "role": "standby",
+            "process": self._process,
+            "pid": os.getpid(),
+        }
+
+    def _probe(self, limit_s: float) -> Probe:
+        folder = self.config.data_dir / FOLDER / f"probe-{self.slot}"
+        return Probe(self.config, folder, own_command(), ControlClient, limit_s)
+
+
+def _is_ready(socket_path: Path) -> bool:
+    found = get_over(socket_path, "/readyz", _READY_ANSWER_S)
+    checks: dict[str, Any] = found.get("result", {}) if found is not None else {}
+    return bool(checks.get("started"))
+
+
+def say(event: str, **fields: object) -> None:
+    """Write one line of JSON to standard error: the log file is the serving daemon's alone."""
+    line = {"timestamp": to_text(int(time.time() * 1000)), "level": "info", "event": event, **fields}
+    with suppress(OSError):
+        print(json.dumps(line), file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,57 @@
+"""deploy/state.json in the data folder: read by anybody, replaced in one step by the daemon that holds the folder's lock."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final, cast
+
+from daemon.core.deploy_errors import SlotStateError
+from daemon.core.slots import SlotState, as_json, from_json
+
+FOLDER: Final = "deploy"
+NAME: Final = "state.json"
+_MOST: Final = 1024**2
+
+
+def state_path(data_dir: Path) -> Path:
+    """Return the file's path."""
+    return data_dir / FOLDER / NAME
+
+
+def read_state(data_dir: Path) -> SlotState:
+    """Return the state; an empty one where no slot has ever served. Raise SlotStateError."""
+    path = state_path(data_dir)
+    try:
+        with path.open("rb") as file:
+            loaded: object = json.loads(file.read(_MOST))
+        if not isinstance(loaded, dict):
+            raise SlotStateError(f"{path} is not a JSON object.")
+        return from_json(cast("dict[str, Any]", loaded))
+    except FileNotFoundError:
+        return SlotState()
+    except OSError as error:
+        raise SlotStateError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise SlotStateError(f"{path} holds no state of slots: {error}.") from error
+
+
+def write_state(data_dir: Path, state: SlotState) -> None:
+    """Replace the file and wait until that is on disk. Raise SlotStateError, and then the former state stands."""
+    path = state_path(data_dir)
+    fresh = path.with_name(f"{NAME}.new")
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+            json.dump(as_json(state), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise SlotStateError(f"{path} cannot be written: {error.strerror}.", hint="Make room, then repeat.") from error

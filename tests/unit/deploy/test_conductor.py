@@ -1,0 +1,293 @@
+"""The conductor's gates with a standby and a bus that are as a test says; the states on disk are real."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import daemon.deploy.conductor as module
+from daemon.config.models import Config
+from daemon.core.clock import SystemClock
+from daemon.core.deploy_errors import DeployRefusedError, SlotStateError
+from daemon.core.slots import BLUE, Health, SlotState, claim, cut_over
+from daemon.deploy.conductor import Conductor, Place
+from daemon.deploy.releases import Releases
+from daemon.deploy.state_file import read_state, state_path, write_state
+from tests.support.releases import small_release
+
+pytestmark = pytest.mark.anyio
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for a state on disk."""
+    while not holds():  # noqa: ASYNC110 - a file has no event
+        await anyio.sleep(0.01)
+
+
+class FakeEngine:
+    """A bus of which a test says what is under way and how it is."""
+
+    def __init__(self) -> None:
+        self.held = False
+        self.left = 0
+        self.later = Health()  # what every look after the first one sees
+        self.looks = 0
+
+    def hold(self) -> None:
+        self.held = True
+
+    def resume(self) -> None:
+        self.held = False
+
+    def in_flight(self) -> dict[str, int]:
+        return {"sends": self.left}
+
+    def carried(self) -> int:
+        return 3
+
+    def health(self) -> Health:
+        self.looks += 1
+        return self.later if self.looks > 1 else Health()
+
+
+class FakeStandby:
+    """A standby that answers what `look` returns; its probe passes unless it was told otherwise."""
+
+    def __init__(self, stage: "Stage", probe: dict[str, Any]) -> None:
+        self._stage, self._probe = stage, probe
+        self.looks = 0
+
+    def look(self) -> dict[str, Any] | None:
+        self.looks += 1
+        return self._stage.look(self.looks)
+
+    def probe(self, limit_s: float) -> dict[str, Any]:
+        assert limit_s > 0
+        return self._probe
+
+
+class Stage:
+    """Two releases, blue serving the first one and green linked to the second, and a conductor in blue."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, **deploy: Any) -> None:
+        self.data = root / "data"
+        self.data.mkdir()
+        quick = {"warm_s": 0.0, "warm_limit_s": 0.3, "drain_s": 0.1, "bake_s": 0.2, "bake_check_s": 0.02} | deploy
+        self.config = Config.model_validate(
+            {"data_dir": str(self.data), "runtime": {"kind": "process"}, "deploy": {"root": str(root / "opt"), **quick}}
+        )
+        self.old, self.new = small_release(root / "opt", "one"), small_release(root / "opt", "two")
+        self.releases = Releases(root / "opt")
+        for slot, path in (("blue", self.old), ("green", self.new)):
+            self.releases.link(slot, self.releases.find(path.name))
+        self.engine, self.left = FakeEngine(), False
+        self.new_id = self.manifest(self.new)
+        self.look: Callable[[int], dict[str, Any] | None] = lambda _: {"release": self.new_id, "process": "p"}
+        self.probe: dict[str, Any] = {"ok": True, "reason": "", "plain": {}, "interrupted": {}}
+        standby = FakeStandby(self, self.probe)
+        monkeypatch.setattr(module, "StandbyClient", lambda *_: standby)
+        write_state(self.data, claim(SlotState(), BLUE, self.manifest(self.old), 1, "boot"))
+        self.conductor = Conductor(Place(self.config, BLUE, SystemClock(), self.leave), self.engine)
+
+    def manifest(self, path: Path) -> str:
+        found = self.releases.find(path.name).manifest
+        assert found is not None
+        return found.release
+
+    def leave(self) -> None:
+        self.left = True
+
+    async def deploy(self, *, no_rollback: bool = False) -> SlotState:
+        """Start the deploy of the second release and wait until it is over or cut over."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.conductor.run)
+            await self.conductor.start(self.new.name, force=False, no_rollback=no_rollback)
+            with anyio.fail_after(20):
+                await until(lambda: (active := self.state().active) is None or active.is_cut_over)
+                await until(lambda: self.state().active is None or self.left)
+            tasks.cancel_scope.cancel()
+        return self.state()
+
+    def state(self) -> SlotState:
+        return read_state(self.data)
+
+
+@pytest.fixture(name="stage")
+def _stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(tmp_path, monkeypatch)
+
+
+async def test_every_gate_passes_and_the_cutover_is_one_state(stage: Stage) -> None:
+    state = await stage.deploy()
+    assert state.deploy is not None
+    assert [one.status for one in state.deploy.gates] == [*["pass"] * 4, "running", "pending", "pending"]
+    assert (state.serving, state.release, state.epoch, stage.left) == ("green", stage.new_id, 2, True)
+    assert stage.engine.held, "it starts nothing new on its way out"
+    assert state.deploy.gate("drain").measured["agents_carried"] == 3
+
+
+def change_a_file(stage: Stage) -> None:
+    next(stage.new.rglob("schema/__init__.py")).write_text("changed\n")
+
+
+def remove_the_release(stage: Stage) -> None:
+    (stage.new / "release.json").write_text("{}")
+
+
+def die_once(stage: Stage) -> None:
+    stage.look = lambda count: {"release": stage.new_id, "process": str(count)}
+
+
+def run_another(stage: Stage) -> None:
+    stage.look = lambda _: {"release": "other", "process": "p"}
+
+
+def not_answer(stage: Stage) -> None:
+    stage.look = lambda _: None
+
+
+def fail_the_probe(stage: Stage) -> None:
+    stage.probe.update(ok=False, reason="2 answers were delivered instead of one")
+
+
+def hang_in_a_send(stage: Stage) -> None:
+    stage.engine.left = 1
+
+
+def raise_a_bug(stage: Stage) -> None:
+    def look(_: int) -> dict[str, Any] | None:
+        raise RuntimeError("a bug")
+
+    stage.look = look
+
+
+@pytest.mark.parametrize(
+    ("spoil", "gate"),
+    [
+        (change_a_file, "preflight"), (die_once, "warm"), (run_another, "warm"), (not_answer, "warm"),
+        (fail_the_probe, "callback_probe"), (hang_in_a_send, "drain"), (raise_a_bug, "warm"),
+    ],
+)  # fmt: skip
+async def test_a_gate_that_fails_leaves_the_old_slot_serving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Stage], None], gate: str
+) -> None:
+    stage = Stage(tmp_path, monkeypatch, warm_s=0.1)
+    spoil(stage)
+    state = await stage.deploy()
+    assert state.deploy is not None
+    assert (state.deploy.gate(gate).status, state.deploy.state) == ("fail", "failed")
+    assert state.deploy.gate(gate).reason
+    assert (state.serving, state.epoch, stage.left, stage.engine.held) == ("blue", 1, False, False)
+
+
+async def test_a_release_that_cannot_be_used_begins_no_deploy(stage: Stage) -> None:
+    remove_the_release(stage)
+    with pytest.raises(module.ClawbusError):
+        await stage.conductor.start(stage.new.name, force=False, no_rollback=False)
+    assert stage.state().deploy is None
+
+
+@pytest.mark.parametrize("kind", ["the same release", "a slot that points elsewhere"])
+async def test_what_cannot_be_deployed_is_refused(stage: Stage, kind: str) -> None:
+    wanted = stage.old
+    if kind == "the same release":
+        stage.releases.link("green", stage.releases.find(stage.old.name))
+    else:
+        wanted = stage.new
+        stage.releases.link("green", stage.releases.find(stage.old.name))
+    with pytest.raises(DeployRefusedError):
+        await stage.conductor.start(wanted.name, force=False, no_rollback=False)
+    assert stage.state().deploy is None
+
+
+async def test_an_abort_before_the_cutover_ends_the_deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(tmp_path, monkeypatch, warm_s=60, warm_limit_s=60)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stage.conductor.run)
+        await stage.conductor.start(stage.new.name, force=False, no_rollback=False)
+        with anyio.fail_after(20):
+            await until(
+                lambda: not ((active := stage.state().active) is None or active.gate("warm").status != "running")
+            )
+            await stage.conductor.abort("ann")
+            await until(lambda: stage.state().active is None)
+        with pytest.raises(DeployRefusedError):
+            await stage.conductor.abort("ann")
+        with pytest.raises(DeployRefusedError):
+            await stage.conductor.rollback("ann")
+        tasks.cancel_scope.cancel()
+    state = stage.state()
+    assert state.deploy is not None
+    assert (state.deploy.state, state.deploy.gate("warm").reason) == ("failed", "aborted by ann")
+
+
+async def bake(stage: Stage, *, no_rollback: bool = False) -> SlotState:
+    """The bake in the new slot's daemon, from a cutover on; returns the state after it."""
+    deploy = module.new_deploy("D", stage.state(), stage.new_id, 1, {}, no_rollback=no_rollback)
+    moved = cut_over(replace(stage.state(), deploy=deploy), 2)
+    write_state(stage.data, claim(moved, "green", stage.new_id, 3, "boot"))
+    conductor = Conductor(Place(stage.config, "green", SystemClock(), stage.leave), stage.engine)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(conductor.run)
+        with anyio.fail_after(20):
+            await until(lambda: stage.state().active is None)
+        tasks.cancel_scope.cancel()
+    return stage.state()
+
+
+async def test_a_quiet_bake_passes(stage: Stage) -> None:
+    state = await bake(stage)
+    assert state.deploy is not None
+    assert (state.deploy.state, state.serving, stage.left) == ("passed", "green", False)
+
+
+async def test_a_breach_in_the_bake_goes_back_with_its_cooldown_in_the_same_state(stage: Stage) -> None:
+    stage.engine.later = Health(dead_letters=2)
+    state = await bake(stage)
+    assert state.deploy is not None
+    assert (state.deploy.state, state.serving, state.epoch, stage.left) == ("rolled_back", "blue", 3, True)
+    assert state.cooldown.keys() == {stage.new_id}
+    assert "2 new dead letters" in state.deploy.reason
+
+
+async def test_a_receiver_that_is_down_during_the_bake_is_not_the_release_s_fault_and_is_named(stage: Stage) -> None:
+    stage.engine.later = Health(dead_letters=2, degraded={"channel hook": "connection refused"})
+    state = await bake(stage)
+    assert state.deploy is not None
+    assert state.deploy.state == "passed"
+    assert state.deploy.gate("bake").measured["not_the_release"] == ["channel hook: connection refused"]
+
+
+async def test_without_a_way_back_a_breach_leaves_the_new_slot_serving_and_unhealthy(stage: Stage) -> None:
+    stage.engine.later = Health(quarantined=1)
+    state = await bake(stage, no_rollback=True)
+    assert state.deploy is not None
+    assert (state.deploy.state, state.serving, stage.left) == ("unhealthy", "green", False)
+
+
+async def test_a_full_disk_at_the_cutover_leaves_the_old_slot_serving(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(data: Path, state: SlotState) -> None:
+        if state.serving == "green":
+            raise SlotStateError(f"{state_path(data)} cannot be written: No space left on device.")
+        write_state(data, state)
+
+    monkeypatch.setattr(module, "write_state", write)
+    state = await stage.deploy()
+    assert state.deploy is not None
+    assert (state.serving, state.deploy.state, stage.left, stage.engine.held) == ("blue", "failed", False, False)
+
+
+def test_a_state_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
+    path = state_path(tmp_path)
+    path.parent.mkdir()
+    for text in ("", "[]", '{"serving": "red"}', "\x00"):
+        path.write_text(text)
+        with pytest.raises(SlotStateError):
+            read_state(tmp_path)
+    path.unlink()
+    assert read_state(tmp_path) == SlotState()
