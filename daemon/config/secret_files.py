@@ -1,4 +1,4 @@
-"""Reads a secret from its file. Used at each use of a secret, so that a new one needs no restart, and by forensics."""
+"""Reads a secret from its file: for each use of it, so that a new one needs no restart, and for forensics."""
 
 from __future__ import annotations
 

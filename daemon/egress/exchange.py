@@ -9,7 +9,6 @@ from typing import Final
 import anyio
 import h11
 import httpcore
-from anyio import to_thread
 
 from daemon.core.egress_usage import Usage
 from daemon.egress.client import Client, ClientGoneError
@@ -17,7 +16,7 @@ from daemon.egress.headers import request_headers, response_headers
 from daemon.egress.ledger import Ledger
 from daemon.egress.refusals import BadRequestError, EgressRefusal, PrivateTargetError, UpstreamError
 from daemon.egress.rules import Rules, Target
-from daemon.egress.secrets import secret_header
+from daemon.egress.secrets import Secrets
 from daemon.egress.upstream import Upstream, as_refusals
 from daemon.egress.usage import Meter, is_model_call
 
@@ -41,8 +40,9 @@ class Outcome:
 class Exchanges:
     """Carries out requests. Built once."""
 
-    def __init__(self, rules: Rules, upstream: Upstream, ledger: Ledger, *, silence_s: float) -> None:
+    def __init__(self, rules: Rules, upstream: Upstream, ledger: Ledger, secrets: Secrets, *, silence_s: float) -> None:
         self._rules = rules
+        self._secrets = secrets
         self._ledger = ledger
         self._upstream = upstream
         self._silence_s = silence_s
@@ -97,7 +97,7 @@ class Exchanges:
     async def _pass_on(self, client: Client, request: h11.Request, target: Target, outcome: Outcome) -> bool:
         secret = None
         if target.route is not None and target.route.secret is not None:
-            secret = await to_thread.run_sync(secret_header, target.route.secret)
+            secret = await self._secrets.header(target.route.secret)
         headers = request_headers(request.headers, target, secret)
         async with aclosing(client.body()) as body:
             framed = any(name in _FRAMING for name, _ in request.headers)

@@ -38,6 +38,7 @@ from daemon.egress.ledger import Ledger
 from daemon.egress.line_budget import LineBudget
 from daemon.egress.refusals import EgressRefusal, GateBusyError
 from daemon.egress.rules import Rules
+from daemon.egress.secrets import Secrets
 from daemon.egress.sockets import discard, gate_folder, listen_in
 from daemon.egress.upstream import GuardedBackend, Upstream
 from daemon.http.resolver import Resolver
@@ -118,7 +119,9 @@ class Gate:
         upstream = Upstream(
             backend, trust, connect_s=self._config.connect_timeout_s, silence_s=self._config.silence_timeout_s
         )
-        self._exchanges = Exchanges(self._rules, upstream, self._ledger, silence_s=self._config.silence_timeout_s)
+        self._exchanges = Exchanges(
+            self._rules, upstream, self._ledger, Secrets(self._clock), silence_s=self._config.silence_timeout_s
+        )
         try:
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._ledger.run, name="ledger")

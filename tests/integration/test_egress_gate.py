@@ -476,3 +476,28 @@ async def test_the_way_out_is_encrypted_and_the_target_s_name_is_checked(
             answer = await client.get("/other/x")
             assert answer.status_code == 502
             assert "certificate" in answer.json()["error"]["message"]
+
+
+async def test_a_client_that_asks_first_may_go_on(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        reader, writer = await asyncio.open_unix_connection(w.path())
+        head = "POST {} HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n"
+        with anyio.fail_after(PATIENCE_S):
+            writer.write(head.format("/model/sink").encode())
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+            writer.write(b"hello")
+            assert (await reader.read()).endswith(b"\r\n\r\n5")
+            writer.close()
+            assert (await w.raw(head.format("/nowhere/").encode())).startswith(b"HTTP/1.1 403 ")  # without the body
+
+
+async def test_requests_that_are_sent_ahead_are_answered_in_order(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        one = "GET /model/{} HTTP/1.1\r\nhost: x\r\n{}\r\n"
+        with anyio.fail_after(PATIENCE_S):
+            got = await w.raw(
+                (one.format("a", "") + one.format("b", "") + one.format("c", "connection: close\r\n")).encode()
+            )
+        assert got.count(b"HTTP/1.1 200 ") == 3
+        assert [path for _, path, _, _ in w.target.seen] == ["/base/a", "/base/b", "/base/c"]
+        assert w.target.connections == 1  # and the target's connection was used again
