@@ -343,7 +343,8 @@ def _in_place(command: str, options: Globals) -> str:
 def _show_end(outcome: Outcome) -> None:
     if outcome.problem is not None:
         progress(f"error: {outcome.problem.message}", f"fix: {outcome.problem.fix}")
-    progress(*(f"next: {action.command}  ({action.description})" for action in outcome.next_actions))
+    if not outcome.steps_shown:
+        progress(*(f"next: {action.command}  ({action.description})" for action in outcome.next_actions))
 
 
 def _as_text(name: str, value: object) -> object:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -11,6 +13,7 @@ from daemon.cli.command import Invocation, add
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.names import pair
 from daemon.core.clock import SystemClock
+from daemon.core.findings import Finding, findings_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from daemon.inspect.doctor import Examination
 
 _NEXT: Final = 5
+_NAMED: Final = 5  # sessions of one consequence
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +50,7 @@ def doctor(
 
     named = pair(session, None) if session is not None else None
     found = Doctor(invocation.config, SystemClock(), lambda: daemon_status(invocation)).examine(named)
+    findings = [replace(one, head=here(invocation, one.head)) for one in findings_of(found.diagnoses)]
     found.diagnoses = [here(invocation, one) for one in found.diagnoses]
     result: dict[str, Any] = {
         "source": "daemon" if found.daemon.value == "up" else "files",
@@ -53,11 +58,22 @@ def doctor(
         "healthy": found.healthy,
         "at": found.at,
         "diagnoses": [asdict(one) for one in found.diagnoses],
+        "findings": [_as_result(one) for one in findings],
         "examined": {"sessions": found.sessions, "runs": found.runs, "not_examined": found.not_examined},
     }
     if found.healthy:
-        return Outcome(result, lambda console: _show(console, found))
-    return Outcome(result, lambda console: _show(console, found), _steps(found), _problem(found))
+        return Outcome(result, lambda console: _show(console, found, ()))
+    show = partial(_show, found=found, findings=findings)
+    return Outcome(result, show, _steps(findings), _problem(findings), steps_shown=True)
+
+
+def _as_result(finding: Finding) -> dict[str, Any]:
+    ended = [
+        {"code": one.code, "agent": one.agent, "session": one.session, "message_id": one.message_id}
+        for one in finding.consequences
+    ]
+    sessions = [{"agent": one.agent, "session": one.session} for one in finding.same if one.agent is not None]
+    return {**asdict(finding.head), "sessions": sessions, "consequences": ended}
 
 
 def here(invocation: Invocation, one: Diagnosis) -> Diagnosis:
@@ -66,18 +82,16 @@ def here(invocation: Invocation, one: Diagnosis) -> Diagnosis:
     return replace(one, command=invocation.here(one.command), choices=choices)
 
 
-def _problem(found: Examination) -> Problem:
-    roots = [one for one in found.diagnoses if one.cause is None]
-    first = (roots or found.diagnoses)[0]
-    more = len(found.diagnoses) - 1
-    others = f" (and {more} more)" if more else ""
+def _problem(findings: Sequence[Finding]) -> Problem:
+    first = findings[0].head
+    others = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     return Problem("UNHEALTHY", f"{first.code}: {first.summary}{others}", f"Run: {first.command}")
 
 
-def _steps(found: Examination) -> tuple[NextAction, ...]:
-    """Return the commands, causes first, each once."""
+def _steps(findings: Sequence[Finding]) -> tuple[NextAction, ...]:
+    """Return the commands, each once."""
     told: dict[str, NextAction] = {}
-    for one in sorted(found.diagnoses, key=lambda item: item.cause is not None):
+    for one in (finding.head for finding in findings):
         if not one.command.startswith("clawbus "):
             continue  # `fix` and the diagnosis itself have the others
         told.setdefault(one.command, NextAction(one.command, f"{one.code} {_subject(one)}".strip()))
@@ -88,7 +102,7 @@ def _subject(one: Any) -> str:
     return f"{one.agent}/{one.session}" if one.agent is not None else ""
 
 
-def _show(console: Console, found: Examination) -> None:
+def _show(console: Console, found: Examination, findings: Sequence[Finding]) -> None:
     from daemon.cli.present import say, say_whole, say_wrapped  # noqa: PLC0415
 
     where = {
@@ -104,7 +118,8 @@ def _show(console: Console, found: Examination) -> None:
     say_wrapped(console, "", said)
     if found.healthy:
         say(console, "Nothing is wrong.")
-    for number, one in enumerate(found.diagnoses, 1):
+    for number, finding in enumerate(findings, 1):
+        one = finding.head
         subject = " ".join(
             part for part in (_subject(one), f"message {one.message_id}" if one.message_id else "") if part
         )
@@ -113,7 +128,22 @@ def _show(console: Console, found: Examination) -> None:
         say_wrapped(console, "   ", one.summary)
         for line in one.evidence:
             say_wrapped(console, "   - ", line)
+        if finding.consequences:
+            say_wrapped(console, "   - ", f"Goes away with it: {_consequences(finding)}.")
         # Commands stay on one line, however long: people copy them.
         because = f"   (because of {one.cause}; goes away with it)" if one.cause is not None else ""
         say_whole(console, f"   repair: {one.command}{because}")
         say_whole(console, *(f"   or, {choice.when}: {choice.command}" for choice in one.choices))
+
+
+def _consequences(finding: Finding) -> str:
+    """Return the codes that the finding ends, each with its sessions and messages."""
+    by_code: dict[str, list[str]] = {}
+    for one in finding.consequences:
+        by_code.setdefault(one.code, []).append(_subject(one) or "the host")
+    said: list[str] = []
+    for code, subjects in by_code.items():
+        named = list(dict.fromkeys(subjects))
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        said.append(f"{code} ({', '.join(named[:_NAMED])}{more})")
+    return ", ".join(said)

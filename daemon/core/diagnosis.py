@@ -32,6 +32,8 @@ class Diagnosis:
     incarnation: str | None = None
     cause: str | None = None
     choices: tuple[Choice, ...] = ()
+    died_of: str | None = None  # the code of the newest dead letter, where it is about those
+    number: int = 1  # of the things that it is about
 
     @property
     def sentence(self) -> str:

@@ -218,6 +218,7 @@ class SessionFacts:
     dead: int = 0
     dead_example: str | None = None
     dead_reason: str | None = None
+    dead_code: str | None = None
     retrying: int = 0
     retrying_example: Mapping[str, Any] | None = None  # as daemon.inspect.answer_reading returns it
     open_answers: int = 0

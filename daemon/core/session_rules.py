@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Final
 
 from daemon.core.command_words import one_word, two_words
@@ -459,7 +460,8 @@ def _dead_letters(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         Choice("once its cause is repaired", f"clawbus dead requeue {which} --reason 'its cause is repaired'"),
         Choice("to give it up", f"clawbus dead drop {which} --reason 'not needed any more'"),
     )
-    return _of(one, "DEAD_LETTERS", f"{waiting} for an operator.", evidence, command, choices=choices)
+    found = _of(one, "DEAD_LETTERS", f"{waiting} for an operator.", evidence, command, choices=choices)
+    return replace(found, died_of=one.dead_code, number=total)
 
 
 def _two(one: SessionFacts) -> str:

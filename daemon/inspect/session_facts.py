@@ -71,7 +71,7 @@ def recorded_facts(
 ) -> SessionFacts:
     """Return what central.db's row and the host's own file say of a session, without its container and outbound.db."""
     values = row or {}
-    example, reason = _example(queues)
+    example, reason, code = _example(queues)
     return SessionFacts(
         agent=key[0],
         session=key[1],
@@ -95,6 +95,7 @@ def recorded_facts(
         dead=queues.dead,
         dead_example=example,
         dead_reason=reason,
+        dead_code=code,
         retrying=queues.retrying,
         retrying_example=queues.retrying_example,
         open_answers=queues.undelivered + queues.scheduled_answers,
@@ -139,17 +140,19 @@ def run_facts(runs: RunsRead, context: RuntimeContext) -> list[RunFacts]:
     return found
 
 
-def _example(queues: Queues) -> tuple[str | None, str | None]:
-    """Return the newest dead letter and its reason."""
+def _example(queues: Queues) -> tuple[str | None, str | None, str | None]:
+    """Return the newest dead letter, its reason and its code."""
     if queues.dead_example is not None:
         dead = queues.dead_example
-        return str(dead["message_out_id"]), _short(dead.get("last_error") or dead.get("last_error_code"))
+        code = dead.get("last_error_code")
+        return str(dead["message_out_id"]), _short(dead.get("last_error") or code), str(code) if code else None
     if queues.failed_example is not None:
         event: Mapping[str, Any] = queues.failed_example.get("last_event") or {}
         detail: Mapping[str, Any] = event.get("detail") or {}
         reason = detail.get("reason") or detail.get("error") or event.get("event")
-        return str(queues.failed_example["id"]), _short(reason)
-    return None, None
+        code = detail.get("code")
+        return str(queues.failed_example["id"]), _short(reason), str(code) if code else None
+    return None, None, None
 
 
 def _short(text: object) -> str | None:

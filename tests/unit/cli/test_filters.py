@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -157,3 +159,18 @@ def test_logs_of_one_agent_and_time(cli: CommandLine, home: Path) -> None:
     assert shown("--since", to_text(NOW + 1)) == ["c"]
     assert shown("--since", to_text(NOW), "--agent", "shout") == ["b"]
     assert cli("logs", "--agent", "ehco").envelope["error"]["code"] == "UNKNOWN_AGENT"
+
+
+@pytest.mark.parametrize("choice", [0, 1])
+def test_dead_letters_of_one_cause_are_one_finding_and_its_repair_ends_it(cli: CommandLine, choice: int) -> None:
+    def finding() -> dict[str, Any] | None:
+        found = cli("doctor").envelope["result"]["findings"]
+        return next((one for one in found if one["code"] == "DEAD_LETTERS"), None)
+
+    found = finding()
+    assert found is not None
+    assert [one["agent"] for one in found["sessions"]] == ["echo", "shout"]
+    assert (found["died_of"], found["number"]) == ("TRIES_EXHAUSTED", 2)
+    for command in (found["command"], found["choices"][choice]["command"]):
+        assert cli(*shlex.split(command)[1:]).envelope["ok"]
+    assert finding() is None

@@ -66,6 +66,8 @@ def test_the_doctor_s_exit_code_fix_and_commands(cli: CommandLine, folder: Sessi
     assert envelope["fix"] == "Run: clawbus serve"
     assert (envelope["result"]["daemon"], envelope["result"]["healthy"]) == ("down", False)
     assert [one["code"] for one in envelope["result"]["diagnoses"]] == ["DAEMON_DOWN", "WORK_WAITING"]
+    (finding,) = envelope["result"]["findings"]
+    assert (finding["code"], [one["code"] for one in finding["consequences"]]) == ("DAEMON_DOWN", ["WORK_WAITING"])
     assert envelope["next_actions"] == [{"command": "clawbus serve", "description": "DAEMON_DOWN"}]
 
 
@@ -73,8 +75,10 @@ def test_the_doctor_for_people(cli: CommandLine, folder: SessionWorld) -> None:
     said = cli("doctor", "--pretty")
     assert said.code == 1
     assert "1. DAEMON_DOWN" in said.out
-    assert "2. WORK_WAITING  echo/s" in said.out
-    assert "repair: clawbus serve   (because of DAEMON_DOWN; goes away with it)" in said.out
+    assert "2. " not in said.out, "a consequence is no finding of its own"
+    assert "Goes away with it: WORK_WAITING (echo/s)." in " ".join(said.out.split())
+    assert said.out.count("clawbus serve") == 1
+    assert "next: " not in said.err, "the repairs stand in the findings"
     assert "the daemon is down, read from the files" in " ".join(said.out.split()), "wrapped at words"
 
 
