@@ -30,6 +30,7 @@ from container_runner.shared.children import Children, become_subreaper
 from container_runner.shared.errors import CannotStartError, ClaimLostError, SettingsError
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
+from container_runner.words import Words
 from schema.errors import SchemaTooNewError
 from schema.layout import CANNOT_START_CODE, ENV_IN
 from schema.os_faults import passes
@@ -148,6 +149,7 @@ def _build(
             children,
             # With named folders there are no mounts: /tmp is the machine's, so a new container would have no more room.
             used_up=None if ENV_IN in os.environ else used_up,
+            words=Words(environment.out_folder, environment.incarnation, _now_ms),
         ),
     )
 

@@ -12,6 +12,7 @@ from container_runner.asking import Ask
 from container_runner.heartbeat import Heartbeat
 from container_runner.providers.protocol import DeclaredTimeout, OutMessage, TurnMessage
 from container_runner.saying import Say
+from container_runner.words import PROGRESS, STDERR
 from schema.questions import Decision, Question
 
 QUESTION: Final = "question"  # the tool that is declared while a question is open
@@ -44,7 +45,7 @@ class FollowUps:
 
 
 class TurnProgress:
-    """The Progress that a provider is given. `silence` is what it declared for the whole turn, `log` takes its program's words."""
+    """The Progress that a provider is given. `silence` is what it declared for the whole turn, `said` takes its program's words."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class TurnProgress:
         set_tool: SetTool,
         now_ms: Callable[[], int],
         silence: DeclaredTimeout | None,
-        log: Callable[[str], None],
+        said: Callable[[str, str], None],
         ask: Ask,
         say: Say,
     ) -> None:
@@ -61,7 +62,7 @@ class TurnProgress:
         self._set_tool = set_tool
         self._now_ms = now_ms
         self._silence = silence
-        self._log = log
+        self._said = said
         self._began_at = now_ms()
         self._ask = ask
         self._say = say
@@ -72,9 +73,14 @@ class TurnProgress:
         """Touch the heartbeat."""
         self._heartbeat.touch()
 
+    def note(self, text: str) -> None:
+        """Touch the heartbeat, and keep the text."""
+        self._heartbeat.touch()
+        self._said(PROGRESS, text)
+
     def wrote(self, line: str) -> None:
-        """Log it."""
-        self._log(line)
+        """Keep it."""
+        self._said(STDERR, line)
 
     async def tool_started(self, name: str, timeout_s: float | None = None) -> None:
         """Record the tool in container_state."""

@@ -38,6 +38,7 @@ from container_runner.shared.errors import (
 )
 from container_runner.store import Batch, Store
 from container_runner.watch import InboundWatch
+from container_runner.words import Words
 from schema.errors import ClawbusError, SchemaTooNewError
 from schema.json_text import whole_text
 from schema.os_faults import as_host_error, passes, typed_host_errors
@@ -85,11 +86,13 @@ class Upkeep:
 
     `retention` prunes outbound.db. `children` ends the processes that a turn left running; None leaves them alone.
     `used_up` returns the name of a full folder of the container; it is None when the container's folders are not its own.
+    `words` keeps what the agent says besides its answers; None drops it.
     """
 
     retention: Retention | None = None
     children: Children | None = None
     used_up: Callable[[], str | None] | None = None
+    words: Words | None = None
 
 
 class Runner:
@@ -118,6 +121,7 @@ class Runner:
         self._retention = upkeep.retention
         self._used_up = upkeep.used_up
         self._children = upkeep.children
+        self._words = upkeep.words
         self._stopping = anyio.Event()
         self._cut_off_at = float("inf")
         self._first_poll = True
@@ -214,7 +218,7 @@ class Runner:
         log.info("turn_started")
         began = anyio.current_time()
         show_tool = partial(self._show_tool, log)
-        wrote = partial(_log_words, log)
+        said = partial(self._keep_words, log, [message.id for message in batch.messages if message.trigger])
         who = (self._identity.agent, self._identity.session)
         saying = Saying(
             self._store.outbox, who, batch.messages, batch.routing, batch.destinations, self._settings.max_answer_bytes,
@@ -222,7 +226,7 @@ class Runner:
         )  # fmt: skip
         asking = Asking(self._store.outbox, self._watch, who, batch.messages, batch.routing, self._note_trouble)
         progress = TurnProgress(
-            self._heartbeat, show_tool, self._now_ms, self._provider.silence, wrote, asking.ask, saying.say
+            self._heartbeat, show_tool, self._now_ms, self._provider.silence, said, asking.ask, saying.say
         )
         outcome: _Outcome | CannotStartError | None = None
         with anyio.CancelScope() as scope:
@@ -450,6 +454,10 @@ class Runner:
             # The turn continues; at worst the host assumes a shorter timeout for the tool.
             self._log.warning("tool_state_failed", code=error.code, error=str(error))
 
+    def _keep_words(self, log: FilteringBoundLogger, messages: Sequence[str], kind: str, text: str) -> None:
+        if self._words is not None:
+            self._words.keep(log, messages, kind, text)
+
     async def _insist(self, event: str, work: Callable[[], _T]) -> _T:
         """Repeat `work` until it succeeds. While stopping, only until the grace is over; then raise _StoppedError."""
         for attempt in range(2**31):
@@ -512,7 +520,3 @@ def _refusal(plan: Plan, max_bytes: int) -> TurnFailedError | None:
     if any(len(reply.content.encode()) > max_bytes for reply in plan.replies):
         return AnswerTooLargeError(f"A message of the answer has more than {max_bytes} bytes as JSON.")
     return None
-
-
-def _log_words(log: FilteringBoundLogger, line: str) -> None:
-    log.info("program_wrote", text=line)

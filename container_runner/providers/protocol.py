@@ -152,8 +152,12 @@ class Progress(Protocol):
         """Touch the heartbeat: the agent did something. Never call this from a timer."""
         ...
 
+    def note(self, text: str) -> None:
+        """Touch the heartbeat, and keep what the agent says that it is doing, for the operator."""
+        ...
+
     def wrote(self, line: str) -> None:
-        """Log a line of the program's standard error: of a turn that never ends there is nothing else."""
+        """Keep a line of the program's standard error: of a turn that never ends there is nothing else."""
         ...
 
     async def tool_started(self, name: str, timeout_s: float | None = None) -> None:

@@ -60,8 +60,10 @@ class TurnOutput:
         match event:
             case None:
                 pass
-            case ProgressNote():
+            case ProgressNote(""):
                 self._progress.event()
+            case ProgressNote(note):
+                self._progress.note(note)
             case ToolStart(name, timeout_s):
                 await self._progress.tool_started(name, timeout_s)
             case SayNow(message, key):

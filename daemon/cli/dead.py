@@ -339,6 +339,9 @@ def _show_one(console: Console, report: Mapping[str, Any]) -> None:
     pairs(console, facts)
     history = [(when(one["at"], now), one["event"], brief(one["detail"])) for one in report["history"]]
     console.print(table("History", ("when", "what", "detail"), history))
+    if report.get("said"):
+        said = (f"  {when(one['at'], now)} | {one['text']}" for one in report["said"])
+        say(console, "", "What the agent said last (progress and standard error):", *said)
     say(console, *(f"could not be read: {error}" for error in report["errors"]))
 
 

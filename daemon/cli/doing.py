@@ -47,7 +47,13 @@ def _work(work: Mapping[str, Any], now_ms: int) -> str:
         since = f" for {age(max(0, now_ms - work['tool_since']))}" if work["tool_since"] is not None else ""
         most = f" of {age(work['tool_timeout_ms'])}" if since and work["tool_timeout_ms"] is not None else ""
         text += f", tool {work['tool']}{since}{most}"
-    return f"{text}: {work['text']}" if work["text"] else text
+    text = f"{text}: {work['text']}" if work["text"] else text
+    if work.get("said"):
+        at = work["said_at"]
+        text += (
+            f"; said {age(max(0, now_ms - at))} ago: {work['said']}" if at is not None else f"; said: {work['said']}"
+        )
+    return text
 
 
 def _wait(one: Mapping[str, Any], now_ms: int) -> str:

@@ -39,7 +39,7 @@ def container_line(line: str) -> str:
     if len(event) == 1:
         return one_line(line)
     at = _time(event.get("timestamp"))
-    if event.get("event") == "program_wrote":
+    if event.get("event") in ("program_wrote", "program_progress"):
         return f"{at} | {one_line(event.get('text', ''))}"
     hidden = ("timestamp", "level", "event", "incarnation", "messages")
     rest = {key: value for key, value in event.items() if key not in hidden}

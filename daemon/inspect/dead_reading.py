@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from daemon.core.content import decode, preview
@@ -22,6 +22,7 @@ from daemon.inspect.session_reading import (
     open_inbound,
     table_rows,
 )
+from daemon.store.agent_words import agent_words
 from daemon.store.backlog import dead_answers, failed_messages
 from daemon.store.dead_letters import CLOSED_TABLE
 from schema.connect import Reader, ReadLimits
@@ -34,6 +35,7 @@ _OUT: Final = "id, seq, in_reply_to, timestamp, deliver_after, kind, platform_id
 _TRACKED: Final = "SELECT * FROM delivery_attempts WHERE message_out_id"
 _RECEIPT: Final = "SELECT * FROM delivered WHERE message_out_id"
 _ONE_LINE: Final = 200
+_SAID: Final = 10  # lines of what the agent said besides its answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ def read_dead_letter(folder: SessionFolder, letter_id: str, limits: ReadLimits) 
             found |= {"at": None, "where": None, "code": None, "reason": None, "attempts": None}
     if found["kind"] == "out" and found["row"] is None:
         found["row"] = _agent_row(folder, letter_id, limits, found["errors"])
+    found["said"] = [asdict(one) for one in agent_words(folder, letter_id, _SAID)] if found["kind"] == "in" else []
     found["open"] = found["closed"] is None and found["state"] == ("failed" if found["kind"] == "in" else "dead")
     found["next_step"] = next_step(found["kind"], found["code"]) if found["open"] else None
     return found

@@ -44,9 +44,11 @@ from daemon.inspect.open_files import access_repair, limits_of, machine_files, m
 from daemon.inspect.reading import read_suspect_runs
 from daemon.inspect.session_facts import oldest_claim, run_facts, session_facts
 from daemon.inspect.session_reading import open_current
+from daemon.store.agent_words import agent_words
 from daemon.store.data_folder import LOW_BYTES, VERSION_NAME, FreeRoom, Layout, free_room, live_holder
 from daemon.systemd.service import unit_of
 from schema.errors import ClawbusError, FileBusyError, HostTroubleError, SchemaTooNewError, StorageError
+from schema.layout import SessionFolder
 
 BUDGET_S: Final = 60.0  # of which a folder whose idle sessions are recorded needs a moment
 SECOND_LOOK_S: Final = 1.5
@@ -189,8 +191,16 @@ class Doctor:
         told = diagnose_session(host, facts)
         if seen.facts.quarantined_at is None:  # its files are not to be believed until it is released
             of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, context))
-            told += [one for one in of_runs if one is not None]
+            told += [_with_words(folder, one) for one in of_runs if one is not None]
         return told, seen.clock, len(runs.runs)
+
+
+def _with_words(folder: SessionFolder, one: Diagnosis) -> Diagnosis:
+    """Add what the agent last said in the turn of the message that the finding is about."""
+    words = agent_words(folder, one.message_id) if one.message_id is not None else []
+    if not words:
+        return one
+    return replace(one, evidence=(*one.evidence, f"The agent's last words ({words[-1].kind}): {words[-1].text}"))
 
 
 def _passing(found: Examination) -> frozenset[Key]:

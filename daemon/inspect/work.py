@@ -12,6 +12,7 @@ from typing import Final
 from daemon.core.content import preview
 from daemon.inspect.session_reading import CONTENT, open_inbound
 from daemon.store import outbound
+from daemon.store.agent_words import agent_words
 from schema.connect import ReadLimits
 from schema.errors import ClawbusError
 from schema.layout import SessionFolder
@@ -38,6 +39,8 @@ class Work:
     tool_since: int | None = None
     tool_timeout_ms: int | None = None
     progress_at: int | None = None
+    said: str | None = None  # the agent's newest progress note or line of stderr, and when
+    said_at: int | None = None
 
 
 def read_work(folder: SessionFolder, limits: ReadLimits) -> Work | None:
@@ -51,6 +54,7 @@ def read_work(folder: SessionFolder, limits: ReadLimits) -> Work | None:
     except ClawbusError:
         return None
     tool = _tool(folder, limits)
+    words = agent_words(folder, str(row["message_id"]))
     return Work(
         message_id=str(row["message_id"]),
         since=int(row["claimed_at"]),
@@ -60,6 +64,8 @@ def read_work(folder: SessionFolder, limits: ReadLimits) -> Work | None:
         tool_since=tool.started_at if tool is not None else None,
         tool_timeout_ms=tool.declared_timeout_ms if tool is not None else None,
         progress_at=outbound.heartbeat_at(folder),
+        said=words[-1].text if words else None,
+        said_at=words[-1].at if words else None,
     )
 
 

@@ -4,6 +4,8 @@ One daemon serves all tests of this file; each has sessions of its own, and the 
 """
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +80,26 @@ env_file = "{variables}"
     assert daemon.answer(message_id, agent="keeper", session="s") == {"text": "SK-SECRET hello"}
     assert daemon.message("keeper", "s", message_id)["tries"] == 0
     assert b"sk-secret" not in b"".join(path.read_bytes() for path in daemon.data.rglob("*") if path.is_file())
+
+
+def test_what_an_agent_says_while_it_works_is_shown_and_outlives_its_container(make_daemon: Make) -> None:
+    script = 'echo \'{"type": "progress", "note": "asking the source"}\'; echo boom >&2; exec sleep 60'
+    daemon = make_daemon(command_agent("slow", ("sh", "-c", script)), sweep_keys="max_tries = 1")
+    daemon.start()
+    message_id = daemon.post("go", agent="slow", session="s")
+
+    words = daemon.folder("slow", "s") / "out" / ".words"
+    eventually("its words", lambda: words.exists() and len(words.read_text(encoding="utf-8").splitlines()) == 2, 30)
+    work = daemon.cli("session", "list").result["sessions"][0]["work"]
+    assert work["said"] in ("boom", "asking the source")
+    assert "said" in daemon.people("top", "--once")
+    os.killpg(daemon.leader("slow", "s"), signal.SIGKILL)
+    letter = eventually("given up", lambda: daemon.cli("dead", "list").result["letters"], 30)[0]
+    assert letter["id"] == message_id
+    seen = daemon.cli("dead", "show", message_id).result
+    said = sorted((one["kind"], one["text"]) for one in seen["said"])
+    assert said == [("progress", "asking the source"), ("stderr", "boom")]
+    assert "boom" in daemon.people("dead", "show", message_id)
 
 
 def test_twenty_messages_to_five_sessions_are_each_answered_once(daemon: RealDaemon) -> None:

@@ -29,6 +29,9 @@ class Recorder:
     def event(self) -> None:
         self.told.append(("event",))
 
+    def note(self, text: str) -> None:
+        self.told.append(("note", text))
+
     def wrote(self, line: str) -> None:
         self.told.append(("wrote", line))
 
