@@ -28,6 +28,7 @@ from container_runner.room import used_up
 from container_runner.settings import Environment, read_environment
 from container_runner.shared.children import Children, become_subreaper
 from container_runner.shared.errors import CannotStartError, ClaimLostError, SettingsError
+from container_runner.shared.tool_server import tool_server
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
 from container_runner.words import Words
@@ -135,6 +136,12 @@ def _build(
         agent_folder=environment.agent_folder,
         environ=environ,
         children=children or Children(),
+        tools=tool_server(
+            settings.tools,
+            (environment.in_folder.resolve(), environment.out_folder.resolve()),
+            (environment.agent, environment.session),
+            environment.incarnation,
+        ),
     )
     return Runner(
         settings,

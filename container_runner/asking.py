@@ -12,10 +12,10 @@ from typing import Final, TypeVar
 import anyio
 from anyio import to_thread
 
-from container_runner.outbox import Outbox
 from container_runner.providers.protocol import TurnMessage
-from container_runner.replies import Reply
 from container_runner.shared.errors import InboundUnreadableError
+from container_runner.shared.outbox import Outbox
+from container_runner.shared.reply import Reply
 from container_runner.watch import InboundWatch
 from schema.errors import ClawbusError
 from schema.os_faults import typed_host_errors

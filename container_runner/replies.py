@@ -12,28 +12,12 @@ from typing import Final
 
 from container_runner.providers.protocol import Destination, OutMessage, TurnMessage
 from container_runner.shared.errors import AnswerInvalidError, TurnFailedError
+from container_runner.shared.reply import Reply
 from schema.json_text import encode, sendable, whole_text
 from schema.rows import Address, Kind
 
 _MAX_REASON: Final = 1000
 FAILED_TEXT: Final = "The agent could not answer this message."
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A row of messages_out without id, seq and timestamp. `content` is JSON text, `deliver_after` epoch milliseconds.
-
-    Not `final`: it is said in the middle of a turn and answers no message.
-    """
-
-    kind: str
-    content: str
-    in_reply_to: str | None
-    channel_type: str | None
-    platform_id: str | None
-    thread_id: str | None
-    deliver_after: int | None = None
-    final: bool = True
 
 
 @dataclass(frozen=True, slots=True)

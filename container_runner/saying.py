@@ -14,10 +14,10 @@ from dataclasses import replace
 from typing import Final
 
 from container_runner.asking import insist
-from container_runner.outbox import Outbox
 from container_runner.providers.protocol import Destination, OutMessage, TurnMessage
 from container_runner.replies import Reply, plan_replies
 from container_runner.shared.errors import AnswerInvalidError, AnswerTooLargeError, UnknownDestinationError
+from container_runner.shared.outbox import Outbox
 from schema.errors import ClawbusError
 from schema.rows import Address
 

@@ -19,6 +19,7 @@ from container_runner.shared.errors import SettingsError
 from schema import layout
 from schema.ids import is_message_id
 from schema.rows import RunnerSettings
+from schema.tools import TOOLS
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _CHOICES: Final = (
@@ -121,6 +122,8 @@ def _check(settings: RunnerSettings, providers: typing.Collection[str]) -> Runne
         read_policies(settings.permissions)
     except ValueError as error:
         raise SettingsError(f"{layout.ENV_RUNNER}: permissions: {error}.") from error
+    if unknown := set(settings.tools) - set(TOOLS):
+        raise SettingsError(f"{layout.ENV_RUNNER}: tools: there is no tool {min(unknown)!r}.")
     for key, choices in _CHOICES:
         if getattr(settings, key) not in choices:
             raise SettingsError(f"{layout.ENV_RUNNER}: {key} must be one of {', '.join(choices)}.")

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from container_runner.outbox import Outbox, insert_row, next_seq
 from container_runner.providers.protocol import DeclaredTimeout, Destination, TurnMessage
-from container_runner.replies import Reply
 from container_runner.shared.errors import ClaimLostError, InboundUnreadableError
+from container_runner.shared.outbox import Outbox, insert_row, next_seq
+from container_runner.shared.reply import Reply
 from schema.bell import ring
 from schema.connect import Writer, open_owner
 from schema.errors import ClawbusError

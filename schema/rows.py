@@ -183,6 +183,7 @@ class RunnerSettings:
     prune_batch: int = 500
     mode: str = ""  # an ACP agent's mode
     permissions: tuple[str, ...] = ()  # an ACP agent's, as KIND=POLICY
+    tools: tuple[str, ...] = ()  # those of the MCP server that an ACP agent gets
     lifetime: str = "turn"  # of a `command` program: turn, or container
     output: str = "auto"  # what a program's stdout is: auto, text or lines
     leftovers: str = "end"  # what becomes of processes that a turn leaves running: end, or keep

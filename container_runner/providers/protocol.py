@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Final, Protocol, cast
 
 from container_runner.shared.children import Children
+from container_runner.shared.tool_server import ToolServer
 from schema.questions import Decision, Question
 from schema.rows import Address, Kind, RunnerSettings, TurnNote, TurnUsage
 
@@ -209,9 +210,11 @@ class ProviderContext:
     """What a provider is built with.
 
     `environ` is the runner's own environment. A provider that starts processes must register them with `children`.
+    `tools` is the MCP server for its agent, if the agent may use any.
     """
 
     settings: RunnerSettings
     agent_folder: Path
     environ: Mapping[str, str]
     children: Children = field(default_factory=Children)
+    tools: ToolServer | None = None

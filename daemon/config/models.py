@@ -30,6 +30,7 @@ from daemon.core.errors import ConfigError
 from daemon.core.zones import zone
 from schema.errors import InvalidNameError
 from schema.ids import check_name
+from schema.tools import TOOLS
 
 _PREFIX: Final = "CLAWBUS_"
 # Ours and no keys: where the file is, what a runner and an agent's program are given, what tests and checks look at.
@@ -272,6 +273,7 @@ class Agent(_Table):
     preset: str = ""
     mode: str = Field(default="", max_length=200)
     permissions: dict[ToolKind, Literal["allow", "ask", "deny"]] = Field(default_factory=dict)
+    tools: tuple[str, ...] = ()
     timeout_s: float = Field(default=600.0, gt=0)
     claim_max_s: float | None = Field(default=None, gt=0)
     lifetime: Literal["turn", "container"] = "turn"
@@ -505,8 +507,11 @@ def _acp_faults(name: str, agent: Agent) -> Iterator[str]:
         yield f"agents.{name}.preset: there is no preset {agent.preset!r}; {advice}"
     elif agent.provider == "acp" and not agent.command:
         yield f"agents.{name}.command: provider 'acp' needs a program, or a preset: preset = \"claude\""
+    for tool in agent.tools:
+        if tool not in TOOLS:
+            yield f"agents.{name}.tools: there is no tool {tool!r}; use any of {', '.join(TOOLS)}"
     if agent.provider != "acp":
-        for key in ("preset", "mode", "permissions"):
+        for key in ("preset", "mode", "permissions", "tools"):
             if getattr(agent, key):
                 yield f"agents.{name}.{key}: is for the provider 'acp' alone, and this one is {agent.provider!r}"
 

@@ -175,6 +175,7 @@ def _runner(agent: Agent, config: Config) -> RunnerSettings:
         command=agent.command,
         mode=agent.mode,
         permissions=tuple(f"{kind}={policy}" for kind, policy in sorted(agent.permissions.items())),
+        tools=agent.tools,
         timeout_s=turn_limit_s(agent),
         max_batch=agent.max_batch,
         grace_s=grace,

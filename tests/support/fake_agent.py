@@ -13,7 +13,7 @@ from pathlib import Path
 
 import anyio
 
-from container_runner.replies import Reply
+from container_runner.shared.reply import Reply
 from container_runner.store import Batch, OutboundRow, Store
 from daemon.core.clock import Clock
 from daemon.runtimes.protocol import ContainerSpec

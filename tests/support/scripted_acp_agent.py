@@ -4,7 +4,7 @@ Options: version=N · garbage · silent · login · modes=a,b · mode_option=a,b
 stay (ignores the end of its input and SIGTERM) · twins (two options with one id) · chatty (sends an update after each response). A prompt: say X · memory
 (what it was told in this session) · tool NAME FILE (a tool that runs until FILE is there) · ask KIND (a permission) ·
 askcall KIND (the same, its kind told by an earlier update alone) · hang FILE (makes FILE, works until it is cancelled) · deaf FILE (the same, and ignores the cancellation) ·
-exit N · kill · fail N · abort · flood N · long N · image · empty · stop REASON · parts · fs · mode X · leave FILE · big N.
+exit N · kill · mcp NAME JSON (calls a tool of the server that it was given) · fail N · abort · flood N · long N · image · empty · stop REASON · parts · fs · mode X · leave FILE · big N.
 A second prompt while one runs aborts the first, as two real agents do.
 """
 
@@ -103,6 +103,9 @@ class Agent:
         if "login" in OPTIONS:
             raise RefusedError(-32000, "authentication required")
         assert Path(params["cwd"]).is_absolute()
+        self.servers = params["mcpServers"]
+        if self.servers:
+            self.call_tool(None, "")
         self.session = f"sess-{os.getpid()}-{len(sessions())}"
         remember(self.session)
         return {"sessionId": self.session, **self.modes()}
@@ -168,6 +171,38 @@ class Agent:
 
     def do_say(self, text: str) -> None:
         self.say(text)
+
+    def do_mcp(self, rest: str) -> None:
+        name, _, arguments = rest.partition(" ")
+        self.say(self.call_tool(name, arguments))
+
+    def call_tool(self, name: str | None, arguments: str) -> str:
+        """Start the MCP server, list its tools, and call one. Return what it says, or the tools' names."""
+        (server,) = self.servers
+        requests: list[dict[str, Any]] = [
+            {"id": 1, "method": "initialize", "params": {"protocolVersion": "2025-06-18"}},
+            {"method": "notifications/initialized"},
+            {"id": 2, "method": "tools/list"},
+        ]
+        if name is not None:
+            requests.append(
+                {"id": 3, "method": "tools/call", "params": {"name": name, "arguments": json.loads(arguments)}}
+            )
+        answer: dict[str, Any] = {}
+        with subprocess.Popen(
+            [server["command"], *server["args"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            for request in requests:
+                process.stdin.write(json.dumps({"jsonrpc": "2.0", **request}) + "\n")
+                process.stdin.flush()
+                if "id" in request:
+                    answer = json.loads(process.stdout.readline())
+            process.stdin.close()
+        if name is None:
+            return json.dumps([tool["name"] for tool in answer["result"]["tools"]])
+        return answer["result"]["content"][0]["text"]
 
     def do_memory(self, _: str) -> None:
         self.say(json.dumps(sessions()[self.session][:-1]))

@@ -20,6 +20,7 @@ ARROWS: Final[Mapping[str, str]] = {
     "container_runner": "container_runner.providers container_runner.shared schema",
     "container_runner.providers": "container_runner.shared schema",
     "container_runner.shared": "schema",
+    "container_runner.tools": "container_runner.shared schema",
     "core": "schema",
     "http": "core",
     "systemd": "core",

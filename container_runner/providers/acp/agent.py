@@ -94,6 +94,7 @@ class Agent:
         self.name = Path(command[0]).name
         self.peer = Peer(opened(process.stdin), opened(process.stdout), self._take_stray)
         self.session_id = ""
+        self._servers: list[dict[str, object]] = []
         self.mode: str | None = None
 
     @classmethod
@@ -103,7 +104,11 @@ class Agent:
         environ = program_environment(context.environ, sys.prefix)
         command = context.settings.command
         process = await start_program(command, cwd, environ, context.children)
-        return cls(process, context.children, command, log)
+        agent = cls(process, context.children, command, log)
+        if context.tools is not None:
+            context.tools.ready.unlink(missing_ok=True)  # of an agent before it
+            agent._servers = [context.tools.entry]
+        return agent
 
     @property
     def alive(self) -> bool:
@@ -136,7 +141,7 @@ class Agent:
     async def open_session(self, known: str | None, cwd: str, wanted_mode: str, limit_s: float) -> Opened:
         """Restore the session `known`, or open a new one, and set its mode. Raise a TurnFailedError."""
         for method in self._ways_back() if known is not None else ():
-            params: Params = {"sessionId": known, "cwd": cwd, "mcpServers": []}
+            params: Params = {"sessionId": known, "cwd": cwd, "mcpServers": self._servers}
             try:
                 result = _mapping(await self._try(method, params, limit_s))
             except RpcError as error:
@@ -145,7 +150,7 @@ class Agent:
             self.session_id = str(known)
             await self._settle_mode(result, wanted_mode, limit_s)
             return Opened(self.session_id, restored=True, replays=method == "session/load")
-        result = _mapping(await self._ask("session/new", {"cwd": cwd, "mcpServers": []}, limit_s))
+        result = _mapping(await self._ask("session/new", {"cwd": cwd, "mcpServers": self._servers}, limit_s))
         self.session_id = _session_id(result)
         await self._settle_mode(result, wanted_mode, limit_s)
         return Opened(self.session_id, restored=known is None)

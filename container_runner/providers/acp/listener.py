@@ -22,12 +22,14 @@ from container_runner.providers.protocol import Progress
 from container_runner.shared.errors import AnswerTooLargeError
 from schema.json_text import whole_text
 from schema.questions import Outcome, QuestionError
+from schema.tools import SERVER, TOOLS
 
 # Tools do not say how long they take. The host's own limits apply besides.
 _TOOL_S: Final = 1800.0
 _TOUCH_EVERY_S: Final = 0.1
 _MAX_KINDS: Final = 1000
 _SHOWN: Final = 200
+_OWN_TOOLS: Final = frozenset(f"mcp__{SERVER}__{tool}" for tool in TOOLS)
 
 
 class Listener:
@@ -87,6 +89,9 @@ class Listener:
         kind = call.get("kind") or self._kinds.get(str(call.get("toolCallId")), "other")
         kind = kind if isinstance(kind, str) else "other"
         policy = policy_for(kind, self._policies)
+        # Our own tools are allowed by `tools`. The whole title must be the name: a shell command's title is the command.
+        if named(call) in _OWN_TOOLS:
+            policy = Policy.ALLOW
         if policy is Policy.ASK:
             outcome, why = await self._asked_a_person(call, kind, params.get("options"))
         else:

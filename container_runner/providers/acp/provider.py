@@ -32,6 +32,8 @@ NEW_MEMORY: Final = "(The agent's memory of this conversation could not be resto
 # Agents are silent while their model's service is away: 45 s were seen, and a busy machine makes it longer.
 _SILENCE_S: Final = 300.0
 _DRAIN_STEPS: Final = 50
+_TOOLS_S: Final = 20.0
+_TOOLS_STEP_S: Final = 0.05
 
 
 class AcpProvider:
@@ -134,6 +136,7 @@ class AcpProvider:
             )
             listener.progressed()
             await self._let_replay_end(listener, certain=opened.replays)
+            await self._await_tools()
         except BaseException:
             await self._drop()
             raise
@@ -145,6 +148,17 @@ class AcpProvider:
     def _listen(self, agent: Agent, listener: Listener) -> None:
         self._tasks().start_soon(agent.peer.serve, listener)
         self._tasks().start_soon(agent.hear)
+
+    async def _await_tools(self) -> None:
+        """Wait until the agent has listed our tools: it may answer session/new before its servers have started."""
+        tools = self._context.tools
+        if tools is None:
+            return
+        with anyio.move_on_after(_TOOLS_S):
+            while not tools.ready.exists():  # noqa: ASYNC110 -- another process makes the file
+                await anyio.sleep(_TOOLS_STEP_S)
+            return
+        self._log(f"the agent has not listed the tools within {_TOOLS_S:g} s, so its first turn may not know them")
 
     async def _let_replay_end(self, listener: Listener, *, certain: bool) -> None:
         """Wait until a restored session's replay is over: some agents send a part of it after their response."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import schema.connect
-from container_runner.replies import Reply
+from container_runner.shared.reply import Reply
 from container_runner.store import Store
 from schema.rows import AckStatus
 from tests.support.session_world import NOW, SessionWorld

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import pytest
 
-from container_runner.replies import Reply
 from container_runner.retention import Pruned, Retention
 from container_runner.shared.errors import InboundUnreadableError
+from container_runner.shared.reply import Reply
 from container_runner.store import Store
 from schema.instants import to_text
 from schema.rows import AckStatus

@@ -9,8 +9,8 @@ from typing import Any, Final
 import pytest
 
 from container_runner.providers.protocol import DeclaredTimeout
-from container_runner.replies import Reply
 from container_runner.shared.errors import ClaimLostError, InboundUnreadableError
+from container_runner.shared.reply import Reply
 from container_runner.store import Batch, Store
 from schema.connect import Writer
 from schema.errors import SchemaTooNewError, StorageError

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from container_runner.replies import Reply
 from container_runner.shared.errors import InboundUnreadableError
+from container_runner.shared.reply import Reply
 from schema.bell import ring
 from schema.connect import Writer, open_owner, open_reader
 from schema.errors import ClawbusError

@@ -1,0 +1,22 @@
+"""One outgoing row before it has an id. Imported by the tools, which start quickly because they import little."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A row of messages_out without id, seq and timestamp. `content` is JSON text, `deliver_after` epoch milliseconds.
+
+    Not `final`: it is said in the middle of a turn and answers no message.
+    """
+
+    kind: str
+    content: str
+    in_reply_to: str | None
+    channel_type: str | None
+    platform_id: str | None
+    thread_id: str | None
+    deliver_after: int | None = None
+    final: bool = True

@@ -1,0 +1,45 @@
+"""How a provider has its agent start the MCP server, and how it learns that the agent knows the tools. Imports little."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Final
+
+from schema.tools import SERVER
+
+_MODULE: Final = "container_runner.tools"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolServer:
+    """The server's command line. `ready` exists once the agent has listed the tools."""
+
+    arguments: tuple[str, ...]
+    ready: Path
+
+    @property
+    def entry(self) -> dict[str, object]:
+        """The server as ACP's session/new takes it."""
+        return {"name": SERVER, "command": sys.executable, "args": list(self.arguments), "env": []}
+
+
+def tool_server(
+    tools: tuple[str, ...], folders: tuple[Path, Path], names: tuple[str, str], incarnation: str
+) -> ToolServer | None:
+    """Return the server of the allowed tools, None when none is allowed. `folders` are `in` and `out`."""
+    if not tools:
+        return None
+    ready = Path(gettempdir()) / f"clawbus-tools-{incarnation}"
+    settings = {
+        "in": str(folders[0]),
+        "out": str(folders[1]),
+        "agent": names[0],
+        "session": names[1],
+        "tools": list(tools),
+        "ready": str(ready),
+    }
+    return ToolServer(("-I", "-m", _MODULE, json.dumps(settings)), ready)

@@ -1,0 +1,35 @@
+"""`python -m container_runner.tools SETTINGS`: serve MCP on standard input and output until the input ends.
+
+SETTINGS is a JSON object: the folders `in` and `out`, the names `agent` and `session`, the allowed `tools`, and `ready`, a
+file that is made once the agent has listed the tools.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from container_runner.tools.calls import Calls
+from container_runner.tools.server import Server
+from container_runner.tools.session import ToolSession
+
+
+def main() -> int:
+    """Serve. Return the exit code."""
+    settings = cast("dict[str, Any]", json.loads(sys.argv[1]))
+    session = ToolSession(
+        Path(settings["in"]),
+        Path(settings["out"]),
+        (settings["agent"], settings["session"]),
+        lambda: time.time_ns() // 1_000_000,
+    )
+    calls = Calls(session, frozenset(settings["tools"]))
+    Server(calls, Path(settings["ready"]), sys.stdout.buffer).serve(sys.stdin.buffer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

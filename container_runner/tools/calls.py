@@ -1,0 +1,221 @@
+"""What the tools do. Each call is one transaction; a call with the same key in a later try of the turn changes nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, cast
+
+from container_runner.shared.reply import Reply
+from container_runner.tools.catalogue import CATALOGUE
+from container_runner.tools.session import RunningTurn, ToolSession
+from schema.errors import ClawbusError
+from schema.json_text import encode, sendable
+from schema.questions import Decision, Question, QuestionError, from_fields, key_of, question_id, to_content
+from schema.rows import Address, Kind
+
+MAX_TEXT: Final = 100_000
+MAX_HISTORY: Final = 100
+_SHOWN: Final = 4_000
+_LONGEST_WAIT_S: Final = 600.0
+_POLL_S: Final = 0.2
+_TRIES: Final = 50
+_NO_SEQ: Final = 2**63 - 1
+
+_T = TypeVar("_T")
+
+
+class ToolError(Exception):
+    """A refusal that the agent reads: a code, a sentence, and what to do."""
+
+    def __init__(self, code: str, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.fix = fix
+
+
+class Calls:
+    """The tools of one agent. `allowed` are the names that its configuration allows."""
+
+    def __init__(
+        self, session: ToolSession, allowed: frozenset[str], sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._session = session
+        self._allowed = allowed
+        self._sleep = sleep
+        self._said: Counter[tuple[str, str]] = Counter()
+        self._tools: dict[str, Callable[[dict[str, Any]], dict[str, object]]] = {
+            "send_message": self._send_message,
+            "edit_message": self._edit_message,
+            "ask_user": self._ask_user,
+            "list_destinations": self._list_destinations,
+            "read_history": self._read_history,
+        }
+
+    def listed(self) -> list[dict[str, object]]:
+        """Return the allowed tools as `tools/list` has them."""
+        return [{"name": name, **CATALOGUE[name]} for name in self._tools if name in self._allowed]
+
+    def has(self, name: str) -> bool:
+        """Return whether there is such a tool, and it is allowed."""
+        return name in self._allowed and name in self._tools
+
+    def call(self, name: str, arguments: dict[str, Any]) -> dict[str, object]:
+        """Carry out one call. Raise ToolError."""
+        return self._tools[name](arguments)
+
+    def _send_message(self, given: dict[str, Any]) -> dict[str, object]:
+        text, turn = _text(given, "text"), self._turn()
+        to = given.get("to")
+        address = turn.address if to is None else self._place(str(to))
+        return self._say(turn, address, {"text": text}, given.get("key"))
+
+    def _edit_message(self, given: dict[str, Any]) -> dict[str, object]:
+        edited, text, turn = _text(given, "message"), _text(given, "text"), self._turn()
+        address = self._insist(lambda: self._session.sent(edited))
+        if address is None:
+            raise ToolError(
+                "UNKNOWN_MESSAGE", f"no message {edited[:100]!r} was sent.", "Use the id that send_message gave."
+            )
+        return self._say(turn, address, {"text": text, "edits": edited}, None)
+
+    def _say(
+        self, turn: RunningTurn, address: Address | None, content: dict[str, object], key: object
+    ) -> dict[str, object]:
+        if address is None:
+            raise ToolError("NO_ROUTE", "the message has nowhere to go.", "Name a destination in `to`.")
+        body = encode(sendable(content))
+        said = (turn.message_id, f"{address.key}\0{body}")
+        self._said[said] += 1
+        identity = _id(
+            *self._session.names, turn.message_id, str(key or f"{self._said[said]}"), body if key is None else ""
+        )
+        row = Reply(
+            Kind.CHAT, body, turn.message_id, address.channel_type, address.platform_id, address.thread_id, final=False
+        )
+        fresh = self._insist(lambda: self._session.outbox.add(identity, row))
+        return {"id": identity, "sent_before": not fresh}
+
+    def _ask_user(self, given: dict[str, Any]) -> dict[str, object]:
+        turn, wait = self._turn(), given.get("wait", True) is not False
+        try:
+            question = from_fields({**given, "text": given.get("question"), "notify": not wait})
+        except QuestionError as error:
+            raise ToolError("BAD_QUESTION", f"the question {error}.", "Correct it and ask again.") from error
+        key = given.get("key")
+        identity = question_id(
+            *self._session.names, turn.message_id, f"t:{key if isinstance(key, str) else key_of(question)}"
+        )
+        address = turn.address
+        row = Reply(
+            Kind.SYSTEM, to_content(identity, question), turn.message_id, address.channel_type if address else None,
+            address.platform_id if address else None, address.thread_id if address else None, final=False,
+        )  # fmt: skip
+        self._insist(lambda: self._session.outbox.add(identity, row))
+        decision = self._wait(identity, question) if wait else None
+        if decision is not None:
+            return {"question": identity, **decision.to_json()}
+        later = (
+            "call ask_user again with the same arguments to go on waiting" if wait else "the answer comes as a message"
+        )
+        return {"question": identity, "status": "open", "next": later}
+
+    def _wait(self, identity: str, question: Question) -> Decision | None:
+        until = time.monotonic() + min(question.timeout_s + 30, _LONGEST_WAIT_S)
+        while time.monotonic() < until:
+            decision = self._insist(lambda: self._session.outbox.decision(identity))
+            if decision is not None:
+                return decision
+            self._sleep(_POLL_S)
+        return None
+
+    def _list_destinations(self, given: dict[str, Any]) -> dict[str, object]:
+        wanted = str(given.get("filter") or "").casefold()
+        found = [
+            {"name": one.name, "type": one.type, "display_name": one.display_name, "reachable": one.address is not None}
+            for one in self._insist(self._session.places)
+            if wanted in f"{one.name} {one.display_name or ''}".casefold()
+        ]
+        return {"destinations": found}
+
+    def _read_history(self, given: dict[str, Any]) -> dict[str, object]:
+        limit = _number(given, "limit", 20, MAX_HISTORY)
+        before = _number(given, "before", _NO_SEQ, _NO_SEQ)
+        rows = self._insist(lambda: self._session.history(limit, before))
+        return {
+            "messages": [
+                {
+                    "id": row["id"],
+                    "seq": row["seq"],
+                    "from": "agent" if row["direction"] == "out" else "user",
+                    "kind": row["kind"],
+                    "at": row["timestamp"],
+                    "text": _words(row["content"]),
+                }
+                for row in rows
+            ]
+        }
+
+    def _turn(self) -> RunningTurn:
+        turn = self._insist(self._session.turn)
+        if turn is None:
+            raise ToolError("NO_TURN", "no turn is running.", "Use this tool while you work on a message.")
+        return turn
+
+    def _place(self, name: str) -> Address:
+        places = self._insist(self._session.places)
+        found = next((one.address for one in places if one.name == name), None)
+        if found is None:
+            known = ", ".join(one.name for one in places if one.address is not None)[:500] or "none"
+            raise ToolError("UNKNOWN_DESTINATION", f"there is no destination {name[:100]!r}.", f"There is: {known}.")
+        return found
+
+    def _insist(self, work: Callable[[], _T]) -> _T:
+        """Repeat file work that fails now, for some seconds. Raise ToolError."""
+        for left in reversed(range(_TRIES)):
+            try:
+                return work()
+            except ClawbusError as error:
+                if not left:
+                    raise ToolError(error.code, str(error), "Nothing was done. Try again in a minute.") from error
+                self._sleep(_POLL_S)
+        raise AssertionError("unreachable")
+
+
+def _id(agent: str, session: str, message_id: str, key: str, body: str) -> str:
+    digest = hashlib.sha256(
+        f"{agent}\0{session}\0{message_id}\0tool\0{key}\0{body}".encode("utf-8", "replace")
+    ).digest()
+    return f"n-{base64.b32encode(digest[:10]).decode('ascii').lower()}"
+
+
+def _text(given: dict[str, Any], name: str) -> str:
+    value = given.get(name)
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_TEXT:
+        raise ToolError(
+            "BAD_ARGUMENT", f"`{name}` must be a text of 1 to {MAX_TEXT} characters.", "Correct it and call again."
+        )
+    return value
+
+
+def _number(given: dict[str, Any], name: str, default: int, highest: int) -> int:
+    value = given.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= highest:
+        raise ToolError(
+            "BAD_ARGUMENT", f"`{name}` must be a whole number from 1 to {highest}.", "Correct it and call again."
+        )
+    return value
+
+
+def _words(content: str) -> str:
+    """Return a message's text, or its JSON where it has none."""
+    try:
+        value: object = json.loads(content)
+    except (ValueError, RecursionError):
+        return content[:_SHOWN]
+    text = cast("dict[str, object]", value).get("text") if isinstance(value, dict) else None
+    return (text if isinstance(text, str) else content)[:_SHOWN]

@@ -1,0 +1,69 @@
+"""The tools as an agent sees them: a description and a JSON schema of the arguments each. Data only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+
+def _tool(description: str, required: tuple[str, ...], **properties: dict[str, Any]) -> Mapping[str, object]:
+    schema = {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+    # Some clients show tools only on demand unless they are marked so.
+    return MappingProxyType(
+        {"description": description, "inputSchema": schema, "_meta": {"anthropic/alwaysLoad": True}}
+    )
+
+
+def _string(description: str) -> dict[str, Any]:
+    return {"type": "string", "description": description}
+
+
+CATALOGUE: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
+    {
+        "send_message": _tool(
+            "Send a message now, while you go on working. It is not your final answer, which you still give at the end.",
+            ("text",),
+            text=_string("What to say."),
+            to=_string("A destination's name from list_destinations. Default: where the message came from."),
+            key=_string("A name of your own. The same key in a later try of this message sends nothing twice."),
+        ),
+        "edit_message": _tool(
+            "Replace the text of a message that send_message sent.",
+            ("message", "text"),
+            message=_string("The id that send_message gave."),
+            text=_string("The new text."),
+        ),
+        "ask_user": _tool(
+            "Ask the person you work for and wait for the answer. Take no answer in time for a no.",
+            ("question",),
+            question=_string("What to ask."),
+            options={
+                "type": "array",
+                "maxItems": 20,
+                "description": "The choices, if there are any.",
+                "items": {
+                    "type": "object",
+                    "properties": {"label": {"type": "string"}, "description": {"type": "string"}},
+                    "required": ["label"],
+                },
+            },
+            free_text={"type": "boolean", "description": "Whether any text may be the answer. Default: true."},
+            timeout_s={"type": "number", "minimum": 1, "maximum": 604800, "description": "Default: 3600."},
+            default=_string("The option's label that counts when nobody answers in time."),
+            wait={"type": "boolean", "description": "false: do not wait; the answer comes later as a message."},
+            key=_string("A name of your own: the same key in a later try is the same question."),
+        ),
+        "list_destinations": _tool(
+            "List where you may send messages besides where the message came from.",
+            (),
+            filter=_string("Only names that contain this."),
+        ),
+        "read_history": _tool(
+            "Read this conversation's messages and your answers, newest first, also what you were not asked to answer.",
+            (),
+            limit={"type": "integer", "minimum": 1, "maximum": 100, "description": "Default: 20."},
+            before={"type": "integer", "description": "Only what is older than this seq."},
+        ),
+    }
+)

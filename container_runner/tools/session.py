@@ -1,0 +1,103 @@
+"""A tool's view of its session: the turn that runs, the destinations, the history; and rows that are sent at once.
+
+The tools run beside the runner, in the same container, so both write outbound.db: SQLite's lock keeps their transactions
+apart. Every method opens the files, runs one transaction and closes them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from container_runner.shared.errors import InboundUnreadableError
+from container_runner.shared.outbox import Outbox
+from schema.connect import Writer, open_owner
+from schema.errors import ClawbusError
+from schema.layout import INBOUND_DB, OUTBOUND_DB
+from schema.migrate import Role
+from schema.rows import Address
+
+_INBOUND: Final = "inbound"
+_PLACE: Final = "channel_type, platform_id, thread_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A destination by its name. `address` None: nothing can be sent there."""
+
+    name: str
+    type: str
+    display_name: str | None
+    address: Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTurn:
+    """What the turn works on: its first trigger, and where that came from."""
+
+    message_id: str
+    address: Address | None
+
+
+class ToolSession:
+    """One session. `now_ms` is the clock: epoch milliseconds."""
+
+    def __init__(self, in_folder: Path, out_folder: Path, names: tuple[str, str], now_ms: Callable[[], int]) -> None:
+        self.names = names
+        self.outbox = Outbox(in_folder, out_folder, now_ms)
+        self._inbound = in_folder / INBOUND_DB
+        self._outbound = out_folder / OUTBOUND_DB
+
+    def turn(self) -> RunningTurn | None:
+        """Return the turn that runs, or None between two turns. Raise ClawbusError."""
+        with self._both() as db:
+            row = db.one(
+                f"SELECT id, {_PLACE} FROM inbound.messages_in WHERE trigger <> 0 AND id IN (SELECT message_id"
+                " FROM main.processing_ack WHERE status = 'processing') ORDER BY seq LIMIT 1"
+            )
+            if row is None:
+                return None
+            routing = db.one(f"SELECT {_PLACE} FROM inbound.session_routing WHERE id = 1")
+            return RunningTurn(row["id"], _address(row) or (_address(routing) if routing is not None else None))
+
+    def places(self) -> list[Place]:
+        """Return the destinations by name. Raise ClawbusError."""
+        with self._both() as db:
+            rows = db.all("SELECT name, type, display_name, channel_type, platform_id, NULL AS thread_id"
+                          " FROM inbound.destinations ORDER BY name LIMIT 1000")  # fmt: skip
+        return [Place(row["name"], row["type"], row["display_name"], _address(row)) for row in rows]
+
+    def history(self, limit: int, before: int) -> list[sqlite3.Row]:
+        """Return the newest `limit` messages and answers below the seq `before`, newest first. Raise ClawbusError."""
+        with self._both() as db:
+            return db.all(
+                "SELECT * FROM (SELECT id, seq, kind, timestamp, content, 'in' AS direction FROM inbound.messages_in"
+                " UNION ALL SELECT id, seq, kind, timestamp, content, 'out' FROM main.messages_out)"
+                " WHERE seq < ? ORDER BY seq DESC LIMIT ?",
+                (before, limit),
+            )
+
+    def sent(self, row_id: str) -> Address | None:
+        """Return where an own row went, or None if there is no such row. Raise ClawbusError."""
+        with self._both() as db:
+            row = db.one(f"SELECT {_PLACE} FROM main.messages_out WHERE id = ?", (row_id,))
+        return _address(row) if row is not None else None
+
+    @contextmanager
+    def _both(self) -> Generator[Writer]:
+        with open_owner(self._outbound, Role.OUTBOUND) as db:
+            try:
+                db.attach_reader(self._inbound, _INBOUND)
+            except ClawbusError as error:
+                raise InboundUnreadableError(str(error)) from error
+            yield db
+
+
+def _address(row: sqlite3.Row) -> Address | None:
+    if row["channel_type"] is None or row["platform_id"] is None:
+        return None
+    return Address(row["channel_type"], row["platform_id"], row["thread_id"])
