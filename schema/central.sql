@@ -178,3 +178,13 @@ CREATE TABLE IF NOT EXISTS serving (
   id    INTEGER PRIMARY KEY CHECK (id = 1),
   epoch INTEGER NOT NULL
 );
+
+-- Sessions that somebody began anew with /new: what a route names `session` is `session~generation` since then.
+CREATE TABLE IF NOT EXISTS conversations (
+  agent      TEXT NOT NULL,
+  session    TEXT NOT NULL,
+  generation INTEGER NOT NULL,
+  begun_at   INTEGER NOT NULL,
+  begun_by   TEXT NOT NULL,                      -- the event that asked for it: asked again, it begins nothing
+  PRIMARY KEY (agent, session)
+) WITHOUT ROWID;

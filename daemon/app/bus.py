@@ -20,6 +20,7 @@ from daemon.config.models import Agent, Config
 from daemon.config.policies import fate_of, read_limits
 from daemon.core.clock import Clock
 from daemon.core.egress_usage import UsageRow
+from daemon.core.user_commands import rules
 from daemon.core.zones import zone
 from daemon.egress.gate import Gate
 from daemon.egress.ledger import Ledger
@@ -46,6 +47,7 @@ from daemon.logs.engine_log import EngineLog
 from daemon.maintenance.daemon_executor import DaemonExecutor
 from daemon.maintenance.retention import Retention
 from daemon.maintenance.session_deletion import Deletions
+from daemon.maintenance.user_commands import UserCommands
 from daemon.maintenance.verification import Verification
 from daemon.monitoring.monitoring import Watched
 from daemon.runtimes.engine_identity import EngineGuard
@@ -124,6 +126,8 @@ class Bus:
         self.problems = Problems(self.sessions, self.supervisor, self.delivery, held_files)
         self.router = Router(self.ingress, self.sessions, config.routes, clock, self.background, events, self.channels)
         self.executor = DaemonExecutor(self.sessions, self.supervisor, clock, self.sweeper.poke, events, self.router)
+        known = rules({name: table.rule() for name, table in config.commands.items()})
+        self.router.answer_commands_with(UserCommands(self.sessions, self.executor, clock, self.sweeper.poke, known))
         self.retention = Retention(
             self.sessions, Mailbox(folder.mailbox_db), config.retention, clock, self.supervisor.may_run,
             self.sweeper.poke, partial(_expire, self.executor.deletions),

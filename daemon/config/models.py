@@ -26,6 +26,7 @@ from daemon.config.mounts import HostPlaces, agent_faults
 from daemon.config.presets import PRESETS
 from daemon.config.routes import RouteTable, route_faults
 from daemon.config.sources import is_service_link, read_toml
+from daemon.config.user_commands import CommandTable, command_faults
 from daemon.core.errors import ConfigError
 from daemon.core.zones import zone
 from schema.errors import InvalidNameError
@@ -384,6 +385,7 @@ class Config(BaseSettings):
     egress: Egress = Field(default_factory=Egress)
     agents: dict[str, Agent] = Field(default_factory=dict[str, Agent])
     routes: tuple[RouteTable, ...] = ()
+    commands: dict[str, CommandTable] = Field(default_factory=dict[str, CommandTable])
     # Not in the repr: a channel's table may hold secrets.
     channels: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]], repr=False)
 
@@ -551,6 +553,7 @@ def _faults(config: Config) -> Iterator[str]:
     yield from _contradictions(config)
     for name, fault in route_faults((one.route() for one in config.routes), config.agents, {"local", *config.channels}):
         yield f"routes.{name}: {fault}"
+    yield from command_faults(config.commands)
     for key in ("messages_s", "mailbox_s", "idle_sessions_s"):
         age = float(getattr(config.retention, key))
         if 0 < age < config.delivery.retry_for_s:

@@ -148,6 +148,7 @@ class RouteTarget:
     rank: int
     sticky: bool
     why: str
+    base: str = ""  # the session as the route names it, before anybody began it anew
 
 
 @dataclass(frozen=True, slots=True)

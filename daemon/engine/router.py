@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Final, Protocol, cast
 
 import anyio
 import structlog
@@ -26,11 +26,12 @@ from daemon.core.events import EventRefused
 from daemon.core.pairing import ASK_FOR_MS, MAX_WAITING, Pairing, pairing_code
 from daemon.core.people import RoleScope
 from daemon.core.routing import Directory, EventRefusal, PlaceEvent, RefusalReason, RouteTarget, decide
+from daemon.core.user_commands import Command, CommandRule, command_of, generation_name
 from daemon.engine.background import Background
 from daemon.engine.events import Events
 from daemon.engine.ingress import Ingress
 from daemon.engine.sessions import Sessions
-from daemon.store import people
+from daemon.store import conversations, people
 from daemon.store import routes as store
 from schema.connect import Reader
 from schema.errors import ClawbusError
@@ -48,6 +49,16 @@ _ABOUT_SENDERS: Final = frozenset(
         RefusalReason.SENDER_REVOKED,
     }
 )
+
+
+class CommandRunner(Protocol):
+    """Carries out what people ask of the bus itself."""
+
+    rules: Mapping[str, CommandRule]
+
+    async def run(self, command: Command, message: PlaceMessage, target: RouteTarget, message_id: str) -> Accepted:
+        """Carry out a command, once, and return the message that records it."""
+        ...
 
 
 class Router:
@@ -75,7 +86,13 @@ class Router:
         self._refused: dict[store.RefusedKind, store.RefusedCount] = {}
         self._flushing = False
         self._pairings: dict[tuple[str, str, str, str], Pairing] = {}
+        self._generations: dict[tuple[str, str], int] = {}
+        self._commands: CommandRunner | None = None
         self._log = structlog.get_logger("router")
+
+    def answer_commands_with(self, runner: CommandRunner) -> None:
+        """Have people's commands carried out by `runner`, which is built after the router."""
+        self._commands = runner
 
     @property
     def agents(self) -> Mapping[str, Agent]:
@@ -96,11 +113,12 @@ class Router:
         configured = [one.route() for one in self._configured]
         now = self._clock.now_ms()
 
-        def read(db: Reader) -> tuple[Directory, list[str], list[Pairing]]:
-            return *store.read_directory(db, configured, stored_route), people.open_pairings(db, now)
+        def read(db: Reader) -> tuple[Directory, list[str], list[Pairing], dict[tuple[str, str], int]]:
+            directory, unusable = store.read_directory(db, configured, stored_route)
+            return directory, unusable, people.open_pairings(db, now), conversations.generations(db)
 
         found = await self._sessions.central(lambda registry: registry.with_file(read))
-        self._directory, unusable, pairings = found
+        self._directory, unusable, pairings, self._generations = found
         self._pairings = {one.asks: one for one in pairings}
         self._mentioned = set(self._directory.mentioned)
         self._directory = replace(self._directory, mentioned=self._mentioned)
@@ -120,9 +138,9 @@ class Router:
         decision = decide(self._directory, event, self.agents)
         accepted: list[Accepted] = []
         failure: ClawbusError | None = None
-        for target in decision.targets:
+        for target in map(self._current, decision.targets):
             try:
-                accepted.append(await self._store(message, target))
+                accepted.append(await self._take(message, target))
             except ClawbusError as error:  # the other agents get it all the same
                 failure = failure or error
         if failure is not None:
@@ -131,6 +149,26 @@ class Router:
         for refusal in refusals:
             self._note(event, refusal)
         return Routed(tuple(accepted), refusals)
+
+    def _current(self, target: RouteTarget) -> RouteTarget:
+        """Return the target with its session's current generation."""
+        generation = self._generations.get((target.agent, target.session), 1)
+        return replace(target, base=target.session, session=generation_name(target.session, generation))
+
+    async def _take(self, message: PlaceMessage, target: RouteTarget) -> Accepted:
+        """Store the event for one agent; or, if it is a command, have the bus answer it."""
+        runner, event = self._commands, message.event
+        command = command_of(event, runner.rules) if runner is not None and target.trigger else None
+        if runner is None or command is None:
+            return await self._store(message, target)
+        if command.built_in is not None or not command.allows(target.rank):
+            return await runner.run(command, message, target, event_message_id(event))
+        values = {"arguments": command.arguments, "sender": event.sender or "", "place": event.place,
+                  "thread": event.thread or ""}  # fmt: skip
+        text = command.rule.text.render(values) if command.rule.text is not None else event.text
+        content = message.content
+        known = cast("Mapping[str, object]", content) if isinstance(content, Mapping) else dict[str, object]()
+        return await self._store(replace(message, content={**known, "text": text}), target)
 
     async def _asked(self, event: PlaceEvent, refusal: EventRefusal) -> EventRefusal:
         """Record a stranger's request to be let in, once. Return the refusal with the code of the request."""

@@ -79,7 +79,7 @@ class DaemonExecutor:
         events: Events,
         router: Router,
     ) -> None:
-        self._router = router
+        self.router = router
         self.deletions = Deletions(sessions, supervisor, sessions.folder, clock)
         self._sessions = sessions
         self._supervisor = supervisor
@@ -120,7 +120,7 @@ class DaemonExecutor:
     # --- the whole installation
 
     async def _change_host(self, verb: HostVerb) -> dict[str, Any]:
-        router, now = self._router, self._clock.now_ms()
+        router, now = self.router, self._clock.now_ms()
         configured = Configured(router.configured, frozenset(router.agents), router.channels)
         done = await self._sessions.central(
             lambda registry: registry.with_file(lambda db: host_verbs.execute(db, verb, configured, now))

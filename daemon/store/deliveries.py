@@ -356,6 +356,26 @@ def tell_sender(db: Writer, message: MessageIn, address: Address, code: str, tex
         platform_id=address.platform_id,
         thread_id=address.thread_id,
     )
+    _queue_notice(db, notice, address, at)
+
+
+def say(db: Writer, message: MessageIn, address: Address, text: str, at: int) -> None:
+    """Queue the host's own answer to a message, in the caller's transaction."""
+    notice = MessageOut(
+        id=f"said:{message.id}",
+        seq=next_even_seq(db),
+        kind=Kind.CHAT,
+        timestamp=to_text(at),
+        content=json.dumps({"text": text}, ensure_ascii=False),
+        in_reply_to=message.id,
+        channel_type=address.channel_type,
+        platform_id=address.platform_id,
+        thread_id=address.thread_id,
+    )
+    _queue_notice(db, notice, address, at)
+
+
+def _queue_notice(db: Writer, notice: MessageOut, address: Address, at: int) -> None:
     db.execute(
         "INSERT INTO host_messages(id, seq, in_reply_to, timestamp, kind, platform_id, channel_type, thread_id, content)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -1,0 +1,148 @@
+"""Commands of people through a whole daemon: answered by the bus, by role, once, and never read by the agent."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.channels.protocol import PlaceMessage, Routed
+from daemon.config.routes import RouteTable
+from daemon.config.user_commands import CommandTable
+from daemon.core.commands import AddUser, BindUser, SetRole
+from daemon.core.routing import PlaceEvent
+from daemon.engine.sessions import Sessions
+from schema.rows import Address
+from tests.support.bus_kit import AGENT, BusKit, until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> BusKit:
+    made = BusKit(tmp_path / "data")
+    routes = (RouteTable(name="r", channel="fake", place="*", agent=AGENT, unknown="admit"),
+              RouteTable(name="s", channel="fake", place="asking", agent="other", unknown="ask"))  # fmt: skip
+    commands = {"digest": CommandTable(text="Sum up {arguments}", senders="anyone")}
+    made.config = made.config.model_copy(update={"routes": routes, "commands": commands})
+    return made
+
+
+async def people(kit: BusKit) -> None:
+    for name, role in (("ann", "member"), ("max", "admin")):
+        await kit.operations.execute(AddUser(name=name))
+        await kit.operations.execute(BindUser(name=name, channel="fake", sender=name))
+        await kit.operations.execute(SetRole(name=name, role=role))
+
+
+async def write(kit: BusKit, text: str, sender: str = "ann", identity: str = "", place: str = "room") -> Routed:
+    kit.clock.advance(0.001)
+    event = PlaceEvent("fake", place, identity or str(kit.clock.now_ms()), text, sender=sender)
+    return await kit.bus.router.event(PlaceMessage(event, {"text": text}, Address("fake", place)))
+
+
+async def answers(kit: BusKit, count: int) -> list[str]:
+    """The texts that people got, once there are so many."""
+    await until(lambda: len(kit.fake.sent) >= count)
+    await kit.settle()
+    return [json.loads(one.content)["text"] for one in kit.fake.sent]
+
+
+async def test_a_command_is_answered_by_the_bus_once(kit: BusKit) -> None:
+    async with kit.running():
+        await people(kit)
+        first = await write(kit, "/status", identity="1")
+        again = await write(kit, "/status", identity="1")
+        assert [one.duplicate for one in (*first.accepted, *again.accepted)] == [False, True]
+        assert await answers(kit, 1) == ["The agent is resting."]
+        (row,) = await kit.inbound("SELECT status, trigger FROM messages_in", session="fake:room")
+        assert (row["status"], row["trigger"]) == ("completed", 0)
+        history = await kit.inbound("SELECT event FROM message_history ORDER BY id", session="fake:room")
+        assert [one["event"] for one in history] == ["accepted", "answered_by_bus"]
+        assert kit.slot("fake:room") is None
+
+
+async def test_a_role_is_needed(kit: BusKit) -> None:
+    async with kit.running():
+        await people(kit)
+        await write(kit, "/new", sender="stranger")
+        await write(kit, "/approve X", sender="ann")
+        assert await answers(kit, 2) == ["/new needs another role here.", "/approve needs another role here."]
+
+
+async def test_stop_ends_what_the_agent_works_on(kit: BusKit) -> None:
+    async with kit.running():
+        await people(kit)
+        (accepted,) = (await write(kit, "a long job")).accepted
+        await kit.started("fake:room")
+        kit.agent("fake:room").claim()
+        kit.bus.sweeper.poke((await kit.session("fake:room")).key)
+        await kit.settle()
+        await write(kit, "/stop")
+        assert "Stopped." in await answers(kit, 2)  # beside the notice about the message itself
+        assert (await kit.message(accepted.message_id, "fake:room"))["status"] == "cancelled"
+        await write(kit, "/stop")
+        assert (await answers(kit, 3))[-1] == "The agent is not working on anything."
+
+
+async def test_new_begins_another_session_once_for_each_event(kit: BusKit) -> None:
+    async with kit.running():
+        await people(kit)
+        await write(kit, "hello")
+        for _ in range(2):
+            await write(kit, "/new", identity="n1")
+        assert (await write(kit, "again")).accepted[0].session == "fake:room~2"
+    async with kit.running():
+        await write(kit, "/new", identity="n1")
+        assert (await write(kit, "and again")).accepted[0].session == "fake:room~2"
+        await write(kit, "/new", identity="n2")
+        assert (await write(kit, "third")).accepted[0].session == "fake:room~3"
+
+
+class Crash(BaseException):
+    """The daemon ends here."""
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_crash_between_effect_and_answer_loses_and_doubles_nothing(
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch, *, after: bool
+) -> None:
+    change = Sessions.change
+
+    async def crashing(self: Sessions, session: Any, work: Any) -> Any:
+        if after:
+            await change(self, session, work)
+        raise Crash
+
+    async with kit.running():
+        await people(kit)
+        monkeypatch.setattr(Sessions, "change", crashing)
+        with pytest.raises(Crash):
+            await write(kit, "/new", identity="n1")
+        monkeypatch.undo()
+        kit.crash()
+    async with kit.running():
+        await write(kit, "/new", identity="n1")
+        assert (await write(kit, "hello")).accepted[0].session == "fake:room~2"
+        assert await answers(kit, 1) == ["A new conversation begins with your next message."]
+
+
+async def test_an_admin_lets_a_stranger_in_from_the_chat(kit: BusKit) -> None:
+    async with kit.running():
+        await people(kit)
+        code = next(one.code for one in (await write(kit, "hi", "tom", place="asking")).refusals if one.code)
+        await write(kit, f"/approve {code}", sender="max")
+        await write(kit, f"/approve {code}", sender="max")
+        told = await answers(kit, 2)
+        assert "tom is now tom." in told
+        assert any("was approved by max" in one for one in told)
+        assert "other" in [one.agent for one in (await write(kit, "hi", "tom", place="asking")).accepted]
+
+
+async def test_an_operator_s_command_becomes_a_message(kit: BusKit) -> None:
+    async with kit.running():
+        (accepted,) = (await write(kit, "/digest today", sender="stranger")).accepted
+        row = await kit.message(accepted.message_id, "fake:room")
+        assert json.loads(row["content"])["text"] == "Sum up today"
+        (accepted,) = (await write(kit, "/usr/bin is full", sender="stranger")).accepted
+        assert (await kit.message(accepted.message_id, "fake:room"))["trigger"] == 1
