@@ -24,6 +24,10 @@ _NAME_HINT: Final = (
     "An image's name is REPOSITORY:TAG in small letters, digits and . _ - / : correct --tag or docker.image."
 )
 _OUTPUT_LINES: Final = 30
+ADD_PYTHON: Final = (
+    "Add Python 3.11 or newer to {base}: `RUN apt-get update && apt-get install -y python3` (Debian, Ubuntu) or"
+    " `RUN apk add python3` (Alpine) in its Dockerfile. The agent's program may stay as it is; or choose another --base."
+)
 _PROBE_WAIT_S: Final = 60
 
 
@@ -165,12 +169,16 @@ def _run_once(api: Any, image: str, command: list[str]) -> str:
         code = api.wait(container_id, timeout=_PROBE_WAIT_S)["StatusCode"]
         output = api.logs(container_id, stdout=True, stderr=True).decode("utf-8", "replace")
     except APIError as error:
-        raise ImageError(f"{command[0]} does not run in {image}: {error.explanation}.", hint=_base_hint()) from error
+        raise ImageError(
+            f"{command[0]} does not run in {image}: {error.explanation}.", hint=ADD_PYTHON.format(base=image)
+        ) from error
     finally:
         with contextlib.suppress(APIError):
             api.remove_container(container_id, v=True, force=True)
     if code != 0:
-        raise ImageError(f"{command[0]} failed in {image} (exit {code}): {output.strip()[-500:]}", hint=_base_hint())
+        raise ImageError(
+            f"{command[0]} failed in {image} (exit {code}): {output.strip()[-500:]}", hint=ADD_PYTHON.format(base=image)
+        )
     return output
 
 

@@ -135,7 +135,10 @@ def build_image(
 
 def detect(builder: Builder, base: str) -> TargetPython:
     """Find the base's Python by running it once. Raise ImageError when none of them can run the runner."""
-    hint = "Choose a base with CPython 3.11 or newer and sqlite3: `clawbus image build --base IMAGE`."
+    hint = (
+        f"Add CPython 3.11 or newer with its sqlite3 and venv modules to {base} (Debian 12, Ubuntu 24.04 and Alpine 3.18 have"
+        " one as the package python3), or choose another one: `clawbus image build --base IMAGE`."
+    )
     output = builder.run_once(base, ["python3", "-c", _PROBE])
     try:
         found: dict[str, Any] = json.loads(output.strip().splitlines()[-1])

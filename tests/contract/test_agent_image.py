@@ -30,12 +30,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(base_image: str, cache: Path) -> Iterator[BuiltImage]:
+def agents_base(base_image: str) -> Iterator[str]:
+    """A base as agents' vendors make them: with a user, a HOME and a command of its own."""
+    tag = f"clawbus-test-base:{new_id(time.time_ns() // 1_000_000).lower()}"
+    lines = f'FROM {base_image}\nUSER nobody\nENV HOME=/nonexistent\nCMD ["sleep", "60"]\n'
+    with docker_client() as client:
+        steps: list[object] = list(client.build(fileobj=io.BytesIO(lines.encode()), tag=tag, rm=True, decode=True))
+        assert "error" not in str(steps)
+        yield tag
+        client.remove_image(tag, force=True)
+
+
+@pytest.fixture(scope="module")
+def built(agents_base: str, cache: Path) -> Iterator[BuiltImage]:
     """An image with a tag of this run."""
     builder = ImageBuilder()
     tag = f"clawbus-test-agent:{new_id(time.time_ns() // 1_000_000).lower()}"
     try:
-        yield build_image(builder, cache=cache, base=base_image, tag=tag)
+        yield build_image(builder, cache=cache, base=agents_base, tag=tag)
     finally:
         builder.close()
         with docker_client() as client:
@@ -56,7 +68,7 @@ async def test_the_runner_lives_in_the_locked_down_container(built: BuiltImage, 
 
 
 def test_a_second_build_needs_no_index(
-    built: BuiltImage, base_image: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+    built: BuiltImage, agents_base: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
     pip = image_wheels._pip
@@ -68,11 +80,11 @@ def test_a_second_build_needs_no_index(
     monkeypatch.setattr(image_wheels, "_pip", watched)
     builder = ImageBuilder()
     try:
-        again = build_image(builder, cache=cache, base=base_image, tag=built.tag)
+        again = build_image(builder, cache=cache, base=agents_base, tag=built.tag)
         assert asked == ["install"], "no download"
         assert again.image_id == built.image_id, "the same source is the same image"
         (wheels,) = [path for path in cache.iterdir() if path.is_dir()]
-        assert build_image(builder, cache=cache, base=base_image, tag=built.tag, wheels=wheels) == again
+        assert build_image(builder, cache=cache, base=agents_base, tag=built.tag, wheels=wheels) == again
     finally:
         builder.close()
 
@@ -85,7 +97,8 @@ def test_a_base_without_python_is_refused(built: BuiltImage) -> None:
     try:
         with pytest.raises(ImageError, match="python3") as caught:
             builder.run_once(tag, ["python3", "-c", "1"])
-        assert "--base" in caught.value.hint
+        assert "python3` (Alpine)" in caught.value.hint
+        assert f"to {tag}:" in caught.value.hint
     finally:
         builder.close()
         with docker_client() as client:
