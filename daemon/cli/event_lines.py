@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -9,14 +10,18 @@ from typing import Any, Final
 from rich.console import Console
 from rich.text import Text
 
-from daemon.cli.present import brief, moment
+from daemon.cli.present import WIDE, brief, moment
 from daemon.core.printable import block, one_line
+from daemon.core.short_ids import shortened
 from daemon.logs.filter import parse_event
 from schema.instants import from_text
 
 _STYLES: Final[Mapping[str, str]] = MappingProxyType(
     {"debug": "dim", "warning": "yellow", "error": "red", "critical": "bold red"}
 )
+
+_CONTAINER: Final = 12  # as docker shows it
+_WHOLE_CONTAINER: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def event_line(event: Mapping[str, Any]) -> Text:
@@ -47,9 +52,17 @@ def container_line(line: str) -> str:
 
 
 def print_events(console: Console, events: Iterable[Mapping[str, Any]]) -> None:
-    """Each on its own line, not wrapped."""
+    """Each on its own line, not wrapped. On a terminal ids have their short forms, which every command takes."""
+    short = console.is_terminal and console.width < WIDE
     for event in events:
-        console.print(event_line(event), soft_wrap=True)
+        shown = {key: _shortened(value) for key, value in event.items()} if short else event
+        console.print(event_line(shown), soft_wrap=True)
+
+
+def _shortened(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return value[:_CONTAINER] if _WHOLE_CONTAINER.fullmatch(value) else shortened([value])[0]
 
 
 def _time(stamp: object) -> str:

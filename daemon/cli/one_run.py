@@ -75,7 +75,7 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         "text": result["text"],
         "status": _status(result),
         "waited": age(durations["waited_ms"]),
-        "worked": age(durations["worked_ms"]),
+        "worked": _worked(result, now),
         "delivered in": age(durations["delivered_ms"]),
         "container": _container(result),
     }
@@ -109,6 +109,17 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         others = [(other["run_id"], _status(other), when(other["claimed_at"], now)) for other in result["other_runs"]]
         console.print(table("Other runs of this message", ("run", "status", "claimed"), others))
     say(console, *(f"could not be read: {error}" for error in result["errors"]))
+
+
+def _worked(result: Mapping[str, Any], now_ms: int) -> str:
+    """Return how long the run was worked on; of one that goes on, how long by now."""
+    from daemon.cli.present import age  # noqa: PLC0415
+
+    taken: int | None = result["durations"]["worked_ms"]
+    claimed = [one["at"] for one in result["events"] if one["event"] == "claimed" and one["at"] is not None]
+    if taken is None and claimed and result["status"] == "running":
+        return f"{age(max(0, now_ms - claimed[-1]))} so far"
+    return age(taken)
 
 
 def _status(run: Mapping[str, Any]) -> str:

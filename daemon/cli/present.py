@@ -19,7 +19,7 @@ from daemon.cli.output import Output
 from daemon.core.printable import block, one_line
 from daemon.core.short_ids import shortened
 
-_WIDE: Final = 10_000  # cells; a row has a few hundred
+WIDE: Final = 10_000  # cells; a row has a few hundred
 _UNITS: Final = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"))
 
 
@@ -29,7 +29,7 @@ def make_console(*, wide: bool = False) -> Console:
     `wide`: every row of a table is one line, however wide.
     """
     output = cast("TextIO", Output())
-    width = _WIDE if wide else None
+    width = WIDE if wide else None
     return Console(file=output, markup=False, highlight=False, emoji=False, soft_wrap=False, width=width)
 
 
@@ -72,7 +72,7 @@ def age(milliseconds: int | None) -> str:
 def short_ids(console: Console, identities: Sequence[str]) -> list[str]:
     """Return the ids of a table in their short forms, which every command takes; whole ones where the form is wide."""
     whole = [str(one) for one in identities]
-    return whole if console.width >= _WIDE else shortened(whole)
+    return whole if console.width >= WIDE else shortened(whole)
 
 
 def duration(seconds: float | None) -> str:

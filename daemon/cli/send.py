@@ -145,7 +145,7 @@ def send(
 
 
 def _accept(invocation: Invocation, client: ControlClient, message: dict[str, Any]) -> dict[str, Any]:
-    """Have the message accepted. Where slots are used, a moment without a daemon is a hand-over: try again for a while.
+    """Have the message accepted. A daemon that is starting, and a hand-over between slots, answer soon: try again for a while.
 
     The message has its id, so an attempt whose answer was lost stores it no second time.
     """
@@ -154,8 +154,10 @@ def _accept(invocation: Invocation, client: ControlClient, message: dict[str, An
     while True:
         try:
             return client.accept(message)
-        except (NotListeningError, LostAnswerError):
-            if clock.monotonic() > deadline or not (invocation.config.data_dir / "deploy" / "state.json").exists():
+        except (NotListeningError, LostAnswerError) as error:
+            starting = isinstance(error, NotListeningError) and invocation.silent_daemon() is not None
+            hand_over = (invocation.config.data_dir / "deploy" / "state.json").exists()
+            if clock.monotonic() > deadline or not (starting or hand_over):
                 raise
             time.sleep(_HAND_OVER_LOOK_S)
 

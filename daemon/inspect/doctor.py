@@ -192,7 +192,7 @@ class Doctor:
         if seen.facts.quarantined_at is None:  # its files are not to be believed until it is released
             of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, context))
             told += [_with_words(folder, one) for one in of_runs if one is not None]
-        return told, seen.clock, len(runs.runs)
+        return told, seen.clock, sum(run.message.trigger or run.evidence.claimed for run in runs.runs)
 
 
 def _with_words(folder: SessionFolder, one: Diagnosis) -> Diagnosis:
