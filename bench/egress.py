@@ -1,8 +1,8 @@
 """What the gate adds: a request's latency, an event's delay with many streams at once, and memory for a large body.
 
 The whole way is measured: the client on the runner's forwarder, the gate in a real daemon, a target in a process of its own. The
-floor is the same client at the same target, directly, in turn. `python -m bench.egress` is the target; it imports nothing of the
-product.
+floor is the same client at the same target in turn: directly, and over two bare relays, which is as many processes as runner and
+gate are. `python -m bench.egress` is the target, `python -m bench.egress PORT` a relay; they import nothing of the product.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +23,7 @@ from bench.settings import Settings
 from bench.spread import noise, percentile, spread
 from bench.stage import BenchFailed, BenchStage
 
+_HOST: Final = "127.0.0.1"
 _REQUESTS: Final = 600
 _BLOCK: Final = 30
 _STREAMS: Final = 100
@@ -38,20 +42,24 @@ _NOTE: Final = (
 
 def measure(settings: Settings) -> Result:
     """Latency, then streams, then a body, each directly and through the gate."""
-    target = subprocess.Popen(
-        [sys.executable, "-m", "bench.egress"], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
-    )
-    try:
-        assert target.stdout is not None
-        port = int(target.stdout.readline())
+    with ExitStack() as processes:
+        port = _process(processes)
+        relay = _process(processes, _process(processes, port))
         (settings.folder / "key").write_text("sk-bench", encoding="utf-8")
         with BenchStage(settings.folder, tables=_tables(port, settings.folder / "key")) as stage:
             stage.start()
             gate = _gate_of(stage)
-            return asyncio.run(_measure(settings, stage, ("127.0.0.1", port, ""), gate))
-    finally:
-        target.kill()
-        target.communicate()
+            return asyncio.run(_measure(settings, stage, (_HOST, port, ""), (_HOST, relay, ""), gate))
+
+
+def _process(processes: ExitStack, *relay_to: int) -> int:
+    """Start a target, or a relay to a port, and return its own port."""
+    command = [sys.executable, "-m", "bench.egress", *map(str, relay_to)]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    processes.callback(started.communicate)
+    processes.callback(started.kill)
+    assert started.stdout is not None
+    return int(started.stdout.readline())
 
 
 def _tables(port: int, key: Path) -> str:
@@ -87,8 +95,8 @@ def _gate_of(stage: BenchStage) -> _Way:
     return host, int(port), f"/{path}"
 
 
-async def _measure(settings: Settings, stage: BenchStage, direct: _Way, gate: _Way) -> Result:
-    blocks: dict[_Way, list[list[float]]] = {direct: [], gate: []}
+async def _measure(settings: Settings, stage: BenchStage, direct: _Way, relay: _Way, gate: _Way) -> Result:
+    blocks: dict[_Way, list[list[float]]] = {direct: [], relay: [], gate: []}
     connections = {way: await asyncio.open_connection(*way[:2]) for way in blocks}
     for count in range(1 + settings.count(_REQUESTS, _BLOCK) // _BLOCK):
         for way, (reader, writer) in connections.items():
@@ -101,7 +109,7 @@ async def _measure(settings: Settings, stage: BenchStage, direct: _Way, gate: _W
     cpu_ms = (stage.usage().cpu_s + stage.agents_usage().cpu_s - began) / count * 1000
     for _, writer in connections.values():
         writer.close()
-    floor, value = (spread([one for block in blocks[way] for one in block]) for way in (direct, gate))
+    floor, hops, value = (spread([one for block in blocks[way] for one in block]) for way in blocks)
     streams, events = settings.count(_STREAMS, 5), settings.count(_EVENTS, 5)
     delays = {way: await _streams(way, streams, events) for way in (direct, gate, direct, gate)}
     if any(len(found) != streams * events for found in delays.values()):
@@ -114,6 +122,7 @@ async def _measure(settings: Settings, stage: BenchStage, direct: _Way, gate: _W
         Figure("a request: added by the gate, p50", value.p50 - floor.p50, "ms", None, Target(Of.VALUE, 3.0)),
         Figure("processor time of a request, daemon and runner", cpu_ms, "ms", None, Target(Of.VALUE, 3.0)),
         Figure("a request, p50", value.p50, "ms", floor.p50, spread=f"p99 {value.p99:.2f}, direct {floor.p99:.2f} ms"),
+        Figure("the same beside two bare relays, p50", value.p50, "ms", hops.p50, spread=f"relays' p99 {hops.p99:.2f} ms"),
         *(
             Figure(
                 f"{streams} streams at once: delay of an event, {name}", percentile(delays[gate], share), "ms",
@@ -238,11 +247,24 @@ async def _stream(writer: asyncio.StreamWriter, count: int, events: int) -> None
         one.write(b"0\r\n\r\n")
 
 
-async def _target() -> None:
-    server = await asyncio.start_server(_serve, "127.0.0.1", 0, limit=4 * _PIECE)
+async def _relay(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    there, away = await asyncio.open_connection(_HOST, port)
+    await asyncio.gather(_pass_on(reader, away), _pass_on(there, writer))
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await reader.read(_PIECE):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+async def _listen(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
+    server = await asyncio.start_server(serve, _HOST, 0, limit=4 * _PIECE)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(_target())
+    asyncio.run(_listen(partial(_relay, int(sys.argv[1])) if len(sys.argv) > 1 else _serve))

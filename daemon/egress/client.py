@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import anyio
@@ -47,13 +48,14 @@ class Client:
         self._max_body = max_body
         self.received = 0  # bytes of the current request's body
         self.sent = 0  # bytes of the current response's body
-        self.whole = anyio.Event()  # the current request was read to its end
+        self.whole = False  # the current request was read to its end
         self.answering = False  # the current response has begun
+        self._gone: Callable[[], None] | None = None  # what ends the work on the current request
 
     async def request(self) -> h11.Request | None:
         """Return the next request; None when the container has no more. Raise EgressRefusal or ClientGoneError."""
         self.received = self.sent = 0
-        self.whole = anyio.Event()
+        self.whole = False
         self.answering = False
         event = self._next()
         with anyio.move_on_after(_IDLE_S) as idle:
@@ -94,21 +96,33 @@ class Client:
                     raise RequestTooLargeError(f"the body has more than {self._max_body} bytes.")
                 yield event.data
             else:
-                self.whole.set()
+                self.whole = True
+                if self._gone is not None:
+                    self._loop.add_reader(self._socket, self._look)
                 return
 
-    async def until_gone(self) -> None:
-        """Return when the container closes its side after a whole request. A request that it sends ahead waits."""
-        await self.whole.wait()
-        await anyio.wait_readable(self._socket)
+    @contextmanager
+    def watched(self) -> Generator[None]:
+        """Cancel the block when the container closes its side after a whole request."""
+        with anyio.CancelScope() as scope:
+            self._gone = scope.cancel
+            try:
+                yield
+            finally:
+                self._gone = None
+                self._loop.remove_reader(self._socket)
+
+    def _look(self) -> None:
+        """Tell whether what became readable is the end, or a request that was sent ahead."""
+        self._loop.remove_reader(self._socket)
         try:
             ahead = self._socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             ahead = b"?"
         except OSError:
-            return
-        if ahead:
-            await anyio.sleep_forever()
+            ahead = b""
+        if not ahead and self._gone is not None:
+            self._gone()
 
     async def begin(self, status: int, headers: Headers) -> None:
         """Write the response's head. Without Content-Length it gets chunks, so that a cut is seen as one."""
@@ -157,7 +171,7 @@ class Client:
         """Accept a CONNECT. Return what the container sent behind it already."""
         self.answering = True
         self._next()  # the end of a request that has no body
-        self.whole.set()
+        self.whole = True
         await self._send(h11.Response(status_code=200, headers=[], reason=b"Connection Established"))
         return bytes(self._parser.trailing_data[0])
 

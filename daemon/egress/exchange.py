@@ -79,20 +79,9 @@ class Exchanges:
 
     async def _while_wanted(self, client: Client, request: h11.Request, target: Target, outcome: Outcome) -> bool:
         """Pass the request on until it is done or the container hangs up: then the target stops working on it, too."""
-        kept: bool | None = None
-        failure: Exception | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_cancel_when_gone, client, tasks.cancel_scope)
-            try:
-                kept = await self._pass_on(client, request, target, outcome)
-            except (EgressRefusal, ClientGoneError) as error:
-                failure = error
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-        if kept is None:
-            raise ClientGoneError
-        return kept
+        with client.watched():
+            return await self._pass_on(client, request, target, outcome)
+        raise ClientGoneError  # the block was cancelled
 
     async def _pass_on(self, client: Client, request: h11.Request, target: Target, outcome: Outcome) -> bool:
         secret = None
@@ -191,8 +180,3 @@ def _meter_of(response: httpcore.Response) -> Meter | None:
         return None
     kinds = [value for name, value in response.headers if name.lower() == b"content-type"]
     return Meter(stream=any(b"text/event-stream" in kind for kind in kinds))
-
-
-async def _cancel_when_gone(client: Client, scope: anyio.CancelScope) -> None:
-    await client.until_gone()
-    scope.cancel()

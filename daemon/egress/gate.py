@@ -227,7 +227,7 @@ class Gate:
         except ClientGoneError:
             kept, outcome.code = False, EGRESS_CLIENT_GONE
         self._report(door, client, outcome, began)
-        if not kept and not client.whole.is_set():
+        if not kept and not client.whole:
             await client.linger()
         return kept
 
