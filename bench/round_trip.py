@@ -34,9 +34,9 @@ _CLIENT_NOTE: Final = (
     "The client's figures count: from before its POST to the answer in its hands, two HTTP calls on the control socket"
     " included. Those by the rows run from the message's timestamp to the receipt's."
 )
-# Durable commits of one message: the message, the intent with the settled status, the mailbox entry, the receipt; and the
-# claim, the answer.
-DAEMON_COMMITS: Final = 4
+# Durable commits of one message: the message, the mailbox entry, the settled status with the receipt; and the claim, the
+# answer.
+DAEMON_COMMITS: Final = 3
 RUNNER_COMMITS: Final = 2
 _FLOOR_NOTE: Final = (
     "The floor is the same number of durable commits as the client waits for, 5, and 2 raw inotify wakes between two"

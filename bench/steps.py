@@ -53,9 +53,9 @@ STEPS: Final = (
     Step("claimed", "the runner wakes, looks, commits its claim", 1),
     Step("answered", "the provider's turn"),
     Step("finished", "answer and ack are committed", 1),
-    Step(END, "the daemon wakes, commits intent and mailbox, the client has it", 2),
+    Step(END, "the daemon wakes, commits mailbox entry, status and receipt, the client has it", 2),
 )
-RECEIPT: Final = Step("delivered", "the receipt is committed, nobody waits for it", 1)
+RECEIPT: Final = Step("delivered", "the delivery is logged, nobody waits for it")
 Life = Mapping[str, float]  # an instant's name -> epoch milliseconds
 
 

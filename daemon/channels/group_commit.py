@@ -28,6 +28,7 @@ class Ticket:
     before: Ticket | None = (
         None  # the entry before it in the same run: if that one was not stored, this one must not be
     )
+    here: bool = False  # its own thread reports it
     cursor: int | None = None
     error: Exception | None = None
 
@@ -40,8 +41,8 @@ class Ticket:
 class GroupCommit:
     """Commits runs. A run is one caller's entries, in order: after one that cannot be stored, none is stored.
 
-    `on_stored` is called in the event loop with every entry that a task's thread stored. A caller of `put_here` must report
-    the entries that `put_here` returns as stored.
+    `on_stored` is called in the event loop with every entry of a task that a task's thread stored. A caller of `put_here`
+    must report the entries that `put_here` returns as stored.
     """
 
     def __init__(self, mailbox: Mailbox, on_stored: Callable[[Sequence[Ticket]], None]) -> None:
@@ -71,28 +72,31 @@ class GroupCommit:
                     with anyio.CancelScope(shield=True):
                         stored = await anyio.to_thread.run_sync(self._commit, run)
                 # Report here, not in the callers: a cancelled caller would leave its waiting readers asleep.
-                self._on_stored(stored or ())
+                self._on_stored([ticket for ticket in stored or () if not ticket.here])
         finally:
             self._leave(run)
         return run
 
     def put_here(self, entries: Sequence[NewEntry], timeout_s: float) -> tuple[list[Ticket], Sequence[Ticket]] | None:
-        """Do what `put_many` does, in this thread. Return the entries' tickets, and all tickets that this thread stored.
+        """Do what `put_many` does, in this thread. Return the entries' tickets, and those that the caller must report.
 
-        The caller must report the latter. Return None when the file is not free within `timeout_s` seconds; another thread
-        may still have stored the entries.
+        The latter are the entries' own that are stored, and the tasks' that this thread stored. Return None when the file is
+        not free within `timeout_s` seconds; another thread may still have stored the entries.
         """
-        run = self._join(entries)
+        run = self._join(entries, here=True)
         try:
             stored = self._commit(run, timeout_s)
         finally:
             self._leave(run)
-        return None if stored is None else (run, stored)
+        if stored is None:
+            return None
+        own = [ticket for ticket in run if ticket.cursor is not None]
+        return run, [*own, *(ticket for ticket in stored if not ticket.here)]
 
-    def _join(self, entries: Sequence[NewEntry]) -> list[Ticket]:
+    def _join(self, entries: Sequence[NewEntry], *, here: bool = False) -> list[Ticket]:
         run: list[Ticket] = []
         for entry in entries:
-            run.append(Ticket(entry, before=run[-1] if run else None))
+            run.append(Ticket(entry, before=run[-1] if run else None, here=here))
         with self._mutex:
             self._runs.append(run)
         return run

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Hashable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Final, TypeVar, cast
@@ -57,6 +58,7 @@ class LocalChannel:
         self._mailbox = Mailbox(layout.mailbox_db, context.clock, self._report_loss)
         self._bells = _Bells()
         self._group = GroupCommit(self._mailbox, self._announce)
+        self._held = threading.local()  # its `tickets` are stored, and their readers wait for the end of `readers_held`
         self._log = structlog.get_logger("local")
         self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
         self._top: int | None = None  # the highest cursor in the mailbox that waiters were woken for; None before `run`
@@ -108,20 +110,37 @@ class LocalChannel:
     def deliver_inline(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
         """Deliver in the calling thread. Return None when the channel is not running or the file stays busy.
 
-        Waiting clients are woken through the event loop.
+        Waiting clients are woken through the event loop, inside `readers_held` when that ends.
         """
-        loop = self._loop
-        if loop is None:
+        if self._loop is None:
             return None
         entries, refused = self._entries(messages)
         found = self._group.put_here(entries, _HERE_S)
         if found is None:
             return None
         own, stored = found
-        if stored:
+        held: list[Ticket] | None = getattr(self._held, "tickets", None)
+        if held is not None:
+            held += stored
+        else:
+            self._announce_from_thread(stored)
+        return _results(own, refused)
+
+    @contextmanager
+    def readers_held(self) -> Generator[None]:
+        """Wake the clients that wait for what this thread delivers inside only at the end, also after an error."""
+        self._held.tickets = held = list[Ticket]()
+        try:
+            yield
+        finally:
+            self._held.tickets = None
+            self._announce_from_thread(held)
+
+    def _announce_from_thread(self, stored: Sequence[Ticket]) -> None:
+        loop = self._loop
+        if stored and loop is not None:
             with suppress(RuntimeError):  # the event loop has ended, and every waiting client with it
                 loop.call_soon_threadsafe(self._announce, stored)
-        return _results(own, refused)
 
     def _entries(self, messages: Sequence[Outgoing]) -> tuple[list[NewEntry], PermanentDeliveryError | None]:
         """Return the rows for the messages up to the first that no mailbox can hold, and that one's error, if any."""

@@ -7,6 +7,7 @@ Out: `deliver` returns a receipt or raises. It never reports success for somethi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -216,7 +217,8 @@ class ManyChannel(Protocol):
 class InlineChannel(Protocol):
     """A channel that is its own receiver and stores in a file of the daemon. Used only if the channel deduplicates.
 
-    Intent, send and receipt can then happen in one worker thread: a switch back to the event loop costs half a commit.
+    A new row is stored by it first, and then its receipt and its message's status are committed at once, without an intent:
+    after a crash between the two the row comes again, under the same key. All of it happens in one worker thread.
     """
 
     def deliver_inline(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
@@ -224,4 +226,13 @@ class InlineChannel(Protocol):
 
         Return None when it would have to wait long for another thread; the messages are then delivered the ordinary way.
         """
+        ...
+
+
+@runtime_checkable
+class ReaderHolder(Protocol):
+    """An `InlineChannel` that can let its readers wait until the bus has recorded what they are about to read."""
+
+    def readers_held(self) -> AbstractContextManager[None]:
+        """Return a context in which `deliver_inline`, called in the same thread, wakes nobody until it ends."""
         ...

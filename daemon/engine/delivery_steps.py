@@ -5,7 +5,7 @@ Synchronous; the caller holds the session's lock. Nothing is sent here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final, TypeGuard
 
@@ -140,8 +140,19 @@ class _Batch:
     more: bool
 
 
-def collect(files: SessionFiles, means: DeliveryContext, live: str | None, now: int) -> Collected:
+def collect(
+    files: SessionFiles,
+    means: DeliveryContext,
+    live: str | None,
+    now: int,
+    take_fresh: Callable[[Sequence[Send]], Sequence[Outcome]] = lambda _: (),
+    own_channels: Collection[str] = (),
+) -> Collected:
     """Settle final acks, record claims, plan deliveries and commit all of it with the cursor, in one transaction.
+
+    `take_fresh` may hand new rows for `own_channels`, which are their own receivers, over before the commit. It returns their outcomes; those
+    with a receipt are committed as delivered and never intended. If the commit fails or a crash prevents it, the rows are
+    new again, and the channel recognises them.
 
     Raise ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; then nothing has changed.
     """
@@ -163,6 +174,7 @@ def collect(files: SessionFiles, means: DeliveryContext, live: str | None, now: 
         # A row that is already queued and stays so needs no write.
         decisions = [d for d in planned if not (isinstance(d, Queue) and d.candidate.state is not None)]
         _check_dead(db, decisions, means.config.max_dead_letters)
+        taken = with_receipt(take_fresh(_fresh_sends(decisions, own_channels)))
         queued = frozenset(
             d.address.key for d in planned if isinstance(d, Queue) and d.not_before is None and not d.blocked
         )
@@ -172,7 +184,9 @@ def collect(files: SessionFiles, means: DeliveryContext, live: str | None, now: 
         means.unconfirmed.update(
             d.candidate.row.id
             for d in decisions
-            if isinstance(d, Send) and d.candidate.state is not DeliveryState.INTENDED
+            if isinstance(d, Send)
+            and d.candidate.state is not DeliveryState.INTENDED
+            and d.candidate.row.id not in taken
         )
         with db.transaction():
             for verdict in judged.verdicts:
@@ -181,7 +195,12 @@ def collect(files: SessionFiles, means: DeliveryContext, live: str | None, now: 
                 settle(db, action, now)
             for claim in claims:
                 messages.note_claim(db, claim.message_id, live or "", claim.changed_at or now, now)
-            asked = [one for decision in decisions if (one := _commit(db, decision, means, now)) is not None]
+            asked = [
+                one
+                for decision in decisions
+                if decision.candidate.row.id not in taken and (one := _commit(db, decision, means, now)) is not None
+            ]
+            _record_taken(db, taken, now)
             for row_id in cut:
                 deliveries.not_wanted(db, row_id, now)
             if batch.top_seq is not None:
@@ -201,6 +220,41 @@ def collect(files: SessionFiles, means: DeliveryContext, live: str | None, now: 
         verdicts=judged.verdicts,
         asked=tuple(asked),
     )
+
+
+def _fresh_sends(decisions: Sequence[Decision], channels: Collection[str]) -> list[Send]:
+    """Return the sends to the destinations whose sends are all fresh: the order within a destination must hold."""
+    sends = [one for one in decisions if isinstance(one, Send) and one.address.channel_type in channels]
+    others = {one.address.key for one in sends if not _is_fresh(one)}
+    return [one for one in sends if one.address.key not in others]
+
+
+def _is_fresh(send: Send) -> bool:
+    """Return whether a row may be delivered and recorded in one commit, without an intent.
+
+    A question must be recorded before anybody can answer it. An error answer must be intended, because after a crash its
+    message may be tried again, and then an error answer without any record would be dropped.
+    """
+    row = send.candidate.row
+    return send.candidate.state is None and not is_question(row.kind, row.content) and not is_runner_error(row.content)
+
+
+def with_receipt(outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
+    """Return the outcomes with a receipt, by row id."""
+    return {
+        one.send.candidate.row.id: one
+        for one in outcomes
+        if one.sent and one.error is None and not one.not_wanted
+    }  # fmt: skip
+
+
+def _record_taken(db: Writer, taken: Mapping[str, Outcome], now: int) -> None:
+    last: dict[str, str] = {}
+    for row_id, outcome in taken.items():
+        deliveries.delivered_untracked(db, row_id, outcome.platform_message_id, now)
+        last[outcome.send.address.key] = row_id
+    for destination, row_id in last.items():
+        deliveries.set_aside(db, destination, row_id, now)
 
 
 def _revert_unconfirmed(files: SessionFiles, unconfirmed: set[str]) -> None:

@@ -1,20 +1,31 @@
-"""The fast path of delivery: intend, send and record in one thread, for a channel that is its own receiver (`InlineChannel`).
+"""The fast path of delivery, in one thread, for a channel that is its own receiver and deduplicates (`InlineChannel`).
 
-The order is that of every delivery: commit the intent, then the receiver's row, then the receipt. Rows that cannot be
-finished here stay intended or handed over, and continue the ordinary way (`delivery.py`).
+A new row is handed over first; then one commit settles its message and records its receipt. A crash in between leaves the
+row new, and the channel recognises it when it comes again. Every other row goes in the order of every delivery: commit the
+intent, then the receiver's row, then the receipt. Rows that cannot be finished here stay intended or handed over, and
+continue the ordinary way (`delivery.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import structlog
 
-from daemon.channels.protocol import Channel, InlineChannel
+from daemon.channels.protocol import Channel, InlineChannel, ReaderHolder
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import Send
 from daemon.core.trace import Tracing
-from daemon.engine.delivery_steps import Collected, DeliveryContext, HandOver, Outcome, collect, record_outcomes
+from daemon.engine.delivery_steps import (
+    Collected,
+    DeliveryContext,
+    HandOver,
+    Outcome,
+    collect,
+    record_outcomes,
+    with_receipt,
+)
 from daemon.engine.outcomes import by_destination, note_results, outgoing
 from daemon.engine.sessions import Session
 from schema.errors import ClawbusError
@@ -39,20 +50,40 @@ class InlineDelivery:
 
         Raise what `delivery_steps.collect` raises.
         """
-        found = collect(session.files, means, live, now)
         handed: dict[str, HandOver] = {}
         failed: set[str] = set()  # channels that failed: do not wait for their lock again while holding the session's
-        for address_key, sends in by_destination(found.sends).items():
-            name = sends[0].address.channel_type
-            channel = self._channels.get(name) if name not in failed else None
-            outcomes = self._hand_over(session, sends, channel, means) if channel is not None else []
-            if outcomes:
-                handed[address_key] = HandOver(outcomes)
-            if any(outcome.error for outcome in outcomes):
-                failed.add(name)
-        if handed:
+
+        def take(sends: Sequence[Send]) -> list[Outcome]:
+            outcomes: list[Outcome] = []
+            for address_key, group in by_destination(sends).items():
+                done = self._try(session, group, failed, means)
+                if done:
+                    handed[address_key] = HandOver(done)
+                outcomes += done
+            return outcomes
+
+        with ExitStack() as held:
+            for channel in self._channels.values():
+                if isinstance(channel, ReaderHolder):
+                    held.enter_context(channel.readers_held())
+            found = collect(session.files, means, live, now, take, self._channels.keys())
+            for one in handed.values():
+                if len(with_receipt(one.outcomes)) == len(one.outcomes):
+                    one.dead = ()  # committed as delivered
+            for address_key, sends in by_destination(found.sends).items():
+                if address_key not in handed and (outcomes := self._try(session, sends, failed, means)):
+                    handed[address_key] = HandOver(outcomes)
             self._record(session, handed, means)
         return found, handed
+
+    def _try(self, session: Session, sends: list[Send], failed: set[str], means: DeliveryContext) -> list[Outcome]:
+        """Hand one destination's rows over, unless its channel is in `failed`. Add the channel there if it fails."""
+        name = sends[0].address.channel_type
+        channel = self._channels.get(name) if name not in failed else None
+        outcomes = self._hand_over(session, sends, channel, means) if channel is not None else []
+        if any(outcome.error for outcome in outcomes) or (channel is not None and not outcomes):
+            failed.add(name)
+        return outcomes
 
     def _hand_over(
         self, session: Session, sends: list[Send], channel: InlineChannel, means: DeliveryContext
@@ -75,11 +106,14 @@ class InlineDelivery:
         return told + [Outcome(send, sent=False) for send in sends[len(told) :]]
 
     def _record(self, session: Session, handed: Mapping[str, HandOver], means: DeliveryContext) -> None:
-        outcomes = [outcome for one in handed.values() for outcome in one.outcomes]
+        open_ones = [one for one in handed.values() if one.dead is None]
+        outcomes = [outcome for one in open_ones for outcome in one.outcomes]
+        if not outcomes:
+            return
         try:
             dead_lettered = record_outcomes(session.files, outcomes, means, self._clock.now_ms())
         except ClawbusError:
             return  # the ordinary way retries until it is recorded, and logs why it failed
-        for one in handed.values():
+        for one in open_ones:
             own = {outcome.send.candidate.row.id for outcome in one.outcomes}
             one.dead = [dead for dead in dead_lettered if dead.candidate.row.id in own]

@@ -292,6 +292,11 @@ def delivered(db: Writer, message_out_id: str, platform_message_id: str | None, 
     db.execute("DELETE FROM delivery_attempts WHERE message_out_id = ?", (message_out_id,))
 
 
+def delivered_untracked(db: Writer, message_out_id: str, platform_message_id: str | None, at: int) -> None:
+    """Record the receipt of a row that was delivered before it was tracked."""
+    _receipt(db, message_out_id, "delivered", platform_message_id, at)
+
+
 def not_wanted(db: Writer, message_out_id: str, at: int) -> None:
     """Close an answer that its channel's configuration does not want. It does not become a dead letter."""
     _receipt(db, message_out_id, "not_wanted", None, at)

@@ -306,6 +306,33 @@ async def test_what_is_taken_in_a_thread_wakes_who_waits(channel: LocalChannel) 
     assert [entry.message_out_id for entry in got if entry is not None] == ["out-1"]
 
 
+async def test_who_waits_is_woken_when_the_bus_has_recorded_what_was_taken(channel: LocalChannel) -> None:
+    got: list[MailboxEntry | None] = []
+    stored, recorded = threading.Event(), threading.Event()
+
+    async def wait() -> None:
+        got.append(await channel.wait_reply("a", "s", "in-1", FAR))
+
+    def take() -> None:
+        with channel.readers_held():
+            assert channel.deliver_inline([outgoing()]) == [Receipt("1")]
+            stored.set()
+            assert recorded.wait(FAR)
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(channel.run, nobody)
+        tasks.start_soon(wait)
+        await settle()
+        tasks.start_soon(anyio.to_thread.run_sync, take)
+        assert await anyio.to_thread.run_sync(stored.wait, FAR)
+        await settle()
+        assert got == []
+        recorded.set()
+        await until(lambda: bool(got))
+        tasks.cancel_scope.cancel()
+    assert [entry.message_out_id for entry in got if entry is not None] == ["out-1"]
+
+
 async def test_nothing_is_taken_in_a_thread_while_another_commits_for_long_or_nobody_runs(
     channel: LocalChannel, held: HeldMailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

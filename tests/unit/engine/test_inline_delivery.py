@@ -12,13 +12,13 @@ from structlog.testing import capture_logs
 
 from daemon.channels.protocol import Outgoing, Receipt
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
-from daemon.engine import inline_delivery
-from schema.errors import FileBusyError
+from daemon.engine import delivery_steps, inline_delivery
+from schema.errors import FileBusyError, StorageError
 from tests.support import fake_channel
 from tests.support.bus_kit import BusKit, until
 from tests.support.fake_agent import Agent
 from tests.support.fake_channel import FakeChannel
-from tests.unit.engine.test_delivery import failing, open_rows, say, working
+from tests.unit.engine.test_delivery import failing, open_rows, say, states_written, working
 
 pytestmark = [pytest.mark.anyio]
 
@@ -181,9 +181,67 @@ async def test_receipts_that_cannot_be_recorded_here_are_recorded_the_ordinary_w
         raise FileBusyError("locked")
 
     monkeypatch.setattr(inline_delivery, "record_outcomes", locked)
-    say(agent, "p1", *texts(2))
-    await until(lambda: own.taken == texts(2))
+    contents = ['{"error":{"code":"A"}}', '{"error":{"code":"B"}}']  # rows that are intended first
+    say(agent, "p1", *contents)
+    await until(lambda: own.taken == contents)
     await kit.settle()
     assert await open_rows(kit) == {}
-    assert own.taken == texts(2)
+    assert own.taken == contents
     assert kit.fake.calls == [], "it was handed over, and is not sent again"
+
+
+async def test_a_new_answer_is_settled_and_has_its_receipt_in_one_commit(
+    kit: BusKit, own: OwnFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await ready(kit, own)
+    written = states_written(monkeypatch)
+    monkeypatch.setattr(inline_delivery, "record_outcomes", None)
+    (row,) = say(agent, "p1", *texts(1))
+    await until(lambda: own.taken == texts(1))
+    await kit.settle()
+    receipts = await kit.inbound(f"SELECT status, platform_message_id FROM delivered WHERE message_out_id = '{row}'")
+    assert [tuple(receipt.values()) for receipt in receipts] == [("delivered", "here")]
+    assert (written, await open_rows(kit), kit.fake.calls) == ([], {}, [])
+
+
+@pytest.mark.parametrize("content", ['{"error":{"code":"A"}}', '{"text":"?","question":{"id":"q","text":"?"}}'])
+async def test_an_error_and_what_stands_beside_it_are_intended_first(
+    kit: BusKit, own: OwnFake, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    agent, session = await ready(kit, own), await kit.session()
+    monkeypatch.setattr(delivery_steps, "is_question", lambda _, text: "question" in text)
+    monkeypatch.setattr(delivery_steps, "_note_question", lambda *_: None)
+    written = states_written(monkeypatch)
+    async with session.lock:  # so that one poll finds all of them
+        say(agent, "p1", content, *texts(1))
+        say(agent, "p2", *texts(1))
+    kit.bus.delivery.poke(session)
+    await until(lambda: len(own.taken) == 3)
+    await kit.settle()
+    assert own.taken == [*texts(1), content, *texts(1)], "the order within a place holds, the other place goes first"
+    assert (written, await open_rows(kit)) == (["intended"] * 2, {})
+
+
+async def test_a_commit_that_fails_after_the_channel_has_the_rows_leaves_them_new(
+    kit: BusKit, own: OwnFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a crash at that point does: the channel gets the same rows again, and only then they are delivered."""
+    agent, session = await ready(kit, own), await kit.session()
+    real, failed = delivery_steps._record_taken, list[int]()
+
+    def fails_once(*arguments: Any) -> None:
+        real(*arguments)
+        if not failed:
+            failed.append(1)
+            raise StorageError("no space left")
+
+    monkeypatch.setattr(delivery_steps, "_record_taken", fails_once)
+    async with session.lock:  # so that one poll finds both
+        rows = say(agent, "p1", *texts(2))
+    kit.bus.delivery.poke(session)
+    await until(lambda: bool(failed))
+    kit.bus.delivery.poke(session)
+    await until(lambda: own.taken == texts(2) * 2)
+    await kit.settle()
+    after = await kit.inbound("SELECT message_out_id FROM delivered")
+    assert {row["message_out_id"] for row in after} >= set(rows)
