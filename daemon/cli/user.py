@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 UserName = Annotated[str, typer.Argument(metavar="NAME", help="The user's name here.")]
-RoleAgent = Annotated[str, typer.Option("--agent", "-a", metavar="NAME", help="For this agent; default: for all.")]
+RoleAgent = Annotated[
+    str | None, typer.Option("--agent", "-a", metavar="NAME", help="For this agent; default: for all.")
+]
 ScopeOption = Annotated[
     Literal["any", "direct", "group"], typer.Option("--scope", help="In direct chats, in groups, or anywhere.")
 ]
@@ -113,7 +115,7 @@ def role(
     invocation: Invocation,
     name: UserName,
     role_name: RoleName,
-    agent: RoleAgent = "",
+    agent: RoleAgent = None,
     scope: ScopeOption = "any",
 ) -> Outcome:
     """Give a user a role, or with `none` take it away.
@@ -126,7 +128,7 @@ def role(
       clawbus user role ann admin --agent coder
     """
     given = None if role_name == "none" else role_name
-    verb = SetRole(by=user(), name=name, role=given, agent=agent, scope=scope)
+    verb = SetRole(by=user(), name=name, role=given, agent=agent or "", scope=scope)
     return _done(invocation, verb, f"{name}: {role_name} of {agent or 'all agents'}")
 
 

@@ -158,7 +158,7 @@ def _record(
         )
         detail = {"route": target.route, "sender": message.event.sender, "user": target.user, "command": True}
         messages.insert(db, row, now, detail=detail)
-        change_status(db, message_id, MessageStatus.COMPLETED, "answered_by_bus", now)
+        change_status(db, message_id, MessageStatus.COMPLETED, "completed", now, detail={"by": "the bus"})
         deliveries.say(db, row, address, text, now)
     return row
 

@@ -58,7 +58,7 @@ async def test_a_command_is_answered_by_the_bus_once(kit: BusKit) -> None:
         (row,) = await kit.inbound("SELECT status, trigger FROM messages_in", session="fake:room")
         assert (row["status"], row["trigger"]) == ("completed", 0)
         history = await kit.inbound("SELECT event FROM message_history ORDER BY id", session="fake:room")
-        assert [one["event"] for one in history] == ["accepted", "answered_by_bus"]
+        assert [one["event"] for one in history] == ["accepted", "completed"]
         assert kit.slot("fake:room") is None
 
 
