@@ -172,3 +172,28 @@ CREATE TABLE IF NOT EXISTS questions (
 );
 CREATE INDEX IF NOT EXISTS questions_open ON questions(deadline) WHERE outcome IS NULL;
 CREATE INDEX IF NOT EXISTS questions_message ON questions(message_id);
+-- ours: what is sent to this session at given times. The next occurrence is set in the transaction that stores the last one.
+CREATE TABLE IF NOT EXISTS schedules (
+  key          TEXT PRIMARY KEY,
+  times        TEXT NOT NULL,                    -- JSON: at | every_ms | cron, timezone, start, until, count, catch_up
+  content      TEXT NOT NULL,                    -- JSON: the message
+  channel_type TEXT NOT NULL,                    -- where the answers go
+  platform_id  TEXT NOT NULL,
+  thread_id    TEXT,
+  origin       TEXT NOT NULL,                    -- config | operator
+  state        TEXT NOT NULL,                    -- active | paused | over
+  next_at      INTEGER,                          -- epoch ms; NULL: over
+  sent         INTEGER NOT NULL DEFAULT 0,       -- occurrences that became a message
+  changed_at   INTEGER NOT NULL,
+  changed_by   TEXT NOT NULL
+);
+
+-- ours: the occurrences of schedules, the newest of each. Its primary key is what keeps an occurrence from coming twice.
+CREATE TABLE IF NOT EXISTS schedule_runs (
+  key        TEXT NOT NULL,
+  due        INTEGER NOT NULL,                   -- epoch ms
+  at         INTEGER NOT NULL,                   -- when it was stored or left out
+  message_id TEXT,                               -- NULL: it was left out
+  detail     TEXT,                               -- why it was left out
+  PRIMARY KEY (key, due)
+) WITHOUT ROWID;

@@ -69,6 +69,7 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
         Role.CENTRAL: (
             ("sessions", "dead_letters", "INTEGER NOT NULL DEFAULT 0", None),
             ("incarnations", "epoch", "INTEGER NOT NULL DEFAULT 0", None),
+            ("sessions", "schedules", "INTEGER NOT NULL DEFAULT 0", None),
         ),
     }
 )

@@ -125,7 +125,9 @@ class Bus:
         self.watch.follow(events, self.sessions.known)
         self.problems = Problems(self.sessions, self.supervisor, self.delivery, held_files)
         self.router = Router(self.ingress, self.sessions, config.routes, clock, self.background, events, self.channels)
-        self.executor = DaemonExecutor(self.sessions, self.supervisor, clock, self.sweeper.poke, events, self.router)
+        self.executor = DaemonExecutor(
+            self.sessions, self.supervisor, clock, self.sweeper.poke, events, self.router, self.agents
+        )
         known = rules({name: table.rule() for name, table in config.commands.items()})
         self.router.answer_commands_with(UserCommands(self.sessions, self.executor, clock, self.sweeper.poke, known))
         self.retention = Retention(

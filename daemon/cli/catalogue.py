@@ -32,6 +32,11 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
             "mailbox", "Begin", "Read a mailbox: the answers to what was sent with `send`, also while nobody waited."
         ),
         "question": Entry("question", "Begin", "What agents ask people: list the open questions, answer one."),
+        "schedule": Entry(
+            "schedule",
+            "Begin",
+            "Messages that are sent at given times: add, list, show, run, pause, resume or cancel a schedule.",
+        ),
         "status": Entry(
             "status",
             "See",

@@ -77,6 +77,8 @@ def _offered(parameter: Any, beside: set[str]) -> Callable[[Any, Any, str], list
         return lambda ctx, _, begun: _fitting(begun, lambda: ["/".join(key) for key in _sessions(ctx)])
     if parameter.name == "agent" and argument and "session" in beside:
         return lambda ctx, _, begun: _fitting(begun, lambda: ["/".join(key) for key in _sessions(ctx)])
+    if parameter.name == "key" and "text" not in beside:
+        return lambda ctx, _, begun: _fitting(begun, lambda: _schedules(ctx))
     if parameter.name == "agent":
         return lambda ctx, _, begun: _fitting(begun, lambda: list(_invocation(ctx).config.agents))
     if parameter.name == "session":
@@ -120,3 +122,10 @@ def _ids(ctx: Any) -> list[str]:
     from daemon.inspect.finding import newest_ids  # noqa: PLC0415
 
     return newest_ids(_invocation(ctx).config.data_dir, _sessions(ctx)[:_SESSIONS], _IDS)
+
+
+def _schedules(ctx: Any) -> list[str]:
+    from daemon.core.clock import SystemClock  # noqa: PLC0415
+    from daemon.inspect.schedule_list import schedules_report  # noqa: PLC0415
+
+    return [one["key"] for one in schedules_report(_invocation(ctx).config.data_dir, SystemClock())["schedules"]]

@@ -25,6 +25,7 @@ from daemon.config.faults import booleans_for_numbers, fault_text
 from daemon.config.mounts import HostPlaces, agent_faults
 from daemon.config.presets import PRESETS
 from daemon.config.routes import RouteTable, route_faults
+from daemon.config.schedules import ScheduleTable, schedule_faults
 from daemon.config.sources import is_service_link, read_toml
 from daemon.config.user_commands import CommandTable, command_faults
 from daemon.core.errors import ConfigError
@@ -386,6 +387,7 @@ class Config(BaseSettings):
     agents: dict[str, Agent] = Field(default_factory=dict[str, Agent])
     routes: tuple[RouteTable, ...] = ()
     commands: dict[str, CommandTable] = Field(default_factory=dict[str, CommandTable])
+    schedules: dict[str, ScheduleTable] = Field(default_factory=dict[str, ScheduleTable])
     # Not in the repr: a channel's table may hold secrets.
     channels: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]], repr=False)
 
@@ -520,6 +522,7 @@ def _acp_faults(name: str, agent: Agent) -> Iterator[str]:
 
 def _faults(config: Config) -> Iterator[str]:
     """Return the faults that the tables' own types cannot see."""
+    yield from schedule_faults(config.schedules, config.timezone, config.agents, {"local", *config.channels})
     for name, agent in config.agents.items():
         try:
             check_name("agent", name)

@@ -18,6 +18,7 @@ from schema.ids import check_name, check_session
 _MAX_BY: Final = 200
 _MAX_ID: Final = 255
 _MAX_REASON: Final = 1000
+_MAX_TEXT: Final = 65_536
 _SESSION: Final = "/v1/sessions/{agent}/{session:path}/"
 
 
@@ -227,6 +228,70 @@ class AnswerQuestion(RowVerb):
 
 
 @dataclass(frozen=True, slots=True)
+class PutSchedule(RowVerb):
+    """Add or change the schedule `id`: {key, was: added|changed|unchanged, next_at}. Makes the session if there is none.
+
+    Instants are epoch milliseconds. `channel`, `place` and `thread` say where the answers go.
+    """
+
+    route: ClassVar[str] = "/v1/schedules/put"
+    wait_s: ClassVar[float] = 0.0
+
+    text: str = ""
+    at: int | None = None
+    every_ms: int | None = None
+    cron: str | None = None
+    timezone: str = "UTC"
+    until: int | None = None
+    count: int | None = None
+    catch_up: str = "skip"
+    channel: str = "local"
+    place: str = "cli"
+    thread: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the lengths, too; the times are checked against the clock when they are stored."""
+        RowVerb.__post_init__(self)
+        _check_length("text", self.text, _MAX_TEXT)
+        for name in ("cron", "timezone", "catch_up", "channel", "place", "thread"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_length(name, value, _MAX_ID)
+
+
+@dataclass(frozen=True, slots=True)
+class PauseSchedule(RowVerb):
+    """Fire no occurrence of a schedule until it is resumed: {key, was}."""
+
+    route: ClassVar[str] = "/v1/schedules/pause"
+    wait_s: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeSchedule(RowVerb):
+    """Go on with a schedule's next occurrence: {key, was, next_at}."""
+
+    route: ClassVar[str] = "/v1/schedules/resume"
+    wait_s: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CancelSchedule(RowVerb):
+    """Delete a schedule: {key, was}."""
+
+    route: ClassVar[str] = "/v1/schedules/cancel"
+    wait_s: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunSchedule(RowVerb):
+    """Send a schedule's message now, beside its occurrences: {key, message_id}."""
+
+    route: ClassVar[str] = "/v1/schedules/run"
+    wait_s: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class StopSession(Verb):
     """Ask the session's container for a graceful end, without waiting: {stopping, incarnation}."""
 
@@ -330,6 +395,11 @@ VERBS: Final[tuple[type[AnyVerb], ...]] = (
     RetryAnswer,
     DropAnswer,
     AnswerQuestion,
+    PutSchedule,
+    PauseSchedule,
+    ResumeSchedule,
+    CancelSchedule,
+    RunSchedule,
     StopSession,
     KillSession,
     ReleaseSession,

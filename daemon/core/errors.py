@@ -157,6 +157,20 @@ class AnswerRefusedError(ClawbusError):
     default_hint = "Answer with an option's label, id or number; `clawbus question show ID` lists them."
 
 
+class ScheduleError(ClawbusError):
+    """A schedule that cannot be used, or that may not be changed this way."""
+
+    code = "SCHEDULE_INVALID"
+    default_hint = "`clawbus schedule add --help` describes each option."
+
+
+class UnknownScheduleError(ClawbusError):
+    """No such schedule."""
+
+    code = "UNKNOWN_SCHEDULE"
+    default_hint = "`clawbus schedule list` lists them."
+
+
 class AmbiguousIdError(ClawbusError):
     """Several sessions have a message of this id."""
 

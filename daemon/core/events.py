@@ -156,6 +156,14 @@ class AckVoided(SessionEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleFired(SessionEvent):
+    """A schedule sent its message `message_id`. `series_id` is `schedule:KEY`."""
+
+    message_id: str
+    series_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class SeriesRearmed(SessionEvent):
     """A repeating message has its next occurrence: message `message_id`, due at `process_after`."""
 

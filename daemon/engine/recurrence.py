@@ -8,32 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
-from cronsim import CronSim, CronSimError
-
-from daemon.core.zones import zone
+from daemon.core.schedules import next_cron
 from daemon.store import messages
 from daemon.store.transitions import record
 from schema.connect import Writer
 from schema.instants import from_text, to_text
 from schema.rows import MessageIn, MessageStatus
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def next_instant(expression: str, scheduled: int, now: int, timezone: str) -> int | None:
-    """Return the first time of a cron expression after `scheduled` and `now` (epoch milliseconds), or None.
-
-    Computed on the wall clock of `timezone`, so "09:00" stays 09:00 over daylight-saving changes.
-    """
-    start = _EPOCH + timedelta(milliseconds=max(scheduled, now))
-    try:
-        found = next(CronSim(expression, start.astimezone(zone(timezone))))
-    except (CronSimError, StopIteration, OverflowError):
-        return None
-    return int((found - _EPOCH) / timedelta(milliseconds=1))
 
 
 def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) -> list[MessageIn]:
@@ -42,13 +24,13 @@ def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) ->
     for message in finished:
         accepted = from_text(message.timestamp)
         scheduled = message.process_after if message.process_after is not None else accepted
-        instant = next_instant(message.recurrence or "", now if scheduled is None else scheduled, now, timezone)
+        instant = next_cron(message.recurrence or "", max(now, scheduled or now), timezone)
         messages.clear_recurrence(db, message.id)
         if instant is None:
             record(db, message.id, "series_ended", now, detail={"recurrence": message.recurrence})
             continue
         series = message.series_id or message.id
-        identity = _occurrence_id(series, instant)
+        identity = occurrence_id(series, instant)
         if messages.find(db, identity) is not None:
             continue
         following = replace(
@@ -79,7 +61,7 @@ def _expiry(message: MessageIn, scheduled: int | None, instant: int) -> int | No
     return instant + max(0, message.not_after - scheduled)
 
 
-def _occurrence_id(series: str, instant: int) -> str:
+def occurrence_id(series: str, instant: int) -> str:
     """Return the only id that this occurrence can have. It has at most 200 characters; long series ids must not collide."""
     if len(series) > 150:
         series = f"{series[:117]}-{sha256(series.encode()).hexdigest()[:32]}"

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from daemon.core.clock import Clock
-from daemon.core.events import Event, JournalRecovered, SeriesRearmed
+from daemon.core.events import Event, JournalRecovered, ScheduleFired, SeriesRearmed
 from daemon.core.lifecycle import IDLE, Container, Kill, Policy, Stop, Wake
 from daemon.engine.delivery import Delivery
 from daemon.engine.events import Events
@@ -84,8 +84,27 @@ class SessionSweep:
         self._read_trouble = read_trouble
         self._events = events
         self._troubles = sessions.troubles
+        self._configured = settings.schedules
+        self._unmade = set(settings.schedules)
         self.wall = ClockWatch()
         self._log = structlog.get_logger("sweep")
+
+    async def make_scheduled(self) -> None:
+        """Make the sessions of the configuration's schedules, and give them work, so that their sweep takes the schedules over.
+
+        What cannot be made now is tried again by the next call.
+        """
+        for key in sorted(self._unmade):
+            try:
+                session = await self._sessions.create(key)
+                async with session.lock:
+                    await self._sessions.activate(session)
+            except ClawbusError as error:
+                self._log.error(
+                    "schedule_session_failed", agent=key.agent, session=key.session, code=error.code, error=str(error)
+                )
+            else:
+                self._unmade.discard(key)
 
     async def sweep(self, key: SessionKey) -> None:
         """Read one session's files, decide and act. Raise what opening its files raises; the caller tries again."""
@@ -125,7 +144,7 @@ class SessionSweep:
                     and (swept.next_at is None or swept.next_at > now)
                 )
                 if idle:
-                    await self._sessions.retire(session, swept.next_at, swept.dead)
+                    await self._sessions.retire(session, swept.next_at, swept.dead, swept.schedules)
                 else:
                     await self._sessions.activate(session)
         except ReadRaceError as error:
@@ -169,8 +188,10 @@ class SessionSweep:
                 self._supervisor.begin_end(session.key, "idle", graceful=True, incarnation=incarnation)
         if swept.next_at is not None and swept.next_at > now:
             self._schedule.at(session.key, swept.next_at)
-        if swept.expires_at is not None and swept.expires_at > now:
-            self._schedule.at(session.key, swept.expires_at)
+        # Each is due whatever else the session has to do, which `next_at` alone would hide.
+        for instant in (swept.expires_at, swept.schedule_at):
+            if instant is not None and instant > now:
+                self._schedule.at(session.key, instant)
 
     async def after_exit(self, session: Session, incarnation: str, reason: str, exit_: Exit) -> bool:
         """Settle a confirmed exit in the session's files. Return whether the incarnation had claimed anything."""
@@ -229,8 +250,9 @@ class SessionSweep:
 
     def _settings_of(self, key: SessionKey) -> Settings:
         return replace(
-            self._settings, policy=self._settings.policy_of(key.agent), fate=self._sessions.fate_of(key.agent)
-        )
+            self._settings, policy=self._settings.policy_of(key.agent), fate=self._sessions.fate_of(key.agent),
+            configured=self._configured.get(key, {}),
+        )  # fmt: skip
 
     async def drain(self, session: Session, incarnation: str) -> bool:
         """Ask the incarnation to stop claiming. Return True once it has no open claim. Raise what opening files raises."""
@@ -244,6 +266,8 @@ def _sweep_events(key: SessionKey, swept: Swept, now: int) -> Iterator[Event]:
     yield from action_events(key, swept.actions, swept.endings, now)
     for asked in swept.decided:
         yield question_decided(key, asked, now)
+    for message in swept.fired:
+        yield ScheduleFired(now, key.agent, key.session, message.id, message.series_id or "")
     for message in swept.rearmed:
         yield SeriesRearmed(now, key.agent, key.session, message.id, message.series_id, message.process_after)
 

@@ -467,9 +467,11 @@ class Sessions:
         self._known.pop(session.key, None)
         self.troubles.forget(session.key)
 
-    async def retire(self, session: Session, next_due_at: int | None, dead_letters: int | None = None) -> None:
+    async def retire(
+        self, session: Session, next_due_at: int | None, dead_letters: int | None = None, schedules: int | None = None
+    ) -> None:
         """Record that the session has no work (until `next_due_at`) and drop it from memory. Call with its lock held."""
-        await self.central(lambda registry: registry.deactivate(session.key, next_due_at, dead_letters))
+        await self.central(lambda registry: registry.deactivate(session.key, next_due_at, dead_letters, schedules))
         session.active = False
         session.files.evict()
         self._table.pop(session.key, None)

@@ -5,6 +5,7 @@ Synchronous; the caller holds the session's lock. No container is started or sto
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -33,20 +34,22 @@ from daemon.core.lifecycle import (
     settled,
 )
 from daemon.core.message_fate import EXPIRY_GRACE, Fate, Verdict, Void, claimed_by, held_from
-from daemon.engine import recurrence
+from daemon.engine import recurrence, schedule_steps
 from daemon.engine.delivery_steps import settle, unfinished
 from daemon.engine.endings import endings
 from daemon.engine.fate_steps import apply_verdict, expired, judge, judge_suspects
 from daemon.runtimes import output_log
 from daemon.runtimes.spec import STDERR_LOG
-from daemon.store import deliveries, messages, outbound, questions
+from daemon.store import deliveries, messages, outbound, questions, schedules
 from daemon.store.backlog import count_dead
 from daemon.store.folder_use import FolderUse, SessionLimits, check_folder
+from daemon.store.registry import SessionKey
+from daemon.store.schedules import Scheduled
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, record, schedule_retry
 from schema.connect import Reader, Writer
 from schema.ids import time_of
-from schema.rows import Ack, AckStatus, MessageIn, MessageStatus, ToolInFlight
+from schema.rows import Ack, AckStatus, Address, MessageIn, MessageStatus, ToolInFlight
 
 FORCED: Final = frozenset({CEILING, CLAIM_STUCK, CLAIM_OVERDUE, "unreadable"})
 
@@ -56,8 +59,9 @@ class Swept:
     """What one sweep of a session did, and what is left to do.
 
     `next_at`: when the earliest known work is due (epoch ms), 0 for now, None for none. `due`: number of messages that wait
-    for an agent. `dead`: number of open dead letters. `tool`: the tool in flight that the container declared. `decided`: the
-    questions that ended without an answer.
+    for an agent. `dead`: number of open dead letters. `tool`: the tool in flight that the container declared. `schedules`: number
+    of schedules that are not over; `schedule_at`: when the next of them is due. `fired`: the messages that they sent now.
+    `decided`: the questions that ended without an answer.
     """
 
     actions: tuple[Action, ...]
@@ -72,6 +76,9 @@ class Swept:
     verdicts: tuple[Verdict, ...] = ()
     expires_at: int | None = None
     held: bool = False
+    schedules: int = 0
+    schedule_at: int | None = None
+    fired: tuple[MessageIn, ...] = ()
     home_use: FolderUse | None = field(default=None, compare=False)
     decided: tuple[questions.Asked, ...] = ()
 
@@ -90,6 +97,7 @@ class Settings:
     """The sweep's policy, the time zone of recurrences (an IANA name), and the limits of out/ and home/.
 
     `own_policies` returns an agent's own policy, as currently configured; `policy` applies to agents without one.
+    `schedules`: the configuration's, by session and key; `configured`: those of the session that is swept.
     """
 
     policy: Policy
@@ -97,6 +105,10 @@ class Settings:
     limits: SessionLimits = field(default_factory=SessionLimits)
     fate: Fate = field(default_factory=Fate)
     own_policies: Callable[[str], Policy] | None = None
+    configured: Mapping[str, Scheduled] = field(default_factory=dict[str, Scheduled])
+    schedules: Mapping[SessionKey, Mapping[str, Scheduled]] = field(
+        default_factory=dict[SessionKey, Mapping[str, Scheduled]]
+    )
 
     def policy_of(self, agent: str) -> Policy:
         """Return the agent's policy, as currently configured."""
@@ -107,8 +119,19 @@ class Settings:
         """Return the settings for `agents`, a mapping that a reload may change."""
         return cls(
             agent_policy(config, None), config.timezone, session_limits(config),
-            own_policies=lambda agent: agent_policy(config, agents.get(agent)),
+            own_policies=lambda agent: agent_policy(config, agents.get(agent)), schedules=configured_schedules(config),
         )  # fmt: skip
+
+
+def configured_schedules(config: Config) -> dict[SessionKey, dict[str, Scheduled]]:
+    """Return the configuration's schedules by session and key."""
+    found: dict[SessionKey, dict[str, Scheduled]] = {}
+    for key, one in config.schedules.items():
+        times = one.times(config.timezone)
+        address = Address(one.channel, one.place or key, one.thread)
+        what = Scheduled(times, json.dumps({"text": one.text}, ensure_ascii=False), address)
+        found.setdefault(SessionKey(one.agent, one.session_name(key)), {})[key] = what
+    return found
 
 
 def session_limits(config: Config) -> SessionLimits:
@@ -145,6 +168,7 @@ def sweep_files(
     if container is None and not occupied and files.has_journal():
         recovered = files.recover()
     with files.inbound() as db, db.looking():
+        fired = _fire(db, settings.configured, now)
         with files.outbound() as out:
             raw = _observe(db, out, now)
             void, good = judge_suspects(db, out, raw.pending, raw.acks, floor)
@@ -194,12 +218,14 @@ def sweep_files(
         due, dead = messages.count_due(db, now), count_dead(db)
         ended = endings(db, seen.pending, seen.acks, actions, now)
         expiry = messages.next_expiry(db)
+        kept, schedule_at = schedules.count(db), schedules.next_at(db)
     if (due or void or closed) and container is not None:
         files.ring()  # a message may have come due by the clock alone, without a commit that would notify the runner
     expires_at = expiry + EXPIRY_GRACE if expiry is not None else None
     return Swept(
         tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended, container.tool if container else None,
-        use, verdicts, expires_at, held_from(seen.pending, now) is not None, home_use, tuple(closed),
+        use, verdicts, expires_at, held_from(seen.pending, now) is not None, kept, schedule_at, fired, home_use,
+        tuple(closed),
     )  # fmt: skip
 
 
@@ -316,10 +342,22 @@ def next_work(db: Reader, now: int) -> int | None:
     instants = (
         messages.next_due_at(db, now),
         deliveries.next_attempt_at(db),
+        schedules.next_at(db),
         expiry + EXPIRY_GRACE if expiry is not None else None,
         questions.next_deadline(db),
     )
     return min((value for value in instants if value is not None), default=None)
+
+
+def _fire(db: Writer, configured: Mapping[str, Scheduled], now: int) -> tuple[MessageIn, ...]:
+    """Take over the configuration's schedules and send what is due; the rest of the sweep sees the new messages."""
+    changed = schedule_steps.differs(db, configured)
+    if not changed and not schedules.due(db, now):
+        return ()
+    with db.transaction():
+        if changed:
+            schedule_steps.take_over(db, configured, now)
+        return tuple(schedule_steps.fire_due(db, now))
 
 
 def _fail(db: Writer, action: Fail, now: int) -> None:

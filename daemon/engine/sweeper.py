@@ -101,6 +101,7 @@ class Sweeper:
         started = self._clock.monotonic()
         self._pulse.beat("sweep")
         await self._look_at_registry()
+        await self._one.make_scheduled()
         errors = 0
         active = [session.key for session in self._sessions]
         # A session whose work failed may not be active, or not exist: without a sweep its trouble would outlive its cause.

@@ -32,6 +32,7 @@ from daemon.core.events import (
     MessageSettled,
     QuestionAsked,
     QuestionDecided,
+    ScheduleFired,
     SendFailed,
     SendInDoubt,
     SeriesRearmed,
@@ -100,6 +101,7 @@ class EngineLog:
         events.subscribe(MessageExpired, self._expired)
         events.subscribe(AckVoided, self._ack_voided)
         events.subscribe(SeriesRearmed, self._rearmed)
+        events.subscribe(ScheduleFired, self._fired)
         events.subscribe(QuestionAsked, self._asked)
         events.subscribe(QuestionDecided, self._decided)
 
@@ -156,6 +158,9 @@ class EngineLog:
 
     def _ack_voided(self, event: AckVoided) -> None:
         _of(self._sweep, event).warning("ack_void", message=event.message_id, incarnation=event.incarnation)
+
+    def _fired(self, event: ScheduleFired) -> None:
+        _of(self._sweep, event).info("schedule_fired", message=event.message_id, series=event.series_id)
 
     def _rearmed(self, event: SeriesRearmed) -> None:
         log = _of(self._sweep, event)

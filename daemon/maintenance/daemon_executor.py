@@ -6,7 +6,7 @@ but through `Session.call`, nor put a session's out/ aside before its container'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
@@ -20,23 +20,28 @@ from daemon.core.commands import (
     AnyVerb,
     ApplyStale,
     CancelMessage,
+    CancelSchedule,
     DeleteSession,
     DropAnswer,
     DropDead,
     HostVerb,
     KillSession,
+    PauseSchedule,
     PreviewStale,
+    PutSchedule,
     QuarantineSession,
     ReleaseSession,
     RequeueDead,
     ResetSession,
+    ResumeSchedule,
     RetryAnswer,
     RetryMessage,
     RowVerb,
+    RunSchedule,
     StopSession,
     UndoStale,
 )
-from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError
+from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError, UnknownAgentError
 from daemon.core.events import AnswerDropped
 from daemon.core.run_evidence import RuntimeContext
 from daemon.core.stale_plan import Scope
@@ -63,6 +68,20 @@ _EVENTS: Final[Mapping[type[RowVerb], tuple[str, tuple[str, ...]]]] = MappingPro
         RetryAnswer: ("delivery_retried", ("was", "attempts")),
         DropAnswer: ("delivery_dropped", ("was", "attempts")),
         AnswerQuestion: ("question_answered", ("outcome",)),
+        PutSchedule: ("schedule_set", ("was", "next_at")),
+        PauseSchedule: ("schedule_paused", ("was",)),
+        ResumeSchedule: ("schedule_resumed", ("was", "next_at")),
+        CancelSchedule: ("schedule_removed", ("was",)),
+        RunSchedule: ("schedule_run", ("message_id",)),
+    }
+)
+# What the verb's id names in the log; of every other verb a message.
+_ROWS: Final[Mapping[type[RowVerb], str]] = MappingProxyType(
+    {
+        RetryAnswer: "message_out",
+        DropAnswer: "message_out",
+        AnswerQuestion: "question",
+        **dict.fromkeys((PutSchedule, PauseSchedule, ResumeSchedule, CancelSchedule, RunSchedule), "schedule"),
     }
 )
 
@@ -78,8 +97,10 @@ class DaemonExecutor:
         look: Callable[[SessionKey], None],
         events: Events,
         router: Router,
+        agents: Container[str],
     ) -> None:
         self.router = router
+        self._agents = agents
         self.deletions = Deletions(sessions, supervisor, sessions.folder, clock)
         self._sessions = sessions
         self._supervisor = supervisor
@@ -133,7 +154,12 @@ class DaemonExecutor:
     # --- one row
 
     async def _change_row(self, key: SessionKey, verb: RowVerb, operator: Operator) -> dict[str, Any]:
-        session = await self._sessions.get(key)
+        if isinstance(verb, PutSchedule):
+            if key.agent not in self._agents:
+                raise UnknownAgentError(f"there is no agent {key.agent!r}.")
+            session = await self._sessions.create(key)
+        else:
+            session = await self._sessions.get(key)
         if isinstance(verb, CancelMessage):
             # A message may be cancelled under a container only by somebody who can end that container.
             self._check_known(key)
@@ -148,8 +174,7 @@ class DaemonExecutor:
 
         done = await self._sessions.change(session, work)
         event, fields = _EVENTS[type(verb)]
-        row = "message_out" if isinstance(verb, RetryAnswer | DropAnswer) else "message"
-        row = "question" if isinstance(verb, AnswerQuestion) else row
+        row = _ROWS.get(type(verb), "message")
         more = {row: verb.id, **{name: done[name] for name in fields}}
         self._log.warning(event, agent=key.agent, session=key.session, **more, by=operator.name, reason=operator.reason)
         if isinstance(verb, DropDead | DropAnswer):

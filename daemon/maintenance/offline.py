@@ -23,6 +23,7 @@ from daemon.core.commands import (
     HostVerb,
     KillSession,
     PreviewStale,
+    PutSchedule,
     QuarantineSession,
     ReleaseSession,
     ResetSession,
@@ -35,6 +36,7 @@ from daemon.core.errors import (
     DataFolderError,
     RegistryGoneError,
     RuntimeUnavailableError,
+    UnknownAgentError,
     UnknownSessionError,
 )
 from daemon.core.facts import Container
@@ -103,8 +105,7 @@ class OfflineExecutor:
     def _execute_in_session(self, verb: Verb) -> dict[str, Any]:
         key, operator, now = SessionKey(verb.agent, verb.session), operator_of(verb), self._clock.now_ms()
         files = self._files(key)
-        if not self._is_known(key):
-            raise UnknownSessionError(f"there is no session {key}.")
+        self._check_session(key, files, verb)
         match verb:
             case RowVerb():
                 return self._change_row(key, files, verb)
@@ -132,6 +133,16 @@ class OfflineExecutor:
                 return stale_sweep.undo(files, key, stale_sweep.found_backup(files, verb.backup), operator, now)
             case _:
                 raise NotImplementedError(type(verb).__name__)
+
+    def _check_session(self, key: SessionKey, files: SessionFiles, verb: Verb) -> None:
+        """Raise UnknownSessionError or UnknownAgentError. A schedule may be the first thing of a session, and makes it."""
+        if self._is_known(key):
+            return
+        if not isinstance(verb, PutSchedule):
+            raise UnknownSessionError(f"there is no session {key}.")
+        if key.agent not in self._config.agents:
+            raise UnknownAgentError(f"there is no agent {key.agent!r}.")
+        files.create()
 
     def _change_row(self, key: SessionKey, files: SessionFiles, verb: RowVerb) -> dict[str, Any]:
         live: str | None = None

@@ -6,25 +6,37 @@ active in central.db. Each is one transaction, history first; what raises has ch
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from daemon.core.commands import (
     AnswerQuestion,
     CancelMessage,
+    CancelSchedule,
     DropAnswer,
     DropDead,
+    PauseSchedule,
+    PutSchedule,
     RequeueDead,
+    ResumeSchedule,
     RetryAnswer,
     RetryMessage,
     RowVerb,
+    RunSchedule,
     Verb,
 )
+from daemon.core.errors import ScheduleError
+from daemon.core.schedules import CatchUp, Times
+from daemon.engine import schedule_steps
 from daemon.engine.dead_letters import drop_one, requeue
 from daemon.engine.replies import answer_by_operator
 from daemon.maintenance import answer_repair, message_repair
 from daemon.store.dead_letters import Operator
+from daemon.store.schedules import Scheduled
 from daemon.store.session_files import SessionFiles
+from schema.connect import Writer
+from schema.rows import Address
 
 
 def operator_of(verb: Verb) -> Operator:
@@ -55,5 +67,33 @@ def change_row(
             return answer_repair.drop_answer(files, verb.id, operator, now, under_way=is_sent_now(verb.id))
         case AnswerQuestion():
             return answer_by_operator(files, verb.id, verb.answer, operator.name, now)
+        case PutSchedule() | PauseSchedule() | ResumeSchedule() | CancelSchedule() | RunSchedule():
+            with files.inbound() as db, db.transaction():
+                return _change_schedule(db, verb, operator, now)
         case _:
             raise NotImplementedError(type(verb).__name__)
+
+
+def _change_schedule(db: Writer, verb: RowVerb, operator: Operator, now: int) -> dict[str, Any]:
+    match verb:
+        case PutSchedule():
+            return schedule_steps.put(db, verb.id, _scheduled(verb), operator, now)
+        case PauseSchedule():
+            return schedule_steps.pause(db, verb.id, operator, now)
+        case ResumeSchedule():
+            return schedule_steps.resume(db, verb.id, operator, now)
+        case CancelSchedule():
+            return schedule_steps.cancel(db, verb.id, operator, now)
+        case _:
+            return schedule_steps.run_now(db, verb.id, operator, now)
+
+
+def _scheduled(verb: PutSchedule) -> Scheduled:
+    if verb.catch_up not in tuple(CatchUp):
+        raise ScheduleError(f"catch_up {verb.catch_up!r} is not one of {', '.join(CatchUp)}.")
+    times = Times(
+        verb.at, verb.every_ms, verb.cron, verb.timezone, until=verb.until, count=verb.count,
+        catch_up=CatchUp(verb.catch_up),
+    )  # fmt: skip
+    content = json.dumps({"text": verb.text}, ensure_ascii=False)
+    return Scheduled(times, content, Address(verb.channel, verb.place, verb.thread))

@@ -19,7 +19,7 @@ from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError
 from daemon.core.repair_errors import SessionUnfinishedError
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
-from daemon.store import deliveries, outbound
+from daemon.store import deliveries, outbound, schedules
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import Registry, SessionKey
 from daemon.store.session_files import SessionFiles
@@ -39,6 +39,8 @@ def unfinished_work(files: SessionFiles) -> list[str]:
             waiting = deliveries.count_open(db)
             if pending is not None and pending["n"]:
                 found.append(f"{pending['n']} messages are not finished")
+            if kept := schedules.count(db):
+                found.append(f"{kept} schedules are set")
             if waiting:
                 found.append(f"{waiting} answers are not delivered")
             with files.outbound() as out:

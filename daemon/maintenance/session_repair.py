@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from daemon.core.message_fate import is_noted
 from daemon.core.repair_errors import ResetWouldLoseError
 from daemon.store import deliveries, messages, outbound
 from daemon.store.dead_letters import Operator
 from daemon.store.session_files import SessionFiles
-from daemon.store.transitions import record
+from daemon.store.transitions import SESSION, record
 from schema.connect import Reader
 from schema.errors import (
     FileBusyError,
@@ -28,7 +28,6 @@ from schema.instants import file_stamp
 from schema.rows import AckStatus
 
 # The history's name for the session itself: no message may be called that.
-SESSION: Final = "@session"
 
 
 def quarantine_reason(operator: Operator) -> str:

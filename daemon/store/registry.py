@@ -183,18 +183,23 @@ class Registry:
                 (*key, now_ms),
             )
 
-    def deactivate(self, key: SessionKey, next_due_at: int | None, dead_letters: int | None = None) -> None:
-        """Record that the session has no work, or none before `next_due_at`, and its open dead letters (None: unchanged).
+    def deactivate(
+        self, key: SessionKey, next_due_at: int | None, dead_letters: int | None = None, schedules: int | None = None
+    ) -> None:
+        """Record that the session has no work, or none before `next_due_at`, and how many open dead letters and schedules.
+
+        None leaves a number unchanged.
 
         Write nothing if nothing changes: the slow full pass calls this for every session, and the commits would be most of its
         cost.
         """
         with self._open() as db, db.transaction():
             db.execute(
-                "UPDATE sessions SET active = 0, next_due_at = ?1, dead_letters = coalesce(?2, dead_letters)"
-                " WHERE agent = ?3 AND session = ?4"
-                " AND (active <> 0 OR next_due_at IS NOT ?1 OR dead_letters IS NOT coalesce(?2, dead_letters))",
-                (next_due_at, dead_letters, *key),
+                "UPDATE sessions SET active = 0, next_due_at = ?1, dead_letters = coalesce(?2, dead_letters),"
+                " schedules = coalesce(?3, schedules) WHERE agent = ?4 AND session = ?5"
+                " AND (active <> 0 OR next_due_at IS NOT ?1 OR dead_letters IS NOT coalesce(?2, dead_letters)"
+                " OR schedules IS NOT coalesce(?3, schedules))",
+                (next_due_at, dead_letters, schedules, *key),
             )
 
     def totals(self) -> Totals:
@@ -370,7 +375,7 @@ class Registry:
         with self._open() as db:
             rows = db.all(
                 "SELECT agent, session FROM sessions WHERE (agent, session) > (?, ?) AND active = 0 AND next_due_at IS NULL"
-                " AND quarantined_at IS NULL AND dead_letters = 0 AND created_at < ?"
+                " AND quarantined_at IS NULL AND dead_letters = 0 AND schedules = 0 AND created_at < ?"
                 " AND NOT EXISTS (SELECT 1 FROM incarnations AS one WHERE one.agent = sessions.agent"
                 " AND one.session = sessions.session AND one.ended_at IS NULL) ORDER BY agent, session LIMIT ?",
                 (*last, created_before, limit),

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from schema.connect import Writer
 from schema.instants import to_text
 from schema.rows import MessageStatus
 from schema.states import check_transition
+
+# The history's subject for what was done to the whole session. No message may have this id.
+SESSION: Final = "@session"
 
 
 def record(

@@ -25,6 +25,7 @@ from daemon.core.events import (
     MessageRefused,
     MessageRetried,
     MessageSettled,
+    ScheduleFired,
     SendFailed,
     SendInDoubt,
     SeriesRearmed,
@@ -63,6 +64,7 @@ class Telemetry:
         events.subscribe(MessageAccepted, self._accepted)
         events.subscribe(MessageRefused, self._refused)
         events.subscribe(SeriesRearmed, self._rearmed)
+        events.subscribe(ScheduleFired, self._rearmed)
         events.subscribe(ContainerSpawned, self._container_spawned)
         events.subscribe(ContainerAdopted, self._adopted)
         events.subscribe(SpawnFailed, self._spawn_failed)
@@ -111,7 +113,7 @@ class Telemetry:
     def _refused(self, event: MessageRefused) -> None:
         self.metrics.refused.labels(event.code).inc()
 
-    def _rearmed(self, event: SeriesRearmed) -> None:
+    def _rearmed(self, event: SeriesRearmed | ScheduleFired) -> None:
         """Each occurrence begins a trace of its own."""
         context = self._context(event.agent, event.session, event.message_id, None)
         self._emit(

@@ -15,7 +15,7 @@ from daemon.config import models as config
 from daemon.config.models import load_config
 from daemon.config.sources import find_config, service_links
 from daemon.core.errors import ConfigError
-from daemon.engine.recurrence import next_instant
+from daemon.core.schedules import next_cron
 from tests.support.command_line import CommandLine
 
 LINKS = {
@@ -272,5 +272,5 @@ class TestZones:
 
     def test_a_series_in_utc_is_the_same_by_every_name(self) -> None:
         now = 1_795_219_200_000
-        assert next_instant("30 9 * * *", now, now, "UTC") == next_instant("30 9 * * *", now, now, "Etc/UTC")
-        assert next_instant("30 9 * * *", now, now, "UTC") == now + (9 * 60 + 30) * 60_000
+        assert next_cron("30 9 * * *", now, "UTC") == next_cron("30 9 * * *", now, "Etc/UTC")
+        assert next_cron("30 9 * * *", now, "UTC") == now + (9 * 60 + 30) * 60_000

@@ -1,0 +1,191 @@
+"""Fires the schedules of one session, and changes them: each a transaction over its inbound.db.
+
+An occurrence becomes a message in the transaction that sets the next one, so a crash can neither lose nor double it.
+Synchronous; the caller holds the session's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from daemon.core.errors import ScheduleError, UnknownScheduleError
+from daemon.core.schedules import CatchUp, check, check_key, fire, next_after
+from daemon.engine.recurrence import occurrence_id
+from daemon.store import messages, schedules
+from daemon.store.dead_letters import Operator
+from daemon.store.schedules import CONFIG, OPERATOR, Scheduled, ScheduleRow, ScheduleState
+from daemon.store.transitions import SESSION, record
+from schema.connect import Writer
+from schema.instants import to_text
+from schema.rows import Kind, MessageIn, MessageStatus
+
+_RUNNING = "the occurrence before is not finished: message {}"
+_MISSED = "missed: the daemon did not run then, or the machine slept"
+
+
+def fire_due(db: Writer, now: int) -> list[MessageIn]:
+    """Store a message for each occurrence that is due, and set the next ones. Call inside a transaction."""
+    stored: list[MessageIn] = []
+    for row in schedules.due(db, now):
+        assert row.next_at is not None
+        firing = fire(row.what.times, row.next_at, now, row.sent)
+        sent = row.sent
+        if firing.missed and row.next_at not in firing.due:
+            schedules.note_run(db, row.key, row.next_at, now, message_id=None, detail=_MISSED)
+        for instant in firing.due:
+            unfinished = schedules.unfinished(db, row.key) if row.what.times.catch_up is not CatchUp.ALL else None
+            if unfinished is not None:
+                schedules.note_run(db, row.key, instant, now, message_id=None, detail=_RUNNING.format(unfinished))
+                continue
+            message = _store(db, row, instant, now)
+            if message is not None:
+                stored.append(message)
+                sent += 1
+        over = firing.next_at is None
+        schedules.put(
+            db, replace(row, next_at=firing.next_at, sent=sent, state=ScheduleState.OVER if over else row.state)
+        )
+    return stored
+
+
+def _store(db: Writer, row: ScheduleRow, instant: int, now: int) -> MessageIn | None:
+    """Store the message of an occurrence; None if it was stored before, by a clock that was set back since."""
+    series = f"schedule:{row.key}"
+    identity = occurrence_id(series, instant)
+    if (
+        not schedules.note_run(db, row.key, instant, now, message_id=identity)
+        or messages.find(db, identity) is not None
+    ):
+        return None
+    address = row.what.address
+    message = MessageIn(
+        identity, messages.next_even_seq(db), Kind.TASK.value, to_text(now), MessageStatus.PENDING, row.what.content,
+        series_id=series, channel_type=address.channel_type, platform_id=address.platform_id, thread_id=address.thread_id,
+    )  # fmt: skip
+    messages.insert(db, message, now, event="scheduled", detail={"schedule": row.key, "due": to_text(instant)})
+    return message
+
+
+def take_over(db: Writer, configured: Mapping[str, Scheduled], now: int) -> None:
+    """Make the session's schedules of the configuration those of `configured`. Call inside a transaction.
+
+    An unchanged one keeps its next occurrence, and stays paused if an operator paused it.
+    """
+    for row in schedules.all_(db):
+        if row.origin == CONFIG and row.key not in configured:
+            schedules.remove(db, row.key)
+            _note(db, "schedule_removed", row.key, Operator(CONFIG), now)
+    for key, what in configured.items():
+        row = schedules.find(db, key)
+        if row is not None and row.origin == CONFIG and same(row.what, what):
+            continue
+        _put(db, key, what, Operator(CONFIG), now, origin=CONFIG)
+
+
+def differs(db: Writer, configured: Mapping[str, Scheduled]) -> bool:
+    """Return whether `take_over` would change anything."""
+    there = {row.key: row.what for row in schedules.all_(db) if row.origin == CONFIG}
+    return there.keys() != configured.keys() or any(not same(there[key], what) for key, what in configured.items())
+
+
+def same(one: Scheduled, other: Scheduled) -> bool:
+    """Return whether two schedules agree in all but where `every` counts from."""
+    return replace(one, times=replace(one.times, start=0)) == replace(other, times=replace(other.times, start=0))
+
+
+def put(db: Writer, key: str, what: Scheduled, operator: Operator, now: int) -> dict[str, object]:
+    """Add or change an operator's schedule: {key, was: added|changed|unchanged, next_at}. Call inside a transaction.
+
+    Raise ScheduleError for times that never come, and for a schedule that the configuration owns.
+    """
+    check_key(key)
+    check(what.times, now)
+    row = schedules.find(db, key)
+    if row is not None:
+        _refuse_configured(row)
+        if same(row.what, what) and row.state is not ScheduleState.OVER:
+            return {"key": key, "was": "unchanged", "next_at": row.next_at}
+    made = _put(db, key, what, operator, now, origin=OPERATOR)
+    return {"key": key, "was": "added" if row is None else "changed", "next_at": made.next_at}
+
+
+def _put(db: Writer, key: str, what: Scheduled, operator: Operator, now: int, *, origin: str) -> ScheduleRow:
+    if what.times.every_ms is not None:
+        what = replace(what, times=replace(what.times, start=now))
+    # A configured instant that is past was missed: the catch-up rule decides about it.
+    at = what.times.at if what.times.at is not None else next_after(what.times, now)
+    state = ScheduleState.OVER if at is None else ScheduleState.ACTIVE
+    row = ScheduleRow(key, what, origin, state, at, 0, now, operator.name)
+    schedules.put(db, row)
+    _note(db, "schedule_set", key, operator, now, times=what.times.words)
+    return row
+
+
+def pause(db: Writer, key: str, operator: Operator, now: int) -> dict[str, object]:
+    """Fire no occurrence until it is resumed: {key, was}. Call inside a transaction. Raise UnknownScheduleError."""
+    row = _known(db, key)
+    if row.state is ScheduleState.ACTIVE:
+        schedules.put(db, replace(row, state=ScheduleState.PAUSED, changed_at=now, changed_by=operator.name))
+        _note(db, "schedule_paused", key, operator, now)
+    return {"key": key, "was": row.state.value}
+
+
+def resume(db: Writer, key: str, operator: Operator, now: int) -> dict[str, object]:
+    """Go on with the next occurrence from now: {key, was, next_at}. What was due meanwhile does not come.
+
+    Call inside a transaction. Raise UnknownScheduleError.
+    """
+    row = _known(db, key)
+    if row.state is not ScheduleState.PAUSED:
+        return {"key": key, "was": row.state.value, "next_at": row.next_at}
+    at = next_after(row.what.times, now)
+    state = ScheduleState.ACTIVE if at is not None else ScheduleState.OVER
+    schedules.put(db, replace(row, state=state, next_at=at, changed_at=now, changed_by=operator.name))
+    _note(db, "schedule_resumed", key, operator, now)
+    return {"key": key, "was": row.state.value, "next_at": at}
+
+
+def cancel(db: Writer, key: str, operator: Operator, now: int) -> dict[str, object]:
+    """Delete an operator's schedule: {key, was}. Messages that were sent stay. Call inside a transaction.
+
+    Raise UnknownScheduleError, and ScheduleError for one that the configuration owns.
+    """
+    row = _known(db, key)
+    _refuse_configured(row)
+    schedules.remove(db, key)
+    _note(db, "schedule_removed", key, operator, now)
+    return {"key": key, "was": row.state.value}
+
+
+def run_now(db: Writer, key: str, operator: Operator, now: int) -> dict[str, object]:
+    """Send the schedule's message now, beside its occurrences: {key, message_id}. Call inside a transaction.
+
+    Raise UnknownScheduleError.
+    """
+    row = _known(db, key)
+    message = _store(db, row, now, now)
+    if message is None:
+        raise ScheduleError(f"schedule {key} has sent a message in this very millisecond.", hint="Repeat the command.")
+    _note(db, "schedule_run", key, operator, now, message_id=message.id)
+    return {"key": key, "message_id": message.id}
+
+
+def _known(db: Writer, key: str) -> ScheduleRow:
+    row = schedules.find(db, key)
+    if row is None:
+        raise UnknownScheduleError(f"there is no schedule {key!r:.80} in this session.")
+    return row
+
+
+def _refuse_configured(row: ScheduleRow) -> None:
+    if row.origin == CONFIG:
+        raise ScheduleError(
+            f"schedule {row.key} belongs to the configuration.",
+            hint=f"Change [schedules.{row.key}] in clawbus.toml and restart the daemon; `clawbus schedule pause` stops it now.",
+        )
+
+
+def _note(db: Writer, event: str, key: str, operator: Operator, now: int, **more: object) -> None:
+    """Write who changed which schedule into the session's history."""
+    record(db, SESSION, event, now, detail=operator.detail(schedule=key, **more))

@@ -1,0 +1,74 @@
+"""Schedules in a real daemon: each occurrence comes once through SIGKILLs, and every verb works with the daemon up and down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.support.daemon import RealDaemon, eventually
+
+Make = Callable[..., RealDaemon]
+CONFIG = """
+[agents.echo]
+provider = "echo"
+[schedules.beat]
+agent = "echo"
+text = "beat"
+every_s = 1
+catch_up = "all"
+"""
+
+
+def sent(daemon: RealDaemon) -> list[str]:
+    return [
+        row["message_id"]
+        for row in daemon.rows("echo", "schedule-beat", "SELECT message_id FROM schedule_runs ORDER BY due")
+    ]
+
+
+def test_each_occurrence_comes_once_whatever_dies(make_daemon: Make) -> None:
+    daemon = make_daemon(CONFIG)
+    for number in range(1, 4):
+        daemon.start()
+        eventually("more occurrences", lambda: len(daemon.entries("beat")) >= 2 * number, 60)  # noqa: B023
+        daemon.kill()
+    daemon.start()
+    daemon.cli("schedule", "pause", "beat")
+    due = [row["due"] for row in daemon.rows("echo", "schedule-beat", "SELECT due FROM schedule_runs ORDER BY due")]
+    assert due == list(range(due[0], due[-1] + 1, 1000)), "none lost, while the daemon was dead too"
+    ids = sent(daemon)
+    open_ids = "SELECT id FROM messages_in WHERE status <> 'completed'"
+    eventually("all completed", lambda: not daemon.rows("echo", "schedule-beat", open_ids), 60)
+    assert len(daemon.rows("echo", "schedule-beat", "SELECT id FROM messages_in")) == len(set(ids)), "and none twice"
+    answered = [one["in_reply_to"] for one in daemon.entries("beat")]
+    assert len(answered) == len(set(answered))
+    assert set(answered) <= set(ids)
+
+
+def test_every_verb_works_with_the_daemon_up_and_down(make_daemon: Make) -> None:
+    daemon = make_daemon(CONFIG.replace("every_s = 1\n", "every_s = 86400\n"))
+    daemon.start()
+    for up in (True, False):
+        if not up:
+            daemon.stop()
+        key = f"job-{up}".lower()
+        said = daemon.cli("schedule", "add", key, "work", "--agent", "echo", "--cron", "0 9 * * 1-5")
+        assert said.result["was"] == "added", said
+        assert (
+            daemon.cli("schedule", "add", key, "work", "-a", "echo", "--cron", "0 9 * * 1-5").result["was"]
+            == "unchanged"
+        )
+        message = daemon.cli("schedule", "run", key).result["message_id"]
+        if up:
+            eventually("answered", lambda: [one for one in daemon.entries(key) if one["in_reply_to"] == message])  # noqa: B023
+        assert daemon.cli("schedule", "pause", key).result["was"] == "active"
+        listed = {one["key"]: one for one in daemon.cli("schedule", "list").result["schedules"]}
+        assert (listed[key]["state"], listed["beat"]["origin"]) == ("paused", "config")
+        assert daemon.cli("schedule", "resume", key).result["was"] == "paused"
+        assert [one["message_id"] for one in daemon.cli("schedule", "show", key).result["runs"]] == [message]
+        assert daemon.cli("schedule", "cancel", key).ok
+        assert daemon.cli("schedule", "show", key).error == "UNKNOWN_SCHEDULE"
+        assert daemon.cli("schedule", "cancel", "beat").error == "SCHEDULE_INVALID"
+        assert daemon.cli("schedule", "add", "x", "work", "-a", "nobody", "--every", "1h").error == "UNKNOWN_AGENT"
+    daemon.start()
+    eventually("the message that was sent while it was down", lambda: daemon.entries("job-false"))
+    assert daemon.cli("session", "delete", "echo/schedule-beat").error == "SESSION_UNFINISHED"

@@ -1,0 +1,205 @@
+"""The schedules of one session: what an occurrence writes, what operator and configuration may change, and what a crash leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from daemon.core.errors import ScheduleError, UnknownScheduleError
+from daemon.core.lifecycle import Policy, Wake
+from daemon.core.schedules import CatchUp, Times
+from daemon.engine import schedule_steps
+from daemon.engine.sweep_steps import Settings, Swept, sweep_files
+from daemon.store import schedules
+from daemon.store.dead_letters import Operator
+from daemon.store.schedules import KEPT_RUNS, Scheduled, ScheduleRow, ScheduleState
+from schema.rows import Address
+from tests.support.session_world import NOW, SessionWorld
+
+HOUR = 3_600_000
+WHO = Operator("anna", "a test")
+HOME = Address("local", "me")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> SessionWorld:
+    return SessionWorld(tmp_path / "s")
+
+
+def hourly(text: str = "hello", catch_up: CatchUp = CatchUp.SKIP, **more: int) -> Scheduled:
+    return Scheduled(Times(every_ms=HOUR, catch_up=catch_up, **more), f'{{"text":"{text}"}}', HOME)
+
+
+def put(world: SessionWorld, what: Scheduled, key: str = "k") -> dict[str, object]:
+    with world.files.inbound() as db, db.transaction():
+        return schedule_steps.put(db, key, what, WHO, world.now)
+
+
+def sweep(world: SessionWorld, configured: dict[str, Scheduled] | None = None) -> Swept:
+    settings = Settings(Policy(), configured=configured or {})
+    return sweep_files(world.files, None, world.now, settings, occupied=False, floor=0)
+
+
+def row(world: SessionWorld, key: str = "k") -> ScheduleRow:
+    with world.files.inbound() as db:
+        found = schedules.find(db, key)
+    assert found is not None
+    return found
+
+
+def finish(world: SessionWorld) -> None:
+    world.change("UPDATE messages_in SET status = 'completed'")
+
+
+def test_an_occurrence_is_a_message_that_wakes_the_agent_and_the_next_one_is_set(world: SessionWorld) -> None:
+    put(world, hourly())
+    assert sweep(world).schedule_at == NOW + HOUR
+    world.now += HOUR
+    swept = sweep(world)
+    assert [message.id for message in swept.fired] == [f"schedule:k@{NOW + HOUR}"]
+    assert any(isinstance(action, Wake) for action in swept.actions)
+    assert (swept.schedules, swept.schedule_at, row(world).sent) == (1, NOW + 2 * HOUR, 1)
+    assert world.events(f"schedule:k@{NOW + HOUR}") == ["scheduled"]
+    assert sweep(world).fired == (), "not twice"
+
+
+def test_an_idle_session_is_due_at_its_next_occurrence(world: SessionWorld) -> None:
+    put(world, hourly())
+    assert sweep(world).next_at == NOW + HOUR
+
+
+def test_a_clock_that_is_set_back_brings_nothing_twice(world: SessionWorld) -> None:
+    put(world, hourly())
+    world.now += HOUR
+    assert len(sweep(world).fired) == 1
+    finish(world)
+    world.now -= HOUR
+    world.change("UPDATE schedules SET next_at = ?", (NOW + HOUR,))  # as a restored copy of the file has it
+    world.now += HOUR
+    assert sweep(world).fired == ()
+    assert row(world).next_at == NOW + 2 * HOUR
+
+
+def test_an_occurrence_is_left_out_while_the_one_before_is_not_finished(world: SessionWorld) -> None:
+    put(world, hourly())
+    world.now += HOUR
+    assert len(sweep(world).fired) == 1
+    world.now += HOUR
+    assert sweep(world).fired == ()
+    with world.files.inbound() as db:
+        newest = schedules.runs(db, "k", 1)[0]
+    assert newest["message_id"] is None
+    assert "is not finished" in newest["detail"]
+    finish(world)
+    world.now += HOUR
+    assert len(sweep(world).fired) == 1
+
+
+def test_everything_that_was_missed_comes_in_order(world: SessionWorld) -> None:
+    put(world, hourly(catch_up=CatchUp.ALL))
+    world.now += 60 * HOUR
+    first, second = sweep(world), sweep(world)
+    assert len(first.fired) == 50
+    assert first.next_at == 0, "the rest is due now"
+    ids = [message.id for message in (*first.fired, *second.fired)]
+    assert ids == [f"schedule:k@{NOW + number * HOUR}" for number in range(1, 61)]
+    assert [message.seq for message in first.fired] == sorted(message.seq for message in first.fired)
+
+
+def test_the_same_again_changes_nothing_and_another_text_does(world: SessionWorld) -> None:
+    assert put(world, hourly())["was"] == "added"
+    world.now += 1000
+    assert put(world, hourly()) == {"key": "k", "was": "unchanged", "next_at": NOW + HOUR}
+    assert put(world, hourly("other"))["was"] == "changed"
+
+
+def test_pause_survives_and_resume_makes_nothing_up(world: SessionWorld) -> None:
+    put(world, hourly())
+    with world.files.inbound() as db, db.transaction():
+        schedule_steps.pause(db, "k", WHO, world.now)
+    world.now += 5 * HOUR + 1
+    assert sweep(world).fired == ()
+    with world.files.inbound() as db, db.transaction():
+        assert schedule_steps.resume(db, "k", WHO, world.now)["next_at"] == NOW + 6 * HOUR
+
+
+def test_a_count_ends_it(world: SessionWorld) -> None:
+    put(world, hourly(count=1))
+    world.now += HOUR
+    assert (len(sweep(world).fired), row(world).state) == (1, ScheduleState.OVER)
+    assert sweep(world).schedules == 0
+
+
+def test_the_configuration_is_taken_over_and_what_it_drops_goes(world: SessionWorld) -> None:
+    configured = {"c": hourly()}
+    sweep(world, configured)
+    assert row(world, "c").origin == "config"
+    with world.files.inbound() as db, db.transaction():
+        schedule_steps.pause(db, "c", WHO, world.now)
+    world.now += 1000
+    sweep(world, configured)
+    assert row(world, "c").state is ScheduleState.PAUSED, "an unchanged one stays paused"
+    with (
+        pytest.raises(ScheduleError, match="belongs to the configuration"),
+        world.files.inbound() as db,
+        db.transaction(),
+    ):
+        schedule_steps.cancel(db, "c", WHO, world.now)
+    put(world, hourly(), "own")
+    sweep(world, {})
+    with world.files.inbound() as db:
+        assert [one.key for one in schedules.all_(db)] == ["own"]
+
+
+def test_run_now_leaves_the_occurrences_alone(world: SessionWorld) -> None:
+    put(world, hourly())
+    with world.files.inbound() as db, db.transaction():
+        assert schedule_steps.run_now(db, "k", WHO, world.now)["message_id"] == f"schedule:k@{NOW}"
+    assert row(world).next_at == NOW + HOUR
+    with pytest.raises(UnknownScheduleError), world.files.inbound() as db, db.transaction():
+        schedule_steps.run_now(db, "nothing", WHO, world.now)
+
+
+@pytest.mark.parametrize("step", ["note_run", "put"])
+def test_a_death_in_the_middle_leaves_the_occurrence_due(
+    world: SessionWorld, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Before, between and after the writes of one transaction: all of them are there, or none."""
+    put(world, hourly())
+    world.now += HOUR
+    real = getattr(schedules, step)
+    for after in (False, True):
+
+        def dies(*given: object, after: bool = after, **named: object) -> object:
+            if after:
+                real(*given, **named)
+            raise SystemError("killed")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(schedules, step, dies)
+            with pytest.raises(SystemError):
+                sweep(world)
+        assert row(world).next_at == NOW + HOUR
+        assert world.events(f"schedule:k@{NOW + HOUR}") == []
+    assert len(sweep(world).fired) == 1
+
+
+def test_the_record_of_occurrences_is_bounded(world: SessionWorld) -> None:
+    put(world, hourly())
+    with world.files.inbound() as db, db.transaction():
+        for number in range(KEPT_RUNS + 20):
+            schedules.note_run(db, "k", number, number, message_id=None, detail="x")
+        kept = schedules.runs(db, "k", 1000)
+    assert [one["due"] for one in kept][:: KEPT_RUNS - 1] == [KEPT_RUNS + 19, 20]
+
+
+def test_five_thousand_that_are_due_at_once_each_come_once(world: SessionWorld) -> None:
+    with world.files.inbound() as db, db.transaction():
+        for number in range(5000):
+            schedules.put(
+                db, ScheduleRow(f"k{number}", hourly(), "operator", ScheduleState.ACTIVE, NOW + HOUR, 0, NOW, "anna")
+            )
+    world.now += HOUR
+    assert len({message.id for message in sweep(world).fired}) == 5000
+    assert sweep(world).fired == ()
