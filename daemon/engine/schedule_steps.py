@@ -6,22 +6,47 @@ Synchronous; the caller holds the session's lock.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 
+from daemon.config.models import Config
 from daemon.core.errors import ScheduleError, UnknownScheduleError
 from daemon.core.schedules import CatchUp, check, check_key, fire, next_after
 from daemon.engine.recurrence import occurrence_id
 from daemon.store import messages, schedules
 from daemon.store.dead_letters import Operator
+from daemon.store.registry import SessionKey
 from daemon.store.schedules import CONFIG, OPERATOR, Scheduled, ScheduleRow, ScheduleState
 from daemon.store.transitions import SESSION, record
 from schema.connect import Writer
 from schema.instants import to_text
-from schema.rows import Kind, MessageIn, MessageStatus
+from schema.rows import Address, Kind, MessageIn, MessageStatus
 
 _RUNNING = "the occurrence before is not finished: message {}"
 _MISSED = "missed: the daemon did not run then, or the machine slept"
+
+
+def configured(config: Config) -> dict[SessionKey, dict[str, Scheduled]]:
+    """Return the configuration's schedules by session and key."""
+    found: dict[SessionKey, dict[str, Scheduled]] = {}
+    for key, one in config.schedules.items():
+        times = one.times(config.timezone)
+        address = Address(one.channel, one.place or key, one.thread)
+        what = Scheduled(times, json.dumps({"text": one.text}, ensure_ascii=False), address)
+        found.setdefault(SessionKey(one.agent, one.session_name(key)), {})[key] = what
+    return found
+
+
+def sweep(db: Writer, configured: Mapping[str, Scheduled], now: int) -> tuple[MessageIn, ...]:
+    """Take over the configuration's schedules and send what is due, in one transaction; return the messages."""
+    changed = differs(db, configured)
+    if not changed and not schedules.due(db, now):
+        return ()
+    with db.transaction():
+        if changed:
+            take_over(db, configured, now)
+        return tuple(fire_due(db, now))
 
 
 def fire_due(db: Writer, now: int) -> list[MessageIn]:

@@ -5,7 +5,6 @@ Synchronous; the caller holds the session's lock. No container is started or sto
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -49,7 +48,7 @@ from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, record, schedule_retry
 from schema.connect import Reader, Writer
 from schema.ids import time_of
-from schema.rows import Ack, AckStatus, Address, MessageIn, MessageStatus, ToolInFlight
+from schema.rows import Ack, AckStatus, MessageIn, MessageStatus, ToolInFlight
 
 FORCED: Final = frozenset({CEILING, CLAIM_STUCK, CLAIM_OVERDUE, "unreadable"})
 
@@ -119,19 +118,8 @@ class Settings:
         """Return the settings for `agents`, a mapping that a reload may change."""
         return cls(
             agent_policy(config, None), config.timezone, session_limits(config),
-            own_policies=lambda agent: agent_policy(config, agents.get(agent)), schedules=configured_schedules(config),
+            own_policies=lambda agent: agent_policy(config, agents.get(agent)), schedules=schedule_steps.configured(config),
         )  # fmt: skip
-
-
-def configured_schedules(config: Config) -> dict[SessionKey, dict[str, Scheduled]]:
-    """Return the configuration's schedules by session and key."""
-    found: dict[SessionKey, dict[str, Scheduled]] = {}
-    for key, one in config.schedules.items():
-        times = one.times(config.timezone)
-        address = Address(one.channel, one.place or key, one.thread)
-        what = Scheduled(times, json.dumps({"text": one.text}, ensure_ascii=False), address)
-        found.setdefault(SessionKey(one.agent, one.session_name(key)), {})[key] = what
-    return found
 
 
 def session_limits(config: Config) -> SessionLimits:
@@ -164,11 +152,9 @@ def sweep_files(
     if container is not None:
         with suppress(OSError):  # failing to shorten the log must not block the sweep
             output_log.cut(files.folder.logs / STDERR_LOG)
-    recovered = False
-    if container is None and not occupied and files.has_journal():
-        recovered = files.recover()
+    recovered = container is None and not occupied and files.has_journal() and files.recover()
     with files.inbound() as db, db.looking():
-        fired = _fire(db, settings.configured, now)
+        fired = schedule_steps.sweep(db, settings.configured, now)
         with files.outbound() as out:
             raw = _observe(db, out, now)
             void, good = judge_suspects(db, out, raw.pending, raw.acks, floor)
@@ -347,17 +333,6 @@ def next_work(db: Reader, now: int) -> int | None:
         questions.next_deadline(db),
     )
     return min((value for value in instants if value is not None), default=None)
-
-
-def _fire(db: Writer, configured: Mapping[str, Scheduled], now: int) -> tuple[MessageIn, ...]:
-    """Take over the configuration's schedules and send what is due; the rest of the sweep sees the new messages."""
-    changed = schedule_steps.differs(db, configured)
-    if not changed and not schedules.due(db, now):
-        return ()
-    with db.transaction():
-        if changed:
-            schedule_steps.take_over(db, configured, now)
-        return tuple(schedule_steps.fire_due(db, now))
 
 
 def _fail(db: Writer, action: Fail, now: int) -> None:

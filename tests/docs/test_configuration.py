@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from daemon.config.egress import EgressBudget, EgressConnect, EgressRoute
 from daemon.config.models import Agent, Config
 from daemon.config.routes import RouteTable
+from daemon.config.schedules import ScheduleTable
 from daemon.config.user_commands import CommandTable
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
@@ -26,7 +27,7 @@ def documented() -> dict[str, str]:
 def expected() -> dict[str, str]:
     found: dict[str, str] = {}
     for name, field in Config.model_fields.items():
-        if name in ("agents", "channels", "routes", "commands"):
+        if name in ("agents", "channels", "routes", "commands", "schedules"):
             continue
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found |= {f"{name}.{key}": default for key, default in _defaults(field.annotation).items()}
@@ -36,6 +37,7 @@ def expected() -> dict[str, str]:
         "routes": RouteTable,
         "commands.NAME": CommandTable,
         "agents.NAME": Agent,
+        "schedules.NAME": ScheduleTable,
         "egress.routes.NAME": EgressRoute,
         "egress.connect.NAME": EgressConnect,
         "egress.budgets.AGENT": EgressBudget,

@@ -23,12 +23,13 @@ from schema.rows import AckStatus, DeliveryState, MessageStatus
 
 Row = dict[str, Any]
 
-BIRTHS: Final = frozenset({"accepted", "rearmed", "notice_written"})
+BIRTHS: Final = frozenset({"accepted", "rearmed", "scheduled", "notice_written"})
 # Events that do not speak of the status.
 SILENT: Final = frozenset(
     {
         *("claimed", "released", "delivery_failed", "dead_lettered", "series_ended", "requeued", "dropped"),
         *("ack_void", "question_asked", "question_decided"),
+        *("schedule_set", "schedule_paused", "schedule_resumed", "schedule_removed", "schedule_run"),
         *("delivery_in_doubt", "delivery_passed", "delivery_retried", "not_wanted", "expired"),
         *("swept", "sweep_undone", "session_killed", "session_reset", "session_quarantined", "session_released"),
     }
