@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from daemon.core.clock import Clock
@@ -24,12 +24,15 @@ class Lease:
     epoch: int = field(default=0)
     handed_over: bool = field(default=False)
 
-    def take(self) -> None:
+    def take(self, last_epoch: int) -> None:
         """Record that this slot serves. To be called with the folder's lock held.
+
+        `last_epoch` is central.db's. It is above the file's where that was lost or is an older copy; the higher one counts.
 
         Raise NotServingError when the other slot is to serve: recorded, or because this start is a breach of its bake.
         """
         state, now, boot = read_state(self.data_dir), self.clock.now_ms(), boot_id()
+        state = replace(state, epoch=max(state.epoch, last_epoch))
         cooldown_ms = int(self.cooldown_s * 1000)
         if (
             self.rollback

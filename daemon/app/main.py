@@ -82,7 +82,7 @@ def run(
         if lease is None:
             _refuse_beside_slots(config)
         else:
-            lease.take()
+            lease.take(Registry(folder.central_db).last_epoch() if folder.central_db.exists() else 0)
         folder.make_agents(config.agents)
         pipeline = configure(config.logs, config.data_dir, sys.stderr, clock)
         try:
@@ -157,12 +157,11 @@ async def _main(
     notifier = Notifier(os.environ)
     registry = Registry(folder.central_db)
     with signals.interruptible_start() as beginning:
-        if lease is not None:
-            await anyio.to_thread.run_sync(registry.take_epoch, lease.epoch)
         install_id = await settle_install(
             Start(folder, registry, clock, read_limits(config)),
             lambda kind, of_install: build_runtime(config, folder, of_install, clock, kind),
         )
+        await anyio.to_thread.run_sync(registry.take_epoch, lease.epoch if lease is not None else None)
         live = await anyio.to_thread.run_sync(registry.live_incarnations)
         known = await anyio.to_thread.run_sync(InstallFile(folder.install_record).engine)
         await refuse_changed_runtime(

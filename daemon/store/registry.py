@@ -115,8 +115,20 @@ class Registry:
         self._anchor: _Anchor | None = None  # the file that was opened first
         self._epoch = 0  # of the slot that this daemon serves in; 0 without slots
 
-    def take_epoch(self, epoch: int) -> None:
-        """Record that claims are made in this epoch from now on. Raise FencedError when a later one was recorded."""
+    def last_epoch(self) -> int:
+        """Return the last epoch that claims were made in; 0 without slots."""
+        with self._open() as db:
+            row = db.one("SELECT epoch FROM serving WHERE id = 1")
+        return int(row["epoch"]) if row is not None else 0
+
+    def take_epoch(self, epoch: int | None) -> None:
+        """Make claims in this epoch from now on; None: in the last one, for a daemon without a slot.
+
+        To be called by the daemon that holds the data folder's lock. Raise FencedError when a later one was recorded.
+        """
+        if epoch is None:
+            self._epoch = self.last_epoch()
+            return
         with self._open() as db, db.transaction():
             _check_epoch(db, epoch)
             db.execute("INSERT OR REPLACE INTO serving(id, epoch) VALUES (1, ?)", (epoch,))

@@ -1,0 +1,45 @@
+"""The epoch of the serving slot, in the transaction of every claim."""
+
+from pathlib import Path
+
+import pytest
+
+from daemon.app.lease import Lease
+from daemon.core.clock import SystemClock
+from daemon.core.deploy_errors import FencedError
+from daemon.deploy.state_file import read_state, state_path
+from daemon.store.registry import IncarnationRow, Registry, SessionKey
+
+
+def claim(registry: Registry, name: str) -> bool:
+    return registry.begin_incarnation(IncarnationRow(name, SessionKey("a", name), "process", "", None, 1))
+
+
+def test_a_daemon_of_an_earlier_epoch_claims_nothing(tmp_path: Path) -> None:
+    old, new = Registry(tmp_path / "central.db"), Registry(tmp_path / "central.db")
+    old.take_epoch(1)
+    assert claim(old, "one")
+    new.take_epoch(2)
+    for refused in (lambda: claim(old, "two"), old.confirm_epoch, lambda: old.take_epoch(1)):
+        with pytest.raises(FencedError):
+            refused()
+    assert claim(new, "two")
+    new.confirm_epoch()
+
+
+def test_a_daemon_without_a_slot_claims_in_the_last_epoch(tmp_path: Path) -> None:
+    """Whoever goes back to a plain installation holds the folder's lock, so nobody else claims."""
+    Registry(tmp_path / "central.db").take_epoch(3)
+    plain = Registry(tmp_path / "central.db")
+    plain.take_epoch(None)
+    assert claim(plain, "one")
+
+
+def test_a_lost_state_file_ends_no_slot(tmp_path: Path) -> None:
+    lease = Lease(tmp_path, "blue", "r", SystemClock(), 0.0)
+    lease.take(0)
+    state_path(tmp_path).unlink()
+    again = Lease(tmp_path, "green", "r", SystemClock(), 0.0)
+    again.take(7)
+    assert (again.epoch, read_state(tmp_path).serving) == (7, "green")
+    Registry(tmp_path / "central.db").take_epoch(again.epoch)
