@@ -400,10 +400,10 @@ class Sessions:
         except UnknownSessionError:
             pass
         async with self._making.setdefault(key, anyio.Lock()):
-            try:
-                return await self.get(key)
-            except UnknownSessionError:
-                pass
+            made = self._known.get(key)  # by another task, while this one waited
+            if made is not None:
+                self._table[key] = made
+                return made
             try:
                 with typed_host_errors(f"the files of {key}"):
                     await anyio.to_thread.run_sync(self.files_of(key).create, limiter=self._limiter)
@@ -414,9 +414,11 @@ class Sessions:
             # The folder exists from here on. If registering it fails (a lock, a full disk, a client that disconnects), the
             # sweep registers it later.
             self._unregistered.add(key)
-            await self.central(lambda registry: registry.activate(key, now))
+            row = await self.central(lambda registry: _activated(registry, key, now))
             self._unregistered.discard(key)
-            return await self.get(key)
+            if row is None:
+                raise UnknownSessionError(f"there is no session {key}.")
+            return self.adopt(row)
 
     async def register_made(self) -> None:
         """Register the sessions whose folders were created but whose rows could not be written at the time."""
@@ -475,3 +477,8 @@ class Sessions:
         session.active = False
         session.files.evict()
         self._table.pop(session.key, None)
+
+
+def _activated(registry: Registry, key: SessionKey, now: int) -> SessionRow | None:
+    registry.activate(key, now)
+    return registry.session(key)

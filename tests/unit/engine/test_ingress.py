@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -368,3 +369,43 @@ async def test_an_agents_default_expiry_counts_from_when_the_message_is_due(kit:
     await kit.send(message_id="m2", process_after=now + 1_000_000, not_after=now + 2_000_000)
     assert (await kit.message("m1"))["not_after"] == to_text(now + 1_060_000)
     assert (await kit.message("m2"))["not_after"] == to_text(now + 2_000_000)
+
+
+async def test_a_new_session_costs_two_looks_at_the_registry_and_one_commit(
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(name: str) -> None:
+        real = getattr(Registry, name)
+
+        def call(*arguments: Any) -> Any:
+            calls.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(Registry, name, call)
+
+    for name in ("session", "activate", "add_sessions"):
+        counted(name)
+    await kit.bus.sessions.create(SessionKey(AGENT, "fresh"))
+    assert calls == ["session", "activate", "session"]
+    await kit.bus.sessions.create(SessionKey(AGENT, "fresh"))
+    assert len(calls) == 3
+
+
+async def test_many_first_messages_at_once_make_one_session(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[SessionFiles] = []
+    real = SessionFiles.create
+
+    def create(files: SessionFiles) -> None:
+        made.append(files)
+        real(files)
+
+    monkeypatch.setattr(SessionFiles, "create", create)
+    async with anyio.create_task_group() as tasks:
+        for number in range(5):
+            tasks.start_soon(partial(kit.send, "fresh", message_id=f"m{number}"))
+    assert len(made) == 1
+    session = await kit.bus.sessions.get(SessionKey(AGENT, "fresh"))
+    with session.files.inbound() as db:
+        assert len(db.all("SELECT 1 FROM messages_in")) == 5
