@@ -54,8 +54,8 @@ def secret_mounts(name: str, agent: Agent, user: tuple[int, int]) -> tuple[Mount
         if not _may_read(Path(path).stat(), *user):
             uid, gid = user
             raise SecretFileError(
-                f"agents.{name}.secret_file.{secret}: the container's user {uid}:{gid} may not read {path}.",
-                hint=f"Let its group read it: chgrp {gid} {path}; chmod 640 {path}",
+                f"agents.{name}.secret_file.{secret}: the container's user {uid}:{gid} may not read {path}."
+                f" `chgrp {gid} {path} && chmod 640 {path}` lets it.",
             )
     return tuple(
         Mount(Path(path), f"{CONTAINER_SECRETS}/{secret}", read_only=True)
