@@ -62,7 +62,7 @@ def shell_lines() -> Iterator[tuple[str, str]]:
 def typed_calls() -> Iterator[tuple[str, str]]:
     """Every clawbus command of the shell blocks."""
     for page, line in shell_lines():
-        for part in re.split(r"&&|\|\||;|\||>", line):
+        for part in re.split(r"&&|\|\||;|\|", re.sub(r">\s*\S+", "", line)):
             words = part.split()
             if any(word.rpartition("/")[2] == "clawbus" for word in words[:4]) and "daemon-reload" not in words:
                 # The last of them: `sudo -u clawbus /opt/clawbus/bin/clawbus status` names the user before.
