@@ -51,6 +51,8 @@ def start(
 ) -> Outcome:
     """Deploy a release: preflight, warm, callback_probe, drain, cutover, bake, in this order; back by itself at a breach.
 
+    Use it for every upgrade: no message waits longer than the hand-over, and no agent is interrupted.
+
     The daemon does the work, so this command may be ended at any time; it shows the progress. Exit code 0: the release
     serves and its bake is over.
 
@@ -103,6 +105,8 @@ def _follow(invocation: Invocation, identity: str) -> SlotState:
 def status(invocation: Invocation) -> Outcome:
     """Show which slot serves, and how the deploy under way or the last one stands.
 
+    Use it to see how far a deploy is, or why the last one went back.
+
     \b
     Example:
       clawbus deploy status
@@ -116,6 +120,8 @@ def status(invocation: Invocation) -> Outcome:
 def abort(invocation: Invocation) -> Outcome:
     """End a deploy before its cutover; the slot that serves goes on.
 
+    Use it when what is deployed turns out to be wrong.
+
     \b
     Example:
       clawbus deploy abort
@@ -125,6 +131,8 @@ def abort(invocation: Invocation) -> Outcome:
 
 def rollback(invocation: Invocation) -> Outcome:
     """Go back to the prior release during the bake. Afterwards, deploy the prior release instead.
+
+    Use it when the new release does harm that its gates do not see.
 
     \b
     Example:

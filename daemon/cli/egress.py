@@ -32,6 +32,8 @@ def register(app: typer.Typer) -> None:
 def list_(invocation: Invocation, days: DaysOption = 1) -> Outcome:
     """List routes, hosts and budgets: who may use them, and what was used today.
 
+    Use it to see who reaches what, and whose budget is nearly used up.
+
     It reads the configuration and the files, whether the daemon runs or not; the last second may be missing.
 
     \b
@@ -53,6 +55,8 @@ def show(
     days: DaysOption = 7,
 ) -> Outcome:
     """Show one route or table of hosts: where it leads, its secret's file, and what each agent used by day.
+
+    Use it when an agent is refused, or before a route is changed.
 
     The secret is not shown, only whether its file can be read by you.
 

@@ -135,6 +135,8 @@ def link(
 ) -> Outcome:
     """Point a slot at a release, for the first start. Later, `deploy start` does it.
 
+    Use it once, before the first deploy.
+
     Refused for the slot that serves: what it is started from next must be what passed the gates.
 
     \b

@@ -171,6 +171,8 @@ def resume(
 ) -> Outcome:
     """Resume a paused schedule with its next occurrence. What was due meanwhile does not come.
 
+    Use it after `schedule pause`.
+
     \b
     Example:
       clawbus schedule resume report
@@ -182,6 +184,8 @@ def cancel(
     invocation: Invocation, key: KeyArgument, session: SessionScope = None, reason: ReasonOption = None
 ) -> Outcome:
     """Delete a schedule. Messages that it has sent stay; `message cancel` ends one.
+
+    Use it for a schedule that is over; `schedule pause` keeps it.
 
     \b
     Example:

@@ -18,7 +18,7 @@ from tests.unit.cli.long_names import AGENT, ANSWER, MESSAGE, SESSION, WORKING, 
 KEY = f"{AGENT}/{SESSION}"
 # The daemon itself; what builds images or environments, or looks at this machine's own releases.
 NOT_HERE = ("serve", "image build", "release", "source", "deploy", "worker")
-CHANGES = ("dead drop", "delivery drop", "backup")
+CHANGES = ("dead drop", "delivery drop", "backup", "user add")
 WORDS: dict[str, tuple[str, ...]] = {
     "send": ("a text", "--session", KEY),
     "chat": ("--session", KEY),

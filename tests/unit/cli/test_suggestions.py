@@ -84,7 +84,7 @@ def _with_empty() -> Iterator[tuple[str, ...]]:
         for empty in (one for one in command.params if one.name in names):
             words = list(path)
             for one in command.params:
-                value = "" if one is empty else "x"
+                value = "" if one is empty else {"role_name": "member"}.get(one.name, "x")
                 if one.param_type_name == "argument":
                     words.append(value)
                 elif one is empty or one.required:
