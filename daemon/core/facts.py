@@ -228,6 +228,10 @@ class SessionFacts:
     holder_sentence: str | None = None
     crashing: str | None = None  # a message whose container ended several times before it was done, and that waits
     crashing_sentence: str | None = None
+    questions: int = 0  # open ones
+    question: str | None = None  # the id of the most urgent of them
+    question_text: str | None = None
+    question_deadline: int | None = None
     overdue_answers: int = 0
     oldest_overdue_at: int | None = None
     errors: tuple[str, ...] = ()

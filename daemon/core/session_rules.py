@@ -13,6 +13,7 @@ from daemon.core.diagnosis import Choice, Diagnosis, counted, span
 from daemon.core.facts import DaemonState, HostFacts, SessionFacts
 from daemon.core.host_repairs import BACKUPS, exhausted_repair, unlocking
 from daemon.core.host_rules import TOO_NEW, UPGRADE, disk_full, host_trouble, image_unusable, runtime_away
+from daemon.core.printable import one_line
 from daemon.core.run_state import Life
 from schema.errors import FileBusyError, HostTroubleError, StorageError, UnusableFileError
 from schema.instants import to_text
@@ -379,6 +380,23 @@ def _message_retrying(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )  # fmt: skip
 
 
+def _question_open(_: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Name a question that waits for a person."""
+    if one.question is None:
+        return None
+    named = f"{shlex.quote(one.question)} --session {one_word(one.agent, one.session)}"
+    more = f" {counted(one.questions - 1, 'more is', 'more are')} open." if one.questions > 1 else ""
+    evidence = (
+        f'"{one_line(one.question_text or "")[:200]}"{more}',
+        f"Without an answer by {to_text(one.question_deadline or 0)} the agent takes it for a no, or for its default.",
+    )
+    choices = (Choice("to read it, with its options", f"clawbus question show {named}"),)
+    return _of(
+        one, "QUESTION_OPEN", "The agent waits for a person's answer.", evidence,
+        f"clawbus question answer {named} --decline", choices=choices,
+    )  # fmt: skip
+
+
 def _delivery_stuck(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     if not one.overdue_answers or one.oldest_overdue_at is None:
         return None
@@ -494,6 +512,7 @@ SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
     (_spawn_failing, _work_waiting, _unclaimed),
     (_held_back, _message_retrying),
     (_delivery_stuck, _answers_held_back, _answer_retrying),
+    (_question_open,),
     (_dead_letters,),
 )
 
@@ -502,4 +521,4 @@ BLOCKING: Final[tuple[SessionRule, ...]] = (
     *(_quarantined, _too_new, _files_unreadable),
     *(_spawn_failing, _unclaimed, _held_back),
 )
-PASSABLE: Final[tuple[SessionRule, ...]] = (_message_retrying, _answer_retrying, _dead_letters)
+PASSABLE: Final[tuple[SessionRule, ...]] = (_message_retrying, _answer_retrying, _question_open, _dead_letters)

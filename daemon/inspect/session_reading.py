@@ -15,9 +15,11 @@ from typing import Any, Final, TypeVar, cast
 from daemon.core.content import preview
 from daemon.inspect.answer_reading import retrying_example
 from daemon.inspect.row_values import place, values_of
+from daemon.store import questions
 from daemon.store.backlog import NOT_CLOSED, dead_answers, failed_messages, read_answers
 from daemon.store.dead_letters import CLOSED_TABLE
 from daemon.store.pruned import read as read_pruned
+from daemon.store.questions import Asked
 from daemon.store.turn_usage import used
 from schema.connect import Reader, ReadLimits, open_reader
 from schema.errors import ClawbusError, SchemaTooNewError, UnusableFileError
@@ -79,6 +81,8 @@ class Queues:
     retrying: int = 0  # answers that have failed often, or wait for long, for their next attempt
     retrying_example: dict[str, Any] | None = None
     dead: int = 0
+    questions: int = 0  # open ones
+    question: Asked | None = None  # the most urgent of them
     failed_example: dict[str, Any] | None = None
     dead_example: dict[str, Any] | None = None
     error: str | None = None
@@ -98,6 +102,7 @@ def read_queues(folder: SessionFolder, now_ms: int) -> Queues:
                 return queues
             _count_messages(reader, now_ms, queues)
             _count_deliveries(reader, now_ms, queues)
+            _count_questions(reader, queues)
     except ClawbusError as error:
         queues.error = f"{error.code}: {error}"
     return queues
@@ -176,6 +181,12 @@ def _count_deliveries(reader: Reader, now_ms: int, queues: Queues) -> None:
             " ORDER BY seq DESC LIMIT 1"
         )
         queues.dead_example = delivery_values(dead) if dead is not None else None
+
+
+def _count_questions(reader: Reader, queues: Queues) -> None:
+    if questions.has_table(reader):
+        queues.questions = questions.count_open(reader)
+        queues.question = next(iter(questions.open_ones(reader, 1)), None)
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.support.agents import obedient
 from tests.support.daemon import RealDaemon, eventually
+from tests.support.wreck import found, repair
 
 Make = Callable[..., RealDaemon]
 OPTIONS = {"text": "Delete the file?", "options": ["yes", "no"], "free_text": False}
@@ -108,3 +109,16 @@ def test_a_question_that_nobody_could_answer_is_refused_and_the_agent_goes_on(ma
     daemon.start()
     message = daemon.post('ask {"text": "x", "options": [], "free_text": false}', agent="prog", session="s")
     assert "error" in daemon.answer(message, agent="prog", session="s")
+
+
+def test_doctor_names_an_open_question_and_its_repair_ends_it(make_daemon: Make) -> None:
+    daemon = make_daemon(obedient())
+    daemon.start()
+    message_id, question = ask(daemon, "s")
+    one = found(daemon, "QUESTION_OPEN")
+    assert any("Delete the file?" in line for line in one["evidence"])
+    (listed,) = daemon.cli("session", "list").result["sessions"]
+    assert "waits for a person" in listed["explanation"]
+    repair(daemon, one["command"])
+    assert text_of(daemon, message_id, "s") == "declined None None"
+    assert daemon.cli("question", "show", question).result["state"] == "declined"

@@ -6,11 +6,13 @@ It answers every turn with the ids of the messages it saw, so that the checks ca
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 
 import anyio
 
 from container_runner.providers.protocol import Answer, DeclaredTimeout, OutMessage, Progress, Turn, TurnMessage
 from container_runner.shared.errors import TurnDeferredError, TurnFailedError
+from schema.questions import Option, Question, question_id
 from tests.simulation.world import World
 
 POISON = "poison"  # a content that takes down whoever works on it
@@ -25,6 +27,8 @@ class SimProvider:
         self._world = world
         self._container = container
         self._die = die
+        # Of its own: a draw of the world's more would make another run of every seed.
+        self._asks = Random(f"asks {world.seed} {container}")
         self.accepts_follow_ups = world.chance(0.3)
         self.silence = DeclaredTimeout("agent", world.between(30, 300)) if world.chance(0.3) else None
 
@@ -48,6 +52,8 @@ class SimProvider:
             await self._go_wrong(progress)
         else:
             await anyio.sleep(world.rng.expovariate(2.0))
+        if self._asks.random() < 0.25:
+            await self._ask(turn, progress)
         seen = list(turn.messages)
         if self.accepts_follow_ups and world.chance(0.5):
             with anyio.move_on_after(world.between(0.1, 5.0)):
@@ -57,6 +63,18 @@ class SimProvider:
 
     async def close(self) -> None:
         """Nothing outlives its turn."""
+
+    async def _ask(self, turn: Turn, progress: Progress) -> None:
+        """Ask whether to go on, and keep what was answered for the checks. A later try asks the same."""
+        world = self._world
+        options = (Option("yes", "yes"), Option("no", "no"))
+        question = Question("Go on?", options, free_text=False, timeout_s=self._asks.uniform(1.0, 120.0))
+        decision = await progress.ask(question, "go-on")
+        about = next(message for message in turn.messages if message.trigger)
+        identity = question_id(turn.agent, turn.session, about.id, "k:go-on")
+        assert decision is not None
+        world.step(self._container, f"{identity} is {decision.outcome.value}")
+        world.decisions.append((turn.agent, turn.session, identity, decision))
 
     async def _go_wrong(self, progress: Progress) -> None:
         world = self._world

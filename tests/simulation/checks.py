@@ -148,6 +148,7 @@ def violations(scenario: Scenario, claims: Claims, witness: Witness) -> Iterator
         yield from _receipts(scenario.daemon, scenario.receivers, key)
         yield from _declared(scenario.daemon, scenario.receivers, key)
         yield from _gone(scenario.daemon, witness, key)
+        yield from _questions(scenario, key)
     yield from _effects(scenario.receivers, asked)
     yield from _order(scenario.daemon, scenario.receivers, witness, asked, scenario.sessions)
 
@@ -231,6 +232,25 @@ def _answers(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator[s
     for row in completed:
         if row["id"] not in seen:
             yield f"{key}: {row['id']} is completed, and no answer has seen it"
+
+
+def _questions(scenario: Scenario, key: SessionKey) -> Iterator[str]:
+    """Each question was decided at most once, none is left open, and a turn that got an answer got the recorded one."""
+    rows = {row["id"]: row for row in _rows(scenario.daemon, key, "SELECT * FROM questions")}
+    told: Counter[str] = Counter()
+    for row in _rows(scenario.daemon, key, "SELECT detail FROM message_history WHERE event = 'question_decided'"):
+        told[json.loads(row["detail"])["question"]] += 1
+    for identity, row in rows.items():
+        if row["outcome"] is None:
+            yield f"{key}: {identity} is open in the end"
+        if told[identity] > 1:
+            yield f"{key}: {identity} was decided {told[identity]} times"
+    for agent, session, identity, decision in scenario.world.decisions:
+        row = rows.get(identity)
+        if (agent, session) != key or row is None:
+            continue
+        if (row["outcome"], row["choice"]) != (decision.outcome.value, decision.choice):
+            yield f"{key}: {identity} is {row['outcome']} {row['choice']}, and a turn was told {decision}"
 
 
 def _gone(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator[str]:

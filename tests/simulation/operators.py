@@ -17,6 +17,7 @@ from typing import Any, Final
 import anyio
 
 from daemon.core.commands import (
+    AnswerQuestion,
     ApplyStale,
     CancelMessage,
     DropAnswer,
@@ -112,7 +113,7 @@ class Operator:
         self._rng = rng = Random(f"operator {world.seed}")
         every: list[Callable[[SessionKey], Verb | None]] = [
             self._stop, self._kill, self._kill, self._quarantine, self._reset, self._cancel, self._cancel, self._retry,
-            self._requeue, self._requeue, self._drop, self._answer, self._sweep,
+            self._requeue, self._requeue, self._drop, self._answer, self._sweep, self._reply, self._reply,
         ]  # fmt: skip
         # Some kinds and no others; in some runs it acts on its own account, too, and in some just when a container is made.
         self._kinds = [kind for kind in every if rng.random() < 0.6] or every
@@ -200,6 +201,12 @@ class Operator:
             return None
         return self._rng.choice((RetryAnswer, DropAnswer))(*key, id=answer_id)
 
+    def _reply(self, key: SessionKey) -> Verb | None:
+        question = self._pick(key, "questions", "id", "outcome IS NULL", order="id")
+        if question is None:
+            return None
+        return AnswerQuestion(*key, id=question, answer=self._rng.choice(("yes", "no", "perhaps", None)))
+
     def _sweep(self, key: SessionKey) -> None:
         self.world.loop.spawn(None, self._sweep_stale(key), "a stale sweep")
 
@@ -233,12 +240,12 @@ class Operator:
             await asked.answered.wait()
         return asked.result
 
-    def _pick(self, key: SessionKey, table: str, column: str, where: str) -> str | None:
+    def _pick(self, key: SessionKey, table: str, column: str, where: str, *, order: str = "seq") -> str | None:
         """Pick an id that this verb is for, or now and then one that it is not for."""
         path = SessionFolder(session_root(self.daemon.layout, key)).inbound_db
         which = where if self._rng.random() < 0.85 else "1"
         with contextlib.suppress(sqlite3.Error), contextlib.closing(read_only(path)) as db:
-            found = [row[0] for row in db.execute(f"SELECT {column} FROM {table} WHERE {which} ORDER BY seq")]
+            found = [row[0] for row in db.execute(f"SELECT {column} FROM {table} WHERE {which} ORDER BY {order}")]
             return str(self._rng.choice(found)) if found else None
         return None
 

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any, Final
 
 from schema.instants import to_text
+from schema.questions import Decision
 from tests.simulation.loop import PROCESS, Process, SimLoop
 
 EPOCH_MS: Final = 1_800_000_000_000
@@ -101,6 +102,7 @@ class World:
     healing: bool = False
     steps: int = 0
     counts: Counter[str] = field(default_factory=Counter[str])
+    decisions: list[tuple[str, str, str, Decision]] = field(default_factory=list[tuple[str, str, str, Decision]])
     put_off: Counter[str] = field(default_factory=Counter[str])  # how often each message was put off by its agent
     findings: list[Finding] = field(default_factory=list[Finding])
     trace_lines: list[str] = field(default_factory=list[str])

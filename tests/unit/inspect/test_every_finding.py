@@ -17,6 +17,7 @@ REPAIRS: Final = "tests/wrecks/test_repairs.py"
 MORE: Final = "tests/wrecks/test_more_repairs.py"
 DOCTOR: Final = "tests/unit/inspect/test_doctor.py"
 EGRESS: Final = "tests/unit/cli/test_egress.py"
+QUESTIONS: Final = "tests/integration/test_questions.py"
 LIVES: Final = "tests/unit/inspect/test_session_lives.py"
 
 # Who makes the situation for real and runs the printed command (the first two), or who checks the command that is printed.
@@ -28,6 +29,7 @@ TRIED: Final = {
     "HOT_JOURNAL": WRECKS,
     "DEAD_LETTERS": REPAIRS,
     "MESSAGE_RETRYING": REPAIRS,
+    "QUESTION_OPEN": QUESTIONS,
     "RUNTIME_UNAVAILABLE": WRECKS,
     "DISK_FULL": WRECKS,
     "CLOCK_JUMP": WRECKS,
