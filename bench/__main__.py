@@ -27,6 +27,7 @@ from bench import (
     reads,
     retention,
     round_trip,
+    routing,
     steps,
 )
 from bench.figures import Result, missed
@@ -48,6 +49,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Settings], Result]]] = MappingProxyType
         "busy-sessions": busy_sessions.measure,
         "reads": reads.measure,
         "egress": egress.measure,
+        "routing": routing.measure,
         "peers": peers.measure,
         "retention": retention.measure,
     }

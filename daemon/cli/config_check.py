@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 import typer
 
 from daemon.cli.command import Invocation, add, add_group
-from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.config.sources import service_links
 from daemon.core.clock import SystemClock
 from daemon.core.errors import SocketPathError
+from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from daemon.config.models import Config
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +27,16 @@ def register(app: typer.Typer) -> None:
     )
     add(group, "check", check, path="config")
     add_group(app, group, "config")
+
+
+def _route_faults(config: Config) -> list[dict[str, str]]:
+    """Return what is wrong with routes that were added by command: an agent that is gone, say."""
+    from daemon.inspect.routing_reading import read_routes  # noqa: PLC0415
+
+    try:
+        return [{"name": name, "fault": fault} for name, fault in read_routes(config).faults]
+    except ClawbusError:  # no data folder yet, or one that cannot be read, which `doctor` explains
+        return []
 
 
 def check(invocation: Invocation) -> Outcome:
@@ -49,6 +62,7 @@ def check(invocation: Invocation) -> Outcome:
     # Its default folder is the data folder, which the first start makes.
     if config.control.socket and not socket.parent.is_dir():
         raise SocketPathError(f"control.socket: {socket.parent} is not a folder.")
+    faults = _route_faults(config)
     links = service_links(os.environ)
     result = {
         "file": str(file) if file is not None else None,
@@ -58,6 +72,7 @@ def check(invocation: Invocation) -> Outcome:
         "runtime": config.runtime.kind,
         "agents": {name: agent.provider for name, agent in sorted(config.agents.items())},
         "channels": sorted(config.channels),
+        "route_faults": faults,
         "ignored_variables": links,
     }
     steps: tuple[NextAction, ...] = ()
@@ -82,5 +97,11 @@ def check(invocation: Invocation) -> Outcome:
         if links:
             say(console, f"ignored: {', '.join(links)} (set by Kubernetes or Docker for a service of that name)")
 
+    if faults:
+        said = "; ".join(f"route {one['name']}: {one['fault']}" for one in faults)
+        problem = Problem(
+            "ROUTE_FAULT", f"{said}.", f"`clawbus route remove {faults[0]['name']}`, or correct what it names."
+        )
+        return Outcome(result, problem=problem, next_actions=(NextAction("clawbus route list", "all routes"),))
     result_agents = [(name, agent.provider) for name, agent in sorted(config.agents.items())]
     return Outcome(result, people, steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal
 
@@ -95,7 +96,7 @@ class RouteTable(BaseModel):
             place=self.place,
             agent=self.agent,
             engage=Engage(self.engage),
-            pattern=Pattern(self.pattern) if self.pattern is not None else None,
+            pattern=_compiled(self.pattern) if self.pattern is not None else None,
             otherwise=Otherwise(self.otherwise),
             senders=Senders(self.senders),
             unknown=Unknown(self.unknown),
@@ -110,6 +111,13 @@ def stored_route(keys: Mapping[str, object]) -> Route:
     return RouteTable.model_validate(dict(keys)).route(stored=True)
 
 
+@functools.lru_cache(maxsize=1_000)
+def _compiled(text: str) -> Pattern:
+    """Return a pattern that all routes with this text share: what it remembers is memory."""
+    return Pattern(text)
+
+
+@functools.lru_cache(maxsize=1_000)
 def session_rule(text: str) -> SessionMode | Template:
     """Return a session mode or the template that names sessions. Raise ValueError."""
     if text in tuple(SessionMode):
