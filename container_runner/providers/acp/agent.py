@@ -230,7 +230,7 @@ class Agent:
             ) from error
 
     def _refused(self, method: str, error: RpcError) -> TurnFailedError:
-        reason = whole_text(str(error))[:_SHOWN]
+        reason = _reason(error)
         detail = f"{json.dumps(error.data)[:2000]}\n{self._stderr.tail()}"
         if error.code == _AUTH_REQUIRED:
             return AcpLoginError(f"{self.name} wants a login: {reason}.", detail=detail)
@@ -309,6 +309,16 @@ async def in_time(work: Callable[[], Awaitable[T]], limit_s: float, stands: Call
     if not done:
         raise TimeoutError
     return done[0]
+
+
+def _reason(error: RpcError) -> str:
+    """Return the error's text with what it carries besides: the text is often nothing but "Internal error"."""
+    said, fields = str(error), _mapping(error.data)
+    told = [fields[key] for key in ("message", "details", "error") if isinstance(fields.get(key), str)]
+    data: object = told[0] if told else error.data
+    if data:
+        said += f": {data if isinstance(data, str) else json.dumps(data)}"
+    return " ".join(whole_text(said).split())[:_SHOWN]
 
 
 def _has_ended(pid: int) -> bool:

@@ -140,7 +140,7 @@ async def test_a_session_that_hangs_its_agent_is_given_up(tmp_path: Path) -> Non
         ([], "say x", {"mode": "c"}, "ACP_MODE", "it offers: none"),
         ([], "exit 7", {}, "ACP_DIED", "exit code 7. Its last words: my last words"),
         ([], "kill", {}, "ACP_DIED", "SIGKILL"),
-        ([], "fail -32603", {}, "ACP_REFUSED", "the model is away (-32603)"),
+        ([], "fail -32603", {}, "ACP_REFUSED", 'the model is away: {"why": "scripted"} (-32603)'),
         ([], "abort", {}, "ACP_CANCELLED", "cancelled"),
         ([], f"long {17 * 2**20}", {}, "ACP_TOO_LONG", "16777216"),
         ([], "big 20000", {"max_answer_bytes": 10_000}, "ANSWER_TOO_LARGE", "10000"),
