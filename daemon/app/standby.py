@@ -71,30 +71,29 @@ class Standby:
     reason: str = ""
     _process: str = ""
     _watching: Watching = field(default_factory=Watching)
-    _step: str = ""
+    _step: str = "stop"
+    _stopped: bool = False
 
     async def run(self) -> str:
         """Wait for the next step. Raise SocketPathError or SlotStateError when it cannot watch."""
         self._process = new_id(self.clock.now_ms())
         async with anyio.create_task_group() as tasks:
-            with self.signals.interruptible_start():
-                step = await self._look()
-                if step is None:
-                    path = standby_socket(self.config.data_dir, self.slot)
-                    await tasks.start(partial(control_server.run, self._app(), path), name="standby socket")
-                    say("standby_ready", slot=self.slot, release=(self.source.release or "")[:12])
-                    self.notifier.ready(f"standby in slot {self.slot}")
-                    tasks.start_soon(self._signals, tasks.cancel_scope, name="signals")
-                    step = await self._wait()
-                self._step = step
-            if not self._step:
-                self._step = "stop"
+            tasks.start_soon(self._signals, tasks.cancel_scope, name="signals")
+            step = await self._look()
+            if step is None:
+                path = standby_socket(self.config.data_dir, self.slot)
+                await tasks.start(partial(control_server.run, self._app(), path), name="standby socket")
+                say("standby_ready", slot=self.slot, release=(self.source.release or "")[:12])
+                self.notifier.ready(f"standby in slot {self.slot}")
+                step = await self._wait()
+            self._step = step
             tasks.cancel_scope.cancel()
-        return self._step
+        return "stop" if self._stopped else self._step
 
     async def _signals(self, scope: anyio.CancelScope) -> None:
         while await self.signals.next() == RELOAD:
             pass
+        self._stopped = True
         scope.cancel()
 
     async def _wait(self) -> str:

@@ -40,6 +40,15 @@ def _said(request: pytest.FixtureRequest, host: SlotHost) -> Iterator[None]:
     )
 
 
+def test_a_standby_ends_when_it_is_asked_to_and_the_other_slot_goes_on(host: SlotHost) -> None:
+    serving = host.state().serving
+    standby = "green" if serving == "blue" else "blue"
+    assert host.terminate(standby) == 0
+    assert host.bus.ask("hello", agent="echo", session="first", wait_s=60)["text"] == "hello"
+    host.wait_standby(standby)
+    assert host.state().serving == serving
+
+
 class Load:
     """Senders of one session each that send one message after the other, and repeat one that was not taken, with its id."""
 

@@ -94,6 +94,12 @@ class SlotHost:
             self._processes[slot].kill()
             self._processes[slot].wait(timeout=10)
 
+    def terminate(self, slot: str) -> int:
+        """SIGTERM; return the exit code. It is started again."""
+        process = self._processes[slot]
+        process.send_signal(signal.SIGTERM)
+        return process.wait(timeout=20)
+
     def stop(self, slot: str) -> None:
         """SIGSTOP: it holds what it holds, and does nothing."""
         self._processes[slot].send_signal(signal.SIGSTOP)
