@@ -188,16 +188,19 @@ class Doctor:
             )
             ours = container_processes(self._config, containers) | {host.holder_pid or 0}
             facts = replace(facts, lock_holders=foreign_holders((folder.inbound_db, folder.outbound_db), ours))
-        told = diagnose_session(host, facts)
+        told = [
+            _with_words(folder, one, facts.crashing) if one.code == "MESSAGE_RETRYING" else one
+            for one in diagnose_session(host, facts)
+        ]
         if seen.facts.quarantined_at is None:  # its files are not to be believed until it is released
             of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, context))
-            told += [_with_words(folder, one) for one in of_runs if one is not None]
+            told += [_with_words(folder, one, one.message_id) for one in of_runs if one is not None]
         return told, seen.clock, sum(run.message.trigger or run.evidence.claimed for run in runs.runs)
 
 
-def _with_words(folder: SessionFolder, one: Diagnosis) -> Diagnosis:
+def _with_words(folder: SessionFolder, one: Diagnosis, message_id: str | None) -> Diagnosis:
     """Add what the agent last said in the turn of the message that the finding is about."""
-    words = agent_words(folder, one.message_id) if one.message_id is not None else []
+    words = agent_words(folder, message_id) if message_id is not None else []
     if not words:
         return one
     return replace(one, evidence=(*one.evidence, f"The agent's last words ({words[-1].kind}): {words[-1].text}"))

@@ -129,7 +129,8 @@ def test_a_message_on_which_the_container_dies_again_and_again(make_daemon: Make
     assert daemon.cli("message", "retry", message_id, "--reason", "again").ok
     eventually("it died twice", lambda: life().count("retry_scheduled") == 2, 60)
     one = found(daemon, "MESSAGE_RETRYING", 60)
-    assert any("ended before it was done" in line for line in one["evidence"]), one
+    assert any("ended before the work was done" in line for line in one["evidence"]), one
+    assert one["evidence"][-1] == "The agent's last words (stderr): my heap is gone"
     said = daemon.cli(*shlex.split(offered(one, "run show"))[1:])
     assert any("my heap is gone" in line for line in said.result["container_log"]), said.result["container_log"]
     (listed,) = daemon.cli("session", "list").result["sessions"]
