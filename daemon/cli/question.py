@@ -14,6 +14,7 @@ from daemon.cli.names import pair
 from daemon.cli.operator import AgentFilter, ReasonOption, SessionScope, known_agent, user
 from daemon.core.clock import SystemClock
 from daemon.core.commands import AnswerQuestion
+from daemon.core.diagnosis import counted
 from daemon.core.errors import UnknownMessageError, UnknownQuestionError
 
 if TYPE_CHECKING:
@@ -156,7 +157,13 @@ def _show_list(console: Console, report: Mapping[str, Any]) -> None:
         (f"{one['agent']}/{one['session']}", short, one["state"], when(one["deadline"], now), one["text"])
         for one, short in zip(asked, ids, strict=True)
     ]
-    console.print(table(f"{report['total']} open questions", ("session", "id", "state", "deadline", "question"), rows))
+    console.print(
+        table(
+            counted(report["total"], "open question", "open questions"),
+            ("session", "id", "state", "deadline", "question"),
+            rows,
+        )
+    )
     if report["not_examined"]:
         say(console, f"{report['not_examined']} sessions were not examined (no time): --session")
     say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in report["errors"]))
