@@ -249,10 +249,9 @@ def with_receipt(outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
 
 
 def _record_taken(db: Writer, taken: Mapping[str, Outcome], now: int) -> None:
-    last: dict[str, str] = {}
-    for row_id, outcome in taken.items():
-        deliveries.delivered_untracked(db, row_id, outcome.platform_message_id, now)
-        last[outcome.send.address.key] = row_id
+    last = {outcome.send.address.key: row_id for row_id, outcome in taken.items()}
+    receipts = [(row_id, outcome.platform_message_id) for row_id, outcome in taken.items()]
+    deliveries.delivered(db, receipts, now, tracked=False)
     for destination, row_id in last.items():
         deliveries.set_aside(db, destination, row_id, now)
 
@@ -370,6 +369,7 @@ def record_outcomes(
     """
     dead_lettered: list[DeadLetterDecision] = []
     taken: dict[str, str] = {}
+    receipts: list[tuple[str, str | None]] = []
     with files.inbound() as db, db.transaction():
         for outcome in outcomes:
             candidate = outcome.send.candidate
@@ -383,8 +383,9 @@ def record_outcomes(
                 if deliveries.state_of(db, candidate.row.id) is not None:
                     deliveries.not_wanted(db, candidate.row.id, now)
             else:
-                deliveries.delivered(db, candidate.row.id, outcome.platform_message_id, now)
+                receipts.append((candidate.row.id, outcome.platform_message_id))
                 taken[outcome.send.address.key] = candidate.row.id
+        deliveries.delivered(db, receipts, now)
         for destination, row_id in taken.items():
             deliveries.set_aside(db, destination, row_id, now)
         if dead_lettered:

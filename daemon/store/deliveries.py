@@ -10,6 +10,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from daemon.store.messages import chunks, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
@@ -17,6 +18,12 @@ from schema.connect import Reader, Writer
 from schema.ids import new_id
 from schema.instants import from_text, to_text
 from schema.rows import Address, Cause, DeliveryState, Kind, MessageIn, MessageOut, MessageStatus
+
+_RECEIPT: Final = (
+    "INSERT INTO delivered(message_out_id, platform_message_id, status, delivered_at) VALUES (?, ?, ?, ?)"
+    " ON CONFLICT(message_out_id) DO UPDATE SET platform_message_id = excluded.platform_message_id,"
+    " status = excluded.status, delivered_at = excluded.delivered_at"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,15 +293,12 @@ def resend(db: Writer, message_out_id: str, at: int, attempt: int, *, deduplicat
     record(db, message_out_id, "delivery_in_doubt", at, detail={"attempt": attempt, "sent_again": effect})
 
 
-def delivered(db: Writer, message_out_id: str, platform_message_id: str | None, at: int) -> None:
-    """Record the receipt; the row is no longer open."""
-    _receipt(db, message_out_id, "delivered", platform_message_id, at)
-    db.execute("DELETE FROM delivery_attempts WHERE message_out_id = ?", (message_out_id,))
-
-
-def delivered_untracked(db: Writer, message_out_id: str, platform_message_id: str | None, at: int) -> None:
-    """Record the receipt of a row that was delivered before it was tracked."""
-    _receipt(db, message_out_id, "delivered", platform_message_id, at)
+def delivered(db: Writer, receipts: Sequence[tuple[str, str | None]], at: int, *, tracked: bool = True) -> None:
+    """Record receipts: (id of the row, the platform's id). The rows are no longer open; not `tracked`, they never were."""
+    text = to_text(at)
+    db.executemany(_RECEIPT, [(row_id, platform_id, "delivered", text) for row_id, platform_id in receipts])
+    if tracked:
+        db.executemany("DELETE FROM delivery_attempts WHERE message_out_id = ?", [(row_id,) for row_id, _ in receipts])
 
 
 def not_wanted(db: Writer, message_out_id: str, at: int) -> None:
@@ -481,9 +485,4 @@ def _due_at(row: sqlite3.Row) -> int | None:
 
 
 def _receipt(db: Writer, message_out_id: str, status: str, platform_message_id: str | None, at: int) -> None:
-    db.execute(
-        "INSERT INTO delivered(message_out_id, platform_message_id, status, delivered_at) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT(message_out_id) DO UPDATE SET platform_message_id = excluded.platform_message_id,"
-        " status = excluded.status, delivered_at = excluded.delivered_at",
-        (message_out_id, platform_message_id, status, to_text(at)),
-    )
+    db.execute(_RECEIPT, (message_out_id, platform_message_id, status, to_text(at)))

@@ -76,7 +76,7 @@ def deliver(world: SessionWorld, row_id: str, seq: int, *, in_reply_to: str | No
     world.say(row_id, in_reply_to=in_reply_to, to=HOME, seq=seq)
     with world.files.inbound() as db, db.transaction():
         track(world, db, row_id, seq, DeliveryState.INTENDED)
-        deliveries.delivered(db, row_id, None, world.now)
+        deliveries.delivered(db, [(row_id, None)], world.now)
 
 
 def track(world: SessionWorld, db: object, row_id: str, seq: int, state: DeliveryState) -> MessageOut:
@@ -362,7 +362,7 @@ def test_a_notice_to_a_sender_goes_with_its_receipt_but_for_the_highest(world: S
             message = messages.find(db, name)
             assert message is not None
             deliveries.tell_sender(db, message, Address("local", "me"), "X", "failed", world.now)
-            deliveries.delivered(db, f"failed:{name}", None, world.now)
+            deliveries.delivered(db, [(f"failed:{name}", None)], world.now)
     top = max(row["seq"] for row in world.read("SELECT seq FROM host_messages"))
     later(world, 31)
     assert prune_all_receipts(world) == 1
