@@ -64,6 +64,10 @@ def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now
                     ("dead_letters_closed", "id"),
                 ):  # fmt: skip
                     _delete(db, table, key, taken)
+                for chunk in chunks(taken):  # an open one is still to be answered: its agent is told by a message
+                    db.execute(
+                        f"DELETE FROM questions WHERE outcome IS NOT NULL AND message_id IN ({marks(chunk)})", chunk
+                    )
                 note(db, "messages", len(taken), now, cutoff)
     return Step(len(taken), rows[-1]["seq"], done=len(rows) < limit)
 

@@ -368,3 +368,17 @@ def test_a_notice_to_a_sender_goes_with_its_receipt_but_for_the_highest(world: S
     assert prune_all_receipts(world) == 1
     assert [row["id"] for row in world.read("SELECT id FROM host_messages")] == ["failed:m2"]
     assert world.accept("next").seq > top
+
+
+def test_a_decided_question_goes_with_its_message_and_an_open_one_stays(world: SessionWorld) -> None:
+    accept_finished(world, "m1", "m2", "last")
+    with world.files.inbound() as db, db.transaction():
+        for number, outcome in enumerate(("answered", None)):
+            db.execute(
+                "INSERT INTO questions(id, message_id, text, options, free_text, notify, asked_at, deadline, outcome)"
+                " VALUES (?, ?, 'x', '[]', 1, 1, 1, 2, ?)",
+                (f"q{number}", f"m{number + 1}", outcome),
+            )
+    later(world, 40)
+    assert prune_all(world) == 2
+    assert [row["id"] for row in world.read("SELECT id FROM questions")] == ["q1"]
