@@ -187,6 +187,9 @@ CREATE TABLE IF NOT EXISTS schedules (
   changed_at   INTEGER NOT NULL,
   changed_by   TEXT NOT NULL
 );
+-- Every sweep asks what is due and what the configuration owns; neither may cost what is over.
+CREATE INDEX IF NOT EXISTS schedules_due ON schedules(state, next_at);
+CREATE INDEX IF NOT EXISTS schedules_origin ON schedules(origin);
 
 -- ours: the occurrences of schedules, the newest of each. Its primary key is what keeps an occurrence from coming twice.
 CREATE TABLE IF NOT EXISTS schedule_runs (

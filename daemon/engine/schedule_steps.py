@@ -97,8 +97,8 @@ def take_over(db: Writer, configured: Mapping[str, Scheduled], now: int) -> None
 
     An unchanged one keeps its next occurrence, and stays paused if an operator paused it.
     """
-    for row in schedules.all_(db):
-        if row.origin == CONFIG and row.key not in configured:
+    for row in schedules.configured(db):
+        if row.key not in configured:
             schedules.remove(db, row.key)
             _note(db, "schedule_removed", row.key, Operator(CONFIG), now)
     for key, what in configured.items():
@@ -110,7 +110,7 @@ def take_over(db: Writer, configured: Mapping[str, Scheduled], now: int) -> None
 
 def differs(db: Writer, configured: Mapping[str, Scheduled]) -> bool:
     """Return whether `take_over` would change anything."""
-    there = {row.key: row.what for row in schedules.all_(db) if row.origin == CONFIG}
+    there = {row.key: row.what for row in schedules.configured(db)}
     return there.keys() != configured.keys() or any(not same(there[key], what) for key, what in configured.items())
 
 

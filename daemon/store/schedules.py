@@ -64,6 +64,11 @@ def all_(db: Reader) -> list[ScheduleRow]:
     return [_row(row) for row in db.all("SELECT * FROM schedules ORDER BY key")]
 
 
+def configured(db: Reader) -> list[ScheduleRow]:
+    """Return the schedules that the configuration owns."""
+    return [_row(row) for row in db.all("SELECT * FROM schedules WHERE origin = ?", (CONFIG,))]
+
+
 def due(db: Reader, now: int) -> list[ScheduleRow]:
     """Return the schedules with an occurrence to fire, the longest overdue first."""
     sql = "SELECT * FROM schedules WHERE state = 'active' AND next_at <= ? ORDER BY next_at, key"
@@ -78,7 +83,7 @@ def next_at(db: Reader) -> int | None:
 
 def count(db: Reader) -> int:
     """Return how many schedules the session has that are not over."""
-    row = db.one("SELECT count(*) AS n FROM schedules WHERE state <> 'over'")
+    row = db.one("SELECT count(*) AS n FROM schedules WHERE state IN ('active', 'paused')")
     return int(row["n"]) if row is not None else 0
 
 

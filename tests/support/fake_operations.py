@@ -13,8 +13,8 @@ import anyio.from_thread
 
 from daemon.api.api import build_api
 from daemon.api.server import run
-from daemon.channels.protocol import Accepted, Incoming
-from daemon.core.commands import DropDead, KillSession, ReleaseSession, RequeueDead, StopSession, Verb
+from daemon.channels.protocol import Accepted, Incoming, PlaceMessage, Routed
+from daemon.core.commands import AnyVerb, DropDead, KillSession, ReleaseSession, RequeueDead, StopSession, Verb
 from daemon.core.errors import (
     IdConflictError,
     NotConfirmedError,
@@ -169,7 +169,12 @@ class FakeOperations:
     async def session(self, agent: str, session: str) -> dict[str, Any]:
         raise UnknownSessionError(f"there is no session {agent}/{session}.")
 
-    async def execute(self, verb: Verb) -> dict[str, Any]:
+    async def event(self, message: PlaceMessage) -> Routed:
+        raise NotImplementedError(message.event.channel)
+
+    async def execute(self, verb: AnyVerb) -> dict[str, Any]:
+        if not isinstance(verb, Verb):
+            raise NotImplementedError(type(verb).__name__)
         named = (verb.agent, verb.session)
         match verb:
             case StopSession():

@@ -109,7 +109,7 @@ class TestRun:
         module.__dict__["ends_with"] = 0
         module.__dict__["seen"] = []
 
-        def run(config: Config, reload: object, signals: object) -> int:
+        def run(config: Config, reload: object, signals: object, release: object) -> int:
             module.__dict__["seen"].append(config)
             return int(module.__dict__["ends_with"])
 

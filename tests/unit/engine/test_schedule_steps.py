@@ -27,8 +27,8 @@ def world(tmp_path: Path) -> SessionWorld:
     return SessionWorld(tmp_path / "s")
 
 
-def hourly(text: str = "hello", catch_up: CatchUp = CatchUp.SKIP, **more: int) -> Scheduled:
-    return Scheduled(Times(every_ms=HOUR, catch_up=catch_up, **more), f'{{"text":"{text}"}}', HOME)
+def hourly(text: str = "hello", catch_up: CatchUp = CatchUp.SKIP, count: int | None = None) -> Scheduled:
+    return Scheduled(Times(every_ms=HOUR, catch_up=catch_up, count=count), f'{{"text":"{text}"}}', HOME)
 
 
 def put(world: SessionWorld, what: Scheduled, key: str = "k") -> dict[str, object]:

@@ -51,9 +51,8 @@ def test_the_mounts_are_the_contracts() -> None:
 def test_the_environment_carries_the_runners_settings_and_the_agents_own() -> None:
     environment = make().environment
     settings = json.loads(environment["CLAWBUS_RUNNER"])
-    assert RunnerSettings(
-        **{name: tuple(one) if isinstance(one, list) else one for name, one in settings.items()}
-    ) == RunnerSettings(provider="command", command=("cat", "-"))
+    given: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in settings.items()}
+    assert RunnerSettings(**given) == RunnerSettings(provider="command", command=("cat", "-"))
     assert environment["CLAWBUS_INCARNATION"] == "01J1"
     assert (environment["CLAWBUS_AGENT_NAME"], environment["CLAWBUS_SESSION_NAME"]) == ("helper", "main")
     assert environment["TOKEN"] == "t"
