@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Final
 
 EVERY_AGENT = "*"
 KEPT_DAYS = 92
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +73,18 @@ class Budget:
 
 def day_of(now_ms: int, zone: tzinfo) -> str:
     """Return the day of an instant (epoch milliseconds) in a time zone."""
-    return datetime.fromtimestamp(now_ms / 1000, zone).date().isoformat()
+    return _instant(now_ms, zone).date().isoformat()
 
 
 def seconds_left(now_ms: int, zone: tzinfo) -> int:
     """Return the whole seconds until the day ends in a time zone, at least 1. A day with a clock change is 23 or 25 h."""
-    now = datetime.fromtimestamp(now_ms / 1000, zone)
+    now = _instant(now_ms, zone)
     midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
     return max(1, int(midnight.astimezone(UTC).timestamp() - now_ms / 1000) + 1)
+
+
+def _instant(now_ms: int, zone: tzinfo) -> datetime:
+    return (_EPOCH + timedelta(milliseconds=now_ms)).astimezone(zone)
 
 
 def days_before(day: str, count: int) -> str:

@@ -7,7 +7,7 @@ classes (`[a-z]`, `\\d \\w \\s` and their opposites), groups, `|`, `* + ? {m,n}`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ _MAX_REPEAT: Final = 50
 _MAX_DEPTH: Final = 20
 _MAX_REMEMBERED: Final = 4_000
 _END: Final = "\0end"
-_ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r"}
+_ESCAPES: Final[Mapping[str, str]] = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 class PatternError(ValueError):

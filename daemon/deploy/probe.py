@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import shutil
-import sqlite3
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from daemon.config.models import Config
+from schema.connect import open_reader
+from schema.errors import ClawbusError
 
 AGENT: Final = "probe"
 SESSION: Final = "probe"
@@ -151,9 +152,9 @@ class Probe:
     def _read(self, name: str, sql: str, message: str) -> object:
         path = self.folder / "data" / "sessions" / AGENT / SESSION / name
         try:
-            with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1.0)) as db:
-                row = db.execute(sql, (message,)).fetchone()
-        except sqlite3.Error:
+            with open_reader(path) as db:  # the probe's own files, of a folder that no other agent sees
+                row = db.one(sql, (message,))
+        except ClawbusError:
             return None
         return row[0] if row is not None else None
 

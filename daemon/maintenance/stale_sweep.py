@@ -234,6 +234,12 @@ def _check_terminal(db: Reader, ending: Ending) -> None:
         raise StaleNotVerifiedError(f"{ending.run_id} still has an open attempt.")
 
 
+def _notice_names(identity: str) -> set[str]:
+    """Return what a row's id is called if it is a notice's: with and without the part that makes a repeated one unique."""
+    name = identity.partition("\x1f")[0]
+    return {name, name.rpartition(":")[0]}
+
+
 def _refuse_losses(db: Reader, backup: Backup) -> list[str]:
     """Return the messages whose status a restore changes. Raise RestoreRefusedError if it would lose anything else."""
     swept = {str(row["message_id"]) for row in db.all("SELECT message_id FROM message_history WHERE event = 'swept'")}
@@ -246,7 +252,7 @@ def _refuse_losses(db: Reader, backup: Backup) -> list[str]:
             kept, current = _ids(old, table, key), _ids(db, table, key)
             if table == "messages_in" and not kept <= current:
                 raise RestoreRefusedError(f"{backup.path.name} is another session's: it holds messages unknown here.")
-            gained = {one for one in current - kept if one.partition("\x1f")[0] not in notices}
+            gained = {one for one in current - kept if notices.isdisjoint(_notice_names(one))}
             if gained:
                 losses.append(f"{len(gained)} {what}")
         before, now = _statuses(old), _statuses(db)

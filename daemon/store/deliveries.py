@@ -349,7 +349,9 @@ def tell_sender(db: Writer, message: MessageIn, address: Address, code: str, tex
     if db.one("SELECT 1 FROM host_messages WHERE in_reply_to = ?", (message.id,)) is not None:
         return
     notice_id = f"failed:{message.id}"
-    if known(db, [notice_id]):  # the container has already used that id for one of its rows
+    # The container may have used that id for one of its rows. And the notice of a pruned message of this id had it: its
+    # receiver would take the new one for a repetition.
+    if known(db, [notice_id]) or db.one("SELECT 1 FROM pruned WHERE what = 'messages'") is not None:
         notice_id = f"{notice_id}:{new_id(at)}"
     sentence = f"{text[:1].upper()}{text[1:].rstrip('.')}."
     error = {"code": code, "message": sentence, "reference": message.id}

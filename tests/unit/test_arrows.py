@@ -40,6 +40,7 @@ PURE_STDLIB: Final = frozenset(
         "enum",
         "fnmatch",
         "hashlib",
+        "ipaddress",
         "itertools",
         "json",
         "math",
@@ -47,8 +48,10 @@ PURE_STDLIB: Final = frozenset(
         "shlex",
         "types",
         "typing",
+        "unicodedata",
     }
 )
+PURE_LIBRARIES: Final = ("cronsim",)  # computes dates from dates
 PURE_PATHS: Final = frozenset({"pathlib.PurePath", "pathlib.PurePosixPath"})  # names of paths; they touch no disk
 # The dataclasses that a spec is made of, and the pure files of a package that has others.
 PURE_OURS: Final = (
@@ -287,7 +290,7 @@ def pure_files_are_pure(module: Module) -> Iterator[str]:
     for imported in imports_of(module):
         if imported.within("schema") and not imported.within("schema.connect"):
             continue
-        if any(imported.within(ours) for ours in PURE_OURS) or imported.root in PURE_STDLIB:
+        if any(imported.within(ours) for ours in PURE_OURS) or imported.root in (*PURE_STDLIB, *PURE_LIBRARIES):
             continue
         if imported.name in PURE_PATHS or imported.for_types_only:
             continue

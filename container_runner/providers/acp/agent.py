@@ -48,7 +48,7 @@ _SHOWN: Final = 300
 _EXIT_WAIT_S: Final = 1.0
 _MAX_STRAY: Final = 100
 # We offer the agent no file system and no terminal of ours: it has those of its container.
-_CAPABILITIES: Final[Params] = {"fs": {"readTextFile": False, "writeTextFile": False}, "terminal": False}
+_CAPABILITIES: Final[Mapping[str, object]] = {"fs": {"readTextFile": False, "writeTextFile": False}, "terminal": False}
 
 T = TypeVar("T")
 

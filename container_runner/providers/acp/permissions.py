@@ -21,7 +21,10 @@ _WITHOUT_ASKING: Final = frozenset({"read", "search", "think"})
 _SHOWN: Final = 200
 _MAX_INPUT: Final = 1500
 _ORDER: Final = MappingProxyType({"allow_once": 0, "reject_once": 1, "allow_always": 2, "reject_always": 3})
-_WAYS: Final = {True: ("allow_once", "allow_always"), False: ("reject_once", "reject_always")}
+_WAYS: Final[Mapping[bool, tuple[str, str]]] = {
+    True: ("allow_once", "allow_always"),
+    False: ("reject_once", "reject_always"),
+}
 
 
 class Policy(StrEnum):
