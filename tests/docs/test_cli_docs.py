@@ -38,9 +38,26 @@ def command_sections() -> dict[str, str]:
 
 
 def option_rows(text: str) -> set[str]:
-    """Every option in the first cells of a section's tables."""
-    cells = re.findall(r"^\| (`-.+?) \| ", text, re.MULTILINE)
-    return {name for cell in cells for name in re.findall(r"`(--?[a-z-]+)", cell)}
+    """Return every option in the first cells of a section's tables."""
+    return {name for cell in first_cells(text) for name in names(cell)}
+
+
+def first_cells(text: str) -> list[str]:
+    return re.findall(r"^\| (`-.+?) \| ", text, re.MULTILINE)
+
+
+def names(text: str) -> list[str]:
+    return re.findall(r"`(--?[a-z-]+)", text)
+
+
+def documented_options(text: str) -> set[str]:
+    """Return the options of a section's tables, and those of its list after `Options:`, up to `Errors:`.
+
+    A shared option in the list stands for its short form too, which the table of shared options has.
+    """
+    shared = {names(cell)[0]: set(names(cell)) for cell in first_cells(sections()["Shared options and errors"])}
+    listed = re.findall(r"Options: (.+?)(?=Errors: |\n\n|\Z)", text, re.DOTALL)
+    return option_rows(text).union(*(shared.get(name, {name}) for part in listed for name in names(part)))
 
 
 def options_of(command: Any) -> set[str]:
@@ -57,7 +74,7 @@ def test_every_command_has_a_section_and_no_section_lacks_its_command() -> None:
 
 
 def test_every_section_lists_exactly_the_command_s_options() -> None:
-    documented = {path: option_rows(text) for path, text in command_sections().items()}
+    documented = {path: documented_options(text) for path, text in command_sections().items()}
     live = {path: options_of(command) - GLOBAL for path, command in leaves().items()}
     assert documented == live
 
@@ -70,11 +87,7 @@ def test_the_global_options_are_listed_and_every_command_takes_them() -> None:
 
 def test_the_codes_it_names_exist() -> None:
     """A code is an error class's, or one that the command line gives itself."""
-    named = {
-        code
-        for line in re.findall(r"^Errors:.*(?:\n.+)*", PAGE, re.MULTILINE)
-        for code in re.findall(r"`([A-Z_]{5,})`", line)
-    }
+    named = {code for line in re.findall(r"Errors: .*(?:\n.+)*", PAGE) for code in re.findall(r"`([A-Z_]{5,})`", line)}
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "daemon" / "cli").glob("*.py"))
     known = {one.code for one in error_classes()} | set(re.findall(r'Problem\(\s*"([A-Z_]+)"', sources))
     assert named
