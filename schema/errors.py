@@ -28,21 +28,21 @@ class ClawbusError(Exception):
 
 
 class SchemaTooNewError(ClawbusError):
-    """The file was written by a newer clawbus. Nothing was changed."""
+    """A newer clawbus wrote the file. Nothing was changed."""
 
     code = "SCHEMA_TOO_NEW"
     default_hint = "Upgrade clawbus to the version that wrote this data folder, or restore a backup made before it."
 
 
 class InvalidNameError(ClawbusError):
-    """A name from outside that must not become a path or an id."""
+    """A name cannot be used as a path or an id."""
 
     code = "INVALID_NAME"
     default_hint = "Use letters, digits, '.', '_' and '-', starting with a letter or digit, at most 64 characters."
 
 
 class ReadRaceError(ClawbusError):
-    """A read met the other side in mid-commit (SQLITE_READONLY_*). The next tick reads the rows."""
+    """A read met a commit (SQLITE_READONLY_*). The next tick reads the rows."""
 
     code = "READ_RACE"
     default_hint = "Nothing to do while the container lives; after its exit the daemon recovers the journal."
@@ -62,22 +62,22 @@ class FileBusyError(ClawbusError):
 
 
 class HostileFileError(ClawbusError):
-    """A file under `out/` is not what a runner writes: a link, a fifo, a view, random bytes, over a limit."""
+    """A file under `out/` is not what a runner writes: a link, a fifo, random bytes, over a limit."""
 
     code = "HOSTILE_FILE"
     doubtful = False  # SQLite says so of a read error, too: look once more before anybody is blamed
-    default_hint = "Look at the session's out/ folder, repair or move the file, then `clawbus session release`."
+    default_hint = "Inspect the session's out/ folder, repair or move the file, then `clawbus session release`."
 
 
 class StorageError(ClawbusError):
-    """Any other SQLite or operating-system failure on one of our files (disk full, permission, I/O)."""
+    """Another SQLite or operating-system failure on one of our files (disk full, permission, I/O)."""
 
     code = "STORAGE"
     default_hint = "Check free space and permissions of the data folder; the daemon keeps retrying."
 
 
 class HostTroubleError(StorageError):
-    """The host has run out of something: open files, memory, processes. Nobody else is to blame; nothing is lost."""
+    """The host is out of open files, memory or processes. No session is to blame; nothing is lost."""
 
     code = "HOST_TROUBLE"
     default_hint = "Free what has run out, or raise its limit; the daemon keeps retrying."
@@ -88,7 +88,7 @@ class HostTroubleError(StorageError):
 
 
 class UnusableFileError(StorageError):
-    """One of the host's own files is gone or corrupt, and stays so. Its session is held until a person decides."""
+    """One of the host's own files is gone or corrupt. Its session is held until an operator decides."""
 
     code = "FILE_UNUSABLE"
     doubtful = False  # as of HostileFileError
@@ -104,7 +104,7 @@ class UnusableFileError(StorageError):
 
 
 class ReadDeadlineError(ClawbusError):
-    """A read of a container's file took longer than its deadline: a slow disk, or a file made to be slow."""
+    """Reading a container's file took too long: a slow disk, or a file made to be slow."""
 
     code = "READ_DEADLINE"
     default_hint = "Seen once under load it is harmless; a session that repeats it is quarantined."

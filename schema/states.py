@@ -25,10 +25,10 @@ TRANSITIONS: Final[Mapping[MessageStatus, frozenset[MessageStatus]]] = MappingPr
 
 
 class IllegalTransitionError(ClawbusError):
-    """A status change that the table does not have."""
+    """The message's status cannot change this way."""
 
     code = "ILLEGAL_TRANSITION"
-    default_hint = "Look at the message's history (`clawbus session show`); a finished message is never changed."
+    default_hint = "Read the message's history (`clawbus message show`); a finished message never changes."
 
 
 def check_transition(message_id: str, current: MessageStatus, target: MessageStatus) -> None:

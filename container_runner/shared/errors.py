@@ -9,47 +9,45 @@ from schema.errors import ClawbusError
 
 
 class SettingsError(ClawbusError):
-    """The environment lacks settings that the runner needs. The runner exits with code 64."""
+    """The environment lacks settings of the runner, which exits with code 64."""
 
     code = "RUNNER_SETTINGS"
     default_hint = "The daemon sets CLAWBUS_RUNNER and CLAWBUS_INCARNATION; docs/contract.md describes them."
 
 
 class InboundUnreadableError(ClawbusError):
-    """inbound.db is missing, locked or in the middle of the host's commit. The next poll tries again."""
+    """inbound.db is missing, locked or in mid-commit. The next poll tries again."""
 
     code = "INBOUND_UNREADABLE"
     default_hint = "Nothing to do while the daemon runs; after a crash of the host, start the daemon again."
 
 
 class ClaimLostError(ClawbusError):
-    """Another incarnation holds or has finished a message of this turn. Nothing was committed; the runner must end."""
+    """Another incarnation holds or has finished a message of this turn. Nothing was committed; the runner ends."""
 
     code = "CLAIM_LOST"
     default_hint = "Two runners worked in one session folder; the newer one continues."
 
 
 class CannotStartError(ClawbusError):
-    """The container cannot start a program now: it is out of processes, file descriptors or memory.
+    """The container is out of processes, file descriptors or memory and cannot start a program.
 
     The turn's claims are released and no try is charged. The runner exits with code 71, so that the host replaces the
     container.
     """
 
     code = "CANNOT_START"
-    default_hint = (
-        "Raise the agent's pids or memory_bytes, or end what uses up the machine; the message waits meanwhile."
-    )
+    default_hint = "Raise the agent's pids or memory_bytes, or free the machine; the message waits meanwhile."
 
 
 class TurnFailedError(ClawbusError):
-    """The provider could not answer. The text is for the operator; a sender reads it only with error_detail = "sender".
+    """The provider could not answer. Senders read the text only with error_detail = "sender".
 
     `detail` is for the log alone (a stderr tail); it never reaches the sender.
     """
 
     code = "TURN_FAILED"
-    default_hint = "Look at the session's container log."
+    default_hint = "Read the session's container log."
 
     def __init__(self, message: str, *, detail: str = "", hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -57,7 +55,7 @@ class TurnFailedError(ClawbusError):
 
 
 class TurnDeferredError(ClawbusError):
-    """The agent asks for the turn's messages again later. Nothing has failed; no try is charged."""
+    """The agent asks for the turn's messages again later. This costs no try."""
 
     code = "TURN_DEFERRED"
     default_hint = "Nothing to do: the message is tried again, at most for the agent's later_for_s."
@@ -69,20 +67,20 @@ class TurnDeferredError(ClawbusError):
 
 
 class ProviderCrashedError(TurnFailedError):
-    """The provider's own code raised an undeclared exception."""
+    """The provider raised an undeclared exception."""
 
     code = "PROVIDER_CRASHED"
 
 
 class UnknownDestinationError(TurnFailedError):
-    """Every message of the answer named a destination that this session does not have."""
+    """Every message of the answer named a destination that this session lacks."""
 
     code = "UNKNOWN_DESTINATION"
     default_hint = "Answer to a name in `destinations`, or without `to`."
 
 
 class AnswerInvalidError(TurnFailedError):
-    """A line of a JSON-lines answer is not what docs/write-an-agent.md describes."""
+    """A line of a JSON-lines answer is invalid."""
 
     code = "ANSWER_INVALID"
     default_hint = "After a first JSON line every line must be one; docs/write-an-agent.md lists the types."
@@ -92,7 +90,7 @@ class AnswerNotTextError(TurnFailedError):
     """The answer is not UTF-8."""
 
     code = "ANSWER_NOT_UTF8"
-    default_hint = "Write UTF-8 to stdout; channels send text, not files."
+    default_hint = "Write UTF-8 to stdout."
 
 
 class AnswerTooLargeError(TurnFailedError):
@@ -126,7 +124,7 @@ class CommandSignalError(TurnFailedError):
     """The program was killed by a signal."""
 
     code = "COMMAND_SIGNAL"
-    default_hint = "If no operator sent the SIGKILL, the program reached its memory limit."
+    default_hint = "An unexpected SIGKILL means that the program reached its memory limit."
 
 
 class CommandNotReadyError(TurnFailedError):
@@ -139,7 +137,7 @@ class CommandNotReadyError(TurnFailedError):
 
 
 class CommandEndedError(TurnFailedError):
-    """A program with lifetime "container" ended, or closed its stdout, in the middle of a turn. The next turn starts it again."""
+    """A program with lifetime "container" ended, or closed its stdout, in mid-turn. The next turn starts it again."""
 
     code = "COMMAND_ENDED"
     default_hint = 'End each turn with {"type": "end"} and wait for the next one.'

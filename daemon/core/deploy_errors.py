@@ -11,7 +11,7 @@ EXIT_FENCED: Final = 75  # sysexits.h EX_TEMPFAIL: another slot serves
 
 
 class ReleasesUnusedError(ClawbusError):
-    """The command needs releases, and deploy.root names no folder for them. Nothing was changed."""
+    """The command needs releases, and deploy.root is not set. Nothing was changed."""
 
     code = "RELEASES_UNUSED"
     default_hint = "Set deploy.root in clawbus.toml to the folder for releases, such as /opt/clawbus (docs/deploys.md)."
@@ -25,49 +25,49 @@ class UnknownReleaseError(ClawbusError):
 
 
 class ReleaseInvalidError(ClawbusError):
-    """A release's release.json is missing, cannot be read, or was edited: its id is not the digest of its content."""
+    """A release's release.json is missing, unreadable or edited: its id is not the digest of its content."""
 
     code = "RELEASE_INVALID"
     default_hint = "Make the release again (`clawbus release make`), and remove the folder that is named."
 
 
 class ReleaseMakeError(ClawbusError):
-    """A release could not be made. What was begun is removed, and no release has changed."""
+    """A release could not be made. What was begun is removed."""
 
     code = "RELEASE_MAKE"
     default_hint = "Correct what the message names, then run `clawbus release make` again."
 
 
 class SourceOutsideError(ClawbusError):
-    """Releases are used here, and this process was not started from one. Nothing was started."""
+    """Releases are in use, and this process was not started from one. Nothing was started."""
 
     code = "SOURCE_OUTSIDE_RELEASE"
     default_hint = "Start it through a slot (`systemctl start clawbus@blue`), or for development with --developer."
 
 
 class SourceDriftError(ClawbusError):
-    """What runs or would run is not exactly one source: the message names each difference."""
+    """What runs or would run is not one source; the message names each difference."""
 
     code = "SOURCE_DRIFT"
     default_hint = "`clawbus source` lists each difference; `clawbus source --repair` repairs what does not serve."
 
 
 class NotServingError(ClawbusError):
-    """The slot is not the one that serves, so it may not take the data folder. Nothing was changed."""
+    """The slot does not serve, so it may not take the data folder. Nothing was changed."""
 
     code = "NOT_SERVING"
     default_hint = "`clawbus deploy status` says which slot serves; the standby waits by itself."
 
 
 class SlotStateError(ClawbusError):
-    """deploy/state.json cannot be read, so which slot serves is not known. Nothing was started."""
+    """deploy/state.json cannot be read, so the serving slot is unknown. Nothing was started."""
 
     code = "SLOT_STATE"
     default_hint = "Restore the file from a backup; or stop both slots, remove it, and start the slot that is to serve."
 
 
 class FencedError(ClawbusError):
-    """Another slot's daemon has taken over with a higher epoch. This one claims nothing any more and ends with 75."""
+    """Another slot's daemon has taken over with a higher epoch. This one claims nothing and ends with 75."""
 
     code = "FENCED"
     default_hint = "Nothing to do: the slot that serves does the work. `clawbus deploy status` names it."
@@ -81,27 +81,27 @@ class DeployRefusedError(ClawbusError):
 
 
 class DeployRunningError(DeployRefusedError):
-    """A deploy is under way, and there is one at a time."""
+    """Another deploy is under way."""
 
     code = "DEPLOY_RUNNING"
     default_hint = "`clawbus deploy status` shows it; `clawbus deploy abort` ends it before its cutover."
 
 
 class DeployCooldownError(DeployRefusedError):
-    """The release was rolled back a moment ago, and is refused for a while."""
+    """The release was rolled back recently and is refused for a while."""
 
     code = "DEPLOY_COOLDOWN"
     default_hint = "Wait, deploy another release, or repeat the command with --force."
 
 
 class DeployFailedError(ClawbusError):
-    """A deploy failed at one of its gates, or what must hold without a deploy does not. The message names it."""
+    """A deploy failed at the gate that the message names, or what must hold without a deploy does not."""
 
     code = "DEPLOY_FAILED"
-    default_hint = "Correct what is named; the release that served before goes on. Then make a release and deploy it."
+    default_hint = "Correct what is named, then deploy a new release; the one that served before goes on."
 
 
 class DeployRolledBackError(DeployFailedError):
-    """A deploy was taken back after its cutover. The prior release serves; no message is lost by that."""
+    """A deploy was rolled back after its cutover. The prior release serves; no message is lost."""
 
     code = "DEPLOY_ROLLED_BACK"

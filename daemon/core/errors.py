@@ -12,7 +12,7 @@ from schema.os_faults import hint_of
 
 
 class ConfigError(ClawbusError):
-    """The configuration is wrong; the message names the key, the hint the fix."""
+    """The configuration is wrong; the message names the key."""
 
     code = "CONFIG_INVALID"
     default_hint = "Correct the named key in clawbus.toml (docs/configuration.md lists them all)."
@@ -54,7 +54,7 @@ class FileAccessError(ClawbusError):
 
 
 class ForeignPackageError(ClawbusError):
-    """Another distribution installed a package named daemon, schema or container_runner in this environment."""
+    """Another distribution installed a package named daemon, schema or container_runner here."""
 
     code = "FOREIGN_PACKAGE"
     default_hint = "Install clawbus into a separate virtual environment."
@@ -92,10 +92,10 @@ class LostAnswerError(DaemonDownError):
 
 
 class DaemonSilentError(ClawbusError):
-    """The daemon took the call and did not answer in time. What was asked may have been done."""
+    """The daemon took the call and did not answer in time. It may have done what was asked."""
 
     code = "DAEMON_SILENT"
-    default_hint = "Look at `clawbus logs`; repeat a send with the same --id, that is safe."
+    default_hint = "Read `clawbus logs`; repeating a send with the same --id is safe."
 
 
 class RemoteError(ClawbusError):
@@ -126,7 +126,7 @@ class UnknownSessionError(ClawbusError):
     """No such session."""
 
     code = "UNKNOWN_SESSION"
-    default_hint = "`clawbus session list` lists what there is; a first message makes a new one."
+    default_hint = "`clawbus session list` lists them; a first message makes a new one."
 
 
 class UnknownMessageError(ClawbusError):
@@ -137,28 +137,28 @@ class UnknownMessageError(ClawbusError):
 
 
 class UnknownQuestionError(ClawbusError):
-    """No such question in this session, or it was asked in another place than the answer came from."""
+    """The session has no such question, or it was asked in another place."""
 
     code = "UNKNOWN_QUESTION"
     default_hint = "`clawbus question list` lists the open ones."
 
 
 class QuestionClosedError(ClawbusError):
-    """The question was decided already. The first decision stands; nothing has changed."""
+    """The question was decided already; that decision stands."""
 
     code = "QUESTION_CLOSED"
     default_hint = "`clawbus question show ID` says how it ended. Send the agent a message instead."
 
 
 class AnswerRefusedError(ClawbusError):
-    """The answer is empty, too long, or none of the question's options. The question stays open."""
+    """The answer is empty, too long, or none of the options. The question stays open."""
 
     code = "ANSWER_REFUSED"
     default_hint = "Answer with an option's label, id or number; `clawbus question show ID` lists them."
 
 
 class ScheduleError(ClawbusError):
-    """A schedule that cannot be used, or that may not be changed this way."""
+    """A schedule is invalid, or may not be changed this way."""
 
     code = "SCHEDULE_INVALID"
     default_hint = "`clawbus schedule add --help` describes each option."
@@ -179,21 +179,21 @@ class AmbiguousIdError(ClawbusError):
 
 
 class NotDeadLetterError(ClawbusError):
-    """The id is not an open dead letter: it was delivered, is still tried, or was dealt with. Nothing was changed."""
+    """The id is not an open dead letter: it was delivered, is still tried, or was closed. Nothing was changed."""
 
     code = "NOT_A_DEAD_LETTER"
     default_hint = "`clawbus dead list` lists the open ones; `clawbus dead show` says what became of this one."
 
 
 class CursorAheadError(ClawbusError):
-    """The cursor is above every entry that the mailbox ever had: mailbox.db was lost, or an older copy put in its place."""
+    """The cursor is above every entry of the mailbox: mailbox.db was lost or replaced by an older copy."""
 
     code = "CURSOR_AHEAD"
     default_hint = "Read from the beginning (`--after 0`), and skip the answers that you know by `message_out_id`."
 
 
 class RowGoneError(ClawbusError):
-    """The answer's row is no longer in outbound.db, so there is nothing to send again. Nothing was changed."""
+    """The answer's row is gone from outbound.db and cannot be sent again. Nothing was changed."""
 
     code = "ROW_GONE"
     default_hint = "Drop it (`clawbus dead drop`), and send the message again."
@@ -207,14 +207,14 @@ class ContentError(ClawbusError):
 
 
 class MessageError(ClawbusError):
-    """Another field of a message is wrong: its kind, a time, a cron expression. Nothing was stored."""
+    """A field of a message is wrong: its kind, a time, a cron expression. Nothing was stored."""
 
     code = "MESSAGE_INVALID"
     default_hint = "Correct the named field; docs/contract.md describes each."
 
 
 class IdConflictError(ClawbusError):
-    """The message id is taken by a message with other content. The first one stands."""
+    """A message with other content has this id already."""
 
     code = "ID_CONFLICT"
     default_hint = "Use a new id for new content; repeat an id only with the same content."
@@ -228,7 +228,7 @@ class JournalError(ClawbusError):
 
 
 class RegistryGoneError(StorageError):
-    """central.db was deleted, emptied or replaced. The daemon rebuilds it from the session folders, running or at its start."""
+    """central.db was deleted, emptied or replaced. The daemon rebuilds it from the session folders."""
 
     code = "REGISTRY_GONE"
     default_hint = "Leave central.db alone while the daemon runs; if this stays, make room or restart the daemon."
@@ -246,7 +246,7 @@ class RuntimeUnavailableError(ClawbusError):
 
 
 class EngineChangedError(RuntimeUnavailableError):
-    """Another engine answers than the one that the living containers run on. It is no witness for what lives."""
+    """Another engine answers than the one the containers run on; it cannot say which of them live."""
 
     code = "RUNTIME_CHANGED"
     default_hint = (
@@ -273,14 +273,14 @@ class SpawnError(ClawbusError):
     """A container could not be started for another reason."""
 
     code = "SPAWN_FAILED"
-    default_hint = "Look at `clawbus session show`; the daemon retries with back-off."
+    default_hint = "Read `clawbus session show`; the daemon retries with back-off."
 
 
 class AgentFileError(SpawnError):
-    """A file or folder that an agent's table names cannot be used now. Its messages wait and lose no try."""
+    """A file or folder that an agent's table names is unusable. Its messages wait and lose no try."""
 
     code = "AGENT_FILE"
-    default_hint = "Repair what the error names; the daemon tries again by itself, `clawbus session release` at once."
+    default_hint = "Repair what the error names; `clawbus session release` tries again at once, the daemon later."
 
 
 class SecretFileError(AgentFileError):
@@ -291,14 +291,14 @@ class SecretFileError(AgentFileError):
 
 
 class EnvFileError(AgentFileError):
-    """The file of `agents.NAME.env_file` is missing or unreadable, or has a line that is not NAME=VALUE."""
+    """`agents.NAME.env_file` is missing or unreadable, or has a line that is not NAME=VALUE."""
 
     code = "ENV_FILE"
     default_hint = "Correct the file and let the daemon's user read it; no reload is needed."
 
 
 class MountSourceError(AgentFileError):
-    """A source of `agents.NAME.mounts` is missing, or has become one that may not be mounted."""
+    """A source of `agents.NAME.mounts` is missing, or may not be mounted any more."""
 
     code = "MOUNT_SOURCE"
     default_hint = "Make the folder, mount its disk, or correct agents.NAME.mounts and run `clawbus reload`."
@@ -312,23 +312,21 @@ class ContainerGoneError(ClawbusError):
 
 
 class NoAnswerError(ClawbusError):
-    """A message is finished, or held, and no answer to it is on its way."""
+    """A message is finished or held, and no answer to it is on its way."""
 
     code = "NO_ANSWER"
-    default_hint = (
-        "`clawbus session show AGENT SESSION --message ID` shows its history; `clawbus dead list` lists dead letters."
-    )
+    default_hint = "`clawbus message show ID` has its history; `clawbus dead list` lists dead letters."
 
 
 class NotConfirmedError(ClawbusError):
-    """A container's exit could not be confirmed in time, so nothing after it was done."""
+    """A container's exit was not confirmed in time, so nothing after it was done."""
 
     code = "EXIT_NOT_CONFIRMED"
     default_hint = "Check that the runtime answers (`docker ps`); the daemon keeps trying."
 
 
 class TransientDeliveryError(ClawbusError):
-    """A send failed and may succeed later. `retry_after_s` is the receiver's wish in seconds, if it said one.
+    """A send failed and may succeed later, after `retry_after_s` if the receiver named it.
 
     `in_doubt`: the receiver may have taken it, because it was sent and its answer did not come.
     """
@@ -345,7 +343,7 @@ class TransientDeliveryError(ClawbusError):
 
 
 class PermanentDeliveryError(ClawbusError):
-    """A send failed and will never succeed as it is: a dead letter at once."""
+    """A send failed and cannot succeed as it is: a dead letter."""
 
     code = "DELIVERY_PERMANENT"
     default_hint = "Correct what the message names at the receiver or in the configuration."
@@ -359,56 +357,56 @@ class ChannelError(ClawbusError):
 
 
 class ListenError(ClawbusError):
-    """An address that is configured cannot be listened on."""
+    """A configured address cannot be listened on."""
 
     code = "LISTEN"
     default_hint = "Free the address (`ss -ltnp` says who has it), or configure another one."
 
 
 class RequestRefusedError(ClawbusError):
-    """A request from outside is refused before anything was stored: signature, size, shape."""
+    """A request from outside was refused before anything was stored: signature, size, shape."""
 
     code = "REQUEST_REFUSED"
     default_hint = "Correct the request as the message says and send it again."
 
 
 class BodyTooLargeError(RequestRefusedError):
-    """A request's body is over its limit. Nothing was read beyond it."""
+    """A request's body is over its limit."""
 
     code = "BODY_TOO_LARGE"
     default_hint = "Send a smaller message; limits.max_content_bytes bounds one message's content."
 
 
 class RouteRefusedError(ClawbusError):
-    """A route cannot be added or removed as asked. Nothing was changed."""
+    """The route cannot be added or removed as asked. Nothing was changed."""
 
     code = "ROUTE_REFUSED"
-    default_hint = "Correct what the message names; `clawbus route list` shows the routes that there are."
+    default_hint = "Correct what the message names; `clawbus route list` shows the routes."
 
 
 class UnknownUserError(ClawbusError):
-    """There is no user of that name. Nothing was changed."""
+    """No such user. Nothing was changed."""
 
     code = "UNKNOWN_USER"
     default_hint = "`clawbus user list` lists the users; `clawbus user add NAME` makes one."
 
 
 class UserRefusedError(ClawbusError):
-    """A user, a role or an identity cannot be changed as asked. Nothing was changed."""
+    """The user, role or identity cannot be changed as asked. Nothing was changed."""
 
     code = "USER_REFUSED"
-    default_hint = "Correct what the message names; `clawbus user list` shows who there is."
+    default_hint = "Correct what the message names; `clawbus user list` shows the users."
 
 
 class PairingClosedError(ClawbusError):
-    """No stranger's request with this code can be decided: it is unknown, decided or expired. Nothing was changed."""
+    """No open request has this code: it is unknown, decided or expired. Nothing was changed."""
 
     code = "PAIRING_CLOSED"
     default_hint = "`clawbus pairing list` lists the requests; a stranger who writes again gets a new code."
 
 
 class NotAnApproverError(ClawbusError):
-    """Who decides has no role for that: an admin lets members in, an owner makes admins and owners. Nothing was changed."""
+    """The person lacks the role: admins let members in, owners make admins and owners. Nothing was changed."""
 
     code = "NOT_AN_APPROVER"
     default_hint = "Ask an admin or owner of that agent, or the operator of this host."

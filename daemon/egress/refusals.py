@@ -27,7 +27,7 @@ class EgressRefusal(ClawbusError):
 
 
 class BadRequestError(EgressRefusal):
-    """The request is not one that the gate passes on: not HTTP/1.1, ambiguous framing, a path with dot segments."""
+    """The request is not HTTP/1.1, has ambiguous framing, or a path with dot segments."""
 
     code = "EGRESS_BAD_REQUEST"
     default_hint = "Correct the client; the gate speaks HTTP/1.1 to it."
@@ -62,18 +62,18 @@ class NotAllowedError(EgressRefusal):
     """The agent has no such route, or may not reach this host, path or port."""
 
     code = "EGRESS_NOT_ALLOWED"
-    default_hint = "Add the agent to an [egress.routes.NAME] or [egress.connect.NAME] table if it may (docs/egress.md)."
+    default_hint = "If it may, add it to an [egress.routes.NAME] or [egress.connect.NAME] table (docs/egress.md)."
 
 
 class PrivateTargetError(EgressRefusal):
     """The host is, or resolves to, an address that is not public."""
 
     code = "EGRESS_PRIVATE_TARGET"
-    default_hint = "If that is meant, add HOST:PORT to egress.private_targets; otherwise look at the host's DNS."
+    default_hint = "If that is meant, add HOST:PORT to egress.private_targets; otherwise check the host's DNS."
 
 
 class SecretUnavailableError(EgressRefusal):
-    """A route's secret_file cannot be read, or holds no usable secret. This is the host's fault, never the session's."""
+    """A route's secret_file cannot be read, or holds no usable secret. The session is not at fault."""
 
     code = "EGRESS_SECRET"
     default_hint = "Write the secret into the route's secret_file, readable by the daemon's user; no restart is needed."
@@ -97,7 +97,7 @@ class UpstreamTimeoutError(EgressRefusal):
 
 
 class BudgetExceededError(EgressRefusal):
-    """The agent's budget of the day is used up; `retry_after_s` seconds remain of the day."""
+    """The agent's budget of the day is used up; `retry_after_s` seconds of the day remain."""
 
     code = "EGRESS_BUDGET"
     default_hint = "It starts again at midnight; to allow more, raise egress.budgets.NAME and restart the daemon."

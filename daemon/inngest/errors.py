@@ -6,23 +6,21 @@ from schema.errors import ClawbusError
 
 
 class InngestDbMissingError(ClawbusError):
-    """There is no such file, or it cannot be opened. Nothing was changed."""
+    """The file does not exist or cannot be opened. Nothing was changed."""
 
     code = "INNGEST_DB_MISSING"
     default_hint = "Name the server's main.db with --db (`inngest start --sqlite-dir` says where)."
 
 
 class InngestDbForeignError(ClawbusError):
-    """The file is no Inngest database. Nothing was changed."""
+    """The file is not an Inngest database. Nothing was changed."""
 
     code = "INNGEST_DB_FOREIGN"
-    default_hint = (
-        "Name the server's main.db with --db; it has the tables functions, function_runs, history and trace_runs."
-    )
+    default_hint = "Name the server's main.db with --db."
 
 
 class InngestDbVersionError(ClawbusError):
-    """An Inngest database of a version that this clawbus does not know: columns are missing. Nothing was changed."""
+    """The database is of an unknown version of Inngest: columns are missing. Nothing was changed."""
 
     code = "INNGEST_DB_VERSION"
     default_hint = "Let the server migrate its file (start it once), or use a clawbus that knows this version."
@@ -43,7 +41,7 @@ class InngestDbCorruptError(ClawbusError):
 
 
 class InngestRunUnknownError(ClawbusError):
-    """The database knows no such run."""
+    """The database has no such run."""
 
     code = "INNGEST_RUN_UNKNOWN"
     default_hint = "`clawbus inngest runs` lists the runs; a run's id is a ULID of 26 characters."
@@ -57,7 +55,7 @@ class SweepQueryFailedError(ClawbusError):
 
 
 class InvalidSweepScopeError(ClawbusError):
-    """A scope that names nothing, or something that is not there. Nothing was changed."""
+    """The scope is empty, or names something that does not exist. Nothing was changed."""
 
     code = "INVALID_SWEEP_SCOPE"
     default_hint = (
@@ -73,28 +71,28 @@ class SweepAgeTooYoungError(ClawbusError):
 
 
 class SweepScopeTooBroadError(ClawbusError):
-    """More would be swept than the cap allows, or patterns take in every function there is. Nothing was changed."""
+    """The sweep exceeds --max, or its patterns take in every function. Nothing was changed."""
 
     code = "SWEEP_SCOPE_TOO_BROAD"
     default_hint = "Narrow --functions or raise --older-than; raise --max only after reading the preview."
 
 
 class SweepMissingFunctionRunsError(ClawbusError):
-    """A candidate has no function_runs row, so no history of it can be written. Nothing was changed."""
+    """A candidate has no function_runs row, so its history cannot be written. Nothing was changed."""
 
     code = "SWEEP_INVARIANT_MISSING_FUNCTION_RUNS"
-    default_hint = "Look at it with `clawbus inngest run ID`, then leave it out with --exclude ID."
+    default_hint = "Read `clawbus inngest run ID`, then leave it out with --exclude ID."
 
 
 class SweepServerRunningError(ClawbusError):
-    """A process has the database open: a live server may revive what is swept. Nothing was changed."""
+    """A process has the database open and may revive what is swept. Nothing was changed."""
 
     code = "SWEEP_SERVER_RUNNING"
-    default_hint = "Stop the Inngest server and repeat. With --while-running a file in WAL mode is swept all the same."
+    default_hint = "Stop the Inngest server and repeat. --while-running sweeps a file in WAL mode anyway."
 
 
 class SweepServerWouldLoseWritesError(ClawbusError):
-    """A process has the database open in DELETE mode: each of its commits that met the sweep's lock would be lost. Nothing was changed."""
+    """A process has the database open in DELETE mode and would lose commits during the sweep. Nothing was changed."""
 
     code = "SWEEP_SERVER_WOULD_LOSE_WRITES"
     default_hint = (
@@ -104,7 +102,7 @@ class SweepServerWouldLoseWritesError(ClawbusError):
 
 
 class SweepQueueAliveError(ClawbusError):
-    """The server's queue is in Redis and may still hold candidates: they would go on after the sweep. Nothing was changed."""
+    """The server's queue in Redis may still hold candidates, which would go on. Nothing was changed."""
 
     code = "SWEEP_QUEUE_ALIVE"
     default_hint = (
@@ -121,16 +119,14 @@ class SweepBackupFailedError(ClawbusError):
 
 
 class SweepBackupNotVerifiedError(ClawbusError):
-    """The backup is no sound copy of the database. Nothing was changed."""
+    """The backup is not a sound copy of the database. Nothing was changed."""
 
     code = "SWEEP_BACKUP_VERIFY_FAILED"
-    default_hint = (
-        "Run `PRAGMA integrity_check` on the database itself and check the disk (`dmesg`) before anything else."
-    )
+    default_hint = "Run `PRAGMA integrity_check` on the database and check the disk (`dmesg`) first."
 
 
 class SweepDatabaseChangedError(ClawbusError):
-    """Somebody wrote into the database between the backup and the sweep's own transaction. Nothing was changed."""
+    """The database changed between the backup and the sweep. Nothing was changed."""
 
     code = "SWEEP_DATABASE_CHANGED"
     default_hint = "Stop the Inngest server, check the preview again, and repeat."
@@ -140,11 +136,11 @@ class SweepApplyFailedError(ClawbusError):
     """The sweep's transaction failed and was rolled back. Nothing was changed."""
 
     code = "SWEEP_APPLY_FAILED"
-    default_hint = "Mend what the message names (room, a lock, permissions), then repeat; the backup stays."
+    default_hint = "Repair what the message names (room, a lock, permissions), then repeat; the backup stays."
 
 
 class SweepNotVerifiedError(ClawbusError):
-    """The sweep is committed, but what it left is not what it should be. The backup has the state before it."""
+    """The sweep is committed, but its verification found something wrong. The backup has the state before it."""
 
     code = "SWEEP_NOT_VERIFIED"
     default_hint = (
@@ -153,16 +149,14 @@ class SweepNotVerifiedError(ClawbusError):
 
 
 class InngestExecError(ClawbusError):
-    """The command of --exec could not be run, or what it ran did not answer. A sweep may have been done: look again."""
+    """The command of --exec failed or did not answer. A sweep may have been done: check."""
 
     code = "INNGEST_EXEC_FAILED"
     default_hint = "Try it by hand: `COMMAND python3 -V` must work there (Python 3.11 or later), with its standard input passed on."
 
 
 class InngestCanaryError(ClawbusError):
-    """The canary event was not accepted, or no run of it completed in time."""
+    """The canary event was refused, or none of its runs completed in time."""
 
     code = "INNGEST_CANARY_FAILED"
-    default_hint = (
-        "Check that the server is up, that the event's function is registered, and that its application answers."
-    )
+    default_hint = "Check that the server is up, the event's function registered, and its application answering."
