@@ -107,4 +107,4 @@ class ReadDeadlineError(ClawbusError):
     """Reading a container's file took too long: a slow disk, or a file made to be slow."""
 
     code = "READ_DEADLINE"
-    default_hint = "Seen once under load it is harmless; a session that repeats it is quarantined."
+    default_hint = "Once under load is harmless; a session that repeats it is quarantined."

@@ -28,7 +28,7 @@ class ReleaseInvalidError(ClawbusError):
     """A release's release.json is missing, unreadable or edited: its id is not the digest of its content."""
 
     code = "RELEASE_INVALID"
-    default_hint = "Make the release again (`clawbus release make`), and remove the folder that is named."
+    default_hint = "Remove the named folder and run `clawbus release make` again."
 
 
 class ReleaseMakeError(ClawbusError):
@@ -49,7 +49,7 @@ class SourceDriftError(ClawbusError):
     """What runs or would run is not one source; the message names each difference."""
 
     code = "SOURCE_DRIFT"
-    default_hint = "`clawbus source` lists each difference; `clawbus source --repair` repairs what does not serve."
+    default_hint = "`clawbus source --repair` repairs what does not serve."
 
 
 class NotServingError(ClawbusError):
@@ -70,7 +70,7 @@ class FencedError(ClawbusError):
     """Another slot's daemon has taken over with a higher epoch. This one claims nothing and ends with 75."""
 
     code = "FENCED"
-    default_hint = "Nothing to do: the slot that serves does the work. `clawbus deploy status` names it."
+    default_hint = "Nothing to do; `clawbus deploy status` names the slot that serves."
 
 
 class DeployRefusedError(ClawbusError):

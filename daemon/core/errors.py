@@ -36,7 +36,7 @@ class FileAccessError(ClawbusError):
     """A file or folder that a command needs cannot be opened, read or written."""
 
     code = "FILE_ACCESS"
-    default_hint = "Check the named file (`ls -ld`), correct what the message names, and run the command again."
+    default_hint = "Correct what the message names (`ls -ld FILE`), and run the command again."
 
     @classmethod
     def of(cls, error: OSError) -> FileAccessError:
@@ -182,7 +182,7 @@ class NotDeadLetterError(ClawbusError):
     """The id is not an open dead letter: it was delivered, is still tried, or was closed. Nothing was changed."""
 
     code = "NOT_A_DEAD_LETTER"
-    default_hint = "`clawbus dead list` lists the open ones; `clawbus dead show` says what became of this one."
+    default_hint = "`clawbus dead show` says what became of it."
 
 
 class CursorAheadError(ClawbusError):
