@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS sessions (
   next_spawn_at     INTEGER,
   last_spawn_error  TEXT,
   dead_letters      INTEGER NOT NULL DEFAULT 0,  -- open ones when it was last swept: told without opening its files
-  schedules         INTEGER NOT NULL DEFAULT 0,  -- those that are not over, when it was last swept
+  schedules         INTEGER NOT NULL DEFAULT 0,  -- 1: it had schedules when it was last swept
   PRIMARY KEY (agent, session)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sessions_active ON sessions(agent, session) WHERE active = 1;

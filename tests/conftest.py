@@ -34,13 +34,17 @@ ROOM: Final = 2 << 30
 _MISSING: Final[pytest.StashKey[dict[str, str | None]]] = pytest.StashKey()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Keep temporary folders in memory where that is possible: on a disk, the tests mostly wait for SQLite's fsync.
 
     PYTEST_DEBUG_TEMPROOT is pytest's own variable; a value that is already set stays, and so does `--basetemp`.
     """
     if "PYTEST_DEBUG_TEMPROOT" not in os.environ and _fits(MEMORY):
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None and config.option.basetemp is not None:
+        # `g1` in place of `popen-gw1`: the name of a Unix socket in a test's folder has at most 107 bytes.
+        config.option.basetemp = str(Path(config.option.basetemp).with_name(worker.removeprefix("g").replace("w", "g")))
 
 
 def _fits(folder: Path) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -18,6 +19,9 @@ from daemon.core.commands import CancelSchedule, PauseSchedule, PutSchedule, Res
 if TYPE_CHECKING:
     from rich.console import Console
 
+_PAST: Final[Mapping[type[RowVerb], str]] = MappingProxyType(
+    {PauseSchedule: "paused", ResumeSchedule: "resumed", CancelSchedule: "cancelled"}
+)
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The schedule's key.")]
 _CatchUp = Literal["skip", "latest", "all"]
 
@@ -204,7 +208,7 @@ def _done(invocation: Invocation, verb: RowVerb, steps: tuple[NextAction, ...]) 
     from daemon.cli.executor import execute  # noqa: PLC0415
 
     done = {"agent": verb.agent, "session": verb.session, **execute(invocation, verb)}
-    return Outcome(done, lambda console: _show_done(console, done), steps)
+    return Outcome(done, lambda console: _show_done(console, type(verb), done), steps)
 
 
 def _session_of(invocation: Invocation, key: str, session: str | None) -> tuple[str, str]:
@@ -226,15 +230,18 @@ def _session_of(invocation: Invocation, key: str, session: str | None) -> tuple[
     raise UnknownScheduleError(f"there is no schedule {key!r:.80}{unseen}.")
 
 
-def _show_done(console: Console, done: Mapping[str, Any]) -> None:
+def _show_done(console: Console, verb: type[RowVerb], done: Mapping[str, Any]) -> None:
     from daemon.cli.present import say, when  # noqa: PLC0415
 
     what = f"{done['key']} of {done['agent']}/{done['session']}"
     if "message_id" in done:
         say(console, f"{what}: sent message {done['message_id']}")
         return
-    due = f"; next {when(done['next_at'], SystemClock().now_ms())}" if done.get("next_at") else ""
-    say(console, f"{what}: {done['was'] if 'next_at' in done else 'done (it was ' + done['was'] + ')'}{due}")
+    words = done["was"] if verb is PutSchedule else _PAST[verb]
+    active = done.get("next_at") and done.get("state") != "paused"
+    due = f"; next {when(done['next_at'], SystemClock().now_ms())}" if active else ""
+    paused = "; it is paused (`clawbus schedule resume`)" if done.get("state") == "paused" else ""
+    say(console, f"{what}: {words}{due}{paused}")
 
 
 def _show_list(console: Console, report: Mapping[str, Any]) -> None:

@@ -106,8 +106,12 @@ def send(
     if place is not None:
         if agent is not None or session is not None:
             raise typer.BadParameter("--place lets the routes name agent and session: leave --agent and --session out.")
+        if wait is not None:
+            raise typer.BadParameter("--place may reach several agents: leave --wait out, and read the mailbox.")
         event = LocalEvent(message_id, place, thread, sender, mention, direct, _expiry(not_after, expires_in))
         return send_to_place(invocation, read_text() if text == "-" else text, event)
+    if thread is not None or sender is not None or mention or direct:
+        raise typer.BadParameter("--thread, --sender, --mention and --direct belong to --place.")
     if session is None:
         raise typer.BadParameter("name --session AGENT/SESSION, or a --place that a route covers.")
     agent, session = addressed(agent, session)

@@ -229,7 +229,7 @@ class AnswerQuestion(RowVerb):
 
 @dataclass(frozen=True, slots=True)
 class PutSchedule(RowVerb):
-    """Add or change the schedule `id`: {key, was: added|changed|unchanged, next_at}. Makes the session if there is none.
+    """Add or change the schedule `id`: {key, was: added|changed|unchanged, next_at, state}. Makes the session if there is none.
 
     Instants are epoch milliseconds. `channel`, `place` and `thread` say where the answers go.
     """

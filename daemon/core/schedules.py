@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
 from itertools import islice
 from typing import Any, Final
@@ -104,16 +104,20 @@ def check_form(times: Times) -> None:
     given = [name for name in ("at", "every_ms", "cron") if getattr(times, name) is not None]
     if len(given) != 1:
         raise ScheduleError("a schedule has exactly one of at, every and cron.")
-    try:
-        zone(times.timezone)
-    except ValueError as error:
-        raise ScheduleError(f"timezone {times.timezone!r} {error}.") from error
+    _zone(times.timezone)
     if times.every_ms is not None and not MIN_EVERY_MS <= times.every_ms <= MAX_EVERY_MS:
         raise ScheduleError("every must be between 1 second and 366 days.")
     if times.count is not None and times.count < 1:
         raise ScheduleError("count must be at least 1.")
     if times.cron is not None:
         _check_cron(times.cron, times.timezone)
+
+
+def _zone(name: str) -> tzinfo:
+    try:
+        return zone(name)
+    except ValueError as error:
+        raise ScheduleError(f"timezone {name!r:.80} {error}.", hint="Use a name like Europe/Vienna, or UTC.") from error
 
 
 def _check_cron(cron: str, timezone: str) -> None:
@@ -202,9 +206,10 @@ def local_instant(text: str, timezone: str) -> int:
 
     Of a wall-clock time that comes twice, the first; one that is skipped is as long after the change as it is after the gap.
     """
+    where = _zone(timezone)
     try:
         found = datetime.fromisoformat(text)
-        instant = found if found.tzinfo is not None else found.replace(tzinfo=zone(timezone))
+        instant = found if found.tzinfo is not None else found.replace(tzinfo=where)
         return int((instant - _EPOCH) / timedelta(milliseconds=1))
     except (ValueError, OverflowError) as error:
         raise ScheduleError(

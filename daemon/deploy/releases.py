@@ -159,6 +159,7 @@ class Releases:
         for known in self.list():
             same = known.manifest
             if same is not None and (same.tree_digest, same.images) == (manifest.tree_digest, manifest.images):
+                self._refuse_changed(known)
                 return known, False
         for name, text in ((MANIFEST_NAME, _json(manifest)), (FILES_NAME, listing_text(hash_files(making)))):
             with (making / name).open("w", encoding="utf-8") as file:
@@ -173,6 +174,15 @@ class Releases:
         target.chmod(0o555)
         _sync_folder(self.folder)
         return self._look(target, {}), True
+
+    def _refuse_changed(self, known: Release) -> None:
+        """Raise ReleaseMakeError for a release whose files were changed since: it is not what was asked for."""
+        path = self.folder / known.short
+        if listing_digest(hash_files(path)) != (known.manifest.tree_digest if known.manifest else None):
+            raise ReleaseMakeError(
+                f"{known.short} has these files on record, and some were changed since.",
+                hint=f"Remove {path} and make it again; if a slot uses it, deploy another release first.",
+            )
 
     def prune(self, keep: int, needed: Iterable[str]) -> tuple[list[str], list[str]]:
         """Remove all releases but the newest `keep` and those of slots or in `needed`. Return (removed, kept) names."""

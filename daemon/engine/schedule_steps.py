@@ -120,7 +120,9 @@ def same(one: Scheduled, other: Scheduled) -> bool:
 
 
 def put(db: Writer, key: str, what: Scheduled, operator: Operator, now: int) -> dict[str, object]:
-    """Add or change an operator's schedule: {key, was: added|changed|unchanged, next_at}. Call inside a transaction.
+    """Add or change an operator's schedule: {key, was: added|changed|unchanged, next_at, state}. A paused one stays paused.
+
+    Call inside a transaction.
 
     Raise ScheduleError for times that never come, and for a schedule that the configuration owns.
     """
@@ -130,17 +132,22 @@ def put(db: Writer, key: str, what: Scheduled, operator: Operator, now: int) -> 
     if row is not None:
         _refuse_configured(row)
         if same(row.what, what) and row.state is not ScheduleState.OVER:
-            return {"key": key, "was": "unchanged", "next_at": row.next_at}
-    made = _put(db, key, what, operator, now, origin=OPERATOR)
-    return {"key": key, "was": "added" if row is None else "changed", "next_at": made.next_at}
+            return {"key": key, "was": "unchanged", "next_at": row.next_at, "state": row.state.value}
+    paused = row is not None and row.state is ScheduleState.PAUSED
+    made = _put(db, key, what, operator, now, origin=OPERATOR, paused=paused)
+    return {
+        "key": key, "was": "added" if row is None else "changed", "next_at": made.next_at, "state": made.state.value,
+    }  # fmt: skip
 
 
-def _put(db: Writer, key: str, what: Scheduled, operator: Operator, now: int, *, origin: str) -> ScheduleRow:
+def _put(
+    db: Writer, key: str, what: Scheduled, operator: Operator, now: int, *, origin: str, paused: bool = False
+) -> ScheduleRow:
     if what.times.every_ms is not None:
         what = replace(what, times=replace(what.times, start=now))
     # A configured instant that is past was missed: the catch-up rule decides about it.
     at = what.times.at if what.times.at is not None else next_after(what.times, now)
-    state = ScheduleState.OVER if at is None else ScheduleState.ACTIVE
+    state = ScheduleState.OVER if at is None else ScheduleState.PAUSED if paused else ScheduleState.ACTIVE
     row = ScheduleRow(key, what, origin, state, at, 0, now, operator.name)
     schedules.put(db, row)
     _note(db, "schedule_set", key, operator, now, times=what.times.words)

@@ -58,8 +58,8 @@ class Swept:
     """What one sweep of a session did, and what is left to do.
 
     `next_at`: when the earliest known work is due (epoch ms), 0 for now, None for none. `due`: number of messages that wait
-    for an agent. `dead`: number of open dead letters. `tool`: the tool in flight that the container declared. `schedules`: number
-    of schedules that are not over; `schedule_at`: when the next of them is due. `fired`: the messages that they sent now.
+    for an agent. `dead`: number of open dead letters. `tool`: the tool in flight that the container declared. `schedules`: 1
+    if the session has any, else 0; `schedule_at`: when the next of them is due. `fired`: the messages that they sent now.
     `decided`: the questions that ended without an answer.
     """
 
@@ -204,7 +204,7 @@ def sweep_files(
         due, dead = messages.count_due(db, now), count_dead(db)
         ended = endings(db, seen.pending, seen.acks, actions, now)
         expiry = messages.next_expiry(db)
-        kept, schedule_at = schedules.count(db), schedules.next_at(db)
+        kept, schedule_at = int(schedules.stored(db)), schedules.next_at(db)
     if (due or void or closed) and container is not None:
         files.ring()  # a message may have come due by the clock alone, without a commit that would notify the runner
     expires_at = expiry + EXPIRY_GRACE if expiry is not None else None

@@ -51,7 +51,7 @@ from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.maintenance import host_verbs, session_repair, stale_sweep
 from daemon.maintenance.host_verbs import Configured
-from daemon.maintenance.row_verbs import change_row, operator_of
+from daemon.maintenance.row_verbs import change_row, check_schedule, operator_of
 from daemon.maintenance.session_deletion import Deletions
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
@@ -157,6 +157,7 @@ class DaemonExecutor:
         if isinstance(verb, PutSchedule):
             if key.agent not in self._agents:
                 raise UnknownAgentError(f"there is no agent {key.agent!r}.")
+            check_schedule(verb, self._clock.now_ms())
             session = await self._sessions.create(key)
         else:
             session = await self._sessions.get(key)

@@ -46,7 +46,7 @@ from daemon.inspect.containers import RuntimeSeen, context_of, look_at_runtime
 from daemon.maintenance import container_ends, host_verbs, session_repair, stale_sweep
 from daemon.maintenance.container_ends import KilledAgent
 from daemon.maintenance.host_verbs import Configured
-from daemon.maintenance.row_verbs import change_row, operator_of
+from daemon.maintenance.row_verbs import change_row, check_schedule, operator_of
 from daemon.maintenance.session_deletion import delete_from_files
 from daemon.runtimes.factory import build_runtime
 from daemon.store.data_folder import DataFolder
@@ -142,6 +142,7 @@ class OfflineExecutor:
             raise UnknownSessionError(f"there is no session {key}.")
         if key.agent not in self._config.agents:
             raise UnknownAgentError(f"there is no agent {key.agent!r}.")
+        check_schedule(verb, self._clock.now_ms())
         files.create()
 
     def _change_row(self, key: SessionKey, files: SessionFiles, verb: RowVerb) -> dict[str, Any]:

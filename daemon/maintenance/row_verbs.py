@@ -27,7 +27,7 @@ from daemon.core.commands import (
     Verb,
 )
 from daemon.core.errors import ScheduleError
-from daemon.core.schedules import CatchUp, Times
+from daemon.core.schedules import CatchUp, Times, check, check_key
 from daemon.engine import schedule_steps
 from daemon.engine.dead_letters import drop_one, requeue
 from daemon.engine.replies import answer_by_operator
@@ -86,6 +86,12 @@ def _change_schedule(db: Writer, verb: RowVerb, operator: Operator, now: int) ->
             return schedule_steps.cancel(db, verb.id, operator, now)
         case _:
             return schedule_steps.run_now(db, verb.id, operator, now)
+
+
+def check_schedule(verb: PutSchedule, now: int) -> None:
+    """Raise ScheduleError for a schedule that cannot be stored: before its session is made."""
+    check_key(verb.id)
+    check(_scheduled(verb).times, now)
 
 
 def _scheduled(verb: PutSchedule) -> Scheduled:

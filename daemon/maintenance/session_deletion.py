@@ -40,7 +40,7 @@ def unfinished_work(files: SessionFiles) -> list[str]:
             if pending is not None and pending["n"]:
                 found.append(f"{pending['n']} messages are not finished")
             if kept := schedules.count(db):
-                found.append(f"{kept} schedules are set")
+                found.append(f"{kept} schedules are set (`clawbus schedule cancel` ends one)")
             if waiting:
                 found.append(f"{waiting} answers are not delivered")
             with files.outbound() as out:

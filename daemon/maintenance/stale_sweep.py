@@ -203,7 +203,7 @@ def tell_cancelled(db: Writer, message_id: str, now: int, reason: str | None = N
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None and message.trigger:
         why = f": {reason.rstrip('.')}" if reason else ""
-        deliveries.tell_sender(db, message, address, "CANCELLED", f"The operator has cancelled this message{why}.", now)
+        deliveries.tell_sender(db, message, address, "CANCELLED", f"This message was cancelled{why}.", now)
 
 
 def _why(status: MessageStatus, operator: Operator) -> dict[str, object]:

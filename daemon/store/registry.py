@@ -198,7 +198,7 @@ class Registry:
     def deactivate(
         self, key: SessionKey, next_due_at: int | None, dead_letters: int | None = None, schedules: int | None = None
     ) -> None:
-        """Record that the session has no work, or none before `next_due_at`, and how many open dead letters and schedules.
+        """Record that the session has no work, or none before `next_due_at`, its open dead letters, and whether it has schedules.
 
         None leaves a number unchanged.
 
@@ -387,7 +387,7 @@ class Registry:
         with self._open() as db:
             rows = db.all(
                 "SELECT agent, session FROM sessions WHERE (agent, session) > (?, ?) AND active = 0 AND next_due_at IS NULL"
-                " AND quarantined_at IS NULL AND dead_letters = 0 AND schedules = 0 AND created_at < ?"
+                " AND quarantined_at IS NULL AND dead_letters = 0 AND created_at < ?"
                 " AND NOT EXISTS (SELECT 1 FROM incarnations AS one WHERE one.agent = sessions.agent"
                 " AND one.session = sessions.session AND one.ended_at IS NULL) ORDER BY agent, session LIMIT ?",
                 (*last, created_before, limit),

@@ -87,6 +87,11 @@ def count(db: Reader) -> int:
     return int(row["n"]) if row is not None else 0
 
 
+def stored(db: Reader) -> bool:
+    """Return whether the session has any schedule, also one that is over: lists show it."""
+    return db.one("SELECT 1 FROM schedules WHERE state IN ('active', 'paused', 'over') LIMIT 1") is not None
+
+
 def put(db: Writer, row: ScheduleRow) -> None:
     """Store a schedule in place of the one of its key, if there is one."""
     address = row.what.address

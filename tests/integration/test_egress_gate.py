@@ -6,7 +6,8 @@ import json
 import shutil
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC
 from pathlib import Path
@@ -101,6 +102,13 @@ def tables(there: Target, folder: Path, **more: Any) -> dict[str, Any]:
         "connect": {"web": {"hosts": [here, "*.example.invalid:443"], "agents": ["helper"]}},
         **more,
     }
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder whose sockets have short enough names: a test's usual one is too long for AF_UNIX beside other workers."""
+    with tempfile.TemporaryDirectory(prefix="cb") as folder:
+        yield Path(folder)
 
 
 @asynccontextmanager

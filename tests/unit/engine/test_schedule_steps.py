@@ -11,6 +11,7 @@ from daemon.core.lifecycle import Policy, Wake
 from daemon.core.schedules import CatchUp, Times
 from daemon.engine import schedule_steps
 from daemon.engine.sweep_steps import Settings, Swept, sweep_files
+from daemon.maintenance.session_deletion import unfinished_work
 from daemon.store import schedules
 from daemon.store.dead_letters import Operator
 from daemon.store.schedules import KEPT_RUNS, Scheduled, ScheduleRow, ScheduleState
@@ -110,8 +111,11 @@ def test_everything_that_was_missed_comes_in_order(world: SessionWorld) -> None:
 def test_the_same_again_changes_nothing_and_another_text_does(world: SessionWorld) -> None:
     assert put(world, hourly())["was"] == "added"
     world.now += 1000
-    assert put(world, hourly()) == {"key": "k", "was": "unchanged", "next_at": NOW + HOUR}
+    assert put(world, hourly()) == {"key": "k", "was": "unchanged", "next_at": NOW + HOUR, "state": "active"}
     assert put(world, hourly("other"))["was"] == "changed"
+    with world.files.inbound() as db, db.transaction():
+        schedule_steps.pause(db, "k", WHO, world.now)
+    assert put(world, hourly("third"))["state"] == "paused", "a change does not resume it"
 
 
 def test_pause_survives_and_resume_makes_nothing_up(world: SessionWorld) -> None:
@@ -128,7 +132,8 @@ def test_a_count_ends_it(world: SessionWorld) -> None:
     put(world, hourly(count=1))
     world.now += HOUR
     assert (len(sweep(world).fired), row(world).state) == (1, ScheduleState.OVER)
-    assert sweep(world).schedules == 0
+    assert sweep(world).schedules == 1, "lists show it"
+    assert unfinished_work(world.files) == ["1 messages are not finished"], "and it keeps no session"
 
 
 def test_the_configuration_is_taken_over_and_what_it_drops_goes(world: SessionWorld) -> None:
