@@ -170,12 +170,18 @@ def plan(candidates: Iterable[Candidate], rules: Rules) -> list[Decision]:
     return [decision for _, decision in sorted(found, key=lambda one: one[0])]
 
 
-def _turn(candidate: Candidate, rules: Rules) -> tuple[bool, int]:
-    """Return the order of arrival; where one later row is tried, the first untried one comes first."""
+def _turn(candidate: Candidate, rules: Rules) -> tuple[int, int]:
+    """Return the order of arrival, but a row in doubt first: an earlier one whose time has come since waits for it.
+
+    Otherwise a second crash would leave two in doubt at one destination. Where one later row is tried, the first untried
+    one comes first.
+    """
+    if candidate.state is DeliveryState.INTENDED:
+        return -1, candidate.row.seq
     if not rules.probing or candidate.state is not DeliveryState.QUEUED or not candidate.attempts:
-        return False, candidate.row.seq
+        return 0, candidate.row.seq
     address = _address(candidate, rules)
-    return isinstance(address, Address) and address.key in rules.probing, candidate.row.seq
+    return int(isinstance(address, Address) and address.key in rules.probing), candidate.row.seq
 
 
 def _decide(candidate: Candidate, rules: Rules, held: set[str]) -> Decision:

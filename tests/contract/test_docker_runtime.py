@@ -111,7 +111,7 @@ async def test_a_name_that_is_somebody_elses_is_left_alone(docker_harness: Docke
     with docker_client() as client:
         foreign = client.create_container(docker_harness.image, name=spec.name)["Id"]
         try:
-            with pytest.raises(SpawnError, match="somebody else"):
+            with pytest.raises(SpawnError, match="belongs to something else"):
                 await docker_harness.runtime().spawn(spec)
             assert client.inspect_container(foreign)["Id"] == foreign
         finally:

@@ -205,7 +205,7 @@ async def test_a_lock_of_its_container_is_said_to_be_its_container_s(
         folder = session.files.folder
         with holding(f"file:{folder.inbound_db}?mode=ro", "BEGIN", "SELECT count(*) FROM messages_in"):
             pids |= lock_holders(folder.inbound_db)
-            with pytest.raises(FileBusyError, match="somebody keeps a lock"):
+            with pytest.raises(FileBusyError, match="another process keeps a lock"):
                 await kit.send("main")
             told = await kit.operations.session("helper", "main")
             assert ", of its container." in told["explanation"]

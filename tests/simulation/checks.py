@@ -249,7 +249,9 @@ def _questions(scenario: Scenario, key: SessionKey) -> Iterator[str]:
         row = rows.get(identity)
         if (agent, session) != key or row is None:
             continue
-        if (row["outcome"], row["choice"]) != (decision.outcome.value, decision.choice):
+        # A runner that waited past the deadline stops by itself; the host may have cancelled the question meanwhile.
+        ends = {row["outcome"]} if row["outcome"] != "cancelled" else {"cancelled", "timeout"}
+        if decision.outcome.value not in ends or row["choice"] != decision.choice:
             yield f"{key}: {identity} is {row['outcome']} {row['choice']}, and a turn was told {decision}"
 
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from daemon.config.models import Delivery
@@ -640,6 +640,9 @@ def send_groups(world: SessionWorld, found: Collected, receiver: Receiver, fate:
 
 
 @settings(max_examples=40, deadline=None)
+@example(
+    [("say", AWAY, 7), ("say", AWAY, 0), ("look", "crash before", 0), ("wait", 7, None), ("look", "crash before", 0)]
+)
 @given(STEPS)
 def test_per_destination_sends_follow_seq_and_every_row_ends_once(steps: list[tuple[str, object, object]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
