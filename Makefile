@@ -56,8 +56,9 @@ clawbus: $(RUN_STAMP) ## the command .venv-run/bin/clawbus, without the develope
 
 venv: $(STAMP) ## .venv with the developers' tools, when a lock or pyproject.toml changed
 
+# A file's tests stay in one worker: they may share a fixture and rely on their order.
 test: $(STAMP) ## the tests, on every core (ARGS="-k name")
-	@$(BIN)/pytest -n auto --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 unit: $(STAMP) ## the unit suite alone, on every core: about a minute (ARGS="-k name")
 	@$(BIN)/pytest tests/unit -n auto $(ARGS)

@@ -64,13 +64,7 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests for several workers, the long ones first, and keep together what must run in one worker.
-
-    All Docker tests are one group: they share one engine, and several count its containers. So is each file: its tests
-    may share a fixture and rely on their order.
-    """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("docker" if _needs_docker(item) else str(item.path)))
+    """Put the long tests first, so that no worker is left alone with one at the end."""
     items.sort(key=_rank)
 
 
