@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -39,7 +40,7 @@ class WayOut:
     """Listens until it is cancelled. `folder` holds the gate's socket; `port` 0 means any free one."""
 
     def __init__(self, folder: Path, port: int, log: FilteringBoundLogger) -> None:
-        self._path = str(folder / GATE_SOCKET)
+        self._folder = folder
         self._port = port
         self._log = log
         self._slots = anyio.Semaphore(_MAX_CONNECTIONS)
@@ -101,13 +102,25 @@ class WayOut:
             while True:
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
                 try:
-                    sock.connect(self._path)  # never waits on a unix socket: EAGAIN when the gate's queue is full
+                    _connect(sock, self._folder)
                 except OSError:
                     sock.close()
                 else:
                     return sock
                 await anyio.sleep(_AGAIN_S)
         return None
+
+
+def _connect(sock: socket.socket, folder: Path) -> None:
+    """Connect to the gate without waiting: EAGAIN when its queue is full. Raise OSError.
+
+    By the folder's descriptor, because a socket's path has at most 107 bytes and a data folder's may be longer.
+    """
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sock.connect(f"/proc/self/fd/{descriptor}/{GATE_SOCKET}")
+    finally:
+        os.close(descriptor)
 
 
 async def _join(inner: socket.socket, gate: socket.socket) -> None:

@@ -22,8 +22,11 @@ def start_command(unit: str | None) -> str:
     return f"systemctl start {unit}" if unit is not None else "clawbus serve"
 
 
-def restart_command(unit: str | None, pid: int | None) -> str:
-    """Return the command that ends a daemon that runs. Without a unit, `clawbus serve` starts the next one."""
+def restart_command(unit: str | None, pid: int | None, signal: str = "KILL") -> str:
+    """Return the command that ends a daemon that runs. Without a unit, `clawbus serve` starts the next one.
+
+    `signal`: KILL for one that hangs, TERM for one that answers and can stop in order.
+    """
     if unit is None and pid is not None:
-        return f"kill -KILL {pid}"
+        return f"kill -{signal} {pid}"
     return f"systemctl restart {unit or 'clawbus'}"

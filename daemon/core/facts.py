@@ -164,6 +164,11 @@ class HostFacts:
         """The command that ends a daemon that hangs; without a service, `start` starts the next one."""
         return restart_command(self.unit, self.holder_pid)
 
+    @property
+    def restart_in_order(self) -> str:
+        """As `restart`, for a daemon that answers: it stops in order."""
+        return restart_command(self.unit, self.holder_pid, "TERM")
+
     def trouble(self, what: str) -> Degradation | None:
         """Return the trouble with this that the daemon itself reports, or None."""
         return next((item for item in self.degraded if item.what == what), None)

@@ -319,7 +319,7 @@ def _channel_failing(host: HostFacts) -> Diagnosis | None:
         return Diagnosis("CHANNEL_FAILING", summary, (*evidence, *held.evidence), held.command)
     more = "Mend what the reason names: end what has taken its address, or correct its table in the configuration."
     return Diagnosis("CHANNEL_FAILING", summary, (*evidence, more), "ss -ltnp", choices=(
-        Choice("once its configuration is corrected", host.restart),
+        Choice("once its configuration is corrected", host.restart_in_order),
     ))  # fmt: skip
 
 
@@ -339,7 +339,7 @@ def _budget_used_up(host: HostFacts) -> Diagnosis | None:
         *(f"{agent} has used {spent}." for agent, spent in host.budgets_used_up),
         "Their requests are answered with 429 until midnight.",
     )
-    choices = (Choice("once egress.budgets allows more", host.restart),)
+    choices = (Choice("once egress.budgets allows more", host.restart_in_order),)
     return Diagnosis(
         "EGRESS_BUDGET", "The budget of the day is used up.", evidence, "clawbus egress list", choices=choices
     )

@@ -59,7 +59,9 @@ def fire_due(db: Writer, now: int) -> list[MessageIn]:
         if firing.missed and row.next_at not in firing.due:
             schedules.note_run(db, row.key, row.next_at, now, message_id=None, detail=_MISSED)
         for instant in firing.due:
-            unfinished = schedules.unfinished(db, row.key) if row.what.times.catch_up is not CatchUp.ALL else None
+            # The last one is sent beside an unfinished message: nothing would make up for it.
+            waits = row.what.times.catch_up is CatchUp.ALL or firing.next_at is None
+            unfinished = None if waits else schedules.unfinished(db, row.key)
             if unfinished is not None:
                 schedules.note_run(db, row.key, instant, now, message_id=None, detail=_RUNNING.format(unfinished))
                 continue

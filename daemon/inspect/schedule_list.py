@@ -60,7 +60,7 @@ def schedule_report(data_dir: Path, session: Key, key: str, limit: int = _RUNS) 
 
 
 def _with_schedules(data_dir: Path) -> list[Key]:
-    """Return the sessions that may have schedules: central.db counts them when a session is at rest."""
+    """Return the sessions that may have schedules: central.db knows it of a session at rest."""
     central = read_central(data_dir)
     return [*(key for key, row in central.sessions.items() if _may_have(row)), *central.folders]
 

@@ -28,7 +28,7 @@ from container_runner.shared.errors import CannotStartError, TurnFailedError
 from schema.rows import TurnNote
 
 STATE_KEY: Final = "acp.session"
-NEW_MEMORY: Final = "(The agent's memory of this conversation could not be restored. It starts anew.)"
+NEW_MEMORY: Final = "(The agent's memory of this conversation could not be restored. It begins with an empty one.)"
 # Agents are silent while their model's service is away: 45 s were seen, and a busy machine makes it longer.
 _SILENCE_S: Final = 300.0
 _DRAIN_STEPS: Final = 50

@@ -97,6 +97,16 @@ def test_an_occurrence_is_left_out_while_the_one_before_is_not_finished(world: S
     assert len(sweep(world).fired) == 1
 
 
+def test_the_last_occurrence_is_sent_although_a_message_is_not_finished(world: SessionWorld) -> None:
+    """`schedule run` before a schedule that fires once must not cost its only occurrence."""
+    put(world, Scheduled(Times(at=NOW + HOUR), '{"text":"hello"}', HOME))
+    with world.files.inbound() as db, db.transaction():
+        schedule_steps.run_now(db, "k", WHO, world.now)
+    world.now += HOUR
+    assert [message.id for message in sweep(world).fired] == [f"schedule:k@{NOW + HOUR}"]
+    assert row(world).state is ScheduleState.OVER
+
+
 def test_everything_that_was_missed_comes_in_order(world: SessionWorld) -> None:
     put(world, hourly(catch_up=CatchUp.ALL))
     world.now += 60 * HOUR

@@ -85,6 +85,9 @@ def test_the_daemon_s_repairs_fit_the_machine() -> None:
     assert [one.command for one in diagnose_host(down)] == ["clawbus serve"]
     assert [one.command for one in diagnose_host(replace(down, unit="second-bus"))] == ["systemctl start second-bus"]
     assert [one.command for one in diagnose_host(silent)] == ["kill -KILL 4711"]
+    answers = replace(silent, daemon=DaemonState.UP, budgets_used_up=(("a", "3 of 3 requests"),))
+    [budget] = diagnose_host(answers)
+    assert [choice.command for choice in budget.choices] == ["kill -TERM 4711"], "a daemon that answers stops in order"
     assert [one.command for one in diagnose_host(replace(silent, unit="second-bus"))] == [
         "systemctl restart second-bus"
     ]

@@ -1,6 +1,7 @@
 """The way out of the container: bytes to the gate's socket and back, a daemon that is away for a moment or for long."""
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -57,6 +58,20 @@ async def test_a_connection_waits_for_a_daemon_that_restarts(tmp_path: Path) -> 
             while not answers:  # noqa: ASYNC110 - it is seen from outside only
                 await anyio.sleep(0.005)
         assert answers == [b"HELLO"]
+        server.close()
+
+
+@pytest.mark.anyio
+async def test_a_data_folder_s_long_path_does_not_shut_the_way_out(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"/proc/self/fd/{descriptor}/{GATE_SOCKET}")
+        os.close(descriptor)
+        server = await asyncio.start_unix_server(shout, sock=sock)
+        async with way_out(folder) as port:
+            assert await ask(port, b"hello") == b"HELLO"
         server.close()
 
 
