@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Final, cast
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import Process
 
 from container_runner.providers.error_output import ErrorOutput, last_words, own_reason
@@ -22,6 +23,7 @@ from container_runner.providers.program import (
     TERM_WAIT_S,
     by_whom,
     end_program,
+    has_ended,
     opened,
     program_environment,
     signal_name,
@@ -45,6 +47,7 @@ _CANCEL_WAIT_S: Final = 5.0  # from the line `cancel` to the line `end`; then th
 _CLOSE_WAIT_S: Final = 1.0  # from the end of standard input to SIGTERM
 _EXIT_WAIT_S: Final = 1.0  # from the end of standard output to the exit
 _DRAIN_CHUNKS: Final = 64  # of output between two turns that is dropped; a program that writes more is ended
+_LOOP_STEPS: Final = 2  # the event loop looks at the pipe in the first, and reads from it in the second
 _MAX_UNREAD: Final = 64  # lines for the program that it has not read yet
 _MAX_REASON: Final = 1000
 
@@ -100,7 +103,7 @@ class LongLivedProvider:
         process = self._process
         if process is None:
             return False
-        if process.returncode is None and await _drained(process):
+        if await _drained(process) and not has_ended(process):
             return True
         with anyio.move_on_after(_EXIT_WAIT_S):
             await process.wait()
@@ -237,6 +240,8 @@ async def _drained(process: Process) -> bool:
     """Drop what the program has printed by now. Return False when it has ended, or prints without end."""
     stream = opened(process.stdout)
     for _ in range(_DRAIN_CHUNKS):
+        for _ in range(_LOOP_STEPS):
+            await anyio.lowlevel.checkpoint()
         with anyio.move_on_after(0) as empty:
             try:
                 await stream.receive()

@@ -86,6 +86,16 @@ async def end_program(process: Process) -> None:
     await process.aclose()
 
 
+def has_ended(process: Process) -> bool:
+    """Return whether the program has exited, also when the event loop has not noticed yet."""
+    if process.returncode is not None:
+        return True
+    try:
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # the thread that waits for it has reaped it
+        return True
+
+
 def signal_group(process: Process, number: signal.Signals) -> None:
     """Send a signal to the program's process group, if there still is one."""
     # start_new_session made the program its group's leader, so the group's id is its pid.

@@ -6,7 +6,6 @@ The process lives for as long as its container. Its streams are read only while 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +30,7 @@ from container_runner.providers.error_output import ErrorOutput, last_words
 from container_runner.providers.program import (
     by_whom,
     end_program,
+    has_ended,
     opened,
     program_environment,
     signal_name,
@@ -113,7 +113,7 @@ class Agent:
     @property
     def alive(self) -> bool:
         """Whether the program runs and may still answer."""
-        return self._process.returncode is None and not self.peer.gone and not _has_ended(self._process.pid)
+        return not self.peer.gone and not has_ended(self._process)
 
     async def hear(self) -> None:
         """Read its standard error until it closes it."""
@@ -319,14 +319,6 @@ def _reason(error: RpcError) -> str:
     if data:
         said += f": {data if isinstance(data, str) else json.dumps(data)}"
     return " ".join(whole_text(said).split())[:_SHOWN]
-
-
-def _has_ended(pid: int) -> bool:
-    """Return whether a child has exited, also when the event loop has not noticed yet."""
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
 
 
 def _session_id(result: Params) -> str:

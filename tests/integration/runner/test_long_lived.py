@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from container_runner.providers.protocol import Answer, ProviderContext, Turn, T
 from container_runner.shared import errors
 from schema.rows import RunnerSettings
 from tests.integration.runner.test_command import Recorder, lives
+from tests.support import wreck
 from tests.support.session_kit import eventually
 
 pytestmark = pytest.mark.anyio
@@ -165,6 +167,30 @@ async def test_a_death_between_two_turns_is_no_turns_failure(tmp_path: Path) -> 
         await eventually(lambda: not lives(pid))
         assert await one.said("tell(str(count))") == ["1"]
         assert "it is started again" in one.words
+
+
+async def test_a_death_the_event_loop_has_not_seen_is_no_turns_failure(tmp_path: Path) -> None:
+    async with agent(tmp_path) as one:
+        pid = await one.pid()
+        os.kill(pid, signal.SIGKILL)
+        while wreck.lives(pid):  # without an await: the event loop cannot notice
+            time.sleep(0.001)  # noqa: ASYNC251 -- it must stand
+        assert await one.said("tell(str(count))") == ["1"]
+        assert "it is started again" in one.words
+
+
+async def test_output_the_event_loop_has_not_read_belongs_to_no_turn(tmp_path: Path) -> None:
+    late = OBEDIENT.replace(
+        '    say(type="end", error=error)',
+        '    say(type="end")\n    while not os.path.exists("go"): time.sleep(0.001)\n'
+        '    tell("late")\n    open("mark", "w").close()',
+    )
+    async with agent(tmp_path, late) as one:
+        assert await one.said("tell(str(count))") == ["1"]
+        (tmp_path / "go").touch()
+        while not (tmp_path / "mark").exists():  # without an await: the event loop cannot read
+            time.sleep(0.001)  # noqa: ASYNC251 -- it must stand
+        assert await one.said("tell(str(count))") == ["2"]
 
 
 async def test_output_between_two_turns_belongs_to_none(tmp_path: Path) -> None:
