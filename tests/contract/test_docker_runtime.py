@@ -176,7 +176,7 @@ async def test_closing_ends_the_event_thread(docker_harness: DockerHarness) -> N
     thread = runtime._events._thread
     assert thread is not None
     assert thread.is_alive()
-    with anyio.fail_after(2):
+    with anyio.fail_after(SECONDS):
         await runtime.aclose()
     assert not thread.is_alive()
     assert threading.active_count() < 60

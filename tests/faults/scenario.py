@@ -189,7 +189,7 @@ class Trial:
         with contextlib.suppress(*_DIED):
             self._accept()
         assert self.daemon.process is not None
-        assert self.daemon.process.wait(timeout=10) == -signal.SIGKILL
+        assert self.daemon.process.wait(timeout=60) == -signal.SIGKILL
 
     def _accept(self) -> str:
         return self.daemon.post("hello", agent="echo", session="s", id="m1")

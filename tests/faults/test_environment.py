@@ -88,7 +88,7 @@ def held(path: Path) -> Iterator[None]:
         assert holder.stdout.readline() == "held\n"
         yield
     finally:
-        holder.communicate(timeout=10)
+        holder.communicate(timeout=60)
 
 
 @pytest.mark.parametrize("agent_dies", [False, True], ids=["agent-lives", "agent-dies"])

@@ -177,7 +177,7 @@ def test_the_tool_is_killed_and_the_deploy_goes_on_and_the_old_daemon_is_killed_
     tool = host.bus.begin_cli("deploy", "start", release.name)
     eventually("warm", lambda: (d := host.state().active) is not None and d.gate("warm").since is not None, 30)
     tool.kill()
-    tool.communicate(timeout=10)
+    tool.communicate(timeout=60)
     assert before.serving is not None
     host.kill(before.serving)
     eventually(
@@ -190,6 +190,6 @@ def test_the_tool_is_killed_and_the_deploy_goes_on_and_the_old_daemon_is_killed_
     second = host.bus.begin_cli("deploy", "start", release.name)
     eventually("warm", lambda: (d := host.state().active) is not None and d.gate("warm").since is not None, 30)
     second.kill()
-    second.communicate(timeout=10)
+    second.communicate(timeout=60)
     eventually("passed", lambda: (d := host.state().deploy) is not None and d.state == "passed", 60)
     assert host.state().epoch == before.epoch + 1

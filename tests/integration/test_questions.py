@@ -45,7 +45,7 @@ def reply(daemon: RealDaemon, session: str, question: str, text: str, **fields: 
 
 
 def test_a_question_is_answered_by_command_by_reply_and_by_its_deadline(make_daemon: Make) -> None:
-    daemon = make_daemon(obedient(timeout_s=1.0), sweep_keys="claim_stuck_s = 1.0")
+    daemon = make_daemon(obedient(timeout_s=4.0), sweep_keys="claim_stuck_s = 1.0")
     daemon.start()
     message_id, question = ask(daemon, "command")
     replied, other = ask(daemon, "reply")
@@ -68,7 +68,7 @@ def test_a_question_is_answered_by_command_by_reply_and_by_its_deadline(make_dae
     assert text_of(daemon, replied, "reply") == "answered no no"
     assert daemon.cli("question", "show", other).result["by"] == "local:cli"
 
-    late, unanswered = ask(daemon, "late", timeout_s=3, default="no")
+    late, unanswered = ask(daemon, "late", timeout_s=6, default="no")
     assert text_of(daemon, late, "late") == "timeout no None"
     assert daemon.cli("question", "show", unanswered).result["state"] == "timeout"
     for session, message in (("command", message_id), ("reply", replied), ("late", late)):

@@ -211,7 +211,7 @@ def watching(daemon: RealDaemon, *options: str) -> Iterator[Iterator[dict[str, A
         assert "the daemon ended" in process.stderr.read()
     finally:
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
         process.stdout.close()
         process.stderr.close()
 

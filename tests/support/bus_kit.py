@@ -37,7 +37,7 @@ from tests.support.fake_runtime import FakeHost, FakeRuntime
 
 INSTALL = "01testinstall"
 AGENT = "helper"
-SECONDS = 10.0
+SECONDS = 30.0
 QUICK = Timings(probe_s=0.02, retry_s=0.01, retry_max_s=0.02, drain_s=0.01)
 
 

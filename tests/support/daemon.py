@@ -52,7 +52,7 @@ level = "debug"
 T = TypeVar("T")
 
 
-def eventually(what: str, holds: Callable[[], T | None], seconds: float = 15.0) -> T:
+def eventually(what: str, holds: Callable[[], T | None], seconds: float = 60.0) -> T:
     """Poll until it is true of something, and return that; fails after the deadline with the last value."""
     deadline = time.monotonic() + seconds
     while True:
@@ -204,7 +204,7 @@ class RealDaemon:
         assert "Traceback" not in done.stderr, done.stderr
         return Said(done.returncode, json.loads(done.stdout.splitlines()[-1]))
 
-    def stop(self, timeout_s: float = 15.0) -> int:
+    def stop(self, timeout_s: float = 60.0) -> int:
         """SIGTERM; its exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
@@ -214,7 +214,7 @@ class RealDaemon:
         """SIGKILL, and nothing else."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=60)
 
     def reload(self) -> None:
         """SIGHUP."""
@@ -376,7 +376,7 @@ class RealDaemon:
         for process in self._started:
             if process.poll() is None:
                 process.kill()
-                process.wait(timeout=10)
+                process.wait(timeout=60)
 
     def end_agents(self) -> None:
         """Every process group and every container that the folder's install has left."""

@@ -166,7 +166,7 @@ class SessionKit:
             return db.all(sql)
 
 
-async def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+async def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
     """Poll until it holds; fails after the deadline."""
     deadline = time.monotonic() + seconds
     while not holds():

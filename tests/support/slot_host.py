@@ -92,7 +92,7 @@ class SlotHost:
             if not again:
                 self._kept.discard(slot)
             self._processes[slot].kill()
-            self._processes[slot].wait(timeout=10)
+            self._processes[slot].wait(timeout=60)
 
     def terminate(self, slot: str) -> int:
         """SIGTERM; return the exit code. It is started again."""
@@ -146,7 +146,7 @@ class SlotHost:
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
-                process.wait(timeout=10)
+                process.wait(timeout=60)
         for folder, _, _ in os.walk(self.root):
             Path(folder).chmod(0o755)
         self.bus.close()

@@ -58,7 +58,7 @@ def test_a_file_of_the_host_s_that_another_process_locks(daemon: RealDaemon, fil
         assert names(one, holder.pid), one
         assert one["command"] == f"kill {holder.pid}"
         run_literally(one["command"])
-        holder.wait(timeout=10)
+        holder.wait(timeout=60)
         healthy(daemon)
     assert daemon.ask("again", agent="echo", session="s") == {"text": "again"}
 
@@ -71,7 +71,7 @@ def test_a_registry_that_can_be_read_and_not_written(daemon: RealDaemon) -> None
         assert names(one, holder.pid), one
         assert one["command"] == f"kill {holder.pid}"
         run_literally(one["command"])
-        holder.wait(timeout=10)
+        holder.wait(timeout=60)
         gone(daemon, "FILE_LOCKED")
         assert daemon.ask("again", agent="echo", session="new") == {"text": "again"}
         healthy(daemon)
@@ -89,7 +89,7 @@ def test_a_session_s_file_that_another_process_locks(daemon: RealDaemon) -> None
         assert names(one, holder.pid), one
         assert one["command"] == f"kill {holder.pid}", "its container is not to blame"
         run_literally(one["command"])
-        holder.wait(timeout=10)
+        holder.wait(timeout=60)
         healthy(daemon)
     assert daemon.ask("again", agent="echo", session="s") == {"text": "again"}
 
@@ -230,7 +230,7 @@ def test_a_registry_that_the_running_daemon_cannot_use(daemon: RealDaemon) -> No
         assert any("central.db" in line for line in one["evidence"]), one
         assert one["command"] == f"kill {holder.pid}"
         run_literally(one["command"])
-        holder.wait(timeout=10)
+        holder.wait(timeout=60)
         gone(daemon, "DEGRADED", "REGISTRY_UNREADABLE")
         healthy(daemon)
 

@@ -122,7 +122,7 @@ async def test_a_later_container_goes_on_where_the_agent_can(tmp_path: Path, opt
 
 
 async def test_a_session_that_hangs_its_agent_is_given_up(tmp_path: Path) -> None:
-    talk = Talk(tmp_path, "resume=hang", times=Times(session_s=1, quiet_s=0.1, close_s=0.1))
+    talk = Talk(tmp_path, "resume=hang", times=Times(session_s=3, quiet_s=0.1, close_s=0.1))
     talk.state = {STATE_KEY: json.dumps({"session": "old", "agent": ""})}
     assert (await talk.say("say hello")).startswith(NEW_MEMORY)
     await talk.provider.close()
@@ -144,8 +144,8 @@ async def test_a_session_that_hangs_its_agent_is_given_up(tmp_path: Path) -> Non
         ([], "abort", {}, "ACP_CANCELLED", "cancelled"),
         ([], f"long {17 * 2**20}", {}, "ACP_TOO_LONG", "16777216"),
         ([], "big 20000", {"max_answer_bytes": 10_000}, "ANSWER_TOO_LARGE", "10000"),
-        ([], "hang began", {"timeout_s": 0.5}, "ACP_TIMEOUT", "0.5 s"),
-        ([], "deaf began", {"timeout_s": 0.5}, "ACP_TIMEOUT", "0.5 s"),
+        ([], "hang began", {"timeout_s": 2.5}, "ACP_TIMEOUT", "2.5 s"),
+        ([], "deaf began", {"timeout_s": 2.5}, "ACP_TIMEOUT", "2.5 s"),
     ],
 )
 async def test_each_end_is_a_typed_failure_and_the_next_turn_works(

@@ -144,18 +144,21 @@ async def test_a_program_that_reports_a_failure_or_asks_for_later_is_kept(tmp_pa
 
 async def test_a_turn_that_takes_too_long_is_cancelled_and_a_program_that_obeys_is_kept(tmp_path: Path) -> None:
     patient = OBEDIENT.replace("exec(", "json.loads(sys.stdin.readline()) if count == 1 else exec(")
-    async with agent(tmp_path, patient, timeout_s=1.0) as one:
+    async with agent(tmp_path, patient, timeout_s=3.0) as one:
         with pytest.raises(errors.CommandTimeoutError):
             await one.do("")
         assert await one.said("tell(str(count))") == ["2"]
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
-    [("print(1, flush=True); input()", "first line"), ("import time; time.sleep(60)", "no line `ready` within 1 s")],
+    ("script", "timeout_s", "said"),
+    [
+        ("print(1, flush=True); input()", 20.0, "first line"),
+        ("import time; time.sleep(60)", 1.0, "no line `ready` within 1 s"),
+    ],
 )
-async def test_a_program_that_is_never_ready(tmp_path: Path, script: str, said: str) -> None:
-    async with agent(tmp_path, script, timeout_s=1.0) as one:
+async def test_a_program_that_is_never_ready(tmp_path: Path, script: str, timeout_s: float, said: str) -> None:
+    async with agent(tmp_path, script, timeout_s=timeout_s) as one:
         with pytest.raises(errors.CommandNotReadyError, match=said):
             await one.do("")
 

@@ -66,7 +66,7 @@ def kit(tmp_path: Path) -> SessionKit:
 def client(kit: SessionKit) -> Iterator[Client]:
     client = Client(kit)
     yield client
-    client.process.communicate(timeout=10)  # closes its input
+    client.process.communicate(timeout=60)  # closes its input
     assert client.process.returncode == 0, "it ends with its input"
 
 
