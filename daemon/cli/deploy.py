@@ -73,6 +73,7 @@ def start(
             hint=f"Begin with `clawbus release link blue {found.short}` and `systemctl enable --now clawbus@blue`.",
         )
     if state.active is None:
+        _mention_missing_standby(invocation, other(state.serving))
         releases.link(other(state.serving), found)
     body = {"release": found.short, "force": force, "no_rollback": no_rollback}
     with invocation.client() as client:
@@ -81,6 +82,18 @@ def start(
     if detach:
         return Outcome(begun, None, (NextAction("clawbus deploy status", "how it stands"),))
     return _outcome(_follow(invocation, identity))
+
+
+def _mention_missing_standby(invocation: Invocation, slot: str) -> None:
+    """Say at once that nothing answers in the slot. It is not refused: a release that cannot start is replaced this way."""
+    from daemon.deploy.standby_client import StandbyClient  # noqa: PLC0415
+
+    config = invocation.config
+    if StandbyClient(config.data_dir, slot).look() is None:
+        progress(
+            f"no standby answers in slot {slot}; the deploy waits up to {config.deploy.warm_limit_s:g} s for it.",
+            f"Is it started? `systemctl enable --now clawbus@{slot}`; `clawbus deploy abort` ends the wait.",
+        )
 
 
 def _follow(invocation: Invocation, identity: str) -> SlotState:
@@ -146,7 +159,18 @@ def _ask(invocation: Invocation, word: str) -> Outcome:
 
     with invocation.client() as client:
         result = client.deploy(word, {"by": user()})
-    return Outcome(result, None, (NextAction("clawbus deploy status", "how it stands"),))
+    deploy = result["deploy"]
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import say  # noqa: PLC0415
+
+        say(
+            console,
+            f"deploy {deploy['id']}: {deploy['state']} ({deploy['reason'] or 'no reason'})",
+            f"slot {result['serving']} serves release {(result['release'] or '-')[:12]}",
+        )
+
+    return Outcome(result, people, (NextAction("clawbus deploy verify-runtime", "whether all is well"),))
 
 
 def verify_runtime(invocation: Invocation) -> Outcome:

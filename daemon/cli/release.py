@@ -63,7 +63,7 @@ def make(invocation: Invocation) -> Outcome:
 
 
 def list_(invocation: Invocation) -> Outcome:
-    """List the releases, newest first, and the slots that point at them.
+    """List the releases, newest first, and the slots that point at them. Every file is checked against its digest.
 
     Use it to see what runs, and what could run instead.
 
@@ -72,7 +72,7 @@ def list_(invocation: Invocation) -> Outcome:
       clawbus release list
     """
     releases = _releases(invocation)
-    found = releases.list()
+    found = [releases.checked(one) for one in releases.list()]
 
     def people(console: Console) -> None:
         from daemon.cli.present import say, table  # noqa: PLC0415

@@ -57,6 +57,9 @@ _EVENTS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
+_ABORT_S: Final = 10.0  # an abort waits so long for its record
+
+
 class Engine(Protocol):
     """What a deploy asks of the running bus."""
 
@@ -113,7 +116,7 @@ class Conductor:
         self._engine = engine
         self._clock = place.clock
         self._wanted = anyio.Event()
-        self._request: Deploy | None = None
+        self._settled = anyio.Event()  # set when what `_carry_out` does is recorded
         self._scope: anyio.CancelScope | None = None
         self._ended_by: str | None = None
         self._log = structlog.get_logger("deploy")
@@ -136,7 +139,6 @@ class Conductor:
             raise DeployRefusedError(f"release {found.short} serves already.")
         deploy = new_deploy(new_id(now), state, manifest.release, now, self._limits(), no_rollback=no_rollback)
         await self._write(begin(state, deploy, now, force=force))
-        self._request = deploy
         self._wanted.set()
         return await self.status()
 
@@ -148,6 +150,8 @@ class Conductor:
             raise DeployRefusedError("no deploy is before its cutover.", hint=hint)
         self._ended_by = f"aborted by {by}"
         self._scope.cancel()
+        with anyio.move_on_after(_ABORT_S):
+            await self._settled.wait()
         return await self.status()
 
     async def rollback(self, by: str) -> dict[str, Any]:
@@ -183,6 +187,7 @@ class Conductor:
             ("preflight", self._preflight), ("warm", self._warm), ("callback_probe", self._probe), ("drain", self._drain),
         ]  # fmt: skip
         current = gates[0][0]
+        self._settled = anyio.Event()
         with anyio.CancelScope() as self._scope:
             try:
                 for name, work in gates:
@@ -202,6 +207,7 @@ class Conductor:
         if self._scope.cancelled_caught:
             await self._fail(current, self._ended_by or "cancelled", {})
         self._scope = None
+        self._settled.set()
 
     async def _fail(self, gate: str, reason: str, measured: Mapping[str, Any]) -> None:
         self._engine.resume()
@@ -229,10 +235,11 @@ class Conductor:
         started = self._clock.monotonic()
         since: float | None = None
         process: str | None = None
-        misses = 0
+        misses, answered = 0, False
         while True:
             now = self._clock.monotonic()
             seen = await anyio.to_thread.run_sync(self._standby().look)
+            answered = answered or seen is not None
             if seen is not None and seen.get("release") == deploy.to_release:
                 if process is not None and seen["process"] != process:
                     raise GateFailedError("warm", "the new daemon ended and was started again", {"restarts": 1})
@@ -244,9 +251,12 @@ class Conductor:
                 misses += since is not None
                 since = None
             if now - started > self._config.warm_limit_s:
-                raise GateFailedError(
-                    "warm", "the standby did not run this release without a break for the window", {"misses": misses}
+                slot = other(self._place.slot)
+                reason = (
+                    "the standby did not run this release without a break for the window" if answered
+                    else f"no standby answered; start it with `systemctl enable --now clawbus@{slot}`"
                 )  # fmt: skip
+                raise GateFailedError("warm", reason, {"misses": misses})
             await anyio.sleep(min(1.0, max(0.05, self._config.warm_s / 4)))
 
     async def _probe(self) -> dict[str, Any]:

@@ -89,6 +89,16 @@ class Releases:
         """Compare every file with its digest."""
         return changes_in(release.path, manifest)
 
+    def checked(self, release: Release) -> Release:
+        """Return the release with a `fault` when its files are not what was installed. Takes some tenths of a second."""
+        if release.manifest is None or release.fault is not None:
+            return release
+        try:
+            changes = self.changes(release, release.manifest)
+        except ReleaseInvalidError as error:
+            return replace(release, fault=str(error))
+        return replace(release, fault=str(changes)) if changes else release
+
     def slots(self) -> dict[str, str]:
         """Return {slot: folder name of its release}; a slot without a link is left out."""
         found: dict[str, str] = {}

@@ -49,6 +49,19 @@ def test_a_standby_ends_when_it_is_asked_to_and_the_other_slot_goes_on(host: Slo
     assert host.state().serving == serving
 
 
+def test_a_missing_standby_is_named_at_once_and_an_abort_says_how_it_ended(host: SlotHost) -> None:
+    host.kill("green", again=False)
+    begun = host.bus.begin_cli("deploy", "start", host.variant("# no standby").name, "--detach")
+    _, said = begun.communicate(timeout=60)
+    assert (begun.returncode, "no standby answers in slot green" in said) == (0, True), said
+    ended = host.bus.people("deploy", "abort")
+    assert "aborted by" in ended
+    assert "slot blue serves" in ended
+    host.releases().link("green", host.releases().find(host.first.name))
+    host.start("green")
+    host.ready()
+
+
 class Load:
     """Senders of one session each that send one message after the other, and repeat one that was not taken, with its id."""
 

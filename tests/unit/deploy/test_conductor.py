@@ -212,8 +212,8 @@ async def test_an_abort_before_the_cutover_ends_the_deploy(tmp_path: Path, monke
             await until(
                 lambda: not ((active := stage.state().active) is None or active.gate("warm").status != "running")
             )
-            await stage.conductor.abort("ann")
-            await until(lambda: stage.state().active is None)
+            ended = await stage.conductor.abort("ann")
+            assert (ended["deploy"]["state"], ended["deploy"]["reason"]) == ("failed", "warm: aborted by ann")
         with pytest.raises(DeployRefusedError):
             await stage.conductor.abort("ann")
         with pytest.raises(DeployRefusedError):

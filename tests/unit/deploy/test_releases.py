@@ -52,6 +52,8 @@ def test_a_file_changed_after_the_installation_is_named(root: Path, package: str
     releases = Releases(root)
     found, manifest = releases.usable(path.name)
     assert releases.changes(found, manifest).changed == (file.relative_to(path).as_posix(),)
+    listed = [releases.checked(one) for one in releases.list()]
+    assert [one.fault for one in listed] == [f"changed: {file.relative_to(path).as_posix()}"]
 
 
 def test_a_missing_and_an_added_file_are_named(root: Path) -> None:
@@ -69,6 +71,7 @@ def test_an_edited_listing_is_refused(root: Path) -> None:
     releases = Releases(root)
     with pytest.raises(ReleaseInvalidError, match="edited"):
         releases.changes(*releases.usable(path.name))
+    assert "edited" in (releases.checked(releases.list()[0]).fault or "")
 
 
 def test_a_release_under_another_name_is_at_fault(root: Path) -> None:
