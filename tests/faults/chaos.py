@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import random
+import resource
 import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from tests.faults.load import Account, Load, Receiver, account
-from tests.faults.victims import Victims
+from tests.faults.victims import HANDS, Victims
 from tests.support.daemon import RealDaemon
 from tests.support.invariants import data_folder_violations
 from tests.support.private_dockerd import PrivateDockerd
@@ -67,6 +70,10 @@ provider = "command"
 command = ["/bin/sh", "-c", "read -r turn; sleep 0.2; echo done"]
 timeout_s = 2.0
 """
+# What a soak adds: a daemon without descriptors, somebody who looks; with Docker, other hands.
+SOAK_BLOWS: Final = (("descriptors", 3), ("lookers", 2))
+SOAK_DOCKER_BLOWS: Final = (("hands", 12), *SOAK_BLOWS)
+_LOOKS: Final = (("doctor",), ("status",), ("session", "list"), ("run", "list"), ("dead", "list"))
 _PATIENCE_S: Final = 300.0  # how much longer a slow machine may take to meet a goal
 # What is struck, and how often in relation to the others.
 BLOWS: Final = (("runners", 36), ("containers", 20), ("programs", 24), ("daemon", 8), ("everything", 5), ("freeze", 4), ("daemon_freeze", 3))  # fmt: skip
@@ -122,6 +129,7 @@ class Chaos:
         *,
         pause_s: float = 0.2,
         dockerd: PrivateDockerd | None = None,
+        more_blows: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.report = Report(seed)
         self._daemon = daemon
@@ -132,7 +140,7 @@ class Chaos:
         self._pause_s = pause_s
         # A dockerd's return takes its time, and its containers with it: they are struck more often meanwhile.
         more = {"containers": 44, "dockerd": 12, "dockerd_stop": 6}
-        self._blows = dict(BLOWS) if dockerd is None else {**dict(BLOWS), **more}
+        self._blows = {**dict(BLOWS), **({} if dockerd is None else more), **dict(more_blows)}
         self._dockerd = dockerd
         self._doubts: list[tuple[float, float]] = []
 
@@ -217,6 +225,30 @@ class Chaos:
         """For good: the daemon must find out, and kill what does not move."""
         for identity in self._some()[:2]:
             self.report.freezes["runner"] += self._victims.strike(identity, "freeze")
+
+    def _strike_hands(self) -> None:
+        """One container of ours meets somebody else's `docker` command."""
+        for identity in self._some()[:1]:
+            how = self._rng.choice([*HANDS])
+            self.report.kills[how] += self._victims.strike(identity, how)
+
+    def _strike_descriptors(self) -> None:
+        """Let the daemon open no file and no connection for a moment. That is nobody's fault but the host's."""
+        assert self._daemon.process is not None
+        pid = self._daemon.process.pid
+        held = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        begun = time.monotonic()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (held, hard))
+        time.sleep(self._rng.uniform(0.2, 2.0))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        self.report.freezes["descriptors"] += 1
+        # What it had sent when it could not record the outcome is in doubt, and sent again.
+        self._doubts.append((begun, time.monotonic()))
+
+    def _strike_lookers(self) -> None:
+        """Read everything that an operator reads. Looking must not harm."""
+        self._daemon.cli(*self._rng.choice(_LOOKS))
 
     def _strike_daemon(self) -> None:
         begun = time.monotonic()

@@ -12,7 +12,7 @@ import json
 import random
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,12 +24,14 @@ from typing import Any, Final
 import httpx
 
 from daemon.api.client import ControlClient
-from daemon.core.errors import DaemonDownError, DaemonSilentError
+from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
 from schema.connect import open_reader
 
 MAILBOX: Final = {"channel_type": "local", "platform_id": "load"}
 HOOK: Final = {"channel_type": "webhook", "platform_id": "work"}
 _DIED: Final = (DaemonDownError, DaemonSilentError, httpx.TransportError, ConnectionError)
+
+_LATER: Final = frozenset({"STORAGE", "HOST_TROUBLE", "FILE_BUSY"})  # refusals that say: send it again
 
 Key = tuple[str, str, str]  # agent, session, message
 
@@ -127,6 +129,10 @@ class Load:
                 client.accept(message)
             except _DIED:
                 time.sleep(0.05)
+            except RemoteError as error:
+                if error.remote_code not in _LATER:
+                    self.trouble.append(f"{identity}: {type(error).__name__}: {error}")
+                time.sleep(0.2)
             except Exception as error:
                 self.trouble.append(f"{identity}: {type(error).__name__}: {error}")
                 time.sleep(0.2)
@@ -144,6 +150,7 @@ class Account:
     accepted: int = 0
     answered: int = 0
     dead: int = 0
+    reasons: Counter[str] = field(default_factory=Counter[str])  # of the dead letters
     lost: list[str] = field(default_factory=list[str])
     doubled: list[str] = field(default_factory=list[str])
     repeated: int = 0
@@ -169,6 +176,7 @@ def account(data: Path, load: Load, posted: Receiver, doubts: list[tuple[float, 
             found.lost.append(f"{name}: {row['status']}, and nothing came to {place['channel_type']}")
         elif row["status"] == "failed":
             found.dead += 1
+            found.reasons[row["reason"]] += 1
         else:
             found.answered += 1
     for key, times in posted.posts.items():

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
-from tests.faults.chaos import ANY, CONFIG, Chaos, Goal, Report
+from tests.faults.chaos import ANY, CONFIG, SOAK_BLOWS, SOAK_DOCKER_BLOWS, Chaos, Goal, Report
 from tests.faults.load import Load, receiver
 from tests.faults.victims import DockerVictims, ProcessVictims
 from tests.support.agent_image import agent_image
@@ -36,6 +37,7 @@ def process_chaos(
     per_second: float = 30.0,
     over: threading.Event | None = None,
     goal: Goal = ANY,
+    more_blows: Sequence[tuple[str, int]] = (),
 ) -> Report:
     """Strike the process runtime for `seconds`, and until the goal is met."""
     with receiver(seed) as posted, contextlib.ExitStack() as stack:
@@ -44,7 +46,7 @@ def process_chaos(
         daemon.configure(CONFIG.format(kind="process", image="unused", port=free_port(), url=posted.url))
         names = [(("echo", "shell")[number % 2], f"s{number}") for number in range(sessions)]
         load = Load(daemon.socket, names, per_second=per_second)
-        chaos = Chaos(daemon, ProcessVictims(daemon), load, posted, seed)
+        chaos = Chaos(daemon, ProcessVictims(daemon), load, posted, seed, more_blows=more_blows)
         try:
             chaos.run(seconds, over, goal)
             chaos.settle()
@@ -57,7 +59,7 @@ def docker_chaos(
     *, seed: int, seconds: float, image: str, dockerd: PrivateDockerd | None, sessions: int = 4,
     per_second: float = 8.0, pause_s: float = 1.0,
     over: threading.Event | None = None,
-    goal: Goal = ANY,
+    goal: Goal = ANY, more_blows: Sequence[tuple[str, int]] = (),
 ) -> Report:  # fmt: skip
     """The same with containers: of the machine's dockerd, or of a private one that is struck, too."""
     with receiver(seed) as posted, contextlib.ExitStack() as stack:
@@ -69,7 +71,8 @@ def docker_chaos(
         names = [(("echo", "shell")[number % 2], f"s{number}") for number in range(sessions)]
         load = Load(daemon.socket, names, per_second=per_second)
         chaos = Chaos(
-            daemon, DockerVictims(daemon, environ), load, posted, seed, pause_s=pause_s, dockerd=dockerd
+            daemon, DockerVictims(daemon, environ), load, posted, seed, pause_s=pause_s, dockerd=dockerd,
+            more_blows=more_blows,
         )  # fmt: skip
         try:
             chaos.run(seconds, over, goal)
@@ -91,6 +94,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "accepted": report.account.accepted,
         "answered": report.account.answered,
         "dead_lettered": report.account.dead,
+        "reasons": dict(report.account.reasons),
         "tries": report.account.tries,
         "repeated_in_doubt": report.account.repeated,
         "lost": len(report.account.lost),
@@ -118,6 +122,8 @@ def containers(options: argparse.Namespace, over: threading.Event) -> dict[str, 
                 sessions=6,
                 pause_s=0.6,
                 over=over,
+                # Other hands use the machine's own engine, not a private one.
+                more_blows=SOAK_DOCKER_BLOWS if dockerd is None else SOAK_BLOWS,
             )
         )
 
@@ -135,7 +141,9 @@ def main() -> int:
     if options.part == "containers":
         found = containers(options, over)
     else:
-        found = as_json(process_chaos(seed=options.seed, seconds=options.minutes * 60, over=over))
+        found = as_json(
+            process_chaos(seed=options.seed, seconds=options.minutes * 60, over=over, more_blows=SOAK_BLOWS)
+        )
     print(json.dumps(found, indent=2))
     return 1 if found["problems"] else 0
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.faults import hands
+from tests.faults.hands import quietly
 from tests.faults.test_docker import PATIENT, in_mid_turn
 from tests.support.agent_image import agent_image
 from tests.support.agents import ECHO, command_agent
@@ -40,62 +42,16 @@ def daemon(make_daemon: Make, image: str) -> RealDaemon:
     return make_daemon(tables, runtime="docker", sweep_keys="ceiling_s = 6.0\nclaim_stuck_s = 3.0\nmax_tries = 3")
 
 
-# --- blows: each takes a container's id; what Docker refuses because the daemon was quicker is fine
-
-
-def _quietly(*arguments: str) -> None:
-    subprocess.run(["docker", *arguments], capture_output=True, timeout=60, check=False)
-
-
-def restart(container: str) -> None:
-    _quietly("restart", "-t", "1", container)
-
-
-def kill_and_start(container: str) -> None:
-    _quietly("kill", container)
-    _quietly("start", container)
-
-
-def pause(container: str) -> None:
-    _quietly("pause", container)
-
-
-def rename(container: str) -> None:
-    _quietly("rename", container, f"renamed-{container[:12]}")
-
-
-def remove(container: str) -> None:
-    _quietly("rm", "-f", container)
-
-
-def policy_and_kill(container: str) -> None:
-    _quietly("update", "--restart=always", container)
-    _quietly("kill", "-s", "KILL", container)
-
-
-def kill_and_prune(container: str) -> None:
-    install = inspect(container)["Config"]["Labels"]["clawbus.install"]
-    _quietly("kill", container)
-    _quietly("container", "prune", "-f", "--filter", f"label=clawbus.install={install}")
-
-
-def make_again(container: str) -> None:
-    """A second container with the same labels, as `recreate` of a container manager makes it."""
-    config = inspect(container)["Config"]
-    labels = [word for key, value in config["Labels"].items() for word in ("--label", f"{key}={value}")]
-    _quietly("run", "-d", "--network", "none", "--entrypoint", "sleep", *labels, config["Image"], "600")
-
-
 # (blow, the most tries it may cost a message in hand). An end of the container with the message in hand costs one, as ever.
 BLOWS = {
-    "restart": (restart, 1),
-    "kill and start": (kill_and_start, 1),
-    "pause": (pause, 1),
-    "rename": (rename, 0),
-    "rm": (remove, 1),
-    "restart policy": (policy_and_kill, 1),
-    "prune": (kill_and_prune, 1),
-    "made again": (make_again, 0),
+    "restart": (hands.restart, 1),
+    "kill and start": (hands.kill_and_start, 1),
+    "pause": (hands.pause, 1),
+    "rename": (hands.rename, 0),
+    "rm": (hands.remove, 1),
+    "restart policy": (hands.policy_and_kill, 1),
+    "prune": (hands.kill_and_prune, 1),
+    "made again": (hands.make_again, 0),
 }
 
 
@@ -173,7 +129,7 @@ def test_a_message_that_kills_its_runner_is_a_dead_letter_though_docker_restarts
 
     def given_up() -> bool:
         for one in of_install(daemon):
-            _quietly("update", "--restart=always", one["Id"])
+            quietly("update", "--restart=always", one["Id"])
         return daemon.message("killer", "s", message_id)["status"] == "failed"
 
     eventually("a dead letter", given_up, 120)

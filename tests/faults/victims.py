@@ -11,11 +11,24 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
+from tests.faults import hands
 from tests.support.daemon import RealDaemon
+
+# The engine is the machine's own: these commands take no DOCKER_HOST.
+HANDS: Final[Mapping[str, Callable[[str], None]]] = {
+    "restart": hands.restart,
+    "kill and start": hands.kill_and_start,
+    "rename": hands.rename,
+    "remove": hands.remove,
+    "restart policy": hands.policy_and_kill,
+    "prune": hands.kill_and_prune,
+    "made again": hands.make_again,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +49,7 @@ class Victims(Protocol):
         ...
 
     def strike(self, identity: str, how: str) -> int:
-        """`how`: runner, container, program or freeze. 0 when there was nothing to strike."""
+        """`how`: runner, container, program or freeze; with Docker also one of HANDS. 0 when there was nothing to strike."""
         ...
 
 
@@ -85,6 +98,9 @@ class DockerVictims:
     def strike(self, identity: str, how: str) -> int:
         if how == "program":
             return 0
+        if how in HANDS:
+            HANDS[how](identity)
+            return 1
         # The freezer stops every process of a container, as SIGSTOP to each would.
         verb = ("pause", identity) if how == "freeze" else ("kill", "--signal", "KILL", identity)
         return int(self._docker(*verb).returncode == 0)
