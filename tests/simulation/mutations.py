@@ -22,8 +22,9 @@ from unittest import mock
 
 import anyio
 
-import container_runner.loop
+import container_runner.due_messages
 import container_runner.store
+import container_runner.turn_end
 import daemon.core.delivery_plan
 import daemon.engine.delivery
 import daemon.engine.delivery_steps
@@ -304,21 +305,21 @@ def _all(*patches: Any) -> Iterator[None]:
 
 def _failed_turn_is_final() -> contextlib.AbstractContextManager[Any]:
     """One bad message fails all of its turn."""
-    return mock.patch.object(container_runner.loop, "_is_shared", lambda _: False)
+    return mock.patch.object(container_runner.turn_end, "_is_shared", lambda _: False)
 
 
 def _nobody_is_alone() -> contextlib.AbstractContextManager[Any]:
     """A message that killed its container is given to the next one together with others."""
-    return mock.patch.object(container_runner.store._Due, "_alone", lambda *_: False)
+    return mock.patch.object(container_runner.due_messages.DueMessages, "_needs_own_turn", lambda *_: False)
 
 
 def _no_order_across_retries() -> contextlib.AbstractContextManager[Any]:
     """Later messages pass one that waits for its next try."""
 
     def look(self: Any) -> None:
-        self._named["held_from"] = container_runner.store._NO_SEQ
+        self._named["held_from"] = container_runner.due_messages._NO_SEQ
 
-    return mock.patch.object(container_runner.store._Due, "_look_for_holders", look)
+    return mock.patch.object(container_runner.due_messages.DueMessages, "_find_first_held", look)
 
 
 def _seq_of_the_copy() -> contextlib.AbstractContextManager[Any]:

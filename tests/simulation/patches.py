@@ -18,8 +18,10 @@ from unittest import mock
 import anyio.to_thread
 import structlog
 
+import container_runner.file_work
 import container_runner.loop
 import container_runner.store
+import container_runner.turn_end
 import container_runner.watch
 import daemon.app.bus
 import daemon.engine.sessions
@@ -129,8 +131,10 @@ def patched(world: World, disk: Disk, receivers: Receivers) -> Generator[None]:
         mock.patch.object(daemon.maintenance.offline, "build_runtime", build_runtime),
         mock.patch.object(daemon.store.session_files, "recover_outbound_journal", recover),
         mock.patch.object(anyio.to_thread, "run_sync", threads.run_sync),
-        mock.patch.object(container_runner.loop, "run_sync", threads.run_sync),
+        mock.patch.object(container_runner.loop, "run_in_thread", threads.run_sync),
         mock.patch.object(container_runner.loop, "run_here", threads.run_sync),
+        mock.patch.object(container_runner.file_work, "run_here", threads.run_sync),
+        mock.patch.object(container_runner.turn_end, "run_here", threads.run_sync),
         mock.patch.object(container_runner.watch, "awatch", awatch),
         mock.patch.object(daemon.engine.watch_portable, "awatch", awatch),
         mock.patch.dict(
