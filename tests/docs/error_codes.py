@@ -41,19 +41,27 @@ def modules(package: ModuleType) -> Iterator[str]:
 
 
 def table() -> str:
-    """Markdown. Classes that share a code share a row; the one nearest to the root explains it."""
-    rows: dict[str, tuple[str, str]] = {}
+    """Markdown. Classes that share a code share a row; the one nearest to the root explains it.
+
+    What to do is left out: every error prints its own hint, which knows the case.
+    """
+    rows: dict[str, str] = {}
     for one in sorted(error_classes(), key=lambda item: len(item.__mro__)):
         paragraph = (inspect.getdoc(one) or "").partition("\n\n")[0]
-        rows.setdefault(one.code, (" ".join(paragraph.split()), one.default_hint))
-    lines = ["| code | what happened | what to do |", "| --- | --- | --- |"]
-    lines += [f"| `{code}` | {cell(what)} | {cell(hint)} |" for code, (what, hint) in sorted(rows.items())]
+        rows.setdefault(one.code, first_sentence(" ".join(paragraph.split())))
+    lines = ["| code | what happened |", "| --- | --- |"]
+    lines += [f"| `{code}` | {cell(what)} |" for code, what in sorted(rows.items())]
     return "\n".join(lines) + "\n"
 
 
+def first_sentence(text: str) -> str:
+    """Return the text up to the first full stop that a capital follows, without that stop."""
+    return re.split(r"\.(?: (?=[A-Z`])|$)", text, maxsplit=1)[0]
+
+
 def cell(text: str) -> str:
-    """Text in a table's cell, without a docstring's mark-up and the sentence that the page says once for all."""
-    return re.sub(r"``", "`", text).replace(" Nothing was changed.", "").replace("|", "\\|")
+    """Text in a table's cell, without a docstring's mark-up."""
+    return text.replace("``", "`").replace("|", "\\|")
 
 
 def with_table(page: str) -> str:
