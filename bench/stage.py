@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 from daemon.api.client import ControlClient
 from daemon.core.clock import SystemClock
-from daemon.inspect.reports import status_report
+from daemon.inspect.status_report import status_report
 from demo.leftovers import end_containers, end_processes
 from schema.errors import ClawbusError
 

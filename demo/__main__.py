@@ -24,7 +24,8 @@ from rich.console import Console
 from daemon.api.client import ControlClient
 from daemon.config.models import DEFAULT_IMAGE
 from daemon.core.clock import SystemClock
-from daemon.inspect.reports import message_life, questions_report
+from daemon.inspect.message_life import message_life
+from daemon.inspect.question_reading import questions_report
 from demo.image import check_docker, ensure_image
 from demo.kill import kill_in_mid_turn
 from demo.ledger import Ledger, answered_ids

@@ -25,7 +25,9 @@ from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.troubles import Troubles
 from daemon.engine.unanswered import unanswered
-from daemon.inspect import reports
+from daemon.inspect.dead_reading import dead_letter_report, dead_letters_report
+from daemon.inspect.session_report import session_report, sessions_report
+from daemon.inspect.status_report import status_report
 from daemon.maintenance.daemon_executor import DaemonExecutor
 from daemon.store.mailbox import MailboxEntry
 from daemon.store.registry import SessionKey
@@ -105,7 +107,7 @@ class DaemonOperations:
 
     async def status(self) -> dict[str, Any]:
         """Return the status: the report from the files plus `live`, the process's own part."""
-        report = await anyio.to_thread.run_sync(reports.status_report, self._data_dir, self._clock)
+        report = await anyio.to_thread.run_sync(status_report, self._data_dir, self._clock)
         await self.check_holders()
         return {
             **with_near_limits(with_troubles(report, self._sessions.troubles), self._live.near_limits()),
@@ -113,18 +115,18 @@ class DaemonOperations:
         }
 
     async def sessions(self) -> list[dict[str, Any]]:
-        """See reports.sessions_report."""
-        found = await anyio.to_thread.run_sync(reports.sessions_report, self._data_dir, self._clock)
+        """See `sessions_report`."""
+        found = await anyio.to_thread.run_sync(sessions_report, self._data_dir, self._clock)
         await self.check_holders()
         return [with_trouble(one, self._sessions.troubles) for one in found]
 
     async def session(self, agent: str, session: str) -> dict[str, Any]:
-        """See reports.session_report. Raise UnknownSessionError.
+        """See `session_report`. Raise UnknownSessionError.
 
         When reading the container's file passes its deadline, the report comes from the host's own files alone.
         """
         found = await self._sessions.get(_key(agent, session))
-        report = partial(reports.session_report, self._data_dir, agent, session, self._clock, limits=self._limits)
+        report = partial(session_report, self._data_dir, agent, session, self._clock, limits=self._limits)
         try:
             told = await found.call(report)
         except ReadDeadlineError as error:
@@ -152,17 +154,17 @@ class DaemonOperations:
         code: str | None = None,
         oldest_first: bool = False,
     ) -> dict[str, Any]:
-        """See reports.dead_letters_report."""
+        """See `dead_letters_report`."""
         report = partial(
-            reports.dead_letters_report, self._data_dir, self._clock, session=session, letter_id=letter_id, limit=limit,
+            dead_letters_report, self._data_dir, self._clock, session=session, letter_id=letter_id, limit=limit,
             code=code, oldest_first=oldest_first,
         )  # fmt: skip
         return await anyio.to_thread.run_sync(report)
 
     async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
-        """See reports.dead_letter_report."""
+        """See `dead_letter_report`."""
         found = await self._sessions.get(_key(agent, session))
-        report = partial(reports.dead_letter_report, self._data_dir, agent, session, letter_id, limits=self._limits)
+        report = partial(dead_letter_report, self._data_dir, agent, session, letter_id, limits=self._limits)
         return await found.call(report)
 
     async def check_holders(self) -> None:

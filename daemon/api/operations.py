@@ -42,7 +42,7 @@ class Operations(Protocol):
         ...
 
     async def status(self) -> dict[str, Any]:
-        """Return `inspect.reports.status_report` plus a key `live`.
+        """Return `inspect.status_report.status_report` plus a key `live`.
 
         `live` holds pid, version, started_at, runtime {name, state}, degraded [{what, since, why}], running [{agent, session, incarnation,
         container_id}], waiting_spawns [AGENT/SESSION], last_sweep {at, duration_ms, sessions, errors} or None, clock
@@ -59,11 +59,11 @@ class Operations(Protocol):
         ...
 
     async def sessions(self) -> list[dict[str, Any]]:
-        """daemon.inspect.reports.sessions_report's list."""
+        """daemon.inspect.session_report.sessions_report's list."""
         ...
 
     async def session(self, agent: str, session: str) -> dict[str, Any]:
-        """daemon.inspect.reports.session_report's dictionary. Raises UnknownSessionError."""
+        """daemon.inspect.session_report.session_report's dictionary. Raises UnknownSessionError."""
         ...
 
     async def execute(self, verb: AnyVerb) -> dict[str, Any]:
@@ -82,9 +82,9 @@ class Operations(Protocol):
         code: str | None = None,
         oldest_first: bool = False,
     ) -> dict[str, Any]:
-        """daemon.inspect.reports.dead_letters_report's dictionary. Raises UnknownSessionError."""
+        """daemon.inspect.dead_reading.dead_letters_report's dictionary. Raises UnknownSessionError."""
         ...
 
     async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
-        """daemon.inspect.reports.dead_letter_report's dictionary. Raises UnknownSessionError, UnknownMessageError."""
+        """daemon.inspect.dead_reading.dead_letter_report's dictionary. Raises UnknownSessionError, UnknownMessageError."""
         ...

@@ -55,7 +55,7 @@ def show(
     """
     from daemon.cli.at_work import with_work  # noqa: PLC0415
     from daemon.cli.operator import known_agent  # noqa: PLC0415
-    from daemon.inspect.reports import sessions_report  # noqa: PLC0415
+    from daemon.inspect.session_report import sessions_report  # noqa: PLC0415
 
     known_agent(invocation, agent)
     one = next(found for found in _report(invocation) if found["agent"] == agent)

@@ -115,7 +115,7 @@ def show(
     report, source = _read(
         invocation,
         lambda client: client.dead_letter(*named, letter),
-        lambda: _reports().dead_letter_report(invocation.config.data_dir, *named, letter),
+        lambda: _letter_from_files(invocation, named, letter),
     )
     steps: tuple[NextAction, ...] = ()
     if report["open"]:
@@ -275,15 +275,16 @@ def _letters(invocation: Invocation, **query: Any) -> tuple[dict[str, Any], str]
 
 
 def _from_files(invocation: Invocation, **query: Any) -> dict[str, Any]:
-    reports = _reports()
-    clock = SystemClock()
-    return reports.dead_letters_report(invocation.config.data_dir, clock, budget_s=reports.PATIENT_BUDGET_S, **query)
+    from daemon.inspect.bounds import PATIENT_BUDGET_S  # noqa: PLC0415 - only without a daemon
+    from daemon.inspect.dead_reading import dead_letters_report  # noqa: PLC0415
+
+    return dead_letters_report(invocation.config.data_dir, SystemClock(), budget_s=PATIENT_BUDGET_S, **query)
 
 
-def _reports() -> Any:
-    from daemon.inspect import reports  # noqa: PLC0415 - only without a daemon
+def _letter_from_files(invocation: Invocation, named: tuple[str, str], letter: str) -> dict[str, Any]:
+    from daemon.inspect.dead_reading import dead_letter_report  # noqa: PLC0415 - only without a daemon
 
-    return reports
+    return dead_letter_report(invocation.config.data_dir, *named, letter)
 
 
 def _typed(letter: Mapping[str, Any]) -> str:

@@ -126,7 +126,7 @@ def _wanted(**values: Any) -> AnswersWanted:
 def _report(
     invocation: Invocation, session: str | None, limit: int, wanted: AnswersWanted, agent: str | None = None
 ) -> dict[str, Any]:
-    from daemon.inspect.reports import open_answers_report  # noqa: PLC0415
+    from daemon.inspect.answer_reading import open_answers_report  # noqa: PLC0415
 
     scope = pair(session, None) if session is not None else None
     return open_answers_report(

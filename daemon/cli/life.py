@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def life(invocation: Invocation, named: tuple[str, str], message: str) -> Outcome:
     """Return every step of a message with its time, from the files. Raises UnknownSessionError, UnknownMessageError."""
-    from daemon.inspect.reports import message_life  # noqa: PLC0415
+    from daemon.inspect.message_life import message_life  # noqa: PLC0415
 
     found = message_life(invocation.config.data_dir, *named, message)
 

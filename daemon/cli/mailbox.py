@@ -84,7 +84,7 @@ def _read(invocation: Invocation, name: str, after: int, limit: int, wait_s: flo
     from daemon.cli.daemon_status import daemon_or_files  # noqa: PLC0415
 
     def look() -> list[MailboxEntry]:
-        from daemon.inspect.reports import mailbox_entries  # noqa: PLC0415
+        from daemon.inspect.mailbox_reading import mailbox_entries  # noqa: PLC0415
 
         return mailbox_entries(invocation.config.data_dir, name, after, limit)
 

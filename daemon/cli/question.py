@@ -50,7 +50,7 @@ def list_(
     Example:
       clawbus question list --session helper/main
     """
-    from daemon.inspect.reports import questions_report  # noqa: PLC0415
+    from daemon.inspect.question_reading import questions_report  # noqa: PLC0415
 
     scope = pair(session, None) if session is not None else None
     report = questions_report(
@@ -71,11 +71,11 @@ def show(invocation: Invocation, question: QuestionArgument, session: SessionSco
     Example:
       clawbus question show q-6jbnqwzr5vkbi5xd
     """
+    from daemon.inspect.central_reading import folder_of  # noqa: PLC0415
     from daemon.inspect.question_reading import read_question  # noqa: PLC0415
-    from daemon.inspect.reports import session_folder  # noqa: PLC0415
 
     named = _session_of(invocation, question, session)
-    found = read_question(session_folder(invocation.config.data_dir, *named), question)
+    found = read_question(folder_of(invocation.config.data_dir, named), question)
     if found is None:
         raise UnknownQuestionError(f"there is no question {question!r} in {'/'.join(named)}.")
     result = {"agent": named[0], "session": named[1], **found}

@@ -71,7 +71,7 @@ def show(
     from daemon.cli.daemon_status import daemon_or_files  # noqa: PLC0415
 
     def look() -> dict[str, Any]:
-        from daemon.inspect.reports import session_report  # noqa: PLC0415
+        from daemon.inspect.session_report import session_report  # noqa: PLC0415
 
         return session_report(invocation.config.data_dir, *named, SystemClock())
 

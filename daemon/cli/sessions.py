@@ -37,7 +37,7 @@ def sessions(
     from daemon.cli.daemon_status import daemon_or_files  # noqa: PLC0415
 
     def look() -> list[dict[str, Any]]:
-        from daemon.inspect.reports import sessions_report  # noqa: PLC0415
+        from daemon.inspect.session_report import sessions_report  # noqa: PLC0415
 
         return sessions_report(invocation.config.data_dir, SystemClock())
 

@@ -88,7 +88,8 @@ def _completed(invocation: Invocation, report: dict[str, Any]) -> dict[str, Any]
 
 
 def _from_files(invocation: Invocation, why: str | None) -> dict[str, Any]:
-    from daemon.inspect.reports import PATIENT_BUDGET_S, status_report, status_without_registry  # noqa: PLC0415
+    from daemon.inspect.bounds import PATIENT_BUDGET_S  # noqa: PLC0415
+    from daemon.inspect.status_report import status_report, status_without_registry  # noqa: PLC0415
     from daemon.store.data_folder import VERSION_NAME  # noqa: PLC0415
 
     data_dir = invocation.config.data_dir

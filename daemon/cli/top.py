@@ -80,7 +80,7 @@ def _look(invocation: Invocation, limit: int) -> dict[str, Any]:
 
 
 def _from_files(invocation: Invocation) -> list[dict[str, Any]]:
-    from daemon.inspect.reports import sessions_report  # noqa: PLC0415
+    from daemon.inspect.session_report import sessions_report  # noqa: PLC0415
 
     try:
         return sessions_report(invocation.config.data_dir, SystemClock())

@@ -1,16 +1,25 @@
-"""Reads one session's answers that are on their way: what is retried, why, when again, and what waits behind it. No writes."""
+"""Reads answers without a receipt, of one session or of all: which are retried, why, when, and what waits behind them.
+
+Read-only, from the host's own files alone.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
+from daemon.core.clock import Clock
+from daemon.inspect.across_sessions import read_across_sessions
+from daemon.inspect.bounds import BUDGET_S
 from daemon.inspect.row_values import place, values_of
+from daemon.inspect.trusted_files import open_inbound
 from schema.connect import Reader
+from schema.layout import SessionFolder
 from schema.rows import DeliveryState
 
-# A failing answer is worth a word once it has failed so often, or waits for so long.
+# Report a failing answer once it has failed this often, or waits this long.
 NOTABLE_ATTEMPTS: Final = 3
 NOTABLE_WAIT_MS: Final = 60_000
 _OPEN: Final = "state IN ('queued', 'intended', 'retrying')"
@@ -96,3 +105,27 @@ def _behind(db: Reader, row: sqlite3.Row, now: int) -> int:
         (row["destination"], now),
     )
     return int(found["n"]) if found is not None else 0
+
+
+def open_answers_report(
+    data_dir: Path,
+    clock: Clock,
+    wanted: AnswersWanted | None = None,
+    *,
+    session: tuple[str, str] | None = None,
+    agent: str | None = None,
+    limit: int = 100,
+    budget_s: float = BUDGET_S,
+) -> dict[str, Any]:
+    """Return {answers, total, not_examined, errors}: answers without a receipt, those that are retried first.
+
+    Raises UnknownSessionError, DataFolderError, RegistryGoneError.
+    """
+
+    def read(folder: SessionFolder) -> tuple[list[dict[str, Any]], int]:
+        with open_inbound(folder) as db:
+            return read_open_answers(db, clock.now_ms(), limit, wanted)
+
+    answers, rest = read_across_sessions(data_dir, clock, session, budget_s, read, agent=agent)
+    answers.sort(key=lambda answer: answer["state"] != DeliveryState.RETRYING)
+    return {"answers": answers[:limit], **rest}

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from daemon.core.errors import DataFolderError
-from daemon.inspect.session_reading import open_current
+from daemon.inspect.bounds import MAX_SESSIONS
+from daemon.inspect.trusted_files import open_current
 from daemon.store.data_folder import Layout, check_ours
 from daemon.store.rebuild import is_session
 from daemon.store.verified_idle import still_idle
@@ -22,7 +23,6 @@ from schema.errors import ClawbusError, SchemaTooNewError
 from schema.ids import check_name, check_session, session_of_folder, session_path
 from schema.layout import SessionFolder
 
-MAX_SESSIONS: Final = 20_000
 _INCARNATIONS: Final = 500
 
 Key = tuple[str, str]

@@ -1,4 +1,4 @@
-"""Dead letters as reports show them, from the files alone: what is open, and all that is known of one.
+"""Reads dead letters from the files alone: the open ones of one session or of all, and the details of one.
 
 Read-only and bounded. outbound.db is opened as hostile input, and only to show one letter; a file of an older shape has
 no dead_letters_closed, and then nothing is closed.
@@ -9,19 +9,21 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
+from daemon.core.clock import Clock
 from daemon.core.content import decode, preview
+from daemon.core.errors import UnknownMessageError
+from daemon.inspect.across_sessions import read_across_sessions
+from daemon.inspect.bounds import BUDGET_S
+from daemon.inspect.central_reading import folder_of
 from daemon.inspect.explain import next_step
-from daemon.inspect.row_values import place, values_of
-from daemon.inspect.session_reading import (
-    CONTENT,
-    history_of,
-    history_row,
-    holds_nothing_open,
-    open_inbound,
-    table_rows,
-)
+from daemon.inspect.history_rows import history_of, history_row
+from daemon.inspect.open_registry import open_registry, require_session
+from daemon.inspect.queues import holds_nothing_open
+from daemon.inspect.row_values import CONTENT, place, values_of
+from daemon.inspect.trusted_files import open_inbound, table_rows
 from daemon.store.agent_words import agent_words
 from daemon.store.backlog import dead_answers, failed_messages
 from daemon.store.dead_letters import CLOSED_TABLE
@@ -219,3 +221,47 @@ def _line(text: object) -> str | None:
         return None
     line = " ".join(str(text).split())
     return line if len(line) <= _ONE_LINE else line[: _ONE_LINE - 3] + "..."
+
+
+def dead_letters_report(
+    data_dir: Path,
+    clock: Clock,
+    *,
+    session: tuple[str, str] | None = None,
+    letter_id: str | None = None,
+    limit: int = 100,
+    code: str | None = None,
+    agent: str | None = None,
+    since: int | None = None,
+    oldest_first: bool = False,
+    budget_s: float = BUDGET_S,
+) -> dict[str, Any]:
+    """Return {letters, total, not_examined, errors}: open dead letters of all sessions or of one (agent, session).
+
+    The newest come first, or, to be worked on, the oldest (`oldest_first`). With `letter_id`, `code` or `since` (given up at or after it, epoch ms) only those. Raises UnknownSessionError, DataFolderError, RegistryGoneError.
+    """
+    wanted = Wanted(limit, letter_id, code, since, oldest_first)
+    letters, rest = read_across_sessions(
+        data_dir, clock, session, budget_s, lambda folder: read_dead_letters(folder, wanted), agent=agent
+    )
+    if oldest_first:
+        letters = in_order_of_arrival(letters, limit)
+    else:
+        letters.sort(key=lambda letter: letter["at"] or 0, reverse=True)
+    return {"letters": letters[:limit], **rest}
+
+
+def dead_letter_report(
+    data_dir: Path, agent: str, session: str, letter_id: str, *, limits: ReadLimits | None = None
+) -> dict[str, Any]:
+    """All that is known of one dead letter, or of an id that is none (any more).
+
+    Raises UnknownSessionError, UnknownMessageError, DataFolderError, or StorageError when its file cannot be read.
+    """
+    folder = folder_of(data_dir, (agent, session))
+    with open_registry(data_dir) as central:
+        require_session(central, agent, session)
+    found = read_dead_letter(folder, letter_id, limits or ReadLimits())
+    if found is None:
+        raise UnknownMessageError(f"there is no message {letter_id!r} in {agent}/{session}.")
+    return {"agent": agent, "session": session, **found}

@@ -43,7 +43,7 @@ from daemon.inspect.lock_owners import container_processes, foreign_holders
 from daemon.inspect.open_files import access_repair, limits_of, machine_files, mount_of, open_files_used_up
 from daemon.inspect.reading import read_suspect_runs
 from daemon.inspect.session_facts import oldest_claim, run_facts, session_facts
-from daemon.inspect.session_reading import open_current
+from daemon.inspect.trusted_files import open_current
 from daemon.store.agent_words import agent_words
 from daemon.store.data_folder import LOW_BYTES, VERSION_NAME, FreeRoom, Layout, free_room, live_holder
 from daemon.systemd.service import unit_of

@@ -11,8 +11,8 @@ from daemon.core.diagnosis import Diagnosis
 from daemon.core.facts import HostFacts, SessionFacts
 from daemon.core.run_state import Life
 from daemon.core.session_state import SessionState
+from daemon.inspect.queues import Queues
 from daemon.inspect.session_facts import live_record, recorded_facts
-from daemon.inspect.session_reading import Queues
 
 _ANSWER: Final = "Mend what the reason names, then requeue it; or drop it."
 _MESSAGE: Final = "Find out what the message does to the agent (its run has what the container wrote last), then requeue it; or drop it."

@@ -9,7 +9,7 @@ from pathlib import Path
 from daemon.core.errors import AmbiguousIdError, UnknownMessageError
 from daemon.core.short_ids import means
 from daemon.inspect.central_reading import Key, folder_of
-from daemon.inspect.session_reading import open_inbound, table_rows
+from daemon.inspect.trusted_files import open_inbound, table_rows
 from schema.errors import ClawbusError
 
 _NAMED = 5

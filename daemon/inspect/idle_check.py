@@ -14,8 +14,9 @@ from typing import Final
 from daemon.core.host_rules import CLOCK_SLACK_MS
 from daemon.core.run_evidence import RuntimeContext
 from daemon.inspect.central_reading import CentralSeen, Key, folder_of, idle_sessions
+from daemon.inspect.queues import UNFINISHED
 from daemon.inspect.reading import ENDINGS, any_news, read_runs_of
-from daemon.inspect.session_reading import UNFINISHED, open_inbound
+from daemon.inspect.trusted_files import open_inbound
 from daemon.store.messages import chunks, marks
 from schema.connect import Reader, ReadLimits
 from schema.errors import ClawbusError

@@ -1,7 +1,8 @@
 """The life of one message, from its acceptance to its answers' receipts: what the files say, in order. Read-only.
 
-The one reader for `session show --message` and `run show`; a run's own events are picked out of it (`life.py`).
-outbound.db is opened as hostile input, and a file that cannot be read is a line among the errors.
+`session show --message` and `run show` both use it; `life.py` selects one run's events from it.
+outbound.db is opened as hostile input, and a file that cannot be read is a line among the errors. Closing a file drops this
+process's POSIX locks on it (fcntl(2)), so the daemon calls `message_life` where a session's readers run one at a time.
 """
 
 from __future__ import annotations
@@ -9,21 +10,16 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any, Final
 
 from daemon.core.content import answered_ids, preview
+from daemon.core.errors import UnknownMessageError, UnknownSessionError
+from daemon.inspect.central_reading import folder_of
+from daemon.inspect.history_rows import history_of, history_row
 from daemon.inspect.reading import whole_rows
-from daemon.inspect.row_values import values_of
-from daemon.inspect.session_reading import (
-    CONTENT,
-    ack_values,
-    delivery_values,
-    guarded,
-    history_of,
-    history_row,
-    open_inbound,
-    table_rows,
-)
+from daemon.inspect.row_values import CONTENT, ack_values, delivery_values, values_of
+from daemon.inspect.trusted_files import guarded, open_inbound, table_rows
 from daemon.store import outbound
 from schema.connect import Reader, ReadLimits
 from schema.instants import from_text
@@ -132,3 +128,19 @@ def _delivery_life(reader: Reader, message_out_id: str, events: list[dict[str, A
         {"at": row["first_at"], "event": f"delivery_{row['state']}", "detail": delivery_values(row)}
         for row in table_rows(reader, "delivery_attempts", open_rows, message_out_id)
     ]
+
+
+def message_life(
+    data_dir: Path, agent: str, session: str, message_id: str, *, limits: ReadLimits | None = None
+) -> dict[str, Any]:
+    """One message from its acceptance to its answer's delivery: {agent, session, message_id, life, errors}.
+
+    `life` is [{at, event, detail}] in time order. Raises UnknownSessionError, UnknownMessageError.
+    """
+    folder = folder_of(data_dir, (agent, session))
+    if not folder.root.is_dir():
+        raise UnknownSessionError(f"there is no session {agent}/{session}.")
+    events, errors = read_life(folder, message_id, limits or ReadLimits())
+    if not events and not errors:
+        raise UnknownMessageError(f"session {agent}/{session} has no message {message_id!r}.")
+    return {"agent": agent, "session": session, "message_id": message_id, "life": events, "errors": errors}

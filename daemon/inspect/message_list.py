@@ -12,7 +12,9 @@ from daemon.core.clock import Clock
 from daemon.core.content import preview
 from daemon.core.errors import UnknownSessionError
 from daemon.inspect.central_reading import Key, folder_of, read_central
-from daemon.inspect.session_reading import CONTENT, attempts_of, open_inbound
+from daemon.inspect.row_values import CONTENT
+from daemon.inspect.session_detail import attempts_of
+from daemon.inspect.trusted_files import open_inbound
 from schema.connect import Reader
 from schema.errors import ClawbusError
 from schema.instants import from_text, to_text

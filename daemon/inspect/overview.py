@@ -13,9 +13,10 @@ from typing import Any, Final
 from daemon.config.models import Agent, Config
 from daemon.config.policies import claim_max_s
 from daemon.core.clock import Clock
+from daemon.inspect.bounds import MAX_SESSIONS, PATIENT_BUDGET_S
 from daemon.inspect.central_reading import folder_of, idle_sessions, read_central
-from daemon.inspect.reports import MAX_SESSIONS, PATIENT_BUDGET_S, sessions_report
-from daemon.inspect.session_reading import open_inbound
+from daemon.inspect.session_report import sessions_report
+from daemon.inspect.trusted_files import open_inbound
 from daemon.store.backlog import NOT_CLOSED, Queued, read_answers
 from daemon.store.dead_letters import CLOSED_TABLE
 from schema.connect import Reader

@@ -8,7 +8,7 @@ from typing import Any
 
 from daemon.core.pairing import Pairing
 from daemon.inspect.routing_reading import central_file
-from daemon.inspect.session_reading import open_current
+from daemon.inspect.trusted_files import open_current
 from daemon.store import people
 
 

@@ -1,10 +1,14 @@
-"""Questions as reports show them, from the host's own files alone. Read-only."""
+"""Reads the questions of one session or of all, from the host's own files alone. Read-only."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from daemon.inspect.session_reading import open_inbound
+from daemon.core.clock import Clock
+from daemon.inspect.across_sessions import read_across_sessions
+from daemon.inspect.bounds import BUDGET_S
+from daemon.inspect.trusted_files import open_inbound
 from daemon.store import questions
 from daemon.store.questions import Asked
 from schema.layout import SessionFolder
@@ -49,3 +53,25 @@ def question_values(asked: Asked) -> dict[str, Any]:
         "by": decision.by if decision is not None else None,
         "decided_at": asked.decided_at,
     }
+
+
+def questions_report(
+    data_dir: Path,
+    clock: Clock,
+    *,
+    session: tuple[str, str] | None = None,
+    agent: str | None = None,
+    every: bool = False,
+    limit: int = 100,
+    budget_s: float = BUDGET_S,
+) -> dict[str, Any]:
+    """Return {questions, total, not_examined, errors}: the open questions, the most urgent first; `total` is how many.
+
+    With `every` also those that have ended, the newest first; of sessions without work only when one is named. Raises
+    UnknownSessionError, DataFolderError, RegistryGoneError.
+    """
+    found, rest = read_across_sessions(
+        data_dir, clock, session, budget_s, lambda folder: read_questions(folder, limit, every=every), agent=agent
+    )
+    found.sort(key=lambda one: -one["asked_at"] if every else one["deadline"])
+    return {"questions": found[:limit], **rest}

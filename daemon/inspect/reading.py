@@ -1,7 +1,7 @@
 """Reads the evidence about one session's runs from its two files. Bounded, read-only, the daemon up or down.
 
 outbound.db is opened as hostile input only, and a file that cannot be read is a missing source, never an exception.
-Inside the daemon this runs under the session's lock (`Session.call`); see daemon/inspect/reports.py for why.
+Inside the daemon this runs under the session's lock (`Session.call`); see daemon/inspect/session_report.py for why.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from daemon.core.run_state import (
     Source,
     outcome_of,
 )
-from daemon.inspect.session_reading import history_row, open_inbound, table_rows
+from daemon.inspect.history_rows import history_row
+from daemon.inspect.trusted_files import open_inbound, table_rows
 from daemon.store import outbound
 from daemon.store.messages import chunks, marks
 from schema.connect import Reader, ReadLimits

@@ -11,7 +11,7 @@ from daemon.config.models import Config
 from daemon.config.routes import RouteTable, route_faults, stored_route
 from daemon.core.routing import Directory, PlaceEvent, decide
 from daemon.inspect.central_reading import check_data_folder
-from daemon.inspect.session_reading import open_current
+from daemon.inspect.trusted_files import open_current
 from daemon.store import routes as store
 from daemon.store.data_folder import Layout
 from schema.errors import UnusableFileError

@@ -10,7 +10,7 @@ from daemon.core.clock import Clock
 from daemon.core.content import text_of
 from daemon.core.errors import UnknownScheduleError
 from daemon.inspect.central_reading import Key, folder_of, read_central
-from daemon.inspect.session_reading import open_inbound
+from daemon.inspect.trusted_files import open_inbound
 from daemon.store import schedules
 from daemon.store.schedules import ScheduleRow
 from schema.connect import Reader

@@ -11,8 +11,9 @@ from daemon.core.facts import ClockFacts, Container, LiveRecord, RunFacts, Sessi
 from daemon.core.host_rules import CLOCK_SLACK_MS
 from daemon.core.run_evidence import RuntimeContext
 from daemon.core.run_state import Life
+from daemon.inspect.queues import Queues, read_queues
 from daemon.inspect.reading import RunsRead
-from daemon.inspect.session_reading import Queues, open_inbound, read_queues, table_rows
+from daemon.inspect.trusted_files import open_inbound, table_rows
 from schema.connect import Reader
 from schema.errors import ClawbusError
 from schema.instants import from_text

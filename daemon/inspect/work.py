@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from daemon.core.content import preview
-from daemon.inspect.session_reading import CONTENT, open_inbound
+from daemon.inspect.row_values import CONTENT
+from daemon.inspect.trusted_files import open_inbound
 from daemon.store import outbound
 from daemon.store.agent_words import agent_words
 from schema.connect import ReadLimits

@@ -15,7 +15,7 @@ from daemon.core.lifecycle import Container, Policy
 from daemon.engine.delivery_steps import Collected, DeliveryContext, collect
 from daemon.engine.sweep_steps import Settings, Swept, finish_incarnation, sweep_files
 from daemon.inspect.message_life import read_life
-from daemon.inspect.session_reading import read_detail
+from daemon.inspect.session_detail import read_detail
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits
 from schema.layout import OUTBOUND_DB

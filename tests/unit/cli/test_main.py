@@ -225,7 +225,10 @@ def test_a_reader_that_goes_is_no_traceback(home: Path) -> None:
         ),
         (["version", "--json"], (*HEAVY, "rich.console", "daemon.core.facts")),
         (["help", "session"], (*HEAVY, "rich.console")),
-        (["send", "x", "--agent", "a", "--session", "s", "--json"], (*HEAVY, "rich.console", "daemon.inspect.reports")),
+        (
+            ["send", "x", "--agent", "a", "--session", "s", "--json"],
+            (*HEAVY, "rich.console", "daemon.inspect.session_report"),
+        ),
         (["status", "--json"], (*HEAVY, "rich.console", "daemon.inspect.doctor", "daemon.runtimes.docker")),
         (["session", "list", "--json"], (*HEAVY, "rich.console", "daemon.inspect.doctor")),
     ],

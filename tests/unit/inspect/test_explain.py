@@ -9,8 +9,8 @@ from daemon.core.facts import HostFacts
 from daemon.core.run_state import Life
 from daemon.core.session_rules import UNCLAIMED_MS
 from daemon.inspect.explain import explain, held_up
+from daemon.inspect.queues import Holder, Queues
 from daemon.inspect.session_facts import live_record, recorded_facts
-from daemon.inspect.session_reading import Holder, Queues
 
 REGISTRY = {"agent": "a", "session": "s", "quarantined_at": None, "spawn_failures": 0}
 LIVE = {"id": "I1", "container_id": "c", "started_at": 1000, "created_at": 900}

@@ -13,8 +13,10 @@ import pytest
 
 import schema.connect
 from daemon.core.facts import DaemonState
-from daemon.inspect.reports import dead_letters_report, open_answers_report, status_report
+from daemon.inspect.answer_reading import open_answers_report
+from daemon.inspect.dead_reading import dead_letters_report
 from daemon.inspect.runs import RunQuery
+from daemon.inspect.status_report import status_report
 from daemon.store import verified_idle
 from daemon.store.registry import SessionKey
 from tests.support.forensic_world import AGENT, ForensicWorld

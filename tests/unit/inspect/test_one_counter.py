@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from daemon.inspect.session_reading import read_queues
+from daemon.inspect.queues import read_queues
 from daemon.maintenance.session_deletion import unfinished_work
 from daemon.store.backlog import count_dead, read_backlog
 from daemon.store.deliveries import count_open

@@ -10,7 +10,7 @@ import pytest
 from daemon.config.models import load_config
 from daemon.core.diagnoses import diagnose_host
 from daemon.core.facts import DaemonState, HostFacts
-from daemon.inspect.reports import session_report
+from daemon.inspect.session_report import session_report
 from daemon.runtimes.agent_images import agent_images
 from daemon.systemd.service import unit_of
 from tests.support.forensic_world import AGENT, ForensicWorld

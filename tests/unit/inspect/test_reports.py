@@ -11,7 +11,10 @@ import pytest
 
 from daemon.core.content import error_of, preview, text_of
 from daemon.core.errors import DataFolderError, RegistryGoneError, UnknownMessageError, UnknownSessionError
-from daemon.inspect import reports
+from daemon.inspect.dead_reading import dead_letters_report
+from daemon.inspect.message_life import message_life
+from daemon.inspect.session_report import session_report, sessions_report
+from daemon.inspect.status_report import status_report
 from schema.connect import Writer, open_owner
 from schema.errors import InvalidNameError
 from schema.instants import to_text
@@ -135,7 +138,7 @@ def add_answer(folder: SessionFolder, identity: str, seq: int, in_reply_to: str,
 
 class TestStatus:
     def test_an_empty_folder(self, data: Data) -> None:
-        report = reports.status_report(data.path, FixedClock())
+        report = status_report(data.path, FixedClock())
         assert report["sessions"] == {"total": 0}
         assert report["install_id"] == "install-1"
         assert report["queues"]["oldest_pending_age_ms"] is None
@@ -153,7 +156,7 @@ class TestStatus:
         data.session("new", active=1)
         data.session("starting", active=1)
         data.live("starting", None)
-        report = reports.status_report(data.path, FixedClock())
+        report = status_report(data.path, FixedClock())
         assert report["sessions"] == {
             "total": 5,
             "idle": 1,
@@ -181,7 +184,7 @@ class TestStatus:
         add_message(data.session("good"), "m1", 2)
         data.session("corrupt").inbound_db.write_bytes(b"no database at all" * 100)
         data.session("missing").inbound_db.unlink()
-        report = reports.status_report(data.path, FixedClock())
+        report = status_report(data.path, FixedClock())
         assert report["queues"]["pending"] == 1
         assert [one["session"] for one in report["attention"]] == ["corrupt", "missing"]
         assert all("cannot be read" in one["explanation"] for one in report["attention"])
@@ -190,19 +193,19 @@ class TestStatus:
         for name in ("idle-1", "idle-2", "idle-3"):
             data.session(name)
         add_message(data.session("working", active=1), "m1", 2)
-        report = reports.status_report(data.path, FixedClock(step=1.0), budget_s=1.0)
+        report = status_report(data.path, FixedClock(step=1.0), budget_s=1.0)
         assert (report["queues"]["pending"], report["not_examined"]) == (1, 3)
 
     def test_a_folder_that_is_none(self, tmp_path: Path) -> None:
         with pytest.raises(DataFolderError, match="does not exist"):
-            reports.status_report(tmp_path / "none", FixedClock())
+            status_report(tmp_path / "none", FixedClock())
         with pytest.raises(DataFolderError, match=r"central\.db"):
-            reports.status_report(tmp_path, FixedClock())
+            status_report(tmp_path, FixedClock())
 
     def test_a_registry_that_is_lost_is_not_called_one_that_never_was(self, data: Data) -> None:
         data.session("s")
         (data.path / "central.db").unlink()
-        for report in (reports.sessions_report, reports.dead_letters_report):
+        for report in (sessions_report, dead_letters_report):
             with pytest.raises(RegistryGoneError, match="is lost") as caught:
                 report(data.path, FixedClock())
             assert "remakes it" in caught.value.hint
@@ -210,7 +213,7 @@ class TestStatus:
 
 class TestExplanations:
     def explanation(self, data: Data, name: str = "s") -> str | None:
-        (one,) = [one for one in reports.sessions_report(data.path, FixedClock()) if one["session"] == name]
+        (one,) = [one for one in sessions_report(data.path, FixedClock()) if one["session"] == name]
         explanation: str | None = one["explanation"]
         return explanation
 
@@ -233,7 +236,7 @@ class TestExplanations:
             "Its container cannot be started. 3 failed starts in a row, the last: no such image."
             " The next attempt is in 0.009 s: `clawbus session show a s`"
         )
-        assert reports.sessions_report(data.path, FixedClock())[0]["state"] == "backing_off"
+        assert sessions_report(data.path, FixedClock())[0]["state"] == "backing_off"
 
     def test_a_message_given_up(self, data: Data) -> None:
         folder = data.session("s")
@@ -267,7 +270,7 @@ class TestSession:
             db.execute("INSERT INTO container_state VALUES (1, 'Bash', 7000, ?, ?)", (to_text(NOW), to_text(NOW)))
         (folder.outbox / ".heartbeat").touch()
         os.utime(folder.outbox / ".heartbeat", (5.0, 5.0))
-        report = reports.session_report(data.path, "a", "s", FixedClock())
+        report = session_report(data.path, "a", "s", FixedClock())
         (message,) = report["messages"]
         assert (message["text"], message["tries"], message["timestamp"]) == ("text of m1", 1, NOW - 60_000)
         assert message["last_event"] == {"at": NOW + 1, "event": "retry_scheduled", "detail": {"reason": "orphaned"}}
@@ -285,7 +288,7 @@ class TestSession:
         folder = data.session("s")
         for number in range(1, 31):
             add_message(folder, f"m{number}", 2 * number, "completed")
-        report = reports.session_report(data.path, "a", "s", FixedClock(), limit=3)
+        report = session_report(data.path, "a", "s", FixedClock(), limit=3)
         assert [one["id"] for one in report["messages"]] == ["m30", "m29", "m28"]
 
     @pytest.mark.parametrize("harm", ["garbage", "link", "fifo", "view"])
@@ -303,7 +306,7 @@ class TestSession:
             with open_owner(path, Role.OUTBOUND) as db:
                 db.execute("DROP TABLE processing_ack")
                 db.execute("CREATE VIEW processing_ack AS SELECT 1 AS message_id")
-        report = reports.session_report(data.path, "a", "s", FixedClock())
+        report = session_report(data.path, "a", "s", FixedClock())
         assert [one["id"] for one in report["messages"]] == ["m1"]
         assert len(report["errors"]) == 1
         assert report["errors"][0].startswith("HOSTILE_FILE")
@@ -313,7 +316,7 @@ class TestSession:
         with open_owner(folder.outbound_db, Role.OUTBOUND) as db, db.transaction():
             db.execute("INSERT INTO processing_ack VALUES (?, 'processing', ?, ?)", (b"\xff", b"\x00", b"\x01"))
             db.execute("INSERT INTO container_state VALUES (1, ?, 'soon', 'never', 'never')", (b"\x07",))
-        report = reports.session_report(data.path, "a", "s", FixedClock())
+        report = session_report(data.path, "a", "s", FixedClock())
         json.dumps(report)
         assert report["tool"]["declared_timeout_ms"] is None
 
@@ -321,15 +324,15 @@ class TestSession:
         folder = data.session("s")
         folder.inbound_db.unlink()
         _old_shape(folder.inbound_db)
-        report = reports.session_report(data.path, "a", "s", FixedClock())
+        report = session_report(data.path, "a", "s", FixedClock())
         assert (report["errors"], report["pending"]) == ([], 1)
         assert report["messages"][0]["id"] == "m1"
 
     def test_names_are_checked_and_unknown_ones_refused(self, data: Data) -> None:
         with pytest.raises(UnknownSessionError):
-            reports.session_report(data.path, "a", "nothing", FixedClock())
+            session_report(data.path, "a", "nothing", FixedClock())
         with pytest.raises(InvalidNameError):
-            reports.session_report(data.path, "..", "s", FixedClock())
+            session_report(data.path, "..", "s", FixedClock())
 
 
 def _old_shape(path: Path) -> None:
@@ -350,7 +353,7 @@ def _old_shape(path: Path) -> None:
 
 class TestLife:
     def life(self, data: Data, identity: str) -> list[dict[str, Any]]:
-        found = reports.message_life(data.path, "a", "s", identity)
+        found = message_life(data.path, "a", "s", identity)
         assert found["errors"] == []
         life: list[dict[str, Any]] = found["life"]
         return life
@@ -424,7 +427,7 @@ class TestLife:
     def test_an_unknown_message(self, data: Data) -> None:
         data.session("s")
         with pytest.raises(UnknownMessageError):
-            reports.message_life(data.path, "a", "s", "m1")
+            message_life(data.path, "a", "s", "m1")
 
 
 @pytest.mark.parametrize(

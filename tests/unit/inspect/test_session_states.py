@@ -8,7 +8,7 @@ import pytest
 
 from daemon.core.session_state import SESSION_STATES
 from daemon.inspect.explain import state_of
-from daemon.inspect.session_reading import read_queues
+from daemon.inspect.queues import read_queues
 from daemon.inspect.work import read_work
 from schema.connect import ReadLimits
 from schema.instants import to_text

@@ -14,7 +14,8 @@ from container_runner.retention import Retention as RunnerRetention
 from daemon.config.models import load_config
 from daemon.core.commands import DeleteSession
 from daemon.core.errors import ConfigError
-from daemon.inspect.reports import session_report, status_report
+from daemon.inspect.session_report import session_report
+from daemon.inspect.status_report import status_report
 from daemon.store.mailbox import NewEntry
 from daemon.store.registry import SessionKey
 from schema.errors import StorageError

@@ -14,7 +14,7 @@ from daemon.core.errors import NotDeadLetterError, RowGoneError, UnknownMessageE
 from daemon.engine.dead_letters import drop_one, requeue
 from daemon.engine.delivery_steps import DeliveryContext, Outcome, collect, record_outcomes
 from daemon.inspect.dead_reading import Wanted, in_order_of_arrival, read_dead_letter, read_dead_letters
-from daemon.inspect.session_reading import read_queues
+from daemon.inspect.queues import read_queues
 from daemon.store import deliveries, messages
 from daemon.store.dead_letters import Operator
 from daemon.store.session_files import SessionFiles

@@ -1,0 +1,15 @@
+"""Reads the entries of the local channel's mailboxes. Read-only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from daemon.inspect.open_registry import require_folder
+from daemon.store.data_folder import Layout
+from daemon.store.mailbox import MailboxEntry, read_mailbox
+
+
+def mailbox_entries(data_dir: Path, mailbox: str, after: int, limit: int) -> list[MailboxEntry]:
+    """Entries of one mailbox above a cursor, oldest first; none while nothing was ever delivered to it."""
+    require_folder(data_dir)
+    return read_mailbox(Layout(data_dir).mailbox_db, mailbox, after, limit)
