@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from daemon.cli.command import Invocation
+from daemon.cli.invocation import Invocation
 
 
 def with_work(invocation: Invocation, reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import add
 from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
 from daemon.core.clock import SystemClock
 

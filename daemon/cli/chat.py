@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from daemon.cli.answers import as_result, lines_of, question_of
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import add
 from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
+from daemon.cli.invocation import Invocation
 from daemon.cli.names import AgentOption, SessionOption, addressed
 from daemon.cli.output import Output, OutputLostError, progress
 from daemon.cli.standard_input import read_lines

@@ -13,8 +13,11 @@ from typer.completion import (
     get_completion_script,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from daemon.cli.command import ID_PARAMETERS, Globals, Invocation, add
+from daemon.cli.arguments import ID_PARAMETERS
+from daemon.cli.command import add
 from daemon.cli.envelope import Outcome
+from daemon.cli.global_options import Globals
+from daemon.cli.invocation import Invocation
 
 if TYPE_CHECKING:
     from daemon.inspect.central_reading import Key

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.command import add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.cli.invocation import Invocation
 from daemon.config.sources import service_links
 from daemon.core.clock import SystemClock
 from daemon.core.errors import SocketPathError

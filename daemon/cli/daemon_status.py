@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from daemon.cli.command import Invocation
+from daemon.cli.invocation import Invocation
 from daemon.core.daemon_status import DaemonState, DaemonStatus
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.command import add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
 from daemon.core.deploy_errors import DeployRefusedError
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from daemon.api.client import ControlClient
-from daemon.cli.command import Invocation
+from daemon.cli.invocation import Invocation
 from daemon.core.clock import SystemClock
 from daemon.core.commands import AnyVerb, KillSession
 from daemon.core.content import error_of

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.command import add, add_group
 from daemon.cli.durations import span_ms, span_text
 from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.cli.invocation import Invocation
 from daemon.cli.operator import user
 from daemon.cli.output import progress
 

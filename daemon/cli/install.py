@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.command import add, add_group
 from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.invocation import Invocation
 from daemon.core.clock import SystemClock
 
 if TYPE_CHECKING:

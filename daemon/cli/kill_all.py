@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from daemon.cli.command import Invocation
 from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
 from daemon.cli.executor import executor
+from daemon.cli.invocation import Invocation
 from daemon.cli.operator import user
 from daemon.maintenance.container_ends import KilledAgent
 from daemon.store.dead_letters import Operator

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from daemon.cli.command import Invocation
 from daemon.cli.envelope import Outcome
+from daemon.cli.invocation import Invocation
 
 if TYPE_CHECKING:
     from rich.console import Console

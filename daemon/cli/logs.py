@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import add
 from daemon.cli.envelope import Outcome
+from daemon.cli.invocation import Invocation
 from daemon.cli.log_files import follow as follow_file
 from daemon.cli.log_files import last_lines
 from daemon.cli.names import pair

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli.answers import as_result
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import add
 from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.invocation import Invocation
 from daemon.core.clock import SystemClock
 
 if TYPE_CHECKING:

@@ -15,19 +15,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from daemon.cli.command import (
-    ConfigFlag,
-    DataFlag,
-    DebugFlag,
-    Globals,
-    Invocation,
-    JsonFlag,
-    OutputOption,
-    finish,
-    wants_json,
-)
 from daemon.cli.envelope import INTERRUPTED, USAGE, NextAction, Outcome, Problem
+from daemon.cli.finish import finish
+from daemon.cli.global_options import ConfigFlag, DataFlag, DebugFlag, Globals, JsonFlag, OutputOption, wants_json
 from daemon.cli.groups import LazyCommands, RootGroup
+from daemon.cli.invocation import Invocation
 from daemon.cli.output import Output, OutputLostError, lost, prepare
 
 # A chat's number, or a word after a single dash; `-x` and `--typo` are options that do not exist.

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from daemon.cli.command import Invocation
 from daemon.cli.daemon_status import daemon_status
 from daemon.cli.doctor import here
 from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.invocation import Invocation
 from daemon.cli.names import pair
 from daemon.core.clock import SystemClock
 from daemon.core.daemon_status import DaemonState

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from daemon.cli.command import Invocation
 from daemon.cli.envelope import Problem, problem_of
+from daemon.cli.invocation import Invocation
 from daemon.cli.names import pair
 from daemon.core.commands import RowVerb
 from daemon.core.errors import DaemonDownError, DaemonSilentError, UnknownAgentError

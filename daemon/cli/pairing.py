@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.command import add, add_group
 from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.invocation import Invocation
 from daemon.cli.operator import ReasonOption, user
 from daemon.core.clock import SystemClock
 from daemon.core.commands import DecidePairing

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.command import add, add_group
 from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.invocation import Invocation
 from daemon.cli.names import pair
 from daemon.cli.operator import AgentFilter, ReasonOption, SessionScope, known_agent, user
 from daemon.core.clock import SystemClock

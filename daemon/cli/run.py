@@ -7,8 +7,9 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.command import add, add_group
 from daemon.cli.envelope import Outcome
+from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
 from daemon.cli.runs import runs
 

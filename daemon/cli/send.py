@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 
 from daemon.cli.answers import as_result
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import add
 from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
+from daemon.cli.invocation import Invocation
 from daemon.cli.names import AgentOption, addressed
 from daemon.cli.send_place import (
     DirectOption,

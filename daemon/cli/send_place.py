@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.command import Invocation
 from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.cli.invocation import Invocation
 from daemon.core.clock import SystemClock
 from schema.ids import new_id
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import add
 from daemon.cli.envelope import Outcome, Problem, problem_of
 from daemon.cli.held_signals import release
+from daemon.cli.invocation import Invocation
 from daemon.core.deploy_errors import (
     EXIT_CONFIG,
     EXIT_FENCED,

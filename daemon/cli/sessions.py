@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.command import Invocation
 from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.invocation import Invocation
 from daemon.cli.operator import AgentFilter, SinceFilter, known_agent, since_of
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import add
 from daemon.cli.envelope import Outcome
+from daemon.cli.invocation import Invocation
 from daemon.cli.man_page import man_page
 
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import add
 from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.cli.invocation import Invocation
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
 
 if TYPE_CHECKING:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from daemon.cli.command import LOOK, Invocation, add
+from daemon.cli.command import add
 from daemon.cli.envelope import NextAction, Outcome
+from daemon.cli.finish import LOOK
+from daemon.cli.invocation import Invocation
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words
 from daemon.core.errors import DaemonDownError, DaemonSilentError, DataFolderError, RemoteError

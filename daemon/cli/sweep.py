@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.command import Invocation, add, add_group
+from daemon.cli.command import add, add_group
 from daemon.cli.durations import span_ms, span_text
 from daemon.cli.envelope import NextAction, Outcome, problem_of
+from daemon.cli.invocation import Invocation
 from daemon.cli.names import pair
 from daemon.cli.operator import ReasonOption, user
 from daemon.cli.output import progress

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import add
 from daemon.cli.envelope import Outcome
+from daemon.cli.invocation import Invocation
 from daemon.cli.status import facts_of, read_status
 from daemon.core.clock import SystemClock
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError

@@ -8,8 +8,9 @@ from importlib import metadata
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import add
 from daemon.cli.envelope import Outcome
+from daemon.cli.invocation import Invocation
 from schema.migrate import VERSION
 
 

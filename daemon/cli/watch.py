@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daemon.cli.command import Invocation, add
+from daemon.cli.command import add
 from daemon.cli.envelope import Outcome
+from daemon.cli.invocation import Invocation
 from daemon.cli.names import pair
 from daemon.cli.operator import AgentFilter
 from daemon.cli.output import progress

@@ -10,8 +10,9 @@ import typer
 
 from daemon.app import main as app
 from daemon.cli import journal, sweep
-from daemon.cli.command import Globals, Invocation
 from daemon.cli.durations import since_ms, span_ms
+from daemon.cli.global_options import Globals
+from daemon.cli.invocation import Invocation
 from daemon.config.models import Config
 from daemon.core.stale_plan import Scope
 from daemon.maintenance.stale_drive import Report

@@ -58,7 +58,7 @@ class TestFolder:
 @pytest.fixture
 def unit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which systemd runs the daemon of this folder."""
-    monkeypatch.setattr("daemon.cli.command.unit_of", lambda folder: "second-bus")
+    monkeypatch.setattr("daemon.cli.invocation.unit_of", lambda folder: "second-bus")
 
 
 @pytest.mark.usefixtures("unit")

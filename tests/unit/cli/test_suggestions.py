@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from daemon.cli.command import ID_PARAMETERS
+from daemon.cli.arguments import ID_PARAMETERS
 from daemon.cli.main import command_tree
 from daemon.cli.suggestions import nearest
 from daemon.store.registry import Registry, SessionKey
