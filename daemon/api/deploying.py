@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.routing import Route
 
-from daemon.api.api import enveloped
+from daemon.api.envelopes import enveloped
 from daemon.core.errors import RequestRefusedError
 
 ROUTE: Final = "/v1/deploy"

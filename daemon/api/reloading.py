@@ -9,7 +9,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.routing import Route
 
-from daemon.api.api import enveloped
+from daemon.api.envelopes import enveloped
 
 ROUTE: Final = "/v1/reload"
 

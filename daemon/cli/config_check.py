@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -50,59 +51,62 @@ def check(invocation: Invocation) -> Outcome:
       clawbus config check --config /etc/clawbus/clawbus.toml
     """
     config, file = invocation.strict_config, invocation.config_file
-    from daemon.api.server import check_path  # noqa: PLC0415
-    from daemon.channels.registry import build_channels  # noqa: PLC0415 - every configured channel's own imports
-    from daemon.runtimes.users import container_uid_gid  # noqa: PLC0415
-    from daemon.telemetry.tracing import check_extra  # noqa: PLC0415
-
-    check_extra(config.telemetry.otlp_endpoint)
-    build_channels(config, SystemClock())  # checks their tables and reads their secrets; opens and starts nothing
-    container_uid_gid(config.docker.user)
-    socket = config.control_socket
-    check_path(socket)
-    # Its default folder is the data folder, which the first start makes.
-    if config.control.socket and not socket.parent.is_dir():
-        raise SocketPathError(f"control.socket: {socket.parent} is not a folder.")
+    _check_parts(config)
     faults = _route_faults(config)
-    links = service_links(os.environ)
     result = {
         "file": str(file) if file is not None else None,
         "data_dir": str(config.data_dir),
         "data_dir_exists": config.data_dir.is_dir(),
-        "control_socket": str(socket),
+        "control_socket": str(config.control_socket),
         "runtime": config.runtime.kind,
         "agents": {name: agent.provider for name, agent in sorted(config.agents.items())},
         "channels": sorted(config.channels),
         "route_faults": faults,
-        "ignored_variables": links,
+        "ignored_variables": service_links(os.environ),
     }
-    steps: tuple[NextAction, ...] = ()
-    if not config.agents:
-        steps = (NextAction("clawbus init --help", "no agent is configured: add an [agents.NAME] table"),)
-
-    def people(console: Console) -> None:
-        from daemon.cli.present import pairs, say  # noqa: PLC0415
-
-        agents = ", ".join(f"{name} ({provider})" for name, provider in result_agents) or "none"
-        pairs(
-            console,
-            {
-                "file": result["file"] or "none (defaults and environment)",
-                "data": result["data_dir"],
-                "socket": result["control_socket"],
-                "runtime": result["runtime"],
-                "agents": agents,
-                "channels": ", ".join(sorted(config.channels)) or "none but local",
-            },
-        )
-        if links:
-            say(console, f"ignored: {', '.join(links)} (set by Kubernetes or Docker for a service of that name)")
-
     if faults:
         said = "; ".join(f"route {one['name']}: {one['fault']}" for one in faults)
         problem = Problem(
             "ROUTE_FAULT", f"{said}.", f"`clawbus route remove {faults[0]['name']}`, or correct what it names."
         )
         return Outcome(result, problem=problem, next_actions=(NextAction("clawbus route list", "all routes"),))
-    result_agents = [(name, agent.provider) for name, agent in sorted(config.agents.items())]
-    return Outcome(result, people, steps)
+    steps: tuple[NextAction, ...] = ()
+    if not config.agents:
+        steps = (NextAction("clawbus init --help", "no agent is configured: add an [agents.NAME] table"),)
+    return Outcome(result, lambda console: _show(console, result), steps)
+
+
+def _check_parts(config: Config) -> None:
+    """Check what only the daemon's parts can check. Opens and starts nothing. Raise ClawbusError."""
+    from daemon.api.server import check_path  # noqa: PLC0415
+    from daemon.channels.registry import build_channels  # noqa: PLC0415 - every configured channel's own imports
+    from daemon.runtimes.users import container_uid_gid  # noqa: PLC0415
+    from daemon.telemetry.tracing import check_extra  # noqa: PLC0415
+
+    check_extra(config.telemetry.otlp_endpoint)
+    build_channels(config, SystemClock())  # checks their tables and reads their secrets
+    container_uid_gid(config.docker.user)
+    socket = config.control_socket
+    check_path(socket)
+    # Its default folder is the data folder, which the first start makes.
+    if config.control.socket and not socket.parent.is_dir():
+        raise SocketPathError(f"control.socket: {socket.parent} is not a folder.")
+
+
+def _show(console: Console, result: Mapping[str, Any]) -> None:
+    from daemon.cli.present import pairs, say  # noqa: PLC0415
+
+    pairs(
+        console,
+        {
+            "file": result["file"] or "none (defaults and environment)",
+            "data": result["data_dir"],
+            "socket": result["control_socket"],
+            "runtime": result["runtime"],
+            "agents": ", ".join(f"{name} ({provider})" for name, provider in result["agents"].items()) or "none",
+            "channels": ", ".join(result["channels"]) or "none but local",
+        },
+    )
+    if result["ignored_variables"]:
+        links = ", ".join(result["ignored_variables"])
+        say(console, f"ignored: {links} (set by Kubernetes or Docker for a service of that name)")

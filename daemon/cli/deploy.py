@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -204,19 +204,7 @@ def verify_runtime(invocation: Invocation) -> Outcome:
     bad = [one for one in standing if one["status"] == "fail"]
     if word == "pass" and bad:
         word, code = "fail", 1
-    steps = _next(word, state)
-    result = {
-        "verdict": word,
-        "deploy_id": state.deploy.id if state.deploy is not None else None,
-        "serving": {"slot": state.serving, "release": state.release, "epoch": state.epoch},
-        "release": {"from": state.deploy.from_release, "to": state.deploy.to_release} if state.deploy else None,
-        "gates": [
-            {"gate": one.name, "status": one.status, "since": one.since, "ended": one.ended, "measured": one.measured,
-             "limit": one.limit, "reason": one.reason, "failure_action": FAILURE_ACTIONS[one.name]}
-            for one in (state.deploy.gates if state.deploy is not None else ())
-        ],
-        "standing": standing,
-    }  # fmt: skip
+    result = _verdict_report(word, state, standing)
 
     def people(console: Console) -> None:
         from daemon.cli.present import say, say_wrapped  # noqa: PLC0415
@@ -226,15 +214,35 @@ def verify_runtime(invocation: Invocation) -> Outcome:
         for one in standing:
             say_wrapped(console, f"{one['condition']}  ", f"{one['status']} {one['reason']}".strip())
 
-    problem = None
+    return Outcome(result, people, _next(word, state), _verdict_problem(word, code, state, bad), exit_code=code or None)
+
+
+def _verdict_report(word: str, state: SlotState, standing: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    deploy = state.deploy
+    return {
+        "verdict": word,
+        "deploy_id": deploy.id if deploy is not None else None,
+        "serving": {"slot": state.serving, "release": state.release, "epoch": state.epoch},
+        "release": {"from": deploy.from_release, "to": deploy.to_release} if deploy is not None else None,
+        "gates": [
+            {"gate": one.name, "status": one.status, "since": one.since, "ended": one.ended, "measured": one.measured,
+             "limit": one.limit, "reason": one.reason, "failure_action": FAILURE_ACTIONS[one.name]}
+            for one in (deploy.gates if deploy is not None else ())
+        ],
+        "standing": standing,
+    }  # fmt: skip
+
+
+def _verdict_problem(word: str, code: int, state: SlotState, bad: Sequence[Mapping[str, str]]) -> Problem | None:
+    """Return why the verdict is bad (`code` 1) or not there yet (75). `bad`: the conditions that do not hold."""
     if code == 1:
         why = (state.deploy.reason if state.deploy and state.deploy.state != "passed" else "") or "; ".join(
-            str(one["reason"]) for one in bad
+            one["reason"] for one in bad
         )
-        problem = Problem(_ROLLED_BACK if word == "rolled_back" else _FAILED, f"{word}: {why}.", _fix(state))
-    elif code:
-        problem = Problem("DEPLOY_RUNNING", "a deploy is under way.", "Wait for its end: `clawbus deploy status`.")
-    return Outcome(result, people, steps, problem, exit_code=code or None)
+        return Problem(_ROLLED_BACK if word == "rolled_back" else _FAILED, f"{word}: {why}.", _fix(state))
+    if code:
+        return Problem("DEPLOY_RUNNING", "a deploy is under way.", "Wait for its end: `clawbus deploy status`.")
+    return None
 
 
 def _condition(name: str, status: str, reason: str = "") -> dict[str, str]:

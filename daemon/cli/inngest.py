@@ -47,6 +47,32 @@ QueueLost = Annotated[
         help="The server's queue is gone: it was in memory, and the server was restarted or stopped since.",
     ),
 ]
+Sample = Annotated[int, typer.Option("--sample", min=1, max=10_000, help="Verify so many swept runs one by one.")]
+MaxRuns = Annotated[int, typer.Option("--max", min=1, max=10_000, help="Refuse to sweep more than this.")]
+Excluded = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="ID", help="Leave this run alone; may be repeated.")
+]
+Apply = Annotated[bool, typer.Option("--apply", help="Do it. Without it nothing is changed.")]
+WhileRunning = Annotated[
+    bool, typer.Option("--while-running", help="Also while a process has the database open, in WAL mode.")
+]
+RedisUri = Annotated[
+    str | None,
+    typer.Option(
+        "--redis-uri",
+        metavar="URI",
+        envvar="INNGEST_REDIS_URI",
+        show_envvar=False,
+        help="The server's Redis queue, if it has one: runs still queued there are not swept.",
+    ),
+]
+SkipUnregistered = Annotated[
+    bool, typer.Option("--skip-unregistered", help="Leave runs without a function_runs row alone.")
+]
+EndUnregistered = Annotated[
+    bool, typer.Option("--end-unregistered", help="End them too, in the lists alone: no history can be written.")
+]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; goes into the rows that are written.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -134,37 +160,16 @@ def sweep_stale(
     db: Database,
     functions: Functions = None,
     older_than: OlderThan = "30m",
-    sample: Annotated[
-        int, typer.Option("--sample", min=1, max=10_000, help="Verify so many swept runs one by one.")
-    ] = 25,
-    max_runs: Annotated[int, typer.Option("--max", min=1, max=10_000, help="Refuse to sweep more than this.")] = 200,
-    exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", metavar="ID", help="Leave this run alone; may be repeated.")
-    ] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Do it. Without it nothing is changed.")] = False,
-    while_running: Annotated[
-        bool, typer.Option("--while-running", help="Also while a process has the database open, in WAL mode.")
-    ] = False,
+    sample: Sample = 25,
+    max_runs: MaxRuns = 200,
+    exclude: Excluded = None,
+    apply: Apply = False,
+    while_running: WhileRunning = False,
     queue_lost: QueueLost = False,
-    redis_uri: Annotated[
-        str | None,
-        typer.Option(
-            "--redis-uri",
-            metavar="URI",
-            envvar="INNGEST_REDIS_URI",
-            show_envvar=False,
-            help="The server's Redis queue, if it has one: runs still queued there are not swept.",
-        ),
-    ] = None,
-    skip_unregistered: Annotated[
-        bool, typer.Option("--skip-unregistered", help="Leave runs without a function_runs row alone.")
-    ] = False,
-    end_unregistered: Annotated[
-        bool, typer.Option("--end-unregistered", help="End them too, in the lists alone: no history can be written.")
-    ] = False,
-    reason: Annotated[
-        str, typer.Option("--reason", metavar="TEXT", help="Why; goes into the rows that are written.")
-    ] = "stale: the list said running, nothing else did",
+    redis_uri: RedisUri = None,
+    skip_unregistered: SkipUnregistered = False,
+    end_unregistered: EndUnregistered = False,
+    reason: Reason = "stale: the list said running, nothing else did",
     exec_: Command = None,
 ) -> Outcome:
     """End the runs that only the list still calls running: a preview, and with --apply the sweep itself.

@@ -25,6 +25,26 @@ _PAST: Final[Mapping[type[RowVerb], str]] = MappingProxyType(
 )
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The schedule's key.")]
 _CatchUp = Literal["skip", "latest", "all"]
+TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="What to say to the agent.")]
+SessionOption = Annotated[
+    str | None,
+    typer.Option("--session", "-s", metavar="NAME", help="The session, or AGENT/SESSION; by default schedule-KEY."),
+]
+AtOption = Annotated[str | None, typer.Option("--at", metavar="TIME", help="Once, at this time: 2026-12-24T18:00.")]
+EveryOption = Annotated[str | None, typer.Option("--every", metavar="SPAN", help="Again and again: 90s, 15m, 2h, 3d.")]
+CronOption = Annotated[str | None, typer.Option("--cron", metavar="EXPR", help="By a cron expression: '0 9 * * 1-5'.")]
+ZoneOption = Annotated[
+    str | None,
+    typer.Option("--timezone", metavar="ZONE", help="Of --at, --until and --cron; by default the configuration's."),
+]
+CatchUpOption = Annotated[
+    _CatchUp, typer.Option("--catch-up", help="What comes of occurrences that were missed: none, the last, or all.")
+]
+UntilOption = Annotated[str | None, typer.Option("--until", metavar="TIME", help="None after this time.")]
+CountOption = Annotated[int | None, typer.Option("--count", min=1, help="None after so many.")]
+MailboxOption = Annotated[
+    str | None, typer.Option("--mailbox", metavar="NAME", help="The mailbox of the answers; by default KEY.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -47,33 +67,17 @@ def register(app: typer.Typer) -> None:
 def add_(
     invocation: Invocation,
     key: KeyArgument,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say to the agent.")],
+    text: TextArgument,
     agent: AgentOption = None,
-    session: Annotated[
-        str | None,
-        typer.Option("--session", "-s", metavar="NAME", help="The session, or AGENT/SESSION; by default schedule-KEY."),
-    ] = None,
-    at: Annotated[
-        str | None, typer.Option("--at", metavar="TIME", help="Once, at this time: 2026-12-24T18:00.")
-    ] = None,
-    every: Annotated[
-        str | None, typer.Option("--every", metavar="SPAN", help="Again and again: 90s, 15m, 2h, 3d.")
-    ] = None,
-    cron: Annotated[
-        str | None, typer.Option("--cron", metavar="EXPR", help="By a cron expression: '0 9 * * 1-5'.")
-    ] = None,
-    timezone: Annotated[
-        str | None,
-        typer.Option("--timezone", metavar="ZONE", help="Of --at, --until and --cron; by default the configuration's."),
-    ] = None,
-    catch_up: Annotated[
-        _CatchUp, typer.Option("--catch-up", help="What comes of occurrences that were missed: none, the last, or all.")
-    ] = "skip",
-    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="None after this time.")] = None,
-    count: Annotated[int | None, typer.Option("--count", min=1, help="None after so many.")] = None,
-    mailbox: Annotated[
-        str | None, typer.Option("--mailbox", metavar="NAME", help="The mailbox of the answers; by default KEY.")
-    ] = None,
+    session: SessionOption = None,
+    at: AtOption = None,
+    every: EveryOption = None,
+    cron: CronOption = None,
+    timezone: ZoneOption = None,
+    catch_up: CatchUpOption = "skip",
+    until: UntilOption = None,
+    count: CountOption = None,
+    mailbox: MailboxOption = None,
     reason: ReasonOption = None,
 ) -> Outcome:
     """Add a schedule, or change the one of this key: its message is sent at each of its times.

@@ -52,6 +52,28 @@ SessionOption = Annotated[
     str | None,
     typer.Option("--session", "-s", metavar="NAME", help="The session; a new name makes one. Or AGENT/SESSION."),
 ]
+TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="What to say; `-` reads standard input.")]
+IdOption = Annotated[
+    str | None, typer.Option("--id", metavar="ID", help="The message's id. The same id twice is one message.")
+]
+WaitOption = Annotated[
+    float | None, typer.Option("--wait", "-w", metavar="SECONDS", min=0, help="Wait so long for the answer.")
+]
+JsonContentOption = Annotated[
+    bool, typer.Option("--json-content", help='TEXT is JSON: send it as it is, not as {"text": TEXT}.')
+]
+ContextOption = Annotated[
+    bool, typer.Option("--context", help="Do not wake the agent: it reads this with the next message that does.")
+]
+MailboxOption = Annotated[str, typer.Option("--mailbox", metavar="NAME", help="The mailbox that the answer goes to.")]
+NotAfterOption = Annotated[
+    str | None,
+    typer.Option("--not-after", metavar="TIME", help="Do not begin it then or later; the mailbox gets a notice."),
+]
+ExpiresInOption = Annotated[
+    str | None, typer.Option("--expires-in", metavar="DURATION", help="The same, from now on: 90s, 15m, 2h, 3d.")
+]
+NoCreateOption = Annotated[bool, typer.Option("--no-create", help="Refuse if the session does not exist yet.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -61,32 +83,17 @@ def register(app: typer.Typer) -> None:
 
 def send(
     invocation: Invocation,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say; `-` reads standard input.")],
+    text: TextArgument,
     session: SessionOption = None,
     agent: AgentOption = None,
-    message_id: Annotated[
-        str | None, typer.Option("--id", metavar="ID", help="The message's id. The same id twice is one message.")
-    ] = None,
-    wait: Annotated[
-        float | None, typer.Option("--wait", "-w", metavar="SECONDS", min=0, help="Wait so long for the answer.")
-    ] = None,
-    json_content: Annotated[
-        bool, typer.Option("--json-content", help='TEXT is JSON: send it as it is, not as {"text": TEXT}.')
-    ] = False,
-    context: Annotated[
-        bool, typer.Option("--context", help="Do not wake the agent: it reads this with the next message that does.")
-    ] = False,
-    mailbox: Annotated[
-        str, typer.Option("--mailbox", metavar="NAME", help="The mailbox that the answer goes to.")
-    ] = "cli",
-    not_after: Annotated[
-        str | None,
-        typer.Option("--not-after", metavar="TIME", help="Do not begin it then or later; the mailbox gets a notice."),
-    ] = None,
-    expires_in: Annotated[
-        str | None, typer.Option("--expires-in", metavar="DURATION", help="The same, from now on: 90s, 15m, 2h, 3d.")
-    ] = None,
-    no_create: Annotated[bool, typer.Option("--no-create", help="Refuse if the session does not exist yet.")] = False,
+    message_id: IdOption = None,
+    wait: WaitOption = None,
+    json_content: JsonContentOption = False,
+    context: ContextOption = False,
+    mailbox: MailboxOption = "cli",
+    not_after: NotAfterOption = None,
+    expires_in: ExpiresInOption = None,
+    no_create: NoCreateOption = False,
     place: PlaceOption = None,
     thread: ThreadOption = None,
     sender: SenderOption = None,
@@ -105,10 +112,7 @@ def send(
       clawbus send 'hello' --place kitchen --sender ann
     """
     if place is not None:
-        if agent is not None or session is not None:
-            raise typer.BadParameter("--place lets the routes name agent and session: leave --agent and --session out.")
-        if wait is not None:
-            raise typer.BadParameter("--place may reach several agents: leave --wait out, and read the mailbox.")
+        _refuse_beside_place(agent, session, wait)
         event = LocalEvent(message_id, place, thread, sender, mention, direct, _expiry(not_after, expires_in))
         return send_to_place(invocation, read_text() if text == "-" else text, event)
     if thread is not None or sender is not None or mention or direct:
@@ -116,11 +120,10 @@ def send(
     if session is None:
         raise typer.BadParameter("name --session AGENT/SESSION, or a --place that a route covers.")
     agent, session = addressed(agent, session)
-    content = _content(read_text() if text == "-" else text, as_json=json_content)
     message = {
         "agent": agent,
         "session": session,
-        "content": content,
+        "content": _content(read_text() if text == "-" else text, as_json=json_content),
         "id": check_message_id(message_id) if message_id is not None else new_id(SystemClock().now_ms()),
         "address": {"channel_type": "local", "platform_id": mailbox},
         "trigger": not context,
@@ -129,14 +132,32 @@ def send(
     expiry = _expiry(not_after, expires_in)
     if expiry is not None:
         message["not_after"] = expiry
-    # What a caller needs in order to ask again without doubling the work, from the moment that it may have been stored.
-    known: dict[str, Any] = {"message_id": message["id"], "agent": agent, "session": session, "accepted": None}
-    known["mailbox"] = mailbox
+    return _send_and_wait(invocation, message, mailbox, None if context else wait)
+
+
+def _refuse_beside_place(agent: str | None, session: str | None, wait: float | None) -> None:
+    """Raise a usage error for options that contradict --place."""
+    if agent is not None or session is not None:
+        raise typer.BadParameter("--place lets the routes name agent and session: leave --agent and --session out.")
+    if wait is not None:
+        raise typer.BadParameter("--place may reach several agents: leave --wait out, and read the mailbox.")
+
+
+def _send_and_wait(invocation: Invocation, message: dict[str, Any], mailbox: str, wait: float | None) -> Outcome:
+    """Have the message accepted, and wait up to `wait` seconds for its answer (None: do not wait)."""
+    # What a caller needs to repeat the request without doubling the work, from the moment the message may be stored.
+    known: dict[str, Any] = {
+        "message_id": message["id"],
+        "agent": message["agent"],
+        "session": message["session"],
+        "accepted": None,
+        "mailbox": mailbox,
+    }
     try:
         with invocation.client() as client:
             answer = _accept(invocation, client, message)
             known |= {**answer, "accepted": True, "mailbox": _mailbox_of(answer, mailbox)}
-            if wait is None or context:
+            if wait is None:
                 return Outcome(known, lambda console: _say_accepted(console, known), _next(known))
             said: list[dict[str, Any]] = known.setdefault("said", [])
             entry = wait_for_reply(client, known, wait, SystemClock(), lambda one: _hear(invocation, said, one))

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from daemon.api.api import status_of
+from daemon.api.envelopes import status_of
 from daemon.channels.protocol import Accepted, Incoming
 from schema.errors import ClawbusError
 from schema.rows import Address

@@ -280,7 +280,14 @@ def test_idle_clients_are_bounded_and_ended_by_a_clock_and_a_busy_one_is_not(
     with (
         serving(operations, path),
         capture_logs() as logs,
-        httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x", timeout=10) as asking,
+        httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(path)),
+            base_url="http://x",
+            timeout=10,
+            headers={
+                "connection": "close"
+            },  # a connection that is kept would be ended by the same clock as the idle ones
+        ) as asking,
     ):
         idle = [socket.socket(socket.AF_UNIX) for _ in range(40)]
         for one in idle:
