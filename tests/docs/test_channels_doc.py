@@ -29,6 +29,7 @@ from daemon.core.errors import PermanentDeliveryError
 from tests.support.channels import SECRET, Bus, build, outgoing, running
 
 ROOT: Final = Path(__file__).parents[2]
+EXAMPLES: Final = ROOT / "examples"
 TEXT: Final = (ROOT / "docs/channels.md").read_text(encoding="utf-8")
 FAR: Final = 30.0
 
@@ -76,7 +77,7 @@ async def test_the_curl_snippet(served: tuple[str, Bus]) -> None:
 @pytest.mark.anyio
 async def test_the_python_snippet(served: tuple[str, Bus]) -> None:
     url, bus = served
-    printed = await run([sys.executable, "-c", block("python", "urllib.request")], url)
+    printed = await run([sys.executable, str(EXAMPLES / "webhook/send.py")], url)
     assert printed == {"ok": True, "id": "deploy-4712", "duplicate": False}
     assert len(bus.messages) == 1
 
@@ -132,12 +133,12 @@ def test_the_example_tables_are_valid(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.mark.anyio
 async def test_the_example_channel_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "clawbus_spool.py").write_text(block("python", "SpoolChannel"))
-    monkeypatch.syspath_prepend(tmp_path)
-    declared = re.search(r'^spool = "(.*)"$', TEXT, re.MULTILINE)
-    assert declared is not None
-    types = {**find_types(), "spool": EntryPoint("spool", declared[1], GROUP)}
-    table = {"folder": str(tmp_path / "spool"), "agent": "ops", "session": "spool"}
+    monkeypatch.syspath_prepend(EXAMPLES / "channel")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    project = tomllib.loads((EXAMPLES / "channel/pyproject.toml").read_text())["project"]
+    types = {**find_types(), "spool": EntryPoint("spool", project["entry-points"][GROUP]["spool"], GROUP)}
+    table = tomllib.loads((EXAMPLES / "channel/clawbus.toml").read_text())["channels"]["spool"]
+    table["folder"] = str(tmp_path / "spool")
     channel = build_channels(Config(data_dir=tmp_path, channels={"spool": table}), SystemClock(), types)["spool"]
 
     inbox, outbox = tmp_path / "spool/in", tmp_path / "spool/out"

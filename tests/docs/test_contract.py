@@ -57,8 +57,7 @@ def started(script: Path, environment: dict[str, str]) -> Iterator[subprocess.Po
 @pytest.mark.anyio
 async def test_its_runner_answers_a_message(tmp_path: Path) -> None:
     kit = SessionKit(tmp_path / "session")
-    script = tmp_path / "runner.py"
-    script.write_text(block(RUNNER, "python"), encoding="utf-8")
+    script = DOCS.parent / "examples" / "runner" / "runner.py"
     kit.add("m1", "hello", on_wake=1)
     with kit.runner_file() as db, db.transaction():
         db.execute("INSERT INTO processing_ack VALUES ('m1', 'processing', '2026-11-21T00:00:00.000Z', 'I0')")

@@ -201,7 +201,9 @@ def test_the_tree_in_the_architecture_is_the_tree_on_disk() -> None:
 def test_a_file_that_a_page_or_a_comment_names_is_there() -> None:
     """`decide.py` in a header outlives the file's move, and sends a reader nowhere."""
     there = {path.name for path in ROOT.glob("*.py")} | {
-        path.name for folder in (*OURS, "bench", "demo", "tests", "systemd") for path in (ROOT / folder).rglob("*.py")
+        path.name
+        for folder in (*OURS, "bench", "demo", "examples", "tests", "systemd")
+        for path in (ROOT / folder).rglob("*.py")
     }
     examples = {"helper.py", "shout.py"}  # an operator's own
     pages = [ROOT / "ARCHITECTURE.md", ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *modules().values()]
