@@ -86,7 +86,11 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
             "Compare installed files, manifests, images and the running daemon, and name each difference.",
         ),
         "version": Entry("version", "More", "Print which clawbus this is, on which Python, with which schema."),
-        "help": Entry("show_help", "More", "Show what a command is for, its options and an example."),
+        "help": Entry(
+            "show_help",
+            "More",
+            "Show what a command is for, its options and an example; or what an error code means and what to do.",
+        ),
         "completion": Entry(
             "completion",
             "More",

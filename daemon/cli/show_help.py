@@ -1,10 +1,13 @@
-"""`clawbus help [COMMAND]`: what `--help` prints, for a command that is named in words."""
+"""`clawbus help [COMMAND]`: what `--help` prints, for a command that is named in words; or what an error code means."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Annotated, Any
+from importlib import resources
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -22,23 +25,28 @@ def register(app: typer.Typer) -> None:
 def help_(
     invocation: Invocation,
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="[COMMAND]...", help="The command's words; none for the list of all.")
+        list[str] | None,
+        typer.Argument(metavar="[COMMAND]...", help="The command's words, or an error code; none for the list of all."),
     ] = None,
     man: Annotated[bool, typer.Option("--man", help="The manual page of all commands, for `man -l -`.")] = False,
 ) -> Outcome:
-    """Show what a command is for, its options and an example.
+    """Show what a command is for, its options and an example; or what an error code means and what to do.
 
-    Use it as `--help`, which every command takes.
+    Every command also takes `--help`.
 
     \b
     Example:
       clawbus help
       clawbus help session show
+      clawbus help DELIVERY_PERMANENT
       clawbus help --man | man -l -
     """
     from importlib import metadata  # noqa: PLC0415
 
-    context = _context_of(invocation.context.find_root(), command or [])
+    words = command or []
+    if not man and len(words) == 1 and re.fullmatch(r"[A-Z][A-Z0-9_]+", words[0]):
+        return _explained(words[0])
+    context = _context_of(invocation.context.find_root(), words)
     text = man_page(metadata.version("clawbus"), every_help(context)).rstrip() if man else str(context.get_help())
     return Outcome({"help": text}, text=text)
 
@@ -48,6 +56,19 @@ def every_help(context: Any) -> Iterator[tuple[str, str]]:
     yield context.command_path, str(context.get_help())
     for name, child in getattr(context.command, "commands", {}).items():
         yield from every_help(context.command.context_class(child, info_name=name, parent=context))
+
+
+def _explained(code: str) -> Outcome:
+    """Return what an error code means. Raise a usage error for one that does not exist."""
+    text = resources.files("daemon.cli").joinpath("error_codes.json").read_text(encoding="utf-8")
+    codes = cast("dict[str, list[str]]", json.loads(text))
+    if code not in codes:
+        close = get_close_matches(code, list(codes))
+        meant = f" Did you mean {' or '.join(close)}?" if close else " docs/error-codes.md lists them."
+        raise typer.BadParameter(f"no error has the code {code}.{meant}")
+    what, hint = codes[code]
+    shown = f"{code}: {what}" + (f"\nfix: {hint}" if hint else "")
+    return Outcome({"code": code, "what": what, "hint": hint}, text=shown)
 
 
 def _context_of(context: Any, words: list[str]) -> Any:

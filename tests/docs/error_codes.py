@@ -1,7 +1,11 @@
-"""The table of error codes in docs/error-codes.md, made from the classes. `python -m tests.docs.error_codes` rewrites it."""
+"""The table of error codes in docs/error-codes.md and what `clawbus help CODE` says, made from the error classes.
+
+`python -m tests.docs.error_codes` rewrites both.
+"""
 
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -15,6 +19,7 @@ import schema
 from schema.errors import ClawbusError
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "error-codes.md"
+DATA: Final = PAGE.parents[1] / "daemon" / "cli" / "error_codes.json"
 BEGIN: Final = "<!-- error-codes -->\n"
 END: Final = "<!-- /error-codes -->"
 
@@ -40,18 +45,28 @@ def modules(package: ModuleType) -> Iterator[str]:
             yield info.name
 
 
-def table() -> str:
-    """Markdown. Classes that share a code share a row; the one nearest to the root explains it.
-
-    What to do is left out: every error prints its own hint, which knows the case.
-    """
-    rows: dict[str, str] = {}
+def explained() -> dict[str, tuple[str, str]]:
+    """Return what happened and what to do, by code. Of classes that share a code the one nearest to the root explains it."""
+    found: dict[str, tuple[str, str]] = {}
     for one in sorted(error_classes(), key=lambda item: len(item.__mro__)):
         paragraph = (inspect.getdoc(one) or "").partition("\n\n")[0]
-        rows.setdefault(one.code, first_sentence(" ".join(paragraph.split())))
-    lines = ["| code | what happened |", "| --- | --- |"]
-    lines += [f"| `{code}` | {cell(what)} |" for code, what in sorted(rows.items())]
-    return "\n".join(lines) + "\n"
+        found.setdefault(one.code, (" ".join(paragraph.split()).replace("``", "`"), one.default_hint))
+    return dict(sorted(found.items()))
+
+
+def table() -> str:
+    """Return the table in Markdown, without what to do: every error prints its own hint, which knows the case."""
+    rows = [f"| `{code}` | {cell(first_sentence(what))} |" for code, (what, _) in explained().items()]
+    return "\n".join(["| code | what happened |", "| --- | --- |", *rows]) + "\n"
+
+
+def data(page: str) -> str:
+    """Return the JSON of `clawbus help CODE`: the classes' codes, and those that the rest of the page explains."""
+    found: dict[str, list[str]] = {code: list(texts) for code, texts in explained().items()}
+    _, _, rest = page.partition(END)
+    for code, what in re.findall(r"^\| `([A-Z_]+)` \| (.+) \|$", rest, flags=re.MULTILINE):
+        found.setdefault(code, [f"{what[0].upper()}{what[1:]}.", ""])
+    return json.dumps(dict(sorted(found.items())), indent=1, ensure_ascii=False) + "\n"
 
 
 def first_sentence(text: str) -> str:
@@ -60,8 +75,8 @@ def first_sentence(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Text in a table's cell, without a docstring's mark-up."""
-    return text.replace("``", "`").replace("|", "\\|")
+    """Return a text as it may stand in a table's cell."""
+    return text.replace("|", "\\|")
 
 
 def with_table(page: str) -> str:
@@ -73,3 +88,4 @@ def with_table(page: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    DATA.write_text(data(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from schema.errors import ClawbusError
-from tests.docs.error_codes import BEGIN, END, PAGE, error_classes, with_table
+from tests.docs.error_codes import BEGIN, DATA, END, PAGE, data, error_classes, with_table
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 EVENTS: Final = ROOT / "docs" / "log-events.md"
@@ -65,6 +65,7 @@ def test_event_names_are_names() -> None:
 
 def test_every_error_code_is_told() -> None:
     assert page() == with_table(page()), "run: python -m tests.docs.error_codes"
+    assert DATA.read_text(encoding="utf-8") == data(page()), "run: python -m tests.docs.error_codes"
     table = page().partition(BEGIN)[2].partition(END)[0]
     assert {one.code for one in error_classes()} == set(re.findall(r"^\| `([A-Z0-9_]+)` \|", table, flags=re.MULTILINE))
 

@@ -24,6 +24,23 @@ def test_a_command_that_help_does_not_find_is_wrong_usage_with_a_suggestion(cli:
         assert meant in answer.envelope["error"]["message"]
 
 
+def test_help_explains_an_error_code_also_one_of_the_containers_and_one_of_dead_letters(cli: CommandLine) -> None:
+    answer = cli("help", "COMMAND_TIMEOUT")
+    assert (answer.code, answer.result["code"]) == (0, "COMMAND_TIMEOUT")
+    assert "timeout_s" in answer.result["what"]
+    assert "timeout_s" in answer.result["hint"]
+    assert "sweep.max_tries" in cli("help", "TRIES_EXHAUSTED").result["what"]
+    shown = cli("help", "UNKNOWN_AGENT", "--pretty").out
+    assert shown.startswith("UNKNOWN_AGENT: ")
+    assert "\nfix: " in shown
+
+
+def test_an_error_code_that_does_not_exist_is_wrong_usage_with_a_suggestion(cli: CommandLine) -> None:
+    answer = cli("help", "UNKNOWN_AGNET")
+    assert (answer.code, answer.envelope["error"]["code"]) == (2, "USAGE")
+    assert "UNKNOWN_AGENT" in answer.envelope["error"]["message"]
+
+
 def test_the_command_alone_shows_the_help(cli: CommandLine) -> None:
     alone = cli("--pretty")
     assert (alone.code, alone.out) == (0, cli("help", "--pretty").out)
