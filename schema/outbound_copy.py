@@ -1,8 +1,8 @@
-"""A look into a container's outbound.db that takes no lock on it: the whole file is copied at one instant, and the copy is read.
+"""Reads a container's outbound.db without locking it: copies the whole file at one instant and reads the copy.
 
-For readers that change nothing (reports, `doctor`, backups): the SHARED lock of an ordinary reader, for a moment, fails a commit of a
-runner of another make that has no busy time-out. The file is hostile input, as it is for `open_outbound_reader`: the same
-guards come before the copy, and the same limits hold for it. Nothing is judged that was not copied whole.
+Reports, `doctor` and backups use this. An ordinary reader's SHARED lock can make a commit fail in a runner of another make
+that has no busy timeout. The file is hostile input, so the guards and limits of `open_outbound_reader` apply here too. A
+copy that is not proved whole is thrown away.
 """
 
 from __future__ import annotations
@@ -26,20 +26,23 @@ from schema.stamp import Stamp, StrandedJournalError, check_stamp, copy_stamped,
 T = TypeVar("T")
 
 _MEMORY_BYTES: Final = 16 * 1024 * 1024
-_STRANDED_S: Final = 0.1  # a journal without a writer for so long is a dead one's, and stays until it is recovered
+_STRANDED_S: Final = 0.1  # a journal that has no writer for this long belongs to a dead one
 _FIRST_WAIT_S: Final = 0.001
 _LONGEST_WAIT_S: Final = 0.02
 
 
 def open_outbound_copy(folder: Path, limits: ReadLimits) -> Reader | None:
-    """As `open_outbound_reader`, of a copy. ReadRaceError when the runner left no quiet moment within `limits.deadline_s`."""
+    """Return what `open_outbound_reader` returns, for a copy.
+
+    Raise ReadRaceError when the runner kept writing for `limits.deadline_s`.
+    """
     return _repeated(folder, limits, lambda guard, stamp: _read_copy(guard, folder / OUTBOUND_DB, stamp, limits))
 
 
 def copy_outbound(folder: Path, target: Path, limits: ReadLimits) -> bool:
-    """Copy outbound.db into `target`, which must not be there. False while the runner has not made it. Not synced, not judged.
+    """Copy outbound.db to `target`, which must not exist. Return False if the runner has not created the file yet.
 
-    Raises as `open_outbound_copy`; what is at `target` then is no copy.
+    The copy is neither synced nor checked. Raise what `open_outbound_copy` raises; `target` is then incomplete.
     """
 
     def copy(guard: int, stamp: Stamp) -> bool:
@@ -61,13 +64,13 @@ def _repeated(folder: Path, limits: ReadLimits, work: Callable[[int, Stamp], T])
         except ReadRaceError:
             if time.monotonic() > ends:
                 raise
-        # Not in step with a runner that has a rhythm of its own.
+        # Wait for a random time, so as not to fall into step with a runner that commits at regular intervals.
         time.sleep(wait * random.uniform(0.2, 1))  # noqa: S311
         wait = min(2 * wait, _LONGEST_WAIT_S)
 
 
 def _once(folder: Path, limits: ReadLimits, work: Callable[[int, Stamp], T]) -> T | None:
-    """Check the guards, then do the work on a file without a writer. Return None while there is no file."""
+    """Check the guards, then do the work while no writer is active. Return None if the file does not exist."""
     guard = open_plain(folder, OUTBOUND_DB)
     if guard is None:
         return None
@@ -99,7 +102,7 @@ def _read_copy(guard: int, path: Path, stamp: Stamp, limits: ReadLimits) -> Read
 
 
 def _large(guard: int, path: Path, stamp: Stamp, limits: ReadLimits) -> Reader | None:
-    """Through a file of ours. It has no name any more when this returns, so that nothing stays behind."""
+    """Copy to a temporary file and open that. The file is unlinked before this returns, so that nothing is left behind."""
     try:
         made = tempfile.mkdtemp(prefix="clawbus-")
     except OSError as error:

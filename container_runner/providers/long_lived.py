@@ -1,7 +1,7 @@
-"""Runs a program that works on many turns: JSON lines in and out, one process for as long as the container lives.
+"""Runs one program for many turns: JSON lines in and out, one process for as long as the container lives.
 
-The program prints a line `ready` once, reads a line `turn` for each turn, and ends each with a line `end`. It is started
-with the first turn, and again with the next one after it has ended. A turn in which it ends has failed.
+The program prints the line `ready` once. It then reads a line `turn` for each turn and prints a line `end` when it is done.
+The first turn starts it; if it exits, the next turn starts it again. A turn during which it exits has failed.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from container_runner.shared.errors import (
 )
 from container_runner.shared.running_time import cancel_after_running
 
-_CANCEL_WAIT_S: Final = 5.0  # from the line `cancel` to the line `end`; then the program is ended
+_CANCEL_WAIT_S: Final = 5.0  # how long it may take from `cancel` to `end` before it is killed
 _CLOSE_WAIT_S: Final = 1.0  # from the end of standard input to SIGTERM
 _EXIT_WAIT_S: Final = 1.0  # from the end of standard output to the exit
-_DRAIN_CHUNKS: Final = 64  # of output between two turns that is dropped; a program that writes more is ended
-_LOOP_STEPS: Final = 2  # the event loop looks at the pipe in the first, and reads from it in the second
+_DRAIN_CHUNKS: Final = 64  # dropped between two turns; a program that prints more is ended
+_LOOP_STEPS: Final = 2  # in the first step the event loop polls the pipe, in the second it reads
 _MAX_UNREAD: Final = 64  # lines for the program that it has not read yet
 _MAX_REASON: Final = 1000
 
@@ -99,7 +99,7 @@ class LongLivedProvider:
         self._children.forget(process.pid)
 
     async def _still_there(self, progress: Progress) -> bool:
-        """Return whether the last turn's program lives. Drop what it printed since then: that belongs to no turn."""
+        """Return whether the program of the last turn still runs. Drop what it printed since: it belongs to no turn."""
         process = self._process
         if process is None:
             return False
@@ -116,7 +116,7 @@ class LongLivedProvider:
 
 
 class _Conversation:
-    """One turn with the program. `over` once the program has ended the turn itself, so that it can be given another."""
+    """One turn with the program. `over`: the program has ended the turn itself, so it can get another one."""
 
     def __init__(self, process: Process, max_bytes: int, progress: Progress) -> None:
         self._process = process
@@ -174,7 +174,7 @@ class _Conversation:
             )
 
     async def _read(self, turn: Mapping[str, object]) -> None:
-        """Read up to the line `end`. What is wrong with the lines is kept as the failure."""
+        """Read up to the line `end`. Keep the first invalid line as the failure."""
         try:
             stream = opened(self._process.stdout)
             while not self.over:
@@ -211,7 +211,7 @@ class _Conversation:
         return True
 
     async def _write(self) -> None:
-        """Write the lines for the program, in their order. One that does not read, or has ended, is noticed elsewhere."""
+        """Write the queued lines to the program. The reader and the timeout notice a program that has exited or does not read."""
         stream = opened(self._process.stdin)
         with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             async for line in self._unread:
@@ -237,7 +237,7 @@ class _Conversation:
 
 
 async def _drained(process: Process) -> bool:
-    """Drop what the program has printed by now. Return False when it has ended, or prints without end."""
+    """Drop what the program has printed by now. Return False when it has exited, or does not stop printing."""
     stream = opened(process.stdout)
     for _ in range(_DRAIN_CHUNKS):
         for _ in range(_LOOP_STEPS):

@@ -1,7 +1,7 @@
-"""The daemon as a client sees it: HTTP over the control socket, blocking, for the command line.
+"""The command line's client of the daemon: blocking HTTP over the control socket.
 
-Nothing here retries a send by itself. An unanswered call raises DaemonDownError and never gives an empty result. The standard
-library's client is used because a command's start-up counts: importing httpx takes longer than most calls.
+It never retries a send. A call without an answer raises DaemonDownError; it never returns an empty result. It uses the
+standard library's client because importing httpx takes longer than most calls.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from daemon.store.mailbox import MailboxEntry
 
 _ANSWER_S: Final = 30.0
 _CONNECT_S: Final = 5.0
-_KEEP_S: Final = 10.0  # well within what the daemon keeps an idle connection for
-_POLL_S: Final = 50.0  # one long-poll of ours; the daemon's own cap is a little higher
+_KEEP_S: Final = 10.0  # shorter than the daemon keeps an idle connection
+_POLL_S: Final = 50.0  # of one long poll; the daemon's own limit is a little higher
 _MAX_PATH_BYTES: Final = 107
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    """HTTP on a unix socket. Raises DaemonDownError or DaemonSilentError when the call is not taken."""
+    """HTTP on a unix socket. Raises DaemonDownError or DaemonSilentError when it cannot connect."""
 
     def __init__(self, path: Path, timeout_s: float) -> None:
         super().__init__("clawbus", timeout=timeout_s)
@@ -45,7 +45,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self._timeout_s = timeout_s
 
     def connect(self) -> None:
-        """Connect; the answer may take `timeout_s`, being taken at all may not."""
+        """Connect within _CONNECT_S. `timeout_s` is for the answer only."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(_CONNECT_S)
@@ -57,14 +57,14 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = sock
 
     def reuse(self, timeout_s: float) -> bool:
-        """Whether another request can go over it, which may then take `timeout_s`."""
+        """Return whether the connection can carry another request. Set that request's timeout."""
         sock = self.sock
         if not isinstance(sock, socket.socket):
             return False
         with contextlib.suppress(OSError):
             sock.setblocking(False)
             try:
-                sock.recv(1, socket.MSG_PEEK)  # an end, or an answer without a question
+                sock.recv(1, socket.MSG_PEEK)  # the end of the stream, or bytes that nobody asked for
             except BlockingIOError:
                 sock.settimeout(timeout_s)
                 return True
@@ -81,10 +81,10 @@ def _not_taken(error: OSError, path: Path) -> DaemonDownError | DaemonSilentErro
 
 
 class ControlClient:
-    """Calls to one daemon, one at a time, on a connection that is kept for a moment. Use as a context manager.
+    """Calls one daemon, one call at a time, and keeps the connection open for some seconds. Use as a context manager.
 
-    Every method raises DaemonDownError, DaemonSilentError or RemoteError. `answer_s`: how many seconds an answer may take
-    beyond what the request itself waits for.
+    Every method raises DaemonDownError, DaemonSilentError or RemoteError. `answer_s`: how many seconds an answer may take,
+    in addition to the time that the request asks the daemon to wait.
     """
 
     def __init__(self, path: Path, *, answer_s: float = _ANSWER_S) -> None:
@@ -93,7 +93,7 @@ class ControlClient:
         self._path = path
         self._answer_s = answer_s
         self._current: _UnixConnection | None = None
-        self._kept: tuple[_UnixConnection, float] | None = None  # and since when, monotonic
+        self._kept: tuple[_UnixConnection, float] | None = None  # the connection, and its last use (monotonic seconds)
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -108,27 +108,27 @@ class ControlClient:
         self._drop_kept()
 
     def close(self) -> None:
-        """End a call that another thread may be waiting in; it raises DaemonDownError there, as do later ones."""
+        """Make a call in another thread, and all later calls, raise DaemonDownError."""
         self._closed = True
         self._drop_kept()
         current = self._current
         sock = current.sock if current is not None else None
         if isinstance(sock, socket.socket):
-            with contextlib.suppress(OSError):  # it has ended by itself
+            with contextlib.suppress(OSError):  # the peer may have closed it already
                 sock.shutdown(socket.SHUT_RDWR)
 
     def event(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Have an event of a place of the local channel routed: {messages, refused}."""
+        """Route an event of a place of the local channel. Return {messages, refused}."""
         return self._call("POST", "/v1/events", body=event)
 
     def accept(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """POST /v1/messages; returns {message_id, agent, session, seq, duplicate}."""
+        """Send a message. Return {message_id, agent, session, seq, duplicate}."""
         return self._call("POST", "/v1/messages", body=message)
 
     def wait_reply(
         self, agent: str, session: str, message_id: str, wait_s: float, after: int | None = None
     ) -> MailboxEntry | None:
-        """One long-poll (at most 50 s) for the answer to a message; with `after` (a cursor), also for what comes before it."""
+        """Long-poll once (at most 50 s) for the answer to a message; with the cursor `after`, also for what precedes the answer."""
         wait = min(wait_s, _POLL_S)
         query = {"agent": agent, "session": session, "message_id": message_id, "wait_s": f"{wait:.3f}"}
         query |= {"after": str(after)} if after is not None else {}
@@ -136,7 +136,7 @@ class ControlClient:
         return _entry(entry) if entry is not None else None
 
     def read_mailbox(self, name: str, after: int, limit: int, wait_s: float = 0.0) -> list[MailboxEntry]:
-        """Entries above a cursor, oldest first; one long-poll (at most 50 s) when there is none."""
+        """Return the entries above a cursor, oldest first. Long-poll once (at most 50 s) when there is none."""
         wait = min(wait_s, _POLL_S)
         query = {"after": str(after), "limit": str(limit), "wait_s": f"{wait:.3f}"}
         return [
@@ -145,11 +145,11 @@ class ControlClient:
         ]
 
     def status(self) -> dict[str, Any]:
-        """Return the report and its live part."""
+        """Return the status report with its live part."""
         return self._call("GET", "/v1/status")
 
     def live(self) -> dict[str, Any]:
-        """Return what only the live process knows; it answers from memory, even when no file can be read."""
+        """Return what only the daemon's process knows. It answers from memory, even when no file can be read."""
         return self._call("GET", "/v1/live")
 
     def watch(self, query: Mapping[str, str]) -> Generator[dict[str, Any]]:
@@ -177,11 +177,11 @@ class ControlClient:
         raise LostAnswerError("the daemon ended.")
 
     def sessions(self) -> list[dict[str, Any]]:
-        """Every session."""
+        """Return a summary of every session."""
         return cast("list[dict[str, Any]]", self._call("GET", "/v1/sessions")["sessions"])
 
     def session(self, agent: str, session: str) -> dict[str, Any]:
-        """One session's report."""
+        """Return one session's report."""
         return self._call("GET", f"/v1/sessions/{_part(agent)}/{_part(session)}")
 
     def reload(self) -> dict[str, Any]:
@@ -220,7 +220,7 @@ class ControlClient:
         return self._call("GET", "/v1/dead", query=query)
 
     def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
-        """All that is known of one."""
+        """Return everything known about one dead letter."""
         return self._call("GET", "/v1/dead/show", query={"agent": agent, "session": session, "id": letter_id})
 
     def _call(
@@ -239,9 +239,9 @@ class ControlClient:
         try:
             if connection.sock is None:
                 connection.connect()
-            if self._closed:  # looked at after the socket is there: `close` either finds the socket or is seen here
+            if self._closed:  # checked after connecting, so that `close` either finds the socket or is noticed here
                 raise DaemonDownError("the call was ended.")
-            # A refusal may come before the whole body is sent, and the connection be closed: it is still to be read.
+            # The daemon may refuse before it has read the whole body, and close. Its answer can still be read.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, target, content, {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -296,5 +296,5 @@ def _entry(values: Mapping[str, Any]) -> MailboxEntry:
 
 
 def _part(name: str) -> str:
-    """One path component; whatever the name holds, it cannot become another route."""
+    """Return the name as one path component: whatever it contains, it cannot select another route."""
     return quote(name, safe="")

@@ -1,7 +1,7 @@
-"""The control socket: bound so that only its owner can ever speak to it, served, and removed at the end.
+"""The control socket: bound so that only its owner can connect, served, and removed at the end.
 
-Access is the file's mode and nothing else, so the socket must never exist with a wider one, not for a moment. A socket
-that another daemon answers on is never touched.
+The file's mode is the only access control, so the socket must not have a wider mode even for a moment. A socket on which
+another daemon answers is never touched.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ async def run(
 ) -> None:
     """Serve `app` on a unix socket at `path` until cancelled. Raises SocketPathError or SocketInUseError.
 
-    Somebody who tidies up must not leave a daemon that works and cannot be spoken to: the path is looked at every
-    `look_s` seconds, and bound again when the socket there is gone or is another one that does not answer.
+    Every `look_s` seconds, check the path, and bind it again if the socket is gone or has been replaced by one that does not
+    answer. Otherwise a deleted socket would leave a daemon that works but cannot be reached.
     """
     sock = bind(path)
     ours = path.lstat()
@@ -66,7 +66,7 @@ async def run(
                     trouble = str(error)
                     continue
                 trouble, ours = None, path.lstat()
-                # The server before goes on with its calls; its socket cannot be reached for new ones.
+                # The old server finishes its calls; new clients can no longer reach its socket.
                 await servers.start(_serve, app, sock)
                 structlog.get_logger("control").warning("control_socket_rebound", socket=str(path))
     finally:
@@ -79,9 +79,9 @@ async def _serve(app: ASGIApp, sock: socket.socket, *, task_status: TaskStatus[N
 
 
 def control_limits() -> ConnectionLimits:
-    """Return what clients may hold: at most a quarter of this process's descriptors, none of them idle for ever.
+    """Return the limits for clients: at most a quarter of this process's descriptors, and a time limit on idle connections.
 
-    They are the owner's own programs, but one that leaks its connections would leave none to open a session's files with.
+    The clients are the owner's programs, but one that leaks connections would leave no descriptors for session files.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(_LEAST_CLIENTS, min(_MOST_CLIENTS, soft // 4 if soft != resource.RLIM_INFINITY else _MOST_CLIENTS))
@@ -89,7 +89,7 @@ def control_limits() -> ConnectionLimits:
 
 
 def _of_the_owner(app: ASGIApp) -> ASGIApp:
-    """Whoever could open the socket is its owner: a request that is being answered is never dropped for another one."""
+    """Mark all requests as trusted, so that none under way is dropped for another: only the owner can open the socket."""
 
     async def trusted(scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})[TRUSTED] = True
@@ -99,7 +99,7 @@ def _of_the_owner(app: ASGIApp) -> ASGIApp:
 
 
 class _FullLog:
-    """Says once a minute that clients are turned away or ended, whatever their number."""
+    """Logs at most once a minute that clients were turned away or disconnected."""
 
     def __init__(self) -> None:
         self._at = -math.inf
@@ -127,7 +127,7 @@ def check_path(path: Path) -> None:
 
 
 def check_unanswered(path: Path) -> None:
-    """Raise SocketInUseError when a daemon answers on `path`, before this one touches anything that is that daemon's."""
+    """Raise SocketInUseError if a daemon answers on `path`. Call this before touching that daemon's files."""
     if path.is_socket() and _answers(path):
         raise SocketInUseError(f"a daemon already answers on {path}.")
 
@@ -138,11 +138,11 @@ def bind(path: Path) -> socket.socket:
     _clear_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        # Linux gives the file the socket's own mode (less the umask, which is the whole process's and left alone).
+        # Linux gives the file the socket's mode minus the umask. The umask belongs to the whole process, so leave it alone.
         os.fchmod(sock.fileno(), MODE)
         sock.bind(str(path))
         _check_private(path)
-        path.chmod(MODE)  # a umask may have taken bits of the owner's
+        path.chmod(MODE)  # the umask may have removed bits of the owner
         sock.setblocking(False)
     except OSError as error:
         sock.close()
@@ -176,7 +176,7 @@ def _clear_stale(path: Path) -> None:
 
 
 def _answers(path: Path) -> bool:
-    """Return whether a process listens. Only a clear refusal means none: in doubt the socket is in use."""
+    """Return whether a process listens on the socket. Only a refused connection proves that none does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.settimeout(_PROBE_S)
         try:
@@ -189,7 +189,7 @@ def _answers(path: Path) -> bool:
 
 
 def _remove(path: Path, ours: os.stat_result) -> None:
-    """Remove the socket file if it still is the one that was looked at."""
+    """Remove the socket file, unless it is no longer the one described by `ours`."""
     try:
         found = path.lstat()
         if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):

@@ -1,4 +1,4 @@
-"""`clawbus doctor`: names what is wrong, shows why, and the command that repairs it. Changes nothing."""
+"""`clawbus doctor`: lists problems with their evidence and the command that repairs each. Changes nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from daemon.inspect.doctor import Examination
 
 _NEXT: Final = 5
-_NAMED: Final = 5  # sessions of one consequence
+_NAMED: Final = 5  # sessions named for one consequence
 
 
 def register(app: typer.Typer) -> None:
@@ -78,7 +78,7 @@ def _as_result(finding: Finding) -> dict[str, Any]:
 
 
 def here(invocation: Invocation, one: Diagnosis) -> Diagnosis:
-    """Return the finding with commands that can be copied as they stand."""
+    """Return the finding with commands that can be copied and run."""
     choices = tuple(replace(choice, command=invocation.here(choice.command)) for choice in one.choices)
     return replace(one, command=invocation.here(one.command), choices=choices)
 
@@ -94,7 +94,7 @@ def _steps(findings: Sequence[Finding]) -> tuple[NextAction, ...]:
     told: dict[str, NextAction] = {}
     for one in (finding.head for finding in findings):
         if not one.command.startswith("clawbus "):
-            continue  # `fix` and the diagnosis itself have the others
+            continue  # a system command is shown in the finding only
         told.setdefault(one.command, NextAction(one.command, f"{one.code} {_subject(one)}".strip()))
     return tuple(told.values())[:_NEXT]
 
@@ -138,7 +138,7 @@ def _show(console: Console, found: Examination, findings: Sequence[Finding]) -> 
 
 
 def _consequences(finding: Finding) -> str:
-    """Return the codes that the finding ends, each with its sessions and messages."""
+    """Return the codes of findings that go away with this one, each with its sessions."""
     by_code: dict[str, list[str]] = {}
     for one in finding.consequences:
         by_code.setdefault(one.code, []).append(_subject(one) or "the host")

@@ -1,7 +1,7 @@
-"""Rows under a title, in the width that there is: a table while its words fit, else a record for each row.
+"""Renders rows under a title in the terminal's width: as a table if all words fit, else as one record per row.
 
-An id that is broken over lines cannot be copied, and prose in a column of eight letters cannot be read. So a table never
-breaks a word; where that would need more room, each row becomes lines of name and value.
+An id broken over two lines cannot be copied, and prose in a narrow column cannot be read. So a table never breaks a word;
+if the words do not fit, each row becomes lines of name and value.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from rich.text import Text
 from daemon.cli.colours import state_style
 from daemon.core.printable import one_line
 
-_PROSE: Final = 24  # a column of several words gets at least this many cells, or all that it needs
+_PROSE: Final = 24  # the least width of a column with prose, in cells, unless it needs less
 _INDENT: Final = 4
 _EMPTY: Final = frozenset({"", "-"})
 
 
 class Listing:
-    """A renderable for rich. Every title, name and cell is one line of text, whatever is in it."""
+    """A renderable for rich. It prints every title, name and cell as one line of text, whatever it contains."""
 
     def __init__(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         self._title = one_line(title)
@@ -61,7 +61,7 @@ class Listing:
 def column_widths(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
     """Return the columns' widths in a table of at most `width` cells, or None if a word would have to be broken.
 
-    What is left over goes to the columns that need more, the smallest need first.
+    Spare width goes to the columns that need more, those with the smallest need first.
     """
     cells = list(zip(columns, *rows, strict=True))
     wanted = [max(map(cell_len, column)) for column in cells]
@@ -86,9 +86,9 @@ def longest_word(texts: Sequence[str]) -> int:
 
 
 def named_lines(name: str, value: str, width: int, *, fold: bool = True) -> Iterator[Text]:
-    """Yield `name` and `value` in lines of at most `width` cells. A word that does not fit beside the name begins a line.
+    """Yield `name` and `value` in lines of at most `width` cells. Start a new line for a word that does not fit after the name.
 
-    `fold`: break a word that is wider than a line; else it stays whole, so that a path can be copied.
+    `fold`: break words that are wider than a line. Otherwise leave them whole, so that a path can be copied.
     """
     indent = cell_len(name)
     if longest_word([value]) > width - indent and indent > _INDENT:
@@ -100,7 +100,7 @@ def named_lines(name: str, value: str, width: int, *, fold: bool = True) -> Iter
 
 
 def _wrapped(text: str, width: int, *, fold: bool) -> Iterator[str]:
-    """Yield the text in lines of at most `width` cells, apart from words that are wider and may not be folded."""
+    """Yield the text in lines of at most `width` cells. Without `fold`, a wider word gets a longer line."""
     line: str | None = None
     for word in text.split(" "):
         pieces = chop_cells(word, width) if fold and cell_len(word) > width else [word]

@@ -1,4 +1,4 @@
-"""`clawbus run list`: what agents worked on, newest first, each with the truth about it."""
+"""`clawbus run list`: what agents worked on, newest first, each with its actual status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be wrong with the host: the daemon, the registry, the disk, the runtime, the clock. Pure; it repairs nothing."""
+"""Rules that find problems of the host: the daemon, the registry, the disk, the runtime, the clock. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _daemon_down(host: HostFacts) -> Diagnosis | None:
     if host.daemon is not DaemonState.DOWN:
         return None
     evidence = (host.daemon_detail or "No process holds the data folder's lock, and none answers on the socket.",)
-    # It does not start over a file that it cannot read; the command of that one starts it as well.
+    # A daemon does not start with a file that it cannot read. The repair command for that file also starts the daemon.
     unreadable = "DATA_UNREADABLE" if any(not text.startswith(TOO_NEW) for text in host.file_errors) else None
     cause = "REGISTRY_UNREADABLE" if host.registry_error is not None else unreadable
     return Diagnosis("DAEMON_DOWN", "No daemon runs on this data folder.", evidence, host.start, cause=cause)
@@ -85,14 +85,14 @@ def _file_unreadable(host: HostFacts) -> Diagnosis | None:
     summary = "mailbox.db cannot be read, and no daemon starts over it."
     path = f"{host.data_dir}/mailbox.db"
     if not any(text.startswith(_BROKEN) for text in errors):
-        # A lock or a disk that fails: the file may be whole.
+        # A lock or a failing disk: the file itself may be intact.
         return _passing(host, "DATA_UNREADABLE", summary, errors, "mailbox.db")
     evidence = (*errors, "Answers in it that no client has fetched stay in the file that is moved away.")
     return Diagnosis("DATA_UNREADABLE", summary, evidence, f"mv {path} {path}.broken{_then_start(host)}")
 
 
 def _passing(host: HostFacts, code: str, summary: str, errors: tuple[str, ...], file: str | None = None) -> Diagnosis:
-    """Name a file that may be whole and cannot be used now: who locks it, or else what else is in its way."""
+    """Report an intact file that cannot be used now: name the process that locks it, or the shortage that prevents it."""
     held = unlocking(host.lock_holders, file)
     if held is not None:
         return Diagnosis(code, summary, (*errors, *held.evidence), held.command, choices=(restart_choice(host),))
@@ -101,7 +101,7 @@ def _passing(host: HostFacts, code: str, summary: str, errors: tuple[str, ...], 
 
 
 def _locked(host: HostFacts) -> Diagnosis | None:
-    """Name a lock that others hold while every read succeeds: the daemon's writes are refused meanwhile."""
+    """Report another process's lock on a file of ours: reads succeed, but the daemon cannot write."""
     held = unlocking(host.lock_holders)
     if held is None or host.daemon is not DaemonState.UP:
         return None
@@ -114,7 +114,7 @@ def _then_start(host: HostFacts) -> str:
 
 
 def _other_trouble(host: HostFacts) -> Diagnosis | None:
-    """Whatever else the daemon says does not work is a finding, too."""
+    """Report every other part that the daemon calls degraded."""
     found = [
         one for one in host.degraded if one.what not in _KNOWN_TROUBLES and not one.what.startswith("channel ")
     ]  # fmt: skip
@@ -133,18 +133,18 @@ def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
         return None
     path = f"{host.data_dir}/central.db"
     if not host.registry_error.startswith(_BROKEN):
-        # A lock, a disk that fails, no descriptor left: the file may be whole, and nothing is to be moved away.
+        # A lock, a failing disk or no free descriptor: the file may be intact, so do not move it away.
         summary = "central.db cannot be read now; the daemon keeps trying."
         return _passing(host, "REGISTRY_UNREADABLE", summary, (host.registry_error,), "central.db")
-    # The sessions' own files are the truth; the registry is remade from them.
+    # The daemon rebuilds the registry from the session files, which are authoritative.
     command = f"mv {path} {path}.broken" + (f" && {host.start}" if host.daemon is DaemonState.DOWN else "")
     return Diagnosis("REGISTRY_UNREADABLE", "central.db cannot be read.", (host.registry_error,), command)
 
 
 def runtime_away(host: HostFacts) -> Diagnosis | None:
-    """Name a container runtime that does not answer."""
+    """Report a container runtime that does not answer."""
     degraded = host.trouble("runtime")
-    # Otherwise it was not asked, or is not the one to ask: see _runtime_changed and _copied.
+    # In these cases another runtime is the problem: see _runtime_changed, _engine_changed and _copied.
     elsewhere = host.other_runtime is not None or host.other_engine or host.copied_from is not None
     asked = host.runtime_error if not elsewhere else None
     why = asked or (degraded.why if degraded is not None else None)
@@ -192,15 +192,15 @@ def _runtime_changed(host: HostFacts) -> Diagnosis | None:
 
 
 def image_unusable(host: HostFacts) -> Diagnosis | None:
-    """Name an agents' image that cannot be used."""
+    """Report an agents' image that cannot be used."""
     degraded = host.trouble("image")
     if host.images_checked:
-        degraded = None  # the daemon's word is older than this look
+        degraded = None  # the images were checked just now; the daemon's report is older
     why = host.image_error or (degraded.why if degraded is not None else None)
     if why is None:
         return None
     evidence = [why, "Is the name a slip? Correct that key in clawbus.toml, and reload the daemon."]
-    if "is foreign" in why:  # as `usable_image` says it
+    if "is foreign" in why:  # from the message of `usable_image`
         evidence.append(
             "A build takes the name away from the image that has it now; to keep that one, correct the key."
         )
@@ -209,7 +209,7 @@ def image_unusable(host: HostFacts) -> Diagnosis | None:
 
 
 def disk_full(host: HostFacts) -> Diagnosis | None:
-    """Name a disk without room, or one to which writing fails for another reason."""
+    """Report a full disk, or one to which writing fails for another reason."""
     storage, disk = host.trouble("storage"), host.trouble("disk")
     if storage is not None and storage.code == _EXHAUSTED:
         storage = None
@@ -243,7 +243,7 @@ def disk_full(host: HostFacts) -> Diagnosis | None:
 
 
 def host_trouble(host: HostFacts) -> Diagnosis | None:
-    """Name a shortage of the host that is not the disk's, and what ends it."""
+    """Report that the host has run out of open files, memory or processes, and how to end that."""
     storage, used_up = host.trouble("storage"), host.used_up
     if used_up is not None:
         evidence = (
@@ -327,7 +327,7 @@ def _secret_unusable(host: HostFacts) -> Diagnosis | None:
     if not host.secret_errors:
         return None
     evidence = (*(why for _, why in host.secret_errors), "Requests of agents that need it are answered with 503.")
-    # Reads the secret from the terminal or a pipe, so that it is in no history.
+    # Read the secret from the terminal or a pipe, so that it does not get into the shell's history.
     command = f"(umask 077 && cat > {shlex.quote(host.secret_errors[0][0])})"
     return Diagnosis("EGRESS_SECRET", "A route's secret cannot be read.", evidence, command)
 

@@ -1,7 +1,7 @@
-"""What the sweep does to one session: pure. No I/O, no clock, no log; `engine/sweep_steps.py` executes the named actions.
+"""Decides what the sweep does to one session. Pure; `engine/sweep_steps.py` executes the actions.
 
-The order is the contract: settle acks, wake, judge what runs, reset orphans, re-arm. Wake comes before the reset
-because a reset pushes process_after into the future and would starve the wake (NanoClaw commit 209061f54).
+The order is part of the contract: settle acks, wake, judge what runs, reset orphans, re-arm. Wake comes before the reset
+because a reset moves process_after into the future, and the wake would never come (NanoClaw commit 209061f54).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ CLAIM_OVERDUE: Final = "claim_overdue"
 UNCLAIMED: Final = "unclaimed"
 IDLE: Final = "idle"
 
-# Host and container share one kernel's clock; only the granularity of a file's time differs.
+# Host and container share the kernel's clock; only the resolution of file times differs.
 FUTURE_ALLOWED: Final = 2_000
 
-# Configured for many tries, doubling would leave the calendar after 35 of them.
+# With many tries configured, doubling would exceed the calendar after 35 of them.
 LONGEST_BACKOFF: Final = 24 * 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The sweep's figures in milliseconds, and the number of tries. `claim_max` and `turn` are the agent's.
+    """The sweep's limits in milliseconds, and the number of tries. `claim_max` and `turn` depend on the agent.
 
-    `claim_max` is the longest a claim may last, whatever its container shows. `turn` is how long one may last without
+    `claim_max` is the longest a claim may last, whatever progress its container reports. `turn` is how long one may last without
     provable progress (an answer, an ack, another declared tool) when another session waits for the slot; `contended`
-    says that one does. `unclaimed` is how long a container may leave due messages untouched.
+    means that one does. `unclaimed` is how long a container may leave due messages untouched.
     """
 
     ceiling: int = 30 * 60_000
@@ -50,11 +50,11 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """The incarnation that runs. Its times are as read: they may be older than the spawn.
+    """The running incarnation. Its times are as read: they may be older than the spawn.
 
-    `heartbeat_at` and `tool` are the container's own word. `last_activity` (a message accepted, claimed, answered),
-    `moved_at` (the last provable progress) and `held_at` (when messages were last seen held back) are the host's. `draining`: it has
-    been told to claim nothing more.
+    `heartbeat_at` and `tool` are the container's own claims. The host records `last_activity` (a message accepted, claimed or
+    answered), `moved_at` (the last provable progress) and `held_at` (when messages were last seen held back).
+    `draining`: the host has asked it to claim nothing more.
     """
 
     incarnation: str
@@ -69,12 +69,12 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was seen of one session, at one instant. Times are epoch milliseconds.
+    """The state of one session at one instant. Times are epoch milliseconds.
 
     `occupied`: a spawn, stop or kill is under way, so neither wake nor reset may happen. `charged`: attempts that have
-    ended. `noted`: when the host first saw each message claimed by the container that runs. `evidence_floor`: evidence
-    older than this was dated by a wall clock that has jumped since. `excused`: by message, until when its turn may have
-    been silent because it waited for the answer to a question: now while that is open.
+    ended. `noted`: when the host first saw each message claimed by the running container. `evidence_floor`: evidence
+    older than this was dated by a wall clock that has jumped since. `excused`: for each message, the end of the time in
+    which its turn may be silent because it waits for the answer to a question; `now` while the question is open.
     """
 
     now: int
@@ -102,14 +102,14 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Start a container: `due` messages wait and nothing runs."""
+    """Start a container: `due` messages wait and no container runs."""
 
     due: int
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """End the container by force; `reason` is one of the four above IDLE, the rest explains it."""
+    """End the container because it is stuck. `reason` is one of the constants above except IDLE; the rest is its evidence."""
 
     reason: str
     silent_ms: int
@@ -126,7 +126,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """An orphaned claim costs a try; the message is due again at `process_after`."""
+    """Charge a try for an orphaned claim. The message is due again at `process_after`."""
 
     message_id: str
     incarnation: str
@@ -136,7 +136,7 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """An orphaned claim whose message is scheduled for the future already: nothing is bumped."""
+    """Drop an orphaned claim without charging a try: its message is already scheduled for the future."""
 
     message_id: str
     incarnation: str
@@ -144,7 +144,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The last try is used up: a dead letter."""
+    """Make the message a dead letter: its last try is used up."""
 
     message_id: str
     incarnation: str
@@ -172,7 +172,7 @@ def decide(seen: Observation, policy: Policy) -> list[Action]:
             Wake(due),
         ]  # a fresh container clears orphaned claims itself; judging them now would starve it
     if seen.container is not None and not seen.occupied:
-        # A row for a first poll is not for this container, once that is over: it must not keep it from being stopped.
+        # An on_wake row is for the first poll of the next container, so it must not keep this one from being stopped.
         its_own = [message for message in due_messages if not message.on_wake]
         verdict = (
             judge(seen.container, seen, policy)
@@ -187,7 +187,7 @@ def decide(seen: Observation, policy: Policy) -> list[Action]:
 
 
 def settled(seen: Observation) -> list[Settle]:
-    """Pending messages that the container has finished."""
+    """Return a Settle for each pending message that the container has finished."""
     actions: list[Settle] = []
     for message in seen.pending:
         ack = seen.acks.get(message.id)
@@ -197,15 +197,15 @@ def settled(seen: Observation) -> list[Settle]:
 
 
 def is_due(message: MessageIn, now: int) -> bool:
-    """Whether a pending message, taken by itself, should wake an agent now."""
+    """Return whether a pending message should wake an agent now, ignoring the other messages."""
     waits = message.process_after is not None and message.process_after > now
     return message.trigger and not waits and not is_expired(message, now)
 
 
 def judge(container: Container, seen: Observation, policy: Policy) -> Kill | None:
-    """Judge a container that holds a claim. Evidence older than the container is not about it.
+    """Return a Kill if the container holds a claim and shows no progress. Ignore evidence older than the container.
 
-    Without a claim there is nothing that its silence could hold up.
+    A container without a claim may be silent: it holds nothing up.
     """
     own = [claim for claim in seen.claims if _is_of(claim, container)]
     if not own:
@@ -231,14 +231,14 @@ def judge(container: Container, seen: Observation, policy: Policy) -> Kill | Non
 
 
 def _overdue(container: Container, own: Sequence[Ack], seen: Observation, policy: Policy, declared: int) -> Kill | None:
-    """Limit a claim's time: a heartbeat is no proof of work.
+    """Limit how long a claim may last: a heartbeat does not prove work.
 
-    Without progress while others wait, the limit is shorter.
+    The limit is shorter when there is no progress while other sessions wait for the slot.
     """
     due_since = {message.id: message.process_after or 0 for message in seen.pending}
     for claim in own:
-        # By the host's clock: the container may date its claim again as often as it likes. One that gave a message
-        # back and claimed it again when it was due again has held it only since then.
+        # Use the host's record, because the container can change its claim's date at will. If it gave a message back
+        # and claimed it again later, count only from the time at which the message was due again.
         dated = seen.noted.get(claim.message_id, min(claim.changed_at or seen.now, seen.now))
         since = max(dated, due_since.get(claim.message_id, 0), container.spawned_at, seen.evidence_floor)
         age = seen.now - since
@@ -251,7 +251,7 @@ def _overdue(container: Container, own: Sequence[Ack], seen: Observation, policy
 
 
 def _unclaimed(container: Container, seen: Observation, policy: Policy, due: Sequence[MessageIn]) -> Kill | None:
-    """Judge a container that runs and leaves due messages untouched: it holds its slot for nothing."""
+    """Return a Kill if the container leaves due messages unclaimed for too long: it wastes its slot."""
     if not due or any(_is_of(claim, container) for claim in seen.claims):
         return None
     waits = due_since(seen.pending)
@@ -262,7 +262,7 @@ def _unclaimed(container: Container, seen: Observation, policy: Policy, due: Seq
 
 
 def reset_orphans(seen: Observation, policy: Policy) -> list[Orphaned]:
-    """Decide about claims whose container is gone. Each (message, incarnation) is charged once, ever."""
+    """Decide about claims whose container is gone. Charge each (message, incarnation) only once."""
     pending = {message.id: message for message in seen.pending}
     triggers = Counter(claim.incarnation for claim in seen.claims if (m := pending.get(claim.message_id)) and m.trigger)
     actions: list[Orphaned] = []
@@ -274,7 +274,7 @@ def reset_orphans(seen: Observation, policy: Policy) -> list[Orphaned]:
             actions.append(Release(message.id, claim.incarnation))
             continue
         tries = message.tries + 1
-        # The first death of a turn of several decides about none of them: each is tried alone before it is given up.
+        # If a turn with several triggers dies for the first time, do not give up any of them: try each one alone first.
         in_company = message.tries == 0 and triggers[claim.incarnation] > 1
         if tries >= policy.max_tries and not in_company:
             actions.append(Fail(message.id, claim.incarnation, tries))
@@ -285,9 +285,9 @@ def reset_orphans(seen: Observation, policy: Policy) -> list[Orphaned]:
 
 
 def _heartbeat(container: Container, born: int, now: int) -> int | None:
-    """Its last progress, if that is evidence: neither older than it is, nor from the future.
+    """Return the time of the last heartbeat, or None if it is older than the container or lies in the future.
 
-    A container may date its heartbeat as it likes; neither it nor its successor must live on that for ever.
+    A container can set any date on its heartbeat; a false one must not keep it or its successor alive.
     """
     heartbeat = container.heartbeat_at
     if heartbeat is None or not born <= heartbeat <= now + FUTURE_ALLOWED:
@@ -296,23 +296,23 @@ def _heartbeat(container: Container, born: int, now: int) -> int | None:
 
 
 def _declared(container: Container, policy: Policy) -> int:
-    """How long the tool in flight said it may be silent, within reason."""
+    """Return how long the tool in flight has declared it may be silent, at most `max_declared`."""
     if container.tool is None or container.tool.declared_timeout_ms is None:
         return 0
     return min(container.tool.declared_timeout_ms, policy.max_declared)
 
 
 def _is_of(claim: Ack, container: Container) -> bool:
-    """Whether a claim is this container's: by its stamp, or, from a runner that stamps none, by its time."""
+    """Return whether a claim is this container's: by its incarnation or, if the runner writes none, by its time."""
     dated = claim.incarnation is not None or claim.changed_at is not None
     return dated and claimed_by(claim, container.incarnation, container.spawned_at)
 
 
 def _idle(container: Container, seen: Observation, policy: Policy, due: int) -> Stop | None:
-    """Judge a container without an open message: it is idle whatever its heartbeat says."""
+    """Return a Stop if the container has had no open message for long enough, whatever its heartbeat says."""
     if any(_is_of(claim, container) for claim in seen.claims) or (due and not container.draining):
         return None
     marks = (container.spawned_at, container.last_activity, seen.evidence_floor)
     quiet = seen.now - max(marks)
-    # A container that was asked to claim nothing more would keep due messages from its successor.
+    # A draining container claims nothing more, so due messages wait for its successor.
     return Stop(quiet) if container.draining or quiet >= policy.idle_stop else None

@@ -1,8 +1,8 @@
-"""When a schedule is due: once at an instant, every so often, or by a cron expression. Pure.
+"""Computes when a schedule is due: once, at regular intervals, or by a cron expression. Pure.
 
-Instants are epoch milliseconds. A cron expression is read on the wall clock of the schedule's zone, so "09:00" stays 09:00
-across daylight-saving changes: a time that a change skips comes right after it, one that a change repeats comes once.
-`every` counts elapsed time from its start.
+Instants are epoch milliseconds. A cron expression uses the wall clock of the schedule's zone, so "09:00" stays 09:00
+across daylight-saving changes: a skipped time fires right after the change, a repeated one fires once. `every` counts
+elapsed time from its start.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from cronsim import CronSim, CronSimError
 from daemon.core.errors import ScheduleError
 from daemon.core.zones import zone
 
-# An occurrence that is later than this was missed, not merely delayed: the daemon was down, or the machine asleep.
+# An occurrence later than this counts as missed, not delayed: the daemon was down, or the machine was asleep.
 MISSED_MS: Final = 5 * 60_000
-# `catch_up = "all"` fires so many occurrences in one transaction; the next one follows at once.
+# `catch_up = "all"` fires at most this many occurrences in one transaction; the next batch follows at once.
 BATCH: Final = 50
 MIN_EVERY_MS: Final = 1000
 MAX_EVERY_MS: Final = 366 * 86_400_000
@@ -34,16 +34,16 @@ _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 class CatchUp(StrEnum):
     """What happens to occurrences that were missed."""
 
-    SKIP = "skip"  # none is made up for
-    LATEST = "latest"  # the last of them comes once
-    ALL = "all"  # each of them comes, in order
+    SKIP = "skip"  # drop them
+    LATEST = "latest"  # fire the last one
+    ALL = "all"  # fire each one, in order
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """A schedule's times: exactly one of `at`, `every_ms` and `cron`. `start`: where `every_ms` counts from.
+    """A schedule's times: exactly one of `at`, `every_ms` and `cron`. `every_ms` counts from `start`.
 
-    No occurrence comes after `until`, nor after `count` occurrences have been sent.
+    Nothing fires after `until`, or after `count` occurrences.
     """
 
     at: int | None = None
@@ -74,7 +74,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Firing:
-    """What a schedule does now: the instants to fire, whether others were missed, and its next instant (None: it is over)."""
+    """What a schedule does now: the instants to fire, whether others were missed, and the next instant (None if it has ended)."""
 
     due: tuple[int, ...]
     missed: bool
@@ -91,7 +91,7 @@ def check_key(key: str) -> str:
 
 
 def check(times: Times, now: int) -> None:
-    """Raise ScheduleError for times that contradict each other, or that never come."""
+    """Raise ScheduleError for times that contradict each other, or that can never fire."""
     check_form(times)
     if next_after(times, now) is None:
         raise ScheduleError(
@@ -162,7 +162,7 @@ def last_until(times: Times, instant: int) -> int | None:
 
 
 def fire(times: Times, next_at: int, now: int, sent: int) -> Firing:
-    """Decide what a schedule whose next occurrence is `next_at` does now, after `sent` occurrences. Nothing before its time."""
+    """Return what a schedule whose next occurrence is `next_at` does now, after `sent` occurrences: nothing before `next_at`."""
     if next_at > now:
         return Firing((), missed=False, next_at=next_at)
     left = None if times.count is None else max(0, times.count - sent)
@@ -204,7 +204,7 @@ def _cron(expression: str, instant: int, timezone: str, *, reverse: bool) -> int
 def local_instant(text: str, timezone: str) -> int:
     """Return the instant of ISO 8601 text; without an offset it is a wall-clock time of the zone. Raise ScheduleError.
 
-    Of a wall-clock time that comes twice, the first; one that is skipped is as long after the change as it is after the gap.
+    For a wall-clock time that occurs twice, return the first. For one that is skipped, keep the offset from before the gap.
     """
     where = _zone(timezone)
     try:

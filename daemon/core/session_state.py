@@ -1,4 +1,4 @@
-"""The words for a session's state, as every report and list has them. Pure."""
+"""The states of a session, as every report and list shows them. Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A reply that names the question that it answers: found in a message's content, recorded as the question's outcome.
+"""Finds a reply to a question in a message's content and records it as the question's outcome.
 
-`{"answer_to": ID, "text": ...}`, in the content itself or in the JSON body of a webhook. Synchronous; the caller holds the
+A reply is `{"answer_to": ID, "text": ...}`, in the content itself or in the JSON body of a webhook. Synchronous; the caller holds the
 session's lock.
 """
 
@@ -21,14 +21,14 @@ _ID: Final = re.compile(r"q-[a-z2-7]{16}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What somebody answered. `text` None: there will be no answer."""
+    """An answer to a question. `text` is None when the person declined to answer."""
 
     question_id: str
     text: str | None
 
 
 def reply_in(content: object) -> Reply | None:
-    """Return the reply that a message is, or None. Raise AnswerRefusedError for one without an answer."""
+    """Return the reply in this content, or None if it is not one. Raise AnswerRefusedError for a reply without an answer."""
     for value in (content, _body(content)):
         fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
         named = fields.get("answer_to")
@@ -53,9 +53,9 @@ def _body(content: object) -> object:
 def record_reply(
     files: SessionFiles, reply: Reply, message_id: str, place: Address | None, now: int
 ) -> tuple[Asked, bool]:
-    """Decide the question in one transaction. Return it as it is now, and whether this reply decided it.
+    """Record the reply in one transaction. Return the question as it is then, and whether this reply decided it.
 
-    Raise UnknownQuestionError, QuestionClosedError or AnswerRefusedError; nothing has changed then.
+    Raise UnknownQuestionError, QuestionClosedError or AnswerRefusedError without changing anything.
     """
     by = f"{place.channel_type}:{place.platform_id}" if place is not None else "unknown"
     with files.inbound() as db, db.transaction():
@@ -68,7 +68,7 @@ def record_reply(
 
 
 def answer_by_operator(files: SessionFiles, question_id: str, said: str | None, by: str, now: int) -> dict[str, object]:
-    """Decide the question: {id, outcome, choice, text, message_id, notify}. Raise what `record_reply` raises."""
+    """Record an operator's answer. Return {id, outcome, choice, text, message_id, notify}. Raise what `record_reply` raises."""
     with files.inbound() as db, db.transaction():
         asked = questions.answer(db, question_id, said, by, now)
     files.ring()

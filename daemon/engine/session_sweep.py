@@ -90,9 +90,9 @@ class SessionSweep:
         self._log = structlog.get_logger("sweep")
 
     async def make_scheduled(self) -> None:
-        """Make the sessions of the configuration's schedules, and give them work, so that their sweep takes the schedules over.
+        """Create the sessions of the configured schedules and mark them active, so that their sweep registers the schedules.
 
-        What cannot be made now is tried again by the next call.
+        The next call retries those that could not be created.
         """
         for key in sorted(self._unmade):
             try:
@@ -188,7 +188,7 @@ class SessionSweep:
                 self._supervisor.begin_end(session.key, "idle", graceful=True, incarnation=incarnation)
         if swept.next_at is not None and swept.next_at > now:
             self._schedule.at(session.key, swept.next_at)
-        # Each is due whatever else the session has to do, which `next_at` alone would hide.
+        # `next_at` may be earlier than these and would hide them.
         for instant in (swept.expires_at, swept.schedule_at):
             if instant is not None and instant > now:
                 self._schedule.at(session.key, instant)

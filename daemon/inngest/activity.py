@@ -1,6 +1,6 @@
-"""Reads what a run did last: the newest row, the sleeps and waits that still hold, the errors. Changes nothing.
+"""Reads what runs did last: the newest row, sleeps and waits that have not ended, errors. Read-only.
 
-A sleep is `history.sleep.until`, a wait `history.wait_for_event.timeout`; newer servers have them as span attributes.
+A sleep is `history.sleep.until`, a wait `history.wait_for_event.timeout`; newer servers store both as span attributes.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from daemon.inngest.retries import retries_due
 from daemon.inngest.rows import Activity
 from daemon.inngest.values import instant
 
-_TEXT: Final = 4000  # characters of a result in which an error is looked for
+_TEXT: Final = 4000  # characters of a result to search for an error
 _STEPS: Final = frozenset({"StepStarted", "StepCompleted", "StepErrored", "StepFailed"})
 _RESUMED: Final = frozenset({"StepCompleted", "StepFailed", "StepErrored"})
 _ERRORS: Final = frozenset({"FunctionFailed", "FunctionCancelled", "StepErrored", "StepFailed"})
-_FAILURE: Final = 64 * 1024  # characters of a failed step's result, whose headers say when it is tried again
+_FAILURE: Final = 64 * 1024  # characters of a failed step's result, whose headers contain the time of the retry
 _EXECUTION_SPANS: Final = frozenset({"executor.execution", "executor.step"})
 
 
 def read_activity(asked: Asked, shape: Shape) -> dict[str, Activity]:
-    """By run; a run without any row has none."""
+    """Return the activity by run id. A run without any row is missing."""
     history = asked.grouped(
         f"SELECT run_id, type, created_at, {_column(shape, 'history', 'step_id')}, {_column(shape, 'history', 'sleep')},"
         f" {_column(shape, 'history', 'wait_for_event')}, {_column(shape, 'history', 'invoke_function')},"
@@ -61,7 +61,7 @@ def _activity(history: Sequence[Row], spans: Sequence[Row], traces: Sequence[int
 
 
 def _heard(span: Row) -> Iterable[int]:
-    """When a span was heard of. One that begins after it ends was written ahead of time, for the end of a sleep."""
+    """Yield the times at which a span was active. Skip a start after the end: it was written in advance, for a sleep's end."""
     start, end = instant(span["start_time"]), instant(span["end_time"])
     if start is not None and (end is None or start <= end):
         yield start
@@ -70,7 +70,7 @@ def _heard(span: Row) -> Iterable[int]:
 
 
 def _history_waits(history: Sequence[Row]) -> Iterable[int]:
-    """Until when sleeps and waits hold that no later row of the same step has ended."""
+    """Yield the end of each sleep and wait that no later row of the same step has ended."""
     resumed = {row["step_id"] for row in history if row["type"] in _RESUMED and row["step_id"]}
     for row in history:
         if row["step_id"] in resumed:
@@ -82,7 +82,7 @@ def _history_waits(history: Sequence[Row]) -> Iterable[int]:
 
 
 def _span_waits(spans: Sequence[Row]) -> Iterable[int]:
-    """As `_history_waits`, of a server that keeps them as attributes. A group that has ended waits no more."""
+    """Yield the same as `_history_waits` from span attributes. Skip groups of spans that have ended."""
     groups: dict[object, list[Mapping[str, Any]]] = defaultdict(list)
     ended: set[object] = set()
     for row in spans:
@@ -114,7 +114,7 @@ def _read_spans(asked: Asked, shape: Shape) -> dict[str, list[Row]]:
 
 
 def _read_traces(asked: Asked, shape: Shape) -> dict[str, list[int]]:
-    """When the older trace table last heard of the run."""
+    """Return, by run, the time of the newest row in the older trace table."""
     found: dict[str, list[int]] = {}
     if shape.has("traces", "run_id", "timestamp_unix_ms"):
         sql = "SELECT run_id, max(timestamp_unix_ms) AS at FROM traces WHERE run_id IN ({ids}) GROUP BY run_id"
@@ -126,7 +126,7 @@ def _read_traces(asked: Asked, shape: Shape) -> dict[str, list[int]]:
 
 
 def _read_outputs(asked: Asked, shape: Shape) -> dict[str, list[str]]:
-    """Read what the run itself put out: often an error, when it could not be dispatched."""
+    """Return each run's output. If the run could not be dispatched, that is often the error."""
     found: dict[str, list[str]] = {}
     if shape.has("trace_runs", "output"):
         sql = f"SELECT run_id, substr(output, 1, {_TEXT}) AS output FROM trace_runs WHERE output IS NOT NULL AND run_id IN ({{ids}})"
@@ -141,7 +141,7 @@ def _column(shape: Shape, table: str, column: str) -> str:
 
 
 def _json(text: object) -> dict[str, Any]:
-    """Parse an object; unreadable text gives an empty one. Some servers store JSON as a string in JSON."""
+    """Parse a JSON object. Return {} for anything else. Some servers store the object as a JSON string."""
     for _ in range(2):
         if not isinstance(text, str | bytes):
             break

@@ -1,4 +1,4 @@
-"""Routes and refused events for an operator, with the daemon up or down. Read-only."""
+"""Reads routes and refused events for an operator, with the daemon up or down. Changes nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """What there is: every route with where it came from, and what is wrong with routes."""
+    """Every route with its origin, and the faults of routes as (route name, fault)."""
 
     directory: Directory
     listed: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -61,7 +61,7 @@ def _row(keys: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def explain(config: Config, event: PlaceEvent) -> dict[str, Any]:
-    """Return what would become of an event now, and why, without storing anything."""
+    """Return where an event would be routed now, and why. Store nothing."""
     routes = read_routes(config)
     covering = routes.directory.table.covering(event.channel, event.place)
     decision = decide(routes.directory, event, config.agents)

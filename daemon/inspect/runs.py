@@ -1,6 +1,6 @@
-"""Lists runs, and finds one by its id: each with the verdict on it. From the files and the runtime's listing; read-only.
+"""Lists runs and finds one by its id, each with its verdict, from the files and the runtime's listing. Read-only.
 
-A run is one message in one incarnation, `MESSAGE@INCARNATION`; an unclaimed one has its message's id alone.
+A run is one message in one incarnation, `MESSAGE@INCARNATION`; an unclaimed run has only its message's id.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BUDGET_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class RunQuery:
-    """What a list shows. `status`: the truth or what a list says; `since`: epoch ms of the last thing that happened."""
+    """Which runs to list. `status` is the actual or the listed one; `since` (epoch ms) limits the last change."""
 
     session: Key | None = None
     agent: str | None = None
@@ -70,7 +70,7 @@ class Runs:
         """
         deadline = self._clock.monotonic() + BUDGET_S
         keys = [key for key in self._keys(query.session) if query.agent in (None, key[0])]
-        # A stale run can only be in a session that is not idle; any other run may be in all of them.
+        # Stale runs exist only in sessions that are not idle; other runs exist in all of them.
         idle = self._idle() if query.stale and query.session is None else None
         matching: list[tuple[Key, RunRead]] = []
         errors: list[dict[str, Any]] = []
@@ -83,7 +83,7 @@ class Runs:
             if idle is not None and idle.covers(key):
                 continue
             folder = folder_of(self._config.data_dir, key)
-            # A status may match few of the newest messages: more of them are looked at then.
+            # Few of the newest messages may match the filter, so read more of them.
             depth = query.limit if query.status is None and not query.stale else max(query.limit, 1000)
             context = self._context(key, incarnations_of(self._config.data_dir, key))
             read = read_newest_runs(folder, depth, context, read_limits(self._config))
@@ -106,7 +106,7 @@ class Runs:
         keys = self._keys(session)
         message_id, incarnation = identity, None
         holders, unread = sessions_with(self._config.data_dir, keys, identity)
-        if not holders and "@" in identity:  # an id may hold an @ itself
+        if not holders and "@" in identity:  # an id may contain an @ itself
             message_id, _, incarnation = identity.rpartition("@")
             holders, unread = sessions_with(self._config.data_dir, keys, message_id)
         key = the_only(holders, "a message", message_id, unread=unread)
@@ -142,7 +142,7 @@ class Runs:
 
 
 def summary(key: Key, run: RunRead) -> dict[str, Any]:
-    """One run as a list shows it. Times are epoch ms, durations ms."""
+    """Return one run as lists show it. Times are epoch ms, durations ms."""
     seen, verdict = run.evidence, run.verdict
     ended = verdict.since if verdict.status.value not in ("waiting", "running") else None
     return {
@@ -169,7 +169,7 @@ def summary(key: Key, run: RunRead) -> dict[str, Any]:
 
 
 def verdict_of(run: RunRead) -> Mapping[str, Any]:
-    """Return the verdict alone, for an envelope."""
+    """Return the verdict as JSON values."""
     verdict = run.verdict
     return {
         "status": verdict.status.value,
@@ -185,7 +185,7 @@ def verdict_of(run: RunRead) -> Mapping[str, Any]:
 
 
 def _is_of(run: RunRead, incarnation: str) -> bool:
-    """Whether a run is of this incarnation, named whole or by a part."""
+    """Return whether a run belongs to this incarnation, given as a whole id or a short one."""
     whole = run.evidence.incarnation
     return whole == incarnation or (whole is not None and is_part(incarnation) and means(incarnation, whole))
 
@@ -196,7 +196,7 @@ def _duration(start: int | None, end: int | None) -> int | None:
 
 def _matches(run: RunRead, query: RunQuery) -> bool:
     if run.evidence.incarnation is None and not run.message.trigger:
-        return False  # it wakes nobody (a notice of the host, `send --context`), and nobody has been given it
+        return False  # not a run: it wakes no agent (a notice of the host, `send --context`), and none has claimed it
     if query.status is not None and query.status not in (run.verdict.status.value, run.verdict.listed.value):
         return False
     if query.stale and not run.verdict.stale:

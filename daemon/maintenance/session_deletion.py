@@ -1,7 +1,7 @@
-"""The end of a session: its container stopped, its folder, its registry row and its containers' rows gone for good.
+"""Deletes a session: stops its container, then removes its registry rows and its folder.
 
-The registry is changed first, then the folder is renamed, then it is removed: a daemon that dies in between finishes at its
-next start. Answers that were delivered are not taken back; a message to the name begins a new session.
+The order is: change the registry, rename the folder, remove it. A daemon that dies in between finishes at its next start.
+Delivered answers stay delivered. A later message to the same name starts a new session.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from schema.ids import new_id
 
 
 def unfinished_work(files: SessionFiles) -> list[str]:
-    """Return, as sentences, what would be lost with the session now."""
+    """Return sentences about what would be lost with the session."""
     if not files.folder.inbound_db.exists():
         return []
     found: list[str] = []
@@ -52,13 +52,13 @@ def unfinished_work(files: SessionFiles) -> list[str]:
 
 
 def refuse_unfinished(key: SessionKey, found: list[str], *, force: bool) -> None:
-    """Raise SessionUnfinishedError for a session with work, unless its loss is wanted."""
+    """Raise SessionUnfinishedError for a session with unfinished work, unless `force` is set."""
     if found and not force:
         raise SessionUnfinishedError(f"session {key} has work: {', and '.join(found)}.")
 
 
 class Deletions:
-    """While the daemon runs. Built once."""
+    """Deletes sessions while the daemon runs."""
 
     def __init__(self, sessions: Sessions, supervisor: Supervisor, sessions_dir: Path, clock: Clock) -> None:
         self._sessions = sessions
@@ -68,10 +68,10 @@ class Deletions:
         self._log = structlog.get_logger("operator")
 
     async def delete(self, key: SessionKey, operator: Operator, *, force: bool) -> dict[str, Any]:
-        """End its container and delete it.
+        """End the session's container and delete the session.
 
-        Raises UnknownSessionError, SessionUnfinishedError, NotConfirmedError, RuntimeUnavailableError or
-        StorageError; it goes on as before then.
+        Raise UnknownSessionError, SessionUnfinishedError, NotConfirmedError, RuntimeUnavailableError or StorageError. The
+        session then continues as before.
         """
         session = await self._sessions.get(key)
         if not self._supervisor.knows:
@@ -101,7 +101,7 @@ class Deletions:
         return await session.call(partial(unfinished_work, session.files))
 
     async def _put_aside(self, session: Session, operator: Operator) -> str:
-        """Remove the row first: a folder with an open deletion and without a row is never registered again."""
+        """Remove the row, then move the folder. A folder whose deletion has begun is not registered again."""
         key, now = session.key, self._clock.now_ms()
         deletion = new_id(now)
         await self._sessions.central(lambda registry: registry.begin_deletion(deletion, key, now, operator))
@@ -116,7 +116,7 @@ class Deletions:
         return deletion
 
     async def _remove(self, deletion: str) -> bool:
-        """Remove the folder; return False when something stays for the next start to remove."""
+        """Remove the folder. Return False if something is left for the daemon's next start to remove."""
         try:
             await anyio.to_thread.run_sync(remove_trash, self._dir, deletion)
         except StorageError as error:
@@ -138,7 +138,7 @@ def delete_from_files(
     lives: bool,
     force: bool,
 ) -> dict[str, Any]:
-    """Delete without a daemon, under the data folder's lock. `lives`: a container of it runs, or may run."""
+    """Delete a session without a daemon, under the data folder's lock. `lives`: its container runs, or may run."""
     if lives:
         raise NotConfirmedError(
             f"a container of session {key} runs, or the runtime does not say; start the daemon first."

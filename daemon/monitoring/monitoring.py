@@ -1,6 +1,6 @@
-"""Puts what is polled together: loop lag, health, the exporter, their routes; and runs what of it has to run.
+"""Builds and runs monitoring: loop lag, health, the exporter and their HTTP routes.
 
-Only wiring: what is measured, judged and rendered is in the files beside this one.
+Only wiring: the other files of this folder measure, judge and render.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from daemon.telemetry.telemetry import Telemetry
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """The parts of a running daemon that are looked at. `problems`: (what, since epoch ms, why) of what is degraded."""
+    """The parts of a running daemon that are monitored. `problems` returns (what, since in epoch ms, why) of degraded parts."""
 
     data_dir: Path
     clock: Clock
@@ -44,7 +44,7 @@ class Watched:
 
 
 class Monitoring:
-    """Built once for a daemon; `routes` go on the control socket, `start` runs the rest."""
+    """The daemon's monitoring. `routes` are served on the control socket; `run` does the rest."""
 
     def __init__(self, watched: Watched, telemetry: Telemetry) -> None:
         clock, metrics = watched.clock, telemetry.metrics
@@ -73,7 +73,7 @@ class Monitoring:
         self.routes: list[BaseRoute] = telemetry_routes(self.exporter, self.health)
 
     async def run(self, listen: str, *, task_status: TaskStatus[None]) -> None:
-        """Measure until cancelled; with `listen`, serve on TCP too. Raises ListenError."""
+        """Measure until cancelled. With `listen`, serve the routes on TCP too. Raise ListenError."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.lag.run, name="loop lag")
             tasks.start_soon(self.health.run, name="health")

@@ -1,6 +1,6 @@
-"""Agent images: is this one ours and of this source, what Python has a base, and the build itself. Blocks.
+"""Checks agent images (ours, and built from this source), probes a base image, and builds. Every call blocks.
 
-Never pulls behind anybody's back: only `ImageBuilder.ensure_base` pulls, because `clawbus image build` was asked for.
+Only `ImageBuilder.ensure_base` pulls an image, for `clawbus image build`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _PROBE_WAIT_S: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class UsableImage:
-    """An image that passed the check. `id` is exact: a container made from it is made from what was checked."""
+    """An image that passed the check. A container made from `id` is made from exactly what was checked."""
 
     id: str
 
 
 def usable_image(client: DockerClient, image: str, source_digest: str | None) -> UsableImage:
-    """Inspect `image`. Raises ImageError when it is missing, foreign, or built from another source than ours.
+    """Return `image` if it is usable. Raise ImageError when it is missing, foreign, or built from another source.
 
-    Without a `source_digest` any image will do: its runner is the operator's own.
+    Without a `source_digest`, any image is usable: it contains the operator's own runner.
     """
     try:
         details: dict[str, Any] = client.call(lambda api: api.inspect_image(image))
@@ -62,7 +62,7 @@ def usable_image(client: DockerClient, image: str, source_digest: str | None) ->
 
 
 def image_facts(client: DockerClient, image: str) -> tuple[str, str | None]:
-    """Return an image's id and its label with the source digest, which a foreign one lacks. Raise ImageError."""
+    """Return an image's id and its source digest (None for a foreign image). Raise ImageError."""
     try:
         details: dict[str, Any] = client.call(lambda api: api.inspect_image(image))
     except ImageNotFound as error:
@@ -74,7 +74,7 @@ def image_facts(client: DockerClient, image: str) -> tuple[str, str | None]:
 
 
 class ImageBuilder:
-    """What building an image needs of Docker. `timeout_s` is the longest silence of a build step, in seconds."""
+    """Builds images with Docker. `timeout_s`: how many seconds a build step may be silent."""
 
     def __init__(self, *, base_url: str | None = None, timeout_s: float = 900.0) -> None:
         self._client = DockerClient(base_url=base_url, timeout_s=timeout_s)
@@ -84,8 +84,8 @@ class ImageBuilder:
         self._client.close()
 
     def is_foreign(self, tag: str) -> bool:
-        """Whether an image of this name is here without our label. ImageError when no image can be called so."""
-        # docker-py refuses such a name itself, with the class of error that a silent Docker has.
+        """Return whether a local image of this name lacks our label. Raise ImageError for an invalid name."""
+        # Check this first: docker-py raises the same error class for an invalid name as for a Docker that does not answer.
         if not cast("Any", docker).utils.match_tag(tag):
             raise ImageError(f"{tag!r} is no name for an image.", hint=_NAME_HINT)
         try:
@@ -98,7 +98,7 @@ class ImageBuilder:
         return LABEL_SOURCE_DIGEST not in (config.get("Labels") or {})
 
     def ensure_base(self, image: str) -> bool:
-        """Whether it had to be pulled. RuntimeUnavailableError without Docker; ImageError when it is not to be had."""
+        """Pull the image unless it is here. Return whether it was pulled. Raise RuntimeUnavailableError or ImageError."""
         try:
             self._client.call(lambda api: api.inspect_image(image))
         except ImageNotFound:
@@ -109,7 +109,7 @@ class ImageBuilder:
         return False
 
     def run_once(self, image: str, command: list[str]) -> str:
-        """Run a program in the image without a network and return its output. ImageError when it does not exit 0."""
+        """Run a program in the image without a network and return its output. Raise ImageError unless it exits with 0."""
         return self._client.call(lambda api: _run_once(api, image, command))
 
     def build(
@@ -150,7 +150,7 @@ class ImageBuilder:
             raise ImageError(
                 f"the base image {image} is not here and cannot be pulled: {error.explanation}.", hint=_base_hint()
             ) from error
-        except RuntimeUnavailableError as error:  # a registry that does not answer is Docker's 500
+        except RuntimeUnavailableError as error:  # Docker answers 500 when the registry does not answer
             raise ImageError(
                 f"the base image {image} is not here and cannot be pulled: {error}", hint=_base_hint()
             ) from error

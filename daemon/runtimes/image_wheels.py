@@ -1,6 +1,6 @@
-"""The runner's locked wheels for another Python than this one: fetched by pip with their hashes, unpacked into `site/`.
+"""Fetches the runner's locked wheels for a base image's Python with pip, and unpacks them into `site/`.
 
-Nothing is installed here and nothing is compiled or run; only files with a hash from the lock are used.
+It installs, compiles and runs nothing. It uses only files whose hash is in the lock.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TargetPython:
 
     @property
     def platforms(self) -> tuple[str, ...]:
-        """Every wheel platform that runs there, best first (PEP 600, PEP 656)."""
+        """The wheel platforms that this interpreter accepts, best first (PEP 600, PEP 656)."""
         major, minor = self.libc_version
         if self.libc == "musl":
             return tuple(f"musllinux_{major}_{low}_{self.machine}" for low in range(minor, -1, -1))
@@ -49,7 +49,7 @@ class TargetPython:
         return tuple(names)
 
     def pip_options(self) -> list[str]:
-        """Return the options that make pip choose for that interpreter."""
+        """Return the options that make pip select wheels for this interpreter."""
         options = ["--only-binary=:all:", "--no-deps", "--require-hashes", "--implementation", "cp"]
         options += ["--python-version", f"{self.version[0]}.{self.version[1]}"]
         options += [part for abi in (self.abi, "abi3", "none") for part in ("--abi", abi)]
@@ -59,13 +59,13 @@ class TargetPython:
 def target_requirements(lock: str) -> str:
     """Return the lock without its markers about Python's version.
 
-    pip judges markers by the interpreter that runs it, not by --python-version; a package too many does no harm.
+    pip evaluates markers for the interpreter that runs it, not for --python-version. An extra package does no harm.
     """
     return _MARKER.sub("", lock)
 
 
 def fetch_wheels(lock: str, target: TargetPython, cache: Path) -> Path:
-    """Return a folder with every wheel of the lock for `target`. A second call finds it in `cache`, without network."""
+    """Return a folder with every wheel of the lock for `target`. A second call takes it from `cache`, without a network."""
     key = hashlib.sha256("\n".join((lock, *target.pip_options())).encode()).hexdigest()[:16]
     folder = cache / key
     if not (folder / _COMPLETE).exists():
@@ -76,7 +76,7 @@ def fetch_wheels(lock: str, target: TargetPython, cache: Path) -> Path:
 
 
 def unpack_wheels(lock: str, target: TargetPython, wheels: Path, site: Path) -> None:
-    """Every wheel of the lock, from `wheels` alone, into `site`. ImageError when one is missing or not the locked one."""
+    """Unpack every wheel of the lock from `wheels` into `site`. Raise ImageError if one is missing or has another hash."""
     if not wheels.is_dir():
         raise ImageError(f"{wheels} is not a folder of wheels.", hint="Name an existing folder with --wheels.")
     command = ["install", "--target", str(site), "--no-index", "--find-links", str(wheels), "--no-compile"]

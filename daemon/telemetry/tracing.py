@@ -1,6 +1,6 @@
-"""What tracing is to the rest of the daemon: identities now, finished spans later. Without the extra, nothing of it runs.
+"""The tracer interface that the rest of the daemon uses, and the tracer that does nothing.
 
-This file imports no OpenTelemetry; `tracing_otel.py` does, and only when `telemetry.otlp_endpoint` asks for it.
+This file does not import OpenTelemetry. `tracing_otel.py` does, and is loaded only when `telemetry.otlp_endpoint` is set.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ _NEEDED: Final = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
 
 class Tracer(Protocol):
-    """Makes identities and takes finished spans. Neither waits or raises."""
+    """Takes finished spans. Its methods neither block nor raise."""
 
     @property
     def ratio(self) -> float | None:
-        """Which part of new traces is recorded; None: no tracing at all."""
+        """The fraction of new traces to record, or None when tracing is off."""
         ...
 
     def emit(self, span: Span) -> None:
-        """Take one span, to be exported later or dropped."""
+        """Queue one span for export. It may be dropped."""
         ...
 
     async def aclose(self) -> None:
-        """Export what is left, within a bounded time."""
+        """Export the queued spans, within a bounded time."""
         ...
 
 
 class NoTracer:
-    """Nobody asked for traces. A context that came from outside is still carried on, unchanged."""
+    """The tracer when tracing is off. Trace contexts from outside are still passed on unchanged."""
 
     ratio: float | None = None
 
     def emit(self, span: Span) -> None:
-        """Nothing."""
+        """Drop the span."""
 
     async def aclose(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def check_extra(endpoint: str) -> None:
-    """Raise ConfigError when traces are asked for and their packages are not installed."""
+    """Raise ConfigError when an endpoint is set and the packages that send traces are not installed."""
     if not endpoint:
         return
     try:
@@ -60,7 +60,7 @@ def check_extra(endpoint: str) -> None:
 
 
 def build_tracer(endpoint: str, ratio: float, install_id: str, count: Callable[[str, int], None]) -> Tracer:
-    """Build the tracer for an endpoint; an empty one means none. `count` gets (outcome, spans). Raise ConfigError."""
+    """Build the tracer. An empty endpoint means no tracing. `count` is called with (outcome, spans). Raise ConfigError."""
     if not endpoint:
         return NoTracer()
     check_extra(endpoint)

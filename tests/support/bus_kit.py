@@ -1,6 +1,6 @@
-"""A whole daemon in the test's process: `Bus` over a real folder, a fake host, fake channels and a moved clock.
+"""Runs a whole daemon in the test's process: `Bus` over a real folder, a fake host, fake channels and a controlled clock.
 
-`BusKit` outlives the houses it runs, as a machine outlives its daemons: leave `running()` and enter it again to restart.
+`BusKit` survives its daemons, as a machine does: leave `running()` and enter it again to restart the daemon.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ QUICK = Timings(probe_s=0.02, retry_s=0.01, retry_max_s=0.02, drain_s=0.01)
 
 
 class BusKit:
-    """What survives a daemon's restart, and the daemon that runs now."""
+    """The machine, which survives a daemon's restart, and the daemon that runs now."""
 
     def __init__(self, root: Path, **tables: Any) -> None:
         self.root = root
@@ -58,7 +58,7 @@ class BusKit:
         self._lives_begun: set[tuple[str, int]] = set()
 
     def configure(self, **tables: Any) -> Config:
-        """A configuration whose own intervals never come round; each table's keys may be overridden."""
+        """Build a configuration whose periodic work never comes due. `tables` override single keys of each table."""
         base: dict[str, dict[str, Any]] = {
             "runtime": {"kind": "process", "max_containers": 3, "stop_grace_s": 0.05, "kill_confirm_s": 0.2},
             "sweep": {"interval_s": 3600.0, "full_pass_s": 3600.0, "session_timeout_s": 5.0},
@@ -72,7 +72,7 @@ class BusKit:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Bus]:
-        """A daemon, from start-up to an orderly end."""
+        """Run a daemon from its start to an orderly stop."""
         types = {**find_types(), "fake": EntryPoint("fake", "tests.support.fake_channel:FakeChannel", GROUP)}
         pulse = Pulse(self.clock)
         pulse.register("sweep", 30.0)
@@ -89,15 +89,15 @@ class BusKit:
                 await self.stop()
 
     async def stop(self, grace_s: float = 1.0) -> None:
-        """What `_main` does at SIGTERM."""
+        """Stop the daemon as SIGTERM does."""
         with anyio.fail_after(SECONDS):
             await app.stop_bus(self.bus, self.tasks, grace_s)
 
     def crash(self) -> None:
-        """The daemon ends at once, wherever it is."""
+        """End the daemon at once, as a crash would."""
         self.tasks.cancel_scope.cancel()
 
-    # --- as others
+    # --- what others do to the daemon
 
     @property
     def fake(self) -> FakeChannel:
@@ -112,12 +112,12 @@ class BusKit:
         return await self.bus.ingress.accept(Incoming(agent, session, {"text": text}, address=address, **more))
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and whoever sleeps until an instant look again."""
+        """Move the clock forward, and wake the sleepers that wait for an instant."""
         self.clock.advance(seconds)
         self.bus.schedule._changed.set()
 
     def agent(self, session: str = "main") -> Agent:
-        """The hands of the session's running container."""
+        """Return an agent that acts inside the session's running container."""
         container = self.host.of_session(session)
         life = (container.id, container.started_at)
         made = Agent(container.spec, self.clock)
@@ -126,7 +126,7 @@ class BusKit:
             made.store.start()
         return made
 
-    # --- looking
+    # --- inspecting the state
 
     async def session(self, session: str = "main", agent: str = AGENT) -> Session:
         return await self.bus.sessions.get(SessionKey(agent, session))
@@ -142,7 +142,7 @@ class BusKit:
     async def inbound(
         self, sql: str, *params: object, session: str = "main", agent: str = AGENT
     ) -> list[dict[str, Any]]:
-        """Rows of a session's inbound.db."""
+        """Return rows of a session's inbound.db."""
         found = self.bus.sessions.files_of(SessionKey(agent, session))
 
         def read() -> list[dict[str, Any]]:
@@ -156,27 +156,27 @@ class BusKit:
         return (await self.inbound("SELECT * FROM messages_in WHERE id = ?", message_id, session=session))[0]
 
     async def started(self, session: str = "main") -> None:
-        """Until the session's container runs."""
+        """Wait until the session's container runs."""
         await until(lambda: any(c.spec.session == session and c.exit is None for c in self.host.containers.values()))
 
     async def gone(self, session: str = "main", agent: str = AGENT) -> None:
-        """Until the session's container is gone, and all that entails is done."""
+        """Wait until the session's container is gone and its exit is settled."""
         await until(lambda: self.slot(session, agent) is None)
 
     async def ended(self, session: str = "main") -> None:
-        """Kill the session's container, and wait until it is gone and all that entails is done."""
-        with suppress(NotConfirmedError):  # not within this kit's short time; it goes on all the same
+        """Kill the session's container, and wait until it is gone and its exit is settled."""
+        with suppress(NotConfirmedError):  # the kit's timeout is short; the end continues anyway
             await self.bus.supervisor.end(SessionKey(AGENT, session), "a test", graceful=False)
         await self.gone(session)
 
     def spawned(self, session: str = "main") -> int:
-        """How often a container was asked for."""
+        """Return how many containers were requested."""
         return self.host.calls.count(("spawn", session))
 
     async def fence(self) -> None:
-        """Until a wake that comes after all others was served: what has not been woken by then is not going to be.
+        """Wake a new session and wait for its container: every earlier wake has then been served or never will be.
 
-        Its container needs room of its own under the cap.
+        This needs a free slot.
         """
         await self.settle()
         self.fences += 1
@@ -189,24 +189,24 @@ class BusKit:
         await self.settle()
 
     async def settle_collects(self) -> None:
-        """The same, but for sends under way."""
+        """Wait until no poll of the delivery is under way. Sends may be."""
         await until(lambda: not self.bus.delivery._dirty)
 
     async def settle(self) -> None:
-        """Until nothing the bus does by itself is under way."""
+        """Wait until the bus has nothing under way."""
         await until(lambda: not self.bus.delivery._dirty and not self.bus.delivery.senders)
         await until(lambda: not self.bus.sweeper._busy)
 
 
 async def until(holds: Callable[[], bool], seconds: float = SECONDS) -> None:
-    """Poll with a deadline."""
+    """Wait until `holds()` is true. Raise TimeoutError after `seconds`."""
     with anyio.fail_after(seconds):
         while not holds():  # noqa: ASYNC110 - what is waited for has no event of its own
             await anyio.sleep(0.002)
 
 
 def text_of(content: str) -> Any:
-    """What an echo echoed."""
+    """Return the text that the echo agent echoed."""
     return json.loads(content)["echo"]["text"]
 
 

@@ -1,6 +1,6 @@
-"""One session whose container writes what it likes, and the host's own operations on it: what every hostile test does.
+"""One session whose container may write anything, and the operations that the host runs on its files.
 
-`host_operations` is exactly what the daemon runs over a session's files. Nothing here starts a daemon or a container.
+All hostile tests use it. `host_operations` lists what the daemon does with a session's files. No daemon or container runs.
 """
 
 import sqlite3
@@ -47,7 +47,7 @@ class HostileSession(SessionWorld):
         self.database = self.out / OUTBOUND_DB
 
     def write(self, *statements: str, params: tuple[Any, ...] = ()) -> None:
-        """SQL of the container's own choice, with no guard on it."""
+        """Run any SQL on outbound.db, as the container could."""
         connection = sqlite3.connect(self.database, isolation_level=None)
         try:
             for statement in statements:
@@ -56,7 +56,7 @@ class HostileSession(SessionWorld):
             connection.close()
 
     def remake(self, *statements: str) -> None:
-        """A file of the container's own choice in place of the contract's."""
+        """Replace outbound.db by an empty file and run the statements on it."""
         for path in self.out.glob(OUTBOUND_DB + "*"):
             path.unlink()
         self.write(*statements)
@@ -73,7 +73,7 @@ class HostileSession(SessionWorld):
 
 
 def host_operations(files: SessionFiles, limits: ReadLimits, now: int) -> dict[str, Callable[[], object]]:
-    """Everything that the daemon and the command line do with a session's files, by name. The container runs, then not."""
+    """Return all that the daemon and the command line do with a session's files, by name: first with a running container."""
     running = Container(LIVE, now - 1000)
     sweep = partial(sweep_files, files, now=now, settings=SETTINGS, occupied=False, floor=0)
     return {

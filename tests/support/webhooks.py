@@ -1,4 +1,4 @@
-"""The other side of a webhook, for tests: signed requests out, and a receiver that keeps what was posted to it."""
+"""The other side of a webhook: sends signed requests, and runs a receiver that keeps what was posted to it."""
 
 import hashlib
 import hmac
@@ -22,13 +22,13 @@ def free_port() -> int:
 
 
 def request_signature(secret: str, stamp: str, path: str, message_id: str, body: bytes) -> str:
-    """Of a request to a hook. As docs/channels.md describes it, written here once more, like the next one."""
+    """Return the signature of a request to a hook, from docs/channels.md and independent of the product's code."""
     signed = f"{stamp}\n{path}\n{message_id}\n".encode() + body
     return f"sha256={hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()}"
 
 
 def signature(secret: str, stamp: str, body: bytes) -> str:
-    """Of an answer, as docs/channels.md describes it: what both sides took from one function proves little."""
+    """Return the signature of an answer, from docs/channels.md and independent of the product's code."""
     digest = hmac.new(secret.encode(), stamp.encode() + b"." + body, hashlib.sha256)
     return f"sha256={digest.hexdigest()}"
 
@@ -37,7 +37,7 @@ def post(
     url: str, secret: str, content: object, *, message_id: str, stamp: int | None = None,
     text: bool = False, more: Mapping[str, str] | None = None,
 ) -> httpx.Response:  # fmt: skip
-    """A signed request to one of our hooks: JSON, or with `text` plain text. `more` headers."""
+    """Post a signed request to one of our hooks: JSON, or with `text` plain text. `more` are further headers."""
     body = str(content).encode() if text else json.dumps(content).encode()
     at = str(int(time.time()) if stamp is None else stamp)
     headers = {
@@ -52,7 +52,7 @@ def post(
 
 @dataclass(slots=True)
 class Received:
-    """One post that came: its headers (lower case), its body, and whether the receiver said yes."""
+    """One received post: its headers (lower case), its body, and whether the receiver accepted it."""
 
     headers: dict[str, str]
     body: bytes
@@ -74,7 +74,7 @@ class Receiver:
 
 @contextmanager
 def receiving(failures: int = 0) -> Iterator[Receiver]:
-    """A receiver on a loopback port, for as long as the block runs."""
+    """Run a receiver on a loopback port for the duration of the block."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -89,7 +89,7 @@ def receiving(failures: int = 0) -> Iterator[Receiver]:
             self.wfile.write(answer)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-            """Says nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     receiver = Receiver(f"http://127.0.0.1:{server.server_address[1]}/reply", failures)
