@@ -13,6 +13,7 @@ END: Final = "<!-- /commands -->"
 GLOBAL: Final = frozenset(
     {"--json", "--no-json", "--pretty", "--output", "-o", "--config", "--data", "--debug", "--help", "-h"}
 )
+SHARED: Final = frozenset({"--agent", "--session", "--since", "--limit", "--reason"})  # the page explains them once
 
 
 def leaves() -> dict[str, Any]:
@@ -45,13 +46,13 @@ def usage(path: str, command: Any) -> str:
 
 
 def what(command: Any) -> str:
-    """Return the first sentence of the help, and the long names of the options that only this command has."""
+    """Return the first sentence of the help, and the long names of its options, without the shared ones."""
     paragraph = " ".join((command.help or "").partition("\n\n")[0].split())
     sentence = re.split(r"(?<=\.) (?=[A-Z`])", paragraph, maxsplit=1)[0]
     own = [
         f"`{parameter.opts[0]}`"
         for parameter in command.params
-        if parameter.param_type_name == "option" and parameter.opts[0] not in GLOBAL
+        if parameter.param_type_name == "option" and parameter.opts[0] not in GLOBAL | SHARED
     ]
     return " ".join([sentence, *own]).replace("|", "\\|")
 
