@@ -180,6 +180,39 @@ CREATE TABLE IF NOT EXISTS serving (
   epoch INTEGER NOT NULL
 );
 
+-- Daemons that were registered to work on this folder. One without ended_at is the one that works.
+CREATE TABLE IF NOT EXISTS workers (
+  id            TEXT PRIMARY KEY,                -- time-ordered; one for each start of a daemon
+  role          TEXT NOT NULL,                   -- host | cluster; empty: no roles are configured
+  release       TEXT NOT NULL,                   -- empty: it was not started from a release
+  source_digest TEXT NOT NULL,
+  slot          TEXT NOT NULL,                   -- blue | green; empty: no slots
+  host          TEXT NOT NULL,
+  pid           INTEGER NOT NULL,
+  epoch         INTEGER NOT NULL,
+  registered_at INTEGER NOT NULL,
+  confirmed_at  INTEGER,                         -- when the running bus last read its own rows back
+  ended_at      INTEGER,
+  end_reason    TEXT                             -- stopped | superseded
+);
+
+-- What a worker owns. No agent and no channel has two owners: the file itself refuses the second.
+CREATE TABLE IF NOT EXISTS registrations (
+  worker   TEXT NOT NULL,
+  kind     TEXT NOT NULL,                        -- agent | channel
+  id       TEXT NOT NULL,
+  ended_at INTEGER,
+  PRIMARY KEY (worker, kind, id)
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX IF NOT EXISTS registrations_live ON registrations(kind, id) WHERE ended_at IS NULL;
+
+-- When each agent last completed a turn, so that a list of workers need not open the sessions. At most a minute old.
+CREATE TABLE IF NOT EXISTS agent_turns (
+  agent        TEXT PRIMARY KEY,
+  session      TEXT NOT NULL,
+  completed_at INTEGER NOT NULL
+);
+
 -- Sessions that somebody began anew with /new: what a route names `session` is `session~generation` since then.
 CREATE TABLE IF NOT EXISTS conversations (
   agent      TEXT NOT NULL,

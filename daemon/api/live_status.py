@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -34,6 +34,7 @@ class LiveStatus:
     ) -> None:
         self.problems = problems
         self.source: Mapping[str, Any] | None = None  # which release runs, where the composition root knows it
+        self.worker: Callable[[], Mapping[str, Any]] = dict  # how this daemon is registered, where it is
         self._agents = agents
         self._sessions = sessions
         self._supervisor = supervisor
@@ -50,6 +51,7 @@ class LiveStatus:
             "pid": os.getpid(),
             "version": _version(),
             "source": self.source,
+            "worker": self.worker(),
             "started_at": self._started_at,
             "agents": sorted(self._agents),
             "runtime": {

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
 
@@ -17,6 +18,7 @@ from daemon.api.daemon_operations import DaemonOperations
 from daemon.api.live_status import LiveStatus
 from daemon.channels.registry import Channels, build_channels, head_rules
 from daemon.config.models import Agent, Config
+from daemon.config.ownership import owned, ownership_of
 from daemon.config.policies import fate_of, read_limits
 from daemon.core.clock import Clock
 from daemon.core.egress_usage import UsageRow
@@ -78,6 +80,18 @@ class Overrides:
     source: Origin | None = None
 
 
+class Registered(Protocol):
+    """The daemon's registration, as the bus needs it."""
+
+    def poke(self) -> None:
+        """Register what the configuration has now."""
+        ...
+
+    def payload(self) -> dict[str, Any]:
+        """Return what `/healthz` and `status` say of this worker."""
+        ...
+
+
 class Bus:
     """Everything that lives for as long as the daemon does. Nothing runs yet."""
 
@@ -91,9 +105,13 @@ class Bus:
         pulse: Pulse,
         overrides: Overrides = Overrides(),
     ) -> None:
+        self.ownership = ownership_of(config)
+        config = owned(config, self.ownership)
         self.config, self.clock, self.runtime, self.pulse = config, clock, runtime, pulse
         self._source = overrides.source
         self.agents: dict[str, Agent] = dict(config.agents)
+        self.elsewhere = self.ownership.elsewhere  # agents of another role, with that role
+        self.registration: Registered | None = None  # None until the daemon is registered
         self.channels: Channels = build_channels(config, clock, overrides.types)
         self.telemetry = _telemetry(config, self.channels, runtime, install_id, clock)
         self.events = events = Events()
@@ -105,7 +123,7 @@ class Bus:
         ledger = Ledger(config.egress.daily(), zone(config.timezone), clock, _UsageKeeper(lambda: self.sessions))
         self.gate = Gate(config.egress, folder.run_dir / "egress", clock, ledger, events.publish)
         self.gate.subscribe(events)
-        specs = SpecMaker(config, folder, self.agents, install_id, self.gate)
+        specs = SpecMaker(config, folder, self.agents, install_id, self.gate, self.elsewhere)
         self.sessions = Sessions(
             folder.sessions_dir, registry, clock, _session_settings(config, specs.owner, self.agents), events
         )
@@ -119,6 +137,7 @@ class Bus:
         self.ingress = Ingress(
             self.sessions, self.agents, clock, held_files,
             max_content_bytes=config.limits.max_content_bytes, tracing=self.telemetry, events=events,
+            elsewhere=self.elsewhere,
         )  # fmt: skip
         Waking(self.sessions, self.supervisor, self.schedule, self.background, clock).subscribe(events)
         self.watch = Watch(self.delivery.poke)
@@ -184,7 +203,11 @@ class Bus:
                 (str(item["what"]), int(item["since"]), str(item["why"])) for item in self.problems.degraded()
             ],
             max_containers=self.config.runtime.max_containers,
+            worker=self._worker,
         )
+
+    def _worker(self) -> dict[str, Any]:
+        return self.registration.payload() if self.registration is not None else {}
 
     def operations(self) -> DaemonOperations:
         """Return what the control API serves."""
@@ -192,6 +215,7 @@ class Bus:
         live = LiveStatus(
             self.clock, self.agents, self.sessions, self.supervisor, self.sweeper, self.retention, self.problems, limits
         )
+        live.worker = self._worker
         live.source = self._source.as_json() if self._source is not None else None
         return DaemonOperations(
             self.config,

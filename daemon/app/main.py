@@ -26,13 +26,16 @@ from daemon.api.reloading import Reloaded, reload_route
 from daemon.app.bus import Bus, Overrides
 from daemon.app.deploy_engine import BusEngine
 from daemon.app.lease import Lease
+from daemon.app.registration import Registration
 from daemon.app.signals import RELOAD, SignalInbox
 from daemon.channels.running import run_channel, run_channels
 from daemon.config.models import Config
+from daemon.config.ownership import owned, ownership_of
 from daemon.config.policies import read_limits
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.deploy_errors import FencedError, NotServingError
 from daemon.core.errors import DataFolderLockedError, RuntimeUnavailableError
+from daemon.core.ownership import Ownership
 from daemon.deploy.conductor import Conductor, Place
 from daemon.deploy.state_file import read_state
 from daemon.engine.installation import Start, settle_install
@@ -177,6 +180,9 @@ async def _main(
     # A sweep waits for its slowest session, which may take its whole timeout.
     pulse.register("sweep", _SWEEP_ALLOWED_S + config.sweep.session_timeout_s)
     bus = Bus(config, folder, runtime, install_id, clock, pulse, Overrides(registry=registry, source=source))
+    registration = Registration(bus, registry, source, lease.epoch if lease is not None else 0)
+    await registration.begin()
+    bus.registration = registration
     monitoring = Monitoring(bus.watched(), bus.telemetry)
     log.info("daemon_starting", data=str(config.data_dir), runtime=runtime.name, pid=os.getpid())
     try:
@@ -195,6 +201,7 @@ async def _main(
                     _conductor(bus, lease, signals),
                 )
             if not starting.cancelled_caught:
+                tasks.start_soon(registration.run, name="registration")
                 await _serve_signals(bus, pipeline, notifier, reload, signals, tasks)
             if lease is None or not lease.handed_over:
                 notifier.stopping()
@@ -207,6 +214,7 @@ async def _main(
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(_SHUTDOWN_GRACE_S):
                 await runtime.aclose()
+            await registration.end()
             await bus.telemetry.tracer.aclose()
     log.info("daemon_stopped")
 
@@ -385,7 +393,7 @@ def reload_config(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config])
     """Take over agents, routes and the log level; everything else needs a restart. A broken file changes nothing, and is raised."""
     log = structlog.get_logger("daemon")
     try:
-        config = reload()
+        config, ownership = _own_part(reload(), bus)
     except ClawbusError as error:
         log.error("reload_refused", error=str(error), hint=error.hint)
         raise
@@ -395,11 +403,22 @@ def reload_config(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config])
     pipeline.set_level(config.logs.level)
     bus.agents.clear()
     bus.agents.update(config.agents)
+    bus.ownership = ownership
+    bus.elsewhere.clear()
+    bus.elsewhere.update(ownership.elsewhere)
+    if bus.registration is not None:
+        bus.registration.poke()
     bus.router.reload_later(config.routes)
-    taken_over = {"agents": True, "logs": {"level"}, "routes": True}
+    taken_over = {"agents": True, "logs": {"level"}, "routes": True, "ownership": True}
     old = bus.config.model_dump(exclude=taken_over)
     restart = sorted(key for key, value in config.model_dump(exclude=taken_over).items() if value != old[key])
     # What was asked for and not done is a warning: the operator believes that it holds now.
     say = log.warning if restart else log.info
     say("config_reloaded", agents=sorted(bus.agents), level=config.logs.level, restart_needed_for=restart)
     return Reloaded(tuple(sorted(bus.agents)), config.logs.level, tuple(restart))
+
+
+def _own_part(config: Config, bus: Bus) -> tuple[Config, Ownership]:
+    """Return what of the configuration is this daemon's. A changed role needs a restart, as a moved channel does."""
+    found = ownership_of(config.model_copy(update={"role": bus.ownership.role}))
+    return owned(config, found), found

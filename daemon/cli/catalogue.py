@@ -80,6 +80,9 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "restore": Entry("backup", "Host", "Make the data folder from a backup, with the daemon down."),
         "release": Entry("release", "Releases", "Make, list and remove releases."),
         "deploy": Entry("deploy", "Releases", "Put another release in the place of the one that serves."),
+        "worker": Entry(
+            "worker", "Releases", "The daemons that are registered, what each owns, and whether it does it."
+        ),
         "source": Entry(
             "source",
             "Releases",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from daemon.config.models import Config
+    from daemon.core.ownership import Ownership
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +52,10 @@ def check(invocation: Invocation) -> Outcome:
       clawbus config check --config /etc/clawbus/clawbus.toml
     """
     config, file = invocation.strict_config, invocation.config_file
-    _check_parts(config)
+    from daemon.config.ownership import ownership_of  # noqa: PLC0415
+
+    ownership = ownership_of(config)
+    _check_parts(config, ownership)
     faults = _route_faults(config)
     result = {
         "file": str(file) if file is not None else None,
@@ -59,6 +63,8 @@ def check(invocation: Invocation) -> Outcome:
         "data_dir_exists": config.data_dir.is_dir(),
         "control_socket": str(config.control_socket),
         "runtime": config.runtime.kind,
+        "role": config.role,
+        "ownership": {"agents": dict(ownership.agents), "channels": dict(ownership.channels)},
         "agents": {name: agent.provider for name, agent in sorted(config.agents.items())},
         "channels": sorted(config.channels),
         "route_faults": faults,
@@ -76,15 +82,16 @@ def check(invocation: Invocation) -> Outcome:
     return Outcome(result, lambda console: _show(console, result), steps)
 
 
-def _check_parts(config: Config) -> None:
+def _check_parts(config: Config, ownership: Ownership) -> None:
     """Check what only the daemon's parts can check. Opens and starts nothing. Raise ClawbusError."""
     from daemon.api.server import check_path  # noqa: PLC0415
     from daemon.channels.registry import build_channels  # noqa: PLC0415 - every configured channel's own imports
+    from daemon.config.ownership import owned  # noqa: PLC0415
     from daemon.runtimes.users import container_uid_gid  # noqa: PLC0415
     from daemon.telemetry.tracing import check_extra  # noqa: PLC0415
 
     check_extra(config.telemetry.otlp_endpoint)
-    build_channels(config, SystemClock())  # checks their tables and reads their secrets
+    build_channels(owned(config, ownership), SystemClock())  # checks their tables and reads their secrets
     container_uid_gid(config.docker.user)
     socket = config.control_socket
     check_path(socket)
@@ -103,6 +110,7 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
             "data": result["data_dir"],
             "socket": result["control_socket"],
             "runtime": result["runtime"],
+            **({"role": result["role"]} if result["role"] else {}),
             "agents": ", ".join(f"{name} ({provider})" for name, provider in result["agents"].items()) or "none",
             "channels": ", ".join(result["channels"]) or "none but local",
         },

@@ -13,6 +13,7 @@ from daemon.cli.invocation import Invocation
 from daemon.core.deploy_errors import (
     EXIT_CONFIG,
     EXIT_FENCED,
+    DuplicateOwnershipError,
     FencedError,
     ReleaseInvalidError,
     ReleasesUnusedError,
@@ -61,7 +62,7 @@ def serve(
         release()
         try:
             code = _serve(invocation, signals, slot, developer=developer)
-        except (SourceOutsideError, ReleaseInvalidError) as error:
+        except (SourceOutsideError, ReleaseInvalidError, DuplicateOwnershipError) as error:
             return Outcome(problem=problem_of(error), exit_code=EXIT_CONFIG)
         except FencedError as error:
             return Outcome(problem=problem_of(error), exit_code=EXIT_FENCED)
@@ -78,11 +79,13 @@ def _serve(invocation: Invocation, signals: SignalInbox, slot: str | None, *, de
     config = invocation.strict_config
     from daemon.app import main as app  # noqa: PLC0415 - the whole daemon
     from daemon.config.models import load_config  # noqa: PLC0415
+    from daemon.config.ownership import ownership_of  # noqa: PLC0415
     from daemon.deploy.own_images import with_own_images  # noqa: PLC0415
     from daemon.workers.source import check_origin, origin  # noqa: PLC0415
 
     found = origin(slot)
     check_origin(found, config.deploy.root, developer=developer)
+    ownership_of(config)  # a standby must not become ready with a configuration that it could not serve
 
     def load() -> Config:
         loaded = load_config(invocation.config_file, data_dir=invocation.options.data)

@@ -236,6 +236,20 @@ class Deploy(_Table):
         return value
 
 
+class OwnershipGroup(_Table):
+    """[ownership.host] and [ownership.cluster]: the agents and channels of one role."""
+
+    agents: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+
+
+class OwnershipTable(_Table):
+    """[ownership]: how daemons of two roles divide one configuration."""
+
+    host: OwnershipGroup = Field(default_factory=OwnershipGroup)
+    cluster: OwnershipGroup = Field(default_factory=OwnershipGroup)
+
+
 class AgentDestination(_Table):
     """[agents.NAME.destinations.PLACE]: a place besides its own that the agent may write to."""
 
@@ -373,6 +387,7 @@ class Config(BaseSettings):
 
     data_dir: Path = Path("/var/lib/clawbus")
     timezone: str = "UTC"
+    role: Literal["", "host", "cluster"] = ""
     runtime: Runtime = Field(default_factory=Runtime)
     docker: Docker = Field(default_factory=Docker)
     sweep: Sweep = Field(default_factory=Sweep)
@@ -383,6 +398,7 @@ class Config(BaseSettings):
     logs: Logs = Field(default_factory=Logs)
     telemetry: Telemetry = Field(default_factory=Telemetry)
     deploy: Deploy = Field(default_factory=Deploy)
+    ownership: OwnershipTable = Field(default_factory=OwnershipTable)
     egress: Egress = Field(default_factory=Egress)
     agents: dict[str, Agent] = Field(default_factory=dict[str, Agent])
     routes: tuple[RouteTable, ...] = ()
@@ -424,7 +440,7 @@ class Config(BaseSettings):
         return Path(self.control.socket) if self.control.socket else self.data_dir / "control.sock"
 
 
-_TABLES: Final = frozenset(name for name in Config.model_fields if name not in ("data_dir", "timezone"))
+_TABLES: Final = frozenset(name for name in Config.model_fields if name not in ("data_dir", "timezone", "role"))
 
 
 def load_config(

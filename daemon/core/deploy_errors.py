@@ -73,6 +73,13 @@ class FencedError(ClawbusError):
     default_hint = "Nothing to do; `clawbus deploy status` names the slot that serves."
 
 
+class DuplicateOwnershipError(ClawbusError):
+    """An agent or a channel has two owners: two groups, or two daemons that are registered for it. Nothing was started."""
+
+    code = "DUPLICATE_OWNERSHIP"
+    default_hint = "Leave it in one group of [ownership]; `clawbus worker list` shows who is registered for what."
+
+
 class DeployRefusedError(ClawbusError):
     """A deploy cannot begin, or cannot be aborted or rolled back now. Nothing was changed."""
 

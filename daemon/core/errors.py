@@ -115,6 +115,13 @@ class UnknownAgentError(ClawbusError):
     default_hint = "Use one of these, or add an [agents.NAME] table to clawbus.toml and run `clawbus reload`."
 
 
+class NotOwnedError(UnknownAgentError):
+    """The agent is configured, and belongs to the daemons of another role."""
+
+    code = "NOT_OWNED"
+    default_hint = "Ask the daemon of that role, or move the agent in [ownership] (`clawbus worker list`)."
+
+
 class UnknownEgressError(ClawbusError):
     """No such route or table of hosts in [egress]."""
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 from cronsim import CronSim, CronSimError
@@ -18,7 +19,14 @@ from daemon.channels.protocol import Accepted, Incoming
 from daemon.config.models import Agent
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
-from daemon.core.errors import ContentError, IdConflictError, MessageError, UnknownAgentError, UnknownSessionError
+from daemon.core.errors import (
+    ContentError,
+    IdConflictError,
+    MessageError,
+    NotOwnedError,
+    UnknownAgentError,
+    UnknownSessionError,
+)
 from daemon.core.events import MessageAccepted, MessageRefused, MessageRequeued
 from daemon.core.trace import SpanStart, Tracing
 from daemon.engine.events import Events
@@ -37,6 +45,7 @@ from schema.ids import check_message_id, check_name, check_session, new_id
 from schema.instants import to_text
 from schema.rows import Address, Kind, MessageIn, MessageStatus
 
+NOWHERE: Final[Mapping[str, str]] = MappingProxyType({})
 MAX_ADDRESS_BYTES: Final = 1000
 MAX_CRON: Final = 200
 _CRON_FIELDS: Final = 5  # the library accepts a sixth field for seconds, which would allow a message every second
@@ -57,8 +66,10 @@ class Ingress:
         max_content_bytes: int,
         tracing: Tracing,
         events: Events,
+        elsewhere: Mapping[str, str] = NOWHERE,
     ) -> None:
         self.agents = agents
+        self._elsewhere = elsewhere  # agents of another role's daemons, with that role
         self._sessions = sessions
         self._clock = clock
         self._held_files = held_files
@@ -82,6 +93,8 @@ class Ingress:
         now = self._clock.now_ms()
         key = SessionKey(check_name("agent", incoming.agent), check_session(incoming.session))
         if key.agent not in self.agents:
+            if key.agent in self._elsewhere:
+                raise NotOwnedError(f"agent {key.agent!r} belongs to the role {self._elsewhere[key.agent]}.")
             known = ", ".join(sorted(self.agents)) or "none"
             raise UnknownAgentError(f"there is no agent {key.agent!r} (there is: {known}).")
         message = replace(check(incoming, now, self._max_content_bytes), traceparent=span.traceparent)

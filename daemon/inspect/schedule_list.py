@@ -30,7 +30,7 @@ def schedules_report(
     DataFolderError, SchemaTooNewError.
     """
     deadline = clock.monotonic() + _BUDGET_S
-    keys = [one for one in _with_schedules(data_dir) if agent in (None, one[0])]
+    keys = [one for one in sessions_with_schedules(data_dir) if agent in (None, one[0])]
     found: list[dict[str, Any]] = []
     errors: list[dict[str, str]] = []
     left = len(keys)
@@ -40,7 +40,7 @@ def schedules_report(
         left -= 1
         try:
             with open_inbound(folder_of(data_dir, session)) as db:
-                found += [_values(db, session, row) for row in _rows(db) if key in (None, row.key)]
+                found += [_values(db, session, row) for row in stored_schedules(db) if key in (None, row.key)]
         except ClawbusError as error:
             errors.append({"agent": session[0], "session": session[1], "error": f"{error.code}: {error}"})
     found.sort(key=lambda one: (one["state"] != "active", one["next_at"] or 0, one["key"]))
@@ -53,13 +53,13 @@ def schedule_report(data_dir: Path, session: Key, key: str, limit: int = _RUNS) 
     Raises UnknownScheduleError and what opening the file raises.
     """
     with open_inbound(folder_of(data_dir, session)) as db:
-        row = next((one for one in _rows(db) if one.key == key), None)
+        row = next((one for one in stored_schedules(db) if one.key == key), None)
         if row is None:
             raise UnknownScheduleError(f"there is no schedule {key!r:.80} in session {'/'.join(session)}.")
         return {**_values(db, session, row), "runs": [dict(one) for one in schedules.runs(db, key, limit)]}
 
 
-def _with_schedules(data_dir: Path) -> list[Key]:
+def sessions_with_schedules(data_dir: Path) -> list[Key]:
     """Return the sessions that may have schedules: central.db knows it of a session at rest."""
     central = read_central(data_dir)
     return [*(key for key, row in central.sessions.items() if _may_have(row)), *central.folders]
@@ -69,7 +69,8 @@ def _may_have(row: Mapping[str, Any]) -> bool:
     return bool(row.get("active") or row.get("next_due_at") or row.get("schedules"))
 
 
-def _rows(db: Reader) -> list[ScheduleRow]:
+def stored_schedules(db: Reader) -> list[ScheduleRow]:
+    """Return the schedules of a session's open file; none where an earlier version made it."""
     if db.one("SELECT 1 FROM sqlite_schema WHERE name = 'schedules'") is None:
         return []  # an earlier version's file, which the daemon has not opened yet
     return schedules.all_(db)

@@ -6,7 +6,7 @@ itself the finding. Being asked changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -45,12 +45,13 @@ class Check:
 class Views:
     """What the checks look at. `problems`: (what, since epoch ms, why), as `status` shows them as degraded.
 
-    `late_loops` names the loops that make no progress, `probe` asks database and disk and raises ClawbusError.
+    `worker` says who this daemon is. `late_loops` names the loops that make no progress, `probe` asks database and disk and raises ClawbusError.
     """
 
     problems: Callable[[], Sequence[tuple[str, int, str]]]
     late_loops: Callable[[], Sequence[str]]
     probe: Callable[[], Awaitable[None]]
+    worker: Callable[[], Mapping[str, Any]] = dict
 
 
 # Where a problem belongs, and how bad it is. What is not here is another part's, and degraded.
@@ -96,8 +97,9 @@ class Health:
         self._probe_error = since, why
 
     def alive(self) -> dict[str, Any]:
-        """For /healthz: that this is answered at all is the answer. Seconds."""
-        return {"lag_s": round(self._lag.now(), 3), "worst_lag_s": round(self._lag.worst(), 3)}
+        """For /healthz: that this is answered at all is the answer; and who answers. Seconds."""
+        return {"lag_s": round(self._lag.now(), 3), "worst_lag_s": round(self._lag.worst(), 3),
+                "worker": dict(self._views.worker())}  # fmt: skip
 
     def ready(self) -> dict[str, Any]:
         """For /readyz: {ready, started, checks: [{name, state, reason, since}]}."""

@@ -5,10 +5,11 @@ Only wiring: the other files of this folder measure, judge and render.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 from anyio.abc import TaskStatus
@@ -41,6 +42,7 @@ class Watched:
     agents: Callable[[], Sequence[str]]
     problems: Callable[[], Sequence[tuple[str, int, str]]]
     max_containers: int
+    worker: Callable[[], Mapping[str, Any]]
 
 
 class Monitoring:
@@ -54,7 +56,7 @@ class Monitoring:
             await watched.sessions.storage.look()
             await watched.sessions.central(lambda registry: registry.probe())
 
-        views = Views(watched.problems, lambda: [stall.name for stall in watched.pulse.stale()], probe)
+        views = Views(watched.problems, lambda: [stall.name for stall in watched.pulse.stale()], probe, watched.worker)
         self.health = Health(views, self.lag, clock)
         sources = Sources(
             clock=clock,

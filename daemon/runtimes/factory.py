@@ -7,11 +7,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from daemon.config.models import Agent, Config
 from daemon.config.policies import turn_limit_s
 from daemon.core.clock import Clock
-from daemon.core.errors import DataFolderError, UnknownAgentError
+from daemon.core.errors import DataFolderError, NotOwnedError, UnknownAgentError
 from daemon.runtimes.agent_files import environment_of, operator_mounts, secret_mounts, secret_variables
 from daemon.runtimes.image_source import source_digest
 from daemon.runtimes.process import ProcessRuntime
@@ -65,8 +66,10 @@ class SpecMaker:
         agents: Mapping[str, Agent],
         install_id: str,
         gate: WayOut | None = None,
+        elsewhere: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._config = config
+        self._elsewhere = elsewhere  # agents of another role's daemons, with that role
         self._gate = gate
         self._folder = folder
         self._agents = agents
@@ -81,6 +84,8 @@ class SpecMaker:
     def make(self, key: SessionKey, incarnation: str) -> ContainerSpec:
         """Return the spec of a session's next container. Raises UnknownAgentError, DataFolderError or AgentFileError."""
         agent, config, folder = self._agents.get(key.agent), self._config, self._folder
+        if agent is None and key.agent in self._elsewhere:
+            raise NotOwnedError(f"agent {key.agent!r} belongs to the role {self._elsewhere[key.agent]}.")
         if agent is None:
             raise UnknownAgentError(f"there is no agent {key.agent!r} in the configuration any more.")
         uid, gid = self._user

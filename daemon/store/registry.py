@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 from daemon.core.deploy_errors import FencedError
 from daemon.core.egress_usage import UsageRow
 from daemon.core.errors import RegistryGoneError
-from daemon.store import egress_usage, verified_idle
+from daemon.store import egress_usage, verified_idle, workers
 from daemon.store.dead_letters import Operator
 from daemon.store.pruned import note
 from daemon.store.verified_idle import Verified
@@ -114,6 +114,7 @@ class Registry:
         self._path = path
         self._anchor: _Anchor | None = None  # the file that was opened first
         self._epoch = 0  # of the slot that this daemon serves in; 0 without slots
+        self._worker: str | None = None  # in whose name claims are made; None where nobody is registered
 
     def last_epoch(self) -> int:
         """Return the last epoch that claims were made in; 0 without slots."""
@@ -133,6 +134,10 @@ class Registry:
             _check_epoch(db, epoch)
             db.execute("INSERT OR REPLACE INTO serving(id, epoch) VALUES (1, ?)", (epoch,))
         self._epoch = epoch
+
+    def claim_as(self, worker: str) -> None:
+        """Make claims in the name of a registered worker from now on."""
+        self._worker = worker
 
     def confirm_epoch(self) -> None:
         """Raise FencedError when another slot's daemon has taken over."""
@@ -254,10 +259,13 @@ class Registry:
     def begin_incarnation(self, row: IncarnationRow) -> bool:
         """Record an incarnation before its container exists. Return False if the session already has another live one.
 
-        Raise FencedError when another slot's daemon has taken over.
+        Raise FencedError when another slot's daemon has taken over, DuplicateOwnershipError when another daemon is
+        registered for the agent.
         """
         with self._open() as db, db.transaction():
             _check_epoch(db, self._epoch)
+            if self._worker is not None:
+                workers.check_owner(db, self._worker, row.key.agent)
             taken = db.one("SELECT id FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NULL", row.key)
             if taken is not None:
                 return taken["id"] == row.id

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from daemon.config.egress import EgressBudget, EgressConnect, EgressRoute
-from daemon.config.models import Agent, Config
+from daemon.config.models import Agent, Config, OwnershipGroup
 from daemon.config.routes import RouteTable
 from daemon.config.schedules import ScheduleTable
 from daemon.config.user_commands import CommandTable
@@ -27,13 +27,15 @@ def documented() -> dict[str, str]:
 def expected() -> dict[str, str]:
     found: dict[str, str] = {}
     for name, field in Config.model_fields.items():
-        if name in ("agents", "channels", "routes", "commands", "schedules"):
+        if name in ("agents", "channels", "routes", "commands", "schedules", "ownership"):
             continue
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found |= {f"{name}.{key}": default for key, default in _defaults(field.annotation).items()}
         else:
             found[name] = _shown(field.get_default(call_default_factory=True))
     below = {
+        "ownership.host": OwnershipGroup,
+        "ownership.cluster": OwnershipGroup,
         "routes": RouteTable,
         "commands.NAME": CommandTable,
         "agents.NAME": Agent,
@@ -65,5 +67,5 @@ def test_every_key_is_listed_with_its_default() -> None:
 
 def test_every_table_has_a_section() -> None:
     titles = re.findall(r"^## \[{1,2}([a-z]+)(?:\.NAME)?\]{1,2}$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    tables = [name for name in Config.model_fields if name not in ("data_dir", "timezone")]
+    tables = [name for name in Config.model_fields if name not in ("data_dir", "timezone", "role")]
     assert titles == tables

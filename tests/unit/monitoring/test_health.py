@@ -53,7 +53,7 @@ def test_before_the_start_and_at_the_end_it_is_not_ready_and_alive(world: World)
     found = world.health.ready()
     assert (found["ready"], found["started"]) == (False, False)
     assert world.check("started").state is State.FAILING
-    assert world.health.alive() == {"lag_s": 0.0, "worst_lag_s": 0.0}
+    assert world.health.alive() == {"lag_s": 0.0, "worst_lag_s": 0.0, "worker": {}}
 
 
 @pytest.mark.parametrize(

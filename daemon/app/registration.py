@@ -1,0 +1,124 @@
+"""The daemon's registration in central.db: written before it claims anything, confirmed while it runs, ended with it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from daemon.app.bus import Bus
+from daemon.core.deploy_errors import DuplicateOwnershipError
+from daemon.core.events import MessageSettled
+from daemon.core.ownership import AGENT, CHANNEL, ROLES
+from daemon.store import workers
+from daemon.store.registry import Registry
+from daemon.store.workers import Owned, WorkerRow
+from daemon.workers.source import Origin
+from schema.connect import Writer
+from schema.errors import ClawbusError
+from schema.ids import new_id
+
+CONFIRM_S: Final = 30.0
+
+
+class Registration:
+    """Built once for a daemon that serves; `run` confirms until cancelled."""
+
+    def __init__(self, bus: Bus, registry: Registry, source: Origin | None, epoch: int) -> None:
+        now = bus.clock.now_ms()
+        self._bus, self._registry = bus, registry
+        self._changed = anyio.Event()
+        self._turns: dict[str, tuple[str, int]] = {}  # completed since the last confirmation
+        bus.events.subscribe(MessageSettled, self._settled)
+        self.worker = WorkerRow(
+            new_id(now), bus.ownership.role, (source.release or "") if source is not None else "",
+            source.source_digest if source is not None else "", (source.slot or "") if source is not None else "",
+            socket.gethostname(), os.getpid(), epoch, now,
+        )  # fmt: skip
+
+    async def begin(self) -> None:
+        """Register, and make claims in this name from now on."""
+        owned = self._owned()
+        await self._write(lambda db: workers.register(db, self.worker, owned))
+        self._registry.claim_as(self.worker.id)
+
+    def poke(self) -> None:
+        """Register what the configuration has now: it was read again."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Confirm at once, then every half minute and after each change. Raise DuplicateOwnershipError."""
+        trouble: str | None = None
+        while True:
+            try:
+                await self._confirm()
+                trouble = None
+            except DuplicateOwnershipError:
+                raise
+            except (OSError, ClawbusError) as error:  # the host is out of some resource: try again
+                if str(error) != trouble:
+                    structlog.get_logger("daemon").warning("registration_not_confirmed", error=str(error))
+                trouble = str(error)
+            with anyio.move_on_after(CONFIRM_S):
+                await self._changed.wait()
+            self._changed = anyio.Event()
+
+    async def _confirm(self) -> None:
+        now, owned = self._bus.clock.now_ms(), self._owned()
+        await self._write(lambda db: workers.confirm(db, self.worker, owned, now))
+        turns, self._turns = self._turns, {}
+        try:
+            await self._write(lambda db: workers.note_turns(db, turns))
+        except BaseException:
+            self._turns = {**turns, **self._turns}
+            raise
+        self.worker = replace(self.worker, confirmed_at=now)
+
+    async def end(self) -> None:
+        """Record the end; what prevents it is no reason to stay."""
+        now = self._bus.clock.now_ms()
+        with suppress(OSError, ClawbusError):
+            await self._write(lambda db: workers.note_turns(db, self._turns))
+            await self._write(lambda db: workers.end(db, self.worker.id, now))
+
+    def payload(self) -> dict[str, Any]:
+        """Return what `/healthz` and `status` say of this worker: who it is, what it owns, and what it runs from."""
+        worker, ownership = self.worker, self._bus.ownership
+        counts = Counter(ownership.agents.values())
+        return {
+            "id": worker.id,
+            "role": worker.role,
+            "slot": worker.slot,
+            "epoch": worker.epoch,
+            "started_at": worker.registered_at,
+            "last_registration_at": worker.confirmed_at,
+            "role_counts": {**{role: counts[role] for role in ROLES}, "active": len(self._bus.agents)},
+            "duplicate_ids": [],  # a daemon with one does not start, and ends when another takes its place
+            "runtime": {
+                "prefix": sys.prefix,
+                "deployment_model": "release" if worker.release else "installation",
+                "outside_release": bool(self._bus.config.deploy.root) and not worker.release,
+                "release": worker.release or None,
+                "source_digest": worker.source_digest or None,
+            },
+        }
+
+    def _settled(self, event: MessageSettled) -> None:
+        if event.completed:
+            self._turns[event.agent] = (event.session, event.at)
+
+    async def _write(self, work: Callable[[Writer], None]) -> None:
+        await anyio.to_thread.run_sync(self._registry.with_file, work)
+
+    def _owned(self) -> Owned:
+        agents, channels = self._bus.agents, self._bus.channels
+        return frozenset([*((AGENT, name) for name in agents), *((CHANNEL, name) for name in channels)])

@@ -1,0 +1,126 @@
+"""`clawbus worker list`: the daemons that are registered, what each owns, and when each agent last completed a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli.command import add, add_group
+from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
+from daemon.cli.invocation import Invocation
+from daemon.core.clock import SystemClock
+from daemon.core.deploy_errors import DuplicateOwnershipError
+from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        help="The daemons that are registered, what each owns, and whether it does it.\n\n\b\nExample:\n  clawbus worker list",
+        rich_markup_mode=None,
+    )
+    add(group, "list", list_, path="worker")
+    add_group(app, group, "worker")
+
+
+def list_(
+    invocation: Invocation,
+    every: Annotated[bool, typer.Option("--all", help="Also the daemons that have ended.")] = False,
+) -> Outcome:
+    """List the registered daemon with its role, release and last confirmation; each agent's owner and last completed turn.
+
+    Use it when an agent is silent: an agent without a worker belongs to another role, and one that is `behind` has
+    missed a whole interval of its schedule. It reads the files, with the daemon up or down. Exit code 1: an agent or a
+    channel has two owners, or what runs is not one source.
+
+    \b
+    Example:
+      clawbus worker list
+    """
+    from daemon.config.ownership import ownership_of  # noqa: PLC0415
+    from daemon.core.ownership import Ownership  # noqa: PLC0415
+    from daemon.inspect.workers_reading import workers_report  # noqa: PLC0415
+
+    config = invocation.config
+    duplicate: DuplicateOwnershipError | None = None
+    try:
+        ownership = ownership_of(config)
+    except DuplicateOwnershipError as error:
+        duplicate, ownership = error, Ownership()
+    report = workers_report(config, ownership, SystemClock())
+    drift = _drift(invocation)
+    result = {
+        **report,
+        "workers": [one for one in report["workers"] if every or one["state"] != "ended"],
+        "duplicates": [str(duplicate)] if duplicate is not None else [],
+        "drift": drift,
+    }
+    problem = problem_of(duplicate) if duplicate is not None else None
+    if problem is None and drift:
+        problem = Problem("SOURCE_DRIFT", "; ".join(drift) + ".", "`clawbus source` names each difference and its fix.")
+    return Outcome(result, lambda console: _show(console, result), _steps(result), problem)
+
+
+def _drift(invocation: Invocation) -> list[str]:
+    """Return each drift of the source, as `clawbus source` names it; none where no releases are used."""
+    if not invocation.config.deploy.root:
+        return []
+    from daemon.deploy import drift  # noqa: PLC0415
+    from daemon.workers.source import origin  # noqa: PLC0415
+
+    try:
+        with invocation.client() as client:
+            live = client.live()
+    except (DaemonDownError, DaemonSilentError, RemoteError):
+        live = None
+    return [str(one) for one in drift.report(invocation.config, origin(), live).drifts]
+
+
+def _steps(result: Mapping[str, Any]) -> tuple[NextAction, ...]:
+    if not any(one["state"] == "registered" for one in result["workers"]):
+        return (NextAction("clawbus status", "no running daemon has confirmed its registration"),)
+    behind = [one for one in result["agents"] if one["cadence"] is not None and one["cadence"]["behind"]]
+    if behind:
+        return (NextAction(f"clawbus schedule show {behind[0]['cadence']['schedule']}", "what is behind"),)
+    return ()
+
+
+def _show(console: Console, result: Mapping[str, Any]) -> None:
+    from daemon.cli.present import age, say, short_ids, table  # noqa: PLC0415
+
+    now = SystemClock().now_ms()
+
+    def ago(at: int | None) -> str:
+        return age(max(0, now - at)) if at is not None else "-"
+
+    workers, agents = result["workers"], result["agents"]
+    names = short_ids(console, [one["id"] for one in workers])
+    rows = [
+        (name, one["state"], one["role"] or "-", one["slot"] or "-", (one["release"] or "-")[:12],
+         len(one["agents"]), len(one["channels"]), ago(one["confirmed_at"]))
+        for name, one in zip(names, workers, strict=True)
+    ]  # fmt: skip
+    columns = ("worker", "state", "role", "slot", "release", "agents", "channels", "confirmed")
+    console.print(table(f"{len(rows)} workers", columns, rows))
+    for role, group in result["groups"].items():
+        say(console, f"{role}: {len(group['agents'])} agents, {len(group['channels'])} channels")
+    shown = [
+        (one["agent"], one["role"] or "-", "yes" if one["worker"] else "no", ago(one["last_completed_at"]),
+         _cadence(one["cadence"]))
+        for one in agents
+    ]  # fmt: skip
+    console.print(table(f"{len(shown)} agents", ("agent", "role", "owned here", "last turn", "cadence"), shown))
+    if result["not_examined"]:
+        say(console, f"{result['not_examined']} sessions with schedules were not examined (no time)")
+    say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in result["errors"]))
+
+
+def _cadence(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    return f"{'behind' if found['behind'] else 'kept'} ({found['schedule']}, {found['times']})"
