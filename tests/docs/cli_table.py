@@ -39,10 +39,13 @@ def table() -> str:
 
 
 def usage(path: str, command: Any) -> str:
-    """Return the command's path and the names of its arguments, as its help writes them."""
-    context = command.context_class(command, info_name="clawbus")
-    arguments = " ".join(command.collect_usage_pieces(context)[1:])
-    return f"{path} {re.sub(r'[{}]', '', arguments)}".strip()
+    """Return the command's path and the names of its arguments, in brackets where they may be left out."""
+    names = [
+        (parameter.metavar or parameter.name.upper(), parameter.required)
+        for parameter in command.params
+        if parameter.param_type_name == "argument"
+    ]
+    return " ".join([path, *(name if required or name[0] == "[" else f"[{name}]" for name, required in names)])
 
 
 def what(command: Any) -> str:
