@@ -72,10 +72,12 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
             "dead", "Repair", "Dead letters: answers that could not be delivered and messages that were given up."
         ),
         "sweep": Entry("sweep", "Repair", "End runs that are listed as under way and are not."),
-        "config": Entry("config_check", "Host", "Look at the configuration."),
-        "reload": Entry("reload", "Host", "Have the daemon read its configuration again: agents and log level."),
+        "config": Entry("config_check", "Host", "Check the configuration."),
+        "reload": Entry(
+            "reload", "Host", "Make the daemon read its configuration again: agents, routes and log level."
+        ),
         "image": Entry("image", "Host", "Build the agents' image, or see whether it is the right one."),
-        "install": Entry("install", "Host", "Show which installation a data folder is, or begin another one."),
+        "install": Entry("install", "Host", "Show which installation a data folder is, or make it a new one."),
         "backup": Entry("backup", "Host", "Back a data folder up, while the daemon runs or while it is down."),
         "restore": Entry("backup", "Host", "Make the data folder from a backup, with the daemon down."),
         "release": Entry("release", "Releases", "Make, list and remove releases."),

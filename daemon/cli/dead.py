@@ -140,7 +140,7 @@ def requeue(
     every: All = False,
     code: Code = None,
 ) -> Outcome:
-    """Send dead letters on their way again.
+    """Send dead letters again.
 
     An answer is delivered again under its own id, so a receiver that knows the id takes it once. A message goes to the
     agent again as a new message ID+rN; the failed one stays failed. Use it after mending what `dead show` names.

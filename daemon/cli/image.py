@@ -93,7 +93,7 @@ def _after_build(invocation: Invocation) -> NextAction:
 
 
 def show(invocation: Invocation) -> Outcome:
-    """Tell for each image of the configuration whether the daemon would run it, and why not.
+    """Say for each image of the configuration whether the daemon would run it, and why not.
 
     Use it when a spawn fails with IMAGE_UNUSABLE.
 

@@ -211,7 +211,7 @@ def restore(
     db: Database,
     exec_: Command = None,
 ) -> Outcome:
-    """Put a sweep's backup back: the database is again what it was right before that sweep.
+    """Restore a sweep's backup: the database is as it was just before that sweep.
 
     What the server wrote since then is lost, so stop it first; it is refused while a process has the file open. What is
     there now is backed up before. Use it when a sweep turns out to have been wrong.

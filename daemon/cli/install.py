@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        help="Show which installation a data folder is, or begin another one.\n\n\b\nExample:\n  clawbus install show",
+        help="Show which installation a data folder is, or make it a new one.\n\n\b\nExample:\n  clawbus install show",
         rich_markup_mode=None,
     )
     add(group, "show", show, path="install")
@@ -65,7 +65,7 @@ def show(invocation: Invocation) -> Outcome:
 
 
 def renew(invocation: Invocation) -> Outcome:
-    """Begin another installation in this data folder, because the engine with its containers is gone for good.
+    """Make this data folder a new installation, because its engine and containers are gone for good.
 
     Use it while the daemon is down, after RUNTIME_CHANGED, and only when nothing of the old engine can still run: messages
     that its containers had in hand are worked on again.

@@ -121,7 +121,7 @@ def cancel(
 def retry(
     invocation: Invocation, message: MessageArgument, session: SessionScope = None, reason: ReasonOption = None
 ) -> Outcome:
-    """Have a message tried now, whatever its back-off; one that was given up or cancelled goes as a new message ID+rN.
+    """Try a message now, whatever its back-off; one that was given up or cancelled is sent as a new message ID+rN.
 
     Use it after mending what stopped it. A completed message is not repeated.
 

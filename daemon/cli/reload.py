@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def reload(invocation: Invocation) -> Outcome:
-    """Have the daemon read its configuration again: agents and log level.
+    """Make the daemon read its configuration again: agents, routes and log level.
 
     Use it after an edit. It fails when the file cannot be used, and when tables have changed that need a restart.
 

@@ -60,7 +60,7 @@ def show(
         str | None, typer.Option("--session", "-s", metavar="A/S", help="The session, when several have the id.")
     ] = None,
 ) -> Outcome:
-    """Show one run's whole life, the truth about it, and its container's last words.
+    """Show one run's whole life, its true status, and its container's last output.
 
     Use it to see what became of a message, by its id, or of one of its runs (MESSAGE@INCARNATION). It works from the
     files, the daemon up or down.

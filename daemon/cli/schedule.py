@@ -80,7 +80,7 @@ def add_(
     mailbox: MailboxOption = None,
     reason: ReasonOption = None,
 ) -> Outcome:
-    """Add a schedule, or change the one of this key: its message is sent at each of its times.
+    """Add a schedule, or change the one with this key: its text is sent to the agent at each of its times.
 
     Use it for what an agent does regularly. The same command twice changes nothing. While the message before is not finished,
     an occurrence is left out. One that is more than five minutes late counts as missed.
@@ -130,7 +130,7 @@ def list_(invocation: Invocation, agent: AgentFilter = None) -> Outcome:
 
 
 def show(invocation: Invocation, key: KeyArgument, session: SessionScope = None) -> Outcome:
-    """Show a schedule: its times, what it says, and its newest occurrences with what came of each.
+    """Show a schedule: its times, its text, and the outcome of its newest occurrences.
 
     Use it when a message did not come, or came twice. It reads the files, whether the daemon runs or not.
 

@@ -94,7 +94,7 @@ def show(
 
 
 def stop(invocation: Invocation, agent: AgentArgument, session: SessionArgument = None) -> Outcome:
-    """Ask a session's container for a graceful end, without waiting for it.
+    """Ask a session's container to end, without waiting for it.
 
     Use it to make an agent start afresh: its next message wakes a new container. Nothing is lost, a turn in progress
     may finish.
@@ -178,7 +178,7 @@ def reset(
         ),
     ] = False,
 ) -> Outcome:
-    """Begin the container's side of a session anew: its container killed, its out/ put aside, its messages kept.
+    """Give a session a new out/ folder: its container is killed, the old out/ moved aside, its messages kept.
 
     Use it when out/ is broken and cannot be mended. What the agent kept there (its conversation) is in the folder that
     is put aside; what waits is worked on again, and that costs no try.

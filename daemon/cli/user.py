@@ -100,7 +100,7 @@ def bind(
     channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="The channel's name.")],
     sender: Annotated[str, typer.Argument(metavar="SENDER", help="The platform's id of the person.")],
 ) -> Outcome:
-    """Say that a platform's id of a person is this user.
+    """Bind a platform's id of a person to a user.
 
     Use it after `user add`. An id that is another user's is refused.
 
@@ -147,7 +147,7 @@ def revoke(invocation: Invocation, name: UserName, reason: ReasonOption = None) 
 
 
 def restore(invocation: Invocation, name: UserName, reason: ReasonOption = None) -> Outcome:
-    """Take a revocation back: the user has the same roles again.
+    """Undo a revocation: the user has the same roles again.
 
     Use it when `revoke` named the wrong one.
 
