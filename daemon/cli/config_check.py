@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(
-        help="Look at the configuration.\n\n\b\nExample:\n  clawbus config check", rich_markup_mode=None
-    )
+    group = typer.Typer(help="Check the configuration.\n\n\b\nExample:\n  clawbus config check", rich_markup_mode=None)
     add(group, "check", check, path="config")
     add_group(app, group, "config")
 
