@@ -1,6 +1,6 @@
-"""Asks a person for a running turn: writes the question, waits for what the host records, gives up by its own clock.
+"""Asks a person on behalf of a running turn: writes the question and waits for the outcome that the host records.
 
-The host ends a question at its deadline. The runner's own clock only counts when the host never saw the question.
+The host ends a question at its deadline. The runner's own deadline is only for a question that the host never saw.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Asking:
         self._asked: Counter[str] = Counter()
 
     async def ask(self, question: Question, key: str | None) -> Decision | None:
-        """Return how the question ended; None as soon as it is stored when nobody waits for it."""
+        """Return how the question ended. If it only notifies, return None as soon as it is stored."""
         identity = question_id(
             *self._session, self._about.id, self._numbered(key or key_of(question), named=key is not None)
         )
@@ -68,7 +68,7 @@ class Asking:
         return Decision(Outcome.TIMEOUT, question.default)
 
     def _numbered(self, key: str, *, named: bool) -> str:
-        """Return a key of its own for each repetition of a question without a key."""
+        """Return the key for the question's id. Repetitions of a question without a key get different ones."""
         if named:
             return f"k:{key}"
         self._asked[key] += 1

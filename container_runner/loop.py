@@ -281,7 +281,7 @@ class Runner:
                 level("leftovers_ended", programs=ended.names, count=ended.count, remain=ended.remain)
 
     async def _show_tool(self, log: FilteringBoundLogger, tool: DeclaredTimeout | None, started_at: int) -> None:
-        """Record the tool in outbound.db, from which the host judges the turn, and in the log, for whoever reads it later."""
+        """Record the tool in outbound.db, where the host reads it, and in the log."""
         if tool is None or tool == self._provider.silence:
             log.info("tool_ended")
         else:

@@ -1,7 +1,7 @@
-"""Messages in the middle of a turn: each is a row of its own, sent at once, and answers nothing.
+"""Sends messages in the middle of a turn. Each is a separate row that is sent at once and is not an answer.
 
-A row's id follows from the message that the turn works on and from what is said, so a later try that says the same again
-sends nothing twice.
+A row's id follows from the message that the turn works on and from what is said, so a later try that says the same
+again sends nothing twice.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Saying:
             message = replace(message, content={**message.content, "edits": edited})
         plan = plan_replies([message], self._messages, self._routing, self._destinations)
         if plan.unknown:
-            raise UnknownDestinationError(f"{plan.unknown[0][:200]!r} is no destination here.")
+            raise UnknownDestinationError(f"{plan.unknown[0][:200]!r} is not a destination here.")
         if any(len(reply.content.encode()) > self._max_bytes for reply in plan.replies):
             raise AnswerTooLargeError(f"A message has more than {self._max_bytes} bytes as JSON.")
         ids = [self._id(reply, key, place) for place, reply in enumerate(plan.replies)]

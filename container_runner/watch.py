@@ -26,7 +26,7 @@ _DEAF_AFTER: Final = 2
 
 
 class InboundWatch:
-    """Wakes whoever waits. Times are in seconds, except `step_ms`: milliseconds from a commit without a bell to the wake-up.
+    """Wakes the waiting tasks. Times are in seconds, except `step_ms`: milliseconds from a commit without a bell to the wake-up.
 
     `open_events` opens the kernel's event source. If it raises OSError, watchfiles is used instead.
     """

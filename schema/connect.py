@@ -45,7 +45,7 @@ __all__ = [
 ]  # fmt: skip
 
 BUSY_TIMEOUT_MS: Final = 5000
-# Told the pages that are copied, and how many there are. It may raise; then the copy ends there.
+# Called with the number of copied pages and of all pages. If it raises, the copy ends there.
 PageProgress = Callable[[int, int], None]
 _PAGES_A_STEP: Final = 4096
 _REPLACED: Final = f"{OUTBOUND_DB} was replaced while it was being opened."
@@ -233,7 +233,7 @@ def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:
     """Open a container's outbound.db read-only, as hostile input. None while the runner has not made it.
 
     Raises HostileFileError, ReadRaceError, ReadDeadlineError, FileBusyError or StorageError. A container that swaps the
-    file for a fifo in the right microsecond makes SQLite's open wait for ever: callers bound the call themselves.
+    file for a fifo in the right microsecond makes SQLite's open wait forever: callers bound the call themselves.
     """
     path = folder / OUTBOUND_DB
     guard = open_plain(folder, OUTBOUND_DB)
@@ -320,7 +320,7 @@ def recover_outbound_journal(folder: Path, limits: ReadLimits | None = None) -> 
 
 
 def _stepped(progress: PageProgress | None) -> Callable[[int, int, int], None]:
-    """Run the backup's steps within the busy time-out. SQLite's backup API alone would wait for a lock for ever."""
+    """Run the backup's steps within the busy time-out. SQLite's backup API alone would wait for a lock forever."""
     waiting_since: float | None = None
 
     def stepped(status: int, remaining: int, total: int) -> None:
@@ -338,7 +338,7 @@ def _stepped(progress: PageProgress | None) -> Callable[[int, int, int], None]:
 
 
 def _make_empty(path: Path, mode: int) -> None:
-    """Make the file with exactly these rights, whatever the umask is; SQLite gives its journals the same. One that is there stays."""
+    """Make the file with exactly these rights, whatever the umask is; SQLite gives its journals the same. An existing file keeps its rights."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError:

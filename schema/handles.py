@@ -60,7 +60,7 @@ def is_readonly_race(error: object) -> bool:
 def translate(error: sqlite3.Error | MemoryError, path: Path, *, hostile: bool) -> ClawbusError:
     """Translate SQLite's error into ours. `hostile`: the file belongs to a container.
 
-    A fault of this host (`schema/os_faults.py`) becomes a StorageError, whoever owns the file.
+    A fault of this host (`schema/os_faults.py`) becomes a StorageError, for files of host and container alike.
     """
     if isinstance(error, MemoryError):  # Python's sqlite3 raises it for SQLITE_NOMEM
         return as_host_error(error, path.name) or StorageError(path.name)

@@ -53,7 +53,7 @@ class Inotify:
         return _checked(self._add(self._descriptor, os.fsencode(folder), mask | _IN_ONLYDIR | _IN_DONT_FOLLOW))
 
     def unwatch(self, watch: int) -> None:
-        """Stop watching. One that is gone already (with its folder) is no error."""
+        """Stop watching. One that is gone already (with its folder) is not an error."""
         self._remove(self._descriptor, watch)
 
     def read(self) -> list[FileEvent]:

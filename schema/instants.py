@@ -24,7 +24,7 @@ def file_stamp(epoch_ms: int) -> str:
 
 
 def from_text(text: object) -> int | None:
-    """Epoch milliseconds of a text instant, or None if it is no instant.
+    """Return the epoch milliseconds of a text instant, or None if it is not an instant.
 
     No zone means UTC (SQLite's datetime('now') writes none); 'T' or space; 'Z' or an offset. Never local time.
     """

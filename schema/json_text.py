@@ -20,7 +20,7 @@ _MAY_HAVE_HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class UnsendableError(ValueError):
-    """A value that is no JSON that can be sent; the text completes "it ..."."""
+    """A value that cannot be sent as JSON. The text completes "it ..."."""
 
 
 def whole_text(text: str) -> str:
@@ -41,7 +41,7 @@ def sendable(value: object, depth: int = MAX_DEPTH) -> object:
     if isinstance(value, dict):
         fields = cast("dict[object, object]", value)
         if not all(isinstance(key, str) for key in fields):
-            raise UnsendableError("has a key that is no text")
+            raise UnsendableError("has a key that is not text")
         cleaned = {whole_text(cast("str", key)): sendable(item, depth - 1) for key, item in fields.items()}
         if len(cleaned) < len(fields):
             raise UnsendableError("has two keys that differ only in half a character")

@@ -103,7 +103,7 @@ def _repeated(path: Path, attempt: Callable[[int, Path, Stamp, int], T], patienc
             except OSError as error:
                 raise StorageError(f"{path.name} cannot be read or copied: {error.strerror or error}.") from error
             tries += 1
-            # Not in step with a writer that has a rhythm of its own.
+            # Wait for a random time, so as not to fall into step with a writer that commits at regular intervals.
             time.sleep(min(_FIRST_WAIT_S * 2 ** min(tries, 8), _LONGEST_WAIT_S) * random.uniform(0.2, 1))  # noqa: S311
     finally:
         os.close(descriptor)

@@ -129,7 +129,7 @@ def _backfill(connection: sqlite3.Connection, role: Role) -> None:
 
 
 def _adopt_messages(connection: sqlite3.Connection) -> None:
-    """Rows of a folder that came from elsewhere get a history, so that no status stands without one."""
+    """Add history to the rows of a folder that came from elsewhere, so that every status has one."""
     connection.execute(
         "INSERT INTO message_history(message_id, event, at, detail)"
         " SELECT id, 'migrated', CAST(strftime('%s', 'now') AS INTEGER) * 1000, json_object('status', status)"

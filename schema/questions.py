@@ -53,8 +53,8 @@ class Option:
 class Question:
     """What is asked. `free_text`: an answer may be any text, not only an option.
 
-    `default`: the id of the option that counts when nobody answers in time; None for none, which means no.
-    `notify`: nobody waits for the answer, so it comes as a message that wakes the agent.
+    `default`: the id of the option that applies when no answer comes in time; None for none, which means no.
+    `notify`: the turn does not wait; the answer comes as a message that wakes the agent.
     """
 
     text: str
@@ -65,7 +65,7 @@ class Question:
     notify: bool = False
 
     def __post_init__(self) -> None:
-        """Raise QuestionError for a question that no channel could show or nobody could answer."""
+        """Raise QuestionError for a question that no channel could show or no person could answer."""
         _check_text("text", self.text, MAX_TEXT)
         if len(self.options) > MAX_OPTIONS:
             raise QuestionError(f"has more than {MAX_OPTIONS} options")
@@ -80,7 +80,7 @@ class Question:
         if not self.options and not self.free_text:
             raise QuestionError("has no options and takes no text")
         if self.default is not None and self.default not in ids:
-            raise QuestionError("has a default that is no option")
+            raise QuestionError("has a default that is not an option")
         if not (math.isfinite(self.timeout_s) and MIN_TIMEOUT_S <= self.timeout_s <= MAX_TIMEOUT_S):
             raise QuestionError(f"has a timeout_s that is not between {MIN_TIMEOUT_S:g} and {MAX_TIMEOUT_S:g} seconds")
 
@@ -111,7 +111,7 @@ def question_id(agent: str, session: str, message_id: str, key: str) -> str:
 
 
 def key_of(question: Question) -> str:
-    """Return a key made from what is asked, for a caller that has none of its own."""
+    """Return a key made from what is asked, for a caller that has none."""
     return encode([question.text, [[option.id, option.label] for option in question.options]])
 
 
@@ -154,7 +154,7 @@ def from_content(row_id: str, content: str) -> Question:
     """Return the question that a container's row asks. Raise QuestionError; the row is hostile input."""
     value = _parsed(content)
     if value is None or value.get("type") != TYPE:
-        raise QuestionError("is no question")
+        raise QuestionError("is not a question")
     if value.get("question") != row_id:
         raise QuestionError("names another id than its row's")
     return from_fields(value)
@@ -166,9 +166,9 @@ def from_fields(value: Mapping[str, object]) -> Question:
     if not isinstance(text, str):
         raise QuestionError("has no `text`")
     if default is not None and not isinstance(default, str):
-        raise QuestionError("has a `default` that is no text")
+        raise QuestionError("has a `default` that is not text")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise QuestionError("has a `timeout_s` that is no number")
+        raise QuestionError("has a `timeout_s` that is not a number")
     return Question(
         text=text,
         options=options_from(value.get("options")),
@@ -184,7 +184,7 @@ def options_from(value: object) -> tuple[Option, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or len(cast("list[object]", value)) > MAX_OPTIONS:
-        raise QuestionError(f"has `options` that are no list of at most {MAX_OPTIONS}")
+        raise QuestionError(f"has `options` that are not a list of at most {MAX_OPTIONS}")
     return tuple(_option(one) for one in cast("list[object]", value))
 
 
@@ -197,7 +197,7 @@ def _option(value: object) -> Option:
     if not isinstance(label, str) or not isinstance(identity, str):
         raise QuestionError("has an option without a `label`")
     if description is not None and not isinstance(description, str):
-        raise QuestionError("has an option whose `description` is no text")
+        raise QuestionError("has an option whose `description` is not text")
     return Option(identity, label, description)
 
 

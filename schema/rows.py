@@ -142,7 +142,7 @@ class Deferral:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """A row of processing_ack. `changed_at` is None when the runner wrote something that is no instant.
+    """A row of processing_ack. `changed_at` is None when the runner wrote something that is not an instant.
 
     `changed_text` is that time as it was written; `deferral` belongs to the status `later` and to no other.
     """

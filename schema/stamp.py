@@ -51,7 +51,7 @@ class Stamp:
 
     @property
     def counter(self) -> bytes:
-        """The file change counter, as it stands."""
+        """The file change counter, read now."""
         return self.header[_COUNTER]
 
     @property

@@ -39,7 +39,7 @@ from container_runner.shared.errors import (
 )
 from container_runner.shared.running_time import cancel_after_running
 
-# A process that left the group may hold stdout open for ever. The program's own output is read long before this.
+# A process that left the group may hold stdout open forever. The program's own output is read long before this.
 _DRAIN_S: Final = 1.0
 
 

@@ -69,7 +69,7 @@ class Later:
 
 @dataclass(frozen=True, slots=True)
 class SayNow:
-    """The program sends a message before its end. It is no part of the answer."""
+    """A message that the program sends during the turn. It is not part of the answer."""
 
     message: OutMessage
     key: str | None = None
@@ -267,7 +267,7 @@ class OutputParser:
         if value is None:
             return None
         if not isinstance(value, str):
-            raise self._wrong(f"has a `{key}` that is no text")
+            raise self._wrong(f"has a `{key}` that is not text")
         return value
 
     def _wrong(self, what: str) -> AnswerInvalidError:
@@ -301,4 +301,4 @@ def type_of(line: bytes) -> str | None:
 
 
 def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

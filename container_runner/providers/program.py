@@ -1,6 +1,6 @@
 """Starts and ends an agent's program: the environment it gets, the errors of its start, its process group.
 
-The program leads a process group of its own. The runner's own variables (CLAWBUS_*, its virtual environment, PYTHON*) are
+The program runs in a new process group. The runner's own variables (CLAWBUS_*, its virtual environment, PYTHON*) are
 not passed on.
 """
 

@@ -128,7 +128,7 @@ class OutMessage:
 class Answer:
     """A turn's result. All of it is committed together, or none. A `state` value of None removes the key.
 
-    `ignored` lists unknown line types. `note` tells the operator why nothing is sent. `usage` is what the turn used.
+    `ignored` lists unknown line types. `note` explains to the operator why nothing is sent. `usage` is what the turn used.
     """
 
     messages: Sequence[OutMessage] = ()
@@ -170,7 +170,7 @@ class Progress(Protocol):
         ...
 
     async def say(self, message: OutMessage, key: str | None = None) -> str:
-        """Send a message now, in the middle of the turn, and return its id. It is no answer.
+        """Send a message now, in the middle of the turn, and return its id. It is not an answer.
 
         A second message with the same key edits the first one, where the channel can. What is said again in a later try of
         the turn is sent once. Raise a TurnFailedError for a message that cannot be sent.

@@ -22,7 +22,7 @@ class TurnOutput:
     ) -> None:
         self.parser = parser
         self.tasks: TaskGroup | None = None
-        self.waiting = 0  # questions that are open: the turn's clock stands meanwhile
+        self.waiting = 0  # open questions: the turn's clock is stopped while there are any
         self._max_bytes = max_bytes
         self._progress = progress
         self._answer = answer

@@ -144,7 +144,7 @@ class CommandEndedError(TurnFailedError):
 
 
 class CommandReportedError(TurnFailedError):
-    """A program with lifetime "container" ended its turn with an `error` of its own."""
+    """A program with lifetime "container" ended its turn with an `error`."""
 
     code = "COMMAND_FAILED"
 

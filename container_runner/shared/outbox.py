@@ -1,4 +1,4 @@
-"""Rows of outbound.db that are visible at once, before the turn's answer: each in one transaction of its own.
+"""Writes rows of outbound.db before the turn's answer, so that they are sent at once: one transaction for each row.
 
 A row's id follows from what it is for, so writing it again in a later try of the turn changes nothing. Every call opens the
 files, runs one transaction and closes them, and blocks: call it in a worker thread.

@@ -20,7 +20,7 @@ def _never() -> bool:
 
 
 async def sleep_running(seconds: float, stands: Callable[[], bool] = _never) -> None:
-    """Sleep this long, not counting freezes (each counts as two seconds at most) nor steps at whose end the clock stands."""
+    """Sleep this long, not counting freezes (each counts as two seconds at most) nor steps at whose end `stands()` is true."""
     left = seconds
     while left > 0:
         step, began = min(left, _STEP_S), anyio.current_time()
@@ -30,6 +30,6 @@ async def sleep_running(seconds: float, stands: Callable[[], bool] = _never) -> 
 
 
 async def cancel_after_running(scope: anyio.CancelScope, seconds: float, stands: Callable[[], bool] = _never) -> None:
-    """Cancel the scope once this process has run for `seconds`, not counting the time in which the clock `stands`."""
+    """Cancel the scope once this process has run for `seconds`, not counting the time during which `stands()` is true."""
     await sleep_running(seconds, stands)
     scope.cancel()

@@ -1,1 +1,1 @@
-"""The MCP server that gives an agent hands on its bus: a process of its own beside the agent, standard library only."""
+"""The MCP server that gives an agent the bus's tools. A separate process beside the agent; standard library only."""

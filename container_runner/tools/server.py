@@ -1,6 +1,6 @@
 """MCP over stdio: JSON-RPC 2.0, one message a line (https://modelcontextprotocol.io/specification, transports: stdio).
 
-Each call runs in a thread of its own, because one may wait for a person for minutes.
+Each call runs in its own thread, because it may wait minutes for a person.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ class Server:
             return
         try:
             found = self._calls.call(name, cast("dict[str, Any]", arguments) if isinstance(arguments, dict) else {})
-            told: dict[str, object] = {"ok": True, **found}
+            answer: dict[str, object] = {"ok": True, **found}
         except ToolError as error:
-            told = {"ok": False, "error": {"code": error.code, "message": str(error), "fix": error.fix}}
-        text = json.dumps(told, ensure_ascii=False)
-        self._result(number, {"content": [{"type": "text", "text": text}], "isError": not told["ok"]})
+            answer = {"ok": False, "error": {"code": error.code, "message": str(error), "fix": error.fix}}
+        text = json.dumps(answer, ensure_ascii=False)
+        self._result(number, {"content": [{"type": "text", "text": text}], "isError": not answer["ok"]})
 
     def _result(self, number: object, result: dict[str, object]) -> None:
         self._write({"jsonrpc": "2.0", "id": number, "result": result})

@@ -64,7 +64,7 @@ class _UnixConnection(http.client.HTTPConnection):
         with contextlib.suppress(OSError):
             sock.setblocking(False)
             try:
-                sock.recv(1, socket.MSG_PEEK)  # the end of the stream, or bytes that nobody asked for
+                sock.recv(1, socket.MSG_PEEK)  # the end of the stream, or unexpected bytes
             except BlockingIOError:
                 sock.settimeout(timeout_s)
                 return True

@@ -1,4 +1,4 @@
-"""The routes by which a client begins, ends or takes back a deploy, and reads how it stands."""
+"""The routes to start, abort or roll back a deploy, and to read its state."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class LiveStatus:
         ]
 
     def _retention_report(self) -> dict[str, Any]:
-        """Return how long finished data is kept (seconds; None: for ever), and what the last retention pass removed."""
+        """Return how long finished data is kept (seconds; None: unlimited), and what the last retention pass removed."""
         last = self._retention.last
         took = {"at": last.at, "duration_ms": last.duration_ms, "sessions": last.sessions, "errors": last.errors,
                 "given_back_bytes": last.given_back, "taken": dict(last.taken)}  # fmt: skip

@@ -1,6 +1,6 @@
 """What the daemon offers to its operator: the one protocol between the control API and everything behind it.
 
-The API (api.py) turns HTTP into these calls and errors into envelopes; it decides nothing. Whoever implements this
+The API (api.py) turns HTTP into these calls and errors into envelopes; it decides nothing. An implementation
 raises ClawbusError for a refusal and never returns success for something it did not do.
 """
 
@@ -32,7 +32,7 @@ class Operations(Protocol):
     ) -> MailboxEntry | None:
         """Return the first mailbox entry that answers this message, or None after `timeout_s` seconds.
 
-        An answer that is there already is returned at once. With `after` (a cursor), what was said in the middle of the
+        An answer that exists already is returned at once. With `after` (a cursor), what was said in the middle of the
         turn is returned too.
         """
         ...

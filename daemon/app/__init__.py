@@ -1,1 +1,1 @@
-"""The daemon as a process: it is composed here, started, told to stop, and ended."""
+"""The daemon's process: composition, start, stop and end."""

@@ -220,7 +220,7 @@ async def _main(
 
 
 def _conductor(bus: Bus, lease: Lease | None, signals: SignalInbox) -> Conductor | None:
-    """Return what carries deploys out; None where there are no slots."""
+    """Return the conductor of deploys, or None where there are no slots."""
     if lease is None:
         return None
 
@@ -383,7 +383,7 @@ def _reload_as_asked(
 
 
 def _reload(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config] | None) -> None:
-    """Reload at SIGHUP, where nobody waits for an answer: the log has it."""
+    """Reload at SIGHUP. The result goes to the log, because no client waits for it."""
     with suppress(Exception):  # a reload that fails changes nothing, and ends nothing
         if reload is not None:
             reload_config(bus, pipeline, reload)

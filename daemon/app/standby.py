@@ -1,6 +1,6 @@
 """The daemon of the slot that does not serve: ready, watching, and with no file of the bus open.
 
-It reads deploy/state.json and answers on a socket of its own. When its slot becomes the serving one it takes the data
+It reads deploy/state.json and answers on a separate socket. When its slot becomes the serving one it takes the data
 folder; when the new slot's daemon does not run or hangs in a deploy, it goes back. It decides that, because it outlives
 the deploy's tool and the new daemon.
 """

@@ -108,7 +108,7 @@ class GroupCommit:
     def _commit(self, own: list[Ticket], timeout_s: float = -1) -> list[Ticket] | None:
         """Commit every waiting run, unless another thread has already committed `own`. Return the stored tickets.
 
-        Return None when the gate is not free within `timeout_s` seconds (-1: wait for ever).
+        Return None when the gate is not free within `timeout_s` seconds (-1: wait forever).
         """
         if not self._gate.acquire(timeout=timeout_s):
             return None

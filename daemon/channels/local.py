@@ -1,7 +1,7 @@
 """The `local` channel: answers land in a durable mailbox that clients of the control socket read by cursor.
 
 Messages come in through the control API, which calls the ingress directly; this channel only delivers. It must never
-report a delivery before its row is committed, and never poll the file: the commit wakes whoever waits.
+report a delivery before its row is committed, and never poll the file: the commit wakes the waiting readers.
 """
 
 from __future__ import annotations

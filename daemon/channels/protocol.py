@@ -234,5 +234,5 @@ class ReaderHolder(Protocol):
     """An `InlineChannel` that can let its readers wait until the bus has recorded what they are about to read."""
 
     def readers_held(self) -> AbstractContextManager[None]:
-        """Return a context in which `deliver_inline`, called in the same thread, wakes nobody until it ends."""
+        """Return a context in which `deliver_inline`, called in the same thread, wakes no readers until the context ends."""
         ...

@@ -51,7 +51,7 @@ _KEPT_HEADERS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """A signed request of a kind that the hook does not want. It is answered with a 2xx, so that nobody sends it again."""
+    """A signed request of a kind that the hook does not want. It is answered with a 2xx, so that the sender does not repeat it."""
 
     id: str
     event: str
@@ -149,7 +149,7 @@ class WebhookIn:
         return JSONResponse(body, status_code=202)
 
     async def _routed(self, name: str, message: PlaceMessage, accept: Accept) -> Response:
-        """Have an event routed, and answer once every message is stored. An event for nobody is answered, too."""
+        """Route an event, and answer once every message is stored. Answer an event without a target as well."""
         if not isinstance(accept, Intake):
             raise TypeError("the bus takes no events")
         routed = await accept.event(message)
@@ -302,7 +302,7 @@ def _json(text: str) -> object:
     """Parse JSON as RFC 8259 defines it. Python's parser alone would accept NaN, infinities and lone surrogates."""
 
     def constant(name: str) -> object:
-        raise ValueError(f"{name} is no JSON")
+        raise ValueError(f"{name} is not JSON")
 
     value: object = json.loads(text, parse_constant=constant)
     # Refuse a value that cannot be stored: 1e999 parses as infinity, and "\ud800" is not valid Unicode.

@@ -40,7 +40,7 @@ def question_of(answer: Mapping[str, Any]) -> str | None:
 
 
 def lines_of(answer: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a person reads of an entry that is no answer: its text; of a question its options and how to answer."""
+    """Yield the lines to show for an entry that is not an answer: its text; for a question, its options and how to answer."""
     mark = "? " if question_of(answer) is not None else "* "
     for number, line in enumerate(str(answer["text"]).splitlines() or [""]):
         yield f"{mark if number == 0 else '  '}{line}"

@@ -112,7 +112,7 @@ def _refuse_running(invocation: Invocation, backup: Path) -> None:
     """Refuse while a container runs: it would go on writing into the folder that is moved aside, or was lost.
 
     Asked for the installation of the folder that is replaced, and for the backup's if that was this very folder. A backup
-    that is restored elsewhere becomes an installation of its own, and leaves the original's containers alone.
+    that is restored elsewhere becomes a separate installation, and leaves the original's containers alone.
     """
     from daemon.core.repair_errors import RestoreRefusedError  # noqa: PLC0415
     from daemon.inspect.containers import look_at_runtime, recorded_install_id  # noqa: PLC0415

@@ -112,7 +112,7 @@ class _Talk:
     def run(self, wait_s: float) -> None:
         """Run until the input ends. Then wait until everything is answered, `wait_s` seconds have passed or a call fails."""
         with self._invocation.client() as client:
-            client.live()  # whether anybody is there is said before the first line, not after it
+            client.live()  # report a daemon that is down before the first line is typed
         listener = self._invocation.client()
         thread = threading.Thread(target=self._listen, args=(listener,), name="mailbox", daemon=True)
         thread.start()

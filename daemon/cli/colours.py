@@ -1,4 +1,4 @@
-"""The colour of a state, for terminals. Where there is no terminal, or NO_COLOR is set, the console prints none. Pure."""
+"""Returns the colour of a state. The console prints colours on terminals only, and none if NO_COLOR is set. Pure."""
 
 from __future__ import annotations
 

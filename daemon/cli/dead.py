@@ -143,7 +143,7 @@ def requeue(
     """Send dead letters again.
 
     An answer is delivered again under its own id, so a receiver that knows the id takes it once. A message goes to the
-    agent again as a new message ID+rN; the failed one stays failed. Use it after mending what `dead show` names.
+    agent again as a new message ID+rN; the failed one stays failed. Use it after fixing what `dead show` names.
 
     \b
     Example:

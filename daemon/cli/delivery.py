@@ -90,7 +90,7 @@ def retry(
 ) -> Outcome:
     """Try failing answers now, whatever their back-off.
 
-    Use it after mending the receiver. An answer keeps its id, so the receiver gets the same idempotency key.
+    Use it after repairing the receiver. An answer keeps its id, so the receiver gets the same idempotency key.
 
     \b
     Example:
@@ -107,7 +107,7 @@ def drop(
     session: SessionScope = None,
     reason: ReasonOption = None,
 ) -> Outcome:
-    """Give answers up: they are not sent any more, and what waits behind them goes on. Their agent is told.
+    """Give answers up: they are not sent any more, and what waits behind them goes on. Their agent is notified.
 
     Use it for an answer that its receiver will never take.
 

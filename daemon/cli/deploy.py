@@ -117,7 +117,7 @@ def _follow(invocation: Invocation, identity: str) -> SlotState:
 
 
 def status(invocation: Invocation) -> Outcome:
-    """Show which slot serves, and how the deploy under way or the last one stands.
+    """Show which slot serves, and the state of the deploy under way or of the last one.
 
     Use it to see how far a deploy is, or why the last one went back.
 
@@ -177,7 +177,7 @@ def _ask(invocation: Invocation, word: str) -> Outcome:
 def verify_runtime(invocation: Invocation) -> Outcome:
     """Judge the deploy under way or the last one, and what must hold without one. Changes nothing.
 
-    Use it in CI, in a timer and by hand: it is the one place that tells. Exit code 0: pass, 1: fail or rolled back,
+    Use it in CI, in a timer and by hand. Exit code 0: pass, 1: fail or rolled back,
     75: a deploy is under way.
 
     \b

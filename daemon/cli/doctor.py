@@ -91,12 +91,12 @@ def _problem(findings: Sequence[Finding]) -> Problem:
 
 def _steps(findings: Sequence[Finding]) -> tuple[NextAction, ...]:
     """Return the commands, each once."""
-    told: dict[str, NextAction] = {}
+    steps: dict[str, NextAction] = {}
     for one in (finding.head for finding in findings):
         if not one.command.startswith("clawbus "):
             continue  # a system command is shown in the finding only
-        told.setdefault(one.command, NextAction(one.command, f"{one.code} {_subject(one)}".strip()))
-    return tuple(told.values())[:_NEXT]
+        steps.setdefault(one.command, NextAction(one.command, f"{one.code} {_subject(one)}".strip()))
+    return tuple(steps.values())[:_NEXT]
 
 
 def _subject(one: Any) -> str:

@@ -34,5 +34,5 @@ def since_ms(text: str, now_ms: int) -> int:
     try:
         return now_ms - span_ms(text)
     except typer.BadParameter:
-        told = f"{text!r} is not a time; write how long ago (90s, 15m, 2h, 3d) or an instant (2026-11-21T02:00Z)."
-        raise typer.BadParameter(told) from None
+        message = f"{text!r} is not a time; write how long ago (90s, 15m, 2h, 3d) or an instant (2026-11-21T02:00Z)."
+        raise typer.BadParameter(message) from None

@@ -47,7 +47,7 @@ class Outcome:
     next_actions: tuple[NextAction, ...] = ()
     problem: Problem | None = None
     exit_code: int | None = None  # None: 0 when ok, else 1
-    text: str | None = None  # printed as it stands in place of `people`, without the console that is slow to import
+    text: str | None = None  # printed unchanged in place of `people`, without the console, which is slow to import
     steps_shown: bool = False  # `people` prints the next actions itself
     silent: bool = False  # the command has already written all its output
 

@@ -126,7 +126,7 @@ class DaemonClient:
         return KilledAgent(agent, session, done["incarnation"] or incarnation, done["exit_code"])
 
     def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
-        """See StaleAccess. The test message goes to a session of its own, which nothing else uses."""
+        """See StaleAccess. The test message goes to a session that nothing else uses."""
         message: dict[str, Any] = {
             "agent": agent,
             "session": CANARY_SESSION,

@@ -137,11 +137,11 @@ def show(invocation: Invocation) -> Outcome:
 def _look(client: Any, one: AgentImage, digest: str) -> dict[str, Any]:
     from daemon.runtimes.docker_image import usable_image  # noqa: PLC0415
 
-    told: dict[str, Any] = {"image": one.image, "keys": one.keys, "agents": one.agents, "build": one.build}
+    row: dict[str, Any] = {"image": one.image, "keys": one.keys, "agents": one.agents, "build": one.build}
     try:
-        return {**told, "id": usable_image(client, one.image, digest).id, "error": None}
+        return {**row, "id": usable_image(client, one.image, digest).id, "error": None}
     except ImageError as error:
-        return {**told, "id": None, "error": str(error)}
+        return {**row, "id": None, "error": str(error)}
 
 
 def _wheel_cache() -> Path:

@@ -81,7 +81,7 @@ def logs(
 
 
 class _Wanted:
-    """Whether a line is wanted. A line that is no event is wanted where nothing is asked for."""
+    """Return whether a line passes the filter. A line that is not an event passes only if there is no filter."""
 
     def __init__(self, wanted: EventFilter) -> None:
         self._wanted = wanted

@@ -35,7 +35,7 @@ def mailbox(
         bool, typer.Option("--follow", "-f", help="Go on with what arrives (JSON: one entry a line).")
     ] = False,
 ) -> Outcome:
-    """Read a mailbox: the answers to what was sent with `send`, also while nobody waited.
+    """Read a mailbox: the answers to what was sent with `send`, including those that no command waited for.
 
     Use it with --after to read only what is new: the result's next_after is the cursor to give next time. Nothing is
     taken out by reading.

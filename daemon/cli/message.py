@@ -59,7 +59,7 @@ def list_(
 ) -> Outcome:
     """List messages, newest first: status, attempts, when they came, and their text.
 
-    Use it to find a message; `message show` or `run show` then tells its life. `run list` has one line for each try. --since
+    Use it to find a message; `message show` or `run show` then shows its history. `run list` has one line for each try. --since
     is when they came. It reads the files, whether the daemon runs or not.
 
     \b
@@ -106,7 +106,7 @@ def cancel(
         bool, typer.Option("--kill", help="Also while a container works on it; the container is killed.")
     ] = False,
 ) -> Outcome:
-    """Cancel a message that is not finished. Its sender is told, with the reason; its series ends.
+    """Cancel a message that is not finished. Its sender is notified, with the reason; its series ends.
 
     Use it for a message that must not be worked on any more. `message retry` sends it on its way again, as a new one.
 
@@ -123,7 +123,7 @@ def retry(
 ) -> Outcome:
     """Try a message now, whatever its back-off; one that was given up or cancelled is sent as a new message ID+rN.
 
-    Use it after mending what stopped it. A completed message is not repeated.
+    Use it after fixing what stopped it. A completed message is not repeated.
 
     \b
     Example:

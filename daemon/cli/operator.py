@@ -46,8 +46,8 @@ def known_agent(invocation: Invocation, agent: str | None) -> str | None:
     if agent in known:
         return agent
     close = get_close_matches(agent, known)
-    told = f"did you mean {' or '.join(close)}?" if close else f"there is: {', '.join(sorted(known)[:10]) or 'none'}."
-    raise UnknownAgentError(f"there is no agent {agent!r}; {told}", hint="Name one that `clawbus agent list` lists.")
+    advice = f"did you mean {' or '.join(close)}?" if close else f"there is: {', '.join(sorted(known)[:10]) or 'none'}."
+    raise UnknownAgentError(f"there is no agent {agent!r}; {advice}", hint="Name one that `clawbus agent list` lists.")
 
 
 def user() -> str:

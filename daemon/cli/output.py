@@ -1,6 +1,6 @@
 """Standard output and standard error of the command line. A report that cannot be printed is never the deed's failure.
 
-What the encoding cannot show is escaped. An error of the stream itself has a type of its own, so that nobody takes a
+What the encoding cannot show is escaped. An error of the stream itself has its own type, so that no code takes a
 file that cannot be read for an output that cannot be written.
 """
 
@@ -76,7 +76,7 @@ def prepare() -> None:
     """Give every stream a descriptor and a way to show any text. Called once, before anything else.
 
     Python has no stream for a descriptor that was closed (`>&-`); the next file that is opened must not take its
-    number. Standard output is then a place that refuses every write, so that nobody takes a lost answer for a given one.
+    number. Standard output then refuses every write, so that a lost answer is not mistaken for a delivered one.
     """
     if sys.stdin is None:
         sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - for as long as the process lives

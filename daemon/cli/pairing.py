@@ -89,7 +89,7 @@ def approve(
 
 
 def refuse(invocation: Invocation, code: Code, reason: ReasonOption = None) -> Outcome:
-    """Refuse a stranger. For a week nobody is asked about that sender again.
+    """Refuse a stranger. For a week, approvers are not asked about that sender again.
 
     Use it when you do not know who has the code.
 

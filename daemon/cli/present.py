@@ -76,8 +76,8 @@ def short_ids(console: Console, identities: Sequence[str]) -> list[str]:
 
 
 def duration(seconds: float | None) -> str:
-    """How long something is kept: `30 d`; `for ever` for none."""
-    return "for ever" if seconds is None else age(int(seconds * 1000))
+    """How long something is kept: `30 d`; `forever` for none."""
+    return "forever" if seconds is None else age(int(seconds * 1000))
 
 
 def pruned(found: Sequence[Mapping[str, Any]], now_ms: int) -> str:

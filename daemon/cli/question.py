@@ -103,7 +103,7 @@ def answer(
 ) -> Outcome:
     """Answer an agent's question. The first answer counts; a question that has ended is refused.
 
-    Use it for a question that nobody answers in its chat. With the daemon down, the answer is stored for the agent's next
+    Use it for a question that stays unanswered in its chat. With the daemon down, the answer is stored for the agent's next
     try.
 
     \b

@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
 def make(invocation: Invocation) -> Outcome:
     """Make a release of the clawbus that runs this command, with the image that its agents start from.
 
-    Use it with a fresh installation in an environment of its own, after `image build`. The release is a copy: the
+    Use it with a fresh installation in a separate environment, after `image build`. The release is a copy: the
     environment may be removed afterwards. Nothing that runs is touched.
 
     \b

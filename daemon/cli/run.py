@@ -30,7 +30,7 @@ class RunGroup(TyperGroup):
         return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Take a word that is no command for the id of a run."""
+        """Treat a word that is not a command as the id of a run."""
         word = args[0]
         if not word.strip():
             ctx.fail(_SERVE)

@@ -39,7 +39,7 @@ class LocalEvent:
 
 
 def send_to_place(invocation: Invocation, text: str, event: LocalEvent) -> Outcome:
-    """Hand the event in, and show whom it reached. Reaching nobody is a failure that names each reason."""
+    """Send the event, and show which agents it reached. If it reached none, fail with each reason."""
     identity = event.message_id or new_id(SystemClock().now_ms())
     with invocation.client() as client:
         done = client.event(

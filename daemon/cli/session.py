@@ -141,7 +141,7 @@ def release(
 ) -> Outcome:
     """Take a session out of quarantine, so that it is worked on again.
 
-    Use it after mending what `session show` names as the reason; otherwise it will be back soon.
+    Use it after fixing what `session show` names as the reason; otherwise it will be back soon.
 
     \b
     Example:
@@ -180,7 +180,7 @@ def reset(
 ) -> Outcome:
     """Give a session a new out/ folder: its container is killed, the old out/ moved aside, its messages kept.
 
-    Use it when out/ is broken and cannot be mended. What the agent kept there (its conversation) is in the folder that
+    Use it when out/ is broken and cannot be repaired. What the agent kept there (its conversation) is in the folder that
     is put aside; what waits is worked on again, and that costs no try.
 
     \b

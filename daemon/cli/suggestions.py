@@ -36,7 +36,7 @@ def with_suggestions(
         near = lambda: _ids(data_dir(), words)  # noqa: E731
     try:
         found = near()[:_NAMED]
-    except ClawbusError:  # what cannot be read cannot be suggested; the error itself stands
+    except ClawbusError:  # without the ids there is nothing to suggest; the error itself is reported
         return outcome
     if not found:
         return outcome

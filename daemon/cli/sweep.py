@@ -64,7 +64,8 @@ def stale(
 ) -> Outcome:
     """Show the runs that are listed as under way and are not; with --apply, end them.
 
-    Use it when `doctor` names a stale run. What the evidence says is completed or failed becomes that; what nobody finished is cancelled, and its sender told.
+    Use it when `doctor` names a stale run. A run that the evidence shows as completed or failed gets that status; an unfinished
+    one is cancelled, and its sender is notified.
     Applied, it checks its gates, backs each file up beside it and verifies the copy, writes history, finish and status in
     one transaction, and verifies: the runs, the running list, a canary message. It can be ended anywhere and run again.
     It works through the daemon, or, when that is down, on the files.

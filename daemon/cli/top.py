@@ -1,4 +1,4 @@
-"""`clawbus top`: the bus as it moves, drawn anew every second. Only looks."""
+"""`clawbus top`: what the bus is doing now, redrawn every second. Read-only."""
 
 from __future__ import annotations
 

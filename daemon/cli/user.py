@@ -136,7 +136,7 @@ def role(
 def revoke(invocation: Invocation, name: UserName, reason: ReasonOption = None) -> Outcome:
     """Refuse everything that a user says from now on, everywhere, whatever the routes admit.
 
-    Use it when somebody left. The ids stay bound, so that nobody comes back as a stranger. What is being worked on goes
+    Use it when somebody left. The ids stay bound, so that the person cannot come back as a stranger. What is being worked on goes
     on; `clawbus message cancel ID --kill` ends it.
 
     \b

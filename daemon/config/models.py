@@ -448,7 +448,7 @@ def load_config(
 ) -> Config:
     """Read and check. `path` None means defaults and environment only. A relative data_dir is relative to the file.
 
-    `data_dir` is the command line's word and wins over environment and file. With `warn`, a variable that is no key is
+    `data_dir` comes from the command line and overrides environment and file. With `warn`, a variable that is no key is
     reported to it instead of refused: somebody who only looks must not be stopped by it.
 
     Raises ConfigError naming every wrong key, its place and its fix.

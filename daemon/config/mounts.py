@@ -49,7 +49,7 @@ class AgentTable(Protocol):
 
     @property
     def runner(self) -> Sequence[str]:
-        """A runner of its own."""
+        """The operator's own runner."""
         ...
 
     @property

@@ -20,7 +20,7 @@ class DaemonState(StrEnum):
 class DaemonStatus:
     """What asking the daemon brought. `live` is the live part of its status, None without one.
 
-    `code` is set when it answered with an error instead; `detail` is the reason then, or why nobody answered.
+    `code` is set when it answered with an error instead; `detail` is the reason then, or why there was no answer.
     """
 
     state: DaemonState

@@ -54,7 +54,7 @@ class UsageRow:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What an agent may use in a day; None is no limit."""
+    """What an agent may use in a day; None means no limit."""
 
     requests: int | None = None
     tokens: int | None = None

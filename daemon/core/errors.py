@@ -82,7 +82,7 @@ class DaemonDownError(ClawbusError):
 
 
 class NotListeningError(DaemonDownError):
-    """Nobody listens on the control socket, or there is none."""
+    """No process listens on the control socket, or the socket does not exist."""
 
 
 class LostAnswerError(DaemonDownError):
@@ -151,7 +151,7 @@ class UnknownQuestionError(ClawbusError):
 
 
 class QuestionClosedError(ClawbusError):
-    """The question was decided already; that decision stands."""
+    """The question was decided already, and the decision does not change."""
 
     code = "QUESTION_CLOSED"
     default_hint = "`clawbus question show ID` says how it ended. Send the agent a message instead."

@@ -1,6 +1,6 @@
 """What the engine did: one frozen dataclass for each kind of event. Pure.
 
-An event is published after the commit that made it true, so nobody hears of what a crash then undoes. It carries facts
+An event is published after the commit that made it true, so no subscriber sees what a crash then undoes. It carries facts
 only, never a live object. Every time is in epoch milliseconds; `at` is when the engine knew of it.
 """
 
@@ -186,7 +186,7 @@ class QuestionAsked(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class QuestionDecided(SessionEvent):
-    """A question ended: answered, declined, timeout or cancelled. `notify`: its agent is told by a message."""
+    """A question ended: answered, declined, timeout or cancelled. `notify`: a message notifies its agent."""
 
     question_id: str
     message_id: str | None
@@ -220,7 +220,7 @@ class AnswersDelivered(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class AnswerNotWanted(SessionEvent):
-    """The channel says that nobody wants this answer; it was not sent, and is finished."""
+    """The channel does not want this answer. It is finished without being sent."""
 
     message_out_id: str
     in_reply_to: str | None

@@ -82,9 +82,9 @@ class UsedUp:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A resource limit of the daemon's process. `option` is prlimit's; a negative number is no limit.
+    """A resource limit of the daemon's process. `option` is prlimit's; a negative number means no limit.
 
-    `used` is what it has of it now, None where nobody can say.
+    `used` is what it uses now, None if unknown.
     """
 
     option: str

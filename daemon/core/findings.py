@@ -12,7 +12,7 @@ _TOLD = 5  # sessions of one cause that are named
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One cause. `head` names its repair; `same` are the diagnoses that it stands for, `consequences` those that it ends."""
+    """One cause. `head` names its repair; `same` are the diagnoses that it represents, `consequences` those that it ends."""
 
     head: Diagnosis
     same: tuple[Diagnosis, ...] = ()

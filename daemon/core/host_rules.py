@@ -50,7 +50,7 @@ def _sweep_stalled(host: HostFacts) -> Diagnosis | None:
     if silent <= allowed:
         return None
     evidence = (f"The last sweep was {span(silent)} ago; one is due every {span(host.sweep_interval_ms)}.",)
-    return Diagnosis("SWEEP_STALLED", "The daemon answers, and its sweep stands still.", evidence, host.restart)
+    return Diagnosis("SWEEP_STALLED", "The daemon answers, and its sweep has stopped.", evidence, host.restart)
 
 
 def _registry_missing(host: HostFacts) -> Diagnosis | None:
@@ -310,14 +310,14 @@ def _channel_failing(host: HostFacts) -> Diagnosis | None:
         summary = "A channel's receiver accepts nothing; the daemon keeps retrying what waits for it."
         if held is not None:
             return Diagnosis("CHANNEL_FAILING", summary, (*evidence, *held.evidence), held.command)
-        more = "Mend the receiver; a success ends this, and so does giving up every answer that failed there."
+        more = "Repair the receiver; a success ends this, and so does giving up every answer that failed there."
         return Diagnosis("CHANNEL_FAILING", summary, (*evidence, more), "clawbus delivery list", choices=(
             Choice("once the receiver is repaired", "clawbus delivery retry --all --reason 'the receiver is repaired'"),
         ))  # fmt: skip
     summary = "A channel has failed; the daemon restarts it."
     if held is not None:
         return Diagnosis("CHANNEL_FAILING", summary, (*evidence, *held.evidence), held.command)
-    more = "Mend what the reason names: end what has taken its address, or correct its table in the configuration."
+    more = "Fix what the reason names: end what has taken its address, or correct its table in the configuration."
     return Diagnosis("CHANNEL_FAILING", summary, (*evidence, more), "ss -ltnp", choices=(
         Choice("once its configuration is corrected", host.restart_in_order),
     ))  # fmt: skip

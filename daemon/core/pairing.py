@@ -49,7 +49,7 @@ class Pairing:
         return self.outcome is None and now < self.expires_at
 
     def is_refused(self, now: int) -> bool:
-        """Whether an approver refused it lately, so that nobody is asked again."""
+        """Whether an approver refused it recently, so that no approver is asked again."""
         refused = self.outcome is PairingOutcome.REFUSED
         return refused and self.decided_at is not None and now < self.decided_at + REFUSED_FOR_MS
 

@@ -44,7 +44,7 @@ def one_line(text: object) -> str:
 def block(text: object, first: str = "", rest: str = "    ") -> Iterator[str]:
     """Return the lines of a text, the first one behind `first`, all others behind `rest`.
 
-    So a line of the body stands in a column where no line of ours begins.
+    So a line of the body starts in a column where no line of ours starts.
     """
     lines = clean(str(text).replace("\r\n", "\n")).split("\n")
     yield first + lines[0]

@@ -1,7 +1,7 @@
-"""What a release is, and how one source is told from another. Pure: no file is read here.
+"""Defines what a release is and how sources are compared. Pure: reads no files.
 
 A release is a folder with a virtual environment, `release.json` (the manifest) and `files.sha256` (every file's digest).
-The manifest is written once. Its id is the digest of the rest of it, so an edited manifest is no manifest.
+The manifest is written once. Its id is the digest of the rest of it, so an edited manifest is invalid.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def listing_text(files: Mapping[str, str]) -> str:
 
 
 def read_listing(text: str) -> dict[str, str]:
-    """Return {path: digest} of a files.sha256. Lines that are none are left out: the digest over the text tells."""
+    """Return {path: digest} of a files.sha256. Skip malformed lines: the digest over the text detects them."""
     return {found[2]: found[1] for line in text.splitlines() if (found := _LINE.fullmatch(line)) is not None}
 
 
@@ -129,7 +129,7 @@ def _some(paths: Sequence[str]) -> str:
 
 
 def compare_files(recorded: Mapping[str, str], found: Mapping[str, str]) -> Changes:
-    """Compare two {path: digest}. Bytecode that Python wrote by itself is no addition."""
+    """Compare two {path: digest}. Bytecode that Python wrote does not count as an addition."""
     return Changes(
         changed=tuple(sorted(path for path, digest in found.items() if recorded.get(path, digest) != digest)),
         missing=tuple(sorted(recorded.keys() - found.keys())),

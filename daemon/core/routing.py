@@ -51,7 +51,7 @@ class Otherwise(StrEnum):
 
 
 class Senders(StrEnum):
-    """Whom a route admits. Nobody who was revoked, in any case."""
+    """Which senders a route admits. A revoked user is never admitted."""
 
     ANYONE = "anyone"
     KNOWN = "known"  # has a role for this agent in this kind of place
@@ -60,7 +60,7 @@ class Senders(StrEnum):
 
 
 class Unknown(StrEnum):
-    """What happens to a sender who is no user, where the route does not admit anyone."""
+    """What happens to a sender who is not a known user, on a route that does not admit anyone."""
 
     REFUSE = "refuse"
     ASK = "ask"  # an approver is asked; the sender gets a code to name
@@ -148,7 +148,7 @@ class RouteTarget:
     rank: int
     sticky: bool
     why: str
-    base: str = ""  # the session as the route names it, before anybody began it anew
+    base: str = ""  # the session as the route names it, before anyone started it over
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,8 +340,10 @@ def _unwelcome(route: Route, event: PlaceEvent, sender: str | None, user: str | 
         what = "names no sender" if event.sender is None else f"names {event.sender}, and nothing vouches for that"
         return _refused(route, RefusalReason.UNKNOWN_SENDER, f"the event {what}")
     if route.unknown is Unknown.ASK:
-        return _refused(route, RefusalReason.APPROVAL_PENDING, f"the sender {sender} is no user; an approver is asked")
-    return _refused(route, RefusalReason.UNKNOWN_SENDER, f"the sender {sender} is no user")
+        return _refused(
+            route, RefusalReason.APPROVAL_PENDING, f"the sender {sender} is not a known user; an approver is asked"
+        )
+    return _refused(route, RefusalReason.UNKNOWN_SENDER, f"the sender {sender} is not a known user")
 
 
 def _session(route: Route, event: PlaceEvent, user: str | None) -> str | EventRefusal:

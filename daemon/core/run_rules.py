@@ -11,7 +11,7 @@ from daemon.core.facts import DaemonState, HostFacts, RunFacts, SessionFacts
 from daemon.core.run_state import FINISHED, Confidence, Life, RunStatus
 from schema.instants import to_text
 
-FUTURE_ALLOWED_MS: Final = 2_000  # a heartbeat further ahead than this is no evidence, as for the sweep
+FUTURE_ALLOWED_MS: Final = 2_000  # a heartbeat further ahead than this is not evidence, as for the sweep
 _FOREVER: Final = 2**60
 
 RunRule = Callable[[HostFacts, SessionFacts, RunFacts], Diagnosis | None]

@@ -201,7 +201,7 @@ def _trace(seen: RunEvidence) -> RunStatus | None:
     if working and seen.life is Life.ALIVE:
         return RunStatus.RUNNING
     if seen.answers:
-        # Whoever wrote the answer wrote the ack with it: an `error` beside a 'completed' is the agent's prose.
+        # The runner writes answer and ack together, so an `error` beside a 'completed' is text of the agent.
         failed = any(answer.error is not None for answer in seen.answers) and seen.ack is not AckStatus.COMPLETED
         return RunStatus.FAILED if failed else RunStatus.COMPLETED
     return None
@@ -260,7 +260,7 @@ def _lacks(seen: RunEvidence, words: Mapping[Source, RunStatus | None], status: 
     final = status in FINISHED
     if seen.latest and words[Source.HISTORY] is not status and (final or seen.outcome is None):
         missing.append(Source.HISTORY)
-    # Nobody settles the claim of a cancelled message before its container ends.
+    # The claim of a cancelled message is settled only when its container ends.
     unsettled = status is RunStatus.CANCELLED and seen.life is Life.ALIVE
     if seen.attempted and seen.outcome is None and not unsettled:
         missing.append(Source.FINISH)

@@ -18,7 +18,7 @@ from daemon.core.run_state import Life
 from schema.errors import FileBusyError, HostTroubleError, StorageError, UnusableFileError
 from schema.instants import to_text
 
-# A container may be young, and a wake on its way: what lasts no longer than this is no finding.
+# A container may be young, or a wake on its way: report only what lasts longer than this.
 GRACE_MS: Final = 15_000
 UNCLAIMED_MS: Final = 60_000  # a runner that works has polled many times by then
 _HOLDERS_SHOWN: Final = 10
@@ -45,7 +45,7 @@ def _quarantined(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def _files_unreadable(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    # A journal explains why outbound.db cannot be read now; it has a rule of its own.
+    # A journal explains why outbound.db cannot be read now; another rule reports it.
     errors = [text for text in one.errors if not (one.journal and text.startswith("READ_RACE"))]
     if not errors:
         return None
@@ -368,7 +368,7 @@ def _message_retrying(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     named = f"{shlex.quote(one.crashing)} --session {one_word(one.agent, one.session)}"
     evidence = (
         f"M{(one.crashing_sentence or 'message')[1:]}.",
-        "Mend what ends the container and retry it; after its last try the message is given up.",
+        "Fix what ends the container and retry it; after its last try the message is given up.",
     )
     choices = (
         Choice("to see what its container wrote last", f"clawbus run show {named}"),
@@ -434,7 +434,7 @@ def _answer_retrying(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         evidence.append(f"{counted(behind, 'later answer waits', 'later answers wait')} behind it.")
     if one.retrying > 1:
         evidence.append(f"{counted(one.retrying - 1, 'other answer keeps', 'other answers keep')} failing too.")
-    evidence.append("Mend the receiver and retry it; or give it up with `clawbus delivery drop`.")
+    evidence.append("Repair the receiver and retry it; or give it up with `clawbus delivery drop`.")
     command = f"clawbus delivery retry {shlex.quote(worst['id'])} --session {one.name}"
     drop = Choice("to give it up", f"clawbus delivery drop {shlex.quote(worst['id'])} --session {one_word(one.agent, one.session)}"
                   " --reason 'its receiver is gone'")  # fmt: skip
@@ -446,7 +446,7 @@ def _answers_held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         return None
     evidence = (
         f"{one.open_answers} answers are on their way; further ones wait in the container's own file.",
-        "Mend the receiver and retry them, or give answers up with `clawbus delivery drop`.",
+        "Repair the receiver and retry them, or give answers up with `clawbus delivery drop`.",
     )
     summary = "The session has as many open answers as it may have (delivery.max_open_answers)."
     where = one_word(one.agent, one.session)

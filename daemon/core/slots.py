@@ -61,7 +61,7 @@ class Deploy:
     reason: str = ""
     no_rollback: bool = False
     boot: str = ""  # the machine's boot in which the new slot's daemon was started last
-    stopped: bool = False  # the baking daemon was asked to stop, so its next start is no breach
+    stopped: bool = False  # the baking daemon was asked to stop, so its next start is not a breach
 
     def gate(self, name: str) -> Gate:
         """Return one gate."""
@@ -130,7 +130,7 @@ def claim(state: SlotState, slot: str, release: str, now: int, boot: str) -> Slo
     """Return the state with this daemon serving. Raise NotServingError when the other slot is the recorded one.
 
     A deploy that the former daemon had not brought to its cutover ends here. A new slot's second start in the same boot
-    that nobody asked for is a breach (`breach_at_start`).
+    that was not requested is a breach (`breach_at_start`).
     """
     if state.serving not in (None, slot):
         raise NotServingError(f"slot {state.serving} serves, not {slot}.")
@@ -296,7 +296,7 @@ def finished(state: SlotState, deploy: Deploy, outcome: str, now: int) -> SlotSt
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a standby sees: for how many seconds nobody has held the lock, and its holder has not been ready (else 0)."""
+    """What a standby observes: for how many seconds the lock has been free, and its holder not ready (0 if neither)."""
 
     lock_free_s: float = 0.0
     not_ready_s: float = 0.0

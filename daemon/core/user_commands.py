@@ -34,7 +34,7 @@ HELP: Final[Mapping[BuiltIn, str]] = MappingProxyType(
         BuiltIn.HELP: "what you can write here",
         BuiltIn.STATUS: "what the agent does now",
         BuiltIn.STOP: "stop what the agent is working on",
-        BuiltIn.NEW: "begin anew, without memory",
+        BuiltIn.NEW: "start over, without memory",
         BuiltIn.APPROVE: "CODE: let a stranger in",
         BuiltIn.REFUSE: "CODE: refuse a stranger",
     }
@@ -87,7 +87,7 @@ def rules(configured: Mapping[str, CommandRule]) -> dict[str, CommandRule]:
 
 
 def command_of(event: PlaceEvent, known: Mapping[str, CommandRule]) -> Command | None:
-    """Return the command in an event's text. None: the text is for the agent, also where nobody knows the word."""
+    """Return the command in an event's text. Return None if the text is for the agent, as with an unknown command."""
     found = _COMMAND.match(event.text.strip()) if event.text.lstrip().startswith("/") else None
     rule = known.get(found.group(1)) if found is not None else None
     if found is None or rule is None:

@@ -1,4 +1,4 @@
-"""The callback probe: a message goes through a whole daemon and agent of this release, in a folder of its own, and back.
+"""The callback probe: a message goes through a whole daemon and agent of this release, in a separate folder, and back.
 
 Twice: once plainly, and once with the daemon and then the agent killed after the agent's answer is written and before
 the daemon has read it. Each answer must be delivered exactly once. Nothing of it touches the real data folder's files.

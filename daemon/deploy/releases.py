@@ -132,7 +132,7 @@ class Releases:
     # --- changing
 
     def link(self, slot: str, release: Release) -> None:
-        """Point a slot at a release, in one step. Whoever runs from the slot's former release goes on with it.
+        """Point a slot at a release, in one step. A process that runs from the slot's former release continues to use it.
 
         Raise OSError.
         """

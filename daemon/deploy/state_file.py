@@ -38,7 +38,7 @@ def read_state(data_dir: Path) -> SlotState:
 
 
 def write_state(data_dir: Path, state: SlotState) -> None:
-    """Replace the file and wait until that is on disk. Raise SlotStateError, and then the former state stands."""
+    """Replace the file and wait until that is on disk. Raise SlotStateError; the former state is then unchanged."""
     path = state_path(data_dir)
     fresh = path.with_name(f"{NAME}.new")
     try:

@@ -113,7 +113,7 @@ class Client:
                 self._loop.remove_reader(self._socket)
 
     def _look(self) -> None:
-        """Tell whether what became readable is the end, or a request that was sent ahead."""
+        """Return whether the readable bytes are the end of the stream, or a request that was sent ahead."""
         self._loop.remove_reader(self._socket)
         try:
             ahead = self._socket.recv(1, socket.MSG_PEEK)

@@ -1,6 +1,6 @@
 """The gate's way to the targets: names are looked up once and checked, and the connection goes to what was checked.
 
-A connection may serve several sessions in turn: each request is parsed and framed anew, so none can leave a second one behind.
+A connection may serve several sessions in turn: each request is parsed and framed again, so none can smuggle in a second one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Upstream:
     async def request(
         self, target: Target, method: bytes, headers: Headers, body: AsyncIterable[bytes] | None
     ) -> AsyncGenerator[httpcore.Response]:
-        """Send a request and yield the response as soon as its head is there; its body is read with `aiter_stream`."""
+        """Send a request and yield the response as soon as its head has arrived; its body is read with `aiter_stream`."""
         url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
         request = httpcore.Request(
             method, url, headers=headers, content=body, extensions={"timeout": self._timeouts}

@@ -16,7 +16,7 @@ from daemon.core.egress_usage import Usage
 
 _KEPT: Final = 256 * 1024
 _BYTES_A_TOKEN: Final = 4
-_MOST: Final = 10**9  # of one answer: more is no count
+_MOST: Final = 10**9  # of one answer: a larger number is not plausible
 _CALLS: Final = re.compile(
     r"(/messages|/completions|/responses|/embeddings|:(stream)?generateContent)\Z", re.IGNORECASE
 )

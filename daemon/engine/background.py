@@ -28,7 +28,7 @@ class Background:
 
     def later(self, work: Callable[[], Awaitable[object]]) -> None:
         """Run `work` soon. An exception that it raises is logged and affects nothing else."""
-        # A task started in a group that was already cancelled would not be cancelled itself, and would spin for ever.
+        # A task started in a group that was already cancelled would not be cancelled itself, and would spin forever.
         if self._tasks is not None and not self._tasks.cancel_scope.cancel_called:
             self._tasks.start_soon(self._run, work)
 

@@ -183,7 +183,7 @@ class Delivery:
 
     @property
     def _is_running(self) -> bool:
-        # A task started in a group that was already cancelled would not be cancelled itself, and would spin for ever.
+        # A task started in a group that was already cancelled would not be cancelled itself, and would spin forever.
         return self._tasks is not None and not self._tasks.cancel_scope.cancel_called
 
     def _begin(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object, name: str) -> None:

@@ -59,7 +59,7 @@ def judge(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], fat
             del left[message.id]
         elif ack.status is AckStatus.LATER:
             del left[message.id]
-            # Nobody can have worked on a message before it is due. Record its `later` only then, so that a container cannot
+            # No container can have worked on a message before it is due. Record its `later` only then, so that a container cannot
             # make the host loop.
             if message.process_after is None or message.process_after <= now:
                 verdict = deferred(message, ack, messages.first_deferred_at(db, message.id), fate, now)

@@ -173,7 +173,7 @@ class Ingress:
             raise FileBusyError(
                 f"another process keeps a lock on session {key}'s inbound.db; the message was not stored.",
                 hint="Send it again, with the same id, in a minute: a container that keeps the lock is ended after"
-                f" sweep.claim_stuck_s. `clawbus session show {two_words(key.agent, key.session)}` tells how it stands.",
+                f" sweep.claim_stuck_s. `clawbus session show {two_words(key.agent, key.session)}` shows its state.",
                 path=error.path,
             ) from error
         except ClawbusError as error:

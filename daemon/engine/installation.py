@@ -1,4 +1,4 @@
-"""Decides at start-up whose data folder this is. A copy, or a restored backup, becomes an installation of its own.
+"""Decides at start-up whose data folder this is. A copy, or a restored backup, becomes a separate installation.
 
 A copy owns no containers: those on its record are the original's, which may still be running. It ends, adopts and removes
 none of them. The messages that they had claimed are worked on here if their exit is proved; otherwise the session is held for
@@ -48,7 +48,7 @@ class Start:
 
 
 async def settle_install(start: Start, build: Build) -> str:
-    """Return this installation's id. A copied or restored folder first becomes an installation of its own, with a new id.
+    """Return this installation's id. A copied or restored folder first becomes a separate installation, with a new id.
 
     Raise StorageError. Raise DataFolderError when the copy shares its sessions with the original, or lies in the original's
     place while one of its containers runs; RuntimeUnavailableError when it is unknown whether one runs.
@@ -64,7 +64,7 @@ async def settle_install(start: Start, build: Build) -> str:
 
 
 async def _become_own(start: Start, found: Install, build: Build) -> str:
-    """Make the copy an installation of its own. The place is recorded last, so that an interrupted start is repeated."""
+    """Make the copy a separate installation. The place is recorded last, so that an interrupted start is repeated."""
     log = structlog.get_logger("install")
     here = await to_thread.run_sync(place_of, start.folder.root)
     if found.place is not None and None is not found.place.sessions == here.sessions:

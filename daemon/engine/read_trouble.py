@@ -66,7 +66,7 @@ class ReadTrouble:
         """Record that a lock or an unfinished commit blocks the files. If it lasts, end the container.
 
         The exit releases every lock, and then the journal can be recovered. Without this rule the session could be blocked
-        for ever: a ceiling cannot be checked while the files are unreadable.
+        forever: a ceiling cannot be checked while the files are unreadable.
         """
         now = self._clock.monotonic()
         if session.unreadable_since is None:

@@ -261,7 +261,7 @@ class Router:
 
 
 def storable(text: str) -> str:
-    """Return a name that a refusal tells, bounded, as text that SQLite can hold."""
+    """Return a name for a refusal, bounded in length, as text that SQLite can hold."""
     return text[:200].encode("utf-8", "backslashreplace").decode("utf-8")
 
 

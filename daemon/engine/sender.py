@@ -62,7 +62,7 @@ class Sender:
             note_results(outcomes, sends, results, self._timeout_s)
         except Exception as error:  # noqa: BLE001 - as in a single send; the first row gets the error
             outcomes.append(failure(sends[len(outcomes)], error, self._timeout_s))
-        # Treat an empty result as a failure: otherwise the channel would be called again at once, for ever.
+        # Treat an empty result as a failure: otherwise the channel would be called again at once, forever.
         outcomes = outcomes or [failure(sends[0], TypeError("deliver_many returned nothing"), self._timeout_s)]
         ended_at = self._clock.now_ms()
         return [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]

@@ -60,7 +60,7 @@ class _Job(Generic[T]):
 
     def run(self) -> T:
         if not self._decide():
-            raise RuntimeError("withdrawn")  # the caller has left, so nobody sees this
+            raise RuntimeError("withdrawn")  # the caller has left, so this is not seen
         try:
             return self._operation()
         finally:
@@ -151,7 +151,7 @@ class Session:
         """Run an operation for a caller that holds `lock`.
 
         An operation that does not return in time, or whose caller is cancelled, is abandoned: a container can make an open
-        hang for ever (by putting a fifo in a file's place between our check and SQLite's open). Until its thread returns,
+        hang forever (by putting a fifo in a file's place between our check and SQLite's open). Until its thread returns,
         every call raises ReadDeadlineError: the lock alone no longer keeps a second thread from the same files.
         """
         if self.deleted:

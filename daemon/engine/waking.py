@@ -1,6 +1,6 @@
 """Makes sure that an accepted message is worked on: wakes its session at once, or schedules it for when the message is due.
 
-The same for a question: its deadline is scheduled, and an answer that nobody waits for wakes the agent.
+The same for a question: its deadline is scheduled, and an answer that no turn waits for wakes the agent.
 """
 
 from __future__ import annotations

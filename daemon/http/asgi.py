@@ -119,7 +119,7 @@ class _Gate:
             await _unavailable(send)
 
     async def close(self, grace_s: float) -> None:
-        """Tell every request, wait `grace_s` seconds, cancel the rest."""
+        """Signal the stop to every request, wait `grace_s` seconds, cancel the rest."""
         self._closing.set()
         if not self._scopes:
             return

@@ -1,7 +1,7 @@
 """What a stranger may hold of a TCP listener: so many connections, each only so long without a request or unread.
 
 uvicorn bounds none of it: a client that connects and says nothing, or that never reads its responses, would keep a
-descriptor for ever, and a daemon without descriptors can open no session file. Time for a request's body is bounded
+descriptor forever, and a daemon without descriptors can open no session file. Time for a request's body is bounded
 elsewhere, per request.
 """
 

@@ -200,7 +200,7 @@ class HttpPool:
             transport=transport,
             follow_redirects=False,
             trust_env=False,
-            # One receiver's cookie is nobody else's business, not even that receiver's next request.
+            # A receiver's cookie must not be sent to anyone else, nor with the next request to the same receiver.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             timeout=self._timeout,
         )

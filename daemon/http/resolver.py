@@ -87,7 +87,7 @@ class Resolver:
                 problem = None if found else OSError("it has no address")
             except OSError as error:
                 problem = error
-            except Exception as error:  # noqa: BLE001 - a name that cannot be encoded; whoever waits must be told
+            except Exception as error:  # noqa: BLE001 - a name that cannot be encoded; the waiting callers must get it
                 problem = OSError(f"{type(error).__name__}: {error}")
             with suppress(RuntimeError):  # the loop is closed: no task waits any more
                 loop.call_soon_threadsafe(finish, found, problem)

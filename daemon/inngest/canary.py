@@ -55,7 +55,7 @@ def runs_from_server(url: str, event_id: str, signing_key: str) -> dict[str, Any
             "the server does not accept the signing key.", hint="Give the server's own --signing-key."
         )
     if status >= 300:
-        raise InngestCanaryError(f"the server did not tell the event's runs: status {status}.")
+        raise InngestCanaryError(f"the server did not name the event's runs: status {status}.")
     try:
         found: list[dict[str, Any]] = json.loads(answer)["data"] or []
         runs = [
@@ -67,7 +67,7 @@ def runs_from_server(url: str, event_id: str, signing_key: str) -> dict[str, Any
             for one in found
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InngestCanaryError("the server's answer does not tell the event's runs.") from error
+        raise InngestCanaryError("the server's answer does not name the event's runs.") from error
     return {"event_id": event_id, "runs": runs, "asked": "server"}
 
 
@@ -77,7 +77,7 @@ def _request(
     """Status and body of one request to the server that `url` names. Raises InngestCanaryError."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InngestCanaryError(f"{url!r} is no event endpoint.", hint="Give --url http://HOST:8288/e/EVENT_KEY.")
+        raise InngestCanaryError(f"{url!r} is not an event endpoint.", hint="Give --url http://HOST:8288/e/EVENT_KEY.")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     try:
         connection = kind(parts.hostname, parts.port, timeout=_REQUEST_S)

@@ -57,7 +57,7 @@ class Scope:
 
 
 class Held(StrEnum):
-    """Why a run that is listed as running is no candidate."""
+    """Why a run listed as running is not a candidate."""
 
     OUT_OF_SCOPE = "out_of_scope"
     EXCLUDED = "excluded"

@@ -59,7 +59,7 @@ def run_report(path: Path, now_ms: int, run_id: str) -> dict[str, Any]:
     """One run, source by source in the truth order. Raises InngestRunUnknownError and the errors of opening."""
     key = run_key(run_id)
     if key is None:
-        raise InngestRunUnknownError(f"{run_id!r} is no run id.")
+        raise InngestRunUnknownError(f"{run_id!r} is not a run id.")
     found = read_database(path, lambda reader, shape: read_runs(reader, shape, [key]))
     if not found:
         raise InngestRunUnknownError(f"{path} has no run {key}.")
@@ -162,7 +162,7 @@ def _warnings(outcome: Outcome) -> list[str]:
         )
     if any(one.verdict.conflict for one in outcome.plan.candidates):
         warnings.append(
-            "Of some candidates two sources tell different ends; the better source counts (`inngest run ID`)."
+            "Of some candidates two sources name different ends; the better source counts (`inngest run ID`)."
         )
     return warnings
 

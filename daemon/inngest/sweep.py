@@ -39,7 +39,7 @@ from schema.lockfree import uses_wal
 from schema.stamp import StrandedJournalError
 
 PURPOSE: Final = "pre-sweep"
-# Told each step as it is reached; may raise, and then the sweep ends there.
+# Called with each step as it is reached. If it raises, the sweep ends there.
 Progress = Callable[[str], None]
 
 

@@ -1,6 +1,6 @@
-"""Inngest's values as they stand in its columns: ULIDs as blobs or text, instants in four text forms, status codes.
+"""Parses and writes the values in Inngest's columns: ULIDs as blobs or text, instants in four text forms, status codes.
 
-Pure: no clock, no database. Reading is tolerant; writing imitates a value that stands beside it, because the server
+Pure: no clock, no database. Reading is tolerant; writing imitates a neighbouring value, because the server
 compares these texts as texts. Facts: inngest/inngest, pkg/enums/run_status.go and step_status.go, pkg/db/run_status.go.
 """
 
@@ -108,7 +108,7 @@ def run_key(value: object) -> str | None:
 
 
 def run_forms(key: str) -> tuple[bytes, str, bytes]:
-    """Every form in which a ULID may stand in a column: 16 bytes, text, text as bytes."""
+    """Return every form that a ULID may have in a column: 16 bytes, text, text as bytes."""
     return ulid_bytes(key), key, key.encode()
 
 

@@ -57,7 +57,7 @@ class CentralSeen:
 
 
 def read_central(data_dir: Path) -> CentralSeen:
-    """All of it that forensics needs at once. Raises DataFolderError when there is no data folder, and SchemaTooNewError."""
+    """Read what forensics needs from central.db. Raise DataFolderError when there is no data folder, or SchemaTooNewError."""
     check_data_folder(data_dir)
     seen = CentralSeen()
     path = Layout(data_dir).central_db
@@ -111,7 +111,7 @@ def live_runtimes(data_dir: Path) -> frozenset[str]:
 def live_containers(data_dir: Path, runtime: str) -> frozenset[str | None]:
     """Return the container ids of unconfirmed incarnations under this runtime; empty when central.db cannot be read.
 
-    None stands for a container that was just asked for.
+    None means a container that was just requested.
     """
     sql = "SELECT container_id FROM incarnations WHERE ended_at IS NULL AND runtime = ?"
     return frozenset(row["container_id"] for row in ask(data_dir, lambda reader: reader.all(sql, (runtime,)), []))
@@ -130,7 +130,7 @@ def ask(data_dir: Path, read: Callable[[Reader], _T], otherwise: _T) -> _T:
 
 
 def check_data_folder(data_dir: Path) -> None:
-    """Raise DataFolderError unless the folder is there, may be looked into, and is a data folder or may become one."""
+    """Raise DataFolderError unless the folder exists, can be read, and is a data folder or may become one."""
     try:
         if not data_dir.is_dir():
             raise DataFolderError(f"the data folder {data_dir} does not exist.")

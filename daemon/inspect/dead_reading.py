@@ -94,7 +94,7 @@ def in_order_of_arrival(letters: Iterable[dict[str, Any]], limit: int) -> list[d
 
 
 def read_dead_letter(folder: SessionFolder, letter_id: str, limits: ReadLimits) -> dict[str, Any] | None:
-    """All that is known of one letter, open or closed, or of what is none; None when the session has no such id."""
+    """Return everything known about one letter, open or closed, or another row of this id; None if the session has none."""
     found: dict[str, Any] = {"errors": []}
     with open_inbound(folder) as reader:
         sql = f"SELECT *, {CONTENT} FROM messages_in WHERE id = ?"
@@ -254,7 +254,7 @@ def dead_letters_report(
 def dead_letter_report(
     data_dir: Path, agent: str, session: str, letter_id: str, *, limits: ReadLimits | None = None
 ) -> dict[str, Any]:
-    """All that is known of one dead letter, or of an id that is none (any more).
+    """Return everything known about one dead letter, or about another message or answer of this id.
 
     Raises UnknownSessionError, UnknownMessageError, DataFolderError, or StorageError when its file cannot be read.
     """

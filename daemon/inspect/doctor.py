@@ -61,7 +61,7 @@ _PASSING: Final = frozenset(
     }
 )
 
-# Errors that tell what the host cannot do now, whichever work met them first.
+# Errors that show what the host cannot do now, whichever work met them first.
 _SHORTAGES: Final = frozenset({HostTroubleError.code, StorageError.code})
 
 LookAtRuntime = Callable[[Config, str | None], RuntimeSeen]

@@ -14,7 +14,7 @@ from daemon.core.session_state import SessionState
 from daemon.inspect.queues import Queues
 from daemon.inspect.session_facts import live_record, recorded_facts
 
-_ANSWER: Final = "Mend what the reason names, then requeue it; or drop it."
+_ANSWER: Final = "Fix what the reason names, then requeue it; or drop it."
 _MESSAGE: Final = "Find out what the message does to the agent (its run has what the container wrote last), then requeue it; or drop it."
 _STEPS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -23,7 +23,7 @@ _STEPS: Final[Mapping[str, str]] = MappingProxyType(
         "BAD_CONTENT": "Correct the agent; this row will never be sendable: drop it.",
         "UNKNOWN_KIND": "Correct the runner; this row will never be sendable: drop it.",
         "UNAUTHORISED_DESTINATION": "Add the destination if the session should write there, then requeue it; or drop it.",
-        "NO_ROUTE": "Nobody knows where it goes: once a message has come in from a channel, requeue it; or drop it.",
+        "NO_ROUTE": "Its destination is unknown: once a message has come in from a channel, requeue it; or drop it.",
         "NO_CHANNEL": "Configure the channel that the reason names and restart, then requeue it; or drop it.",
         "AGENT_FAILED": "The sender got an error answer with this id. Repair the agent and requeue it, or drop it.",
     }

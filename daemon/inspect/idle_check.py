@@ -25,7 +25,7 @@ from schema.migrate import VERSION
 from schema.outbound_copy import open_outbound_copy
 
 _NEWEST: Final = 1000  # runs that `run list --stale` judges
-# These read every row: a state that nobody knows, and a status without the history that belongs to it.
+# These read every row: an unknown state, and a status without its history.
 _UNUSUAL: Final = (
     "SELECT EXISTS (SELECT 1 FROM messages_in WHERE status IS NULL OR status NOT IN ('completed', 'failed', 'cancelled'))"
     " OR EXISTS (SELECT 1 FROM messages_in AS m WHERE NOT EXISTS (SELECT 1 FROM message_history AS h"
@@ -43,7 +43,7 @@ _COMPLETED: Final = (
 
 
 class IdleSessions:
-    """Tells of sessions whether they hold nothing to report. `busy` are left to the report: somebody else has something to tell of them."""
+    """Decides which sessions have nothing to report. `busy` sessions are always reported: their containers may have something."""
 
     def __init__(
         self, data_dir: Path, central: CentralSeen, limits: ReadLimits, now: int, busy: Iterable[Key] = ()

@@ -57,7 +57,7 @@ def machine_files() -> int:
 
 
 def mount_of(folder: Path) -> str | None:
-    """Return the mount point of a folder, or None when nobody says. A bind mount has its parent's device number."""
+    """Return the mount point of a folder, or None if unknown. A bind mount has its parent's device number."""
     try:
         lines = (_PROC / "self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -74,7 +74,7 @@ def _unescaped(text: str) -> str:
 
 
 def access_repair(folder: Path, pid: int) -> str | None:
-    """Return the command that lets the process's user write into the folder again; None when it may, or nobody can say."""
+    """Return the command that lets the process's user write into the folder again; None when it may already, or if unknown."""
     try:
         uid, status = (_PROC / str(pid)).stat().st_uid, folder.stat()
     except OSError:

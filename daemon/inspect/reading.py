@@ -43,7 +43,7 @@ ENDINGS: Final = ("completed", "failed", "cancelled", "retry_scheduled", "releas
 
 @dataclass(slots=True)
 class RunsRead:
-    """What a look found. `errors` name the files that could not be read."""
+    """The runs that were read. `errors` name the files that could not be read."""
 
     runs: list[RunRead] = field(default_factory=list[RunRead])
     errors: list[str] = field(default_factory=list[str])

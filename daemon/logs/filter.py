@@ -27,7 +27,7 @@ class EventFilter:
 
     @property
     def everything(self) -> bool:
-        """Whether nothing is asked for: then even a line that is no event is wanted."""
+        """Whether the filter is empty: then even a line that is not an event passes."""
         asked = (self.session, self.message, self.agent, self.since)
         return all(one is None for one in asked) and LEVELS[self.level] <= LEVELS["debug"]
 

@@ -46,7 +46,7 @@ def priority(event: Mapping[str, object]) -> bytes:
 def read_entry(entry: Mapping[str, object]) -> dict[str, Any] | None:
     """Return the event of an entry of `journalctl --output=json`; None for an entry without a message.
 
-    A line of JSON is an event as it stands: the daemon can be configured to log those. Text of anything else (an
+    A line of JSON is an event already: the daemon can be configured to log those. Text of anything else (an
     interpreter's last words, systemd's own lines) is kept as the event's name.
     """
     text = _text(entry.get("MESSAGE"))

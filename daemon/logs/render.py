@@ -47,7 +47,7 @@ def plain(value: object, key: str = "", depth: int = 0) -> object:
     if _SECRET.search(key):
         return REDACTED
     if isinstance(value, float):
-        return value if value - value == 0 else str(value)  # NaN and the infinities are no JSON
+        return value if value - value == 0 else str(value)  # NaN and the infinities are not JSON
     if isinstance(value, str):
         return _cut(str(value))
     if isinstance(value, bytes | bytearray):

@@ -78,7 +78,7 @@ class RotatingFile(Sink):
     def close(self) -> None:
         """Sync and close; the next write would open again."""
         if self._descriptor is not None:
-            with suppress(OSError):  # a disk that is full at the end is no reason to end badly
+            with suppress(OSError):  # a full disk must not make an orderly end fail
                 os.fsync(self._descriptor)
             self._drop()
 

@@ -31,7 +31,8 @@ _BESIDE: Final = ("", "-journal", "-wal", "-shm")
 _NAMES_TRIED: Final = 100
 _GENTLY: Final = Patience(seconds=2.0)
 
-# Told the step (`copy`, `verify`, `sync`, `restore`), and how much of it is done, of how much. May raise: it ends there.
+# Called with the step (`copy`, `verify`, `sync`, `restore`), how much of it is done, and of how much. If it raises, the
+# work ends there.
 Progress = Callable[[str, int, int], None]
 
 
@@ -141,7 +142,7 @@ def restore(
     backup: Path, target: Path, now_ms: int, *, same: Callable[[Reader], object] | None = None,
     progress: Progress | None = None,
 ) -> Restored:  # fmt: skip
-    """Put a backup's content back into `target`, in one transaction, after a backup of what is there now.
+    """Put a backup's content back into `target`, in one transaction, after a backup of the present content.
 
     The caller must be the target's one writer. `same` reads from a database what it must have in common with its
     backup (an install's id, say). Raises RestoreRefusedError, RestoreFailedError, BackupFailedError or
@@ -175,7 +176,7 @@ def restore(
 def read_contents(reader: Reader) -> Contents:
     """Return what a database holds. For a file in use: inside `reader.snapshot()`. Errors as of any read."""
     rows = reader.all("SELECT type, name, coalesce(sql, '') AS sql, rootpage FROM sqlite_schema ORDER BY type, name")
-    # A virtual table has no page of its own; it counts by the ordinary tables that it keeps its content in.
+    # A virtual table has no pages; it is counted through the ordinary tables that hold its content.
     counted = [row["name"] for row in rows if row["type"] == "table" and row["rootpage"]]
     version = reader.one("PRAGMA user_version")
     return Contents(
@@ -264,7 +265,7 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def _made(source: Path, partial: Path, final: Path, tell: Progress, *, copied: Copying) -> tuple[int, Contents]:
-    """Bytes and contents of `final`, once it is there; without a trace where it cannot be."""
+    """Make `final`. Return its size in bytes and its contents. Leave nothing behind on an error."""
     try:
         wanted = copied(source, partial, tell)
         contents = verify(partial, wanted, progress=tell)

@@ -254,7 +254,7 @@ class DaemonExecutor:
         )
 
     def _check_known(self, key: SessionKey) -> None:
-        """Raise RuntimeUnavailableError while nobody can say whether a container of the session runs.
+        """Raise RuntimeUnavailableError while it is unknown whether a container of the session runs.
 
         After a start with the runtime away, a session without a slot may well have one: "no container" would be a guess.
         """

@@ -1,6 +1,6 @@
 """A backup of a whole data folder, while the daemon runs or while it is down: each file at one instant, verified.
 
-Reads only, in a process of its own, so no lock of the daemon's is dropped. Of a session inbound.db is copied first and
+Read-only, in a separate process, so that no lock of the daemon is dropped. Of a session inbound.db is copied first and
 outbound.db after it: so the copy may know answers that the host has not taken note of, which is what a crash leaves, and
 never the other way round. Must never: name a backup before it is complete, or write into the data folder.
 """
@@ -35,7 +35,7 @@ _RACES: Final = 3
 _RACE_S: Final = 0.05
 _SMALL: Final = 1024**2
 
-# Told which session or file is being copied, how many are done, of how many.
+# Called with the session or file that is being copied, how many are done, and of how many.
 Tell = Callable[[str, int, int], None]
 
 
@@ -57,7 +57,7 @@ class FolderLimits:
 class FolderBackup:
     """What was copied.
 
-    `unverified`: files of containers that are no sound database, copied byte by byte as they are. `left_out`: links,
+    `unverified`: container files that are not sound databases, copied byte by byte. `left_out`: links,
     special files and what is beyond the limits, by path.
     """
 

@@ -175,7 +175,7 @@ def _copy_entry(
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
             return None
-        # No more than it had when it was judged: a writer that appends as fast as we copy would keep us copying for ever.
+        # No more than it had when it was judged: a writer that appends as fast as we copy would keep us copying forever.
         size, digest = copy_file(descriptor, target, status.st_size)
     except OSError as error:
         raise StorageError(f"{target}: {error.strerror}.") from error

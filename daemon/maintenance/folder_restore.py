@@ -35,7 +35,7 @@ def read_manifest(backup: Path) -> list[Copied]:
     except OSError as error:
         raise RestoreRefusedError(f"{backup} is not a backup of a data folder: it has no {MANIFEST}.") from error
     except ValueError as error:
-        raise BackupNotVerifiedError(f"{backup / MANIFEST} is no JSON.") from error
+        raise BackupNotVerifiedError(f"{backup / MANIFEST} is not JSON.") from error
     manifest = cast("dict[str, Any]", loaded) if isinstance(loaded, dict) else {}
     if manifest.get("format") != FORMAT:
         raise RestoreRefusedError(
@@ -54,7 +54,7 @@ def read_manifest(backup: Path) -> list[Copied]:
 
 
 def check_backup(backup: Path, files: list[Copied], tell: Tell) -> None:
-    """Every file is there, as it was copied, and every database of the host's sound. Raises BackupNotVerifiedError."""
+    """Raise BackupNotVerifiedError unless every file is as it was copied, and every host database is sound."""
     for number, one in enumerate(files):
         tell(f"verify {one.path}", number, len(files))
         path = backup / one.path
@@ -107,7 +107,7 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
     except (ClawbusError, OSError) as error:
         why = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) else str(error)
         raise RestoreFailedError(
-            f"{data_dir} was not restored: {why}.", hint=f"Mend that, remove {fresh} if it is there, and repeat."
+            f"{data_dir} was not restored: {why}.", hint=f"Fix that, remove {fresh} if it is there, and repeat."
         ) from error
     sessions = {PurePosixPath(one.path).parts[1:3] for one in files if one.path.startswith("sessions/")}
     return {

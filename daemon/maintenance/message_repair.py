@@ -34,7 +34,7 @@ def cancel(
 ) -> dict[str, Any]:
     """Cancel an unfinished message and inform its sender. `live`: the incarnation whose container lives, if any.
 
-    Returns {id, was, running}. With `although_running` one that is cancelled already is no error. Raises UnknownMessageError, MessageFinishedError, MessageRunningError or what opening the
+    Returns {id, was, running}. With `although_running` one that is cancelled already is not an error. Raises UnknownMessageError, MessageFinishedError, MessageRunningError or what opening the
     files raises; nothing has changed then.
     """
     with files.inbound() as db:

@@ -92,7 +92,7 @@ class OfflineExecutor:
         return list(found_sessions(self._folder.sessions_dir))
 
     def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
-        """Return None: no daemon is there to take a message."""
+        """Return None: no daemon runs that could take a message."""
         del agent, wait_s
 
     def execute(self, verb: AnyVerb) -> dict[str, Any]:
@@ -161,12 +161,12 @@ class OfflineExecutor:
     # --- containers
 
     def _container(self, key: SessionKey) -> Container | None:
-        """Return the session's running container. Raises RuntimeUnavailableError when nobody can say."""
+        """Return the session's running container. Raise RuntimeUnavailableError if that is unknown."""
         listed = self._listed(f"whether a container of session {key} runs")
         return next((one for one in listed if (one.agent, one.session) == key), None)
 
     def _listed(self, question: str) -> Sequence[Container]:
-        """Return the containers that run. Raises RuntimeUnavailableError, with the question, when nobody can say."""
+        """Return the containers that run. Raise RuntimeUnavailableError, with the question, if that is unknown."""
         if self._listing.containers is not None:
             return self._listing.containers
         why = (self._listing.error or "the runtime does not answer").rstrip(".")
@@ -202,7 +202,7 @@ class OfflineExecutor:
         """Kill every container of the installation, also of sessions that are gone, and return what became of each.
 
         Where the containers run under another runtime than the configured one, they are ended there. Raises
-        RuntimeUnavailableError when nobody can say which run.
+        RuntimeUnavailableError if it is unknown which run.
         """
         if self._listing.other_kind is not None:
             runtime = self._config.runtime.model_copy(update={"kind": self._listing.other_kind})
@@ -248,7 +248,7 @@ class OfflineExecutor:
 
     def _quarantine(self, key: SessionKey, files: SessionFiles, operator: Operator, now: int) -> dict[str, Any]:
         was = self._quarantined(key)
-        self._container(key)  # before anything is written: refused while nobody can say whether one runs
+        self._container(key)  # before anything is written: refuse while it is unknown whether one runs
         if was is None:
             self._registry.activate(key, now)
             self._registry.quarantine(key, session_repair.quarantine_reason(operator), now)
@@ -307,7 +307,7 @@ class OfflineExecutor:
     # --- what the runtime says
 
     def _lives(self, key: SessionKey) -> bool:
-        """Whether a container of the session runs, or nobody can say."""
+        """Return whether a container of the session runs, or may run."""
         listed = self._listing.containers
         return listed is None or any((one.agent, one.session) == key for one in listed)
 

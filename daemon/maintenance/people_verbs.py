@@ -67,7 +67,7 @@ def decide_pairing(db: Writer, verb: DecidePairing, now: int) -> dict[str, Any]:
         if verb.approver is not None and not may_approve(
             people.read_people(db), verb.approver, asked.agent, UserRole.MEMBER
         ):
-            raise NotAnApproverError(f"{verb.approver} is no admin of agent {asked.agent}.")
+            raise NotAnApproverError(f"{verb.approver} is not an admin of agent {asked.agent}.")
         by = verb.approver or verb.by
         if not verb.approve:
             people.decide(db, asked, PairingOutcome.REFUSED, None, by, now)

@@ -27,7 +27,7 @@ from daemon.store.session_files import SessionFiles
 from schema.errors import ClawbusError, ReadRaceError
 
 _PAGE: Final = 200
-_BETWEEN_STEPS_S: Final = 0.02  # for whoever else needs the file
+_BETWEEN_STEPS_S: Final = 0.02  # so that others can use the file
 _BETWEEN_SESSIONS_S: Final = (
     2.0  # after a start every session is looked at once; ten thousand must not cost a core's hundredth
 )
@@ -74,12 +74,12 @@ class Retention:
         self._occupied = occupied
         self._look = look
         self._log = structlog.get_logger("retention")
-        self._looked: dict[SessionKey, tuple[_Marks, int]] = {}  # as of a look, and when that was (epoch ms)
+        self._looked: dict[SessionKey, tuple[_Marks, int]] = {}  # at the last check, and its time (epoch ms)
         self.last = LastPass()
 
     @property
     def ages(self) -> Mapping[str, float | None]:
-        """How long what is done is kept, in seconds; None: for ever."""
+        """How long finished rows are kept, in seconds; None means forever."""
         config = self._config
         named = (
             ("messages", config.messages_s),
@@ -135,7 +135,7 @@ class Retention:
             del self._looked[key]
 
     def _may_have_old(self, key: SessionKey, marks: _Marks) -> bool:
-        """Whether a look is worth its cost: idle sessions cost a stat, however many there are."""
+        """Return whether the session may have rows to prune: it has changed, or its last check is long ago. Opens nothing."""
         known = self._looked.get(key)
         if known is None or known[0] != marks:
             return True

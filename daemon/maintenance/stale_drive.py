@@ -1,7 +1,7 @@
 """A whole stale sweep, step by step, over whatever gives access to the sessions: a running daemon, or the files alone.
 
 preview -> gates -> per session: backup, transaction, verification -> the running list -> a canary. Each step is reported. It
-keeps no state of its own, so it can end anywhere and be run again: each session is one transaction.
+keeps no state, so it can end anywhere and be run again: each session is one transaction.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _never(_: Key) -> bool:
 
 
 class StaleSweep:
-    """One sweep. `report` is complete after `run` and as far as it came when that raises. `tell` gets each step.
+    """One sweep. `report` is complete after `run`, and partial when `run` raises. `tell` is called with each step.
 
     No run is stale in a session that `is_idle`.
     """

@@ -195,7 +195,7 @@ def _end(db: Writer, ending: Ending, operator: Operator, backup: Backup, now: in
 
 
 def tell_cancelled(db: Writer, message_id: str, now: int, reason: str | None = None) -> None:
-    """Nobody waits in vain: the sender of a message that is ended without an answer hears so, once.
+    """Notify the sender of a message that is ended without an answer, once.
 
     `reason` is what the operator says to the sender; a sweep's reason is about the host and is not for strangers.
     """

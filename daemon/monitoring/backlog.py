@@ -57,7 +57,7 @@ class BacklogWatch:
                 try:
                     self.known[session.key] = await session.call(partial(_read, session, now))
                 except ClawbusError:
-                    return  # the operations on this session report what is wrong; its last figures stand
+                    return  # operations on this session report the error; keep its last figures
                 read.add(session.key)
 
         async with anyio.create_task_group() as tasks:
@@ -75,7 +75,7 @@ class BacklogWatch:
         try:
             self.totals = await self.sessions.central(lambda registry: registry.totals())
         except ClawbusError:
-            return  # the last totals stand; readiness says what is wrong
+            return  # keep the last totals; readiness reports the error
 
     async def _ask_disk(self) -> None:
         self.disk = await anyio.to_thread.run_sync(_disk, self.data_dir)

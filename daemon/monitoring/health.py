@@ -24,7 +24,7 @@ OVERDUE_S: Final = 10.0
 
 
 class State(StrEnum):
-    """`degraded` is worth a look and no reason to send traffic elsewhere; `failing` is."""
+    """`degraded` needs attention but not a redirection of traffic; `failing` needs both."""
 
     OK = "ok"
     DEGRADED = "degraded"

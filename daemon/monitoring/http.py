@@ -35,7 +35,7 @@ _LIMITS: Final = ConnectionLimits(max_connections=100, max_per_peer=50, patience
 
 
 class _WithoutCreated(Collector):
-    """Every instrument without its `_created` samples: Prometheus stores each as a series of its own, for nothing."""
+    """Every instrument without its `_created` samples: Prometheus would store each as a useless separate series."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -49,7 +49,7 @@ class _WithoutCreated(Collector):
 class Exporter:
     """Renders scrapes. `registry` holds every instrument; the gauges of `sources` are added to it.
 
-    What is in files is read by `run`, a task: a scrape asks it for a look and waits `patience_s` seconds for it at most.
+    The task `run` reads the files. A scrape asks it to and waits at most `patience_s` seconds.
     """
 
     def __init__(

@@ -87,7 +87,7 @@ class ImageBuilder:
         """Return whether a local image of this name lacks our label. Raise ImageError for an invalid name."""
         # Check this first: docker-py raises the same error class for an invalid name as for a Docker that does not answer.
         if not cast("Any", docker).utils.match_tag(tag):
-            raise ImageError(f"{tag!r} is no name for an image.", hint=_NAME_HINT)
+            raise ImageError(f"{tag!r} is not a valid image name.", hint=_NAME_HINT)
         try:
             details: dict[str, Any] = self._client.call(lambda api: api.inspect_image(tag))
         except ImageNotFound:

@@ -230,7 +230,7 @@ def _to_milliseconds(text: object) -> object:
 
 
 def _environment(spec: ContainerSpec) -> dict[str, str]:
-    # Also where the image sets a HOME of its own: that one is read-only here, and would be shared by nobody.
+    # Override a HOME of the image: that folder is read-only here, and does not belong to the session.
     return {"HOME": CONTAINER_HOME, **spec.environment}
 
 

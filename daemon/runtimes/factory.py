@@ -153,7 +153,7 @@ class SpecMaker:
         }
 
     def max_containers(self, agent: str) -> int | None:
-        """Return how many containers the agent may have at once; None without a limit of its own."""
+        """Return how many containers the agent may have at once; None if it has no own limit."""
         found = self._agents.get(agent)
         return found.max_containers if found is not None else None
 

@@ -130,7 +130,7 @@ class ProcessRuntime:
         await self._in_thread(self._check)
 
     async def spawn(self, spec: ContainerSpec) -> Running:
-        """Start the runner in a session of its own; SpawnError when this session's container still lives."""
+        """Start the runner in a new process session. Raise SpawnError when this session's container still lives."""
         return await self._in_thread(partial(self._spawn, spec))
 
     async def stop(self, container_id: str) -> None:
@@ -169,7 +169,7 @@ class ProcessRuntime:
         del container_id
 
     async def changed(self) -> None:
-        """Wait for ever: processes have no events."""
+        """Wait forever: processes have no events."""
         await anyio.sleep_forever()
 
     async def list_running(self) -> list[Running]:

@@ -109,7 +109,7 @@ def living_members(leader: Leader) -> list[ProcessStat]:
 
 
 def child_program(shell: ProcessStat) -> ProcessStat | None:
-    """Return the living child of a shell that has started a program of its own by now, or None.
+    """Return the living child of a shell that has executed its program by now, or None.
 
     A child that is still the forked shell does not count: it forgets the signals that come before it has become another.
     """
@@ -121,7 +121,7 @@ def child_program(shell: ProcessStat) -> ProcessStat | None:
 
 
 def send_signal(stat: ProcessStat, number: signal.Signals) -> None:
-    """Signal exactly this process; one that is gone is no error."""
+    """Signal exactly this process; one that is gone is not an error."""
     with _pidfd(stat.pid, stat.start_ticks) as handle:
         if handle is not None:
             with contextlib.suppress(ProcessLookupError):

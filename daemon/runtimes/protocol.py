@@ -154,11 +154,11 @@ class ContainerRuntime(Protocol):
         ...
 
     async def stop(self, container_id: str) -> None:
-        """Ask for a graceful end (SIGTERM) and return without waiting. A container already gone is no error."""
+        """Ask for a graceful end (SIGTERM) and return without waiting. A container already gone is not an error."""
         ...
 
     async def kill(self, container_id: str) -> None:
-        """Send SIGKILL to everything in it and return without waiting. A container already gone is no error."""
+        """Send SIGKILL to everything in it and return without waiting. A container already gone is not an error."""
         ...
 
     async def wait(self, container_id: str, started_at: int | None = None) -> Exit:
@@ -170,7 +170,7 @@ class ContainerRuntime(Protocol):
         ...
 
     async def forbid_restart(self, container_id: str) -> None:
-        """Take away what would start it again by itself. A container already gone is no error."""
+        """Take away what would start it again by itself. A container already gone is not an error."""
         ...
 
     async def changed(self) -> None:
@@ -194,7 +194,7 @@ class ContainerRuntime(Protocol):
     async def remove(self, container_id: str) -> None:
         """Forget an exited container, which can never run again after this.
 
-        One already removed is no error; NotConfirmedError for one that lives (again).
+        One already removed is not an error; NotConfirmedError for one that lives (again).
         """
         ...
 

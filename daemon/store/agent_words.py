@@ -44,7 +44,7 @@ def agent_words(folder: SessionFolder, message_id: str | None = None, limit: int
 
 
 def _tail(folder: SessionFolder, name: str) -> list[bytes]:
-    """Return the last lines of a plain file; none for anything else. A line that was cut is no JSON, and is skipped."""
+    """Return the last lines of a plain file; none for anything else. A line that was cut is not JSON, and is skipped."""
     try:
         descriptor = os.open(folder.outbox / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -6,7 +6,7 @@ from schema.connect import Reader, Writer
 
 
 def generations(db: Reader) -> dict[tuple[str, str], int]:
-    """Return the current generation of each session that was begun anew, by (agent, session)."""
+    """Return the current generation of each session that was started over, by (agent, session)."""
     return {(row["agent"], row["session"]): int(row["generation"]) for row in db.all("SELECT * FROM conversations")}
 
 

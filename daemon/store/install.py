@@ -58,7 +58,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a folder was copied or restored from, and when it became an installation of its own (epoch ms)."""
+    """What a folder was copied or restored from, and when it became a separate installation (epoch ms)."""
 
     install_id: str
     path: str | None
@@ -129,7 +129,7 @@ def is_copied(found: Install | None, root: Path) -> bool:
 
 
 def mark_restored(file: Path, install_id: str | None) -> None:
-    """Mark a restored folder, before it is moved to its place: its first start makes it an installation of its own."""
+    """Mark a restored folder, before it is moved to its place: its first start makes it a separate installation."""
     kept = InstallFile(file)
     found = kept.read()
     if found is not None:

@@ -229,7 +229,7 @@ def _message(row: sqlite3.Row) -> MessageOut:
     if not isinstance(identity, str) or not 0 < len(identity) <= 200 or "\0" in identity:
         raise HostileFileError("messages_out holds a row whose id is not a text of 1 to 200 characters.")
     if not isinstance(seq, int) or not 0 < seq <= MAX_SEQ:
-        raise HostileFileError(f"messages_out row {identity!r} has seq {seq!r}, which is no seq.")
+        raise HostileFileError(f"messages_out row {identity!r} has seq {seq!r}, which is not a seq.")
     return MessageOut(
         id=identity,
         seq=seq,

@@ -64,7 +64,9 @@ def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now
                     ("dead_letters_closed", "id"),
                 ):  # fmt: skip
                     _delete(db, table, key, taken)
-                for chunk in chunks(taken):  # an open one is still to be answered: its agent is told by a message
+                for chunk in chunks(
+                    taken
+                ):  # an open one is still to be answered, and a message then notifies its agent
                     db.execute(
                         f"DELETE FROM questions WHERE outcome IS NOT NULL AND message_id IN ({marks(chunk)})", chunk
                     )

@@ -1,6 +1,6 @@
 """SQL over the questions of one session's inbound.db: what agents have asked, and how each ended.
 
-A question is decided once: the first decision stands. Functions that write must be called inside `Writer.transaction()`.
+A question is decided once: the first decision is final. Functions that write must be called inside `Writer.transaction()`.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def answer(
 
 
 def decide(db: Writer, asked: Asked, decision: Decision, now: int, answer_id: str | None = None) -> Asked:
-    """Record how a question ended: history first, once. When nobody waits for it, write the message that wakes the agent."""
+    """Record how a question ended: history first, once. If no turn waits for it, write the message that wakes the agent."""
     if asked.message_id is not None:
         detail = {"question": asked.id, "outcome": decision.outcome.value, "choice": decision.choice, "by": decision.by}
         record(db, asked.message_id, "question_decided", now, detail=detail)

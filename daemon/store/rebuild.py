@@ -1,4 +1,4 @@
-"""What the registry can be rebuilt from: the session folders, and the install's id in a small file of its own.
+"""Rebuilds the registry from the session folders and from the small file with the install's id.
 
 Synchronous. Reads names and sizes only; never opens a session's files, and never removes anything.
 """

@@ -1,6 +1,6 @@
 """W3C trace context: read and written as a `traceparent` header, and carried in a message's row. No OpenTelemetry here.
 
-The header's form is that of https://www.w3.org/TR/trace-context/. What does not have it is no context, never an error: a
+The header's form is that of https://www.w3.org/TR/trace-context/. A malformed header means no context, never an error: a
 message must not be refused for its trace.
 """
 

@@ -1,4 +1,4 @@
-"""The instruments: every counter and histogram the daemon moves, in a registry of its own.
+"""The instruments: every counter and histogram of the daemon, in a separate registry.
 
 Gauges that are read at a scrape are in `collector.py`. A label never holds what a container or a sender may choose: agents
 and channels come from the configuration, codes and reasons from our own classes. Never a session's or a message's id.

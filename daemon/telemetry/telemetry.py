@@ -1,6 +1,6 @@
 """Turns the engine's events into metrics and spans. Decides nothing.
 
-Nobody reads anything back from it but the trace context of what begins.
+Nothing is read back from it except the trace context of new work.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Telemetry:
         self.metrics.refused.labels(event.code).inc()
 
     def _rearmed(self, event: SeriesRearmed | ScheduleFired) -> None:
-        """Each occurrence begins a trace of its own."""
+        """Start a new trace for each occurrence."""
         context = self._context(event.agent, event.session, event.message_id, None)
         self._emit(
             "rearm", context, None, event.at, event.at, Role.PRODUCER,
@@ -174,7 +174,7 @@ class Telemetry:
         spawned = self._spawned.get(ending.incarnation or "")
         self._child("wait", root, ending.due_at, ending.claimed_at, Role.INTERNAL, facts)
         if spawned is not None and spawned.started_at >= ending.due_at:
-            # Its runner may have claimed before the runtime told us that it runs.
+            # Its runner may have claimed before the runtime reported it as running.
             end = min(spawned.started_at, ending.claimed_at)
             self._child("spawn", root, min(spawned.asked_at, end), end, Role.INTERNAL, facts)
         good = ending.outcome == "completed"

@@ -146,7 +146,7 @@ class _Watched(SpanExporter):
         """Pass one batch on; never raises."""
         try:
             result, why = self._exporter.export(spans), "the collector did not take them"
-        except Exception as error:  # noqa: BLE001 - trouble with a collector is nobody else's
+        except Exception as error:  # noqa: BLE001 - a collector's failure must not reach anything else
             result, why = SpanExportResult.FAILURE, f"{type(error).__name__}: {error}"
         self._done += len(spans)
         failed = result is not SpanExportResult.SUCCESS

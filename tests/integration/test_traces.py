@@ -129,7 +129,7 @@ def test_a_collector_that_hangs_or_is_away_disturbs_nothing(make_daemon: Make) -
             post(other(url, number), IN, f"say {number}", message_id=f"m{number}")
         eventually("all posted", lambda: len(receiver.posts) == 5)
         eventually("the collector was asked", lambda: collector.requests)
-        assert daemon.stop(60) == 0, "the end does not wait for a collector that hangs for ever"
+        assert daemon.stop(60) == 0, "the end does not wait for a collector that hangs forever"
         assert "daemon_stopped" in daemon.log_tail()
 
 

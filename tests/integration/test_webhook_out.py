@@ -264,7 +264,7 @@ def test_capabilities_are_the_configured_ones(tmp_path: Path) -> None:
 
 
 async def test_sends_that_are_cancelled_at_random_moments_take_nothing_from_later_ones(tmp_path: Path) -> None:
-    """In a bounded pool, a request that is cancelled just when it is given a slot keeps the slot for ever."""
+    """In a bounded pool, a request that is cancelled just when it is given a slot keeps the slot forever."""
     rng = random.Random(11)
     answers = anyio.Event()
 

@@ -217,7 +217,7 @@ def _tear_down(world: World) -> None:
 
 def _close_all(loop: SimLoop) -> None:
     for task in loop.kept:
-        # A task that never ended is held by its own cancel scope, and that one by anyio's table, for ever.
+        # A task that never ended is held by its own cancel scope, and that one by anyio's table, forever.
         anyio_backend._task_states.pop(task, None)
         task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
         for _ in range(20):

@@ -126,7 +126,7 @@ class PrivateDockerd:
         self._end(b"containerd-shim-runc-v2")
 
     def _end_containers(self) -> None:
-        """Whose root lies in our folder: a container whose shim died in its start waits for ever, and for nobody."""
+        """Whose root lies in our folder: a container whose shim died in its start waits forever, and for nobody."""
         mark = f"{self.root}/"
         for entry in _processes():
             with contextlib.suppress(OSError):

@@ -90,7 +90,9 @@ class Agent:
         self._heard = anyio.Event()
         self._stderr = ErrorOutput(log)
         self._capabilities: Params = {}
-        self._mode_option: object = None  # the id of the option that holds the mode; None: it has a method of its own
+        self._mode_option: object = (
+            None  # the id of the option that holds the mode; None: the agent has a method for it
+        )
         self.name = Path(command[0]).name
         self.peer = Peer(opened(process.stdin), opened(process.stdout), self._take_stray)
         self.session_id = ""
@@ -165,7 +167,7 @@ class Agent:
     async def _settle_mode(self, result: Params, wanted: str, limit_s: float) -> None:
         """Set the configured mode and check it: agents start in different ones, and some let a model decide.
 
-        An agent tells its modes in `modes`, or in an option of the category `mode`; those that tell none have none.
+        An agent lists its modes in `modes`, or in an option of the category `mode`.
         """
         option, modes = _mode_option(result), _mapping(result.get("modes"))
         offered = _names(modes.get("availableModes"), "id") or _names(option.get("options"), "value")
@@ -284,7 +286,7 @@ class Agent:
 async def in_time(work: Callable[[], Awaitable[T]], limit_s: float, stands: Callable[[], bool] = lambda: False) -> T:
     """Return the work's result. Raise TimeoutError once this process has run for `limit_s` seconds.
 
-    The time in which the clock `stands` does not count.
+    Time during which `stands()` is true does not count.
     """
     done: list[T] = []
     failed: list[Exception] = []

@@ -48,7 +48,7 @@ class Listener:
         self.mode: str | None = None  # the mode that the agent changed to by itself
         self.ended = anyio.Event()  # the prompt has ended, or must be ended
         self.failure: AnswerTooLargeError | None = None
-        self.waiting = 0  # questions that are open: the turn's clock stands meanwhile
+        self.waiting = 0  # open questions: the turn's clock is stopped while there are any
 
     def begin(self, session_id: str, reply: Reply) -> None:
         """Collect this session's updates into `reply` from now on."""

@@ -103,7 +103,7 @@ class AcpProvider:
         except (AcpDiedError, AcpSilentError) as error:
             if known is None:
                 raise
-            # A session that its agent cannot restore must not stop it for ever.
+            # A session that its agent cannot restore must not stop it forever.
             self._log(f"the session was not restored: {error}")
             await self._drop()
             await self._open(None, listener)

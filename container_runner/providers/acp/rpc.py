@@ -175,7 +175,7 @@ class Peer:
         try:
             await self._send(reply)
         except AgentGoneError:
-            return  # whoever waits for this agent learns it from its own request
+            return  # callers that wait for this agent get the error from their own requests
 
     def _resolve(self, number: int, message: Params) -> None:
         call = self._calls.get(number)

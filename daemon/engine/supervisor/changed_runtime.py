@@ -55,7 +55,7 @@ async def refuse_changed_runtime(
 async def refuse_changed_engine(live: Sequence[IncarnationRow], guard: EngineGuard) -> None:
     """Raise RuntimeChangedError when another engine of the configured kind answers while incarnations live on record.
 
-    One that does not answer is no reason not to start: adoption asks it again.
+    One that does not answer does not prevent the start: adoption asks it again.
     """
     try:
         await guard.check(live)

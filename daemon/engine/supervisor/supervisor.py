@@ -166,7 +166,7 @@ class Supervisor:
         self._state.changed.set()
 
     def hold(self) -> None:
-        """Start no container until `resume`; whoever asks for one waits."""
+        """Start no container until `resume`. Requests for one wait."""
         self._held = True
 
     def resume(self) -> None:

@@ -245,7 +245,7 @@ RETRY = {
     "second doubles": (2, None, 0.5, 10_000),
     "fourth": (4, None, 0.5, 40_000),
     "capped": (5, None, 0.5, 60_000),
-    "capped for ever": (10_000, None, 0.5, 60_000),
+    "capped forever": (10_000, None, 0.5, 60_000),
     "least jitter": (1, None, 0.0, 3_750),
     "most jitter": (1, None, 1.0, 6_250),
     "jitter spreads the cap too": (50, None, 1.0, 75_000),

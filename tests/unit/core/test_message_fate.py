@@ -154,7 +154,7 @@ def test_which_ack_looks_older_than_its_message() -> None:
     assert not looks_older(young, final(NOW - 1, by=new_id(NOW + 999))), "its container was not born before the message"
     assert not looks_older(young, final(NOW - 1, status=AckStatus.PROCESSING))
     assert not looks_older(replace(young, void_ack="once"), final(NOW - 1)), (
-        "once is enough: no message goes round for ever"
+        "once is enough: no message goes round forever"
     )
 
 

@@ -173,7 +173,7 @@ def test_a_claim_that_was_given_back_costs_no_try(world: SessionWorld) -> None:
 
 @pytest.mark.parametrize("reason", [CEILING, CLAIM_STUCK])
 def test_a_forced_end_charges_even_a_claim_that_was_given_back(world: SessionWorld, reason: str) -> None:
-    """Otherwise a message that hangs every agent, each of which lets go of it on SIGTERM, would go round for ever."""
+    """Otherwise a message that hangs every agent, each of which lets go of it on SIGTERM, would go round forever."""
     world.accept("m")
     with world.files.inbound() as db, db.transaction():
         messages.note_claim(db, "m", "i", NOW, NOW)

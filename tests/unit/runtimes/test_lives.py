@@ -130,7 +130,7 @@ async def test_a_message_that_kills_its_runner_uses_up_its_tries_under_a_restart
 
 
 async def test_a_second_life_of_a_killed_container_claims_nothing(kit: BusKit) -> None:
-    """What it dropped would be charged to nobody: a message that kills its runner would do so for ever."""
+    """What it dropped would be charged to nobody: a message that kills its runner would do so forever."""
     container = await working(kit)
     second = Agent(container.spec, kit.clock)
     with pytest.raises(ClaimLostError):
