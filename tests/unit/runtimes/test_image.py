@@ -148,7 +148,7 @@ def test_another_s_image_loses_its_name_only_when_that_is_asked_for(tree: Path, 
 @pytest.mark.parametrize("name", ["BAD TAG", "", "x:y:z"])
 def test_a_name_that_no_image_can_have_is_the_name_s_fault_and_not_docker_s(tmp_path: Path, name: str) -> None:
     with closing(ImageBuilder(base_url=f"unix://{tmp_path}/no.sock")) as builder:
-        with pytest.raises(ImageError, match="no name for an image") as caught:
+        with pytest.raises(ImageError, match="not a valid image name") as caught:
             builder.is_foreign(name)
         assert "--tag" in caught.value.hint
         with pytest.raises(RuntimeUnavailableError):
