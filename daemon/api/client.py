@@ -15,10 +15,9 @@ import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 from urllib.parse import quote, urlencode
 
-from daemon.core.commands import AnyVerb, Verb
 from daemon.core.errors import (
     DaemonDownError,
     DaemonSilentError,
@@ -27,7 +26,10 @@ from daemon.core.errors import (
     RemoteError,
     SocketPathError,
 )
-from daemon.store.mailbox import MailboxEntry
+
+if TYPE_CHECKING:
+    from daemon.core.commands import AnyVerb
+    from daemon.store.mailbox import MailboxEntry
 
 _ANSWER_S: Final = 30.0
 _CONNECT_S: Final = 5.0
@@ -194,6 +196,8 @@ class ControlClient:
 
     def execute(self, verb: AnyVerb) -> dict[str, Any]:
         """Have the daemon carry out an operator's verb, and return its result."""
+        from daemon.core.commands import Verb  # noqa: PLC0415 - most calls carry out none
+
         path, body = verb.route, verb.as_json()
         if "{" in path and isinstance(verb, Verb):
             names = {"{agent}": _part(verb.agent), "{session:path}": _part(verb.session)}
@@ -292,6 +296,8 @@ def _unwrap(status: int, content: bytes) -> dict[str, Any]:
 
 
 def _entry(values: Mapping[str, Any]) -> MailboxEntry:
+    from daemon.store.mailbox import MailboxEntry  # noqa: PLC0415 - most calls return none
+
     return MailboxEntry(**{name: values[name] for name in MailboxEntry.__dataclass_fields__})
 
 

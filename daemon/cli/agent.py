@@ -62,7 +62,7 @@ def show(
     one = next(found for found in _report(invocation) if found["agent"] == agent)
     working = [
         report
-        for report in sessions_report(invocation.config.data_dir, SystemClock())
+        for report in sessions_report(invocation.place.data_dir, SystemClock())
         if report["agent"] == agent and report["state"] == "working"
     ]
     result = {"source": "files", **one, "working": with_work(invocation, working)}

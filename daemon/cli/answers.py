@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from daemon.core.content import answered_ids, decode, error_of, text_of
-from daemon.store.mailbox import MailboxEntry
+
+if TYPE_CHECKING:
+    from daemon.store.mailbox import MailboxEntry
 
 
 def as_result(entry: MailboxEntry) -> dict[str, Any]:

@@ -67,5 +67,5 @@ def _full_id(invocation: Invocation, name: str, value: object) -> object:
     from daemon.inspect.central_reading import read_central  # noqa: PLC0415
     from daemon.inspect.finding import whole_id  # noqa: PLC0415
 
-    data_dir = invocation.config.data_dir
+    data_dir = invocation.place.data_dir
     return f"{whole_id(data_dir, read_central(data_dir).known(), message)}{at}{incarnation}"

@@ -20,10 +20,10 @@ def with_work(invocation: Invocation, reports: Sequence[Mapping[str, Any]]) -> l
 
 
 def _read(invocation: Invocation, one: Mapping[str, Any]) -> dict[str, Any] | None:
-    from daemon.config.policies import read_limits  # noqa: PLC0415
     from daemon.inspect.central_reading import folder_of  # noqa: PLC0415
     from daemon.inspect.work import read_work  # noqa: PLC0415
+    from schema.plain_file import ReadLimits  # noqa: PLC0415
 
-    folder = folder_of(invocation.config.data_dir, (one["agent"], one["session"]))
-    work = read_work(folder, read_limits(invocation.config))
+    folder = folder_of(invocation.place.data_dir, (one["agent"], one["session"]))
+    work = read_work(folder, ReadLimits())  # the default ones: the configuration's cost more than the whole read
     return asdict(work) if work is not None else None

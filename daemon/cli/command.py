@@ -46,7 +46,7 @@ def add(
             return function(invocation, **with_full_ids(invocation, given))  # pyright: ignore[reportCallIssue]
 
         outcome = outcome_of(invocation, work)
-        code = finish(invocation, with_suggestions(lambda: invocation.config.data_dir, outcome, given, ID_PARAMETERS))
+        code = finish(invocation, with_suggestions(lambda: invocation.place.data_dir, outcome, given, ID_PARAMETERS))
         if code:
             raise typer.Exit(code)
 

@@ -112,7 +112,7 @@ def _invocation(ctx: Any) -> Invocation:
 def _sessions(ctx: Any) -> list[Key]:
     from daemon.inspect.central_reading import read_central  # noqa: PLC0415
 
-    return read_central(_invocation(ctx).config.data_dir).known()
+    return read_central(_invocation(ctx).place.data_dir).known()
 
 
 def _addresses(ctx: Any) -> list[str]:
@@ -124,11 +124,11 @@ def _addresses(ctx: Any) -> list[str]:
 def _ids(ctx: Any) -> list[str]:
     from daemon.inspect.finding import newest_ids  # noqa: PLC0415
 
-    return newest_ids(_invocation(ctx).config.data_dir, _sessions(ctx)[:_SESSIONS], _IDS)
+    return newest_ids(_invocation(ctx).place.data_dir, _sessions(ctx)[:_SESSIONS], _IDS)
 
 
 def _schedules(ctx: Any) -> list[str]:
     from daemon.core.clock import SystemClock  # noqa: PLC0415
     from daemon.inspect.schedule_list import schedules_report  # noqa: PLC0415
 
-    return [one["key"] for one in schedules_report(_invocation(ctx).config.data_dir, SystemClock())["schedules"]]
+    return [one["key"] for one in schedules_report(_invocation(ctx).place.data_dir, SystemClock())["schedules"]]

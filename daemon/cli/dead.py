@@ -279,13 +279,13 @@ def _from_files(invocation: Invocation, **query: Any) -> dict[str, Any]:
     from daemon.inspect.bounds import PATIENT_BUDGET_S  # noqa: PLC0415 - only without a daemon
     from daemon.inspect.dead_reading import dead_letters_report  # noqa: PLC0415
 
-    return dead_letters_report(invocation.config.data_dir, SystemClock(), budget_s=PATIENT_BUDGET_S, **query)
+    return dead_letters_report(invocation.place.data_dir, SystemClock(), budget_s=PATIENT_BUDGET_S, **query)
 
 
 def _letter_from_files(invocation: Invocation, named: tuple[str, str], letter: str) -> dict[str, Any]:
     from daemon.inspect.dead_reading import dead_letter_report  # noqa: PLC0415 - only without a daemon
 
-    return dead_letter_report(invocation.config.data_dir, *named, letter)
+    return dead_letter_report(invocation.place.data_dir, *named, letter)
 
 
 def _typed(letter: Mapping[str, Any]) -> str:

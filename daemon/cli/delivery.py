@@ -131,7 +131,7 @@ def _report(
 
     scope = pair(session, None) if session is not None else None
     return open_answers_report(
-        invocation.config.data_dir, SystemClock(), wanted, session=scope, limit=limit, agent=agent
+        invocation.place.data_dir, SystemClock(), wanted, session=scope, limit=limit, agent=agent
     )
 
 

@@ -63,10 +63,10 @@ def executor(invocation: Invocation, *, changes: bool = True) -> Generator[Execu
             if invocation.silent_daemon() is not None or not _is_data_folder(invocation):
                 raise
         except RemoteError:  # for example another version's daemon: it is running, so it must execute the verb
-            yield DaemonClient(client, invocation.client, invocation.config.data_dir)
+            yield DaemonClient(client, invocation.client, invocation.place.data_dir)
             return
         else:
-            yield DaemonClient(client, invocation.client, invocation.config.data_dir)
+            yield DaemonClient(client, invocation.client, invocation.place.data_dir)
             return
     from daemon.maintenance.offline import offline_executor  # noqa: PLC0415 - only without a daemon
 
@@ -81,7 +81,7 @@ def execute(invocation: Invocation, verb: AnyVerb) -> dict[str, Any]:
 
 
 def _is_data_folder(invocation: Invocation) -> bool:
-    return (invocation.config.data_dir / "clawbus.version").is_file()
+    return (invocation.place.data_dir / "clawbus.version").is_file()
 
 
 class DaemonClient:

@@ -5,6 +5,7 @@ Configuration and the HTTP client are imported when a command first needs them.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from daemon.cli.envelope import to_json
 from daemon.cli.global_options import Globals
 from daemon.cli.output import Output, progress
 from daemon.cli.same_place import in_place
+from daemon.config.place import Place, place_of, quick_place
 from daemon.systemd.service import unit_of
 from schema.errors import ClawbusError
 
@@ -51,6 +53,16 @@ class Invocation:
 
         return load_config(self.config_file, data_dir=self.options.data, warn=self._warn)
 
+    @cached_property
+    def place(self) -> Place:
+        """Where the daemon is. Enough to ask a running one, and much quicker than `config`. Raises ConfigError."""
+        known = self.__dict__.get("config")
+        if known is None:
+            found = quick_place(self.config_file, self.options.data, os.environ)
+            if found is not None:
+                return found
+        return place_of(known or self.config)
+
     @staticmethod
     def _warn(fault: str) -> None:
         progress(f"warning: {fault.rstrip('.')}; `clawbus serve` refuses it")
@@ -66,7 +78,7 @@ class Invocation:
     def unit(self) -> str | None:
         """The systemd unit that runs the daemon of this data folder, or None."""
         try:
-            return unit_of(self.config.data_dir)
+            return unit_of(self.place.data_dir)
         except ClawbusError:  # a configuration that cannot be read names no folder
             return None
 
@@ -78,18 +90,18 @@ class Invocation:
         """Return a client of the configured daemon; the caller closes it. It waits `answer_s` seconds for an answer."""
         from daemon.api.client import ControlClient  # noqa: PLC0415
 
-        return ControlClient(self.config.control_socket, answer_s=answer_s)
+        return ControlClient(self.place.control_socket, answer_s=answer_s)
 
     def silent_daemon(self) -> str | None:
         """Return a sentence if a process holds the data folder although no daemon answers, else None."""
         from daemon.store.data_folder import live_holder  # noqa: PLC0415
 
-        holder = live_holder(self.config.data_dir)
+        holder = live_holder(self.place.data_dir)
         if holder is None:
             return None
         return (
-            f"process {holder.pid} holds {self.config.data_dir} since {holder.since}"
-            f" but does not answer on {self.config.control_socket}."
+            f"process {holder.pid} holds {self.place.data_dir} since {holder.since}"
+            f" but does not answer on {self.place.control_socket}."
         )
 
     def emit(self, value: object) -> None:

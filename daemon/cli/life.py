@@ -15,7 +15,7 @@ def life(invocation: Invocation, named: tuple[str, str], message: str) -> Outcom
     """Return every step of a message with its time, from the files. Raises UnknownSessionError, UnknownMessageError."""
     from daemon.inspect.message_life import message_life  # noqa: PLC0415
 
-    found = message_life(invocation.config.data_dir, *named, message)
+    found = message_life(invocation.place.data_dir, *named, message)
 
     def people(console: Console) -> None:
         from daemon.cli.present import brief, moment, say, table  # noqa: PLC0415

@@ -58,7 +58,7 @@ def logs(
       clawbus logs -f --session echo/demo --level warning
       clawbus logs --agent echo --since 2h
     """
-    path = invocation.config.data_dir / "logs" / "clawbus.log"
+    path = invocation.place.data_dir / "logs" / "clawbus.log"
     named = pair(session, None) if session is not None else None
     begun = since_of(since, SystemClock().now_ms())
     known_agent(invocation, agent)
@@ -69,7 +69,7 @@ def logs(
             _follow(invocation, found, _coming(path, unit if journal else None), wanted, raw=raw)
     except PermissionError as error:
         raise DataFolderError(f"{path} may not be read.", hint="Run this as the daemon's user.") from error
-    if named is not None and not found and not session_path(invocation.config.data_dir / "sessions", *named).is_dir():
+    if named is not None and not found and not session_path(invocation.place.data_dir / "sessions", *named).is_dir():
         raise UnknownSessionError(f"there is no session {'/'.join(named)}, and the log has nothing of one.")
     if raw:
         for line in found:

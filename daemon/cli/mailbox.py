@@ -87,7 +87,7 @@ def _read(invocation: Invocation, name: str, after: int, limit: int, wait_s: flo
     def look() -> list[MailboxEntry]:
         from daemon.inspect.mailbox_reading import mailbox_entries  # noqa: PLC0415
 
-        return mailbox_entries(invocation.config.data_dir, name, after, limit)
+        return mailbox_entries(invocation.place.data_dir, name, after, limit)
 
     return daemon_or_files(invocation, lambda client: client.read_mailbox(name, after, limit, wait_s), look)
 

@@ -76,7 +76,7 @@ def list_(
         since=since_of(since, clock.now_ms()),
         limit=limit,
     )
-    report = messages_report(invocation.config.data_dir, clock, query)
+    report = messages_report(invocation.place.data_dir, clock, query)
     steps: tuple[NextAction, ...] = ()
     if report["messages"]:
         newest = report["messages"][0]

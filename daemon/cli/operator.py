@@ -6,16 +6,18 @@ import os
 import pwd
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from daemon.cli.envelope import Problem, problem_of
 from daemon.cli.invocation import Invocation
 from daemon.cli.names import pair
-from daemon.core.commands import RowVerb
 from daemon.core.errors import DaemonDownError, DaemonSilentError, UnknownAgentError
 from schema.errors import ClawbusError
+
+if TYPE_CHECKING:
+    from daemon.core.commands import RowVerb
 
 ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; goes into the history.")]
 SessionScope = Annotated[
@@ -67,7 +69,7 @@ def session_of(invocation: Invocation, message_id: str, session: str | None) -> 
     from daemon.inspect.central_reading import read_central  # noqa: PLC0415
     from daemon.inspect.finding import sessions_with, the_only  # noqa: PLC0415
 
-    data_dir = invocation.config.data_dir
+    data_dir = invocation.place.data_dir
     found, unread = sessions_with(data_dir, read_central(data_dir).known(), message_id)
     return the_only(found, "a message", message_id, unread=unread)
 

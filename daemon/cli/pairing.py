@@ -46,7 +46,7 @@ def list_(
     from daemon.inspect.people_reading import read_pairings  # noqa: PLC0415
 
     now = SystemClock().now_ms()
-    found = read_pairings(invocation.config.data_dir, now, limit, every=every)
+    found = read_pairings(invocation.place.data_dir, now, limit, every=every)
 
     def people(console: Console) -> None:
         from daemon.cli.present import table, when  # noqa: PLC0415

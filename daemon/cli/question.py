@@ -55,7 +55,7 @@ def list_(
 
     scope = pair(session, None) if session is not None else None
     report = questions_report(
-        invocation.config.data_dir, SystemClock(), session=scope, agent=known_agent(invocation, agent), every=every,
+        invocation.place.data_dir, SystemClock(), session=scope, agent=known_agent(invocation, agent), every=every,
         limit=limit,
     )  # fmt: skip
     waiting = next((one for one in report["questions"] if one["state"] == "open"), None)
@@ -76,7 +76,7 @@ def show(invocation: Invocation, question: QuestionArgument, session: SessionSco
     from daemon.inspect.question_reading import read_question  # noqa: PLC0415
 
     named = _session_of(invocation, question, session)
-    found = read_question(folder_of(invocation.config.data_dir, named), question)
+    found = read_question(folder_of(invocation.place.data_dir, named), question)
     if found is None:
         raise UnknownQuestionError(f"there is no question {question!r} in {'/'.join(named)}.")
     result = {"agent": named[0], "session": named[1], **found}
@@ -136,7 +136,7 @@ def _session_of(invocation: Invocation, question: str, session: str | None) -> t
     from daemon.inspect.central_reading import read_central  # noqa: PLC0415
     from daemon.inspect.finding import sessions_with, the_only  # noqa: PLC0415
 
-    data_dir = invocation.config.data_dir
+    data_dir = invocation.place.data_dir
     found, unread = sessions_with(data_dir, read_central(data_dir).known(), question, table="questions")
     try:
         return the_only(found, "a question", question, unread=unread)

@@ -122,7 +122,7 @@ def list_(invocation: Invocation, agent: AgentFilter = None) -> Outcome:
     """
     from daemon.inspect.schedule_list import schedules_report  # noqa: PLC0415
 
-    report = schedules_report(invocation.config.data_dir, SystemClock(), agent=known_agent(invocation, agent))
+    report = schedules_report(invocation.place.data_dir, SystemClock(), agent=known_agent(invocation, agent))
     steps: tuple[NextAction, ...] = ()
     if report["schedules"]:
         steps = (NextAction(f"clawbus schedule show {report['schedules'][0]['key']}", "its occurrences"),)
@@ -141,7 +141,7 @@ def show(invocation: Invocation, key: KeyArgument, session: SessionScope = None)
     from daemon.inspect.schedule_list import schedule_report  # noqa: PLC0415
 
     named = _session_of(invocation, key, session)
-    found = schedule_report(invocation.config.data_dir, named, key)
+    found = schedule_report(invocation.place.data_dir, named, key)
     sent = [one["message_id"] for one in found["runs"] if one["message_id"] is not None]
     steps = tuple(
         NextAction(f"clawbus run show {shlex.quote(one)}", "what came of the last message") for one in sent[:1]
@@ -223,7 +223,7 @@ def _session_of(invocation: Invocation, key: str, session: str | None) -> tuple[
     from daemon.core.errors import AmbiguousIdError, UnknownScheduleError  # noqa: PLC0415
     from daemon.inspect.schedule_list import schedules_report  # noqa: PLC0415
 
-    report = schedules_report(invocation.config.data_dir, SystemClock(), key=key)
+    report = schedules_report(invocation.place.data_dir, SystemClock(), key=key)
     found = [(one["agent"], one["session"]) for one in report["schedules"]]
     if len(found) == 1:
         return found[0]

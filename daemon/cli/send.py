@@ -182,7 +182,7 @@ def _accept(invocation: Invocation, client: ControlClient, message: dict[str, An
             return client.accept(message)
         except (NotListeningError, LostAnswerError) as error:
             starting = isinstance(error, NotListeningError) and invocation.silent_daemon() is not None
-            hand_over = (invocation.config.data_dir / "deploy" / "state.json").exists()
+            hand_over = (invocation.place.data_dir / "deploy" / "state.json").exists()
             if clock.monotonic() > deadline or not (starting or hand_over):
                 raise
             time.sleep(_HAND_OVER_LOOK_S)

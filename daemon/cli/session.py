@@ -74,7 +74,7 @@ def show(
     def look() -> dict[str, Any]:
         from daemon.inspect.session_report import session_report  # noqa: PLC0415
 
-        return session_report(invocation.config.data_dir, *named, SystemClock())
+        return session_report(invocation.place.data_dir, *named, SystemClock())
 
     report, source = daemon_or_files(invocation, lambda client: client.session(*named), look)
     (report,) = with_work(invocation, [report])

@@ -39,7 +39,7 @@ def sessions(
     def look() -> list[dict[str, Any]]:
         from daemon.inspect.session_report import sessions_report  # noqa: PLC0415
 
-        return sessions_report(invocation.config.data_dir, SystemClock())
+        return sessions_report(invocation.place.data_dir, SystemClock())
 
     wanted = known_agent(invocation, agent)
     every, source = daemon_or_files(invocation, lambda client: client.sessions(), look)

@@ -32,7 +32,7 @@ def help_(
 ) -> Outcome:
     """Show what a command is for, its options and an example; or what an error code means and what to do.
 
-    Every command also takes `--help`.
+    Use it to find a command, or after an error. Every command also takes `--help`.
 
     \b
     Example:

@@ -58,7 +58,7 @@ def read_status(invocation: Invocation) -> tuple[dict[str, Any], str]:
     """Return the report, and whether it is of the `daemon` or the `files`. Raise DataFolderError, ConfigError."""
     from daemon.cli.daemon_status import PATIENCE_S  # noqa: PLC0415
 
-    versions = {"versions": _versions(), "runtime": invocation.config.runtime.kind}
+    versions = {"versions": _versions(), "runtime": invocation.place.runtime}
     try:
         with invocation.client(answer_s=2 * PATIENCE_S) as client:
             try:
@@ -94,7 +94,7 @@ def _from_files(invocation: Invocation, why: str | None) -> dict[str, Any]:
     from daemon.inspect.status_report import status_report, status_without_registry  # noqa: PLC0415
     from daemon.store.data_folder import VERSION_NAME  # noqa: PLC0415
 
-    data_dir = invocation.config.data_dir
+    data_dir = invocation.place.data_dir
     try:
         return status_report(data_dir, SystemClock(), budget_s=PATIENT_BUDGET_S)
     except ClawbusError as error:

@@ -84,7 +84,7 @@ def _from_files(invocation: Invocation) -> list[dict[str, Any]]:
     from daemon.inspect.session_report import sessions_report  # noqa: PLC0415
 
     try:
-        return sessions_report(invocation.config.data_dir, SystemClock())
+        return sessions_report(invocation.place.data_dir, SystemClock())
     except ClawbusError:
         return []  # without a registry there is the status alone, which says so
 

@@ -55,7 +55,7 @@ def list_(invocation: Invocation) -> Outcome:
     """
     from daemon.inspect.people_reading import read_users  # noqa: PLC0415
 
-    found = read_users(invocation.config.data_dir)
+    found = read_users(invocation.place.data_dir)
 
     def people(console: Console) -> None:
         from daemon.cli.present import table  # noqa: PLC0415

@@ -26,7 +26,7 @@ from daemon.config.mounts import HostPlaces, agent_faults
 from daemon.config.presets import PRESETS
 from daemon.config.routes import RouteTable, route_faults
 from daemon.config.schedules import ScheduleTable, schedule_faults
-from daemon.config.sources import is_service_link, read_toml
+from daemon.config.sources import NO_KEYS, NO_KEYS_BEGIN, is_service_link, read_toml
 from daemon.config.user_commands import CommandTable, command_faults
 from daemon.core.errors import ConfigError
 from daemon.core.zones import zone
@@ -35,12 +35,6 @@ from schema.ids import check_name
 from schema.tools import TOOLS
 
 _PREFIX: Final = "CLAWBUS_"
-# Ours and no keys: where the file is, what a runner and an agent's program are given, what tests and checks look at.
-_NO_KEYS: Final = (
-    "CONFIG", "OUTPUT", "RUNNER", "INCARNATION", "IN", "OUT", "AGENT", "AGENT_NAME", "SESSION_NAME", "CRASH_POINTS",
-    "DOCKERD_LOG", "DEBIAN_MIRROR", "GATE",
-)  # fmt: skip
-_NO_KEYS_BEGIN: Final = ("TEST_", "REQUIRE_")
 PROVIDERS: Final = ("echo", "command", "acp")  # of our own runner; another one (agents.NAME.runner) may have others
 _SECRET_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 _LONGEST_S: Final = 10 * 366 * 86400.0
@@ -603,10 +597,10 @@ def _contradictions(config: Config) -> Iterator[str]:
 
 def _unknown_variables(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
     """Refuse unknown variables: a mistyped one must not silently do nothing."""
-    known = [*(key.upper() for key in Config.model_fields), *_NO_KEYS]
+    known = [*(key.upper() for key in Config.model_fields), *NO_KEYS]
     for name in sorted(environ):
         rest = name.upper().removeprefix(_PREFIX)
-        if rest == name.upper() or rest.startswith(_NO_KEYS_BEGIN) or is_service_link(name, environ[name]):
+        if rest == name.upper() or rest.startswith(NO_KEYS_BEGIN) or is_service_link(name, environ[name]):
             continue
         if name in _secret_variables(config.channels):
             continue

@@ -18,6 +18,12 @@ from typing import Any, Final
 from daemon.core.errors import ConfigError
 
 CONFIG_NAME: Final = "clawbus.toml"
+# Ours and no keys: where the file is, what a runner and an agent's program are given, what tests and checks look at.
+NO_KEYS: Final = (
+    "CONFIG", "OUTPUT", "RUNNER", "INCARNATION", "IN", "OUT", "AGENT", "AGENT_NAME", "SESSION_NAME", "CRASH_POINTS",
+    "DOCKERD_LOG", "DEBIAN_MIRROR", "GATE",
+)  # fmt: skip
+NO_KEYS_BEGIN: Final = ("TEST_", "REQUIRE_")
 SYSTEM_FOLDER: Final = Path("/etc/clawbus")
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # What Kubernetes sets in every pod for a Service named clawbus or clawbus-SOMETHING, and Docker for `--link`.

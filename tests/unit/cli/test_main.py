@@ -235,12 +235,34 @@ def test_a_reader_that_goes_is_no_traceback(home: Path) -> None:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_start_up_imports_no_more_than_it_needs(home: Path, arguments: list[str], banned: tuple[str, ...]) -> None:
+    assert _imported(arguments, banned) == "[]"
+
+
+def _imported(arguments: list[str], banned: tuple[str, ...]) -> str:
     script = (
         "import sys; from daemon.cli.main import main; main(sys.argv[1:]);"
         f"print(sorted(set({banned!r}) & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "[]"
+    return done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "banned"),
+    [
+        (["status"], ("daemon.core.commands", "daemon.store.mailbox")),
+        (["send", "x", "-s", "echo/s"], ("daemon.core.commands", "daemon.store.mailbox")),
+        (["send", "x", "-s", "echo/s", "--wait", "5"], ("daemon.core.commands",)),
+        (["session", "list"], ("daemon.inspect.session_report",)),
+    ],
+    ids=lambda value: " ".join(value[:2] + value[4:5]) if isinstance(value, list) else "",
+)
+@pytest.mark.usefixtures("operations")
+def test_what_a_running_daemon_answers_needs_neither_the_whole_configuration_nor_the_files(
+    arguments: list[str], banned: tuple[str, ...]
+) -> None:
+    heavy = (*HEAVY, "pydantic_settings", "daemon.config.models", "daemon.inspect.doctor")
+    assert _imported(arguments, (*heavy, *banned)) == "[]"
 
 
 def test_version(cli: CommandLine) -> None:
