@@ -25,7 +25,8 @@ from daemon.channels.registry import find_types
 from daemon.config.models import Agent, Config, Delivery, Runtime
 from daemon.core.clock import SystemClock
 from daemon.core.delivery_plan import ChannelRules
-from daemon.engine.delivery_steps import Collected, DeliveryContext, collect
+from daemon.engine.delivery_context import DeliveryContext
+from daemon.engine.delivery_steps import Collected, collect
 from daemon.engine.sessions import Session
 from daemon.logs.pipeline import configure
 from daemon.runtimes.factory import build_runtime

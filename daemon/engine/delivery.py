@@ -23,10 +23,12 @@ from daemon.core.delivery_plan import ChannelRules, HeadRule, Send
 from daemon.core.events import AnswerDropped
 from daemon.core.poll_budget import BURST_S, SHARE
 from daemon.core.trace import Tracing
-from daemon.engine.delivery_steps import DeliveryContext, HandOver, Outcome, record_outcomes
+from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.events import Events
+from daemon.engine.hand_over import HandOver, Outcome
 from daemon.engine.inline_delivery import InlineDelivery
 from daemon.engine.message_events import poll_events, send_events
+from daemon.engine.outcome_steps import record_outcomes
 from daemon.engine.outcomes import by_destination
 from daemon.engine.read_trouble import ReadTrouble
 from daemon.engine.send_health import SendHealth

@@ -17,15 +17,10 @@ from daemon.channels.protocol import Channel, InlineChannel, ReaderHolder
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import Send
 from daemon.core.trace import Tracing
-from daemon.engine.delivery_steps import (
-    Collected,
-    DeliveryContext,
-    HandOver,
-    Outcome,
-    collect,
-    record_outcomes,
-    with_receipt,
-)
+from daemon.engine.delivery_context import DeliveryContext
+from daemon.engine.delivery_steps import Collected, collect
+from daemon.engine.hand_over import HandOver, Outcome, with_receipt
+from daemon.engine.outcome_steps import record_outcomes
 from daemon.engine.outcomes import by_destination, note_results, outgoing
 from daemon.engine.sessions import Session
 from schema.errors import ClawbusError

@@ -12,7 +12,7 @@ import structlog
 from daemon.channels.protocol import DeliveryFailure, Outgoing, Receipt
 from daemon.core.delivery_plan import Send
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
-from daemon.engine.delivery_steps import Outcome
+from daemon.engine.hand_over import Outcome
 from daemon.store.registry import SessionKey
 from schema.json_text import without_halves
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from daemon.core.clock import Clock
-from daemon.engine.delivery_steps import Outcome
+from daemon.engine.hand_over import Outcome
 from daemon.engine.send_slots import Lane
 
 _MANY = 5  # failures in a row

@@ -13,7 +13,7 @@ from daemon.channels.protocol import Channel, ManyChannel
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import Send
 from daemon.core.trace import SpanStart, Tracing
-from daemon.engine.delivery_steps import Outcome
+from daemon.engine.hand_over import Outcome
 from daemon.engine.outcomes import failure, note_results, outgoing, success
 from daemon.engine.sessions import Session
 

@@ -34,9 +34,9 @@ from daemon.core.lifecycle import (
 )
 from daemon.core.message_fate import EXPIRY_GRACE, Fate, Verdict, Void, claimed_by, held_from
 from daemon.engine import recurrence, schedule_steps
-from daemon.engine.delivery_steps import settle, unfinished
 from daemon.engine.endings import endings
 from daemon.engine.fate_steps import apply_verdict, expired, judge, judge_suspects
+from daemon.engine.settle_steps import settle, unfinished
 from daemon.runtimes import output_log
 from daemon.runtimes.spec import STDERR_LOG
 from daemon.store import deliveries, messages, outbound, questions, schedules

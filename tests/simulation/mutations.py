@@ -26,6 +26,7 @@ import container_runner.due_messages
 import container_runner.store
 import container_runner.turn_end
 import daemon.core.delivery_plan
+import daemon.engine.decision_steps
 import daemon.engine.delivery
 import daemon.engine.delivery_steps
 import daemon.engine.ingress
@@ -33,13 +34,14 @@ import daemon.engine.inline_delivery
 import daemon.engine.sender
 import daemon.engine.session_sweep
 import daemon.engine.sessions
+import daemon.engine.settle_steps
 import daemon.engine.sweep_steps
 import daemon.store.messages
 import daemon.store.session_files
 import daemon.store.transitions
 from daemon.channels.protocol import Incoming
 from daemon.core.delivery_plan import Send
-from daemon.engine.delivery_steps import Outcome
+from daemon.engine.hand_over import Outcome
 from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.terminator import Terminator
 from daemon.runtimes.protocol import Exit
@@ -74,7 +76,7 @@ def _charge_again() -> contextlib.AbstractContextManager[Any]:
 
 def _cursor_apart() -> contextlib.AbstractContextManager[Any]:
     """The cursor moves in a transaction of its own, before the intents."""
-    real = daemon.engine.delivery_steps._read_batch
+    real = daemon.engine.delivery_steps.read_batch
 
     def look(db: Any, *arguments: Any) -> Any:
         batch = real(db, *arguments)
@@ -83,7 +85,7 @@ def _cursor_apart() -> contextlib.AbstractContextManager[Any]:
                 _advance(db, batch)
         return batch
 
-    return mock.patch.object(daemon.engine.delivery_steps, "_read_batch", look)
+    return mock.patch.object(daemon.engine.delivery_steps, "read_batch", look)
 
 
 def _advance(db: Any, batch: Any) -> None:
@@ -107,7 +109,7 @@ def _send_before_intent() -> contextlib.AbstractContextManager[Any]:
     return _all(
         mock.patch.object(deliveries, "intend", lambda *_: None),
         mock.patch.object(
-            daemon.engine.delivery_steps, "_track_new", _tracking_all_as_queued(daemon.engine.delivery_steps._track_new)
+            daemon.engine.decision_steps, "_track_new", _tracking_all_as_queued(daemon.engine.decision_steps._track_new)
         ),
     )
 
@@ -218,7 +220,7 @@ def _status_without_history() -> contextlib.AbstractContextManager[Any]:
         return bool(db.execute("UPDATE messages_in SET status = ? WHERE id = ?", (target.value, message_id)))
 
     return _all(
-        mock.patch.object(daemon.engine.delivery_steps, "change_status", change),
+        mock.patch.object(daemon.engine.settle_steps, "change_status", change),
         mock.patch.object(daemon.engine.sweep_steps, "change_status", change),
     )
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelRules
 from daemon.core.lifecycle import Container, Policy
-from daemon.engine.delivery_steps import Collected, DeliveryContext, collect
+from daemon.engine.delivery_context import DeliveryContext
+from daemon.engine.delivery_steps import Collected, collect
 from daemon.engine.sweep_steps import Settings, Swept, finish_incarnation, sweep_files
 from daemon.inspect.message_life import read_life
 from daemon.inspect.session_detail import read_detail

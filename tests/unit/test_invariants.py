@@ -10,7 +10,10 @@ import pytest
 
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelRules
-from daemon.engine.delivery_steps import DeliveryContext, Outcome, collect, record_outcomes
+from daemon.engine.delivery_context import DeliveryContext
+from daemon.engine.delivery_steps import collect
+from daemon.engine.hand_over import Outcome
+from daemon.engine.outcome_steps import record_outcomes
 from daemon.store.data_folder import Layout
 from daemon.store.mailbox import Mailbox, NewEntry
 from daemon.store.registry import IncarnationRow, Registry, SessionKey

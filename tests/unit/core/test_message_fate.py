@@ -25,7 +25,8 @@ from daemon.core.message_fate import (
     is_noted,
     looks_older,
 )
-from daemon.engine.delivery_steps import Collected, DeliveryContext, collect
+from daemon.engine.delivery_context import DeliveryContext
+from daemon.engine.delivery_steps import Collected, collect
 from daemon.engine.sweep_steps import Settings, Swept, finish_incarnation, sweep_files
 from schema.ids import new_id, time_of
 from schema.instants import to_text

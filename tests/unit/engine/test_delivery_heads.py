@@ -12,7 +12,10 @@ import pytest
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelRules, HeadRule, Reason
 from daemon.core.errors import NotDeadLetterError
-from daemon.engine.delivery_steps import Collected, DeliveryContext, Outcome, collect, record_outcomes
+from daemon.engine.delivery_context import DeliveryContext
+from daemon.engine.delivery_steps import Collected, collect
+from daemon.engine.hand_over import Outcome
+from daemon.engine.outcome_steps import record_outcomes
 from daemon.engine.sweep_steps import next_work
 from daemon.store import deliveries
 from daemon.store.dead_letters import dead_letter

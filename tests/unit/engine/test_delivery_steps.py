@@ -20,7 +20,10 @@ from hypothesis import strategies as st
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelRules, Reason, Send
 from daemon.engine import delivery_steps
-from daemon.engine.delivery_steps import Collected, DeliveryContext, Outcome, collect, record_outcomes
+from daemon.engine.delivery_context import DeliveryContext
+from daemon.engine.delivery_steps import Collected, collect
+from daemon.engine.hand_over import Outcome
+from daemon.engine.outcome_steps import record_outcomes
 from daemon.engine.outcomes import outgoing
 from daemon.inspect.dead_reading import Wanted, read_dead_letters
 from daemon.store import deliveries

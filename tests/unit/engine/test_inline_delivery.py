@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from daemon.channels.protocol import Outgoing, Receipt
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
-from daemon.engine import delivery_steps, inline_delivery
+from daemon.engine import decision_steps, delivery_steps, inline_delivery
 from schema.errors import FileBusyError, StorageError
 from tests.support import fake_channel
 from tests.support.bus_kit import BusKit, until
@@ -210,7 +210,7 @@ async def test_an_error_and_what_stands_beside_it_are_intended_first(
 ) -> None:
     agent, session = await ready(kit, own), await kit.session()
     monkeypatch.setattr(delivery_steps, "is_question", lambda _, text: "question" in text)
-    monkeypatch.setattr(delivery_steps, "_note_question", lambda *_: None)
+    monkeypatch.setattr(decision_steps, "_note_question", lambda *_: None)
     written = states_written(monkeypatch)
     async with session.lock:  # so that one poll finds all of them
         say(agent, "p1", content, *texts(1))
@@ -227,7 +227,7 @@ async def test_a_commit_that_fails_after_the_channel_has_the_rows_leaves_them_ne
 ) -> None:
     """As a crash at that point does: the channel gets the same rows again, and only then they are delivered."""
     agent, session = await ready(kit, own), await kit.session()
-    real, failed = delivery_steps._record_taken, list[int]()
+    real, failed = delivery_steps.write_receipts, list[int]()
 
     def fails_once(*arguments: Any) -> None:
         real(*arguments)
@@ -235,7 +235,7 @@ async def test_a_commit_that_fails_after_the_channel_has_the_rows_leaves_them_ne
             failed.append(1)
             raise StorageError("no space left")
 
-    monkeypatch.setattr(delivery_steps, "_record_taken", fails_once)
+    monkeypatch.setattr(delivery_steps, "write_receipts", fails_once)
     async with session.lock:  # so that one poll finds both
         rows = say(agent, "p1", *texts(2))
     kit.bus.delivery.poke(session)

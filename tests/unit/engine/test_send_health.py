@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from daemon.core.delivery_plan import Candidate, Send
-from daemon.engine.delivery_steps import Outcome
+from daemon.engine.hand_over import Outcome
 from daemon.engine.send_health import SendHealth
 from schema.rows import Address, MessageOut
 from tests.support.clock import START, MovedClock

@@ -12,7 +12,10 @@ from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelRules
 from daemon.core.errors import UnknownMessageError
 from daemon.core.repair_errors import AnswerNotOpenError, AnswerUnderWayError
-from daemon.engine.delivery_steps import DeliveryContext, Outcome, collect, record_outcomes
+from daemon.engine.delivery_context import DeliveryContext
+from daemon.engine.delivery_steps import collect
+from daemon.engine.hand_over import Outcome
+from daemon.engine.outcome_steps import record_outcomes
 from daemon.inspect.answer_reading import AnswersWanted, read_open_answers, retrying_example
 from daemon.maintenance.answer_repair import drop_answer, retry_answer
 from daemon.store.dead_letters import Operator

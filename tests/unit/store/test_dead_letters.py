@@ -12,7 +12,10 @@ from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelRules, DeadLetterDecision, Send
 from daemon.core.errors import NotDeadLetterError, RowGoneError, UnknownMessageError
 from daemon.engine.dead_letters import drop_one, requeue
-from daemon.engine.delivery_steps import DeliveryContext, Outcome, collect, record_outcomes
+from daemon.engine.delivery_context import DeliveryContext
+from daemon.engine.delivery_steps import collect
+from daemon.engine.hand_over import Outcome
+from daemon.engine.outcome_steps import record_outcomes
 from daemon.inspect.dead_reading import Wanted, in_order_of_arrival, read_dead_letter, read_dead_letters
 from daemon.inspect.queues import read_queues
 from daemon.store import deliveries, messages

@@ -9,7 +9,10 @@ import pytest
 
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelRules
-from daemon.engine.delivery_steps import DeliveryContext, Outcome, collect, record_outcomes
+from daemon.engine.delivery_context import DeliveryContext
+from daemon.engine.delivery_steps import collect
+from daemon.engine.hand_over import Outcome
+from daemon.engine.outcome_steps import record_outcomes
 from daemon.store.dead_letters import Operator, dead_letter, drop
 from daemon.store.expiry import drop_gone, expire_dead_letters
 from daemon.store.transitions import change_status

@@ -1,0 +1,36 @@
+"""What a session's delivery depends on: channels, limits, and which destinations are busy. One record, built for each poll."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from daemon.config.models import Delivery as DeliveryConfig
+from daemon.core.delivery_plan import (
+    ChannelRules,
+)
+from daemon.core.message_fate import Fate
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryContext:
+    """What a session's delivery depends on.
+
+    `held`: destinations with a send under way. `take(channel, place)` takes a slot for a send, if one is free. No slot is
+    free at the places in `full`; `wait(channel, place)` registers that something waits there. `few`: the most tracked rows
+    to read, since no more can be sent. `unconfirmed`: rows whose intent's commit failed but may have reached the file,
+    although nothing was sent; `collect` maintains it.
+    """
+
+    channels: Mapping[str, ChannelRules]
+    config: DeliveryConfig
+    max_content_bytes: int
+    held: frozenset[str]
+    under_way: frozenset[str]
+    jitter: float
+    take: Callable[[str, str], bool] = lambda _channel, _place: True
+    full: frozenset[tuple[str, str]] = frozenset()
+    wait: Callable[[str, str], None] = lambda _channel, _place: None
+    few: int | None = None
+    fate: Fate = field(default_factory=Fate)
+    unconfirmed: set[str] = field(default_factory=set[str])

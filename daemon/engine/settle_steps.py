@@ -1,0 +1,58 @@
+"""Turns the container's final acks into statuses of messages. Reads both files, writes inbound.db in the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from daemon.core.lifecycle import Settle
+from daemon.store import messages, outbound
+from daemon.store.transitions import change_status
+from daemon.store.turn_usage import with_usage
+from schema.connect import Reader, Writer
+from schema.rows import Ack, AckStatus, MessageIn, MessageStatus
+
+
+def unfinished(
+    db: Reader, out: Reader | None, now: int, also: Sequence[str] = ()
+) -> tuple[list[MessageIn], dict[str, Ack]]:
+    """Return the unfinished messages (those of `also` in any case) and the container's acks for them.
+
+    If the backlog exceeds the window, also include the messages that the container acked last: it claims the context next
+    to its trigger, which may be anywhere in the backlog.
+    """
+    pending = messages.pending(db, now)
+    wanted = dict.fromkeys(also)
+    if out is not None and len(pending) == messages.WINDOW:
+        wanted.update(dict.fromkeys(outbound.recently_acked(out, messages.WINDOW)))
+    have = {message.id for message in pending}
+    pending += messages.pending_of(db, [message_id for message_id in wanted if message_id not in have])
+    if out is None:
+        return pending, {}
+    acks = outbound.with_notes(out, outbound.acks_for(out, [message.id for message in pending]))
+    return pending, with_usage(out, acks)
+
+
+def settle(db: Writer, action: Settle, now: int) -> None:
+    """Turn a final ack into the message's status, and end its attempt."""
+    done = action.status is AckStatus.COMPLETED
+    target = MessageStatus.COMPLETED if done else MessageStatus.FAILED
+    detail = settled_detail(action)
+    change_status(db, action.message_id, target, target.value, now, incarnation=action.incarnation, detail=detail)
+    if action.incarnation is not None:
+        messages.end_attempt(db, action.message_id, action.incarnation, now, target.value)
+    else:
+        messages.end_open_attempts(db, action.message_id, now, target.value)
+
+
+def settled_detail(action: Settle) -> dict[str, object] | None:
+    """Return the history detail for a turn's end: what it used; for a failure, the reason that the runner noted."""
+    note = action.note
+    if action.status is AckStatus.COMPLETED:
+        told: dict[str, object] = {} if note is None else {"note": note.code, "reason": note.message}
+        if action.usage is not None:
+            told |= {name: value for name, value in asdict(action.usage).items() if value is not None}
+        return told or None
+    if note is None:
+        return {"code": "AGENT_FAILED", "reason": "the agent answered with an error"}
+    return {"code": "AGENT_FAILED", "error_code": note.code, "reason": note.message}
