@@ -29,10 +29,10 @@ def ring(folder: Path) -> None:
 
 
 def is_ring(event: FileEvent) -> bool:
-    """Whether the other side rang."""
+    """Return whether this event is the other side's bell."""
     return event.name == BELL and bool(event.mask & IN_ATTRIB)
 
 
 def is_commit(event: FileEvent, database: str) -> bool:
-    """Whether a transaction of this file just ended: in DELETE mode its journal goes at that moment."""
+    """Return whether a transaction of this file just ended: in DELETE mode its journal goes at that moment."""
     return bool(event.mask & IN_DELETE) and event.name == f"{database}-journal"

@@ -83,7 +83,7 @@ _FILE_MODES: Final[Mapping[migrate.Role, int]] = MappingProxyType(
 
 
 def open_owner(path: Path, role: migrate.Role, *, create: bool = True) -> Writer:
-    """Open a file of ours read-write, made or migrated if need be. Raises SchemaTooNewError, FileBusyError, StorageError."""
+    """Open a file of ours read-write, made or migrated if need be. Raise SchemaTooNewError, FileBusyError, StorageError."""
     mode = "rwc" if create else "rw"
     if create:
         _make_empty(path, _FILE_MODES[role])
@@ -136,7 +136,7 @@ def open_reader(path: Path) -> Reader:
 def open_still_reader(path: Path) -> Reader:
     """Open a file that does not change, read-only, without locks and without believing its schema: a backup.
 
-    It may be anybody's and in any journal mode; nothing is made beside it. Raises StorageError or UnusableFileError.
+    It may be anybody's and in any journal mode; nothing is made beside it. Raise StorageError or UnusableFileError.
     """
     try:
         connection = _connect(path, "ro", "&immutable=1")
@@ -193,7 +193,7 @@ def open_foreign_writer(path: Path) -> Writer:
 def copy_database(source: Reader, target: Path, progress: PageProgress | None = None) -> None:
     """Copy a whole database into `target`, an empty file of ours, with SQLite's backup API. Not synced to disk.
 
-    Raises FileBusyError when the source stays locked for the busy time-out, StorageError for the target.
+    Raise FileBusyError when the source stays locked for the busy time-out, StorageError for the target.
     """
     try:
         copy = _connect(target, "rw")
@@ -214,7 +214,7 @@ def overwrite_database(target: Path, source: Reader, progress: PageProgress | No
     """Replace `target`'s whole content by the source's, in one transaction: all of it or, after any error, nothing.
 
     The target stays the same file, so that its other users see the change as any other commit. The caller must
-    own it. Raises FileBusyError when it stays locked for the busy time-out, StorageError, UnusableFileError.
+    own it. Raise FileBusyError when it stays locked for the busy time-out, StorageError, UnusableFileError.
     """
     try:
         connection = _connect(target, "rw")
@@ -232,7 +232,7 @@ def overwrite_database(target: Path, source: Reader, progress: PageProgress | No
 def open_outbound_reader(folder: Path, limits: ReadLimits) -> Reader | None:
     """Open a container's outbound.db read-only, as hostile input. None while the runner has not made it.
 
-    Raises HostileFileError, ReadRaceError, ReadDeadlineError, FileBusyError or StorageError. A container that swaps the
+    Raise HostileFileError, ReadRaceError, ReadDeadlineError, FileBusyError or StorageError. A container that swaps the
     file for a fifo in the right microsecond makes SQLite's open wait forever: callers bound the call themselves.
     """
     path = folder / OUTBOUND_DB
@@ -292,7 +292,7 @@ def recover_outbound_journal(folder: Path, limits: ReadLimits | None = None) -> 
     """Let SQLite roll a stranded outbound.db-journal back and delete it. True if there was one.
 
     Call this ONLY after the container's confirmed exit: a live writer's journal must never be touched.
-    Raises HostileFileError for a journal or file that no runner of ours writes.
+    Raise HostileFileError for a journal or file that no runner of ours writes.
     """
     path, limits = folder / OUTBOUND_DB, limits or ReadLimits()
     if not check_journal(folder, limits):
@@ -413,7 +413,7 @@ def _check_same(descriptor: int, wanted: os.stat_result) -> None:
 
 
 def _limit(connection: sqlite3.Connection, limits: ReadLimits) -> Deadline:
-    """Everything that bounds what a hostile file may do to us, before its first byte is read."""
+    """Set the limits on what a hostile file can make SQLite do, before its first byte is read."""
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limits.max_row_bytes)
     for limit, value in _SCHEMA_LIMITS:
         connection.setlimit(limit, value)
@@ -446,7 +446,7 @@ def outbound_columns() -> Mapping[tuple[str, str], frozenset[str]]:
 
 
 def _check_tables(reader: Reader) -> None:
-    """Every known name must be an ordinary table: a view or virtual table would run what its author likes.
+    """Check that every known name is an ordinary table: a view or a virtual table would run its author's SQL.
 
     So would a generated column, and one step of its expression may take minutes, which no deadline interrupts.
     """

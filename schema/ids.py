@@ -66,7 +66,7 @@ def session_folder(name: str) -> str:
 
 
 def session_path(sessions_dir: Path, agent: str, session: str) -> Path:
-    """Where a session's folder lies, `<sessions>/<agent>/<folder>`: the one place that makes a path from a name."""
+    """Return a session's folder, `<sessions>/<agent>/<folder>`. Only this function makes a path from a name."""
     return sessions_dir / agent / session_folder(session)
 
 
@@ -80,7 +80,7 @@ def session_of_folder(folder: str) -> str | None:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name is made of letters, digits, `.`, `_` and `-` alone, and so needs no quoting anywhere."""
+    """Return whether a name is made of letters, digits, `.`, `_` and `-` alone, and so needs no quoting anywhere."""
     return bool(_NAME.match(name))
 
 
@@ -99,12 +99,12 @@ def check_message_id(message_id: str) -> str:
 
 
 def is_message_id(message_id: object) -> bool:
-    """Whether a value found in a container's file may be used as a message id."""
+    """Return whether a value found in a container's file may be used as a message id."""
     return isinstance(message_id, str) and bool(_MESSAGE_ID.match(message_id)) and ".." not in message_id
 
 
 def time_of(identity: str) -> int | None:
-    """Epoch milliseconds at which an id of ours was made; None for any other text."""
+    """Return when an id of ours was made, in epoch milliseconds; None for any other text."""
     if len(identity) != 26 or any(character not in _CROCKFORD for character in identity):
         return None
     number = 0

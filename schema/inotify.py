@@ -49,7 +49,7 @@ class Inotify:
         return self._descriptor
 
     def watch(self, folder: Path, mask: int) -> int:
-        """Watch a folder, not a link to one; the number that its events carry. Raises OSError."""
+        """Watch a folder, not a link to one; the number that its events carry. Raise OSError."""
         return _checked(self._add(self._descriptor, os.fsencode(folder), mask | _IN_ONLYDIR | _IN_DONT_FOLLOW))
 
     def unwatch(self, watch: int) -> None:
@@ -57,7 +57,7 @@ class Inotify:
         self._remove(self._descriptor, watch)
 
     def read(self) -> list[FileEvent]:
-        """Every event that waits; none if none does."""
+        """Return the events that are available now. Do not wait."""
         try:
             data = os.read(self._descriptor, _READ_BYTES)
         except BlockingIOError:

@@ -52,7 +52,7 @@ def sendable(value: object, depth: int = MAX_DEPTH) -> object:
 
 
 def parse(text: str) -> object:
-    """Read JSON as RFC 8259 has it, and only what can be sent. Raises ValueError (UnsendableError too)."""
+    """Read JSON as RFC 8259 has it, and only what can be sent. Raise ValueError (UnsendableError too)."""
     try:
         return sendable(json.loads(text, parse_constant=_no_constant))
     except RecursionError:
@@ -80,7 +80,7 @@ def without_halves(text: str) -> str:
 
 
 def encode(value: object) -> str:
-    """Compact JSON. Raises ValueError for what `sendable` would refuse."""
+    """Compact JSON. Raise ValueError for what `sendable` would refuse."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 

@@ -42,7 +42,7 @@ class Patience:
 
 
 def uses_wal(path: Path) -> bool:
-    """Whether the file's header says WAL. Closes a descriptor of it, so this process must hold no lock on the file."""
+    """Return whether the file's header says WAL. Closes a descriptor of it, so this process must hold no lock on the file."""
     descriptor = _open(path)
     try:
         return os.pread(descriptor, 20, 0)[18:] == b"\x02\x02"
@@ -53,7 +53,7 @@ def uses_wal(path: Path) -> bool:
 def read_unlocked(path: Path, work: Callable[[Reader], T], patience: Patience | None = None) -> T:
     """Return what `work` reads from the file at one instant. `work` may run several times and must only read.
 
-    Raises FileBusyError when there was no quiet moment, StrandedJournalError, what opening raises, and what `work` raises.
+    Raise FileBusyError when there was no quiet moment, StrandedJournalError, what opening raises, and what `work` raises.
     """
     allowed = patience or Patience()
 

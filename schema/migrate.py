@@ -76,7 +76,7 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
 
 
 def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
-    """Make or migrate the file behind an owner's connection. Raises SchemaTooNewError or UnusableFileError before changing anything."""
+    """Make or migrate the file behind an owner's connection. Raise SchemaTooNewError or UnusableFileError before changing anything."""
     found = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if found > VERSION:
         raise SchemaTooNewError(f"{path} has schema version {found}; this clawbus knows {VERSION}.")
@@ -105,7 +105,7 @@ def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
 
 
 def _refuse_foreign(connection: sqlite3.Connection, role: Role, path: Path) -> None:
-    """Another program's database in our file's place must not get our tables. Raises UnusableFileError."""
+    """Another program's database in our file's place must not get our tables. Raise UnusableFileError."""
     there = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     ours = {name for one in statements(role) for name in _TABLE.findall(one)}
     if there and there.isdisjoint(ours):

@@ -106,7 +106,7 @@ _THREADS: Final = "can't start new thread"
 
 
 def fault_of(error: OSError) -> Fault:
-    """Whose failure this error is, for a file in a container's folder."""
+    """Return who caused this error, for a file in a container's folder."""
     number = error.errno
     if number == errno.ENOENT:
         return Fault.ABSENT
@@ -116,14 +116,14 @@ def fault_of(error: OSError) -> Fault:
 
 
 def passes(error: BaseException) -> bool:
-    """Whether an error says that the same thing may work in a while: the host is short of something, or a disk stumbles."""
+    """Return whether the operation may succeed later: the host lacks a resource, or a disk fails for a moment."""
     if isinstance(error, RuntimeError):
         return _THREADS in str(error)
     return isinstance(error, HostTroubleError) or (isinstance(error, OSError) and error.errno in _PASSING)
 
 
 def is_exhausted(number: int | None) -> bool:
-    """Whether this errno says that the process or the machine has run out of something that is not the disk."""
+    """Return whether this errno says that the process or the machine has run out of something that is not the disk."""
     return number in _EXHAUSTED
 
 
@@ -148,7 +148,7 @@ def hint_of(number: int) -> str | None:
 
 
 def file_error(error: OSError, what: str, *, theirs: str | None = None) -> ClawbusError:
-    """HostileFileError for what only a container can have put there (in the words `theirs`), else `host_error`'s."""
+    """Return a HostileFileError with the text `theirs` if only a container can have caused this, else `host_error`'s error."""
     if fault_of(error) is Fault.THEIRS:
         return HostileFileError(f"{theirs or what}: {error.strerror}.")
     return host_error(error, what)
@@ -211,7 +211,7 @@ _SQLITE_THEIRS: Final = frozenset({sqlite3.SQLITE_CANTOPEN_ISDIR, sqlite3.SQLITE
 
 
 def sqlite_fault(code: int | None) -> Fault | None:
-    """Whose failure an extended code of SQLite's is, where the code alone says it; None: its content or its locks."""
+    """Return who caused an extended SQLite error code, if the code alone shows it. None: the file's content or its locks."""
     if code is None:
         return None
     if code in _SQLITE_THEIRS:
@@ -265,7 +265,7 @@ def probe(folder: Path) -> OSError | None:
 
 
 def _few_descriptors_left() -> bool:
-    """Whether this process is close to its limit of open files. False where the kernel does not list what is open."""
+    """Return whether this process is close to its limit of open files. False where the kernel does not list what is open."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return False

@@ -66,7 +66,7 @@ def open_plain(folder: Path, name: str) -> int | None:
 
 
 def lies_there(folder: Path, name: str) -> bool:
-    """Whether anything of this name lies in a container's folder. Raises HostileFileError or StorageError if that is unknown.
+    """Return whether anything of this name lies in a container's folder. Raise HostileFileError or StorageError if that is unknown.
 
     `os.path.lexists` takes every failure for "no": a guard may not be passed because the disk did not answer.
     """
@@ -120,7 +120,7 @@ def check_recoverable(guard: int, limits: ReadLimits) -> None:
 
 
 def check_journal(folder: Path, limits: ReadLimits) -> bool:
-    """Whether a journal lies beside outbound.db; raises HostileFileError for one that SQLite must not see.
+    """Return whether a journal lies beside outbound.db. Raise HostileFileError for one that SQLite must not see.
 
     A journal may name a super-journal, which SQLite would then open and even delete, wherever it lies
     (sqlite.org/fileformat2.html#the_rollback_journal: the name, its length, a checksum and the magic at the end).
@@ -155,7 +155,7 @@ def refuse_wal(folder: Path) -> None:
 
 
 def same_file(descriptor: int, wanted: os.stat_result) -> bool:
-    """Whether a descriptor of this process is open and is that very file. Raises StorageError if that is unknown."""
+    """Return whether a descriptor of this process is open and is that very file. Raise StorageError if that is unknown."""
     try:
         found = os.fstat(descriptor)
     except OSError as error:

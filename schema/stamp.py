@@ -76,7 +76,7 @@ def check_stamp(descriptor: int, path: Path, stamp: Stamp) -> None:
 
 
 def copy_stamped(source: int, path: Path, target: int, stamp: Stamp) -> None:
-    """Copy the file that was stamped into the empty file `target`. Raises FileMovedError as soon as somebody writes."""
+    """Copy the file that was stamped into the empty file `target`. Raise FileMovedError as soon as somebody writes."""
     offset = 0
     while offset < stamp.size:
         chunk = os.pread(source, min(_CHUNK, stamp.size - offset), offset)

@@ -20,7 +20,7 @@ class Operations(Protocol):
     """
 
     async def accept(self, incoming: Incoming) -> Accepted:
-        """Store a message and return once it is durable. Raises what the ingress raises; then nothing is stored."""
+        """Store a message and return once it is durable. Raise what the ingress raises; then nothing is stored."""
         ...
 
     async def event(self, message: PlaceMessage) -> Routed:
@@ -38,7 +38,7 @@ class Operations(Protocol):
         ...
 
     async def read_mailbox(self, mailbox: str, after: int, limit: int, wait_s: float) -> list[MailboxEntry]:
-        """Up to `limit` entries with a cursor above `after`, oldest first; waits up to `wait_s` seconds for a first."""
+        """Return up to `limit` entries with a cursor above `after`, oldest first. Wait up to `wait_s` seconds for the first."""
         ...
 
     async def status(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Operations(Protocol):
         ...
 
     async def session(self, agent: str, session: str) -> dict[str, Any]:
-        """daemon.inspect.session_report.session_report's dictionary. Raises UnknownSessionError."""
+        """daemon.inspect.session_report.session_report's dictionary. Raise UnknownSessionError."""
         ...
 
     async def execute(self, verb: AnyVerb) -> dict[str, Any]:
@@ -82,9 +82,9 @@ class Operations(Protocol):
         code: str | None = None,
         oldest_first: bool = False,
     ) -> dict[str, Any]:
-        """daemon.inspect.dead_reading.dead_letters_report's dictionary. Raises UnknownSessionError."""
+        """daemon.inspect.dead_reading.dead_letters_report's dictionary. Raise UnknownSessionError."""
         ...
 
     async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
-        """daemon.inspect.dead_reading.dead_letter_report's dictionary. Raises UnknownSessionError, UnknownMessageError."""
+        """daemon.inspect.dead_reading.dead_letter_report's dictionary. Raise UnknownSessionError, UnknownMessageError."""
         ...

@@ -42,7 +42,7 @@ async def run(
     look_s: float = _LOOK_S,
     task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve `app` on a unix socket at `path` until cancelled. Raises SocketPathError or SocketInUseError.
+    """Serve `app` on a unix socket at `path` until cancelled. Raise SocketPathError or SocketInUseError.
 
     Every `look_s` seconds, check the path, and bind it again if the socket is gone or has been replaced by one that does not
     answer. Otherwise a deleted socket would leave a daemon that works but cannot be reached.

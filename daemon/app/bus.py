@@ -229,7 +229,7 @@ class Bus:
         )
 
     def status_line(self) -> str:
-        """One line for systemd's STATUS=."""
+        """Return one line for systemd's STATUS=."""
         running, waiting = len(self.supervisor.alive()), len(self.supervisor.waiting())
         trouble = "; ".join(str(item["why"]) for item in self.problems.degraded())
         return f"{running} containers, {waiting} waiting, {len(self.sessions)} active sessions" + (

@@ -25,7 +25,7 @@ class Lease:
     handed_over: bool = field(default=False)
 
     def take(self, last_epoch: int) -> None:
-        """Record that this slot serves. To be called with the folder's lock held.
+        """Record that this slot serves. Call with the folder's lock held.
 
         `last_epoch` is central.db's. It is above the file's where that was lost or is an older copy; the higher one counts.
 
@@ -51,7 +51,7 @@ class Lease:
         self.epoch = state.epoch
 
     def note_stop(self) -> None:
-        """Record that somebody asked the daemon to stop. To be called with the folder's lock held."""
+        """Record that the daemon was asked to stop. Call with the folder's lock held."""
         state = read_state(self.data_dir)
         if state.active is not None and state.serving == self.slot:
             write_state(self.data_dir, stopped(state))

@@ -68,7 +68,7 @@ class SignalInbox:
         return self._has_terminal
 
     def terminal_closed(self) -> bool:
-        """Whether the terminal that the daemon was started in is gone."""
+        """Return whether the terminal that the daemon was started in is gone."""
         return self._has_terminal and _terminal_gone()
 
     def hang_up(self) -> None:
@@ -106,7 +106,7 @@ class SignalInbox:
                 loop.remove_reader(self._wake_reader)
 
     def close(self) -> None:
-        """From now on no signal ends the process: not while the handlers are given back, nor while Python itself ends."""
+        """Block the signals for good, so that none ends the process while the handlers are restored and Python exits."""
         self._closed = True
         signal.pthread_sigmask(signal.SIG_BLOCK, {*STOP, RELOAD, *IGNORED})
 
@@ -117,7 +117,7 @@ class SignalInbox:
 
 
 def _terminal_gone() -> bool:
-    """Whether this process has no controlling terminal, or one that was hung up."""
+    """Return whether this process has no controlling terminal, or one that was hung up."""
     try:
         descriptor = os.open(_TERMINAL, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

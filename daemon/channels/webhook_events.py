@@ -56,7 +56,7 @@ def message_of(hook: Hook, request: HookRequest) -> Incoming | PlaceMessage:
 
 
 def is_wanted(hook: Hook, event: str, payload: Mapping[str, object]) -> bool:
-    """Whether the hook takes events of this kind: `events` names the kind, or the kind and the body's action."""
+    """Return whether the hook takes events of this kind: `events` names the kind, or the kind and the body's action."""
     if not hook.events:
         return True
     kind = event or look_up(payload, ("body", "event", "type")) or look_up(payload, ("body", "type")) or ""

@@ -232,7 +232,7 @@ class Keys:
 
 
 def is_private(host: str) -> bool:
-    """Whether an IP address is loopback, link-local or private, so that the Internet cannot reach it."""
+    """Return whether an IP address is loopback, link-local or private, so that the Internet cannot reach it."""
     address = ipaddress.ip_address(host)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return any((mapped or address) in network for network in _PRIVATE)

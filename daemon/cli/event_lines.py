@@ -25,7 +25,7 @@ _WHOLE_CONTAINER: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def event_line(event: Mapping[str, Any]) -> Text:
-    """One event as one line; a traceback follows it."""
+    """Return one event as one line, followed by its traceback, if any."""
     level = str(event.get("level", ""))
     rest = {key: value for key, value in event.items() if key not in ("timestamp", "level", "event", "traceback")}
     line = Text(_time(event.get("timestamp")))
@@ -39,7 +39,7 @@ def event_line(event: Mapping[str, Any]) -> Text:
 
 
 def container_line(line: str) -> str:
-    """One line of what a container wrote, for people: the runner's events in words, the program's own words as they are."""
+    """Return one line of what a container wrote, for people: the runner's events as text, the program's own output unchanged."""
     event = parse_event(line.encode("utf-8", "replace"))
     if len(event) == 1:
         return one_line(line)
@@ -52,7 +52,7 @@ def container_line(line: str) -> str:
 
 
 def print_events(console: Console, events: Iterable[Mapping[str, Any]]) -> None:
-    """Each on its own line, not wrapped. On a terminal ids have their short forms, which every command takes."""
+    """Print each event on its own line, not wrapped. On a terminal, shorten the ids; every command accepts short ids."""
     short = console.is_terminal and console.width < WIDE
     for event in events:
         shown = {key: _shortened(value) for key, value in event.items()} if short else event

@@ -28,7 +28,7 @@ def release() -> None:
 
 
 def _may_be_daemon() -> bool:
-    """By the command line alone: `clawbus ... serve ...`, or `python -m daemon.cli`. Not in a program that imports us."""
+    """Return whether the command line may start a daemon: `clawbus ... serve ...`, or `python -m daemon.cli`."""
     program = sys.argv[0] if sys.argv else ""
     ours = program == "-m" or program.endswith(("/clawbus", "/daemon/cli/__main__.py"))
     return ours and "serve" in sys.argv[1:]

@@ -33,7 +33,7 @@ def show_runs(console: Console, report: Mapping[str, Any]) -> None:
 
 
 def show_run(console: Console, report: Mapping[str, Any]) -> None:
-    """One run, source by source."""
+    """Print one run, source by source."""
     now = SystemClock().now_ms()
     sources = report["sources"]
     finish, listed = sources["finish"], sources["list"]
@@ -60,7 +60,7 @@ def show_run(console: Console, report: Mapping[str, Any]) -> None:
 
 
 def show_sweep(console: Console, report: Mapping[str, Any]) -> None:
-    """Candidates by function, then each one; after an apply also what was written and verified."""
+    """Print the candidates by function, then each one; after an apply also what was written and verified."""
     now = SystemClock().now_ms()
     counts = [
         (name, one["total"], brief({key: value for key, value in one.items() if key != "total"}))

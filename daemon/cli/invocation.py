@@ -48,7 +48,7 @@ class Invocation:
 
     @cached_property
     def config(self) -> Config:
-        """The checked configuration. Raises ConfigError."""
+        """The checked configuration. Raise ConfigError."""
         from daemon.config.models import load_config  # noqa: PLC0415
 
         return load_config(self.config_file, data_dir=self.options.data, warn=self._warn)
@@ -69,7 +69,7 @@ class Invocation:
 
     @cached_property
     def strict_config(self) -> Config:
-        """`config` for a command that starts the daemon: an environment variable that names no key is an error. Raises ConfigError."""
+        """`config` for a command that starts the daemon: an environment variable that names no key is an error. Raise ConfigError."""
         from daemon.config.models import load_config  # noqa: PLC0415
 
         return load_config(self.config_file, data_dir=self.options.data)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def life(invocation: Invocation, named: tuple[str, str], message: str) -> Outcome:
-    """Return every step of a message with its time, from the files. Raises UnknownSessionError, UnknownMessageError."""
+    """Return every step of a message with its time, from the files. Raise UnknownSessionError, UnknownMessageError."""
     from daemon.inspect.message_life import message_life  # noqa: PLC0415
 
     found = message_life(invocation.place.data_dir, *named, message)

@@ -104,7 +104,7 @@ def _open(path: Path) -> BufferedReader | None:
 
 
 def _replaced(stream: BufferedReader, path: Path) -> bool:
-    """Whether `path` is another file now, or was cut."""
+    """Return whether `path` is another file now, or was cut."""
     try:
         now = path.stat()
     except FileNotFoundError:

@@ -118,7 +118,7 @@ def _follow(invocation: Invocation, found: list[bytes], coming: Iterator[bytes],
 
 
 def _write_raw(line: bytes) -> None:
-    """As it is in the file, which holds no control bytes: what writes it escapes them."""
+    """Print the line unchanged. The file contains no control bytes, because its writer escapes them."""
     output = Output()
     output.write_bytes(line + b"\n")
     output.flush()

@@ -45,7 +45,7 @@ def one_run(invocation: Invocation, identity: str, session: str | None) -> Outco
 
 
 def _is_fine(found: Found, life: Mapping[str, Any]) -> bool:
-    """Whether nothing is left to explain: it is over as it should be, and its answers are delivered."""
+    """Return whether nothing is left to explain: it is over as it should be, and its answers are delivered."""
     verdict = found.wanted.verdict
     if verdict.stale or verdict.status.value not in ("completed", "cancelled", "released", "orphaned"):
         return False

@@ -90,7 +90,7 @@ def prepare() -> None:
 
 
 def shows(text: str) -> bool:
-    """Whether standard output's encoding has every character of a text."""
+    """Return whether standard output's encoding has every character of a text."""
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except (UnicodeEncodeError, LookupError):

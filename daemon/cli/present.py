@@ -76,7 +76,7 @@ def short_ids(console: Console, identities: Sequence[str]) -> list[str]:
 
 
 def duration(seconds: float | None) -> str:
-    """How long something is kept: `30 d`; `forever` for none."""
+    """Return a retention time as text: `30 d`, or `forever` for None."""
     return "forever" if seconds is None else age(int(seconds * 1000))
 
 

@@ -189,7 +189,7 @@ def _accept(invocation: Invocation, client: ControlClient, message: dict[str, An
 
 
 def _expiry(not_after: str | None, expires_in: str | None) -> int | None:
-    """Epoch milliseconds of the expiry, or None. Raises a usage error."""
+    """Return the epoch milliseconds of the expiry, or None. Raise a usage error."""
     from daemon.cli.durations import span_ms  # noqa: PLC0415
 
     if not_after is not None and expires_in is not None:
@@ -216,7 +216,7 @@ def _standing(known: dict[str, Any]) -> str:
 
 
 def _mailbox_of(answer: dict[str, Any], mailbox: str) -> str | None:
-    """Where the answer goes: a message that was there already keeps its first address. None: not to a mailbox."""
+    """Return the mailbox of the answer, or None if it goes elsewhere. A duplicate keeps the address of the first message."""
     if not answer.get("duplicate"):
         return mailbox
     address = answer.get("address")
@@ -241,7 +241,7 @@ def _held_up(client: ControlClient, known: dict[str, Any]) -> str:
 
 
 def _reason(client: ControlClient, known: dict[str, Any]) -> str:
-    """Why the message failed, in the words for the operator, whom this command serves. Empty when nothing says so."""
+    """Return why the message failed, as the operator sees it, or an empty text if unknown."""
     try:
         letters = client.dead_letters((known["agent"], known["session"]), _working_id(known))["letters"]
     except ClawbusError:

@@ -16,12 +16,12 @@ _HINT: Final = "Convert it first, for example with `iconv -t UTF-8`."
 
 
 def read_text() -> str:
-    """All of it. Raises ContentError."""
+    """Return all of standard input. Raise ContentError if it is not UTF-8."""
     return "".join(read_lines())
 
 
 def read_lines() -> Iterator[str]:
-    """Line by line, with their ends. Raises ContentError at the first that is not UTF-8."""
+    """Yield the lines of standard input with their line ends. Raise ContentError at the first that is not UTF-8."""
     stream = sys.stdin
     raw = getattr(stream, "buffer", None)
     number = 0

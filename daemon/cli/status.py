@@ -177,7 +177,7 @@ def _install(report: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _pruned(report: Mapping[str, Any]) -> dict[str, object]:
-    """How long what is done is kept, and what has gone by now."""
+    """Return how long finished rows are kept, and how many have been pruned."""
     from daemon.cli.present import duration, pruned  # noqa: PLC0415
 
     facts: dict[str, object] = {}

@@ -16,7 +16,7 @@ _BACKLOG: Final = 1024
 
 
 def split_listen(listen: str) -> tuple[str, int]:
-    """`HOST:PORT` or `[V6]:PORT` as (address, port); `localhost` is 127.0.0.1. Raises ValueError."""
+    """`HOST:PORT` or `[V6]:PORT` as (address, port); `localhost` is 127.0.0.1. Raise ValueError."""
     host, colon, port = listen.rpartition(":")
     if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
         raise ValueError("must be ADDRESS:PORT, for example 127.0.0.1:8650 or [::1]:8650")
@@ -34,7 +34,7 @@ def split_listen(listen: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an IP address is this machine's own, so that no other machine can reach it."""
+    """Return whether an IP address is this machine's own, so that no other machine can reach it."""
     address = ipaddress.ip_address(host)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback

@@ -445,7 +445,7 @@ def load_config(
     `data_dir` comes from the command line and overrides environment and file. With `warn`, a variable that is no key is
     reported to it instead of refused: somebody who only looks must not be stopped by it.
 
-    Raises ConfigError naming every wrong key, its place and its fix.
+    Raise ConfigError naming every wrong key, its place and its fix.
     """
     values = read_toml(path) if path is not None else {}
     if path is not None and isinstance(values.get("data_dir"), str) and str(values["data_dir"]).strip():

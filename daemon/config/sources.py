@@ -124,7 +124,7 @@ def _decoded(path: Path, data: bytes) -> str:
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes (service links) or Docker (`--link`) set this variable: then it is never a key of ours."""
+    """Return whether Kubernetes (service links) or Docker (`--link`) set this variable: then it is never a key of ours."""
     name = name.upper()
     if _SERVICE.match(name) or _PORT.match(name) or _LINK.match(name):
         return True

@@ -14,7 +14,7 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Seconds that never go back; only differences mean anything."""
+        """Return seconds of a clock that never goes back. Only differences are meaningful."""
         ...
 
 
@@ -22,7 +22,7 @@ class SystemClock:
     """The machine's own."""
 
     def now_ms(self) -> int:
-        """Epoch milliseconds."""
+        """Return the wall clock's time in epoch milliseconds."""
         return time.time_ns() // 1_000_000
 
     def monotonic(self) -> float:

@@ -51,7 +51,7 @@ def error_of(content: str) -> str | None:
 
 
 def is_runner_error(content: str) -> bool:
-    """Whether the runner wrote this answer in place of the agent's: `error` is an object, as `docs/contract.md` says."""
+    """Return whether the runner wrote this answer in place of the agent's: `error` is an object, as `docs/contract.md` says."""
     value = decode(content)
     return isinstance(value, dict) and isinstance(cast("dict[str, object]", value).get("error"), dict)
 

@@ -69,7 +69,7 @@ class HeadRule:
     seconds: float | None = 300.0
 
     def is_over(self, attempts: int, age_ms: int) -> bool:
-        """Whether a later answer may be tried."""
+        """Return whether a later answer may be tried."""
         return self.seconds is not None and (attempts >= self.attempts or age_ms >= self.seconds * 1000)
 
 
@@ -238,7 +238,7 @@ def _refuse_row(candidate: Candidate, rules: Rules) -> DeadLetterDecision | None
 
 
 def _address(candidate: Candidate, rules: Rules) -> Address | DeadLetterDecision:
-    """Where the row goes: as it says, else where what it answers came from, else the session's route."""
+    """Return the row's address: its own, else that of the message it answers, else the session's route."""
     row = candidate.row
     if row.channel_type is None or row.platform_id is None:
         default = candidate.origin or rules.routing
@@ -264,7 +264,7 @@ def _batches(address: Address, rules: Rules) -> bool:
 def retry_at(
     now: int, attempts: int, *, base_s: float, max_s: float, retry_after_s: float | None, jitter: float
 ) -> int:
-    """When to try again after `attempts` failed ones, epoch ms. `jitter` in 0..1 spreads receivers' load by a quarter.
+    """Return the time of the next attempt after `attempts` failed ones, in epoch ms. `jitter` (0..1) varies it by up to a quarter.
 
     A receiver's Retry-After is honoured when it is later than our own back-off, up to a day.
     """

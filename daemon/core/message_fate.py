@@ -88,7 +88,7 @@ def held_from(pending: Iterable[MessageIn], now: int) -> int | None:
 
 
 def due_since(pending: Iterable[MessageIn]) -> dict[str, int]:
-    """When each of these messages, in the order of `seq`, could first be begun: held back, not before its holder."""
+    """Return when each of these messages (in `seq` order) could first start. One that is held back starts after its holder."""
     latest, since = 0, dict[str, int]()
     for message in sorted(pending, key=lambda one: one.seq):
         own = max(message.process_after or 0, from_text(message.timestamp) or 0)
@@ -99,19 +99,19 @@ def due_since(pending: Iterable[MessageIn]) -> dict[str, int]:
 
 
 def is_expired(message: MessageIn, now: int) -> bool:
-    """Whether a message must not be begun any more."""
+    """Return whether it is too late to start work on a message."""
     return message.not_after is not None and message.not_after <= now
 
 
 def is_noted(message: MessageIn, ack: Ack) -> bool:
-    """Whether an ack has been dealt with already, so that it says nothing any more."""
+    """Return whether the host has handled an ack already."""
     if message.void_ack is not None and ack.changed_text == message.void_ack:
         return True
     return ack.status is AckStatus.LATER and ack.deferral is not None and ack.deferral.number <= message.deferrals
 
 
 def claimed_by(claim: Ack, incarnation: str, born: int | None) -> bool:
-    """Whether a claim is this incarnation's: by its stamp, or, from a runner that stamps none, by its time.
+    """Return whether a claim is this incarnation's: by its incarnation or, if the runner writes none, by its time.
 
     Such runners write whole seconds: a claim within the second of the container's birth is the container's.
     """
@@ -123,7 +123,7 @@ def claimed_by(claim: Ack, incarnation: str, born: int | None) -> bool:
 
 
 def looks_older(message: MessageIn, ack: Ack) -> bool:
-    """Whether a final ack is dated before its message was accepted. Only then is further evidence worth reading."""
+    """Return whether a final ack is dated before its message was accepted. Only then is further evidence worth reading."""
     accepted = from_text(message.timestamp)
     if ack.status not in _FINAL or ack.changed_at is None or accepted is None or message.void_ack is not None:
         return False

@@ -45,11 +45,11 @@ class Pairing:
         return self.channel, self.sender, self.agent, self.scope.value
 
     def waits(self, now: int) -> bool:
-        """Whether it can still be decided."""
+        """Return whether it can still be decided."""
         return self.outcome is None and now < self.expires_at
 
     def is_refused(self, now: int) -> bool:
-        """Whether an approver refused it recently, so that no approver is asked again."""
+        """Return whether an approver refused it recently, so that no approver is asked again."""
         refused = self.outcome is PairingOutcome.REFUSED
         return refused and self.decided_at is not None and now < self.decided_at + REFUSED_FOR_MS
 
@@ -61,6 +61,6 @@ def pairing_code(random: bytes) -> str:
 
 
 def may_approve(people: People, approver: str, agent: str, role: UserRole) -> bool:
-    """Whether a user may give this role for this agent: an admin members, an owner everybody. His own role counts now."""
+    """Return whether a user may give this role for this agent: an admin may add members, an owner anyone. The approver's role at this moment counts."""
     wanted = RANK[UserRole.ADMIN] if role is UserRole.MEMBER else RANK[UserRole.OWNER]
     return max(people.rank(approver, agent, direct=True), people.rank(approver, agent, direct=False)) >= wanted

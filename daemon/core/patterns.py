@@ -242,7 +242,7 @@ class Pattern:
         self._starts: dict[tuple[frozenset[int], str], int] = {}
 
     def search(self, text: str) -> bool:
-        """Whether the pattern matches anywhere in the first MAX_TEXT characters."""
+        """Return whether the pattern matches anywhere in the first MAX_TEXT characters."""
         state = self._state(frozenset({0}), "")
         for character in text[:MAX_TEXT]:
             following = self._remembered.get((state, character))

@@ -32,12 +32,12 @@ _NAMES: Final = (("\n", "\\n"), ("\t", "\\t"))
 
 
 def clean(text: object) -> str:
-    """Text that cannot drive a terminal. Tabs and newlines stay."""
+    """Return the text without control characters for a terminal. Keep tabs and newlines."""
     return _CONTROL.sub(_spelled, _SEQUENCE.sub("", str(text)))
 
 
 def one_line(text: object) -> str:
-    """Text that cannot drive a terminal and has no line's end: what would be one is spelled out."""
+    """Return the text as one line without control characters. Escape line ends."""
     return _LINE_CONTROL.sub(_spelled, _SEQUENCE.sub("", str(text)))
 
 

@@ -213,7 +213,7 @@ class Directory:
     mentioned: AbstractSet[tuple[str, str, str, str]] = frozenset()
 
     def was_mentioned(self, agent: str, event: PlaceEvent) -> bool:
-        """Whether the agent was mentioned before at the event's place and thread."""
+        """Return whether the agent was mentioned before at the event's place and thread."""
         return (agent, event.channel, event.place, event.thread or "") in self.mentioned
 
 

@@ -158,7 +158,7 @@ def _waits(
     names: Sequence[str | None],
     endings: Sequence[tuple[str | None, Ending]],
 ) -> bool:
-    """Whether there is an unclaimed run: the first of a message, or the next one after an interruption."""
+    """Return whether the message has an unclaimed run: its first one, or the next one after an interruption."""
     if not names:
         return True
     if message.status not in (MessageStatus.PENDING, MessageStatus.PAUSED) or len(names) > len(attempts):
@@ -168,14 +168,14 @@ def _waits(
 
 
 def _goes_on(ack: Ack | None, of_ack: str | None, names: Sequence[str | None], context: RuntimeContext) -> bool:
-    """Whether the last run finished the message, or still works on it, although its attempt was closed as interrupted."""
+    """Return whether the last run finished the message, or still works on it, although its attempt was closed as interrupted."""
     if ack is None or not names or of_ack != names[-1]:
         return False
     return ack.status is not AckStatus.PROCESSING or context.life(of_ack) is Life.ALIVE
 
 
 def _of_ack(ack: Ack | None, attempts: Sequence[Mapping[str, Any]], names: Sequence[str | None]) -> str | None:
-    """Whose ack this is; of a runner that stamps none: of the one that worked at its time."""
+    """Return the incarnation of an ack. If the runner writes none, return the one that worked at that time."""
     if ack is None:
         return None
     return ack.incarnation if ack.incarnation is not None else _at_work(ack.changed_at, attempts, names)

@@ -248,7 +248,7 @@ def _truth(seen: RunEvidence, words: Mapping[Source, RunStatus | None]) -> tuple
 
 
 def _counts(place: Source, seen: RunEvidence, words: Mapping[Source, RunStatus | None]) -> bool:
-    """Whether a final word may contradict others. A cancelled message whose agent went on contradicts nothing."""
+    """Return whether a final source may contradict others. A cancelled message whose agent continued contradicts nothing."""
     cancelled = RunStatus.CANCELLED in (words[Source.HISTORY], words[Source.LIST])
     return not (cancelled and place in (Source.TRACE, Source.FINISH)) and (seen.latest or place is not Source.LIST)
 
@@ -270,7 +270,7 @@ def _lacks(seen: RunEvidence, words: Mapping[Source, RunStatus | None], status: 
 
 
 def _settling(seen: RunEvidence) -> bool:
-    """Whether the newest piece of evidence is so young that the daemon, which runs, has not come to it yet."""
+    """Return whether the newest evidence is so young that the running daemon may not have processed it yet."""
     newest = max(
         (
             at

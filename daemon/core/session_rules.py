@@ -119,7 +119,7 @@ def _is_hostile(errors: Iterable[str]) -> bool:
 
 
 def _is_broken(errors: Iterable[str]) -> bool:
-    """Not only unreadable now: no wait gives such a file back."""
+    """Return whether the file is broken for good, not only unreadable now."""
     return any(text.startswith(UnusableFileError.code) for text in errors)
 
 
@@ -268,7 +268,7 @@ def _spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def _nearly_full(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    """Its container can still make room; over the limit, the session is put in quarantine and the container ended."""
+    """Report a session near its size limit. Its container can still free space; over the limit, it is quarantined."""
     if one.near_limit is None or one.quarantined_at is not None:
         return None
     evidence = (one.near_limit, "Over the limit, the daemon ends its container and quarantines the session.")
@@ -315,7 +315,7 @@ def _work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def _slots(host: HostFacts) -> list[str]:
-    """Who holds the slots, and for how long: the ones that hold them longest."""
+    """Return which sessions have held the slots for the longest time, and for how long."""
     lines = [f"All {host.max_containers} slots (runtime.max_containers) are taken."]
     for one in host.holders[:_HOLDERS_SHOWN]:
         work = (
@@ -344,7 +344,7 @@ def _unclaimed(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def _held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    """Order of arrival is kept: a message that waits long for its next try keeps those behind it waiting."""
+    """Report messages that wait long behind one that is being retried: the order of arrival is kept."""
     if not one.held or one.oldest_held_at is None or one.holder is None:
         return None
     waited = host.now - one.oldest_held_at

@@ -19,12 +19,12 @@ _PART: Final = re.compile(rf"{_LETTERS}{{{_LEAST},25}}(?:\+r\d+)*")
 
 
 def is_part(text: str) -> bool:
-    """Whether a text may be a part of an id that the bus made."""
+    """Return whether a text may be a part of an id that the bus made."""
     return _PART.fullmatch(text) is not None
 
 
 def means(part: str, identity: str) -> bool:
-    """Whether a part is the begin or the end of an id that the bus made. `+rN` of a requeued message belongs to its end."""
+    """Return whether `part` is the beginning or the end of an id that the bus made. `+rN` of a requeued message belongs to the end."""
     made = _WHOLE.fullmatch(identity)
     return made is not None and (identity.endswith(part) or identity.startswith(part))
 

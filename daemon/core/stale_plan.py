@@ -56,7 +56,7 @@ class Scope:
     max_runs: int = MAX_RUNS
 
     def takes(self, agent: str, session: str) -> bool:
-        """Whether a session is in it. A scope that says nothing takes everything: for a preview only."""
+        """Return whether the scope includes a session. An empty scope includes all, which is allowed in a preview only."""
         if self.session is not None and self.session != (agent, session):
             return False
         if self.agent is not None and self.agent != agent:
@@ -105,7 +105,7 @@ class Ending:
         return self.message_id + (f"@{self.incarnation}" if self.incarnation is not None else "")
 
     def report(self) -> dict[str, Any]:
-        """For people and the envelope."""
+        """Return the values that the command line shows."""
         return {
             "run": self.run_id,
             "agent": self.agent,
@@ -127,7 +127,7 @@ class Skipped:
     why: str
 
     def report(self) -> dict[str, Any]:
-        """For people and the envelope."""
+        """Return the values that the command line shows."""
         return {
             "run": self.run_id,
             "agent": self.agent,
@@ -244,7 +244,7 @@ def _gate(seen: Seen, scope: Scope) -> tuple[SkipReason, str] | None:
 
 
 def _takes_message(seen: Seen) -> bool:
-    """Whether ending the run would also end its message."""
+    """Return whether ending the run would also end its message."""
     return seen.evidence.latest and seen.message in (MessageStatus.PENDING, MessageStatus.PAUSED)
 
 

@@ -77,7 +77,7 @@ class Command:
     built_in: BuiltIn | None = None
 
     def allows(self, rank: int) -> bool:
-        """Whether somebody of this rank may use it."""
+        """Return whether somebody of this rank may use it."""
         return rank >= _RANK[self.rule.senders]
 
 

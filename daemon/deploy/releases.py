@@ -228,7 +228,7 @@ def schema_versions() -> dict[str, int]:
 
 
 def _is_recent(path: Path) -> bool:
-    """Whether another process may still be making it."""
+    """Return whether another process may still be making it."""
     try:
         return time.time() - path.stat().st_mtime < _RECENT_S
     except OSError:

@@ -144,7 +144,7 @@ class _Tunnel:
     both: anyio.CancelScope
 
     async def outwards(self, ahead: bytes) -> None:
-        """From the container to the target."""
+        """Copy from the container to the target."""
         piece = ahead or await self.client.receive()
         try:
             while piece:
@@ -156,7 +156,7 @@ class _Tunnel:
         self.both.cancel()
 
     async def inwards(self) -> None:
-        """From the target to the container."""
+        """Copy from the target to the container."""
         try:
             while piece := await self.stream.read(_PIECE, None):
                 self._heard()

@@ -137,7 +137,7 @@ class Delivery:
         return self._senders
 
     def problems(self) -> dict[str, tuple[int, str]]:
-        """Channels that accept nothing at one of their places: since when (epoch milliseconds), and why."""
+        """Return the channels that accept nothing at one of their places: since when (epoch milliseconds), and why."""
         return self._health.problems()
 
     def _dropped(self, event: AnswerDropped) -> None:

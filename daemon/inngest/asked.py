@@ -27,7 +27,7 @@ class Asked:
                 yield key, row
 
     def grouped(self, sql: str) -> dict[str, list[Row]]:
-        """As `rows`, by run."""
+        """Return the rows of `rows`, grouped by run."""
         found: dict[str, list[Row]] = defaultdict(list)
         for key, row in self.rows(sql):
             found[key].append(row)

@@ -38,7 +38,7 @@ class Waiting:
 
 
 def send_event(url: str, name: str) -> str:
-    """Post one event to an endpoint (`http://HOST:8288/e/KEY`); returns its id, a ULID. Raises InngestCanaryError."""
+    """Post one event to an endpoint (`http://HOST:8288/e/KEY`); returns its id, a ULID. Raise InngestCanaryError."""
     body = json.dumps({"name": name, "data": {"clawbus_canary": True}})
     status, answer = _request(url, "POST", urlsplit(url).path or "/", {"Content-Type": "application/json"}, body)
     if status >= 300:
@@ -74,7 +74,7 @@ def runs_from_server(url: str, event_id: str, signing_key: str) -> dict[str, Any
 def _request(
     url: str, method: str, path: str, headers: Mapping[str, str], body: str | None = None
 ) -> tuple[int, bytes]:
-    """Status and body of one request to the server that `url` names. Raises InngestCanaryError."""
+    """Status and body of one request to the server that `url` names. Raise InngestCanaryError."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InngestCanaryError(f"{url!r} is not an event endpoint.", hint="Give --url http://HOST:8288/e/EVENT_KEY.")
@@ -110,7 +110,7 @@ def event_report(path: Path, event_id: str, now_ms: int) -> dict[str, Any]:
 
 
 def await_completion(look: Callable[[], Mapping[str, Any]], seconds: float, waiting: Waiting) -> dict[str, Any]:
-    """Look until every run of the event has ended and there is one. Raises InngestCanaryError when one did not complete."""
+    """Look until every run of the event has ended and there is one. Raise InngestCanaryError when one did not complete."""
     deadline = waiting.monotonic() + seconds
     while True:
         report = dict(look())

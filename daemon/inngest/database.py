@@ -65,7 +65,7 @@ class Shape:
         return self.has("spans", *_SPANS)
 
     def has(self, table: str, *columns: str) -> bool:
-        """Whether a table and all these columns are there."""
+        """Return whether a table has all these columns."""
         return table in self.tables and self.tables[table].issuperset(columns)
 
 
@@ -113,7 +113,7 @@ def read_shape(reader: Reader, path: Path) -> Shape:
 
 @contextmanager
 def translated(path: Path) -> Generator[None]:
-    """Errors of opening and reading as this room's own."""
+    """Translate errors of opening and reading into the errors of this package."""
     try:
         yield
     except StrandedJournalError as error:

@@ -37,12 +37,12 @@ class Holder:
     started_at: int | None = None
 
     def report(self) -> dict[str, object]:
-        """For people and the envelope."""
+        """Return the values that the command line shows."""
         return {"pid": self.pid, "command": self.command, "queue": self.queue, "started_at": self.started_at}
 
 
 def find_holders(path: Path) -> tuple[Holder, ...]:
-    """Every process but this one that has the database or its WAL open, as far as this user may see."""
+    """Return every process but this one that has the database or its WAL open, as far as this user may see."""
     found = {holder.pid: holder for holder in _open_files(path)}
     pid = _lock_holder(path)
     if pid is not None and pid not in found:
@@ -96,7 +96,7 @@ def _holder(pid: int) -> Holder:
 
 
 def _queue(pid: int, words: list[str]) -> Queue:
-    """By its command line and environment. A configuration file, or what may not be read, leaves it unknown."""
+    """Return the server's kind of queue, from its command line and environment. Unknown if they are unreadable or name a file."""
     settings = _words(pid, "environ")
     if any("redis-uri" in word for word in words) or any(one.startswith("INNGEST_REDIS_URI=") for one in settings):
         return Queue.REDIS
@@ -110,7 +110,7 @@ def _queue(pid: int, words: list[str]) -> Queue:
 
 
 def _started_at(pid: int) -> int | None:
-    """Epoch milliseconds, to about a second, and then a second too early: what is older is surely older."""
+    """Return the start in epoch milliseconds, rounded down by about a second, so that what seems older is older."""
     try:
         ticks = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
         lines = Path("/proc/stat").read_text().splitlines()

@@ -132,7 +132,7 @@ def make_plan(runs: Iterable[Run], scope: Scope, now_ms: int) -> Plan:
 
 
 def refusal(plan: Plan, scope: Scope) -> ClawbusError | None:
-    """Why this plan may not be applied; None when it may."""
+    """Return why this plan may not be applied; None when it may."""
     if plan.inconsistent and scope.unregistered is Unregistered.REFUSE:
         keys = [one.run.key for one in plan.inconsistent]
         return SweepMissingFunctionRunsError(
@@ -146,7 +146,7 @@ def refusal(plan: Plan, scope: Scope) -> ClawbusError | None:
 
 
 def in_scope(scope: Scope, function: Function) -> bool:
-    """Whether a function is meant. Without names every one is."""
+    """Return whether a function is in scope. Without names, every function is."""
     return not scope.functions or any(_matches(one, function) for one in scope.functions)
 
 

@@ -31,7 +31,7 @@ def with_proof(scope: Scope, reader: Reader, shape: Shape, holders: Sequence[Hol
 
 
 def queued_keys(reader: Reader, shape: Shape, keys: Iterable[str]) -> frozenset[str]:
-    """Those of these runs that the newest snapshot names."""
+    """Return those of these runs that the newest snapshot names."""
     wanted = {key: key.encode() for key in keys}
     if not wanted or not shape.has("queue_snapshot_chunks", "snapshot_id", "chunk_id", "data"):
         return frozenset()

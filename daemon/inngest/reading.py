@@ -43,7 +43,7 @@ WHERE place = 1"""
 
 
 def read_functions(reader: Reader, shape: Shape) -> dict[str, Function]:
-    """Every registered function by its id; of several rows with one id (old files have no key) the last."""
+    """Return the registered functions by id. Of several rows with one id (old files have no key), use the last."""
     archived = "archived_at" if shape.has("functions", "archived_at") else "NULL"
     app_id = "app_id" if shape.has("functions", "app_id") else "NULL"
     apps = {}
@@ -72,7 +72,7 @@ def running_keys(reader: Reader, shape: Shape, *, scheduled: bool = False) -> li
 
 
 def count_scheduled(reader: Reader) -> int:
-    """How many runs `trace_runs` lists as queued."""
+    """Return how many runs `trace_runs` lists as queued."""
     codes = tuple(code for table in (CODES, RAW) for code, status in table.items() if status is Status.SCHEDULED)
     marks = ", ".join("?" * len(codes))
     row = reader.one(f"SELECT count(*) FROM trace_runs WHERE status IN ({marks})", codes)
@@ -113,7 +113,7 @@ def uuid_key(value: object) -> str:
 
 
 def _read_lost_workers(reader: Reader, shape: Shape) -> Mapping[str, list[LostWorker]]:
-    """By application: the connections that the server saw end without a word."""
+    """Return, by application, the worker connections that ended without a shutdown message."""
     if not shape.has(
         "worker_connections", "app_id", "connected_at", "recorded_at", "disconnected_at", "disconnect_reason"
     ):
@@ -202,7 +202,7 @@ def _endings(asked: Asked) -> dict[str, list[Ending]]:
 
 
 def _spans(asked: Asked, shape: Shape) -> dict[str, list[RunSpan]]:
-    """Each run's root groups. A root without a dynamic id can have no extension, so no list shows its end."""
+    """Return each run's root span groups. A root without a dynamic id has no extension, so no list shows its end."""
     roots = asked.grouped(f"SELECT * FROM spans WHERE {_root(shape)} AND run_id IN ({{ids}}) ORDER BY start_time")
     last = {(key, row["dynamic_span_id"]): row for key, row in asked.rows(_GROUPS.format(which="run_id IN ({ids})"))}
     found: dict[str, list[RunSpan]] = defaultdict(list)

@@ -27,7 +27,7 @@ _Reply = bytes | int | list["_Reply"] | None
 
 
 def runs_in_redis(uri: str, keys: Iterable[str]) -> frozenset[str]:
-    """Those of these runs that Redis still names. Raises SweepQueueAliveError when it cannot be asked."""
+    """Return those of these runs that Redis still names. Raise SweepQueueAliveError when it cannot be queried."""
     wanted = {key.encode() for key in keys}
     if not wanted:
         return frozenset()

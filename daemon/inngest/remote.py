@@ -53,7 +53,7 @@ main()
 
 
 def operate_there(command: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """As `operations.operate`, through `command`. Raises InngestExecError when there is no answer."""
+    """Run `operations.operate` through `command`. Raise InngestExecError when there is no answer."""
     words = command_words(command)
     request = json.dumps({"name": name, "options": options})
     given = base64.b64encode(bundle()) + b"\n" + request.encode() + b"\n"

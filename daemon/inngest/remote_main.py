@@ -18,7 +18,7 @@ _OTHER_ROOT: Final = re.compile(r"(/proc/\d+/root)(/.*)\Z")
 
 
 def main() -> None:
-    """One request, one answer."""
+    """Read one request, print one answer."""
     request = json.loads(sys.stdin.buffer.readline())
     try:
         options = _from_root(request["options"])

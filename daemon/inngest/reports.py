@@ -56,7 +56,7 @@ def runs_report(
 
 
 def run_report(path: Path, now_ms: int, run_id: str) -> dict[str, Any]:
-    """One run, source by source in the truth order. Raises InngestRunUnknownError and the errors of opening."""
+    """Return one run, source by source, the most reliable first. Raise InngestRunUnknownError and the errors of opening."""
     key = run_key(run_id)
     if key is None:
         raise InngestRunUnknownError(f"{run_id!r} is not a run id.")
@@ -82,7 +82,7 @@ def run_report(path: Path, now_ms: int, run_id: str) -> dict[str, Any]:
 
 
 def run_summary(run: Run, verdict: Verdict) -> dict[str, Any]:
-    """One line about a run. `status` is the truth, `listed` what the lists say."""
+    """Return a summary of a run. `status` is the actual status, `listed` that of the lists."""
     return {
         "run_id": run.key,
         "function": run.function.label,
@@ -187,7 +187,7 @@ def _about_the_queue(outcome: Outcome) -> list[str]:
 
 
 def _refusal(outcome: Outcome) -> dict[str, str] | None:
-    """Why nothing was done, or would not be."""
+    """Return why nothing was done, or would not be."""
     error = outcome.error
     if error is None or outcome.written is not None:
         return None

@@ -26,7 +26,7 @@ _JITTER_MS: Final = 30 * _SECOND
 
 
 def retries_due(history: Sequence[Row]) -> Iterable[int]:
-    """Epoch milliseconds of each retry that the history promises: a group of rows whose last one is a failure or its retry."""
+    """Return the time (epoch ms) of each retry that the history announces: a group of rows that ends with a failure or its retry."""
     groups: dict[object, list[tuple[int, Row]]] = defaultdict(list)
     for row in history:
         at = instant(row["created_at"])

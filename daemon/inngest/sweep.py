@@ -125,7 +125,7 @@ def _looked(
 
 
 def _queue_alive(request: Request, plan: Plan, holders: Sequence[Holder]) -> ClawbusError | None:
-    """Why these runs may still go on: a queue in Redis outlives the server. What is known to have ended cannot."""
+    """Return why these runs may still continue: a queue in Redis survives the server. A run that is known to have ended cannot."""
     open_ = [one.run.key for one in plan.candidates if not one.verdict.status.terminal]
     redis = request.redis_uri is not None or any(one.queue is Queue.REDIS for one in holders)
     if not open_ or not redis or request.scope.lost_before_ms is not None:
@@ -146,7 +146,7 @@ def _queue_alive(request: Request, plan: Plan, holders: Sequence[Holder]) -> Cla
 
 
 def _beside_a_server(request: Request, holders: Sequence[Holder]) -> ClawbusError | None:
-    """Why nothing may be written while these processes have the file open; None when it may."""
+    """Return why nothing may be written while these processes have the file open; None when it may."""
     if not holders:
         return None
     names = ", ".join(f"{one.command or '?'} (pid {one.pid})" for one in holders[:3])
@@ -182,7 +182,7 @@ def _apply(found: Outcome, now_ms: int, tell: Progress) -> Outcome:
 
 
 def _verified(done: Outcome, backup: Backup, written: Written, now_ms: int, tell: Progress) -> Outcome:
-    """From here on the sweep is done; further errors are reported beside it."""
+    """Verify the sweep, which is committed. Report further errors beside its result."""
     request, counted = done.request, backup if not done.holders else None
     try:
         verification = verify(request.path, done.plan, request.scope, now_ms, counted, written)
@@ -218,7 +218,7 @@ def _back_up(path: Path, now_ms: int, unlocked: bool, tell: Progress) -> Backup:
 
 
 def _recheck(writer: Writer, shape: Shape, found: Outcome, now_ms: int, before: int) -> None:
-    """Check every gate again, now that no other process can write. Raises SweepDatabaseChangedError; the transaction then rolls back."""
+    """Check every gate again, now that no other process can write. Raise SweepDatabaseChangedError; the transaction then rolls back."""
     if not found.holders and _data_version(writer) != before:
         raise SweepDatabaseChangedError(f"{found.request.path} was written to after its backup.")
     again = _plan(writer, shape, found.request.scope, now_ms)
@@ -233,7 +233,7 @@ def _recheck(writer: Writer, shape: Shape, found: Outcome, now_ms: int, before: 
 
 
 def _write(writer: Writer, shape: Shape, candidates: Sequence[Candidate], mark: Mark, tell: Progress) -> Written:
-    """Table by table, the status last."""
+    """Write table by table, the status last."""
     history = sum(write_history(writer, shape, one, mark) for one in candidates)
     tell("history_written")
     finishes = sum(write_finish(writer, shape, one, mark) for one in candidates)

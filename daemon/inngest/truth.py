@@ -57,24 +57,24 @@ class Verdict:
 
 
 def listed_running(run: Run) -> bool:
-    """Whether any list shows it as running: `trace_runs`, or the spans that newer servers list from."""
+    """Return whether any list shows it as running: `trace_runs`, or the spans that newer servers list from."""
     in_table = run.listed is not None and run.listed.status is Status.RUNNING
     return in_table or any(one.status is Status.RUNNING for one in run.spans)
 
 
 def listed_scheduled(run: Run) -> bool:
-    """Whether a list shows it as queued and not begun."""
+    """Return whether a list shows it as queued and not begun."""
     in_table = run.listed is not None and run.listed.status is Status.SCHEDULED
     return in_table or any(one.status is Status.SCHEDULED for one in run.spans)
 
 
 def queue_lost(run: Run, lost_before_ms: int | None) -> bool:
-    """Whether the queue that held this run is known to be gone: then it neither begins, nor wakes, nor is tried again."""
+    """Return whether the queue that held this run is known to be gone: then it can neither start, nor wake, nor be retried."""
     return lost_before_ms is not None and run.last_at < lost_before_ms
 
 
 def listed_live(run: Run, lost_before_ms: int | None) -> bool:
-    """Whether a list shows it as going on, or as about to begin from a queue that is gone."""
+    """Return whether a list shows it as running, or as queued in a queue that is gone."""
     return listed_running(run) or (queue_lost(run, lost_before_ms) and listed_scheduled(run))
 
 
@@ -103,7 +103,7 @@ def judge(run: Run, now_ms: int, quiet_ms: int, lost_before_ms: int | None = Non
 
 
 def _endings(run: Run) -> list[tuple[Source, Status]]:
-    """Every source that knows an end, best first; of several history rows the newest."""
+    """Return the sources that record an end, the best first. Of several history rows, use the newest."""
     revived = _revived(run)
     found = [(Source.TRACE, one.status) for one in run.spans if one.status.terminal and not (revived and one.swept)]
     if revived:
@@ -118,7 +118,7 @@ def _endings(run: Run) -> list[tuple[Source, Status]]:
 
 
 def _revived(run: Run) -> bool:
-    """Whether the run was heard of after a sweep had ended it: its queue lived, and what the sweep wrote is not true any more."""
+    """Return whether the run was active after a sweep had ended it: its queue was alive, so the sweep's rows are no longer true."""
     if not all(one.swept for one in run.endings):
         return False
     marks = [one.at or 0 for one in run.endings] + [instant(one.end_text) or 0 for one in run.spans if one.swept]
@@ -126,7 +126,7 @@ def _revived(run: Run) -> bool:
 
 
 def _why_listed(run: Run) -> tuple[str, ...]:
-    """Why the list is wrong about a run that ended."""
+    """Return why the list is wrong about a run that ended."""
     reasons: list[str] = []
     in_table = run.listed.status if run.listed is not None else None
     if (

@@ -121,12 +121,12 @@ def ulid_bytes(key: str) -> bytes:
 
 
 def ulid_ms(key: str) -> int:
-    """When a ULID was made, epoch milliseconds."""
+    """Return the time of a ULID in epoch milliseconds."""
     return int.from_bytes(ulid_bytes(key)[:6], "big")
 
 
 def instant(value: object) -> int | None:
-    """Epoch milliseconds of a number or of a text instant; None for neither, and for zero, which means "not yet"."""
+    """Return the epoch milliseconds of a number or of a text instant; None for neither, and for zero, which means "not yet"."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
@@ -155,7 +155,7 @@ def instant_text(epoch_ms: int, like: str | None) -> str:
 
 
 def _milliseconds(number: float) -> int | None:
-    """By its size: seconds, milliseconds, microseconds or nanoseconds since 1970."""
+    """Return epoch milliseconds. The number's size tells seconds, milliseconds, microseconds and nanoseconds apart."""
     if not 0 < number < 1e20:
         return None
     for limit, factor in ((1e11, 0.001), (1e14, 1), (1e17, 1_000)):
@@ -175,7 +175,7 @@ def _moment(found: re.Match[str]) -> datetime | None:
 
 
 def _zone(found: re.Match[str]) -> timezone:
-    """No zone means UTC: SQLite's datetime('now') writes none."""
+    """Return the zone of a text instant. Without one it is UTC: SQLite's datetime('now') writes none."""
     if found["sign"] is None:
         return UTC
     offset = timedelta(hours=int(found["hours"]), minutes=int(found["minutes"]))

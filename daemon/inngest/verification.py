@@ -33,7 +33,7 @@ class Verification:
     wrong: tuple[str, ...]
 
     def report(self) -> dict[str, object]:
-        """For people and the envelope."""
+        """Return the values that the command line shows."""
         return {
             "ok": not self.wrong,
             "sampled": [{"run_id": key, "status": str(status)} for key, status in self.sampled],
@@ -90,7 +90,7 @@ def _faults(wanted: Candidate, run: Run | None, now_ms: int, scope: Scope) -> li
 
 
 def _miscounted(reader: Reader, backup: Backup, written: Written) -> list[str]:
-    """Every table must have the rows of the backup and the sweep's own, no more and no fewer."""
+    """Return the tables that do not have exactly the backup's rows plus the sweep's."""
     added = {"history": written.history, "function_finishes": written.finishes, "spans": written.spans}
     now = read_contents(reader).tables
     return [

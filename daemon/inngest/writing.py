@@ -135,7 +135,7 @@ def write_status(writer: Writer, candidate: Candidate, mark: Mark) -> int:
 
 
 def ended_at(candidate: Candidate) -> int | None:
-    """When the run ended, where its history, its finish or its trace says so."""
+    """Return when the run ended, from its history, its finish or its trace."""
     run = candidate.run
     newest = max((one.at or 0 for one in run.endings), default=0)
     traced = max((instant(one.end_text) or 0 for one in run.spans if one.status.terminal), default=0)

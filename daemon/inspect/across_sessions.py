@@ -25,7 +25,7 @@ def read_across_sessions(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Read every session's inbound.db, or those of one agent, or that of one. Return what was found, and {total, not_examined, errors}.
 
-    `read` returns rows and how many there are in all; each row gets its agent and session. Raises UnknownSessionError,
+    `read` returns rows and how many there are in all; each row gets its agent and session. Raise UnknownSessionError,
     DataFolderError, RegistryGoneError.
     """
     deadline = clock.monotonic() + budget_s

@@ -67,7 +67,7 @@ def _matching(wanted: AnswersWanted, now: int) -> tuple[str, tuple[object, ...]]
 
 
 def retrying_example(db: Reader, now: int) -> tuple[int, dict[str, Any] | None]:
-    """How many answers have failed often, or wait for long, for their next attempt; and the one that failed most."""
+    """Return how many answers have failed often or wait long for their next attempt, and the one that failed most."""
     notable = (
         "FROM delivery_attempts WHERE state = 'retrying' AND (attempts >= ?1 OR next_attempt_at > ?2 + ?3"
         " OR first_at < ?2 - ?3)"
@@ -96,7 +96,7 @@ def _answer(db: Reader, row: sqlite3.Row, now: int) -> dict[str, Any]:
 
 
 def _behind(db: Reader, row: sqlite3.Row, now: int) -> int:
-    """How many answers wait behind a failing one; none behind one that was set aside."""
+    """Return how many answers wait behind a failing one. None wait behind one that was set aside."""
     if "passed" in row.keys() and row["passed"] == 2:  # noqa: SIM118 - a Row has no `in` of its own
         return 0
     found = db.one(
@@ -119,7 +119,7 @@ def open_answers_report(
 ) -> dict[str, Any]:
     """Return {answers, total, not_examined, errors}: answers without a receipt, those that are retried first.
 
-    Raises UnknownSessionError, DataFolderError, RegistryGoneError.
+    Raise UnknownSessionError, DataFolderError, RegistryGoneError.
     """
 
     def read(folder: SessionFolder) -> tuple[list[dict[str, Any]], int]:

@@ -46,11 +46,11 @@ class CentralSeen:
     newest_at: int | None = None
 
     def known(self) -> list[Key]:
-        """Every session that is known from anywhere."""
+        """Return every session that has a row or a folder."""
         return [*self.sessions, *self.folders]
 
     def knows_nothing_of(self, key: Key) -> bool:
-        """Whether the session is registered, and no work, schedule, trouble or container of it is on record."""
+        """Return whether the session is registered, and central.db records no work, schedule, trouble or container of it."""
         row = self.sessions.get(key)
         asks = ("active", "next_due_at", "quarantined_at", "spawn_failures", "dead_letters")
         return row is not None and key not in self.live and not any(row.get(name) for name in asks)
@@ -142,7 +142,7 @@ def check_data_folder(data_dir: Path) -> None:
 
 
 def folder_of(data_dir: Path, key: Key) -> SessionFolder:
-    """Where a session's files lie. Raises InvalidNameError."""
+    """Return a session's folder. Raise InvalidNameError."""
     return SessionFolder(
         session_path(Layout(data_dir).sessions_dir, check_name("agent", key[0]), check_session(key[1]))
     )

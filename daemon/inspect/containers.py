@@ -149,7 +149,7 @@ async def _look(config: Config, install_id: str) -> RuntimeSeen:
 
 
 async def _processes_live(config: Config, install_id: str) -> bool:
-    """Whether agents live as plain processes, also when a lost registry has no record of them."""
+    """Return whether agents live as plain processes, also when a lost registry has no record of them."""
     runtime = _runtime(config, install_id, "process")
     try:
         return bool(await runtime.list_running())

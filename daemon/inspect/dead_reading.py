@@ -51,7 +51,7 @@ class Wanted:
     oldest_first: bool = False
 
     def has(self, letter: Mapping[str, Any]) -> bool:
-        """Whether a letter has the code and the time that are asked for."""
+        """Return whether a letter has the code and the time that are asked for."""
         return self.code in (None, letter["code"]) and (self.since is None or (letter["at"] or 0) >= self.since)
 
 
@@ -59,7 +59,7 @@ def read_dead_letters(folder: SessionFolder, wanted: Wanted) -> tuple[list[dict[
     """Return up to `wanted.limit` open dead letters of one session, and how many match in all.
 
     Each is {kind: in|out, id, seq, arrived_at, at, where, code, reason, attempts}. Oldest first is by `seq`, the order
-    of arrival; newest first is by `at`, when it was given up. Raises ClawbusError when the file cannot be read.
+    of arrival; newest first is by `at`, when it was given up. Raise ClawbusError when the file cannot be read.
     """
     with open_inbound(folder) as reader:
         if holds_nothing_open(reader):
@@ -238,7 +238,7 @@ def dead_letters_report(
 ) -> dict[str, Any]:
     """Return {letters, total, not_examined, errors}: open dead letters of all sessions or of one (agent, session).
 
-    The newest come first, or, to be worked on, the oldest (`oldest_first`). With `letter_id`, `code` or `since` (given up at or after it, epoch ms) only those. Raises UnknownSessionError, DataFolderError, RegistryGoneError.
+    The newest come first, or, to be worked on, the oldest (`oldest_first`). With `letter_id`, `code` or `since` (given up at or after it, epoch ms) only those. Raise UnknownSessionError, DataFolderError, RegistryGoneError.
     """
     wanted = Wanted(limit, letter_id, code, since, oldest_first)
     letters, rest = read_across_sessions(
@@ -256,7 +256,7 @@ def dead_letter_report(
 ) -> dict[str, Any]:
     """Return everything known about one dead letter, or about another message or answer of this id.
 
-    Raises UnknownSessionError, UnknownMessageError, DataFolderError, or StorageError when its file cannot be read.
+    Raise UnknownSessionError, UnknownMessageError, DataFolderError, or StorageError when its file cannot be read.
     """
     folder = folder_of(data_dir, (agent, session))
     with open_registry(data_dir) as central:

@@ -104,7 +104,7 @@ class Doctor:
         self._budget_s = budget_s
 
     def examine(self, session: Key | None = None, *, pause: Callable[[float], None] = time.sleep) -> Examination:
-        """Look, and look again where it may only have been in passing. Raises DataFolderError, UnknownSessionError.
+        """Look, and look again where it may only have been in passing. Raise DataFolderError, UnknownSessionError.
 
         With `session` only at that one, and at the host.
         """
@@ -303,7 +303,7 @@ def slot_holders(config: Config, central: CentralSeen) -> tuple[Holder, ...]:
 
 
 def mailbox_errors(data_dir: Path) -> tuple[str, ...]:
-    """Why mailbox.db cannot be used; empty when it can, or was never made."""
+    """Return why mailbox.db cannot be used; empty when it can, or was never made."""
     path = Layout(data_dir).mailbox_db
     if not path.exists():
         return ()
@@ -333,7 +333,7 @@ def _near_limits(word: DaemonStatus) -> dict[Key, str]:
 
 
 def _is_busy(*errors: str) -> bool:
-    """Whether one of them says that another process locks a file."""
+    """Return whether one of them says that another process locks a file."""
     return any(FileBusyError.code in text or "database is locked" in text for text in errors)
 
 
@@ -357,20 +357,20 @@ def _holder_pid(config: Config, word: DaemonStatus) -> int | None:
 
 
 def _write_error(config: Config, room: FreeRoom | None) -> str | None:
-    """Why nothing can be written although there is room."""
+    """Return why nothing can be written although there is room."""
     if room is None:
         return f"{config.data_dir}: its file system does not answer."
     return f"{config.data_dir} is mounted read-only." if room.read_only else None
 
 
 def _strays_only(listing: RuntimeSeen, central: CentralSeen) -> list[Key]:
-    """Sessions that are known from a running container alone."""
+    """Return the sessions that are known only from a running container."""
     known = set(central.known())
     return sorted({(one.agent, one.session) for one in listing.containers or ()} - known)
 
 
 def _is_recorded(one: Container, live: Mapping[str, Any] | None) -> bool:
-    """Whether this very container is the one that central.db has; another one may carry its labels."""
+    """Return whether this very container is the one that central.db has; another one may carry its labels."""
     return (
         live is not None
         and live["id"] == one.incarnation

@@ -66,7 +66,7 @@ def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues:
 
 
 def held_up(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues, now_ms: int) -> str | None:
-    """As `explain`, but only what keeps the session's next message waiting: a dead letter delays nothing."""
+    """Return what keeps the session's next message waiting, or None. Unlike `explain`, ignore dead letters: they delay nothing."""
     return _sentence(most_pressing(_host(now_ms), _facts(registry, live, queues), blocking=True))
 
 

@@ -35,7 +35,7 @@ def sessions_with(
 def the_only(found: Iterable[Key], what: str, identity: str, *, unread: int = 0, hint: str | None = None) -> Key:
     """Return the only session that has it. `what`: "a message", "an answer on its way", "an open dead letter".
 
-    Raises UnknownMessageError with `hint`, or AmbiguousIdError. `unread` sessions were not looked at.
+    Raise UnknownMessageError with `hint`, or AmbiguousIdError. `unread` sessions were not looked at.
     """
     keys = sorted(set(found))
     if len(keys) == 1:
@@ -50,7 +50,7 @@ def the_only(found: Iterable[Key], what: str, identity: str, *, unread: int = 0,
 def whole_id(data_dir: Path, keys: Iterable[Key], part: str) -> str:
     """Return the id of the message or answer that a part of it means; the part itself where it is an id or means none.
 
-    Raises AmbiguousIdError.
+    Raise AmbiguousIdError.
     """
     found: set[str] = set()
     for key in keys:

@@ -57,11 +57,11 @@ class IdleSessions:
         self._recorded = idle_sessions(data_dir, now) - self._busy if usable else frozenset[Key]()
 
     def is_recorded(self, key: Key) -> bool:
-        """Whether the daemon has found it idle and its files look as they did then. Opens nothing."""
+        """Return whether the daemon has found it idle and its files look as they did then. Opens nothing."""
         return key in self._recorded
 
     def covers(self, key: Key) -> bool:
-        """Whether it is recorded, or is found idle now."""
+        """Return whether it is recorded, or is found idle now."""
         if key in self._recorded:
             return True
         if key in self._busy or not self._central.knows_nothing_of(key):
@@ -70,7 +70,7 @@ class IdleSessions:
 
 
 def is_idle(folder: SessionFolder, limits: ReadLimits, now: int) -> bool:
-    """Whether no report at or after `now` (epoch ms) has anything to say about these files, as long as they do not change."""
+    """Return whether, until they change, no report at or after `now` (epoch ms) has anything to say about these files."""
     if os.path.lexists(folder.outbox / f"{OUTBOUND_DB}-journal"):
         return False
     try:

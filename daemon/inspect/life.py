@@ -25,7 +25,7 @@ _WAITS_AFTER: Final = ("retry_scheduled", "released", "deferred")
 
 
 def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, Any]:
-    """Everything about one run: its verdict, its events in time order, its container, its message's other runs.
+    """Return everything about one run: its verdict, its events in time order, its container, its message's other runs.
 
     Events are [{at, event, detail, after_ms, took_ms}]: since the first one, and since the one before.
     """
@@ -99,7 +99,7 @@ def _incarnation(found: Found) -> Mapping[str, Any]:
 
 
 def _is_of(event: Mapping[str, Any], run: RunRead) -> bool:
-    """Whether an event of the message belongs to this run: what another incarnation did does not."""
+    """Return whether an event of the message belongs to this run: what another incarnation did does not."""
     incarnation = event["detail"].get("incarnation")
     if run.evidence.incarnation is None and event["event"] in _WAITS_AFTER:
         return True  # it is not claimed again: how the last run ended is why this one waits, and until when
@@ -113,7 +113,7 @@ def _is_of(event: Mapping[str, Any], run: RunRead) -> bool:
 
 
 def _of_container(row: Mapping[str, Any], run: RunRead) -> list[dict[str, Any]]:
-    """How the run's container began and ended."""
+    """Return the events of the run's container: its start and its end."""
     if not row:
         return []
     which = {"incarnation": row["id"], "container_id": row["container_id"]}

@@ -10,6 +10,6 @@ from daemon.store.mailbox import MailboxEntry, read_mailbox
 
 
 def mailbox_entries(data_dir: Path, mailbox: str, after: int, limit: int) -> list[MailboxEntry]:
-    """Entries of one mailbox above a cursor, oldest first; none while nothing was ever delivered to it."""
+    """Return the entries of one mailbox above a cursor, oldest first; none if nothing was ever delivered to it."""
     require_folder(data_dir)
     return read_mailbox(Layout(data_dir).mailbox_db, mailbox, after, limit)

@@ -107,7 +107,7 @@ def _inbound_life(folder: SessionFolder, message_id: str, answers: list[str], ev
 
 
 def _told(events: list[dict[str, Any]], name: str, incarnation: str) -> bool:
-    """Whether the history says it already."""
+    """Return whether the history contains the event already."""
     return any(event["event"] == name and event["detail"].get("incarnation") == incarnation for event in events)
 
 
@@ -133,9 +133,9 @@ def _delivery_life(reader: Reader, message_out_id: str, events: list[dict[str, A
 def message_life(
     data_dir: Path, agent: str, session: str, message_id: str, *, limits: ReadLimits | None = None
 ) -> dict[str, Any]:
-    """One message from its acceptance to its answer's delivery: {agent, session, message_id, life, errors}.
+    """Return one message's life, from its acceptance to its answer's delivery: {agent, session, message_id, life, errors}.
 
-    `life` is [{at, event, detail}] in time order. Raises UnknownSessionError, UnknownMessageError.
+    `life` is [{at, event, detail}] in time order. Raise UnknownSessionError, UnknownMessageError.
     """
     folder = folder_of(data_dir, (agent, session))
     if not folder.root.is_dir():

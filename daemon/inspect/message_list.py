@@ -38,7 +38,7 @@ class MessageQuery:
 def messages_report(data_dir: Path, clock: Clock, query: MessageQuery, *, budget_s: float = BUDGET_S) -> dict[str, Any]:
     """Return {messages, total, not_examined, errors}: the newest matching messages, newest first.
 
-    Each is {agent, session, id, status, kind, trigger, attempts, tries, at, process_after, text}. Raises UnknownSessionError,
+    Each is {agent, session, id, status, kind, trigger, attempts, tries, at, process_after, text}. Raise UnknownSessionError,
     DataFolderError, SchemaTooNewError.
     """
     deadline = clock.monotonic() + budget_s

@@ -30,7 +30,7 @@ _NAMED: Final = 50
 def agents_report(config: Config, clock: Clock) -> list[dict[str, Any]]:
     """Return every agent that has a table or a session, by name: its configuration, its sessions by state, what is open.
 
-    Raises DataFolderError, RegistryGoneError.
+    Raise DataFolderError, RegistryGoneError.
     """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in config.agents}
     for one in sessions_report(config.data_dir, clock, limit=MAX_SESSIONS, budget_s=PATIENT_BUDGET_S):
@@ -95,7 +95,7 @@ def channels_report(
 ) -> dict[str, Any]:
     """Return {channels, not_examined, errors}: every channel that is configured or has answers.
 
-    `degraded` is the daemon's word: why a channel does not work, by name; None when no daemon says. Raises DataFolderError,
+    `degraded` is the daemon's word: why a channel does not work, by name; None when no daemon says. Raise DataFolderError,
     SchemaTooNewError.
     """
     deadline, now = clock.monotonic() + budget_s, clock.now_ms()

@@ -209,7 +209,7 @@ class _Open:
         )
 
     def is_scheduled(self, now_ms: int) -> bool:
-        """Whether it waits for a time that its sender or its agent chose. A message that is tried again is late, not scheduled."""
+        """Return whether it waits for a time that its sender or its agent chose. A message that is tried again is late, not scheduled."""
         return self.until > now_ms and (self.tries == 0 or self.deferrals > 0)
 
 

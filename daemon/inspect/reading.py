@@ -82,7 +82,7 @@ def runs_over(
 ) -> RunsRead:
     """Return the runs of these rows of messages_in, read over an open inbound.db: the one reader of what is judged.
 
-    Raises what reading inbound.db raises; an outbound.db that cannot be read is a missing source.
+    Raise what reading inbound.db raises; an outbound.db that cannot be read is a missing source.
     """
     found, host = RunsRead(), InboundRows()
     read_host_rows(reader, rows, host)
@@ -145,7 +145,7 @@ def _cursor(reader: Reader) -> tuple[int, str] | None:
 
 
 def _any_unknown(reader: Reader, ids: Sequence[str]) -> bool:
-    """Whether the host has neither a receipt of one of these answers nor tracks it: a restored file is another file."""
+    """Return whether the host has neither a receipt of one of these answers nor tracks it: a restored file is another file."""
     known: set[str] = set()
     for chunk in chunks(ids):
         for name in ("delivered", "delivery_attempts"):
@@ -226,7 +226,7 @@ def _read_box(
 
 
 def any_news(inbound: Reader, reader: Reader) -> bool:
-    """Whether outbound.db has rows that the host has taken no note of."""
+    """Return whether outbound.db has rows that the host has taken no note of."""
     cursor = _cursor(inbound)
     seen = cursor[0] if cursor is not None and cursor[1] in ("", reader.file_id) else 0
     news = outbound.has_after(reader, seen)

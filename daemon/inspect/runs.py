@@ -66,7 +66,7 @@ class Runs:
     def newest(self, query: RunQuery) -> dict[str, Any]:
         """Return {runs, total, not_examined, errors, runtime_error}: the newest matching runs, newest first.
 
-        Raises UnknownSessionError, DataFolderError.
+        Raise UnknownSessionError, DataFolderError.
         """
         deadline = self._clock.monotonic() + BUDGET_S
         keys = [key for key in self._keys(query.session) if query.agent in (None, key[0])]
@@ -101,7 +101,7 @@ class Runs:
     def find(self, identity: str, session: Key | None = None) -> Found:
         """Return the run of this id, or the latest run of this message.
 
-        Raises UnknownMessageError, UnknownSessionError, AmbiguousIdError, DataFolderError.
+        Raise UnknownMessageError, UnknownSessionError, AmbiguousIdError, DataFolderError.
         """
         keys = self._keys(session)
         message_id, incarnation = identity, None

@@ -50,7 +50,7 @@ def schedules_report(
 def schedule_report(data_dir: Path, session: Key, key: str, limit: int = _RUNS) -> dict[str, Any]:
     """Return one schedule as in `schedules_report`, with {runs}: its newest occurrences, each {due, at, message_id, detail, status}.
 
-    Raises UnknownScheduleError and what opening the file raises.
+    Raise UnknownScheduleError and what opening the file raises.
     """
     with open_inbound(folder_of(data_dir, session)) as db:
         row = next((one for one in stored_schedules(db) if one.key == key), None)

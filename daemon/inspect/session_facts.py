@@ -127,7 +127,7 @@ def oldest_claim(folder: SessionFolder) -> tuple[str, int] | None:
 
 
 def run_facts(runs: RunsRead, context: RuntimeContext) -> list[RunFacts]:
-    """Each run with the progress of its container."""
+    """Return each run with the progress of its container."""
     found: list[RunFacts] = []
     for run in runs.runs:
         seen = run.evidence
@@ -178,7 +178,7 @@ def _delivery_and_clock(
 
 
 def _clock(key: tuple[str, str], reader: Reader, now: int) -> ClockFacts:
-    """Rows that are dated in the future, and a message that was put off by the clock as it was then."""
+    """Return how far rows are dated in the future, and a message that such a clock has postponed."""
     sql = "SELECT message_id, at FROM message_history ORDER BY id DESC LIMIT 50"
     ahead = max((row["at"] - now for row in table_rows(reader, "message_history", sql)), default=0)
     if ahead <= CLOCK_SLACK_MS:

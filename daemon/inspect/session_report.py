@@ -46,7 +46,7 @@ class Examined:
 def sessions_report(
     data_dir: Path, clock: Clock, *, limit: int = 1000, budget_s: float = BUDGET_S
 ) -> list[dict[str, Any]]:
-    """One entry a session, those with work first. Raises DataFolderError, RegistryGoneError."""
+    """Return one entry for each session, those with work first. Raise DataFolderError, RegistryGoneError."""
     with open_registry(data_dir) as central:
         return [_summary(one) for one in examine_registered(data_dir, central, clock, limit, budget_s)]
 
@@ -61,7 +61,7 @@ def session_report(
     limits: ReadLimits | None = None,
     held: str | None = None,
 ) -> dict[str, Any]:
-    """Everything about one session, `limit` rows of each kind. Raises UnknownSessionError, DataFolderError, RegistryGoneError.
+    """Return everything about one session, `limit` rows of each kind. Raise UnknownSessionError, DataFolderError, RegistryGoneError.
 
     `held` says why the container's file must not be opened now; the report is then of the host's own files alone.
     """

@@ -26,7 +26,10 @@ from schema.errors import ClawbusError
 
 
 def status_report(data_dir: Path, clock: Clock, *, budget_s: float = BUDGET_S) -> dict[str, Any]:
-    """Sessions by state, queues, dead letters, live incarnations, what needs attention. Raises DataFolderError, RegistryGoneError."""
+    """Return sessions by state, queues, dead letters, live incarnations and what needs attention.
+
+    Raise DataFolderError, RegistryGoneError.
+    """
     now = clock.now_ms()
     with open_registry(data_dir) as central:
         install = central.one("SELECT install_id FROM install WHERE id = 1")
@@ -46,9 +49,9 @@ def status_report(data_dir: Path, clock: Clock, *, budget_s: float = BUDGET_S) -
 
 
 def status_without_registry(data_dir: Path, clock: Clock, why: str, *, budget_s: float = BUDGET_S) -> dict[str, Any]:
-    """As `status_report` while central.db is missing or broken, from the session folders; `registry_error` is `why`.
+    """Return what `status_report` returns, from the session folders, when central.db is missing or broken (`why`).
 
-    Raises DataFolderError, SchemaTooNewError.
+    Raise DataFolderError, SchemaTooNewError.
     """
     rows = [unregistered(*key) for key in read_central(data_dir).known()]
     examined = examine(data_dir, rows, {}, frozenset(), clock, budget_s)

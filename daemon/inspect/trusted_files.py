@@ -23,7 +23,7 @@ def open_inbound(folder: SessionFolder) -> Reader:
 
 
 def open_current(path: Path) -> Reader:
-    """Open a trusted file read-only. Raises SchemaTooNewError for one that a newer clawbus wrote."""
+    """Open a trusted file read-only. Raise SchemaTooNewError for one that a newer clawbus wrote."""
     reader = open_reader(path)
     try:
         row = reader.one("PRAGMA user_version")

@@ -32,7 +32,7 @@ class EventFilter:
         return all(one is None for one in asked) and LEVELS[self.level] <= LEVELS["debug"]
 
     def wants(self, event: Mapping[str, Any]) -> bool:
-        """Whether this event is wanted."""
+        """Return whether this event is wanted."""
         if self.everything:
             return True
         if LEVELS.get(str(event.get("level")), 0) < LEVELS[self.level]:

@@ -47,7 +47,7 @@ def bound(
     incarnation: str | None = None,
     message: str | None = None,
 ) -> Generator[None]:
-    """Every event inside, in this task and the tasks it starts, carries these fields."""
+    """Add these fields to every event of the block, in this task and in the tasks that it starts."""
     fields = {"agent": agent, "session": session, "incarnation": incarnation, "message": message}
     with structlog.contextvars.bound_contextvars(**{key: value for key, value in fields.items() if value is not None}):
         yield
@@ -193,7 +193,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _is_journal(stream: TextIO | None) -> bool:
-    """Whether a stream is the journal's own: systemd.exec(5), $JOURNAL_STREAM holds its device and inode."""
+    """Return whether a stream is the journal's own: systemd.exec(5), $JOURNAL_STREAM holds its device and inode."""
     named = os.environ.get("JOURNAL_STREAM", "")
     if stream is None or not named:
         return False
@@ -241,7 +241,7 @@ class _Bridge(logging.Handler):
         getattr(self._log, level)("library_log", logger=record.name, text=text, exc_info=record.exc_info, **more)
 
     def _repeated(self, words: tuple[str, str, str]) -> int | None:
-        """How often it was said unheard since the last time; None: said too soon, and only counted."""
+        """Return how many repetitions were suppressed since the last time, or None to suppress this one too."""
         now = self._monotonic()
         at, count = self._said.get(words, (-math.inf, 0))
         if now - at < _QUIET_S:

@@ -116,7 +116,7 @@ def ordered(event: EventDict) -> dict[str, object]:
 
 
 def json_line(event: Mapping[str, object]) -> bytes:
-    """One line of JSON, newline included. `event` is already plain."""
+    """Return one line of JSON, newline included. `event` is already plain."""
     text = json.dumps(event, ensure_ascii=False, separators=(", ", ": "))
     text = escape_json(text)
     # A lone surrogate becomes \udcXX, which inside a JSON string is that surrogate's own spelling.

@@ -26,7 +26,7 @@ def retry_answer(
 ) -> dict[str, Any]:
     """Make a failing answer due now, whatever its back-off: {id, was, attempts}.
 
-    Raises UnknownMessageError, AnswerNotOpenError or AnswerUnderWayError; nothing has changed then.
+    Raise UnknownMessageError, AnswerNotOpenError or AnswerUnderWayError; nothing has changed then.
     """
     with files.inbound() as db:
         row = _open(db, answer_id)
@@ -61,7 +61,7 @@ def drop_answer(
 
 
 def _open(db: Reader, answer_id: str) -> sqlite3.Row:
-    """Its row, if it is on its way."""
+    """Return the answer's row, if it is not finished."""
     row = db.one("SELECT * FROM delivery_attempts WHERE message_out_id = ?", (answer_id,))
     if row is not None and row["state"] != DeliveryState.DEAD:
         return row

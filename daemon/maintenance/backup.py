@@ -66,7 +66,7 @@ class Backup:
     contents: Contents
 
     def report(self) -> dict[str, object]:
-        """For people and the envelope."""
+        """Return the values that the command line shows."""
         return {
             "path": str(self.path),
             "source": str(self.source),
@@ -94,7 +94,7 @@ def back_up(
     """Copy, verify and sync a database into `<source>.<purpose>-<UTC time>.sqlite` (0600), beside it or in `folder`.
 
     The copy and the source's row counts are taken under one read transaction, so a file in use is copied at one instant.
-    `unlocked`: of another program's DELETE-mode file, whose commits a lock of ours would fail. Raises BackupFailedError or BackupNotVerifiedError; then there is no new file, and the source is as it was.
+    `unlocked`: of another program's DELETE-mode file, whose commits a lock of ours would fail. Raise BackupFailedError or BackupNotVerifiedError; then there is no new file, and the source is as it was.
     """
     partial, final = _reserve(folder or source.parent, f"{source.name}.{purpose}-{file_stamp(now_ms)}")
     return Backup(
@@ -120,7 +120,7 @@ def copy_verified(source: Path, final: Path, *, progress: Progress | None = None
 def verify(copy: Path, wanted: Contents | None = None, *, progress: Progress | None = None) -> Contents:
     """Return what a still copy holds, after its integrity check and a comparison with `wanted` if given.
 
-    Raises BackupNotVerifiedError, with what differs.
+    Raise BackupNotVerifiedError, with what differs.
     """
     tell = progress or _silent
     tell("verify", 0, 1)
@@ -145,7 +145,7 @@ def restore(
     """Put a backup's content back into `target`, in one transaction, after a backup of the present content.
 
     The caller must be the target's one writer. `same` reads from a database what it must have in common with its
-    backup (an install's id, say). Raises RestoreRefusedError, RestoreFailedError, BackupFailedError or
+    backup (an install's id, say). Raise RestoreRefusedError, RestoreFailedError, BackupFailedError or
     BackupNotVerifiedError; then the target is as it was.
     """
     tell = progress or _silent
@@ -243,7 +243,7 @@ def _copied_unlocked(source: Path, partial: Path, tell: Progress, patience: Pati
 
 
 def _finish(partial: Path, final: Path, tell: Progress) -> None:
-    """On the disk first, named last: a power cut leaves a whole backup or none."""
+    """Sync the file, then rename it: a power cut leaves a whole backup or none."""
     tell("sync", 0, 1)
     try:
         _sync(partial, os.O_RDONLY)

@@ -31,7 +31,7 @@ async def stop(runtime: ContainerRuntime, container: Container) -> None:
 
 
 async def kill(runtime: ContainerRuntime, container: Container, confirm_s: float) -> int | None:
-    """Kill the container, wait for the confirmed exit and return its code. Raises NotConfirmedError."""
+    """Kill the container, wait for the confirmed exit and return its code. Raise NotConfirmedError."""
     await runtime.forbid_restart(container.container_id)
     await runtime.kill(container.container_id)
     try:

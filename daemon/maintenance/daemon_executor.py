@@ -110,7 +110,7 @@ class DaemonExecutor:
         self._log = structlog.get_logger("operator")
 
     async def execute(self, verb: AnyVerb) -> dict[str, Any]:
-        """Carry out one verb and return its result. Raises UnknownSessionError and what the verb's own part raises."""
+        """Carry out one verb and return its result. Raise UnknownSessionError and what the verb's own part raises."""
         if isinstance(verb, HostVerb):
             return await self._change_host(verb)
         key, operator = SessionKey(verb.agent, verb.session), operator_of(verb)
@@ -210,7 +210,7 @@ class DaemonExecutor:
     async def _stale_apply(
         self, key: SessionKey, scope: Scope, operator: Operator, expected: Sequence[str] | None
     ) -> dict[str, Any]:
-        """Swept's report. Raises what `stale_sweep.apply` raises."""
+        """Swept's report. Raise what `stale_sweep.apply` raises."""
         session = await self._sessions.get(key)
         async with session.lock:
             context = await self._context(session)
@@ -224,7 +224,7 @@ class DaemonExecutor:
         return swept.report()
 
     async def _stale_undo(self, key: SessionKey, backup: str, operator: Operator) -> dict[str, Any]:
-        """Put a sweep's backup back. Raises what `stale_sweep.undo` raises."""
+        """Put a sweep's backup back. Raise what `stale_sweep.undo` raises."""
         session = await self._sessions.get(key)
         async with session.lock:
             await self._sessions.activate(session)
@@ -311,7 +311,7 @@ class DaemonExecutor:
         return {"released": was is not None, "was": was}
 
     async def _quarantine(self, key: SessionKey, operator: Operator) -> dict[str, Any]:
-        """Out of service until it is released; its container is ended, its messages are kept."""
+        """Take a session out of service until it is released: end its container, keep its messages."""
         session = await self._sessions.get(key)
         was, now = session.quarantined, self._clock.now_ms()
         reason = session_repair.quarantine_reason(operator)
@@ -326,7 +326,7 @@ class DaemonExecutor:
     async def _reset(self, key: SessionKey, operator: Operator, *, discard: bool) -> dict[str, Any]:
         """End its container, put its out/ aside, release it: it goes on with what waits.
 
-        Raises NotConfirmedError, ResetWouldLoseError or StorageError; its files are unchanged then.
+        Raise NotConfirmedError, ResetWouldLoseError or StorageError; its files are unchanged then.
         """
         session = await self._sessions.get(key)
         self._check_known(key)
@@ -353,7 +353,7 @@ class DaemonExecutor:
         return {**done, "was": was}
 
     async def _try_note(self, key: SessionKey, event: str, operator: Operator, **more: object) -> bool:
-        """Who did what to a session, and why, into its history. False, and a line in the log, where that cannot be."""
+        """Write who did what to a session, and why, to its history. If that fails, log it and return False."""
         now = self._clock.now_ms()
         try:
             session = await self._sessions.get(key)

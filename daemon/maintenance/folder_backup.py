@@ -73,7 +73,7 @@ class FolderBackup:
         return [one.path for one in self.files if not one.verified]
 
     def report(self) -> dict[str, Any]:
-        """For people and the envelope."""
+        """Return the values that the command line shows."""
         return {
             "path": str(self.path),
             "taken_at": self.taken_at,
@@ -90,7 +90,7 @@ def back_up_folder(
 ) -> FolderBackup:
     """Copy a data folder into `target`, a new folder (0700). `owner`: this process holds the data folder's lock.
 
-    Raises BackupFailedError or BackupNotVerifiedError; then there is no `target`, and the data folder is as it was.
+    Raise BackupFailedError or BackupNotVerifiedError; then there is no `target`, and the data folder is as it was.
     """
     partial = _reserve(data_dir, target)
     found = FolderBackup(target, now_ms)

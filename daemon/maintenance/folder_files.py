@@ -59,7 +59,7 @@ def copy_file(source: int, target: Path, most: int) -> tuple[int, str]:
 
 
 def hash_file(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of a plain file. Raises OSError."""
+    """Size and SHA-256 of a plain file. Raise OSError."""
     digest, size = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -74,7 +74,7 @@ def hash_file(path: Path) -> tuple[int, str]:
 def copy_plain(
     folder: Path, name: str, target: Path, relative: str, *, max_bytes: int, verified: bool = True
 ) -> Copied | None:
-    """Copy one plain file of a folder; None if there is none, or it is a link, a fifo or too large. Raises StorageError."""
+    """Copy one plain file of a folder; None if there is none, or it is a link, a fifo or too large. Raise StorageError."""
     try:
         parent = os.open(folder, _FOLDER)
     except (FileNotFoundError, NotADirectoryError):
@@ -93,7 +93,7 @@ def copy_tree(source: Path, target: Path, relative: str, *, max_bytes: int, max_
     What is left out comes as its path: a link, a special file, what is beyond the limits, nested too deep, or has too
     long a path. The rest of a folder in which the limit was reached comes as `folder/*`.
 
-    Raises StorageError or OSError for the target; nothing that a container can make in the source does.
+    Raise StorageError or OSError for the target; nothing that a container can make in the source does.
     """
     if not os.path.lexists(source):
         return
@@ -145,9 +145,9 @@ class _Tree:
 
 
 def _names(folder: int, limit: int) -> dict[str, bool]:
-    """Of at most `limit` entries the name, and whether it is a folder. What is deleted meanwhile is not there.
+    """Return the names of at most `limit` entries, and whether each is a folder. Skip entries that are deleted meanwhile.
 
-    A folder that changes during the listing may show one name twice (readdir(3) promises nothing); here it is one.
+    A folder that changes during the listing may show a name twice (readdir(3) promises nothing); the result has it once.
     """
     names: dict[str, bool] = {}
     with contextlib.suppress(OSError), os.scandir(folder) as found:

@@ -69,7 +69,7 @@ def check_backup(backup: Path, files: list[Copied], tell: Tell) -> None:
 
 
 def _is_hosts_database(path: str) -> bool:
-    """Whether the host wrote it: an agent may give the same name to anything in its own folders."""
+    """Return whether the host wrote it: an agent may give the same name to anything in its own folders."""
     parts = PurePosixPath(path).parts
     return path in _DATABASES or (len(parts) == 5 and parts[0] == "sessions" and parts[3:] == ("in", INBOUND_DB))
 
@@ -77,7 +77,7 @@ def _is_hosts_database(path: str) -> bool:
 def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, replace: bool) -> dict[str, Any]:
     """Make `data_dir` from a backup. `replace`: what is there is moved aside first; the caller holds its lock.
 
-    Returns {files, sessions, before}. Raises RestoreRefusedError, BackupNotVerifiedError or RestoreFailedError;
+    Returns {files, sessions, before}. Raise RestoreRefusedError, BackupNotVerifiedError or RestoreFailedError;
     `data_dir` is as it was then.
     """
     files = read_manifest(backup)

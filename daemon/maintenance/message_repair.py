@@ -34,7 +34,7 @@ def cancel(
 ) -> dict[str, Any]:
     """Cancel an unfinished message and inform its sender. `live`: the incarnation whose container lives, if any.
 
-    Returns {id, was, running}. With `although_running` one that is cancelled already is not an error. Raises UnknownMessageError, MessageFinishedError, MessageRunningError or what opening the
+    Returns {id, was, running}. With `although_running` one that is cancelled already is not an error. Raise UnknownMessageError, MessageFinishedError, MessageRunningError or what opening the
     files raises; nothing has changed then.
     """
     with files.inbound() as db:
@@ -57,7 +57,7 @@ def cancel(
 def retry(files: SessionFiles, message_id: str, operator: Operator, now: int) -> dict[str, Any]:
     """Have a message tried now: one that waits at once, one that was given up or cancelled as a new message.
 
-    Returns {id, was, retried_as}. Raises UnknownMessageError, MessageFinishedError (it is completed) or what opening the
+    Returns {id, was, retried_as}. Raise UnknownMessageError, MessageFinishedError (it is completed) or what opening the
     file raises; nothing has changed then.
     """
     with files.inbound() as db:
@@ -89,7 +89,7 @@ def _find(db: Reader, message_id: str) -> MessageIn:
 
 
 def _check_ack(files: SessionFiles, message: MessageIn, live: str | None) -> bool:
-    """Whether the live container works on it. Raises MessageFinishedError when its agent has finished it already."""
+    """Return whether the live container works on it. Raise MessageFinishedError when its agent has finished it already."""
     try:
         with files.outbound() as out:
             ack = outbound.acks_for(out, [message.id]).get(message.id) if out is not None else None

@@ -96,7 +96,7 @@ class OfflineExecutor:
         del agent, wait_s
 
     def execute(self, verb: AnyVerb) -> dict[str, Any]:
-        """Carry out one verb and return its result. Raises UnknownSessionError and what the verb's own part raises."""
+        """Carry out one verb and return its result. Raise UnknownSessionError and what the verb's own part raises."""
         if isinstance(verb, HostVerb):
             configured, at = Configured.of(self._config), self._clock.now_ms()
             return self._registry.with_file(lambda db: host_verbs.execute(db, verb, configured, at))
@@ -181,7 +181,7 @@ class OfflineExecutor:
         """End the session's container: {incarnation, exit_code}, or None if none runs.
 
         Wait for the confirmed exit unless it is graceful. What the exit means for its messages is settled by the next
-        daemon. Raises RuntimeUnavailableError or NotConfirmedError.
+        daemon. Raise RuntimeUnavailableError or NotConfirmedError.
         """
         container = self._container(key)
         if container is None:
@@ -294,7 +294,7 @@ class OfflineExecutor:
         return True
 
     def _is_known(self, key: SessionKey) -> bool:
-        """Whether there is such a session.
+        """Return whether there is such a session.
 
         A folder without a finished inbound.db is not one yet: its next message completes it. Registered, it would count
         as damaged.
@@ -328,7 +328,7 @@ def offline_executor(
 ) -> Generator[OfflineExecutor]:
     """Hold the data folder and yield its executor.
 
-    Raises DataFolderError, DataFolderLockedError, RegistryGoneError, SchemaTooNewError or StorageError.
+    Raise DataFolderError, DataFolderLockedError, RegistryGoneError, SchemaTooNewError or StorageError.
     """
     if not (config.data_dir / "clawbus.version").is_file():
         raise DataFolderError(

@@ -98,7 +98,7 @@ class Retention:
             await anyio.sleep(self._config.interval_s)
 
     async def prune(self) -> LastPass:
-        """One pass over everything. Raises nothing that a file may raise; the next pass goes on with what is left."""
+        """Run one pass over everything. Log errors instead of raising them; the next pass continues with the rest."""
         began, this = self._clock.monotonic(), LastPass(self._clock.now_ms())
         for part in (self._prune_sessions, self._expire_sessions, self._prune_incarnations, self._prune_mailbox):
             try:

@@ -49,7 +49,7 @@ def change_row(
 ) -> dict[str, Any]:
     """Carry out the verb and return its result. `live`: the incarnation whose container runs, None if there is none.
 
-    Raises what the functions it calls raise, and what opening the files raises.
+    Raise what the functions it calls raise, and what opening the files raises.
     """
     operator = operator_of(verb)
     match verb:

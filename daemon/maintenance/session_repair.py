@@ -47,7 +47,7 @@ def note(files: SessionFiles, event: str, operator: Operator, now: int, **more: 
 def reset(files: SessionFiles, operator: Operator, now: int, *, discard: bool) -> dict[str, Any]:
     """Put out/ aside and make an empty one; attempts that were open are given back. What waits is worked on again.
 
-    Only after a CONFIRMED exit. Returns {moved_to, released}. Raises ResetWouldLoseError when out/ holds answers or
+    Only after a CONFIRMED exit. Returns {moved_to, released}. Raise ResetWouldLoseError when out/ holds answers or
     finished turns that the host has not recorded, unless `discard`; StorageError. Nothing has changed then.
     """
     with files.inbound() as db:

@@ -28,7 +28,7 @@ class StaleAccess(Protocol):
     source: str  # `daemon` or `files`
 
     def sessions(self) -> Sequence[Key]:
-        """Every session there is."""
+        """Return every session."""
         ...
 
     def execute(self, verb: Verb) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Report:
     steps: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def as_dict(self) -> dict[str, Any]:
-        """For the envelope."""
+        """Return the report as JSON values."""
         return {name: getattr(self, name) for name in Report.__dataclass_fields__}
 
 
@@ -160,7 +160,7 @@ class StaleSweep:
         self._step("verify", session="/".join(key), sampled=swept["sampled"])
 
     def _look_at_running(self, keys: Sequence[Key]) -> None:
-        """Only what lives is listed as running; what the sweep left for its age is named."""
+        """Check that only live runs are listed as running. Name those that the sweep left because of their age."""
         young = {one["run"] for one in self.report.left if one["gate"] == SkipReason.YOUNG}
         for key in keys:
             running = self._access.execute(self._verb(PreviewStale, key))["running"]

@@ -55,7 +55,7 @@ class Swept:
     sampled: int = 0
 
     def report(self) -> dict[str, Any]:
-        """For people and the envelope."""
+        """Return the values that the command line shows."""
         return {
             "agent": self.key.agent,
             "session": self.key.session,
@@ -129,7 +129,7 @@ def undo(
 ) -> dict[str, Any]:
     """Put the backup of a sweep back. Refused when the file has gained anything since but the sweep itself.
 
-    Raises RestoreRefusedError, RestoreFailedError, BackupFailedError, BackupNotVerifiedError; the file is unchanged then.
+    Raise RestoreRefusedError, RestoreFailedError, BackupFailedError, BackupNotVerifiedError; the file is unchanged then.
     """
     with files.inbound() as db:
         changed = _refuse_losses(db, backup)

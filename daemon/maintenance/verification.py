@@ -51,7 +51,7 @@ class Verification:
             await anyio.sleep(_INTERVAL_S)
 
     async def verify(self) -> int:
-        """Read each idle session whose record does not count any more; return how many were recorded. Raises StorageError."""
+        """Read each idle session whose record does not count any more; return how many were recorded. Raise StorageError."""
         now = self._clock.now_ms()
         after: SessionKey | None = None
         recorded, idle = 0, set[SessionKey]()

@@ -62,7 +62,7 @@ class BusCollector(Collector):
         self._gauges: tuple[_Gauge, ...] = ()
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: registering must not take a snapshot."""
+        """Return nothing, because registering must not take a snapshot."""
         return ()
 
     def collect(self) -> Iterator[Metric]:

@@ -79,7 +79,7 @@ class Health:
             await anyio.sleep(self._probe_s)
 
     async def probe(self) -> None:
-        """One look at database and disk. A failure is kept for the answers."""
+        """Check the database and the disk once. Keep a failure for later answers."""
         self._asked = self._clock.monotonic()
         try:
             await self._views.probe()
@@ -97,18 +97,18 @@ class Health:
         self._probe_error = since, why
 
     def alive(self) -> dict[str, Any]:
-        """For /healthz: that this is answered at all is the answer; and who answers. Seconds."""
+        """Return the body of /healthz: the loop's lag in seconds, and which worker answers. Any answer means healthy."""
         return {"lag_s": round(self._lag.now(), 3), "worst_lag_s": round(self._lag.worst(), 3),
                 "worker": dict(self._views.worker())}  # fmt: skip
 
     def ready(self) -> dict[str, Any]:
-        """For /readyz: {ready, started, checks: [{name, state, reason, since}]}."""
+        """Return the body of /readyz: {ready, started, checks: [{name, state, reason, since}]}."""
         checks = self.checks()
         ready = all(check.state is not State.FAILING for check in checks)
         return {"ready": ready, "started": self.started, "checks": [asdict(check) for check in checks]}
 
     def checks(self) -> list[Check]:
-        """Every check, in the order in which they are worth reading."""
+        """Return every check, the most important first."""
         problems = list(self._views.problems())
         found = [self._start(), self._loop(), self._loops()]
         probed = {"database": tuple(self._probed())}

@@ -116,7 +116,7 @@ def telemetry_routes(exporter: Exporter, health: Health) -> list[BaseRoute]:
 async def run_listener(
     listen: str, routes: list[BaseRoute], *, task_status: TaskStatus[tuple[str, int]] = anyio.TASK_STATUS_IGNORED
 ) -> None:
-    """Serve the routes on TCP until cancelled; started with (host, port). Raises ListenError."""
+    """Serve the routes on TCP until cancelled; started with (host, port). Raise ListenError."""
     sock = bind_tcp(listen)
     host, port = bound_address(sock)
 

@@ -41,7 +41,7 @@ class LoopLag:
         self._observe(lag)
 
     def now(self) -> float:
-        """How late the next measurement is already; 0 while it is not due."""
+        """Return how late the next measurement is already; 0 while it is not due."""
         return 0.0 if self._due is None else max(0.0, self._clock.monotonic() - self._due)
 
     def worst(self) -> float:

@@ -83,7 +83,7 @@ class DockerRuntime:
         self._pinned = identity
 
     async def may_live(self, incarnation: str) -> bool:
-        """By the label alone."""
+        """Return whether a container with this incarnation's label exists that runs or may start."""
         return await self._in_thread(partial(self._may_live, incarnation))
 
     async def check(self, image: str | None = None, *, own_runner: bool = False) -> None:
@@ -132,12 +132,12 @@ class DockerRuntime:
         await self._in_thread(partial(self._forbid_restart, container_id))
 
     async def changed(self) -> None:
-        """Until Docker reports any event of a container of this install."""
+        """Wait until Docker reports an event of a container of this install."""
         with self._events.waiter(None) as waiter:
             await waiter.rung()
 
     async def list_running(self) -> list[Running]:
-        """Every running container with this install's label; one with broken labels is logged and left out."""
+        """Return every running container with this install's label; one with broken labels is logged and left out."""
         return await self._in_thread(self._list_running)
 
     async def find_or_cancel_spawn(self, incarnation: str) -> Running | None:
@@ -175,7 +175,7 @@ class DockerRuntime:
         return f"{info['ID']} in {info.get('DockerRootDir')}" if info.get("ID") else ""
 
     def _believe(self) -> None:
-        """Before something is taken for absent. Raises EngineChangedError when another engine said so."""
+        """Before something is taken for absent. Raise EngineChangedError when another engine said so."""
         pinned = self._pinned
         if pinned and (found := self._identity()) != pinned:
             raise EngineChangedError(

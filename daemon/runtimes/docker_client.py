@@ -37,11 +37,11 @@ class DockerClient:
 
     @property
     def host(self) -> DockerHost:
-        """The engine that is meant. Raises RuntimeUnavailableError when the environment names none."""
+        """The engine that is meant. Raise RuntimeUnavailableError when the environment names none."""
         return resolve(self._base_url or "", os.environ)
 
     def call(self, use: Callable[[Any], T]) -> T:
-        """`use(client)`. Raises RuntimeUnavailableError, or APIError for a refusal (its status is 4xx)."""
+        """`use(client)`. Raise RuntimeUnavailableError, or APIError for a refusal (its status is 4xx)."""
         client: Any = None
         try:
             client = self._connected()
@@ -87,7 +87,7 @@ class DockerClient:
 
 
 def _arguments(host: DockerHost) -> dict[str, Any]:
-    """For docker-py. TLS is for addresses on a network; a local socket has none, whatever the environment says."""
+    """Return docker-py's arguments. Use TLS for network addresses only, whatever the environment says about a local socket."""
     if docker_address_fault(host.url) is not None:
         raise ValueError(host.url)
     if host.is_local:

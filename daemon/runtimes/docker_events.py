@@ -42,7 +42,7 @@ class Waiter:
             self._loop.call_soon_threadsafe(self._rung.set)
 
     async def rung(self) -> None:
-        """Until the next ring; each ring is consumed once."""
+        """Wait for the next notification. Each one is consumed once."""
         await self._rung.wait()
         self._rung.clear()
 

@@ -59,7 +59,7 @@ def resolve(configured: str, environ: Mapping[str, str]) -> DockerHost:
 
 
 def unavailable(host: DockerHost, error: BaseException, *, tls: bool) -> RuntimeUnavailableError:
-    """Why Docker does not answer, in words, with the fix for this case. `tls`: $DOCKER_TLS_VERIFY is set."""
+    """Return the error for a Docker that does not answer, with the reason and its fix. `tls`: $DOCKER_TLS_VERIFY is set."""
     fault = docker_address_fault(host.url)
     if fault is not None:
         return RuntimeUnavailableError(

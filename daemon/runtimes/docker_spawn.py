@@ -209,13 +209,13 @@ def running_of(details: dict[str, Any]) -> Running | None:
 
 
 def started_ms(details: dict[str, Any]) -> int:
-    """When its present, or last, life began: epoch milliseconds."""
+    """Return when the container was last started, in epoch milliseconds."""
     found = from_text(_to_milliseconds(details["State"].get("StartedAt")))
     return found if found is not None else 0
 
 
 def restarts_by_itself(details: dict[str, Any]) -> bool:
-    """Whether Docker would start it again by itself. We never ask for that; somebody may have set it since."""
+    """Return whether the container has a restart policy. clawbus never sets one, but someone else may have."""
     policy = cast("dict[str, Any]", details["HostConfig"].get("RestartPolicy") or {})
     return policy.get("Name") not in {None, "", "no"}
 

@@ -19,7 +19,7 @@ from daemon.store.registry import IncarnationRow
 def is_witness(
     known: Engine | None, kind: str, identity: str, recorded: Collection[str | None], listed: Iterable[str]
 ) -> bool:
-    """Whether an engine may say what lives.
+    """Return whether an engine's answers are evidence of which containers live.
 
     `recorded` are the container ids of living incarnations of this kind, `listed` those that the engine has. One that
     has a recorded container is the one, whatever its id has become.
@@ -49,7 +49,7 @@ class EngineGuard:
     async def check(self, live: Sequence[IncarnationRow]) -> None:
         """Raise EngineChangedError when another engine answers while `live` incarnations are on record.
 
-        Else this engine is recorded and pinned. Raises RuntimeUnavailableError, StorageError.
+        Else this engine is recorded and pinned. Raise RuntimeUnavailableError, StorageError.
         """
         runtime = self.runtime
         identity = await runtime.identity()

@@ -82,7 +82,7 @@ class SpecMaker:
         self.owner = self._user if self._user != own else None
 
     def make(self, key: SessionKey, incarnation: str) -> ContainerSpec:
-        """Return the spec of a session's next container. Raises UnknownAgentError, DataFolderError or AgentFileError."""
+        """Return the spec of a session's next container. Raise UnknownAgentError, DataFolderError or AgentFileError."""
         agent, config, folder = self._agents.get(key.agent), self._config, self._folder
         if agent is None and key.agent in self._elsewhere:
             raise NotOwnedError(f"agent {key.agent!r} belongs to the role {self._elsewhere[key.agent]}.")

@@ -52,11 +52,11 @@ class Builder(Protocol):
     """What is needed of Docker; `containers.docker_image.ImageBuilder` is it."""
 
     def is_foreign(self, tag: str) -> bool:
-        """Whether an image of this name is here that is not clawbus's. ImageError when no image can be called so."""
+        """Return whether a local image of this name is not clawbus's. Raise ImageError for an invalid name."""
         ...
 
     def ensure_base(self, image: str) -> bool:
-        """Whether it had to be pulled."""
+        """Pull the image unless it is here. Return whether it was pulled."""
         ...
 
     def run_once(self, image: str, command: list[str]) -> str:
@@ -99,7 +99,7 @@ def build_image(
 ) -> BuiltImage:
     """Build and tag the agent image. `wheels` is a prepared folder to use instead of the package index.
 
-    `replace_foreign`: take the name also from an image that is not clawbus's. `progress` gets one line a step. Blocks, for minutes when a base has to be pulled. Raises RuntimeUnavailableError
+    `replace_foreign`: take the name also from an image that is not clawbus's. `progress` gets one line a step. Blocks, for minutes when a base has to be pulled. Raise RuntimeUnavailableError
     without Docker, and ImageError with the reason for everything else.
     """
     if builder.is_foreign(tag) and not replace_foreign:

@@ -39,7 +39,7 @@ def source_files(site: Path | None = None) -> list[tuple[str, Path]]:
 
 
 def package_folder(package: str) -> Path:
-    """Where the package is installed; ImageError when it is not."""
+    """Return the folder in which the package is installed. Raise ImageError if it is not installed."""
     found = importlib.util.find_spec(package)  # of a top-level name: finds it and does not import it
     if found is None or not found.submodule_search_locations:
         raise ImageError(

@@ -24,7 +24,7 @@ Members = Callable[[str], frozenset[int] | None]
 
 
 def member_finder(kind: str, records: Path) -> Members:
-    """Pids of a container by its id, for the runtime of this kind; `records` are the process runtime's."""
+    """Return a function from a container's id to its pids, for this kind of runtime. `records` are the process runtime's."""
     if kind == "process":
         return lambda container_id: _of_record(RecordStore(records), container_id)
     return _of_cgroup

@@ -35,7 +35,7 @@ def rotate(path: Path, *, max_bytes: int = MAX_BYTES, keep: int = KEEP) -> None:
 def cut(path: Path, *, max_bytes: int = MAX_BYTES, keep: int = KEEP) -> bool:
     """`rotate` for a log that a living process goes on appending to: `log` is copied to `log.1`, then emptied. True if it was.
 
-    What is written between the two is lost. Raises OSError, and then nothing was emptied.
+    What is written between the two is lost. Raise OSError, and then nothing was emptied.
     """
     try:
         handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)

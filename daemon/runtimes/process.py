@@ -119,7 +119,7 @@ class ProcessRuntime:
         self._pinned = identity
 
     async def may_live(self, incarnation: str) -> bool:
-        """By the mark that all its processes carry."""
+        """Return whether any process carries the incarnation's mark."""
         return await self._in_thread(partial(process_table.is_anybody_marked, incarnation))
 
     async def check(self, image: str | None = None, *, own_runner: bool = False) -> None:
@@ -165,7 +165,7 @@ class ProcessRuntime:
         return Exit(code=await self._in_thread(partial(self._exit_code, record)))
 
     async def forbid_restart(self, container_id: str) -> None:
-        """Nothing starts a process container again."""
+        """Do nothing: nothing restarts a process container."""
         del container_id
 
     async def changed(self) -> None:
@@ -173,11 +173,11 @@ class ProcessRuntime:
         await anyio.sleep_forever()
 
     async def list_running(self) -> list[Running]:
-        """Every container of this install with a living process."""
+        """Return every container of this install with a living process."""
         return await self._in_thread(self._list_running)
 
     async def find_or_cancel_spawn(self, incarnation: str) -> Running | None:
-        """By its record: a shell without one ends by itself and runs nothing."""
+        """Find the container by its record. A shell without a record ends by itself and runs nothing."""
         return await self._in_thread(partial(self._find_or_cancel_spawn, incarnation))
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
@@ -300,7 +300,7 @@ class ProcessRuntime:
             )
 
     def _stop(self, container_id: str) -> bool:
-        """Whether there was somebody to signal, or there will never be."""
+        """Return whether there was somebody to signal, or there will never be."""
         record = self._read(container_id)
         if record is None:
             return True

@@ -46,7 +46,7 @@ class Record:
         return Leader(self.pid, self.start_ticks, self.boot_id, self.incarnation)
 
     def running(self) -> Running:
-        """As the listing has it."""
+        """Return the container as the runtime lists it."""
         return Running(self.container_id, self.agent, self.session, self.incarnation, self.fingerprint, self.started_at)
 
 
@@ -68,7 +68,7 @@ class RecordStore:
             raise self._unusable(error) from error
 
     def write(self, record: Record) -> None:
-        """All at once: a reader sees the whole record or none."""
+        """Write the record atomically: a reader sees all of it or none."""
         path = self._path(record.container_id, "json")
         draft = path.with_suffix(".draft")
         try:
@@ -90,7 +90,7 @@ class RecordStore:
         return _parsed(text)
 
     def all(self) -> list[Record]:
-        """Every record, of live and of dead containers."""
+        """Return every record, of live and of dead containers."""
         try:
             found = sorted(path.stem for path in self._folder.iterdir() if path.suffix == ".json")
         except FileNotFoundError:
@@ -100,7 +100,7 @@ class RecordStore:
         return [record for record in map(self.read, found) if record is not None]
 
     def exit_path(self, container_id: str) -> Path:
-        """Where the wrapper writes the code."""
+        """Return the file to which the wrapper writes the exit code."""
         return self._path(container_id, "exit")
 
     def exit_code(self, container_id: str) -> int | None:

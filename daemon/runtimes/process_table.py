@@ -65,7 +65,7 @@ def machine_id() -> str:
 
 
 def is_anybody_marked(incarnation: str) -> bool:
-    """Whether a living process that we may look at belongs to a container of this incarnation."""
+    """Return whether a living process that we may look at belongs to a container of this incarnation."""
     mark = f"{ENV_MARK}={incarnation}".encode()
     return any(stat.alive and _is_marked(stat.pid, mark) for stat in _all_stats())
 
@@ -89,7 +89,7 @@ def leader_stat(leader: Leader) -> ProcessStat | None:
 
 
 def living_members(leader: Leader) -> list[ProcessStat]:
-    """Every living process of the container: of its session, marked with its incarnation, or descended from one.
+    """Return every living process of the container: of its session, marked with its incarnation, or descended from one.
 
     The mark (ENV_MARK in its environment) finds a process that has left the session and whose parent died.
     """

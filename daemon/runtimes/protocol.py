@@ -115,7 +115,7 @@ class ContainerRuntime(Protocol):
     async def identity(self) -> str:
         """Return the engine's own id, which tells it from others of its kind; empty where it has none.
 
-        Raises RuntimeUnavailableError.
+        Raise RuntimeUnavailableError.
         """
         ...
 
@@ -127,7 +127,7 @@ class ContainerRuntime(Protocol):
         ...
 
     async def may_live(self, incarnation: str) -> bool:
-        """Whether this engine has a container of the incarnation, of whichever install, that runs or may start."""
+        """Return whether this engine has a container of the incarnation, of whichever install, that runs or may start."""
         ...
 
     async def check(self, image: str | None = None, *, own_runner: bool = False) -> None:
@@ -181,7 +181,7 @@ class ContainerRuntime(Protocol):
         ...
 
     async def list_running(self) -> list[Running]:
-        """Every container of this install that runs now, adopted or not."""
+        """Return every container of this install that runs now, adopted or not."""
         ...
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:

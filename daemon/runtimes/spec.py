@@ -74,7 +74,7 @@ def build_spec(
     `own_runner` is the operator's own runner program; `workspace` is then the folder of links (`workspace.py`) to mount.
     `extra_mounts` come after those that every container has.
 
-    Raises ConfigError when the agent's own environment names a variable that is reserved or not one.
+    Raise ConfigError when the agent's own environment names a variable that is reserved or not one.
     """
     name = container_name(install_id, agent, session)
     environment = _environment(agent, session, runner, agent_env)

@@ -26,7 +26,7 @@ _LINKS: Final = (  # (name, target)
 def ensure_workspace(folder: Path) -> Path:
     """Make the folder with its links and mount points, and return it. Repeating it changes nothing.
 
-    One folder serves every container: it is mounted read-only and holds nothing of a session. Raises DataFolderError.
+    One folder serves every container: it is mounted read-only and holds nothing of a session. Raise DataFolderError.
     """
     try:
         folder.mkdir(mode=0o755, exist_ok=True)

@@ -163,7 +163,7 @@ class DataFolder(Layout):
         """Check, lock and, where it is new, make the folder and its subfolders (0700).
 
         A symbolic link to a folder is followed: moving the data to another disk is the operator's right.
-        Raises DataFolderError, DataFolderLockedError or SchemaTooNewError, and then has changed no data.
+        Raise DataFolderError, DataFolderLockedError or SchemaTooNewError, and then has changed no data.
         """
         root = path.absolute()
         locks: list[int] = []
@@ -194,7 +194,7 @@ class DataFolder(Layout):
         self.close()
 
     def make_agents(self, names: Iterable[str]) -> None:
-        """Each agent's own folder, where an operator puts its program: there before the agent's first message."""
+        """Create each agent's folder, where an operator puts its program, before the agent's first message."""
         for name in names:
             path = self.agents_dir / name
             try:
@@ -205,7 +205,7 @@ class DataFolder(Layout):
     def retake_lock(self, clock: Clock) -> bool:
         """Lock a new `clawbus.lock`, or a folder put in this one's place; return whether that was needed.
 
-        Raises DataFolderLockedError when another process has locked a new one, DataFolderError or OSError.
+        Raise DataFolderLockedError when another process has locked a new one, DataFolderError or OSError.
         """
         if self._lock is None:
             return False
@@ -325,7 +325,7 @@ def check_ours(root: Path, hint: str) -> None:
 
 
 def _lock_folder(root: Path) -> int:
-    """Lock the folder itself and return its descriptor. Raises DataFolderLockedError or OSError.
+    """Lock the folder itself and return its descriptor. Raise DataFolderLockedError or OSError.
 
     Some network file systems cannot lock a folder (flock(2)); there, `clawbus.lock` alone has to do.
     """

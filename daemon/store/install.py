@@ -117,7 +117,7 @@ class InstallFile:
         return found.engine if found is not None else None
 
     def set_engine(self, engine: Engine, install_id: str) -> None:
-        """Record the engine. Raises StorageError."""
+        """Record the engine. Raise StorageError."""
         found = self.read() or Install(install_id, place_of(self._path.parent))
         if found.engine != engine:
             self.write(replace(found, engine=engine))

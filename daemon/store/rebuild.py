@@ -24,7 +24,7 @@ _INSTALL_ID: Final = re.compile(r"[0-9a-z]{1,64}\Z")
 def agree_on_install_id(registry: Registry, file: Path, now_ms: int) -> str:
     """Return the install's id. It is kept in central.db and in `file`; either restores the other, central.db first.
 
-    Without it, the containers of a registry that was lost would belong to no installation. Raises StorageError.
+    Without it, the containers of a registry that was lost would belong to no installation. Raise StorageError.
     """
     kept = _read(file)
     install_id = registry.install_id(now_ms, kept)
@@ -34,7 +34,7 @@ def agree_on_install_id(registry: Registry, file: Path, now_ms: int) -> str:
 
 
 def remake(registry: Registry, sessions_dir: Path, memory: Memory, now_ms: int) -> int:
-    """Bring back a registry that vanished under the daemon; the number of session folders. Raises StorageError."""
+    """Bring back a registry that vanished under the daemon; the number of session folders. Raise StorageError."""
     if not sessions_dir.is_dir():
         # A disk that is not mounted any more has lost nothing: no new registry may come up in its place.
         raise StorageError(
@@ -46,7 +46,7 @@ def remake(registry: Registry, sessions_dir: Path, memory: Memory, now_ms: int) 
 
 
 def found_sessions(sessions_dir: Path) -> Iterator[SessionKey]:
-    """Every `<agent>/<session>/in/inbound.db` whose names are valid. Raises StorageError."""
+    """Return every `<agent>/<session>/in/inbound.db` whose names are valid. Raise StorageError."""
     try:
         for agent in _folders(sessions_dir, _is_agent):
             for folder in _folders(agent, lambda name: session_of_folder(name) is not None):
@@ -72,7 +72,7 @@ def _is_agent(name: str) -> bool:
 
 
 def is_session(folder: SessionFolder) -> bool:
-    """Whether there is anything here that a registry should know. Raises OSError."""
+    """Return whether there is anything here that a registry should know. Raise OSError."""
     try:
         size = folder.inbound_db.lstat().st_size
     except (FileNotFoundError, NotADirectoryError):
@@ -95,7 +95,7 @@ def _read(file: Path) -> str | None:
 
 
 def write_install_id(file: Path, install_id: str) -> None:
-    """Replace the file. Raises StorageError."""
+    """Replace the file. Raise StorageError."""
     fresh = file.with_name(f"{file.name}.new")
     try:
         fresh.unlink(missing_ok=True)  # of a crash, with whatever rights

@@ -38,7 +38,7 @@ class Notifier:
         self._send("READY=1", *([_status(status)] if status else []))
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
+        """Send one line that `systemctl status` shows."""
         self._send(_status(text))
 
     def watchdog(self) -> None:

@@ -41,7 +41,7 @@ def new_context(parent: TraceContext | None, ratio: float) -> TraceContext:
 
 
 def decide(trace_id: str, ratio: float) -> bool:
-    """Whether a trace is recorded: a function of its id's last 56 bits, so that every caller gets the same answer."""
+    """Return whether a trace is recorded: a function of its id's last 56 bits, so that every caller gets the same answer."""
     return int(trace_id[18:], 16) < ratio * 2**56
 
 

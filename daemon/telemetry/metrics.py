@@ -49,7 +49,7 @@ class Metrics:
         return name if name in self._channels else OTHER
 
     def deliveries(self, agent: str, channel: str) -> Deliveries:
-        """Of one agent's receipts on one channel."""
+        """Return the instruments for one agent's receipts on one channel."""
         label = self.channel(channel)
         found = self._deliveries.get((agent, label))
         if found is None:
@@ -59,7 +59,7 @@ class Metrics:
         return found
 
     def sends(self, channel: str) -> Histogram:
-        """How long a send on one channel took."""
+        """Return the histogram of send times of one channel."""
         label = self.channel(channel)
         found = self._sends.get(label)
         if found is None:
@@ -67,7 +67,7 @@ class Metrics:
         return found
 
     def count_spans(self, outcome: str, count: int) -> None:
-        """Spans that were exported, failed or dropped."""
+        """Count spans that were exported, failed or dropped."""
         self.spans.labels(outcome).inc(count)
 
     def _instruments(self) -> None:

@@ -253,7 +253,7 @@ class Telemetry:
     # --- spans
 
     def _context(self, agent: str, session: str, message_id: str, traceparent: str | None) -> TraceContext | None:
-        """The context that a message's row carries; for one that carries none, where we trace, always the same one."""
+        """Return the context in a message's row. If it has none and tracing is on, return one that is derived from its id."""
         known, ratio = parse(traceparent), self.tracer.ratio
         if known is not None or ratio is None:
             return known

@@ -136,7 +136,7 @@ class _Watched(SpanExporter):
         self._log = structlog.get_logger("telemetry")
 
     def take(self, limit: int) -> bool:
-        """Whether one more span fits. Two counters, each written by one thread alone."""
+        """Return whether one more span fits. Two counters, each written by one thread alone."""
         if self._taken - self._done >= limit:
             return False
         self._taken += 1

@@ -124,7 +124,7 @@ class Supervisor:
         return self._state.slots.get(key)
 
     def slots(self) -> tuple[Slot, ...]:
-        """Every slot."""
+        """Return every slot."""
         return tuple(self._state.slots.values())
 
     def alive(self) -> tuple[Slot, ...]:
