@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[3]
-RULES: Final = ("host_rules", "session_rules", "run_rules")
+RULES: Final = (
+    "host_rules", "session_file_rules", "session_container_rules", "session_message_rules", "run_rules",
+)  # fmt: skip
 WRECKS: Final = "tests/wrecks/test_wrecks.py"
 REPAIRS: Final = "tests/wrecks/test_repairs.py"
 MORE: Final = "tests/wrecks/test_more_repairs.py"
@@ -79,7 +81,7 @@ def codes() -> set[str]:
         tree = ast.parse((ROOT / f"daemon/core/{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                place = {"Diagnosis": 0, "_of": 1, "_about": 2}.get(node.func.id)
+                place = {"Diagnosis": 0, "_of": 1, "finding": 1, "_about": 2}.get(node.func.id)
                 if place is not None and len(node.args) > place and isinstance(node.args[place], ast.Constant):
                     found.add(str(ast.literal_eval(node.args[place])))
     return {*found, "DISK_FULL", "STORAGE_FAILING", "SCHEMA_TOO_NEW", "HOST_TROUBLE"}  # by name in the rules

@@ -7,7 +7,7 @@ import pytest
 from daemon.core.diagnoses import diagnose_session
 from daemon.core.facts import HostFacts
 from daemon.core.run_state import Life
-from daemon.core.session_rules import UNCLAIMED_MS
+from daemon.core.session_container_rules import UNCLAIMED_MS
 from daemon.inspect.explain import explain, held_up
 from daemon.inspect.queues import Holder, Queues
 from daemon.inspect.session_facts import live_record, recorded_facts

@@ -1,0 +1,204 @@
+"""Rules about a session's container: one too many, one that is gone, or none although work is due. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from daemon.core.command_words import two_words
+from daemon.core.diagnosis import Choice, Diagnosis, span
+from daemon.core.facts import DaemonState, HostFacts, SessionFacts
+from daemon.core.host_rules import TOO_NEW, UPGRADE, disk_full, image_unusable, runtime_away
+from daemon.core.run_state import Life
+from daemon.core.session_finding import GRACE_MS, finding, quoted
+from schema.instants import to_text
+
+UNCLAIMED_MS: Final = 60_000  # a runner that works has polled many times by then
+
+
+_HOLDERS_SHOWN: Final = 10
+
+
+def orphaned_container(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Report a running container that the daemon does not supervise."""
+    if not one.containers:
+        return None
+    stray = one.containers[0]
+    evidence = [
+        f"Container {stray.container_id[:12]} of incarnation {stray.incarnation} runs since {to_text(stray.started_at)}.",
+        f"central.db says that {one.live.incarnation} lives."
+        if one.live
+        else "central.db has no living incarnation of it.",
+    ]
+    if len(one.containers) > 1:
+        evidence.append(f"{len(one.containers) - 1} more run beside it.")
+    down = host.daemon is DaemonState.DOWN
+    command = host.start if down else f"clawbus session kill {quoted(one)}"
+    return finding(
+        one, "ORPHANED_CONTAINER", "It has a running container that the daemon does not supervise.", evidence, command,
+        incarnation=stray.incarnation,
+    )  # fmt: skip
+
+
+def container_restarted(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Report a container that somebody else restarted: it is a second life of a recorded incarnation."""
+    live, container = one.live, one.container
+    if live is None or container is None or live.started_at in {None, container.started_at}:
+        return None
+    evidence = (
+        (
+            f"Container {container.container_id[:12]} was started at {to_text(live.started_at or 0)}, and again at"
+            f" {to_text(container.started_at)}: it was restarted from outside (`docker restart`, a restart policy)."
+        ),
+    )
+    command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session kill {quoted(one)}"
+    return finding(
+        one, "CONTAINER_RESTARTED", "Its container was restarted by others; the daemon ends it and starts another one.",
+        evidence, command, incarnation=live.incarnation,
+    )  # fmt: skip
+
+
+def restart_policy(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Report a container that Docker would restart on its own."""
+    found = [item for item in (one.container, *one.containers) if item is not None and item.restarts]
+    if not found:
+        return None
+    container = found[0]
+    evidence = (
+        f"Container {container.container_id[:12]} has a restart policy: a message that ends it would be retried without end.",
+    )
+    return finding(
+        one, "RESTART_POLICY", "Docker would restart its container on its own.", evidence,
+        f"docker update --restart=no {container.container_id[:12]}", incarnation=container.incarnation,
+    )  # fmt: skip
+
+
+def paused(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Report a container that somebody paused."""
+    container = one.container
+    if container is None or not container.paused:
+        return None
+    evidence = (f"Container {container.container_id[:12]} is paused: it does no work until it is resumed or ended.",)
+    return finding(
+        one, "CONTAINER_PAUSED", "Somebody has paused its container.", evidence,
+        f"docker unpause {container.container_id[:12]}", incarnation=container.incarnation,
+    )  # fmt: skip
+
+
+def container_gone(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Report an incarnation that central.db has as living, although the runtime lists no such container."""
+    live = one.live
+    if live is None or live.life is not Life.GONE:
+        return None
+    # It is recorded before it exists: a daemon that works may be about to start it.
+    if host.daemon is DaemonState.UP and host.now - (live.started_at or live.created_at) < GRACE_MS:
+        return None
+    evidence = (
+        f"central.db has incarnation {live.incarnation} living since {to_text(live.started_at or live.created_at)}.",
+        f"The runtime {host.runtime} lists no such container.",
+    )
+    command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session kill {quoted(one)}"
+    return finding(
+        one, "GHOST_CONTAINER", "The registry takes a container for living that is gone.", evidence, command,
+        incarnation=live.incarnation,
+    )  # fmt: skip
+
+
+def hot_journal(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Report the journal of a container that died in the middle of a commit."""
+    lives = one.containers or (one.live is not None and one.live.life is not Life.GONE)
+    if not one.journal or lives:
+        return None
+    # A release has the session swept at once, and a sweep with nothing running recovers the journal first.
+    evidence = ("out/outbound.db-journal is there and no container runs: its writer died in mid-commit.",)
+    command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session release {quoted(one)}"
+    return finding(
+        one, "HOT_JOURNAL", "A dead container's journal keeps its answers from being read.", evidence, command
+    )
+
+
+def spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Report that the session's container cannot be started."""
+    starting = one.live is not None and one.live.container_id is None  # that it is being tried is no news
+    if not one.spawn_failures or not one.due or (one.live is not None and not starting):
+        return None
+    evidence = [
+        f"{one.spawn_failures} failed starts in a row, the last: {one.last_spawn_error or 'no reason recorded'}"
+    ]
+    if one.next_spawn_at is not None and one.next_spawn_at > host.now:
+        evidence.append(f"The next attempt is in {span(one.next_spawn_at - host.now)}.")
+    image, away = image_unusable(host), runtime_away(host)
+    cause = image or away
+    # A container in the way is ended by a kill; the end of the container's own log is in `session show`.
+    command = (
+        cause.command if cause is not None else f"clawbus session {'kill' if one.containers else 'show'} {quoted(one)}"
+    )
+    if cause is None and TOO_NEW in (one.last_spawn_error or ""):
+        # An image of an older clawbus: its runner does not know the files that this host writes.
+        command = "clawbus image build" if host.runtime == "docker" else UPGRADE
+    named = cause is not None or one.containers or not command.startswith("clawbus session show")
+    if not named:
+        evidence.append("Repair what the last error names. The daemon keeps retrying, less often each time.")
+    return finding(
+        one, "SPAWN_FAILING", "Its container cannot be started.", evidence, command,
+        cause=cause.code if cause is not None else "ORPHANED_CONTAINER" if one.containers else None,
+        choices=() if named else (
+            Choice("once its cause is repaired, to retry it now", f"clawbus session release {quoted(one)}"),
+        ),
+    )  # fmt: skip
+
+
+def work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Report work that is due while no container runs, and what keeps it waiting."""
+    if not one.due or one.live is not None or one.containers or one.oldest_due_at is None:
+        return None
+    waited = host.now - one.oldest_due_at
+    down = host.daemon is not DaemonState.UP
+    if waited < (GRACE_MS if down else max(GRACE_MS, host.sweep_interval_ms + GRACE_MS)):
+        return None
+    cause = (
+        f"DAEMON_{host.daemon.value.upper()}" if down
+        else "RUNTIME_UNAVAILABLE" if runtime_away(host)
+        else "IMAGE_UNUSABLE" if image_unusable(host)
+        else "DISK_FULL" if disk_full(host)
+        else None
+    )  # fmt: skip
+    evidence = [f"{one.due} due, the oldest since {span(waited)}, and no container runs."]
+    if not down and cause is None and host.holders:
+        evidence += _slots(host)
+        longest = host.holders[0]
+        return finding(
+            one, "WORK_WAITING", "Work is due and every container slot is taken.", evidence,
+            f"clawbus session stop {two_words(longest.agent, longest.session)}",
+        )  # fmt: skip
+    command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session release {quoted(one)}"
+    return finding(one, "WORK_WAITING", "Work is due and nothing runs.", evidence, command, cause=cause)
+
+
+def _slots(host: HostFacts) -> list[str]:
+    """Return which sessions have held the slots for the longest time, and for how long."""
+    lines = [f"All {host.max_containers} slots (runtime.max_containers) are taken."]
+    for one in host.holders[:_HOLDERS_SHOWN]:
+        work = (
+            f"works on message {one.message_id}"
+            if one.message_id is not None
+            else "has held one, with nothing claimed,"
+        )
+        lines.append(f"{one.agent}/{one.session} {work} for {span(host.now - one.since)}.")
+    if len(host.holders) > _HOLDERS_SHOWN:
+        lines.append(f"{len(host.holders) - _HOLDERS_SHOWN} more hold one for less long.")
+    return lines
+
+
+def unclaimed(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Report a container that runs and takes none of the messages that are due."""
+    if one.live is None or one.live.life is not Life.ALIVE or one.oldest_due_at is None or one.claimed:
+        return None
+    waited = host.now - max(one.oldest_due_at, one.live.started_at or one.live.created_at)
+    if waited < UNCLAIMED_MS:
+        return None
+    evidence = (f"{one.due} due for {span(waited)}; the container {one.live.container_id} lives and claims nothing.",)
+    # It claims nothing, so a stop costs no message a try; a runner that hangs is killed after the grace.
+    return finding(
+        one, "UNCLAIMED", "Its container runs and takes nothing: the runner hangs, or cannot see its folder.", evidence,
+        f"clawbus session stop {quoted(one)}", incarnation=one.live.incarnation,
+    )  # fmt: skip
