@@ -68,6 +68,15 @@ class TurnProgress:
         self._say = say
         self._tool = silence, self._began_at  # what is declared now
         self._open_questions = 0
+        self._stop = anyio.Event()
+
+    def stop(self) -> None:
+        """Tell the provider to stop the turn. Calling it again has no effect."""
+        self._stop.set()
+
+    async def stop_asked(self) -> None:
+        """Wait until the turn is to be stopped."""
+        await self._stop.wait()
 
     def event(self) -> None:
         """Touch the heartbeat."""

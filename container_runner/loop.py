@@ -14,6 +14,7 @@ import anyio
 from structlog.typing import FilteringBoundLogger
 
 from container_runner.asking import Asking
+from container_runner.cancelled_messages import stop_when_cancelled
 from container_runner.file_work import FileWork, GraceOverError, run_here, run_in_thread
 from container_runner.heartbeat import Heartbeat
 from container_runner.live import TurnProgress
@@ -97,6 +98,7 @@ class Runner:
         self._files = FileWork(self._stopping, log)
         self._end = TurnEnd(settings, store, self._files, self._stopping)
         self._first_poll = True
+        self._seen = 0  # the watch's count before the latest claim
 
     def stop(self) -> None:
         """Stop claiming. The current turn has `grace_s` seconds from now to finish. Calling it again has no effect."""
@@ -144,7 +146,7 @@ class Runner:
 
         Return None when nothing was claimed, and when a file could not be used: the next poll tries again.
         """
-        looked_at = self._now_ms()
+        looked_at, seen = self._now_ms(), self._watch.pokes
         claim = partial(
             self._store.claim,
             self._settings.max_batch,
@@ -160,7 +162,7 @@ class Runner:
         except ClawbusError as error:
             self._files.note_problem("poll_failed", error)
             return None
-        self._first_poll, self._looked_at = False, looked_at
+        self._first_poll, self._looked_at, self._seen = False, looked_at, seen
         self._files.note_success()
         return batch
 
@@ -192,6 +194,8 @@ class Runner:
                 group.start_soon(self._cut_off, scope)
                 if self._provider.accepts_follow_ups and not batch.alone:
                     group.start_soon(self._feed, progress)
+                is_cancelled = partial(self._is_cancelled, [one.id for one in batch.messages if one.trigger])
+                group.start_soon(stop_when_cancelled, self._watch, self._seen, is_cancelled, progress.stop)
                 outcome = await self._work(batch, progress)
                 group.cancel_scope.cancel()
         await self._end_leftovers(log)
@@ -266,6 +270,14 @@ class Runner:
             # There is no await between the claim and the push, so no claimed message can be lost.
             if batch is not None:
                 progress.follow_ups_inbox.push(batch.messages)
+
+    async def _is_cancelled(self, message_ids: Sequence[str]) -> bool:
+        """Return whether the host has cancelled one of these messages; False while its file cannot be read."""
+        try:
+            return bool(await run_in_thread(self._store.outbox.cancelled, message_ids))
+        except ClawbusError as error:
+            self._files.note_problem("cancel_unknown", error)
+            return False
 
     async def _cut_off(self, scope: anyio.CancelScope) -> None:
         await self._stopping.wait_for_grace_end()

@@ -136,17 +136,23 @@ class Store:
         state: Mapping[str, str | None] | None = None,
         note: TurnNote | None = None,
         usage: tuple[str, TurnUsage] | None = None,
-    ) -> None:
+        triggers: Sequence[str] = (),
+    ) -> bool:
         """Commit a turn in one transaction: outbound rows, acks, state, note, usage; clear the tool in flight.
 
-        `usage` is kept under the id of a message of the turn.
+        `usage` is kept under the id of a message of the turn. When the host has cancelled all of `triggers`, nobody waits for
+        the answer: only release the claims, and return False.
 
         Safe to repeat after an error that leaves the outcome unknown. Raise InboundUnreadableError or ClaimLostError.
         """
         with self._both() as db, db.transaction():
             if self._is_finished(db, acked, status):
-                return
+                return True
             self._check_claims(db, acked)
+            if self._are_cancelled(db, triggers):
+                self._release(db, [*acked, *released])
+                self._set_tool(db, None)
+                return False
             self._insert_rows(db, rows)
             now = to_text(self.now_ms())
             db.executemany(
@@ -161,6 +167,7 @@ class Store:
             self._keep_state(db, state or {}, now)
             self._set_tool(db, None)
         ring(self._outbound.parent)
+        return True
 
     def defer(
         self, acked: Sequence[str], *, retry_at: int | None, reason: str | None, released: Sequence[str] = ()
@@ -250,6 +257,11 @@ class Store:
         found = [self._ack(db, message_id) for message_id in acked]
         wanted = (status.value, self._incarnation)
         return bool(found) and all(row is not None and (row["status"], row["incarnation"]) == wanted for row in found)
+
+    def _are_cancelled(self, db: Writer, triggers: Sequence[str]) -> bool:
+        """Return whether the host has cancelled every trigger. It cannot do so between this read and our commit."""
+        query = "SELECT 1 FROM inbound.messages_in WHERE id = ? AND status = 'cancelled'"
+        return bool(triggers) and all(db.one(query, (message_id,)) is not None for message_id in triggers)
 
     def _check_claims(self, db: Writer, acked: Sequence[str]) -> None:
         """Raise ClaimLostError when a claim is no longer ours.

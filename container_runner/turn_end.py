@@ -23,6 +23,7 @@ from container_runner.shared.errors import (
     CannotStartError,
     TurnDeferredError,
     TurnFailedError,
+    TurnStoppedError,
     UnknownDestinationError,
 )
 from container_runner.stopping import Stopping
@@ -76,9 +77,11 @@ class TurnEnd:
     async def commit(self, outcome: Outcome, turn: EndedTurn) -> str:
         """Commit the turn's end, retrying for as long as the file cannot be written. Return the messages' new status.
 
-        Instead of an ack's status, return `split` when the messages are to be tried again one by one, and `abandoned` when
-        their claims were released because the runner is being stopped.
+        Instead of an ack's status, return `split` when the messages are to be tried again one by one, `abandoned` when
+        their claims were released because the runner is being stopped, and `cancelled` when nobody waits for the answer.
         """
+        if isinstance(outcome, TurnStoppedError):
+            return await self._release(turn, "cancelled")
         if isinstance(outcome, TurnDeferredError):
             if await self._defer(outcome, turn):
                 return AckStatus.LATER.value
@@ -124,14 +127,15 @@ class TurnEnd:
             state=_state(outcome) if failure is None else None,
             usage=_usage(outcome, turn.messages) if failure is None else None,
             note=_note(outcome) if failure is None else TurnNote(failure.code, str(failure)),
+            triggers=[message.id for message in turn.messages if message.trigger],
         )
         try:
-            await self._files.until_done("commit_failed", finish)
+            kept = await self._files.until_done("commit_failed", finish)
         except GraceOverError:
             await self.abandon(turn.log)
             return "abandoned"
         self._solo.difference_update(turn.ids)
-        return status.value
+        return status.value if kept else "cancelled"
 
     async def _split(self, turn: EndedTurn) -> str:
         """Release a failed turn's messages, so that each trigger is tried alone: one bad message must not fail the others.
@@ -140,13 +144,17 @@ class TurnEnd:
         """
         self._solo.update(message.id for message in turn.messages if message.trigger)
         turn.log.warning("turn_split", triggers=sum(message.trigger for message in turn.messages))
+        return await self._release(turn, "split")
+
+    async def _release(self, turn: EndedTurn, word: str) -> str:
+        """Release the turn's claims and return `word`. What the host has cancelled is not claimed again; the rest is."""
         give_back = partial(self._store.give_back, [*turn.ids, *turn.released])
         try:
             await self._files.until_done("release_failed", give_back)
         except GraceOverError:
             await self.abandon(turn.log)
             return "abandoned"
-        return "split"
+        return word
 
     async def _defer(self, outcome: TurnDeferredError, turn: EndedTurn) -> bool:
         """Ask the host to try the messages later. Return False when it does not support that."""

@@ -346,12 +346,15 @@ class Writer(Reader):
                 self._roll_back()
 
     @contextmanager
-    def transaction(self) -> Generator[Self]:
-        """Run BEGIN IMMEDIATE .. COMMIT; on any exception roll back. Inside `looking`, continue its open transaction."""
+    def transaction(self, *, exclusive: bool = False) -> Generator[Self]:
+        """Run BEGIN IMMEDIATE .. COMMIT; on any exception roll back. Inside `looking`, continue its open transaction.
+
+        `exclusive`: nobody reads the file meanwhile, so what another process does by what it reads here is over or comes later.
+        """
         if self._looks:
             self._looks = False
         else:
-            self.execute("BEGIN IMMEDIATE")
+            self.execute("BEGIN EXCLUSIVE" if exclusive else "BEGIN IMMEDIATE")
         changes = self._connection.total_changes
         try:
             yield self

@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS messages_in (
   solo              INTEGER NOT NULL DEFAULT 0,  -- ours: 1: never in one turn with another trigger
   holds             INTEGER NOT NULL DEFAULT 0,  -- ours: 1: until process_after it holds back every later row
   deferrals         INTEGER NOT NULL DEFAULT 0,  -- ours: the agent's latest "later" that the host has taken note of
+  stop_late         INTEGER NOT NULL DEFAULT 0,  -- ours: 1: a turn that still works on it at not_after is stopped
   void_ack          TEXT                         -- ours: status_changed of an ack that is not about this message
 );
 CREATE INDEX IF NOT EXISTS idx_messages_in_series ON messages_in(series_id);

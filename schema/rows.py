@@ -84,6 +84,7 @@ class MessageIn:
     holds: bool = False
     deferrals: int = 0
     void_ack: str | None = None
+    stop_late: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from container_runner.shared.errors import (
     CommandTimeoutError,
     TurnDeferredError,
     TurnFailedError,
+    TurnStoppedError,
 )
 from container_runner.shared.running_time import cancel_after_running
 
@@ -86,17 +87,22 @@ class _Conversation:
         self._failure: TurnFailedError | None = None
         self._stderr = ErrorOutput(progress.wrote)
         self._answers = answers
+        self._progress = progress
+        self._stopped = False
 
     async def run(self, turn: Turn, timeout_s: float) -> Answer:
         code = 0
         with anyio.CancelScope() as limit:
             async with anyio.create_task_group() as group:
                 group.start_soon(cancel_after_running, limit, timeout_s, lambda: self._output.waiting > 0)
+                group.start_soon(self._heed_stop, limit)
                 given = {**turn.to_json(), "answers": self._answers.path}
                 code = await self._talk(json.dumps(given, ensure_ascii=True).encode() + b"\n")
                 group.cancel_scope.cancel()
         if limit.cancelled_caught:
             tail = self._stderr.tail()
+            if self._stopped:
+                raise TurnStoppedError("The message was cancelled, and the program was ended.", detail=tail)
             raise CommandTimeoutError(f"The program did not end within {timeout_s:g} s.{last_words(tail)}", detail=tail)
         if self._failure is not None:
             self._failure.detail = self._stderr.tail()
@@ -104,6 +110,12 @@ class _Conversation:
         self._check_later(code)
         self._check_exit(code)
         return self._parser.answer()
+
+    async def _heed_stop(self, limit: anyio.CancelScope) -> None:
+        """End the program, as at its time-out: it gets SIGTERM, and a second later SIGKILL."""
+        await self._progress.stop_asked()
+        self._stopped = True
+        limit.cancel()
 
     async def _talk(self, turn: bytes) -> int:
         """Write the turn, read all output and return the exit code. An invalid answer ends it early and sets `_failure`."""

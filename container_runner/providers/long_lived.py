@@ -40,6 +40,7 @@ from container_runner.shared.errors import (
     CommandTimeoutError,
     TurnDeferredError,
     TurnFailedError,
+    TurnStoppedError,
 )
 from container_runner.shared.running_time import cancel_after_running
 
@@ -126,6 +127,8 @@ class _Conversation:
         self._output = TurnOutput(self._parser, max_bytes, progress, self._send)
         self._failure: TurnFailedError | TurnDeferredError | None = None
         self._ready = False
+        self._progress = progress
+        self._stopped = False
         self.over = False
 
     async def run(self, turn: Turn, timeout_s: float, *, fresh: bool) -> Answer:
@@ -138,7 +141,7 @@ class _Conversation:
                 group.start_soon(self._stderr.read, opened(self._process.stderr))
                 group.start_soon(self._write)
                 if not await self._in_time(given, timeout_s):
-                    await self._cancel(timeout_s)
+                    await self._cancel(self._why_cancelled(timeout_s))
                 group.cancel_scope.cancel()
         if self._failure is not None:
             if isinstance(self._failure, TurnFailedError):
@@ -152,26 +155,33 @@ class _Conversation:
         with anyio.CancelScope() as limit:
             async with anyio.create_task_group() as clock:
                 clock.start_soon(cancel_after_running, limit, timeout_s, lambda: self._output.waiting > 0)
+                clock.start_soon(self._heed_stop, limit)
                 if self._ready:
                     self._send(turn)
                 await self._read(turn)
                 clock.cancel_scope.cancel()
         return not limit.cancelled_caught
 
-    async def _cancel(self, timeout_s: float) -> None:
+    async def _heed_stop(self, limit: anyio.CancelScope) -> None:
+        await self._progress.stop_asked()
+        self._stopped = True
+        limit.cancel()
+
+    async def _cancel(self, why: TurnFailedError) -> None:
         """Tell the program to stop, and wait a moment for its line `end`: then it can be kept."""
-        was_ready, tail = self._ready, self._stderr.tail()
-        if was_ready:
+        if self._ready:
             self._send({"type": "cancel"})
             with anyio.move_on_after(_CANCEL_WAIT_S):
                 await self._read({})
-            self._failure = CommandTimeoutError(
-                f"The program did not end its turn within {timeout_s:g} s.{last_words(self._stderr.tail())}"
-            )
-        else:
-            self._failure = CommandNotReadyError(
-                f"The program printed no line `ready` within {timeout_s:g} s.{last_words(tail)}"
-            )
+        self._failure = why
+
+    def _why_cancelled(self, timeout_s: float) -> TurnFailedError:
+        words = last_words(self._stderr.tail())
+        if self._stopped:
+            return TurnStoppedError("The message was cancelled, and the program was told so.")
+        if self._ready:
+            return CommandTimeoutError(f"The program did not end its turn within {timeout_s:g} s.{words}")
+        return CommandNotReadyError(f"The program printed no line `ready` within {timeout_s:g} s.{words}")
 
     async def _read(self, turn: Mapping[str, object]) -> None:
         """Read up to the line `end`. Keep the first invalid line as the failure."""

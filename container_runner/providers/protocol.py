@@ -185,6 +185,14 @@ class Progress(Protocol):
         """
         ...
 
+    async def stop_asked(self) -> None:
+        """Return once the turn is to be stopped because its message was cancelled; until then, wait.
+
+        The provider then asks its agent to stop, in the agent's own way, and raises TurnStoppedError. What it does with an
+        agent that goes on is its own affair: the host ends the container after the agent's `cancel_grace_s`.
+        """
+        ...
+
     async def follow_ups(self) -> tuple[TurnMessage, ...]:
         """Wait for messages that arrive after the turn began. The returned messages are acked with this turn."""
         ...

@@ -66,6 +66,13 @@ class TurnDeferredError(ClawbusError):
         self.after_s = after_s
 
 
+class TurnStoppedError(TurnFailedError):
+    """The host asked to stop the turn, because its message was cancelled. Nobody waits for an answer."""
+
+    code = "TURN_STOPPED"
+    default_hint = "Nothing to do: the message was cancelled."
+
+
 class ProviderCrashedError(TurnFailedError):
     """The provider raised an undeclared exception."""
 

@@ -7,7 +7,7 @@ files, runs one transaction and closes them, and blocks: call it in a worker thr
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +45,16 @@ class Outbox:
                 insert_row(db, row_id, next_seq(db), to_text(self._now_ms()), reply)
         ring(self._outbound.parent)
         return True
+
+    def cancelled(self, message_ids: Sequence[str]) -> frozenset[str]:
+        """Return which of these messages the host has cancelled. Raise InboundUnreadableError."""
+        marks = ", ".join("?" * len(message_ids))
+        query = f"SELECT id FROM messages_in WHERE status = 'cancelled' AND id IN ({marks})"
+        try:
+            with open_reader(self._inbound) as reader:
+                return frozenset(row["id"] for row in reader.all(query, tuple(message_ids)))
+        except ClawbusError as error:
+            raise InboundUnreadableError(str(error)) from error
 
     def decision(self, question_id: str) -> Decision | None:
         """Return how a question ended, or None while it is open or not seen by the host. Raise InboundUnreadableError.

@@ -95,6 +95,7 @@ class _Handlers:
                 create_session=body.create_session,
                 traceparent=request.headers.get("traceparent"),
                 not_after=body.not_after,
+                stop_late=body.stop_late,
             )
         )
         return asdict(accepted)

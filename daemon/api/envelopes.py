@@ -36,7 +36,6 @@ _STATUS: Final[Mapping[str, int]] = MappingProxyType(
         "NO_ANSWER": 409,
         "NOT_A_DEAD_LETTER": 409,
         "MESSAGE_FINISHED": 409,
-        "MESSAGE_RUNNING": 409,
         "RESET_WOULD_LOSE": 409,
         "DEPLOY_RUNNING": 409,
         "DEPLOY_COOLDOWN": 409,

@@ -49,6 +49,7 @@ class MessageBody(BaseModel):
     recurrence: str | None = None
     create_session: bool = True
     not_after: int | None = None
+    stop_late: bool = False
 
 
 class EventBody(BaseModel):

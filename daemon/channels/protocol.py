@@ -60,6 +60,7 @@ class Incoming:
     create_session: bool = True
     traceparent: str | None = None
     not_after: int | None = None  # expiry: from then on no turn begins with it, and its sender is informed
+    stop_late: bool = False  # a turn that works on it at `not_after` is stopped
     note: Mapping[str, object] | None = None  # what its first history row says about how it came here
 
 

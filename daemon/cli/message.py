@@ -103,19 +103,22 @@ def cancel(
     session: SessionScope = None,
     reason: ReasonOption = None,
     kill: Annotated[
-        bool, typer.Option("--kill", help="Also while a container works on it; the container is killed.")
+        bool,
+        typer.Option("--kill", help="End the container that works on it at once, without asking the agent to stop."),
     ] = False,
 ) -> Outcome:
     """Cancel a message that is not finished. Its sender is notified, with the reason; its series ends.
 
-    Use it for a message that must not be worked on any more. `message retry` sends it on its way again, as a new one.
+    Use it for a message that must not be worked on any more. An agent that works on it is asked to stop; one that has not
+    stopped after the agent's cancel_grace_s is ended. `message retry` sends it on its way again, as a new one.
 
     \b
     Example:
       clawbus message cancel 01JD0000000000000000000000 --reason 'sent twice'
     """
     named = session_of(invocation, message, session)
-    return _execute(invocation, CancelMessage(*named, by=user(), reason=reason, id=message, kill=kill), "cancelled")
+    verb = CancelMessage(*named, by=user(), reason=reason, id=message, kill=kill)
+    return _execute(invocation, verb, "cancelled", "its container was ended" if kill else "its agent was asked to stop")
 
 
 def retry(
@@ -133,7 +136,7 @@ def retry(
     return _execute(invocation, RetryMessage(*named, by=user(), reason=reason, id=message), "is tried again")
 
 
-def _execute(invocation: Invocation, verb: RowVerb, what: str) -> Outcome:
+def _execute(invocation: Invocation, verb: RowVerb, what: str, in_work: str = "") -> Outcome:
     from daemon.cli.executor import execute  # noqa: PLC0415
 
     named, message = (verb.agent, verb.session), verb.id
@@ -145,6 +148,8 @@ def _execute(invocation: Invocation, verb: RowVerb, what: str) -> Outcome:
 
         as_ = f" as {done['retried_as']}" if done.get("retried_as") not in (None, message) else ""
         say(console, f"{message} of {'/'.join(named)}: {what}{as_} (it was {done['was']})")
+        if done.get("running"):
+            say(console, f"it was being worked on; {in_work}")
 
     identity = done.get("retried_as") or message
     step = NextAction(f"clawbus session show {two_words(*named)} --message {identity}", "its life")

@@ -73,6 +73,9 @@ NotAfterOption = Annotated[
 ExpiresInOption = Annotated[
     str | None, typer.Option("--expires-in", metavar="DURATION", help="The same, from now on: 90s, 15m, 2h, 3d.")
 ]
+StopLateOption = Annotated[
+    bool, typer.Option("--stop-late", help="An agent that still works on it when it expires is asked to stop.")
+]
 NoCreateOption = Annotated[bool, typer.Option("--no-create", help="Refuse if the session does not exist yet.")]
 
 
@@ -93,6 +96,7 @@ def send(
     mailbox: MailboxOption = "cli",
     not_after: NotAfterOption = None,
     expires_in: ExpiresInOption = None,
+    stop_late: StopLateOption = False,
     no_create: NoCreateOption = False,
     place: PlaceOption = None,
     thread: ThreadOption = None,
@@ -112,6 +116,8 @@ def send(
       clawbus send 'hello' --place kitchen --sender ann
     """
     if place is not None:
+        if stop_late:
+            raise typer.BadParameter("--stop-late does not go with --place.")
         _refuse_beside_place(agent, session, wait)
         event = LocalEvent(message_id, place, thread, sender, mention, direct, _expiry(not_after, expires_in))
         return send_to_place(invocation, read_text() if text == "-" else text, event)
@@ -132,6 +138,9 @@ def send(
     expiry = _expiry(not_after, expires_in)
     if expiry is not None:
         message["not_after"] = expiry
+        message["stop_late"] = stop_late
+    elif stop_late:
+        raise typer.BadParameter("--stop-late belongs to --expires-in or --not-after.")
     return _send_and_wait(invocation, message, mailbox, None if context else wait)
 
 

@@ -10,6 +10,7 @@ from daemon.core.message_fate import Fate
 from schema.connect import ReadLimits
 
 _NO_LIMIT_S: Final = 366 * 86400.0
+_CANCEL_GRACE_S: Final = 15.0
 _UNCLAIMED_S: Final = 60.0  # a container on a busy machine may need as long until its runner looks
 
 
@@ -39,6 +40,7 @@ def agent_policy(config: Config, agent: Agent | None) -> Policy:
         claim_stuck=_ms(stuck),
         claim_max=_ms(claim_max_s(config, agent)),
         turn=_ms(turn + stuck),
+        cancel_grace=_ms(agent.cancel_grace_s if agent is not None else _CANCEL_GRACE_S),
         unclaimed=_ms(max(stuck, _UNCLAIMED_S)),
         max_declared=_ms(config.sweep.max_declared_s),
         max_tries=config.sweep.max_tries,

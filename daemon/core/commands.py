@@ -190,7 +190,7 @@ class DropDead(RowVerb):
 
 @dataclass(frozen=True, slots=True)
 class CancelMessage(RowVerb):
-    """Cancel an unfinished message: {id, was, running}. `kill`: also while a container works on it, which is killed."""
+    """Cancel an unfinished message: {id, was, running}. A turn that works on it is asked to stop; `kill` ends its container."""
 
     route: ClassVar[str] = "/v1/messages/cancel"
 

@@ -18,6 +18,7 @@ CEILING: Final = "ceiling"
 CLAIM_STUCK: Final = "claim_stuck"
 CLAIM_OVERDUE: Final = "claim_overdue"
 UNCLAIMED: Final = "unclaimed"
+CANCEL_IGNORED: Final = "cancel_ignored"
 IDLE: Final = "idle"
 
 # Host and container share the kernel's clock; only the resolution of file times differs.
@@ -33,7 +34,8 @@ class Policy:
 
     `claim_max` is the longest a claim may last, whatever progress its container reports. `turn` is how long one may last without
     provable progress (an answer, an ack, another declared tool) when another session waits for the slot; `contended`
-    means that one does. `unclaimed` is how long a container may leave due messages untouched.
+    means that one does. `unclaimed` is how long a container may leave due messages untouched, and `cancel_grace` how long it
+    may work on after its message was cancelled.
     """
 
     ceiling: int = 30 * 60_000
@@ -41,6 +43,7 @@ class Policy:
     claim_max: int = 6 * 3_600_000 + 30 * 60_000
     turn: int = 31 * 60_000
     unclaimed: int = 60_000
+    cancel_grace: int = 15_000
     contended: bool = False
     max_declared: int = 6 * 3_600_000
     max_tries: int = 5
@@ -68,6 +71,14 @@ class Container:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelledTurn:
+    """A message that was cancelled at `since` while the container worked on it."""
+
+    message_id: str
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """The state of one session at one instant. Times are epoch milliseconds.
 
@@ -75,6 +86,7 @@ class Observation:
     ended. `noted`: when the host first saw each message claimed by the running container. `evidence_floor`: evidence
     older than this was dated by a wall clock that has jumped since. `excused`: for each message, the end of the time in
     which its turn may be silent because it waits for the answer to a question; `now` while the question is open.
+    `cancelled`: the cancelled turns that the container has yet to stop.
     """
 
     now: int
@@ -87,6 +99,7 @@ class Observation:
     occupied: bool = False
     evidence_floor: int = 0
     excused: Mapping[str, int] = field(default_factory=dict[str, int])
+    cancelled: tuple[CancelledTurn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +187,13 @@ def decide(seen: Observation, policy: Policy) -> list[Action]:
     if seen.container is not None and not seen.occupied:
         # An on_wake row is for the first poll of the next container, so it must not keep this one from being stopped.
         its_own = [message for message in due_messages if not message.on_wake]
-        verdict = (
-            judge(seen.container, seen, policy)
-            or _unclaimed(seen.container, seen, policy, its_own)
-            or _idle(seen.container, seen, policy, len(its_own))
-        )
+        verdict = _cancel_ignored(seen, policy) or judge(seen.container, seen, policy)
+        if not seen.cancelled:  # while it stops a turn, it neither leaves messages untouched nor is idle
+            verdict = (
+                verdict
+                or _unclaimed(seen.container, seen, policy, its_own)
+                or _idle(seen.container, seen, policy, len(its_own))
+            )
         if verdict is not None:
             actions.append(verdict)
     if seen.container is None and not seen.occupied:
@@ -228,6 +243,15 @@ def judge(container: Container, seen: Observation, policy: Policy) -> Kill | Non
         if age > tolerance and (heartbeat is None or heartbeat <= claimed_at):
             return Kill(CLAIM_STUCK, age, tolerance, claim.message_id)
     return _overdue(container, own, seen, policy, declared)
+
+
+def _cancel_ignored(seen: Observation, policy: Policy) -> Kill | None:
+    """Judge a container that works on although its message was cancelled. Time from before a clock's jump does not count."""
+    for turn in seen.cancelled:
+        age = seen.now - max(turn.since, seen.evidence_floor)
+        if age > policy.cancel_grace:
+            return Kill(CANCEL_IGNORED, age, policy.cancel_grace, turn.message_id)
+    return None
 
 
 def _overdue(container: Container, own: Sequence[Ack], seen: Observation, policy: Policy, declared: int) -> Kill | None:

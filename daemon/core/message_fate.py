@@ -70,10 +70,11 @@ class Void:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """The message was not begun in time: it is closed, and its sender is informed."""
+    """The message was not begun in time, or `worked_on_by` that incarnation at its deadline: it is closed, its sender informed."""
 
     message_id: str
     not_after: int
+    worked_on_by: str | None = None
 
 
 Verdict = Defer | GiveUp | Void | Expire

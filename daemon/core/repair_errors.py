@@ -119,13 +119,6 @@ class MessageFinishedError(ClawbusError):
     default_hint = "`clawbus message show ID` has its history; to repeat the work, send a new message."
 
 
-class MessageRunningError(ClawbusError):
-    """A container works on the message now. Nothing was changed."""
-
-    code = "MESSAGE_RUNNING"
-    default_hint = "Repeat with --kill to end the container too, or let it finish."
-
-
 class ResetWouldLoseError(ClawbusError):
     """A reset would set unrecorded answers aside. Nothing was changed."""
 

@@ -101,17 +101,21 @@ def judge_suspects(
 def expired(
     pending: Sequence[MessageIn], acks: Mapping[str, Ack], charged: frozenset[tuple[str, str]], now: int, *, alive: bool
 ) -> list[Expire]:
-    """Return the messages that expired before a turn began. One that a live container works on has begun in time."""
+    """Return the messages that expired before a turn began, and those whose turn is to be stopped then.
+
+    Otherwise one that a live container works on has begun in time.
+    """
     found: list[Expire] = []
     for message in pending:
         if message.not_after is None or not is_expired(message, now - EXPIRY_GRACE):
             continue
         ack = acks.get(message.id)
-        if ack is not None and (
-            ack.status is not AckStatus.PROCESSING or (alive and (message.id, ack.incarnation) not in charged)
-        ):
+        if ack is not None and ack.status is not AckStatus.PROCESSING:
             continue
-        found.append(Expire(message.id, message.not_after))
+        works = ack.incarnation if alive and ack is not None and (message.id, ack.incarnation) not in charged else None
+        if works is not None and not message.stop_late:
+            continue
+        found.append(Expire(message.id, message.not_after, works))
     return found
 
 
@@ -166,10 +170,14 @@ def _give_up(db: Writer, verdict: GiveUp, now: int) -> None:
 def _expire(db: Writer, verdict: Expire, now: int) -> None:
     message = messages.find(db, verdict.message_id)
     at = to_text(verdict.not_after)
-    text = f"the message was not begun before {at}, when it expired"
+    late = verdict.worked_on_by is not None
+    text = f"the message was not {'answered' if late else 'begun'} before {at}, when it expired"
     detail = {"code": "EXPIRED", "reason": text, "not_after": at, "tries": message.tries if message is not None else 0}
     change_status(db, verdict.message_id, MessageStatus.CANCELLED, "cancelled", now, detail=detail)
-    messages.end_open_attempts(db, verdict.message_id, now, "released")
+    if verdict.worked_on_by is not None:
+        messages.note_claim(db, verdict.message_id, verdict.worked_on_by, now, now)  # it ends when the turn has stopped
+    else:
+        messages.end_open_attempts(db, verdict.message_id, now, "released")
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None and message.trigger:
         deliveries.tell_sender(db, message, address, "EXPIRED", text, now)

@@ -206,6 +206,8 @@ def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
         check_instant("process_after", incoming.process_after)
     if incoming.not_after is not None:
         check_instant("not_after", incoming.not_after)
+    elif incoming.stop_late:
+        raise MessageError("stop_late belongs to a not_after.", hint="Say until when the answer is wanted, too.")
     address = incoming.address
     if address is not None:
         check_address(address)
@@ -224,6 +226,7 @@ def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
         thread_id=address.thread_id if address else None,
         on_wake=incoming.on_wake,
         not_after=incoming.not_after,
+        stop_late=incoming.stop_late,
     )
 
 

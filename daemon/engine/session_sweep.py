@@ -189,7 +189,7 @@ class SessionSweep:
         if swept.next_at is not None and swept.next_at > now:
             self._schedule.at(session.key, swept.next_at)
         # `next_at` may be earlier than these and would hide them.
-        for instant in (swept.expires_at, swept.schedule_at):
+        for instant in (swept.expires_at, swept.schedule_at, swept.stop_at):
             if instant is not None and instant > now:
                 self._schedule.at(session.key, instant)
 

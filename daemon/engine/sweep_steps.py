@@ -34,6 +34,7 @@ from daemon.core.lifecycle import (
 )
 from daemon.core.message_fate import EXPIRY_GRACE, Fate, Verdict, Void, claimed_by, held_from
 from daemon.engine import recurrence, schedule_steps
+from daemon.engine.cancelled_turns import STOP_LOOK, CancelledTurns, cancelled_turns, note_stopped
 from daemon.engine.endings import endings
 from daemon.engine.fate_steps import apply_verdict, expired, judge, judge_suspects
 from daemon.engine.settle_steps import settle, unfinished
@@ -60,7 +61,7 @@ class Swept:
     `next_at`: when the earliest known work is due (epoch ms), 0 for now, None for none. `due`: number of messages that wait
     for an agent. `dead`: number of open dead letters. `tool`: the tool in flight that the container declared. `schedules`: 1
     if the session has any, else 0; `schedule_at`: when the next of them is due. `fired`: the messages that they sent now.
-    `decided`: the questions that ended without an answer.
+    `decided`: the questions that ended without an answer. `stop_at`: when to look at a cancelled turn again.
     """
 
     actions: tuple[Action, ...]
@@ -80,6 +81,7 @@ class Swept:
     fired: tuple[MessageIn, ...] = ()
     home_use: FolderUse | None = field(default=None, compare=False)
     decided: tuple[questions.Asked, ...] = ()
+    stop_at: int | None = None
 
 
 class Finished(NamedTuple):
@@ -153,6 +155,7 @@ def sweep_files(
         with suppress(OSError):  # failing to shorten the log must not block the sweep
             output_log.cut(files.folder.logs / STDERR_LOG)
     recovered = container is None and not occupied and files.has_journal() and files.recover()
+    stopping = CancelledTurns()
     with files.inbound() as db, db.looking():
         fired = schedule_steps.sweep(db, settings.configured, now)
         with files.outbound() as out:
@@ -161,14 +164,10 @@ def sweep_files(
             judged = judge(db, raw.pending, raw.acks, settings.fate, now)
             news = out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id))
             if container is not None:
-                tool = outbound.tool_in_flight(out) if out is not None else None
-                moved_at = container.moved_at if tool is None or tool == last_tool else now
-                container = replace(
-                    container, tool=tool, heartbeat_at=outbound.heartbeat_at(files.folder), moved_at=moved_at,
-                    draining=is_draining(db, container.incarnation),
-                )  # fmt: skip
+                container = _as_it_shows(container, db, out, outbound.heartbeat_at(files.folder), last_tool, now)
                 claimed = [claim.message_id for claim in raw.claims]
                 raw = replace(raw, noted=messages.noted_at(db, claimed, container.incarnation))
+                stopping = cancelled_turns(db, out, container.incarnation)
         acks = {**judged.acks, **good}
         alive = container is not None or occupied
         too_late = expired(judged.pending, acks, raw.charged, now, alive=alive)
@@ -176,6 +175,7 @@ def sweep_files(
         seen = replace(
             raw, pending=tuple(message for message in judged.pending if message.id not in over), acks=acks,
             container=container, occupied=occupied, evidence_floor=floor, excused=questions.excused(db, [claim.message_id for claim in raw.claims], now),
+            cancelled=stopping.going_on,
         )  # fmt: skip
         verdicts: tuple[Verdict, ...] = (*judged.verdicts, *void, *too_late)
         actions = decide(seen, settings.policy)
@@ -183,16 +183,13 @@ def sweep_files(
         stale = _ended_attempts(db, seen)
         changes = verdicts or questions.to_close(db, now) or any(not isinstance(item, Wake | Stop) for item in actions)
         closed: list[questions.Asked] = []
-        if messages.to_rearm(db, 1) or stale or changes:
+        if messages.to_rearm(db, 1) or stale or changes or stopping.over:
             with db.transaction():
-                for verdict in verdicts:
-                    apply_verdict(db, verdict, settings.fate, now)
-                for action in actions:
-                    apply(db, action, now, settings.fate)
-                    if isinstance(action, Kill) and container is not None:
-                        note_draining(db, container.incarnation, now, forced=True)
+                _apply_all(db, seen, verdicts, actions, settings.fate)
                 for attempt in stale:
                     messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
+                for turn in stopping.over:
+                    note_stopped(db, turn, container.incarnation if container else None, now)
                 closed = questions.close_overdue(db, now)  # after the messages have their statuses
                 # After the loops above, so that a series whose occurrence was just settled is rearmed in this transaction.
                 missed = [
@@ -201,18 +198,46 @@ def sweep_files(
                 rearmed = recurrence.rearm(db, [*missed, *messages.to_rearm(db)], now, settings.timezone)
         # An answer that delivery has not recorded yet is work, so its session must not be retired.
         next_at = 0 if news else next_work(db, now)
+        late = any(item.worked_on_by is not None for item in too_late)
+        stop_at = now + STOP_LOOK if stopping.going_on or late else None
         due, dead = messages.count_due(db, now), count_dead(db)
         ended = endings(db, seen.pending, seen.acks, actions, now)
         expiry = messages.next_expiry(db)
         kept, schedule_at = int(schedules.stored(db)), schedules.next_at(db)
-    if (due or void or closed) and container is not None:
+    if (due or void or closed or late) and container is not None:
         files.ring()  # a message may have come due by the clock alone, without a commit that would notify the runner
     expires_at = expiry + EXPIRY_GRACE if expiry is not None else None
     return Swept(
         tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended, container.tool if container else None,
         use, verdicts, expires_at, held_from(seen.pending, now) is not None, kept, schedule_at, fired, home_use,
-        tuple(closed),
+        tuple(closed), stop_at,
     )  # fmt: skip
+
+
+def _as_it_shows(
+    container: Container,
+    db: Reader,
+    out: Reader | None,
+    heartbeat_at: int | None,
+    last_tool: ToolInFlight | None,
+    now: int,
+) -> Container:
+    """Return the container with what its files show of it now. Another tool than `last_tool` is progress."""
+    tool = outbound.tool_in_flight(out) if out is not None else None
+    moved_at = container.moved_at if tool is None or tool == last_tool else now
+    draining = is_draining(db, container.incarnation)
+    return replace(container, tool=tool, heartbeat_at=heartbeat_at, moved_at=moved_at, draining=draining)
+
+
+def _apply_all(
+    db: Writer, seen: Observation, verdicts: Sequence[Verdict], actions: Sequence[Action], fate: Fate
+) -> None:
+    for verdict in verdicts:
+        apply_verdict(db, verdict, fate, seen.now)
+    for action in actions:
+        apply(db, action, seen.now, fate)
+        if isinstance(action, Kill) and seen.container is not None:
+            note_draining(db, seen.container.incarnation, seen.now, forced=True)
 
 
 def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: int, settings: Settings) -> Finished:

@@ -181,7 +181,7 @@ class DaemonExecutor:
         if isinstance(verb, DropDead | DropAnswer):
             self._events.publish(AnswerDropped(self._clock.now_ms(), key.agent, key.session, verb.id))
         try:
-            if isinstance(verb, CancelMessage) and done["running"]:
+            if isinstance(verb, CancelMessage) and verb.kill and done["running"]:
                 await self._end_cancelled(key, verb.id)
         finally:
             self._look(key)  # it has work again, or its count of dead letters has changed

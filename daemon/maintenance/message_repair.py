@@ -11,7 +11,7 @@ from typing import Any
 
 from daemon.core.errors import UnknownMessageError
 from daemon.core.message_fate import is_noted
-from daemon.core.repair_errors import MessageFinishedError, MessageRunningError
+from daemon.core.repair_errors import MessageFinishedError
 from daemon.maintenance.stale_sweep import tell_cancelled
 from daemon.store import messages, outbound
 from daemon.store.dead_letters import DeadAnswer, Operator, dead_letter, requeue_message
@@ -30,27 +30,33 @@ def cancel(
     now: int,
     *,
     live: str | None,
-    although_running: bool = False,
+    kill: bool = False,
 ) -> dict[str, Any]:
     """Cancel an unfinished message and inform its sender. `live`: the incarnation whose container lives, if any.
 
-    Returns {id, was, running}. With `although_running` one that is cancelled already is not an error. Raise UnknownMessageError, MessageFinishedError, MessageRunningError or what opening the
-    files raises; nothing has changed then.
+    A turn that works on it sees that and stops; the sweep ends a container that does not. The caller of `kill` ends it at once,
+    and for that one a message that is cancelled already is no error.
+
+    Returns {id, was, running}. Raises UnknownMessageError, MessageFinishedError or what opening the files raises; nothing
+    has changed then.
     """
     with files.inbound() as db:
         message = _find(db, message_id)
-        if message.status is MessageStatus.CANCELLED and although_running:
+        if message.status is MessageStatus.CANCELLED and kill:
             # A cancel whose kill was not confirmed: the repeat has nothing left to write, and the container to end.
             return {"id": message_id, "was": message.status.value, "running": _works_on(files, message, live)}
         if message.status not in (MessageStatus.PENDING, MessageStatus.PAUSED):
             raise MessageFinishedError(f"{message_id} is {message.status.value}.")
-        running = _check_ack(files, message, live)
-        if running and not although_running:
-            raise MessageRunningError(f"the container {live} works on {message_id}.")
-        with db.transaction():
+        # The runner reads this file in the transaction of its answer: either it has answered, or it sees the cancel.
+        with db.transaction(exclusive=True):
+            running = _check_ack(files, message, live)
+            if running and live is not None:
+                messages.note_claim(db, message_id, live, now, now)  # so that the sweep knows of the turn
             detail = operator.detail(code="CANCELLED", running=running)
             change_status(db, message_id, MessageStatus.CANCELLED, "cancelled", now, detail=detail)
             tell_cancelled(db, message_id, now, operator.reason)
+    if running:
+        files.ring()
     return {"id": message_id, "was": message.status.value, "running": running}
 
 

@@ -154,7 +154,7 @@ class OfflineExecutor:
         self._registry.activate(key, self._clock.now_ms())  # before the work is written: the next daemon looks at it
         # Nothing is being sent: only a daemon sends.
         done = change_row(verb, files, self._clock.now_ms(), live=live, is_sent_now=lambda _: False)
-        if isinstance(verb, CancelMessage) and done["running"]:
+        if isinstance(verb, CancelMessage) and verb.kill and done["running"]:
             self._end(key, graceful=False)
         return done
 

@@ -58,7 +58,7 @@ def change_row(
         case DropDead():
             return {"id": verb.id, "kind": drop_one(files, verb.id, operator, now)}
         case CancelMessage():
-            return message_repair.cancel(files, verb.id, operator, now, live=live, although_running=verb.kill)
+            return message_repair.cancel(files, verb.id, operator, now, live=live, kill=verb.kill)
         case RetryMessage():
             return message_repair.retry(files, verb.id, operator, now)
         case RetryAnswer():

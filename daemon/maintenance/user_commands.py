@@ -86,7 +86,7 @@ class UserCommands:
         by = f"/stop of {target.user or message.event.sender or 'somebody'}"[:200]
         stopped = 0
         for identity in running[:_MAX_STOPPED]:
-            verb = CancelMessage(session.key.agent, session.key.session, by=by, id=identity, kill=True)
+            verb = CancelMessage(session.key.agent, session.key.session, by=by, id=identity)
             try:
                 await self._executor.execute(verb)
                 stopped += 1

@@ -68,8 +68,8 @@ def insert(
     record(db, message.id, event, at, detail={**_where(message), **(detail or {})})
     db.execute(
         "INSERT INTO messages_in(id, seq, kind, timestamp, status, process_after, recurrence, series_id, tries, trigger,"
-        " platform_id, channel_type, thread_id, content, source_session_id, on_wake, traceparent, not_after, solo)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " platform_id, channel_type, thread_id, content, source_session_id, on_wake, traceparent, not_after, solo,"
+        " stop_late) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             message.id,
             message.seq,
@@ -89,6 +89,7 @@ def insert(
             message.traceparent,
             to_text(message.not_after) if message.not_after is not None else None,
             int(message.solo),
+            int(message.stop_late),
         ),
     )
 
@@ -252,6 +253,17 @@ def open_attempts(db: Reader) -> list[Attempt]:
     return [Attempt(row["message_id"], row["incarnation"]) for row in rows]
 
 
+def cancelled_attempts(db: Reader, incarnation: str) -> dict[str, int]:
+    """Return, by message, when (epoch milliseconds) it was cancelled while this incarnation worked on it, until that has ended."""
+    rows = db.all(
+        "SELECT a.message_id, max(h.at) AS since FROM attempts AS a JOIN messages_in AS m ON m.id = a.message_id"
+        " JOIN message_history AS h ON h.message_id = a.message_id AND h.event = 'cancelled'"
+        " WHERE a.outcome IS NULL AND a.incarnation = ? AND m.status = 'cancelled' GROUP BY a.message_id LIMIT 1000",
+        (incarnation,),
+    )
+    return {row["message_id"]: row["since"] for row in rows}
+
+
 def charged(db: Reader, message_ids: Sequence[str]) -> frozenset[tuple[str, str]]:
     """Return the (message, incarnation) pairs whose attempt has ended: each has cost its one try."""
     pairs: set[tuple[str, str]] = set()
@@ -305,6 +317,7 @@ def to_message(row: sqlite3.Row) -> MessageIn:
         holds=bool(row["holds"]),
         deferrals=row["deferrals"] or 0,
         void_ack=row["void_ack"],
+        stop_late=bool(row["stop_late"]),
     )
 
 

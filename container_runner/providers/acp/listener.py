@@ -19,7 +19,7 @@ from container_runner.providers.acp.reply import Reply
 from container_runner.providers.acp.rpc import METHOD_NOT_FOUND, Params, RpcError
 from container_runner.providers.acp.usage import Meter
 from container_runner.providers.protocol import Progress
-from container_runner.shared.errors import AnswerTooLargeError
+from container_runner.shared.errors import AnswerTooLargeError, TurnStoppedError
 from schema.json_text import whole_text
 from schema.questions import Outcome, QuestionError
 from schema.tools import SERVER, TOOLS
@@ -47,12 +47,23 @@ class Listener:
         self.latest_at = float("-inf")  # when the last update came, on the event loop's clock
         self.mode: str | None = None  # the mode that the agent changed to by itself
         self.ended = anyio.Event()  # the prompt has ended, or must be ended
-        self.failure: AnswerTooLargeError | None = None
+        self.failure: AnswerTooLargeError | TurnStoppedError | None = None
         self.waiting = 0  # open questions: the turn's clock is stopped while there are any
+
+    @property
+    def begun(self) -> bool:
+        """Whether a prompt has been sent."""
+        return self._reply is not None
 
     def begin(self, session_id: str, reply: Reply) -> None:
         """Collect this session's updates into `reply` from now on."""
         self._session_id, self._reply, self.ended = session_id, reply, anyio.Event()
+
+    def stop(self, why: TurnStoppedError) -> None:
+        """End the prompt under way for this reason, unless it has ended or failed already."""
+        if self.failure is None and not self.ended.is_set():
+            self.failure = why
+            self.ended.set()
 
     def progressed(self) -> None:
         """Count a response as progress."""

@@ -24,7 +24,7 @@ from container_runner.providers.acp.reply import Reply
 from container_runner.providers.acp.rpc import NotSentError, Params
 from container_runner.providers.acp.usage import Meter
 from container_runner.providers.protocol import Answer, DeclaredTimeout, OutMessage, Progress, ProviderContext, Turn
-from container_runner.shared.errors import CannotStartError, TurnFailedError
+from container_runner.shared.errors import CannotStartError, TurnFailedError, TurnStoppedError
 from schema.rows import TurnNote
 
 STATE_KEY: Final = "acp.session"
@@ -63,7 +63,12 @@ class AcpProvider:
         try:
             async with anyio.create_task_group() as self._group:
                 try:
-                    answer = await self._answer(turn, listener)
+                    with anyio.CancelScope() as opening:
+                        self._group.start_soon(self._heed_stop, progress, listener, opening)
+                        answer = await self._answer(turn, listener)
+                    if opening.cancelled_caught:
+                        await self._drop()  # in the middle of its start: what it would do next is not known
+                        failure = TurnStoppedError("The message was cancelled before the agent got it.")
                 except (TurnFailedError, CannotStartError) as error:
                     failure = error
                 self._group.cancel_scope.cancel()
@@ -175,6 +180,8 @@ class AcpProvider:
         settings = self._context.settings
         reply = Reply(settings.max_answer_bytes)
         listener.begin(agent.session_id, reply)
+        if listener.failure is not None:  # stopped before the prompt
+            raise listener.failure
         prompting = _Prompting(listener.ended)
         self._tasks().start_soon(prompting.run, agent, prompt_text(turn.messages))
         try:
@@ -222,6 +229,14 @@ class AcpProvider:
                 with anyio.move_on_after(self._times.close_s):
                     await agent.cancel()
                 await agent.end(self._times.close_s)
+
+    async def _heed_stop(self, progress: Progress, listener: Listener, opening: anyio.CancelScope) -> None:
+        """Once the turn is to be stopped, cancel the prompt under way, or the agent's start where there is none yet."""
+        await progress.stop_asked()
+        if listener.begun:
+            listener.stop(TurnStoppedError("The message was cancelled, and the agent was asked to stop."))
+        else:
+            opening.cancel()
 
     def _tasks(self) -> TaskGroup:
         if self._group is None:

@@ -14,7 +14,7 @@ from container_runner.providers.acp.agent import Times
 from container_runner.providers.acp.provider import NEW_MEMORY, STATE_KEY, AcpProvider
 from container_runner.providers.protocol import Answer, DeclaredTimeout, ProviderContext, Turn, TurnMessage
 from container_runner.shared.children import Children
-from container_runner.shared.errors import TurnFailedError
+from container_runner.shared.errors import TurnFailedError, TurnStoppedError
 from schema.questions import Decision, Outcome, Question
 from schema.rows import RunnerSettings
 from tests.integration.runner.test_command import Recorder, lives
@@ -332,3 +332,33 @@ async def test_the_demo_s_agent_continues_its_conversation(tmp_path: Path, monke
 
 def test_its_silence_is_declared(tmp_path: Path) -> None:
     assert Talk(tmp_path).provider.silence == DeclaredTimeout("agent", 300.0)
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+async def test_a_cancelled_message_cancels_the_prompt_and_keeps_an_agent_that_obeys(tmp_path: Path, deaf: bool) -> None:
+    talk = Talk(tmp_path, times=Times(initialize_s=30, session_s=30, cancel_s=0.3 if deaf else 20, close_s=0.2))
+    pid = int(await talk.say("pid"))
+    failure: TurnFailedError | None = None
+    async with anyio.create_task_group() as group:
+
+        async def cancel() -> None:
+            await eventually((tmp_path / "runs").exists)
+            talk.progress.stop.set()
+
+        group.start_soon(cancel)
+        try:
+            await talk.turn(f"{'deaf' if deaf else 'hang'} {tmp_path / 'runs'}")
+        except TurnFailedError as error:
+            failure = error
+    assert isinstance(failure, TurnStoppedError)
+    assert lives(pid) is not deaf
+    talk.progress.stop = anyio.Event()
+    if not deaf:
+        assert "<cancelled>" in json.loads(await talk.say("memory"))
+    await talk.provider.close()
+
+
+async def test_a_message_cancelled_while_the_agent_starts_ends_the_start(tmp_path: Path) -> None:
+    talk = Talk(tmp_path, "silent")
+    talk.progress.stop.set()
+    assert isinstance(await talk.fails(), TurnStoppedError)

@@ -25,6 +25,10 @@ class Recorder:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, ...]] = []
+        self.stop = anyio.Event()
+
+    async def stop_asked(self) -> None:
+        await self.stop.wait()
 
     def event(self) -> None:
         self.told.append(("event",))
@@ -314,3 +318,23 @@ echo "{\\"type\\": \\"message\\", \\"content\\": $reply}"
     assert [message.content for message in answer.messages] == [
         {"type": "answer", "key": "colour", "status": "answered", "choice": "yes", "text": "blue", "by": "me"}
     ]
+
+
+@pytest.mark.anyio
+async def test_a_turn_whose_message_was_cancelled_ends_its_program_with_sigterm(tmp_path: Path) -> None:
+    progress = Recorder()
+    stopped: errors.TurnFailedError | None = None
+    script = "trap 'touch asked; exit 0' TERM; touch runs; while :; do sleep 0.05; done"
+    async with anyio.create_task_group() as group:
+
+        async def cancel() -> None:
+            await eventually((tmp_path / "runs").exists)
+            progress.stop.set()
+
+        group.start_soon(cancel)
+        try:
+            await run(tmp_path, script, progress)
+        except errors.TurnFailedError as error:
+            stopped = error
+    assert isinstance(stopped, errors.TurnStoppedError)
+    assert (tmp_path / "asked").exists()

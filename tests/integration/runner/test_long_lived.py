@@ -13,6 +13,7 @@ from typing import Any, Final
 import anyio
 import pytest
 
+from container_runner.providers import long_lived
 from container_runner.providers.long_lived import LongLivedProvider
 from container_runner.providers.protocol import Answer, ProviderContext, Turn, TurnMessage
 from container_runner.shared import errors
@@ -56,6 +57,22 @@ class Agent:
     async def do(self, text: str) -> Answer:
         message = TurnMessage("m1", 2, "chat", "2026", json.dumps({"text": text}))
         return await self.provider.run(Turn("a", "s", "I1", (message,), state={"k": "v"}), self.progress)
+
+    async def stopped(self, text: str, mark: Path) -> errors.TurnFailedError | None:
+        """Do it, ask to stop once the file is there, and return how the turn ended."""
+        failure: errors.TurnFailedError | None = None
+        async with anyio.create_task_group() as group:
+
+            async def ask() -> None:
+                await eventually(mark.exists)
+                self.progress.stop.set()
+
+            group.start_soon(ask)
+            try:
+                await self.do(text)
+            except errors.TurnFailedError as error:
+                failure = error
+        return failure
 
     async def said(self, text: str) -> list[object]:
         return [one.content["text"] for one in (await self.do(text)).messages]
@@ -211,4 +228,24 @@ async def test_a_cancelled_turn_leaves_no_program(tmp_path: Path) -> None:
         pid = await one.pid()
         with anyio.move_on_after(0.2):
             await one.do("time.sleep(60)")
+        assert not lives(pid)
+
+
+async def test_a_cancelled_message_stops_the_turn_and_keeps_the_program(tmp_path: Path) -> None:
+    async with agent(tmp_path) as one:
+        pid = await one.pid()
+        ends_when_told = "open(`runs`, `w`).close(); tell(json.loads(sys.stdin.readline())[`type`])".replace(
+            "`", chr(34)
+        )
+        assert isinstance(await one.stopped(ends_when_told, tmp_path / "runs"), errors.TurnStoppedError)
+        one.progress.stop = anyio.Event()
+        assert await one.pid() == pid
+
+
+async def test_a_program_that_ignores_the_cancel_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_lived, "_CANCEL_WAIT_S", 0.2)
+    async with agent(tmp_path) as one:
+        pid = await one.pid()
+        deaf = "open(`runs`, `w`).close(); time.sleep(60)".replace("`", chr(34))
+        assert isinstance(await one.stopped(deaf, tmp_path / "runs"), errors.TurnStoppedError)
         assert not lives(pid)

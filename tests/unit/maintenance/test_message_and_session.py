@@ -9,10 +9,10 @@ from typing import Final
 import pytest
 
 from daemon.core.errors import NotDeadLetterError, UnknownMessageError
-from daemon.core.repair_errors import MessageFinishedError, MessageRunningError, ResetWouldLoseError
+from daemon.core.repair_errors import MessageFinishedError, ResetWouldLoseError
 from daemon.maintenance import message_repair, session_repair
 from daemon.store.dead_letters import Operator
-from daemon.store.messages import note_claim
+from daemon.store.messages import cancelled_attempts, note_claim
 from schema.errors import ClawbusError
 from schema.rows import MessageStatus
 from tests.support.hot_journal import strand_journal
@@ -36,7 +36,7 @@ def claim(world: SessionWorld, by: str = "I1") -> None:
 
 
 def cancel(world: SessionWorld, live: str | None = None, *, kill: bool = False) -> dict[str, object]:
-    return message_repair.cancel(world.files, "m", WHO, NOW, live=live, although_running=kill)
+    return message_repair.cancel(world.files, "m", WHO, NOW, live=live, kill=kill)
 
 
 def refused(world: SessionWorld, work: object, error: type[ClawbusError]) -> ClawbusError:
@@ -74,10 +74,15 @@ def test_one_that_the_agent_has_finished_is_not_cancelled_although_nobody_took_n
     refused(world, lambda: cancel(world, kill=True), MessageFinishedError)
 
 
-def test_one_that_is_worked_on_is_cancelled_only_with_its_container(world: SessionWorld) -> None:
-    claim(world)
-    refused(world, lambda: cancel(world, "I1"), MessageRunningError)
-    assert cancel(world, "I1", kill=True)["running"] is True
+@pytest.mark.parametrize("noted", [True, False])
+def test_one_that_is_worked_on_is_cancelled_and_its_turn_is_known(world: SessionWorld, noted: bool) -> None:
+    claim(world) if noted else world.claim("m", by="I1")
+    assert cancel(world, "I1") == {"id": "m", "was": "pending", "running": True}
+    assert world.message("m")["status"] == "cancelled"
+    with world.files.inbound() as db:
+        assert cancelled_attempts(db, "I1") == {"m": NOW}
+        assert cancelled_attempts(db, "I2") == {}
+    refused(world, lambda: cancel(world, "I1"), MessageFinishedError)
 
 
 def test_a_kill_that_was_not_confirmed_is_finished_by_the_same_command(world: SessionWorld) -> None:
