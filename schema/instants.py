@@ -12,7 +12,7 @@ _MS = timedelta(milliseconds=1)
 
 
 def to_text(epoch_ms: int) -> str:
-    """`2026-11-21T02:20:32.123Z` for epoch milliseconds. Raise OverflowError outside years 1 to 9999."""
+    """Return epoch milliseconds as `2026-11-21T02:20:32.123Z`. Raise OverflowError outside years 1 to 9999."""
     # Not strftime: its %Y does not pad a year before 1000 everywhere, and such a text could not be read back.
     moment = _EPOCH.replace(tzinfo=None) + epoch_ms * _MS
     return moment.isoformat(timespec="milliseconds") + "Z"

@@ -71,7 +71,7 @@ def check(text: str) -> None:
 
 
 def without_halves(text: str) -> str:
-    """JSON text that parses, with U+FFFD for each half of a surrogate pair; the same text if there is none."""
+    """Return JSON text that parses: replace each half of a surrogate pair by U+FFFD."""
     if not _MAY_HAVE_HALF.search(text):
         return whole_text(text)
     value: object = json.loads(text)
@@ -80,7 +80,7 @@ def without_halves(text: str) -> str:
 
 
 def encode(value: object) -> str:
-    """Compact JSON. Raise ValueError for what `sendable` would refuse."""
+    """Return compact JSON. Raise ValueError for what `sendable` would refuse."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 

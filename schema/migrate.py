@@ -106,7 +106,7 @@ def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
 
 
 def _refuse_foreign(connection: sqlite3.Connection, role: Role, path: Path) -> None:
-    """Another program's database in our file's place must not get our tables. Raise UnusableFileError."""
+    """Raise UnusableFileError for another program's database, which must not get our tables."""
     there = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     ours = {name for one in statements(role) for name in _TABLE.findall(one)}
     if there and there.isdisjoint(ours):

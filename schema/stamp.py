@@ -111,7 +111,7 @@ def _refuse_writer(descriptor: int, path: Path) -> None:
 
 
 def _is_hot(journal: Path) -> bool:
-    """SQLite's own rule: a journal whose first byte is zero, or that is empty, has nothing to roll back."""
+    """Return whether a journal is hot, by SQLite's rule: one that is empty or starts with a zero byte has nothing to roll back."""
     try:
         descriptor = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:

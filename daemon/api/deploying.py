@@ -49,7 +49,7 @@ class _By(BaseModel):
 
 
 def deploy_routes(deploys: Deploys) -> list[Route]:
-    """GET and POST /v1/deploy; POST /v1/deploy/abort and /rollback."""
+    """Return the routes GET and POST /v1/deploy, POST /v1/deploy/abort and /rollback."""
 
     async def status(_: Request) -> object:
         return await deploys.status()

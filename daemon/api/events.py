@@ -99,7 +99,7 @@ class EventHub:
 
 
 def events_route(hub: EventHub) -> Route:
-    """GET /v1/events?session=A/S&message=ID&level=L: JSON lines until the client or the daemon goes.
+    """Return the route GET /v1/events?session=A/S&message=ID&level=L: JSON lines until the client or the daemon goes.
 
     The first line is {"event": "watching"}: what is logged from then on is in the stream. Empty lines mean nothing.
     """

@@ -59,11 +59,11 @@ class Operations(Protocol):
         ...
 
     async def sessions(self) -> list[dict[str, Any]]:
-        """daemon.inspect.session_report.sessions_report's list."""
+        """Return what `inspect.session_report.sessions_report` returns."""
         ...
 
     async def session(self, agent: str, session: str) -> dict[str, Any]:
-        """daemon.inspect.session_report.session_report's dictionary. Raise UnknownSessionError."""
+        """Return what `inspect.session_report.session_report` returns. Raise UnknownSessionError."""
         ...
 
     async def execute(self, verb: AnyVerb) -> dict[str, Any]:
@@ -82,9 +82,9 @@ class Operations(Protocol):
         code: str | None = None,
         oldest_first: bool = False,
     ) -> dict[str, Any]:
-        """daemon.inspect.dead_reading.dead_letters_report's dictionary. Raise UnknownSessionError."""
+        """Return what `inspect.dead_reading.dead_letters_report` returns. Raise UnknownSessionError."""
         ...
 
     async def dead_letter(self, agent: str, session: str, letter_id: str) -> dict[str, Any]:
-        """daemon.inspect.dead_reading.dead_letter_report's dictionary. Raise UnknownSessionError, UnknownMessageError."""
+        """Return what `inspect.dead_reading.dead_letter_report` returns. Raise UnknownSessionError, UnknownMessageError."""
         ...

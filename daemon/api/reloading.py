@@ -24,7 +24,7 @@ class Reloaded:
 
 
 def reload_route(reload_now: Callable[[], Reloaded]) -> Route:
-    """POST /v1/reload. A configuration that cannot be used is the refusal that `config check` gives."""
+    """Return the route POST /v1/reload. For an unusable configuration it answers with the error of `config check`."""
 
     async def reload(_: Request) -> object:
         return asdict(reload_now())

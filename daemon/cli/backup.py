@@ -173,7 +173,7 @@ def _limits(invocation: Invocation) -> FolderLimits:
 
 
 def _teller(invocation: Invocation) -> Tell:
-    """Progress on standard error, for people."""
+    """Return a function that prints progress on standard error."""
     if invocation.json:
         return lambda _what, _done, _total: None
     return lambda what, done, total: progress(f"{done}/{total} {what}")

@@ -86,7 +86,7 @@ def start(
 
 
 def _mention_missing_standby(invocation: Invocation, slot: str) -> None:
-    """Say at once that nothing answers in the slot. It is not refused: a release that cannot start is replaced this way."""
+    """Warn that no daemon answers in the slot. Do not refuse: this is how a release that cannot start is replaced."""
     from daemon.deploy.standby_client import StandbyClient  # noqa: PLC0415
 
     config = invocation.config

@@ -14,7 +14,7 @@ _UNITS: Final = (("ms", 1), ("s", 1000), ("min", 60_000), ("m", 60_000), ("h", 3
 
 
 def span_ms(text: str) -> int:
-    """`15m` in milliseconds. Raise a usage error."""
+    """Return a span such as `15m` in milliseconds. Raise a usage error."""
     found = _SPAN.match(text.strip())
     if found is None:
         raise typer.BadParameter(f"{text!r} is not a duration; write it like 90s, 15m (or 15min), 2h or 3d.")

@@ -101,5 +101,5 @@ def _write(file: Path, text: str, data: Path) -> Problem | None:
 
 
 def _toml_path(data: Path, base: Path) -> str:
-    """Relative where it lies beside the file, so that the folder can be moved. A JSON string is a TOML string."""
+    """Return a path as a TOML string: relative if it is beside the file, so that the folder can be moved."""
     return json.dumps(str(data.relative_to(base)) if data.is_relative_to(base) else str(data))

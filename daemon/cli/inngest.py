@@ -357,7 +357,7 @@ def _views() -> Any:
 
 
 def _tell(step: str) -> None:
-    """Progress, where it cannot get between the envelope and its reader."""
+    """Print progress on standard error, so that standard output contains only the result."""
     progress(f"sweep: {step}")
 
 

@@ -31,7 +31,7 @@ def last_entries(unit: str, count: int, wanted: Callable[[bytes], bool]) -> list
 
 
 def follow_entries(unit: str) -> Iterator[bytes]:
-    """Events from now on as lines of JSON; never ends by itself."""
+    """Yield new events as lines of JSON, without end."""
     with _lines(unit, "--follow", "--lines=0") as lines:
         yield from lines
 

@@ -35,7 +35,7 @@ def last_lines(path: Path, count: int, wanted: Callable[[bytes], bool]) -> list[
 
 
 def _backwards(stream: BinaryIO) -> Iterator[bytes]:
-    """Lines from the last to the first, without their ends."""
+    """Yield the lines from the last to the first, without their line ends."""
     position = stream.seek(0, os.SEEK_END)
     rest = b""
     while position > 0:
@@ -49,7 +49,7 @@ def _backwards(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def follow(path: Path, *, sleep: Callable[[float], None] = time.sleep, pause_s: float = 0.2) -> Iterator[bytes]:
-    """Lines written from now on, across rotation; never ends. A file that is not there yet is waited for."""
+    """Yield new lines, across rotation, without end. Wait for a file that does not exist yet."""
     tail = _Tail(path)
     try:
         while True:

@@ -33,7 +33,7 @@ def addressed(agent: str | None, session: str) -> tuple[str, str]:
 
 
 def pair(agent: str, session: str | None) -> tuple[str, str]:
-    """(agent, session), both checked. Raise a usage error or InvalidNameError."""
+    """Return (agent, session), both checked. Raise a usage error or InvalidNameError."""
     if session is None:
         agent, slash, session = agent.partition("/")
         if not slash:

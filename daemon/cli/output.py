@@ -45,7 +45,7 @@ class Output:
             return self._stream.write(text)
 
     def write_bytes(self, data: bytes) -> None:
-        """Bytes as they are, behind what was written before."""
+        """Write bytes unchanged, after what was written before."""
         with _failing():
             self._stream.flush()
             self._stream.buffer.write(data)
@@ -105,7 +105,7 @@ def give_up() -> None:
 
 
 def progress(*lines: object) -> None:
-    """Lines on standard error, each safe on a terminal. Whatever becomes of them, the work goes on."""
+    """Write lines to standard error, each made safe for a terminal. Ignore errors of the stream."""
     with contextlib.suppress(OSError, ValueError):
         for line in lines:
             sys.stderr.write(one_line(line) + "\n")

@@ -60,7 +60,7 @@ def say_block(console: Console, text: object, first: str = "", rest: str = "    
 
 
 def age(milliseconds: int | None) -> str:
-    """`3 min`, `2 d`; `-` for none."""
+    """Return a duration in milliseconds as `3 min` or `2 d`; `-` for None."""
     if milliseconds is None:
         return "-"
     for size, unit in _UNITS:
@@ -88,7 +88,7 @@ def pruned(found: Sequence[Mapping[str, Any]], now_ms: int) -> str:
 
 
 def when(epoch_ms: int | None, now_ms: int) -> str:
-    """Local time and how long ago (or ahead): `2026-11-21 02:20:32 (3 min ago)`."""
+    """Return the local time and how long ago (or ahead) it is: `2026-11-21 02:20:32 (3 min ago)`."""
     if epoch_ms is None:
         return "-"
     try:
@@ -101,7 +101,7 @@ def when(epoch_ms: int | None, now_ms: int) -> str:
 
 
 def moment(epoch_ms: int | None, since_ms: int | None) -> str:
-    """Local time to the millisecond, and how long after a first one: `02:20:32.123 (+153 ms)`."""
+    """Return the local time to the millisecond, and how long after a first one it is: `02:20:32.123 (+153 ms)`."""
     if epoch_ms is None:
         return "-"
     try:

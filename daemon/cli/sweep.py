@@ -165,7 +165,7 @@ def _limits(scope: Scope) -> str:
 
 
 def _tell(invocation: Invocation, step: Mapping[str, Any]) -> None:
-    """Progress, for people: on standard error, as it happens."""
+    """Print progress on standard error."""
     if invocation.json:
         return
     from daemon.cli.present import brief  # noqa: PLC0415

@@ -67,7 +67,7 @@ def top(
 
 
 def _look(invocation: Invocation, limit: int) -> dict[str, Any]:
-    """{source, status, sessions}: one look. What cannot be read is `error`."""
+    """Return {source, status, sessions}. If they cannot be read, `error` says why."""
     from daemon.cli.at_work import with_work  # noqa: PLC0415
 
     report, source = read_status(invocation)

@@ -16,7 +16,7 @@ _BACKLOG: Final = 1024
 
 
 def split_listen(listen: str) -> tuple[str, int]:
-    """`HOST:PORT` or `[V6]:PORT` as (address, port); `localhost` is 127.0.0.1. Raise ValueError."""
+    """Return (address, port) of `HOST:PORT` or `[V6]:PORT`; `localhost` is 127.0.0.1. Raise ValueError."""
     host, colon, port = listen.rpartition(":")
     if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
         raise ValueError("must be ADDRESS:PORT, for example 127.0.0.1:8650 or [::1]:8650")
@@ -64,7 +64,7 @@ def bind_tcp(listen: str) -> socket.socket:
 
 
 def bound_address(sock: socket.socket) -> tuple[str, int]:
-    """(host, port) that a socket is bound to: the port that the system chose where 0 was asked for."""
+    """Return (host, port) of a bound socket: the port that the system chose if 0 was requested."""
     return cast("tuple[str, int]", sock.getsockname()[:2])
 
 

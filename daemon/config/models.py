@@ -426,7 +426,7 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment over file; nothing else."""
+        """Let the environment override the file. Use no other source."""
         return env_settings, init_settings
 
     @property

@@ -132,5 +132,5 @@ def is_service_link(name: str, value: str) -> bool:
 
 
 def service_links(environ: Mapping[str, str]) -> list[str]:
-    """Their names, sorted."""
+    """Return the names of service link variables, sorted."""
     return sorted(name for name, value in environ.items() if is_service_link(name, value))

@@ -10,7 +10,7 @@ class Clock(Protocol):
     """Two clocks: one that humans set, one that only moves forward."""
 
     def now_ms(self) -> int:
-        """Wall clock, epoch milliseconds. It may jump in both directions."""
+        """Return the wall clock in epoch milliseconds. It may jump in both directions."""
         ...
 
     def monotonic(self) -> float:
@@ -26,5 +26,5 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
     def monotonic(self) -> float:
-        """Seconds since some start."""
+        """Return the seconds since an arbitrary start."""
         return time.monotonic()

@@ -8,12 +8,12 @@ from schema.ids import is_plain
 
 
 def two_words(agent: str, session: str) -> str:
-    """`AGENT SESSION`; one quoted word where the session's name would be an option or needs quoting."""
+    """Return `AGENT SESSION`, or one quoted word where the session's name would be an option or needs quoting."""
     return f"{agent} {session}" if is_plain(session) else one_word(agent, session)
 
 
 def one_word(agent: str, session: str) -> str:
-    """`AGENT/SESSION`, quoted where a shell needs that."""
+    """Return `AGENT/SESSION`, quoted where a shell needs that."""
     return shlex.quote(f"{agent}/{session}")
 
 

@@ -51,5 +51,5 @@ def span(milliseconds: int) -> str:
 
 
 def counted(number: int, one: str, many: str) -> str:
-    """`1 answer`, `2 answers`, with the words as given."""
+    """Return `1 answer` or `2 answers`, with the given words."""
     return f"{number} {one if number == 1 else many}"

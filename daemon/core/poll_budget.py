@@ -30,7 +30,7 @@ class PollBudget:
         return taken
 
     def wait_s(self, now: float) -> float:
-        """Seconds until the next poll may begin."""
+        """Return the seconds until the next poll may begin."""
         self._refill(now)
         return max(0.0, -self.credit / SHARE)
 

@@ -53,7 +53,7 @@ def block(text: object, first: str = "", rest: str = "    ") -> Iterator[str]:
 
 
 def escape_json(text: str) -> str:
-    """JSON text with the same characters escaped, which its reader gets back as they were."""
+    """Return JSON text with the same characters escaped. A JSON reader gets them back unchanged."""
     return _JSON_CONTROL.sub(lambda found: json.dumps(found.group())[1:-1], text)
 
 

@@ -79,7 +79,7 @@ class Releases:
         return self._look(self.folder / name, self.slots())
 
     def usable(self, wanted: str) -> tuple[Release, Manifest]:
-        """`find`, with its manifest. Raise UnknownReleaseError or ReleaseInvalidError."""
+        """Return what `find` returns, with its manifest. Raise UnknownReleaseError or ReleaseInvalidError."""
         found = self.find(wanted)
         if found.manifest is None:
             raise ReleaseInvalidError(found.fault or f"{found.path} has no manifest.")

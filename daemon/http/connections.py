@@ -101,7 +101,7 @@ def guarded(limits: ConnectionLimits, on_full: Callable[[bool], None] = lambda _
             return cast("RequestResponseCycle | None", self.cycle)  # None until the first request
 
         def _make_room(self) -> bool:
-            """Within the limits, or after another connection was dropped for this one."""
+            """Return whether there is room for the connection, after dropping another one if necessary."""
             others = [one for one in cast("Iterable[Guarded]", self.connections) if one is not self and not one.dropped]
             of_peer = [one for one in others if one.peer == self.peer]
             if len(of_peer) >= limits.max_per_peer:

@@ -74,7 +74,7 @@ def runs_from_server(url: str, event_id: str, signing_key: str) -> dict[str, Any
 def _request(
     url: str, method: str, path: str, headers: Mapping[str, str], body: str | None = None
 ) -> tuple[int, bytes]:
-    """Status and body of one request to the server that `url` names. Raise InngestCanaryError."""
+    """Send one request to the server of `url`. Return the status and the body. Raise InngestCanaryError."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InngestCanaryError(f"{url!r} is not an event endpoint.", hint="Give --url http://HOST:8288/e/EVENT_KEY.")

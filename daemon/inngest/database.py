@@ -161,7 +161,7 @@ def _check_there(path: Path) -> None:
 
 
 def _refuse_triggers(writer: Writer, path: Path) -> None:
-    """Inngest makes none; one on a table that is written would do more than the sweep says."""
+    """Raise if a table that the sweep writes has a trigger. Inngest creates none, and one would do more than the sweep."""
     found = writer.one(
         f"SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name IN ({', '.join('?' * len(WRITTEN))})",
         WRITTEN,

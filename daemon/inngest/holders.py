@@ -121,7 +121,7 @@ def _started_at(pid: int) -> int | None:
 
 
 def _without_secrets(words: list[str]) -> str:
-    """Keys and addresses with passwords stay out of what is shown."""
+    """Return the words without keys and addresses that contain passwords."""
     secret = ("--signing-key", "--event-key", "--redis-uri", "--postgres-uri")
     shown: list[str] = []
     for word, before in zip(words, ["", *words], strict=False):

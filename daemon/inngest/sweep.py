@@ -81,7 +81,7 @@ class Outcome:
 
 
 def sweep(request: Request, now_ms: int, progress: Progress | None = None) -> Outcome:
-    """Preview or apply. What a person may want to read beside an error comes back with it; other errors are raised.
+    """Preview or apply a sweep. An error that comes with a report is returned with it; other errors are raised.
 
     Raises the errors of opening, INVALID_SWEEP_SCOPE and SWEEP_AGE_TOO_YOUNG; nothing is changed then.
     """

@@ -64,7 +64,7 @@ def verify(path: Path, plan: Plan, scope: Scope, now_ms: int, backup: Backup | N
 
 
 def _spread(candidates: Sequence[Candidate], size: int) -> list[Candidate]:
-    """Evenly over all of them, so that every function is in it."""
+    """Return a sample that is spread evenly, so that it includes every function."""
     if len(candidates) <= size:
         return list(candidates)
     return [candidates[index * len(candidates) // size] for index in range(size)]

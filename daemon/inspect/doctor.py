@@ -291,7 +291,7 @@ def host_facts(config: Config, now: int, word: DaemonStatus, central: CentralSee
 
 
 def slot_holders(config: Config, central: CentralSeen) -> tuple[Holder, ...]:
-    """Who takes the container slots, longest first; empty while there is room."""
+    """Return the sessions that hold the container slots, longest first; none while a slot is free."""
     if len(central.live) < config.runtime.max_containers:
         return ()
     found: list[Holder] = []

@@ -156,7 +156,7 @@ def _timed(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _durations(events: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
-    """Milliseconds: until it was claimed, until it was answered, until that was delivered, and in all."""
+    """Return the milliseconds until the claim, until the answer, until its delivery, and in total."""
 
     def at(*names: str) -> int | None:
         return next((event["at"] for event in events if event["event"] in names and event["at"] is not None), None)

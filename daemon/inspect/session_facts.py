@@ -116,7 +116,7 @@ def live_record(row: Mapping[str, Any] | None, life: Life) -> LiveRecord | None:
 
 
 def oldest_claim(folder: SessionFolder) -> tuple[str, int] | None:
-    """(message id, since) of the turn that is under way for longest, as the host noted it; None when nothing is."""
+    """Return (message id, since) of the oldest turn under way, as the host recorded it, or None."""
     try:
         with open_inbound(folder) as reader:
             sql = "SELECT message_id, claimed_at FROM attempts WHERE outcome IS NULL ORDER BY claimed_at LIMIT ?"

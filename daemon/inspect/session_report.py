@@ -105,7 +105,7 @@ def session_report(
 
 
 def examine_registered(data_dir: Path, central: Reader, clock: Clock, limit: int, budget_s: float) -> list[Examined]:
-    """Sessions with the queues of as many as the time allows; those with work come first, so they are examined at."""
+    """Return the registered sessions, with the queues of as many as the time allows; those with work come first."""
     live = {(row["agent"], row["session"]): dict(row) for row in central.all(LIVE_INCARNATIONS)}
     rows = central.all(
         "SELECT * FROM sessions ORDER BY active DESC, quarantined_at IS NULL, agent, session LIMIT ?", (limit,)

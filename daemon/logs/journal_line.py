@@ -30,7 +30,7 @@ _BARE: Final = re.compile(r"[^\s\"\[{]\S*")
 
 
 def journal_line(event: Mapping[str, object]) -> bytes:
-    """One line, priority and newline included. `event` is already plain."""
+    """Return one line with its priority and newline. `event` must be plain values."""
     name = str(event.get("event", ""))
     fields = {key: value for key, value in event.items() if key not in _JOURNALS_OWN}
     words = [name if _EVENT.fullmatch(name) else _json(name)]

@@ -73,7 +73,7 @@ class LogPipeline:
         return sum(sink.dropped for sink in self._sinks)
 
     def set_level(self, level: str) -> None:
-        """debug, info, warning or error; takes effect for loggers already made too (a reload)."""
+        """Set the level (debug, info, warning or error), for existing loggers too."""
         self._threshold = _LEVELS[level]
 
     def listen(self, listener: Callable[[Mapping[str, object]], None]) -> None:

@@ -110,7 +110,7 @@ def _tail(text: str) -> str:
 
 
 def ordered(event: EventDict) -> dict[str, object]:
-    """timestamp, level and event first, then the other fields as they came, each made plain."""
+    """Return timestamp, level and event first, then the other fields in their order, all as plain values."""
     first = {key: plain(event[key]) for key in _FIRST if key in event}
     return first | {key: plain(value, key) for key, value in event.items() if key not in _FIRST}
 
@@ -140,7 +140,7 @@ def pretty_renderer(*, colors: bool) -> Callable[[Mapping[str, object]], bytes]:
 
 
 def _visible(value: object) -> object:
-    """Text without control characters: what a container wrote must not drive the operator's terminal."""
+    """Return the text without control characters: a container's output must not control the operator's terminal."""
     if isinstance(value, str):
         return one_line(value)
     if isinstance(value, dict | list):

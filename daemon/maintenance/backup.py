@@ -194,7 +194,7 @@ def _count(reader: Reader, table: str) -> int:
 
 
 def _broken_references(reader: Reader) -> int:
-    """-1 where the question itself is refused: a schema whose references name no such table or column."""
+    """Return the number of broken references; -1 if SQLite cannot check them, because a table or column does not exist."""
     try:
         row = reader.one("SELECT count(*) FROM pragma_foreign_key_check")
     except ClawbusError:
@@ -218,7 +218,7 @@ def _copied(source: Path, partial: Path, tell: Progress) -> Contents:
 
 
 def _copied_gently(source: Path, partial: Path, tell: Progress) -> Contents:
-    """Without a lock, and with one when the source is never left alone, or is in another journal mode."""
+    """Copy without a lock. Use a lock if the source is written all the time, or is in another journal mode."""
     if not uses_wal(source):
         try:
             return _copied_unlocked(source, partial, tell, _GENTLY)
@@ -300,7 +300,7 @@ def _reserve(folder: Path, stem: str) -> tuple[Path, Path]:
 
 
 def _refuse_foreign(backup: Path, wanted: Contents, before: Backup, same: Callable[[Reader], object] | None) -> None:
-    """Another database's backup would be put back as readily as the right one."""
+    """Raise RestoreRefusedError if the backup is of another database."""
     if {name for kind, name, _ in wanted.schema if kind == "table"}.isdisjoint(before.contents.tables):
         raise RestoreRefusedError(f"{backup.name} has no table in common with {before.source.name}.")
     if same is None:

@@ -210,7 +210,7 @@ class DaemonExecutor:
     async def _stale_apply(
         self, key: SessionKey, scope: Scope, operator: Operator, expected: Sequence[str] | None
     ) -> dict[str, Any]:
-        """Swept's report. Raise what `stale_sweep.apply` raises."""
+        """Apply a stale sweep to one session and return its report. Raise what `stale_sweep.apply` raises."""
         session = await self._sessions.get(key)
         async with session.lock:
             context = await self._context(session)

@@ -170,7 +170,7 @@ def _database(source: Path, target: Path, relative: str, role: Role, *, owner: b
 def _outbound(
     folder: SessionFolder, copy: SessionFolder, relative: str, limits: FolderLimits
 ) -> Iterator[Copied | str]:
-    """outbound.db as hostile input: checked before SQLite sees it, its pages copied, the copy checked the same way.
+    """Copy outbound.db as hostile input: check it before SQLite sees it, copy its pages, check the copy the same way.
 
     A live container may be in mid-commit: it is asked again. What no runner writes is copied byte by byte, with its
     journal, and named as unverified: a restore brings back what was there, quarantine included.

@@ -59,7 +59,7 @@ def copy_file(source: int, target: Path, most: int) -> tuple[int, str]:
 
 
 def hash_file(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of a plain file. Raise OSError."""
+    """Return the size and the SHA-256 of a plain file. Raise OSError."""
     digest, size = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

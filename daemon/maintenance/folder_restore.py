@@ -137,7 +137,7 @@ def _put(backup: Path, fresh: Path, one: Copied) -> None:
 
 
 def _own(target: Path, one: Copied) -> None:
-    """Containers may write as another user; only root can give files back to it."""
+    """Give files back to the user that wrote them. Containers may use another user, and only root can do this."""
     if os.geteuid() != 0:
         return
     os.chown(target, one.uid, one.gid, follow_symlinks=False)
@@ -150,7 +150,7 @@ def _own(target: Path, one: Copied) -> None:
 
 
 def _open_folders(fresh: Path) -> None:
-    """Containers reach in/ and out/ through their mounts, maybe as another user; everything above stays ours alone."""
+    """Open in/ and out/ to the containers, which may use another user. Everything above stays private."""
     for session in fresh.glob("sessions/*/*"):
         for name in ("in", "out"):
             folder = session / name

@@ -264,7 +264,7 @@ class Retention:
             await self._tell({"mailbox": taken}, cutoff)
 
     async def _tell(self, taken: Mapping[str, int], cutoff: int) -> None:
-        """Into central.db, for `status`; a number that a crash keeps out of it is still in the session's own file."""
+        """Write the numbers to central.db for `status`. Numbers that a crash loses are still in the session's file."""
         now = self._clock.now_ms()
         try:
             await self._sessions.central(lambda registry: registry.note_pruned(taken, now, cutoff))

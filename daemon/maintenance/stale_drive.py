@@ -90,7 +90,7 @@ class StaleSweep:
         self.report = Report(apply, access.source)
 
     def run(self, operator: Operator, *, canary_s: float | None) -> Report:
-        """Preview, and where it is to be applied all the rest. Raises the typed refusals; see the module."""
+        """Preview the sweep and, with `apply`, carry it out. Raise the refusals that the module describes."""
         found = self._preview()
         if not self.report.applied:
             return self.report

@@ -172,7 +172,7 @@ def _check_expected(wanted: Plan, expected: Sequence[str] | None) -> None:
 
 
 def _end(db: Writer, ending: Ending, operator: Operator, backup: Backup, now: int) -> None:
-    """History, finish, status: in that order."""
+    """Write history, finish and status, in that order."""
     by = operator.detail(truth=ending.truth.value, backup=backup.path.name, evidence=list(ending.reasons))
 
     def finish() -> None:

@@ -80,7 +80,7 @@ class Exporter:
             done.set()
 
     async def render(self, accept: str = "") -> tuple[bytes, str]:
-        """(body, content type), in the format that the `Accept` header asks for."""
+        """Return (body, content type), in the format that the `Accept` header asks for."""
         encode, content_type = choose_encoder(accept)
         if self._looked_at is None or self._clock.monotonic() - self._looked_at >= _FRESH_S:
             self._wanted.set()

@@ -87,7 +87,7 @@ class DockerRuntime:
         return await self._in_thread(partial(self._may_live, incarnation))
 
     async def check(self, image: str | None = None, *, own_runner: bool = False) -> None:
-        """RuntimeUnavailableError when Docker does not answer, ImageError when the image cannot be used."""
+        """Raise RuntimeUnavailableError if Docker does not answer, ImageError if the image cannot be used."""
         await self._in_thread(partial(self._usable, image or self._image, own_runner=own_runner))
 
     async def spawn(self, spec: ContainerSpec) -> Running:
@@ -104,11 +104,11 @@ class DockerRuntime:
             raise
 
     async def stop(self, container_id: str) -> None:
-        """SIGTERM to the container's init, which hands it to the runner."""
+        """Send SIGTERM to the container's init, which passes it to the runner."""
         await self._in_thread(partial(self._signal, container_id, "SIGTERM"))
 
     async def kill(self, container_id: str) -> None:
-        """SIGKILL to the container's init; the kernel ends everything in its namespace with it."""
+        """Send SIGKILL to the container's init. The kernel then ends everything in its namespace."""
         await self._in_thread(partial(self._signal, container_id, "SIGKILL"))
 
     async def wait(self, container_id: str, started_at: int | None = None) -> Exit:
@@ -175,7 +175,7 @@ class DockerRuntime:
         return f"{info['ID']} in {info.get('DockerRootDir')}" if info.get("ID") else ""
 
     def _believe(self) -> None:
-        """Before something is taken for absent. Raise EngineChangedError when another engine said so."""
+        """Check the engine before treating something as absent. Raise EngineChangedError if another engine answers."""
         pinned = self._pinned
         if pinned and (found := self._identity()) != pinned:
             raise EngineChangedError(
@@ -276,7 +276,7 @@ class DockerRuntime:
         return None
 
     def _withdraw(self, container_id: str) -> None:
-        """Docker holds a container's lock while it starts it: either this removes it, or it has begun to run."""
+        """Remove a container that was not started. Docker locks it while it starts: it is either removed here, or running."""
         try:
             self._client.call(lambda api: api.remove_container(container_id, v=True, force=False))
         except NotFound:

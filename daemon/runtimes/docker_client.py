@@ -41,7 +41,7 @@ class DockerClient:
         return resolve(self._base_url or "", os.environ)
 
     def call(self, use: Callable[[Any], T]) -> T:
-        """`use(client)`. Raise RuntimeUnavailableError, or APIError for a refusal (its status is 4xx)."""
+        """Return `use(client)`. Raise RuntimeUnavailableError, or APIError for a refusal (its status is 4xx)."""
         client: Any = None
         try:
             client = self._connected()

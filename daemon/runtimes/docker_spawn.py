@@ -221,7 +221,7 @@ def restarts_by_itself(details: dict[str, Any]) -> bool:
 
 
 def _to_milliseconds(text: object) -> object:
-    """Docker writes up to nine digits of a second; Python reads six."""
+    """Cut the fraction of a second to three digits. Docker writes up to nine; Python reads six."""
     if not isinstance(text, str) or "." not in text:
         return text
     head, _, tail = text.partition(".")

@@ -20,7 +20,7 @@ _NAMES: Final = frozenset({"Dockerfile", "requirements.lock"})
 
 
 def source_digest(site: Path | None = None) -> str:
-    """sha256 over the source of runner and schema: what the image's label must say. Reads about 30 files.
+    """Return the sha256 of the runner's and the schema's source, which the image's label must match. Reads about 30 files.
 
     `site`: of another environment's site-packages; None: of the installed packages that this process imports.
     """
@@ -33,7 +33,7 @@ def source_digest(site: Path | None = None) -> str:
 
 
 def source_files(site: Path | None = None) -> list[tuple[str, Path]]:
-    """(path in the context's app/, file), sorted: exactly what goes into the image and into the digest."""
+    """Return the sorted (path in the context's app/, file) of all that goes into the image and into the digest."""
     folders = {package: site / package if site is not None else package_folder(package) for package in PACKAGES}
     return sorted((f"{package}/{name}", path) for package, folder in folders.items() for name, path in _files(folder))
 

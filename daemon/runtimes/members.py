@@ -54,7 +54,7 @@ def lock_holders(path: Path, *, writing: bool = False) -> frozenset[int]:
 
 
 def name_of(pid: int) -> str:
-    """`1234 (python3)`, or the number alone."""
+    """Return `1234 (python3)`, or only the number."""
     try:
         name = (_PROC / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -73,7 +73,7 @@ def _of_record(records: RecordStore, container_id: str) -> frozenset[int] | None
 
 
 def _of_cgroup(container_id: str) -> frozenset[int] | None:
-    """Docker names a container's cgroup by its id, with either driver and either version of cgroups."""
+    """Find the pids by cgroup: Docker names it after the container's id, with every driver and version of cgroups."""
     wanted, found = container_id.encode("ascii", "replace"), set[int]()
     for entry in _PROC.iterdir():
         if entry.name.isdigit():

@@ -22,7 +22,7 @@ def open_for_append(path: Path, *, max_bytes: int = MAX_BYTES, keep: int = KEEP)
 
 
 def rotate(path: Path, *, max_bytes: int = MAX_BYTES, keep: int = KEEP) -> None:
-    """`log` becomes `log.1`, `log.1` becomes `log.2`, up to `keep` old ones; only when `log` is over `max_bytes`."""
+    """Rename `log` to `log.1`, `log.1` to `log.2`, up to `keep` old ones, if `log` is over `max_bytes`."""
     try:
         if path.lstat().st_size <= max_bytes:
             return
@@ -33,7 +33,7 @@ def rotate(path: Path, *, max_bytes: int = MAX_BYTES, keep: int = KEEP) -> None:
 
 
 def cut(path: Path, *, max_bytes: int = MAX_BYTES, keep: int = KEEP) -> bool:
-    """`rotate` for a log that a living process goes on appending to: `log` is copied to `log.1`, then emptied. True if it was.
+    """Rotate a log to which a process still appends: copy `log` to `log.1`, then empty it. Return whether that was needed.
 
     What is written between the two is lost. Raise OSError, and then nothing was emptied.
     """

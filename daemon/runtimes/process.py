@@ -123,7 +123,7 @@ class ProcessRuntime:
         return await self._in_thread(partial(process_table.is_anybody_marked, incarnation))
 
     async def check(self, image: str | None = None, *, own_runner: bool = False) -> None:
-        """RuntimeUnavailableError where agents cannot run: not Linux, no pidfds, no shell, no folder."""
+        """Raise RuntimeUnavailableError where agents cannot run: not Linux, no pidfds, no shell, no folder."""
         del image, own_runner  # there are none
         # Said here: a runtime may also be built only to be asked what still runs under it.
         self._log.warning("process_runtime_no_isolation", hint="agents run as the daemon's own user")
@@ -134,13 +134,13 @@ class ProcessRuntime:
         return await self._in_thread(partial(self._spawn, spec))
 
     async def stop(self, container_id: str) -> None:
-        """SIGTERM to the runner alone. One that is just being started is waited for, at most some seconds."""
+        """Send SIGTERM to the runner alone. If it is still starting, wait for it for some seconds."""
         with anyio.move_on_after(_STARTING_S):
             while not await self._in_thread(partial(self._stop, container_id)):  # noqa: ASYNC110 - no event says so
                 await anyio.sleep(_LOOK_AGAIN_S)
 
     async def kill(self, container_id: str) -> None:
-        """SIGKILL to every process of the container."""
+        """Send SIGKILL to every process of the container."""
         await self._in_thread(partial(self._kill, container_id))
 
     async def wait(self, container_id: str, started_at: int | None = None) -> Exit:
@@ -193,7 +193,7 @@ class ProcessRuntime:
         await self._in_thread(partial(self._remove, container_id))
 
     async def aclose(self) -> None:
-        """Kills nothing. Reaps the children that have ended, so that no zombie stays with a process that goes on."""
+        """Reap the children that have exited, so that no zombies remain. Kill nothing."""
         await self._in_thread(self._reap)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:

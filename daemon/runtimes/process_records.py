@@ -116,7 +116,7 @@ class RecordStore:
         return 137 if self._path(container_id, "killed").exists() else None
 
     def mark_killed(self, container_id: str) -> None:
-        """Before the signal is sent: afterwards the wrapper can say nothing any more."""
+        """Record that the container is killed. Call before the signal: the wrapper cannot write anything after it."""
         try:
             self._path(container_id, "killed").touch()
         except OSError as error:

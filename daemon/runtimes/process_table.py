@@ -51,7 +51,7 @@ class Leader:
 
 
 def boot_id() -> str:
-    """Another one after every boot of the machine."""
+    """Return the id of this boot of the machine."""
     return (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 

@@ -120,7 +120,7 @@ class ContainerRuntime(Protocol):
         ...
 
     def pin(self, identity: str | None) -> None:
-        """Believe from now on only this engine that something is NOT there; None: whichever answers.
+        """From now on, accept only from this engine that something does not exist. None: accept it from any engine.
 
         Another one's empty listing raises EngineChangedError, and so does a spawn.
         """

@@ -124,7 +124,7 @@ def build_spec(
 
 
 def container_name(install_id: str, agent: str, session: str) -> str:
-    """`clawbus-<install>-<agent>-<session>-<hash>`, at most 88 characters: readable parts cut, unique by the hash.
+    """Return `clawbus-<install>-<agent>-<session>-<hash>`, at most 88 characters. Parts may be cut; the hash makes it unique.
 
     It depends on the session alone, so that a runtime which refuses a name twice refuses a session's second container.
     """

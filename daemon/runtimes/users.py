@@ -19,7 +19,7 @@ _USER: Final = re.compile(r"(\d{1,10})(?::(\d{1,10}))?\Z")
 
 
 def container_uid_gid(config_user: str) -> tuple[int, int]:
-    """(uid, gid) for `docker.user`: empty means the daemon's own, or 65532:65532 when the daemon is root.
+    """Return (uid, gid) for `docker.user`. Empty means the daemon's own, or 65532:65532 when the daemon is root.
 
     Raise ConfigError for anything but "UID" or "UID:GID": names exist in an image, not here. Root is refused.
     """

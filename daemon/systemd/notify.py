@@ -80,7 +80,7 @@ def _status(text: str) -> str:
 
 
 def _watchdog_interval(environment: Mapping[str, str]) -> float | None:
-    """sd_watchdog_enabled(3): WATCHDOG_USEC, meant for us only if WATCHDOG_PID is unset or our own process id."""
+    """Return WATCHDOG_USEC in seconds, or None if it is not for this process (sd_watchdog_enabled(3))."""
     pid = environment.get("WATCHDOG_PID", "")
     text = environment.get("WATCHDOG_USEC", "")
     if (pid and pid != str(os.getpid())) or not text.isdecimal() or int(text) == 0:

@@ -14,7 +14,7 @@ _EVENTS: Final = frozenset({"runner_refused", "runner_superseded", "runner_crash
 
 
 def last_words(log: Path) -> str | None:
-    """`CODE: text` of the runner's last word about its end; None when it said nothing."""
+    """Return the runner's last log line about its end as `CODE: text`, or None if there is none."""
     for line in reversed(output_log.tail(log, start=0, max_bytes=_TAIL).splitlines()):
         found = _event(line)
         if found is not None and found.get("event") in _EVENTS:
