@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from daemon.core.errors import RowGoneError
-from daemon.store import deliveries, outbound
+from daemon.store import host_messages, outbound
 from daemon.store.dead_letters import (
     DeadAnswer,
     Operator,
@@ -39,7 +39,7 @@ def _check_row(files: SessionFiles, db: Reader, letter: DeadAnswer) -> None:
     """Raise RowGoneError when the answer's row no longer exists."""
     identity = letter.message_out_id
     if letter.from_host:
-        found = identity in deliveries.host_rows(db, [identity])
+        found = identity in host_messages.host_rows(db, [identity])
     else:
         with files.outbound() as out:
             found = out is not None and identity in outbound.rows_by_id(out, [identity])[0]

@@ -16,7 +16,7 @@ from daemon.core.delivery_plan import (
 )
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.hand_over import Outcome
-from daemon.store import deliveries, messages, questions
+from daemon.store import deliveries, host_messages, messages, questions
 from schema.connect import Writer
 from schema.questions import from_content, is_question
 from schema.rows import DeliveryState
@@ -84,7 +84,9 @@ def _tell_of_unsendable(db: Writer, decision: DeadLetterDecision, now: int) -> N
     message = messages.find(db, answered)
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None:
-        deliveries.tell_sender(db, message, address, decision.reason, "The answer to this message cannot be sent.", now)
+        host_messages.tell_sender(
+            db, message, address, decision.reason, "The answer to this message cannot be sent.", now
+        )
 
 
 def _track_new(db: Writer, decision: Decision, now: int) -> None:

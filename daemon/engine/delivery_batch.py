@@ -17,7 +17,7 @@ from daemon.core.delivery_plan import (
 from daemon.core.message_fate import Void
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.fate_steps import Judged
-from daemon.store import deliveries, outbound, questions
+from daemon.store import deliveries, host_messages, outbound, questions, reply_routes
 from schema.connect import Reader
 from schema.questions import is_question
 from schema.rows import MessageOut
@@ -63,7 +63,7 @@ def read_batch(db: Reader, out: Reader | None, means: DeliveryContext, now: int)
         if deliveries.due(db, now, held, 1, only=(channel, place)):
             means.wait(channel, place)
     due = [row for row in every_due if row.message_out_id not in means.under_way]
-    host = deliveries.host_rows(db, [row.message_out_id for row in due if row.from_host])
+    host = host_messages.host_rows(db, [row.message_out_id for row in due if row.from_host])
     agent, due, left_out = _agent_rows(out, due)
     new: list[MessageOut] = []
     if out is not None and len(every_due) < limit and not left_out:
@@ -76,7 +76,7 @@ def read_batch(db: Reader, out: Reader | None, means: DeliveryContext, now: int)
     tracked = [(row, _row_of(row, host if row.from_host else agent)) for row in due]
     fresh = _first_of_each(new, known)
     asked = {row.in_reply_to for row in (*fresh, *(found for _, found in tracked if found)) if row.in_reply_to}
-    origins = deliveries.origins(db, sorted(asked))
+    origins = reply_routes.origins(db, sorted(asked))
     return Batch(
         candidates=(
             *(_tracked(row, found, origins) for row, found in tracked),
@@ -118,7 +118,7 @@ def _first_of_each(new: Sequence[MessageOut], known: frozenset[str]) -> list[Mes
     return list(first.values())
 
 
-_Origins = Mapping[str, deliveries.Origin]
+_Origins = Mapping[str, reply_routes.Origin]
 
 
 def _row_of(row: deliveries.Tracked, rows: Mapping[str, MessageOut]) -> MessageOut | None:
@@ -158,8 +158,8 @@ def read_rules(db: Reader, batch: Batch, means: DeliveryContext, now: int) -> Ru
     """Return the rules that hold for the rows of `batch` now. Read from inbound.db only what one of the rows depends on."""
     return Rules(
         now=now,
-        routing=deliveries.routing(db),
-        allowed=deliveries.allowed_places(db),
+        routing=reply_routes.routing(db),
+        allowed=reply_routes.allowed_places(db),
         channels=means.channels,
         held=batch.held,
         max_content_bytes=means.max_content_bytes,

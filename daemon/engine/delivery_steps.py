@@ -29,7 +29,7 @@ from daemon.engine.endings import endings
 from daemon.engine.fate_steps import Judged, apply_verdict, judge
 from daemon.engine.hand_over import Outcome, with_receipt
 from daemon.engine.settle_steps import settle, unfinished
-from daemon.store import deliveries, messages, questions
+from daemon.store import dead_letters, deliveries, messages, questions
 from daemon.store.session_files import SessionFiles
 from schema.connect import Reader, Writer
 from schema.errors import HostileFileError
@@ -242,7 +242,7 @@ def _check_dead(db: Reader, decisions: Sequence[Decision], limit: int) -> None:
     session's fault and never quarantine it.
     """
     refused = any(isinstance(item, DeadLetterDecision) and item.reason in OF_CONTAINER for item in decisions)
-    if refused and deliveries.too_many_dead(db, limit, OF_CONTAINER):
+    if refused and dead_letters.too_many_dead(db, limit, OF_CONTAINER):
         raise HostileFileError(
             f"more than {limit} answers of this session cannot be delivered (delivery.max_dead_letters); `clawbus dead list`"
         )

@@ -21,7 +21,7 @@ from daemon.core.message_fate import (
     is_noted,
     looks_older,
 )
-from daemon.store import deliveries, messages, outbound
+from daemon.store import host_messages, messages, outbound
 from daemon.store.transitions import change_status, defer, record, void_ack
 from schema.connect import Reader, Writer
 from schema.instants import to_text
@@ -164,7 +164,7 @@ def _give_up(db: Writer, verdict: GiveUp, now: int) -> None:
     _end_attempt(db, verdict.message_id, verdict.incarnation, now, "failed")
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None:
-        deliveries.tell_sender(db, message, address, "DEFERRED_TOO_LONG", text, now)
+        host_messages.tell_sender(db, message, address, "DEFERRED_TOO_LONG", text, now)
 
 
 def _expire(db: Writer, verdict: Expire, now: int) -> None:
@@ -180,4 +180,4 @@ def _expire(db: Writer, verdict: Expire, now: int) -> None:
         messages.end_open_attempts(db, verdict.message_id, now, "released")
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None and message.trigger:
-        deliveries.tell_sender(db, message, address, "EXPIRED", text, now)
+        host_messages.tell_sender(db, message, address, "EXPIRED", text, now)

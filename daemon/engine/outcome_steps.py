@@ -14,7 +14,7 @@ from daemon.core.delivery_plan import (
 )
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.hand_over import Outcome
-from daemon.store import deliveries
+from daemon.store import dead_letters, deliveries
 from daemon.store.dead_letters import expire
 from daemon.store.session_files import SessionFiles
 from schema.connect import Writer
@@ -55,7 +55,7 @@ def record_outcomes(
 
 def _expire_dead(db: Writer, limit: int, now: int) -> None:
     """Close the oldest refused answers beyond the limit, so that they do not fill the file. Retention deletes them."""
-    for letter_id in deliveries.open_dead_beyond(db, limit, OF_CONTAINER):
+    for letter_id in dead_letters.open_dead_beyond(db, limit, OF_CONTAINER):
         expire(db, letter_id, now, "delivery.max_dead_letters")
 
 

@@ -40,7 +40,7 @@ from daemon.engine.fate_steps import apply_verdict, expired, judge, judge_suspec
 from daemon.engine.settle_steps import settle, unfinished
 from daemon.runtimes import output_log
 from daemon.runtimes.spec import STDERR_LOG
-from daemon.store import deliveries, messages, outbound, questions, schedules
+from daemon.store import deliveries, host_messages, messages, outbound, questions, schedules
 from daemon.store.backlog import count_dead
 from daemon.store.folder_use import FolderUse, SessionLimits, check_folder
 from daemon.store.registry import SessionKey
@@ -371,7 +371,7 @@ def _fail(db: Writer, action: Fail, now: int) -> None:
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None:
         told = f"This message could not be answered in {action.tries} tries."
-        deliveries.tell_sender(db, message, address, "TRIES_EXHAUSTED", told, now)
+        host_messages.tell_sender(db, message, address, "TRIES_EXHAUSTED", told, now)
 
 
 def _observe(db: Reader, out: Reader | None, now: int) -> Observation:

@@ -18,7 +18,7 @@ from daemon.core.run_state import FINISHED, RunStatus
 from daemon.core.stale_plan import SAMPLE, Ending, Plan, Scope, Seen, check_plan, plan
 from daemon.inspect.reading import runs_over, suspects
 from daemon.maintenance.backup import Backup, Progress, back_up, restore, verify
-from daemon.store import deliveries, messages
+from daemon.store import host_messages, messages
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
@@ -203,7 +203,7 @@ def tell_cancelled(db: Writer, message_id: str, now: int, reason: str | None = N
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None and message.trigger:
         why = f": {reason.rstrip('.')}" if reason else ""
-        deliveries.tell_sender(db, message, address, "CANCELLED", f"This message was cancelled{why}.", now)
+        host_messages.tell_sender(db, message, address, "CANCELLED", f"This message was cancelled{why}.", now)
 
 
 def _why(status: MessageStatus, operator: Operator) -> dict[str, object]:

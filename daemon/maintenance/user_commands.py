@@ -18,7 +18,7 @@ from daemon.core.routing import RouteTarget
 from daemon.core.user_commands import BuiltIn, Command, CommandRule, help_text
 from daemon.engine.sessions import Session, Sessions
 from daemon.maintenance.daemon_executor import DaemonExecutor
-from daemon.store import conversations, deliveries, messages
+from daemon.store import conversations, host_messages, messages
 from daemon.store.registry import SessionKey
 from daemon.store.transitions import change_status
 from schema.errors import ClawbusError
@@ -159,7 +159,7 @@ def _record(
         detail = {"route": target.route, "sender": message.event.sender, "user": target.user, "command": True}
         messages.insert(db, row, now, detail=detail)
         change_status(db, message_id, MessageStatus.COMPLETED, "completed", now, detail={"by": "the bus"})
-        deliveries.say(db, row, address, text, now)
+        host_messages.say(db, row, address, text, now)
     return row
 
 

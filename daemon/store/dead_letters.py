@@ -8,11 +8,12 @@ operator's name and reason in the history.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
 from daemon.core.errors import NotDeadLetterError, UnknownMessageError
-from daemon.store.messages import find, free_id, insert, next_even_seq
+from daemon.store.messages import find, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
 from schema.connect import Reader, Writer
 from schema.instants import to_text
@@ -146,3 +147,28 @@ def _close(
         f"INSERT OR REPLACE INTO {CLOSED_TABLE}(id, outcome, at, by, reason, requeued_as) VALUES (?, ?, ?, ?, ?, ?)",
         (letter_id, outcome, at, operator.name, operator.reason, requeued_as),
     )
+
+
+def too_many_dead(db: Reader, limit: int, codes: Collection[str]) -> bool:
+    """Return whether more than `limit` answers are open dead letters with one of these codes."""
+    row = db.one(
+        "SELECT count(*) AS n FROM (SELECT 1 FROM delivery_attempts WHERE state = 'dead'"
+        f" AND last_error_code IN ({marks(tuple(codes))}) AND message_out_id NOT IN (SELECT id FROM dead_letters_closed) LIMIT ?)",
+        (*codes, limit + 1),
+    )
+    return row is not None and int(row["n"]) > limit
+
+
+def open_dead_beyond(db: Reader, limit: int, codes: Collection[str]) -> list[str]:
+    """Return the oldest open dead answers beyond the newest `limit`. Ignore those with one of these codes."""
+    dead = (
+        "FROM delivery_attempts WHERE state = 'dead'"
+        f" AND coalesce(last_error_code, '') NOT IN ({marks(tuple(codes))})"
+        " AND message_out_id NOT IN (SELECT id FROM dead_letters_closed)"
+    )
+    row = db.one(f"SELECT count(*) AS n {dead}", tuple(codes))
+    beyond = int(row["n"]) - limit if row is not None else 0
+    if beyond <= 0:
+        return []
+    rows = db.all(f"SELECT message_out_id {dead} ORDER BY seq LIMIT ?", (*codes, beyond))
+    return [row["message_out_id"] for row in rows]

@@ -1,4 +1,4 @@
-"""SQL over the delivery tables of one session's inbound.db: cursor, open rows, receipts, the host's own messages.
+"""SQL over the delivery tables of one session's inbound.db: cursor, open rows, attempts and receipts.
 
 A row at or below the cursor is in `delivered` or in `delivery_attempts`, always. Functions that write must be called
 inside `Writer.transaction()`.
@@ -7,17 +7,15 @@ inside `Writer.transaction()`.
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from daemon.store.messages import chunks, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
 from schema.connect import Reader, Writer
-from schema.ids import new_id
-from schema.instants import from_text, to_text
-from schema.rows import Address, Cause, DeliveryState, Kind, MessageIn, MessageOut, MessageStatus
+from schema.instants import to_text
+from schema.rows import DeliveryState, Kind, MessageIn, MessageOut, MessageStatus
 
 _RECEIPT: Final = (
     "INSERT INTO delivered(message_out_id, platform_message_id, status, delivered_at) VALUES (?, ?, ?, ?)"
@@ -338,152 +336,6 @@ def make_dead_letter(db: Writer, row: MessageOut, at: int, code: str, error: str
             trigger=False,
         )
         insert(db, notice, at, event="notice_written")
-
-
-def tell_sender(db: Writer, message: MessageIn, address: Address, code: str, text: str, at: int) -> None:
-    """Queue the host's own answer to a message that failed for good. At most one notice per message.
-
-    `text` goes to the sender, who may be a stranger: it must hold no path, no address and no error text. The operator finds
-    the details in the message's history, by the reference.
-    """
-    if db.one("SELECT 1 FROM host_messages WHERE in_reply_to = ?", (message.id,)) is not None:
-        return
-    notice_id = f"failed:{message.id}"
-    # The container may have used that id for one of its rows. And the notice of a pruned message of this id had it: its
-    # receiver would take the new one for a repetition.
-    if known(db, [notice_id]) or db.one("SELECT 1 FROM pruned WHERE what = 'messages'") is not None:
-        notice_id = f"{notice_id}:{new_id(at)}"
-    sentence = f"{text[:1].upper()}{text[1:].rstrip('.')}."
-    error = {"code": code, "message": sentence, "reference": message.id}
-    content = {"text": f"{sentence} Reference: {message.id}.", "error": error}
-    notice = MessageOut(
-        id=notice_id,
-        seq=next_even_seq(db),
-        kind=Kind.CHAT,
-        timestamp=to_text(at),
-        content=json.dumps(content, ensure_ascii=False),
-        in_reply_to=message.id,
-        channel_type=address.channel_type,
-        platform_id=address.platform_id,
-        thread_id=address.thread_id,
-    )
-    _queue_notice(db, notice, address, at)
-
-
-def say(db: Writer, message: MessageIn, address: Address, text: str, at: int) -> None:
-    """Queue the host's own answer to a message, in the caller's transaction."""
-    notice = MessageOut(
-        id=f"said:{message.id}",
-        seq=next_even_seq(db),
-        kind=Kind.CHAT,
-        timestamp=to_text(at),
-        content=json.dumps({"text": text}, ensure_ascii=False),
-        in_reply_to=message.id,
-        channel_type=address.channel_type,
-        platform_id=address.platform_id,
-        thread_id=address.thread_id,
-    )
-    _queue_notice(db, notice, address, at)
-
-
-def _queue_notice(db: Writer, notice: MessageOut, address: Address, at: int) -> None:
-    db.execute(
-        "INSERT INTO host_messages(id, seq, in_reply_to, timestamp, kind, platform_id, channel_type, thread_id, content)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (notice.id, notice.seq, notice.in_reply_to, notice.timestamp, notice.kind, notice.platform_id,
-         notice.channel_type, notice.thread_id, notice.content),
-    )  # fmt: skip
-    track(db, notice, from_host=True, destination=address.key, state=DeliveryState.QUEUED, not_before=None, at=at)
-
-
-def host_rows(db: Reader, ids: Sequence[str]) -> dict[str, MessageOut]:
-    """Return the host's own messages by id."""
-    found: dict[str, MessageOut] = {}
-    for chunk in chunks(ids):
-        for row in db.all(f"SELECT * FROM host_messages WHERE id IN ({marks(chunk)})", chunk):
-            found[row["id"]] = MessageOut(
-                id=row["id"],
-                seq=row["seq"],
-                kind=row["kind"],
-                timestamp=row["timestamp"],
-                content=row["content"],
-                in_reply_to=row["in_reply_to"],
-                channel_type=row["channel_type"],
-                platform_id=row["platform_id"],
-                thread_id=row["thread_id"],
-            )
-    return found
-
-
-def too_many_dead(db: Reader, limit: int, codes: Collection[str]) -> bool:
-    """Return whether more than `limit` answers are open dead letters with one of these codes."""
-    row = db.one(
-        "SELECT count(*) AS n FROM (SELECT 1 FROM delivery_attempts WHERE state = 'dead'"
-        f" AND last_error_code IN ({marks(tuple(codes))}) AND message_out_id NOT IN (SELECT id FROM dead_letters_closed) LIMIT ?)",
-        (*codes, limit + 1),
-    )
-    return row is not None and int(row["n"]) > limit
-
-
-def open_dead_beyond(db: Reader, limit: int, codes: Collection[str]) -> list[str]:
-    """Return the oldest open dead answers beyond the newest `limit`. Ignore those with one of these codes."""
-    dead = (
-        "FROM delivery_attempts WHERE state = 'dead'"
-        f" AND coalesce(last_error_code, '') NOT IN ({marks(tuple(codes))})"
-        " AND message_out_id NOT IN (SELECT id FROM dead_letters_closed)"
-    )
-    row = db.one(f"SELECT count(*) AS n {dead}", tuple(codes))
-    beyond = int(row["n"]) - limit if row is not None else 0
-    if beyond <= 0:
-        return []
-    rows = db.all(f"SELECT message_out_id {dead} ORDER BY seq LIMIT ?", (*codes, beyond))
-    return [row["message_out_id"] for row in rows]
-
-
-def routing(db: Reader) -> Address | None:
-    """Return the session's default reply route."""
-    row = db.one("SELECT * FROM session_routing WHERE id = 1")
-    if row is None or row["channel_type"] is None or row["platform_id"] is None:
-        return None
-    return Address(row["channel_type"], row["platform_id"], row["thread_id"])
-
-
-def allowed_places(db: Reader) -> frozenset[tuple[str, str]]:
-    """Return (channel_type, platform_id) of every channel destination that the session may write to."""
-    rows = db.all("SELECT channel_type, platform_id FROM destinations WHERE type = 'channel'")
-    return frozenset((row["channel_type"], row["platform_id"]) for row in rows if row["channel_type"])
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """A message that a row replies to: where it came from, and its cause for traces and metrics."""
-
-    address: Address | None
-    cause: Cause
-
-
-def origins(db: Reader, message_ids: Sequence[str]) -> dict[str, Origin]:
-    """Return the messages that rows reply to, as far as they exist."""
-    found: dict[str, Origin] = {}
-    for chunk in chunks(message_ids):
-        rows = db.all(
-            "SELECT id, channel_type, platform_id, thread_id, timestamp, process_after, tries, traceparent"
-            f" FROM messages_in WHERE id IN ({marks(chunk)})",
-            chunk,
-        )
-        for row in rows:
-            known = row["channel_type"] is not None and row["platform_id"] is not None
-            address = Address(row["channel_type"], row["platform_id"], row["thread_id"]) if known else None
-            found[row["id"]] = Origin(address, Cause(row["id"], _due_at(row), row["traceparent"]))
-    return found
-
-
-def _due_at(row: sqlite3.Row) -> int | None:
-    """Return when a message's wait began: at its acceptance or its scheduled time. A retry's back-off is part of the wait."""
-    accepted, scheduled = from_text(row["timestamp"]), from_text(row["process_after"])
-    if accepted is None or scheduled is None or row["tries"]:
-        return accepted
-    return max(accepted, scheduled)
 
 
 def _receipt(db: Writer, message_out_id: str, status: str, platform_message_id: str | None, at: int) -> None:

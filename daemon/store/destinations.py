@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from daemon.store import deliveries
+from daemon.store import reply_routes
 from schema.connect import Writer
 
 OWN_PLACE: Final = "here"
@@ -42,7 +42,7 @@ def write_with_own_place(db: Writer, places: Mapping[str, Place] | None) -> None
 
     Without `places` the own place is written into an empty table only.
     """
-    own = deliveries.routing(db)
+    own = reply_routes.routing(db)
     here = {OWN_PLACE: Place(own.channel_type, own.platform_id, OWN_PLACE)} if own is not None else {}
     if places is not None or db.one("SELECT 1 FROM destinations") is None:
         write(db, {**here, **(places or {})})

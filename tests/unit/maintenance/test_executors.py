@@ -45,7 +45,7 @@ from daemon.core.errors import RuntimeUnavailableError
 from daemon.core.stale_plan import OLDER_THAN_MS
 from daemon.inspect.containers import RuntimeSeen
 from daemon.maintenance.offline import OfflineExecutor, offline_executor
-from daemon.store import deliveries, messages
+from daemon.store import host_messages, messages
 from daemon.store.data_folder import DataFolder
 from daemon.store.registry import IncarnationRow, Registry, SessionKey
 from daemon.store.session_files import SessionFiles
@@ -148,7 +148,7 @@ async def prepare(kit: BusKit) -> None:
         change_status(db, "dead", MessageStatus.FAILED, "failed", kit.clock.now_ms())
         message = messages.find(db, "dead")
         assert message is not None
-        deliveries.tell_sender(db, message, Address("fake", "room"), "FAILED", "sorry", kit.clock.now_ms())
+        host_messages.tell_sender(db, message, Address("fake", "room"), "FAILED", "sorry", kit.clock.now_ms())
     async with kit.running():
         kit.bus.delivery.poke(await kit.session())
         await kit.settle()

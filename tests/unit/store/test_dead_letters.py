@@ -18,7 +18,7 @@ from daemon.engine.hand_over import Outcome
 from daemon.engine.outcome_steps import record_outcomes
 from daemon.inspect.dead_reading import Wanted, in_order_of_arrival, read_dead_letter, read_dead_letters
 from daemon.inspect.queues import read_queues
-from daemon.store import deliveries, messages
+from daemon.store import host_messages, messages
 from daemon.store.dead_letters import Operator
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
@@ -197,7 +197,7 @@ class TestAnAnswer:
 
     def test_a_host_message_is_requeued_too(self, world: World) -> None:
         message = MessageIn("m1", 2, "chat", to_text(NOW), MessageStatus.FAILED, "{}")
-        world.write(lambda db: deliveries.tell_sender(db, message, HOME, "TRIES_EXHAUSTED", "gave up", NOW))
+        world.write(lambda db: host_messages.tell_sender(db, message, HOME, "TRIES_EXHAUSTED", "gave up", NOW))
         world.collect()
         world.outcome("failed:m1", "answered 404", permanent=True)
         assert world.letter("failed:m1")["row"]["text"] == "Gave up. Reference: m1."

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from daemon.engine import recurrence
-from daemon.store import dead_letters, deliveries, messages
+from daemon.store import dead_letters, deliveries, host_messages, messages
 from daemon.store.dead_letters import Operator
 from daemon.store.pruning import Step, prune_messages, prune_receipts
 from daemon.store.transitions import change_status
@@ -361,7 +361,7 @@ def test_a_notice_to_a_sender_goes_with_its_receipt_but_for_the_highest(world: S
         with world.files.inbound() as db, db.transaction():
             message = messages.find(db, name)
             assert message is not None
-            deliveries.tell_sender(db, message, Address("local", "me"), "X", "failed", world.now)
+            host_messages.tell_sender(db, message, Address("local", "me"), "X", "failed", world.now)
             deliveries.delivered(db, [(f"failed:{name}", None)], world.now)
     top = max(row["seq"] for row in world.read("SELECT seq FROM host_messages"))
     later(world, 31)

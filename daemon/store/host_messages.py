@@ -1,0 +1,91 @@
+"""The host's own messages to people, in one session's inbound.db: what it tells a sender itself, without the agent.
+
+Functions that write must be called inside `Writer.transaction()`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from daemon.store.deliveries import known, track
+from daemon.store.messages import chunks, marks, next_even_seq
+from schema.connect import Reader, Writer
+from schema.ids import new_id
+from schema.instants import to_text
+from schema.rows import Address, DeliveryState, Kind, MessageIn, MessageOut
+
+
+def tell_sender(db: Writer, message: MessageIn, address: Address, code: str, text: str, at: int) -> None:
+    """Queue the host's own answer to a message that failed for good. At most one notice per message.
+
+    `text` goes to the sender, who may be a stranger: it must hold no path, no address and no error text. The operator finds
+    the details in the message's history, by the reference.
+    """
+    if db.one("SELECT 1 FROM host_messages WHERE in_reply_to = ?", (message.id,)) is not None:
+        return
+    notice_id = f"failed:{message.id}"
+    # The container may have used that id for one of its rows. And the notice of a pruned message of this id had it: its
+    # receiver would take the new one for a repetition.
+    if known(db, [notice_id]) or db.one("SELECT 1 FROM pruned WHERE what = 'messages'") is not None:
+        notice_id = f"{notice_id}:{new_id(at)}"
+    sentence = f"{text[:1].upper()}{text[1:].rstrip('.')}."
+    error = {"code": code, "message": sentence, "reference": message.id}
+    content = {"text": f"{sentence} Reference: {message.id}.", "error": error}
+    notice = MessageOut(
+        id=notice_id,
+        seq=next_even_seq(db),
+        kind=Kind.CHAT,
+        timestamp=to_text(at),
+        content=json.dumps(content, ensure_ascii=False),
+        in_reply_to=message.id,
+        channel_type=address.channel_type,
+        platform_id=address.platform_id,
+        thread_id=address.thread_id,
+    )
+    _queue_notice(db, notice, address, at)
+
+
+def say(db: Writer, message: MessageIn, address: Address, text: str, at: int) -> None:
+    """Queue the host's own answer to a message, in the caller's transaction."""
+    notice = MessageOut(
+        id=f"said:{message.id}",
+        seq=next_even_seq(db),
+        kind=Kind.CHAT,
+        timestamp=to_text(at),
+        content=json.dumps({"text": text}, ensure_ascii=False),
+        in_reply_to=message.id,
+        channel_type=address.channel_type,
+        platform_id=address.platform_id,
+        thread_id=address.thread_id,
+    )
+    _queue_notice(db, notice, address, at)
+
+
+def _queue_notice(db: Writer, notice: MessageOut, address: Address, at: int) -> None:
+    db.execute(
+        "INSERT INTO host_messages(id, seq, in_reply_to, timestamp, kind, platform_id, channel_type, thread_id, content)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (notice.id, notice.seq, notice.in_reply_to, notice.timestamp, notice.kind, notice.platform_id,
+         notice.channel_type, notice.thread_id, notice.content),
+    )  # fmt: skip
+    track(db, notice, from_host=True, destination=address.key, state=DeliveryState.QUEUED, not_before=None, at=at)
+
+
+def host_rows(db: Reader, ids: Sequence[str]) -> dict[str, MessageOut]:
+    """Return the host's own messages by id."""
+    found: dict[str, MessageOut] = {}
+    for chunk in chunks(ids):
+        for row in db.all(f"SELECT * FROM host_messages WHERE id IN ({marks(chunk)})", chunk):
+            found[row["id"]] = MessageOut(
+                id=row["id"],
+                seq=row["seq"],
+                kind=row["kind"],
+                timestamp=row["timestamp"],
+                content=row["content"],
+                in_reply_to=row["in_reply_to"],
+                channel_type=row["channel_type"],
+                platform_id=row["platform_id"],
+                thread_id=row["thread_id"],
+            )
+    return found
