@@ -29,7 +29,9 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
             "chat", "Begin", "Talk with an agent: a line is a message, answers are printed as they come; Ctrl-D ends."
         ),
         "mailbox": Entry(
-            "mailbox", "Begin", "Read a mailbox: the answers to what was sent with `send`, also while nobody waited."
+            "mailbox",
+            "Begin",
+            "Read a mailbox: the answers to what was sent with `send`, including those that no command waited for.",
         ),
         "question": Entry("question", "Begin", "What agents ask people: list the open questions, answer one."),
         "schedule": Entry(
