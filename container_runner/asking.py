@@ -18,8 +18,9 @@ from container_runner.shared.outbox import Outbox
 from container_runner.shared.reply import Reply
 from container_runner.watch import InboundWatch
 from schema.errors import ClawbusError
+from schema.ids import row_id
 from schema.os_faults import typed_host_errors
-from schema.questions import Decision, Outcome, Question, key_of, question_id, to_content
+from schema.questions import Decision, Outcome, Question, key_of, to_content
 from schema.rows import Address, Kind
 
 _GRACE_S: Final = 30.0  # the host may be restarting when the deadline comes
@@ -42,18 +43,16 @@ class Asking:
     ) -> None:
         self._outbox = outbox
         self._watch = watch
-        self._session = session
         # The first trigger: in a retry, each trigger of a failed turn is tried alone, and this one asks the same again.
         self._about = next(message for message in messages if message.trigger)
+        self._life = self._about.life(session)
         self._routing = routing
         self._note = note
         self._asked: Counter[str] = Counter()
 
     async def ask(self, question: Question, key: str | None) -> Decision | None:
         """Return how the question ended. If it only notifies, return None as soon as it is stored."""
-        identity = question_id(
-            *self._session, self._about.id, self._numbered(key or key_of(question), named=key is not None)
-        )
+        identity = row_id("q", self._life, self._numbered(key or key_of(question), named=key is not None))
         reply = self._reply(to_content(identity, question))
         await insist(lambda: self._outbox.add(identity, reply), self._note)
         if question.notify:

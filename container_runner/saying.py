@@ -6,8 +6,6 @@ again sends nothing twice.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -19,6 +17,7 @@ from container_runner.replies import Reply, plan_replies
 from container_runner.shared.errors import AnswerInvalidError, AnswerTooLargeError, UnknownDestinationError
 from container_runner.shared.outbox import Outbox
 from schema.errors import ClawbusError
+from schema.ids import row_id
 from schema.rows import Address
 
 MAX_PER_TURN: Final = 1000
@@ -40,9 +39,8 @@ class Saying:
         note: Callable[[str, ClawbusError], None],
     ) -> None:
         self._outbox = outbox
-        self._session = session
         self._messages = messages
-        self._about = next(message for message in messages if message.trigger)
+        self._life = next(message for message in messages if message.trigger).life(session)
         self._routing = routing
         self._destinations = destinations
         self._max_bytes = max_bytes
@@ -80,7 +78,4 @@ class Saying:
     def _id(self, reply: Reply, key: str | None, place: int) -> str:
         said = (f"{place}:{key or ''}", reply.content)
         self._said[said] += 1
-        agent, session = self._session
-        text = f"{agent}\0{session}\0{self._about.id}\0{place}\0{key}\0{self._said[said]}\0{reply.content}"
-        digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
-        return f"n-{base64.b32encode(digest[:10]).decode('ascii').lower()}"
+        return row_id("n", self._life, *said, str(self._said[said]))

@@ -5,8 +5,11 @@ New ids follow ULID (github.com/ulid/spec): 48 bits of epoch milliseconds, 80 ra
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
@@ -23,6 +26,27 @@ _SESSION_HINT: Final = (
 )
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MESSAGE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,199}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class MessageLife:
+    """One acceptance of a message. Its id may be used again after it was pruned (seq) or the session reset (timestamp)."""
+
+    agent: str
+    session: str
+    message_id: str
+    seq: int
+    timestamp: str  # as inbound.db has it
+
+
+def row_id(kind: str, life: MessageLife, *parts: str) -> str:
+    """Return the id of a row that an agent writes while it works on a message: the same in every try of that message.
+
+    `kind` is the id's first letter: `q` for a question, `n` for a message before the turn's end.
+    """
+    fields = (life.agent, life.session, life.message_id, str(life.seq), life.timestamp, *parts)
+    digest = hashlib.sha256("\0".join(fields).encode("utf-8", "replace")).digest()
+    return f"{kind}-{base64.b32encode(digest[:10]).decode('ascii').lower()}"
 
 
 def new_id(now_ms: int, random: bytes | None = None) -> str:

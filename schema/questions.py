@@ -6,8 +6,6 @@ message that the turn works on and from a key, so a turn that is tried again ask
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -102,12 +100,6 @@ class Decision:
             "text": self.text,
             "by": self.by,
         }
-
-
-def question_id(agent: str, session: str, message_id: str, key: str) -> str:
-    """Return the id of a question: the same for the same key in every try of the same message."""
-    digest = hashlib.sha256(f"{agent}\0{session}\0{message_id}\0{key}".encode("utf-8", "replace")).digest()
-    return f"q-{base64.b32encode(digest[:10]).decode('ascii').lower()}"
 
 
 def key_of(question: Question) -> str:

@@ -15,6 +15,7 @@ from typing import Final, Protocol, cast
 
 from container_runner.shared.children import Children
 from container_runner.shared.tool_server import ToolServer
+from schema.ids import MessageLife
 from schema.questions import Decision, Question
 from schema.rows import Address, Kind, RunnerSettings, TurnNote, TurnUsage
 
@@ -35,6 +36,10 @@ class TurnMessage:
     platform_id: str | None = None
     thread_id: str | None = None
     tries: int = 0  # earlier turns with it that died
+
+    def life(self, session: tuple[str, str]) -> MessageLife:
+        """Return this acceptance of the message. `session`: the agent's and the session's name."""
+        return MessageLife(*session, self.id, self.seq, self.timestamp)
 
     def parsed(self) -> object:
         """Return the content parsed as JSON, or the text itself if it is not JSON."""

@@ -7,6 +7,7 @@ file that is made once the agent has listed the tools.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -27,7 +28,9 @@ def main() -> int:
         lambda: time.time_ns() // 1_000_000,
     )
     calls = Calls(session, frozenset(settings["tools"]))
-    Server(calls, Path(settings["ready"]), sys.stdout.buffer).serve(sys.stdin.buffer)
+    # Unbuffered: Python aborts when it ends while a thread that still waits for a person holds a buffer's lock.
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    Server(calls, Path(settings["ready"]), output).serve(sys.stdin.buffer)
     return 0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import time
 from collections import Counter
@@ -14,8 +12,9 @@ from container_runner.shared.reply import Reply
 from container_runner.tools.catalogue import CATALOGUE
 from container_runner.tools.session import RunningTurn, ToolSession
 from schema.errors import ClawbusError
+from schema.ids import MessageLife, row_id
 from schema.json_text import encode, sendable
-from schema.questions import Decision, Question, QuestionError, from_fields, key_of, question_id, to_content
+from schema.questions import Decision, Question, QuestionError, from_fields, key_of, to_content
 from schema.rows import Address, Kind
 
 MAX_TEXT: Final = 100_000
@@ -47,7 +46,7 @@ class Calls:
         self._session = session
         self._allowed = allowed
         self._sleep = sleep
-        self._said: Counter[tuple[str, str]] = Counter()
+        self._said: Counter[tuple[MessageLife, str, str]] = Counter()
         self._tools: dict[str, Callable[[dict[str, Any]], dict[str, object]]] = {
             "send_message": self._send_message,
             "edit_message": self._edit_message,
@@ -89,13 +88,18 @@ class Calls:
         if address is None:
             raise ToolError("NO_ROUTE", "the message has nowhere to go.", "Name a destination in `to`.")
         body = encode(sendable(content))
-        said = (turn.message_id, f"{address.key}\0{body}")
+        said = (turn.life, address.key, body)
         self._said[said] += 1
-        identity = _id(
-            *self._session.names, turn.message_id, str(key or f"{self._said[said]}"), body if key is None else ""
-        )
+        parts = (str(key), "") if key else (str(self._said[said]), address.key, body)
+        identity = row_id("n", turn.life, "tool", *parts)
         row = Reply(
-            Kind.CHAT, body, turn.message_id, address.channel_type, address.platform_id, address.thread_id, final=False
+            Kind.CHAT,
+            body,
+            turn.life.message_id,
+            address.channel_type,
+            address.platform_id,
+            address.thread_id,
+            final=False,
         )
         fresh = self._insist(lambda: self._session.outbox.add(identity, row))
         return {"id": identity, "sent_before": not fresh}
@@ -107,12 +111,10 @@ class Calls:
         except QuestionError as error:
             raise ToolError("BAD_QUESTION", f"the question {error}.", "Correct it and ask again.") from error
         key = given.get("key")
-        identity = question_id(
-            *self._session.names, turn.message_id, f"t:{key if isinstance(key, str) else key_of(question)}"
-        )
+        identity = row_id("q", turn.life, f"t:{key if isinstance(key, str) else key_of(question)}")
         address = turn.address
         row = Reply(
-            Kind.SYSTEM, to_content(identity, question), turn.message_id, address.channel_type if address else None,
+            Kind.SYSTEM, to_content(identity, question), turn.life.message_id, address.channel_type if address else None,
             address.platform_id if address else None, address.thread_id if address else None, final=False,
         )  # fmt: skip
         self._insist(lambda: self._session.outbox.add(identity, row))
@@ -184,13 +186,6 @@ class Calls:
                     raise ToolError(error.code, str(error), "Nothing was done. Try again in a minute.") from error
                 self._sleep(_POLL_S)
         raise AssertionError("unreachable")
-
-
-def _id(agent: str, session: str, message_id: str, key: str, body: str) -> str:
-    digest = hashlib.sha256(
-        f"{agent}\0{session}\0{message_id}\0tool\0{key}\0{body}".encode("utf-8", "replace")
-    ).digest()
-    return f"n-{base64.b32encode(digest[:10]).decode('ascii').lower()}"
 
 
 def _text(given: dict[str, Any], name: str) -> str:

@@ -6,6 +6,7 @@ Each call runs in its own thread, because it may wait minutes for a person.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import threading
 from pathlib import Path
@@ -22,9 +23,9 @@ MAX_LINE: Final = 4 * 1024**2
 
 
 class Server:
-    """Answers one client. `ready` is made when it has listed the tools."""
+    """Answers one client over an unbuffered output. `ready` is made when it has listed the tools."""
 
-    def __init__(self, calls: Calls, ready: Path, output: IO[bytes]) -> None:
+    def __init__(self, calls: Calls, ready: Path, output: io.FileIO) -> None:
         self._calls = calls
         self._ready = ready
         self._output = output
@@ -99,5 +100,6 @@ class Server:
 
     def _write(self, message: dict[str, object]) -> None:
         with self._writing, contextlib.suppress(OSError, ValueError):  # the client has gone
-            self._output.write(json.dumps(message, ensure_ascii=True).encode() + b"\n")
-            self._output.flush()
+            left = memoryview(json.dumps(message, ensure_ascii=True).encode() + b"\n")
+            while left:
+                left = left[self._output.write(left) :]

@@ -17,6 +17,7 @@ from container_runner.shared.errors import InboundUnreadableError
 from container_runner.shared.outbox import Outbox
 from schema.connect import Writer, open_owner
 from schema.errors import ClawbusError
+from schema.ids import MessageLife
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 from schema.migrate import Role
 from schema.rows import Address
@@ -39,7 +40,7 @@ class Place:
 class RunningTurn:
     """What the turn works on: its first trigger, and where that came from."""
 
-    message_id: str
+    life: MessageLife
     address: Address | None
 
 
@@ -56,13 +57,14 @@ class ToolSession:
         """Return the turn that runs, or None between two turns. Raise ClawbusError."""
         with self._both() as db:
             row = db.one(
-                f"SELECT id, {_PLACE} FROM inbound.messages_in WHERE trigger <> 0 AND id IN (SELECT message_id"
+                f"SELECT id, seq, timestamp, {_PLACE} FROM inbound.messages_in WHERE trigger <> 0 AND id IN (SELECT message_id"
                 " FROM main.processing_ack WHERE status = 'processing') ORDER BY seq LIMIT 1"
             )
             if row is None:
                 return None
             routing = db.one(f"SELECT {_PLACE} FROM inbound.session_routing WHERE id = 1")
-            return RunningTurn(row["id"], _address(row) or (_address(routing) if routing is not None else None))
+            life = MessageLife(*self.names, row["id"], row["seq"], row["timestamp"])
+            return RunningTurn(life, _address(row) or (_address(routing) if routing is not None else None))
 
     def places(self) -> list[Place]:
         """Return the destinations by name. Raise ClawbusError."""

@@ -12,7 +12,8 @@ import anyio
 
 from container_runner.providers.protocol import Answer, DeclaredTimeout, OutMessage, Progress, Turn, TurnMessage
 from container_runner.shared.errors import TurnDeferredError, TurnFailedError
-from schema.questions import Option, Question, question_id
+from schema.ids import row_id
+from schema.questions import Option, Question
 from tests.simulation.world import World
 
 POISON = "poison"  # a content that takes down whoever works on it
@@ -71,7 +72,7 @@ class SimProvider:
         question = Question("Go on?", options, free_text=False, timeout_s=self._asks.uniform(1.0, 120.0))
         decision = await progress.ask(question, "go-on")
         about = next(message for message in turn.messages if message.trigger)
-        identity = question_id(turn.agent, turn.session, about.id, "k:go-on")
+        identity = row_id("q", about.life((turn.agent, turn.session)), "k:go-on")
         assert decision is not None
         world.step(self._container, f"{identity} is {decision.outcome.value}")
         world.decisions.append((turn.agent, turn.session, identity, decision))

@@ -150,3 +150,14 @@ async def test_an_acp_agent_gets_the_server_and_uses_it_in_its_turn(tmp_path: Pa
         assert [row["final"] for row in kit.out()] == [0, 1]
     finally:
         runners.close()
+
+
+def test_the_same_words_to_two_places_are_two_messages(client: Client, kit: SessionKit) -> None:
+    for name in ("one", "two"):
+        kit.change(
+            "INSERT INTO destinations(name, type, channel_type, platform_id) VALUES (?, 'channel', 'local', ?)",
+            (name, name),
+        )
+    sent = [client.call("send_message", text="hello", to=name) for name in ("one", "two")]
+    assert [one["sent_before"] for one in sent] == [False, False]
+    assert [row["platform_id"] for row in kit.out()] == ["one", "two"]

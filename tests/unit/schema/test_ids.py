@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 
 from schema.errors import InvalidNameError
 from schema.ids import (
+    MessageLife,
     check_message_id,
     check_name,
     check_session,
     is_message_id,
     new_id,
+    row_id,
     session_folder,
     session_of_folder,
 )
@@ -159,3 +162,16 @@ def test_no_name_leaves_its_folder_and_no_two_share_one(name: str) -> None:
 def test_a_folder_that_no_session_made_is_nobody_s(folder: str) -> None:
     name = session_of_folder(folder)
     assert name is None or session_folder(name) == folder
+
+
+def test_a_row_of_a_message_has_the_same_id_in_every_try_and_another_in_another_life() -> None:
+    """A receiver that deduplicates would drop what an agent sends about a message whose id was pruned and used again."""
+    life = MessageLife("agent", "session", "m1", 2, "2026-11-28T12:00:00.000Z")
+    assert row_id("q", life, "key") == row_id("q", life, "key")
+    others = [
+        replace(life, seq=12),
+        replace(life, timestamp="2026-11-28T13:00:00.000Z"),
+        replace(life, session="other"),
+    ]
+    ids = {row_id("q", one, "key") for one in (life, *others)} | {row_id("q", life, "other"), row_id("n", life, "key")}
+    assert len(ids) == 6
