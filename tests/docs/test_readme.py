@@ -28,6 +28,12 @@ PAGES: Final = (
     "docs/backup.md",
     "docs/monitoring.md",
     "docs/log-events.md",
+    "docs/agents.md",
+    "docs/egress.md",
+    "docs/routing.md",
+    "docs/schedules.md",
+    "docs/deploys.md",
+    "docs/inngest.md",
 )
 LINKED: Final = (
     "README.md",
@@ -55,8 +61,8 @@ def shell_lines() -> Iterator[tuple[str, str]]:
     for page in PAGES:
         for block in blocks(page, "sh"):
             for line in block.text.splitlines():
-                if line.strip() and not line.lstrip().startswith("#"):
-                    yield page, line.strip()
+                if command := re.sub(r"(^|\s+)#.*", "", line).strip():
+                    yield page, command
 
 
 def typed_calls() -> Iterator[tuple[str, str]]:
@@ -67,7 +73,7 @@ def typed_calls() -> Iterator[tuple[str, str]]:
             if any(word.rpartition("/")[2] == "clawbus" for word in words[:4]) and "daemon-reload" not in words:
                 # The last of them: `sudo -u clawbus /opt/clawbus/bin/clawbus status` names the user before.
                 start = max(index for index, word in enumerate(words[:4]) if word.rpartition("/")[2] == "clawbus")
-                if start == 0 or words[0] == "sudo":
+                if start == 0 or (words[0] == "sudo" and words[start - 1] != "-u"):
                     yield page, " ".join(["clawbus", *words[start + 1 :]])
 
 
