@@ -399,6 +399,7 @@ def _order(
         rows = _rows(daemon, key, "SELECT id, seq, deliver_after FROM messages_out", outbound=True)
         rows += witness.of(key, "messages_out")
         passed = _passed(daemon, key) | asked.ids(key, RequeueDead)
+        passed |= {row["id"] for row in witness.of(key, "messages_out") if row["passed"]}
         seqs = {row["id"]: row["seq"] for row in rows if row["deliver_after"] is None and row["id"] not in passed}
         last: dict[str, int] = {}
         firsts = [effects[0] for effects in receivers.effects.values() if effects]

@@ -85,6 +85,11 @@ class Witness:
             closed = db.one("SELECT 1 FROM inbound.dead_letters_closed WHERE id = ?", (identity,))
             if closed is None and not self.receivers.effects.get(f"{key}/{identity}"):
                 self.world.broken(f"{key}: the answer {identity} goes, and no receiver ever saw it")
+            row["passed"] = db.one(
+                "SELECT 1 FROM inbound.message_history WHERE message_id = ? AND (event = 'delivery_passed'"
+                " OR json_extract(detail, '$.waits_behind') IS NOT NULL)",
+                (identity,),
+            )
         elif table == "dead_letters_closed":
             if self._dead(db, identity):
                 self.world.broken(f"{key}: the closing of {identity} goes, and its dead letter stays")
