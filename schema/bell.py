@@ -1,7 +1,7 @@
 """`.bell`: touched by a side that has committed something for the other. A hint and nothing else.
 
 A commit alone does not say whether it matters to the other side, and its file may still be locked when its journal goes. Who
-hears the bell looks at once; a commit without one is looked at a moment later, and in any case by the poll.
+hears the bell reads at once. A commit without a bell is noticed a moment later, at the latest by the poll.
 """
 
 from __future__ import annotations

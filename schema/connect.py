@@ -49,7 +49,7 @@ BUSY_TIMEOUT_MS: Final = 5000
 PageProgress = Callable[[int, int], None]
 _PAGES_A_STEP: Final = 4096
 _REPLACED: Final = f"{OUTBOUND_DB} was replaced while it was being opened."
-# SQLite runs that many steps between two looks at the clock; a step of parsing a schema is a whole statement.
+# SQLite runs this many steps between two checks of the clock; parsing a schema takes one step for each statement.
 _STEPS_BETWEEN_LOOKS: Final = 1000
 # A schema is text that its author chose: what of it is parsed and compiled must stay small. Ours needs far less.
 _SCHEMA_LIMITS: Final = (
@@ -123,7 +123,7 @@ def make_whole(path: Path, role: migrate.Role, fill: Callable[[Writer], object] 
 
 
 def open_reader(path: Path) -> Reader:
-    """Open a trusted file read-only (the runner's look at inbound.db, the command line's at the registry)."""
+    """Open a trusted file read-only, as the runner opens inbound.db and the command line central.db."""
     try:
         connection = _connect(path, "ro")
         connection.execute("PRAGMA mmap_size=0")

@@ -65,7 +65,7 @@ class HostileFileError(ClawbusError):
     """A file under `out/` is not what a runner writes: a link, a fifo, random bytes, over a limit."""
 
     code = "HOSTILE_FILE"
-    doubtful = False  # SQLite says so of a read error, too: look once more before anybody is blamed
+    doubtful = False  # SQLite reports this for a read error too: read again before treating it as damage
     default_hint = "Inspect the session's out/ folder, repair or move the file, then `clawbus session release`."
 
 

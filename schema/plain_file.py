@@ -26,7 +26,7 @@ _JOURNAL_SLACK: Final = 16 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """What one look into a container's file may cost. Bytes and seconds.
+    """Limits for reading a container's file. Bytes and seconds.
 
     `max_row_bytes` bounds one row, `max_read_bytes` all rows that one question is answered with.
     """
@@ -147,7 +147,7 @@ def refuse_wal(folder: Path) -> None:
 
     SQLite turns to WAL when it finds a -wal file, whatever the header says, even for a read-only handle; it then maps
     the -shm file into memory (sqlite.org/walformat.html), and a container that truncates that file kills the daemon
-    with SIGBUS. `connect` has a second guard against the moment between this look and SQLite's own.
+    with SIGBUS. `connect` has a second guard against a change between this check and SQLite's open.
     """
     for suffix in ("-wal", "-shm"):
         if lies_there(folder, f"{OUTBOUND_DB}{suffix}"):
@@ -166,7 +166,7 @@ def same_file(descriptor: int, wanted: os.stat_result) -> bool:
 
 
 def drop_journal(folder: Path) -> None:
-    """Remove a journal that SQLite looked at and found cold (empty, or its header zeroed): nothing to roll back."""
+    """Remove a cold journal (empty, or with a zeroed header): SQLite found nothing to roll back in it."""
     try:
         (folder / (OUTBOUND_DB + "-journal")).unlink()
     except FileNotFoundError:

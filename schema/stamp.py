@@ -62,7 +62,7 @@ class Stamp:
 
 def take_stamp(descriptor: int, path: Path) -> Stamp:
     """Return the stamp of a file without a writer now. Raise FileMovedError or StrandedJournalError otherwise."""
-    # The order matters: a writer that begins after this look at the header has changed it by the time of `check_stamp`.
+    # The order matters: a writer that starts after this read of the header has changed it by the time of `check_stamp`.
     stamp = _stamp(descriptor)
     _refuse_writer(descriptor, path)
     return stamp

@@ -51,7 +51,7 @@ class Operations(Protocol):
         ...
 
     async def check_holders(self) -> None:
-        """Look up again who holds the locks that work on sessions meets, before an answer speaks of them."""
+        """Look up again who holds the locks that block work on sessions, before an answer names them."""
         ...
 
     def live(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class BusEngine:
         self._bus.delivery.hold()
 
     def resume(self) -> None:
-        """End the hold; every active session is looked at again."""
+        """End the hold. Every active session is polled again."""
         self._bus.supervisor.resume()
         self._bus.delivery.resume()
         for session in self._bus.sessions:

@@ -191,7 +191,7 @@ class LocalChannel:
             self._bells.ring(("mailbox", ticket.entry.mailbox))
             for message_id in ticket.entry.replied:
                 # These clients read the mailbox and found no answer, so this is the first one. What is not final is for
-                # some of them only: they look again.
+                # some of them only: they check again.
                 found = ticket.entry.at(ticket.cursor) if ticket.entry.final else None
                 self._bells.ring(("reply", ticket.entry.agent, ticket.entry.session, message_id), found)
 

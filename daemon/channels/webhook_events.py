@@ -19,7 +19,7 @@ from schema.ids import check_session
 from schema.rows import Address
 
 _OF_PLACE: Final = ":"
-# Where the words of a person are in bodies that services post, for routes that look at the text.
+# Where services put a person's text in the bodies that they post, for routes that match the text.
 _TEXTS: Final = (("text",), ("body", "text"), ("body", "message"), ("body", "comment", "body"), ("body", "content"))
 
 

@@ -277,7 +277,7 @@ def canary(
 
 
 class _LookError(Exception):
-    """The database could not be looked at. Never leaves `canary`."""
+    """The database could not be read. `canary` catches it."""
 
     def __init__(self, problem: Problem | None) -> None:
         super().__init__()

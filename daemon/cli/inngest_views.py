@@ -1,4 +1,4 @@
-"""How the Inngest commands' answers look to people. Every text from the database is cleaned before it is shown."""
+"""Prints the Inngest commands' results as text. Every text from the database is cleaned before it is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How things look to people: tables, local times with ages, and text from agents that cannot drive the terminal.
+"""Formats output as text: tables, local times with ages, and agents' text made safe for the terminal.
 
 Every cell, field and line goes through `one_line`; only `say_block` prints text that has lines of its own.
 """

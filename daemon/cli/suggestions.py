@@ -47,7 +47,7 @@ def with_suggestions(
 
 
 def nearest(word: str, names: Iterable[str]) -> list[str]:
-    """Return the names that look like a word, whatever its case, the most alike first; then those that it is a part of."""
+    """Return the names similar to a word, ignoring case, the most similar first; then those that contain it."""
     by_lower: dict[str, str] = {name.lower(): name for name in names}
     close = get_close_matches(word.lower(), by_lower, n=_NAMED, cutoff=0.7)
     parts = [name for name in by_lower if len(word) >= _NAMED and word.lower() in name and name not in close]

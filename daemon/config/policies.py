@@ -11,7 +11,7 @@ from schema.connect import ReadLimits
 
 _NO_LIMIT_S: Final = 366 * 86400.0
 _CANCEL_GRACE_S: Final = 15.0
-_UNCLAIMED_S: Final = 60.0  # a container on a busy machine may need as long until its runner looks
+_UNCLAIMED_S: Final = 60.0  # on a busy machine, a runner may take this long until its first poll
 
 
 def read_limits(config: Config) -> ReadLimits:

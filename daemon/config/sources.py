@@ -18,7 +18,7 @@ from typing import Any, Final
 from daemon.core.errors import ConfigError
 
 CONFIG_NAME: Final = "clawbus.toml"
-# Ours and no keys: where the file is, what a runner and an agent's program are given, what tests and checks look at.
+# Variables of ours that are not keys: the file's place, what runners and agents' programs get, what tests and checks use.
 NO_KEYS: Final = (
     "CONFIG", "OUTPUT", "RUNNER", "INCARNATION", "IN", "OUT", "AGENT", "AGENT_NAME", "SESSION_NAME", "CRASH_POINTS",
     "DOCKERD_LOG", "DEBIAN_MIRROR", "GATE",
@@ -65,7 +65,7 @@ def find_config(explicit: Path | None) -> Path | None:
 def _here() -> Path | None:
     try:
         return Path.cwd() / CONFIG_NAME
-    except OSError:  # the current folder was deleted, or lies where this user may not look
+    except OSError:  # the current folder was deleted, or this user may not read it
         return None
 
 

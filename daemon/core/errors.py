@@ -249,7 +249,7 @@ class RuntimeUnavailableError(ClawbusError):
 
     def __init__(self, message: str, *, hint: str | None = None, command: str | None = None) -> None:
         super().__init__(message, hint=hint)
-        self.command = command  # what repairs it, or looks into it
+        self.command = command  # the command that repairs or examines it
 
 
 class EngineChangedError(RuntimeUnavailableError):

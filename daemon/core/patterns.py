@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_PATTERN: Final = 200  # characters of a pattern
-MAX_TEXT: Final = 2_000  # characters of a text that are looked at
+MAX_TEXT: Final = 2_000  # characters of a text that are searched
 _MAX_STEPS: Final = 300  # instructions of a compiled pattern
 _MAX_REPEAT: Final = 50
 _MAX_DEPTH: Final = 20

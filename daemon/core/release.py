@@ -160,7 +160,7 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class ImageFound:
-    """What an engine said of an image: its id and its label, or why it could not be looked at."""
+    """An engine's answer about an image: its id and its label, or why it could not be inspected."""
 
     id: str | None = None
     label: str | None = None

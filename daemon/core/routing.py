@@ -22,7 +22,7 @@ from schema.errors import InvalidNameError
 from schema.ids import check_session
 
 ANYWHERE: Final = "*"
-MAX_WILDCARDS: Final = 1_000  # routes of one channel whose place ends in `*`: each is looked at for every event
+MAX_WILDCARDS: Final = 1_000  # routes of one channel whose place ends in `*`: each is tested for every event
 
 
 class EventKind(StrEnum):

@@ -323,7 +323,7 @@ def standby_step(state: SlotState, slot: str, seen: Seen, limit_s: float) -> str
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a bake looks at. `degraded` is {what: why} as in `status`; `late` names loops without progress."""
+    """What a bake checks. `degraded` is {what: why} as in `status`; `late` names loops without progress."""
 
     dead_letters: int = 0
     quarantined: int = 0

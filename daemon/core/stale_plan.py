@@ -86,7 +86,7 @@ class Seen:
 class Ending:
     """What a sweep writes for one run. `status` None: the message is finished, or a later run has it; only the attempt ends.
 
-    `told`: the history has the terminal row already. `outcome` None: the attempt has ended.
+    `in_history`: the history has the terminal row already. `outcome` None: the attempt has ended.
     """
 
     agent: str
@@ -95,7 +95,7 @@ class Ending:
     incarnation: str | None
     truth: RunStatus
     status: MessageStatus | None
-    told: bool
+    in_history: bool
     outcome: str | None
     reasons: tuple[str, ...]
 
@@ -261,7 +261,7 @@ def _ending(seen: Seen) -> Ending:
         incarnation=seen.evidence.incarnation,
         truth=verdict.status,
         status=status,
-        told=verdict.status in FINISHED and Source.HISTORY not in verdict.lacks,
+        in_history=verdict.status in FINISHED and Source.HISTORY not in verdict.lacks,
         outcome=outcome if Source.FINISH in verdict.lacks else None,
         reasons=tuple(reason.text for reason in verdict.reasons),
     )

@@ -80,7 +80,7 @@ class Engine(Protocol):
         ...
 
     def health(self) -> Health:
-        """Return what a bake looks at."""
+        """Return what a bake checks."""
         ...
 
 

@@ -17,7 +17,7 @@ from daemon.workers.source import Origin, digest_of_source
 
 @dataclass(frozen=True, slots=True)
 class SourceReport:
-    """Which release runs or would run, each drift, and what could not be looked at."""
+    """Which release runs or would run, each drift, and what could not be checked."""
 
     release: str | None
     drifts: tuple[Drift, ...]
@@ -45,7 +45,7 @@ def running_of(live: Mapping[str, Any] | None) -> Running | None:
 
 
 def check_release(config: Config, releases: Releases, release: Release) -> tuple[list[Drift], list[str]]:
-    """Compare one release with its manifest, its files and its images. Return its drifts and what could not be looked at."""
+    """Compare one release with its manifest, its files and its images. Return its drifts and what could not be checked."""
     manifest = release.manifest
     if manifest is None:
         return [Drift("manifest", release.short, release.fault or "no manifest", str(release.path))], []

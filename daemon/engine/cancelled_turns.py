@@ -15,7 +15,7 @@ from daemon.store.transitions import record
 from schema.connect import Reader, Writer
 from schema.rows import AckStatus
 
-STOP_LOOK: Final = 200  # milliseconds until the next look at a turn that is to stop
+STOP_LOOK: Final = 200  # milliseconds until a turn that is to stop is checked again
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,9 +47,9 @@ def write_decision(db: Writer, decision: Decision, means: DeliveryContext, now: 
             deliveries.resend(db, candidate.row.id, now, candidate.attempts + 1, deduplicates=known)
     if isinstance(decision, DeadLetterDecision):
         deliveries.make_dead_letter(
-            db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host
+            db, candidate.row, now, decision.reason, decision.error, notify_agent=not candidate.from_host
         )
-        _tell_of_unsendable(db, decision, now)
+        _notify_unsendable(db, decision, now)
     elif isinstance(decision, Defer):
         not_before = retry_at(
             now, candidate.attempts + 1, base_s=means.config.retry_base_s, max_s=means.config.retry_max_s,
@@ -57,7 +57,7 @@ def write_decision(db: Writer, decision: Decision, means: DeliveryContext, now: 
         )  # fmt: skip
         if now - candidate.first_at > means.config.retry_for_s * 1000:
             deliveries.make_dead_letter(
-                db, candidate.row, now, decision.reason, decision.error, tell_agent=not candidate.from_host
+                db, candidate.row, now, decision.reason, decision.error, notify_agent=not candidate.from_host
             )
         else:
             deliveries.intend(db, candidate.row.id, decision.address.key)
@@ -75,7 +75,7 @@ def _note_question(db: Writer, decision: Decision, now: int) -> questions.Asked 
     return questions.note_asked(db, row, from_content(row.id, row.content), decision.address, now)
 
 
-def _tell_of_unsendable(db: Writer, decision: DeadLetterDecision, now: int) -> None:
+def _notify_unsendable(db: Writer, decision: DeadLetterDecision, now: int) -> None:
     """Inform the sender that an answer cannot be sent. The message counts as completed, so nothing else informs it."""
     candidate = decision.candidate
     answered = candidate.row.in_reply_to
@@ -84,7 +84,7 @@ def _tell_of_unsendable(db: Writer, decision: DeadLetterDecision, now: int) -> N
     message = messages.find(db, answered)
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None:
-        host_messages.tell_sender(
+        host_messages.notify_sender(
             db, message, address, decision.reason, "The answer to this message cannot be sent.", now
         )
 

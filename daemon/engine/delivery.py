@@ -146,7 +146,7 @@ class Delivery:
 
     @property
     def polls(self) -> int:
-        """The number of sessions whose answers are being looked at."""
+        """The number of sessions whose answers are being polled."""
         return len(self._dirty)
 
     @property
@@ -158,7 +158,7 @@ class Delivery:
         self._held = True
 
     def resume(self) -> None:
-        """End a hold. The caller has the sessions looked at again."""
+        """End a hold. The caller then has the sessions polled again."""
         self._held = False
 
     async def close(self, grace_s: float) -> None:

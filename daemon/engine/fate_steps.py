@@ -164,7 +164,7 @@ def _give_up(db: Writer, verdict: GiveUp, now: int) -> None:
     _end_attempt(db, verdict.message_id, verdict.incarnation, now, "failed")
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None:
-        host_messages.tell_sender(db, message, address, "DEFERRED_TOO_LONG", text, now)
+        host_messages.notify_sender(db, message, address, "DEFERRED_TOO_LONG", text, now)
 
 
 def _expire(db: Writer, verdict: Expire, now: int) -> None:
@@ -180,4 +180,4 @@ def _expire(db: Writer, verdict: Expire, now: int) -> None:
         messages.end_open_attempts(db, verdict.message_id, now, "released")
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None and message.trigger:
-        host_messages.tell_sender(db, message, address, "EXPIRED", text, now)
+        host_messages.notify_sender(db, message, address, "EXPIRED", text, now)

@@ -69,7 +69,7 @@ def _failed(db: Writer, outcome: Outcome, means: DeliveryContext, now: int) -> D
     first_at = send.candidate.first_at or now
     if outcome.permanent or now - first_at > means.config.retry_for_s * 1000:
         text = error if outcome.permanent else f"gave up after {attempts} attempts: {error}"
-        deliveries.make_dead_letter(db, send.candidate.row, now, code, text, tell_agent=not send.candidate.from_host)
+        deliveries.make_dead_letter(db, send.candidate.row, now, code, text, notify_agent=not send.candidate.from_host)
         return DeadLetterDecision(send.candidate, code, text, send.address)
     not_before = retry_at(
         now, attempts, base_s=means.config.retry_base_s, max_s=means.config.retry_max_s,

@@ -61,7 +61,7 @@ class Swept:
     `next_at`: when the earliest known work is due (epoch ms), 0 for now, None for none. `due`: number of messages that wait
     for an agent. `dead`: number of open dead letters. `tool`: the tool in flight that the container declared. `schedules`: 1
     if the session has any, else 0; `schedule_at`: when the next of them is due. `fired`: the messages that they sent now.
-    `decided`: the questions that ended without an answer. `stop_at`: when to look at a cancelled turn again.
+    `decided`: the questions that ended without an answer. `stop_at`: when to check a cancelled turn again.
     """
 
     actions: tuple[Action, ...]
@@ -371,7 +371,7 @@ def _fail(db: Writer, action: Fail, now: int) -> None:
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None:
         told = f"This message could not be answered in {action.tries} tries."
-        host_messages.tell_sender(db, message, address, "TRIES_EXHAUSTED", told, now)
+        host_messages.notify_sender(db, message, address, "TRIES_EXHAUSTED", told, now)
 
 
 def _observe(db: Reader, out: Reader | None, now: int) -> Observation:

@@ -175,7 +175,7 @@ class Watch:
         if key in self._watched:
             self._look(self._watched[key])
 
-    # --- looks
+    # --- polling
 
     def _look(self, watched: _Watched) -> None:
         watched.looked_at = anyio.current_time()

@@ -110,7 +110,7 @@ def event_report(path: Path, event_id: str, now_ms: int) -> dict[str, Any]:
 
 
 def await_completion(look: Callable[[], Mapping[str, Any]], seconds: float, waiting: Waiting) -> dict[str, Any]:
-    """Look until every run of the event has ended and there is one. Raise InngestCanaryError when one did not complete."""
+    """Poll until the event has runs and all of them have ended. Raise InngestCanaryError when one did not complete."""
     deadline = waiting.monotonic() + seconds
     while True:
         report = dict(look())

@@ -1,6 +1,6 @@
 """Who has a database open: a server that is up keeps its queue elsewhere, and may revive a run that is swept.
 
-Looks, and touches nothing: a lock is asked for with F_GETLK, which takes none, and open files are read from /proc. Must be
+Read-only: it asks for locks with F_GETLK, which takes none, and reads open files from /proc. Must be
 asked before this process opens the file with SQLite: closing a descriptor of a file drops this process's locks on it.
 """
 

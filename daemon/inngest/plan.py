@@ -41,7 +41,7 @@ class Unregistered(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What to look at. `functions` are names, slugs, ids or patterns of them; none means all. `exclude` are run ids.
+    """The scope of a sweep. `functions` are names, slugs, ids or patterns of them; none means all. `exclude` are run ids.
 
     `lost_before_ms`: the server's queue is gone, with whatever was last heard of before this. Of runs without a function_runs
     row (`unregistered`) a sweep is refused, or they are skipped, or ended in the lists alone.

@@ -1,4 +1,4 @@
-"""The stale sweep of an Inngest database: look, refuse or back up, end the stale runs in one transaction, verify.
+"""The stale sweep of an Inngest database: check, refuse or back up, end the stale runs in one transaction, verify.
 
 Preview is the default and changes nothing. With `apply` every gate is asked again inside the transaction, and a file that
 somebody wrote to since the backup is left as it is. Interrupted at any point it can be run again: before the commit nothing

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was looked at. `wrong` is empty when all is as it should be."""
+    """What was verified. `wrong` is empty if everything is correct."""
 
     sampled: tuple[tuple[str, Status], ...]
     still_listed: dict[str, int]  # runs that are listed as running, by why they are left alone

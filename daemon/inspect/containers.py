@@ -42,7 +42,7 @@ class RuntimeSeen:
     error: str | None = None
     image_error: str | None = None
     image_repair: str | None = None  # the command that builds that image
-    images_checked: bool = False  # every configured image was looked at
+    images_checked: bool = False  # every configured image was inspected
     repair: str | None = None  # a command, when the runtime did not answer
     other_engine: bool = False  # another engine answered than the one that the containers run on
     copied_from: str | None = None  # the folder is a copy of the install there, and no daemon has started on it
@@ -190,7 +190,7 @@ def _images_seen(config: Config) -> RuntimeSeen:
             except ImageError as error:
                 return RuntimeSeen(None, image_error=f"{one.where}: {error}", image_repair=one.build)
             except ClawbusError:
-                return RuntimeSeen(None)  # it does not answer any more: the listing says so at the next look
+                return RuntimeSeen(None)  # it no longer answers: the next listing reports that
     return RuntimeSeen(None, images_checked=True)
 
 

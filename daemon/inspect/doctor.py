@@ -1,4 +1,4 @@
-"""Looks at everything once and names what is wrong: the host, every session, every run that may disagree.
+"""Examines everything once and reports problems: of the host, of every session, of runs whose sources disagree.
 
 Changes nothing. With a daemon that works meanwhile, what was just under way is read a second time before it is reported.
 """
@@ -81,7 +81,7 @@ class Examination:
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is wrong, as far as was looked."""
+        """Whether nothing examined is wrong."""
         return not self.diagnoses
 
 
@@ -104,7 +104,7 @@ class Doctor:
         self._budget_s = budget_s
 
     def examine(self, session: Key | None = None, *, pause: Callable[[float], None] = time.sleep) -> Examination:
-        """Look, and look again where it may only have been in passing. Raise DataFolderError, UnknownSessionError.
+        """Examine everything, and again what may have been only temporary. Raise DataFolderError, UnknownSessionError.
 
         With `session` only at that one, and at the host.
         """
@@ -115,7 +115,7 @@ class Doctor:
         return _both(first, self._look(session, first))
 
     def _look(self, only: Key | None, first: Examination | None = None) -> Examination:
-        """Examine the host, and every session or the one session; after a `first` look only what that saw in passing."""
+        """Examine the host, and every session or one. After a `first` examination, check only its temporary findings again."""
         now = self._clock.now_ms()
         deadline = self._clock.monotonic() + self._budget_s
         word = self._ask()
@@ -216,7 +216,7 @@ def _passing(found: Examination) -> frozenset[Key]:
 
 
 def _both(first: Examination, second: Examination) -> Examination:
-    """Return what two looks say together: of what may have passed, what both saw; of the other sessions, the first's word."""
+    """Merge two examinations: keep temporary findings only if both have them, and take the other sessions from the first."""
     again = _passing(first)
     seen = {_subject(one) for one in first.diagnoses}
     kept = [one for one in second.diagnoses if one.code not in _PASSING or _subject(one) in seen]

@@ -35,7 +35,7 @@ def sessions_with(
 def the_only(found: Iterable[Key], what: str, identity: str, *, unread: int = 0, hint: str | None = None) -> Key:
     """Return the only session that has it. `what`: "a message", "an answer on its way", "an open dead letter".
 
-    Raise UnknownMessageError with `hint`, or AmbiguousIdError. `unread` sessions were not looked at.
+    Raise UnknownMessageError with `hint`, or AmbiguousIdError. `unread` sessions were not examined.
     """
     keys = sorted(set(found))
     if len(keys) == 1:

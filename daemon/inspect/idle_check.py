@@ -57,7 +57,7 @@ class IdleSessions:
         self._recorded = idle_sessions(data_dir, now) - self._busy if usable else frozenset[Key]()
 
     def is_recorded(self, key: Key) -> bool:
-        """Return whether the daemon has found it idle and its files look as they did then. Opens nothing."""
+        """Return whether the daemon has found it idle and its files have not changed since. Open nothing."""
         return key in self._recorded
 
     def covers(self, key: Key) -> bool:

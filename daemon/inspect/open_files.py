@@ -24,7 +24,7 @@ _OPTIONS: Final[Mapping[str, int]] = {
 
 
 def open_files_used_up(pid: int) -> UsedUp | None:
-    """Return the limit that the process has reached; None when it has room, is gone, or may not be looked at."""
+    """Return the limit that the process has reached; None if it has reached none, is gone, or cannot be inspected."""
     try:
         soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
@@ -37,7 +37,7 @@ def open_files_used_up(pid: int) -> UsedUp | None:
 
 
 def limits_of(pid: int) -> tuple[Limit, ...]:
-    """Return the limits of a process and what it uses of them; empty when it is gone or may not be looked at."""
+    """Return the limits of a process and what it uses of them; empty if it is gone or cannot be inspected."""
     found: list[Limit] = []
     for option, number in _OPTIONS.items():
         try:

@@ -20,7 +20,7 @@ from schema.errors import ClawbusError
 from schema.instants import from_text, to_text
 from schema.layout import SessionFolder
 
-_OLDEST: Final = 500  # rows looked at for the oldest age; ordered by seq, so the oldest is among the first
+_OLDEST: Final = 500  # rows read for the oldest age; ordered by seq, so the oldest is among the first
 # Whether anything waits, is under way or is an open dead letter. Finished rows cost nothing: indexes answer this. A file of
 # an older shape lacks some of the tables.
 UNFINISHED: Final = (

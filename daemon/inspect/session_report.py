@@ -38,7 +38,7 @@ class Examined:
     registry: Mapping[str, Any]
     live: Mapping[str, Any] | None
     state: str
-    queues: Queues | None  # None: there was no time to look
+    queues: Queues | None  # None: there was no time to read them
     at: int
     changed_at: int | None  # when one of its files changed last, epoch ms
 

@@ -1,4 +1,4 @@
-"""What a log event looks like: values made plain, secrets left out, errors spelled out, one line of JSON or of text.
+"""Renders a log event as one line of JSON or of text: plain values, without secrets, errors spelled out.
 
 Pure apart from formatting a traceback: whatever is handed in, a line comes out. Values may come out of a container, so
 control characters are escaped and sizes are limited. Never shows the values of an environment.

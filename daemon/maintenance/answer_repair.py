@@ -55,7 +55,7 @@ def drop_answer(
         with db.transaction():
             answer = MessageOut(answer_id, row["seq"], "", "", "")
             text = f"{why} (last error: {last})" if last else why
-            deliveries.make_dead_letter(db, answer, now, DROPPED, text, tell_agent=not from_host)
+            deliveries.make_dead_letter(db, answer, now, DROPPED, text, notify_agent=not from_host)
             drop(db, DeadAnswer(answer_id, from_host, row["attempts"], DROPPED, text), operator, now)
     return {"id": answer_id, "was": row["state"], "attempts": row["attempts"]}
 

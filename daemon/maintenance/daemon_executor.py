@@ -87,7 +87,7 @@ _ROWS: Final[Mapping[type[RowVerb], str]] = MappingProxyType(
 
 
 class DaemonExecutor:
-    """Built once. `look` is called for a session that has work again."""
+    """Executes verbs in the daemon. `look` is called for a session that has work again."""
 
     def __init__(
         self,

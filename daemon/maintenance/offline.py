@@ -151,7 +151,9 @@ class OfflineExecutor:
             # A message may be cancelled under a container only by somebody who can end that container.
             container = self._container(key)
             live = container.incarnation if container is not None else None
-        self._registry.activate(key, self._clock.now_ms())  # before the work is written: the next daemon looks at it
+        self._registry.activate(
+            key, self._clock.now_ms()
+        )  # before the work is written, so that the next daemon sweeps the session
         # Nothing is being sent: only a daemon sends.
         done = change_row(verb, files, self._clock.now_ms(), live=live, is_sent_now=lambda _: False)
         if isinstance(verb, CancelMessage) and verb.kill and done["running"]:

@@ -29,10 +29,10 @@ from schema.errors import ClawbusError, ReadRaceError
 _PAGE: Final = 200
 _BETWEEN_STEPS_S: Final = 0.02  # so that others can use the file
 _BETWEEN_SESSIONS_S: Final = (
-    2.0  # after a start every session is looked at once; ten thousand must not cost a core's hundredth
+    2.0  # after a start every session is checked once; ten thousand must cost less than 1 % of a core
 )
 _DAY_S: Final = 86_400.0
-_SLACK: Final = 30  # a session whose files have not changed is looked at again after this part of the age
+_SLACK: Final = 30  # a session with unchanged files is checked again after this fraction of the age
 _FIRST_S: Final = 60.0  # a start has better things to do; and a daemon that is restarted every day must get to it
 _MIN_FREE_BYTES: Final = 4 * 1024**2
 _MAX_LIVE_BYTES: Final = 64 * 1024**2  # copied under the session's lock, so no more than a second or two of it

@@ -1,7 +1,7 @@
-"""The stale sweep over one session's files: look, back up, end the stale runs in one transaction, look again.
+"""The stale sweep over one session's files: check, back up, end the stale runs in one transaction, check again.
 
 Synchronous; the caller holds the session's lock, or the data folder's where no daemon runs. Decides nothing itself
-(`stale_plan.py`). Must never: write before the backup is verified, write what was not looked at again inside the
+(`stale_plan.py`). Must never: write before the backup is verified, write what was not checked again inside the
 transaction, or write a status before its history.
 """
 
@@ -27,7 +27,7 @@ from schema.connect import Reader, Writer, open_still_reader
 from schema.rows import MessageStatus
 
 PURPOSE: Final = "pre-sweep"
-_MESSAGES: Final = 10_000  # of each kind that is looked at
+_MESSAGES: Final = 10_000  # of each kind that is read
 _REASONS: Final[Mapping[MessageStatus, tuple[str, str]]] = MappingProxyType(
     {
         MessageStatus.FAILED: ("AGENT_FAILED", "the agent answered with an error"),
@@ -181,14 +181,14 @@ def _end(db: Writer, ending: Ending, operator: Operator, backup: Backup, now: in
 
     if ending.status is None:
         record(db, ending.message_id, "swept", now, incarnation=ending.incarnation, detail=by)
-        if ending.truth in FINISHED and not ending.told:
+        if ending.truth in FINISHED and not ending.in_history:
             detail = _why(MessageStatus(ending.truth.value), operator)
             record(db, ending.message_id, ending.truth.value, now, incarnation=ending.incarnation, detail=detail)
         finish()
         return
     repair_status(
         db, ending.message_id, ending.status, now,
-        detail=_why(ending.status, operator), by=by, told=ending.told, incarnation=ending.incarnation, finish=finish,
+        detail=_why(ending.status, operator), by=by, in_history=ending.in_history, incarnation=ending.incarnation, finish=finish,
     )  # fmt: skip
     if ending.status is MessageStatus.CANCELLED and ending.truth is not RunStatus.CANCELLED:
         tell_cancelled(db, ending.message_id, now)
@@ -203,7 +203,7 @@ def tell_cancelled(db: Writer, message_id: str, now: int, reason: str | None = N
     address = messages.address_of(message) if message is not None else None
     if message is not None and address is not None and message.trigger:
         why = f": {reason.rstrip('.')}" if reason else ""
-        host_messages.tell_sender(db, message, address, "CANCELLED", f"This message was cancelled{why}.", now)
+        host_messages.notify_sender(db, message, address, "CANCELLED", f"This message was cancelled{why}.", now)
 
 
 def _why(status: MessageStatus, operator: Operator) -> dict[str, object]:

@@ -29,7 +29,7 @@ _MAX_STOPPED: Final = 100
 
 
 class UserCommands:
-    """Built once. `look` is called for a session that has an answer to deliver."""
+    """Executes people's commands. `look` is called for a session that has an answer to deliver."""
 
     def __init__(
         self,

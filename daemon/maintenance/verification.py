@@ -1,6 +1,6 @@
 """Verification: reads the files of sessions that are idle, and records in central.db which of them hold nothing to report.
 
-Reports need not open those files again while they look the same (`daemon/store/verified_idle.py`). A session is read once
+Reports need not open those files again while they are unchanged (`daemon/store/verified_idle.py`). A session is read once
 after it has become idle, and then once a day. It writes no session's file, and holds a session's lock for one read.
 """
 
@@ -37,7 +37,7 @@ class Verification:
         self._limits = limits
         self._clock = clock
         self._log = structlog.get_logger("verification")
-        # Idle sessions with something to report, or that could not be read: how they looked, and when (epoch ms).
+        # Idle sessions with something to report, or that could not be read: their files' marks, and when (epoch ms).
         self._odd: dict[SessionKey, tuple[str, int]] = {}
 
     async def run(self) -> None:
@@ -114,7 +114,7 @@ class Verification:
 
 
 def check_files(files: SessionFiles, limits: ReadLimits, now: int) -> tuple[str | None, bool]:
-    """Return how the files look, and whether they are idle; (None, False) when they changed too recently to tell.
+    """Return the files' marks, and whether the session is idle; (None, False) if they changed too recently.
 
     Synchronous; the caller holds the session's lock, or is the only process that works on the folder.
     """

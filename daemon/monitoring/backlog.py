@@ -41,7 +41,7 @@ class BacklogWatch:
     known: dict[SessionKey, Backlog] = field(default_factory=dict[SessionKey, Backlog])
     totals: Totals = field(default_factory=Totals)
     disk: Disk | None = None
-    missed: int = 0  # sessions that the last look could not read
+    missed: int = 0  # sessions that the last pass could not read
 
     async def look(self, now: int) -> None:
         """Read every active session. `now` is epoch milliseconds.

@@ -31,7 +31,7 @@ Series = Mapping[Labels, float]
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The live objects that a snapshot looks at. `degraded` is what `status` shows as such; `channel` makes a label."""
+    """The live objects that a snapshot reads. `degraded` is what `status` shows as degraded; `channel` makes a label."""
 
     clock: Clock
     supervisor: Supervisor

@@ -1,6 +1,6 @@
 """Alive and ready: what an orchestrator, a load balancer or a person asks first. Each check has a state and a reason.
 
-An answer never waits: what needs the disk is looked at by a task of its own (`run`), and a look that does not come back is
+An answer never waits: the task `run` checks what needs the disk, and a check that does not return is
 itself the finding. Being asked changes nothing.
 """
 
@@ -33,7 +33,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at. `since` is epoch milliseconds, if that is known."""
+    """The result of one check. `since` is epoch milliseconds, if known."""
 
     name: str
     state: State
@@ -43,7 +43,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What the checks look at. `problems`: (what, since epoch ms, why), as `status` shows them as degraded.
+    """What the checks read. `problems`: (what, since epoch ms, why), as `status` shows them as degraded.
 
     `worker` says who this daemon is. `late_loops` names the loops that make no progress, `probe` asks database and disk and raises ClawbusError.
     """
@@ -85,7 +85,7 @@ class Health:
             await self._views.probe()
         except ClawbusError as error:
             self._failed(str(error))
-        except Exception as error:  # noqa: BLE001 - a look must not end the daemon that it looks at
+        except Exception as error:  # noqa: BLE001 - a failing check must not end the daemon
             structlog.get_logger("telemetry").error("telemetry_raised", what="probe", exc_info=True)
             self._failed(f"{type(error).__name__}: {error}")
         else:

@@ -67,12 +67,12 @@ class Exporter:
         registry.register(self._bus)
 
     async def run(self) -> None:
-        """Look when asked, one look at a time, until cancelled."""
+        """Read the files when a scrape asks, one read at a time, until cancelled."""
         while True:
             await self._wanted.wait()
             try:
                 await self._sources.backlog.look(self._clock.now_ms())
-            except Exception:  # noqa: BLE001 - a look must not end the daemon that it looks at
+            except Exception:  # noqa: BLE001 - a failing read must not end the daemon
                 structlog.get_logger("telemetry").error("telemetry_raised", what="backlog", exc_info=True)
             self._looked_at = self._clock.monotonic()
             self._wanted = anyio.Event()

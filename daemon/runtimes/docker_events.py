@@ -1,7 +1,7 @@
-"""Docker's event stream, one for all who wait: a hint to look at a container now, never itself the proof of an exit.
+"""Docker's event stream, shared by all waiters. An event is a hint to inspect a container, never the proof of an exit.
 
 One thread reads the stream and wakes the waiters of a container that died. A stream that breaks is opened again, and
-every waiter looks, because events may have been missed. Never decides that anything has exited.
+every waiter inspects its container, because events may have been missed. Never decides that anything has exited.
 """
 
 from __future__ import annotations

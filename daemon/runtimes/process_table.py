@@ -65,7 +65,7 @@ def machine_id() -> str:
 
 
 def is_anybody_marked(incarnation: str) -> bool:
-    """Return whether a living process that we may look at belongs to a container of this incarnation."""
+    """Return whether a living process that we may inspect belongs to a container of this incarnation."""
     mark = f"{ENV_MARK}={incarnation}".encode()
     return any(stat.alive and _is_marked(stat.pid, mark) for stat in _all_stats())
 
@@ -143,7 +143,7 @@ def _pidfd(pid: int, start_ticks: int) -> Generator[int | None]:
         yield None
         return
     try:
-        # Looked at after the descriptor is held: from here on the number cannot be given to another.
+        # Check while the descriptor is open: the pid cannot be reused now.
         stat = read_stat(pid)
         yield handle if stat is not None and stat.start_ticks == start_ticks else None
     finally:

@@ -306,7 +306,7 @@ def not_wanted(db: Writer, message_out_id: str, at: int) -> None:
     db.execute("DELETE FROM delivery_attempts WHERE message_out_id = ?", (message_out_id,))
 
 
-def make_dead_letter(db: Writer, row: MessageOut, at: int, code: str, error: str, *, tell_agent: bool) -> None:
+def make_dead_letter(db: Writer, row: MessageOut, at: int, code: str, error: str, *, notify_agent: bool) -> None:
     """Make a tracked row a dead letter, and inform the agent with a row that does not wake it."""
     db.execute(
         "UPDATE delivery_attempts SET state = 'dead', next_attempt_at = NULL, last_error_code = ?, last_error = ?"
@@ -315,7 +315,7 @@ def make_dead_letter(db: Writer, row: MessageOut, at: int, code: str, error: str
     )
     record(db, row.id, "dead_lettered", at, detail={"code": code, "error": error[:1000]})
     _receipt(db, row.id, "failed", None, at)
-    if tell_agent:
+    if notify_agent:
         # Do not pass on the channel's error text: it may hold a receiver's address, and an agent may repeat what it reads.
         why = f"it was not delivered, and will not be without an operator ({code})"
         content = {

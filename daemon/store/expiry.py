@@ -49,7 +49,7 @@ def drop_gone(files: SessionFiles, after: int, limit: int, now: int) -> tuple[li
             with db.transaction():
                 for row in gone:
                     error = "the row is no longer in outbound.db"
-                    deliveries.make_dead_letter(db, row, now, ROW_GONE, error, tell_agent=True)
+                    deliveries.make_dead_letter(db, row, now, ROW_GONE, error, notify_agent=True)
     return [row.id for row in gone], waiting[-1].seq if len(waiting) == limit else None
 
 

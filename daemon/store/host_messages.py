@@ -16,7 +16,7 @@ from schema.instants import to_text
 from schema.rows import Address, DeliveryState, Kind, MessageIn, MessageOut
 
 
-def tell_sender(db: Writer, message: MessageIn, address: Address, code: str, text: str, at: int) -> None:
+def notify_sender(db: Writer, message: MessageIn, address: Address, code: str, text: str, at: int) -> None:
     """Queue the host's own answer to a message that failed for good. At most one notice per message.
 
     `text` goes to the sender, who may be a stranger: it must hold no path, no address and no error text. The operator finds

@@ -152,7 +152,7 @@ def decide(db: Writer, asked: Asked, decision: Decision, now: int, answer_id: st
         (decision.outcome.value, decision.choice, decision.text, decision.by, now, answer_id, asked.id),
     )
     if done and asked.question.notify:
-        _tell_agent(db, asked, decision, now)
+        _notify_agent(db, asked, decision, now)
     return replace(asked, decision=decision, decided_at=now, answer_id=answer_id)
 
 
@@ -182,7 +182,7 @@ def _is_over(db: Reader, message_id: str | None) -> bool:
     return row is None or row["status"] not in (None, MessageStatus.PENDING, MessageStatus.PAUSED)
 
 
-def _tell_agent(db: Writer, asked: Asked, decision: Decision, now: int) -> None:
+def _notify_agent(db: Writer, asked: Asked, decision: Decision, now: int) -> None:
     said = decision.text or decision.choice
     told = f"{decision.outcome.value}: {said}" if said is not None else decision.outcome.value
     content = {

@@ -58,7 +58,7 @@ def found_sessions(sessions_dir: Path) -> Iterator[SessionKey]:
 
 
 def _folders(folder: Path, is_named: Callable[[str], bool]) -> list[Path]:
-    # All of them before the first is looked into: a listing that somebody stops to read would stay open until then.
+    # Read the whole listing first: otherwise it would stay open for as long as the caller takes.
     with os.scandir(folder) as entries:
         return [Path(entry.path) for entry in entries if is_named(entry.name) and entry.is_dir(follow_symlinks=False)]
 

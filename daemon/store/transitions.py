@@ -68,14 +68,14 @@ def repair_status(
     *,
     detail: Mapping[str, object],
     by: Mapping[str, object],
-    told: bool,
+    in_history: bool,
     incarnation: str | None = None,
     finish: Callable[[], object] = lambda: None,
 ) -> bool:
     """Give an unfinished message the status that the evidence shows. Write history first, then the attempt, then the status.
 
     First record `by` (who and why) as `swept`. Then record `target`'s own history row, unless there is one already
-    (`told`). Then `finish` ends the attempt. Last comes the status. Return False if the message is gone. Raise
+    (`in_history`). Then `finish` ends the attempt. Last comes the status. Return False if the message is gone. Raise
     IllegalTransitionError; then nothing has changed.
     """
     row = db.one("SELECT status FROM messages_in WHERE id = ?", (message_id,))
@@ -83,7 +83,7 @@ def repair_status(
         return False
     check_transition(message_id, MessageStatus(row["status"] or MessageStatus.PENDING), target)
     record(db, message_id, "swept", at, incarnation=incarnation, detail={"status": target.value, **by})
-    if not told:
+    if not in_history:
         record(db, message_id, target.value, at, incarnation=incarnation, detail=detail)
     finish()
     db.execute("UPDATE messages_in SET status = ? WHERE id = ?", (target.value, message_id))

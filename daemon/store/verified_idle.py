@@ -20,7 +20,7 @@ from schema.layout import INBOUND_DB, OUTBOUND_DB
 _CHECK: Final = "1"
 _TABLE: Final = "verified_idle"
 # An inode's times come from a clock with ticks of some milliseconds, or of two seconds on old file systems: a file that was
-# changed so recently could change again and look the same.
+# changed so recently could change again without a visible difference.
 SETTLED_NS: Final = 3_000_000_000
 VALID_MS: Final = (
     7 * 86_400_000

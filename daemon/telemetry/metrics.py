@@ -22,7 +22,7 @@ _LONG: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300
 
 
 class Deliveries(NamedTuple):
-    """What a receipt moves, for one agent and channel: found once, because a drain would look it up for every row."""
+    """The instruments for one agent and channel. Cached, because a delivery would look them up for every row."""
 
     delivered: Counter
     round_trip: Histogram

@@ -16,7 +16,7 @@ from schema.questions import MAX_OPTIONS, Option, Question
 
 KINDS: Final = ("read", "edit", "delete", "move", "search", "execute", "think", "fetch", "switch_mode", "other")
 DEFAULT: Final = "default"
-# Looking at what is there changes nothing; for everything else somebody has to decide.
+# Reading changes nothing. For everything else, a person has to decide.
 _WITHOUT_ASKING: Final = frozenset({"read", "search", "think"})
 _SHOWN: Final = 200
 _MAX_INPUT: Final = 1500

@@ -33,7 +33,7 @@ async def refuse_changed_runtime(
     `live` are the incarnations without a confirmed exit; `build` makes a runtime of another kind, to be asked only; `known`
     is the engine on record: another one of its kind cannot say.
     """
-    # Plain processes are looked for without a record, too: that needs nothing, and a remade registry has none.
+    # Search for plain processes without a record too: that costs nothing, and a rebuilt registry has no records.
     by_kind: dict[str, list[IncarnationRow]] = {"process": []} if name == "docker" else {}
     for row in live:
         if row.runtime != name:

@@ -67,7 +67,7 @@ def test_each_gate_holds(run: Seen, gate: SkipReason) -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "status", "outcome", "told"),
+    ("run", "status", "outcome", "in_history"),
     [
         (seen(), MessageStatus.CANCELLED, "orphaned", False),
         (seen(DONE), MessageStatus.COMPLETED, "completed", False),
@@ -79,9 +79,9 @@ def test_each_gate_holds(run: Seen, gate: SkipReason) -> None:
         (replace(seen(DONE), message=MessageStatus.COMPLETED), None, "completed", False),
     ],
 )
-def test_what_is_written(run: Seen, status: MessageStatus | None, outcome: str | None, told: bool) -> None:
+def test_what_is_written(run: Seen, status: MessageStatus | None, outcome: str | None, in_history: bool) -> None:
     (ending,) = plan([run], SCOPE).endings
-    assert (ending.status, ending.outcome, ending.told) == (status, outcome, told)
+    assert (ending.status, ending.outcome, ending.in_history) == (status, outcome, in_history)
 
 
 def test_what_is_not_stale_is_no_candidate() -> None:

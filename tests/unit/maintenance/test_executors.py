@@ -148,7 +148,7 @@ async def prepare(kit: BusKit) -> None:
         change_status(db, "dead", MessageStatus.FAILED, "failed", kit.clock.now_ms())
         message = messages.find(db, "dead")
         assert message is not None
-        host_messages.tell_sender(db, message, Address("fake", "room"), "FAILED", "sorry", kit.clock.now_ms())
+        host_messages.notify_sender(db, message, Address("fake", "room"), "FAILED", "sorry", kit.clock.now_ms())
     async with kit.running():
         kit.bus.delivery.poke(await kit.session())
         await kit.settle()

@@ -197,7 +197,7 @@ class TestAnAnswer:
 
     def test_a_host_message_is_requeued_too(self, world: World) -> None:
         message = MessageIn("m1", 2, "chat", to_text(NOW), MessageStatus.FAILED, "{}")
-        world.write(lambda db: host_messages.tell_sender(db, message, HOME, "TRIES_EXHAUSTED", "gave up", NOW))
+        world.write(lambda db: host_messages.notify_sender(db, message, HOME, "TRIES_EXHAUSTED", "gave up", NOW))
         world.collect()
         world.outcome("failed:m1", "answered 404", permanent=True)
         assert world.letter("failed:m1")["row"]["text"] == "Gave up. Reference: m1."

@@ -28,7 +28,7 @@ def test_seqs_are_even_and_above_everything_known(world: SessionWorld) -> None:
         deliveries.advance(db, 9, "1:1")
     assert world.accept("d").seq == 10
     with world.files.inbound() as db, db.transaction():
-        host_messages.tell_sender(db, world_message(world, "a"), Address("local", "me"), "X", "failed", NOW)
+        host_messages.notify_sender(db, world_message(world, "a"), Address("local", "me"), "X", "failed", NOW)
     assert world.accept("e").seq == 14, "the host's own messages count too"
 
 
@@ -37,9 +37,9 @@ def test_a_notice_of_an_id_that_may_have_been_pruned_is_no_repetition_for_its_re
     world.accept("a")
     world.accept("b")
     with world.files.inbound() as db, db.transaction():
-        host_messages.tell_sender(db, world_message(world, "a"), Address("local", "me"), "X", "failed", NOW)
+        host_messages.notify_sender(db, world_message(world, "a"), Address("local", "me"), "X", "failed", NOW)
         pruned.note(db, "messages", 1, NOW, NOW)
-        host_messages.tell_sender(db, world_message(world, "b"), Address("local", "me"), "X", "failed", NOW)
+        host_messages.notify_sender(db, world_message(world, "b"), Address("local", "me"), "X", "failed", NOW)
         first, second = (str(row["id"]) for row in db.all("SELECT id FROM host_messages ORDER BY seq"))
     assert first == "failed:a"
     assert second.startswith("failed:b:")

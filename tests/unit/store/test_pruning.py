@@ -92,7 +92,7 @@ def make_dead_letter(world: SessionWorld, row_id: str, seq: int, *, in_reply_to:
     world.say(row_id, in_reply_to=in_reply_to, to=HOME, seq=seq)
     with world.files.inbound() as db, db.transaction():
         row = track(world, db, row_id, seq, DeliveryState.INTENDED)
-        deliveries.make_dead_letter(db, row, world.now, "DELIVERY_PERMANENT", "no", tell_agent=False)
+        deliveries.make_dead_letter(db, row, world.now, "DELIVERY_PERMANENT", "no", notify_agent=False)
 
 
 def forget(world: SessionWorld, row_id: str) -> None:
@@ -361,7 +361,7 @@ def test_a_notice_to_a_sender_goes_with_its_receipt_but_for_the_highest(world: S
         with world.files.inbound() as db, db.transaction():
             message = messages.find(db, name)
             assert message is not None
-            host_messages.tell_sender(db, message, Address("local", "me"), "X", "failed", world.now)
+            host_messages.notify_sender(db, message, Address("local", "me"), "X", "failed", world.now)
             deliveries.delivered(db, [(f"failed:{name}", None)], world.now)
     top = max(row["seq"] for row in world.read("SELECT seq FROM host_messages"))
     later(world, 31)
