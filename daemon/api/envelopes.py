@@ -30,6 +30,7 @@ _STATUS: Final[Mapping[str, int]] = MappingProxyType(
         "UNKNOWN_QUESTION": 404,
         "QUESTION_CLOSED": 409,
         "ANSWER_REFUSED": 400,
+        "ANSWER_FORBIDDEN": 403,
         "ID_CONFLICT": 409,
         "CURSOR_AHEAD": 409,
         "AMBIGUOUS_ID": 409,

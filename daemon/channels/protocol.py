@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from anyio.abc import TaskStatus
 from pydantic import BaseModel
 
+from daemon.core.answering import Person
 from daemon.core.clock import Clock
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.core.routing import EventRefusal, PlaceEvent
@@ -61,6 +62,7 @@ class Incoming:
     traceparent: str | None = None
     not_after: int | None = None  # expiry: from then on no turn begins with it, and its sender is informed
     stop_late: bool = False  # a turn that works on it at `not_after` is stopped
+    person: Person | None = None  # who wrote it, as far as the channel has verified that
     note: Mapping[str, object] | None = None  # what its first history row says about how it came here
 
 

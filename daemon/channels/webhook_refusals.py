@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from daemon.core.errors import (
+    AnswerForbiddenError,
     AnswerRefusedError,
     BodyTooLargeError,
     ContentError,
@@ -85,6 +86,7 @@ _STATUS: Final[tuple[tuple[type[ClawbusError], int], ...]] = (
     (UnknownQuestionError, 404),
     (QuestionClosedError, 409),
     (AnswerRefusedError, 400),
+    (AnswerForbiddenError, 403),
 )
 
 

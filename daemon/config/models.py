@@ -28,6 +28,7 @@ from daemon.config.routes import RouteTable, route_faults
 from daemon.config.schedules import ScheduleTable, schedule_faults
 from daemon.config.sources import NO_KEYS, NO_KEYS_BEGIN, is_service_link, read_toml
 from daemon.config.user_commands import CommandTable, command_faults
+from daemon.core.answering import AnswersFrom
 from daemon.core.errors import ConfigError
 from daemon.core.zones import zone
 from schema.errors import InvalidNameError
@@ -293,6 +294,7 @@ class Agent(_Table):
     max_batch: int = Field(default=10, ge=1, le=1000)
     order: Literal["strict", "ready"] = "strict"
     later_for_s: float = Field(default=24 * 3600.0, gt=0, le=366 * 86400.0)
+    answers_from: AnswersFrom = AnswersFrom.ASKER
     cancel_grace_s: float = Field(default=15.0, ge=0, le=3600.0)
     expire_after_s: float = Field(default=0.0, ge=0, le=10 * 366 * 86400.0)
     env: dict[str, str] = Field(default_factory=dict[str, str])

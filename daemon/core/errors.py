@@ -164,6 +164,13 @@ class AnswerRefusedError(ClawbusError):
     default_hint = "Answer with an option's label, id or number; `clawbus question show ID` lists them."
 
 
+class AnswerForbiddenError(ClawbusError):
+    """Whoever answered may not do so. The question stays open."""
+
+    code = "ANSWER_FORBIDDEN"
+    default_hint = "agents.NAME.answers_from says who may; `clawbus question answer ID` is an operator's way."
+
+
 class ScheduleError(ClawbusError):
     """A schedule is invalid, or may not be changed this way."""
 

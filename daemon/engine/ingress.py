@@ -17,6 +17,7 @@ from cronsim import CronSim, CronSimError
 
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.config.models import Agent
+from daemon.core.answering import Person
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
 from daemon.core.errors import (
@@ -119,7 +120,10 @@ class Ingress:
     async def _answer(self, key: SessionKey, message: MessageIn, reply: Reply, incoming: Incoming) -> Accepted:
         """Record a reply to a question. Nothing else becomes of it: the agent reads it as the question's answer."""
         session = await self._sessions.get(key)
-        work = partial(record_reply, session.files, reply, message.id, incoming.address)
+        rule = self.agents[key.agent].answers_from
+        work = partial(
+            record_reply, session.files, reply, message.id, incoming.address, rule, incoming.person or Person()
+        )
         asked, fresh = await self._sessions.change(session, work)
         if fresh:
             self._events.publish(question_decided(key, asked, self._clock.now_ms()))

@@ -10,12 +10,14 @@ import re
 from dataclasses import dataclass
 from typing import Final, cast
 
-from daemon.core.errors import AnswerRefusedError
+from daemon.core.answering import AnswersFrom, Person, may_answer
+from daemon.core.errors import AnswerForbiddenError, AnswerRefusedError
 from daemon.store import questions
 from daemon.store.questions import Asked
 from daemon.store.session_files import SessionFiles
 from schema.rows import Address
 
+_MAX_BY: Final = 200
 _ID: Final = re.compile(r"q-[a-z2-7]{16}\Z")
 
 
@@ -51,15 +53,26 @@ def _body(content: object) -> object:
 
 
 def record_reply(
-    files: SessionFiles, reply: Reply, message_id: str, place: Address | None, now: int
+    files: SessionFiles,
+    reply: Reply,
+    message_id: str,
+    place: Address | None,
+    rule: AnswersFrom,
+    person: Person,
+    now: int,
 ) -> tuple[Asked, bool]:
     """Record the reply in one transaction. Return the question as it is then, and whether this reply decided it.
 
-    Raise UnknownQuestionError, QuestionClosedError or AnswerRefusedError without changing anything.
+    `rule` says who may answer, and `person` does. Raise UnknownQuestionError, QuestionClosedError, AnswerRefusedError or
+    AnswerForbiddenError without changing anything.
     """
-    by = f"{place.channel_type}:{place.platform_id}" if place is not None else "unknown"
+    at = f"{place.channel_type}:{place.platform_id}" if place is not None else "unknown"
+    who = person.user or person.sender
+    by = f"{who} at {at}"[:_MAX_BY] if who is not None else at
     with files.inbound() as db, db.transaction():
         before = questions.find(db, reply.question_id)
+        if before is not None and not may_answer(rule, questions.asker(db, before), person):
+            raise AnswerForbiddenError(f"{who or 'whoever wrote this'} may not answer {reply.question_id}.")
         asked = questions.answer(db, reply.question_id, reply.text, by, now, place=place, answer_id=message_id)
     fresh = before is not None and before.decision is None
     if fresh:

@@ -20,6 +20,7 @@ import structlog
 from daemon.channels.protocol import Accepted, Incoming, PlaceMessage, Routed
 from daemon.config.models import Agent
 from daemon.config.routes import RouteTable, stored_route
+from daemon.core.answering import Person
 from daemon.core.clock import Clock
 from daemon.core.errors import RequestRefusedError
 from daemon.core.events import EventRefused
@@ -215,6 +216,7 @@ class Router:
                 trigger=target.trigger,
                 traceparent=message.traceparent,
                 not_after=message.not_after,
+                person=Person(event.sender if event.verified else None, target.user, target.rank),
                 note={"route": target.route, "sender": event.sender, "user": target.user, "why": target.why},
             )
         )

@@ -9,8 +9,9 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, cast
 
+from daemon.core.answering import Person
 from daemon.core.errors import AnswerRefusedError, QuestionClosedError, UnknownQuestionError
 from daemon.store.messages import chunks, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
@@ -74,6 +75,16 @@ def find(db: Reader, question_id: str) -> Asked | None:
     """Return one question, or None."""
     row = db.one("SELECT * FROM questions WHERE id = ?", (question_id,)) if has_table(db) else None
     return _asked(row) if row is not None else None
+
+
+def asker(db: Reader, asked: Asked) -> Person:
+    """Return who sent the message that the agent asks about, by the message's first history row."""
+    sql = "SELECT detail FROM message_history WHERE message_id = ? ORDER BY id LIMIT 1"
+    row = db.one(sql, (asked.message_id,)) if asked.message_id is not None else None
+    detail: object = json.loads(row["detail"]) if row is not None and row["detail"] else None
+    fields = cast("dict[str, object]", detail) if isinstance(detail, dict) else {}
+    sender, user = fields.get("sender"), fields.get("user")
+    return Person(sender if isinstance(sender, str) else None, user if isinstance(user, str) else None)
 
 
 def open_ones(db: Reader, limit: int = 1000) -> list[Asked]:
