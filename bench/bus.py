@@ -22,7 +22,8 @@ from container_runner.store import Store
 from daemon.app.bus import Bus, Overrides
 from daemon.channels.protocol import Incoming
 from daemon.channels.registry import find_types
-from daemon.config.models import Agent, Config, Delivery, Runtime
+from daemon.config.agents import Agent
+from daemon.config.models import Config, Delivery, Runtime
 from daemon.core.clock import SystemClock
 from daemon.core.delivery_plan import ChannelRules
 from daemon.engine.delivery_context import DeliveryContext

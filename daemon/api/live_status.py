@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from daemon.config.models import Agent
+from daemon.config.agents import Agent
 from daemon.core.clock import Clock
 from daemon.engine.problems import Problems
 from daemon.engine.sessions import Sessions

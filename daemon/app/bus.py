@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry
 from daemon.api.daemon_operations import DaemonOperations
 from daemon.api.live_status import LiveStatus
 from daemon.channels.registry import Channels, build_channels, head_rules
-from daemon.config.models import Agent, Config
+from daemon.config.agents import Agent
+from daemon.config.models import Config
 from daemon.config.ownership import owned, ownership_of
 from daemon.config.policies import fate_of, read_limits
 from daemon.core.clock import Clock

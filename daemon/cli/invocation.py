@@ -49,7 +49,7 @@ class Invocation:
     @cached_property
     def config(self) -> Config:
         """The checked configuration. Raise ConfigError."""
-        from daemon.config.models import load_config  # noqa: PLC0415
+        from daemon.config.loading import load_config  # noqa: PLC0415
 
         return load_config(self.config_file, data_dir=self.options.data, warn=self._warn)
 
@@ -70,7 +70,7 @@ class Invocation:
     @cached_property
     def strict_config(self) -> Config:
         """`config` for a command that starts the daemon: an environment variable that names no key is an error. Raise ConfigError."""
-        from daemon.config.models import load_config  # noqa: PLC0415
+        from daemon.config.loading import load_config  # noqa: PLC0415
 
         return load_config(self.config_file, data_dir=self.options.data)
 

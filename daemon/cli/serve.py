@@ -78,7 +78,7 @@ def _serve(invocation: Invocation, signals: SignalInbox, slot: str | None, *, de
     check_foreign_packages()
     config = invocation.strict_config
     from daemon.app import main as app  # noqa: PLC0415 - the whole daemon
-    from daemon.config.models import load_config  # noqa: PLC0415
+    from daemon.config.loading import load_config  # noqa: PLC0415
     from daemon.config.ownership import ownership_of  # noqa: PLC0415
     from daemon.deploy.own_images import with_own_images  # noqa: PLC0415
     from daemon.workers.source import check_origin, origin  # noqa: PLC0415

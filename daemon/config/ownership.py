@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from daemon.config.models import Agent, Config
+from daemon.config.agents import Agent
+from daemon.config.models import Config
 from daemon.core.errors import ConfigError
 from daemon.core.ownership import Group, Ownership, crossing_faults, divide
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from daemon.config.models import Agent, Config
+from daemon.config.agents import Agent
+from daemon.config.models import Config
 from daemon.core.lifecycle import Policy
 from daemon.core.message_fate import Fate
 from schema.connect import ReadLimits

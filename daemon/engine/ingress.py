@@ -16,7 +16,7 @@ from typing import Final
 from cronsim import CronSim, CronSimError
 
 from daemon.channels.protocol import Accepted, Incoming
-from daemon.config.models import Agent
+from daemon.config.agents import Agent
 from daemon.core.answering import Person
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words

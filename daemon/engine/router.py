@@ -18,7 +18,7 @@ import anyio
 import structlog
 
 from daemon.channels.protocol import Accepted, Incoming, PlaceMessage, Routed
-from daemon.config.models import Agent
+from daemon.config.agents import Agent
 from daemon.config.routes import RouteTable, stored_route
 from daemon.core.answering import Person
 from daemon.core.clock import Clock

@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from daemon.config.models import Agent, Config
+from daemon.config.agents import Agent
+from daemon.config.models import Config
 from daemon.config.policies import agent_policy
 from daemon.core.attempt_end import AttemptEnd
 from daemon.core.lifecycle import (

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from daemon.config.models import Agent, Config
+from daemon.config.agents import Agent
+from daemon.config.models import Config
 from daemon.config.policies import claim_max_s
 from daemon.core.clock import Clock
 from daemon.inspect.bounds import MAX_SESSIONS, PATIENT_BUDGET_S

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from daemon.config.models import Agent, Config, host_places
+from daemon.config.agents import Agent
+from daemon.config.cross_checks import host_places
+from daemon.config.models import Config
 from daemon.config.mounts import source_fault
 from daemon.core.errors import AgentFileError, EnvFileError, MountSourceError, SecretFileError
 from daemon.runtimes.protocol import Mount

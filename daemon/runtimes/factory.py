@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from daemon.config.models import Agent, Config
+from daemon.config.agents import Agent
+from daemon.config.models import Config
 from daemon.config.policies import turn_limit_s
 from daemon.core.clock import Clock
 from daemon.core.errors import DataFolderError, NotOwnedError, UnknownAgentError

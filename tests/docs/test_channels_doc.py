@@ -23,7 +23,8 @@ from daemon.channels.registry import GROUP, build_channels, find_types
 from daemon.channels.signatures import sign_at
 from daemon.channels.webhook import WebhookChannel
 from daemon.channels.webhook_settings import Hook, WebhookSettings
-from daemon.config.models import Agent, Config
+from daemon.config.agents import Agent
+from daemon.config.models import Config
 from daemon.core.clock import SystemClock
 from daemon.core.errors import PermanentDeliveryError
 from tests.support.channels import SECRET, Bus, build, outgoing, running

@@ -8,8 +8,9 @@ from typing import Final
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from daemon.config.agents import Agent
 from daemon.config.egress import EgressBudget, EgressConnect, EgressRoute
-from daemon.config.models import Agent, Config, OwnershipGroup
+from daemon.config.models import Config, OwnershipGroup
 from daemon.config.routes import RouteTable
 from daemon.config.schedules import ScheduleTable
 from daemon.config.user_commands import CommandTable

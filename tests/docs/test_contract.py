@@ -19,7 +19,7 @@ from container_runner.providers.acp import errors as acp_errors
 from container_runner.providers.lines import TYPES, OutputParser
 from container_runner.providers.protocol import Destination, ProviderContext, Turn, TurnMessage
 from container_runner.shared import errors
-from daemon.config.models import load_config
+from daemon.config.loading import load_config
 from schema import layout
 from schema.rows import Address, RunnerSettings
 from tests.integration.runner.test_command import Recorder

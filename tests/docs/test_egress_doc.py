@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from daemon.config.models import load_config
+from daemon.config.loading import load_config
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "egress.md").read_text(encoding="utf-8")
 

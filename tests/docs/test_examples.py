@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 
 from container_runner.providers.lines import OutputParser
-from daemon.config.models import load_config
+from daemon.config.loading import load_config
 from daemon.config.presets import PRESETS
 from tests.docs.test_contract import AGENTS, first_cells
 

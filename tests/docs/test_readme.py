@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from daemon.cli.main import command_tree
-from daemon.config.models import load_config
+from daemon.config.loading import load_config
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGES: Final = (

@@ -19,7 +19,8 @@ from daemon.api.daemon_operations import DaemonOperations
 from daemon.app import main as app
 from daemon.app.bus import Bus
 from daemon.channels.protocol import Accepted, Incoming
-from daemon.config.models import Agent, Config, Delivery, Runtime, Sweep
+from daemon.config.agents import Agent
+from daemon.config.models import Config, Delivery, Runtime, Sweep
 from daemon.config.policies import read_limits
 from daemon.core.commands import Verb
 from daemon.core.errors import DataFolderError, RuntimeUnavailableError

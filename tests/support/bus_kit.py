@@ -20,7 +20,7 @@ from daemon.app import main as app
 from daemon.app.bus import Bus, Overrides
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.channels.registry import GROUP, find_types
-from daemon.config.models import Agent as AgentConfig
+from daemon.config.agents import Agent as AgentConfig
 from daemon.config.models import Config
 from daemon.core.errors import NotConfirmedError
 from daemon.engine.sessions import Session

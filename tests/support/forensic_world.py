@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from daemon.config.models import Config, load_config
+from daemon.config.loading import load_config
+from daemon.config.models import Config
 from daemon.core.daemon_status import DaemonStatus
 from daemon.core.facts import Container, DaemonState
 from daemon.inspect.containers import RuntimeSeen

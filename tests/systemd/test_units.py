@@ -14,7 +14,8 @@ from typing import Final
 
 import pytest
 
-from daemon.config.models import Config, load_config
+from daemon.config.loading import load_config
+from daemon.config.models import Config
 
 UNITS: Final = Path(__file__).resolve().parents[2] / "systemd"
 SERVICE: Final = UNITS / "clawbus.service"

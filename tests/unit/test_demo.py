@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 from rich.console import Console
 
-from daemon.config.models import load_config
+from daemon.config.loading import load_config
 from daemon.runtimes.process_table import boot_id, read_stat
 from demo import agent
 from demo.ledger import Ledger, answered_ids

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from daemon.api import daemon_operations as operations
 from daemon.app import main as app
-from daemon.config.models import Agent as AgentConfig
+from daemon.config.agents import Agent as AgentConfig
 from daemon.config.models import Config
 from daemon.core.commands import KillSession, QuarantineSession, StopSession
 from daemon.core.errors import ChannelError, ConfigError, ImageError, NoAnswerError, UnknownSessionError

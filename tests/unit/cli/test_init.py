@@ -9,7 +9,8 @@ import pytest
 
 from daemon.cli.guard import check_foreign_packages
 from daemon.cli.main import main
-from daemon.config.models import Config, load_config
+from daemon.config.loading import load_config
+from daemon.config.models import Config
 from daemon.core.errors import ForeignPackageError
 from tests.support.command_line import Answer, CommandLine
 

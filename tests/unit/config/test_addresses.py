@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from daemon.config.addresses import bind_tcp, bound_address, is_loopback
-from daemon.config.models import load_config
+from daemon.config.loading import load_config
 from daemon.core.errors import ConfigError, ListenError
 from daemon.http.connections import ConnectionLimits
 from daemon.monitoring.http import run_listener

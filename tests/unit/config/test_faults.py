@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from daemon.channels.webhook_settings import Hook, WebhookSettings
 from daemon.config.faults import booleans_for_numbers
-from daemon.config.models import Config, load_config
+from daemon.config.loading import load_config
+from daemon.config.models import Config
 from daemon.core.errors import ConfigError
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config.models import Config, load_config
+from daemon.config.loading import load_config
+from daemon.config.models import Config
 from daemon.config.sources import find_config
 from daemon.core.errors import ConfigError
 

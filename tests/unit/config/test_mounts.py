@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config.models import load_config
+from daemon.config.loading import load_config
 from daemon.core.errors import ConfigError
 
 

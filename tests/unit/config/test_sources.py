@@ -11,8 +11,8 @@ import pytest
 
 import container_runner.providers
 from container_runner.providers.acp import permissions
-from daemon.config import models as config
-from daemon.config.models import load_config
+from daemon.config import agents as config
+from daemon.config.loading import load_config
 from daemon.config.sources import find_config, service_links
 from daemon.core.errors import ConfigError
 from daemon.core.schedules import next_cron

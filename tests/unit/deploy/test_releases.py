@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config.models import Agent, Config, Docker
+from daemon.config.agents import Agent
+from daemon.config.models import Config, Docker
 from daemon.core.deploy_errors import ReleaseInvalidError, ReleasesUnusedError, SourceOutsideError
 from daemon.deploy.drift import repair as repair_drift
 from daemon.deploy.drift import report, running_of

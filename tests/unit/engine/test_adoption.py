@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from daemon.config.models import Agent as AgentConfig
+from daemon.config.agents import Agent as AgentConfig
 from daemon.core.commands import CancelMessage, KillSession, ResetSession, StopSession, Verb
 from daemon.core.errors import DataFolderError, ImageError, RuntimeUnavailableError
 from daemon.engine.supervisor.slots import Phase

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from daemon.config.models import Agent as AgentConfig
+from daemon.config.agents import Agent as AgentConfig
 from daemon.core.commands import KillSession
 from daemon.core.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.engine import session_sweep

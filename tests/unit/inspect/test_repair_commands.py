@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config.models import load_config
+from daemon.config.loading import load_config
 from daemon.core.diagnoses import diagnose_host
 from daemon.core.facts import DaemonState, HostFacts
 from daemon.inspect.session_report import session_report

@@ -11,7 +11,7 @@ import pytest
 
 import daemon.maintenance.retention
 from container_runner.retention import Retention as RunnerRetention
-from daemon.config.models import load_config
+from daemon.config.loading import load_config
 from daemon.core.commands import DeleteSession
 from daemon.core.errors import ConfigError
 from daemon.inspect.session_report import session_report

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config.models import Agent, AgentMount, Config
+from daemon.config.agents import Agent, AgentMount
+from daemon.config.models import Config
 from daemon.core.errors import AgentFileError, EnvFileError, MountSourceError, SecretFileError
 from daemon.runtimes.agent_files import environment_of, operator_mounts, secret_mounts, secret_variables
 

@@ -1,0 +1,39 @@
+"""What all tables of the configuration share: unknown keys, too long times and impossible paths are refused. No I/O."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+_LONGEST_S: Final = 10 * 366 * 86400.0
+
+
+class Table(BaseModel):
+    """A table without unknown keys and without values that no clock takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _bounded(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse longer times: no clock takes them, and none is meant."""
+        name = info.field_name or ""
+        if name.endswith("_s") and isinstance(value, float) and value > _LONGEST_S:
+            raise ValueError(f"must be at most {_LONGEST_S:.0f} seconds (ten years)")
+        return value
+
+
+def check_path(text: str) -> None:
+    """Raise ValueError for what no file can be called in this process."""
+    if "\0" in text:
+        raise ValueError("must not contain NUL")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        raise ValueError(
+            f"has characters that this locale ({encoding}) cannot express; set LC_ALL=C.UTF-8 for the command"
+        ) from None
