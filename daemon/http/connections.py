@@ -1,8 +1,8 @@
-"""What a stranger may hold of a TCP listener: so many connections, each only so long without a request or unread.
+"""Bounds what strangers may hold of a TCP listener: how many connections, and how long one may send or read nothing.
 
-uvicorn bounds none of it: a client that connects and says nothing, or that never reads its responses, would keep a
-descriptor forever, and a daemon without descriptors can open no session file. Time for a request's body is bounded
-elsewhere, per request.
+uvicorn has no such bounds. A client that connects and sends nothing, or that never reads its responses, would keep a file
+descriptor forever, and a daemon without free descriptors cannot open a session's file. The time for a request's body is
+bounded elsewhere, per request.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import ClassVar, Final, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
@@ -38,106 +38,113 @@ def guarded(limits: ConnectionLimits, on_full: Callable[[bool], None] = lambda _
     At a limit the oldest connection of a stranger makes room for the new one; only where every one of them has a request
     of a known sender under way, the new one is turned away. `on_full(turned_away)` is called each time.
     """
+    bound = {"limits": limits, "on_full": staticmethod(on_full)}
+    return type("GuardedConnection", (_GuardedConnection,), bound)
 
-    class Guarded(H11Protocol):
-        since = 0.0  # when it was made, or last answered a known sender: a stranger's requests do not make it younger
-        dropped = False
-        _waiting: asyncio.TimerHandle | None = None  # for a request, or for the next one
-        _writing: asyncio.TimerHandle | None = None  # for a response to be read
-        _trusted = False
 
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
+class _GuardedConnection(H11Protocol):
+    """One connection of uvicorn's, with a clock for every state in which it waits for its peer."""
+
+    limits: ClassVar[ConnectionLimits]
+    on_full: ClassVar[Callable[[bool], None]]
+    since = 0.0  # when it was made, or last answered a known sender: a stranger's requests do not make it younger
+    dropped = False
+    _waiting: asyncio.TimerHandle | None = None  # for a request, or for the next one
+    _writing: asyncio.TimerHandle | None = None  # for a response to be read
+    _trusted = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self.since = self.loop.time()
+        if not self._make_room():
+            self.drop()
+            return
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.dropped:
+            super().data_received(data)
+            self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.dropped = True
+        self._waiting = _stopped(self._waiting)
+        self._writing = _stopped(self._writing)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        cycle = self._cycle
+        self._trusted = cycle is not None and _is_trusted(cycle)
+        if self._trusted:
             self.since = self.loop.time()
-            if not self._make_room():
-                self.drop()
-                return
-            self._watch()
+        super().on_response_complete()
+        self._watch()
 
-        def data_received(self, data: bytes) -> None:
-            if not self.dropped:
-                super().data_received(data)
-                self._watch()
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self._watch()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.dropped = True
-            self._waiting = _stopped(self._waiting)
+    @property
+    def peer(self) -> str:
+        """The address that it comes from, without the port."""
+        return self.client[0] if self.client else ""
+
+    @property
+    def may_go(self) -> bool:
+        """Whether nothing of a known sender's is under way on it, or its peer does not read."""
+        cycle = self._cycle
+        return cycle is None or cycle.response_complete or self.flow.write_paused or not _is_trusted(cycle)
+
+    @property
+    def _cycle(self) -> RequestResponseCycle | None:
+        return cast("RequestResponseCycle | None", self.cycle)  # None until the first request
+
+    def _make_room(self) -> bool:
+        """Return whether there is room for the connection, after dropping another one if necessary."""
+        others = [
+            one for one in cast("Iterable[_GuardedConnection]", self.connections) if one is not self and not one.dropped
+        ]
+        of_peer = [one for one in others if one.peer == self.peer]
+        if len(of_peer) >= self.limits.max_per_peer:
+            crowd = of_peer
+        elif len(others) >= self.limits.max_connections:
+            largest = Counter(one.peer for one in others).most_common(1)[0][0]
+            crowd = [one for one in others if one.peer == largest]
+        else:
+            return True
+        victim = min((one for one in crowd if one.may_go), key=lambda one: one.since, default=None)
+        type(self).on_full(victim is None)
+        if victim is not None:
+            victim.drop()
+        return victim is not None
+
+    def _watch(self) -> None:
+        """Run a clock whenever the peer is waited for. Only a whole request sets it back, never bytes alone."""
+        if self.dropped:
+            return
+        cycle = self._cycle
+        if self.flow.write_paused or self.transport.is_closing():
+            self._writing = self._writing or self.loop.call_later(self.limits.patience_s, self.drop)
+        else:
             self._writing = _stopped(self._writing)
-            super().connection_lost(exc)
+        if cycle is not None and not cycle.response_complete:
+            self._waiting = _stopped(self._waiting)
+        elif self._waiting is None:
+            allowed = self.limits.keep_alive_s if self._trusted else self.limits.patience_s
+            self._waiting = self.loop.call_later(allowed, self.drop)
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._watch()
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self._watch()
-
-        def on_response_complete(self) -> None:
-            cycle = self._cycle
-            self._trusted = cycle is not None and _is_trusted(cycle)
-            if self._trusted:
-                self.since = self.loop.time()
-            super().on_response_complete()
-            self._watch()
-
-        def send_400_response(self, msg: str) -> None:
-            super().send_400_response(msg)
-            self._watch()
-
-        @property
-        def peer(self) -> str:
-            """The address that it comes from, without the port."""
-            return self.client[0] if self.client else ""
-
-        @property
-        def may_go(self) -> bool:
-            """Whether nothing of a known sender's is under way on it, or its peer does not read."""
-            cycle = self._cycle
-            return cycle is None or cycle.response_complete or self.flow.write_paused or not _is_trusted(cycle)
-
-        @property
-        def _cycle(self) -> RequestResponseCycle | None:
-            return cast("RequestResponseCycle | None", self.cycle)  # None until the first request
-
-        def _make_room(self) -> bool:
-            """Return whether there is room for the connection, after dropping another one if necessary."""
-            others = [one for one in cast("Iterable[Guarded]", self.connections) if one is not self and not one.dropped]
-            of_peer = [one for one in others if one.peer == self.peer]
-            if len(of_peer) >= limits.max_per_peer:
-                crowd = of_peer
-            elif len(others) >= limits.max_connections:
-                largest = Counter(one.peer for one in others).most_common(1)[0][0]
-                crowd = [one for one in others if one.peer == largest]
-            else:
-                return True
-            victim = min((one for one in crowd if one.may_go), key=lambda one: one.since, default=None)
-            on_full(victim is None)
-            if victim is not None:
-                victim.drop()
-            return victim is not None
-
-        def _watch(self) -> None:
-            """Run a clock whenever the peer is waited for. Only a whole request sets it back, never bytes alone."""
-            if self.dropped:
-                return
-            cycle = self._cycle
-            if self.flow.write_paused or self.transport.is_closing():
-                self._writing = self._writing or self.loop.call_later(limits.patience_s, self.drop)
-            else:
-                self._writing = _stopped(self._writing)
-            if cycle is not None and not cycle.response_complete:
-                self._waiting = _stopped(self._waiting)
-            elif self._waiting is None:
-                allowed = limits.keep_alive_s if self._trusted else limits.patience_s
-                self._waiting = self.loop.call_later(allowed, self.drop)
-
-        def drop(self) -> None:
-            """End it now, whatever is still to be read or written."""
-            self.dropped = True
-            self.transport.abort()
-
-    return Guarded
+    def drop(self) -> None:
+        """End it now, whatever is still to be read or written."""
+        self.dropped = True
+        self.transport.abort()
 
 
 def _is_trusted(cycle: RequestResponseCycle) -> bool:
