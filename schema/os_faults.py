@@ -12,7 +12,7 @@ import os
 import resource
 import sqlite3
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -327,3 +327,16 @@ def in_container_folder(what: str) -> _Sorted:
 def in_own_folder(what: str) -> _Sorted:
     """Raise StorageError for an OSError inside; FileNotFoundError passes."""
     return _Sorted(what, theirs=False)
+
+
+def read_own_file(path: Path, limit: int = -1, opener: Callable[[str, int], int] | None = None) -> bytes:
+    """Return the content of a file of the host's own, at most `limit` bytes of it. Raise OSError.
+
+    Python's files answer EAGAIN with None, which a caller could take for an invalid file
+    (docs.python.org/3/library/io.html, RawIOBase.read).
+    """
+    with open(path, "rb", opener=opener) as file:
+        content = cast("bytes | None", file.read(limit))
+    if content is None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path))
+    return content

@@ -25,6 +25,7 @@ from daemon.core.errors import ConfigError
 from daemon.core.templates import parse
 from schema.errors import InvalidNameError
 from schema.ids import check_name
+from schema.os_faults import read_own_file
 from schema.rows import Kind
 
 ANY_SESSION: Final = "*"
@@ -280,8 +281,7 @@ def _key(
 
 def _read(where: str, path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
-            found = stream.read(_MAX_SECRET_FILE + 1)
+        found = read_own_file(path, _MAX_SECRET_FILE + 1)
     except OSError as error:
         raise ConfigError(f"{where}: {path} cannot be read: {error.strerror}.") from error
     if len(found) > _MAX_SECRET_FILE:

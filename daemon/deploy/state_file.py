@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from daemon.core.deploy_errors import SlotStateError
 from daemon.core.slots import SlotState, as_json, from_json
+from schema.os_faults import read_own_file
 
 FOLDER: Final = "deploy"
 NAME: Final = "state.json"
@@ -24,8 +25,7 @@ def read_state(data_dir: Path) -> SlotState:
     """Return the state; an empty one where no slot has ever served. Raise SlotStateError."""
     path = state_path(data_dir)
     try:
-        with path.open("rb") as file:
-            loaded: object = json.loads(file.read(_MOST))
+        loaded: object = json.loads(read_own_file(path, _MOST))
         if not isinstance(loaded, dict):
             raise SlotStateError(f"{path} is not a JSON object.")
         return from_json(cast("dict[str, Any]", loaded))

@@ -27,6 +27,7 @@ from daemon.runtimes.protocol import ContainerRuntime
 from daemon.store.data_folder import Layout
 from daemon.store.install import Install, InstallFile, is_copied
 from schema.errors import ClawbusError
+from schema.os_faults import read_own_file
 
 PATIENCE_S: Final = 5.0  # somebody waits for the answer at a terminal
 
@@ -199,7 +200,7 @@ def install_id_of(data_dir: Path, recorded: str | None) -> str | None:
     if recorded is not None:
         return recorded
     try:
-        text = Layout(data_dir).install_file.read_text(encoding="ascii").strip()
+        text = read_own_file(Layout(data_dir).install_file).decode("ascii").strip()
     except (OSError, UnicodeDecodeError):
         return None
     return text or None

@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 from daemon.core.errors import RuntimeUnavailableError
 from daemon.runtimes.process_table import Leader
 from daemon.runtimes.protocol import Running
-from schema.os_faults import hint_of
+from schema.os_faults import hint_of, read_own_file
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 
@@ -82,7 +82,7 @@ class RecordStore:
         if not _ID.match(container_id):
             return None
         try:
-            text = self._path(container_id, "json").read_text(encoding="utf-8")
+            text = read_own_file(self._path(container_id, "json")).decode()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -106,7 +106,7 @@ class RecordStore:
     def exit_code(self, container_id: str) -> int | None:
         """Return the exit code that the wrapper wrote; 137 when this runtime killed the wrapper; else None."""
         try:
-            text = self.exit_path(container_id).read_text(encoding="ascii")
+            text = read_own_file(self.exit_path(container_id)).decode("ascii")
             if text.endswith("\n"):
                 return int(text)
         except (FileNotFoundError, ValueError):

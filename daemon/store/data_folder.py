@@ -25,7 +25,7 @@ from schema.errors import SchemaTooNewError
 from schema.instants import to_text
 from schema.layout import CENTRAL_DB
 from schema.migrate import VERSION
-from schema.os_faults import hint_of, host_error
+from schema.os_faults import hint_of, host_error, read_own_file
 
 LOCK_NAME: Final = "clawbus.lock"
 VERSION_NAME: Final = "clawbus.version"
@@ -236,7 +236,7 @@ class DataFolder(Layout):
 def read_holder(root: Path) -> Holder | None:
     """Return the process named in the lock file, for people only: a daemon that was killed leaves its name there."""
     try:
-        loaded: object = json.loads((root / LOCK_NAME).read_bytes()[:4096])
+        loaded: object = json.loads(read_own_file(root / LOCK_NAME, 4096))
     except (OSError, ValueError):
         return None
     if not isinstance(loaded, dict):
@@ -376,7 +376,7 @@ def _lies_at(path: Path, descriptor: int) -> bool:
 
 def _check_version(root: Path) -> None:
     try:
-        text = (root / VERSION_NAME).read_text(encoding="ascii").strip()
+        text = read_own_file(root / VERSION_NAME).decode("ascii").strip()
     except FileNotFoundError:
         return
     except UnicodeDecodeError:
@@ -424,7 +424,7 @@ def _prepare(folder: DataFolder) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
     folder.was_open = _close_all(folder)
     marker = folder.root / VERSION_NAME
-    if marker.exists() and marker.read_text(encoding="ascii").strip() == str(VERSION):
+    if marker.exists() and read_own_file(marker).decode("ascii").strip() == str(VERSION):
         return
     fresh = marker.with_name(f"{VERSION_NAME}.new")
     fresh.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from schema.errors import StorageError
+from schema.os_faults import read_own_file
 
 _AT_FDCWD: Final = -100
 _STATX_BTIME: Final = 0x800
@@ -88,8 +89,7 @@ class InstallFile:
     def read(self) -> Install | None:
         """Return the content. None without a valid file, as in a folder of an earlier version. Raise StorageError."""
         try:
-            with self._path.open("rb") as file:
-                text = file.read(_MAX_BYTES)
+            text = read_own_file(self._path, _MAX_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -15,7 +15,7 @@ from daemon.store.registry import Memory, Registry, SessionKey
 from schema.errors import InvalidNameError, StorageError
 from schema.ids import check_name, session_of_folder
 from schema.layout import SessionFolder
-from schema.os_faults import host_error
+from schema.os_faults import host_error, read_own_file
 
 REMAKE_HINT: Final = "Start the daemon once (`clawbus serve`): it remakes it from the session folders."
 _INSTALL_ID: Final = re.compile(r"[0-9a-z]{1,64}\Z")
@@ -84,7 +84,7 @@ def is_session(folder: SessionFolder) -> bool:
 
 def _read(file: Path) -> str | None:
     try:
-        text = file.read_text(encoding="ascii").strip()
+        text = read_own_file(file).decode("ascii").strip()
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -16,7 +16,7 @@ from schema.connect import ReadLimits, open_outbound_reader, open_owner, transla
 from schema.errors import ClawbusError, HostileFileError, HostTroubleError, StorageError, UnusableFileError
 from schema.handles import once_more
 from schema.migrate import Role
-from schema.os_faults import Fault, as_host_error, fault_of, file_error, host_error, probe
+from schema.os_faults import Fault, as_host_error, fault_of, file_error, host_error, probe, read_own_file
 from schema.plain_file import check_journal, open_plain, refuse_wal
 
 HOST = (
@@ -325,3 +325,15 @@ def test_what_looks_corrupt_is_looked_at_once_more_and_no_more(tmp_path: Path) -
     with pytest.raises(HostileFileError):
         once_more(lambda: look(9))
     assert looked == 2
+
+
+def test_a_read_that_python_answers_with_none_is_the_hosts_trouble(tmp_path: Path) -> None:
+    """EAGAIN of a regular file, as some network file systems answer it: None would pass for an invalid file."""
+    os.mkfifo(tmp_path / "file")
+    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_NONBLOCK)  # open for writing too, and empty: EAGAIN
+    try:
+        with pytest.raises(BlockingIOError) as caught:
+            read_own_file(tmp_path / "file", opener=lambda *_: os.dup(descriptor))
+    finally:
+        os.close(descriptor)
+    assert fault_of(caught.value) is Fault.HOST
