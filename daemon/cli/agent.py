@@ -12,6 +12,7 @@ from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.invocation import Invocation
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,7 +98,7 @@ def _show_list(console: Console, found: Sequence[Mapping[str, Any]]) -> None:
         for one in found
     ]
     columns = ("agent", "provider", "sessions", "queue", "answers", "dead", "needs attention")
-    console.print(table(f"{len(rows)} agents", columns, rows))
+    console.print(table(f"{counted(len(rows), 'agent')}", columns, rows))
 
 
 def _show_one(console: Console, one: Mapping[str, Any]) -> None:

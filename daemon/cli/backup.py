@@ -14,6 +14,7 @@ from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
 from daemon.core.clock import SystemClock
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +63,7 @@ def backup(
 
         say(
             console,
-            f"{result['path']}: {result['sessions']} sessions, {result['files']} files, {result['bytes']} bytes",
+            f"{result['path']}: {counted(result['sessions'], 'session')}, {counted(result['files'], 'file')}, {counted(result['bytes'], 'byte')}",
         )
         say(console, *(f"copied as it is, not verified: {one}" for one in done.unverified))
         say(console, *(f"left out: {one}" for one in done.left_out[:20]))
@@ -101,7 +102,10 @@ def restore(
     def people(console: Console) -> None:
         from daemon.cli.present import say  # noqa: PLC0415
 
-        say(console, f"{result['data_dir']}: {result['sessions']} sessions, {result['files']} files restored")
+        say(
+            console,
+            f"{result['data_dir']}: {counted(result['sessions'], 'session')}, {counted(result['files'], 'file')} restored",
+        )
         if result["before"] is not None:
             say(console, f"What was there before is in {result['before']}.")
 
@@ -141,7 +145,7 @@ def _refuse_running(invocation: Invocation, backup: Path) -> None:
             )
             more = f" and {len(found.containers) - _NAMED} more" if len(found.containers) > _NAMED else ""
             raise RestoreRefusedError(
-                f"{len(found.containers)} containers of this installation still run: {names}{more}.",
+                f"{counted(len(found.containers), 'container')} of this installation still run: {names}{more}.",
                 hint=_how_to_end(own=install_id == recorded_install_id(config.data_dir)),
             )
 

@@ -12,6 +12,7 @@ from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.invocation import Invocation
 from daemon.core.clock import SystemClock
 from daemon.core.daemon_status import DaemonState
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,9 +80,9 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         for one in result["channels"]
     ]
     columns = ("channel", "type", "state", "answers", "oldest", "later", "dead", "why")
-    console.print(table(f"{len(rows)} channels", columns, rows))
+    console.print(table(f"{counted(len(rows), 'channel')}", columns, rows))
     if result["daemon"] != DaemonState.UP.value:
         say(console, f"the daemon is {result['daemon']}: whether channels work is not known")
     if result["not_examined"]:
-        say(console, f"{result['not_examined']} sessions were not examined (no time)")
+        say(console, f"{counted(result['not_examined'], 'session was', 'sessions were')} not examined (no time)")
     say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in result["errors"]))

@@ -25,6 +25,7 @@ from daemon.cli.output import Output, OutputLostError, progress
 from daemon.cli.standard_input import read_lines
 from daemon.core.clock import SystemClock
 from daemon.core.errors import ContentError, RemoteError
+from daemon.core.printable import counted
 from schema.errors import ClawbusError
 from schema.ids import new_id
 
@@ -76,7 +77,7 @@ def chat(
     later = (NextAction(f"clawbus mailbox {shlex.quote(name)}", "answers that come later"),)
     if talk.failure is not None and not talk.sent:
         raise talk.failure
-    ended = f"{len(talk.accepted)} messages are accepted and stay so, {len(open_ids)} without an answer yet (mailbox {name})"
+    ended = f"{counted(len(talk.accepted), 'message is', 'messages are')} accepted and stay so, {len(open_ids)} without an answer yet (mailbox {name})"
     if talk.failure is not None:
         problem = problem_of(talk.failure)
         problem = replace(problem, message=f"{problem.message.rstrip('.')}; {ended}.")

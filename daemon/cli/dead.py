@@ -28,6 +28,7 @@ from daemon.cli.operator import (
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import one_word
 from daemon.core.commands import DropDead, RequeueDead
+from daemon.core.printable import counted
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -310,7 +311,10 @@ def _show_list(console: Console, report: Mapping[str, Any], source: str) -> None
     if report["total"] > len(rows):
         say(console, f"and {report['total'] - len(rows)} more: --limit, or --session")
     if report["not_examined"]:
-        say(console, f"{report['not_examined']} sessions were not examined (no time): --session")
+        say(
+            console,
+            f"{counted(report['not_examined'], 'session was', 'sessions were')} not examined (no time): --session",
+        )
     say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in report["errors"]))
     if source == "files":
         say(console, "(the daemon does not answer: read from the files)")

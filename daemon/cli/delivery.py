@@ -24,6 +24,7 @@ from daemon.cli.operator import (
 )
 from daemon.core.clock import SystemClock
 from daemon.core.commands import DropAnswer, RetryAnswer
+from daemon.core.printable import counted
 from schema.rows import DeliveryState
 
 if TYPE_CHECKING:
@@ -190,11 +191,14 @@ def _show(console: Console, report: Mapping[str, Any]) -> None:
         for one, short in zip(report["answers"], ids, strict=True)
     ]  # fmt: skip
     columns = ("session", "id", "to", "state", "attempts", "next", "behind", "last error")
-    console.print(table(f"{report['total']} answers on their way", columns, rows))
+    console.print(table(f"{counted(report['total'], 'answer on its way', 'answers on their way')}", columns, rows))
     if report["total"] > len(rows):
         say(console, f"and {report['total'] - len(rows)} more: --limit, or --session")
     if report["not_examined"]:
-        say(console, f"{report['not_examined']} sessions were not examined (no time): --session")
+        say(
+            console,
+            f"{counted(report['not_examined'], 'session was', 'sessions were')} not examined (no time): --session",
+        )
     say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in report["errors"]))
 
 

@@ -15,6 +15,7 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.names import pair
 from daemon.core.clock import SystemClock
 from daemon.core.findings import Finding, findings_of
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,11 +112,9 @@ def _show(console: Console, found: Examination, findings: Sequence[Finding]) -> 
         "down": "the daemon is down, read from the files",
         "silent": "the daemon is silent",
     }
-    said = (
-        f"{found.sessions} sessions and {found.runs} unfinished or doubtful runs examined; {where[found.daemon.value]}."
-    )
+    said = f"{counted(found.sessions, 'session')} and {counted(found.runs, 'unfinished or doubtful run')} examined; {where[found.daemon.value]}."
     if found.not_examined:
-        said += f" {found.not_examined} sessions were left out for lack of time."
+        said += f" {counted(found.not_examined, 'session was', 'sessions were')} left out for lack of time."
     say_wrapped(console, "", said)
     if found.healthy:
         say(console, "Nothing is wrong.")

@@ -12,6 +12,7 @@ from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.invocation import Invocation
 from daemon.core.clock import SystemClock
 from daemon.core.errors import UnknownEgressError
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,7 +93,7 @@ def _show_list(console: Console, report: Mapping[str, Any]) -> None:
         for one in report["ways"]
     ]  # fmt: skip
     columns = ("name", "to", "agents", "requests", "refused", "tokens", *(("trouble",) if trouble else ()))
-    console.print(table(f"{len(rows)} routes and hosts, {when}", columns, rows))
+    console.print(table(f"{counted(len(rows), 'route or host', 'routes and hosts')}, {when}", columns, rows))
     if report["refused_elsewhere"]:
         say(console, f"{report['refused_elsewhere']} requests to what no table names were refused")
     budgets = [

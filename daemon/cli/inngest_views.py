@@ -9,6 +9,7 @@ from rich.console import Console
 
 from daemon.cli.present import age, brief, pairs, say, table, when
 from daemon.core.clock import SystemClock
+from daemon.core.printable import counted
 
 _ROWS: Final = 50
 
@@ -27,7 +28,9 @@ def show_runs(console: Console, report: Mapping[str, Any]) -> None:
         )
         for one in report["runs"]
     ]
-    title = f"{report['total']} runs, {report['listed_as_running']} listed as running, {report['stale']} stale"
+    title = (
+        f"{counted(report['total'], 'run')}, {report['listed_as_running']} listed as running, {report['stale']} stale"
+    )
     console.print(table(title, ("run", "function", "true status", "listed", "started", "stale"), rows))
     _say_server(console, report)
 
@@ -91,14 +94,16 @@ def show_sweep(console: Console, report: Mapping[str, Any]) -> None:
 
 def show_restore(console: Console, result: Mapping[str, Any]) -> None:
     """Print what was put back, and where the state before it is."""
-    say(console, f"{result['path']} has the {result['rows']} rows of {result['backup']} again")
+    say(console, f"{result['path']} has the {counted(result['rows'], 'row')} of {result['backup']} again")
     say(console, f"what was there before: {result['before']['path']}")
 
 
 def show_canary(console: Console, result: Mapping[str, Any]) -> None:
     """Print the runs of the canary's event."""
     rows = [(one["run_id"], one["function"], one["status"]) for one in result["runs"]]
-    console.print(table(f"{result['event']}: {len(rows)} runs completed", ("run", "function", "status"), rows))
+    console.print(
+        table(f"{result['event']}: {counted(len(rows), 'run')} completed", ("run", "function", "status"), rows)
+    )
 
 
 def _say_end(console: Console, report: Mapping[str, Any]) -> None:

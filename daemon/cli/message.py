@@ -25,6 +25,7 @@ from daemon.cli.operator import (
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words
 from daemon.core.commands import CancelMessage, RetryMessage, RowVerb
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -173,11 +174,14 @@ def _show_list(console: Console, report: dict[str, Any]) -> None:
         for one, short in zip(report["messages"], ids, strict=True)
     ]
     columns = ("id", "session", "status", "attempts", "accepted", "text")
-    console.print(table(f"{report['total']} messages, newest first", columns, rows))
+    console.print(table(f"{counted(report['total'], 'message')}, newest first", columns, rows))
     if report["total"] > len(rows):
         say(console, f"and {report['total'] - len(rows)} more: --limit, or --session")
     if report["not_examined"]:
-        say(console, f"{report['not_examined']} sessions were not examined (no time): --session")
+        say(
+            console,
+            f"{counted(report['not_examined'], 'session was', 'sessions were')} not examined (no time): --session",
+        )
     say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in report["errors"]))
 
 

@@ -59,8 +59,8 @@ def _explain(invocation: Invocation, found: Found) -> list[Diagnosis]:
     message_id = found.wanted.evidence.message_id
     every = doctor.examine(found.key).diagnoses
     ours = [one for one in every if one.agent is None or one.message_id in (None, message_id)]
-    found = [here(invocation, one) for one in ours]
-    return sorted(found, key=lambda one: (one.message_id is None, one.agent is None))
+    placed = [here(invocation, one) for one in ours]
+    return sorted(placed, key=lambda one: (one.message_id is None, one.agent is None))
 
 
 def _show(console: Console, result: Mapping[str, Any]) -> None:

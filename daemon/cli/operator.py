@@ -14,6 +14,7 @@ from daemon.cli.envelope import Problem, problem_of
 from daemon.cli.invocation import Invocation
 from daemon.cli.names import pair
 from daemon.core.errors import DaemonDownError, DaemonSilentError, UnknownAgentError
+from daemon.core.printable import counted
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -107,7 +108,11 @@ def not_examined(report: Mapping[str, Any], what: str) -> tuple[str, str] | None
     """Return a problem's message and fix where --all could not mean every one of `what`: sessions were not read."""
     if not (report["not_examined"] or report["errors"]):
         return None
-    said = [f"{report['not_examined']} sessions were not examined (no time)"] if report["not_examined"] else []
+    said = (
+        [f"{counted(report['not_examined'], 'session was', 'sessions were')} not examined (no time)"]
+        if report["not_examined"]
+        else []
+    )
     said += [f"{one['agent']}/{one['session']} could not be read ({one['error']})" for one in report["errors"]]
     message = f"{'; '.join(said)}. {what} there were left alone."
     return message, "Repeat it with --session AGENT/SESSION for those sessions."

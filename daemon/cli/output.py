@@ -17,6 +17,7 @@ from typing import Any, Final, TextIO
 
 from daemon.core.printable import one_line
 
+_SHOWN: Final = 600  # characters of an answer that could not be printed: what was accepted is named in fewer
 OUTPUT_LOST: Final = 74  # EX_IOERR of sysexits.h: the deed is done, its report could not be written
 
 
@@ -120,6 +121,8 @@ def lost(error: OutputLostError, answer: object = None, code: int = 0) -> int:
     give_up()
     if error.reader_left:
         return code
-    told = "" if answer is None else f"; what was done stands, and the answer was: {json.dumps(answer, default=str)}"
-    progress(f"error: {error}{told}")
+    told = json.dumps(answer, default=str)
+    if len(told) > _SHOWN:
+        told = f"{told[:_SHOWN]}... (and {len(told) - _SHOWN} more characters)"
+    progress(f"error: {error}" + ("" if answer is None else f"; what was done stands, and the answer was: {told}"))
     return code or OUTPUT_LOST

@@ -15,8 +15,8 @@ from daemon.cli.names import pair
 from daemon.cli.operator import AgentFilter, ReasonOption, SessionScope, known_agent, user
 from daemon.core.clock import SystemClock
 from daemon.core.commands import AnswerQuestion
-from daemon.core.diagnosis import counted
 from daemon.core.errors import UnknownMessageError, UnknownQuestionError
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -166,7 +166,10 @@ def _show_list(console: Console, report: Mapping[str, Any]) -> None:
         )
     )
     if report["not_examined"]:
-        say(console, f"{report['not_examined']} sessions were not examined (no time): --session")
+        say(
+            console,
+            f"{counted(report['not_examined'], 'session was', 'sessions were')} not examined (no time): --session",
+        )
     say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in report["errors"]))
 
 

@@ -16,6 +16,7 @@ from daemon.cli.names import AgentOption, addressed, pair
 from daemon.cli.operator import AgentFilter, ReasonOption, SessionScope, known_agent, user
 from daemon.core.clock import SystemClock
 from daemon.core.commands import CancelSchedule, PauseSchedule, PutSchedule, ResumeSchedule, RowVerb, RunSchedule
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -259,9 +260,9 @@ def _show_list(console: Console, report: Mapping[str, Any]) -> None:
         for one in report["schedules"]
     ]  # fmt: skip
     columns = ("key", "session", "when", "state", "next", "sent", "failing")
-    console.print(table(f"{len(rows)} schedules", columns, rows))
+    console.print(table(f"{counted(len(rows), 'schedule')}", columns, rows))
     if report["not_examined"]:
-        say(console, f"{report['not_examined']} sessions were not examined (no time)")
+        say(console, f"{counted(report['not_examined'], 'session was', 'sessions were')} not examined (no time)")
     say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in report["errors"]))
 
 

@@ -29,7 +29,7 @@ from daemon.cli.send_place import (
     ThreadOption,
     send_to_place,
 )
-from daemon.cli.standard_input import read_text
+from daemon.cli.standard_input import read_text, with_words
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.command_words import two_words
 from daemon.core.errors import ContentError, DaemonSilentError, LostAnswerError, NotListeningError
@@ -120,7 +120,7 @@ def send(
             raise typer.BadParameter("--stop-late does not go with --place.")
         _refuse_beside_place(agent, session, wait)
         event = LocalEvent(message_id, place, thread, sender, mention, direct, _expiry(not_after, expires_in))
-        return send_to_place(invocation, read_text() if text == "-" else text, event)
+        return send_to_place(invocation, with_words(read_text() if text == "-" else text), event)
     if thread is not None or sender is not None or mention or direct:
         raise typer.BadParameter("--thread, --sender, --mention and --direct belong to --place.")
     if session is None:
@@ -260,7 +260,7 @@ def _reason(client: ControlClient, known: dict[str, Any]) -> str:
 
 def _content(text: str, *, as_json: bool) -> object:
     if not as_json:
-        return {"text": text}
+        return {"text": with_words(text)}
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

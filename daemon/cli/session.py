@@ -24,6 +24,7 @@ from daemon.core.commands import (
     StopSession,
     Verb,
 )
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -251,7 +252,7 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     if report.get("out_folder"):
         facts["out/"] = _counted(report["out_folder"])
     if home := report.get("home_folder"):
-        facts["home/"] = f"{home['bytes']} bytes in {home['files']} files and folders"
+        facts["home/"] = f"{counted(home['bytes'], 'byte')} in {counted(home['files'], 'file')} and folders"
     if report["pruned"]:
         facts["pruned"] = pruned(report["pruned"], now)
     if source == "files":
@@ -265,7 +266,7 @@ def _counted(use: dict[str, Any]) -> str:
     """Show what the last sweep counted. Deleted open files count where their processes are visible."""
     deleted = use["deleted_bytes"]
     open_files = "deleted files not visible from here" if deleted is None else f"{deleted} bytes in deleted files"
-    return f"{use['bytes']} bytes in {use['files']} files and folders; {open_files}"
+    return f"{counted(use['bytes'], 'byte')} in {counted(use['files'], 'file')} and folders; {open_files}"
 
 
 def _tables(console: Console, report: dict[str, Any], now: int) -> None:

@@ -11,6 +11,7 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.operator import AgentFilter, SinceFilter, known_agent, since_of
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words
+from daemon.core.printable import counted
 from daemon.core.session_state import SessionState
 
 if TYPE_CHECKING:
@@ -63,6 +64,6 @@ def _show(console: Console, found: list[dict[str, Any]], source: str) -> None:
     from daemon.cli.doing import sessions_table  # noqa: PLC0415
     from daemon.cli.present import say  # noqa: PLC0415
 
-    console.print(sessions_table(f"{len(found)} sessions", found, SystemClock().now_ms()))
+    console.print(sessions_table(f"{counted(len(found), 'session')}", found, SystemClock().now_ms()))
     if source == "files":
         say(console, "(the daemon does not answer: read from the files)")

@@ -20,6 +20,16 @@ def read_text() -> str:
     return "".join(read_lines())
 
 
+def with_words(text: str) -> str:
+    """Return a message's text. Raise ContentError if there is nothing in it: a turn for nothing costs an agent's work."""
+    if not text.strip():
+        raise ContentError(
+            "the message's text is empty (is a variable empty?).",
+            hint="Write the text after `clawbus send`, or give `-` and write it to standard input.",
+        )
+    return text
+
+
 def read_lines() -> Iterator[str]:
     """Yield the lines of standard input with their line ends. Raise ContentError at the first that is not UTF-8."""
     stream = sys.stdin

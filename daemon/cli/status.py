@@ -14,6 +14,7 @@ from daemon.cli.invocation import Invocation
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words
 from daemon.core.errors import DaemonDownError, DaemonSilentError, DataFolderError, RemoteError
+from daemon.core.printable import counted
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -159,10 +160,12 @@ def facts_of(report: Mapping[str, Any], source: str) -> dict[str, object]:
         f"{queues['undelivered']} undelivered, oldest {age(queues['oldest_undelivered_age_ms'])};"
         f" {queues.get('scheduled_answers', 0)} scheduled for later"
     )
-    facts["dead letters"] = f"{queues['dead_letters']} ({queues['failed']} messages, {queues['dead']} answers)"
+    facts["dead letters"] = (
+        f"{queues['dead_letters']} ({counted(queues['failed'], 'message')}, {counted(queues['dead'], 'answer')})"
+    )
     facts |= _pruned(report)
     if report.get("not_examined"):
-        facts["not examined"] = f"{report['not_examined']} sessions (no time)"
+        facts["not examined"] = f"{counted(report['not_examined'], 'session')} (no time)"
     return facts
 
 
@@ -209,7 +212,7 @@ def _live(live: Mapping[str, Any]) -> dict[str, object]:
     sweep = live.get("last_sweep")
     if sweep:
         facts["last sweep"] = (
-            f"{when(sweep.get('at'), now)}: {sweep.get('sessions')} sessions in {sweep.get('duration_ms')} ms,"
-            f" {sweep.get('errors')} errors"
+            f"{when(sweep.get('at'), now)}: {counted(sweep.get('sessions') or 0, 'session')} in {sweep.get('duration_ms')} ms,"
+            f" {counted(sweep.get('errors') or 0, 'error')}"
         )
     return facts

@@ -18,6 +18,7 @@ from daemon.cli.operator import ReasonOption, user
 from daemon.cli.output import progress
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import one_word, two_words
+from daemon.core.printable import counted
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _restore(invocation: Invocation, backup: Path, reason: str | None) -> Outcom
     def people(console: Console) -> None:
         from daemon.cli.present import say  # noqa: PLC0415
 
-        say(console, f"{'/'.join(key)}: {name} is back, {done['restored']} messages are as they were.",
+        say(console, f"{'/'.join(key)}: {name} is back, {counted(done['restored'], 'message is as it was', 'messages are as they were')}.",
             f"What it replaced is in {done['before']}.")  # fmt: skip
 
     return Outcome(done, people, (NextAction(f"clawbus session show {two_words(*key)}", "its state now"),))

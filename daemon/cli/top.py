@@ -14,6 +14,7 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.status import facts_of, read_status
 from daemon.core.clock import SystemClock
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
+from daemon.core.printable import counted
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -110,4 +111,4 @@ def _draw(frame: Mapping[str, Any]) -> Group:
     rows: list[dict[str, Any]] = frame["sessions"]
     more = f", {frame['total'] - len(rows)} more" if frame["total"] > len(rows) else ""
     heading = Text(f"clawbus top  {when(now, now).partition(' (')[0]}", "bold")
-    return Group(heading, Text(lines), sessions_table(f"{len(rows)} sessions{more}", rows, now))
+    return Group(heading, Text(lines), sessions_table(f"{counted(len(rows), 'session')}{more}", rows, now))

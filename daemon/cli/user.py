@@ -11,6 +11,7 @@ from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.invocation import Invocation
 from daemon.cli.operator import ReasonOption, user
 from daemon.core.commands import AddUser, BindUser, RestoreUser, RevokeUser, SetRole, UserVerb
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,7 +70,7 @@ def list_(invocation: Invocation) -> Outcome:
             )
             for one in found
         ]
-        console.print(table(f"{len(found)} users", ("user", "roles", "identities", "state"), rows))
+        console.print(table(f"{counted(len(found), 'user')}", ("user", "roles", "identities", "state"), rows))
 
     steps = () if found else (NextAction("clawbus user add --help", "make the first one"),)
     return Outcome({"users": found}, people, steps)

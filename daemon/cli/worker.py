@@ -13,6 +13,7 @@ from daemon.cli.invocation import Invocation
 from daemon.core.clock import SystemClock
 from daemon.core.deploy_errors import DuplicateOwnershipError
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,13 +109,15 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
     columns = ("worker", "state", "role", "slot", "release", "agents", "channels", "confirmed")
     console.print(table(f"{len(rows)} workers", columns, rows))
     for role, group in result["groups"].items():
-        say(console, f"{role}: {len(group['agents'])} agents, {len(group['channels'])} channels")
+        say(console, f"{role}: {counted(len(group['agents']), 'agent')}, {counted(len(group['channels']), 'channel')}")
     shown = [
         (one["agent"], one["role"] or "-", "yes" if one["worker"] else "no", ago(one["last_completed_at"]),
          _cadence(one["cadence"]))
         for one in agents
     ]  # fmt: skip
-    console.print(table(f"{len(shown)} agents", ("agent", "role", "owned here", "last turn", "cadence"), shown))
+    console.print(
+        table(f"{counted(len(shown), 'agent')}", ("agent", "role", "owned here", "last turn", "cadence"), shown)
+    )
     if result["not_examined"]:
         say(console, f"{result['not_examined']} sessions with schedules were not examined (no time)")
     say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in result["errors"]))

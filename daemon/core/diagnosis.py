@@ -48,8 +48,3 @@ def span(milliseconds: int) -> str:
         if milliseconds >= size * above:
             return f"{milliseconds // size} {unit}"
     return f"{max(0, milliseconds) / 1000:.3g} s" if milliseconds < 10_000 else f"{milliseconds // 1000} s"
-
-
-def counted(number: int, one: str, many: str) -> str:
-    """Return `1 answer` or `2 answers`, with the given words."""
-    return f"{number} {one if number == 1 else many}"

@@ -126,6 +126,7 @@ class HostFacts:
     other_runtime: str | None = None  # under which the containers run, when it is not the configured one
     image_error: str | None = None
     image_repair: str | None = None
+    image_others: tuple[tuple[str, str], ...] = ()
     images_checked: bool = False  # all of them were found usable just now
     unit: str | None = None  # of systemd, which starts the daemon of this configuration
     holder_pid: int | None = None  # of the daemon that holds the folder and does not answer

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from daemon.core.diagnosis import Choice, Diagnosis, counted
+from daemon.core.diagnosis import Choice, Diagnosis
+from daemon.core.printable import counted
 
 _TOLD = 5  # sessions of one cause that are named
 

@@ -199,13 +199,20 @@ def image_unusable(host: HostFacts) -> Diagnosis | None:
     why = host.image_error or (degraded.why if degraded is not None else None)
     if why is None:
         return None
-    evidence = [why, "Is the name a slip? Correct that key in clawbus.toml, and reload the daemon."]
-    if "is foreign" in why:  # from the message of `usable_image`
+    others = host.image_others
+    evidence = [
+        why,
+        *(other for other, _ in others),
+        "Is the name a slip? Correct that key in clawbus.toml, and reload the daemon.",
+    ]
+    if any("is foreign" in one for one in evidence):  # from the message of `usable_image`
         evidence.append(
             "A build takes the name away from the image that has it now; to keep that one, correct the key."
         )
     command = host.image_repair or "clawbus image build"
-    return Diagnosis("IMAGE_UNUSABLE", "An agents' image cannot be used.", tuple(evidence), command)
+    summary = "Agents' images cannot be used." if others else "An agents' image cannot be used."
+    choices = tuple(Choice("for another image", build) for _, build in others)
+    return Diagnosis("IMAGE_UNUSABLE", summary, tuple(evidence), command, choices=choices)
 
 
 def disk_full(host: HostFacts) -> Diagnosis | None:

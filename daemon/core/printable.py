@@ -66,3 +66,8 @@ def _spelled(found: re.Match[str]) -> str:
     if number < 0x100:
         return f"\\x{number:02x}"
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return `1 answer` or `2 answers`: the number with its noun, whose plural is `many`, or `one` with an s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"

@@ -6,10 +6,10 @@ import shlex
 from dataclasses import replace
 
 from daemon.core.command_words import one_word
-from daemon.core.diagnosis import Choice, Diagnosis, counted, span
+from daemon.core.diagnosis import Choice, Diagnosis, span
 from daemon.core.facts import DaemonState, HostFacts, SessionFacts
 from daemon.core.host_rules import disk_full
-from daemon.core.printable import one_line
+from daemon.core.printable import counted, one_line
 from daemon.core.session_finding import GRACE_MS, finding, quoted
 from schema.instants import to_text
 
@@ -146,12 +146,13 @@ def dead_letters(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     shown = f"show {shlex.quote(one.dead_example)}" if one.dead_example is not None else "list"
     command = f"clawbus dead {shown} --session {one_word(one.agent, one.session)}"
     waiting = counted(total, "open dead letter waits", "open dead letters wait")
-    which = (
-        f"{shlex.quote(one.dead_example) if one.dead_example else '--all'} --session {one_word(one.agent, one.session)}"
-    )
+    only = shlex.quote(one.dead_example) if one.dead_example and total == 1 else "--all"
+    which = f"{only} --session {one_word(one.agent, one.session)}"
     choices = (
         Choice("once its cause is repaired", f"clawbus dead requeue {which} --reason 'its cause is repaired'"),
-        Choice("to give it up", f"clawbus dead drop {which} --reason 'not needed any more'"),
+        Choice(
+            f"to give {'it' if total == 1 else 'them'} up", f"clawbus dead drop {which} --reason 'not needed any more'"
+        ),
     )
     found = finding(one, "DEAD_LETTERS", f"{waiting} for an operator.", evidence, command, choices=choices)
     return replace(found, died_of=one.dead_code, number=total)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from daemon.core.diagnosis import counted, span
+from daemon.core.diagnosis import span
+from daemon.core.printable import counted
 from schema.instants import to_text
 
 

@@ -43,6 +43,7 @@ class RuntimeSeen:
     error: str | None = None
     image_error: str | None = None
     image_repair: str | None = None  # the command that builds that image
+    image_others: tuple[tuple[str, str], ...] = ()  # the other unusable images: why, and the command that builds each
     images_checked: bool = False  # every configured image was inspected
     repair: str | None = None  # a command, when the runtime did not answer
     other_engine: bool = False  # another engine answered than the one that the containers run on
@@ -175,7 +176,7 @@ def _runtime(config: Config, install_id: str, kind: str | None = None) -> Contai
 
 
 def _images_seen(config: Config) -> RuntimeSeen:
-    """Return the first image that containers could not start from, where it is configured, and how to build it."""
+    """Return the images that containers could not start from, where each is configured, and how to build it."""
     if config.runtime.kind != "docker":
         return RuntimeSeen(None)
     from daemon.runtimes.docker_client import DockerClient  # noqa: PLC0415
@@ -184,15 +185,19 @@ def _images_seen(config: Config) -> RuntimeSeen:
 
     client: Any
     timeout_s = min(config.docker.timeout_s, PATIENCE_S)
+    unusable: list[tuple[str, str]] = []
     with closing(DockerClient(base_url=config.docker.host or None, timeout_s=timeout_s)) as client:
         for one in agent_images(config):
             try:
                 usable_image(client, one.image, source_digest())
             except ImageError as error:
-                return RuntimeSeen(None, image_error=f"{one.where}: {error}", image_repair=one.build)
+                unusable.append((f"{one.where}: {error}", one.build))
             except ClawbusError:
                 return RuntimeSeen(None)  # it no longer answers: the next listing reports that
-    return RuntimeSeen(None, images_checked=True)
+    if not unusable:
+        return RuntimeSeen(None, images_checked=True)
+    (why, build), *others = unusable
+    return RuntimeSeen(None, image_error=why, image_repair=build, image_others=tuple(others))
 
 
 def install_id_of(data_dir: Path, recorded: str | None) -> str | None:

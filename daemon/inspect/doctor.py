@@ -260,6 +260,7 @@ def host_facts(config: Config, now: int, word: DaemonStatus, central: CentralSee
         copied_from=listing.copied_from,
         image_error=listing.image_error,
         image_repair=listing.image_repair,
+        image_others=listing.image_others,
         images_checked=listing.images_checked,
         unit=unit_of(config.data_dir),
         holder_pid=holder_pid,

@@ -55,7 +55,7 @@ def usable_image(client: DockerClient, image: str, source_digest: str | None) ->
         raise ImageError(f"the image {image} is foreign: it has no label {LABEL_SOURCE_DIGEST}.", hint=_FOREIGN_HINT)
     if source_digest is not None and found != source_digest:
         raise ImageError(
-            f"the image {image} was built from source {found}; this daemon's source is {source_digest}.",
+            f"the image {image} was built from other source ({str(found)[:12]}) than this daemon's ({source_digest[:12]}).",
             hint=_BUILD_HINT,
         )
     return UsableImage(details["Id"])

@@ -52,6 +52,7 @@ class ForensicWorld:
     running: list[Container] = field(default_factory=list)
     runtime_error: str | None = None
     image_error: str | None = None
+    image_others: tuple[tuple[str, str], ...] = ()
     image_repair: str | None = None
     images_checked: bool = False
     pauses: list[float] = field(default_factory=list)
@@ -124,6 +125,7 @@ class ForensicWorld:
             tuple(self.running),
             image_error=self.image_error,
             image_repair=self.image_repair,
+            image_others=self.image_others,
             images_checked=self.images_checked,
         )
 

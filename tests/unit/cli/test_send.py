@@ -87,6 +87,14 @@ def test_standard_input_is_a_text(
     assert operations.received[0].content == {"text": "two\nlines\n"}
 
 
+@pytest.mark.parametrize("where", [("-s", "echo/s"), ("--place", "kitchen")])
+def test_an_empty_text_is_refused(cli: CommandLine, operations: FakeOperations, where: tuple[str, str]) -> None:
+    refused = cli("send", " \n", *where)
+    assert (refused.code, refused.envelope["error"]["code"]) == (1, "CONTENT_INVALID")
+    assert "standard input" in refused.envelope["fix"]
+    assert not operations.received
+
+
 def test_json_content_goes_as_it_is(cli: CommandLine, operations: FakeOperations) -> None:
     assert cli("send", "[1, 2]", *TO_ECHO, "--json-content").code == 0
     assert operations.received[0].content == [1, 2]

@@ -222,6 +222,14 @@ def test_a_broken_image(world: ForensicWorld) -> None:
     assert any("Correct that key" in line for line in found.evidence)
 
 
+def test_every_unusable_image_is_named_with_the_command_that_builds_it(world: ForensicWorld) -> None:
+    world.image_error, world.image_repair = "the image x is missing.", "clawbus image build --tag x"
+    world.image_others = (("the image y is missing.", "clawbus image build --tag y"),)
+    found = one(world, "IMAGE_UNUSABLE")
+    assert found.evidence[:2] == ("the image x is missing.", "the image y is missing.")
+    assert [choice.command for choice in found.choices] == ["clawbus image build --tag y"]
+
+
 def test_a_word_of_the_daemon_about_an_image_that_was_mended_since_is_no_finding(world: ForensicWorld) -> None:
     assert world.live is not None
     world.live["degraded"] = [{"what": "image", "why": "the image x is missing.", "since": NOW}]
