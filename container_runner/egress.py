@@ -1,4 +1,4 @@
-"""The way out of the container: joins connections on 127.0.0.1 with the gate's socket on the host. Reads nothing of them.
+"""Forwards connections on 127.0.0.1 to the gate's socket on the host, without reading their content.
 
 While the daemon restarts, its socket is gone for a moment: a new connection waits for it. One that was open is cut, so that the
 agent's client sees it and tries again.

@@ -45,7 +45,7 @@ class FollowUps:
 
 
 class TurnProgress:
-    """The Progress that a provider is given. `silence` is what it declared for the whole turn, `said` takes its program's words."""
+    """The Progress that a provider is given. `silence` is what it declared for the whole turn; `said` takes its program's output."""
 
     def __init__(
         self,

@@ -58,7 +58,7 @@ class Upkeep:
 
     `retention` prunes outbound.db. `children` ends the processes that a turn left running; None leaves them alone.
     `used_up` returns the name of a full folder of the container; it is None when the container's folders are not its own.
-    `words` keeps what the agent says besides its answers; None drops it.
+    `words` keeps what the agent writes besides its answers; None drops it.
     """
 
     retention: Retention | None = None

@@ -26,7 +26,7 @@ Say = Callable[[OutMessage, str | None], Awaitable[str]]
 
 
 class Saying:
-    """What one turn says before its end. `note(event, error)` logs a file that cannot be used now."""
+    """Sends the messages of one turn before its end. `note(event, error)` logs a file that cannot be used now."""
 
     def __init__(
         self,

@@ -136,7 +136,7 @@ def open_reader(path: Path) -> Reader:
 def open_still_reader(path: Path) -> Reader:
     """Open a file that does not change, read-only, without locks and without believing its schema: a backup.
 
-    It may be anybody's and in any journal mode; nothing is made beside it. Raise StorageError or UnusableFileError.
+    It may be any program's and in any journal mode. Create nothing beside it. Raise StorageError or UnusableFileError.
     """
     try:
         connection = _connect(path, "ro", "&immutable=1")

@@ -349,7 +349,7 @@ class Writer(Reader):
     def transaction(self, *, exclusive: bool = False) -> Generator[Self]:
         """Run BEGIN IMMEDIATE .. COMMIT; on any exception roll back. Inside `looking`, continue its open transaction.
 
-        `exclusive`: nobody reads the file meanwhile, so what another process does by what it reads here is over or comes later.
+        `exclusive`: no other process reads the file meanwhile, so whatever it does with what it read is over or comes later.
         """
         if self._looks:
             self._looks = False

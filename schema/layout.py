@@ -16,7 +16,7 @@ HEARTBEAT: Final = ".heartbeat"
 INBOX_FILES: Final = "inbox"  # in/inbox/<message id>/: what came with a message
 OUTBOX_FILES: Final = "outbox"  # out/outbox/<message id>/: what goes with an answer
 BELL: Final = ".bell"
-WORDS: Final = ".words"  # out/.words: what the agent said besides its answers, one JSON object a line
+WORDS: Final = ".words"  # out/.words: what the agent wrote besides its answers, one JSON object per line
 WORDS_BEFORE: Final = ".words.1"
 
 CONTAINER_WORKSPACE: Final = "/workspace"

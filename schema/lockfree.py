@@ -1,7 +1,7 @@
 """Reading and copying another program's DELETE-mode file without a lock, again and again until it was left alone meanwhile.
 
 For a file whose writer may have no busy time-out: one lock of ours, for a moment, would lose its commit. Must never: lock or
-write the file, give out anything that was read while somebody wrote, or try without end.
+write the file, return anything that was read during a write, or retry without end.
 """
 
 from __future__ import annotations

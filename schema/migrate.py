@@ -83,7 +83,7 @@ def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
         raise SchemaTooNewError(f"{path} has schema version {found}; this clawbus knows {VERSION}.")
     if found < VERSION:
         _refuse_foreign(connection, role, path)
-    # Outside a transaction, and before the first write: a file left in WAL by somebody else comes back to DELETE.
+    # Outside a transaction, and before the first write: a file that another program left in WAL mode goes back to DELETE.
     if str(connection.execute("PRAGMA journal_mode").fetchone()[0]).lower() != "delete":
         connection.execute("PRAGMA journal_mode=DELETE")
     if found == VERSION:

@@ -68,7 +68,7 @@ _PASSING: Final = frozenset(
         errno.EINTR, errno.EDQUOT, errno.EBUSY, errno.EROFS, errno.ENOBUFS, errno.ENOLCK,
     }
 )  # fmt: skip
-# What an exhausted errno says has run out: stable words, which name the repair.
+# The resource that an errno reports as exhausted. The names are stable: repairs are chosen by them.
 RESOURCES: Final[Mapping[int, str]] = MappingProxyType(
     {
         errno.EMFILE: "files",
@@ -220,7 +220,7 @@ def sqlite_fault(code: int | None) -> Fault | None:
 
 
 def sqlite_host_error(error: sqlite3.Error, what: str, path: Path | None = None) -> StorageError | None:
-    """Return the typed error for SQLite's words for "this host cannot now", or None for content and locks.
+    """Return the typed error if SQLite's error means that the host cannot do it now, or None for content and locks.
 
     SQLite hides the errno, so ask the kernel: about the folder of `path`, or without one about descriptors alone.
     """

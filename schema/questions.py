@@ -29,7 +29,7 @@ class Outcome(StrEnum):
     """How a question ended: questions.outcome."""
 
     ANSWERED = "answered"
-    DECLINED = "declined"  # somebody said that there will be no answer
+    DECLINED = "declined"  # the person declined to answer
     TIMEOUT = "timeout"  # its deadline came first
     CANCELLED = "cancelled"  # the message that it belongs to ended without it
 
@@ -194,9 +194,9 @@ def _option(value: object) -> Option:
 
 
 def choose(question: Question, answer: str) -> Decision:
-    """Return the decision that a person's words mean: an option by its id, label or number, else free text.
+    """Return the decision in a person's answer: an option by its id, label or number, else free text.
 
-    Raise QuestionError when the words are no option and free text is not taken. `by` is left to the caller.
+    Raise QuestionError when the answer is not an option and free text is not accepted. `by` is left to the caller.
     """
     said = answer.strip()
     if not said:

@@ -33,7 +33,7 @@ _FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, 
 
 
 class FileMovedError(ReadRaceError):
-    """Somebody wrote to the file while it was read without a lock. What was read is worth nothing: read again."""
+    """Another process wrote to the file while it was read without a lock. Discard what was read and read again."""
 
 
 class StrandedJournalError(ReadRaceError):
@@ -42,7 +42,7 @@ class StrandedJournalError(ReadRaceError):
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What changes whenever somebody writes. `header` is the file's first 100 bytes."""
+    """Values that change with every write. `header` is the file's first 100 bytes."""
 
     header: bytes
     size: int
@@ -76,7 +76,7 @@ def check_stamp(descriptor: int, path: Path, stamp: Stamp) -> None:
 
 
 def copy_stamped(source: int, path: Path, target: int, stamp: Stamp) -> None:
-    """Copy the file that was stamped into the empty file `target`. Raise FileMovedError as soon as somebody writes."""
+    """Copy the file that was stamped into the empty file `target`. Raise FileMovedError as soon as another process writes."""
     offset = 0
     while offset < stamp.size:
         chunk = os.pread(source, min(_CHUNK, stamp.size - offset), offset)

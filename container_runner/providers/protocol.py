@@ -220,7 +220,7 @@ class Provider(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProviderContext:
-    """What a provider is built with.
+    """The arguments that a provider is built with.
 
     `environ` is the runner's own environment. A provider that starts processes must register them with `children`.
     `tools` is the MCP server for its agent, if the agent may use any.

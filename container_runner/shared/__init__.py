@@ -1,1 +1,1 @@
-"""What the runner's loop and its providers both need: errors, child processes, and time that stops while frozen."""
+"""Shared by the runner's loop and its providers: errors, child processes, and time that stops while frozen."""

@@ -1,4 +1,4 @@
-"""How a provider has its agent start the MCP server, and how it learns that the agent knows the tools. Imports little."""
+"""Lets a provider's agent start the MCP server, and detects that the agent knows the tools. Imports little."""
 
 from __future__ import annotations
 

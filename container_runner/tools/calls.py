@@ -1,4 +1,4 @@
-"""What the tools do. Each call is one transaction; a call with the same key in a later try of the turn changes nothing."""
+"""Implements the tools. Each call is one transaction; a call with the same key in a later try of the turn changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the control API can ask of the daemon: reports from the files, the process's live state, and operators' verbs.
+"""Implements the control API's operations in the daemon: reports from the files, the live state, operators' verbs.
 
 A session's files are read only through `Session.call`, so that no other thread has them open at the same time.
 """

@@ -1,4 +1,4 @@
-"""What the daemon offers to its operator: the one protocol between the control API and everything behind it.
+"""The operations that the daemon offers to its operator: the protocol between the control API and the rest.
 
 The API (api.py) turns HTTP into these calls and errors into envelopes; it decides nothing. An implementation
 raises ClawbusError for a refusal and never returns success for something it did not do.

@@ -1,6 +1,6 @@
 """The parts that live for as long as the daemon does, built and wired. Nothing runs yet: `main.py` starts and ends them.
 
-A part gets the parts it calls; what it did it publishes as an event (`core/events.py`), and whoever wants to know subscribes.
+A part gets the parts that it calls. It publishes what it did as events (`core/events.py`), to which other parts subscribe.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _THREADS = 16
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a test or a benchmark replaces: the supervisor's intervals, the channel types, the registry; and what runs."""
+    """Parts that a test or a benchmark replaces: the supervisor's intervals, the channel types, the registry; and what runs."""
 
     timings: Timings | None = None
     types: Mapping[str, EntryPoint] | None = None

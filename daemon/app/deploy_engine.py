@@ -1,4 +1,4 @@
-"""What a deploy asks of the running bus, answered by its parts."""
+"""Gives a deploy access to the running bus, through the bus's parts."""
 
 from __future__ import annotations
 

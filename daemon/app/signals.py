@@ -1,4 +1,4 @@
-"""Unix signals, from the first moment of `clawbus serve` to the last: each is kept until somebody takes it.
+"""Unix signals, from the start of `clawbus serve` to its end: each one is kept until it is handled.
 
 Installed before anything else is done, so that a signal during start-up neither ends the process nor is lost, and
 never handed back to Python: a second SIGTERM during the end must not turn an orderly end into a death by signal.

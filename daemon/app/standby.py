@@ -50,7 +50,7 @@ _MOST_PROBE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class Watching:
-    """How long what the standby watches has been as it is. Times are monotonic seconds."""
+    """How long the lock has been free and its holder not ready. Times are monotonic seconds."""
 
     free_since: float | None = None
     unready_since: float | None = None

@@ -1,1 +1,1 @@
-"""How messages come in and answers go out: one protocol, found through entry points, and the built-in channels."""
+"""Channels, through which messages come in and answers go out: one protocol, found through entry points, and the built-in channels."""

@@ -250,7 +250,7 @@ def _answers(content: str) -> tuple[str, ...]:
 
 
 class _Bells:
-    """One event ("bell") for each key that somebody waits for. A bell is dropped with its last waiter."""
+    """One event ("bell") for each key that has a waiter. A bell is dropped with its last waiter."""
 
     def __init__(self) -> None:
         self._bells: dict[Hashable, _Bell] = {}

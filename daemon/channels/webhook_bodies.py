@@ -1,4 +1,4 @@
-"""What is posted to a reply_url: clawbus's own JSON, what a chat service's incoming webhook takes, or a body of the operator's. Pure.
+"""Builds the body that is posted to a reply_url: clawbus's own JSON, what a chat service's incoming webhook takes, or a body of the operator's. Pure.
 
 The services' forms: Slack, docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`&`, `<` and `>` are escaped, so
 that no agent can mention a whole channel); Discord, docs.discord.com/developers/resources/webhook (2,000 characters, no mentions);
@@ -47,7 +47,7 @@ def slack_body(message: Outgoing) -> object:
 
 
 def discord_body(message: Outgoing) -> object:
-    """Return what Discord's webhooks take. A longer text is cut, and says so: the whole one is in the session."""
+    """Return what Discord's webhooks take. A longer text is cut, with a note; the whole text is in the session."""
     text = text_of(message.content)
     if len(text) > DISCORD_LIMIT:
         note = f"\n[cut: {len(text)} characters; the whole answer is {message.message_out_id}]"

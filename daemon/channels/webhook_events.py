@@ -1,4 +1,4 @@
-"""What a hook's request becomes: a message for the hook's own agent, or an event of a place that the router decides on. Pure.
+"""Turns a hook's request into a message for the hook's own agent, or an event of a place that the router decides on. Pure.
 
 A hook's place is its name, or `NAME:` and what its `place` template says, so that an answer finds its hook again.
 """

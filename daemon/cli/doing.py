@@ -1,4 +1,4 @@
-"""What sessions do now, in words: what a working one works on and since when, and what the others wait for."""
+"""Describes what sessions do now: what they work on and since when, or what they wait for."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
 
 
 def _form_of_environment() -> Form:
-    """Return the form that CLAWBUS_OUTPUT names, else text. Raise a usage error for another word."""
+    """Return the form that CLAWBUS_OUTPUT names, else text. Raise a usage error for any other value."""
     named = os.environ.get(_OUTPUT, "text")
     for form in cast("tuple[Form, ...]", get_args(Form)):
         if named == form:

@@ -1,4 +1,4 @@
-"""How the commands take a session: two words (AGENT SESSION) or one (AGENT/SESSION)."""
+"""The arguments that name a session: two words (AGENT SESSION) or one (AGENT/SESSION)."""
 
 from __future__ import annotations
 

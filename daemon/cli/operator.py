@@ -1,4 +1,4 @@
-"""What the operator's commands share: who asks, for the history; the session of an id; a verb carried out on several rows."""
+"""Shared by the operator's commands: who asks, for the history; the session of an id; a verb carried out on several rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What somebody may have meant who named a session or an id that does not exist. Reads files only."""
+"""Suggests names for a session or an id that does not exist. Reads files only."""
 
 from __future__ import annotations
 

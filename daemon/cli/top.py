@@ -20,7 +20,7 @@ from schema.errors import ClawbusError
 if TYPE_CHECKING:
     from rich.console import Group
 
-# What moves or needs somebody comes first.
+# Sessions that work or need attention come first.
 _RANK: Final = ("quarantined", "backing_off", "working", "waiting", "starting", "resting", "scheduled", "idle")
 
 

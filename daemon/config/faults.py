@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in the words of the file that people wrote. Pure."""
+"""Describes the faults of a configuration in the terms of the file. Pure."""
 
 from __future__ import annotations
 

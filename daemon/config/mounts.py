@@ -1,4 +1,4 @@
-"""Which folders of the host an agent's table may mount, and where. Pure but for the resolution of links.
+"""Decides which folders of the host an agent's table may mount, and where. Pure but for the resolution of links.
 
 A mount must not give a container what makes it the host's master: the data folder (every session's files, the control
 socket) or the socket of the Docker engine.
@@ -70,7 +70,7 @@ class AgentTable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostPlaces:
-    """What no container may see. `docker_host` is the engine's address; `sockets` are of this daemon."""
+    """Paths that no container may see. `docker_host` is the engine's address; `sockets` are of this daemon."""
 
     data_dir: Path
     docker_host: str

@@ -1,4 +1,4 @@
-"""Where the daemon of a configuration is, read without the check of everything else.
+"""Reads where the daemon of a configuration is, without checking everything else.
 
 A command that only asks a running daemon needs its socket and its data folder. The whole check imports pydantic and takes
 longer than most answers. Whatever is unusual here gets that check: its faults are then the ones that the user reads.
@@ -45,7 +45,7 @@ def place_of(config: _Checked) -> Place:
 def quick_place(path: Path | None, data_dir: Path | None, environ: Mapping[str, str]) -> Place | None:
     """Return the place that `load_config` would find, or None if only `load_config` can say it.
 
-    `data_dir` is the command line's word. Raise ConfigError for a file that cannot be read.
+    `data_dir` comes from the command line. Raise ConfigError for a file that cannot be read.
     """
     if any(_is_a_key(name, value) for name, value in environ.items()):
         return None

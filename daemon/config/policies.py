@@ -1,4 +1,4 @@
-"""What the configuration means to the parts that do the work: limits and policies in their own units. Pure."""
+"""Translates the configuration into the limits and policies of the parts, in their own units. Pure."""
 
 from __future__ import annotations
 

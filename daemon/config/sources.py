@@ -1,6 +1,6 @@
-"""Where the configuration comes from: which file, its text, and which CLAWBUS_ variables are none of its keys.
+"""Finds the configuration: which file, its text, and which CLAWBUS_ variables are not keys.
 
-Names and folders may be somebody else's: a file in a folder that we may not read, variables that Kubernetes or Docker
+Names and folders may belong to others: a file in a folder that we may not read, variables that Kubernetes or Docker
 set for a service that happens to be called like us.
 """
 

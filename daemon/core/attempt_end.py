@@ -1,4 +1,4 @@
-"""How one try of one message ended: the fact that metrics and traces are made of. Pure."""
+"""The end of one try of one message, from which metrics and traces are made. Pure."""
 
 from __future__ import annotations
 

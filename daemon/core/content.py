@@ -1,4 +1,4 @@
-"""What a message says, read from its JSON text. Agents write it, so nothing here raises, whatever it holds."""
+"""Reads a message's content from its JSON text. Agents write it, so nothing here raises, whatever it contains."""
 
 from __future__ import annotations
 

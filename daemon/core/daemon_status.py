@@ -1,4 +1,4 @@
-"""What asking the daemon brought: up, down or silent, and its own report. Pure."""
+"""The result of asking the daemon for its status: up, down or silent, with its report. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DaemonState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DaemonStatus:
-    """What asking the daemon brought. `live` is the live part of its status, None without one.
+    """The result of asking the daemon. `live` is the live part of its status, None without one.
 
     `code` is set when it answered with an error instead; `detail` is the reason then, or why there was no answer.
     """

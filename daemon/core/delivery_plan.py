@@ -1,4 +1,4 @@
-"""What to do with each outbound row: pure. No I/O, no clock, no log; the caller executes the named decisions.
+"""Decides what to do with each outbound row. Pure: no I/O, no clock, no log; the caller executes the decisions.
 
 Rules: a row goes only where its session may write; only the head of a destination is ever sent; a channel that does not
 deduplicate gets one send at a time, so that a crash leaves at most one send in doubt.

@@ -1,4 +1,4 @@
-"""What is wrong, why one may say so, and the command that repairs it: pure. No I/O, no clock; it repairs nothing.
+"""Derives diagnoses from facts: the problem, its evidence and the command that repairs it. Pure; it repairs nothing.
 
 Each aspect of a subject (the host, a session, a run) has its rules in order; the first that matches is its diagnosis.
 A diagnosis with a `cause` is a consequence: repair the cause, and it goes away by itself.

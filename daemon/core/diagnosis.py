@@ -1,4 +1,4 @@
-"""What a diagnosis is, and how durations and numbers are said in one: pure. Shared by the rules of the host, a session and a run."""
+"""Defines a diagnosis, and formats durations and numbers for it. Pure; shared by the rules for host, session and run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What agents used at the gate, a day and a route each, and what their budgets say of it. Pure."""
+"""Adds up what agents used at the gate, by day and route, and compares it with their budgets. Pure."""
 
 from __future__ import annotations
 

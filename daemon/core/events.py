@@ -1,4 +1,4 @@
-"""What the engine did: one frozen dataclass for each kind of event. Pure.
+"""The engine's events: one frozen dataclass for each kind. Pure.
 
 An event is published after the commit that made it true, so no subscriber sees what a crash then undoes. It carries facts
 only, never a live object. Every time is in epoch milliseconds; `at` is when the engine knew of it.
@@ -417,7 +417,7 @@ E = TypeVar("E", bound=Event)
 
 
 class Subscriptions(Protocol):
-    """Where subscribers register."""
+    """The registration of subscribers."""
 
     def subscribe(self, kind: type[E], handler: Callable[[E], None]) -> None:
         """Call `handler` with every event of exactly this class, in the event loop."""

@@ -1,4 +1,4 @@
-"""What the diagnoses are made from: facts about the host, one session, one run. Data only, no I/O and no judgement.
+"""The facts that diagnoses are made from: about the host, one session, one run. Data only.
 
 Times are epoch milliseconds, durations milliseconds. What could not be found out is None, never a guess.
 """
@@ -18,7 +18,7 @@ HELD_MS: Final = 5 * 60_000
 
 @dataclass(frozen=True, slots=True)
 class Degradation:
-    """What the running daemon says does not work. `what` is its own name for it: runtime, image, storage, disk, registry."""
+    """A part that the running daemon reports as not working. `what` is its name: runtime, image, storage, disk, registry."""
 
     what: str
     why: str
@@ -42,7 +42,7 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class ClockFacts:
-    """What speaks for a jump of the wall clock.
+    """Evidence of a jump of the wall clock.
 
     `ahead_ms`: how far the newest evidence lies in the future. `jumped_at`: the daemon saw one, `by_ms` forward (or back,
     when negative). `waits_until`: the latest time that something due was put off to by the clock as it was then.
@@ -188,7 +188,7 @@ class LiveRecord:
 
 @dataclass(frozen=True, slots=True)
 class Failing:
-    """What the running daemon fails at in a session, and has not succeeded at since `since`."""
+    """Work on a session that the running daemon has failed at since `since`."""
 
     code: str
     sentence: str

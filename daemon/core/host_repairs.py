@@ -1,4 +1,4 @@
-"""What ends a shortage of the host, or writes that fail: the command for each case. Pure."""
+"""Chooses the command that ends a shortage of the host, or failing writes. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a message that is neither done nor lost: pure rules of order, "later", expiry and void acks.
+"""Decides about messages that are not finished: order, "later", expiry and void acks. Pure.
 
 No I/O, no clock, no log. `fate_steps.py` gathers the evidence and writes the results.
 """

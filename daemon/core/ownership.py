@@ -1,4 +1,4 @@
-"""Which role owns which agents and channels: the division of one configuration over two kinds of daemons. Pure."""
+"""Divides one configuration between two kinds of daemons: which role owns which agents and channels. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HINT: Final = "Correct [ownership] or role in clawbus.toml (docs/deploys.md#rol
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What [ownership.ROLE] lists."""
+    """The content of [ownership.ROLE]."""
 
     agents: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()

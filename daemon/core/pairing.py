@@ -1,4 +1,4 @@
-"""When a stranger may ask to be let in, and who may decide on it. Pure."""
+"""Decides when a stranger may ask to be admitted, and who may approve it. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CODE: Final = 8
 
 
 class PairingOutcome(StrEnum):
-    """What an approver decided."""
+    """An approver's decision."""
 
     APPROVED = "approved"
     REFUSED = "refused"
@@ -41,7 +41,7 @@ class Pairing:
 
     @property
     def asks(self) -> tuple[str, str, str, str]:
-        """What makes two requests the same."""
+        """The key of a request: two requests with the same key are one."""
         return self.channel, self.sender, self.agent, self.scope.value
 
     def waits(self, now: int) -> bool:

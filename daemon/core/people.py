@@ -1,4 +1,4 @@
-"""Who is who: users, the platform identities bound to them, and their roles. Pure; a snapshot that the router reads."""
+"""Users, the platform identities bound to them, and their roles: a snapshot that the router reads. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class UserRole(StrEnum):
 
 
 class RoleScope(StrEnum):
-    """Where a role counts. A permission that was given in a direct chat is none in a group."""
+    """Where a role counts. A permission given in a direct chat does not count in a group."""
 
     ANY = "any"
     DIRECT = "direct"
@@ -40,7 +40,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class People:
-    """Who is known now. `identities` maps (channel, sender) to a user; revoked users stay in `revoked`."""
+    """The people known now. `identities` maps (channel, sender) to a user; revoked users stay in `revoked`."""
 
     identities: Mapping[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     grants: Mapping[str, Sequence[Grant]] = field(default_factory=dict[str, Sequence[Grant]])

@@ -1,4 +1,4 @@
-"""How much of the host's processor one session's polls may cost: a share of one core, with a little credit. Pure.
+"""Limits the processor time of one session's polls: a share of one core, with a small credit. Pure.
 
 A container decides what its file looks like and how often it rings, and no limit of a container bounds what the host
 spends on that. What a poll of an ordinary file costs is free, and so is the work on each row that it brings.

@@ -1,4 +1,4 @@
-"""Which IP addresses are on the public Internet. Pure.
+"""Decides which IP addresses are on the public Internet. Pure.
 
 The gate connects to nothing else unless the configuration names it, so that an agent reaches neither this machine, nor its
 network, nor a cloud's metadata service (169.254.169.254). Addresses that carry an IPv4 address inside count as that one

@@ -169,7 +169,7 @@ class ImageFound:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What a running daemon says of itself (`live.source`); None for what it does not say."""
+    """What a running daemon reports about itself (`live.source`); None for what it does not report."""
 
     release: str | None
     source_digest: str | None

@@ -1,4 +1,4 @@
-"""What a repair refuses or fails at. Each class has a code and the operator's next step; each says what was not changed."""
+"""The errors of repairs. Each class has a code and the operator's next step, and states what was not changed."""
 
 from __future__ import annotations
 

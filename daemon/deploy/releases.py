@@ -1,6 +1,6 @@
 """Makes, lists and prunes releases: folders `<root>/releases/<id>`, each a virtual environment that never changes again.
 
-A release holds what runs the command that makes it: the clawbus distribution and what it requires, copied file by file.
+A release is a copy, file by file, of the environment that runs `release make`: clawbus and its dependencies.
 It is made in a folder of another name and renamed when it is complete, so a release that has its name is whole. Its
 launcher finds Python by its own place, because a virtual environment's scripts do not survive a rename.
 """

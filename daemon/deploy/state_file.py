@@ -1,4 +1,4 @@
-"""deploy/state.json in the data folder: read by anybody, replaced in one step by the daemon that holds the folder's lock."""
+"""Reads deploy/state.json of a data folder, and replaces it atomically. Only the daemon with the folder's lock replaces it."""
 
 from __future__ import annotations
 

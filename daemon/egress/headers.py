@@ -99,6 +99,6 @@ def _named_by_connection(headers: Headers) -> frozenset[bytes]:
         for name, value in headers
         if name == b"connection"
         for token in value.split(b",")
-        # Somebody who names Content-Length here wants the two sides to disagree about the body's length.
+        # Naming Content-Length here is an attempt to make the two sides disagree about the body's length.
         if token.strip().lower() not in {b"content-length", b"host"}
     )

@@ -69,7 +69,7 @@ class _Findings:
 
     @property
     def decisions(self) -> list[Decision]:
-        """The decisions to write. A row that is already queued and stays so needs no write."""
+        """The decisions to write. A row that stays queued needs no write."""
         return [one for one in self.planned if not (isinstance(one, Queue) and one.candidate.state is not None)]
 
     @property
@@ -196,7 +196,7 @@ def _fresh_sends(decisions: Sequence[Decision], channels: Collection[str]) -> li
 def _is_fresh(send: Send) -> bool:
     """Return whether a row may be delivered and recorded in one commit, without an intent.
 
-    A question must be recorded before anybody can answer it. An error answer must be intended, because after a crash its
+    A question must be recorded before anyone can answer it. An error answer must be intended, because after a crash its
     message may be tried again, and then an error answer without any record would be dropped.
     """
     row = send.candidate.row

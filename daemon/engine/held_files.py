@@ -2,7 +2,7 @@
 
 The container has the file through a read-only mount, which is enough for a read lock. The host can still read, so a
 successful sweep proves nothing; only a committed write does. While writes fail, senders are refused with a retryable error.
-After `limit_s` seconds the container is ended, unless the lock is provably somebody else's. The holder is looked up at the
+After `limit_s` seconds the container is ended, unless another process provably holds the lock. The holder is looked up at the
 first refusal and again for every report, so a report never names an outdated holder.
 """
 

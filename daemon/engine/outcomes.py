@@ -1,6 +1,6 @@
 """Converts between delivery's Send and Outcome and the channel's Outgoing, Receipt and errors. No I/O.
 
-A channel may be somebody else's code: only a Receipt counts as a delivery.
+A channel may be third-party code: only a Receipt counts as a delivery.
 """
 
 from __future__ import annotations

@@ -338,7 +338,7 @@ class Sessions:
             return session
         row = await self.central(lambda registry: registry.session(key))
         if row is None and await anyio.to_thread.run_sync(self._is_made, key):
-            # A crash can leave a folder that the registry does not know. Register it when somebody names it.
+            # A crash can leave a folder without a registry row. Register it when a caller names it.
             now = self._clock.now_ms()
             await self.central(lambda registry: registry.add_sessions([key], now))
             row = await self.central(lambda registry: registry.session(key))

@@ -184,7 +184,7 @@ def _candidate(run: Run, verdict: Verdict) -> Candidate:
 
 
 def _final(status: Status) -> Status:
-    """Return the final status that history has words for: overflowed is failed, skipped or unfinished is cancelled."""
+    """Return the final status as history names it: overflowed is failed, skipped or unfinished is cancelled."""
     if status is Status.OVERFLOWED:
         return Status.FAILED
     return status if status in (Status.COMPLETED, Status.FAILED) else Status.CANCELLED

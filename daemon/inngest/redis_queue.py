@@ -1,4 +1,4 @@
-"""Asks a server's Redis which runs its queue or its state still names: such a run goes on when the server starts again.
+"""Asks a server's Redis which runs its queue or its state still names: such a run continues when the server starts again.
 
 Only SCAN, HSCAN, AUTH and SELECT are sent, so nothing there changes. Must never put the address's password into an error.
 """

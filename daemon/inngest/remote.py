@@ -69,7 +69,7 @@ def operate_there(command: str, name: str, options: Mapping[str, Any]) -> dict[s
 
 
 def command_words(command: str) -> list[str]:
-    """Return the command's words. `exec` of kubectl, docker and their like gets `-i`, or nothing would arrive."""
+    """Return the command as a list. Add `-i` to `exec` of kubectl, docker and the like, which would ignore standard input."""
     try:
         words = shlex.split(command)
     except ValueError as error:

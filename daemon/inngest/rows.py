@@ -99,7 +99,7 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class LostWorker:
-    """A worker in connect mode whose connection ended without a word. It may have had runs at work between these times."""
+    """A worker in connect mode whose connection was lost. It may have been working on runs between these times."""
 
     connected_at: int
     lost_at: int

@@ -13,7 +13,7 @@ from typing import Final
 from daemon.inngest.rows import Run
 from daemon.inngest.values import Status, instant
 
-# What a server says when it could not reach the application (the first two are its dispatcher's own words).
+# The errors of a server that could not reach the application. The first two come from its dispatcher.
 _UNREACHABLE: Final = re.compile(r"unable to reach sdk url|eof writing request to sdk", re.IGNORECASE)
 _FINALIZATION: Final = re.compile(r"finali[sz](?:e|ing|ation)", re.IGNORECASE)
 

@@ -76,7 +76,7 @@ def code_like(status: Status, old: int) -> int:
 
 
 def status_of_span(text: object) -> Status:
-    """Return the status of a run span: a step status by name, or a run's code. Unknown words count as running."""
+    """Return the status of a run span: a step status by name, or a run's code. An unknown status counts as running."""
     if text is None or text == "":
         return Status.RUNNING
     word = str(text)

@@ -29,7 +29,7 @@ from daemon.store.install import Install, InstallFile, is_copied
 from schema.errors import ClawbusError
 from schema.os_faults import read_own_file
 
-PATIENCE_S: Final = 5.0  # somebody waits for the answer at a terminal
+PATIENCE_S: Final = 5.0  # a person waits for the answer at a terminal
 
 
 @dataclass(frozen=True, slots=True)

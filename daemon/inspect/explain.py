@@ -1,4 +1,4 @@
-"""A session's state in a word, why it needs somebody in a sentence, and what to do about a dead letter. Reads nothing."""
+"""Returns a session's state, a sentence on why it needs attention, and what to do about a dead letter. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STEPS: Final[Mapping[str, str]] = MappingProxyType(
 def state_of(
     registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues | None, now_ms: int
 ) -> SessionState:
-    """Return the session's state in a word. `queues` is None when its files were not read: the registry alone speaks then."""
+    """Return the session's state. `queues` is None if its files were not read: then only the registry counts."""
     if registry.get("quarantined_at") is not None:
         return "quarantined"
     if live is not None:
@@ -59,7 +59,7 @@ def _without_container(registry: Mapping[str, Any], queues: Queues | None) -> Se
 def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues, now_ms: int) -> str | None:
     """Return the most pressing reason to attend to this session on one line, or None: by doctor's own rules.
 
-    `live` is the row of its unconfirmed incarnation. Whether that container lives is the registry's word: no runtime is
+    `live` is the row of its unconfirmed incarnation. Whether that container lives is taken from the registry: no runtime is
     asked.
     """
     return _sentence(most_pressing(_host(now_ms), _facts(registry, live, queues)))

@@ -1,4 +1,4 @@
-"""The whole life of one run, with times and durations: from acceptance to receipt, its container's end and last words.
+"""Reports the whole life of one run with times and durations: from acceptance to receipt, and its container's end and last output.
 
 Puts together what the files, the registry and the logs say. Decides nothing; the verdict comes from `run_state.py`.
 """

@@ -1,6 +1,6 @@
 """Reads what a run left in logs: its container's output, and the daemon's own events. Read-only, bounded, from the end.
 
-A container's output is the container's word, and hostile: it is shown, and nothing follows from it.
+A container's output is hostile input: it is shown, but never acted on.
 """
 
 from __future__ import annotations

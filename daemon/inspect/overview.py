@@ -96,7 +96,7 @@ def channels_report(
 ) -> dict[str, Any]:
     """Return {channels, not_examined, errors}: every channel that is configured or has answers.
 
-    `degraded` is the daemon's word: why a channel does not work, by name; None when no daemon says. Raise DataFolderError,
+    `degraded` comes from the daemon: why a channel does not work, by name; None without a daemon. Raise DataFolderError,
     SchemaTooNewError.
     """
     deadline, now = clock.monotonic() + budget_s, clock.now_ms()

@@ -1,4 +1,4 @@
-"""Log events read back: a line as an event, and which events somebody wants. Pure; one rule for files, journal and stream."""
+"""Parses log lines into events and filters them. Pure; the same rules for files, journal and stream."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def read_entry(entry: Mapping[str, object]) -> dict[str, Any] | None:
     """Return the event of an entry of `journalctl --output=json`; None for an entry without a message.
 
     A line of JSON is an event already: the daemon can be configured to log those. Text of anything else (an
-    interpreter's last words, systemd's own lines) is kept as the event's name.
+    interpreter's traceback, systemd's own lines) is kept as the event's name.
     """
     text = _text(entry.get("MESSAGE"))
     if text is None:
@@ -69,7 +69,7 @@ def _json(value: object) -> str:
 
 
 def _literal(text: str) -> tuple[object] | None:
-    """Return what a bare word means as JSON (a number, true, null), or None where it is only text."""
+    """Return the value of a bare word that is JSON (a number, true, null), or None if it is only text."""
     try:
         return (json.loads(text),)
     except (ValueError, RecursionError):

@@ -214,7 +214,7 @@ class _Writer:
 class _Bridge(logging.Handler):
     """What libraries say through the standard library, as one of our events, from warning on.
 
-    The same words come at most once in ten seconds, with how often they were said since: a listener without a descriptor
+    The same line is logged at most once in ten seconds, with the number of repetitions: a listener without a descriptor
     to spare fails hundreds of times a second, and would turn over every log file within minutes.
     """
 

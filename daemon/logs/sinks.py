@@ -1,6 +1,6 @@
 """Where log lines go: a file rotated by size, and standard error. Neither may ever stop or slow the daemon for long.
 
-A line that cannot be written is counted and dropped; the sink says so once when it can write again. Nothing raises.
+A line that cannot be written is dropped and counted; the sink logs the count once it can write again. Nothing raises.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Sink:
 class RotatingFile(Sink):
     """`path`, `path.1`, ... : at most `count` files of about `max_bytes` each, the current one included.
 
-    Opened when first needed and again when it was moved away by somebody else; 0600, its folder 0700.
+    Opened when first needed, and again when another program has moved it away. Mode 0600, its folder 0700.
     """
 
     name = "file"

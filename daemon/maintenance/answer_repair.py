@@ -44,7 +44,7 @@ def retry_answer(
 def drop_answer(
     files: SessionFiles, answer_id: str, operator: Operator, now: int, *, under_way: bool
 ) -> dict[str, Any]:
-    """Give an answer up: it is not sent any more, and what waits behind it goes on. {id, was, attempts}. Raises as above."""
+    """Give an answer up: do not send it any more, and continue with those behind it. Return {id, was, attempts}. Raises as above."""
     with files.inbound() as db:
         row = _open(db, answer_id)
         if under_way:

@@ -247,7 +247,7 @@ def _finish(partial: Path, final: Path, tell: Progress) -> None:
     tell("sync", 0, 1)
     try:
         _sync(partial, os.O_RDONLY)
-        # link, not rename: rename would replace a file that somebody else made under this name meanwhile.
+        # link, not rename: rename would replace a file that another process has created under this name.
         os.link(partial, final)
         partial.unlink()
         _sync(final.parent, os.O_RDONLY | os.O_DIRECTORY)

@@ -162,7 +162,7 @@ class DaemonExecutor:
         else:
             session = await self._sessions.get(key)
         if isinstance(verb, CancelMessage):
-            # A message may be cancelled under a container only by somebody who can end that container.
+            # Cancelling a message that a container works on requires that the container can be ended.
             self._check_known(key)
 
         def is_sent_now(answer_id: str) -> bool:
@@ -324,7 +324,7 @@ class DaemonExecutor:
         return {"quarantined": was is None, "was": was, "ending": slot is not None, "noted": noted}
 
     async def _reset(self, key: SessionKey, operator: Operator, *, discard: bool) -> dict[str, Any]:
-        """End its container, put its out/ aside, release it: it goes on with what waits.
+        """End the session's container, put its out/ aside, release it. It continues with the waiting messages.
 
         Raise NotConfirmedError, ResetWouldLoseError or StorageError; its files are unchanged then.
         """

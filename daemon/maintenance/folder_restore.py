@@ -144,7 +144,7 @@ def _own(target: Path, one: Copied) -> None:
     if target.name == OUTBOUND_DB:
         os.chown(target.parent, one.uid, one.gid, follow_symlinks=False)
     parts = PurePosixPath(one.path).parts
-    if parts[:1] == ("sessions",) and parts[3:4] == ("home",):  # the agent goes on writing beside its old files
+    if parts[:1] == ("sessions",) and parts[3:4] == ("home",):  # the agent continues to write beside its old files
         for folder in list(target.parents)[: len(parts) - 4]:
             os.chown(folder, one.uid, one.gid, follow_symlinks=False)
 

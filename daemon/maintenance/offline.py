@@ -135,7 +135,7 @@ class OfflineExecutor:
                 raise NotImplementedError(type(verb).__name__)
 
     def _check_session(self, key: SessionKey, files: SessionFiles, verb: Verb) -> None:
-        """Raise UnknownSessionError or UnknownAgentError. A schedule may be the first thing of a session, and makes it."""
+        """Raise UnknownSessionError or UnknownAgentError. A new schedule may create its session."""
         if self._is_known(key):
             return
         if not isinstance(verb, PutSchedule):
@@ -148,7 +148,7 @@ class OfflineExecutor:
     def _change_row(self, key: SessionKey, files: SessionFiles, verb: RowVerb) -> dict[str, Any]:
         live: str | None = None
         if isinstance(verb, CancelMessage):
-            # A message may be cancelled under a container only by somebody who can end that container.
+            # Cancelling a message that a container works on requires that the container can be ended.
             container = self._container(key)
             live = container.incarnation if container is not None else None
         self._registry.activate(
@@ -316,7 +316,7 @@ class OfflineExecutor:
     def _files(self, key: SessionKey) -> SessionFiles:
         files = SessionFiles(session_path(self._folder.sessions_dir, *key), read_limits(self._config))
         if self._recover and not self._lives(key) and files.has_journal():
-            files.recover()  # nothing runs, by the runtime's word: as at a daemon's start
+            files.recover()  # the runtime reports that nothing runs: as at a daemon's start
         return files
 
     def _context(self, key: SessionKey) -> RuntimeContext:

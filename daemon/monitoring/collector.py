@@ -1,4 +1,4 @@
-"""Gauges that are read when somebody scrapes: a snapshot of the live objects, taken on the event loop, rendered elsewhere.
+"""Gauges that are read at each scrape: a snapshot of the live objects, taken on the event loop, rendered elsewhere.
 
 The snapshot is cheap and touches no file; what waits in the files comes from `backlog.py`. Rendering runs in a thread, so it
 sees nothing but the snapshot: an object of the loop may change under it.

@@ -210,7 +210,7 @@ class DockerRuntime:
         state = details["State"]
         another_life = started_at is not None and started_ms(details) != started_at
         if state.get("Restarting"):
-            # Between two lives. Somebody who waits for the end of the container itself waits on.
+            # Between two lives. A caller that waits for the container's end keeps waiting.
             return Exit(_code_of(state), restarted=True) if started_at is not None else None
         if state["Running"]:
             return Exit(code=None, restarted=True) if another_life else None

@@ -50,7 +50,7 @@ from schema.os_faults import host_error
 
 T = TypeVar("T")
 
-# Of the daemon's own environment an agent gets these and no more: neither CLAWBUS_* nor anybody's secrets.
+# The only variables of the daemon's environment that an agent gets: no CLAWBUS_*, no secrets.
 _INHERITED: Final = ("PATH", "LANG", "TZ")
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TARGETS: Final = (
@@ -300,7 +300,7 @@ class ProcessRuntime:
             )
 
     def _stop(self, container_id: str) -> bool:
-        """Return whether there was somebody to signal, or there will never be."""
+        """Return whether the runner was signalled, or can never be."""
         record = self._read(container_id)
         if record is None:
             return True

@@ -1,6 +1,6 @@
-"""What a session's agent said besides its answers: the newest progress notes and lines of standard error, from `out/.words`.
+"""Reads what a session's agent wrote besides its answers: progress notes and standard error, from `out/.words`.
 
-The container's word, and hostile: opened without following anything, read from the end and bounded, shown and never acted on.
+The file is hostile input: it is opened without following links, read from the end within bounds, shown and never acted on.
 """
 
 from __future__ import annotations

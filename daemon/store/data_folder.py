@@ -310,7 +310,7 @@ def _make_or_check(root: Path) -> None:
 
 
 def check_ours(root: Path, hint: str) -> None:
-    """Refuse a folder that is not ours, such as somebody's home or project given by mistake (`--data .`).
+    """Refuse a folder that is not a data folder, such as a home or a project named by mistake (`--data .`).
 
     Raise DataFolderError with this hint, or PermissionError.
     """

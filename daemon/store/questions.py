@@ -125,7 +125,7 @@ def excused(db: Reader, message_ids: Sequence[str], now: int) -> dict[str, int]:
 def answer(
     db: Writer, question_id: str, said: str | None, by: str, now: int, *, place: Address | None = None, answer_id: str | None = None
 ) -> Asked:  # fmt: skip
-    """Decide an open question by what somebody said; None: there will be no answer. Return it as it is now.
+    """Decide an open question by a person's answer (None: declined). Return the question as it is then.
 
     With `place`, only a question that was asked there. Repeating the same `answer_id` changes nothing. Raise
     UnknownQuestionError, QuestionClosedError or AnswerRefusedError; nothing has changed then.

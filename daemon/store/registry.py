@@ -114,7 +114,7 @@ class Registry:
         self._path = path
         self._anchor: _Anchor | None = None  # the file that was opened first
         self._epoch = 0  # of the slot that this daemon serves in; 0 without slots
-        self._worker: str | None = None  # in whose name claims are made; None where nobody is registered
+        self._worker: str | None = None  # the worker that makes claims; None if none is registered
 
     def last_epoch(self) -> int:
         """Return the last epoch that claims were made in; 0 without slots."""

@@ -41,7 +41,7 @@ _COLUMNS: Final = tuple(one.name for one in fields(WorkerRow))
 def register(db: Writer, worker: WorkerRow, owned: Owned) -> None:
     """Record a worker and what it owns, in the place of the one before. Only the holder of the data folder's lock may.
 
-    The lock was free, so whoever is still registered has ended without a word.
+    The lock was free, so a worker that is still registered has ended without unregistering.
     """
     with db.transaction():
         db.execute(

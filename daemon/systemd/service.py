@@ -33,7 +33,7 @@ def unit_of(data_dir: Path, *, root: Path = Path("/")) -> str | None:
     try:
         if not under(Path("/run/systemd/system")).is_dir():
             return None
-        # Somebody's own folder may lie on a machine that has a service, too.
+        # A user's private data folder may be on a machine that has a service too.
         return next((name for name, text in _units(under) if _works_on(name, text, under, data_dir.absolute())), None)
     except OSError:
         return None

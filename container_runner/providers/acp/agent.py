@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """How long an agent may take to answer, and how long it must be quiet after a replay, in seconds.
+    """Timeouts in seconds: how long an agent may take to answer, and how long it must be quiet after a replay.
 
     Agents on a busy machine took up to 37 s for `initialize` and 23 s for `session/new`.
     """
@@ -248,7 +248,7 @@ class Agent:
         )
 
     async def death(self) -> TurnFailedError:
-        """Return the error of an agent that no longer answers, once its exit code and its last words are known."""
+        """Return the error of an agent that no longer answers, once its exit code and its last output are known."""
         if self.peer.too_long is not None:
             return self.peer.too_long
         with anyio.move_on_after(_EXIT_WAIT_S):

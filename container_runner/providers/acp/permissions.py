@@ -1,4 +1,4 @@
-"""Which of an agent's permission requests are allowed. Pure.
+"""Decides which of an agent's permission requests are allowed. Pure.
 
 The kinds are the protocol's tool kinds; a kind that is not among them counts as `other`.
 """
@@ -28,7 +28,7 @@ _WAYS: Final[Mapping[bool, tuple[str, str]]] = {
 
 
 class Policy(StrEnum):
-    """What becomes of a permission request."""
+    """The decision on a permission request."""
 
     ALLOW = "allow"
     ASK = "ask"

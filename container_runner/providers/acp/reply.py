@@ -48,7 +48,7 @@ class Reply:
         return next(reversed(self.tools.values()), None)
 
     def text(self, stop_reason: str) -> str:
-        """Return the answer's text, with a word on an end that the agent did not choose."""
+        """Return the answer's text, with a note if the turn did not end normally."""
         texts = ["".join(chunks).strip("\n") for chunks in self._parts]
         return "\n\n".join(text for text in (*texts, _STOPPED.get(stop_reason, "")) if text.strip())
 

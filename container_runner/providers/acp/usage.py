@@ -1,4 +1,4 @@
-"""What a turn used, from what its agent reports. Pure.
+"""Computes what a turn used, from what its agent reports. Pure.
 
 Tokens come with a prompt's response and are the turn's. The cost comes with `usage_update` and is the session's so far, so
 a turn's cost is the difference to the last one. An agent that restarts may count from 0 again or go on: a smaller total

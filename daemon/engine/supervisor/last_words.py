@@ -1,4 +1,4 @@
-"""Why a runner ended by itself, in its own words: the last line of its log that says so. Hostile text, cut and on one line."""
+"""Finds why a runner exited by itself: the last log line with the reason. Hostile text, shortened to one line."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from schema.errors import ClawbusError
 
 
 class Reconciler:
-    """Runs the comparison in a loop, and once for a single session when somebody asks to end its container."""
+    """Runs the comparison in a loop, and once for a single session before its container is ended."""
 
     def __init__(self, state: SupervisorState, terminator: Terminator, adoption: Adoption) -> None:
         self._state = state

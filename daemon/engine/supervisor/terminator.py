@@ -84,7 +84,7 @@ class Terminator:
     async def _final_exit(self, slot: Slot) -> Exit:
         """Wait for the slot's container to exit, and until it can no longer be restarted. Return its first exit.
 
-        Somebody else may restart a container. Settling an exit writes to the session's files, so it must wait until the
+        Another program may restart a container. Settling an exit writes to the session's files, so it must wait until the
         container is removed: the runtime then refuses either the removal or the restart.
         """
         first: Exit | None = None
@@ -121,7 +121,7 @@ class Terminator:
         return True
 
     async def _restarted(self, slot: Slot) -> None:
-        """End a container that somebody else restarted: its new incarnation is unsupervised, and another one will follow."""
+        """End a container that another program restarted: its new incarnation is unsupervised, and another one will follow."""
         slot.started_at = None
         slot.reason = slot.reason or "restarted"
         key = slot.session.key
