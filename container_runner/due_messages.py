@@ -63,7 +63,7 @@ _SUSPECT_TRIES: Final = 2
 class DueMessages:
     """The rows of inbound.db that may be claimed now. `solo`: ids that get a turn without any other trigger.
 
-    `alone` is true when the latest batch is such a turn.
+    `alone` is true when the latest batch is such a turn, and `took_all` when it has every row that may be claimed now.
     """
 
     def __init__(self, db: Writer, now: str, first_poll: bool, solo: Collection[str]) -> None:
@@ -76,12 +76,12 @@ class DueMessages:
         self._named: dict[str, object] = {"now": now, "first_poll": int(first_poll)}
         self._solo = solo
         self.alone = False
+        self.took_all = False
 
-    def first_trigger(self) -> int | None:
-        """Return the seq of the oldest due trigger, or None."""
+    def has_trigger(self, limit: int) -> bool:
+        """Return whether a trigger is due. Runs the statements of `batch(limit)`, so that SQLite compiles them once."""
         self._find_first_held()
-        rows = self._rows("AND m.wakes <> 0 ORDER BY m.seq LIMIT 1")
-        return int(rows[0]["seq"]) if rows else None
+        return any(row["wakes"] for row in self._oldest(limit)) or bool(self._first_trigger())
 
     def batch(self, limit: int, *, joins: bool = False) -> tuple[TurnMessage, ...]:
         """Return the oldest `limit` rows. If none is a trigger, return the oldest trigger and the context just before it.
@@ -90,16 +90,20 @@ class DueMessages:
         when no trigger is due, and with `joins` when the trigger needs a turn of its own.
         """
         self._find_first_held()
-        oldest = self._rows("ORDER BY m.seq LIMIT :limit", limit=limit)
+        oldest = self._oldest(limit)
         if not any(row["wakes"] for row in oldest):
-            triggers = self._rows("AND m.wakes <> 0 ORDER BY m.seq LIMIT 1")
+            triggers = self._first_trigger()
             if not triggers:
                 return ()
             before = triggers[0]["seq"]
             nearest = self._rows("AND m.seq < :before ORDER BY m.seq DESC LIMIT :limit", before=before, limit=limit - 1)
             oldest = [*reversed(nearest), *triggers]
         self.alone = self._needs_own_turn(next(row for row in oldest if row["wakes"]))
-        return () if joins and self.alone else tuple(_message(row) for row in self._one_turn(oldest))
+        if joins and self.alone:
+            return ()
+        turn = self._one_turn(oldest)
+        self.took_all = len(turn) == len(oldest) < limit
+        return tuple(_message(row) for row in turn)
 
     def _one_turn(self, rows: Sequence[sqlite3.Row]) -> Sequence[sqlite3.Row]:
         """Return the first part of `rows`, as many as one turn may hold.
@@ -121,6 +125,12 @@ class DueMessages:
         unseen = self._db.one(self._unseen_later)
         seqs = [row["seq"] for row in (held, unseen) if row is not None and row["seq"] is not None]
         self._named["held_from"] = min(seqs, default=_NO_SEQ)
+
+    def _oldest(self, limit: int) -> list[sqlite3.Row]:
+        return self._rows("ORDER BY m.seq LIMIT :limit", limit=limit)
+
+    def _first_trigger(self) -> list[sqlite3.Row]:
+        return self._rows("AND m.wakes <> 0 ORDER BY m.seq LIMIT 1")
 
     def _rows(self, tail: str, **more: int) -> list[sqlite3.Row]:
         return self._db.all(f"{_COLUMNS} {self._from} {tail}", {**self._named, **more})

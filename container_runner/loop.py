@@ -36,7 +36,7 @@ from container_runner.watch import InboundWatch
 from container_runner.words import Words
 from schema.errors import ClawbusError, SchemaTooNewError
 from schema.os_faults import as_host_error, passes
-from schema.rows import RunnerSettings
+from schema.rows import AckStatus, RunnerSettings
 
 _MAX_REASON: Final = 1000
 _PRUNE_RETRY_S: Final = 10.0
@@ -99,6 +99,7 @@ class Runner:
         self._end = TurnEnd(settings, store, self._files, self._stopping)
         self._first_poll = True
         self._seen = 0  # the watch's count before the latest claim
+        self._took_all = False  # whether the latest claim and its turn left nothing to claim
 
     def stop(self) -> None:
         """Stop claiming. The current turn has `grace_s` seconds from now to finish. Calling it again has no effect."""
@@ -131,7 +132,9 @@ class Runner:
         dropped = await self._files.until_done("start_failed", self._store.start)
         self._log.info("runner_started", provider=self._settings.provider, stale_claims_dropped=dropped)
         while not self._stopping.requested:
-            batch = await self._look(run_here)
+            # Most turns leave nothing to claim, and a poll that finds nothing costs as much as a claim.
+            batch = None if self._took_all and self._watch.silent_since(self._seen) else await self._look(run_here)
+            self._took_all = batch is not None and batch.took_all
             if batch is not None:
                 await self._turn(batch)
             elif await self._prune():
@@ -147,6 +150,7 @@ class Runner:
         Return None when nothing was claimed, and when a file could not be used: the next poll tries again.
         """
         looked_at, seen = self._now_ms(), self._watch.pokes
+        self._took_all = False
         claim = partial(
             self._store.claim,
             self._settings.max_batch,
@@ -208,7 +212,10 @@ class Runner:
         inbox = progress.follow_ups_inbox
         untaken = tuple(message.id for message in inbox.waiting)
         status = await self._end.commit(outcome, EndedTurn(batch, (*batch.messages, *inbox.taken), untaken, log))
-        log.info("turn_ended", status=status, seconds=round(anyio.current_time() - began, 3))
+        seconds = anyio.current_time() - began
+        log.info("turn_ended", status=status, seconds=round(seconds, 3))
+        # In a long turn a message may have become due by time alone, without a ring.
+        self._took_all &= status == AckStatus.COMPLETED.value and not untaken and seconds < self._settings.poll_s
         self._retire_if_used_up()
 
     def _progress(self, batch: Batch, log: FilteringBoundLogger) -> TurnProgress:

@@ -35,7 +35,7 @@ MAX_NOTE: Final = 2000
 class Batch:
     """Claimed rows in seq order, and what else a turn needs, read in the same transaction.
 
-    `alone`: no other trigger may join the turn.
+    `alone`: no other trigger may join the turn. `took_all`: nothing else could have been claimed.
     """
 
     messages: tuple[TurnMessage, ...]
@@ -43,6 +43,7 @@ class Batch:
     destinations: tuple[Destination, ...]
     state: Mapping[str, str]
     alone: bool = False
+    took_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,13 @@ class Store:
         """
         with self._both() as db:
             self._drop_doubtful(db)
-            due = DueMessages(db, to_text(self.now_ms()), first_poll, solo)
-            # Check without a lock first: most polls find nothing, and must not write.
-            if due.first_trigger() is None:
-                return None
+            # Check without a write lock first: most polls find nothing, and must not write.
+            with db.looking():
+                if db.one("SELECT 1 FROM inbound.messages_in WHERE status = 'pending' LIMIT 1") is None:
+                    return None
+                due = DueMessages(db, to_text(self.now_ms()), first_poll, solo)
+                if not due.has_trigger(limit):
+                    return None
             with db.transaction():
                 if self._is_draining(db):
                     return None
@@ -115,7 +119,7 @@ class Store:
                     self._insert_claims(db, messages)
                     if silence is not None:
                         self._set_tool(db, silence)
-                batch = self._with_surroundings(db, messages, alone=due.alone) if messages else None
+                batch = self._with_surroundings(db, messages, due) if messages else None
             self._doubtful = ()
             return batch
 
@@ -243,9 +247,10 @@ class Store:
             [(message.id, now, self._incarnation) for message in messages],
         )
 
-    def _with_surroundings(self, db: Writer, messages: tuple[TurnMessage, ...], *, alone: bool) -> Batch:
+    def _with_surroundings(self, db: Writer, messages: tuple[TurnMessage, ...], due: DueMessages) -> Batch:
         return Batch(
-            alone=alone,
+            alone=due.alone,
+            took_all=due.took_all,
             messages=messages,
             routing=_routing(db),
             destinations=_destinations(db),

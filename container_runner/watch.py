@@ -53,6 +53,10 @@ class InboundWatch:
         self._mark: tuple[int, int] | None = None
         self._unheard = 0
 
+    def silent_since(self, pokes: int) -> bool:
+        """Return whether this host rings and has not rung since `self.pokes` had this value: then nothing new is in the file."""
+        return self._rung and self._unheard < _DEAF_AFTER and self.pokes == pokes
+
     def poke(self) -> None:
         """End the current or the next wait at once."""
         self._changed.set()
@@ -115,6 +119,7 @@ class InboundWatch:
         for event in heard:
             if event.mask & IN_IGNORED:
                 self._log.warning("watch_unavailable", error=f"{self._folder} is gone", poll_s=self._poll_s)
+                self._rung = False  # no ring arrives from now on
                 continue
             ring = is_ring(event)
             self._rung = self._rung or ring

@@ -73,7 +73,7 @@ class Children:
 
     def reap(self) -> None:
         """Reap inherited children that have exited: until then each occupies a slot in the process table."""
-        if self._starting:
+        if self._starting or not _has_children():
             return  # they are reaped when the next process exits, or at the end of the turn
         for pid in self._inherited():
             with suppress(ChildProcessError):

@@ -17,6 +17,7 @@ from container_runner.providers.protocol import Answer, DeclaredTimeout, OutMess
 from container_runner.shared.errors import AnswerInvalidError, ClaimLostError, CommandExitError, TurnDeferredError
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
+from schema.bell import ring
 from schema.connect import open_owner
 from schema.errors import SchemaTooNewError
 from schema.migrate import Role
@@ -138,6 +139,62 @@ async def test_a_file_event_is_enough(kit: SessionKit) -> None:
         for name in ("m1", "m2", "m3"):
             kit.add(name)
             await eventually(lambda name=name: kit.acks().get(name) == "completed")
+    kit.check()
+
+
+async def test_after_a_turn_that_took_everything_only_a_ring_leads_to_a_poll(
+    kit: SessionKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polls: list[bool] = []  # of each poll whether it claimed
+    claim, second_came = Store.claim, anyio.Event()
+
+    def counted(*args: Any, **named: Any) -> Any:
+        batch = claim(*args, **named)
+        polls.append(batch is not None)
+        return batch
+
+    async def work(turn: Turn, progress: Progress) -> Answer:
+        if turn.messages[0].id == "with-one-behind-it":
+            kit.add("behind-it")
+            ring(kit.folder.inbox)
+            await second_came.wait()
+        return say("ok")
+
+    events: list[dict[str, Any]] = []
+    runner = build(kit, Scripted(work), events, poll_s=3600.0)
+    poke, watch = InboundWatch.poke, runner._watch
+
+    def poked(self: InboundWatch) -> None:
+        poke(self)
+        if kit.acks().get("with-one-behind-it") == "processing":
+            second_came.set()
+
+    async with running(runner):
+        await eventually(lambda: watch.pokes > 0)
+        ring(kit.folder.inbox)  # this host rings
+        await eventually(lambda: watch.silent_since(watch.pokes))
+        monkeypatch.setattr(Store, "claim", counted)
+        for name in ("m1", "m2", "m3"):
+            polls.clear()
+            kit.add(name)
+            ring(kit.folder.inbox)
+            await eventually(lambda name=name: kit.acks().get(name) == "completed")
+            await eventually(lambda: events[-1]["event"] == "turn_ended")
+            await anyio.wait_all_tasks_blocked()
+            assert polls[polls.index(True) :] == [True], name
+        monkeypatch.setattr(InboundWatch, "poke", poked)
+        kit.add("with-one-behind-it")
+        ring(kit.folder.inbox)
+        await eventually(lambda: kit.acks().get("behind-it") == "completed")
+    kit.check()
+
+
+async def test_what_a_claim_left_behind_is_claimed_without_a_ring(kit: SessionKit) -> None:
+    for number in range(5):
+        kit.add(f"m{number}")
+    async with running(build(kit, Scripted(answer_ok), poll_s=3600.0, max_batch=2)):
+        ring(kit.folder.inbox)
+        await eventually(lambda: list(kit.acks().values()) == ["completed"] * 5)
     kit.check()
 
 
