@@ -10,7 +10,7 @@ import contextlib
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -21,6 +21,7 @@ from daemon.cli.command import add
 from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
 from daemon.cli.invocation import Invocation
 from daemon.cli.names import AgentOption, SessionOption, addressed
+from daemon.cli.notes import LOOK_S, Notes
 from daemon.cli.output import Output, OutputLostError, progress
 from daemon.cli.standard_input import read_lines
 from daemon.core.clock import SystemClock
@@ -103,6 +104,7 @@ class _Talk:
         self._prompts = False  # whether the prompt is on the screen
         self._typed_so_far: Callable[[], str] = str
         self._answers: list[dict[str, Any]] = []
+        self._notes = Notes(invocation.place.data_dir, agent, session)
         self._questions: list[str] = []  # open ones; the next line answers the oldest
         self.sent: dict[str, str] = {}
         self.accepted: set[str] = set()
@@ -215,9 +217,10 @@ class _Talk:
         cursor = 0
         try:
             while not self._ended:
-                for entry in client.read_mailbox(self._mailbox, cursor, 100, _POLL_S):
+                for entry in client.read_mailbox(self._mailbox, cursor, 100, LOOK_S if self._shows_notes else _POLL_S):
                     cursor = entry.cursor
                     self._heard(as_result(entry))
+                self._show_notes()
         except ClawbusError as error:
             if self._ended:
                 return
@@ -235,7 +238,24 @@ class _Talk:
             self._answers.append(answer)
             self._changed.notify_all()
 
+    @property
+    def _shows_notes(self) -> bool:
+        """Whether somebody reads along: in a pipe there are only answers."""
+        return self._console is not None and self._console.is_terminal
+
+    def _show_notes(self) -> None:
+        """Print the progress notes that have come since the last look."""
+        if self._shows_notes and self.sent and (notes := self._notes.new(self.sent)):
+            self._show([(note, "... ") for note in notes])
+
     def _print(self, answer: dict[str, Any]) -> None:
+        if answer["final"]:
+            self._show([(answer["text"], "! " if answer["error"] is not None else "< ")])
+        else:
+            self._show([(line, "") for line in lines_of(answer)])
+
+    def _show(self, blocks: Sequence[tuple[str, str]]) -> None:
+        """Print texts, each with its mark, above what is typed so far."""
         from daemon.cli.present import say_block  # noqa: PLC0415
 
         assert self._console is not None
@@ -243,11 +263,8 @@ class _Talk:
             again = f"{_PROMPT}{self._typed_so_far()}" if self._prompts else ""
             if again:
                 Output().write(_CLEAR)
-            if answer["final"]:
-                say_block(self._console, answer["text"], "! " if answer["error"] is not None else "< ", "  ")
-            else:
-                for line in lines_of(answer):
-                    say_block(self._console, line)
+            for text, mark in blocks:
+                say_block(self._console, text, mark, "  ")
             if again:
                 Output().write(again)
                 Output().flush()

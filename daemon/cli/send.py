@@ -11,6 +11,7 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
@@ -20,6 +21,7 @@ from daemon.cli.command import add
 from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
 from daemon.cli.invocation import Invocation
 from daemon.cli.names import AgentOption, addressed
+from daemon.cli.notes import LOOK_S
 from daemon.cli.send_place import (
     DirectOption,
     LocalEvent,
@@ -169,7 +171,8 @@ def _send_and_wait(invocation: Invocation, message: dict[str, Any], mailbox: str
             if wait is None:
                 return Outcome(known, lambda console: _say_accepted(console, known), _next(known))
             said: list[dict[str, Any]] = known.setdefault("said", [])
-            entry = wait_for_reply(client, known, wait, SystemClock(), lambda one: _hear(invocation, said, one))
+            hear, look = partial(_hear, invocation, said), _notes_shown(invocation, known)
+            entry = wait_for_reply(client, known, wait, SystemClock(), hear, look)
             why = _held_up(client, known) if entry is None else _reason(client, known)
     except ClawbusError as error:
         return _failed(known, error)
@@ -277,19 +280,37 @@ def _hear(invocation: Invocation, said: list[dict[str, Any]], entry: MailboxEntr
         progress(*lines_of(said[-1]))
 
 
+def _notes_shown(invocation: Invocation, known: dict[str, Any]) -> Callable[[], None] | None:
+    """Return what prints the agent's progress notes on standard error as they come; None for an envelope alone."""
+    if invocation.json:
+        return None
+    from daemon.cli.notes import Notes  # noqa: PLC0415
+    from daemon.cli.output import progress  # noqa: PLC0415
+
+    notes, working = Notes(invocation.place.data_dir, known["agent"], known["session"]), {_working_id(known)}
+    return lambda: progress(*(f"... {note}" for note in notes.new(working)))
+
+
 def wait_for_reply(
     client: ControlClient,
     accepted: dict[str, Any],
     wait_s: float,
     clock: Clock,
     hear: Callable[[MailboxEntry], object] = lambda _: None,
+    look: Callable[[], object] | None = None,
 ) -> MailboxEntry | None:
-    """Long-poll until the answer is there or `wait_s` seconds have passed. `hear` gets what the agent says before it."""
+    """Long-poll until the answer is there or `wait_s` seconds have passed.
+
+    `hear` gets what the agent says before it. `look` is called every LOOK_S seconds meanwhile.
+    """
     deadline, after = clock.monotonic() + wait_s, 0
     while True:
         started = clock.monotonic()
         left = max(0.0, deadline - started)
-        entry = client.wait_reply(accepted["agent"], accepted["session"], _working_id(accepted), left, after)
+        step = left if look is None else min(left, LOOK_S)
+        entry = client.wait_reply(accepted["agent"], accepted["session"], _working_id(accepted), step, after)
+        if look is not None and (entry is None or not entry.final):
+            look()
         if entry is not None and not entry.final:
             hear(entry)
             after = entry.cursor
