@@ -1,4 +1,4 @@
-"""How every clawbus file is opened: the only place that calls sqlite3.connect, with every mode, pragma and guard.
+"""Opens every clawbus file. Only this file calls sqlite3.connect, with every mode, pragma and guard.
 
 Rules that must not be broken here:
 - journal_mode=DELETE for all shared files: WAL's shared memory does not cross a VM mount.

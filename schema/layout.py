@@ -1,4 +1,4 @@
-"""Where things lie in a session folder, on the host and as mounted in its container.
+"""The layout of a session folder, on the host and as mounted in its container.
 
 Two folders for the files of the bus, because a container that could create `inbound.db-journal` could roll the host's own file back.
 """

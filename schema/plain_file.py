@@ -1,4 +1,4 @@
-"""What may be believed of a file in a container's folder before SQLite is let near it: a plain file, and what it says.
+"""Checks a file in a container's folder before SQLite opens it: that it is a plain file, and its header.
 
 Nothing here follows a link, waits for a fifo, or writes. What only a container can have done is a HostileFileError,
 what this host cannot do now a StorageError (`schema/os_faults.py` sorts them). Neither text has a path.

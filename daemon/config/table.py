@@ -1,4 +1,4 @@
-"""What all tables of the configuration share: unknown keys, too long times and impossible paths are refused. No I/O."""
+"""The base of all configuration tables: refuses unknown keys, excessive times and impossible paths. No I/O."""
 
 from __future__ import annotations
 

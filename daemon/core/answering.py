@@ -1,4 +1,4 @@
-"""Who may answer an agent's question: the person who answers is checked, not the button. Pure."""
+"""Decides who may answer an agent's question, by the person who answers and not by the button. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be wrong with one run. Pure; it repairs nothing and trusts the verdict of `run_state.py`."""
+"""Rules that find problems of one run, from the verdict of `run_state.py`. Pure; they repair nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What really became of one run, when its sources disagree: pure. No I/O, no clock; it never repairs.
+"""Decides the actual state of one run when its sources disagree. Pure: no I/O, no clock; it repairs nothing.
 
 A run is one message in one incarnation. The truth order: the trace and its errors (the answer that was committed, the
 container that lives or is gone), then the terminal history, then the finishes (acks and ended attempts), and last

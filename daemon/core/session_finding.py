@@ -1,4 +1,4 @@
-"""What the rules about a session share: how a finding about it is made, and how long a state may last unreported. Pure."""
+"""Shared by the rules about a session: builds findings, and says how long a state may last unreported. Pure."""
 
 from __future__ import annotations
 

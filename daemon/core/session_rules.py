@@ -1,4 +1,4 @@
-"""What can be wrong with a session apart from its single runs: every rule, in the order in which it is asked.
+"""Rules that find problems of a session, apart from its runs, in the order in which they are applied.
 
 The rules themselves lie beside: `session_file_rules.py`, `session_container_rules.py`, `session_message_rules.py`. Pure.
 """

@@ -1,4 +1,4 @@
-"""Which slot serves, and what a deploy may do next: records and transitions, pure. The file is `deploy/state.json`.
+"""Decides which slot serves and what a deploy may do next: records and transitions, pure. The file is `deploy/state.json`.
 
 Every step of a deploy is one new state, written in one step by the daemon that holds the data folder's lock. So after a
 crash the state is the one before or the one after a step, and `serving` names one slot in both.

@@ -1,4 +1,4 @@
-"""Which runs a stale sweep may end, and as what: pure. No I/O, no clock; it changes nothing.
+"""Decides which runs a stale sweep may end, and with which status. Pure: no I/O, no clock; it changes nothing.
 
 The verdict on a run is `run_state.py`'s. A run that the evidence says is finished gets that status whatever its age;
 only an unfinished one is cancelled, and only when it is old enough and its container is known to be gone.

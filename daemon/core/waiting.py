@@ -1,4 +1,4 @@
-"""What an accepted message waits for, in one sentence. Pure."""
+"""Describes what an accepted message waits for, in one sentence. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine says of the images that a release names."""
+"""Asks the container engine about the images that a release names."""
 
 from __future__ import annotations
 

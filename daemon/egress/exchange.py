@@ -1,4 +1,4 @@
-"""What the gate does with one request: decide, add the secret, pass both bodies on as they come."""
+"""Carries out one request at the gate: decides, adds the secret, passes both bodies on as they arrive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is at the gate: a listener for each session with a container, and the tasks of its connections.
+"""The gate: a listener for each session with a container, and the tasks of its connections.
 
 Which socket a request came in by says which session sent it, so no token is needed. A session whose container has ended has
 no listener. A daemon that starts listens again for the containers that it adopts.

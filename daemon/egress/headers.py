@@ -1,4 +1,4 @@
-"""Which headers pass the gate in each direction (RFC 9110, section 7.6.1: hop-by-hop headers end here). Pure."""
+"""Selects the headers that pass the gate in each direction (RFC 9110, section 7.6.1: hop-by-hop headers end here). Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many of a session's requests logs may show: a burst, then one a second. Pure."""
+"""Limits how many of a session's requests are logged: a burst, then one per second. Pure."""
 
 from __future__ import annotations
 

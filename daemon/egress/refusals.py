@@ -1,4 +1,4 @@
-"""Why the gate does not carry out a request, with the HTTP status and the body that the agent's client reads."""
+"""The reasons for which the gate refuses a request, with the HTTP status and body for the agent's client."""
 
 from __future__ import annotations
 

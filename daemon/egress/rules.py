@@ -1,4 +1,4 @@
-"""What an agent's request means and whether it is allowed, from the configuration alone. Pure.
+"""Decides from the configuration what an agent's request means and whether it is allowed. Pure.
 
 A route is chosen by the first part of the path (`/anthropic/v1/messages`); a proxy request by its host and port.
 """

@@ -1,4 +1,4 @@
-"""What a session's delivery depends on: channels, limits, and which destinations are busy. One record, built for each poll."""
+"""The context of a session's delivery: channels, limits, busy destinations. One record, built for each poll."""
 
 from __future__ import annotations
 

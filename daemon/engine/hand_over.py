@@ -1,4 +1,4 @@
-"""What came of handing rows to a channel. Plain records, no I/O."""
+"""The results of handing rows to a channel. Plain records, no I/O."""
 
 from __future__ import annotations
 

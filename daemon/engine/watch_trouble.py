@@ -1,4 +1,4 @@
-"""What is logged when file events fail: the limit that was reached, and not the same line every few seconds. Pure."""
+"""Decides what to log when file events fail: which limit was reached, without repeating the line. Pure."""
 
 from __future__ import annotations
 

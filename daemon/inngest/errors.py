@@ -1,4 +1,4 @@
-"""What the Inngest commands refuse or fail at. Each class has a code and the next step, and says what was not changed."""
+"""The errors of the Inngest commands. Each class has a code and the next step, and states what was not changed."""
 
 from __future__ import annotations
 

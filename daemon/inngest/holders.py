@@ -1,4 +1,4 @@
-"""Who has a database open: a server that is up keeps its queue elsewhere, and may revive a run that is swept.
+"""Finds the processes that have a database open: a running server keeps its queue elsewhere and may revive a swept run.
 
 Read-only: it asks for locks with F_GETLK, which takes none, and reads open files from /proc. Must be
 asked before this process opens the file with SQLite: closing a descriptor of a file drops this process's locks on it.

@@ -1,4 +1,4 @@
-"""Which runs a sweep would end, how, and what forbids it. Pure: it decides, `sweep.py` does.
+"""Decides which runs a sweep would end, how, and what forbids it. Pure; `sweep.py` executes.
 
 A candidate is listed as running, in scope, started before the age limit, and silent since. A run that sleeps or waits
 for an event on purpose is none, and neither is one that did anything lately.

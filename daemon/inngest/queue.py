@@ -1,4 +1,4 @@
-"""What became of the server's queue: which runs its last snapshot names, and whether it is proved to be gone.
+"""Examines the server's queue: which runs its last snapshot names, and whether it is proved to be gone.
 
 Servers up to v1.8.1 saved a queue in memory to `queue_snapshot_chunks` and loaded it at the next start. Later ones never write
 there: without Redis each restart loses all that was queued, sleeping, waiting or in flight. The snapshot is the server's own

@@ -1,4 +1,4 @@
-"""What the Inngest commands answer, as plain data: the same on this machine and from inside a pod. Reads; judges through truth.py."""
+"""The Inngest commands' results as plain data, the same on this machine and inside a pod. Read-only; `truth.py` judges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a failed step is due to be tried again: a run that waits for that is silent, and healthy.
+"""Computes when a failed step is retried: a run that waits for that is silent but healthy.
 
 The server's table is in its pkg/backoff: 15 s up to 2 h, and up to 30 s of jitter. An application may ask for another time
 with a Retry-After, which the server records among the response's headers.

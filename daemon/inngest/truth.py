@@ -1,4 +1,4 @@
-"""What is true about a run when its records disagree. Pure.
+"""Decides what is true about a run when its records disagree. Pure.
 
 The truth order: the trace (its spans), then terminal history, then the finish row, and the list (`trace_runs`) last.
 """

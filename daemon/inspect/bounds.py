@@ -1,4 +1,4 @@
-"""How much a report may read and hold, and for how long."""
+"""Limits on what a report may read and list, and for how long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which containers of this install run now, by the runtime's own listing, without a daemon. Starts and stops none.
+"""Lists the running containers of this install from the runtime, without a daemon. Starts and stops none.
 
 The runtimes' classes log; a command's output must not. So their events are dropped while they are asked.
 """

@@ -1,4 +1,4 @@
-"""Who holds a lock on a file that is busy: processes other than the daemon and the session's own container. Read-only."""
+"""Finds who locks a busy file: processes other than the daemon and the session's container. Read-only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What limits another process: a daemon without a free descriptor, or without memory, cannot always say so itself."""
+"""Reads the limits of another process: a daemon without descriptors or memory cannot always report that itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session's container works on now: the message, since when, and which tool it declared. Read-only.
+"""Reads what a session's container works on now: the message, since when, and the declared tool. Changes nothing.
 
 The host's own file says which turns are open. The container reports the tool, read from a copy of outbound.db: a file that cannot be
 read now costs the tool's name and nothing else.

@@ -1,4 +1,4 @@
-"""Which daemons are registered for what, and when each agent last completed a turn. From the files alone; read-only."""
+"""Reads which daemons are registered for what, and when each agent last completed a turn. From the files alone."""
 
 from __future__ import annotations
 

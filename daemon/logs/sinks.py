@@ -1,4 +1,4 @@
-"""Where log lines go: a file rotated by size, and standard error. Neither may ever stop or slow the daemon for long.
+"""The outputs for log lines: a file rotated by size, and standard error. Neither may stop the daemon or slow it for long.
 
 A line that cannot be written is dropped and counted; the sink logs the count once it can write again. Nothing raises.
 """

@@ -1,1 +1,1 @@
-"""What an operator or a rule changes: backups, restores, repairs, the stale sweep, retention."""
+"""Changes made by an operator or a rule: backups, restores, repairs, the stale sweep, retention."""

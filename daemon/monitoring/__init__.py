@@ -1,1 +1,1 @@
-"""What others scrape: metrics, health, readiness and the length of every queue."""
+"""Metrics, health, readiness and queue lengths, for other programs to poll."""

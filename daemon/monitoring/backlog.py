@@ -1,4 +1,4 @@
-"""What waits in the sessions that are active: read from their own files at a scrape, and remembered.
+"""Counts what waits in the active sessions: read from their files at a scrape, and remembered.
 
 It opens no idle session: what those hold is in central.db. A session whose files are busy keeps its last figures; nobody
 waits for it. Only the host's own file is opened.

@@ -1,4 +1,4 @@
-"""How late the event loop comes to its timers: the one figure that shows whether something blocks it.
+"""Measures how late the event loop runs its timers, which shows whether something blocks it.
 
 It measures and keeps a short memory; it decides nothing.
 """

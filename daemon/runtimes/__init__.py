@@ -1,1 +1,1 @@
-"""Where agents run: the runtime protocol, Docker, plain processes, and the image that Docker starts."""
+"""Container runtimes: the protocol, Docker, plain processes, and the image that Docker starts."""

@@ -1,4 +1,4 @@
-"""What an agent's table names on the host: mounts, an environment file, secrets. Checked at every start of a container.
+"""Checks what an agent's table names on the host, at every start of a container: mounts, an environment file, secrets.
 
 A secret's value is read only to be judged. The container gets the file itself, read-only, so that the value is in no
 environment, label, log or copy. What is missing now is the host's trouble: the message waits and loses no try.

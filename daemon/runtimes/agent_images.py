@@ -1,4 +1,4 @@
-"""Which images the configuration names, where it names them, and the command that builds each. Pure."""
+"""Lists the images that the configuration names, where it names them, and the command that builds each. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a runtime's answer is worth when this host cannot ask: nothing, and never a guess at who lives."""
+"""Turns a failure to ask a runtime into a typed error, so that it is never taken for an answer about who lives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which Docker engine is meant, and why it does not answer: addresses, contexts, and the fix for each kind of failure.
+"""Finds the configured Docker engine, and explains why it does not answer: addresses, contexts, and a fix for each failure.
 
 Precedence: `docker.host`, $DOCKER_HOST, $DOCKER_CONTEXT, the context that `docker context use` chose, the usual socket.
 """

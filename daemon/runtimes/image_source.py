@@ -1,4 +1,4 @@
-"""What source is installed here, and the digest that an agent image must carry to be run by this daemon.
+"""Reads the installed source, and computes the digest that an agent image must carry to be run by this daemon.
 
 Never imports the runner: it finds its folder and reads its files.
 """

@@ -1,4 +1,4 @@
-"""Which processes of this machine belong to a container, and which hold a lock on a file: from /proc alone.
+"""Finds the processes of a container, and those that lock a file, from /proc alone.
 
 Synchronous, bounded by the process table. A container in a virtual machine or on another host has no process here, and
 then nothing is known: None, never "none".

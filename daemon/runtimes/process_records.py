@@ -1,4 +1,4 @@
-"""What the process runtime has on disk about each of its containers, so that a restarted daemon finds them again.
+"""The process runtime's records of its containers on disk, by which a restarted daemon finds them again.
 
 `<id>.json` is written whole before the agent may start; `<id>.exit` holds the exit code, complete once it ends in a
 newline; `<id>.killed` says that this runtime sent SIGKILL. The files are evidence about processes, never proof of life.

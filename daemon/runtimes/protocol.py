@@ -1,4 +1,4 @@
-"""What a container runtime owes the supervisor. One contract suite (tests/contract) runs over every implementation.
+"""The protocol that a container runtime implements for the supervisor. One contract suite (tests/contract) runs over every implementation.
 
 A runtime knows nothing of messages, claims or sessions' files. The listing is the truth about what runs.
 """

@@ -1,4 +1,4 @@
-"""What one container is to be: a pure function from configuration and session to a ContainerSpec, and its labels.
+"""Builds the specification of a container and its labels from configuration and session. Pure.
 
 No I/O, no clock, no log. The same input always gives the same spec, and all of it but the incarnation is in the
 fingerprint, by which a restarted daemon tells whether a container that it finds is still the one it wants.

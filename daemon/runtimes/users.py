@@ -1,4 +1,4 @@
-"""Which user a container's processes run as. The session store makes out/ and the agent folder writable for it."""
+"""Decides which user a container's processes run as. The session store makes out/ and the agent folder writable for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a session's answers may go, and which messages they reply to. Reads inbound.db."""
+"""Finds where a session's answers may go, and which messages they reply to. Reads inbound.db."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What turns used, read from outbound.db. A container wrote it, so nothing of it is trusted beyond its type and bounds."""
+"""Reads what turns used from outbound.db. A container wrote it, so only type and bounds are checked; nothing else is trusted."""
 
 from __future__ import annotations
 

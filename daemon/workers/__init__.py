@@ -1,1 +1,1 @@
-"""Which source runs here: the release of this process, and every place where it differs from what was recorded."""
+"""Finds which source runs here: the release of this process, and its differences from what was recorded."""

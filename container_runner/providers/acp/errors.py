@@ -1,4 +1,4 @@
-"""How a turn with an ACP agent fails. Each error says what the operator can do."""
+"""The errors of a turn with an ACP agent. Each tells the operator what to do."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Who gets a container, and every step of a container's life until its end is settled."""
+"""Decides who gets a container, and carries out each step of a container's life until its end is settled."""
