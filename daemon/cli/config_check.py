@@ -85,12 +85,20 @@ def _check_parts(config: Config, ownership: Ownership) -> None:
     from daemon.api.server import check_path  # noqa: PLC0415
     from daemon.channels.registry import build_channels  # noqa: PLC0415 - every configured channel's own imports
     from daemon.config.ownership import owned  # noqa: PLC0415
+    from daemon.runtimes.agent_files import environment_of, secret_mounts, secret_variables  # noqa: PLC0415
     from daemon.runtimes.users import container_uid_gid  # noqa: PLC0415
     from daemon.telemetry.tracing import check_extra  # noqa: PLC0415
 
     check_extra(config.telemetry.otlp_endpoint)
-    build_channels(owned(config, ownership), SystemClock())  # checks their tables and reads their secrets
-    container_uid_gid(config.docker.user)
+    ours = owned(config, ownership)
+    build_channels(ours, SystemClock())  # checks their tables and reads their secrets
+    user = container_uid_gid(config.docker.user)
+    for name, agent in sorted(ours.agents.items()):
+        environment_of(name, agent)
+        if config.runtime.kind == "process":
+            secret_variables(name, agent, mounted=False)
+        else:
+            secret_mounts(name, agent, user)
     socket = config.control_socket
     check_path(socket)
     # Its default folder is the data folder, which the first start makes.

@@ -55,3 +55,6 @@ def _contradictions(config: Config) -> Iterator[str]:
         values = getattr(config, table)
         if getattr(values, first) > getattr(values, longest):
             yield f"{table}.{first}: must be at most {table}.{longest}, {getattr(values, longest):g}"
+    if config.deploy.warm_s >= config.deploy.warm_limit_s:
+        limit = f"{config.deploy.warm_limit_s:g}"
+        yield f"deploy.warm_s: must be less than deploy.warm_limit_s, {limit}; otherwise no deploy passes the gate"

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
@@ -18,10 +19,17 @@ from daemon.config.agents import Agent
 from daemon.config.cross_checks import path_faults, table_faults
 from daemon.config.faults import booleans_for_numbers, fault_text
 from daemon.config.models import Config
+from daemon.config.routes import RouteTable
+from daemon.config.schedules import ScheduleTable
 from daemon.config.sources import PREFIX, read_toml
+from daemon.config.user_commands import CommandTable
 from daemon.config.variables import unknown_variables
 from daemon.core.errors import ConfigError
 
+# Tables of tables, each entry's name chosen by the operator.
+_TABLES_BY_NAME: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
+    {"agents": Agent, "commands": CommandTable, "routes": RouteTable, "schedules": ScheduleTable}
+)
 _HINT: Final = "Correct the named keys; docs/configuration.md lists them."
 
 
@@ -72,14 +80,21 @@ def _explained(error: ValidationError, path: Path | None) -> ConfigError:
     for item in error.errors():
         where = _place(item["loc"])
         if item["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(str(item["loc"][-1]), _keys_at(item["loc"][:-1]), n=1)
-            advice = f"did you mean {close[0]!r}?" if close else "remove it."
-            lines.append(f"{where}: unknown key; {advice}")
+            lines.append(f"{where}: unknown key; {_instead(str(item['loc'][-1]), _keys_at(item['loc'][:-1]))}")
+        elif item["loc"] == ("routes",) and isinstance(item["input"], dict):
+            lines.append("routes: write each route as [[routes]], in double brackets, with its name as a key")
         else:
             got = "" if item["type"] == "missing" else f" (got {item['input']!r:.80})"
             lines.append(f"{where}: {fault_text(item)}{got}")
     place = str(path) if path is not None else "the environment"
     return ConfigError(f"{place}: " + "; ".join(lines), hint=_HINT)
+
+
+def _instead(key: str, known: Sequence[str]) -> str:
+    """Return what to write in place of an unknown key: the same one with its unit, or a like one."""
+    with_unit = [one for one in known if one in (f"{key}_s", f"{key}_bytes")]
+    close = with_unit or difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else "remove it."
 
 
 def _place(location: tuple[int | str, ...]) -> str:
@@ -93,8 +108,8 @@ def _place(location: tuple[int | str, ...]) -> str:
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Config
     for part in location:
-        if model is Config and part == "agents":
-            model = Agent
+        if model is Config and part in _TABLES_BY_NAME:
+            model = _TABLES_BY_NAME[str(part)]
         elif part in model.model_fields:
             annotation = model.model_fields[part].annotation
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -16,15 +16,22 @@ _LEAST: Final = 6
 _LETTERS: Final = "[0-9A-HJKMNP-TV-Z]"
 _WHOLE: Final = re.compile(rf"({_LETTERS}{{26}})((?:\+r\d+)*)")
 _PART: Final = re.compile(rf"{_LETTERS}{{{_LEAST},25}}(?:\+r\d+)*")
+_QUESTION: Final = re.compile(r"q-[a-z2-7]{16}")
+_BEGINNING: Final = re.compile(rf"q-[a-z2-7]{{{_LEAST},15}}")  # of a question's id
 
 
 def is_part(text: str) -> bool:
     """Return whether a text may be a part of an id that the bus made."""
-    return _PART.fullmatch(text) is not None
+    return _PART.fullmatch(text) is not None or _BEGINNING.fullmatch(text) is not None
 
 
 def means(part: str, identity: str) -> bool:
-    """Return whether `part` is the beginning or the end of an id that the bus made. `+rN` of a requeued message belongs to the end."""
+    """Return whether `part` is the beginning or the end of an id that the bus made. `+rN` of a requeued message belongs to the end.
+
+    Of a question only the beginning counts, `q-` included.
+    """
+    if _QUESTION.fullmatch(identity) is not None:
+        return identity.startswith(part)
     made = _WHOLE.fullmatch(identity)
     return made is not None and (identity.endswith(part) or identity.startswith(part))
 

@@ -113,6 +113,13 @@ def telemetry_routes(exporter: Exporter, health: Health) -> list[BaseRoute]:
     ]
 
 
+_INDEX: Final = """clawbus
+/metrics  for Prometheus
+/healthz  whether the daemon's process is alive
+/readyz   whether it works, and what is degraded
+"""
+
+
 async def run_listener(
     listen: str, routes: list[BaseRoute], *, task_status: TaskStatus[tuple[str, int]] = anyio.TASK_STATUS_IGNORED
 ) -> None:
@@ -124,7 +131,10 @@ async def run_listener(
         status = int(getattr(error, "status_code", 500))
         return PlainTextResponse("There are /metrics, /healthz and /readyz, for GET.\n", status)
 
-    app = Starlette(routes=routes, exception_handlers={404: lost, 405: lost})
+    async def index(_: Request) -> Response:
+        return PlainTextResponse(_INDEX)
+
+    app = Starlette(routes=[Route("/", index, methods=["GET"]), *routes], exception_handlers={404: lost, 405: lost})
     structlog.get_logger("telemetry").info("telemetry_listening", host=host, port=port)
     async with anyio.create_task_group() as tasks:
         await tasks.start(partial(serve, app, sock, http=guarded(_LIMITS)), name="telemetry http")

@@ -60,3 +60,22 @@ def test_a_command_without_a_provider_is_run(cli: CommandLine) -> None:
     with cli.config.open("a") as file:
         file.write("[agents.runs]\ncommand = ['true']\n")
     assert cli("config", "check").result["agents"]["runs"] == "command"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[routes.a]\nagent = "echo"\n[agents.echo]', "[[routes]]"),
+        ('[agents.echo]\n[schedules.x]\nagent = "echo"\ntext = "hi"\nevery = "5m"', "did you mean 'every_s'?"),
+        ("[agents.echo]\n[deploy]\nwarm_s = 500", "less than deploy.warm_limit_s, 180"),
+        ('[agents.echo]\nenv_file = "/nowhere/env"', "agents.echo.env_file: /nowhere/env cannot be read"),
+        ('[agents.echo]\nsecret_file = { KEY = "/nowhere/key" }', "secret_file.KEY: /nowhere/key cannot be read"),
+        ('[agents.echo]\nsecret_file = { KEY = "/dev/null" }', "/dev/null is not a regular file"),
+    ],
+)
+def test_what_a_start_or_a_deploy_would_fail_on_is_refused(cli: CommandLine, home: Path, text: str, said: str) -> None:
+    (home / "clawbus.toml").write_text(f'data_dir = "data"\n{text}\n')
+    refused = cli("config", "check")
+    assert refused.code == 1
+    assert said in refused.envelope["error"]["message"]
+    assert "delivery" not in refused.envelope["error"]["message"]

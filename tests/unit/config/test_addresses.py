@@ -99,9 +99,22 @@ async def test_a_connection_without_a_further_request_is_ended(monkeypatch: pyte
     async with anyio.create_task_group() as tasks:
         host, port = await tasks.start(run_listener, "127.0.0.1:0", [])
         async with await anyio.connect_tcp(host, port) as stream:
-            await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            await stream.send(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
             with anyio.fail_after(30):
                 assert b" 404 " in await stream.receive()
                 with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
                     await stream.receive()
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_the_root_lists_the_pages() -> None:
+    async with anyio.create_task_group() as tasks:
+        host, port = await tasks.start(run_listener, "127.0.0.1:0", [])
+        async with await anyio.connect_tcp(host, port) as stream:
+            await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            with anyio.fail_after(30):
+                answer = b"".join([piece async for piece in stream])
+        assert b" 200 " in answer.split(b"\r\n")[0]
+        assert all(page in answer for page in (b"/metrics", b"/healthz", b"/readyz"))
         tasks.cancel_scope.cancel()

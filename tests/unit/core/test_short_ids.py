@@ -32,6 +32,15 @@ def test_what_is_too_short_whole_or_of_other_letters_is_no_part() -> None:
         assert not is_part(text), text
 
 
+def test_the_beginning_of_a_question_s_id_means_it() -> None:
+    question = "q-6jbnqwzr5vkbi5xd"
+    assert is_part("q-6jbnqw")
+    assert means("q-6jbnqw", question)
+    for text in ("q-6jbnq", question, "5vkbi5xd"):
+        assert not is_part(text), text
+    assert not means("q-6jbnqw", "q-6jbnqwzr5vkbi5xd2"), "an id that the bus did not make"
+
+
 def test_a_requeued_message_is_meant_with_its_number() -> None:
     assert is_part("NW2C10N7+r1")
     assert means("NW2C10N7+r1", f"{ONE}+r1")
