@@ -1,4 +1,4 @@
-"""`clawbus sweep stale`: ends runs that are listed as under way and are not."""
+"""`clawbus sweep stale`: ends runs that are listed as running but are not."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _next(scope: Scope, report: Report) -> tuple[NextAction, ...]:
 
 
 def _limits(scope: Scope) -> str:
-    """Return the limits that differ from the usual ones, as they are typed: what is applied is what was shown."""
+    """Return the options for limits that differ from the defaults, so that --apply sweeps what the preview showed."""
     from daemon.core.stale_plan import MAX_RUNS, OLDER_THAN_MS  # noqa: PLC0415
 
     age = f" --older-than {span_text(scope.older_than_ms)}" if scope.older_than_ms != OLDER_THAN_MS else ""

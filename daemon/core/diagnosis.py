@@ -1,4 +1,4 @@
-"""Defines a diagnosis, and formats durations and numbers for it. Pure; shared by the rules for host, session and run."""
+"""Defines a diagnosis, and formats durations for it. Pure; shared by the rules for host, session and run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One way to end a finding where a person must decide: the case, and the command for it."""
+    """One of several repairs between which a person must choose: the case, and its command."""
 
     when: str
     command: str
@@ -15,11 +15,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One thing that is wrong. `code` is stable; `evidence` are sentences; `command` repairs it or its cause.
+    """One problem. `code` is stable; `evidence` are sentences; `command` repairs it or its cause.
 
-    Where no single command can be right, `command` shows what there is, and `choices` end it.
+    If no single command is always right, `command` only shows the state, and `choices` are the repairs.
 
-    `agent`, `session`, `message_id` and `incarnation` say whom it is about, as far as that goes.
+    `agent`, `session`, `message_id` and `incarnation` name what it is about, as far as they apply.
     """
 
     code: str
@@ -32,12 +32,12 @@ class Diagnosis:
     incarnation: str | None = None
     cause: str | None = None
     choices: tuple[Choice, ...] = ()
-    died_of: str | None = None  # the code of the newest dead letter, where it is about those
-    number: int = 1  # of the things that it is about
+    died_of: str | None = None  # the code of the newest dead letter, if it is about dead letters
+    number: int = 1  # how many things it is about
 
     @property
     def sentence(self) -> str:
-        """Return it on one line: the summary, the first two pieces of evidence, and the command."""
+        """The diagnosis on one line: the summary, the first two pieces of evidence, and the command."""
         said = ". ".join(text.rstrip(".") for text in (self.summary, *self.evidence[:2]))
         return f"{said}: `{self.command}`"
 

@@ -1,7 +1,7 @@
-"""Regular expressions for routes, matched in a time that grows with the text alone, whatever the text is.
+"""Regular expressions for routes, whose matching time is linear in the text's length, whatever the pattern and the text.
 
-Python's own engine backtracks: one hostile message can keep it busy for hours. This one simulates all paths at once
-(Thompson's construction) and remembers each step, so no pattern and no text makes it slow. It knows literals, `.`,
+Python's engine backtracks, so one hostile message could keep it busy for hours. This one simulates all paths at once
+(Thompson's construction) and caches each step, so no pattern and no text makes it slow. It supports literals, `.`,
 classes (`[a-z]`, `\\d \\w \\s` and their opposites), groups, `|`, `* + ? {m,n}`, `^ $ \\b \\B`, and `(?i)` at the beginning.
 """
 
@@ -22,12 +22,12 @@ _ESCAPES: Final[Mapping[str, str]] = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 class PatternError(ValueError):
-    """The pattern is malformed, too large, or uses what this engine does not know."""
+    """The pattern is malformed, too large, or uses an unsupported feature."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """Which characters one step takes: single ones, ranges and classes, or all others."""
+    """The characters that one step accepts: single ones, ranges and classes, or all others."""
 
     singles: frozenset[str] = frozenset()
     ranges: tuple[tuple[str, str], ...] = ()
@@ -55,7 +55,7 @@ def _is_word(one: str) -> bool:
     return one.isalnum() or one == "_"
 
 
-# A parsed pattern: what to take, one after another, one of several, again, or a place that is asserted.
+# The nodes of a parsed pattern: a character set, a sequence, a choice, a repetition, an assertion.
 @dataclass(frozen=True, slots=True)
 class _Sequence:
     parts: tuple[_Node, ...]
@@ -83,7 +83,7 @@ _Node = _Set | _Sequence | _Choice | _Repeat | _Assertion
 
 @dataclass(frozen=True, slots=True)
 class _Fork:
-    """An instruction: go on at each of these."""
+    """An instruction: continue at each of these."""
 
     to: tuple[int, ...]
 
@@ -206,7 +206,7 @@ class _Parser:
             atom = _Repeat(atom, *counts)
         else:
             return atom
-        if self._peek() == "?":  # lazy or not makes no difference to whether there is a match
+        if self._peek() == "?":  # lazy or greedy: either matches the same texts
             self._at += 1
         if self._peek() and self._peek() in "*+?":
             raise PatternError("repeats a repetition; put a group around the inner one")
@@ -216,7 +216,7 @@ class _Parser:
         end = self._text.find("}", self._at)
         low, comma, high = self._text[self._at + 1 : end if end >= 0 else self._at].partition(",")
         if not low.isdecimal() or (high and not high.isdecimal()):
-            return None  # a brace that is only a brace
+            return None  # a literal brace
         self._at = end + 1
         least = int(low)
         most = int(high) if high else None if comma else least
@@ -251,10 +251,10 @@ class Pattern:
             if following < 0:
                 return True
             state = following
-        after = text[MAX_TEXT] if len(text) > MAX_TEXT else _END  # where it is cut off, `$` does not hold
+        after = text[MAX_TEXT] if len(text) > MAX_TEXT else _END  # `$` does not match where the text is cut off
         return self._follow(state, after) < 0
 
-    # --- compiling: a match is to come out behind the last instruction
+    # --- compiling: a match ends after the last instruction
 
     def _emit(self, node: _Node) -> None:
         match node:
@@ -313,7 +313,7 @@ class Pattern:
         return found
 
     def _follow(self, state: int, character: str) -> int:
-        """Return the state after a character, or -1 for a match before it. `_END` stands for the end of the text."""
+        """Return the state after a character, or -1 for a match before it. `_END` means the end of the text."""
         at, before = self._states[state]
         live = self._reached(at, before, character)
         if len(self._steps) in live:
@@ -321,7 +321,7 @@ class Pattern:
         elif character == _END:
             return state
         else:
-            onward = {0}  # a match may begin anywhere
+            onward = {0}  # a match may start anywhere
             for index in live:
                 step = self._steps[index]
                 if isinstance(step, _Set) and step.takes(character, fold=self._fold):
@@ -335,7 +335,7 @@ class Pattern:
         return following
 
     def _reached(self, at: Iterable[int], before: str, character: str) -> set[int]:
-        """Return every instruction that can be reached without taking a character."""
+        """Return every instruction that can be reached without consuming a character."""
         reached: set[int] = set()
         left = list(at)
         while left:

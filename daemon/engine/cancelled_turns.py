@@ -1,6 +1,6 @@
-"""Turns whose message was cancelled while an agent worked on it: which go on, and which have stopped.
+"""Finds turns whose message was cancelled while an agent worked on it: those still running, and those that have stopped.
 
-The runner sees the cancelled message in inbound.db, has its agent stop, and releases its claims. Synchronous; the caller
+The runner sees the cancellation in inbound.db, stops its agent, and releases its claims. Synchronous; the caller
 holds the session's lock.
 """
 
@@ -20,7 +20,7 @@ STOP_LOOK: Final = 200  # milliseconds until a turn that is to stop is checked a
 
 @dataclass(frozen=True, slots=True)
 class CancelledTurns:
-    """What one incarnation was working on when it was cancelled."""
+    """The cancelled turns of one incarnation. `going_on`: it still holds the claim. `over`: it has released it."""
 
     going_on: tuple[CancelledTurn, ...] = ()
     over: tuple[CancelledTurn, ...] = ()

@@ -3,7 +3,7 @@
 A new row is handed over first; then one commit settles its message and records its receipt. A crash in between leaves the
 row new, and the channel recognises it when it comes again. Every other row goes in the order of every delivery: commit the
 intent, then the receiver's row, then the receipt. Rows that cannot be finished here stay intended or handed over, and
-continue the ordinary way (`delivery.py`).
+`delivery.py` continues with them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from schema.errors import ClawbusError
 
 
 class InlineDelivery:
-    """Delivers over own channels. `collect` runs in a thread; the caller holds the session's lock."""
+    """Delivers through inline channels. `collect` runs in a thread; the caller holds the session's lock."""
 
     def __init__(self, channels: Mapping[str, Channel], clock: Clock, tracing: Tracing) -> None:
         self._clock = clock
@@ -90,15 +90,15 @@ class InlineDelivery:
         try:
             results = channel.deliver_inline([outgoing(key, send, None) for send in sends])
             note_results(outcomes, sends, results or (), means.config.send_timeout_s)
-        except Exception:  # noqa: BLE001 - as in any send; the channel deduplicates rows that it took when all are sent again
+        except Exception:  # noqa: BLE001 - all rows are sent again, and the channel deduplicates those that it took
             structlog.get_logger("delivery").error(
                 "channel_raised", channel=sends[0].address.channel_type, exc_info=True
             )
         if not outcomes:
             return []
         ended_at = self._clock.now_ms()
-        told = [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
-        return told + [Outcome(send, sent=False) for send in sends[len(told) :]]
+        timed = [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
+        return timed + [Outcome(send, sent=False) for send in sends[len(timed) :]]
 
     def _record(self, session: Session, handed: Mapping[str, HandOver], means: DeliveryContext) -> None:
         open_ones = [one for one in handed.values() if one.dead is None]

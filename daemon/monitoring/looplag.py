@@ -1,6 +1,6 @@
 """Measures how late the event loop runs its timers, which shows whether something blocks it.
 
-It measures and keeps a short memory; it decides nothing.
+It keeps the last measurements and decides nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _REMEMBERED: Final = 30  # measurements
 
 
 class LoopLag:
-    """Run as a task. Seconds. `observe` is called with each measurement."""
+    """Measures in a task. Times are in seconds. `observe` is called with each measurement."""
 
     def __init__(self, clock: Clock, observe: Callable[[float], None], interval_s: float = INTERVAL_S) -> None:
         self._clock = clock
@@ -35,7 +35,7 @@ class LoopLag:
             self.measure()
 
     def measure(self) -> None:
-        """Take note of how late it is now."""
+        """Record how late it is now."""
         lag = self.now()
         self._recent.append(lag)
         self._observe(lag)
@@ -45,5 +45,5 @@ class LoopLag:
         return 0.0 if self._due is None else max(0.0, self._clock.monotonic() - self._due)
 
     def worst(self) -> float:
-        """Return the worst lag of the last half minute, now included."""
+        """Return the worst lag of the last half minute, including now."""
         return max((self.now(), *self._recent))

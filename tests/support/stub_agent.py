@@ -1,7 +1,7 @@
-"""A stand-in for the runner in runtime tests. It imports nothing of ours; what it does is in the agent's environment.
+"""A stand-in for the runner in runtime tests. It imports nothing of clawbus. The environment variable STUB selects what it does.
 
 STUB=exit:N ends with N · stay ends with 0 on SIGTERM · stubborn ignores SIGTERM · breed leaves a child behind ·
-eat takes a GiB · write-in tries to write to in/. It says `ready` on stderr once its signal handlers are set, and what it did.
+eat takes a GiB · write-in tries to write to in/. It prints `ready` to stderr once its signal handlers are set.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    """One behaviour, one exit code."""
+    """Do what STUB names. Return the exit code."""
     behaviour = os.environ.get("STUB", "stay")
     out = Path(os.environ.get("CLAWBUS_OUT", "/workspace/out"))
     if behaviour == "stubborn":
@@ -39,19 +39,19 @@ def main() -> int:
 
 
 def say(*words: str) -> None:
-    """One line on stderr."""
+    """Print one line to stderr."""
     sys.stderr.write(" ".join(words) + "\n")
     sys.stderr.flush()
 
 
 def end(*_: object) -> None:
-    """Once: an interpreter that is ending has given its handlers up already, and a second SIGTERM would be its death."""
+    """Exit, and ignore further SIGTERMs: an exiting interpreter has restored its handlers, so another would kill it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(0)
 
 
 def try_to_write(folder: Path) -> int:
-    """0 when the kernel refused."""
+    """Try to write into in/. Return 0 if the kernel refused, else 1."""
     try:
         (folder / "inbound.db-journal").write_bytes(b"x")
     except OSError as error:
